@@ -1,0 +1,124 @@
+//! Weights as bytes in host memory, on their way from a checkpoint to a device.
+//!
+//! A [`HostWeight`] is what the checkpoint loader hands over and what the quantisers of [`crate::format`] produce. Its
+//! buffers are [`bytes::Bytes`], so that a tensor may be a view of a mapped file: nothing is copied until the device needs it.
+
+use bytes::Bytes;
+
+/// A floating point type that a checkpoint stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FloatType {
+    /// IEEE single precision, 4 bytes.
+    F32,
+    /// IEEE half precision, 2 bytes.
+    F16,
+    /// bfloat16, 2 bytes.
+    Bf16,
+}
+
+impl FloatType {
+    /// Bytes per element.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+/// A matrix `[n, k]` (outputs, inputs), row-major, in one of the supported storages.
+#[derive(Clone, Debug)]
+pub struct HostWeight {
+    /// Rows: outputs of a linear, entries of an embedding.
+    pub n: usize,
+    /// Columns: inputs of a linear, width of an embedding.
+    pub k: usize,
+    /// The numbers.
+    pub storage: HostStorage,
+}
+
+/// How the numbers of a [`HostWeight`] are stored.
+#[derive(Clone, Debug)]
+pub enum HostStorage {
+    /// `n * k` little-endian numbers.
+    Dense(FloatType, Bytes),
+    /// 4-bit codes into a code book with block scales (bitsandbytes NF4 and FP4).
+    CodeBook4(HostCodeBook4),
+    /// Integer rows with one scale each (Nano compact).
+    Rows(HostRows),
+}
+
+/// bitsandbytes' 4-bit storage: blocks run over the flattened matrix and may cross rows; the last may be short.
+#[derive(Clone, Debug)]
+pub struct HostCodeBook4 {
+    /// `ceil(n * k / 2)` bytes, element 0 in the high nibble.
+    pub codes: Bytes,
+    /// The value of each code.
+    pub code_book: [f32; 16],
+    /// Elements per scale.
+    pub block: usize,
+    /// `ceil(n * k / block)` scales.
+    pub scales: HostScales,
+    /// The type the weight had before it was quantised (`dtype` of the quant state).
+    pub stored: FloatType,
+}
+
+/// Block scales of [`HostCodeBook4`].
+#[derive(Clone, Debug)]
+pub enum HostScales {
+    /// One f32 per block (little-endian bytes).
+    Single(Bytes),
+    /// Scales that are quantised themselves: `map[code] * absmax[i / block] + offset`.
+    Double {
+        /// One byte per block.
+        codes: Bytes,
+        /// Value of each code, 256 entries.
+        map: Vec<f32>,
+        /// One per `block` scales.
+        absmax: Vec<f32>,
+        /// Scales per nested scale.
+        block: usize,
+        /// Added to every scale.
+        offset: f32,
+    },
+}
+
+/// Rows of integers with one scale per row: `wide` rows of 8 bits first, then `narrow` rows of `narrow_bits`.
+///
+/// Value = code * scale. Stored row `slots[j]` holds output row `j`; without `slots` they are in order.
+#[derive(Clone, Debug)]
+pub struct HostRows {
+    /// `wide_rows * k` codes, i8.
+    pub wide: Bytes,
+    /// How many rows have 8 bits.
+    pub wide_rows: usize,
+    /// `n - wide_rows` rows of `ceil(k * narrow_bits / 8)` bytes, least significant element first; 2-bit codes are stored
+    /// `q + 1`, 4-bit codes `q + 7`.
+    pub narrow: Bytes,
+    /// 2 or 4.
+    pub narrow_bits: u32,
+    /// One per stored row: the wide rows, then the narrow ones. f16 in the files, exact here.
+    pub scales: Vec<f32>,
+    /// Which stored row holds output row `j`; `None`: row `j`.
+    pub slots: Option<Vec<u32>>,
+}
+
+impl HostWeight {
+    /// Bytes that the weight takes in memory, side data included.
+    pub fn bytes(&self) -> usize {
+        match &self.storage {
+            HostStorage::Dense(_, data) => data.len(),
+            HostStorage::CodeBook4(w) => {
+                let scales = match &w.scales {
+                    HostScales::Single(data) => data.len(),
+                    HostScales::Double { codes, map, absmax, .. } => codes.len() + 4 * (map.len() + absmax.len()),
+                };
+                w.codes.len() + 4 * w.code_book.len() + scales
+            }
+            HostStorage::Rows(w) => {
+                let slots = w.slots.as_ref().map_or(0, |s| 4 * s.len());
+                w.wide.len() + w.narrow.len() + 4 * w.scales.len() + slots
+            }
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Number formats, packed weights and the burn operations of emberlm.
+
+pub mod host;

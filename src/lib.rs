@@ -1,0 +1,1 @@
+//! Compact language models on the CPU, wgpu and CUDA.

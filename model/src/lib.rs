@@ -1,1 +1,5 @@
-//! The model families of emberlm.
+//! The model families of emberlm: configs, modules, loading, text and generation.
+
+mod error;
+
+pub use error::{Error, Result};

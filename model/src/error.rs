@@ -1,0 +1,85 @@
+//! Everything that can go wrong between a checkpoint and a piece of text.
+
+use std::path::PathBuf;
+
+/// The result of a fallible operation of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong, where, and what to do next.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// A model directory lacks what is needed, or holds something that is not supported.
+    #[error("{}: {message}", path.display())]
+    Source {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is missing or unsupported, and what to do.
+        message: String,
+    },
+    /// A safetensors file or index is damaged.
+    #[error("{}: {message}", path.display())]
+    Container {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A value of `config.json` (or of a side file) cannot be used.
+    #[error("{}: {field}: {message}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// The key, with its parents.
+        field: String,
+        /// What was found and what is allowed.
+        message: String,
+    },
+    /// A tensor does not hold what its name and side data promise.
+    #[error("{tensor}: {message}")]
+    Tensor {
+        /// Name in the file.
+        tensor: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// The tensors of the checkpoint are not those of the model: every difference at once.
+    #[error("{0}")]
+    Tensors(String),
+    /// Tensors whose names are not published could not be recognised by their shapes.
+    #[error("{0}")]
+    Discovery(String),
+    /// `tokenizer.json` cannot be used, or a text cannot be encoded.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// The chat template failed.
+    #[error("chat template: {0}")]
+    Template(String),
+    /// An option of the caller is out of range.
+    #[error("{option}: {message}")]
+    Option {
+        /// Name of the option.
+        option: String,
+        /// What was given and what is allowed.
+        message: String,
+    },
+    /// The prompt does not fit.
+    #[error("prompt: {0}")]
+    Prompt(String),
+    /// The model produced logits that are not numbers.
+    #[error("logits of generated token {step} are not finite: {message}")]
+    NonFinite {
+        /// 0 is the first generated token.
+        step: usize,
+        /// What was found.
+        message: String,
+    },
+}

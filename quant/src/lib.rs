@@ -1,3 +1,12 @@
 //! Number formats, packed weights and the burn operations of emberlm.
 
+mod autodiff;
+pub mod halting;
 pub mod host;
+pub mod kv;
+pub mod modules;
+pub mod ops;
+pub mod packed;
+pub mod reference;
+
+pub use ops::CompactBackend;

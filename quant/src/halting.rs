@@ -1,0 +1,78 @@
+//! Adaptive depth: how a token's halting probabilities turn into steps run and mixing weights.
+//!
+//! With gate values `h_k`, `p_k = h_k prod_{j<k}(1 - h_j)`; the last step has `h = 1`.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Bool, DType, Int, Tensor};
+
+/// When a token stops.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HaltMode {
+    /// The sum of `p_j` up to this step reaches the threshold.
+    #[default]
+    Cumulative,
+    /// This step's `h_k` reaches the threshold.
+    Step,
+}
+
+/// How the states of the steps run are mixed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HaltWeights {
+    /// The last step run takes what is left.
+    #[default]
+    Remainder,
+    /// Every step keeps its `p_k`; what is left is lost.
+    Truncate,
+    /// The last state alone.
+    State,
+}
+
+/// The rule by which tokens halt.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HaltRule {
+    /// When a token stops.
+    pub mode: HaltMode,
+    /// How states are mixed.
+    pub weights: HaltWeights,
+    /// False: every token runs every step.
+    pub enabled: bool,
+    /// In `[0, 1]`.
+    pub threshold: f32,
+}
+
+/// The state of `m` tokens between steps.
+#[derive(Clone, Debug)]
+pub struct HaltState<B: Backend> {
+    /// `[m]`: the token has not stopped.
+    pub active: Tensor<B, 1, Bool>,
+    /// `[m]`: `prod (1 - h_j)` over the steps run.
+    pub remaining: Tensor<B, 1>,
+    /// `[m]`: `sum p_j` over the steps run.
+    pub cumulative: Tensor<B, 1>,
+    /// `[m]`: steps run.
+    pub steps: Tensor<B, 1, Int>,
+    /// `[m, h]`: the mixture so far.
+    pub output: Tensor<B, 2>,
+}
+
+impl<B: Backend> HaltState<B> {
+    /// `m` tokens of width `h` before the first step.
+    pub fn new(m: usize, h: usize, device: &B::Device) -> Self {
+        Self {
+            active: Tensor::<B, 1, Int>::ones([m], device).bool(),
+            remaining: Tensor::ones([m], (device, DType::F32)),
+            cumulative: Tensor::zeros([m], (device, DType::F32)),
+            steps: Tensor::zeros([m], device),
+            output: Tensor::zeros([m, h], (device, DType::F32)),
+        }
+    }
+}
+
+/// What one step did to `m` tokens; zeros for tokens that had stopped before.
+#[derive(Clone, Debug)]
+pub struct HaltRecord<B: Backend> {
+    /// `[m]`: `h_k`; absent after the last step.
+    pub probability: Option<Tensor<B, 1>>,
+    /// `[m]`: the mixing weight of this step's state.
+    pub weight: Tensor<B, 1>,
+}

@@ -1,0 +1,130 @@
+//! What attention reads besides the queries: stored keys and values, or the codes they were compressed to.
+
+use burn::module::Module;
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Int, Tensor};
+
+use crate::modules::Linear;
+
+/// The number format of a [`KvStore`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvFormat {
+    /// Exact; 4 bytes per number.
+    F32,
+    /// Half precision, two numbers per word; 2 bytes per number.
+    #[default]
+    F16,
+}
+
+/// Rows of past tokens: `[b, heads, capacity, width]`, filled from the front.
+#[derive(Clone, Debug)]
+pub enum KvStore<B: Backend> {
+    /// `[b, heads, capacity, width]`.
+    F32(Tensor<B, 4>),
+    /// `[b, heads, capacity, width / 2]` U32, the earlier number in the low half.
+    F16(Tensor<B, 4, Int>),
+}
+
+impl<B: Backend> KvStore<B> {
+    /// An empty store. An odd width is stored as F32.
+    pub fn new(format: KvFormat, [b, heads, capacity, width]: [usize; 4], device: &B::Device) -> Self {
+        match format {
+            KvFormat::F16 if width.is_multiple_of(2) => {
+                Self::F16(Tensor::zeros([b, heads, capacity, width / 2], (device, DType::U32)))
+            }
+            _ => Self::F32(Tensor::zeros([b, heads, capacity, width], (device, DType::F32))),
+        }
+    }
+
+    /// `[b, heads, capacity, width]`, in numbers.
+    pub fn dims(&self) -> [usize; 4] {
+        match self {
+            Self::F32(t) => t.dims(),
+            Self::F16(t) => {
+                let [b, heads, capacity, words] = t.dims();
+                [b, heads, capacity, words * 2]
+            }
+        }
+    }
+
+    /// Tokens that fit.
+    pub fn capacity(&self) -> usize {
+        self.dims()[2]
+    }
+
+    /// Bytes held, free slots included.
+    pub fn bytes(&self) -> usize {
+        let numbers: usize = self.dims().iter().product();
+        match self {
+            Self::F32(_) => numbers * 4,
+            Self::F16(_) => numbers * 2,
+        }
+    }
+
+    /// The same rows with room for `capacity` tokens; a smaller capacity keeps the first ones.
+    pub fn with_capacity(self, capacity: usize) -> Self {
+        match self {
+            Self::F32(t) => Self::F32(resized(t, capacity)),
+            Self::F16(t) => {
+                let [b, heads, held, words] = t.dims();
+                let kept = held.min(capacity);
+                let grown = Tensor::zeros([b, heads, capacity, words], (&t.device(), DType::U32));
+                Self::F16(grown.slice_assign([0..b, 0..heads, 0..kept, 0..words], t.slice([0..b, 0..heads, 0..kept])))
+            }
+        }
+    }
+}
+
+fn resized<B: Backend>(t: Tensor<B, 4>, capacity: usize) -> Tensor<B, 4> {
+    let [b, heads, held, width] = t.dims();
+    let kept = held.min(capacity);
+    let grown = Tensor::zeros([b, heads, capacity, width], &t.device());
+    grown.slice_assign([0..b, 0..heads, 0..kept, 0..width], t.slice([0..b, 0..heads, 0..kept]))
+}
+
+/// Cosines and sines of rotary positions, each `[positions, rotary_dim / 2]`.
+#[derive(Clone, Debug)]
+pub struct Rotary<B: Backend> {
+    /// Cosines.
+    pub cos: Tensor<B, 2>,
+    /// Sines.
+    pub sin: Tensor<B, 2>,
+}
+
+/// Where attention finds keys or values.
+#[derive(Clone, Copy, Debug)]
+pub enum KeyValue<'a, B: Backend> {
+    /// Stored as they are: `[b, kv_heads, capacity, head_dim]`.
+    Plain(&'a KvStore<B>),
+    /// Stored as codes of `r` numbers per token, all heads together.
+    Compressed {
+        /// `[b, 1, capacity, r]`, F32.
+        codes: &'a KvStore<B>,
+        /// Code to all heads: `[.., r] -> [.., kv_heads * head_dim]`.
+        decoder: &'a CodeDecoder<B>,
+        /// Rotation of the decoded keys for positions `0..past + s`, when keys were compressed before it.
+        rotary: Option<&'a Rotary<B>>,
+    },
+}
+
+/// Non-linearity between the layers of a [`CodeDecoder`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CodeActivation {
+    /// Exact GELU.
+    #[default]
+    Gelu,
+    /// GELU with the tanh approximation.
+    GeluTanh,
+}
+
+/// Turns a code back into the vector it stands for: `output(gelu(hidden(c)))`, or `output(c)`.
+#[derive(Module, Debug)]
+pub struct CodeDecoder<B: Backend> {
+    /// `r -> h`; absent when the decoder is linear.
+    pub hidden: Option<Linear<B>>,
+    /// Between the two.
+    #[module(skip)]
+    pub activation: CodeActivation,
+    /// `h -> kv_heads * head_dim`.
+    pub output: Linear<B>,
+}

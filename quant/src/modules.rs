@@ -1,0 +1,85 @@
+//! Linear and embedding layers over packed weights.
+
+use burn::module::{Module, Param};
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+
+use crate::CompactBackend;
+use crate::packed::PackedWeight;
+
+/// `y = x Wᵀ + b`, whatever the storage of `W`.
+#[derive(Module, Debug)]
+pub struct Linear<B: Backend> {
+    /// `[out, in]`.
+    pub weight: PackedWeight<B>,
+    /// `[out]`.
+    pub bias: Option<Param<Tensor<B, 1>>>,
+}
+
+impl<B: CompactBackend> Linear<B> {
+    /// Applies the layer to the last dimension.
+    ///
+    /// # Shapes
+    /// `[.., in] -> [.., out]`
+    pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        let mut dims = x.dims();
+        let [n, k] = self.weight.shape();
+        let m = dims[..D - 1].iter().product();
+        let y = B::packed_linear(x.reshape([m, k]), &self.weight, self.bias.as_ref().map(Param::val));
+        dims[D - 1] = n;
+        y.reshape(dims)
+    }
+}
+
+/// Rows of a table, selected by id.
+#[derive(Module, Debug)]
+pub struct Embedding<B: Backend> {
+    /// `[vocabulary, width]`.
+    pub weight: PackedWeight<B>,
+}
+
+impl<B: CompactBackend> Embedding<B> {
+    /// Looks up rows.
+    ///
+    /// # Shapes
+    /// `[b, s] -> [b, s, width]`
+    pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        let [b, s] = ids.dims();
+        let [_, width] = self.weight.shape();
+        B::packed_embed(ids.reshape([b * s]), &self.weight).reshape([b, s, width])
+    }
+
+    /// The tied head: logits of `x` against every row.
+    ///
+    /// # Shapes
+    /// `[.., width] -> [.., vocabulary]`
+    pub fn logits<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        let mut dims = x.dims();
+        let [vocabulary, width] = self.weight.shape();
+        let m = dims[..D - 1].iter().product();
+        let y = B::packed_linear(x.reshape([m, width]), &self.weight, None);
+        dims[D - 1] = vocabulary;
+        y.reshape(dims)
+    }
+}
+
+/// `down(silu(gate x) * up x)`.
+#[derive(Module, Debug)]
+pub struct SwiGlu<B: Backend> {
+    /// `[ffn, hidden]`.
+    pub gate_proj: Linear<B>,
+    /// `[ffn, hidden]`.
+    pub up_proj: Linear<B>,
+    /// `[hidden, ffn]`.
+    pub down_proj: Linear<B>,
+}
+
+impl<B: CompactBackend> SwiGlu<B> {
+    /// Applies the block to every row.
+    ///
+    /// # Shapes
+    /// `[m, hidden] -> [m, hidden]`
+    pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        B::swiglu_mlp(x, self, None)
+    }
+}

@@ -1,0 +1,155 @@
+//! The operations that models are made of, as an extension of burn's [`Backend`].
+//!
+//! Each is one equation and has a default body in plain burn operations ([`crate::reference`]): that body is what kernels are
+//! tested against, what trains under `Autodiff`, and what a backend without kernels runs.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Bool, Int, Tensor};
+
+use crate::halting::{HaltRecord, HaltRule, HaltState};
+use crate::kv::{KeyValue, KvStore, Rotary};
+use crate::modules::SwiGlu;
+use crate::packed::PackedWeight;
+use crate::reference;
+
+/// Geometry of an [`cached_attention`](CompactBackend::cached_attention) call that its tensors do not show.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionShape {
+    /// Tokens in the cache before the new ones.
+    pub past: usize,
+    /// Key and value heads; query head `h` reads `h / (heads / kv_heads)`.
+    pub kv_heads: usize,
+    /// Applied to every score, `head_dim^-1/2`.
+    pub scale: f64,
+}
+
+/// Inputs of the [gated delta rule](CompactBackend::gated_delta_rule), for `hk` key and `hv` value heads.
+#[derive(Clone, Debug)]
+pub struct DeltaRule<B: Backend> {
+    /// `[b, s, hk, dk]`, not yet normalised.
+    pub q: Tensor<B, 4>,
+    /// `[b, s, hk, dk]`, not yet normalised.
+    pub k: Tensor<B, 4>,
+    /// `[b, s, hv, dv]`.
+    pub v: Tensor<B, 4>,
+    /// `[b, s, hv]`: logarithm of the decay, at most 0.
+    pub g: Tensor<B, 3>,
+    /// `[b, s, hv]`: writing strength in `(0, 1)`.
+    pub beta: Tensor<B, 3>,
+}
+
+/// A backend that runs compact models.
+///
+/// Every method has a default body; a backend overrides those where a kernel pays.
+pub trait CompactBackend: Backend {
+    /// `y = x Wᵀ + b`.
+    ///
+    /// # Shapes
+    /// `x [m, k]`, `w [n, k]`, `bias [n]` `-> [m, n]`
+    fn packed_linear(x: Tensor<Self, 2>, w: &PackedWeight<Self>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {
+        reference::linear(x, w, bias)
+    }
+
+    /// Rows of a table.
+    ///
+    /// # Shapes
+    /// `ids [m]`, `w [n, k]` `-> [m, k]`
+    fn packed_embed(ids: Tensor<Self, 1, Int>, w: &PackedWeight<Self>) -> Tensor<Self, 2> {
+        reference::embed(ids, w)
+    }
+
+    /// `down(silu(gate x) * up x)` for the rows whose `active` flag is set; the others are 0 and cost nothing where the
+    /// backend can help it. The flags stay on the device.
+    ///
+    /// # Shapes
+    /// `x [m, h]`, `active [m]` `-> [m, h]`
+    fn swiglu_mlp(x: Tensor<Self, 2>, mlp: &SwiGlu<Self>, active: Option<Tensor<Self, 1, Bool>>) -> Tensor<Self, 2> {
+        reference::swiglu_mlp(x, mlp, active)
+    }
+
+    /// `x * rsqrt(mean(x^2) + eps) * w`, or `* (1 + w)` with `unit_offset`, over the last dimension, in f32.
+    ///
+    /// # Shapes
+    /// `x [m, h]`, `weight [h]` `-> [m, h]`
+    fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, eps: f64, unit_offset: bool) -> Tensor<Self, 2> {
+        reference::rms_norm(x, weight, eps, unit_offset)
+    }
+
+    /// `x * rsqrt(mean(x^2) + eps) * w * silu(z)` over the last dimension, in f32.
+    ///
+    /// # Shapes
+    /// `x, z [m, h]`, `weight [h]` `-> [m, h]`
+    fn rms_norm_gated(x: Tensor<Self, 2>, z: Tensor<Self, 2>, weight: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 2> {
+        reference::rms_norm_gated(x, z, weight, eps)
+    }
+
+    /// Rotates the first `2 r` numbers of each head, the first `r` against the second.
+    ///
+    /// # Shapes
+    /// `x [b, s, heads, head_dim]`, `rotary [s, r]` `-> x`
+    fn rotary(x: Tensor<Self, 4>, rotary: &Rotary<Self>) -> Tensor<Self, 4> {
+        reference::rotary(x, rotary)
+    }
+
+    /// Writes new tokens into a store from slot `at` on, in place where the store is not shared.
+    ///
+    /// # Shapes
+    /// `new [b, s, heads, width]`, `store [b, heads, capacity, width]`
+    ///
+    /// # Panics
+    /// When `at + s` exceeds the capacity.
+    fn store_kv(store: KvStore<Self>, new: Tensor<Self, 4>, at: usize) -> KvStore<Self> {
+        reference::store_kv(store, new, at)
+    }
+
+    /// Causal grouped-query attention of `s` new tokens over the `past + s` of the cache, softmax in f32.
+    /// `left_pad` is the number of leading slots of each row that hold no token; a query there gives 0.
+    ///
+    /// # Shapes
+    /// `q [b, s, heads, head_dim]`, `left_pad [b]` `-> [b, s, heads, head_dim]`
+    fn cached_attention(
+        q: Tensor<Self, 4>,
+        k: KeyValue<'_, Self>,
+        v: KeyValue<'_, Self>,
+        left_pad: Option<Tensor<Self, 1, Int>>,
+        shape: AttentionShape,
+    ) -> Tensor<Self, 4> {
+        reference::attention(q, k, v, left_pad, shape)
+    }
+
+    /// Depthwise causal convolution and SiLU: `y_t = silu(sum_j W[:, j] u_{t-(w-1)+j})`. Returns `y` and the last `w - 1`
+    /// inputs, oldest first.
+    ///
+    /// # Shapes
+    /// `u [b, s, c]`, `tail [b, w - 1, c]`, `weight [c, w]` `-> ([b, s, c], [b, w - 1, c])`
+    fn causal_conv1d_silu(
+        u: Tensor<Self, 3>,
+        tail: Tensor<Self, 3>,
+        weight: Tensor<Self, 2>,
+    ) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
+        reference::causal_conv1d_silu(u, tail, weight)
+    }
+
+    /// Gated DeltaNet (linear attention of Qwen3.5). With q, k l2-normed and q scaled by `dk^-1/2`, per token
+    /// `S <- e^g S; d = beta (v - Sᵀ k); S <- S + k dᵀ; o = Sᵀ q`. Returns `o` and the new state.
+    ///
+    /// # Shapes
+    /// `state [b, hv, dk, dv]` `-> ([b, s, hv, dv], state)`
+    fn gated_delta_rule(rule: DeltaRule<Self>, state: Tensor<Self, 4>) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
+        reference::gated_delta_rule(rule, state)
+    }
+
+    /// Mixes the state of one step into the output and decides which tokens go on. `halt_logit` is the gate before its
+    /// sigmoid; none on the last step.
+    ///
+    /// # Shapes
+    /// `step_state [m, h]`, `halt_logit [m]`
+    fn halt_step(
+        state: HaltState<Self>,
+        step_state: Tensor<Self, 2>,
+        halt_logit: Option<Tensor<Self, 1>>,
+        rule: HaltRule,
+    ) -> (HaltState<Self>, HaltRecord<Self>) {
+        reference::halt_step(state, step_state, halt_logit, rule)
+    }
+}

@@ -1,0 +1,257 @@
+//! Weights on a device: packed words and side data, as a burn module.
+//!
+//! Bytes are packed into U32 words, little-endian, because that is the one integer width every backend has (WGSL has no
+//! 8-bit integers). Nothing is dequantised: an operation of [`CompactBackend`](crate::CompactBackend) reads the words.
+
+use burn::module::{Module, Param, ParamId};
+use burn::tensor::backend::Backend;
+use burn::tensor::{AllocationProperty, DType, Int, Tensor, TensorData};
+use bytes::Bytes;
+
+use crate::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight};
+
+/// A matrix `[n, k]` (outputs, inputs) in one of the supported storages.
+#[derive(Module, Debug)]
+pub enum PackedWeight<B: Backend> {
+    /// A plain float tensor `[n, k]`: the only storage that can be trained.
+    Float(Param<Tensor<B, 2>>),
+    /// BF16 or F16, two per word.
+    Half(HalfWeight<B>),
+    /// 4-bit codes into a code book, with block scales.
+    CodeBook4(CodeBook4Weight<B>),
+    /// Integer rows with one scale each.
+    Rows(RowsWeight<B>),
+}
+
+/// Half-precision numbers, two per U32 word, row-major, the first in the low half.
+#[derive(Module, Debug)]
+pub struct HalfWeight<B: Backend> {
+    /// `[ceil(n * k / 2)]` U32.
+    pub words: Param<Tensor<B, 1, Int>>,
+    /// F16 or Bf16.
+    #[module(skip)]
+    pub float: FloatType,
+    /// Outputs.
+    pub n: usize,
+    /// Inputs.
+    pub k: usize,
+}
+
+/// 4-bit codes; blocks run over the flattened matrix.
+#[derive(Module, Debug)]
+pub struct CodeBook4Weight<B: Backend> {
+    /// `[ceil(n * k / 8)]` U32; within a byte, the earlier element is in the high nibble.
+    pub codes: Param<Tensor<B, 1, Int>>,
+    /// `[16]`.
+    pub code_book: Param<Tensor<B, 1>>,
+    /// One scale per block.
+    pub scales: BlockScales<B>,
+    /// Elements per block.
+    pub block: usize,
+    /// Outputs.
+    pub n: usize,
+    /// Inputs.
+    pub k: usize,
+}
+
+/// Scales of the blocks of a [`CodeBook4Weight`].
+#[derive(Module, Debug)]
+pub enum BlockScales<B: Backend> {
+    /// `[blocks]`.
+    Single(Param<Tensor<B, 1>>),
+    /// Quantised scales.
+    Double(DoubleScales<B>),
+}
+
+/// Block scales that are quantised themselves: `map[code] * absmax[i / block] + offset`.
+#[derive(Module, Debug)]
+pub struct DoubleScales<B: Backend> {
+    /// `[ceil(blocks / 4)]` U32, one byte per block.
+    pub codes: Param<Tensor<B, 1, Int>>,
+    /// `[256]`.
+    pub map: Param<Tensor<B, 1>>,
+    /// `[ceil(blocks / block)]`.
+    pub absmax: Param<Tensor<B, 1>>,
+    /// Scales per nested scale.
+    pub block: usize,
+    /// Added to every scale.
+    pub offset: f32,
+}
+
+/// Integer rows: `wide_rows` of 8 bits, the others of `narrow_bits`; each row starts at a word.
+#[derive(Module, Debug)]
+pub struct RowsWeight<B: Backend> {
+    /// `[wide_rows * ceil(k / 4)]` U32 of i8 codes; absent when every row is narrow.
+    pub wide: Option<Param<Tensor<B, 1, Int>>>,
+    /// `[narrow_rows * ceil(k * narrow_bits / 32)]` U32; absent when every row is wide.
+    pub narrow: Option<Param<Tensor<B, 1, Int>>>,
+    /// `[n]`, per stored row.
+    pub scales: Param<Tensor<B, 1>>,
+    /// `[n]` U32: the stored row of each output; absent when they are in order.
+    pub slots: Option<Param<Tensor<B, 1, Int>>>,
+    /// Rows of 8 bits.
+    pub wide_rows: usize,
+    /// Bits of the other rows, 2 or 4.
+    pub narrow_bits: usize,
+    /// Outputs.
+    pub n: usize,
+    /// Inputs.
+    pub k: usize,
+}
+
+impl<B: Backend> RowsWeight<B> {
+    /// U32 words of a wide row.
+    pub fn wide_words(&self) -> usize {
+        self.k.div_ceil(4)
+    }
+
+    /// U32 words of a narrow row.
+    pub fn narrow_words(&self) -> usize {
+        (self.k * self.narrow_bits).div_ceil(32)
+    }
+}
+
+impl<B: Backend> PackedWeight<B> {
+    /// Puts a host weight on a device. Buffers that already have the device's layout are shared, not copied.
+    pub fn from_host(weight: HostWeight, device: &B::Device) -> Self {
+        let HostWeight { n, k, storage } = weight;
+        match storage {
+            HostStorage::Dense(FloatType::F32, data) => Self::Float(float_param(data, [n, k], device)),
+            HostStorage::Dense(float, data) => Self::Half(HalfWeight { words: words(data, device), float, n, k }),
+            HostStorage::CodeBook4(w) => Self::CodeBook4(CodeBook4Weight::from_host(w, n, k, device)),
+            HostStorage::Rows(w) => Self::Rows(RowsWeight::from_host(w, n, k, device)),
+        }
+    }
+
+    /// A trainable weight from numbers, row-major.
+    ///
+    /// # Panics
+    /// When `values.len() != n * k`.
+    pub fn from_floats(values: Vec<f32>, n: usize, k: usize, device: &B::Device) -> Self {
+        Self::Float(Param::from_tensor(Tensor::from_data(TensorData::new(values, [n, k]), (device, DType::F32))))
+    }
+
+    /// `[outputs, inputs]`.
+    pub fn shape(&self) -> [usize; 2] {
+        match self {
+            Self::Float(w) => w.val().dims(),
+            Self::Half(w) => [w.n, w.k],
+            Self::CodeBook4(w) => [w.n, w.k],
+            Self::Rows(w) => [w.n, w.k],
+        }
+    }
+
+    /// The device of the weight.
+    pub fn device(&self) -> B::Device {
+        match self {
+            Self::Float(w) => w.val().device(),
+            Self::Half(w) => w.words.val().device(),
+            Self::CodeBook4(w) => w.codes.val().device(),
+            Self::Rows(w) => w.scales.val().device(),
+        }
+    }
+}
+
+impl<B: Backend> CodeBook4Weight<B> {
+    fn from_host(w: HostCodeBook4, n: usize, k: usize, device: &B::Device) -> Self {
+        let scales = match w.scales {
+            HostScales::Single(data) => {
+                let blocks = data.len() / 4;
+                BlockScales::Single(frozen(float_tensor(data, [blocks], device)))
+            }
+            HostScales::Double { codes, map, absmax, block, offset } => BlockScales::Double(DoubleScales {
+                codes: words(codes, device),
+                map: floats(map, device),
+                absmax: floats(absmax, device),
+                block,
+                offset,
+            }),
+        };
+        Self {
+            codes: words(w.codes, device),
+            code_book: floats(w.code_book.to_vec(), device),
+            scales,
+            block: w.block,
+            n,
+            k,
+        }
+    }
+}
+
+impl<B: Backend> RowsWeight<B> {
+    fn from_host(w: HostRows, n: usize, k: usize, device: &B::Device) -> Self {
+        let narrow_rows = n - w.wide_rows;
+        let narrow_bits = w.narrow_bits as usize;
+        let rows = |data: Bytes, count: usize, row_bytes: usize| {
+            (count > 0).then(|| words(pad_rows(data, count, row_bytes), device))
+        };
+        Self {
+            wide: rows(w.wide, w.wide_rows, k),
+            narrow: rows(w.narrow, narrow_rows, (k * narrow_bits).div_ceil(8)),
+            scales: floats(w.scales, device),
+            slots: w.slots.map(|s| frozen_int(Tensor::from_data(TensorData::new(s, [n]), (device, DType::U32)))),
+            wide_rows: w.wide_rows,
+            narrow_bits,
+            n,
+            k,
+        }
+    }
+}
+
+/// Rows padded to whole words; unchanged when they already are.
+fn pad_rows(data: Bytes, rows: usize, row_bytes: usize) -> Bytes {
+    let stride = row_bytes.next_multiple_of(4);
+    if stride == row_bytes {
+        return data;
+    }
+    let mut padded = vec![0u8; rows * stride];
+    for (to, from) in padded.chunks_exact_mut(stride).zip(data.chunks_exact(row_bytes)) {
+        to[..row_bytes].copy_from_slice(from);
+    }
+    padded.into()
+}
+
+/// Bytes as U32 words; shared with the source when it is aligned and whole, else copied and padded with zeros.
+fn words<B: Backend>(data: Bytes, device: &B::Device) -> Param<Tensor<B, 1, Int>> {
+    let count = data.len().div_ceil(4);
+    let data = shared(data, count * 4);
+    let data = TensorData::from_bytes(data, [count], DType::U32);
+    frozen_int(Tensor::from_data(data, (device, DType::U32)))
+}
+
+/// A buffer of exactly `len` bytes that is aligned to 4: the given one, or a copy padded with zeros.
+fn shared(data: Bytes, len: usize) -> burn::tensor::Bytes {
+    if data.len() == len && (data.as_ptr() as usize).is_multiple_of(4) {
+        return burn::tensor::Bytes::from_shared(data, AllocationProperty::Other);
+    }
+    let mut copy = vec![0u32; len / 4];
+    bytemuck::cast_slice_mut::<u32, u8>(&mut copy)[..data.len()].copy_from_slice(&data);
+    burn::tensor::Bytes::from_elems(copy)
+}
+
+fn float_tensor<B: Backend, const D: usize>(data: Bytes, shape: [usize; D], device: &B::Device) -> Tensor<B, D> {
+    let len = data.len();
+    Tensor::from_data(TensorData::from_bytes(shared(data, len), shape, DType::F32), (device, DType::F32))
+}
+
+fn float_param<B: Backend, const D: usize>(
+    data: Bytes,
+    shape: [usize; D],
+    device: &B::Device,
+) -> Param<Tensor<B, D>> {
+    Param::from_tensor(float_tensor(data, shape, device))
+}
+
+/// Side data of a quantised weight: a parameter that no optimiser moves.
+fn floats<B: Backend>(values: Vec<f32>, device: &B::Device) -> Param<Tensor<B, 1>> {
+    let len = values.len();
+    frozen(Tensor::from_data(TensorData::new(values, [len]), (device, DType::F32)))
+}
+
+fn frozen<B: Backend>(tensor: Tensor<B, 1>) -> Param<Tensor<B, 1>> {
+    Param::initialized(ParamId::new(), tensor.set_require_grad(false))
+}
+
+fn frozen_int<B: Backend>(tensor: Tensor<B, 1, Int>) -> Param<Tensor<B, 1, Int>> {
+    Param::initialized(ParamId::new(), tensor)
+}

@@ -1,0 +1,133 @@
+//! The key-value store and grouped-query attention.
+
+use burn::module::Param;
+use burn::tensor::activation::{gelu, gelu_approximate, softmax};
+use burn::tensor::backend::Backend;
+use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
+
+use super::{linear, rotary, unpack_f16};
+use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvStore};
+use crate::modules::Linear;
+use crate::ops::AttentionShape;
+
+/// A score that softmax turns into exactly 0 beside any real one.
+const MASKED: f32 = -1e30;
+
+/// See [`CompactBackend::store_kv`](crate::CompactBackend::store_kv).
+pub fn store_kv<B: Backend>(store: KvStore<B>, new: Tensor<B, 4>, at: usize) -> KvStore<B> {
+    let [b, s, heads, width] = new.dims();
+    let new = new.swap_dims(1, 2); // [b, heads, s, width]
+    match store {
+        KvStore::F32(t) => KvStore::F32(t.slice_assign([0..b, 0..heads, at..at + s, 0..width], new)),
+        KvStore::F16(t) => {
+            let words = pack_f16(new);
+            KvStore::F16(t.slice_assign([0..b, 0..heads, at..at + s, 0..width / 2], words))
+        }
+    }
+}
+
+/// Rounds to F16 on the host: plain burn operations have no bit casts.
+fn pack_f16<B: Backend>(t: Tensor<B, 4>) -> Tensor<B, 4, Int> {
+    let [b, heads, s, width] = t.dims();
+    let device = t.device();
+    let data = t.into_data().convert::<f32>();
+    let numbers: &[f32] = data.as_slice().unwrap_or(&[]);
+    let bits = |x: f32| u32::from(half::f16::from_f32(x).to_bits());
+    let words: Vec<u32> = numbers.chunks_exact(2).map(|pair| bits(pair[0]) | bits(pair[1]) << 16).collect();
+    Tensor::from_data(TensorData::new(words, [b, heads, s, width / 2]), (&device, DType::U32))
+}
+
+/// See [`CompactBackend::cached_attention`](crate::CompactBackend::attention).
+pub fn attention<B: Backend>(
+    q: Tensor<B, 4>,
+    k: KeyValue<'_, B>,
+    v: KeyValue<'_, B>,
+    left_pad: Option<Tensor<B, 1, Int>>,
+    shape: AttentionShape,
+) -> Tensor<B, 4> {
+    let [b, s, heads, _] = q.dims();
+    let AttentionShape { past, kv_heads, scale } = shape;
+    let t = past + s;
+    let q = q.swap_dims(1, 2); // [b, heads, s, head_dim]
+    let k = repeat_heads(rows(k, t, kv_heads), heads / kv_heads); // [b, heads, t, head_dim]
+    let v = repeat_heads(rows(v, t, kv_heads), heads / kv_heads);
+
+    let hidden = hidden_slots(b, s, past, left_pad, &q.device()); // [b, s, t]
+    let hidden = hidden.unsqueeze_dim::<4>(1).expand([b, heads, s, t]);
+    let scores = (q.matmul(k.transpose()) * scale).mask_fill(hidden.clone(), MASKED);
+    // A query in the padding sees nothing: its uniform weights are cleared.
+    let weights = softmax(scores, 3).mask_fill(hidden, 0.0);
+    weights.matmul(v).swap_dims(1, 2)
+}
+
+/// Which slots a query must not see.
+fn hidden_slots<B: Backend>(
+    b: usize,
+    s: usize,
+    past: usize,
+    left_pad: Option<Tensor<B, 1, Int>>,
+    device: &B::Device,
+) -> Tensor<B, 3, Bool> {
+    let t = past + s;
+    let slot = Tensor::<B, 1, Int>::arange(0..t as i64, device).reshape([1, 1, t]).expand([b, s, t]);
+    let query = Tensor::<B, 1, Int>::arange(past as i64..t as i64, device).reshape([1, s, 1]).expand([b, s, t]);
+    let future = slot.clone().greater(query);
+    match left_pad {
+        Some(pad) => future.bool_or(slot.lower(pad.reshape([b, 1, 1]).expand([b, s, t]))),
+        None => future,
+    }
+}
+
+/// The first `t` tokens as they are attended to: `[b, kv_heads, t, head_dim]`.
+fn rows<B: Backend>(kv: KeyValue<'_, B>, t: usize, kv_heads: usize) -> Tensor<B, 4> {
+    match kv {
+        KeyValue::Plain(store) => read(store, t),
+        KeyValue::Compressed { codes, decoder, rotary: positions } => {
+            let codes = read(codes, t); // [b, 1, t, r]
+            let [b, _, _, r] = codes.dims();
+            let decoded = decode(codes.reshape([b * t, r]), decoder);
+            let head_dim = decoded.dims()[1] / kv_heads;
+            let decoded = decoded.reshape([b, t, kv_heads, head_dim]);
+            let decoded = match positions {
+                Some(positions) => rotary(decoded, positions),
+                None => decoded,
+            };
+            decoded.swap_dims(1, 2)
+        }
+    }
+}
+
+fn read<B: Backend>(store: &KvStore<B>, t: usize) -> Tensor<B, 4> {
+    match store {
+        KvStore::F32(data) => data.clone().slice_dim(2, 0..t),
+        KvStore::F16(words) => {
+            let words = words.clone().slice_dim(2, 0..t);
+            let [b, heads, t, w] = words.dims();
+            unpack_f16(words.reshape([b * heads * t * w])).reshape([b, heads, t, 2 * w])
+        }
+    }
+}
+
+fn decode<B: Backend>(codes: Tensor<B, 2>, decoder: &CodeDecoder<B>) -> Tensor<B, 2> {
+    let apply = |layer: &Linear<B>, x| linear(x, &layer.weight, layer.bias.as_ref().map(Param::val));
+    let hidden = match &decoder.hidden {
+        Some(layer) => {
+            let x = apply(layer, codes);
+            match decoder.activation {
+                CodeActivation::Gelu => gelu(x),
+                CodeActivation::GeluTanh => gelu_approximate(x),
+            }
+        }
+        None => codes,
+    };
+    apply(&decoder.output, hidden)
+}
+
+/// `[b, kv_heads, t, d] -> [b, kv_heads * times, t, d]`, each head `times` times in a row.
+fn repeat_heads<B: Backend>(x: Tensor<B, 4>, times: usize) -> Tensor<B, 4> {
+    if times == 1 {
+        return x;
+    }
+    let [b, heads, t, d] = x.dims();
+    x.unsqueeze_dim::<5>(2).expand([b, heads, times, t, d]).reshape([b, heads * times, t, d])
+}

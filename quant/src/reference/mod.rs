@@ -1,0 +1,15 @@
+//! Every operation in plain burn operations: slow, differentiable, right on any backend.
+
+mod attention;
+mod delta;
+mod halting;
+mod linear;
+mod norm;
+mod unpack;
+
+pub use attention::{attention, store_kv};
+pub use delta::{causal_conv1d_silu, gated_delta_rule};
+pub use halting::halt_step;
+pub use linear::{embed, linear, swiglu_mlp};
+pub use norm::{rms_norm, rms_norm_gated, rotary};
+pub use unpack::{dequantize, unpack_f16};

@@ -1,0 +1,37 @@
+//! Norms and rotary positions.
+
+use burn::tensor::activation::silu;
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
+
+use crate::kv::Rotary;
+
+/// See [`CompactBackend::rms_norm`](crate::CompactBackend::rms_norm).
+pub fn rms_norm<B: Backend>(x: Tensor<B, 2>, weight: Tensor<B, 1>, eps: f64, unit_offset: bool) -> Tensor<B, 2> {
+    let dtype = x.dtype();
+    let x = x.cast(DType::F32); // the mean of squares leaves the range of f16
+    let weight = weight.cast(DType::F32).unsqueeze();
+    let weight = if unit_offset { weight + 1.0 } else { weight };
+    let rms = (x.clone().square().mean_dim(1) + eps).sqrt();
+    (x / rms * weight).cast(dtype)
+}
+
+/// See [`CompactBackend::rms_norm_gated`](crate::CompactBackend::rms_norm_gated).
+pub fn rms_norm_gated<B: Backend>(x: Tensor<B, 2>, z: Tensor<B, 2>, weight: Tensor<B, 1>, eps: f64) -> Tensor<B, 2> {
+    rms_norm(x, weight, eps, false) * silu(z)
+}
+
+/// See [`CompactBackend::rotary`](crate::CompactBackend::rotary).
+pub fn rotary<B: Backend>(x: Tensor<B, 4>, rotary: &Rotary<B>) -> Tensor<B, 4> {
+    let [_, _, _, head_dim] = x.dims();
+    let [s, r] = rotary.cos.dims();
+    let cos = rotary.cos.clone().reshape([1, s, 1, r]);
+    let sin = rotary.sin.clone().reshape([1, s, 1, r]);
+    let x1 = x.clone().slice_dim(3, 0..r);
+    let x2 = x.clone().slice_dim(3, r..2 * r);
+    let mut parts = vec![x1.clone() * cos.clone() - x2.clone() * sin.clone(), x2 * cos + x1 * sin];
+    if 2 * r < head_dim {
+        parts.push(x.slice_dim(3, 2 * r..head_dim));
+    }
+    Tensor::cat(parts, 3)
+}

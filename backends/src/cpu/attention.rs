@@ -1,0 +1,170 @@
+//! Softmax attention over a cache that holds keys and values, or their compressed codes.
+
+use super::{CacheSlice, Weight, plain};
+
+/// The shape of one attention call.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// Rows of the batch.
+    pub batch: usize,
+    /// New tokens, whose keys and values are already in the cache.
+    pub seq: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; query head `h` reads head `h / (heads / kv_heads)`.
+    pub kv_heads: usize,
+    /// Elements per head.
+    pub head_dim: usize,
+    /// Tokens before the new ones.
+    pub past: usize,
+    /// Tokens that the cache holds per head.
+    pub capacity: usize,
+    /// Multiplies every score.
+    pub scale: f32,
+    /// Positions below this are masked, per row of the batch.
+    pub left_pad: Option<&'a [usize]>,
+}
+
+/// Where keys or values come from.
+#[derive(Clone, Copy, Debug)]
+pub enum KeyValue<'a> {
+    /// A cache `[b, kv_heads, capacity, head_dim]`.
+    Plain(CacheSlice<'a>),
+    /// Codes `[b, capacity, r]` and what turns one into all heads of a token.
+    Compressed {
+        /// One code per token.
+        codes: &'a [f32],
+        /// Code to keys or values.
+        decoder: &'a CodeDecoder<'a>,
+    },
+}
+
+/// A linear layer with an optional bias.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer<'a> {
+    /// The matrix.
+    pub weight: Weight<'a>,
+    /// One float per output.
+    pub bias: Option<&'a [f32]>,
+}
+
+/// The activation between the layers of a [`CodeDecoder`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x Φ(x)`, by the error function.
+    Gelu,
+    /// The tanh approximation of GELU.
+    GeluTanh,
+}
+
+/// Turns a code into the keys or values of a token: `W₂ act(W₁ c + b₁) + b₂`, or `W₂ c + b₂`.
+#[derive(Clone, Copy, Debug)]
+pub struct CodeDecoder<'a> {
+    /// The first layer `[h, r]` and its activation.
+    pub hidden: Option<(Layer<'a>, Activation)>,
+    /// The last layer, `[kv_heads * head_dim, h]` (or `r` inputs without a hidden layer).
+    pub output: Layer<'a>,
+}
+
+impl CodeDecoder<'_> {
+    /// Floats per code.
+    pub fn code_dim(&self) -> usize {
+        self.hidden
+            .as_ref()
+            .map_or(self.output.weight.k, |(layer, _)| layer.weight.k)
+    }
+
+    fn check(&self, width: usize) {
+        assert!(
+            self.output.weight.n == width,
+            "the decoder gives {} values, not {width}",
+            self.output.weight.n
+        );
+        self.output.check();
+        if let Some((layer, _)) = &self.hidden {
+            layer.check();
+            let (h, k) = (layer.weight.n, self.output.weight.k);
+            assert!(
+                h == k,
+                "the decoder's layers do not meet: {h} outputs, {k} inputs"
+            );
+        }
+    }
+}
+
+impl Layer<'_> {
+    fn check(&self) {
+        self.weight.check();
+        let n = self.weight.n;
+        assert!(
+            self.bias.is_none_or(|bias| bias.len() == n),
+            "a bias of the decoder does not have {n} values"
+        );
+    }
+}
+
+impl KeyValue<'_> {
+    fn check(&self, p: &Attention) {
+        let width = p.kv_heads * p.head_dim;
+        match self {
+            KeyValue::Plain(cache) => {
+                let needed = p.batch * p.capacity * width;
+                assert!(
+                    cache.len() == needed,
+                    "the cache has {} elements, not {needed}",
+                    cache.len()
+                );
+            }
+            KeyValue::Compressed { codes, decoder } => {
+                decoder.check(width);
+                let needed = p.batch * p.capacity * decoder.code_dim();
+                assert!(
+                    codes.len() == needed,
+                    "the code cache has {} elements, not {needed}",
+                    codes.len()
+                );
+            }
+        }
+    }
+}
+
+/// Causal attention of `s` new queries over `past + s` cached tokens.
+///
+/// Query `i` sees positions up to `past + i`; a query whose every position is masked gives 0. Softmax is f32. A compressed
+/// side is never expanded to `[t, kv_heads * head_dim]`: its last layer is linear, so it moves to the other side of the sum.
+///
+/// # Shapes
+/// `q`, `out`: `[b, s, heads, head_dim]`.
+///
+/// # Panics
+/// If a slice does not have its shape, `kv_heads` does not divide `heads`, or `past + s` exceeds the capacity.
+pub fn attention(q: &[f32], k: &KeyValue, v: &KeyValue, p: &Attention, out: &mut [f32]) {
+    let elements = p.batch * p.seq * p.heads * p.head_dim;
+    assert!(
+        q.len() == elements,
+        "q has {} elements, not {elements}",
+        q.len()
+    );
+    assert!(
+        out.len() == elements,
+        "out has {} elements, not {elements}",
+        out.len()
+    );
+    assert!(
+        p.kv_heads > 0 && p.heads.is_multiple_of(p.kv_heads),
+        "kv_heads must divide heads"
+    );
+    let end = p.past.checked_add(p.seq).expect("past + s overflows");
+    assert!(
+        end <= p.capacity,
+        "{end} tokens exceed the capacity {}",
+        p.capacity
+    );
+    assert!(
+        p.left_pad.is_none_or(|pad| pad.len() == p.batch),
+        "left_pad needs one entry per row"
+    );
+    k.check(p);
+    v.check(p);
+    plain::attention(q, k, v, p, out);
+}

@@ -1,0 +1,118 @@
+//! The key and value cache: its storage and the append.
+
+use super::threads;
+use half::f16;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+
+/// A borrowed cache `[b, heads, capacity, width]`.
+#[derive(Clone, Copy, Debug)]
+pub enum CacheSlice<'a> {
+    /// Single precision.
+    F32(&'a [f32]),
+    /// IEEE half-precision bit patterns.
+    F16(&'a [u16]),
+}
+
+/// A cache to append to, `[b, heads, capacity, width]`.
+#[derive(Debug)]
+pub enum CacheSliceMut<'a> {
+    /// Single precision.
+    F32(&'a mut [f32]),
+    /// IEEE half-precision bit patterns.
+    F16(&'a mut [u16]),
+}
+
+/// The shape of an append to the cache.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreKv {
+    /// Rows of the batch.
+    pub batch: usize,
+    /// New tokens.
+    pub seq: usize,
+    /// Key/value heads.
+    pub heads: usize,
+    /// Tokens that the cache holds per head.
+    pub capacity: usize,
+    /// Elements per head and token.
+    pub width: usize,
+    /// The position of the first new token.
+    pub at: usize,
+}
+
+impl CacheSlice<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            CacheSlice::F32(cache) => cache.len(),
+            CacheSlice::F16(cache) => cache.len(),
+        }
+    }
+}
+
+/// Appends `src` to the cache; halves are rounded to nearest, ties to even.
+///
+/// # Shapes
+/// `src [b, s, heads, width]`, `cache [b, heads, capacity, width]`.
+///
+/// # Panics
+/// If a slice does not have its shape, or `at + s` exceeds the capacity.
+pub fn store_kv(src: &[f32], cache: CacheSliceMut, p: &StoreKv) {
+    let &StoreKv {
+        batch,
+        seq,
+        heads,
+        capacity,
+        width,
+        at,
+    } = p;
+    assert!(
+        src.len() == batch * seq * heads * width,
+        "src has {} elements, not [b, s, heads, width]",
+        src.len()
+    );
+    let end = at.checked_add(seq).expect("at + s overflows");
+    assert!(
+        end <= capacity,
+        "{seq} tokens at {at} exceed the capacity {capacity}"
+    );
+    match cache {
+        CacheSliceMut::F32(cache) => append(src, cache, p, <[f32]>::copy_from_slice),
+        CacheSliceMut::F16(cache) => append(src, cache, p, |cache, src| {
+            cache
+                .reinterpret_cast_mut::<f16>()
+                .convert_from_f32_slice(src);
+        }),
+    }
+}
+
+fn append<T: Send>(
+    src: &[f32],
+    cache: &mut [T],
+    p: &StoreKv,
+    store: impl Fn(&mut [T], &[f32]) + Sync,
+) {
+    let &StoreKv {
+        batch,
+        seq,
+        heads,
+        capacity,
+        width,
+        at,
+    } = p;
+    assert!(
+        cache.len() == batch * heads * capacity * width,
+        "cache is not [b, heads, capacity, width]"
+    );
+    if src.is_empty() {
+        return;
+    }
+    threads::for_each_chunk(cache, capacity * width, seq * width, |i, head| {
+        let (b, h) = (i / heads, i % heads);
+        for (s, token) in head[at * width..(at + seq) * width]
+            .chunks_exact_mut(width)
+            .enumerate()
+        {
+            let from = ((b * seq + s) * heads + h) * width;
+            store(token, &src[from..from + width]);
+        }
+    });
+}

@@ -1,0 +1,187 @@
+//! Which instruction set the kernels run on.
+
+use std::cell::Cell;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// An instruction set that the kernels are written for, slowest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Portable code; runs everywhere.
+    Scalar = 1,
+    /// aarch64 with Advanced SIMD.
+    Neon = 2,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2 = 3,
+    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    Avx512 = 4,
+}
+
+impl Level {
+    /// The name that `EMBERLM_CPU` takes and reports print.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Scalar => "scalar",
+            Level::Neon => "neon",
+            Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
+        }
+    }
+
+    /// Whether this machine can run it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Level::Scalar => true,
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => avx2(),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => {
+                avx2()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            #[allow(unreachable_patterns)]
+            _ => false,
+        }
+    }
+
+    /// Every level that this machine can run, slowest first.
+    pub fn available() -> Vec<Level> {
+        let all = [Level::Scalar, Level::Neon, Level::Avx2, Level::Avx512];
+        all.into_iter()
+            .filter(|level| level.is_available())
+            .collect()
+    }
+
+    fn from_name(name: &str) -> Option<Level> {
+        let all = [Level::Scalar, Level::Neon, Level::Avx2, Level::Avx512];
+        all.into_iter().find(|level| level.name() == name.trim())
+    }
+
+    fn from_number(number: u8) -> Option<Level> {
+        let all = [Level::Scalar, Level::Neon, Level::Avx2, Level::Avx512];
+        all.into_iter().find(|level| *level as u8 == number)
+    }
+
+    /// The fastest level of this machine, or what `EMBERLM_CPU` names if the machine has it. Read once.
+    fn default_level() -> Level {
+        static DEFAULT: OnceLock<Level> = OnceLock::new();
+        *DEFAULT.get_or_init(|| {
+            let named = std::env::var("EMBERLM_CPU")
+                .ok()
+                .and_then(|name| Level::from_name(&name));
+            let named = named.filter(|level| level.is_available());
+            named.unwrap_or_else(|| {
+                Level::available()
+                    .into_iter()
+                    .max()
+                    .unwrap_or(Level::Scalar)
+            })
+        })
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn avx2() -> bool {
+    is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c")
+}
+
+static FORCED: AtomicU8 = AtomicU8::new(0);
+
+thread_local! {
+    static LOCAL: Cell<Option<Level>> = const { Cell::new(None) };
+}
+
+/// The level that a kernel called now, on this thread, runs on.
+pub fn level() -> Level {
+    if let Some(level) = LOCAL.get() {
+        return level;
+    }
+    Level::from_number(FORCED.load(Ordering::Relaxed)).unwrap_or_else(Level::default_level)
+}
+
+/// Forces a level for the whole process, or lifts that with `None`. False, and nothing changes, if the machine lacks it.
+pub fn set_level(level: Option<Level>) -> bool {
+    if level.is_some_and(|level| !level.is_available()) {
+        return false;
+    }
+    FORCED.store(level.map_or(0, |level| level as u8), Ordering::Relaxed);
+    true
+}
+
+/// Calls `f` with the kernels that this thread starts forced to `level`.
+///
+/// # Panics
+/// If the machine lacks the level.
+pub fn with_level<T>(level: Level, f: impl FnOnce() -> T) -> T {
+    struct Restore(Option<Level>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            LOCAL.set(self.0);
+        }
+    }
+    assert!(level.is_available(), "this machine has no {}", level.name());
+    let _restore = Restore(LOCAL.replace(Some(level)));
+    f()
+}
+
+/// The instruction sets found on this machine that matter to the kernels, for reports.
+pub fn features() -> Vec<&'static str> {
+    let mut found = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    {
+        macro_rules! note {
+            ($($name:tt),*) => { $(if is_x86_feature_detected!($name) { found.push($name); })* };
+        }
+        note!(
+            "avx",
+            "f16c",
+            "fma",
+            "avx2",
+            "avx512f",
+            "avx512bw",
+            "avx512dq",
+            "avx512vl",
+            "avx512vnni",
+            "avx512bf16"
+        );
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        macro_rules! note {
+            ($($name:tt),*) => { $(if std::arch::is_aarch64_feature_detected!($name) { found.push($name); })* };
+        }
+        note!("neon", "fp16", "dotprod", "bf16", "i8mm");
+    }
+    found.shrink_to_fit();
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forced_level_holds_inside_and_ends_outside() {
+        let before = level();
+        assert_eq!(with_level(Level::Scalar, level), Level::Scalar);
+        assert_eq!(level(), before);
+    }
+
+    #[test]
+    fn a_level_of_another_machine_is_refused() {
+        let foreign = if cfg!(target_arch = "x86_64") {
+            Level::Neon
+        } else {
+            Level::Avx512
+        };
+        assert!(!set_level(Some(foreign)));
+        assert!(!Level::available().contains(&foreign));
+    }
+}

@@ -1,0 +1,32 @@
+//! CPU kernels: slices in, slices out.
+//!
+//! Every function checks the lengths of its arguments once and panics with the name of the argument that does not fit; the
+//! code behind that border trusts them. All arithmetic is f32 unless a function says otherwise. Work is split over a rayon
+//! pool (see [`set_threads`] and [`run`]), and every kernel exists for each instruction set in [`Level`].
+
+mod attention;
+mod bandwidth;
+mod cache;
+mod conv;
+mod delta;
+mod level;
+mod linear;
+mod mlp;
+mod norm;
+pub mod plain;
+mod rotary;
+mod threads;
+mod weight;
+
+pub use attention::{Activation, Attention, CodeDecoder, KeyValue, Layer, attention};
+pub use bandwidth::read_bandwidth;
+pub use cache::{CacheSlice, CacheSliceMut, StoreKv, store_kv};
+pub use conv::causal_conv1d_silu;
+pub use delta::{DeltaRule, gated_delta_rule};
+pub use level::{Level, features, level, set_level, with_level};
+pub use linear::{dequantize_rows, embed, linear};
+pub use mlp::{Mlp, swiglu_mlp};
+pub use norm::{rms_norm, rms_norm_gated};
+pub use rotary::rotary;
+pub use threads::{run, set_threads, threads};
+pub use weight::{BlockScales, CodeBook4, Matrix, Rows, Weight};

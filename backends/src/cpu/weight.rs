@@ -1,0 +1,282 @@
+//! Borrowed weight matrices in every storage the kernels read.
+
+use half::{bf16, f16};
+
+/// A matrix `[n, k]`, row-major: n outputs, k inputs.
+#[derive(Clone, Copy, Debug)]
+pub struct Weight<'a> {
+    /// Outputs (rows).
+    pub n: usize,
+    /// Inputs (columns).
+    pub k: usize,
+    /// The elements.
+    pub data: Matrix<'a>,
+}
+
+/// How the elements of a [`Weight`] are stored.
+#[derive(Clone, Copy, Debug)]
+pub enum Matrix<'a> {
+    /// `n * k` floats.
+    F32(&'a [f32]),
+    /// `n * k` IEEE half-precision bit patterns.
+    F16(&'a [u16]),
+    /// `n * k` bfloat16 bit patterns.
+    Bf16(&'a [u16]),
+    /// 4-bit codes into a book of 16 values, scaled per block (bitsandbytes nf4, fp4).
+    CodeBook4(CodeBook4<'a>),
+    /// Whole rows of 8-, 4- or 2-bit integers with one scale each (Nano compact).
+    Rows(Rows<'a>),
+}
+
+/// 4-bit codes with a code book; `value = code_book[code] * scale[element / block]`.
+///
+/// Blocks run over the flattened matrix, so a block may cross rows.
+#[derive(Clone, Copy, Debug)]
+pub struct CodeBook4<'a> {
+    /// Two codes per byte, the even element in the high nibble. At least `ceil(n * k / 2)` bytes; padding is ignored.
+    pub codes: &'a [u8],
+    /// The value of each code.
+    pub code_book: &'a [f32; 16],
+    /// Elements per block.
+    pub block: usize,
+    /// One scale per block.
+    pub scales: BlockScales<'a>,
+}
+
+/// The block scales of a [`CodeBook4`].
+#[derive(Clone, Copy, Debug)]
+pub enum BlockScales<'a> {
+    /// One float per block.
+    Single(&'a [f32]),
+    /// Quantised scales: `scale[i] = map[codes[i]] * absmax[i / block] + offset`, the product rounded before the sum.
+    Double {
+        /// One byte per block of the matrix.
+        codes: &'a [u8],
+        /// The 256 values of a byte.
+        map: &'a [f32],
+        /// One float per `block` scales.
+        absmax: &'a [f32],
+        /// Scales per `absmax`.
+        block: usize,
+        /// Added to every scale.
+        offset: f32,
+    },
+}
+
+/// Integer rows: first `wide_rows` rows of i8, then rows of 2- or 4-bit codes; `value = code * scale[row]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// `wide_rows * k` signed bytes.
+    pub wide: &'a [u8],
+    /// How many stored rows are wide.
+    pub wide_rows: usize,
+    /// The narrow rows, least significant element first; 2-bit codes are stored plus 1, 4-bit codes plus 7.
+    pub narrow: &'a [u8],
+    /// Bytes from one narrow row to the next, at least `ceil(k * narrow_bits / 8)`.
+    pub narrow_stride: usize,
+    /// 2 or 4; read only when there are narrow rows.
+    pub narrow_bits: u32,
+    /// One scale per stored row, wide rows first.
+    pub scales: &'a [f32],
+    /// The stored row of each output row; `None` when they are in order.
+    pub slots: Option<&'a [u32]>,
+}
+
+impl BlockScales<'_> {
+    /// The scale of block `i`.
+    #[inline(always)]
+    pub(crate) fn get(&self, i: usize) -> f32 {
+        match *self {
+            BlockScales::Single(scales) => scales[i],
+            BlockScales::Double {
+                codes,
+                map,
+                absmax,
+                block,
+                offset,
+            } => map[codes[i] as usize] * absmax[i / block] + offset,
+        }
+    }
+
+    fn check(&self, blocks: usize) {
+        match *self {
+            BlockScales::Single(scales) => {
+                assert!(
+                    scales.len() >= blocks,
+                    "{} block scales, {blocks} needed",
+                    scales.len()
+                );
+            }
+            BlockScales::Double {
+                codes,
+                map,
+                absmax,
+                block,
+                ..
+            } => {
+                assert!(block > 0, "scales per absmax must not be 0");
+                assert!(
+                    codes.len() >= blocks,
+                    "{} scale codes, {blocks} needed",
+                    codes.len()
+                );
+                assert!(
+                    map.len() == 256,
+                    "a scale map has 256 entries, not {}",
+                    map.len()
+                );
+                let needed = blocks.div_ceil(block);
+                assert!(
+                    absmax.len() >= needed,
+                    "{} nested absmax, {needed} needed",
+                    absmax.len()
+                );
+            }
+        }
+    }
+}
+
+impl Rows<'_> {
+    /// The stored row of output row `j`.
+    #[inline(always)]
+    pub(crate) fn slot(&self, j: usize) -> usize {
+        self.slots.map_or(j, |slots| slots[j] as usize)
+    }
+
+    fn check(&self, n: usize, k: usize) {
+        assert!(
+            self.wide_rows <= n,
+            "{} wide rows in a matrix of {n}",
+            self.wide_rows
+        );
+        let wide = self.wide_rows.checked_mul(k).expect("wide rows overflow");
+        assert!(
+            self.wide.len() >= wide,
+            "{} bytes of wide rows, {wide} needed",
+            self.wide.len()
+        );
+        assert!(
+            self.scales.len() >= n,
+            "{} row scales, {n} needed",
+            self.scales.len()
+        );
+        let narrow_rows = n - self.wide_rows;
+        if narrow_rows > 0 {
+            assert!(
+                matches!(self.narrow_bits, 2 | 4),
+                "narrow rows have 2 or 4 bits, not {}",
+                self.narrow_bits
+            );
+            let row = k
+                .checked_mul(self.narrow_bits as usize)
+                .expect("row bits overflow")
+                .div_ceil(8);
+            assert!(
+                self.narrow_stride >= row,
+                "narrow stride {} is below {row} bytes",
+                self.narrow_stride
+            );
+            let needed = (narrow_rows - 1)
+                .checked_mul(self.narrow_stride)
+                .and_then(|b| b.checked_add(row));
+            let needed = needed.expect("narrow rows overflow");
+            assert!(
+                self.narrow.len() >= needed,
+                "{} bytes of narrow rows, {needed} needed",
+                self.narrow.len()
+            );
+        }
+        if let Some(slots) = self.slots {
+            assert!(slots.len() == n, "{} row slots, {n} needed", slots.len());
+            let highest = slots.iter().fold(0, |highest, &slot| highest.max(slot));
+            assert!(
+                n == 0 || (highest as usize) < n,
+                "row slot {highest} in a matrix of {n} rows"
+            );
+        }
+    }
+}
+
+impl Weight<'_> {
+    /// Checks that the storage holds `n * k` elements.
+    ///
+    /// # Panics
+    /// Names the part that is too short or out of range.
+    pub fn check(&self) {
+        let elements = self.n.checked_mul(self.k).expect("n * k overflows");
+        let floats = |len: usize| {
+            assert!(
+                len == elements,
+                "{len} elements for a matrix [{}, {}]",
+                self.n,
+                self.k
+            )
+        };
+        match &self.data {
+            Matrix::F32(w) => floats(w.len()),
+            Matrix::F16(w) | Matrix::Bf16(w) => floats(w.len()),
+            Matrix::CodeBook4(w) => {
+                assert!(w.block > 0, "elements per block must not be 0");
+                let bytes = elements.div_ceil(2);
+                assert!(
+                    w.codes.len() >= bytes,
+                    "{} bytes of codes, {bytes} needed",
+                    w.codes.len()
+                );
+                w.scales.check(elements.div_ceil(w.block));
+            }
+            Matrix::Rows(w) => w.check(self.n, self.k),
+        }
+    }
+
+    /// Bytes that one pass over the matrix reads: what bounds a matrix-vector product.
+    pub fn bytes(&self) -> usize {
+        let elements = self.n * self.k;
+        match &self.data {
+            Matrix::F32(_) => 4 * elements,
+            Matrix::F16(_) | Matrix::Bf16(_) => 2 * elements,
+            Matrix::CodeBook4(w) => {
+                let blocks = elements.div_ceil(w.block);
+                let scales = match w.scales {
+                    BlockScales::Single(_) => 4 * blocks,
+                    BlockScales::Double { block, .. } => blocks + 4 * blocks.div_ceil(block) + 1024,
+                };
+                elements.div_ceil(2) + scales
+            }
+            Matrix::Rows(w) => {
+                let narrow = (self.n - w.wide_rows) * (self.k * w.narrow_bits as usize).div_ceil(8);
+                w.wide_rows * self.k + narrow + 4 * self.n + w.slots.map_or(0, |s| 4 * s.len())
+            }
+        }
+    }
+
+    /// The value at `[row, column]`, exactly as stored: one f32 product for the quantised kinds.
+    #[inline(always)]
+    pub(crate) fn get(&self, row: usize, column: usize) -> f32 {
+        let at = row * self.k + column;
+        match &self.data {
+            Matrix::F32(w) => w[at],
+            Matrix::F16(w) => f16::from_bits(w[at]).to_f32(),
+            Matrix::Bf16(w) => bf16::from_bits(w[at]).to_f32(),
+            Matrix::CodeBook4(w) => {
+                let byte = w.codes[at / 2];
+                let code = if at % 2 == 0 { byte >> 4 } else { byte & 15 };
+                w.code_book[code as usize] * w.scales.get(at / w.block)
+            }
+            Matrix::Rows(w) => {
+                let slot = w.slot(row);
+                let code = if slot < w.wide_rows {
+                    i32::from(w.wide[slot * self.k + column] as i8)
+                } else {
+                    let stored = &w.narrow[(slot - w.wide_rows) * w.narrow_stride..];
+                    if w.narrow_bits == 2 {
+                        i32::from(stored[column / 4] >> (2 * (column % 4)) & 3) - 1
+                    } else {
+                        i32::from(stored[column / 2] >> (4 * (column % 2)) & 15) - 7
+                    }
+                };
+                code as f32 * w.scales[slot]
+            }
+        }
+    }
+}

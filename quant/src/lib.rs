@@ -1,6 +1,8 @@
 //! Number formats, packed weights and the burn operations of emberlm.
 
 mod autodiff;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod cpu;
 pub mod halting;
 pub mod host;
 pub mod kv;

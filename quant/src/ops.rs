@@ -42,6 +42,9 @@ pub struct DeltaRule<B: Backend> {
 ///
 /// Every method has a default body; a backend overrides those where a kernel pays.
 pub trait CompactBackend: Backend {
+    /// Whether tensors made from host buffers keep reading them: then a mapped file must stay mapped and resident.
+    const SHARES_HOST_MEMORY: bool = false;
+
     /// `y = x Wᵀ + b`.
     ///
     /// # Shapes

@@ -78,12 +78,12 @@ pub struct DoubleScales<B: Backend> {
     pub offset: f32,
 }
 
-/// Integer rows: `wide_rows` of 8 bits, the others of `narrow_bits`; each row starts at a word.
+/// Integer rows: `wide_rows` of 8 bits, the others of `narrow_bits`; each row starts at a byte.
 #[derive(Module, Debug)]
 pub struct RowsWeight<B: Backend> {
-    /// `[wide_rows * ceil(k / 4)]` U32 of i8 codes; absent when every row is narrow.
+    /// `[ceil(wide_rows * k / 4)]` U32 of i8 codes; absent when every row is narrow.
     pub wide: Option<Param<Tensor<B, 1, Int>>>,
-    /// `[narrow_rows * ceil(k * narrow_bits / 32)]` U32; absent when every row is wide.
+    /// `[ceil(narrow_rows * narrow_stride / 4)]` U32; absent when every row is wide.
     pub narrow: Option<Param<Tensor<B, 1, Int>>>,
     /// `[n]`, per stored row.
     pub scales: Param<Tensor<B, 1>>,
@@ -100,14 +100,9 @@ pub struct RowsWeight<B: Backend> {
 }
 
 impl<B: Backend> RowsWeight<B> {
-    /// U32 words of a wide row.
-    pub fn wide_words(&self) -> usize {
-        self.k.div_ceil(4)
-    }
-
-    /// U32 words of a narrow row.
-    pub fn narrow_words(&self) -> usize {
-        (self.k * self.narrow_bits).div_ceil(32)
+    /// Bytes of a narrow row.
+    pub fn narrow_stride(&self) -> usize {
+        (self.k * self.narrow_bits).div_ceil(8)
     }
 }
 
@@ -182,12 +177,9 @@ impl<B: Backend> RowsWeight<B> {
     fn from_host(w: HostRows, n: usize, k: usize, device: &B::Device) -> Self {
         let narrow_rows = n - w.wide_rows;
         let narrow_bits = w.narrow_bits as usize;
-        let rows = |data: Bytes, count: usize, row_bytes: usize| {
-            (count > 0).then(|| words(pad_rows(data, count, row_bytes), device))
-        };
         Self {
-            wide: rows(w.wide, w.wide_rows, k),
-            narrow: rows(w.narrow, narrow_rows, (k * narrow_bits).div_ceil(8)),
+            wide: (w.wide_rows > 0).then(|| words(w.wide, device)),
+            narrow: (narrow_rows > 0).then(|| words(w.narrow, device)),
             scales: floats(w.scales, device),
             slots: w.slots.map(|s| frozen_int(Tensor::from_data(TensorData::new(s, [n]), (device, DType::U32)))),
             wide_rows: w.wide_rows,
@@ -196,19 +188,6 @@ impl<B: Backend> RowsWeight<B> {
             k,
         }
     }
-}
-
-/// Rows padded to whole words; unchanged when they already are.
-fn pad_rows(data: Bytes, rows: usize, row_bytes: usize) -> Bytes {
-    let stride = row_bytes.next_multiple_of(4);
-    if stride == row_bytes {
-        return data;
-    }
-    let mut padded = vec![0u8; rows * stride];
-    for (to, from) in padded.chunks_exact_mut(stride).zip(data.chunks_exact(row_bytes)) {
-        to[..row_bytes].copy_from_slice(from);
-    }
-    padded.into()
 }
 
 /// Bytes as U32 words; shared with the source when it is aligned and whole, else copied and padded with zeros.

@@ -56,17 +56,15 @@ fn rows<B: Backend>(w: &RowsWeight<B>) -> Tensor<B, 2> {
     let narrow_rows = w.n - w.wide_rows;
     let mut stored = Vec::new();
     if let Some(wide) = &w.wide {
-        let words = w.wide_words();
-        let codes = fields(wide.val(), &[0, 8, 16, 24], 8, w.wide_rows * words * 4);
-        let codes = codes.reshape([w.wide_rows, words * 4]).slice([0..w.wide_rows, 0..w.k]).float();
+        let codes = fields(wide.val(), &[0, 8, 16, 24], 8, w.wide_rows * w.k).reshape([w.wide_rows, w.k]).float();
         // Two's complement: 128..255 stand for -128..-1.
         let wrap = codes.clone().greater_equal_elem(128.0).float() * 256.0;
         stored.push(codes - wrap);
     }
     if let Some(narrow) = &w.narrow {
-        let (bits, words) = (w.narrow_bits as u32, w.narrow_words());
+        let bits = w.narrow_bits as u32;
         let shifts: Vec<u32> = (0..32 / bits).map(|i| i * bits).collect();
-        let per_row = words * shifts.len();
+        let per_row = w.narrow_stride() * 8 / w.narrow_bits;
         let codes = fields(narrow.val(), &shifts, bits, narrow_rows * per_row);
         let codes = codes.reshape([narrow_rows, per_row]).slice([0..narrow_rows, 0..w.k]).float();
         let offset = (1 << (bits - 1)) - 1;

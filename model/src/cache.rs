@@ -1,0 +1,258 @@
+//! What a sequence batch leaves behind for its next tokens.
+//!
+//! Full attention keeps keys and values (or the codes they were compressed to), linear attention the last inputs of its
+//! convolution and its state. Slots are the same for every row of the batch; shorter rows are padded on the left.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use emberlm_quant::CompactBackend;
+use emberlm_quant::kv::{KvFormat, KvStore};
+
+/// Slots are added in multiples of this.
+const GROWTH: usize = 256;
+
+/// What one layer keeps per token or per sequence; the shapes of a [`Cache`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerCacheShape {
+    /// `heads` vectors of `width` numbers per token for keys and for values.
+    Attention {
+        /// Of the keys.
+        k: KvShape,
+        /// Of the values.
+        v: KvShape,
+    },
+    /// A fixed size per sequence.
+    DeltaNet {
+        /// Inputs of the convolution kept, its width less one.
+        conv_tail: usize,
+        /// Channels of the convolution.
+        conv_channels: usize,
+        /// `[heads, key_dim, value_dim]` of the state.
+        state: [usize; 3],
+    },
+}
+
+/// What is stored per token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvShape {
+    /// One vector of `width` for each of `heads`, in the cache's format.
+    Heads {
+        /// Key-value heads.
+        heads: usize,
+        /// Head size.
+        width: usize,
+    },
+    /// One code of `width` numbers, always F32: it is a few bytes and stands for a whole vector.
+    Code {
+        /// Numbers per token.
+        width: usize,
+    },
+}
+
+impl KvShape {
+    fn store<B: Backend>(self, format: KvFormat, batch: usize, capacity: usize, device: &B::Device) -> KvStore<B> {
+        match self {
+            Self::Heads { heads, width } => KvStore::new(format, [batch, heads, capacity, width], device),
+            Self::Code { width } => KvStore::new(KvFormat::F32, [batch, 1, capacity, width], device),
+        }
+    }
+
+    fn bytes_per_token(self, format: KvFormat) -> usize {
+        match (self, format) {
+            (Self::Heads { heads, width }, KvFormat::F16) if width.is_multiple_of(2) => heads * width * 2,
+            (Self::Heads { heads, width }, _) => heads * width * 4,
+            (Self::Code { width }, _) => width * 4,
+        }
+    }
+}
+
+impl LayerCacheShape {
+    /// Bytes that grow with every token.
+    pub fn bytes_per_token(&self, format: KvFormat) -> usize {
+        match self {
+            Self::Attention { k, v } => k.bytes_per_token(format) + v.bytes_per_token(format),
+            Self::DeltaNet { .. } => 0,
+        }
+    }
+
+    /// Bytes per sequence, whatever its length.
+    pub fn fixed_bytes(&self) -> usize {
+        match self {
+            Self::Attention { .. } => 0,
+            Self::DeltaNet { conv_tail, conv_channels, state } => {
+                4 * (conv_tail * conv_channels + state.iter().product::<usize>())
+            }
+        }
+    }
+}
+
+/// Keys and values of one attention layer.
+#[derive(Clone, Debug)]
+pub struct AttentionCache<B: Backend> {
+    /// `None` only while an append owns the store.
+    k: Option<KvStore<B>>,
+    v: Option<KvStore<B>>,
+}
+
+impl<B: CompactBackend> AttentionCache<B> {
+    /// Appends keys and values `[b, s, heads, width]` of new tokens at slot `at`.
+    pub(crate) fn append(&mut self, k: Tensor<B, 4>, v: Tensor<B, 4>, at: usize) {
+        // The store is moved out, so that the operation owns it and can write in place.
+        self.k = self.k.take().map(|store| B::store_kv(store, k, at));
+        self.v = self.v.take().map(|store| B::store_kv(store, v, at));
+    }
+
+    /// Stored keys or their codes.
+    pub fn k(&self) -> &KvStore<B> {
+        self.k.as_ref().expect("a store is only absent inside append")
+    }
+
+    /// Stored values or their codes.
+    pub fn v(&self) -> &KvStore<B> {
+        self.v.as_ref().expect("a store is only absent inside append")
+    }
+
+    fn grow(&mut self, capacity: usize) {
+        self.k = self.k.take().map(|store| store.with_capacity(capacity));
+        self.v = self.v.take().map(|store| store.with_capacity(capacity));
+    }
+}
+
+/// State of one Gated DeltaNet layer. It cannot be rolled back, only copied.
+#[derive(Clone, Debug)]
+pub struct DeltaNetCache<B: Backend> {
+    /// The last inputs of the convolution, oldest first: `[b, width - 1, channels]`.
+    pub conv: Tensor<B, 3>,
+    /// `[b, value_heads, key_dim, value_dim]`.
+    pub state: Tensor<B, 4>,
+}
+
+/// What one layer keeps.
+#[derive(Clone, Debug)]
+pub enum LayerCache<B: Backend> {
+    /// Full attention.
+    Attention(AttentionCache<B>),
+    /// Linear attention.
+    DeltaNet(DeltaNetCache<B>),
+}
+
+/// Everything a batch of sequences keeps between calls.
+///
+/// Cloning takes a snapshot: tensors are shared until one side appends.
+#[derive(Clone, Debug)]
+pub struct Cache<B: Backend> {
+    pub(crate) layers: Vec<LayerCache<B>>,
+    shapes: Vec<LayerCacheShape>,
+    format: KvFormat,
+    batch: usize,
+    capacity: usize,
+    len: usize,
+    left_pad: Vec<usize>,
+    device: B::Device,
+}
+
+impl<B: CompactBackend> Cache<B> {
+    /// An empty cache for `left_pad.len()` sequences, whose first `left_pad[i]` slots will hold no token.
+    pub fn new(shapes: Vec<LayerCacheShape>, format: KvFormat, left_pad: Vec<usize>, device: &B::Device) -> Self {
+        let batch = left_pad.len();
+        let layers = shapes.iter().map(|&shape| new_layer(shape, format, batch, 0, device)).collect();
+        Self { layers, shapes, format, batch, capacity: 0, len: 0, left_pad, device: device.clone() }
+    }
+
+    /// Sequences.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Slots used, padding included.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing was fed yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes held on the device, free slots included.
+    pub fn bytes(&self) -> usize {
+        let layers = self.layers.iter().map(|layer| match layer {
+            LayerCache::Attention(kv) => kv.k().bytes() + kv.v().bytes(),
+            LayerCache::DeltaNet(c) => 4 * (c.conv.shape().num_elements() + c.state.shape().num_elements()),
+        });
+        layers.sum()
+    }
+
+    /// Makes room for `slots` in all, so that later appends do not grow.
+    pub fn reserve(&mut self, slots: usize) {
+        if slots <= self.capacity {
+            return;
+        }
+        self.capacity = slots.next_multiple_of(GROWTH);
+        for layer in &mut self.layers {
+            if let LayerCache::Attention(kv) = layer {
+                kv.grow(self.capacity);
+            }
+        }
+    }
+
+    /// Forgets every token; the memory is kept.
+    pub fn reset(&mut self) {
+        self.len = 0;
+        for (layer, &shape) in self.layers.iter_mut().zip(&self.shapes) {
+            if let LayerCache::DeltaNet(_) = layer {
+                *layer = new_layer(shape, self.format, self.batch, 0, &self.device);
+            }
+        }
+    }
+
+    /// Makes room for `s` tokens more. Growth is by half, so that a long generation copies each slot a few times at most.
+    pub(crate) fn make_room(&mut self, s: usize) {
+        let needed = self.len + s;
+        if needed > self.capacity {
+            self.reserve(needed.max(self.capacity + self.capacity / 2));
+        }
+    }
+
+    pub(crate) fn advance(&mut self, s: usize) {
+        self.len += s;
+    }
+
+    /// Leading empty slots of each row, on the device; none when no row is padded.
+    pub(crate) fn left_pad(&self) -> Option<Tensor<B, 1, Int>> {
+        self.left_pad.iter().any(|&pad| pad > 0).then(|| {
+            let pads: Vec<i64> = self.left_pad.iter().map(|&pad| pad as i64).collect();
+            Tensor::from_data(TensorData::new(pads, [self.batch]), &self.device)
+        })
+    }
+
+    /// 1 where slots `len..len + s` hold a token, 0 in the padding; none when all of them do.
+    pub(crate) fn token_mask(&self, s: usize) -> Option<Tensor<B, 3>> {
+        self.left_pad.iter().any(|&pad| pad > self.len).then(|| {
+            let slots = |&pad: &usize| (self.len..self.len + s).map(move |slot| if slot < pad { 0.0 } else { 1.0 });
+            let mask: Vec<f32> = self.left_pad.iter().flat_map(slots).collect();
+            Tensor::from_data(TensorData::new(mask, [self.batch, s, 1]), (&self.device, DType::F32))
+        })
+    }
+}
+
+fn new_layer<B: Backend>(
+    shape: LayerCacheShape,
+    format: KvFormat,
+    batch: usize,
+    capacity: usize,
+    device: &B::Device,
+) -> LayerCache<B> {
+    match shape {
+        LayerCacheShape::Attention { k, v } => LayerCache::Attention(AttentionCache {
+            k: Some(k.store(format, batch, capacity, device)),
+            v: Some(v.store(format, batch, capacity, device)),
+        }),
+        LayerCacheShape::DeltaNet { conv_tail, conv_channels, state: [heads, dk, dv] } => {
+            LayerCache::DeltaNet(DeltaNetCache {
+                conv: Tensor::zeros([batch, conv_tail, conv_channels], (device, DType::F32)),
+                state: Tensor::zeros([batch, heads, dk, dv], (device, DType::F32)),
+            })
+        }
+    }
+}

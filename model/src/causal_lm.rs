@@ -1,0 +1,266 @@
+//! A causal language model of any family: token ids in, logits out, a cache in between.
+
+use std::cell::OnceCell;
+use std::sync::Arc;
+
+use burn::module::Module;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor, TensorData};
+use emberlm_quant::CompactBackend;
+use emberlm_quant::kv::{KvFormat, Rotary};
+use emberlm_quant::modules::Linear;
+
+use crate::architecture::Architecture;
+use crate::cache::{Cache, LayerCacheShape};
+use crate::crest::DepthTrace;
+use crate::decoder::{Decoder, FeedForward};
+use crate::error::{Error, Result};
+use crate::loader::{self, Bias, Loader, WeightOptions, WeightSource};
+use crate::plan::{LoadPlan, Progress};
+use crate::rope::RotaryEmbedding;
+
+/// Tokens per pass when a long prompt is fed in.
+pub const DEFAULT_CHUNK: usize = 512;
+
+/// A language model whose weights are on the device of `B`.
+#[derive(Module, Debug)]
+pub struct CausalLm<B: Backend> {
+    /// Everything but the head.
+    pub model: Decoder<B>,
+    /// Absent when the head is the embedding.
+    pub lm_head: Option<Linear<B>>,
+    #[module(skip)]
+    architecture: Arc<Architecture>,
+    #[module(skip)]
+    rotary: RotaryEmbedding,
+}
+
+/// Which positions get logits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogitsFor {
+    /// None: the cache alone is wanted.
+    Nothing,
+    /// The last new position.
+    #[default]
+    Last,
+    /// Every new position.
+    All,
+}
+
+/// What a [`forward`](CausalLm::forward) pass should return.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ForwardOptions {
+    /// Positions that get logits.
+    pub logits: LogitsFor,
+    /// Keep the residual stream of every layer.
+    pub hidden: bool,
+}
+
+/// The result of a [`forward`](CausalLm::forward) pass over `s` new tokens.
+#[derive(Clone, Debug)]
+pub struct ForwardOutput<B: Backend> {
+    /// `[b, positions, vocabulary]`, for the positions asked for.
+    pub logits: Option<Tensor<B, 3>>,
+    /// The residual stream before each layer and after the last, `[b, s, hidden]`; empty unless asked for.
+    pub hidden: Vec<Tensor<B, 3>>,
+    /// After the last norm, `[b, s, hidden]`.
+    pub final_hidden: Tensor<B, 3>,
+    /// Per CREST layer, the depth of each of the `b * s` tokens.
+    pub depth: Vec<DepthTrace<B>>,
+}
+
+/// What the layers need to know about the tokens of one pass.
+pub(crate) struct Step<B: Backend> {
+    /// Slots before the new ones.
+    pub past: usize,
+    /// Of the new positions.
+    pub rotary: Rotary<B>,
+    /// `[b]`, where rows are padded.
+    pub left_pad: Option<Tensor<B, 1, Int>>,
+    /// `[b, s, 1]`: 0 in the padding; absent when no new slot is padding.
+    pub token_mask: Option<Tensor<B, 3>>,
+    new: usize,
+    embedding: RotaryEmbedding,
+    device: B::Device,
+    from_start: OnceCell<Rotary<B>>,
+}
+
+impl<B: Backend> Step<B> {
+    /// Of every position up to the last new one.
+    pub fn rotary_from_start(&self) -> Rotary<B> {
+        self.from_start.get_or_init(|| self.embedding.at(0, self.past + self.new, &self.device)).clone()
+    }
+}
+
+impl<B: CompactBackend> CausalLm<B> {
+    /// Checks a source of weights against an architecture and adds up the bytes, loading nothing.
+    ///
+    /// # Errors
+    /// [`Error::Tensors`] with every missing, unused and mismatched tensor.
+    pub fn plan(
+        architecture: &Architecture,
+        source: &dyn WeightSource,
+        options: WeightOptions,
+        device: &B::Device,
+    ) -> Result<LoadPlan> {
+        loader::plan::<B, _>(source, options, device, |loader| Self::build(loader, architecture))
+    }
+
+    /// Loads a model tensor by tensor; memory never holds more than the model and one tensor.
+    ///
+    /// # Errors
+    /// When the stored data of a tensor is damaged.
+    pub fn load(
+        architecture: Architecture,
+        source: &dyn WeightSource,
+        options: WeightOptions,
+        plan: &LoadPlan,
+        device: &B::Device,
+        progress: Option<&dyn Fn(Progress)>,
+    ) -> Result<Self> {
+        loader::load(source, options, plan, device, progress, |loader| Self::build(loader, &architecture))
+    }
+
+    fn build(loader: &Loader<'_, B>, architecture: &Architecture) -> Result<Self> {
+        let config = &architecture.config;
+        let model = Decoder::load(&loader.at("model"), architecture)?;
+        let lm_head = if architecture.tied_head {
+            None
+        } else {
+            Some(loader.linear_as_stored("lm_head", config.vocab_size, config.hidden_size, Bias::None)?)
+        };
+        let rotary = RotaryEmbedding::new(&config.rope);
+        Ok(Self { model, lm_head, architecture: Arc::new(architecture.clone()), rotary })
+    }
+
+    /// Sizes and options.
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
+    /// The device of the weights.
+    pub fn device(&self) -> B::Device {
+        self.model.norm.weight.val().device()
+    }
+
+    /// What every layer keeps in a cache.
+    pub fn cache_shapes(&self) -> Vec<LayerCacheShape> {
+        self.model.cache_shapes()
+    }
+
+    /// An empty cache for one sequence.
+    pub fn new_cache(&self, format: KvFormat) -> Cache<B> {
+        self.new_batch_cache(format, vec![0])
+    }
+
+    /// An empty cache for a batch whose row `i` starts after `left_pad[i]` empty slots.
+    pub fn new_batch_cache(&self, format: KvFormat, left_pad: Vec<usize>) -> Cache<B> {
+        Cache::new(self.cache_shapes(), format, left_pad, &self.device())
+    }
+
+    /// Changes how deep CREST tokens go from now on; other families have no depth.
+    pub fn set_depth(&mut self, num_steps: usize, halt_enabled: bool, halt_threshold: f32) {
+        for layer in &mut self.model.layers {
+            if let FeedForward::Crest(mlp) = &mut layer.mlp {
+                mlp.set_depth(num_steps, halt_enabled, halt_threshold);
+            }
+        }
+    }
+
+    /// One pass over new tokens, which are appended to the cache.
+    ///
+    /// # Shapes
+    /// `ids [b, s]`, ids below the vocabulary size
+    ///
+    /// # Panics
+    /// When the batch is not that of the cache, or the cache is another model's.
+    pub fn forward(&self, ids: Tensor<B, 2, Int>, cache: &mut Cache<B>, options: ForwardOptions) -> ForwardOutput<B> {
+        let [b, s] = ids.dims();
+        assert_eq!(b, cache.batch(), "rows of ids against rows of the cache");
+        cache.make_room(s);
+        let (past, device) = (cache.len(), ids.device());
+        let step = Step {
+            past,
+            rotary: self.rotary.at(past, s, &device),
+            left_pad: cache.left_pad(),
+            token_mask: cache.token_mask(s),
+            new: s,
+            embedding: self.rotary.clone(),
+            device,
+            from_start: OnceCell::new(),
+        };
+        let (final_hidden, kept) = self.model.forward(ids, &step, cache, options.hidden);
+        cache.advance(s);
+        let logits = match options.logits {
+            LogitsFor::Nothing => None,
+            LogitsFor::Last => Some(self.head(final_hidden.clone().slice_dim(1, s - 1..s))),
+            LogitsFor::All => Some(self.head(final_hidden.clone())),
+        };
+        ForwardOutput { logits, hidden: kept.hidden, final_hidden, depth: kept.depth }
+    }
+
+    /// Feeds a prompt `[b][s]` in chunks and returns the logits of the last position.
+    ///
+    /// # Shapes
+    /// `-> [b, vocabulary]`
+    ///
+    /// # Errors
+    /// [`Error::Prompt`] when it is empty, too long, ragged, or has ids outside the vocabulary.
+    pub fn prefill(&self, ids: &[&[u32]], cache: &mut Cache<B>, chunk: usize) -> Result<Tensor<B, 2>> {
+        let s = ids.first().map_or(0, |row| row.len());
+        self.check_prompt(ids, s, cache)?;
+        cache.make_room(s);
+        let mut logits = None;
+        for start in (0..s).step_by(chunk.max(1)) {
+            let end = s.min(start + chunk.max(1));
+            let rows: Vec<&[u32]> = ids.iter().map(|row| &row[start..end]).collect();
+            let wanted = if end == s { LogitsFor::Last } else { LogitsFor::Nothing };
+            let options = ForwardOptions { logits: wanted, hidden: false };
+            logits = self.forward(self.ids(&rows), cache, options).logits;
+        }
+        let [b, _, v] = logits.as_ref().map_or([0; 3], Tensor::dims);
+        logits.map(|t| t.reshape([b, v])).ok_or_else(|| Error::Prompt("it has no tokens".into()))
+    }
+
+    /// Feeds one token per row.
+    ///
+    /// # Errors
+    /// As [`prefill`](Self::prefill).
+    pub fn decode(&self, ids: &[u32], cache: &mut Cache<B>) -> Result<Tensor<B, 2>> {
+        let rows: Vec<&[u32]> = ids.chunks(1).collect();
+        self.prefill(&rows, cache, 1)
+    }
+
+    /// Token ids as a tensor `[b, s]`; all rows must have the length of the first.
+    pub fn ids(&self, rows: &[&[u32]]) -> Tensor<B, 2, Int> {
+        let s = rows.first().map_or(0, |row| row.len());
+        let ids: Vec<i64> = rows.iter().flat_map(|row| row.iter().map(|&id| i64::from(id))).collect();
+        Tensor::from_data(TensorData::new(ids, [rows.len(), s]), &self.device())
+    }
+
+    fn check_prompt(&self, ids: &[&[u32]], s: usize, cache: &Cache<B>) -> Result<()> {
+        let config = &self.architecture.config;
+        let fail = |message: String| Err(Error::Prompt(message));
+        if s == 0 {
+            return fail("it has no tokens".into());
+        }
+        if ids.len() != cache.batch() || ids.iter().any(|row| row.len() != s) {
+            return fail(format!("{} rows for a cache of {}, or of different lengths", ids.len(), cache.batch()));
+        }
+        let (total, limit) = (cache.len() + s, config.max_position_embeddings);
+        if total > limit {
+            return fail(format!("{total} tokens, but the context of this model is {limit}; shorten it"));
+        }
+        match ids.iter().flat_map(|row| row.iter()).find(|&&id| id as usize >= config.vocab_size) {
+            Some(id) => fail(format!("token {id} is outside the vocabulary of {}", config.vocab_size)),
+            None => Ok(()),
+        }
+    }
+
+    fn head(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        match &self.lm_head {
+            Some(head) => head.forward(x),
+            None => self.model.embed_tokens.logits(x),
+        }
+    }
+}

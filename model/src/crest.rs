@@ -1,0 +1,144 @@
+//! The CREST feed-forward block: K independent MLPs and a gate that decides, per token, how many of them run.
+//!
+//! For one token with input `x`, step `k` makes a state `s_k` (four variants, [`StepInput`]), the gate says how much of the
+//! answer it is, and the output is the mixture of the states run ([`HaltRule`]). A token that has halted costs nothing.
+
+use burn::module::Module;
+use burn::tensor::activation::silu;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+use emberlm_quant::CompactBackend;
+use emberlm_quant::halting::{HaltRule, HaltState};
+use emberlm_quant::modules::{Linear, SwiGlu};
+
+use crate::config::{CrestOptions, GateInput, ModelConfig, StepInput};
+use crate::error::Result;
+use crate::loader::{Bias, Loader};
+
+/// K MLPs, their gates and the rule by which tokens halt.
+#[derive(Module, Debug)]
+pub struct CrestFfn<B: Backend> {
+    /// The MLPs, in order.
+    pub steps: Vec<SwiGlu<B>>,
+    /// One gate for all steps.
+    pub halt_gate: Option<HaltGate<B>>,
+    /// One gate per step but the last.
+    pub halt_gates: Vec<HaltGate<B>>,
+    #[module(skip)]
+    options: CrestOptions,
+}
+
+/// `Linear(h, 1)`, or `Linear(h, r)`, SiLU, `Linear(r, 1)`; the sigmoid is applied by the halting step.
+#[derive(Module, Debug)]
+pub struct HaltGate<B: Backend> {
+    /// The first of two layers.
+    pub hidden: Option<Linear<B>>,
+    /// `[1, h]` or `[1, r]`.
+    pub output: Linear<B>,
+}
+
+/// How deep each token of one layer went.
+#[derive(Clone, Debug)]
+pub struct DepthTrace<B: Backend> {
+    /// `[m]`: steps run, 1 to K.
+    pub steps: Tensor<B, 1, Int>,
+    /// Per step but the last, `[m]`: halting probability `h_k`; 0 after the token halted.
+    pub halt: Vec<Tensor<B, 1>>,
+    /// Per step, `[m]`: mixing weight.
+    pub weights: Vec<Tensor<B, 1>>,
+}
+
+impl<B: CompactBackend> CrestFfn<B> {
+    pub(crate) fn load(loader: &Loader<'_, B>, config: &ModelConfig, options: &CrestOptions) -> Result<Self> {
+        let steps = (0..options.num_steps).map(|k| loader.at(&format!("steps.{k}")).swiglu(config)).collect::<Result<_>>()?;
+        let gates = if options.num_steps == 1 { 0 } else { options.num_steps - 1 };
+        let gate = |name: String| HaltGate::load(&loader.at(&name), config.hidden_size, options);
+        let (halt_gate, halt_gates) = match (gates, options.gate_shared) {
+            (0, _) => (None, Vec::new()),
+            (_, true) => (Some(gate("halt_gate".into())?), Vec::new()),
+            (gates, false) => {
+                (None, (0..gates).map(|k| gate(format!("halt_gates.{k}"))).collect::<Result<_>>()?)
+            }
+        };
+        Ok(Self { steps, halt_gate, halt_gates, options: options.clone() })
+    }
+
+    /// The options in force.
+    pub fn options(&self) -> &CrestOptions {
+        &self.options
+    }
+
+    /// Changes how deep tokens go. The number of steps is limited to those that were loaded.
+    pub fn set_depth(&mut self, num_steps: usize, halt_enabled: bool, halt_threshold: f32) {
+        self.options.num_steps = num_steps.clamp(1, self.steps.len());
+        self.options.halt_enabled = halt_enabled;
+        self.options.halt_threshold = halt_threshold;
+    }
+
+    /// Applies the block to every row.
+    ///
+    /// # Shapes
+    /// `[m, h] -> [m, h]`
+    pub fn forward(&self, x: Tensor<B, 2>) -> (Tensor<B, 2>, DepthTrace<B>) {
+        let options = &self.options;
+        let rule = HaltRule {
+            mode: options.halt_mode,
+            weights: options.halt_weights,
+            enabled: options.halt_enabled,
+            threshold: options.halt_threshold,
+        };
+        let [m, h] = x.dims();
+        let last = options.num_steps - 1;
+        let mut tokens = HaltState::new(m, h, &x.device());
+        let mut s = x.clone();
+        let (mut halt, mut weights) = (Vec::new(), Vec::new());
+        for (k, mlp) in self.steps[..=last].iter().enumerate() {
+            let active = (k > 0 && rule.enabled).then(|| tokens.active.clone());
+            s = match options.step_input {
+                StepInput::Parallel => B::swiglu_mlp(x.clone(), mlp, active),
+                StepInput::Sequential => B::swiglu_mlp(s, mlp, active),
+                StepInput::Chained => s.clone() + B::swiglu_mlp(s, mlp, active),
+                StepInput::Refine if k == 0 => B::swiglu_mlp(x.clone(), mlp, active),
+                StepInput::Refine => s.clone() + B::swiglu_mlp(x.clone() + s, mlp, active),
+            };
+            let logit = (k < last).then(|| {
+                let input = match options.gate_input {
+                    GateInput::State => s.clone(),
+                    GateInput::Input => x.clone(),
+                };
+                self.gate(k).forward(input)
+            });
+            let (next, record) = B::halt_step(tokens, s.clone(), logit, rule);
+            tokens = next;
+            halt.extend(record.probability);
+            weights.push(record.weight);
+        }
+        (tokens.output, DepthTrace { steps: tokens.steps, halt, weights })
+    }
+
+    fn gate(&self, k: usize) -> &HaltGate<B> {
+        self.halt_gate.as_ref().unwrap_or_else(|| &self.halt_gates[k])
+    }
+}
+
+impl<B: CompactBackend> HaltGate<B> {
+    fn load(loader: &Loader<'_, B>, h: usize, options: &CrestOptions) -> Result<Self> {
+        let bias = if options.gate_bias { Bias::Required } else { Bias::None };
+        match options.gate_hidden {
+            None => Ok(Self { hidden: None, output: loader.linear_as_stored("", 1, h, bias)? }),
+            Some(r) => Ok(Self {
+                hidden: Some(loader.linear_as_stored("0", r, h, bias)?),
+                output: loader.linear_as_stored("2", 1, r, bias)?,
+            }),
+        }
+    }
+
+    /// The gate before its sigmoid: `[m, h] -> [m]`.
+    fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 1> {
+        let x = match &self.hidden {
+            Some(hidden) => silu(hidden.forward(x)),
+            None => x,
+        };
+        self.output.forward(x).squeeze_dim(1)
+    }
+}

@@ -1,0 +1,162 @@
+//! The body that every family shares: embedding, layers with two residual branches, a last norm.
+
+use burn::module::Module;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+use emberlm_quant::CompactBackend;
+use emberlm_quant::modules::{Embedding, SwiGlu};
+
+use crate::architecture::Architecture;
+use crate::attention::Attention;
+use crate::cache::{Cache, LayerCache, LayerCacheShape};
+use crate::causal_lm::Step;
+use crate::config::LayerType;
+use crate::crest::{CrestFfn, DepthTrace};
+use crate::delta_net::GatedDeltaNet;
+use crate::error::Result;
+use crate::loader::Loader;
+use crate::norm::RmsNorm;
+
+/// Embedding, layers and last norm; the fields are named as in checkpoints.
+#[derive(Module, Debug)]
+pub struct Decoder<B: Backend> {
+    /// `[vocabulary, hidden]`.
+    pub embed_tokens: Embedding<B>,
+    /// In order.
+    pub layers: Vec<DecoderLayer<B>>,
+    /// Before the head.
+    pub norm: RmsNorm<B>,
+}
+
+/// `x += mixer(norm(x)); x += mlp(norm(x))`.
+#[derive(Module, Debug)]
+pub struct DecoderLayer<B: Backend> {
+    /// Before the mixer.
+    pub input_layernorm: RmsNorm<B>,
+    /// The mixer of a full-attention layer; exactly one of the two is present.
+    pub self_attn: Option<Attention<B>>,
+    /// The mixer of a linear-attention layer.
+    pub linear_attn: Option<GatedDeltaNet<B>>,
+    /// Before the feed-forward block.
+    pub post_attention_layernorm: RmsNorm<B>,
+    /// The feed-forward block.
+    pub mlp: FeedForward<B>,
+}
+
+/// The feed-forward block of a layer.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // a handful per model
+pub enum FeedForward<B: Backend> {
+    /// One MLP.
+    Dense(SwiGlu<B>),
+    /// Adaptive depth.
+    Crest(CrestFfn<B>),
+}
+
+/// What a pass through the decoder leaves besides its output.
+#[derive(Clone, Debug)]
+pub struct Intermediates<B: Backend> {
+    /// The residual stream before each layer and after the last, `[b, s, hidden]`; empty unless asked for.
+    pub hidden: Vec<Tensor<B, 3>>,
+    /// Depth per CREST layer.
+    pub depth: Vec<DepthTrace<B>>,
+}
+
+impl<B: CompactBackend> Decoder<B> {
+    pub(crate) fn load(loader: &Loader<'_, B>, architecture: &Architecture) -> Result<Self> {
+        let config = &architecture.config;
+        let layer = |i: usize| DecoderLayer::load(&loader.at(&format!("layers.{i}")), architecture, i);
+        Ok(Self {
+            embed_tokens: loader.embedding("embed_tokens", config.vocab_size, config.hidden_size)?,
+            layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
+            norm: loader.at("norm").rms_norm(config.hidden_size, config)?,
+        })
+    }
+
+    /// What every layer keeps.
+    pub fn cache_shapes(&self) -> Vec<LayerCacheShape> {
+        self.layers.iter().map(DecoderLayer::cache_shape).collect()
+    }
+
+    /// # Shapes
+    /// `[b, s] -> [b, s, hidden]`, after the last norm
+    pub(crate) fn forward(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        step: &Step<B>,
+        cache: &mut Cache<B>,
+        keep_hidden: bool,
+    ) -> (Tensor<B, 3>, Intermediates<B>) {
+        let mut x = self.embed_tokens.forward(ids);
+        let mut kept = Intermediates { hidden: Vec::new(), depth: Vec::new() };
+        for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
+            if keep_hidden {
+                kept.hidden.push(x.clone());
+            }
+            let (y, depth) = layer.forward(x, step, cache);
+            x = y;
+            kept.depth.extend(depth);
+        }
+        if keep_hidden {
+            kept.hidden.push(x.clone());
+        }
+        (self.norm.forward(x), kept)
+    }
+}
+
+impl<B: CompactBackend> DecoderLayer<B> {
+    fn load(loader: &Loader<'_, B>, architecture: &Architecture, i: usize) -> Result<Self> {
+        let Architecture { config, crest, .. } = architecture;
+        let h = config.hidden_size;
+        let mlp = loader.at("mlp");
+        let (self_attn, linear_attn) = match (&config.layer_types[i], &config.linear_attention) {
+            (LayerType::LinearAttention, Some(dims)) => {
+                (None, Some(GatedDeltaNet::load(&loader.at("linear_attn"), config, dims)?))
+            }
+            _ => (Some(Attention::load(&loader.at("self_attn"), architecture, i)?), None),
+        };
+        Ok(Self {
+            input_layernorm: loader.at("input_layernorm").rms_norm(h, config)?,
+            self_attn,
+            linear_attn,
+            post_attention_layernorm: loader.at("post_attention_layernorm").rms_norm(h, config)?,
+            mlp: match crest {
+                Some(options) => FeedForward::Crest(CrestFfn::load(&mlp, config, options)?),
+                None => FeedForward::Dense(mlp.swiglu(config)?),
+            },
+        })
+    }
+
+    fn cache_shape(&self) -> LayerCacheShape {
+        match (&self.self_attn, &self.linear_attn) {
+            (Some(attention), _) => attention.cache_shape(),
+            (None, Some(delta_net)) => delta_net.cache_shape(),
+            (None, None) => unreachable!("a layer has a mixer"),
+        }
+    }
+
+    fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        step: &Step<B>,
+        cache: &mut LayerCache<B>,
+    ) -> (Tensor<B, 3>, Option<DepthTrace<B>>) {
+        let [b, s, h] = x.dims();
+        let normed = self.input_layernorm.forward(x.clone());
+        let mixed = match (&self.self_attn, &self.linear_attn, cache) {
+            (Some(attention), _, LayerCache::Attention(cache)) => attention.forward(normed, step, cache),
+            (_, Some(delta_net), LayerCache::DeltaNet(cache)) => delta_net.forward(normed, step, cache),
+            _ => unreachable!("the cache was made by another model"),
+        };
+        let x = x + mixed;
+        let normed = self.post_attention_layernorm.forward(x.clone()).reshape([b * s, h]);
+        let (y, depth) = match &self.mlp {
+            FeedForward::Dense(mlp) => (mlp.forward(normed), None),
+            FeedForward::Crest(mlp) => {
+                let (y, depth) = mlp.forward(normed);
+                (y, Some(depth))
+            }
+        };
+        (x + y.reshape([b, s, h]), depth)
+    }
+}

@@ -1,0 +1,121 @@
+//! Gated DeltaNet, the linear attention of Qwen3.5.
+//!
+//! Source: Yang, Kautz and Hatamizadeh, "Gated Delta Networks: Improving Mamba2 with Delta Rule" (2024), with Qwen3.5's
+//! projections.
+
+use burn::module::{Module, Param};
+use burn::tensor::activation::{sigmoid, softplus};
+use burn::tensor::backend::Backend;
+use burn::tensor::Tensor;
+use emberlm_quant::CompactBackend;
+use emberlm_quant::modules::Linear;
+use emberlm_quant::ops::DeltaRule;
+
+use crate::cache::{DeltaNetCache, LayerCacheShape};
+use crate::causal_lm::Step;
+use crate::config::{LinearAttentionConfig, ModelConfig};
+use crate::error::Result;
+use crate::loader::{Bias, Loader};
+use crate::norm::RmsNorm;
+
+/// The linear attention of one layer.
+#[derive(Module, Debug)]
+pub struct GatedDeltaNet<B: Backend> {
+    /// Queries, keys and values, before the convolution.
+    pub in_proj_qkv: Linear<B>,
+    /// The output gate.
+    pub in_proj_z: Linear<B>,
+    /// The writing strength, per value head.
+    pub in_proj_b: Linear<B>,
+    /// The decay, per value head.
+    pub in_proj_a: Linear<B>,
+    /// Depthwise and causal.
+    pub conv1d: CausalConv1d<B>,
+    /// `[value_heads]`; `A_log` in the checkpoint.
+    pub a_log: Param<Tensor<B, 1>>,
+    /// `[value_heads]`.
+    pub dt_bias: Param<Tensor<B, 1>>,
+    /// Of the output, per value head; its weight is not zero-centred.
+    pub norm: RmsNorm<B>,
+    /// Back to the hidden size.
+    pub out_proj: Linear<B>,
+    #[module(skip)]
+    dims: LinearAttentionConfig,
+}
+
+/// Depthwise causal convolution over time.
+#[derive(Module, Debug)]
+pub struct CausalConv1d<B: Backend> {
+    /// `[channels, 1, width]`.
+    pub weight: Param<Tensor<B, 3>>,
+}
+
+impl<B: CompactBackend> GatedDeltaNet<B> {
+    pub(crate) fn load(loader: &Loader<'_, B>, config: &ModelConfig, dims: &LinearAttentionConfig) -> Result<Self> {
+        let h = config.hidden_size;
+        let (kd, vd, hv) = (dims.key_width(), dims.value_width(), dims.num_value_heads);
+        let channels = 2 * kd + vd;
+        Ok(Self {
+            in_proj_qkv: loader.linear("in_proj_qkv", channels, h, Bias::None)?,
+            in_proj_z: loader.linear("in_proj_z", vd, h, Bias::None)?,
+            in_proj_b: loader.linear("in_proj_b", hv, h, Bias::None)?,
+            in_proj_a: loader.linear("in_proj_a", hv, h, Bias::None)?,
+            conv1d: CausalConv1d { weight: loader.at("conv1d").tensor("weight", [channels, 1, dims.conv_kernel_dim])? },
+            a_log: loader.tensor("A_log", [hv])?,
+            dt_bias: loader.tensor("dt_bias", [hv])?,
+            norm: RmsNorm {
+                weight: loader.at("norm").tensor("weight", [dims.value_head_dim])?,
+                eps: config.rms_norm_eps,
+                unit_offset: false,
+            },
+            out_proj: loader.linear("out_proj", h, vd, Bias::None)?,
+            dims: dims.clone(),
+        })
+    }
+
+    /// What this layer keeps per sequence.
+    pub fn cache_shape(&self) -> LayerCacheShape {
+        let dims = &self.dims;
+        LayerCacheShape::DeltaNet {
+            conv_tail: dims.conv_kernel_dim - 1,
+            conv_channels: 2 * dims.key_width() + dims.value_width(),
+            state: [dims.num_value_heads, dims.key_head_dim, dims.value_head_dim],
+        }
+    }
+
+    /// Updates the state with new tokens and reads it for each.
+    ///
+    /// # Shapes
+    /// `[b, s, hidden] -> [b, s, hidden]`
+    pub(crate) fn forward(&self, x: Tensor<B, 3>, step: &Step<B>, cache: &mut DeltaNetCache<B>) -> Tensor<B, 3> {
+        let [b, s, _] = x.dims();
+        let LinearAttentionConfig { num_key_heads: hk, num_value_heads: hv, key_head_dim: dk, value_head_dim: dv, .. } =
+            self.dims;
+        let (kd, vd) = (hk * dk, hv * dv);
+        // Padding must leave the convolution and the state as if it were not there.
+        let x = match &step.token_mask {
+            Some(mask) => x * mask.clone(),
+            None => x,
+        };
+
+        let u = self.in_proj_qkv.forward(x.clone());
+        let [channels, _, width] = self.conv1d.weight.dims();
+        let weight = self.conv1d.weight.val().reshape([channels, width]);
+        let (qkv, tail) = B::causal_conv1d_silu(u, cache.conv.clone(), weight);
+        cache.conv = tail;
+
+        let q = qkv.clone().slice_dim(2, 0..kd).reshape([b, s, hk, dk]);
+        let k = qkv.clone().slice_dim(2, kd..2 * kd).reshape([b, s, hk, dk]);
+        let v = qkv.slice_dim(2, 2 * kd..2 * kd + vd).reshape([b, s, hv, dv]);
+        let beta = sigmoid(self.in_proj_b.forward(x.clone()));
+        let dt = softplus(self.in_proj_a.forward(x.clone()) + self.dt_bias.val().unsqueeze(), 1.0);
+        let g = self.a_log.val().exp().neg().unsqueeze() * dt;
+
+        let (o, state) = B::gated_delta_rule(DeltaRule { q, k, v, g, beta }, cache.take_state());
+        cache.state = state;
+
+        let z = self.in_proj_z.forward(x).reshape([b * s * hv, dv]);
+        let o = B::rms_norm_gated(o.reshape([b * s * hv, dv]), z, self.norm.weight.val(), self.norm.eps);
+        self.out_proj.forward(o.reshape([b, s, vd]))
+    }
+}

@@ -1,0 +1,30 @@
+//! Root-mean-square norm.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use emberlm_quant::CompactBackend;
+
+/// `x * rsqrt(mean(x^2) + eps) * w`, in f32 whatever the activations are.
+#[derive(Module, Debug)]
+pub struct RmsNorm<B: Backend> {
+    /// `[width]`.
+    pub weight: Param<Tensor<B, 1>>,
+    /// Added to the mean of squares.
+    pub eps: f64,
+    /// Multiply by `1 + w` (zero-centred weights, Qwen3.5) instead of `w`.
+    pub unit_offset: bool,
+}
+
+impl<B: CompactBackend> RmsNorm<B> {
+    /// Normalises the last dimension.
+    ///
+    /// # Shapes
+    /// `[.., width] -> [.., width]`
+    pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        let dims = x.dims();
+        let width = dims[D - 1];
+        let m = dims[..D - 1].iter().product();
+        B::rms_norm(x.reshape([m, width]), self.weight.val(), self.eps, self.unit_offset).reshape(dims)
+    }
+}

@@ -1,0 +1,135 @@
+//! What loading a model will take, known before it starts.
+
+use emberlm_quant::format;
+use emberlm_quant::host::HostWeight;
+
+use crate::checkpoint::StorageKind;
+
+/// Quantisation of dense weights while they are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuantizeOnLoad {
+    /// bitsandbytes NF4, blocks of 64 with f32 scales.
+    Nf4,
+    /// NF4 with the scales quantised to 8 bits (double quantisation).
+    Nf4Double,
+    /// Signed bytes with one scale per row.
+    Int8,
+}
+
+impl QuantizeOnLoad {
+    /// Bytes of a quantised `[n, k]` matrix with its side data.
+    pub fn bytes(self, n: usize, k: usize) -> usize {
+        let blocks = (n * k).div_ceil(64);
+        match self {
+            Self::Nf4 => (n * k).div_ceil(2) + 4 * blocks + 64,
+            Self::Nf4Double => (n * k).div_ceil(2) + blocks + 4 * blocks.div_ceil(256) + 64 + 1024,
+            Self::Int8 => n * k + 4 * n,
+        }
+    }
+
+    pub(crate) fn apply(self, weight: &HostWeight) -> Result<HostWeight, emberlm_quant::Error> {
+        match self {
+            Self::Nf4 => format::quantize_nf4(weight, false),
+            Self::Nf4Double => format::quantize_nf4(weight, true),
+            Self::Int8 => format::quantize_int8(weight),
+        }
+    }
+}
+
+/// Bytes of the source read so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Progress {
+    /// Read.
+    pub done: usize,
+    /// In all.
+    pub total: usize,
+}
+
+/// One tensor of a [`LoadPlan`].
+#[derive(Clone, Debug)]
+pub struct PlannedTensor {
+    /// Canonical name.
+    pub name: String,
+    /// True shape.
+    pub shape: Vec<usize>,
+    /// How the source stores it.
+    pub stored: StorageKind,
+    /// Bytes in the source.
+    pub stored_bytes: usize,
+    /// Bytes on the device.
+    pub bytes: usize,
+}
+
+impl PlannedTensor {
+    /// Elements.
+    pub fn parameters(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Which part of the model it belongs to.
+    pub fn part(&self) -> Part {
+        let name = self.name.as_str();
+        if name.starts_with("model.embed_tokens") {
+            Part::Embedding
+        } else if name.starts_with("lm_head") {
+            Part::Head
+        } else if name.contains(".mlp.") {
+            Part::FeedForward
+        } else if name.contains("_attn.") {
+            Part::Attention
+        } else {
+            Part::Norms
+        }
+    }
+}
+
+/// Parts of a model, for reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// Token embedding (and the head, when tied).
+    Embedding,
+    /// Full and linear attention.
+    Attention,
+    /// MLPs and their gates.
+    FeedForward,
+    /// Norms between the blocks.
+    Norms,
+    /// The untied head.
+    Head,
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Embedding => "embedding",
+            Self::Attention => "attention",
+            Self::FeedForward => "feed-forward",
+            Self::Norms => "norms",
+            Self::Head => "head",
+        })
+    }
+}
+
+/// Every tensor of a model, checked against its source, with the bytes it will take.
+#[derive(Clone, Debug)]
+pub struct LoadPlan {
+    /// In the order of loading.
+    pub tensors: Vec<PlannedTensor>,
+}
+
+impl LoadPlan {
+    /// Elements in all.
+    pub fn parameters(&self) -> usize {
+        self.tensors.iter().map(PlannedTensor::parameters).sum()
+    }
+
+    /// Bytes on the device.
+    pub fn weight_bytes(&self) -> usize {
+        self.tensors.iter().map(|tensor| tensor.bytes).sum()
+    }
+
+    /// Bytes needed while loading: all weights, and the largest tensor once more as it is stored.
+    pub fn peak_bytes(&self) -> usize {
+        self.weight_bytes() + self.tensors.iter().map(|tensor| tensor.stored_bytes).max().unwrap_or(0)
+    }
+}

@@ -1,0 +1,121 @@
+//! The operations on CPU backends: tensors are unwrapped to slices and handed to [`emberlm_backends::cpu`].
+
+#[cfg(feature = "flex")]
+mod flex;
+mod held;
+#[cfg(feature = "ndarray")]
+mod ndarray;
+mod operations;
+
+use std::borrow::Cow;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::{BoolTensor, FloatTensor, IntTensor};
+use burn::tensor::{Bool, Int, Shape, Tensor, TensorPrimitive};
+
+/// A backend whose tensors live in host memory as f32 and integers.
+trait HostTensors: Backend {
+    /// Row-major numbers; a copy when the tensor is a strided view.
+    fn floats(t: &FloatTensor<Self>) -> Cow<'_, [f32]>;
+    /// The numbers as a vector: the tensor's own buffer when nothing else holds it.
+    fn into_floats(t: FloatTensor<Self>) -> Vec<f32>;
+    fn from_floats(values: Vec<f32>, shape: Shape) -> FloatTensor<Self>;
+    /// U32 words. Packed tensors are always contiguous.
+    fn words(t: &IntTensor<Self>) -> Cow<'_, [u32]>;
+    fn into_words(t: IntTensor<Self>) -> Vec<u32>;
+    fn from_words(values: Vec<u32>, shape: Shape) -> IntTensor<Self>;
+    /// Integers of any width.
+    fn integers(t: &IntTensor<Self>) -> Vec<i64>;
+    /// Integers in the backend's default width.
+    fn from_integers(values: Vec<i64>, shape: Shape) -> IntTensor<Self>;
+    fn flags(t: &BoolTensor<Self>) -> Cow<'_, [bool]>;
+    fn from_flags(values: Vec<bool>, shape: Shape) -> BoolTensor<Self>;
+}
+
+fn float_primitive<B: Backend, const D: usize>(t: Tensor<B, D>) -> FloatTensor<B> {
+    t.into_primitive().tensor()
+}
+
+fn float_tensor<B: HostTensors, const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(B::from_floats(values, Shape::from(shape))))
+}
+
+fn int_tensor<B: HostTensors, const D: usize>(values: Vec<i64>, shape: [usize; D]) -> Tensor<B, D, Int> {
+    Tensor::from_primitive(B::from_integers(values, Shape::from(shape)))
+}
+
+fn bool_tensor<B: HostTensors, const D: usize>(values: Vec<bool>, shape: [usize; D]) -> Tensor<B, D, Bool> {
+    Tensor::from_primitive(B::from_flags(values, Shape::from(shape)))
+}
+
+/// Overrides the operations of [`CompactBackend`](crate::CompactBackend) with those of [`operations`].
+macro_rules! host_operations {
+    () => {
+        const SHARES_HOST_MEMORY: bool = true;
+
+        fn packed_linear(x: Tensor<Self, 2>, w: &PackedWeight<Self>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {
+            operations::packed_linear(x, w, bias)
+        }
+
+        fn packed_embed(ids: Tensor<Self, 1, Int>, w: &PackedWeight<Self>) -> Tensor<Self, 2> {
+            operations::packed_embed(ids, w)
+        }
+
+        fn swiglu_mlp(x: Tensor<Self, 2>, mlp: &SwiGlu<Self>, active: Option<Tensor<Self, 1, Bool>>) -> Tensor<Self, 2> {
+            operations::swiglu_mlp(x, mlp, active)
+        }
+
+        fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, eps: f64, unit_offset: bool) -> Tensor<Self, 2> {
+            operations::rms_norm(x, weight, eps, unit_offset)
+        }
+
+        fn rms_norm_gated(
+            x: Tensor<Self, 2>,
+            z: Tensor<Self, 2>,
+            weight: Tensor<Self, 1>,
+            eps: f64,
+        ) -> Tensor<Self, 2> {
+            operations::rms_norm_gated(x, z, weight, eps)
+        }
+
+        fn rotary(x: Tensor<Self, 4>, rotary: &Rotary<Self>) -> Tensor<Self, 4> {
+            operations::rotary(x, rotary)
+        }
+
+        fn store_kv(store: KvStore<Self>, new: Tensor<Self, 4>, at: usize) -> KvStore<Self> {
+            operations::store_kv(store, new, at)
+        }
+
+        fn cached_attention(
+            q: Tensor<Self, 4>,
+            k: KeyValue<'_, Self>,
+            v: KeyValue<'_, Self>,
+            left_pad: Option<Tensor<Self, 1, Int>>,
+            shape: AttentionShape,
+        ) -> Tensor<Self, 4> {
+            operations::cached_attention(q, k, v, left_pad, shape)
+        }
+
+        fn causal_conv1d_silu(
+            u: Tensor<Self, 3>,
+            tail: Tensor<Self, 3>,
+            weight: Tensor<Self, 2>,
+        ) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
+            operations::causal_conv1d_silu(u, tail, weight)
+        }
+
+        fn gated_delta_rule(rule: DeltaRule<Self>, state: Tensor<Self, 4>) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
+            operations::gated_delta_rule(rule, state)
+        }
+
+        fn halt_step(
+            state: HaltState<Self>,
+            step_state: Tensor<Self, 2>,
+            halt_logit: Option<Tensor<Self, 1>>,
+            rule: HaltRule,
+        ) -> (HaltState<Self>, HaltRecord<Self>) {
+            operations::halt_step(state, step_state, halt_logit, rule)
+        }
+    };
+}
+use host_operations;

@@ -1,0 +1,305 @@
+//! One function per operation of [`CompactBackend`](crate::CompactBackend): slices out of tensors, a kernel, a tensor.
+
+use burn::tensor::{Bool, Int, Shape, Tensor};
+use emberlm_backends::cpu;
+
+use super::held::{HeldLinear, HeldWeight};
+use super::{HostTensors, bool_tensor, float_primitive, float_tensor, int_tensor};
+use crate::halting::{HaltMode, HaltRecord, HaltRule, HaltState, HaltWeights};
+use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvStore, Rotary};
+use crate::modules::SwiGlu;
+use crate::ops::{AttentionShape, DeltaRule};
+use crate::packed::PackedWeight;
+use crate::reference;
+
+pub(super) fn packed_linear<B: HostTensors>(
+    x: Tensor<B, 2>,
+    w: &PackedWeight<B>,
+    bias: Option<Tensor<B, 1>>,
+) -> Tensor<B, 2> {
+    let [m, _] = x.dims();
+    let x = float_primitive(x);
+    let bias = bias.map(float_primitive);
+    HeldWeight::new(w).with(|w| {
+        let mut y = vec![0.0; m * w.n];
+        cpu::linear(&B::floats(&x), m, &w, bias.as_ref().map(B::floats).as_deref(), &mut y);
+        float_tensor(y, [m, w.n])
+    })
+}
+
+pub(super) fn packed_embed<B: HostTensors>(ids: Tensor<B, 1, Int>, w: &PackedWeight<B>) -> Tensor<B, 2> {
+    let ids: Vec<usize> = B::integers(&ids.into_primitive()).into_iter().map(|id| id as usize).collect();
+    HeldWeight::new(w).with(|w| {
+        let mut y = vec![0.0; ids.len() * w.k];
+        cpu::embed(&ids, &w, &mut y);
+        float_tensor(y, [ids.len(), w.k])
+    })
+}
+
+pub(super) fn swiglu_mlp<B: HostTensors>(
+    x: Tensor<B, 2>,
+    mlp: &SwiGlu<B>,
+    active: Option<Tensor<B, 1, Bool>>,
+) -> Tensor<B, 2> {
+    let layers = [&mlp.gate_proj, &mlp.up_proj, &mlp.down_proj].map(HeldLinear::new);
+    if layers.iter().any(HeldLinear::has_bias) {
+        return biased_swiglu_mlp(x, mlp, active);
+    }
+    let [m, h] = x.dims();
+    let x = float_primitive(x);
+    let active = active.map(Tensor::into_primitive);
+    let [gate, up, down] = &layers;
+    gate.with(|gate| {
+        up.with(|up| {
+            down.with(|down| {
+                let mlp = cpu::Mlp { gate: gate.weight, up: up.weight, down: down.weight };
+                let mut y = vec![0.0; m * h];
+                cpu::swiglu_mlp(&B::floats(&x), m, &mlp, active.as_ref().map(B::flags).as_deref(), &mut y);
+                float_tensor(y, [m, h])
+            })
+        })
+    })
+}
+
+/// No published family has biases here; the block is then put together from its layers.
+fn biased_swiglu_mlp<B: HostTensors>(
+    x: Tensor<B, 2>,
+    mlp: &SwiGlu<B>,
+    active: Option<Tensor<B, 1, Bool>>,
+) -> Tensor<B, 2> {
+    let apply = |layer: &crate::modules::Linear<B>, x| {
+        packed_linear(x, &layer.weight, layer.bias.as_ref().map(burn::module::Param::val))
+    };
+    let inner = burn::tensor::activation::silu(apply(&mlp.gate_proj, x.clone())) * apply(&mlp.up_proj, x);
+    let y = apply(&mlp.down_proj, inner);
+    match active {
+        Some(active) => y * active.float().unsqueeze_dim(1),
+        None => y,
+    }
+}
+
+pub(super) fn rms_norm<B: HostTensors>(
+    x: Tensor<B, 2>,
+    weight: Tensor<B, 1>,
+    eps: f64,
+    unit_offset: bool,
+) -> Tensor<B, 2> {
+    let [m, h] = x.dims();
+    let (x, weight) = (float_primitive(x), float_primitive(weight));
+    let mut y = vec![0.0; m * h];
+    cpu::rms_norm(&B::floats(&x), m, &B::floats(&weight), eps as f32, unit_offset, &mut y);
+    float_tensor(y, [m, h])
+}
+
+pub(super) fn rms_norm_gated<B: HostTensors>(
+    x: Tensor<B, 2>,
+    z: Tensor<B, 2>,
+    weight: Tensor<B, 1>,
+    eps: f64,
+) -> Tensor<B, 2> {
+    let [m, h] = x.dims();
+    let (x, z, weight) = (float_primitive(x), float_primitive(z), float_primitive(weight));
+    let mut y = vec![0.0; m * h];
+    cpu::rms_norm_gated(&B::floats(&x), &B::floats(&z), m, &B::floats(&weight), eps as f32, &mut y);
+    float_tensor(y, [m, h])
+}
+
+pub(super) fn rotary<B: HostTensors>(x: Tensor<B, 4>, rotary: &Rotary<B>) -> Tensor<B, 4> {
+    let [b, s, heads, head_dim] = x.dims();
+    let r = rotary.cos.dims()[1];
+    let (cos, sin) = (float_primitive(rotary.cos.clone()), float_primitive(rotary.sin.clone()));
+    let mut x = B::into_floats(float_primitive(x));
+    cpu::rotary(&mut x, b * s, s, heads, head_dim, &B::floats(&cos), &B::floats(&sin), 2 * r);
+    float_tensor(x, [b, s, heads, head_dim])
+}
+
+pub(super) fn store_kv<B: HostTensors>(store: KvStore<B>, new: Tensor<B, 4>, at: usize) -> KvStore<B> {
+    let [batch, heads, capacity, width] = store.dims();
+    let seq = new.dims()[1];
+    let new = float_primitive(new);
+    let shape = cpu::StoreKv { batch, seq, heads, capacity, width, at };
+    match store {
+        KvStore::F32(t) => {
+            let mut data = B::into_floats(float_primitive(t));
+            cpu::store_kv(&B::floats(&new), cpu::CacheSliceMut::F32(&mut data), &shape);
+            KvStore::F32(float_tensor(data, [batch, heads, capacity, width]))
+        }
+        KvStore::F16(t) => {
+            let mut words = B::into_words(t.into_primitive());
+            cpu::store_kv(&B::floats(&new), cpu::CacheSliceMut::F16(bytemuck::cast_slice_mut(&mut words)), &shape);
+            let dims = Shape::from([batch, heads, capacity, width / 2]);
+            KvStore::F16(Tensor::from_primitive(B::from_words(words, dims)))
+        }
+    }
+}
+
+pub(super) fn cached_attention<B: HostTensors>(
+    q: Tensor<B, 4>,
+    k: KeyValue<'_, B>,
+    v: KeyValue<'_, B>,
+    left_pad: Option<Tensor<B, 1, Int>>,
+    shape: AttentionShape,
+) -> Tensor<B, 4>
+where
+    B: crate::CompactBackend,
+{
+    if let KeyValue::Compressed { rotary: Some(_), .. } = k {
+        // Keys that are rotated after decoding have no short cut.
+        return reference::attention(q, k, v, left_pad, shape);
+    }
+    let [batch, seq, heads, head_dim] = q.dims();
+    let q = float_primitive(q);
+    let left_pad: Option<Vec<usize>> =
+        left_pad.map(|pad| B::integers(&pad.into_primitive()).into_iter().map(|pad| pad as usize).collect());
+    let capacity = match k {
+        KeyValue::Plain(store) | KeyValue::Compressed { codes: store, .. } => store.capacity(),
+    };
+    let geometry = cpu::Attention {
+        batch,
+        seq,
+        heads,
+        kv_heads: shape.kv_heads,
+        head_dim,
+        past: shape.past,
+        capacity,
+        scale: shape.scale as f32,
+        left_pad: left_pad.as_deref(),
+    };
+    let mut out = vec![0.0; batch * seq * heads * head_dim];
+    with_key_value(k, |k| {
+        with_key_value(v, |v| cpu::attention(&B::floats(&q), &k, &v, &geometry, &mut out));
+    });
+    float_tensor(out, [batch, seq, heads, head_dim])
+}
+
+/// Calls `f` with the borrowed keys or values.
+fn with_key_value<B: HostTensors, T>(kv: KeyValue<'_, B>, f: impl FnOnce(cpu::KeyValue<'_>) -> T) -> T {
+    match kv {
+        KeyValue::Plain(KvStore::F32(t)) => {
+            let t = float_primitive(t.clone());
+            f(cpu::KeyValue::Plain(cpu::CacheSlice::F32(&B::floats(&t))))
+        }
+        KeyValue::Plain(KvStore::F16(t)) => {
+            let t = t.clone().into_primitive();
+            f(cpu::KeyValue::Plain(cpu::CacheSlice::F16(bytemuck::cast_slice(&B::words(&t)))))
+        }
+        KeyValue::Compressed { codes, decoder, .. } => {
+            let KvStore::F32(codes) = codes else { unreachable!("codes are stored as F32") };
+            let codes = float_primitive(codes.clone());
+            with_decoder(decoder, |decoder| f(cpu::KeyValue::Compressed { codes: &B::floats(&codes), decoder }))
+        }
+    }
+}
+
+fn with_decoder<B: HostTensors, T>(decoder: &CodeDecoder<B>, f: impl FnOnce(&cpu::CodeDecoder<'_>) -> T) -> T {
+    let activation = match decoder.activation {
+        CodeActivation::Gelu => cpu::Activation::Gelu,
+        CodeActivation::GeluTanh => cpu::Activation::GeluTanh,
+    };
+    HeldLinear::new(&decoder.output).with(|output| match &decoder.hidden {
+        Some(hidden) => HeldLinear::new(hidden)
+            .with(|hidden| f(&cpu::CodeDecoder { hidden: Some((hidden, activation)), output })),
+        None => f(&cpu::CodeDecoder { hidden: None, output }),
+    })
+}
+
+pub(super) fn causal_conv1d_silu<B: HostTensors>(
+    u: Tensor<B, 3>,
+    tail: Tensor<B, 3>,
+    weight: Tensor<B, 2>,
+) -> (Tensor<B, 3>, Tensor<B, 3>) {
+    let [b, s, c] = u.dims();
+    let [_, width] = weight.dims();
+    let (u, weight) = (float_primitive(u), float_primitive(weight));
+    let mut tail = B::into_floats(float_primitive(tail));
+    let mut y = vec![0.0; b * s * c];
+    cpu::causal_conv1d_silu(&B::floats(&u), b, s, c, &mut tail, &B::floats(&weight), width, &mut y);
+    (float_tensor(y, [b, s, c]), float_tensor(tail, [b, width - 1, c]))
+}
+
+pub(super) fn gated_delta_rule<B: HostTensors>(
+    rule: DeltaRule<B>,
+    state: Tensor<B, 4>,
+) -> (Tensor<B, 4>, Tensor<B, 4>) {
+    let [batch, seq, key_heads, key_dim] = rule.q.dims();
+    let [_, _, value_heads, value_dim] = rule.v.dims();
+    let [q, k, v] = [rule.q, rule.k, rule.v].map(float_primitive);
+    let [g, beta] = [rule.g, rule.beta].map(float_primitive);
+    let shape = cpu::DeltaRule { batch, seq, key_heads, value_heads, key_dim, value_dim };
+    let mut state = B::into_floats(float_primitive(state));
+    let mut o = vec![0.0; batch * seq * value_heads * value_dim];
+    cpu::gated_delta_rule(
+        &B::floats(&q),
+        &B::floats(&k),
+        &B::floats(&v),
+        &B::floats(&g),
+        &B::floats(&beta),
+        &mut state,
+        &shape,
+        &mut o,
+    );
+    (
+        float_tensor(o, [batch, seq, value_heads, value_dim]),
+        float_tensor(state, [batch, value_heads, key_dim, value_dim]),
+    )
+}
+
+pub(super) fn halt_step<B: HostTensors>(
+    state: HaltState<B>,
+    step_state: Tensor<B, 2>,
+    halt_logit: Option<Tensor<B, 1>>,
+    rule: HaltRule,
+) -> (HaltState<B>, HaltRecord<B>) {
+    let [m, h] = step_state.dims();
+    let step_state = float_primitive(step_state);
+    let logits = halt_logit.map(|logit| B::into_floats(float_primitive(logit)));
+    let mut active = B::flags(&state.active.into_primitive()).into_owned();
+    let mut remaining = B::into_floats(float_primitive(state.remaining));
+    let mut cumulative = B::into_floats(float_primitive(state.cumulative));
+    let mut steps = B::integers(&state.steps.into_primitive());
+    let mut output = B::into_floats(float_primitive(state.output));
+    let (mut probability, mut weight) = (vec![0.0; m], vec![0.0; m]);
+
+    let step_state = B::floats(&step_state);
+    for (i, (out, s)) in output.chunks_exact_mut(h).zip(step_state.chunks_exact(h)).enumerate() {
+        if !active[i] {
+            continue;
+        }
+        let gate = logits.as_ref().map(|logits| 1.0 / (1.0 + (-logits[i]).exp()));
+        let p = gate.unwrap_or(1.0) * remaining[i];
+        let stop = match gate {
+            None => true,
+            Some(gate) => {
+                let reached = match rule.mode {
+                    HaltMode::Cumulative => cumulative[i] + p,
+                    HaltMode::Step => gate,
+                };
+                rule.enabled && reached >= rule.threshold
+            }
+        };
+        weight[i] = match rule.weights {
+            HaltWeights::Remainder if stop => remaining[i],
+            HaltWeights::Remainder | HaltWeights::Truncate => p,
+            HaltWeights::State => f32::from(u8::from(stop)),
+        };
+        for (out, s) in out.iter_mut().zip(s) {
+            *out += weight[i] * s;
+        }
+        steps[i] += 1;
+        cumulative[i] += p;
+        if let Some(gate) = gate {
+            remaining[i] *= 1.0 - gate;
+            probability[i] = gate;
+        }
+        active[i] = !stop;
+    }
+    let next = HaltState {
+        active: bool_tensor(active, [m]),
+        remaining: float_tensor(remaining, [m]),
+        cumulative: float_tensor(cumulative, [m]),
+        steps: int_tensor(steps, [m]),
+        output: float_tensor(output, [m, h]),
+    };
+    let probability = logits.is_some().then(|| float_tensor(probability, [m]));
+    (next, HaltRecord { probability, weight: float_tensor(weight, [m]) })
+}

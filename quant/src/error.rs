@@ -9,6 +9,14 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// There is nothing in the weight.
+    #[error("a weight of {n} x {k} has no elements; check the shape in the checkpoint")]
+    Empty {
+        /// Rows.
+        n: usize,
+        /// Columns.
+        k: usize,
+    },
     /// The shape has more elements than this machine can count.
     #[error(
         "a weight of {n} x {k} elements is too large to address; check the shape in the checkpoint"

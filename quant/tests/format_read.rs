@@ -134,6 +134,9 @@ fn odd_blocks_and_unaligned_buffers_read_the_same() {
     );
 }
 
+/// Changes map, absmax, block and offset of double-quantised scales.
+type Change<'a> = &'a dyn Fn(&mut Vec<f32>, &mut Vec<f32>, &mut usize, &mut f32);
+
 fn int8_rows() -> (HostWeight, HostRows) {
     let rows = HostRows {
         wide: vec![1; 6].into(),
@@ -203,21 +206,19 @@ fn check_names_what_does_not_fit() {
         refused(&|w| w.scales = HostScales::Single([255; 26 * 4].to_vec().into()))
             .contains("not finite")
     );
-    let double =
-        |w: &mut HostCodeBook4,
-         change: &dyn Fn(&mut Vec<f32>, &mut Vec<f32>, &mut usize, &mut f32)| {
-            let HostScales::Double {
-                map,
-                absmax,
-                block,
-                offset,
-                ..
-            } = &mut w.scales
-            else {
-                panic!()
-            };
-            change(map, absmax, block, offset);
+    let double = |w: &mut HostCodeBook4, change: Change| {
+        let HostScales::Double {
+            map,
+            absmax,
+            block,
+            offset,
+            ..
+        } = &mut w.scales
+        else {
+            panic!()
         };
+        change(map, absmax, block, offset);
+    };
     assert!(
         refused(&|w| double(w, &|map, _, _, _| map.truncate(255)))
             .starts_with("nested quant map has 255")

@@ -12,6 +12,9 @@ use crate::host::{HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight};
 /// The first thing that does not fit.
 pub fn check(weight: &HostWeight) -> Result<()> {
     let (n, k) = (weight.n, weight.k);
+    if n == 0 || k == 0 {
+        return Err(Error::Empty { n, k });
+    }
     // Twice the count must be addressable too: bytes of half precision, and element indices one block past the end.
     let elements = n
         .checked_mul(k)

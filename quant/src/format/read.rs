@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::check::{check, narrow_row_bytes};
-use super::float::{Decode, decode_bf16, decode_f16, decode_f32};
+use super::float::decoder;
 use crate::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight};
 
 /// Elements that one task reads: large enough to hide the cost of a task, small enough to keep all threads busy.
@@ -95,12 +95,7 @@ fn read(weight: &HostWeight, start: usize, half_scales: bool, out: &mut [f32]) {
     match &weight.storage {
         HostStorage::Dense(float, data) => {
             let size = float.size();
-            let decode: Decode = match float {
-                FloatType::F32 => decode_f32,
-                FloatType::F16 => decode_f16,
-                FloatType::Bf16 => decode_bf16,
-            };
-            decode(&data[start * size..(start + out.len()) * size], out);
+            decoder(*float)(&data[start * size..(start + out.len()) * size], out);
         }
         HostStorage::CodeBook4(w) => read_code_book(w, start, out),
         HostStorage::Rows(w) => read_rows(w, weight.k, start, half_scales, out),

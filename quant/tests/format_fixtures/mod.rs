@@ -1,5 +1,7 @@
 //! The cases of `tests/fixtures/unit_quant` as host weights.
 
+#![allow(dead_code)] // every test binary uses a part of it
+
 use std::path::Path;
 
 use bytes::Bytes;

@@ -74,6 +74,14 @@ pub enum Error {
         /// Its largest magnitude.
         absmax: f32,
     },
+    /// Block scales cannot be quantised themselves.
+    #[error(
+        "the {blocks} block scales are too large to be averaged; quantise this weight without double quantisation"
+    )]
+    ScalesTooLarge {
+        /// How many there are.
+        blocks: usize,
+    },
     /// Only dense weights can be quantised.
     #[error("the weight is stored as {found} already; dequantise it first, or load it as it is")]
     NotDense {

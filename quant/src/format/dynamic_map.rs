@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::float::absmax;
 use super::sum::mean;
+use crate::error::{Error, Result};
 use crate::host::HostScales;
 
 /// Scales per nested scale.
@@ -52,8 +53,16 @@ fn boundary(i: usize, count: usize) -> f32 {
 }
 
 /// Quantises block scales: their mean is the offset, the rest is scaled in blocks of 256 and coded in the dynamic map.
-pub(super) fn quantize_scales(mut scales: Vec<f32>) -> HostScales {
+///
+/// # Errors
+/// If the scales are so large that their sum overflows.
+pub(super) fn quantize_scales(mut scales: Vec<f32>) -> Result<HostScales> {
     let offset = mean(&scales);
+    if !offset.is_finite() {
+        return Err(Error::ScalesTooLarge {
+            blocks: scales.len(),
+        });
+    }
     let mut codes = vec![0; scales.len()];
     let mut nested = vec![0.0; scales.len().div_ceil(BLOCK)];
     scales
@@ -73,13 +82,13 @@ pub(super) fn quantize_scales(mut scales: Vec<f32>) -> HostScales {
                 }
             }
         });
-    HostScales::Double {
+    Ok(HostScales::Double {
         codes: codes.into(),
         map: dynamic_map().to_vec(),
         absmax: nested,
         block: BLOCK,
         offset,
-    }
+    })
 }
 
 /// The code of a value in [-1, 1].
@@ -99,4 +108,47 @@ fn code_of(value: f32) -> u8 {
     // One rounding, as a fused multiply-add has: the f64 arithmetic is exact.
     let point = (f64::from(unit) * (GRID - 1) as f64 + 0.5) as f32;
     CODES[(point as usize).min(GRID - 1)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Around 0 the map is finer than the grid, elsewhere every value of the map keeps its code.
+    #[test]
+    fn map_values_keep_their_codes() {
+        let map = dynamic_map();
+        let spacing = 2.0 / (GRID - 1) as f32;
+        let coarse =
+            |i: usize| map[i + 1] - map[i] > 2.0 * spacing && map[i] - map[i - 1] > 2.0 * spacing;
+        let kept: Vec<usize> = (1..255).filter(|&i| coarse(i)).collect();
+        assert!(kept.len() > 180, "{}", kept.len());
+        for i in kept {
+            assert_eq!(usize::from(code_of(map[i])), i, "{}", map[i]);
+        }
+        assert_eq!((code_of(-1.0), code_of(1.0)), (0, 255));
+    }
+
+    #[test]
+    fn equal_scales_become_the_offset() {
+        let HostScales::Double {
+            codes,
+            absmax,
+            offset,
+            ..
+        } = quantize_scales(vec![0.75; 300]).unwrap()
+        else {
+            panic!()
+        };
+        assert_eq!(
+            (codes.as_ref(), absmax, offset),
+            ([0; 300].as_slice(), vec![0.0; 2], 0.75)
+        );
+    }
+
+    #[test]
+    fn overflowing_scales_are_refused() {
+        let error = quantize_scales(vec![f32::MAX; 3]).unwrap_err();
+        assert_eq!(error, Error::ScalesTooLarge { blocks: 3 });
+    }
 }

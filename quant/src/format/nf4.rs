@@ -51,7 +51,7 @@ pub const FP4: [f32; 16] = {
 
 /// Elements per scale.
 const BLOCK: usize = 64;
-/// Blocks per task: 1 MiB of codes or less, so that a small weight still feeds several threads.
+/// Blocks per task: 16 KiB of codes, so that a small weight still feeds several threads.
 const TASK: usize = 512;
 /// Smallest divisor; the reciprocal of a smaller one would overflow. (Subnormal, as in bitsandbytes.)
 const SMALLEST: f32 = 1e-38;
@@ -65,7 +65,8 @@ const SMALLEST: f32 = 1e-38;
 /// `[n, k]`, as the argument.
 ///
 /// # Errors
-/// If the weight is not dense, does not fit its shape, or holds a number that is not finite.
+/// If the weight is not dense, does not fit its shape, or holds a number that is not finite; with `double_quant` also if
+/// the sum of the block scales overflows.
 pub fn quantize_nf4(weight: &HostWeight, double_quant: bool) -> Result<HostWeight> {
     quantize(weight, &NF4, double_quant)
 }
@@ -91,7 +92,7 @@ fn quantize(weight: &HostWeight, code_book: &[f32; 16], double_quant: bool) -> R
     dense.check_finite(&scales, BLOCK)?;
 
     let scales = if double_quant {
-        quantize_scales(scales)
+        quantize_scales(scales)?
     } else {
         let bytes: Vec<[u8; 4]> = scales.iter().map(|s| s.to_le_bytes()).collect();
         HostScales::Single(bytes.into_flattened().into())
@@ -135,7 +136,13 @@ fn quantize_task(
             // The short block at the end: bitsandbytes divides here, and stores the divisor. Its last byte may be padded.
             let (values, padding) = values.split_at_mut(data.len() / size);
             (dense.decode)(data, values);
-            *scale = absmax(values).max(SMALLEST);
+            let largest = absmax(values);
+            // Not `max`, which would lose NaN.
+            *scale = if largest < SMALLEST {
+                SMALLEST
+            } else {
+                largest
+            };
             for value in values {
                 *value /= *scale;
             }
@@ -157,7 +164,7 @@ struct Search {
 impl Search {
     fn new(code_book: &[f32; 16]) -> Self {
         let mut order: [u8; 16] = std::array::from_fn(|i| i as u8);
-        // Stable: of the two zeros of FP4, code 0 comes first and codes 8 stands for what is just above it.
+        // Stable: of the two zeros of FP4, code 0 comes first and code 8 stands for what is just above it.
         order.sort_by(|&a, &b| code_book[usize::from(a)].total_cmp(&code_book[usize::from(b)]));
         let value = |i: usize| code_book[usize::from(order[i])];
         Self {

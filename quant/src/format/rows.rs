@@ -18,7 +18,7 @@ use crate::host::{HostRows, HostStorage, HostWeight};
 const QMAX_WIDE: f32 = 127.0;
 /// Smallest scale.
 const SMALLEST: f32 = 1e-8;
-/// Rows per task, at the least, are chosen to cover this many elements.
+/// Elements that a task covers at the least, in whole rows.
 const TASK: usize = 1 << 14;
 
 /// Quantises a dense weight to 8-bit rows (`int8_linear`, `embedding`).
@@ -42,10 +42,8 @@ pub fn quantize_int8(weight: &HostWeight) -> Result<HostWeight> {
             |values, (row, (codes, largest))| {
                 dense.read(row * k, values);
                 *largest = absmax(values);
-                quantize_row(values, scale(*largest, QMAX_WIDE), QMAX_WIDE);
-                for (code, value) in codes.iter_mut().zip(values) {
-                    *code = *value as i8 as u8;
-                }
+                quantize_row(values, *largest, QMAX_WIDE);
+                store_row(values, codes);
             },
         );
     dense.check_finite(&largest, k)?;
@@ -121,10 +119,8 @@ pub fn quantize_truequant(weight: &HostWeight, bits: u32, keep: usize) -> Result
             |values, (slot, codes)| {
                 let row = order[slot] as usize;
                 dense.read(row * k, values);
-                quantize_row(values, scale(largest[row], qmax_of(slot)), qmax_of(slot));
-                for (code, value) in codes.iter_mut().zip(values) {
-                    *code = *value as i8 as u8;
-                }
+                quantize_row(values, largest[row], qmax_of(slot));
+                store_row(values, codes);
             },
         );
     let row_bytes = narrow_row_bytes(k, narrow_bits);
@@ -138,7 +134,7 @@ pub fn quantize_truequant(weight: &HostWeight, bits: u32, keep: usize) -> Result
             |values, (codes, &row)| {
                 let row = row as usize;
                 dense.read(row * k, values);
-                quantize_row(values, scale(largest[row], qmax), qmax);
+                quantize_row(values, largest[row], qmax);
                 pack_row(values, qmax, narrow_bits, codes);
             },
         );
@@ -184,12 +180,20 @@ fn stored_scale(row: usize, largest: f32, qmax: f32) -> Result<f32> {
 }
 
 /// Replaces the values by their codes.
-fn quantize_row(values: &mut [f32], scale: f32, qmax: f32) {
+fn quantize_row(values: &mut [f32], largest: f32, qmax: f32) {
     // Added to a number of magnitude below 2^22, this leaves no room for a fraction: the sum is rounded to an integer, ties to
     // even. Unlike `round_ties_even` it compiles to vector instructions on every processor.
     const INTEGER: f32 = 12_582_912.0; // 1.5 * 2^23
+    let scale = scale(largest, qmax);
     for value in values {
         *value = ((*value / scale + INTEGER) - INTEGER).clamp(-qmax, qmax);
+    }
+}
+
+/// Stores 8-bit codes.
+fn store_row(values: &[f32], codes: &mut [u8]) {
+    for (code, value) in codes.iter_mut().zip(values) {
+        *code = *value as i8 as u8;
     }
 }
 

@@ -101,6 +101,51 @@ fn add<const LANES: usize>(to: &mut [f32; LANES], from: &[f32; LANES]) {
 mod tests {
     use super::sum;
 
+    fn values(length: usize) -> Vec<f32> {
+        (0..length as u32)
+            .map(|i| 1.0 + (i.wrapping_mul(2_654_435_761) >> 8) as f32 / 1e5)
+            .collect()
+    }
+
+    fn running(values: impl Iterator<Item = f32>) -> f32 {
+        values.fold(0.0, |sum, v| sum + v)
+    }
+
+    /// The order written as index sets. Of the whole groups of 32, those before the last multiple of 16 are added up 16 at a
+    /// time, then these sums; the remaining ones come first in the total.
+    #[test]
+    fn order_is_lane_by_lane() {
+        for length in [8, 31, 32, 64, 100, 288, 511, 512, 1000, 1024, 5000] {
+            let values = values(length);
+            let groups = length / 32;
+            let full = groups / 16 * 16;
+            let cell = |part: usize, lane: usize, groups: std::ops::Range<usize>| {
+                running(groups.map(|g| values[g * 32 + part * 8 + lane]))
+            };
+            let unrolled = |part, lane| {
+                let upper =
+                    (0..full / 16).map(|chunk| cell(part, lane, chunk * 16..chunk * 16 + 16));
+                cell(part, lane, full..groups) + running(upper)
+            };
+            let lane = |lane| {
+                let rest = (groups * 4..length / 8).map(|vector| values[vector * 8 + lane]);
+                let first = rest.fold(unrolled(0, lane), |sum, v| sum + v);
+                (1..4).fold(first, |sum, part| sum + unrolled(part, lane))
+            };
+            let tail = running(values[length / 8 * 8..].iter().copied());
+            let expected = (0..8).fold(tail, |sum, l| sum + lane(l));
+            assert_eq!(sum(&values), expected, "{length}");
+        }
+    }
+
+    /// Below 8 numbers there are no lanes, but still four sums.
+    #[test]
+    fn few_numbers_have_four_sums() {
+        let v = values(7);
+        let expected = (((v[0] + v[4] + v[5] + v[6]) + v[1]) + v[2]) + v[3];
+        assert_eq!(sum(&v), expected);
+    }
+
     /// Integers add exactly in any order: every element is counted once.
     #[test]
     fn every_element_is_counted_once() {

@@ -42,9 +42,11 @@ pub enum KvShape {
         /// Head size.
         width: usize,
     },
-    /// One code of `width` numbers, always F32: it is a few bytes and stands for a whole vector.
-    Code {
-        /// Numbers per token.
+    /// `count` codes of `width` numbers, always F32: they are a few bytes and stand for whole vectors.
+    Codes {
+        /// One for all heads, or one for each.
+        count: usize,
+        /// Numbers per code.
         width: usize,
     },
 }
@@ -53,7 +55,7 @@ impl KvShape {
     fn store<B: Backend>(self, format: KvFormat, batch: usize, capacity: usize, device: &B::Device) -> KvStore<B> {
         match self {
             Self::Heads { heads, width } => KvStore::new(format, [batch, heads, capacity, width], device),
-            Self::Code { width } => KvStore::new(KvFormat::F32, [batch, 1, capacity, width], device),
+            Self::Codes { count, width } => KvStore::new(KvFormat::F32, [batch, count, capacity, width], device),
         }
     }
 
@@ -61,7 +63,7 @@ impl KvShape {
         match (self, format) {
             (Self::Heads { heads, width }, KvFormat::F16) if width.is_multiple_of(2) => heads * width * 2,
             (Self::Heads { heads, width }, _) => heads * width * 4,
-            (Self::Code { width }, _) => width * 4,
+            (Self::Codes { count, width }, _) => count * width * 4,
         }
     }
 }
@@ -121,10 +123,30 @@ impl<B: CompactBackend> AttentionCache<B> {
 /// State of one Gated DeltaNet layer. It cannot be rolled back, only copied.
 #[derive(Clone, Debug)]
 pub struct DeltaNetCache<B: Backend> {
+    /// `None` only while an operation owns the tensor.
+    pub(crate) conv: Option<Tensor<B, 3>>,
+    pub(crate) state: Option<Tensor<B, 4>>,
+}
+
+impl<B: Backend> DeltaNetCache<B> {
     /// The last inputs of the convolution, oldest first: `[b, width - 1, channels]`.
-    pub conv: Tensor<B, 3>,
+    pub fn conv(&self) -> &Tensor<B, 3> {
+        self.conv.as_ref().expect("absent only inside a pass")
+    }
+
     /// `[b, value_heads, key_dim, value_dim]`.
-    pub state: Tensor<B, 4>,
+    pub fn state(&self) -> &Tensor<B, 4> {
+        self.state.as_ref().expect("absent only inside a pass")
+    }
+
+    /// Moved out, so that the operation owns it and can write in place.
+    pub(crate) fn take_conv(&mut self) -> Tensor<B, 3> {
+        self.conv.take().expect("absent only inside a pass")
+    }
+
+    pub(crate) fn take_state(&mut self) -> Tensor<B, 4> {
+        self.state.take().expect("absent only inside a pass")
+    }
 }
 
 /// What one layer keeps.
@@ -155,8 +177,8 @@ impl<B: CompactBackend> Cache<B> {
     /// An empty cache for `left_pad.len()` sequences, whose first `left_pad[i]` slots will hold no token.
     pub fn new(shapes: Vec<LayerCacheShape>, format: KvFormat, left_pad: Vec<usize>, device: &B::Device) -> Self {
         let batch = left_pad.len();
-        let layers = shapes.iter().map(|&shape| new_layer(shape, format, batch, 0, device)).collect();
-        Self { layers, shapes, format, batch, capacity: 0, len: 0, left_pad, device: device.clone() }
+        let layers = shapes.iter().map(|&shape| new_layer(shape, format, batch, GROWTH, device)).collect();
+        Self { layers, shapes, format, batch, capacity: GROWTH, len: 0, left_pad, device: device.clone() }
     }
 
     /// Sequences.
@@ -178,7 +200,7 @@ impl<B: CompactBackend> Cache<B> {
     pub fn bytes(&self) -> usize {
         let layers = self.layers.iter().map(|layer| match layer {
             LayerCache::Attention(kv) => kv.k().bytes() + kv.v().bytes(),
-            LayerCache::DeltaNet(c) => 4 * (c.conv.shape().num_elements() + c.state.shape().num_elements()),
+            LayerCache::DeltaNet(c) => 4 * (c.conv().shape().num_elements() + c.state().shape().num_elements()),
         });
         layers.sum()
     }
@@ -201,7 +223,7 @@ impl<B: CompactBackend> Cache<B> {
         self.len = 0;
         for (layer, &shape) in self.layers.iter_mut().zip(&self.shapes) {
             if let LayerCache::DeltaNet(_) = layer {
-                *layer = new_layer(shape, self.format, self.batch, 0, &self.device);
+                *layer = new_layer(shape, self.format, self.batch, GROWTH, &self.device);
             }
         }
     }
@@ -250,8 +272,8 @@ fn new_layer<B: Backend>(
         }),
         LayerCacheShape::DeltaNet { conv_tail, conv_channels, state: [heads, dk, dv] } => {
             LayerCache::DeltaNet(DeltaNetCache {
-                conv: Tensor::zeros([batch, conv_tail, conv_channels], (device, DType::F32)),
-                state: Tensor::zeros([batch, heads, dk, dv], (device, DType::F32)),
+                conv: Some(Tensor::zeros([batch, conv_tail, conv_channels], (device, DType::F32))),
+                state: Some(Tensor::zeros([batch, heads, dk, dv], (device, DType::F32))),
             })
         }
     }

@@ -15,6 +15,9 @@ use crate::config::{CrestOptions, GateInput, ModelConfig, StepInput};
 use crate::error::Result;
 use crate::loader::{Bias, Loader};
 
+/// Steps of a checkpoint that may be dropped.
+const MAX_STEPS: usize = 64;
+
 /// K MLPs, their gates and the rule by which tokens halt.
 #[derive(Module, Debug)]
 pub struct CrestFfn<B: Backend> {
@@ -51,7 +54,7 @@ pub struct DepthTrace<B: Backend> {
 impl<B: CompactBackend> CrestFfn<B> {
     pub(crate) fn load(loader: &Loader<'_, B>, config: &ModelConfig, options: &CrestOptions) -> Result<Self> {
         let steps = (0..options.num_steps).map(|k| loader.at(&format!("steps.{k}")).swiglu(config)).collect::<Result<_>>()?;
-        let gates = if options.num_steps == 1 { 0 } else { options.num_steps - 1 };
+        let gates = options.num_steps - 1;
         let gate = |name: String| HaltGate::load(&loader.at(&name), config.hidden_size, options);
         let (halt_gate, halt_gates) = match (gates, options.gate_shared) {
             (0, _) => (None, Vec::new()),
@@ -60,6 +63,12 @@ impl<B: CompactBackend> CrestFfn<B> {
                 (None, (0..gates).map(|k| gate(format!("halt_gates.{k}"))).collect::<Result<_>>()?)
             }
         };
+        // Fewer steps than the checkpoint has: the last ones are dropped.
+        (options.num_steps..MAX_STEPS).for_each(|k| loader.ignore(&format!("steps.{k}")));
+        (gates..MAX_STEPS).for_each(|k| loader.ignore(&format!("halt_gates.{k}")));
+        if gates == 0 {
+            loader.ignore("halt_gate");
+        }
         Ok(Self { steps, halt_gate, halt_gates, options: options.clone() })
     }
 

@@ -101,8 +101,8 @@ impl<B: CompactBackend> GatedDeltaNet<B> {
         let u = self.in_proj_qkv.forward(x.clone());
         let [channels, _, width] = self.conv1d.weight.dims();
         let weight = self.conv1d.weight.val().reshape([channels, width]);
-        let (qkv, tail) = B::causal_conv1d_silu(u, cache.conv.clone(), weight);
-        cache.conv = tail;
+        let (qkv, tail) = B::causal_conv1d_silu(u, cache.take_conv(), weight);
+        cache.conv = Some(tail);
 
         let q = qkv.clone().slice_dim(2, 0..kd).reshape([b, s, hk, dk]);
         let k = qkv.clone().slice_dim(2, kd..2 * kd).reshape([b, s, hk, dk]);
@@ -112,7 +112,7 @@ impl<B: CompactBackend> GatedDeltaNet<B> {
         let g = self.a_log.val().exp().neg().unsqueeze() * dt;
 
         let (o, state) = B::gated_delta_rule(DeltaRule { q, k, v, g, beta }, cache.take_state());
-        cache.state = state;
+        cache.state = Some(state);
 
         let z = self.in_proj_z.forward(x).reshape([b * s * hv, dv]);
         let o = B::rms_norm_gated(o.reshape([b * s * hv, dv]), z, self.norm.weight.val(), self.norm.eps);

@@ -10,52 +10,50 @@ use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::CodeDecoder;
 use emberlm_quant::modules::Linear;
 
-use crate::config::ModelConfig;
+use crate::cache::KvShape;
+use crate::config::{KvCodec, KvCompression};
 use crate::error::Result;
 use crate::loader::{Bias, Loader};
 
-/// Encoder and decoder of the keys or the values of one layer.
+/// Encoder and decoder of the keys or the values of one layer. Its width is that of all heads together, or of one head:
+/// then every head has a code of its own.
 #[derive(Module, Debug)]
 pub struct KvCompressor<B: Backend> {
-    /// `kv_heads * head_dim -> r`.
+    /// `width -> r`.
     pub encoder: Linear<B>,
-    /// `r -> kv_heads * head_dim`.
+    /// `r -> width`.
     pub decoder: CodeDecoder<B>,
+    width: usize,
 }
 
 impl<B: CompactBackend> KvCompressor<B> {
-    /// The compressor at this place of the checkpoint, if there is one. Its sizes are those of its tensors.
-    pub(crate) fn load(loader: &Loader<'_, B>, config: &ModelConfig) -> Result<Option<Self>> {
-        let Some(code_dim) = loader.rows_of("encoder") else { return Ok(None) };
-        let kv_dim = config.num_key_value_heads * config.head_dim;
-        let hidden = match loader.rows_of("decoder.0") {
-            Some(width) => Some(loader.linear_as_stored("decoder.0", width, code_dim, Bias::IfPresent)?),
-            None => None,
+    pub(crate) fn load(loader: &Loader<'_, B>, compression: &KvCompression, codec: &KvCodec) -> Result<Self> {
+        let KvCodec { code_dim: r, width, .. } = *codec;
+        let bias = |present| if present { Bias::Required } else { Bias::None };
+        let (encoder_bias, decoder_bias) = (bias(codec.encoder_bias), bias(codec.decoder_bias));
+        let (hidden, output) = match codec.hidden_dim {
+            Some(h) => (
+                Some(loader.linear_as_stored("decoder.0", h, r, decoder_bias)?),
+                loader.linear_as_stored("decoder.2", width, h, decoder_bias)?,
+            ),
+            None => (None, loader.linear_as_stored("decoder", width, r, decoder_bias)?),
         };
-        let output = match &hidden {
-            Some(hidden) => {
-                let [width, _] = hidden.weight.shape();
-                loader.linear_as_stored("decoder.2", kv_dim, width, Bias::IfPresent)?
-            }
-            None => loader.linear_as_stored("decoder", kv_dim, code_dim, Bias::IfPresent)?,
-        };
-        Ok(Some(Self {
-            encoder: loader.linear_as_stored("encoder", code_dim, kv_dim, Bias::IfPresent)?,
-            decoder: CodeDecoder { hidden, activation: config.code_activation(), output },
-        }))
+        let encoder = loader.linear_as_stored("encoder", r, width, encoder_bias)?;
+        Ok(Self { encoder, decoder: CodeDecoder { hidden, activation: compression.activation.into(), output }, width })
     }
 
-    /// Numbers per code.
-    pub fn code_dim(&self) -> usize {
-        self.encoder.weight.shape()[0]
+    /// What is stored per token.
+    pub(crate) fn cache_shape(&self, heads: usize, head_dim: usize) -> KvShape {
+        let [r, _] = self.encoder.weight.shape();
+        KvShape::Codes { count: heads * head_dim / self.width, width: r }
     }
 
     /// Codes of new keys or values.
     ///
     /// # Shapes
-    /// `[b, s, kv_heads, head_dim] -> [b, s, 1, r]`
+    /// `[b, s, kv_heads, head_dim] -> [b, s, codes, r]`
     pub(crate) fn encode(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let [b, s, heads, head_dim] = x.dims();
-        self.encoder.forward(x.reshape([b, s, 1, heads * head_dim]))
+        self.encoder.forward(x.reshape([b, s, heads * head_dim / self.width, self.width]))
     }
 }

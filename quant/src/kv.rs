@@ -96,11 +96,11 @@ pub struct Rotary<B: Backend> {
 pub enum KeyValue<'a, B: Backend> {
     /// Stored as they are: `[b, kv_heads, capacity, head_dim]`.
     Plain(&'a KvStore<B>),
-    /// Stored as codes of `r` numbers per token, all heads together.
+    /// Stored as codes of `r` numbers, one per token for all heads together or one per head.
     Compressed {
-        /// `[b, 1, capacity, r]`, F32.
+        /// `[b, 1 or kv_heads, capacity, r]`, F32.
         codes: &'a KvStore<B>,
-        /// Code to all heads: `[.., r] -> [.., kv_heads * head_dim]`.
+        /// Code to all heads or to one: `[.., r] -> [.., kv_heads * head_dim]` or `[.., head_dim]`.
         decoder: &'a CodeDecoder<B>,
         /// Rotation of the decoded keys for positions `0..past + s`, when keys were compressed before it.
         rotary: Option<&'a Rotary<B>>,
@@ -125,6 +125,6 @@ pub struct CodeDecoder<B: Backend> {
     /// Between the two.
     #[module(skip)]
     pub activation: CodeActivation,
-    /// `h -> kv_heads * head_dim`.
+    /// `h -> kv_heads * head_dim`, or `head_dim`.
     pub output: Linear<B>,
 }

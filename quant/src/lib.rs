@@ -3,6 +3,8 @@
 mod autodiff;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod cpu;
+mod error;
+pub mod format;
 pub mod halting;
 pub mod host;
 pub mod kv;
@@ -11,4 +13,5 @@ pub mod ops;
 pub mod packed;
 pub mod reference;
 
+pub use error::{Error, Result};
 pub use ops::CompactBackend;

@@ -143,8 +143,7 @@ pub(super) fn cached_attention<B: HostTensors>(
 where
     B: crate::CompactBackend,
 {
-    if let KeyValue::Compressed { rotary: Some(_), .. } = k {
-        // Keys that are rotated after decoding have no short cut.
+    if needs_decoding(&k) || needs_decoding(&v) {
         return reference::attention(q, k, v, left_pad, shape);
     }
     let [batch, seq, heads, head_dim] = q.dims();
@@ -170,6 +169,14 @@ where
         with_key_value(v, |v| cpu::attention(&B::floats(&q), &k, &v, &geometry, &mut out));
     });
     float_tensor(out, [batch, seq, heads, head_dim])
+}
+
+/// Whether the kernel cannot work on the codes: keys that are rotated after decoding, or a code per head.
+fn needs_decoding<B: HostTensors>(kv: &KeyValue<'_, B>) -> bool {
+    match kv {
+        KeyValue::Plain(_) => false,
+        KeyValue::Compressed { codes, rotary, .. } => rotary.is_some() || codes.dims()[1] > 1,
+    }
 }
 
 /// Calls `f` with the borrowed keys or values.

@@ -83,10 +83,10 @@ fn rows<B: Backend>(kv: KeyValue<'_, B>, t: usize, kv_heads: usize) -> Tensor<B,
     match kv {
         KeyValue::Plain(store) => read(store, t),
         KeyValue::Compressed { codes, decoder, rotary: positions } => {
-            let codes = read(codes, t); // [b, 1, t, r]
-            let [b, _, _, r] = codes.dims();
-            let decoded = decode(codes.reshape([b * t, r]), decoder);
-            let head_dim = decoded.dims()[1] / kv_heads;
+            let codes = read(codes, t).swap_dims(1, 2); // [b, t, 1 or kv_heads, r]
+            let [b, _, count, r] = codes.dims();
+            let decoded = decode(codes.reshape([b * t * count, r]), decoder);
+            let head_dim = decoded.dims()[1] * count / kv_heads;
             let decoded = decoded.reshape([b, t, kv_heads, head_dim]);
             let decoded = match positions {
                 Some(positions) => rotary(decoded, positions),

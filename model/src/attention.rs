@@ -1,0 +1,158 @@
+//! Full attention: rotary positions, grouped key-value heads, and what a family adds to it.
+//!
+//! Qwen2 adds biases to the projections, Qwen3.5 norms of queries and keys and a gate on the output, LeanLlama compressors of
+//! what is cached. A field that a family lacks is absent.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use burn::tensor::activation::sigmoid;
+use burn::tensor::backend::Backend;
+use emberlm_quant::CompactBackend;
+use emberlm_quant::kv::{KeyValue, KvStore, Rotary};
+use emberlm_quant::modules::Linear;
+use emberlm_quant::ops::AttentionShape;
+
+use crate::architecture::Architecture;
+use crate::cache::{AttentionCache, KvShape, LayerCacheShape};
+use crate::causal_lm::Step;
+use crate::config::{KStage, KvTarget};
+use crate::error::Result;
+use crate::kv_compressor::KvCompressor;
+use crate::loader::{Bias, Loader};
+use crate::norm::RmsNorm;
+
+/// Grouped-query attention of one layer.
+#[derive(Module, Debug)]
+pub struct Attention<B: Backend> {
+    /// Queries; with an output gate, per head `head_dim` query rows, then `head_dim` gate rows.
+    pub q_proj: Linear<B>,
+    /// Keys.
+    pub k_proj: Linear<B>,
+    /// Values.
+    pub v_proj: Linear<B>,
+    /// Back to the hidden size.
+    pub o_proj: Linear<B>,
+    /// Per head, before rotation.
+    pub q_norm: Option<RmsNorm<B>>,
+    /// Per head, before rotation.
+    pub k_norm: Option<RmsNorm<B>>,
+    /// Keys are cached as codes.
+    pub k_compressor: Option<KvCompressor<B>>,
+    /// Values are cached as codes.
+    pub v_compressor: Option<KvCompressor<B>>,
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+    head_dim: usize,
+    output_gate: bool,
+    #[module(skip)]
+    k_stage: KStage,
+}
+
+impl<B: CompactBackend> Attention<B> {
+    pub(crate) fn load(loader: &Loader<'_, B>, architecture: &Architecture, layer: usize) -> Result<Self> {
+        let config = &architecture.config;
+        let (h, hd) = (config.hidden_size, config.head_dim);
+        let (nh, nkv) = (config.num_attention_heads, config.num_key_value_heads);
+        let output_gate = config.attn_output_gate;
+        let q_rows = if output_gate { 2 * nh * hd } else { nh * hd };
+        let qkv_bias = if config.family.has_qkv_bias() { Bias::Required } else { Bias::IfPresent };
+        // The Qwen3.5 body norms queries and keys, the others do not.
+        let norm = |name| config.family.is_hybrid().then(|| loader.at(name).rms_norm(hd, config)).transpose();
+        let compression = architecture.kv_compression.as_ref();
+        let compressor = |name, target| match compression.and_then(|c| Some((c, c.codec(layer, target)?))) {
+            Some((compression, codec)) => KvCompressor::load(&loader.at(name), compression, codec).map(Some),
+            None => Ok(None),
+        };
+        Ok(Self {
+            q_proj: loader.linear("q_proj", q_rows, h, qkv_bias)?,
+            k_proj: loader.linear("k_proj", nkv * hd, h, qkv_bias)?,
+            v_proj: loader.linear("v_proj", nkv * hd, h, qkv_bias)?,
+            o_proj: loader.linear("o_proj", h, nh * hd, Bias::IfPresent)?,
+            q_norm: norm("q_norm")?,
+            k_norm: norm("k_norm")?,
+            k_compressor: compressor("k_compressor", KvTarget::K)?,
+            v_compressor: compressor("v_compressor", KvTarget::V)?,
+            num_attention_heads: nh,
+            num_key_value_heads: nkv,
+            head_dim: hd,
+            output_gate,
+            k_stage: compression.map_or(KStage::PostRope, |c| c.k_stage),
+        })
+    }
+
+    /// What this layer keeps per token.
+    pub fn cache_shape(&self) -> LayerCacheShape {
+        let (heads, width) = (self.num_key_value_heads, self.head_dim);
+        let stored = |compressor: &Option<KvCompressor<B>>| match compressor {
+            Some(compressor) => compressor.cache_shape(heads, width),
+            None => KvShape::Heads { heads, width },
+        };
+        LayerCacheShape::Attention { k: stored(&self.k_compressor), v: stored(&self.v_compressor) }
+    }
+
+    /// Attends from new tokens to all that came before.
+    ///
+    /// # Shapes
+    /// `[b, s, hidden] -> [b, s, hidden]`
+    pub(crate) fn forward(&self, x: Tensor<B, 3>, step: &Step<B>, cache: &mut AttentionCache<B>) -> Tensor<B, 3> {
+        let [b, s, _] = x.dims();
+        let (nh, nkv, hd) = (self.num_attention_heads, self.num_key_value_heads, self.head_dim);
+
+        let q = self.q_proj.forward(x.clone());
+        let (q, gate) = if self.output_gate {
+            let q = q.reshape([b, s, nh, 2 * hd]);
+            let gate = q.clone().slice_dim(3, hd..2 * hd).reshape([b, s, nh * hd]);
+            (q.slice_dim(3, 0..hd), Some(gate))
+        } else {
+            (q.reshape([b, s, nh, hd]), None)
+        };
+        let k = self.k_proj.forward(x.clone()).reshape([b, s, nkv, hd]);
+        let v = self.v_proj.forward(x).reshape([b, s, nkv, hd]);
+        let q = B::rotary(normed(&self.q_norm, q), &step.rotary);
+        let k = normed(&self.k_norm, k);
+
+        let k = match (&self.k_compressor, self.k_stage) {
+            (Some(compressor), KStage::PreRope) => compressor.encode(k),
+            (Some(compressor), KStage::PostRope) => compressor.encode(B::rotary(k, &step.rotary)),
+            (None, _) => B::rotary(k, &step.rotary),
+        };
+        let v = match &self.v_compressor {
+            Some(compressor) => compressor.encode(v),
+            None => v,
+        };
+        cache.append(k, v, step.past);
+
+        // Keys compressed before rotation are rotated after decoding, all of them.
+        let key_rotary = match (&self.k_compressor, self.k_stage) {
+            (Some(_), KStage::PreRope) => Some(step.rotary_from_start()),
+            _ => None,
+        };
+        let k = key_value(cache.k(), &self.k_compressor, key_rotary.as_ref());
+        let v = key_value(cache.v(), &self.v_compressor, None);
+        let shape = AttentionShape { past: step.past, kv_heads: nkv, scale: (hd as f64).powf(-0.5) };
+        let o = B::cached_attention(q, k, v, step.left_pad.clone(), shape).reshape([b, s, nh * hd]);
+        let o = match gate {
+            Some(gate) => o * sigmoid(gate),
+            None => o,
+        };
+        self.o_proj.forward(o)
+    }
+}
+
+fn normed<B: CompactBackend>(norm: &Option<RmsNorm<B>>, x: Tensor<B, 4>) -> Tensor<B, 4> {
+    match norm {
+        Some(norm) => norm.forward(x),
+        None => x,
+    }
+}
+
+fn key_value<'a, B: Backend>(
+    store: &'a KvStore<B>,
+    compressor: &'a Option<KvCompressor<B>>,
+    rotary: Option<&'a Rotary<B>>,
+) -> KeyValue<'a, B> {
+    match compressor {
+        Some(compressor) => KeyValue::Compressed { codes: store, decoder: &compressor.decoder, rotary },
+        None => KeyValue::Plain(store),
+    }
+}

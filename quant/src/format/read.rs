@@ -1,0 +1,183 @@
+//! Plain readers of every storage: the reference for all kernels, exact to the bit.
+
+use bytes::Bytes;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::check::{check, narrow_row_bytes};
+use super::float::decoder;
+use crate::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight};
+
+/// Elements that one task reads: large enough to hide the cost of a task, small enough to keep all threads busy.
+const TASK: usize = 1 << 15;
+
+/// The values of a weight in single precision.
+///
+/// Dense numbers are widened, which is exact. A quantised number is one product in f32: `code_book[code] * scale`,
+/// where a double-quantised scale is `map[code] * absmax + offset` rounded after each operation, and `code * scale` for rows.
+///
+/// # Shapes
+/// `n * k` values, row-major.
+///
+/// # Panics
+/// If [`check`] refuses the weight.
+pub fn dequantize(weight: &HostWeight) -> Vec<f32> {
+    trust(weight);
+    let mut values = vec![0.0; weight.n * weight.k];
+    values
+        .par_chunks_mut(TASK)
+        .enumerate()
+        .for_each(|(task, out)| read(weight, task * TASK, false, out));
+    values
+}
+
+/// The weight rounded to the type it is meant to be computed in, as a dense weight.
+///
+/// bitsandbytes weights are rounded to the type they had before they were quantised; rows are `f16(f16(q) * f16(scale))`;
+/// dense weights are returned as they are (sharing their buffer). Rounding is to nearest, ties to even.
+///
+/// # Shapes
+/// `[n, k]`, as the argument.
+///
+/// # Panics
+/// If [`check`] refuses the weight.
+pub fn dequantize_rounded(weight: &HostWeight) -> HostWeight {
+    trust(weight);
+    let float = match &weight.storage {
+        HostStorage::Dense(..) => return weight.clone(),
+        HostStorage::CodeBook4(w) => w.stored,
+        HostStorage::Rows(_) => FloatType::F16,
+    };
+    let data = match float {
+        FloatType::F32 => rounded(weight, f32::to_le_bytes),
+        FloatType::F16 => rounded(weight, |v| f16::from_f32(v).to_le_bytes()),
+        FloatType::Bf16 => rounded(weight, |v| bf16::from_f32(v).to_le_bytes()),
+    };
+    HostWeight {
+        n: weight.n,
+        k: weight.k,
+        storage: HostStorage::Dense(float, data),
+    }
+}
+
+fn trust(weight: &HostWeight) {
+    if let Err(error) = check(weight) {
+        panic!("{error}");
+    }
+}
+
+fn rounded<const SIZE: usize>(
+    weight: &HostWeight,
+    encode: impl Fn(f32) -> [u8; SIZE] + Sync,
+) -> Bytes {
+    const PIECE: usize = 256;
+    let mut data = vec![0; weight.n * weight.k * SIZE];
+    data.par_chunks_mut(TASK * SIZE)
+        .enumerate()
+        .for_each(|(task, out)| {
+            let mut values = [0.0; PIECE];
+            for (piece, out) in out.chunks_mut(PIECE * SIZE).enumerate() {
+                let out = out.as_chunks_mut::<SIZE>().0;
+                let values = &mut values[..out.len()];
+                read(weight, task * TASK + piece * PIECE, true, values);
+                for (out, &value) in out.iter_mut().zip(&*values) {
+                    *out = encode(value);
+                }
+            }
+        });
+    data.into()
+}
+
+/// Reads elements `start..start + out.len()` of the flattened matrix.
+///
+/// With `half_scales`, row scales are rounded to f16 first; the product of a code and an f16 is then exact in f32.
+fn read(weight: &HostWeight, start: usize, half_scales: bool, out: &mut [f32]) {
+    match &weight.storage {
+        HostStorage::Dense(float, data) => {
+            let size = float.size();
+            decoder(*float)(&data[start * size..(start + out.len()) * size], out);
+        }
+        HostStorage::CodeBook4(w) => read_code_book(w, start, out),
+        HostStorage::Rows(w) => read_rows(w, weight.k, start, half_scales, out),
+    }
+}
+
+fn read_code_book(w: &HostCodeBook4, start: usize, out: &mut [f32]) {
+    for_runs(w.block, start, out, |block, within, out| {
+        let scale = scale(&w.scales, block);
+        let value = |code: u8| w.code_book[usize::from(code)] * scale;
+        let element = block * w.block + within;
+        // A run that starts at an odd element begins with a low nibble.
+        let (low, out) = out.split_at_mut(element % 2);
+        if let [low] = low {
+            *low = value(w.codes[element / 2] & 15);
+        }
+        let (pairs, last) = out.as_chunks_mut::<2>();
+        let codes = &w.codes[element.div_ceil(2)..];
+        for ([even, odd], byte) in pairs.iter_mut().zip(codes) {
+            *even = value(byte >> 4);
+            *odd = value(byte & 15);
+        }
+        if let [last] = last {
+            *last = value(codes[pairs.len()] >> 4);
+        }
+    });
+}
+
+/// The scale of a block of 4-bit codes.
+fn scale(scales: &HostScales, index: usize) -> f32 {
+    match scales {
+        HostScales::Single(data) => f32::from_le_bytes(data.as_chunks::<4>().0[index]),
+        HostScales::Double {
+            codes,
+            map,
+            absmax,
+            block,
+            offset,
+        } => map[usize::from(codes[index])] * absmax[index / block] + offset,
+    }
+}
+
+fn read_rows(w: &HostRows, k: usize, start: usize, half_scales: bool, out: &mut [f32]) {
+    for_runs(k, start, out, |row, column, out| {
+        let slot = w.slots.as_ref().map_or(row, |slots| slots[row] as usize);
+        let mut scale = w.scales[slot];
+        if half_scales {
+            scale = f16::from_f32(scale).to_f32();
+        }
+        if let Some(narrow) = slot.checked_sub(w.wide_rows) {
+            let row_bytes = narrow_row_bytes(k, w.narrow_bits);
+            let codes = &w.narrow[narrow * row_bytes..][..row_bytes];
+            let (per_byte, offset) = if w.narrow_bits == 2 { (4, 1) } else { (2, 7) };
+            let mask = (1u8 << w.narrow_bits) - 1;
+            for (j, out) in (column..).zip(out) {
+                let code = codes[j / per_byte] >> (w.narrow_bits as usize * (j % per_byte)) & mask;
+                *out = (i32::from(code) - offset) as f32 * scale;
+            }
+        } else {
+            let codes = &w.wide[slot * k + column..];
+            for (out, &code) in out.iter_mut().zip(codes) {
+                *out = f32::from(code as i8) * scale;
+            }
+        }
+    });
+}
+
+/// Splits elements `start..start + out.len()` at the multiples of `period` and calls `run(index of the period, offset
+/// within it, part of out)`.
+fn for_runs(
+    period: usize,
+    start: usize,
+    out: &mut [f32],
+    mut run: impl FnMut(usize, usize, &mut [f32]),
+) {
+    let (mut start, mut out) = (start, out);
+    while !out.is_empty() {
+        let within = start % period;
+        let length = (period - within).min(out.len());
+        let (part, rest) = out.split_at_mut(length);
+        run(start / period, within, part);
+        start += length;
+        out = rest;
+    }
+}

@@ -1,0 +1,247 @@
+//! Every operation of a backend against its body in plain burn operations, at awkward sizes.
+
+use burn::module::{Param, ParamId};
+use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
+use emberlm::quant::CompactBackend;
+use emberlm::quant::format;
+use emberlm::quant::halting::{HaltMode, HaltRule, HaltState, HaltWeights};
+use emberlm::quant::host::{FloatType, HostStorage, HostWeight};
+use emberlm::quant::kv::{CodeActivation, CodeDecoder, KeyValue, KvFormat, KvStore, Rotary};
+use emberlm::quant::modules::{Linear, SwiGlu};
+use emberlm::quant::ops::{AttentionShape, DeltaRule};
+use emberlm::quant::packed::PackedWeight;
+use emberlm::quant::reference;
+
+use super::random::Random;
+
+/// Relative to the largest value: f32 sums in another order.
+const TOLERANCE: f32 = 1e-5;
+
+fn close<B: CompactBackend, const D: usize>(what: &str, got: Tensor<B, D>, expected: Tensor<B, D>) {
+    assert_eq!(got.dims(), expected.dims(), "{what}: shape");
+    let numbers = |t: Tensor<B, D>| t.into_data().convert::<f32>().into_vec::<f32>().expect("floats");
+    let (got, expected) = (numbers(got), numbers(expected));
+    let scale = expected.iter().fold(1f32, |a, x| a.max(x.abs()));
+    for (i, (g, e)) in got.iter().zip(&expected).enumerate() {
+        assert!((g - e).abs() <= TOLERANCE * scale, "{what}: element {i} is {g}, expected {e} (scale {scale})");
+    }
+}
+
+fn tensor<B: CompactBackend, const D: usize>(random: &mut Random, shape: [usize; D], device: &B::Device) -> Tensor<B, D> {
+    let values = random.normal(shape.iter().product());
+    Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
+}
+
+fn dense(random: &mut Random, n: usize, k: usize, float: FloatType) -> HostWeight {
+    let values = random.normal(n * k);
+    let bytes: Vec<u8> = match float {
+        FloatType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        FloatType::F16 => values.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect(),
+        FloatType::Bf16 => values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect(),
+    };
+    HostWeight { n, k, storage: HostStorage::Dense(float, bytes.into()) }
+}
+
+/// One weight of every storage.
+fn storages(random: &mut Random, n: usize, k: usize) -> Vec<(&'static str, HostWeight)> {
+    let source = dense(random, n, k, FloatType::F32);
+    let keep = n / 3;
+    vec![
+        ("f32", source.clone()),
+        ("f16", dense(random, n, k, FloatType::F16)),
+        ("bf16", dense(random, n, k, FloatType::Bf16)),
+        ("nf4", format::quantize_nf4(&source, false).expect("finite")),
+        ("nf4-dq", format::quantize_nf4(&source, true).expect("finite")),
+        ("fp4", format::quantize_fp4(&source, false).expect("finite")),
+        ("int8", format::quantize_int8(&source).expect("finite")),
+        ("rows-4", format::quantize_truequant(&source, 4, keep).expect("finite")),
+        ("rows-2", format::quantize_truequant(&source, 2, keep).expect("finite")),
+    ]
+}
+
+fn linear<B: CompactBackend>(random: &mut Random, n: usize, k: usize, bias: bool, device: &B::Device) -> Linear<B> {
+    let weight = PackedWeight::from_host(dense(random, n, k, FloatType::F16), device);
+    let bias = bias.then(|| Param::initialized(ParamId::new(), tensor(random, [n], device)));
+    Linear { weight, bias }
+}
+
+/// Shapes `[n, k]`: one row, one column, `k` off every block and word, blocks that cross rows, and regular ones.
+const SHAPES: [[usize; 2]; 7] = [[1, 64], [5, 1], [7, 9], [33, 50], [16, 100], [40, 128], [96, 192]];
+
+pub fn linears<B: CompactBackend>(device: &B::Device) {
+    let mut random = Random::new(1);
+    for [n, k] in SHAPES {
+        for (name, host) in storages(&mut random, n, k) {
+            let exact = format::dequantize(&host);
+            let weight = PackedWeight::<B>::from_host(host, device);
+            let plain: Vec<f32> = reference::dequantize(&weight).into_data().convert::<f32>().into_vec().expect("floats");
+            assert_eq!(plain, exact, "{name} [{n}, {k}]: dequantised");
+            for m in [1, 2, 3, 8, 17, 129] {
+                let x = tensor(&mut random, [m, k], device);
+                let bias = (m % 2 == 1).then(|| tensor(&mut random, [n], device));
+                let got = B::packed_linear(x.clone(), &weight, bias.clone());
+                close(&format!("linear {name} [{n}, {k}] m={m}"), got, reference::linear(x, &weight, bias));
+            }
+            let ids: Tensor<B, 1, Int> = Tensor::from_data(TensorData::new(vec![n as i64 - 1, 0], [2]), device);
+            let got = B::packed_embed(ids.clone(), &weight);
+            close(&format!("embed {name} [{n}, {k}]"), got, reference::embed(ids, &weight));
+        }
+    }
+}
+
+pub fn swiglu_mlp<B: CompactBackend>(device: &B::Device) {
+    let mut random = Random::new(2);
+    for (h, inner, bias) in [(16, 40, false), (50, 33, false), (16, 24, true)] {
+        let mlp = SwiGlu::<B> {
+            gate_proj: linear(&mut random, inner, h, bias, device),
+            up_proj: linear(&mut random, inner, h, bias, device),
+            down_proj: linear(&mut random, h, inner, bias, device),
+        };
+        for m in [1, 3, 17] {
+            let x: Tensor<B, 2> = tensor(&mut random, [m, h], device);
+            for flags in [None, Some(vec![false; m]), Some((0..m).map(|i| i % 3 != 1).collect())] {
+                let active = flags.as_ref().map(|flags| Tensor::<B, 1, Bool>::from_data(TensorData::from(flags.as_slice()), device));
+                let got = B::swiglu_mlp(x.clone(), &mlp, active.clone());
+                let expected = reference::swiglu_mlp(x.clone(), &mlp, active);
+                close(&format!("swiglu {h}x{inner} m={m} active={flags:?}"), got, expected);
+            }
+        }
+    }
+}
+
+pub fn norms<B: CompactBackend>(device: &B::Device) {
+    let mut random = Random::new(3);
+    for (m, h) in [(1, 5), (3, 64), (17, 130)] {
+        let x: Tensor<B, 2> = tensor(&mut random, [m, h], device);
+        let z: Tensor<B, 2> = tensor(&mut random, [m, h], device);
+        let w: Tensor<B, 1> = tensor(&mut random, [h], device);
+        for unit_offset in [false, true] {
+            let got = B::rms_norm(x.clone(), w.clone(), 1e-6, unit_offset);
+            close("rms_norm", got, reference::rms_norm(x.clone(), w.clone(), 1e-6, unit_offset));
+        }
+        let got = B::rms_norm_gated(x.clone(), z.clone(), w.clone(), 1e-6);
+        close("rms_norm_gated", got, reference::rms_norm_gated(x, z, w, 1e-6));
+    }
+}
+
+pub fn rotary<B: CompactBackend>(device: &B::Device) {
+    let mut random = Random::new(4);
+    for (head_dim, r) in [(8, 4), (32, 4), (10, 3)] {
+        let x: Tensor<B, 4> = tensor(&mut random, [2, 5, 3, head_dim], device);
+        let angles: Tensor<B, 2> = tensor(&mut random, [5, r], device);
+        let positions = Rotary { cos: angles.clone().cos(), sin: angles.sin() };
+        close("rotary", B::rotary(x.clone(), &positions), reference::rotary(x, &positions));
+    }
+}
+
+pub fn attention<B: CompactBackend>(device: &B::Device) {
+    let mut random = Random::new(5);
+    let (kv_heads, hd) = (2, 16);
+    for (past, s) in [(0, 1), (0, 70), (5, 1), (69, 3), (3, 33), (300, 1)] {
+        for (heads, format) in [(2, KvFormat::F32), (6, KvFormat::F32), (4, KvFormat::F16)] {
+            let (b, t) = (2, past + s);
+            let mut store = |width: usize, heads: usize, format| {
+                let new: Tensor<B, 4> = tensor(&mut random, [b, t, heads, width], device);
+                let (first, second) = (new.clone().slice_dim(1, 0..1), new.clone().slice_dim(1, 1..t.max(2).min(t)));
+                let empty = || KvStore::<B>::new(format, [b, heads, t + 3, width], device);
+                let mut got = B::store_kv(empty(), first, 0);
+                if t > 1 {
+                    got = B::store_kv(got, second, 1);
+                }
+                same_rows(&got, &reference::store_kv(empty(), new, 0));
+                got
+            };
+            let (k, v) = (store(hd, kv_heads, format), store(hd, kv_heads, format));
+            let codes = store(4, 1, KvFormat::F32);
+            let head_codes = store(4, kv_heads, KvFormat::F32);
+            let q: Tensor<B, 4> = tensor(&mut random, [b, s, heads, hd], device);
+            let mut decoder = |hidden: Option<usize>, width: usize| CodeDecoder::<B> {
+                hidden: hidden.map(|h| linear(&mut random, h, 4, true, device)),
+                activation: CodeActivation::Gelu,
+                output: linear(&mut random, width, hidden.unwrap_or(4), hidden.is_some(), device),
+            };
+            let (gelu, flat, per_head) = (decoder(Some(24), kv_heads * hd), decoder(None, kv_heads * hd), decoder(Some(8), hd));
+            let compressed = |decoder| KeyValue::Compressed { codes: &codes, decoder, rotary: None };
+            let by_head = KeyValue::Compressed { codes: &head_codes, decoder: &per_head, rotary: None };
+            let shape = AttentionShape { past, kv_heads, scale: 0.25 };
+            for (name, k, v) in [
+                ("plain", KeyValue::Plain(&k), KeyValue::Plain(&v)),
+                ("values compressed", KeyValue::Plain(&k), compressed(&gelu)),
+                ("both compressed", compressed(&gelu), compressed(&flat)),
+                ("a code per head", by_head, KeyValue::Plain(&v)),
+            ] {
+                for pad in [None, Some(vec![0i64, (t as i64 - 1).min(4)])] {
+                    let left_pad = pad.as_ref().map(|pad| Tensor::<B, 1, Int>::from_data(TensorData::from(pad.as_slice()), device));
+                    let got = B::cached_attention(q.clone(), k, v, left_pad.clone(), shape);
+                    let expected = reference::attention(q.clone(), k, v, left_pad, shape);
+                    close(&format!("attention {name}, past {past}, s {s}, heads {heads}, {format:?}, pad {pad:?}"), got, expected);
+                }
+            }
+        }
+    }
+}
+
+fn same_rows<B: CompactBackend>(a: &KvStore<B>, b: &KvStore<B>) {
+    match (a, b) {
+        (KvStore::F32(a), KvStore::F32(b)) => assert_eq!(a.to_data(), b.to_data()),
+        (KvStore::F16(a), KvStore::F16(b)) => assert_eq!(a.to_data(), b.to_data()),
+        _ => panic!("stores of different formats"),
+    }
+}
+
+pub fn delta_net<B: CompactBackend>(device: &B::Device) {
+    let mut random = Random::new(6);
+    for s in [1, 2, 7, 63, 64, 65, 129] {
+        let (b, hk, hv, dk, dv, c, w) = (2, 2, 4, 8, 6, 20, 4);
+        let u: Tensor<B, 3> = tensor(&mut random, [b, s, c], device);
+        let tail: Tensor<B, 3> = tensor(&mut random, [b, w - 1, c], device);
+        let weight: Tensor<B, 2> = tensor(&mut random, [c, w], device);
+        let got = B::causal_conv1d_silu(u.clone(), tail.clone(), weight.clone());
+        let expected = reference::causal_conv1d_silu(u, tail, weight);
+        close(&format!("conv s={s}"), got.0, expected.0);
+        close(&format!("conv tail s={s}"), got.1, expected.1);
+
+        let rule = DeltaRule::<B> {
+            q: tensor(&mut random, [b, s, hk, dk], device),
+            k: tensor(&mut random, [b, s, hk, dk], device),
+            v: tensor(&mut random, [b, s, hv, dv], device),
+            g: tensor::<B, 3>(&mut random, [b, s, hv], device).abs().neg() * 0.3,
+            beta: burn::tensor::activation::sigmoid(tensor(&mut random, [b, s, hv], device)),
+        };
+        let state: Tensor<B, 4> = tensor(&mut random, [b, hv, dk, dv], device);
+        let got = B::gated_delta_rule(rule.clone(), state.clone());
+        let expected = reference::gated_delta_rule(rule, state);
+        close(&format!("delta rule s={s}"), got.0, expected.0);
+        close(&format!("delta state s={s}"), got.1, expected.1);
+    }
+}
+
+pub fn halting<B: CompactBackend>(device: &B::Device) {
+    let mut random = Random::new(7);
+    let (m, h, steps) = (33, 6, 4);
+    for mode in [HaltMode::Cumulative, HaltMode::Step] {
+        for weights in [HaltWeights::Remainder, HaltWeights::Truncate, HaltWeights::State] {
+            for enabled in [true, false] {
+                let rule = HaltRule { mode, weights, enabled, threshold: 0.7 };
+                let (mut got, mut expected) = (HaltState::<B>::new(m, h, device), HaltState::<B>::new(m, h, device));
+                for k in 0..steps {
+                    let s: Tensor<B, 2> = tensor(&mut random, [m, h], device);
+                    let logit = (k + 1 < steps).then(|| tensor(&mut random, [m], device) * 2.0);
+                    let (g, g_record) = B::halt_step(got, s.clone(), logit.clone(), rule);
+                    let (e, e_record) = reference::halt_step(expected, s, logit, rule);
+                    let what = format!("{rule:?} step {k}");
+                    assert_eq!(g.active.to_data(), e.active.to_data(), "{what}: active");
+                    assert_eq!(g.steps.to_data(), e.steps.to_data(), "{what}: steps");
+                    close(&what, g.output.clone(), e.output.clone());
+                    close(&what, g_record.weight, e_record.weight);
+                    match (g_record.probability, e_record.probability) {
+                        (Some(g), Some(e)) => close(&what, g, e),
+                        (None, None) => assert_eq!(k + 1, steps),
+                        _ => panic!("{what}: a probability is missing"),
+                    }
+                    (got, expected) = (g, e);
+                }
+            }
+        }
+    }
+}

@@ -9,12 +9,17 @@ mod bandwidth;
 mod cache;
 mod conv;
 mod delta;
+mod dense;
+mod dequantize;
+mod gemm;
 mod level;
 mod linear;
 mod mlp;
 mod norm;
+mod packed;
 pub mod plain;
 mod rotary;
+mod simd;
 mod threads;
 mod weight;
 

@@ -1,5 +1,6 @@
 //! The thread pool of the kernels and how work is split over it.
 
+use std::cell::Cell;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -45,6 +46,33 @@ fn pool() -> Option<&'static rayon::ThreadPool> {
     .as_ref()
 }
 
+/// Calls `f(task)` for every task below `tasks`, on all threads; the caller's thread alone if there is one task or thread.
+///
+/// Tasks are handed out one at a time, so a thread that the system interrupts takes fewer.
+pub(crate) fn parallel(tasks: usize, f: impl Fn(usize) + Sync) {
+    let helpers = threads().min(tasks).saturating_sub(1);
+    if helpers == 0 {
+        (0..tasks).for_each(f);
+        return;
+    }
+    let next = AtomicUsize::new(0);
+    let work = || {
+        loop {
+            let task = next.fetch_add(1, Ordering::Relaxed);
+            if task >= tasks {
+                break;
+            }
+            f(task);
+        }
+    };
+    run(|| {
+        rayon::scope(|scope| {
+            (0..helpers).for_each(|_| scope.spawn(|_| work()));
+            work();
+        });
+    });
+}
+
 /// Calls `f(i, chunk)` for every chunk of `data`, in parallel when `work` (elements touched per chunk) is worth it.
 pub(crate) fn for_each_chunk<T: Send>(
     data: &mut [T],
@@ -54,7 +82,7 @@ pub(crate) fn for_each_chunk<T: Send>(
 ) {
     use rayon::prelude::*;
     let chunks = data.len() / chunk.max(1);
-    if chunks < 2 || chunks * work < MIN_WORK {
+    if chunks < 2 || chunks.saturating_mul(work) < MIN_WORK || threads() == 1 {
         data.chunks_exact_mut(chunk.max(1))
             .enumerate()
             .for_each(|(i, chunk)| f(i, chunk));
@@ -68,4 +96,98 @@ pub(crate) fn for_each_chunk<T: Send>(
 }
 
 /// Elements below which a second thread costs more than it saves.
-const MIN_WORK: usize = 1 << 14;
+pub(crate) const MIN_WORK: usize = 1 << 14;
+
+thread_local! {
+    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// Calls `f` with `len` floats of any value, from memory that the thread keeps.
+pub(crate) fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
+    // A nested call finds it taken and starts from an empty one; the larger is kept.
+    let mut scratch = SCRATCH.take();
+    if scratch.len() < len {
+        scratch.resize(len, 0.0);
+    }
+    let result = f(&mut scratch[..len]);
+    let other = SCRATCH.take();
+    SCRATCH.set(if other.len() > scratch.len() {
+        other
+    } else {
+        scratch
+    });
+    result
+}
+
+/// A matrix `[m, n]` of which every task writes its own columns (or rows).
+#[derive(Clone, Copy)]
+pub(crate) struct Output<'a> {
+    data: *mut f32,
+    n: usize,
+    borrow: std::marker::PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it is a borrow of floats, and `set` and `row` make the caller keep tasks on different elements.
+unsafe impl Send for Output<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Output<'_> {}
+
+impl<'a> Output<'a> {
+    /// Rows of `n` floats.
+    pub(crate) fn new(data: &'a mut [f32], n: usize) -> Output<'a> {
+        Output {
+            data: data.as_mut_ptr(),
+            n,
+            borrow: std::marker::PhantomData,
+        }
+    }
+
+    /// The same rows, with column `first` as column 0.
+    pub(crate) fn columns_from(&self, first: usize) -> Output<'a> {
+        Output {
+            data: self.data.wrapping_add(first),
+            ..*self
+        }
+    }
+
+    /// Writes row `i`, column `j`.
+    ///
+    /// # Safety
+    /// Inside the matrix, and no other task uses this element.
+    #[inline(always)]
+    pub(crate) unsafe fn set(&self, i: usize, j: usize, value: f32) {
+        // SAFETY: the caller's promise.
+        unsafe { *self.data.add(i * self.n + j) = value }
+    }
+
+    /// The part of row `i` that starts at column `j`.
+    ///
+    /// # Safety
+    /// Inside the matrix, and no other task uses these elements while the slice lives.
+    #[inline(always)]
+    pub(crate) unsafe fn row(&self, i: usize, j: usize, len: usize) -> &'a mut [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(i * self.n + j), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once() {
+        for tasks in [0, 1, 2, 3, 100] {
+            let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+            parallel(tasks, |task| {
+                counts[task].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(
+                counts
+                    .iter()
+                    .all(|count| count.load(Ordering::Relaxed) == 1),
+                "{tasks} tasks"
+            );
+        }
+    }
+}

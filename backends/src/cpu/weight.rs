@@ -260,7 +260,11 @@ impl Weight<'_> {
             Matrix::Bf16(w) => bf16::from_bits(w[at]).to_f32(),
             Matrix::CodeBook4(w) => {
                 let byte = w.codes[at / 2];
-                let code = if at % 2 == 0 { byte >> 4 } else { byte & 15 };
+                let code = if at.is_multiple_of(2) {
+                    byte >> 4
+                } else {
+                    byte & 15
+                };
                 w.code_book[code as usize] * w.scales.get(at / w.block)
             }
             Matrix::Rows(w) => {

@@ -1,0 +1,181 @@
+//! Matrix-vector products on rows of floats, halves and bytes, a few columns of x at a time.
+
+use super::packed::MAX_COLUMNS;
+use super::simd::{Kernel, Simd};
+use super::threads::Output;
+
+/// How one element of a dense row is stored.
+pub(crate) trait Element: Copy + Sync {
+    /// Bytes.
+    const SIZE: usize;
+    /// Loads `LANES` elements.
+    ///
+    /// # Safety
+    /// `from` is valid for them and `S` is enabled.
+    unsafe fn load<S: Simd>(from: *const Self) -> S::V;
+    fn value(self) -> f32;
+}
+
+/// IEEE half bits.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct F16(u16);
+
+/// bfloat16 bits.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct Bf16(u16);
+
+/// A signed byte.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct I8(u8);
+
+macro_rules! element {
+    ($type:ty, $size:literal, $load:ident, $self:ident => $value:expr) => {
+        impl Element for $type {
+            const SIZE: usize = $size;
+            #[inline(always)]
+            unsafe fn load<S: Simd>(from: *const Self) -> S::V {
+                // SAFETY: the caller's promise.
+                unsafe { S::$load(from.cast()) }
+            }
+            #[inline(always)]
+            fn value($self) -> f32 {
+                $value
+            }
+        }
+    };
+}
+element!(f32, 4, load, self => self);
+element!(F16, 2, load_f16, self => half::f16::from_bits(self.0).to_f32());
+element!(Bf16, 2, load_bf16, self => half::bf16::from_bits(self.0).to_f32());
+element!(I8, 1, load_i8, self => f32::from(self.0 as i8));
+
+/// Halves as elements.
+pub(crate) fn f16(bits: &[u16]) -> &[F16] {
+    // SAFETY: `F16` is a transparent u16.
+    unsafe { std::slice::from_raw_parts(bits.as_ptr().cast(), bits.len()) }
+}
+
+/// bfloat16 bits as elements.
+pub(crate) fn bf16(bits: &[u16]) -> &[Bf16] {
+    // SAFETY: `Bf16` is a transparent u16.
+    unsafe { std::slice::from_raw_parts(bits.as_ptr().cast(), bits.len()) }
+}
+
+/// Bytes as elements.
+pub(crate) fn i8(bytes: &[u8]) -> &[I8] {
+    // SAFETY: `I8` is a transparent u8.
+    unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) }
+}
+
+/// Rows `first..last` of `w [n, k]` times `x [m, k]`, `m` at most [`MAX_COLUMNS`].
+pub(crate) struct DenseRows<'a, E> {
+    pub(crate) w: &'a [E],
+    pub(crate) k: usize,
+    pub(crate) scales: Option<&'a [f32]>,
+    pub(crate) x: &'a [f32],
+    pub(crate) m: usize,
+    pub(crate) first: usize,
+    pub(crate) last: usize,
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) y: Output<'a>,
+}
+
+impl<E: Element> Kernel for DenseRows<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        debug_assert!(self.m <= MAX_COLUMNS);
+        // SAFETY: `S` is enabled; the slices were checked at the border and tasks have different rows.
+        unsafe {
+            let many = S::REGISTERS >= 32;
+            match (self.m, many) {
+                (1, _) => self.range::<S, 4, 1>(0),
+                (2, _) => self.range::<S, 4, 2>(0),
+                (3, _) => self.range::<S, 4, 3>(0),
+                (4, true) => self.range::<S, 4, 4>(0),
+                (4, false) => self.range::<S, 2, 4>(0),
+                (m, _) => {
+                    // A pass of four columns, then the rest: the rows of a task stay in the cache between them.
+                    self.range::<S, 2, 4>(0);
+                    match m - 4 {
+                        1 => self.range::<S, 4, 1>(4),
+                        2 => self.range::<S, 4, 2>(4),
+                        3 => self.range::<S, 4, 3>(4),
+                        _ => self.range::<S, 2, 4>(4),
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<E: Element> DenseRows<'_, E> {
+    #[inline(always)]
+    unsafe fn range<S: Simd, const R: usize, const M: usize>(&self, column: usize) {
+        let mut row = self.first;
+        // SAFETY: as for `call`.
+        unsafe {
+            while row + R <= self.last {
+                self.rows::<S, R, M>(row, column);
+                row += R;
+            }
+            while row < self.last {
+                self.rows::<S, 1, M>(row, column);
+                row += 1;
+            }
+        }
+    }
+
+    /// `R` rows from `row` on, times `M` columns of x from `column` on.
+    ///
+    /// # Safety
+    /// They exist, and no other task writes these outputs.
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const R: usize, const M: usize>(&self, row: usize, column: usize) {
+        // SAFETY: every load is inside row `row + r` of w and row `column + m` of x.
+        unsafe {
+            let k = self.k;
+            let w = self.w.as_ptr().add(row * k);
+            let x = self.x.as_ptr().add(column * k);
+            let mut total = [[S::splat(0.0); M]; R];
+            // A cache line of each row, then the prefetch of the same line R rows on.
+            let line = 64 / E::SIZE;
+            let whole = k / line * line;
+            let mut i = 0;
+            while i < whole {
+                for r in 0..R {
+                    S::prefetch(w.wrapping_add((R + r) * k + i).cast());
+                }
+                let mut at = i;
+                while at < i + line {
+                    let mut xs = [S::splat(0.0); M];
+                    for m in 0..M {
+                        xs[m] = S::load(x.add(m * k + at));
+                    }
+                    for r in 0..R {
+                        let w = E::load::<S>(w.add(r * k + at));
+                        for m in 0..M {
+                            total[r][m] = S::fma(w, xs[m], total[r][m]);
+                        }
+                    }
+                    at += S::LANES;
+                }
+                i += line;
+            }
+            for r in 0..R {
+                let scale = self.scales.map_or(1.0, |scales| scales[row + r]);
+                let bias = self.bias.map_or(0.0, |bias| bias[row + r]);
+                for m in 0..M {
+                    let mut sum = S::sum(total[r][m]);
+                    for i in whole..k {
+                        sum += (*w.add(r * k + i)).value() * *x.add(m * k + i);
+                    }
+                    self.y.set(column + m, row + r, sum * scale + bias);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! Matrix-vector products on packed 4- and 2-bit codes, a few columns of x at a time.
+//!
+//! A word of 32 bits holds 8 (or 16) codes. Instead of unpacking them in order, a vector of words is shifted in place and
+//! looked up, so lane `l` of shift `s` holds element `(word l, code s)`; x is permuted once per call to that order. Four rows
+//! are in flight while the next four are prefetched: one row alone waits for memory.
+
+use super::simd::{Kernel, Simd};
+use super::threads::Output;
+use super::weight::CodeBook4;
+
+/// The most columns of x that one pass handles.
+pub(crate) const MAX_COLUMNS: usize = 8;
+
+/// x permuted to the order in which codes leave the words: `[group][shift][column][lane]`, padded with zeros.
+pub(crate) struct PermutedX {
+    values: Vec<f32>,
+    columns: usize,
+}
+
+/// Where code `s` of a word lies among its elements.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// The even element in the high nibble.
+    HighFirst,
+    /// The first element in the lowest bits.
+    LowFirst,
+}
+
+impl PermutedX {
+    /// Permutes `x [m, k]` for vectors of `lanes`; `m` at most [`MAX_COLUMNS`], padded to a size with its own kernel.
+    pub(crate) fn new(
+        x: &[f32],
+        m: usize,
+        k: usize,
+        lanes: usize,
+        bits: usize,
+        order: Order,
+    ) -> PermutedX {
+        let columns = match m {
+            5 => 6,
+            7 => 8,
+            m => m,
+        };
+        let per_word = 32 / bits;
+        let group = lanes * per_word;
+        let mut values = vec![0.0; k.div_ceil(group) * group * columns];
+        for (column, x) in x.chunks_exact(k).enumerate().take(m) {
+            for (x, out) in x
+                .chunks(group)
+                .zip(values.chunks_exact_mut(group * columns))
+            {
+                for (l, word) in x.chunks(per_word).enumerate() {
+                    for (element, &value) in word.iter().enumerate() {
+                        let shift = if order == Order::HighFirst {
+                            element ^ 1
+                        } else {
+                            element
+                        };
+                        out[(shift * columns + column) * lanes + l] = value;
+                    }
+                }
+            }
+        }
+        PermutedX { values, columns }
+    }
+}
+
+/// Rows `first..last` of a packed matrix times x.
+pub(crate) struct PackedRows<'a> {
+    pub(crate) codes: &'a [u8],
+    /// Bytes from one row to the next.
+    pub(crate) stride: usize,
+    /// Bytes of a row that hold codes.
+    pub(crate) row_bytes: usize,
+    pub(crate) bits: usize,
+    pub(crate) book: &'a [f32; 16],
+    pub(crate) scales: Scales<'a>,
+    pub(crate) x: &'a PermutedX,
+    pub(crate) m: usize,
+    pub(crate) first: usize,
+    pub(crate) last: usize,
+    /// Column of the output that row 0 of the matrix goes to.
+    pub(crate) column: usize,
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) y: Output<'a>,
+}
+
+/// The scales of packed rows.
+pub(crate) enum Scales<'a> {
+    /// One per row.
+    Rows(&'a [f32]),
+    /// Per block of a multiple of 64 elements; rows have `k` elements, a multiple of 64.
+    Blocks(&'a CodeBook4<'a>, usize),
+}
+
+impl Kernel for PackedRows<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        // SAFETY: `S` is enabled; `rows` says what it needs of the slices, which their check and the padding of x give.
+        unsafe {
+            match (&self.scales, self.bits) {
+                (Scales::Blocks(..), _) => self.columns::<S, 4, true>(),
+                (Scales::Rows(_), 4) => self.columns::<S, 4, false>(),
+                _ => self.columns::<S, 2, false>(),
+            }
+        }
+    }
+}
+
+impl PackedRows<'_> {
+    #[inline(always)]
+    unsafe fn columns<S: Simd, const BITS: usize, const BLOCKS: bool>(&self) {
+        // SAFETY: as for `call`.
+        unsafe {
+            match (self.x.columns, S::REGISTERS >= 32) {
+                (1, _) => self.range::<S, BITS, BLOCKS, 4, 1>(),
+                (2, true) => self.range::<S, BITS, BLOCKS, 4, 2>(),
+                (2, false) => self.range::<S, BITS, BLOCKS, 2, 2>(),
+                (3, true) => self.range::<S, BITS, BLOCKS, 4, 3>(),
+                (3, false) => self.range::<S, BITS, BLOCKS, 2, 3>(),
+                (4, true) => self.range::<S, BITS, BLOCKS, 4, 4>(),
+                (4, false) => self.range::<S, BITS, BLOCKS, 2, 4>(),
+                (6, true) => self.range::<S, BITS, BLOCKS, 2, 6>(),
+                (6, false) => self.range::<S, BITS, BLOCKS, 1, 6>(),
+                (_, true) => self.range::<S, BITS, BLOCKS, 2, 8>(),
+                (_, false) => self.range::<S, BITS, BLOCKS, 1, 8>(),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn range<
+        S: Simd,
+        const BITS: usize,
+        const BLOCKS: bool,
+        const R: usize,
+        const M: usize,
+    >(
+        &self,
+    ) {
+        let per_row = match self.scales {
+            // One more: a group of AVX-512 covers two blocks.
+            Scales::Blocks(_, k) => k / 64 + 1,
+            Scales::Rows(_) => 0,
+        };
+        let mut scales = vec![0.0; R * per_row];
+        let mut row = self.first;
+        // SAFETY: as for `call`; `row + R <= last` rows exist.
+        unsafe {
+            while row + R <= self.last {
+                self.rows::<S, BITS, BLOCKS, R, M>(row, per_row, &mut scales);
+                row += R;
+            }
+            while row < self.last {
+                self.rows::<S, BITS, BLOCKS, 1, M>(row, per_row, &mut scales);
+                row += 1;
+            }
+        }
+    }
+
+    /// `R` rows from `row` on, times `M` columns.
+    ///
+    /// # Safety
+    /// The rows exist, x is permuted for `S` and `BITS` with `M` columns, and no other task writes these outputs.
+    #[inline(always)]
+    unsafe fn rows<
+        S: Simd,
+        const BITS: usize,
+        const BLOCKS: bool,
+        const R: usize,
+        const M: usize,
+    >(
+        &self,
+        row: usize,
+        per_row: usize,
+        scales: &mut [f32],
+    ) {
+        // SAFETY: the caller's promise; a group of codes is read whole only where the row has it whole.
+        unsafe {
+            if let Scales::Blocks(w, k) = self.scales {
+                for r in 0..R {
+                    block_scales(
+                        w,
+                        (row + r) * k,
+                        &mut scales[r * per_row..(r + 1) * per_row - 1],
+                    );
+                }
+            }
+            let scales = scales.as_ptr();
+            let book = S::book(self.book);
+            let group_bytes = 4 * S::LANES;
+            let group_x = S::LANES * (32 / BITS) * M;
+            let groups = self.row_bytes / group_bytes;
+            let codes = self.codes.as_ptr().add(row * self.stride);
+            let x = self.x.values.as_ptr();
+            let mut total = [[S::splat(0.0); M]; R];
+            let mut words = [S::codes([0u8; 64].as_ptr()); R];
+            for g in 0..groups {
+                let at = codes.add(g * group_bytes);
+                for r in 0..R {
+                    words[r] = S::codes(at.add(r * self.stride));
+                    S::prefetch(at.wrapping_add((R + r) * self.stride));
+                }
+                let x = x.add(g * group_x);
+                group::<S, BITS, BLOCKS, R, M>(book, &words, scales, per_row, g, x, &mut total);
+            }
+            let rest = self.row_bytes - groups * group_bytes;
+            if rest > 0 {
+                for r in 0..R {
+                    let mut padded = [0u8; 64];
+                    let at = codes.add(groups * group_bytes + r * self.stride);
+                    std::ptr::copy_nonoverlapping(at, padded.as_mut_ptr(), rest);
+                    words[r] = S::codes(padded.as_ptr());
+                }
+                let x = x.add(groups * group_x);
+                group::<S, BITS, BLOCKS, R, M>(
+                    book, &words, scales, per_row, groups, x, &mut total,
+                );
+            }
+            for r in 0..R {
+                let scale = match self.scales {
+                    Scales::Rows(scales) => scales[row + r],
+                    Scales::Blocks(..) => 1.0,
+                };
+                let j = self.column + row + r;
+                let bias = self.bias.map_or(0.0, |bias| bias[j]);
+                for m in 0..M {
+                    if m < self.m {
+                        self.y.set(m, j, S::sum(total[r][m]) * scale + bias);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One group of words per row against the x of that group.
+#[inline(always)]
+unsafe fn group<S: Simd, const BITS: usize, const BLOCKS: bool, const R: usize, const M: usize>(
+    book: S::Book,
+    words: &[S::Codes; R],
+    scales: *const f32,
+    per_row: usize,
+    g: usize,
+    x: *const f32,
+    total: &mut [[S::V; M]; R],
+) {
+    // SAFETY: x holds the group's elements for `M` columns, `scales` those of the group.
+    unsafe {
+        let mut scale = [S::splat(0.0); R];
+        if BLOCKS {
+            for r in 0..R {
+                scale[r] = S::group_scale(scales.add(r * per_row), g);
+            }
+        }
+        // With few columns a block is summed first and scaled once; with more it is cheaper to scale the weight.
+        let late = BLOCKS && M <= 2;
+        let early = BLOCKS && M > 2;
+        let mut block = [[S::splat(0.0); M]; R];
+        let sums = if late { &mut block } else { &mut *total };
+        macro_rules! codes_at {
+            ($($shift:literal)*) => {$(
+                let at = x.add($shift / BITS * M * S::LANES);
+                for r in 0..R {
+                    let mut w = S::lookup::<$shift>(book, words[r]);
+                    if early {
+                        w = S::mul(w, scale[r]);
+                    }
+                    for m in 0..M {
+                        sums[r][m] = S::fma(w, S::load(at.add(m * S::LANES)), sums[r][m]);
+                    }
+                }
+            )*};
+        }
+        if BITS == 4 {
+            codes_at!(0 4 8 12 16 20 24 28);
+        } else {
+            codes_at!(0 2 4 6 8 10 12 14 16 18 20 22 24 26 28 30);
+        }
+        if late {
+            for r in 0..R {
+                for m in 0..M {
+                    total[r][m] = S::fma(block[r][m], scale[r], total[r][m]);
+                }
+            }
+        }
+    }
+}
+
+/// The scale of every 64 elements from `element` on; `w.block` and `element` are multiples of 64.
+pub(crate) fn block_scales(w: &CodeBook4, element: usize, out: &mut [f32]) {
+    use super::weight::BlockScales;
+    let first = element / w.block;
+    if w.block != 64 {
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = w.scales.get((element + 64 * i) / w.block);
+        }
+        return;
+    }
+    match w.scales {
+        BlockScales::Single(scales) => out.copy_from_slice(&scales[first..first + out.len()]),
+        BlockScales::Double {
+            codes,
+            map,
+            absmax,
+            block,
+            offset,
+        } => {
+            let Ok(map) = <&[f32; 256]>::try_from(map) else {
+                return;
+            };
+            let codes = &codes[first..first + out.len()];
+            let mut done = 0;
+            while done < out.len() {
+                let at = first + done;
+                let end = out.len().min(done + block - at % block);
+                let absmax = absmax[at / block];
+                for (out, &code) in out[done..end].iter_mut().zip(&codes[done..end]) {
+                    *out = map[code as usize] * absmax + offset;
+                }
+                done = end;
+            }
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! One vector type per instruction set behind one trait, so that a kernel is written once.
+//!
+//! A kernel implements [`Kernel`]; [`launch`] calls it inside a function compiled for the instruction set of a level. Every
+//! function on the way must be `#[inline(always)]`, because only code inlined there is compiled for that instruction set.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub(crate) mod math;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+
+use super::Level;
+use portable::Portable;
+
+/// A vector of f32 lanes and the operations that the kernels need.
+///
+/// # Safety
+/// The functions may only be called where the instruction set is enabled, and pointers must be valid for all lanes.
+pub(crate) trait Simd: Copy {
+    /// The vector.
+    type V: Copy;
+    /// A table of 16 floats.
+    type Book: Copy;
+    /// One 32-bit word of packed codes per lane.
+    type Codes: Copy;
+    /// Lanes of `V`.
+    const LANES: usize;
+    /// Vector registers.
+    const REGISTERS: usize;
+
+    unsafe fn splat(value: f32) -> Self::V;
+    unsafe fn load(from: *const f32) -> Self::V;
+    unsafe fn store(to: *mut f32, v: Self::V);
+    unsafe fn load_f16(from: *const u16) -> Self::V;
+    unsafe fn load_bf16(from: *const u16) -> Self::V;
+    unsafe fn load_i8(from: *const u8) -> Self::V;
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`.
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger; `b` where either is NaN, or NaN.
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller; `b` where either is NaN, or NaN.
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
+    /// To the nearest integer.
+    unsafe fn round(v: Self::V) -> Self::V;
+    /// `v * 2^n` for whole `n` in -127..=127.
+    unsafe fn scale_exponent(v: Self::V, n: Self::V) -> Self::V;
+    unsafe fn sum(v: Self::V) -> f32;
+
+    unsafe fn book(values: &[f32; 16]) -> Self::Book;
+    /// Reads `LANES` words.
+    unsafe fn codes(from: *const u8) -> Self::Codes;
+    /// The value of the 4 bits at `SHIFT` of every word.
+    unsafe fn lookup<const SHIFT: i32>(book: Self::Book, codes: Self::Codes) -> Self::V;
+    /// The values of `LANES` consecutive codes (`LANES / 2` bytes), the high nibble of a byte first.
+    unsafe fn decode_nibbles(from: *const u8, book: Self::Book) -> Self::V;
+    /// The scale of each lane of group `g` (`LANES` words of eight codes), from one scale per 64 elements.
+    unsafe fn group_scale(scales: *const f32, g: usize) -> Self::V;
+    /// Asks for the cache line at `at`, which need not be readable.
+    unsafe fn prefetch(at: *const u8);
+}
+
+/// A computation that is compiled once per instruction set.
+pub(crate) trait Kernel {
+    /// Its result.
+    type Output;
+    /// Runs on the instruction set `S`; must be `#[inline(always)]`.
+    ///
+    /// # Safety
+    /// Only [`launch`] calls it, where `S` is enabled.
+    unsafe fn call<S: Simd>(self) -> Self::Output;
+}
+
+/// Runs `kernel` on `level`.
+#[inline]
+pub(crate) fn launch<K: Kernel>(level: Level, kernel: K) -> K::Output {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a level is only handed out when the machine has its features.
+        Level::Avx512 => unsafe { on_avx512(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Level::Avx2 => unsafe { on_avx2(kernel) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        Level::Neon => unsafe { on_neon(kernel) },
+        // SAFETY: portable code needs no feature.
+        _ => unsafe { kernel.call::<Portable>() },
+    }
+}
+
+/// Floats per vector on `level`.
+pub(crate) fn lanes(level: Level) -> usize {
+    struct Lanes;
+    impl Kernel for Lanes {
+        type Output = usize;
+        #[inline(always)]
+        unsafe fn call<S: Simd>(self) -> usize {
+            S::LANES
+        }
+    }
+    launch(level, Lanes)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn on_avx512<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the features of `Avx512` are enabled here.
+    unsafe { kernel.call::<avx512::Avx512>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn on_avx2<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the features of `Avx2` are enabled here.
+    unsafe { kernel.call::<avx2::Avx2>() }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn on_neon<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the feature of `Neon` is enabled here.
+    unsafe { kernel.call::<neon::Neon>() }
+}

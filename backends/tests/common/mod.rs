@@ -1,0 +1,216 @@
+//! Seeded data in every storage, and the comparison.
+#![allow(dead_code)]
+
+use emberlm_backends::cpu::{BlockScales, CodeBook4, Matrix, Rows, Weight};
+use half::{bf16, f16};
+
+/// A small generator (splitmix64): the tests need variety, not quality.
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn word(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in `-scale..scale`.
+    pub fn float(&mut self, scale: f32) -> f32 {
+        ((self.word() >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * scale
+    }
+
+    pub fn floats(&mut self, len: usize, scale: f32) -> Vec<f32> {
+        (0..len).map(|_| self.float(scale)).collect()
+    }
+
+    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.word() as u8).collect()
+    }
+}
+
+/// How a [`Stored`] matrix keeps its elements.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    F32,
+    F16,
+    Bf16,
+    Single { block: usize },
+    Double { block: usize, nested: usize },
+    Rows { wide: usize, bits: u32, slots: bool },
+}
+
+/// An owned matrix of random elements about `1 / sqrt(k)` large.
+pub struct Stored {
+    pub n: usize,
+    pub k: usize,
+    kind: Kind,
+    floats: Vec<f32>,
+    halves: Vec<u16>,
+    codes: Vec<u8>,
+    narrow: Vec<u8>,
+    code_book: [f32; 16],
+    scale_codes: Vec<u8>,
+    map: Vec<f32>,
+    slots: Vec<u32>,
+}
+
+impl Stored {
+    pub fn new(rng: &mut Rng, kind: Kind, n: usize, k: usize) -> Stored {
+        let size = 1.7 / (k as f32).sqrt();
+        let mut stored = Stored {
+            n,
+            k,
+            kind,
+            floats: Vec::new(),
+            halves: Vec::new(),
+            codes: Vec::new(),
+            narrow: Vec::new(),
+            code_book: [0.0; 16],
+            scale_codes: Vec::new(),
+            map: Vec::new(),
+            slots: Vec::new(),
+        };
+        match kind {
+            Kind::F32 => stored.floats = rng.floats(n * k, size),
+            Kind::F16 => {
+                stored.halves = (0..n * k)
+                    .map(|_| f16::from_f32(rng.float(size)).to_bits())
+                    .collect();
+            }
+            Kind::Bf16 => {
+                stored.halves = (0..n * k)
+                    .map(|_| bf16::from_f32(rng.float(size)).to_bits())
+                    .collect();
+            }
+            Kind::Single { block } | Kind::Double { block, .. } => {
+                stored.code_book = std::array::from_fn(|_| rng.float(1.0));
+                stored.codes = rng.bytes((n * k).div_ceil(2));
+                let blocks = (n * k).div_ceil(block);
+                stored.floats = rng.floats(blocks, size);
+                if let Kind::Double { nested, .. } = kind {
+                    stored.floats = rng.floats(blocks.div_ceil(nested), size);
+                    stored.scale_codes = rng.bytes(blocks);
+                    stored.map = rng.floats(256, 1.0);
+                }
+            }
+            Kind::Rows { wide, bits, slots } => {
+                let wide = wide.min(n);
+                stored.codes = rng.bytes(wide * k);
+                stored.narrow = rng.bytes((n - wide) * stored.stride(bits));
+                stored.floats = (0..n)
+                    .map(|i| rng.float(size / if i < wide { 64.0 } else { 4.0 }))
+                    .collect();
+                if slots {
+                    stored.slots = (0..n as u32).collect();
+                    for i in (1..n).rev() {
+                        stored.slots.swap(i, rng.word() as usize % (i + 1));
+                    }
+                }
+            }
+        }
+        stored
+    }
+
+    /// One byte more than the codes need, so that a stride is no row length.
+    fn stride(&self, bits: u32) -> usize {
+        (self.k * bits as usize).div_ceil(8) + 1
+    }
+
+    pub fn weight(&self) -> Weight<'_> {
+        let code_book = |scales, block| {
+            Matrix::CodeBook4(CodeBook4 {
+                codes: &self.codes,
+                code_book: &self.code_book,
+                block,
+                scales,
+            })
+        };
+        let data = match self.kind {
+            Kind::F32 => Matrix::F32(&self.floats),
+            Kind::F16 => Matrix::F16(&self.halves),
+            Kind::Bf16 => Matrix::Bf16(&self.halves),
+            Kind::Single { block } => code_book(BlockScales::Single(&self.floats), block),
+            Kind::Double { block, nested } => {
+                let (codes, map, absmax) = (&self.scale_codes, &self.map, &self.floats);
+                code_book(
+                    BlockScales::Double {
+                        codes,
+                        map,
+                        absmax,
+                        block: nested,
+                        offset: 0.01,
+                    },
+                    block,
+                )
+            }
+            Kind::Rows { wide, bits, slots } => Matrix::Rows(Rows {
+                wide: &self.codes,
+                wide_rows: wide.min(self.n),
+                narrow: &self.narrow,
+                narrow_stride: self.stride(bits),
+                narrow_bits: bits,
+                scales: &self.floats,
+                slots: slots.then_some(&self.slots),
+            }),
+        };
+        Weight {
+            n: self.n,
+            k: self.k,
+            data,
+        }
+    }
+}
+
+/// Every storage, code books with blocks that fit the fast path and with others.
+pub fn kinds() -> Vec<Kind> {
+    vec![
+        Kind::F32,
+        Kind::F16,
+        Kind::Bf16,
+        Kind::Single { block: 64 },
+        Kind::Single { block: 128 },
+        Kind::Single { block: 48 },
+        Kind::Double {
+            block: 64,
+            nested: 256,
+        },
+        Kind::Double {
+            block: 64,
+            nested: 3,
+        },
+        Kind::Rows {
+            wide: usize::MAX,
+            bits: 4,
+            slots: false,
+        },
+        Kind::Rows {
+            wide: 0,
+            bits: 2,
+            slots: false,
+        },
+        Kind::Rows {
+            wide: 3,
+            bits: 4,
+            slots: true,
+        },
+        Kind::Rows {
+            wide: 2,
+            bits: 2,
+            slots: true,
+        },
+    ]
+}
+
+/// Fails at the first element farther than `tolerance * max(1, |want|)` from `want`.
+pub fn close(name: &str, got: &[f32], want: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), want.len(), "{name}");
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        let bound = tolerance * want.abs().max(1.0);
+        assert!(
+            (got - want).abs() <= bound,
+            "{name}[{i}]: {got}, expected {want}"
+        );
+    }
+}

@@ -1,0 +1,341 @@
+//! Choosing the next token from the logits of one position.
+//!
+//! The order is that of transformers' `generate`: repetition penalty, temperature, top-k, top-p, min-p, then one draw. Each
+//! truncation sees what the one before it left: top-p counts probability mass among the tokens that top-k kept.
+//!
+//! - **Repetition penalty**: for every token of prompt and output, a positive logit is divided by the penalty, any other multiplied.
+//! - **Temperature** 0 is greedy: the largest logit, the lowest id among equals. Truncation then changes nothing.
+//! - **top-k** keeps the `k` largest logits and everything equal to the `k`-th; 0 and `k` above the vocabulary keep all.
+//! - **top-p** keeps a token when the tokens above it hold less than `top_p` of the mass, so the best token always stays.
+//! - **min-p** keeps tokens of at least `min_p` times the probability of the best one.
+//!
+//! A seed fixes the tokens on every platform: the generator is PCG64 and the exponential is plain arithmetic of this crate,
+//! not the system's mathematics library.
+//!
+//! # Untrusted input
+//! NaN, `+Inf` and logits that are all `-Inf` are [`Error::NonFinite`], never token 0. A single `-Inf` bans that token.
+
+mod exponential;
+mod truncate;
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+
+use rand_pcg::Pcg64;
+use rand_pcg::rand_core::{Rng, SeedableRng};
+
+use crate::{Error, Result};
+use exponential::exp;
+
+/// How the next token is chosen; see the [module](self) for the meaning and order of the parts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SamplingConfig {
+    /// Divides the logits. 0 is greedy; at least 0, finite.
+    pub temperature: f32,
+    /// Tokens kept by rank; 0 keeps all.
+    pub top_k: usize,
+    /// Probability mass kept, in (0, 1]; 1 keeps all.
+    pub top_p: f32,
+    /// Least probability relative to the best token, in [0, 1); 0 keeps all.
+    pub min_p: f32,
+    /// Above 0, finite; 1 changes nothing, above 1 discourages repetition.
+    pub repetition_penalty: f32,
+    /// Seed of the generator; without one it is drawn from the system, and [`Sampler::seed`] tells it.
+    pub seed: Option<u64>,
+}
+
+impl Default for SamplingConfig {
+    /// Temperature 1 over the whole vocabulary, no penalty, no seed.
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            seed: None,
+        }
+    }
+}
+
+impl SamplingConfig {
+    /// The largest logit at every step.
+    pub fn greedy() -> Self {
+        Self {
+            temperature: 0.0,
+            ..Self::default()
+        }
+    }
+
+    /// Whether the choice is the largest logit, without a draw.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature == 0.0
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// [`Error::Option`] with the first value that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        let check = |ok: bool, option: &str, found: f32, allowed: &str| {
+            if ok {
+                return Ok(());
+            }
+            Err(Error::Option {
+                option: option.to_owned(),
+                message: format!("{found} is not allowed; use {allowed}"),
+            })
+        };
+        let temperature = self.temperature;
+        check(
+            temperature.is_finite() && temperature >= 0.0,
+            "temperature",
+            temperature,
+            "0 for greedy decoding or a positive number",
+        )?;
+        check(
+            self.top_p > 0.0 && self.top_p <= 1.0,
+            "top_p",
+            self.top_p,
+            "a number above 0 and at most 1 (1 turns it off)",
+        )?;
+        check(
+            self.min_p >= 0.0 && self.min_p < 1.0,
+            "min_p",
+            self.min_p,
+            "a number of at least 0 and below 1 (0 turns it off)",
+        )?;
+        let penalty = self.repetition_penalty;
+        check(
+            penalty.is_finite() && penalty > 0.0,
+            "repetition_penalty",
+            penalty,
+            "a positive number (1 turns it off)",
+        )
+    }
+}
+
+/// What is left to do once the penalty is applied.
+#[derive(Debug, Clone, Copy)]
+enum Strategy {
+    Greedy,
+    Draw(Truncation),
+}
+
+/// The part of the configuration that shapes a draw.
+#[derive(Debug, Clone, Copy)]
+struct Truncation {
+    temperature: f32,
+    top_k: Option<usize>,
+    top_p: Option<f64>,
+    min_p: Option<f32>,
+}
+
+/// Chooses tokens for one sequence. It owns the random generator and counts the steps.
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    strategy: Strategy,
+    repetition_penalty: f32,
+    seed: u64,
+    rng: Pcg64,
+    step: usize,
+    /// One bit per token of the vocabulary, all clear between calls.
+    penalised: Vec<u64>,
+    /// Scratch of the draw: token and its weight.
+    candidates: Vec<Candidate>,
+}
+
+/// A token that may be drawn, with a weight proportional to its probability.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Candidate {
+    id: u32,
+    weight: f32,
+}
+
+impl Sampler {
+    /// A sampler at step 0.
+    ///
+    /// # Errors
+    /// [`Error::Option`] where [`SamplingConfig::validate`] fails.
+    pub fn new(config: &SamplingConfig) -> Result<Self> {
+        config.validate()?;
+        let strategy = if config.is_greedy() {
+            Strategy::Greedy
+        } else {
+            Strategy::Draw(Truncation {
+                temperature: config.temperature,
+                top_k: (config.top_k > 0).then_some(config.top_k),
+                top_p: (config.top_p < 1.0).then_some(f64::from(config.top_p)),
+                min_p: (config.min_p > 0.0).then_some(config.min_p),
+            })
+        };
+        let seed = config.seed.unwrap_or_else(seed_from_system);
+        Ok(Self {
+            strategy,
+            repetition_penalty: config.repetition_penalty,
+            seed,
+            rng: Pcg64::seed_from_u64(seed),
+            step: 0,
+            penalised: Vec::new(),
+            candidates: Vec::new(),
+        })
+    }
+
+    /// The seed in use; giving it to [`SamplingConfig::seed`] repeats the run.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Tokens chosen so far.
+    pub fn step(&self) -> usize {
+        self.step
+    }
+
+    /// Starts over: step 0 and the generator at its seed.
+    pub fn reset(&mut self) {
+        self.rng = Pcg64::seed_from_u64(self.seed);
+        self.step = 0;
+    }
+
+    /// Chooses one token. `logits` is one row of the vocabulary and is changed by the penalty; `seen` holds prompt and output
+    /// without padding, in any order, repeats allowed. Ids beyond the vocabulary have no logit and are passed over.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] with the step when a logit is NaN or `+Inf`, or when all are `-Inf`.
+    pub fn sample(&mut self, logits: &mut [f32], seen: &[u32]) -> Result<u32> {
+        if self.repetition_penalty != 1.0 {
+            self.penalise(logits, seen);
+        }
+        let (best, largest) = largest(logits, self.step)?;
+        let id = match self.strategy {
+            Strategy::Greedy => best,
+            Strategy::Draw(truncation) => self.draw(logits, largest, truncation).unwrap_or(best),
+        };
+        self.step += 1;
+        Ok(id)
+    }
+
+    /// Applies the repetition penalty once to every distinct id of `seen`.
+    fn penalise(&mut self, logits: &mut [f32], seen: &[u32]) {
+        self.penalised.resize(logits.len().div_ceil(64), 0);
+        for &id in seen {
+            let index = id as usize;
+            let (Some(logit), Some(word)) =
+                (logits.get_mut(index), self.penalised.get_mut(index / 64))
+            else {
+                continue;
+            };
+            let bit = 1u64 << (index % 64);
+            if *word & bit == 0 {
+                *word |= bit;
+                *logit = if *logit > 0.0 {
+                    *logit / self.repetition_penalty
+                } else {
+                    *logit * self.repetition_penalty
+                };
+            }
+        }
+        for &id in seen {
+            if let Some(word) = self.penalised.get_mut(id as usize / 64) {
+                *word = 0;
+            }
+        }
+    }
+
+    /// Draws among the tokens that the truncations keep.
+    fn draw(&mut self, logits: &[f32], largest: f32, truncation: Truncation) -> Option<u32> {
+        let Truncation {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+        } = truncation;
+        let floor = match top_k {
+            Some(k) if k < logits.len() => truncate::kth_largest(logits, k),
+            _ => f32::NEG_INFINITY,
+        };
+        let candidates = &mut self.candidates;
+        candidates.clear();
+        let weigh = |logit: f32| exp((logit - largest) / temperature);
+        candidates.extend(
+            (0u32..)
+                .zip(logits)
+                .filter(|&(_, &logit)| logit >= floor)
+                .map(|(id, &logit)| Candidate {
+                    id,
+                    weight: weigh(logit),
+                }),
+        );
+        if let Some(top_p) = top_p {
+            truncate::keep_top_p(candidates, top_p);
+        }
+        if let Some(min_p) = min_p {
+            // The best token weighs exp(0) = 1, so the ratio to it is the weight itself.
+            candidates.retain(|c| c.weight >= min_p);
+        }
+        let total: f64 = candidates.iter().map(|c| f64::from(c.weight)).sum();
+        let mut rest = uniform(&mut self.rng) * total;
+        let mut last = None;
+        for candidate in candidates.iter().filter(|c| c.weight > 0.0) {
+            rest -= f64::from(candidate.weight);
+            last = Some(candidate.id);
+            if rest < 0.0 {
+                break;
+            }
+        }
+        last
+    }
+}
+
+/// Id and value of the largest logit, the lowest id among equals.
+fn largest(logits: &[f32], step: usize) -> Result<(u32, f32)> {
+    let error = |message: String| Error::NonFinite { step, message };
+    // The largest value alone vectorises; NaN is caught by a flag because `max` passes over it.
+    let mut largest = f32::NEG_INFINITY;
+    let mut nan = false;
+    for &logit in logits {
+        largest = if logit > largest { logit } else { largest };
+        nan |= logit.is_nan();
+    }
+    if nan || largest == f32::INFINITY {
+        let bad = |l: &f32| l.is_nan() || *l == f32::INFINITY;
+        let count = logits.iter().filter(|l| bad(l)).count();
+        let first = logits.iter().position(bad).unwrap_or_default();
+        let value = logits.get(first).copied().unwrap_or(f32::NAN);
+        return Err(error(format!(
+            "{count} of {} are NaN or +Inf, the first is {value} for token {first}; the weights or the arithmetic type may be damaged",
+            logits.len()
+        )));
+    }
+    let best = logits.iter().position(|&l| l == largest);
+    match best.map(u32::try_from) {
+        Some(Ok(id)) if largest > f32::NEG_INFINITY => Ok((id, largest)),
+        _ => Err(error(format!(
+            "all {} are -Inf, so no token is possible",
+            logits.len()
+        ))),
+    }
+}
+
+/// `log softmax` of one row in f64, for perplexity and reported log-probabilities.
+///
+/// # Errors
+/// [`Error::NonFinite`] with `step` when a logit is NaN or `+Inf`, or when all are `-Inf`.
+pub fn log_softmax(logits: &[f32], step: usize) -> Result<Vec<f64>> {
+    let (_, largest) = largest(logits, step)?;
+    let largest = f64::from(largest);
+    let sum: f64 = logits.iter().map(|&l| (f64::from(l) - largest).exp()).sum();
+    let log_sum = largest + sum.ln();
+    Ok(logits.iter().map(|&l| f64::from(l) - log_sum).collect())
+}
+
+/// Uniform in [0, 1) with 53 random bits.
+fn uniform(rng: &mut Pcg64) -> f64 {
+    const UNIT: f64 = 1.0 / (1u64 << 53) as f64;
+    (rng.next_u64() >> 11) as f64 * UNIT
+}
+
+/// A seed that differs between runs: the standard library keys its hash maps from the system's entropy.
+fn seed_from_system() -> u64 {
+    RandomState::new().build_hasher().finish()
+}

@@ -1,0 +1,186 @@
+//! Tokens to text, one at a time.
+
+use std::sync::OnceLock;
+
+use tokenizers::DecoderWrapper;
+
+use super::tokenizer::TextProcessor;
+use crate::Result;
+
+/// Turns ids into text as they are generated.
+///
+/// A piece never ends inside a character, and the pieces of all `push` calls and of `finish` joined are
+/// [`TextProcessor::decode`] of all ids. Made by [`TextProcessor::decode_stream`].
+#[derive(Debug, Clone)]
+pub struct DecodeStream {
+    text: TextProcessor,
+    skip_special: bool,
+    state: State,
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    /// Byte-level tokenizers: the bytes of a character that is not complete yet, at most three.
+    Bytes(Vec<u8>),
+    /// Every other decoder: decode a window twice and take what the new token added.
+    Window(Window),
+}
+
+/// Ids so far. `ids[start..read]` is text already given, kept because decoders treat the first token of a text differently.
+#[derive(Debug, Clone, Default)]
+struct Window {
+    ids: Vec<u32>,
+    start: usize,
+    read: usize,
+    given: String,
+}
+
+impl DecodeStream {
+    pub(super) fn new(text: TextProcessor, skip_special: bool) -> Self {
+        let byte_level = matches!(
+            text.tokenizer().get_decoder(),
+            Some(DecoderWrapper::ByteLevel(_))
+        );
+        let state = if byte_level {
+            State::Bytes(Vec::new())
+        } else {
+            State::Window(Window::default())
+        };
+        Self {
+            text,
+            skip_special,
+            state,
+        }
+    }
+
+    /// The text that `id` completes; often empty inside a character of several tokens.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`](crate::Error::Tokenizer) when the tokenizer fails.
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        match &mut self.state {
+            State::Bytes(held) => {
+                if let Some(token) = self.text.token(id) {
+                    let vocabulary = self.text.tokenizer().get_added_vocabulary();
+                    if !(self.skip_special && vocabulary.is_special_token(&token)) {
+                        push_token_bytes(&token, held);
+                    }
+                }
+                Ok(take_complete(held))
+            }
+            State::Window(window) => window.push(id, &self.text, self.skip_special),
+        }
+    }
+
+    /// The text still held: an incomplete character, as U+FFFD. The stream is then as new.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub fn finish(&mut self) -> Result<String> {
+        match &mut self.state {
+            State::Bytes(held) => {
+                let rest = String::from_utf8_lossy(held).into_owned();
+                held.clear();
+                Ok(rest)
+            }
+            State::Window(window) => std::mem::take(window).finish(&self.text, self.skip_special),
+        }
+    }
+}
+
+impl Window {
+    fn push(&mut self, id: u32, text: &TextProcessor, skip_special: bool) -> Result<String> {
+        self.ids.push(id);
+        // A run of byte tokens decodes as a whole or not at all, so wait for its end.
+        if text.token(id).is_some_and(|t| is_byte_token(&t)) {
+            return Ok(String::new());
+        }
+        let before = self.decode(self.read, text, skip_special)?;
+        let now = self.decode(self.ids.len(), text, skip_special)?;
+        match now.strip_prefix(before.as_str()) {
+            Some(new) if !new.is_empty() && !new.ends_with(char::REPLACEMENT_CHARACTER) => {
+                self.start = self.read;
+                self.read = self.ids.len();
+                self.given.push_str(new);
+                Ok(new.to_owned())
+            }
+            _ => Ok(String::new()),
+        }
+    }
+
+    fn decode(&self, end: usize, text: &TextProcessor, skip_special: bool) -> Result<String> {
+        let ids = self.ids.get(self.start..end).unwrap_or_default();
+        text.decode(ids, skip_special)
+    }
+
+    fn finish(self, text: &TextProcessor, skip_special: bool) -> Result<String> {
+        let all = text.decode(&self.ids, skip_special)?;
+        if let Some(rest) = all.strip_prefix(self.given.as_str()) {
+            return Ok(rest.to_owned());
+        }
+        // A decoder that rewrites text already given; what the window adds is the best there is.
+        let before = self.decode(self.read, text, skip_special)?;
+        let now = self.decode(self.ids.len(), text, skip_special)?;
+        Ok(now
+            .strip_prefix(before.as_str())
+            .unwrap_or_default()
+            .to_owned())
+    }
+}
+
+/// Removes and returns the text at the front of `held`: everything but an incomplete character at the end, with U+FFFD for
+/// bytes that are no text.
+fn take_complete(held: &mut Vec<u8>) -> String {
+    let mut text = String::new();
+    let mut done = 0;
+    for chunk in held.utf8_chunks() {
+        text.push_str(chunk.valid());
+        done += chunk.valid().len();
+        let invalid = chunk.invalid();
+        let at_end = done + invalid.len() == held.len();
+        if invalid.is_empty() || (at_end && is_incomplete(invalid)) {
+            break;
+        }
+        text.push(char::REPLACEMENT_CHARACTER);
+        done += invalid.len();
+    }
+    held.drain(..done);
+    text
+}
+
+/// Whether further bytes could make a character of these.
+fn is_incomplete(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_err_and(|e| e.error_len().is_none())
+}
+
+/// Whether a token stands for one byte, such as `<0xE6>`.
+fn is_byte_token(token: &str) -> bool {
+    let hex = token.strip_prefix("<0x").and_then(|t| t.strip_suffix('>'));
+    hex.is_some_and(|h| h.len() == 2 && u8::from_str_radix(h, 16).is_ok())
+}
+
+/// Appends the bytes that a byte-level token spells. A token with a character outside the alphabet, which only added tokens
+/// have, stands for itself.
+fn push_token_bytes(token: &str, bytes: &mut Vec<u8>) {
+    let start = bytes.len();
+    for c in token.chars() {
+        let byte = alphabet().get(c as usize).copied().flatten();
+        let Some(byte) = byte else {
+            bytes.truncate(start);
+            bytes.extend_from_slice(token.as_bytes());
+            return;
+        };
+        bytes.push(byte);
+    }
+}
+
+/// The alphabet of byte-level BPE, by code point: printable Latin-1 stands for itself, the other 68 bytes for U+0100 onwards.
+fn alphabet() -> &'static [Option<u8>] {
+    static TABLE: OnceLock<Vec<Option<u8>>> = OnceLock::new();
+    TABLE.get_or_init(|| {
+        let printable = |b: &u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+        let own = (0..=u8::MAX).map(|b| Some(b).filter(printable));
+        let others = (0..=u8::MAX).filter(|b| !printable(b)).map(Some);
+        own.chain(others).collect()
+    })
+}

@@ -1,0 +1,29 @@
+//! Text in and out of a model: tokenizer, chat template, streamed decoding and stopping.
+//!
+//! [`TextProcessor`] is loaded once per model and shared; a generation takes from it a [`DecodeStream`] (tokens to text), and
+//! beside it a [`StopSet`] (ids that end the text) and [`StopStrings`] (texts that end it).
+//!
+//! # Special tokens inside messages
+//! A chat is rendered to one string and that string is tokenized, as transformers does: the text of a special token inside a message
+//! (`<|im_end|>`) becomes that token. Where messages come from strangers, [`SpecialText::Literal`] encodes what users and tools wrote
+//! as ordinary text instead.
+//!
+//! # Untrusted input
+//! All files are size-limited and read from inside the model directory only. Panics of the tokenizer library on crafted files
+//! become errors (its message still reaches the panic hook). Templates run in a sandbox without files, includes or the
+//! environment, with bounds on instructions, recursion, memory and time.
+
+mod chat_template;
+mod decode_stream;
+mod files;
+mod literal;
+mod special_tokens;
+mod stop;
+mod tokenizer;
+
+pub use chat_template::{ChatOptions, ChatTemplate, Message};
+pub use decode_stream::DecodeStream;
+pub use files::TextFiles;
+pub use special_tokens::{SpecialToken, SpecialTokens};
+pub use stop::{StopSet, StopStrings, Stopped, eos_token_ids};
+pub use tokenizer::{SpecialText, TextProcessor};

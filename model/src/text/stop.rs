@@ -1,0 +1,172 @@
+//! When a generation ends: token ids and texts.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+/// The token ids that end a text.
+///
+/// It is the union of what `generation_config.json`, `config.json`, the tokenizer and the user name: models list different
+/// ids in each, and missing one makes them talk on past the end of their turn.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StopSet {
+    /// Sorted, without repeats.
+    ids: Vec<u32>,
+}
+
+impl StopSet {
+    /// The union of several lists of ids.
+    pub fn union<S>(sources: impl IntoIterator<Item = S>) -> Self
+    where
+        S: IntoIterator<Item = u32>,
+    {
+        let mut ids: Vec<u32> = sources.into_iter().flatten().collect();
+        ids.sort_unstable();
+        ids.dedup();
+        Self { ids }
+    }
+
+    /// Whether `id` ends the text.
+    pub fn contains(&self, id: u32) -> bool {
+        self.ids.binary_search(&id).is_ok()
+    }
+
+    /// The ids in ascending order.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+}
+
+/// The ids under `eos_token_id` of a parsed `config.json` or `generation_config.json`: a number, a list, null or absent. In
+/// `config.json` those under `text_config` count too. `path` is for messages.
+///
+/// # Errors
+/// [`Error::Config`] when the value is anything else.
+pub fn eos_token_ids(json: &Value, path: &Path) -> Result<Vec<u32>> {
+    let mut ids = Vec::new();
+    for (object, field) in [
+        (Some(json), "eos_token_id"),
+        (json.get("text_config"), "text_config.eos_token_id"),
+    ] {
+        let entries = match object.and_then(|o| o.get("eos_token_id")) {
+            None | Some(Value::Null) => continue,
+            Some(Value::Array(entries)) => entries.as_slice(),
+            Some(single) => std::slice::from_ref(single),
+        };
+        for entry in entries {
+            let id = entry.as_u64().and_then(|id| u32::try_from(id).ok());
+            ids.push(id.ok_or_else(|| Error::Config {
+                path: path.to_path_buf(),
+                field: field.to_owned(),
+                message: format!("{entry} is not a token id"),
+            })?);
+        }
+    }
+    Ok(ids)
+}
+
+/// What [`StopStrings`] says about the text so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stopped {
+    /// Text that can be shown now.
+    pub text: String,
+    /// The stop string that was found, which is not part of any text shown.
+    pub stop: Option<String>,
+}
+
+/// Finds stop strings in streamed text.
+///
+/// Text that may be the beginning of a stop string is held back until it is one or is not. The result does not depend on how
+/// the text is cut into pieces: the stop string that is complete first wins, the longest of those that end together.
+#[derive(Debug, Clone, Default)]
+pub struct StopStrings {
+    stops: Vec<String>,
+    held: String,
+    found: bool,
+}
+
+impl StopStrings {
+    /// A matcher for these strings; none is allowed and passes everything on.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when one of them is empty.
+    pub fn new(stops: impl IntoIterator<Item = impl Into<String>>) -> Result<Self> {
+        let stops: Vec<String> = stops.into_iter().map(Into::into).collect();
+        if stops.iter().any(String::is_empty) {
+            return Err(Error::Option {
+                option: "stop".to_owned(),
+                message: "an empty stop string would end every text before it begins; leave it out"
+                    .to_owned(),
+            });
+        }
+        Ok(Self {
+            stops,
+            held: String::new(),
+            found: false,
+        })
+    }
+
+    /// Takes the next piece of text. After a stop string was found, further pieces give nothing.
+    pub fn push(&mut self, piece: &str) -> Stopped {
+        if self.found {
+            return Stopped {
+                text: String::new(),
+                stop: None,
+            };
+        }
+        self.held.push_str(piece);
+        let first = self
+            .stops
+            .iter()
+            .filter_map(|stop| Some((self.held.find(stop.as_str())?, stop)))
+            .min_by_key(|&(start, stop)| (start + stop.len(), start));
+        if let Some((start, stop)) = first {
+            let stop = stop.clone();
+            self.held.truncate(start);
+            self.found = true;
+            return Stopped {
+                text: std::mem::take(&mut self.held),
+                stop: Some(stop),
+            };
+        }
+        let keep = self.undecided();
+        let rest = self.held.split_off(self.held.len() - keep);
+        Stopped {
+            text: std::mem::replace(&mut self.held, rest),
+            stop: None,
+        }
+    }
+
+    /// The text still held back, when the generation ends for another reason.
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+
+    /// Bytes at the end of the held text that begin a stop string.
+    fn undecided(&self) -> usize {
+        let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
+        let from = self.held.len().saturating_sub(longest);
+        self.held
+            .char_indices()
+            .map(|(start, _)| start)
+            .filter(|&start| start >= from)
+            .filter_map(|start| self.held.get(start..))
+            .find(|tail| self.stops.iter().any(|stop| stop.starts_with(tail)))
+            .map_or(0, str::len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn longest_held_tail_is_bounded_by_the_longest_stop() {
+        let mut stops = StopStrings::new(["</s>"]).unwrap();
+        assert_eq!(stops.push("a<<</").text, "a<<");
+        assert_eq!(stops.held, "</");
+        assert_eq!(stops.finish(), "</");
+    }
+}

@@ -1,0 +1,126 @@
+//! Stop ids and stop strings.
+
+use std::path::Path;
+
+use emberlm_model::text::{StopSet, StopStrings, eos_token_ids};
+use serde_json::json;
+
+/// Everything shown and the stop string found, for a text pushed in these pieces.
+fn run(stops: &[&str], pieces: &[&str]) -> (String, Option<String>) {
+    let mut matcher = StopStrings::new(stops.iter().copied()).unwrap();
+    let mut shown = String::new();
+    for piece in pieces {
+        let stopped = matcher.push(piece);
+        shown.push_str(&stopped.text);
+        if stopped.stop.is_some() {
+            return (shown, stopped.stop);
+        }
+    }
+    shown.push_str(&matcher.finish());
+    (shown, None)
+}
+
+#[test]
+fn the_union_of_all_sources() {
+    let path = Path::new("config.json");
+    let generation = eos_token_ids(&json!({"eos_token_id": [128001, 128008]}), path).unwrap();
+    let config = eos_token_ids(&json!({"eos_token_id": 128009}), path).unwrap();
+    let nested = json!({"text_config": {"eos_token_id": 5}, "eos_token_id": null});
+    let nested = eos_token_ids(&nested, path).unwrap();
+    let set = StopSet::union([generation, config, nested, vec![128_001, 3]]);
+    assert_eq!(set.ids(), [3, 5, 128_001, 128_008, 128_009]);
+    assert!(set.contains(128_009) && !set.contains(4));
+    assert!(!StopSet::default().contains(0));
+}
+
+#[test]
+fn ids_that_are_no_ids() {
+    let path = Path::new("generation_config.json");
+    for bad in [
+        json!("2"),
+        json!(-1),
+        json!(1.5),
+        json!([1, null]),
+        json!(4_294_967_296u64),
+        json!({}),
+    ] {
+        let error = eos_token_ids(&json!({ "eos_token_id": bad }), path).unwrap_err();
+        assert!(error.to_string().contains("eos_token_id"), "{error}");
+    }
+    assert!(eos_token_ids(&json!({}), path).unwrap().is_empty());
+}
+
+#[test]
+fn a_stop_string_split_across_pieces() {
+    let stop = Some("</s>".to_owned());
+    assert_eq!(
+        run(&["</s>"], &["one <", "/", "s", "> two"]),
+        ("one ".to_owned(), stop.clone())
+    );
+    assert_eq!(
+        run(&["</s>"], &["one </s> two"]),
+        ("one ".to_owned(), stop.clone())
+    );
+    assert_eq!(run(&["</s>"], &["</s>"]), (String::new(), stop));
+}
+
+#[test]
+fn a_partial_match_is_held_and_then_given() {
+    let mut matcher = StopStrings::new(["STOP"]).unwrap();
+    assert_eq!(matcher.push("go ST").text, "go ");
+    assert_eq!(matcher.push("O").text, "");
+    assert_eq!(matcher.push("RM").text, "STORM");
+    assert_eq!(matcher.push(" ST").text, " ");
+    assert_eq!(matcher.finish(), "ST");
+    // A failed match may contain the start of another.
+    assert_eq!(
+        run(&["aab"], &["a", "a", "a", "b"]),
+        ("a".to_owned(), Some("aab".to_owned()))
+    );
+}
+
+#[test]
+fn nothing_follows_a_stop() {
+    let mut matcher = StopStrings::new(["x"]).unwrap();
+    assert_eq!(matcher.push("axb").stop.as_deref(), Some("x"));
+    assert_eq!(matcher.push("cx").text, "");
+    assert_eq!(matcher.push("x").stop, None);
+    assert_eq!(matcher.finish(), "");
+}
+
+#[test]
+fn the_result_does_not_depend_on_the_pieces() {
+    let text = "aé日b</s>日本🙂abcabd";
+    let chars: Vec<char> = text.chars().collect();
+    let sets: [&[&str]; 6] = [
+        &[],
+        &["abd"],
+        &["日本🙂"],
+        &["b<", "</s>"],
+        &["bc", "abcabd", "ca"],
+        &["🙂ab", "本", "日本🙂abc"],
+    ];
+    for stops in sets {
+        let whole = run(stops, &[text]);
+        // Every way to cut the text into three.
+        for i in 0..=chars.len() {
+            for j in i..=chars.len() {
+                let cut: Vec<String> = [&chars[..i], &chars[i..j], &chars[j..]]
+                    .iter()
+                    .map(|c| c.iter().collect())
+                    .collect();
+                let pieces: Vec<&str> = cut.iter().map(String::as_str).collect();
+                assert_eq!(run(stops, &pieces), whole, "{stops:?} {pieces:?}");
+            }
+        }
+    }
+    assert_eq!(
+        run(&["bc", "abcabd", "ca"], &[text]).1.as_deref(),
+        Some("bc")
+    );
+}
+
+#[test]
+fn an_empty_stop_string_is_refused() {
+    assert!(StopStrings::new(["a", ""]).is_err());
+}

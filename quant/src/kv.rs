@@ -92,7 +92,7 @@ pub struct Rotary<B: Backend> {
 }
 
 /// Where attention finds keys or values.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub enum KeyValue<'a, B: Backend> {
     /// Stored as they are: `[b, kv_heads, capacity, head_dim]`.
     Plain(&'a KvStore<B>),
@@ -106,6 +106,15 @@ pub enum KeyValue<'a, B: Backend> {
         rotary: Option<&'a Rotary<B>>,
     },
 }
+
+// Not derived: that would ask for `B: Copy`.
+impl<B: Backend> Clone for KeyValue<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for KeyValue<'_, B> {}
 
 /// Non-linearity between the layers of a [`CodeDecoder`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

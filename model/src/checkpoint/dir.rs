@@ -1,0 +1,195 @@
+//! A model directory: the only place from which files are read.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::names::shown;
+use crate::{Error, Result};
+
+/// A directory whose regular files may be read. Links may lead to files of the same directory, or from a hub snapshot to the
+/// blobs of the same repository.
+#[derive(Clone, Debug)]
+pub struct ModelDir {
+    path: PathBuf,
+    real: PathBuf,
+    blobs: Option<PathBuf>,
+}
+
+impl ModelDir {
+    /// Opens a directory.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it does not exist, [`Error::Source`] when it is not a directory.
+    pub fn open(path: &Path) -> Result<Self> {
+        let real = path.canonicalize().map_err(|source| Error::Io {
+            path: path.into(),
+            source,
+        })?;
+        if !real.is_dir() {
+            return Err(refuse(path, "is not a directory"));
+        }
+        let blobs = hub_blobs(&real);
+        Ok(Self {
+            path: path.into(),
+            real,
+            blobs,
+        })
+    }
+
+    /// A direct or deeper subdirectory.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; [`Error::Source`] when the name leads out of the directory.
+    pub fn subfolder(&self, name: &str) -> Result<Self> {
+        let parts = Path::new(name).components();
+        let plain = !name.is_empty()
+            && parts
+                .clone()
+                .all(|part| matches!(part, std::path::Component::Normal(_)))
+            && !name.contains(['\\', ':', '\0']);
+        let path = self.path.join(name);
+        let sub = if plain {
+            Self::open(&path)?
+        } else {
+            return Err(refuse(&path, "is not the name of a subfolder"));
+        };
+        if sub.real.starts_with(&self.real) {
+            Ok(sub)
+        } else {
+            Err(refuse(&path, "leads out of the model directory"))
+        }
+    }
+
+    /// The directory, as it was given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether there is a directory entry of this name, of any kind.
+    pub fn contains(&self, name: &str) -> bool {
+        self.path.join(name).symlink_metadata().is_ok()
+    }
+
+    /// The real path of a regular file; `None` when there is none of this name.
+    ///
+    /// # Errors
+    /// [`Error::Source`] when the name is not a plain file name, leads out of the directory, or is not a regular file.
+    pub fn file(&self, name: &str) -> Result<Option<PathBuf>> {
+        if !is_plain(name) {
+            let path = self.path.join("?");
+            return Err(refuse(
+                &path,
+                &format!("\"{}\" is not a plain file name", shown(name)),
+            ));
+        }
+        if !self.contains(name) {
+            return Ok(None);
+        }
+        let path = self.path.join(name);
+        let io = |source| Error::Io {
+            path: path.clone(),
+            source,
+        };
+        let real = path.canonicalize().map_err(io)?;
+        let inside = real.starts_with(&self.real)
+            || self
+                .blobs
+                .as_deref()
+                .is_some_and(|blobs| real.parent() == Some(blobs));
+        if !inside {
+            return Err(refuse(
+                &path,
+                "is a link that leads out of the model directory: put the file itself there",
+            ));
+        }
+        // Checked before opening: opening a FIFO would wait for a writer.
+        if !fs::metadata(&real).map_err(io)?.is_file() {
+            return Err(refuse(&path, "is not a regular file"));
+        }
+        Ok(Some(real))
+    }
+
+    /// The contents of a file; `None` when there is none of this name.
+    ///
+    /// # Errors
+    /// As [`Self::file`]; [`Error::Source`] when it is longer than `limit` bytes, before anything is read.
+    pub fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+        let Some(real) = self.file(name)? else {
+            return Ok(None);
+        };
+        let path = self.path.join(name);
+        let io = |source| Error::Io {
+            path: path.clone(),
+            source,
+        };
+        let file = File::open(&real).map_err(io)?;
+        let length = file.metadata().map_err(io)?.len();
+        if length > limit {
+            return Err(refuse(
+                &path,
+                &format!("is {length} bytes long, at most {limit} are accepted"),
+            ));
+        }
+        let mut bytes = Vec::new();
+        // One byte more than promised shows that the file grew.
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
+        if bytes.len() as u64 > limit {
+            return Err(refuse(
+                &path,
+                &format!("is longer than the {limit} bytes that are accepted"),
+            ));
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Names of the directory's entries, sorted; hidden ones and those that are not Unicode left out.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the directory cannot be listed.
+    pub fn entries(&self) -> Result<Vec<String>> {
+        const MOST: usize = 10_000;
+        let io = |source| Error::Io {
+            path: self.path.clone(),
+            source,
+        };
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.real).map_err(io)?.take(MOST) {
+            match entry.map_err(io)?.file_name().into_string() {
+                Ok(name) if !name.starts_with('.') => names.push(name),
+                _ => {}
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+}
+
+/// Whether a name, on every platform, can only mean an entry of the directory it is looked up in.
+pub(super) fn is_plain(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 255
+        && name != "."
+        && name != ".."
+        && !name.contains(|c: char| matches!(c, '/' | '\\' | ':') || c.is_control())
+}
+
+/// `models--*/blobs` for a directory in `models--*/snapshots/`.
+fn hub_blobs(real: &Path) -> Option<PathBuf> {
+    let snapshots = real
+        .ancestors()
+        .skip(1)
+        .find(|dir| dir.file_name().is_some_and(|name| name == "snapshots"))?;
+    let repository = snapshots.parent()?;
+    let is_model = repository.file_name()?.to_str()?.starts_with("models--");
+    is_model
+        .then(|| repository.join("blobs").canonicalize().ok())
+        .flatten()
+}
+
+fn refuse(path: &Path, message: &str) -> Error {
+    Error::Source {
+        path: path.into(),
+        message: message.into(),
+    }
+}

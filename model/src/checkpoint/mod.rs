@@ -1,0 +1,28 @@
+//! Checkpoints on disk: safetensors files, alone or sharded, in a model directory.
+//!
+//! Three layers, each of which trusts the one before: [`ModelDir`] (which files may be read), [`Checkpoint`] (which bytes are
+//! which tensor), [`Weights`] (which tensors are which parameter of the model, under canonical names).
+//!
+//! # Untrusted input
+//! Files come from strangers. Only files in the model directory are opened (a hub snapshot's links into its own blobs
+//! included); headers are checked completely before any tensor is read, so that every tensor is a range inside its file and
+//! no two overlap; sizes are computed with checked arithmetic; nothing is allocated by a number that a file states, unless
+//! the file is at least as large. `.bin`, `.pt` and the like are never opened.
+
+mod bnb;
+mod convert;
+mod crest;
+mod dir;
+mod header;
+mod index;
+mod kv;
+pub(crate) mod names;
+mod nano;
+mod open;
+mod weights;
+
+pub use dir::ModelDir;
+pub use header::{Dtype, TensorInfo};
+pub use names::report;
+pub use open::Checkpoint;
+pub use weights::{Entry, StorageKind, Weights};

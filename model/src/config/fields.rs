@@ -1,0 +1,281 @@
+//! Reading the keys of an untrusted JSON object: every value is checked for its type and range, every error names the key.
+
+use std::path::Path;
+use std::str::FromStr;
+
+use serde_json::{Map, Value};
+
+use crate::checkpoint::names::shown;
+use crate::{Error, Result};
+
+/// A JSON object with the file and the place it comes from, for messages. `null` counts as absent.
+#[derive(Clone)]
+pub(crate) struct Fields<'a> {
+    file: &'a Path,
+    at: String,
+    map: &'a Map<String, Value>,
+    /// Where to look for keys that `map` lacks (the outer object of a nested text config).
+    outer: Option<&'a Map<String, Value>>,
+}
+
+impl<'a> Fields<'a> {
+    /// The top level of a file.
+    pub(crate) fn root(file: &'a Path, value: &'a Value) -> Result<Self> {
+        match value {
+            Value::Object(map) => Ok(Self {
+                file,
+                at: String::new(),
+                map,
+                outer: None,
+            }),
+            other => Err(Error::Config {
+                path: file.into(),
+                field: "(top level)".into(),
+                message: format!("is {}, expected an object", describe(other)),
+            }),
+        }
+    }
+
+    /// This object, with keys that it lacks looked up in the parent.
+    pub(crate) fn or_else(mut self, outer: &Fields<'a>) -> Self {
+        self.outer = Some(outer.map);
+        self
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &'a String> {
+        self.map.keys()
+    }
+
+    /// The value of a key, unless it is absent or null.
+    pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
+        let found = |map: &'a Map<String, Value>| map.get(key).filter(|v| !v.is_null());
+        found(self.map).or_else(|| self.outer.and_then(found))
+    }
+
+    /// Whether the key is there and null.
+    pub(crate) fn is_null(&self, key: &str) -> bool {
+        self.map.get(key).is_some_and(Value::is_null)
+    }
+
+    /// An error about a key.
+    pub(crate) fn error(&self, key: &str, message: impl Into<String>) -> Error {
+        Error::Config {
+            path: self.file.into(),
+            field: format!("{}{}", self.at, shown(key)),
+            message: message.into(),
+        }
+    }
+
+    fn wrong(&self, key: &str, value: &Value, expected: &str) -> Error {
+        self.error(key, format!("is {}, expected {expected}", describe(value)))
+    }
+
+    /// The value of a key that must be there, by one of the readers below.
+    pub(crate) fn required<T>(
+        &self,
+        key: &str,
+        read: impl FnOnce(&Self, &str) -> Result<Option<T>>,
+    ) -> Result<T> {
+        read(self, key)?.ok_or_else(|| self.error(key, "is missing or null"))
+    }
+
+    /// An integer from 1 to `max`.
+    pub(crate) fn size(&self, key: &str, max: usize) -> Result<Option<usize>> {
+        self.integer(key, 1, max)
+    }
+
+    /// An integer from `min` to `max`.
+    pub(crate) fn integer(&self, key: &str, min: usize, max: usize) -> Result<Option<usize>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        integer(value, min, max)
+            .map(Some)
+            .ok_or_else(|| self.wrong(key, value, &format!("an integer from {min} to {max}")))
+    }
+
+    /// A finite number in a range, which is named by `expected`.
+    pub(crate) fn number(
+        &self,
+        key: &str,
+        expected: &str,
+        allowed: impl Fn(f64) -> bool,
+    ) -> Result<Option<f64>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        match value.as_f64() {
+            Some(x) if x.is_finite() && allowed(x) => Ok(Some(x)),
+            _ => Err(self.wrong(key, value, expected)),
+        }
+    }
+
+    pub(crate) fn boolean(&self, key: &str) -> Result<Option<bool>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        value
+            .as_bool()
+            .map(Some)
+            .ok_or_else(|| self.wrong(key, value, "true or false"))
+    }
+
+    pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        value
+            .as_str()
+            .map(Some)
+            .ok_or_else(|| self.wrong(key, value, "a string"))
+    }
+
+    /// A string that names a variant.
+    pub(crate) fn choice<T: FromStr<Err = Error>>(&self, key: &str) -> Result<Option<T>> {
+        let Some(text) = self.text(key)? else {
+            return Ok(None);
+        };
+        match text.parse() {
+            Ok(choice) => Ok(Some(choice)),
+            Err(Error::Option { message, .. }) => Err(self.error(key, message)),
+            Err(other) => Err(other),
+        }
+    }
+
+    pub(crate) fn array(&self, key: &str) -> Result<Option<&'a [Value]>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        value
+            .as_array()
+            .map(|a| Some(a.as_slice()))
+            .ok_or_else(|| self.wrong(key, value, "an array"))
+    }
+
+    /// An array of strings.
+    pub(crate) fn strings(&self, key: &str) -> Result<Option<Vec<&'a str>>> {
+        let Some(items) = self.array(key)? else {
+            return Ok(None);
+        };
+        let texts = items.iter().map(|v| {
+            v.as_str()
+                .ok_or_else(|| self.wrong(key, v, "only strings in the array"))
+        });
+        texts.collect::<Result<_>>().map(Some)
+    }
+
+    /// An array of integers from 0 to `max`.
+    pub(crate) fn integers(&self, key: &str, max: usize) -> Result<Option<Vec<usize>>> {
+        let Some(items) = self.array(key)? else {
+            return Ok(None);
+        };
+        let expected = || format!("only integers from 0 to {max} in the array");
+        let numbers = items
+            .iter()
+            .map(|v| integer(v, 0, max).ok_or_else(|| self.wrong(key, v, &expected())));
+        numbers.collect::<Result<_>>().map(Some)
+    }
+
+    /// A token id or a list of them; empty when absent.
+    pub(crate) fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
+        let id = |v: &Value| {
+            let id = v.as_u64().and_then(|x| u32::try_from(x).ok());
+            id.ok_or_else(|| self.wrong(key, v, "a token id (or a list of them)"))
+        };
+        match self.get(key) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(items)) => items.iter().map(id).collect(),
+            Some(one) => Ok(vec![id(one)?]),
+        }
+    }
+
+    /// One token id.
+    pub(crate) fn token_id(&self, key: &str) -> Result<Option<u32>> {
+        let ids = self.token_ids(key)?;
+        match ids.as_slice() {
+            [] => Ok(None),
+            [id] => Ok(Some(*id)),
+            _ => Err(self.error(key, "is a list, expected one token id")),
+        }
+    }
+
+    /// A nested object.
+    pub(crate) fn object(&self, key: &str) -> Result<Option<Fields<'a>>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        match value {
+            Value::Object(map) => {
+                let at = format!("{}{}.", self.at, shown(key));
+                Ok(Some(Fields {
+                    file: self.file,
+                    at,
+                    map,
+                    outer: None,
+                }))
+            }
+            other => Err(self.wrong(key, other, "an object")),
+        }
+    }
+}
+
+fn integer(value: &Value, min: usize, max: usize) -> Option<usize> {
+    let x = usize::try_from(value.as_u64()?).ok()?;
+    (min..=max).contains(&x).then_some(x)
+}
+
+/// A value in a message: its text when it is short, its kind otherwise.
+fn describe(value: &Value) -> String {
+    match value {
+        Value::Null => "null".into(),
+        Value::Bool(b) => b.to_string(),
+        Value::Number(n) => n.to_string(),
+        Value::String(s) => format!("the string \"{}\"", shown(s)),
+        Value::Array(a) => format!("an array of {}", a.len()),
+        Value::Object(_) => "an object".into(),
+    }
+}
+
+/// Declares an enum with the spellings of the checkpoint's configs: `Display` writes the first, `FromStr` reads all.
+macro_rules! spelled {
+    ($(#[$doc:meta])* $name:ident ($option:literal) { $($(#[$vdoc:meta])* $variant:ident = $text:literal $(| $alias:literal)*,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name { $($(#[$vdoc])* $variant,)+ }
+
+        impl $name {
+            /// Every variant.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The spelling in configs.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = $crate::Error;
+
+            fn from_str(text: &str) -> $crate::Result<Self> {
+                match text {
+                    $($text $(| $alias)* => Ok(Self::$variant),)+
+                    other => Err($crate::Error::Option {
+                        option: $option.into(),
+                        message: format!(
+                            "is \"{}\", expected one of {}",
+                            $crate::checkpoint::names::shown(other),
+                            [$($text),+].join(", ")
+                        ),
+                    }),
+                }
+            }
+        }
+    };
+}
+pub(crate) use spelled;

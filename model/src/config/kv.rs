@@ -1,0 +1,189 @@
+//! Learned compression of the key and value cache: what a config states, what the tensors show, and the union.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::fields::{Fields, spelled};
+use crate::{Error, Result};
+
+spelled! {
+    /// What is compressed.
+    KvTarget("targets") {
+        /// Keys.
+        Key = "k" | "key" | "keys",
+        /// Values.
+        Value = "v" | "value" | "values",
+    }
+}
+
+spelled! {
+    /// The activation between the two layers of a decoder.
+    KvActivation("activation") {
+        /// GELU with the error function.
+        Gelu = "gelu",
+        /// GELU with the tanh approximation.
+        GeluTanh = "gelu_tanh" | "gelu_pytorch_tanh" | "gelu_new",
+        /// x * sigmoid(x).
+        Silu = "silu" | "swish",
+        /// max(x, 0).
+        Relu = "relu",
+    }
+}
+
+spelled! {
+    /// Where keys are compressed.
+    KStage("k_stage") {
+        /// After rotation, as they are cached.
+        PostRope = "post_rope",
+        /// Before; the reconstruction is rotated.
+        PreRope = "pre_rope",
+    }
+}
+
+/// The options that a config states (`kv_compression`); `None` where it is silent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KvCompressionConfig {
+    /// Compressed layers.
+    pub layers: Option<BTreeSet<usize>>,
+    /// Keys, values or both.
+    pub targets: Option<BTreeSet<KvTarget>>,
+    /// Numbers per token and target in the cache.
+    pub code_dim: Option<usize>,
+    /// Width of the decoder's hidden layer; `Some(None)`: stated to be linear.
+    pub hidden_dim: Option<Option<usize>>,
+    /// Activation of the decoder.
+    pub activation: Option<KvActivation>,
+    /// Whether encoders have biases.
+    pub encoder_bias: Option<bool>,
+    /// Whether decoders have biases.
+    pub decoder_bias: Option<bool>,
+    /// Where keys are compressed.
+    pub k_stage: Option<KStage>,
+}
+
+impl KvCompressionConfig {
+    pub(super) fn read(object: &Fields, layers: usize, kv_dim: usize) -> Result<Self> {
+        let targets = match object.strings("targets")? {
+            Some(names) => {
+                let parsed = names.into_iter().map(|name| {
+                    name.parse::<KvTarget>()
+                        .map_err(|_| object.error("targets", "expected a list of \"k\" and \"v\""))
+                });
+                Some(parsed.collect::<Result<BTreeSet<_>>>()?)
+            }
+            None => None,
+        };
+        let last = layers.saturating_sub(1);
+        let hidden = object.size("hidden_dim", super::MAX_WIDTH)?;
+        Ok(Self {
+            layers: object
+                .integers("layers", last)?
+                .map(|l| l.into_iter().collect()),
+            targets,
+            code_dim: object.size("code_dim", kv_dim.saturating_sub(1))?,
+            hidden_dim: if object.is_null("hidden_dim") {
+                Some(None)
+            } else {
+                hidden.map(Some)
+            },
+            activation: object.choice("activation")?,
+            encoder_bias: object.boolean("encoder_bias")?,
+            decoder_bias: object.boolean("decoder_bias")?,
+            k_stage: object.choice("k_stage")?,
+        })
+    }
+}
+
+/// The compressor of one target in one layer: `code = E y (+ b)`, `y' = W2 act(W1 code + b1) + b2` or `y' = D code (+ b)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvCodec {
+    /// Numbers in the code, r.
+    pub code_dim: usize,
+    /// What it compresses: all kv heads of a token together, or one head of `head_dim` numbers at a time.
+    pub width: usize,
+    /// Width of the decoder's hidden layer; `None`: the decoder is linear.
+    pub hidden_dim: Option<usize>,
+    /// Whether the encoder has a bias.
+    pub encoder_bias: bool,
+    /// Whether the decoder has biases.
+    pub decoder_bias: bool,
+}
+
+/// The compressors that the tensors hold: layer, then target.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KvCompressionFound {
+    /// Compressed layers.
+    pub layers: BTreeMap<usize, BTreeMap<KvTarget, KvCodec>>,
+}
+
+/// The compression that a model runs with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvCompression {
+    /// Compressed layers, each with one or two targets.
+    pub layers: BTreeMap<usize, BTreeMap<KvTarget, KvCodec>>,
+    /// Activation of the decoders.
+    pub activation: KvActivation,
+    /// Where keys are compressed.
+    pub k_stage: KStage,
+}
+
+impl KvCompression {
+    /// The codec of a layer and target, if that is compressed.
+    pub fn codec(&self, layer: usize, target: KvTarget) -> Option<&KvCodec> {
+        self.layers.get(&layer)?.get(&target)
+    }
+
+    /// The compression of a checkpoint; `None` when it has none.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when a stated value contradicts the tensors.
+    pub fn resolve(
+        stated: Option<&KvCompressionConfig>,
+        found: Option<&KvCompressionFound>,
+    ) -> Result<Option<Self>> {
+        let silent = KvCompressionConfig::default();
+        let stated = stated.unwrap_or(&silent);
+        let empty = KvCompressionFound::default();
+        let found = found.unwrap_or(&empty);
+        let layers: BTreeSet<usize> = found.layers.keys().copied().collect();
+        agrees("layers", &stated.layers, &layers)?;
+        for (layer, codecs) in &found.layers {
+            let targets: BTreeSet<KvTarget> = codecs.keys().copied().collect();
+            agrees(
+                &format!("targets (layer {layer})"),
+                &stated.targets,
+                &targets,
+            )?;
+            for (target, codec) in codecs {
+                let at = |key| format!("{key} (layer {layer}, {target})");
+                agrees(&at("code_dim"), &stated.code_dim, &codec.code_dim)?;
+                agrees(&at("hidden_dim"), &stated.hidden_dim, &codec.hidden_dim)?;
+                agrees(
+                    &at("encoder_bias"),
+                    &stated.encoder_bias,
+                    &codec.encoder_bias,
+                )?;
+                agrees(
+                    &at("decoder_bias"),
+                    &stated.decoder_bias,
+                    &codec.decoder_bias,
+                )?;
+            }
+        }
+        Ok((!layers.is_empty()).then(|| Self {
+            layers: found.layers.clone(),
+            activation: stated.activation.unwrap_or(KvActivation::Gelu),
+            k_stage: stated.k_stage.unwrap_or(KStage::PostRope),
+        }))
+    }
+}
+
+/// A stated value must be what the tensors show.
+fn agrees<T: PartialEq + std::fmt::Debug>(key: &str, stated: &Option<T>, found: &T) -> Result<()> {
+    match stated {
+        Some(stated) if stated != found => Err(Error::Option {
+            option: format!("kv_compression.{key}"),
+            message: format!("is stated as {stated:?}, but the tensors show {found:?}"),
+        }),
+        _ => Ok(()),
+    }
+}

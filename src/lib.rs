@@ -1,3 +1,4 @@
 //! Compact language models on the CPU, wgpu and CUDA.
 
+pub use emberlm_model as model;
 pub use emberlm_quant as quant;

@@ -125,6 +125,7 @@ impl<B: CompactBackend> CausalLm<B> {
         let config = &architecture.config;
         let model = Decoder::load(&loader.at("model"), architecture)?;
         let lm_head = if architecture.tied_head {
+            loader.ignore("lm_head");
             None
         } else {
             Some(loader.linear_as_stored("lm_head", config.vocab_size, config.hidden_size, Bias::None)?)

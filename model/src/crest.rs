@@ -91,8 +91,8 @@ impl<B: CompactBackend> CrestFfn<B> {
     pub fn forward(&self, x: Tensor<B, 2>) -> (Tensor<B, 2>, DepthTrace<B>) {
         let options = &self.options;
         let rule = HaltRule {
-            mode: options.halt_mode,
-            weights: options.halt_weights,
+            mode: options.halt_mode.into(),
+            weights: options.halt_weights.into(),
             enabled: options.halt_enabled,
             threshold: options.halt_threshold,
         };

@@ -124,6 +124,10 @@ pub enum CodeActivation {
     Gelu,
     /// GELU with the tanh approximation.
     GeluTanh,
+    /// `x sigmoid(x)`.
+    Silu,
+    /// `max(x, 0)`.
+    Relu,
 }
 
 /// Turns a code back into the vector it stands for: `output(gelu(hidden(c)))`, or `output(c)`.

@@ -137,7 +137,7 @@ impl Source {
                     Ok(found)
                 }
             };
-            Ok(Part {
+            Ok::<_, &'static str>(Part {
                 rows,
                 codes: needed(codes, names[0])?,
                 scales: needed(leaf(names[1]), names[1])?,

@@ -46,6 +46,29 @@ pub enum StorageKind {
     },
 }
 
+impl StorageKind {
+    /// Plain floating point numbers.
+    pub fn is_dense(self) -> bool {
+        matches!(self, Self::F32 | Self::F16 | Self::Bf16)
+    }
+}
+
+impl std::fmt::Display for StorageKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::F32 => f.pad("f32"),
+            Self::F16 => f.pad("f16"),
+            Self::Bf16 => f.pad("bf16"),
+            Self::Nf4 { double: false } => f.pad("nf4"),
+            Self::Nf4 { double: true } => f.pad("nf4-dq"),
+            Self::Fp4 { double: false } => f.pad("fp4"),
+            Self::Fp4 { double: true } => f.pad("fp4-dq"),
+            Self::Int8Rows => f.pad("int8"),
+            Self::MixedRows { bits } => f.pad(&format!("int8+int{bits}")),
+        }
+    }
+}
+
 /// A parameter of the checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {

@@ -3,6 +3,8 @@
 //! Most of them are unpublished, so each can be stated in a `crest` object of `config.json`, in a side file `crest.json`
 //! (which wins, key by key) or by the caller; what the tensors show cannot be overridden.
 
+use emberlm_quant::halting;
+
 use super::fields::{Fields, spelled};
 use crate::{Error, Result};
 
@@ -49,6 +51,25 @@ spelled! {
         Truncate = "truncate",
         /// The last state alone.
         State = "state",
+    }
+}
+
+impl From<HaltMode> for halting::HaltMode {
+    fn from(mode: HaltMode) -> Self {
+        match mode {
+            HaltMode::Cumulative => Self::Cumulative,
+            HaltMode::Step => Self::Step,
+        }
+    }
+}
+
+impl From<HaltWeights> for halting::HaltWeights {
+    fn from(weights: HaltWeights) -> Self {
+        match weights {
+            HaltWeights::Remainder => Self::Remainder,
+            HaltWeights::Truncate => Self::Truncate,
+            HaltWeights::State => Self::State,
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use emberlm_quant::kv::CodeActivation;
+
 use super::fields::{Fields, spelled};
 use crate::{Error, Result};
 
@@ -36,6 +38,17 @@ spelled! {
         PostRope = "post_rope",
         /// Before; the reconstruction is rotated.
         PreRope = "pre_rope",
+    }
+}
+
+impl From<KvActivation> for CodeActivation {
+    fn from(activation: KvActivation) -> Self {
+        match activation {
+            KvActivation::Gelu => Self::Gelu,
+            KvActivation::GeluTanh => Self::GeluTanh,
+            KvActivation::Silu => Self::Silu,
+            KvActivation::Relu => Self::Relu,
+        }
     }
 }
 

@@ -101,6 +101,18 @@ pub struct LinearAttentionConfig {
     pub conv_kernel_dim: usize,
 }
 
+impl LinearAttentionConfig {
+    /// Numbers of all query heads, or of all key heads.
+    pub fn key_width(&self) -> usize {
+        self.num_key_heads * self.key_head_dim
+    }
+
+    /// Numbers of all value heads.
+    pub fn value_width(&self) -> usize {
+        self.num_value_heads * self.value_head_dim
+    }
+}
+
 /// A validated `config.json` with its side files.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {

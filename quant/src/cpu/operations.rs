@@ -171,11 +171,15 @@ where
     float_tensor(out, [batch, seq, heads, head_dim])
 }
 
-/// Whether the kernel cannot work on the codes: keys that are rotated after decoding, or a code per head.
+/// Whether the kernel cannot work on the codes: keys that are rotated after decoding, a code per head, or an activation
+/// that no published model has.
 fn needs_decoding<B: HostTensors>(kv: &KeyValue<'_, B>) -> bool {
     match kv {
         KeyValue::Plain(_) => false,
-        KeyValue::Compressed { codes, rotary, .. } => rotary.is_some() || codes.dims()[1] > 1,
+        KeyValue::Compressed { codes, decoder, rotary } => {
+            let gelu = matches!(decoder.activation, CodeActivation::Gelu | CodeActivation::GeluTanh);
+            rotary.is_some() || codes.dims()[1] > 1 || !gelu
+        }
     }
 }
 
@@ -202,6 +206,7 @@ fn with_decoder<B: HostTensors, T>(decoder: &CodeDecoder<B>, f: impl FnOnce(&cpu
     let activation = match decoder.activation {
         CodeActivation::Gelu => cpu::Activation::Gelu,
         CodeActivation::GeluTanh => cpu::Activation::GeluTanh,
+        CodeActivation::Silu | CodeActivation::Relu => unreachable!("decoded before"),
     };
     HeldLinear::new(&decoder.output).with(|output| match &decoder.hidden {
         Some(hidden) => HeldLinear::new(hidden)

@@ -1,7 +1,7 @@
 //! The key-value store and grouped-query attention.
 
 use burn::module::Param;
-use burn::tensor::activation::{gelu, gelu_approximate, softmax};
+use burn::tensor::activation::{gelu, gelu_approximate, relu, silu, softmax};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 
@@ -116,6 +116,8 @@ fn decode<B: Backend>(codes: Tensor<B, 2>, decoder: &CodeDecoder<B>) -> Tensor<B
             match decoder.activation {
                 CodeActivation::Gelu => gelu(x),
                 CodeActivation::GeluTanh => gelu_approximate(x),
+                CodeActivation::Silu => silu(x),
+                CodeActivation::Relu => relu(x),
             }
         }
         None => codes,

@@ -1,0 +1,138 @@
+//! A model directory, opened: what it is, what it would take, and the way to load it.
+
+use std::path::Path;
+
+use emberlm_quant::CompactBackend;
+use emberlm_quant::host::HostWeight;
+
+use crate::architecture::Architecture;
+use crate::causal_lm::CausalLm;
+use crate::checkpoint::{Checkpoint, Weights};
+use crate::config::{CrestConfig, CrestOptions, CrestOverrides, GenerationConfig, KvCompression};
+use crate::error::{Error, Result};
+use crate::loader::{SourceEntry, WeightOptions, WeightSource};
+use crate::plan::{LoadPlan, Progress};
+use crate::text::{StopSet, TextProcessor};
+
+/// A checkpoint whose config is validated and whose tensors are recognised; no weight is loaded yet.
+#[derive(Debug)]
+pub struct Pretrained {
+    architecture: Architecture,
+    generation: GenerationConfig,
+    weights: Weights,
+}
+
+impl Pretrained {
+    /// Opens a model directory, a `.safetensors` file in one, or a directory with the model in its only subfolder.
+    ///
+    /// # Errors
+    /// Names the file, the key or the tensor that cannot be used, and what to do.
+    pub fn open(path: &Path, depth: &CrestOverrides) -> Result<Self> {
+        let checkpoint = Checkpoint::open(path)?;
+        let config = checkpoint.config()?;
+        let generation = checkpoint.generation_config()?;
+        let weights = Weights::resolve(&checkpoint, &config)?;
+        let crest = match weights.crest_found() {
+            Some(found) => {
+                let silent = CrestConfig::default();
+                Some(CrestOptions::resolve(config.crest.as_ref().unwrap_or(&silent), found, depth)?)
+            }
+            None if *depth != CrestOverrides::default() => {
+                let message = format!("is for models with adaptive depth; this is {}", config.family);
+                return Err(Error::Option { option: "depth".into(), message });
+            }
+            None => None,
+        };
+        let kv_compression = KvCompression::resolve(config.kv_compression.as_ref(), weights.kv_found())?;
+        // As transformers does: a tied config ignores a stored head. Nano says untied but stores none.
+        let tied_head = config.tie_word_embeddings || weights.entry("lm_head.weight").is_none();
+        let architecture = Architecture { config, crest, kv_compression, tied_head };
+        Ok(Self { architecture, generation, weights })
+    }
+
+    /// Sizes and options.
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
+    /// The defaults that the model's authors give for sampling.
+    pub fn generation_config(&self) -> &GenerationConfig {
+        &self.generation
+    }
+
+    /// The tensors, under canonical names.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// The directory that the files were found in.
+    pub fn directory(&self) -> &Path {
+        self.weights.checkpoint().dir().path()
+    }
+
+    /// The tokenizer and the chat template.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] or [`Error::Template`], or when the tokenizer has more tokens than the model.
+    pub fn text(&self) -> Result<TextProcessor> {
+        let text = TextProcessor::from_dir(self.directory())?;
+        text.check_vocabulary(self.architecture.config.vocab_size)?;
+        Ok(text)
+    }
+
+    /// Every token that ends a text: those of the generation config, the config and the tokenizer.
+    pub fn stop_tokens(&self, text: &TextProcessor) -> StopSet {
+        let tokenizer: Vec<u32> = text.eos_id().into_iter().collect();
+        let (generation, config) = (&self.generation.eos_token_ids, &self.architecture.config.eos_token_ids);
+        StopSet::union([generation.clone(), config.clone(), tokenizer])
+    }
+
+    /// Checks every tensor and adds up the bytes, loading nothing.
+    ///
+    /// # Errors
+    /// [`Error::Tensors`] with every missing, unused and mismatched tensor.
+    pub fn plan<B: CompactBackend>(&self, options: WeightOptions, device: &B::Device) -> Result<LoadPlan> {
+        CausalLm::<B>::plan(&self.architecture, &self.weights, options, device)
+    }
+
+    /// Loads the model. Memory never holds more than the model and one tensor.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan), and when the stored data of a tensor is damaged.
+    pub fn load<B: CompactBackend>(
+        &self,
+        options: WeightOptions,
+        device: &B::Device,
+        progress: Option<&dyn Fn(Progress)>,
+    ) -> Result<CausalLm<B>> {
+        let plan = self.plan::<B>(options, device)?;
+        CausalLm::load(self.architecture.clone(), &self.weights, options, &plan, device, progress)
+    }
+}
+
+impl WeightSource for Weights {
+    fn entry(&self, name: &str, _expected: &[usize]) -> Option<SourceEntry> {
+        let entry = self.entry(name)?;
+        Some(SourceEntry { shape: entry.shape.clone(), storage: entry.storage, bytes: entry.bytes })
+    }
+
+    fn optional(&self, name: &str) -> Option<Vec<usize>> {
+        Some(self.entry(name)?.shape.clone())
+    }
+
+    fn matrix(&self, name: &str, _n: usize, _k: usize) -> Result<HostWeight> {
+        self.matrix(name)
+    }
+
+    fn vector(&self, name: &str, _len: usize) -> Result<Vec<f32>> {
+        self.vector(name)
+    }
+
+    fn release(&self, name: &str) {
+        self.release(name);
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.canonical_names().map(str::to_string).collect()
+    }
+}

@@ -101,9 +101,11 @@ fn add<const LANES: usize>(to: &mut [f32; LANES], from: &[f32; LANES]) {
 mod tests {
     use super::sum;
 
+    /// Numbers of very different sizes, so that every order of additions has another sum.
     fn values(length: usize) -> Vec<f32> {
-        (0..length as u32)
-            .map(|i| 1.0 + (i.wrapping_mul(2_654_435_761) >> 8) as f32 / 1e5)
+        let hashes = (0..length as u32).map(|i| i.wrapping_mul(2_654_435_761) ^ (i << 7));
+        hashes
+            .map(|h| (h >> 8) as f32 * 0.5f32.powi((h & 15) as i32))
             .collect()
     }
 
@@ -141,7 +143,7 @@ mod tests {
     /// Below 8 numbers there are no lanes, but still four sums.
     #[test]
     fn few_numbers_have_four_sums() {
-        let v = values(7);
+        let v = [1.0, 1e8, 3.0, -1e8, 5.0, 7.0, 11.0];
         let expected = (((v[0] + v[4] + v[5] + v[6]) + v[1]) + v[2]) + v[3];
         assert_eq!(sum(&v), expected);
     }

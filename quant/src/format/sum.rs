@@ -2,7 +2,8 @@
 //!
 //! bitsandbytes subtracts the mean of the block scales, and the Nano exporter sorts rows by their mean square: to
 //! reproduce their bytes, the additions must happen in the order in which PyTorch's CPU kernel does them. That is a cascade
-//! over 8 lanes (its AVX2 width, which it also uses on processors with AVX-512), unrolled four times.
+//! over 8 lanes (its AVX2 width, which it also uses on processors with AVX-512), unrolled four times; see `cascade_sum` in
+//! PyTorch's `SumKernel.cpp`.
 //!
 //! Exactness ends at 32768 numbers: there PyTorch divides the sum of one long vector among its threads, so that the result
 //! depends on their number. This is the sum of a single thread at every length.

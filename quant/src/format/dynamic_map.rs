@@ -93,8 +93,8 @@ pub(super) fn quantize_scales(mut scales: Vec<f32>) -> Result<HostScales> {
 
 /// The code of a value in [-1, 1].
 ///
-/// As the x86-64 build of bitsandbytes does it, the value goes to the nearest of 65536 grid points and gets the code
-/// nearest to that point: not always the code nearest to the value. A GPU takes the latter.
+/// As the CPU library of bitsandbytes does it, the value goes to the nearest of 65536 grid points and gets the code
+/// nearest to that point, which is not always the code nearest to the value.
 fn code_of(value: f32) -> u8 {
     static CODES: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let map = dynamic_map();
@@ -105,8 +105,8 @@ fn code_of(value: f32) -> u8 {
             .collect()
     });
     let unit = (value.clamp(-1.0, 1.0) + 1.0) * 0.5;
-    // One rounding, as a fused multiply-add has: the f64 arithmetic is exact.
-    let point = (f64::from(unit) * (GRID - 1) as f64 + 0.5) as f32;
+    // Fused or not, the multiply-add reaches the same grid point for every value.
+    let point = unit * (GRID - 1) as f32 + 0.5;
     CODES[(point as usize).min(GRID - 1)]
 }
 

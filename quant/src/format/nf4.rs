@@ -1,10 +1,11 @@
 //! bitsandbytes' 4-bit storage, NF4 and FP4: codes into a book of 16 values, one scale per 64 elements.
 //!
-//! Source: Dettmers et al., QLoRA (arXiv 2305.14314). The bytes are those that bitsandbytes writes for a weight on the
-//! CPU (x86-64, since its release 0.49): codes and scales always, double-quantised scales for weights of fewer than 2^21
-//! elements or when PyTorch runs on one thread (with more threads the order of additions in the mean of the scales, and
-//! so the last bits of the offset, depend on their number). On a GPU bitsandbytes divides otherwise and may choose the
-//! neighbouring code for a value that lies half-way.
+//! Source: Dettmers et al., QLoRA (arXiv 2305.14314). The bytes are those that bitsandbytes 0.50 writes for a weight on the
+//! CPU. Codes and block scales are so for every weight. The offset of double-quantised scales is a mean whose last bits
+//! depend on the order of additions: it is PyTorch's (x86-64) for weights of fewer than 2^21 elements, and for larger ones
+//! when PyTorch runs on one thread; otherwise the offset may differ by a few units of its last place, and with it some of
+//! the 8-bit scale codes by one. bitsandbytes on a GPU has kernels of its own, which may choose the neighbouring code for a value
+//! that lies half-way.
 
 use rayon::prelude::*;
 

@@ -2,7 +2,8 @@
 //!
 //! bitsandbytes subtracts the mean of the block scales, and the Nano exporter sorts rows by their mean square: to
 //! reproduce their bytes, the additions must happen in the order in which PyTorch's CPU kernel does them. That is a cascade
-//! over 8 lanes (its AVX2 width, which it also uses on processors with AVX-512), unrolled four times.
+//! over 8 lanes (its AVX2 width, which it also uses on processors with AVX-512), unrolled four times; see `cascade_sum` in
+//! PyTorch's `SumKernel.cpp`.
 //!
 //! Exactness ends at 32768 numbers: there PyTorch divides the sum of one long vector among its threads, so that the result
 //! depends on their number. This is the sum of a single thread at every length.
@@ -101,9 +102,11 @@ fn add<const LANES: usize>(to: &mut [f32; LANES], from: &[f32; LANES]) {
 mod tests {
     use super::sum;
 
+    /// Numbers of very different sizes, so that every order of additions has another sum.
     fn values(length: usize) -> Vec<f32> {
-        (0..length as u32)
-            .map(|i| 1.0 + (i.wrapping_mul(2_654_435_761) >> 8) as f32 / 1e5)
+        let hashes = (0..length as u32).map(|i| i.wrapping_mul(2_654_435_761) ^ (i << 7));
+        hashes
+            .map(|h| (h >> 8) as f32 * 0.5f32.powi((h & 15) as i32))
             .collect()
     }
 
@@ -141,7 +144,7 @@ mod tests {
     /// Below 8 numbers there are no lanes, but still four sums.
     #[test]
     fn few_numbers_have_four_sums() {
-        let v = values(7);
+        let v = [1.0, 1e8, 3.0, -1e8, 5.0, 7.0, 11.0];
         let expected = (((v[0] + v[4] + v[5] + v[6]) + v[1]) + v[2]) + v[3];
         assert_eq!(sum(&v), expected);
     }

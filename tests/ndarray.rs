@@ -14,5 +14,6 @@ macro_rules! suite {
 }
 
 suite! {
+    golden::{whole_pass, greedy, prefill_cache, decode_through_the_cache, overrides, rounded, half_precision_cache}
     kernels::{linears, swiglu_mlp, norms, rotary, attention, delta_net, halting}
 }

@@ -12,15 +12,10 @@ struct Fixture {
 
 impl Fixture {
     fn open(name: &str) -> Fixture {
-        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-            .join("../tests/fixtures")
-            .join(name);
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name);
         let bytes = std::fs::read(folder.join("cases.safetensors")).unwrap();
         let cases = std::fs::read(folder.join("cases.json")).unwrap();
-        Fixture {
-            bytes,
-            cases: serde_json::from_slice(&cases).unwrap(),
-        }
+        Fixture { bytes, cases: serde_json::from_slice(&cases).unwrap() }
     }
 
     fn tensors(&self) -> SafeTensors<'_> {
@@ -33,34 +28,25 @@ fn floats(tensors: &SafeTensors, name: &str) -> Vec<f32> {
     match tensor.dtype() {
         safetensors::Dtype::F32 => {
             let words = tensor.data().chunks_exact(4);
-            words
-                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-                .collect()
+            words.map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
         }
         safetensors::Dtype::F16 => {
             let words = tensor.data().chunks_exact(2);
-            words
-                .map(|b| half::f16::from_le_bytes(b.try_into().unwrap()).to_f32())
-                .collect()
+            words.map(|b| half::f16::from_le_bytes(b.try_into().unwrap()).to_f32()).collect()
         }
         dtype => panic!("{name} is {dtype:?}"),
     }
 }
 
 fn bytes(tensors: &SafeTensors, name: &str) -> Vec<u8> {
-    tensors
-        .tensor(name)
-        .map_or(Vec::new(), |tensor| tensor.data().to_vec())
+    tensors.tensor(name).map_or(Vec::new(), |tensor| tensor.data().to_vec())
 }
 
 fn close(name: &str, got: &[f32], want: &[f32], tolerance: f32) {
     assert_eq!(got.len(), want.len(), "{name}");
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
         let bound = tolerance * want.abs().max(1.0);
-        assert!(
-            (got - want).abs() <= bound,
-            "{name}[{i}]: {got}, expected {want}"
-        );
+        assert!((got - want).abs() <= bound, "{name}[{i}]: {got}, expected {want}");
     }
 }
 
@@ -79,11 +65,7 @@ fn check_values(name: &str, w: &Weight, want: &[f32]) {
 fn nf4_values_are_exact() {
     let fixture = Fixture::open("unit_quant");
     let tensors = fixture.tensors();
-    let cases: Vec<&Value> = fixture
-        .cases
-        .iter()
-        .filter(|case| case.get("double").is_some())
-        .collect();
+    let cases: Vec<&Value> = fixture.cases.iter().filter(|case| case.get("double").is_some()).collect();
     assert!(!cases.is_empty());
     for case in cases {
         let name = case["name"].as_str().unwrap();
@@ -99,28 +81,14 @@ fn nf4_values_are_exact() {
             absmax = floats(&tensors, &part("nested_absmax"));
             let offset = state["nested_offset"].as_f64().unwrap() as f32;
             let block = state["nested_blocksize"].as_u64().unwrap() as usize;
-            BlockScales::Double {
-                codes: &scale_codes,
-                map: &map,
-                absmax: &absmax,
-                block,
-                offset,
-            }
+            BlockScales::Double { codes: &scale_codes, map: &map, absmax: &absmax, block, offset }
         } else {
             single = floats(&tensors, &part("absmax"));
             BlockScales::Single(&single)
         };
         let block = state["blocksize"].as_u64().unwrap() as usize;
-        let (n, k) = (
-            case["shape"][0].as_u64().unwrap() as usize,
-            case["shape"][1].as_u64().unwrap() as usize,
-        );
-        let data = Matrix::CodeBook4(CodeBook4 {
-            codes: &codes,
-            code_book: &code_book,
-            block,
-            scales,
-        });
+        let (n, k) = (case["shape"][0].as_u64().unwrap() as usize, case["shape"][1].as_u64().unwrap() as usize);
+        let data = Matrix::CodeBook4(CodeBook4 { codes: &codes, code_book: &code_book, block, scales });
         let want = floats(&tensors, &part("dequant_f32"));
         for level in Level::available() {
             let name = format!("{name} on {}", level.name());
@@ -133,11 +101,7 @@ fn nf4_values_are_exact() {
 fn nano_values_and_products_match() {
     let fixture = Fixture::open("unit_quant");
     let tensors = fixture.tensors();
-    let cases: Vec<&Value> = fixture
-        .cases
-        .iter()
-        .filter(|case| case.get("spec").is_some())
-        .collect();
+    let cases: Vec<&Value> = fixture.cases.iter().filter(|case| case.get("spec").is_some()).collect();
     assert!(!cases.is_empty());
     for case in cases {
         let (name, spec) = (case["name"].as_str().unwrap(), &case["spec"]);
@@ -145,8 +109,7 @@ fn nano_values_and_products_match() {
         let number = |key: &str| spec[key].as_u64().map(|number| number as usize);
         let n = number("out_features").or(number("num_embeddings")).unwrap();
         let k = number("in_features").or(number("embedding_dim")).unwrap();
-        let (mut wide, mut narrow, mut scales, mut slots) =
-            (Vec::new(), Vec::new(), Vec::new(), None);
+        let (mut wide, mut narrow, mut scales, mut slots) = (Vec::new(), Vec::new(), Vec::new(), None);
         let (mut wide_rows, mut bits) = (n, 0);
         if spec["kind"] == "truequant_linear" {
             bits = number("bits").unwrap() as u32;
@@ -158,16 +121,10 @@ fn nano_values_and_products_match() {
             for half in ["prot", "deg"] {
                 scales.extend(floats(&tensors, &part(&format!("{half}_scale"))));
                 let index = bytes(&tensors, &part(&format!("{half}_idx")));
-                rows.extend(
-                    index
-                        .chunks_exact(8)
-                        .map(|b| u64::from_le_bytes(b.try_into().unwrap()) as usize),
-                );
+                rows.extend(index.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().unwrap()) as usize));
             }
             let mut inverse = vec![0u32; n];
-            rows.iter()
-                .enumerate()
-                .for_each(|(slot, &row)| inverse[row] = slot as u32);
+            rows.iter().enumerate().for_each(|(slot, &row)| inverse[row] = slot as u32);
             slots = Some(inverse);
         } else {
             wide.extend(bytes(&tensors, &part("q")));
@@ -182,17 +139,10 @@ fn nano_values_and_products_match() {
             scales: &scales,
             slots: slots.as_deref(),
         };
-        let w = Weight {
-            n,
-            k,
-            data: Matrix::Rows(rows),
-        };
+        let w = Weight { n, k, data: Matrix::Rows(rows) };
         let want = floats(&tensors, &part("dequant_f32"));
         let (x, y) = (floats(&tensors, &part("x")), floats(&tensors, &part("y")));
-        let bias = tensors
-            .tensor(&part("bias"))
-            .is_ok()
-            .then(|| floats(&tensors, &part("bias")));
+        let bias = tensors.tensor(&part("bias")).is_ok().then(|| floats(&tensors, &part("bias")));
         for level in Level::available() {
             let name = format!("{name} on {}", level.name());
             cpu::with_level(level, || {
@@ -209,10 +159,7 @@ fn nano_values_and_products_match() {
 fn the_delta_rule_matches_in_any_split() {
     let fixture = Fixture::open("unit_delta_rule");
     let tensors = fixture.tensors();
-    for (level, case) in Level::available()
-        .into_iter()
-        .flat_map(|l| fixture.cases.iter().map(move |c| (l, c)))
-    {
+    for (level, case) in Level::available().into_iter().flat_map(|l| fixture.cases.iter().map(move |c| (l, c))) {
         let number = |key: &str| case[key].as_u64().unwrap() as usize;
         let name = format!("case.{}", number("id"));
         let part = |suffix: &str| floats(&tensors, &format!("{name}.{suffix}"));
@@ -226,11 +173,7 @@ fn the_delta_rule_matches_in_any_split() {
             value_dim: number("dv"),
         };
         let states = b * shape.value_heads * shape.key_dim * shape.value_dim;
-        let start = if case["initial_state"].as_bool().unwrap() {
-            part("initial_state")
-        } else {
-            vec![0.0; states]
-        };
+        let start = if case["initial_state"].as_bool().unwrap() { part("initial_state") } else { vec![0.0; states] };
         let (q, k, v, g, beta) = (part("q"), part("k"), part("v"), part("g"), part("beta"));
         let name = format!("{name} on {}", level.name());
         cpu::with_level(level, || {
@@ -244,36 +187,14 @@ fn the_delta_rule_matches_in_any_split() {
                 let mut pieces = Vec::new();
                 let cut = t / 3;
                 for (from, to) in [(0, cut), (cut, t)] {
-                    let shape = DeltaRule {
-                        seq: to - from,
-                        ..shape
-                    };
+                    let shape = DeltaRule { seq: to - from, ..shape };
                     let of = |x: &[f32]| x[from * x.len() / t..to * x.len() / t].to_vec();
                     let mut o = vec![f32::NAN; of(&v).len()];
-                    cpu::gated_delta_rule(
-                        &of(&q),
-                        &of(&k),
-                        &of(&v),
-                        &of(&g),
-                        &of(&beta),
-                        &mut state,
-                        &shape,
-                        &mut o,
-                    );
+                    cpu::gated_delta_rule(&of(&q), &of(&k), &of(&v), &of(&g), &of(&beta), &mut state, &shape, &mut o);
                     pieces.extend(o);
                 }
-                close(
-                    &format!("{name} output in two pieces"),
-                    &pieces,
-                    &part("output"),
-                    1e-5,
-                );
-                close(
-                    &format!("{name} state after two pieces"),
-                    &state,
-                    &part("final_state"),
-                    1e-5,
-                );
+                close(&format!("{name} output in two pieces"), &pieces, &part("output"), 1e-5);
+                close(&format!("{name} state after two pieces"), &state, &part("final_state"), 1e-5);
             }
         });
     }

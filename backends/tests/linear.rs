@@ -23,15 +23,8 @@ fn linear_matches_its_twin() {
                 plain::linear(&x, m, &stored.weight(), bias, &mut want);
                 for level in Level::available() {
                     let mut got = vec![f32::NAN; m * n];
-                    cpu::with_level(level, || {
-                        cpu::linear(&x, m, &stored.weight(), bias, &mut got)
-                    });
-                    close(
-                        &format!("{kind:?} [{n}, {k}] x {m} on {}", level.name()),
-                        &got,
-                        &want,
-                        1e-5,
-                    );
+                    cpu::with_level(level, || cpu::linear(&x, m, &stored.weight(), bias, &mut got));
+                    close(&format!("{kind:?} [{n}, {k}] x {m} on {}", level.name()), &got, &want, 1e-5);
                 }
             }
         }
@@ -41,18 +34,7 @@ fn linear_matches_its_twin() {
 #[test]
 fn a_matrix_split_over_threads_matches_its_twin() {
     let mut rng = Rng(2);
-    for kind in [
-        Kind::Double {
-            block: 64,
-            nested: 256,
-        },
-        Kind::Bf16,
-        Kind::Rows {
-            wide: 100,
-            bits: 4,
-            slots: true,
-        },
-    ] {
+    for kind in [Kind::Double { block: 64, nested: 256 }, Kind::Bf16, Kind::Rows { wide: 100, bits: 4, slots: true }] {
         let (n, k) = (1003, 512);
         let stored = Stored::new(&mut rng, kind, n, k);
         for m in [1, 4, 40] {
@@ -76,8 +58,7 @@ fn dequantised_rows_are_exact() {
             plain::dequantize_rows(&stored.weight(), 0, 9, &mut want);
             for level in Level::available() {
                 let name = format!("{kind:?} k = {k} on {}", level.name());
-                let (mut rows, mut gathered) =
-                    (vec![f32::NAN; 4 * k], vec![f32::NAN; ids.len() * k]);
+                let (mut rows, mut gathered) = (vec![f32::NAN; 4 * k], vec![f32::NAN; ids.len() * k]);
                 cpu::with_level(level, || {
                     cpu::dequantize_rows(&stored.weight(), 2, 4, &mut rows);
                     cpu::embed(&ids, &stored.weight(), &mut gathered);
@@ -104,16 +85,8 @@ fn a_nan_stays_in_its_row() {
                 let mut y = vec![0.0; m * n];
                 cpu::with_level(level, || cpu::linear(&x, m, &stored.weight(), None, &mut y));
                 let (clean, hit) = y.split_at((m - 1) * n);
-                assert!(
-                    clean.iter().all(|y| y.is_finite()),
-                    "{kind:?} x {m} on {}",
-                    level.name()
-                );
-                assert!(
-                    hit.iter().all(|y| y.is_nan()),
-                    "{kind:?} x {m} on {}",
-                    level.name()
-                );
+                assert!(clean.iter().all(|y| y.is_finite()), "{kind:?} x {m} on {}", level.name());
+                assert!(hit.iter().all(|y| y.is_nan()), "{kind:?} x {m} on {}", level.name());
             }
         }
     }
@@ -140,27 +113,12 @@ fn codes_one_byte_short_are_refused() {
 #[test]
 fn swiglu_matches_its_twin_on_the_active_rows() {
     let mut rng = Rng(7);
-    for kind in [
-        Kind::F32,
-        Kind::Double {
-            block: 64,
-            nested: 256,
-        },
-        Kind::Rows {
-            wide: 3,
-            bits: 4,
-            slots: true,
-        },
-    ] {
+    for kind in [Kind::F32, Kind::Double { block: 64, nested: 256 }, Kind::Rows { wide: 3, bits: 4, slots: true }] {
         let (hidden, inner) = (64, 192);
         let gate = Stored::new(&mut rng, kind, inner, hidden);
         let up = Stored::new(&mut rng, kind, inner, hidden);
         let down = Stored::new(&mut rng, kind, hidden, inner);
-        let mlp = Mlp {
-            gate: gate.weight(),
-            up: up.weight(),
-            down: down.weight(),
-        };
+        let mlp = Mlp { gate: gate.weight(), up: up.weight(), down: down.weight() };
         for m in [1, 3, 17, 40] {
             let x = rng.floats(m * hidden, 3.0);
             let some: Vec<bool> = (0..m).map(|i| i % 3 == 1).collect();
@@ -170,12 +128,7 @@ fn swiglu_matches_its_twin_on_the_active_rows() {
                 for level in Level::available() {
                     let mut got = vec![f32::NAN; m * hidden];
                     cpu::with_level(level, || cpu::swiglu_mlp(&x, m, &mlp, active, &mut got));
-                    close(
-                        &format!("{kind:?} x {m} on {}", level.name()),
-                        &got,
-                        &want,
-                        1e-5,
-                    );
+                    close(&format!("{kind:?} x {m} on {}", level.name()), &got, &want, 1e-5);
                 }
             }
         }
@@ -186,22 +139,8 @@ fn swiglu_matches_its_twin_on_the_active_rows() {
 fn swiglu_without_an_active_row_is_zero() {
     // Weights of NaN: reading one would show.
     let nan = vec![f32::NAN; 64];
-    let w = cpu::Weight {
-        n: 8,
-        k: 8,
-        data: cpu::Matrix::F32(&nan),
-    };
+    let w = cpu::Weight { n: 8, k: 8, data: cpu::Matrix::F32(&nan) };
     let mut y = [1.0; 16];
-    cpu::swiglu_mlp(
-        &[1.0; 16],
-        2,
-        &Mlp {
-            gate: w,
-            up: w,
-            down: w,
-        },
-        Some(&[false; 2]),
-        &mut y,
-    );
+    cpu::swiglu_mlp(&[1.0; 16], 2, &Mlp { gate: w, up: w, down: w }, Some(&[false; 2]), &mut y);
     assert_eq!(y, [0.0; 16]);
 }

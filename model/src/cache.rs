@@ -186,6 +186,14 @@ impl<B: CompactBackend> Cache<B> {
         self.batch
     }
 
+    /// What layer `i` keeps.
+    ///
+    /// # Panics
+    /// When the model has no such layer.
+    pub fn layer(&self, i: usize) -> &LayerCache<B> {
+        &self.layers[i]
+    }
+
     /// Slots used, padding included.
     pub fn len(&self) -> usize {
         self.len

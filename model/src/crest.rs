@@ -53,15 +53,14 @@ pub struct DepthTrace<B: Backend> {
 
 impl<B: CompactBackend> CrestFfn<B> {
     pub(crate) fn load(loader: &Loader<'_, B>, config: &ModelConfig, options: &CrestOptions) -> Result<Self> {
-        let steps = (0..options.num_steps).map(|k| loader.at(&format!("steps.{k}")).swiglu(config)).collect::<Result<_>>()?;
+        let steps =
+            (0..options.num_steps).map(|k| loader.at(&format!("steps.{k}")).swiglu(config)).collect::<Result<_>>()?;
         let gates = options.num_steps - 1;
         let gate = |name: String| HaltGate::load(&loader.at(&name), config.hidden_size, options);
         let (halt_gate, halt_gates) = match (gates, options.gate_shared) {
             (0, _) => (None, Vec::new()),
             (_, true) => (Some(gate("halt_gate".into())?), Vec::new()),
-            (gates, false) => {
-                (None, (0..gates).map(|k| gate(format!("halt_gates.{k}"))).collect::<Result<_>>()?)
-            }
+            (gates, false) => (None, (0..gates).map(|k| gate(format!("halt_gates.{k}"))).collect::<Result<_>>()?),
         };
         // Fewer steps than the checkpoint has: the last ones are dropped.
         (options.num_steps..MAX_STEPS).for_each(|k| loader.ignore(&format!("steps.{k}")));

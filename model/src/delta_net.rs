@@ -4,9 +4,9 @@
 //! projections.
 
 use burn::module::{Module, Param};
+use burn::tensor::Tensor;
 use burn::tensor::activation::{sigmoid, softplus};
 use burn::tensor::backend::Backend;
-use burn::tensor::Tensor;
 use emberlm_quant::CompactBackend;
 use emberlm_quant::modules::Linear;
 use emberlm_quant::ops::DeltaRule;
@@ -89,8 +89,9 @@ impl<B: CompactBackend> GatedDeltaNet<B> {
     /// `[b, s, hidden] -> [b, s, hidden]`
     pub(crate) fn forward(&self, x: Tensor<B, 3>, step: &Step<B>, cache: &mut DeltaNetCache<B>) -> Tensor<B, 3> {
         let [b, s, _] = x.dims();
-        let LinearAttentionConfig { num_key_heads: hk, num_value_heads: hv, key_head_dim: dk, value_head_dim: dv, .. } =
-            self.dims;
+        let LinearAttentionConfig {
+            num_key_heads: hk, num_value_heads: hv, key_head_dim: dk, value_head_dim: dv, ..
+        } = self.dims;
         let (kd, vd) = (hk * dk, hv * dv);
         // Padding must leave the convolution and the state as if it were not there.
         let x = match &step.token_mask {

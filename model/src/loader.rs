@@ -145,11 +145,6 @@ impl<B: CompactBackend> Loader<'_, B> {
         Self { shared: self.shared, path: self.name(name) }
     }
 
-    /// Rows of the optional matrix `name.weight`.
-    pub fn rows_of(&self, name: &str) -> Option<usize> {
-        self.shared.source.optional(&self.at(name).name("weight"))?.first().copied()
-    }
-
     /// Marks the tensors below this place as left out on purpose.
     pub fn ignore(&self, name: &str) {
         if let Some(notes) = &self.shared.notes {

@@ -6,15 +6,8 @@ use emberlm_model::text::{ChatOptions, Message, TextProcessor};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-const FIXTURES: [&str; 7] = [
-    "crest_k2",
-    "crest_k4",
-    "crest_k4_nf4",
-    "leanllama",
-    "leanllama_kv",
-    "leanllama_nf4",
-    "nano_compact",
-];
+const FIXTURES: [&str; 7] =
+    ["crest_k2", "crest_k4", "crest_k4_nf4", "leanllama", "leanllama_kv", "leanllama_nf4", "nano_compact"];
 
 #[derive(Deserialize)]
 struct Golden {
@@ -108,10 +101,7 @@ fn special_tokens_and_sizes() {
     let (text, _) = load("leanllama");
     let special = text.special_tokens();
     let bos = special.bos.as_ref().unwrap();
-    assert_eq!(
-        (bos.text.as_str(), bos.id),
-        ("<|begin_of_text|>", Some(522))
-    );
+    assert_eq!((bos.text.as_str(), bos.id), ("<|begin_of_text|>", Some(522)));
     assert_eq!(text.eos_id(), Some(528));
     assert_eq!(special.pad.as_ref().unwrap().id, Some(524));
     assert_eq!(special.unk, None);
@@ -120,8 +110,5 @@ fn special_tokens_and_sizes() {
     assert_eq!(text.token(530), None);
     assert!(text.check_vocabulary(530).is_ok());
     let error = text.check_vocabulary(529).unwrap_err().to_string();
-    assert!(
-        error.contains("<|python_tag|>") && error.contains("529"),
-        "{error}"
-    );
+    assert!(error.contains("<|python_tag|>") && error.contains("529"), "{error}");
 }

@@ -36,14 +36,7 @@ fn the_union_of_all_sources() {
 #[test]
 fn ids_that_are_no_ids() {
     let path = Path::new("generation_config.json");
-    for bad in [
-        json!("2"),
-        json!(-1),
-        json!(1.5),
-        json!([1, null]),
-        json!(4_294_967_296u64),
-        json!({}),
-    ] {
+    for bad in [json!("2"), json!(-1), json!(1.5), json!([1, null]), json!(4_294_967_296u64), json!({})] {
         let error = eos_token_ids(&json!({ "eos_token_id": bad }), path).unwrap_err();
         assert!(error.to_string().contains("eos_token_id"), "{error}");
     }
@@ -53,14 +46,8 @@ fn ids_that_are_no_ids() {
 #[test]
 fn a_stop_string_split_across_pieces() {
     let stop = Some("</s>".to_owned());
-    assert_eq!(
-        run(&["</s>"], &["one <", "/", "s", "> two"]),
-        ("one ".to_owned(), stop.clone())
-    );
-    assert_eq!(
-        run(&["</s>"], &["one </s> two"]),
-        ("one ".to_owned(), stop.clone())
-    );
+    assert_eq!(run(&["</s>"], &["one <", "/", "s", "> two"]), ("one ".to_owned(), stop.clone()));
+    assert_eq!(run(&["</s>"], &["one </s> two"]), ("one ".to_owned(), stop.clone()));
     assert_eq!(run(&["</s>"], &["</s>"]), (String::new(), stop));
 }
 
@@ -73,10 +60,7 @@ fn a_partial_match_is_held_and_then_given() {
     assert_eq!(matcher.push(" ST").text, " ");
     assert_eq!(matcher.finish(), "ST");
     // A failed match may contain the start of another.
-    assert_eq!(
-        run(&["aab"], &["a", "a", "a", "b"]),
-        ("a".to_owned(), Some("aab".to_owned()))
-    );
+    assert_eq!(run(&["aab"], &["a", "a", "a", "b"]), ("a".to_owned(), Some("aab".to_owned())));
 }
 
 #[test]
@@ -92,32 +76,21 @@ fn nothing_follows_a_stop() {
 fn the_result_does_not_depend_on_the_pieces() {
     let text = "aé日b</s>日本🙂abcabd";
     let chars: Vec<char> = text.chars().collect();
-    let sets: [&[&str]; 6] = [
-        &[],
-        &["abd"],
-        &["日本🙂"],
-        &["b<", "</s>"],
-        &["bc", "abcabd", "ca"],
-        &["🙂ab", "本", "日本🙂abc"],
-    ];
+    let sets: [&[&str]; 6] =
+        [&[], &["abd"], &["日本🙂"], &["b<", "</s>"], &["bc", "abcabd", "ca"], &["🙂ab", "本", "日本🙂abc"]];
     for stops in sets {
         let whole = run(stops, &[text]);
         // Every way to cut the text into three.
         for i in 0..=chars.len() {
             for j in i..=chars.len() {
-                let cut: Vec<String> = [&chars[..i], &chars[i..j], &chars[j..]]
-                    .iter()
-                    .map(|c| c.iter().collect())
-                    .collect();
+                let cut: Vec<String> =
+                    [&chars[..i], &chars[i..j], &chars[j..]].iter().map(|c| c.iter().collect()).collect();
                 let pieces: Vec<&str> = cut.iter().map(String::as_str).collect();
                 assert_eq!(run(stops, &pieces), whole, "{stops:?} {pieces:?}");
             }
         }
     }
-    assert_eq!(
-        run(&["bc", "abcabd", "ca"], &[text]).1.as_deref(),
-        Some("bc")
-    );
+    assert_eq!(run(&["bc", "abcabd", "ca"], &[text]).1.as_deref(), Some("bc"));
 }
 
 #[test]

@@ -18,9 +18,7 @@ pub enum Error {
         k: usize,
     },
     /// The shape has more elements than this machine can count.
-    #[error(
-        "a weight of {n} x {k} elements is too large to address; check the shape in the checkpoint"
-    )]
+    #[error("a weight of {n} x {k} elements is too large to address; check the shape in the checkpoint")]
     TooLarge {
         /// Rows.
         n: usize,
@@ -75,9 +73,7 @@ pub enum Error {
         absmax: f32,
     },
     /// Block scales cannot be quantised themselves.
-    #[error(
-        "the {blocks} block scales are too large to be averaged; quantise this weight without double quantisation"
-    )]
+    #[error("the {blocks} block scales are too large to be averaged; quantise this weight without double quantisation")]
     ScalesTooLarge {
         /// How many there are.
         blocks: usize,

@@ -213,11 +213,7 @@ fn float_tensor<B: Backend, const D: usize>(data: Bytes, shape: [usize; D], devi
     Tensor::from_data(TensorData::from_bytes(shared(data, len), shape, DType::F32), (device, DType::F32))
 }
 
-fn float_param<B: Backend, const D: usize>(
-    data: Bytes,
-    shape: [usize; D],
-    device: &B::Device,
-) -> Param<Tensor<B, D>> {
+fn float_param<B: Backend, const D: usize>(data: Bytes, shape: [usize; D], device: &B::Device) -> Param<Tensor<B, D>> {
     Param::from_tensor(float_tensor(data, shape, device))
 }
 

@@ -2,32 +2,20 @@
 
 use emberlm_quant::Error;
 use emberlm_quant::format::{
-    FP4, NF4, check, dequantize, dequantize_rounded, dynamic_map, quantize_fp4, quantize_int8,
-    quantize_nf4, quantize_truequant,
+    FP4, NF4, check, dequantize, dequantize_rounded, dynamic_map, quantize_fp4, quantize_int8, quantize_nf4,
+    quantize_truequant,
 };
-use emberlm_quant::host::{
-    FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight,
-};
+use emberlm_quant::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
 fn dense(n: usize, k: usize, float: FloatType, values: &[f32]) -> HostWeight {
     let data: Vec<u8> = match float {
         FloatType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        FloatType::F16 => values
-            .iter()
-            .flat_map(|&v| f16::from_f32(v).to_le_bytes())
-            .collect(),
-        FloatType::Bf16 => values
-            .iter()
-            .flat_map(|&v| bf16::from_f32(v).to_le_bytes())
-            .collect(),
+        FloatType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+        FloatType::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
     };
-    HostWeight {
-        n,
-        k,
-        storage: HostStorage::Dense(float, data.into()),
-    }
+    HostWeight { n, k, storage: HostStorage::Dense(float, data.into()) }
 }
 
 fn code_book(weight: &HostWeight) -> &HostCodeBook4 {
@@ -46,23 +34,14 @@ fn rows(weight: &HostWeight) -> &HostRows {
 
 fn single_scales(w: &HostCodeBook4) -> Vec<f32> {
     match &w.scales {
-        HostScales::Single(data) => data
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|&b| f32::from_le_bytes(b))
-            .collect(),
+        HostScales::Single(data) => data.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
         other => panic!("{other:?}"),
     }
 }
 
 /// Codes and scales of NF4 by the rule, one element at a time.
 fn nf4_twin(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
-    let code = |v: f32| {
-        (0..15)
-            .find(|&i| v <= (NF4[i] + NF4[i + 1]) / 2.0)
-            .unwrap_or(15) as u8
-    };
+    let code = |v: f32| (0..15).find(|&i| v <= (NF4[i] + NF4[i + 1]) / 2.0).unwrap_or(15) as u8;
     let mut codes = Vec::new();
     let mut scales = Vec::new();
     for block in values.chunks(64) {
@@ -80,20 +59,14 @@ fn nf4_twin(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
     if codes.len() % 2 == 1 {
         codes.push(7);
     }
-    (
-        codes.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect(),
-        scales,
-    )
+    (codes.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect(), scales)
 }
 
 /// Integer codes of a row by the rule.
 fn row_twin(row: &[f32], qmax: f32) -> (Vec<i8>, f32) {
     let absmax = row.iter().fold(0.0, |max: f32, v| max.max(v.abs()));
     let scale = (absmax / qmax).max(1e-8);
-    let codes = row
-        .iter()
-        .map(|v| (v / scale).round_ties_even().clamp(-qmax, qmax) as i8)
-        .collect();
+    let codes = row.iter().map(|v| (v / scale).round_ties_even().clamp(-qmax, qmax) as i8).collect();
     (codes, scale)
 }
 
@@ -124,50 +97,34 @@ fn matrix(largest: f32) -> impl Strategy<Value = (usize, usize, Vec<f32>)> {
             v
         }),
         prop::collection::vec((0usize..15, -2i32..3), 64).prop_map(|picks| {
-            let mut v: Vec<f32> = picks
-                .iter()
-                .map(|&(i, s)| nudge((NF4[i] + NF4[i + 1]) / 2.0, s))
-                .collect();
+            let mut v: Vec<f32> = picks.iter().map(|&(i, s)| nudge((NF4[i] + NF4[i + 1]) / 2.0, s)).collect();
             v[40] = 1.0;
             v
         }),
         prop::collection::vec((-127i32..127, -2i32..3), 64).prop_map(|picks| {
-            let mut v: Vec<f32> = picks
-                .iter()
-                .map(|&(q, s)| nudge((q as f32 + 0.5) / 127.0, s))
-                .collect();
+            let mut v: Vec<f32> = picks.iter().map(|&(q, s)| nudge((q as f32 + 0.5) / 127.0, s)).collect();
             v[3] = -1.0;
             v
         }),
     ];
     shape.prop_flat_map(move |(n, k)| {
-        let stretches =
-            prop::collection::vec((stretch.clone(), size.clone()), (n * k).div_ceil(64));
+        let stretches = prop::collection::vec((stretch.clone(), size.clone()), (n * k).div_ceil(64));
         stretches.prop_map(move |stretches| {
-            let scaled = stretches
-                .iter()
-                .flat_map(|(values, size)| values.iter().map(move |v| v * size));
+            let scaled = stretches.iter().flat_map(|(values, size)| values.iter().map(move |v| v * size));
             (n, k, scaled.take(n * k).collect())
         })
     })
 }
 
 fn float() -> impl Strategy<Value = FloatType> {
-    prop_oneof![
-        Just(FloatType::F32),
-        Just(FloatType::F16),
-        Just(FloatType::Bf16)
-    ]
+    prop_oneof![Just(FloatType::F32), Just(FloatType::F16), Just(FloatType::Bf16)]
 }
 
 /// Half of the widest gap between neighbours.
 fn half_gap(book: &[f32]) -> f32 {
     let mut values = book.to_vec();
     values.sort_by(f32::total_cmp);
-    values
-        .windows(2)
-        .map(|pair| (pair[1] - pair[0]) / 2.0)
-        .fold(0.0, f32::max)
+    values.windows(2).map(|pair| (pair[1] - pair[0]) / 2.0).fold(0.0, f32::max)
 }
 
 proptest! {
@@ -307,11 +264,7 @@ fn nf4_ties_go_to_the_lower_code() {
         values[32 + i] = middle.next_up();
     }
     let packed = quantize_nf4(&dense(1, 64, FloatType::F32, &values), false).unwrap();
-    let codes: Vec<u8> = code_book(&packed)
-        .codes
-        .iter()
-        .flat_map(|&b| [b >> 4, b & 15])
-        .collect();
+    let codes: Vec<u8> = code_book(&packed).codes.iter().flat_map(|&b| [b >> 4, b & 15]).collect();
     let expected: Vec<u8> = (0..15).collect();
     assert_eq!(codes[1..16], expected);
     let expected: Vec<u8> = (1..16).collect();
@@ -325,15 +278,8 @@ fn fp4_codes_are_the_nearest() {
     values.extend([0.002, -0.002, 0.004, -0.004, 0.3, -0.3, 0.75]);
     values.resize(64, 0.0);
     let packed = quantize_fp4(&dense(8, 8, FloatType::F32, &values), false).unwrap();
-    let codes: Vec<u8> = code_book(&packed)
-        .codes
-        .iter()
-        .flat_map(|&b| [b >> 4, b & 15])
-        .collect();
-    assert_eq!(
-        codes[..16],
-        [0, 1, 2, 3, 4, 5, 6, 7, 0, 9, 10, 11, 12, 13, 14, 15]
-    );
+    let codes: Vec<u8> = code_book(&packed).codes.iter().flat_map(|&b| [b >> 4, b & 15]).collect();
+    assert_eq!(codes[..16], [0, 1, 2, 3, 4, 5, 6, 7, 0, 9, 10, 11, 12, 13, 14, 15]);
     assert_eq!(codes[16..23], [8, 0, 1, 9, 4, 12, 2]);
     assert!(codes[23..].iter().all(|&c| c == 0));
 }
@@ -358,11 +304,7 @@ fn first_number_that_is_not_finite_is_named() {
                 ];
                 for result in results {
                     match result {
-                        Err(Error::NonFinite {
-                            row: r,
-                            column: c,
-                            value,
-                        }) => {
+                        Err(Error::NonFinite { row: r, column: c, value }) => {
                             assert_eq!((r, c, value.to_bits()), (row, column, bad.to_bits()));
                         }
                         other => panic!("{other:?}"),
@@ -377,62 +319,20 @@ fn first_number_that_is_not_finite_is_named() {
 fn what_cannot_be_quantised_is_refused() {
     let weight = dense(2, 3, FloatType::F32, &[1.0; 6]);
     let packed = quantize_nf4(&weight, true).unwrap();
-    assert_eq!(
-        quantize_int8(&packed).unwrap_err(),
-        Error::NotDense {
-            found: "4-bit codes"
-        }
-    );
+    assert_eq!(quantize_int8(&packed).unwrap_err(), Error::NotDense { found: "4-bit codes" });
     let packed = quantize_int8(&weight).unwrap();
-    assert_eq!(
-        quantize_nf4(&packed, false).unwrap_err(),
-        Error::NotDense {
-            found: "integer rows"
-        }
-    );
-    assert_eq!(
-        quantize_truequant(&weight, 3, 1).unwrap_err(),
-        Error::Bits { bits: 3 }
-    );
-    let short = HostWeight {
-        n: 2,
-        k: 4,
-        ..weight.clone()
-    };
+    assert_eq!(quantize_nf4(&packed, false).unwrap_err(), Error::NotDense { found: "integer rows" });
+    assert_eq!(quantize_truequant(&weight, 3, 1).unwrap_err(), Error::Bits { bits: 3 });
+    let short = HostWeight { n: 2, k: 4, ..weight.clone() };
     assert!(
-        quantize_nf4(&short, false)
-            .unwrap_err()
-            .to_string()
-            .contains("24 entries where a weight of 2 x 4 needs 32")
+        quantize_nf4(&short, false).unwrap_err().to_string().contains("24 entries where a weight of 2 x 4 needs 32")
     );
-    let empty = HostWeight {
-        n: 0,
-        k: 4,
-        ..weight
-    };
-    assert_eq!(
-        quantize_int8(&empty).unwrap_err(),
-        Error::Empty { n: 0, k: 4 }
-    );
+    let empty = HostWeight { n: 0, k: 4, ..weight };
+    assert_eq!(quantize_int8(&empty).unwrap_err(), Error::Empty { n: 0, k: 4 });
     let large = dense(2, 2, FloatType::F32, &[1.0, 1.0, 1.0, -9e6]);
-    assert_eq!(
-        quantize_int8(&large).unwrap_err(),
-        Error::RowTooLarge {
-            row: 1,
-            absmax: 9e6
-        }
-    );
-    assert_eq!(
-        quantize_truequant(&large, 4, 1).unwrap_err(),
-        Error::RowTooLarge {
-            row: 1,
-            absmax: 9e6
-        }
-    );
+    assert_eq!(quantize_int8(&large).unwrap_err(), Error::RowTooLarge { row: 1, absmax: 9e6 });
+    assert_eq!(quantize_truequant(&large, 4, 1).unwrap_err(), Error::RowTooLarge { row: 1, absmax: 9e6 });
     let large = dense(2, 64, FloatType::F32, &[f32::MAX; 128]);
-    assert_eq!(
-        quantize_nf4(&large, true).unwrap_err(),
-        Error::ScalesTooLarge { blocks: 2 }
-    );
+    assert_eq!(quantize_nf4(&large, true).unwrap_err(), Error::ScalesTooLarge { blocks: 2 });
     check(&quantize_nf4(&large, false).unwrap()).unwrap();
 }

@@ -38,20 +38,8 @@ fn nf4_bytes_are_those_of_bitsandbytes() {
                 assert_eq!(found, expected, "{name}: absmax")
             }
             (
-                HostScales::Double {
-                    codes,
-                    map,
-                    absmax,
-                    block,
-                    offset,
-                },
-                HostScales::Double {
-                    codes: codes_,
-                    map: map_,
-                    absmax: absmax_,
-                    block: block_,
-                    offset: offset_,
-                },
+                HostScales::Double { codes, map, absmax, block, offset },
+                HostScales::Double { codes: codes_, map: map_, absmax: absmax_, block: block_, offset: offset_ },
             ) => {
                 assert_same_bits(&format!("{name}: nested offset"), &[*offset], &[*offset_]);
                 assert_same_bits(&format!("{name}: nested quant map"), map, map_);

@@ -27,7 +27,11 @@ fn close<B: CompactBackend, const D: usize>(what: &str, got: Tensor<B, D>, expec
     }
 }
 
-fn tensor<B: CompactBackend, const D: usize>(random: &mut Random, shape: [usize; D], device: &B::Device) -> Tensor<B, D> {
+fn tensor<B: CompactBackend, const D: usize>(
+    random: &mut Random,
+    shape: [usize; D],
+    device: &B::Device,
+) -> Tensor<B, D> {
     let values = random.normal(shape.iter().product());
     Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
 }
@@ -74,7 +78,8 @@ pub fn linears<B: CompactBackend>(device: &B::Device) {
         for (name, host) in storages(&mut random, n, k) {
             let exact = format::dequantize(&host);
             let weight = PackedWeight::<B>::from_host(host, device);
-            let plain: Vec<f32> = reference::dequantize(&weight).into_data().convert::<f32>().into_vec().expect("floats");
+            let plain: Vec<f32> =
+                reference::dequantize(&weight).into_data().convert::<f32>().into_vec().expect("floats");
             assert_eq!(plain, exact, "{name} [{n}, {k}]: dequantised");
             for m in [1, 2, 3, 8, 17, 129] {
                 let x = tensor(&mut random, [m, k], device);
@@ -100,7 +105,9 @@ pub fn swiglu_mlp<B: CompactBackend>(device: &B::Device) {
         for m in [1, 3, 17] {
             let x: Tensor<B, 2> = tensor(&mut random, [m, h], device);
             for flags in [None, Some(vec![false; m]), Some((0..m).map(|i| i % 3 != 1).collect())] {
-                let active = flags.as_ref().map(|flags| Tensor::<B, 1, Bool>::from_data(TensorData::from(flags.as_slice()), device));
+                let active = flags
+                    .as_ref()
+                    .map(|flags| Tensor::<B, 1, Bool>::from_data(TensorData::from(flags.as_slice()), device));
                 let got = B::swiglu_mlp(x.clone(), &mlp, active.clone());
                 let expected = reference::swiglu_mlp(x.clone(), &mlp, active);
                 close(&format!("swiglu {h}x{inner} m={m} active={flags:?}"), got, expected);
@@ -160,7 +167,8 @@ pub fn attention<B: CompactBackend>(device: &B::Device) {
                 activation: CodeActivation::Gelu,
                 output: linear(&mut random, width, hidden.unwrap_or(4), hidden.is_some(), device),
             };
-            let (gelu, flat, per_head) = (decoder(Some(24), kv_heads * hd), decoder(None, kv_heads * hd), decoder(Some(8), hd));
+            let (gelu, flat, per_head) =
+                (decoder(Some(24), kv_heads * hd), decoder(None, kv_heads * hd), decoder(Some(8), hd));
             let compressed = |decoder| KeyValue::Compressed { codes: &codes, decoder, rotary: None };
             let by_head = KeyValue::Compressed { codes: &head_codes, decoder: &per_head, rotary: None };
             let shape = AttentionShape { past, kv_heads, scale: 0.25 };
@@ -171,10 +179,16 @@ pub fn attention<B: CompactBackend>(device: &B::Device) {
                 ("a code per head", by_head, KeyValue::Plain(&v)),
             ] {
                 for pad in [None, Some(vec![0i64, (t as i64 - 1).min(4)])] {
-                    let left_pad = pad.as_ref().map(|pad| Tensor::<B, 1, Int>::from_data(TensorData::from(pad.as_slice()), device));
+                    let left_pad = pad
+                        .as_ref()
+                        .map(|pad| Tensor::<B, 1, Int>::from_data(TensorData::from(pad.as_slice()), device));
                     let got = B::cached_attention(q.clone(), k, v, left_pad.clone(), shape);
                     let expected = reference::attention(q.clone(), k, v, left_pad, shape);
-                    close(&format!("attention {name}, past {past}, s {s}, heads {heads}, {format:?}, pad {pad:?}"), got, expected);
+                    close(
+                        &format!("attention {name}, past {past}, s {s}, heads {heads}, {format:?}, pad {pad:?}"),
+                        got,
+                        expected,
+                    );
                 }
             }
         }

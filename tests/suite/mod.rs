@@ -1,4 +1,6 @@
 //! What must hold on every backend; each backend's test binary runs all of it.
 
+mod fixture;
+pub mod golden;
 pub mod kernels;
 mod random;

@@ -69,25 +69,16 @@ pub struct CodeDecoder<'a> {
 impl CodeDecoder<'_> {
     /// Floats per code.
     pub fn code_dim(&self) -> usize {
-        self.hidden
-            .as_ref()
-            .map_or(self.output.weight.k, |(layer, _)| layer.weight.k)
+        self.hidden.as_ref().map_or(self.output.weight.k, |(layer, _)| layer.weight.k)
     }
 
     fn check(&self, width: usize) {
-        assert!(
-            self.output.weight.n == width,
-            "the decoder gives {} values, not {width}",
-            self.output.weight.n
-        );
+        assert!(self.output.weight.n == width, "the decoder gives {} values, not {width}", self.output.weight.n);
         self.output.check();
         if let Some((layer, _)) = &self.hidden {
             layer.check();
             let (h, k) = (layer.weight.n, self.output.weight.k);
-            assert!(
-                h == k,
-                "the decoder's layers do not meet: {h} outputs, {k} inputs"
-            );
+            assert!(h == k, "the decoder's layers do not meet: {h} outputs, {k} inputs");
         }
     }
 }
@@ -96,10 +87,7 @@ impl Layer<'_> {
     fn check(&self) {
         self.weight.check();
         let n = self.weight.n;
-        assert!(
-            self.bias.is_none_or(|bias| bias.len() == n),
-            "a bias of the decoder does not have {n} values"
-        );
+        assert!(self.bias.is_none_or(|bias| bias.len() == n), "a bias of the decoder does not have {n} values");
     }
 }
 
@@ -109,20 +97,12 @@ impl KeyValue<'_> {
         match self {
             KeyValue::Plain(cache) => {
                 let needed = p.batch * p.capacity * width;
-                assert!(
-                    cache.len() == needed,
-                    "the cache has {} elements, not {needed}",
-                    cache.len()
-                );
+                assert!(cache.len() == needed, "the cache has {} elements, not {needed}", cache.len());
             }
             KeyValue::Compressed { codes, decoder } => {
                 decoder.check(width);
                 let needed = p.batch * p.capacity * decoder.code_dim();
-                assert!(
-                    codes.len() == needed,
-                    "the code cache has {} elements, not {needed}",
-                    codes.len()
-                );
+                assert!(codes.len() == needed, "the code cache has {} elements, not {needed}", codes.len());
             }
         }
     }
@@ -140,30 +120,12 @@ impl KeyValue<'_> {
 /// If a slice does not have its shape, `kv_heads` does not divide `heads`, or `past + s` exceeds the capacity.
 pub fn attention(q: &[f32], k: &KeyValue, v: &KeyValue, p: &Attention, out: &mut [f32]) {
     let elements = p.batch * p.seq * p.heads * p.head_dim;
-    assert!(
-        q.len() == elements,
-        "q has {} elements, not {elements}",
-        q.len()
-    );
-    assert!(
-        out.len() == elements,
-        "out has {} elements, not {elements}",
-        out.len()
-    );
-    assert!(
-        p.kv_heads > 0 && p.heads.is_multiple_of(p.kv_heads),
-        "kv_heads must divide heads"
-    );
+    assert!(q.len() == elements, "q has {} elements, not {elements}", q.len());
+    assert!(out.len() == elements, "out has {} elements, not {elements}", out.len());
+    assert!(p.kv_heads > 0 && p.heads.is_multiple_of(p.kv_heads), "kv_heads must divide heads");
     let end = p.past.checked_add(p.seq).expect("past + s overflows");
-    assert!(
-        end <= p.capacity,
-        "{end} tokens exceed the capacity {}",
-        p.capacity
-    );
-    assert!(
-        p.left_pad.is_none_or(|pad| pad.len() == p.batch),
-        "left_pad needs one entry per row"
-    );
+    assert!(end <= p.capacity, "{end} tokens exceed the capacity {}", p.capacity);
+    assert!(p.left_pad.is_none_or(|pad| pad.len() == p.batch), "left_pad needs one entry per row");
     k.check(p);
     v.check(p);
     plain::attention(q, k, v, p, out);

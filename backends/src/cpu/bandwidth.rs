@@ -9,10 +9,7 @@ use std::time::Instant;
 pub fn read_bandwidth(bytes: usize, passes: usize) -> f64 {
     super::run(|| {
         let buffer = vec![1u64; bytes.div_ceil(8).max(1)];
-        let chunk = buffer
-            .len()
-            .div_ceil(16 * rayon::current_num_threads())
-            .max(1);
+        let chunk = buffer.len().div_ceil(16 * rayon::current_num_threads()).max(1);
         let mut best = f64::INFINITY;
         for _ in 0..passes.max(1) {
             let start = Instant::now();
@@ -34,6 +31,5 @@ fn sum(values: &[u64]) -> u64 {
             *sum = sum.wrapping_add(*value);
         }
     }
-    sums.iter()
-        .fold(rest, |total, sum| total.wrapping_add(*sum))
+    sums.iter().fold(rest, |total, sum| total.wrapping_add(*sum))
 }

@@ -56,61 +56,27 @@ impl CacheSlice<'_> {
 /// # Panics
 /// If a slice does not have its shape, or `at + s` exceeds the capacity.
 pub fn store_kv(src: &[f32], cache: CacheSliceMut, p: &StoreKv) {
-    let &StoreKv {
-        batch,
-        seq,
-        heads,
-        capacity,
-        width,
-        at,
-    } = p;
-    assert!(
-        src.len() == batch * seq * heads * width,
-        "src has {} elements, not [b, s, heads, width]",
-        src.len()
-    );
+    let &StoreKv { batch, seq, heads, capacity, width, at } = p;
+    assert!(src.len() == batch * seq * heads * width, "src has {} elements, not [b, s, heads, width]", src.len());
     let end = at.checked_add(seq).expect("at + s overflows");
-    assert!(
-        end <= capacity,
-        "{seq} tokens at {at} exceed the capacity {capacity}"
-    );
+    assert!(end <= capacity, "{seq} tokens at {at} exceed the capacity {capacity}");
     match cache {
         CacheSliceMut::F32(cache) => append(src, cache, p, <[f32]>::copy_from_slice),
         CacheSliceMut::F16(cache) => append(src, cache, p, |cache, src| {
-            cache
-                .reinterpret_cast_mut::<f16>()
-                .convert_from_f32_slice(src);
+            cache.reinterpret_cast_mut::<f16>().convert_from_f32_slice(src);
         }),
     }
 }
 
-fn append<T: Send>(
-    src: &[f32],
-    cache: &mut [T],
-    p: &StoreKv,
-    store: impl Fn(&mut [T], &[f32]) + Sync,
-) {
-    let &StoreKv {
-        batch,
-        seq,
-        heads,
-        capacity,
-        width,
-        at,
-    } = p;
-    assert!(
-        cache.len() == batch * heads * capacity * width,
-        "cache is not [b, heads, capacity, width]"
-    );
+fn append<T: Send>(src: &[f32], cache: &mut [T], p: &StoreKv, store: impl Fn(&mut [T], &[f32]) + Sync) {
+    let &StoreKv { batch, seq, heads, capacity, width, at } = p;
+    assert!(cache.len() == batch * heads * capacity * width, "cache is not [b, heads, capacity, width]");
     if src.is_empty() {
         return;
     }
     threads::for_each_chunk(cache, capacity * width, seq * width, |i, head| {
         let (b, h) = (i / heads, i % heads);
-        for (s, token) in head[at * width..(at + seq) * width]
-            .chunks_exact_mut(width)
-            .enumerate()
-        {
+        for (s, token) in head[at * width..(at + seq) * width].chunks_exact_mut(width).enumerate() {
             let from = ((b * seq + s) * heads + h) * width;
             store(token, &src[from..from + width]);
         }

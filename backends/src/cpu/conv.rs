@@ -24,26 +24,9 @@ pub fn causal_conv1d_silu(
     y: &mut [f32],
 ) {
     assert!(width > 0, "the convolution needs at least one tap");
-    assert!(
-        u.len() == batch * seq * channels,
-        "u has {} elements, not [b, s, c]",
-        u.len()
-    );
-    assert!(
-        y.len() == u.len(),
-        "y has {} elements, u {}",
-        y.len(),
-        u.len()
-    );
-    assert!(
-        tail.len() == batch * (width - 1) * channels,
-        "tail has {} elements, not [b, w-1, c]",
-        tail.len()
-    );
-    assert!(
-        weight.len() == channels * width,
-        "weight has {} elements, not [c, w]",
-        weight.len()
-    );
+    assert!(u.len() == batch * seq * channels, "u has {} elements, not [b, s, c]", u.len());
+    assert!(y.len() == u.len(), "y has {} elements, u {}", y.len(), u.len());
+    assert!(tail.len() == batch * (width - 1) * channels, "tail has {} elements, not [b, w-1, c]", tail.len());
+    assert!(weight.len() == channels * width, "weight has {} elements, not [c, w]", weight.len());
     plain::causal_conv1d_silu(u, batch, seq, channels, tail, weight, width, y);
 }

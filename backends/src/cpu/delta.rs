@@ -42,43 +42,16 @@ pub fn gated_delta_rule(
     o: &mut [f32],
 ) {
     let tokens = p.batch * p.seq;
-    let (keys, values) = (
-        tokens * p.key_heads * p.key_dim,
-        tokens * p.value_heads * p.value_dim,
-    );
-    assert!(
-        p.key_heads > 0 && p.value_heads.is_multiple_of(p.key_heads),
-        "key_heads must divide value_heads"
-    );
+    let (keys, values) = (tokens * p.key_heads * p.key_dim, tokens * p.value_heads * p.value_dim);
+    assert!(p.key_heads > 0 && p.value_heads.is_multiple_of(p.key_heads), "key_heads must divide value_heads");
     assert!(q.len() == keys, "q has {} elements, not {keys}", q.len());
     assert!(k.len() == keys, "k has {} elements, not {keys}", k.len());
-    assert!(
-        v.len() == values,
-        "v has {} elements, not {values}",
-        v.len()
-    );
-    assert!(
-        o.len() == values,
-        "o has {} elements, not {values}",
-        o.len()
-    );
-    assert!(
-        g.len() == tokens * p.value_heads,
-        "g has {} elements, not [b, s, hv]",
-        g.len()
-    );
-    assert!(
-        beta.len() == g.len(),
-        "beta has {} elements, g {}",
-        beta.len(),
-        g.len()
-    );
+    assert!(v.len() == values, "v has {} elements, not {values}", v.len());
+    assert!(o.len() == values, "o has {} elements, not {values}", o.len());
+    assert!(g.len() == tokens * p.value_heads, "g has {} elements, not [b, s, hv]", g.len());
+    assert!(beta.len() == g.len(), "beta has {} elements, g {}", beta.len(), g.len());
     let states = p.batch * p.value_heads * p.key_dim * p.value_dim;
-    assert!(
-        state.len() == states,
-        "state has {} elements, not {states}",
-        state.len()
-    );
+    assert!(state.len() == states, "state has {} elements, not {states}", state.len());
     if states == 0 || tokens == 0 {
         return;
     }

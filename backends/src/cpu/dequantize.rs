@@ -39,11 +39,7 @@ pub(crate) unsafe fn decode<S: Simd>(w: &Weight, row: usize, first: usize, out: 
                 let slot = data.slot(row);
                 if slot < data.wide_rows {
                     let at = slot * w.k + first;
-                    convert::<S, _>(
-                        &dense::i8(data.wide)[at..at + out.len()],
-                        data.scales[slot],
-                        out,
-                    );
+                    convert::<S, _>(&dense::i8(data.wide)[at..at + out.len()], data.scales[slot], out);
                 } else {
                     narrow(data, slot, first, out);
                 }
@@ -60,10 +56,7 @@ unsafe fn convert<S: Simd, E: Element>(from: &[E], scale: f32, out: &mut [f32]) 
         let scales = S::splat(scale);
         let mut i = 0;
         while i < whole {
-            S::store(
-                out.as_mut_ptr().add(i),
-                S::mul(E::load::<S>(from.as_ptr().add(i)), scales),
-            );
+            S::store(out.as_mut_ptr().add(i), S::mul(E::load::<S>(from.as_ptr().add(i)), scales));
             i += S::LANES;
         }
     }
@@ -77,12 +70,7 @@ unsafe fn code_book<S: Simd>(w: &CodeBook4, first: usize, out: &mut [f32]) {
     let mut done = 0;
     let one = |at: usize, scale: f32| {
         let byte = w.codes[at / 2];
-        w.code_book[(if at.is_multiple_of(2) {
-            byte >> 4
-        } else {
-            byte & 15
-        }) as usize]
-            * scale
+        w.code_book[(if at.is_multiple_of(2) { byte >> 4 } else { byte & 15 }) as usize] * scale
     };
     while done < out.len() {
         let at = first + done;
@@ -143,13 +131,7 @@ fn narrow(w: &Rows, slot: usize, first: usize, out: &mut [f32]) {
 }
 
 #[inline(always)]
-fn unpack<const N: usize>(
-    table: &[[f32; N]; 256],
-    row: &[u8],
-    first: usize,
-    scale: f32,
-    out: &mut [f32],
-) {
+fn unpack<const N: usize>(table: &[[f32; N]; 256], row: &[u8], first: usize, scale: f32, out: &mut [f32]) {
     let mut done = 0;
     while done < out.len() && !(first + done).is_multiple_of(N) {
         out[done] = table[row[(first + done) / N] as usize][(first + done) % N] * scale;

@@ -26,11 +26,7 @@ pub(crate) fn gemm(level: Level, x: &[f32], m: usize, w: &Weight, bias: Option<&
     let panel = VECTORS * simd::lanes(level);
     let panels = m.div_ceil(panel);
     let packed = pack(x, m, w.k, panel);
-    let strip = strip(if level == Level::Avx512 || level == Level::Neon {
-        32
-    } else {
-        16
-    });
+    let strip = strip(if level == Level::Avx512 || level == Level::Neon { 32 } else { 16 });
     let even = w.n.div_ceil(16 * super::threads());
     let width = even.next_multiple_of(strip).clamp(2 * strip, WIDTH);
     parallel(w.n.div_ceil(width), |task| {
@@ -41,20 +37,7 @@ pub(crate) fn gemm(level: Level, x: &[f32], m: usize, w: &Weight, bias: Option<&
         let tokens = panels * panel;
         with_scratch(rows * depth + rows * tokens, |scratch| {
             let (tile, sums) = scratch.split_at_mut(rows * depth);
-            let task = Task {
-                x: &packed,
-                m,
-                w,
-                bias,
-                first,
-                last,
-                rows,
-                depth,
-                tokens,
-                tile,
-                sums,
-                y,
-            };
+            let task = Task { x: &packed, m, w, bias, first, last, rows, depth, tokens, tile, sums, y };
             simd::launch(level, task);
         });
     });
@@ -102,13 +85,7 @@ impl Kernel for Task<'_> {
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
         // SAFETY: `S` is enabled; the buffers have the sizes that `gemm` gave them.
-        unsafe {
-            if strip(S::REGISTERS) == 12 {
-                self.run::<S, 12>()
-            } else {
-                self.run::<S, 6>()
-            }
-        }
+        unsafe { if strip(S::REGISTERS) == 12 { self.run::<S, 12>() } else { self.run::<S, 6>() } }
     }
 }
 
@@ -121,12 +98,7 @@ impl Task<'_> {
         self.tile[used * self.depth..].fill(0.0);
         for from in (0..k).step_by(self.depth) {
             let depth = self.depth.min(k - from);
-            for (r, row) in self
-                .tile
-                .chunks_exact_mut(self.depth)
-                .enumerate()
-                .take(used)
-            {
+            for (r, row) in self.tile.chunks_exact_mut(self.depth).enumerate().take(used) {
                 // SAFETY: `S` is enabled.
                 unsafe { decode::<S>(self.w, self.first + r, from, &mut row[..depth]) };
             }
@@ -141,29 +113,9 @@ impl Task<'_> {
                         let sums = self.sums.as_mut_ptr().add(strip * self.tokens + p * panel);
                         let first = from == 0;
                         if vectors == VECTORS {
-                            tile::<S, NR, VECTORS>(
-                                depth,
-                                w,
-                                self.depth,
-                                1,
-                                x,
-                                panel,
-                                sums,
-                                self.tokens,
-                                first,
-                            );
+                            tile::<S, NR, VECTORS>(depth, w, self.depth, 1, x, panel, sums, self.tokens, first);
                         } else {
-                            tile::<S, NR, 1>(
-                                depth,
-                                w,
-                                self.depth,
-                                1,
-                                x,
-                                panel,
-                                sums,
-                                self.tokens,
-                                first,
-                            );
+                            tile::<S, NR, 1>(depth, w, self.depth, 1, x, panel, sums, self.tokens, first);
                         }
                     }
                 }
@@ -180,8 +132,7 @@ impl Task<'_> {
                 // SAFETY: tasks have different columns of y.
                 let y = unsafe { self.y.row(i, self.first, used) };
                 for (r, y) in y.iter_mut().enumerate() {
-                    *y = self.sums[r * self.tokens + i]
-                        + self.bias.map_or(0.0, |bias| bias[self.first + r]);
+                    *y = self.sums[r * self.tokens + i] + self.bias.map_or(0.0, |bias| bias[self.first + r]);
                 }
             }
         }

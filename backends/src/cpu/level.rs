@@ -52,9 +52,7 @@ impl Level {
     /// Every level that this machine can run, slowest first.
     pub fn available() -> Vec<Level> {
         let all = [Level::Scalar, Level::Neon, Level::Avx2, Level::Avx512];
-        all.into_iter()
-            .filter(|level| level.is_available())
-            .collect()
+        all.into_iter().filter(|level| level.is_available()).collect()
     }
 
     fn from_name(name: &str) -> Option<Level> {
@@ -71,25 +69,16 @@ impl Level {
     fn default_level() -> Level {
         static DEFAULT: OnceLock<Level> = OnceLock::new();
         *DEFAULT.get_or_init(|| {
-            let named = std::env::var("EMBERLM_CPU")
-                .ok()
-                .and_then(|name| Level::from_name(&name));
+            let named = std::env::var("EMBERLM_CPU").ok().and_then(|name| Level::from_name(&name));
             let named = named.filter(|level| level.is_available());
-            named.unwrap_or_else(|| {
-                Level::available()
-                    .into_iter()
-                    .max()
-                    .unwrap_or(Level::Scalar)
-            })
+            named.unwrap_or_else(|| Level::available().into_iter().max().unwrap_or(Level::Scalar))
         })
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 fn avx2() -> bool {
-    is_x86_feature_detected!("avx2")
-        && is_x86_feature_detected!("fma")
-        && is_x86_feature_detected!("f16c")
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
 
 static FORCED: AtomicU8 = AtomicU8::new(0);
@@ -139,18 +128,7 @@ pub fn features() -> Vec<&'static str> {
         macro_rules! note {
             ($($name:tt),*) => { $(if is_x86_feature_detected!($name) { found.push($name); })* };
         }
-        note!(
-            "avx",
-            "f16c",
-            "fma",
-            "avx2",
-            "avx512f",
-            "avx512bw",
-            "avx512dq",
-            "avx512vl",
-            "avx512vnni",
-            "avx512bf16"
-        );
+        note!("avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx512bf16");
     }
     #[cfg(target_arch = "aarch64")]
     {
@@ -176,11 +154,7 @@ mod tests {
 
     #[test]
     fn a_level_of_another_machine_is_refused() {
-        let foreign = if cfg!(target_arch = "x86_64") {
-            Level::Neon
-        } else {
-            Level::Avx512
-        };
+        let foreign = if cfg!(target_arch = "x86_64") { Level::Neon } else { Level::Avx512 };
         assert!(!set_level(Some(foreign)));
         assert!(!Level::available().contains(&foreign));
     }

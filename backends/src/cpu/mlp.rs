@@ -27,29 +27,10 @@ pub fn swiglu_mlp(x: &[f32], m: usize, mlp: &Mlp, active: Option<&[bool]>, y: &m
     mlp.gate.check();
     mlp.up.check();
     mlp.down.check();
-    assert!(
-        mlp.up.k == hidden && mlp.up.n == inner,
-        "up is not [{inner}, {hidden}]"
-    );
-    assert!(
-        mlp.down.k == inner,
-        "down has {} inputs, not {inner}",
-        mlp.down.k
-    );
-    assert!(
-        x.len() == m * hidden,
-        "x has {} elements, not [{m}, {hidden}]",
-        x.len()
-    );
-    assert!(
-        y.len() == m * mlp.down.n,
-        "y has {} elements, not [{m}, {}]",
-        y.len(),
-        mlp.down.n
-    );
-    assert!(
-        active.is_none_or(|active| active.len() == m),
-        "active needs one flag per row"
-    );
+    assert!(mlp.up.k == hidden && mlp.up.n == inner, "up is not [{inner}, {hidden}]");
+    assert!(mlp.down.k == inner, "down has {} inputs, not {inner}", mlp.down.k);
+    assert!(x.len() == m * hidden, "x has {} elements, not [{m}, {hidden}]", x.len());
+    assert!(y.len() == m * mlp.down.n, "y has {} elements, not [{m}, {}]", y.len(), mlp.down.n);
+    assert!(active.is_none_or(|active| active.len() == m), "active needs one flag per row");
     plain::swiglu_mlp(x, m, mlp, active, y);
 }

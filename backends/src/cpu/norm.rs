@@ -26,12 +26,7 @@ pub fn rms_norm(x: &[f32], m: usize, weight: &[f32], eps: f32, unit_offset: bool
 /// If a slice does not have its shape.
 pub fn rms_norm_gated(x: &[f32], z: &[f32], m: usize, weight: &[f32], eps: f32, y: &mut [f32]) {
     check(x, m, weight, y);
-    assert!(
-        z.len() == x.len(),
-        "z has {} elements, x {}",
-        z.len(),
-        x.len()
-    );
+    assert!(z.len() == x.len(), "z has {} elements, x {}", z.len(), x.len());
     if x.is_empty() {
         return;
     }
@@ -40,15 +35,6 @@ pub fn rms_norm_gated(x: &[f32], z: &[f32], m: usize, weight: &[f32], eps: f32, 
 
 fn check(x: &[f32], m: usize, weight: &[f32], y: &[f32]) {
     let d = weight.len();
-    assert!(
-        x.len() == m * d,
-        "x has {} elements, not [{m}, {d}]",
-        x.len()
-    );
-    assert!(
-        y.len() == x.len(),
-        "y has {} elements, x {}",
-        y.len(),
-        x.len()
-    );
+    assert!(x.len() == m * d, "x has {} elements, not [{m}, {d}]", x.len());
+    assert!(y.len() == x.len(), "y has {} elements, x {}", y.len(), x.len());
 }

@@ -28,14 +28,7 @@ pub(crate) enum Order {
 
 impl PermutedX {
     /// Permutes `x [m, k]` for vectors of `lanes`; `m` at most [`MAX_COLUMNS`], padded to a size with its own kernel.
-    pub(crate) fn new(
-        x: &[f32],
-        m: usize,
-        k: usize,
-        lanes: usize,
-        bits: usize,
-        order: Order,
-    ) -> PermutedX {
+    pub(crate) fn new(x: &[f32], m: usize, k: usize, lanes: usize, bits: usize, order: Order) -> PermutedX {
         let columns = match m {
             5 => 6,
             7 => 8,
@@ -45,17 +38,10 @@ impl PermutedX {
         let group = lanes * per_word;
         let mut values = vec![0.0; k.div_ceil(group) * group * columns];
         for (column, x) in x.chunks_exact(k).enumerate().take(m) {
-            for (x, out) in x
-                .chunks(group)
-                .zip(values.chunks_exact_mut(group * columns))
-            {
+            for (x, out) in x.chunks(group).zip(values.chunks_exact_mut(group * columns)) {
                 for (l, word) in x.chunks(per_word).enumerate() {
                     for (element, &value) in word.iter().enumerate() {
-                        let shift = if order == Order::HighFirst {
-                            element ^ 1
-                        } else {
-                            element
-                        };
+                        let shift = if order == Order::HighFirst { element ^ 1 } else { element };
                         out[(shift * columns + column) * lanes + l] = value;
                     }
                 }
@@ -130,15 +116,7 @@ impl PackedRows<'_> {
     }
 
     #[inline(always)]
-    unsafe fn range<
-        S: Simd,
-        const BITS: usize,
-        const BLOCKS: bool,
-        const R: usize,
-        const M: usize,
-    >(
-        &self,
-    ) {
+    unsafe fn range<S: Simd, const BITS: usize, const BLOCKS: bool, const R: usize, const M: usize>(&self) {
         let per_row = match self.scales {
             // One more: a group of AVX-512 covers two blocks.
             Scales::Blocks(_, k) => k / 64 + 1,
@@ -164,13 +142,7 @@ impl PackedRows<'_> {
     /// # Safety
     /// The rows exist, x is permuted for `S` and `BITS` with `M` columns, and no other task writes these outputs.
     #[inline(always)]
-    unsafe fn rows<
-        S: Simd,
-        const BITS: usize,
-        const BLOCKS: bool,
-        const R: usize,
-        const M: usize,
-    >(
+    unsafe fn rows<S: Simd, const BITS: usize, const BLOCKS: bool, const R: usize, const M: usize>(
         &self,
         row: usize,
         per_row: usize,
@@ -180,11 +152,7 @@ impl PackedRows<'_> {
         unsafe {
             if let Scales::Blocks(w, k) = self.scales {
                 for r in 0..R {
-                    block_scales(
-                        w,
-                        (row + r) * k,
-                        &mut scales[r * per_row..(r + 1) * per_row - 1],
-                    );
+                    block_scales(w, (row + r) * k, &mut scales[r * per_row..(r + 1) * per_row - 1]);
                 }
             }
             let scales = scales.as_ptr();
@@ -214,9 +182,7 @@ impl PackedRows<'_> {
                     words[r] = S::codes(padded.as_ptr());
                 }
                 let x = x.add(groups * group_x);
-                group::<S, BITS, BLOCKS, R, M>(
-                    book, &words, scales, per_row, groups, x, &mut total,
-                );
+                group::<S, BITS, BLOCKS, R, M>(book, &words, scales, per_row, groups, x, &mut total);
             }
             for r in 0..R {
                 let scale = match self.scales {
@@ -300,13 +266,7 @@ pub(crate) fn block_scales(w: &CodeBook4, element: usize, out: &mut [f32]) {
     }
     match w.scales {
         BlockScales::Single(scales) => out.copy_from_slice(&scales[first..first + out.len()]),
-        BlockScales::Double {
-            codes,
-            map,
-            absmax,
-            block,
-            offset,
-        } => {
+        BlockScales::Double { codes, map, absmax, block, offset } => {
             let Ok(map) = <&[f32; 256]>::try_from(map) else {
                 return;
             };

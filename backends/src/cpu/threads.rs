@@ -20,10 +20,7 @@ pub fn set_threads(threads: usize) -> bool {
 
 /// How many threads the kernels use.
 pub fn threads() -> usize {
-    pool().map_or_else(
-        rayon::current_num_threads,
-        rayon::ThreadPool::current_num_threads,
-    )
+    pool().map_or_else(rayon::current_num_threads, rayon::ThreadPool::current_num_threads)
 }
 
 /// Calls `f` on the pool of the kernels.
@@ -74,24 +71,13 @@ pub(crate) fn parallel(tasks: usize, f: impl Fn(usize) + Sync) {
 }
 
 /// Calls `f(i, chunk)` for every chunk of `data`, in parallel when `work` (elements touched per chunk) is worth it.
-pub(crate) fn for_each_chunk<T: Send>(
-    data: &mut [T],
-    chunk: usize,
-    work: usize,
-    f: impl Fn(usize, &mut [T]) + Sync,
-) {
+pub(crate) fn for_each_chunk<T: Send>(data: &mut [T], chunk: usize, work: usize, f: impl Fn(usize, &mut [T]) + Sync) {
     use rayon::prelude::*;
     let chunks = data.len() / chunk.max(1);
     if chunks < 2 || chunks.saturating_mul(work) < MIN_WORK || threads() == 1 {
-        data.chunks_exact_mut(chunk.max(1))
-            .enumerate()
-            .for_each(|(i, chunk)| f(i, chunk));
+        data.chunks_exact_mut(chunk.max(1)).enumerate().for_each(|(i, chunk)| f(i, chunk));
     } else {
-        run(|| {
-            data.par_chunks_exact_mut(chunk)
-                .enumerate()
-                .for_each(|(i, chunk)| f(i, chunk))
-        });
+        run(|| data.par_chunks_exact_mut(chunk).enumerate().for_each(|(i, chunk)| f(i, chunk)));
     }
 }
 
@@ -111,11 +97,7 @@ pub(crate) fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T 
     }
     let result = f(&mut scratch[..len]);
     let other = SCRATCH.take();
-    SCRATCH.set(if other.len() > scratch.len() {
-        other
-    } else {
-        scratch
-    });
+    SCRATCH.set(if other.len() > scratch.len() { other } else { scratch });
     result
 }
 
@@ -135,19 +117,12 @@ unsafe impl Sync for Output<'_> {}
 impl<'a> Output<'a> {
     /// Rows of `n` floats.
     pub(crate) fn new(data: &'a mut [f32], n: usize) -> Output<'a> {
-        Output {
-            data: data.as_mut_ptr(),
-            n,
-            borrow: std::marker::PhantomData,
-        }
+        Output { data: data.as_mut_ptr(), n, borrow: std::marker::PhantomData }
     }
 
     /// The same rows, with column `first` as column 0.
     pub(crate) fn columns_from(&self, first: usize) -> Output<'a> {
-        Output {
-            data: self.data.wrapping_add(first),
-            ..*self
-        }
+        Output { data: self.data.wrapping_add(first), ..*self }
     }
 
     /// Writes row `i`, column `j`.
@@ -182,12 +157,7 @@ mod tests {
             parallel(tasks, |task| {
                 counts[task].fetch_add(1, Ordering::Relaxed);
             });
-            assert!(
-                counts
-                    .iter()
-                    .all(|count| count.load(Ordering::Relaxed) == 1),
-                "{tasks} tasks"
-            );
+            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1), "{tasks} tasks");
         }
     }
 }

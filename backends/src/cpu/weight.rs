@@ -88,49 +88,23 @@ impl BlockScales<'_> {
     pub(crate) fn get(&self, i: usize) -> f32 {
         match *self {
             BlockScales::Single(scales) => scales[i],
-            BlockScales::Double {
-                codes,
-                map,
-                absmax,
-                block,
-                offset,
-            } => map[codes[i] as usize] * absmax[i / block] + offset,
+            BlockScales::Double { codes, map, absmax, block, offset } => {
+                map[codes[i] as usize] * absmax[i / block] + offset
+            }
         }
     }
 
     fn check(&self, blocks: usize) {
         match *self {
             BlockScales::Single(scales) => {
-                assert!(
-                    scales.len() >= blocks,
-                    "{} block scales, {blocks} needed",
-                    scales.len()
-                );
+                assert!(scales.len() >= blocks, "{} block scales, {blocks} needed", scales.len());
             }
-            BlockScales::Double {
-                codes,
-                map,
-                absmax,
-                block,
-                ..
-            } => {
+            BlockScales::Double { codes, map, absmax, block, .. } => {
                 assert!(block > 0, "scales per absmax must not be 0");
-                assert!(
-                    codes.len() >= blocks,
-                    "{} scale codes, {blocks} needed",
-                    codes.len()
-                );
-                assert!(
-                    map.len() == 256,
-                    "a scale map has 256 entries, not {}",
-                    map.len()
-                );
+                assert!(codes.len() >= blocks, "{} scale codes, {blocks} needed", codes.len());
+                assert!(map.len() == 256, "a scale map has 256 entries, not {}", map.len());
                 let needed = blocks.div_ceil(block);
-                assert!(
-                    absmax.len() >= needed,
-                    "{} nested absmax, {needed} needed",
-                    absmax.len()
-                );
+                assert!(absmax.len() >= needed, "{} nested absmax, {needed} needed", absmax.len());
             }
         }
     }
@@ -144,55 +118,23 @@ impl Rows<'_> {
     }
 
     fn check(&self, n: usize, k: usize) {
-        assert!(
-            self.wide_rows <= n,
-            "{} wide rows in a matrix of {n}",
-            self.wide_rows
-        );
+        assert!(self.wide_rows <= n, "{} wide rows in a matrix of {n}", self.wide_rows);
         let wide = self.wide_rows.checked_mul(k).expect("wide rows overflow");
-        assert!(
-            self.wide.len() >= wide,
-            "{} bytes of wide rows, {wide} needed",
-            self.wide.len()
-        );
-        assert!(
-            self.scales.len() >= n,
-            "{} row scales, {n} needed",
-            self.scales.len()
-        );
+        assert!(self.wide.len() >= wide, "{} bytes of wide rows, {wide} needed", self.wide.len());
+        assert!(self.scales.len() >= n, "{} row scales, {n} needed", self.scales.len());
         let narrow_rows = n - self.wide_rows;
         if narrow_rows > 0 {
-            assert!(
-                matches!(self.narrow_bits, 2 | 4),
-                "narrow rows have 2 or 4 bits, not {}",
-                self.narrow_bits
-            );
-            let row = k
-                .checked_mul(self.narrow_bits as usize)
-                .expect("row bits overflow")
-                .div_ceil(8);
-            assert!(
-                self.narrow_stride >= row,
-                "narrow stride {} is below {row} bytes",
-                self.narrow_stride
-            );
-            let needed = (narrow_rows - 1)
-                .checked_mul(self.narrow_stride)
-                .and_then(|b| b.checked_add(row));
+            assert!(matches!(self.narrow_bits, 2 | 4), "narrow rows have 2 or 4 bits, not {}", self.narrow_bits);
+            let row = k.checked_mul(self.narrow_bits as usize).expect("row bits overflow").div_ceil(8);
+            assert!(self.narrow_stride >= row, "narrow stride {} is below {row} bytes", self.narrow_stride);
+            let needed = (narrow_rows - 1).checked_mul(self.narrow_stride).and_then(|b| b.checked_add(row));
             let needed = needed.expect("narrow rows overflow");
-            assert!(
-                self.narrow.len() >= needed,
-                "{} bytes of narrow rows, {needed} needed",
-                self.narrow.len()
-            );
+            assert!(self.narrow.len() >= needed, "{} bytes of narrow rows, {needed} needed", self.narrow.len());
         }
         if let Some(slots) = self.slots {
             assert!(slots.len() == n, "{} row slots, {n} needed", slots.len());
             let highest = slots.iter().fold(0, |highest, &slot| highest.max(slot));
-            assert!(
-                n == 0 || (highest as usize) < n,
-                "row slot {highest} in a matrix of {n} rows"
-            );
+            assert!(n == 0 || (highest as usize) < n, "row slot {highest} in a matrix of {n} rows");
         }
     }
 }
@@ -204,25 +146,14 @@ impl Weight<'_> {
     /// Names the part that is too short or out of range.
     pub fn check(&self) {
         let elements = self.n.checked_mul(self.k).expect("n * k overflows");
-        let floats = |len: usize| {
-            assert!(
-                len == elements,
-                "{len} elements for a matrix [{}, {}]",
-                self.n,
-                self.k
-            )
-        };
+        let floats = |len: usize| assert!(len == elements, "{len} elements for a matrix [{}, {}]", self.n, self.k);
         match &self.data {
             Matrix::F32(w) => floats(w.len()),
             Matrix::F16(w) | Matrix::Bf16(w) => floats(w.len()),
             Matrix::CodeBook4(w) => {
                 assert!(w.block > 0, "elements per block must not be 0");
                 let bytes = elements.div_ceil(2);
-                assert!(
-                    w.codes.len() >= bytes,
-                    "{} bytes of codes, {bytes} needed",
-                    w.codes.len()
-                );
+                assert!(w.codes.len() >= bytes, "{} bytes of codes, {bytes} needed", w.codes.len());
                 w.scales.check(elements.div_ceil(w.block));
             }
             Matrix::Rows(w) => w.check(self.n, self.k),
@@ -260,11 +191,7 @@ impl Weight<'_> {
             Matrix::Bf16(w) => bf16::from_bits(w[at]).to_f32(),
             Matrix::CodeBook4(w) => {
                 let byte = w.codes[at / 2];
-                let code = if at.is_multiple_of(2) {
-                    byte >> 4
-                } else {
-                    byte & 15
-                };
+                let code = if at.is_multiple_of(2) { byte >> 4 } else { byte & 15 };
                 w.code_book[code as usize] * w.scales.get(at / w.block)
             }
             Matrix::Rows(w) => {

@@ -75,14 +75,10 @@ impl Stored {
         match kind {
             Kind::F32 => stored.floats = rng.floats(n * k, size),
             Kind::F16 => {
-                stored.halves = (0..n * k)
-                    .map(|_| f16::from_f32(rng.float(size)).to_bits())
-                    .collect();
+                stored.halves = (0..n * k).map(|_| f16::from_f32(rng.float(size)).to_bits()).collect();
             }
             Kind::Bf16 => {
-                stored.halves = (0..n * k)
-                    .map(|_| bf16::from_f32(rng.float(size)).to_bits())
-                    .collect();
+                stored.halves = (0..n * k).map(|_| bf16::from_f32(rng.float(size)).to_bits()).collect();
             }
             Kind::Single { block } | Kind::Double { block, .. } => {
                 stored.code_book = std::array::from_fn(|_| rng.float(1.0));
@@ -99,9 +95,7 @@ impl Stored {
                 let wide = wide.min(n);
                 stored.codes = rng.bytes(wide * k);
                 stored.narrow = rng.bytes((n - wide) * stored.stride(bits));
-                stored.floats = (0..n)
-                    .map(|i| rng.float(size / if i < wide { 64.0 } else { 4.0 }))
-                    .collect();
+                stored.floats = (0..n).map(|i| rng.float(size / if i < wide { 64.0 } else { 4.0 })).collect();
                 if slots {
                     stored.slots = (0..n as u32).collect();
                     for i in (1..n).rev() {
@@ -120,12 +114,7 @@ impl Stored {
 
     pub fn weight(&self) -> Weight<'_> {
         let code_book = |scales, block| {
-            Matrix::CodeBook4(CodeBook4 {
-                codes: &self.codes,
-                code_book: &self.code_book,
-                block,
-                scales,
-            })
+            Matrix::CodeBook4(CodeBook4 { codes: &self.codes, code_book: &self.code_book, block, scales })
         };
         let data = match self.kind {
             Kind::F32 => Matrix::F32(&self.floats),
@@ -134,16 +123,7 @@ impl Stored {
             Kind::Single { block } => code_book(BlockScales::Single(&self.floats), block),
             Kind::Double { block, nested } => {
                 let (codes, map, absmax) = (&self.scale_codes, &self.map, &self.floats);
-                code_book(
-                    BlockScales::Double {
-                        codes,
-                        map,
-                        absmax,
-                        block: nested,
-                        offset: 0.01,
-                    },
-                    block,
-                )
+                code_book(BlockScales::Double { codes, map, absmax, block: nested, offset: 0.01 }, block)
             }
             Kind::Rows { wide, bits, slots } => Matrix::Rows(Rows {
                 wide: &self.codes,
@@ -155,11 +135,7 @@ impl Stored {
                 slots: slots.then_some(&self.slots),
             }),
         };
-        Weight {
-            n: self.n,
-            k: self.k,
-            data,
-        }
+        Weight { n: self.n, k: self.k, data }
     }
 }
 
@@ -172,34 +148,12 @@ pub fn kinds() -> Vec<Kind> {
         Kind::Single { block: 64 },
         Kind::Single { block: 128 },
         Kind::Single { block: 48 },
-        Kind::Double {
-            block: 64,
-            nested: 256,
-        },
-        Kind::Double {
-            block: 64,
-            nested: 3,
-        },
-        Kind::Rows {
-            wide: usize::MAX,
-            bits: 4,
-            slots: false,
-        },
-        Kind::Rows {
-            wide: 0,
-            bits: 2,
-            slots: false,
-        },
-        Kind::Rows {
-            wide: 3,
-            bits: 4,
-            slots: true,
-        },
-        Kind::Rows {
-            wide: 2,
-            bits: 2,
-            slots: true,
-        },
+        Kind::Double { block: 64, nested: 256 },
+        Kind::Double { block: 64, nested: 3 },
+        Kind::Rows { wide: usize::MAX, bits: 4, slots: false },
+        Kind::Rows { wide: 0, bits: 2, slots: false },
+        Kind::Rows { wide: 3, bits: 4, slots: true },
+        Kind::Rows { wide: 2, bits: 2, slots: true },
     ]
 }
 
@@ -208,9 +162,6 @@ pub fn close(name: &str, got: &[f32], want: &[f32], tolerance: f32) {
     assert_eq!(got.len(), want.len(), "{name}");
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
         let bound = tolerance * want.abs().max(1.0);
-        assert!(
-            (got - want).abs() <= bound,
-            "{name}[{i}]: {got}, expected {want}"
-        );
+        assert!((got - want).abs() <= bound, "{name}[{i}]: {got}, expected {want}");
     }
 }

@@ -22,19 +22,12 @@ impl ModelDir {
     /// # Errors
     /// [`Error::Io`] when it does not exist, [`Error::Source`] when it is not a directory.
     pub fn open(path: &Path) -> Result<Self> {
-        let real = path.canonicalize().map_err(|source| Error::Io {
-            path: path.into(),
-            source,
-        })?;
+        let real = path.canonicalize().map_err(|source| Error::Io { path: path.into(), source })?;
         if !real.is_dir() {
             return Err(refuse(path, "is not a directory"));
         }
         let blobs = hub_blobs(&real);
-        Ok(Self {
-            path: path.into(),
-            real,
-            blobs,
-        })
+        Ok(Self { path: path.into(), real, blobs })
     }
 
     /// A direct or deeper subdirectory.
@@ -44,9 +37,7 @@ impl ModelDir {
     pub fn subfolder(&self, name: &str) -> Result<Self> {
         let parts = Path::new(name).components();
         let plain = !name.is_empty()
-            && parts
-                .clone()
-                .all(|part| matches!(part, std::path::Component::Normal(_)))
+            && parts.clone().all(|part| matches!(part, std::path::Component::Normal(_)))
             && !name.contains(['\\', ':', '\0']);
         let path = self.path.join(name);
         let sub = if plain {
@@ -54,11 +45,7 @@ impl ModelDir {
         } else {
             return Err(refuse(&path, "is not the name of a subfolder"));
         };
-        if sub.real.starts_with(&self.real) {
-            Ok(sub)
-        } else {
-            Err(refuse(&path, "leads out of the model directory"))
-        }
+        if sub.real.starts_with(&self.real) { Ok(sub) } else { Err(refuse(&path, "leads out of the model directory")) }
     }
 
     /// The directory, as it was given.
@@ -78,30 +65,18 @@ impl ModelDir {
     pub fn file(&self, name: &str) -> Result<Option<PathBuf>> {
         if !is_plain(name) {
             let path = self.path.join("?");
-            return Err(refuse(
-                &path,
-                &format!("\"{}\" is not a plain file name", shown(name)),
-            ));
+            return Err(refuse(&path, &format!("\"{}\" is not a plain file name", shown(name))));
         }
         if !self.contains(name) {
             return Ok(None);
         }
         let path = self.path.join(name);
-        let io = |source| Error::Io {
-            path: path.clone(),
-            source,
-        };
+        let io = |source| Error::Io { path: path.clone(), source };
         let real = path.canonicalize().map_err(io)?;
-        let inside = real.starts_with(&self.real)
-            || self
-                .blobs
-                .as_deref()
-                .is_some_and(|blobs| real.parent() == Some(blobs));
+        let inside =
+            real.starts_with(&self.real) || self.blobs.as_deref().is_some_and(|blobs| real.parent() == Some(blobs));
         if !inside {
-            return Err(refuse(
-                &path,
-                "is a link that leads out of the model directory: put the file itself there",
-            ));
+            return Err(refuse(&path, "is a link that leads out of the model directory: put the file itself there"));
         }
         // Checked before opening: opening a FIFO would wait for a writer.
         if !fs::metadata(&real).map_err(io)?.is_file() {
@@ -119,26 +94,17 @@ impl ModelDir {
             return Ok(None);
         };
         let path = self.path.join(name);
-        let io = |source| Error::Io {
-            path: path.clone(),
-            source,
-        };
+        let io = |source| Error::Io { path: path.clone(), source };
         let file = File::open(&real).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
         if length > limit {
-            return Err(refuse(
-                &path,
-                &format!("is {length} bytes long, at most {limit} are accepted"),
-            ));
+            return Err(refuse(&path, &format!("is {length} bytes long, at most {limit} are accepted")));
         }
         let mut bytes = Vec::new();
         // One byte more than promised shows that the file grew.
         file.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
         if bytes.len() as u64 > limit {
-            return Err(refuse(
-                &path,
-                &format!("is longer than the {limit} bytes that are accepted"),
-            ));
+            return Err(refuse(&path, &format!("is longer than the {limit} bytes that are accepted")));
         }
         Ok(Some(bytes))
     }
@@ -149,10 +115,7 @@ impl ModelDir {
     /// [`Error::Io`] when the directory cannot be listed.
     pub fn entries(&self) -> Result<Vec<String>> {
         const MOST: usize = 10_000;
-        let io = |source| Error::Io {
-            path: self.path.clone(),
-            source,
-        };
+        let io = |source| Error::Io { path: self.path.clone(), source };
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.real).map_err(io)?.take(MOST) {
             match entry.map_err(io)?.file_name().into_string() {
@@ -176,20 +139,12 @@ pub(super) fn is_plain(name: &str) -> bool {
 
 /// `models--*/blobs` for a directory in `models--*/snapshots/`.
 fn hub_blobs(real: &Path) -> Option<PathBuf> {
-    let snapshots = real
-        .ancestors()
-        .skip(1)
-        .find(|dir| dir.file_name().is_some_and(|name| name == "snapshots"))?;
+    let snapshots = real.ancestors().skip(1).find(|dir| dir.file_name().is_some_and(|name| name == "snapshots"))?;
     let repository = snapshots.parent()?;
     let is_model = repository.file_name()?.to_str()?.starts_with("models--");
-    is_model
-        .then(|| repository.join("blobs").canonicalize().ok())
-        .flatten()
+    is_model.then(|| repository.join("blobs").canonicalize().ok()).flatten()
 }
 
 fn refuse(path: &Path, message: &str) -> Error {
-    Error::Source {
-        path: path.into(),
-        message: message.into(),
-    }
+    Error::Source { path: path.into(), message: message.into() }
 }

@@ -38,20 +38,14 @@ impl<'de> Deserialize<'de> for RawMap {
                 f.write_str("a map from tensor names to file names")
             }
 
-            fn visit_map<A: MapAccess<'de>>(
-                self,
-                mut entries: A,
-            ) -> std::result::Result<RawMap, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> std::result::Result<RawMap, A::Error> {
                 let mut out = BTreeMap::new();
                 while let Some((name, file)) = entries.next_entry::<String, String>()? {
                     if out.len() == MAX_TENSORS {
                         return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
                     }
                     if out.contains_key(&name) {
-                        return Err(A::Error::custom(format!(
-                            "tensor {} is there twice",
-                            shown(&name)
-                        )));
+                        return Err(A::Error::custom(format!("tensor {} is there twice", shown(&name))));
                     }
                     out.insert(name, file);
                 }
@@ -64,14 +58,8 @@ impl<'de> Deserialize<'de> for RawMap {
 
 /// Parses an index; every shard is a plain file name that ends in `.safetensors`.
 pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Shards> {
-    let broken = |message: String| Error::Container {
-        path: path.into(),
-        message,
-    };
-    let RawIndex {
-        weight_map: RawMap(map),
-        ..
-    } = json::from_slice(bytes).map_err(&broken)?;
+    let broken = |message: String| Error::Container { path: path.into(), message };
+    let RawIndex { weight_map: RawMap(map), .. } = json::from_slice(bytes).map_err(&broken)?;
     let mut shards = Shards::new();
     for (tensor, file) in map {
         if !is_plain(&file) || !file.ends_with(".safetensors") {

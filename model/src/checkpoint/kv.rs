@@ -31,16 +31,8 @@ struct Reading<'a> {
 }
 
 /// Finds the compressors of every layer.
-pub(super) fn discover(
-    layers: &Layers,
-    kv_dim: usize,
-    head_dim: usize,
-) -> Result<Found<KvCompressionFound>> {
-    let mut out = Found {
-        moves: Vec::new(),
-        spare: Vec::new(),
-        found: None,
-    };
+pub(super) fn discover(layers: &Layers, kv_dim: usize, head_dim: usize) -> Result<Found<KvCompressionFound>> {
+    let mut out = Found { moves: Vec::new(), spare: Vec::new(), found: None };
     let mut found = KvCompressionFound::default();
     for (&layer, tensors) in layers {
         let mut targets: BTreeMap<KvTarget, BTreeMap<&str, &[usize]>> = BTreeMap::new();
@@ -58,10 +50,7 @@ pub(super) fn discover(
         }
         for (target, shapes) in targets {
             let fail = |message: &str| {
-                let listed: Vec<String> = shapes
-                    .iter()
-                    .map(|(name, shape)| format!("{name} {shape:?}"))
-                    .collect();
+                let listed: Vec<String> = shapes.iter().map(|(name, shape)| format!("{name} {shape:?}")).collect();
                 Error::Discovery(format!(
                     "cannot tell the {target} compressor of layer {layer} (width {kv_dim}, or {head_dim} per head): {message}. Found: {}",
                     list(&listed)
@@ -74,14 +63,11 @@ pub(super) fn discover(
             let reading = match readings.len() {
                 1 => readings.remove(0),
                 0 => {
-                    return Err(fail(
-                        "no encoder and decoder of matching sizes (an encoder is [code, width])",
-                    ));
+                    return Err(fail("no encoder and decoder of matching sizes (an encoder is [code, width])"));
                 }
                 _ => return Err(fail("several readings fit")),
             };
-            let codec = place(&mut out.moves, layer, target, &shapes, &reading)
-                .map_err(|message| fail(&message))?;
+            let codec = place(&mut out.moves, layer, target, &shapes, &reading).map_err(|message| fail(&message))?;
             found.layers.entry(layer).or_default().insert(target, codec);
         }
     }
@@ -94,22 +80,19 @@ fn target(name: &str) -> Option<KvTarget> {
     let bare = name.strip_prefix("self_attn.").unwrap_or(name);
     let words = || bare.split(['.', '_']);
     let says = |names: &[&str]| words().any(|word| names.contains(&word));
-    match (
-        says(&["k", "key", "keys"]),
-        says(&["v", "val", "value", "values"]),
-    ) {
+    match (says(&["k", "key", "keys"]), says(&["v", "val", "value", "values"])) {
         (true, false) => return Some(KvTarget::Key),
         (false, true) => return Some(KvTarget::Value),
         (true, true) => return None,
         (false, false) => {}
     }
-    bare.split('.')
-        .filter(|part| part.contains('_') && !part.starts_with("kv"))
-        .find_map(|part| match part.chars().next() {
+    bare.split('.').filter(|part| part.contains('_') && !part.starts_with("kv")).find_map(|part| {
+        match part.chars().next() {
             Some('k') => Some(KvTarget::Key),
             Some('v') => Some(KvTarget::Value),
             _ => None,
-        })
+        }
+    })
 }
 
 /// Every way to read the matrices as an encoder and a decoder of width `w`.
@@ -126,40 +109,19 @@ fn readings<'a>(shapes: &BTreeMap<&'a str, &[usize]>, w: usize) -> Vec<Reading<'
         if inputs != w || r == 0 || r >= w {
             continue;
         }
-        let codec = KvCodec {
-            code_dim: r,
-            width: w,
-            hidden_dim: None,
-            encoder_bias: false,
-            decoder_bias: false,
-        };
-        let rest: Vec<_> = matrices
-            .iter()
-            .filter(|(name, ..)| *name != encoder)
-            .collect();
+        let codec = KvCodec { code_dim: r, width: w, hidden_dim: None, encoder_bias: false, decoder_bias: false };
+        let rest: Vec<_> = matrices.iter().filter(|(name, ..)| *name != encoder).collect();
         match rest.as_slice() {
             [decoder] if (decoder.1, decoder.2) == (w, r) => {
-                out.push(Reading {
-                    codec,
-                    parts: vec![("encoder", encoder, r), ("decoder", decoder.0, w)],
-                });
+                out.push(Reading { codec, parts: vec![("encoder", encoder, r), ("decoder", decoder.0, w)] });
             }
             [a, b] => {
                 for (first, second) in [(a, b), (b, a)] {
                     let h = first.1;
                     if h > 0 && first.2 == r && (second.1, second.2) == (w, h) {
-                        let parts = vec![
-                            ("encoder", encoder, r),
-                            ("decoder.0", first.0, h),
-                            ("decoder.2", second.0, w),
-                        ];
-                        out.push(Reading {
-                            codec: KvCodec {
-                                hidden_dim: Some(h),
-                                ..codec
-                            },
-                            parts,
-                        });
+                        let parts =
+                            vec![("encoder", encoder, r), ("decoder.0", first.0, h), ("decoder.2", second.0, w)];
+                        out.push(Reading { codec: KvCodec { hidden_dim: Some(h), ..codec }, parts });
                     }
                 }
             }
@@ -190,21 +152,12 @@ fn place(
     let mut used = Vec::new();
     let mut decoder_biases = Vec::new();
     for (part, name, outputs) in &reading.parts {
-        add(
-            name,
-            format!("{part}.weight"),
-            shapes.get(name).copied().unwrap_or_default(),
-        );
+        add(name, format!("{part}.weight"), shapes.get(name).copied().unwrap_or_default());
         used.push(*name);
-        let bias = shapes
-            .iter()
-            .find(|(bias, shape)| shape.len() == 1 && owner(bias) == owner(name));
+        let bias = shapes.iter().find(|(bias, shape)| shape.len() == 1 && owner(bias) == owner(name));
         if let Some((bias, shape)) = bias {
             if **shape != [*outputs] {
-                return Err(format!(
-                    "{} {shape:?} is not the bias of {outputs} outputs",
-                    shown(bias)
-                ));
+                return Err(format!("{} {shape:?} is not the bias of {outputs} outputs", shown(bias)));
             }
             add(bias, format!("{part}.bias"), shape);
             used.push(bias);
@@ -219,14 +172,6 @@ fn place(
     if codec.decoder_bias && decoder_biases.contains(&false) {
         return Err("one layer of the decoder has a bias, the other has none".into());
     }
-    let left: Vec<&str> = shapes
-        .keys()
-        .copied()
-        .filter(|name| !used.contains(name))
-        .collect();
-    if left.is_empty() {
-        Ok(codec)
-    } else {
-        Err(format!("{} belongs to no layer of it", list(&left)))
-    }
+    let left: Vec<&str> = shapes.keys().copied().filter(|name| !used.contains(name)).collect();
+    if left.is_empty() { Ok(codec) } else { Err(format!("{} belongs to no layer of it", list(&left))) }
 }

@@ -51,18 +51,11 @@ pub(super) fn group(
     if modules.is_empty() {
         return Ok(Vec::new());
     }
-    let by_canonical: BTreeMap<String, String> = names
-        .iter()
-        .map(|name| (canonical(name), name.clone()))
-        .collect();
+    let by_canonical: BTreeMap<String, String> = names.iter().map(|name| (canonical(name), name.clone())).collect();
     let mut missing = Vec::new();
     let mut sources = Vec::new();
     for (path, spec) in modules {
-        let leaf = |leaf: &str| {
-            by_canonical
-                .get(&canonical(&format!("{path}.{leaf}")))
-                .cloned()
-        };
+        let leaf = |leaf: &str| by_canonical.get(&canonical(&format!("{path}.{leaf}"))).cloned();
         let source = match spec.kind {
             NanoKind::Embedding | NanoKind::Int8Linear => Source::int8(path, spec, leaf),
             NanoKind::TruequantLinear => Source::truequant(path, spec, leaf)?,
@@ -74,10 +67,7 @@ pub(super) fn group(
         if !spec.has_bias
             && let Some(bias) = leaf("bias")
         {
-            return Err(error(
-                &bias,
-                "is there, but nanollm_modules says that the module has no bias",
-            ));
+            return Err(error(&bias, "is there, but nanollm_modules says that the module has no bias"));
         }
     }
     if !missing.is_empty() {
@@ -116,10 +106,7 @@ impl Source {
         let packed = leaf("deg_q_packed");
         let plain = leaf("deg_q");
         if let (Some(packed), Some(_)) = (&packed, &plain) {
-            return Err(error(
-                packed,
-                "claims two formats at once: deg_q is there as well",
-            ));
+            return Err(error(packed, "claims two formats at once: deg_q is there as well"));
         }
         if packed.is_some() && !matches!(spec.bits, 2 | 4) {
             return Err(error(
@@ -131,11 +118,7 @@ impl Source {
         // Without rows the tensors may be there (empty) or not.
         let part = |rows: usize, codes: Option<String>, names: [&'static str; 3]| {
             let needed = |found: Option<String>, name| {
-                if found.is_none() && rows > 0 {
-                    Err(name)
-                } else {
-                    Ok(found)
-                }
+                if found.is_none() && rows > 0 { Err(name) } else { Ok(found) }
             };
             Ok::<_, &'static str>(Part {
                 rows,
@@ -145,16 +128,8 @@ impl Source {
             })
         };
         let parts = || {
-            let wide = part(
-                spec.prot_rows,
-                leaf("prot_q"),
-                ["prot_q", "prot_scale", "prot_idx"],
-            )?;
-            let narrow = part(
-                spec.deg_rows,
-                packed.or(plain),
-                ["deg_q", "deg_scale", "deg_idx"],
-            )?;
+            let wide = part(spec.prot_rows, leaf("prot_q"), ["prot_q", "prot_scale", "prot_idx"])?;
+            let narrow = part(spec.deg_rows, packed.or(plain), ["deg_q", "deg_scale", "deg_idx"])?;
             Ok(Self::new(path, spec, wide, narrow, narrow_bits))
         };
         Ok(parts())
@@ -163,64 +138,32 @@ impl Source {
     fn new(path: &str, spec: &NanoModule, wide: Part, narrow: Part, narrow_bits: u32) -> Self {
         let (n, k) = (spec.out_features, spec.in_features);
         let weight = canonical(&format!("{path}.weight"));
-        Self {
-            weight,
-            n,
-            k,
-            wide,
-            narrow,
-            narrow_bits,
-            spec_bits: spec.bits,
-        }
+        Self { weight, n, k, wide, narrow, narrow_bits, spec_bits: spec.bits }
     }
 
     /// Bits of the narrow section, 8 when every row has 8 bits in memory.
     pub(super) fn bits(&self) -> u32 {
-        if self.narrow.rows == 0 {
-            8
-        } else {
-            self.narrow_bits
-        }
+        if self.narrow.rows == 0 { 8 } else { self.narrow_bits }
     }
 
     /// Names of all its tensors.
     pub(super) fn tensors(&self) -> Vec<String> {
-        self.wide
-            .tensors()
-            .chain(self.narrow.tensors())
-            .cloned()
-            .collect()
+        self.wide.tensors().chain(self.narrow.tensors()).cloned().collect()
     }
 
     fn narrow_stride(&self) -> usize {
-        if self.narrow_bits == 8 {
-            self.k
-        } else {
-            (self.k * self.narrow_bits as usize).div_ceil(8)
-        }
+        if self.narrow_bits == 8 { self.k } else { (self.k * self.narrow_bits as usize).div_ceil(8) }
     }
 
     fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
-        let narrow_type = if self.narrow_bits == 8 {
-            Dtype::I8
-        } else {
-            Dtype::U8
-        };
-        let parts = [
-            (&self.wide, Dtype::I8, self.k),
-            (&self.narrow, narrow_type, self.narrow_stride()),
-        ];
+        let narrow_type = if self.narrow_bits == 8 { Dtype::I8 } else { Dtype::U8 };
+        let parts = [(&self.wide, Dtype::I8, self.k), (&self.narrow, narrow_type, self.narrow_stride())];
         for (part, dtype, stride) in parts {
             if let Some(name) = &part.codes {
                 expect(checkpoint, name, &[dtype], &[part.rows, stride])?;
             }
             if let Some(name) = &part.scales {
-                expect(
-                    checkpoint,
-                    name,
-                    &[Dtype::F16, Dtype::F32, Dtype::Bf16],
-                    &[part.rows],
-                )?;
+                expect(checkpoint, name, &[Dtype::F16, Dtype::F32, Dtype::Bf16], &[part.rows])?;
             }
             if let Some(name) = &part.numbers {
                 expect(checkpoint, name, &[Dtype::I64], &[part.rows])?;
@@ -249,9 +192,8 @@ impl Source {
                 slots: None,
             }
         } else {
-            let of = |part: usize| -> Vec<(usize, usize)> {
-                place.iter().copied().filter(|(p, _)| *p == part).collect()
-            };
+            let of =
+                |part: usize| -> Vec<(usize, usize)> { place.iter().copied().filter(|(p, _)| *p == part).collect() };
             let (wide_order, narrow_order) = (of(0), of(1));
             let parts = [&wide, &narrow];
             let (wide_codes, mut scales) = gather(&parts, &wide_order, self.k);
@@ -266,18 +208,11 @@ impl Source {
                 slots: slots(&place, wide_order.len()),
             }
         };
-        Ok(HostWeight {
-            n: self.n,
-            k: self.k,
-            storage: HostStorage::Rows(host),
-        })
+        Ok(HostWeight { n: self.n, k: self.k, storage: HostStorage::Rows(host) })
     }
 
     fn rows(&self, checkpoint: &Checkpoint, part: &Part) -> Result<Rows> {
-        let codes = part
-            .codes
-            .as_ref()
-            .map_or(Ok(Bytes::new()), |name| checkpoint.data(name))?;
+        let codes = part.codes.as_ref().map_or(Ok(Bytes::new()), |name| checkpoint.data(name))?;
         let scales = match &part.scales {
             None => Vec::new(),
             Some(name) => {
@@ -288,10 +223,7 @@ impl Source {
                 };
                 let data = checkpoint.data(name)?;
                 if let Some(at) = first_non_finite(dtype, &data) {
-                    return Err(error(
-                        name,
-                        format!("the scale of row {at} is not a finite number"),
-                    ));
+                    return Err(error(name, format!("the scale of row {at} is not a finite number")));
                 }
                 floats(dtype, &data)
             }
@@ -301,25 +233,12 @@ impl Source {
             Some(name) => {
                 let valid = |(at, number): (usize, Option<usize>)| {
                     let number = number.filter(|&number| number < self.n);
-                    number.ok_or_else(|| {
-                        error(
-                            name,
-                            format!("entry {at} is not one of the {} rows", self.n),
-                        )
-                    })
+                    number.ok_or_else(|| error(name, format!("entry {at} is not one of the {} rows", self.n)))
                 };
-                indices(&checkpoint.data(name)?)
-                    .into_iter()
-                    .enumerate()
-                    .map(valid)
-                    .collect::<Result<_>>()?
+                indices(&checkpoint.data(name)?).into_iter().enumerate().map(valid).collect::<Result<_>>()?
             }
         };
-        Ok(Rows {
-            codes,
-            scales,
-            numbers,
-        })
+        Ok(Rows { codes, scales, numbers })
     }
 
     /// For every output row, which part holds it and where.
@@ -336,10 +255,7 @@ impl Source {
         let missing = place.iter().position(Option::is_none);
         match (missing, place.into_iter().collect::<Option<Vec<_>>>()) {
             (None, Some(place)) => Ok(place),
-            (row, _) => Err(error(
-                &self.weight,
-                format!("row {} is not stored", row.unwrap_or(self.n)),
-            )),
+            (row, _) => Err(error(&self.weight, format!("row {} is not stored", row.unwrap_or(self.n)))),
         }
     }
 }
@@ -353,18 +269,10 @@ struct Rows {
 
 /// The codes and scales of stored rows in a new order; the file's own bytes when the order is already right.
 fn gather(parts: &[&Rows; 2], order: &[(usize, usize)], stride: usize) -> (Bytes, Vec<f32>) {
-    let scales = order
-        .iter()
-        .map(|&(part, at)| parts[part].scales[at])
-        .collect();
+    let scales = order.iter().map(|&(part, at)| parts[part].scales[at]).collect();
     for (index, part) in parts.iter().enumerate() {
         let whole = order.len() * stride == part.codes.len();
-        if whole
-            && order
-                .iter()
-                .enumerate()
-                .all(|(row, &place)| place == (index, row))
-        {
+        if whole && order.iter().enumerate().all(|(row, &place)| place == (index, row)) {
             return (part.codes.clone(), scales);
         }
     }
@@ -384,32 +292,18 @@ fn slots(place: &[(usize, usize)], wide_rows: usize) -> Option<Vec<u32>> {
         *next - 1
     };
     let slots: Vec<u32> = place.iter().map(slot).collect();
-    let in_order = slots
-        .iter()
-        .enumerate()
-        .all(|(row, &slot)| row == slot as usize);
+    let in_order = slots.iter().enumerate().all(|(row, &slot)| row == slot as usize);
     (!in_order).then_some(slots)
 }
 
 fn expect(checkpoint: &Checkpoint, name: &str, dtypes: &[Dtype], shape: &[usize]) -> Result<()> {
-    let info = checkpoint
-        .info(name)
-        .ok_or_else(|| error(name, "is missing"))?;
+    let info = checkpoint.info(name).ok_or_else(|| error(name, "is missing"))?;
     if dtypes.contains(&info.dtype) && info.shape == shape {
         return Ok(());
     }
-    Err(error(
-        name,
-        format!(
-            "is {:?} {:?}, expected {:?} {shape:?}",
-            info.dtype, info.shape, dtypes[0]
-        ),
-    ))
+    Err(error(name, format!("is {:?} {:?}, expected {:?} {shape:?}", info.dtype, info.shape, dtypes[0])))
 }
 
 fn error(tensor: &str, message: impl Into<String>) -> Error {
-    Error::Tensor {
-        tensor: shown(tensor),
-        message: message.into(),
-    }
+    Error::Tensor { tensor: shown(tensor), message: message.into() }
 }

@@ -122,24 +122,14 @@ impl CrestConfig {
 
     pub(super) fn read(object: &Fields) -> Result<Self> {
         let gate_hidden = object.size("gate_hidden", super::MAX_WIDTH)?;
-        let threshold = object.number("halt_threshold", "a number from 0 to 1", |x| {
-            (0.0..=1.0).contains(&x)
-        })?;
-        let ignored = object
-            .keys()
-            .filter(|key| !KEYS.contains(&key.as_str()))
-            .cloned()
-            .collect();
+        let threshold = object.number("halt_threshold", "a number from 0 to 1", |x| (0.0..=1.0).contains(&x))?;
+        let ignored = object.keys().filter(|key| !KEYS.contains(&key.as_str())).cloned().collect();
         Ok(Self {
             num_steps: object.size("num_steps", MAX_STEPS)?,
             step_input: object.choice("step_input")?,
             gate_input: object.choice("gate_input")?,
             gate_shared: object.boolean("gate_shared")?,
-            gate_hidden: if object.is_null("gate_hidden") {
-                Some(None)
-            } else {
-                gate_hidden.map(Some)
-            },
+            gate_hidden: if object.is_null("gate_hidden") { Some(None) } else { gate_hidden.map(Some) },
             gate_bias: object.boolean("gate_bias")?,
             halt_mode: object.choice("halt_mode")?,
             halt_threshold: threshold.map(|x| x as f32),
@@ -153,10 +143,7 @@ impl CrestConfig {
     pub(super) fn read_side_file(object: &Fields) -> Result<Self> {
         let out = Self::read(object)?;
         match out.ignored.first() {
-            Some(key) => Err(object.error(
-                key,
-                format!("is not an option, expected one of {}", KEYS.join(", ")),
-            )),
+            Some(key) => Err(object.error(key, format!("is not an option, expected one of {}", KEYS.join(", ")))),
             None => Ok(out),
         }
     }
@@ -174,11 +161,7 @@ impl CrestConfig {
             halt_threshold: self.halt_threshold.or(other.halt_threshold),
             halt_weights: self.halt_weights.or(other.halt_weights),
             halt_enabled: self.halt_enabled.or(other.halt_enabled),
-            ignored: if self.ignored.is_empty() {
-                other.ignored
-            } else {
-                self.ignored
-            },
+            ignored: if self.ignored.is_empty() { other.ignored } else { self.ignored },
         }
     }
 }
@@ -264,11 +247,7 @@ impl CrestOptions {
     ///
     /// # Errors
     /// [`Error::Option`] when a stated value contradicts the tensors, or a value is out of range.
-    pub fn resolve(
-        stated: &CrestConfig,
-        found: &CrestFound,
-        overrides: &CrestOverrides,
-    ) -> Result<Self> {
+    pub fn resolve(stated: &CrestConfig, found: &CrestFound, overrides: &CrestOverrides) -> Result<Self> {
         // With two steps there is one gate either way.
         if found.num_steps > 2 {
             agrees("gate_shared", &stated.gate_shared, &found.gate_shared)?;
@@ -279,54 +258,24 @@ impl CrestOptions {
         }
         let default = Self::default();
         let out = Self {
-            num_steps: overrides
-                .num_steps
-                .or(stated.num_steps)
-                .unwrap_or(found.num_steps),
-            step_input: overrides
-                .step_input
-                .or(stated.step_input)
-                .unwrap_or(default.step_input),
-            gate_input: overrides
-                .gate_input
-                .or(stated.gate_input)
-                .unwrap_or(default.gate_input),
+            num_steps: overrides.num_steps.or(stated.num_steps).unwrap_or(found.num_steps),
+            step_input: overrides.step_input.or(stated.step_input).unwrap_or(default.step_input),
+            gate_input: overrides.gate_input.or(stated.gate_input).unwrap_or(default.gate_input),
             gate_shared: found.gate_shared,
             gate_hidden: found.gate_hidden,
             gate_bias: found.gate_bias,
-            halt_mode: overrides
-                .halt_mode
-                .or(stated.halt_mode)
-                .unwrap_or(default.halt_mode),
-            halt_threshold: overrides
-                .halt_threshold
-                .or(stated.halt_threshold)
-                .unwrap_or(default.halt_threshold),
-            halt_weights: overrides
-                .halt_weights
-                .or(stated.halt_weights)
-                .unwrap_or(default.halt_weights),
-            halt_enabled: overrides
-                .halt_enabled
-                .or(stated.halt_enabled)
-                .unwrap_or(default.halt_enabled),
+            halt_mode: overrides.halt_mode.or(stated.halt_mode).unwrap_or(default.halt_mode),
+            halt_threshold: overrides.halt_threshold.or(stated.halt_threshold).unwrap_or(default.halt_threshold),
+            halt_weights: overrides.halt_weights.or(stated.halt_weights).unwrap_or(default.halt_weights),
+            halt_enabled: overrides.halt_enabled.or(stated.halt_enabled).unwrap_or(default.halt_enabled),
         };
         if !(1..=found.num_steps).contains(&out.num_steps) {
-            let message = format!(
-                "is {}, but the checkpoint holds {} steps",
-                out.num_steps, found.num_steps
-            );
-            return Err(Error::Option {
-                option: "crest.num_steps".into(),
-                message,
-            });
+            let message = format!("is {}, but the checkpoint holds {} steps", out.num_steps, found.num_steps);
+            return Err(Error::Option { option: "crest.num_steps".into(), message });
         }
         if !(0.0..=1.0).contains(&out.halt_threshold) {
             let message = format!("is {}, expected a number from 0 to 1", out.halt_threshold);
-            return Err(Error::Option {
-                option: "crest.halt_threshold".into(),
-                message,
-            });
+            return Err(Error::Option { option: "crest.halt_threshold".into(), message });
         }
         Ok(out)
     }
@@ -337,9 +286,7 @@ fn agrees<T: PartialEq + std::fmt::Debug>(key: &str, stated: &Option<T>, found: 
     match stated {
         Some(stated) if stated != found => Err(Error::Option {
             option: format!("crest.{key}"),
-            message: format!(
-                "is stated as {stated:?}, but the tensors show {found:?}: correct it, or leave it out"
-            ),
+            message: format!("is stated as {stated:?}, but the tensors show {found:?}: correct it, or leave it out"),
         }),
         _ => Ok(()),
     }

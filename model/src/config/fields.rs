@@ -22,12 +22,7 @@ impl<'a> Fields<'a> {
     /// The top level of a file.
     pub(crate) fn root(file: &'a Path, value: &'a Value) -> Result<Self> {
         match value {
-            Value::Object(map) => Ok(Self {
-                file,
-                at: String::new(),
-                map,
-                outer: None,
-            }),
+            Value::Object(map) => Ok(Self { file, at: String::new(), map, outer: None }),
             other => Err(Error::Config {
                 path: file.into(),
                 field: "(top level)".into(),
@@ -59,11 +54,7 @@ impl<'a> Fields<'a> {
 
     /// An error about a key.
     pub(crate) fn error(&self, key: &str, message: impl Into<String>) -> Error {
-        Error::Config {
-            path: self.file.into(),
-            field: format!("{}{}", self.at, shown(key)),
-            message: message.into(),
-        }
+        Error::Config { path: self.file.into(), field: format!("{}{}", self.at, shown(key)), message: message.into() }
     }
 
     fn wrong(&self, key: &str, value: &Value, expected: &str) -> Error {
@@ -71,11 +62,7 @@ impl<'a> Fields<'a> {
     }
 
     /// The value of a key that must be there, by one of the readers below.
-    pub(crate) fn required<T>(
-        &self,
-        key: &str,
-        read: impl FnOnce(&Self, &str) -> Result<Option<T>>,
-    ) -> Result<T> {
+    pub(crate) fn required<T>(&self, key: &str, read: impl FnOnce(&Self, &str) -> Result<Option<T>>) -> Result<T> {
         read(self, key)?.ok_or_else(|| self.error(key, "is missing or null"))
     }
 
@@ -95,12 +82,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A finite number in a range, which is named by `expected`.
-    pub(crate) fn number(
-        &self,
-        key: &str,
-        expected: &str,
-        allowed: impl Fn(f64) -> bool,
-    ) -> Result<Option<f64>> {
+    pub(crate) fn number(&self, key: &str, expected: &str, allowed: impl Fn(f64) -> bool) -> Result<Option<f64>> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
@@ -114,20 +96,14 @@ impl<'a> Fields<'a> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
-        value
-            .as_bool()
-            .map(Some)
-            .ok_or_else(|| self.wrong(key, value, "true or false"))
+        value.as_bool().map(Some).ok_or_else(|| self.wrong(key, value, "true or false"))
     }
 
     pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
-        value
-            .as_str()
-            .map(Some)
-            .ok_or_else(|| self.wrong(key, value, "a string"))
+        value.as_str().map(Some).ok_or_else(|| self.wrong(key, value, "a string"))
     }
 
     /// A string that names a variant.
@@ -146,10 +122,7 @@ impl<'a> Fields<'a> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
-        value
-            .as_array()
-            .map(|a| Some(a.as_slice()))
-            .ok_or_else(|| self.wrong(key, value, "an array"))
+        value.as_array().map(|a| Some(a.as_slice())).ok_or_else(|| self.wrong(key, value, "an array"))
     }
 
     /// An array of strings.
@@ -157,10 +130,7 @@ impl<'a> Fields<'a> {
         let Some(items) = self.array(key)? else {
             return Ok(None);
         };
-        let texts = items.iter().map(|v| {
-            v.as_str()
-                .ok_or_else(|| self.wrong(key, v, "only strings in the array"))
-        });
+        let texts = items.iter().map(|v| v.as_str().ok_or_else(|| self.wrong(key, v, "only strings in the array")));
         texts.collect::<Result<_>>().map(Some)
     }
 
@@ -170,9 +140,7 @@ impl<'a> Fields<'a> {
             return Ok(None);
         };
         let expected = || format!("only integers from 0 to {max} in the array");
-        let numbers = items
-            .iter()
-            .map(|v| integer(v, 0, max).ok_or_else(|| self.wrong(key, v, &expected())));
+        let numbers = items.iter().map(|v| integer(v, 0, max).ok_or_else(|| self.wrong(key, v, &expected())));
         numbers.collect::<Result<_>>().map(Some)
     }
 
@@ -207,12 +175,7 @@ impl<'a> Fields<'a> {
         match value {
             Value::Object(map) => {
                 let at = format!("{}{}.", self.at, shown(key));
-                Ok(Some(Fields {
-                    file: self.file,
-                    at,
-                    map,
-                    outer: None,
-                }))
+                Ok(Some(Fields { file: self.file, at, map, outer: None }))
             }
             other => Err(self.wrong(key, other, "an object")),
         }

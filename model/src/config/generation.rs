@@ -51,21 +51,12 @@ impl GenerationConfig {
     fn read(root: &Fields) -> Result<Self> {
         Ok(Self {
             do_sample: root.boolean("do_sample")?,
-            temperature: root.number("temperature", "a number from 0 to 100", |x| {
-                (0.0..=100.0).contains(&x)
-            })?,
+            temperature: root.number("temperature", "a number from 0 to 100", |x| (0.0..=100.0).contains(&x))?,
             top_k: root.integer("top_k", 0, u32::MAX as usize)?,
-            top_p: root.number("top_p", "a number above 0, at most 1", |x| {
-                x > 0.0 && x <= 1.0
-            })?,
-            min_p: root.number("min_p", "a number from 0 to 1", |x| {
-                (0.0..=1.0).contains(&x)
-            })?,
-            repetition_penalty: root.number(
-                "repetition_penalty",
-                "a number above 0, at most 100",
-                |x| x > 0.0 && x <= 100.0,
-            )?,
+            top_p: root.number("top_p", "a number above 0, at most 1", |x| x > 0.0 && x <= 1.0)?,
+            min_p: root.number("min_p", "a number from 0 to 1", |x| (0.0..=1.0).contains(&x))?,
+            repetition_penalty: root
+                .number("repetition_penalty", "a number above 0, at most 100", |x| x > 0.0 && x <= 100.0)?,
             max_new_tokens: root.integer("max_new_tokens", 0, MAX_POSITIONS)?,
             eos_token_ids: root.token_ids("eos_token_id")?,
             bos_token_id: root.token_id("bos_token_id")?,

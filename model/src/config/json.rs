@@ -52,9 +52,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
     }
 
     fn visit_f64<E: serde::de::Error>(self, v: f64) -> Result<Value, E> {
-        Number::from_f64(v)
-            .map(Value::Number)
-            .ok_or_else(|| E::custom("number out of range"))
+        Number::from_f64(v).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
     }
 
     fn visit_str<E>(self, v: &str) -> Result<Value, E> {
@@ -105,9 +103,6 @@ mod tests {
             assert!(message.contains(word), "{message}");
         }
         assert!(parse("[".repeat(10_000).as_bytes()).is_err());
-        assert_eq!(
-            parse(b"{\"a\": [1, -2, 0.5, null, true, \"x\"]}").map(|v| v["a"][2].as_f64()),
-            Ok(Some(0.5))
-        );
+        assert_eq!(parse(b"{\"a\": [1, -2, 0.5, null, true, \"x\"]}").map(|v| v["a"][2].as_f64()), Ok(Some(0.5)));
     }
 }

@@ -78,8 +78,7 @@ impl KvCompressionConfig {
         let targets = match object.strings("targets")? {
             Some(names) => {
                 let parsed = names.into_iter().map(|name| {
-                    name.parse::<KvTarget>()
-                        .map_err(|_| object.error("targets", "expected a list of \"k\" and \"v\""))
+                    name.parse::<KvTarget>().map_err(|_| object.error("targets", "expected a list of \"k\" and \"v\""))
                 });
                 Some(parsed.collect::<Result<BTreeSet<_>>>()?)
             }
@@ -88,16 +87,10 @@ impl KvCompressionConfig {
         let last = layers.saturating_sub(1);
         let hidden = object.size("hidden_dim", super::MAX_WIDTH)?;
         Ok(Self {
-            layers: object
-                .integers("layers", last)?
-                .map(|l| l.into_iter().collect()),
+            layers: object.integers("layers", last)?.map(|l| l.into_iter().collect()),
             targets,
             code_dim: object.size("code_dim", kv_dim.saturating_sub(1))?,
-            hidden_dim: if object.is_null("hidden_dim") {
-                Some(None)
-            } else {
-                hidden.map(Some)
-            },
+            hidden_dim: if object.is_null("hidden_dim") { Some(None) } else { hidden.map(Some) },
             activation: object.choice("activation")?,
             encoder_bias: object.boolean("encoder_bias")?,
             decoder_bias: object.boolean("decoder_bias")?,
@@ -149,10 +142,7 @@ impl KvCompression {
     ///
     /// # Errors
     /// [`Error::Option`] when a stated value contradicts the tensors.
-    pub fn resolve(
-        stated: Option<&KvCompressionConfig>,
-        found: Option<&KvCompressionFound>,
-    ) -> Result<Option<Self>> {
+    pub fn resolve(stated: Option<&KvCompressionConfig>, found: Option<&KvCompressionFound>) -> Result<Option<Self>> {
         let silent = KvCompressionConfig::default();
         let stated = stated.unwrap_or(&silent);
         let empty = KvCompressionFound::default();
@@ -161,25 +151,13 @@ impl KvCompression {
         agrees("layers", &stated.layers, &layers)?;
         for (layer, codecs) in &found.layers {
             let targets: BTreeSet<KvTarget> = codecs.keys().copied().collect();
-            agrees(
-                &format!("targets (layer {layer})"),
-                &stated.targets,
-                &targets,
-            )?;
+            agrees(&format!("targets (layer {layer})"), &stated.targets, &targets)?;
             for (target, codec) in codecs {
                 let at = |key| format!("{key} (layer {layer}, {target})");
                 agrees(&at("code_dim"), &stated.code_dim, &codec.code_dim)?;
                 agrees(&at("hidden_dim"), &stated.hidden_dim, &codec.hidden_dim)?;
-                agrees(
-                    &at("encoder_bias"),
-                    &stated.encoder_bias,
-                    &codec.encoder_bias,
-                )?;
-                agrees(
-                    &at("decoder_bias"),
-                    &stated.decoder_bias,
-                    &codec.decoder_bias,
-                )?;
+                agrees(&at("encoder_bias"), &stated.encoder_bias, &codec.encoder_bias)?;
+                agrees(&at("decoder_bias"), &stated.decoder_bias, &codec.decoder_bias)?;
             }
         }
         Ok((!layers.is_empty()).then(|| Self {

@@ -45,9 +45,7 @@ pub(super) fn read_modules(modules: &Fields) -> Result<BTreeMap<String, NanoModu
         if out.len() == MAX_MODULES {
             return Err(modules.error(path, format!("is one of more than {MAX_MODULES} modules")));
         }
-        let spec = modules
-            .object(path)?
-            .ok_or_else(|| modules.error(path, "is null, expected an object"))?;
+        let spec = modules.object(path)?.ok_or_else(|| modules.error(path, "is null, expected an object"))?;
         out.insert(path.clone(), NanoModule::read(&spec)?);
     }
     Ok(out)
@@ -68,9 +66,8 @@ impl NanoModule {
             prot_rows = spec.required("prot_rows", |f, key| f.integer(key, 0, out_features))?;
             deg_rows = spec.required("deg_rows", |f, key| f.integer(key, 0, out_features))?;
             if prot_rows + deg_rows != out_features {
-                let message = format!(
-                    "{deg_rows} and prot_rows {prot_rows} do not add up to out_features {out_features}"
-                );
+                let message =
+                    format!("{deg_rows} and prot_rows {prot_rows} do not add up to out_features {out_features}");
                 return Err(spec.error("deg_rows", message));
             }
             bits = match spec.required("bits", |f, key| f.integer(key, 1, 64))? {
@@ -83,14 +80,6 @@ impl NanoModule {
                 }
             };
         }
-        Ok(Self {
-            kind,
-            in_features,
-            out_features,
-            prot_rows,
-            deg_rows,
-            bits,
-            has_bias,
-        })
+        Ok(Self { kind, in_features, out_features, prot_rows, deg_rows, bits, has_bias })
     }
 }

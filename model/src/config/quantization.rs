@@ -34,23 +34,19 @@ impl QuantizationConfig {
     pub(super) fn read(object: &Fields) -> Result<Self> {
         let method = object.text("quant_method")?.unwrap_or("bitsandbytes");
         if method != "bitsandbytes" {
-            let message = format!(
-                "\"{}\" is not supported, only bitsandbytes 4-bit checkpoints are",
-                shown(method)
-            );
+            let message = format!("\"{}\" is not supported, only bitsandbytes 4-bit checkpoints are", shown(method));
             return Err(object.error("quant_method", message));
         }
         if object.boolean("load_in_8bit")? == Some(true) {
-            return Err(object.error("load_in_8bit", "8-bit bitsandbytes checkpoints are not supported: use the 4-bit or the half precision one"));
+            return Err(object.error(
+                "load_in_8bit",
+                "8-bit bitsandbytes checkpoints are not supported: use the 4-bit or the half precision one",
+            ));
         }
         let strings = object.strings("llm_int8_skip_modules")?.unwrap_or_default();
         Ok(Self {
-            quant_type: object
-                .choice("bnb_4bit_quant_type")?
-                .unwrap_or(QuantType::Fp4),
-            double_quant: object
-                .boolean("bnb_4bit_use_double_quant")?
-                .unwrap_or(false),
+            quant_type: object.choice("bnb_4bit_quant_type")?.unwrap_or(QuantType::Fp4),
+            double_quant: object.boolean("bnb_4bit_use_double_quant")?.unwrap_or(false),
             compute_dtype: float_type(object, "bnb_4bit_compute_dtype")?,
             skip_modules: strings.into_iter().map(String::from).collect(),
         })

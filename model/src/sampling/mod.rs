@@ -47,24 +47,14 @@ pub struct SamplingConfig {
 impl Default for SamplingConfig {
     /// Temperature 1 over the whole vocabulary, no penalty, no seed.
     fn default() -> Self {
-        Self {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            seed: None,
-        }
+        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: None }
     }
 }
 
 impl SamplingConfig {
     /// The largest logit at every step.
     pub fn greedy() -> Self {
-        Self {
-            temperature: 0.0,
-            ..Self::default()
-        }
+        Self { temperature: 0.0, ..Self::default() }
     }
 
     /// Whether the choice is the largest logit, without a draw.
@@ -81,10 +71,7 @@ impl SamplingConfig {
             if ok {
                 return Ok(());
             }
-            Err(Error::Option {
-                option: option.to_owned(),
-                message: format!("{found} is not allowed; use {allowed}"),
-            })
+            Err(Error::Option { option: option.to_owned(), message: format!("{found} is not allowed; use {allowed}") })
         };
         let temperature = self.temperature;
         check(
@@ -106,12 +93,7 @@ impl SamplingConfig {
             "a number of at least 0 and below 1 (0 turns it off)",
         )?;
         let penalty = self.repetition_penalty;
-        check(
-            penalty.is_finite() && penalty > 0.0,
-            "repetition_penalty",
-            penalty,
-            "a positive number (1 turns it off)",
-        )
+        check(penalty.is_finite() && penalty > 0.0, "repetition_penalty", penalty, "a positive number (1 turns it off)")
     }
 }
 
@@ -220,19 +202,13 @@ impl Sampler {
         self.penalised.resize(logits.len().div_ceil(64), 0);
         for &id in seen {
             let index = id as usize;
-            let (Some(logit), Some(word)) =
-                (logits.get_mut(index), self.penalised.get_mut(index / 64))
-            else {
+            let (Some(logit), Some(word)) = (logits.get_mut(index), self.penalised.get_mut(index / 64)) else {
                 continue;
             };
             let bit = 1u64 << (index % 64);
             if *word & bit == 0 {
                 *word |= bit;
-                *logit = if *logit > 0.0 {
-                    *logit / self.repetition_penalty
-                } else {
-                    *logit * self.repetition_penalty
-                };
+                *logit = if *logit > 0.0 { *logit / self.repetition_penalty } else { *logit * self.repetition_penalty };
             }
         }
         for &id in seen {
@@ -244,12 +220,7 @@ impl Sampler {
 
     /// Draws among the tokens that the truncations keep.
     fn draw(&mut self, logits: &[f32], largest: f32, truncation: Truncation) -> Option<u32> {
-        let Truncation {
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-        } = truncation;
+        let Truncation { temperature, top_k, top_p, min_p } = truncation;
         let floor = match top_k {
             Some(k) if k < logits.len() => truncate::kth_largest(logits, k),
             _ => f32::NEG_INFINITY,
@@ -261,10 +232,7 @@ impl Sampler {
             (0u32..)
                 .zip(logits)
                 .filter(|&(_, &logit)| logit >= floor)
-                .map(|(id, &logit)| Candidate {
-                    id,
-                    weight: weigh(logit),
-                }),
+                .map(|(id, &logit)| Candidate { id, weight: weigh(logit) }),
         );
         if let Some(top_p) = top_p {
             truncate::keep_top_p(candidates, top_p);
@@ -310,10 +278,7 @@ fn largest(logits: &[f32], step: usize) -> Result<(u32, f32)> {
     let best = logits.iter().position(|&l| l == largest);
     match best.map(u32::try_from) {
         Some(Ok(id)) if largest > f32::NEG_INFINITY => Ok((id, largest)),
-        _ => Err(error(format!(
-            "all {} are -Inf, so no token is possible",
-            logits.len()
-        ))),
+        _ => Err(error(format!("all {} are -Inf, so no token is possible", logits.len()))),
     }
 }
 

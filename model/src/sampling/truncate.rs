@@ -46,11 +46,7 @@ pub(super) fn keep_top_p(candidates: &mut Vec<Candidate>, top_p: f64) {
         let Some(rest) = candidates.get_mut(sorted..) else {
             return;
         };
-        let head = if block < rest.len() {
-            rest.select_nth_unstable_by(block, best_first).0
-        } else {
-            rest
-        };
+        let head = if block < rest.len() { rest.select_nth_unstable_by(block, best_first).0 } else { rest };
         head.sort_unstable_by(best_first);
         for (i, candidate) in head.iter().enumerate() {
             if held >= wanted {
@@ -74,9 +70,7 @@ mod tests {
 
     /// A fixed, unordered sequence with repeats.
     fn scattered(n: u64) -> Vec<f32> {
-        (0..n)
-            .map(|i| (i.wrapping_mul(2_654_435_761) % 1009) as f32 - 500.0)
-            .collect()
+        (0..n).map(|i| (i.wrapping_mul(2_654_435_761) % 1009) as f32 - 500.0).collect()
     }
 
     #[test]
@@ -98,13 +92,8 @@ mod tests {
 
     #[test]
     fn top_p_agrees_with_a_sort() {
-        let all: Vec<Candidate> = (0..)
-            .zip(scattered(3000))
-            .map(|(id, v)| Candidate {
-                id,
-                weight: (v + 501.0) / 1000.0,
-            })
-            .collect();
+        let all: Vec<Candidate> =
+            (0..).zip(scattered(3000)).map(|(id, v)| Candidate { id, weight: (v + 501.0) / 1000.0 }).collect();
         let total: f64 = all.iter().map(|c| f64::from(c.weight)).sum();
         for top_p in [1e-9, 0.01, 0.3, 0.9, 0.999, 1.0] {
             let mut plain = all.clone();

@@ -22,11 +22,7 @@ pub struct Message {
 impl Message {
     /// A message with a text.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self {
-            role: role.into(),
-            content: Value::String(content.into()),
-            extra: Map::new(),
-        }
+        Self { role: role.into(), content: Value::String(content.into()), extra: Map::new() }
     }
 
     /// A message of the role `system`.
@@ -48,10 +44,7 @@ impl Message {
     pub(super) fn contains_text(&self, part: &str) -> bool {
         self.role.contains(part)
             || value_contains(&self.content, part)
-            || self
-                .extra
-                .iter()
-                .any(|(k, v)| k.contains(part) || value_contains(v, part))
+            || self.extra.iter().any(|(k, v)| k.contains(part) || value_contains(v, part))
     }
 
     /// Changes every text of the content and of the further fields, keys excepted.
@@ -65,9 +58,7 @@ fn value_contains(value: &Value, part: &str) -> bool {
     match value {
         Value::String(text) => text.contains(part),
         Value::Array(items) => items.iter().any(|v| value_contains(v, part)),
-        Value::Object(map) => map
-            .iter()
-            .any(|(k, v)| k.contains(part) || value_contains(v, part)),
+        Value::Object(map) => map.iter().any(|(k, v)| k.contains(part) || value_contains(v, part)),
         _ => false,
     }
 }
@@ -97,10 +88,7 @@ pub struct ChatOptions {
 impl ChatOptions {
     /// The options of a prompt that the model shall answer.
     pub fn prompt() -> Self {
-        Self {
-            add_generation_prompt: true,
-            ..Self::default()
-        }
+        Self { add_generation_prompt: true, ..Self::default() }
     }
 
     /// Adds one variable.
@@ -128,13 +116,8 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Template`] with the line of a syntax error.
     pub fn new(name: impl Into<String>, source: impl Into<String>) -> Result<Self> {
-        let template = Self {
-            name: name.into(),
-            source: source.into(),
-        };
-        environment()
-            .template_from_named_str(&template.name, &template.source)
-            .map_err(|e| explain(&e))?;
+        let template = Self { name: name.into(), source: source.into() };
+        environment().template_from_named_str(&template.name, &template.source).map_err(|e| explain(&e))?;
         Ok(template)
     }
 
@@ -160,14 +143,8 @@ impl ChatTemplate {
         context.insert("tools".to_owned(), Value::Null);
         context.insert("documents".to_owned(), Value::Null);
         context.extend(options.variables.clone());
-        context.insert(
-            "messages".to_owned(),
-            serde_json::to_value(messages).unwrap_or_default(),
-        );
-        context.insert(
-            "add_generation_prompt".to_owned(),
-            options.add_generation_prompt.into(),
-        );
+        context.insert("messages".to_owned(), serde_json::to_value(messages).unwrap_or_default());
+        context.insert("add_generation_prompt".to_owned(), options.add_generation_prompt.into());
         environment()
             .template_from_named_str(&self.name, &self.source)
             .and_then(|t| t.render(to_minijinja(&Value::Object(context))))
@@ -178,17 +155,10 @@ impl ChatTemplate {
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_function(
-        "raise_exception",
-        |message: String| -> std::result::Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        },
-    );
-    if let Ok(syntax) = minijinja::syntax::SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .build()
-    {
+    environment.add_function("raise_exception", |message: String| -> std::result::Result<String, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+    });
+    if let Ok(syntax) = minijinja::syntax::SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
         environment.set_syntax(syntax);
     }
     environment
@@ -210,8 +180,6 @@ fn to_minijinja(json: &Value) -> minijinja::Value {
             .unwrap_or_default(),
         Value::String(s) => s.as_str().into(),
         Value::Array(items) => items.iter().map(to_minijinja).collect(),
-        Value::Object(map) => {
-            minijinja::Value::from_pairs(map.iter().map(|(k, v)| (k.as_str(), to_minijinja(v))))
-        }
+        Value::Object(map) => minijinja::Value::from_pairs(map.iter().map(|(k, v)| (k.as_str(), to_minijinja(v)))),
     }
 }

@@ -37,20 +37,9 @@ struct Window {
 
 impl DecodeStream {
     pub(super) fn new(text: TextProcessor, skip_special: bool) -> Self {
-        let byte_level = matches!(
-            text.tokenizer().get_decoder(),
-            Some(DecoderWrapper::ByteLevel(_))
-        );
-        let state = if byte_level {
-            State::Bytes(Vec::new())
-        } else {
-            State::Window(Window::default())
-        };
-        Self {
-            text,
-            skip_special,
-            state,
-        }
+        let byte_level = matches!(text.tokenizer().get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+        let state = if byte_level { State::Bytes(Vec::new()) } else { State::Window(Window::default()) };
+        Self { text, skip_special, state }
     }
 
     /// The text that `id` completes; often empty inside a character of several tokens.
@@ -121,10 +110,7 @@ impl Window {
         // A decoder that rewrites text already given; what the window adds is the best there is.
         let before = self.decode(self.read, text, skip_special)?;
         let now = self.decode(self.ids.len(), text, skip_special)?;
-        Ok(now
-            .strip_prefix(before.as_str())
-            .unwrap_or_default()
-            .to_owned())
+        Ok(now.strip_prefix(before.as_str()).unwrap_or_default().to_owned())
     }
 }
 

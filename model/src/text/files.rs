@@ -32,8 +32,7 @@ impl TextFiles {
     /// [`Error::Source`] when `tokenizer.json` is missing or when a file is too large, no regular file or a link out of the
     /// directory (a hub snapshot's links to its own blobs are fine); [`Error::Io`] when reading fails.
     pub fn read(directory: &Path) -> Result<Self> {
-        let Some(tokenizer_json) = read_optional(directory, "tokenizer.json", TOKENIZER_LIMIT)?
-        else {
+        let Some(tokenizer_json) = read_optional(directory, "tokenizer.json", TOKENIZER_LIMIT)? else {
             return Err(Error::Source {
                 path: directory.join("tokenizer.json"),
                 message: "no such file; a model directory needs its tokenizer.json (other tokenizer formats are not supported)".to_owned(),
@@ -52,14 +51,8 @@ impl TextFiles {
 /// The bytes of `directory/name`, or `None` when there is no such file.
 fn read_optional(directory: &Path, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
     let path = directory.join(name);
-    let io = |source| Error::Io {
-        path: path.clone(),
-        source,
-    };
-    let refused = |message: String| Error::Source {
-        path: path.clone(),
-        message,
-    };
+    let io = |source| Error::Io { path: path.clone(), source };
+    let refused = |message: String| Error::Source { path: path.clone(), message };
     let real = match fs::canonicalize(&path) {
         Ok(real) => real,
         // A dangling link is a damaged download, not an absent file.

@@ -16,11 +16,7 @@ const LAST_STAND_IN: u32 = 0x10_FFFD;
 /// The text of each added token in those messages is replaced by a private-use character before rendering. In the rendered chat
 /// the added tokens are then only the template's own; the text between them gets the original spelling back and is encoded
 /// without looking for added tokens.
-pub(super) fn encode_chat(
-    text: &TextProcessor,
-    messages: &[Message],
-    options: &ChatOptions,
-) -> Result<Vec<u32>> {
+pub(super) fn encode_chat(text: &TextProcessor, messages: &[Message], options: &ChatOptions) -> Result<Vec<u32>> {
     let stand_ins = StandIns::new(text, messages)?;
     let messages: Vec<Message> = messages.iter().map(|m| stand_ins.hide_in(m)).collect();
     let rendered = text.render_chat(&messages, options)?;
@@ -61,20 +57,10 @@ impl StandIns {
         contents.sort_unstable_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
         let mut free = (FIRST_STAND_IN..=LAST_STAND_IN)
             .filter_map(char::from_u32)
-            .filter(|c| {
-                !messages
-                    .iter()
-                    .any(|m| m.contains_text(c.encode_utf8(&mut [0; 4])))
-            });
-        let pairs = contents
-            .into_iter()
-            .map(|content| Some((content, free.next()?)))
-            .collect::<Option<_>>();
+            .filter(|c| !messages.iter().any(|m| m.contains_text(c.encode_utf8(&mut [0; 4]))));
+        let pairs = contents.into_iter().map(|content| Some((content, free.next()?))).collect::<Option<_>>();
         let pairs = pairs.ok_or_else(|| {
-            Error::Prompt(
-                "the messages use up the private-use characters that literal encoding needs"
-                    .to_owned(),
-            )
+            Error::Prompt("the messages use up the private-use characters that literal encoding needs".to_owned())
         })?;
         Ok(Self { pairs })
     }
@@ -83,22 +69,16 @@ impl StandIns {
         let mut message = message.clone();
         if matches!(message.role.as_str(), "user" | "tool") {
             message.map_text(&|text| {
-                self.pairs
-                    .iter()
-                    .fold(text.to_owned(), |text, (content, c)| {
-                        text.replace(content.as_str(), c.encode_utf8(&mut [0; 4]))
-                    })
+                self.pairs.iter().fold(text.to_owned(), |text, (content, c)| {
+                    text.replace(content.as_str(), c.encode_utf8(&mut [0; 4]))
+                })
             });
         }
         message
     }
 
     fn restore(&self, text: &str) -> String {
-        self.pairs
-            .iter()
-            .fold(text.to_owned(), |text, (content, c)| {
-                text.replace(*c, content)
-            })
+        self.pairs.iter().fold(text.to_owned(), |text, (content, c)| text.replace(*c, content))
     }
 }
 
@@ -119,9 +99,7 @@ fn encode_plain(text: &TextProcessor, plain: &str) -> Result<Vec<u32>> {
         }
         pieces.tokenize(|piece| tokenizer.get_model().tokenize(piece.get()))?;
         let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::None);
-        let tokens = splits
-            .into_iter()
-            .filter_map(|(_, _, tokens)| tokens.as_ref());
+        let tokens = splits.into_iter().filter_map(|(_, _, tokens)| tokens.as_ref());
         Ok(tokens.flatten().map(|token| token.id).collect())
     })
 }

@@ -33,12 +33,8 @@ pub struct SpecialTokens {
 impl SpecialTokens {
     /// Names and texts as a template sees them: roles without a token are left out.
     pub(crate) fn names(&self) -> impl Iterator<Item = (&str, &str)> {
-        let roles = [
-            ("bos_token", &self.bos),
-            ("eos_token", &self.eos),
-            ("unk_token", &self.unk),
-            ("pad_token", &self.pad),
-        ];
+        let roles =
+            [("bos_token", &self.bos), ("eos_token", &self.eos), ("unk_token", &self.unk), ("pad_token", &self.pad)];
         roles
             .into_iter()
             .filter_map(|(name, token)| Some((name, token.as_ref()?.text.as_str())))
@@ -58,23 +54,13 @@ pub(crate) struct TokenizerConfig {
 
 impl TokenizerConfig {
     /// Parses the file; `id` looks a token up in the vocabulary.
-    pub(crate) fn parse(
-        bytes: &[u8],
-        path: &Path,
-        id: impl Fn(&str) -> Option<u32>,
-    ) -> Result<Self> {
+    pub(crate) fn parse(bytes: &[u8], path: &Path, id: impl Fn(&str) -> Option<u32>) -> Result<Self> {
         let json = parse_object(bytes, path)?;
         let text = |name: &str| special_text(&json, name, path);
         let token = |name: &str| -> Result<Option<SpecialToken>> {
-            let token = text(name)?.map(|text| SpecialToken {
-                id: id(&text),
-                text,
-            });
+            let token = text(name)?.map(|text| SpecialToken { id: id(&text), text });
             if let Some(SpecialToken { text, id: None }) = &token {
-                tracing::warn!(
-                    "{}: {name} {text:?} is not in the vocabulary",
-                    path.display()
-                );
+                tracing::warn!("{}: {name} {text:?} is not in the vocabulary", path.display());
             }
             Ok(token)
         };
@@ -98,10 +84,8 @@ impl TokenizerConfig {
 
 /// Parses a JSON object.
 pub(crate) fn parse_object(bytes: &[u8], path: &Path) -> Result<Map<String, Value>> {
-    serde_json::from_slice(bytes).map_err(|e| Error::Source {
-        path: path.to_path_buf(),
-        message: format!("is not a JSON object: {e}"),
-    })
+    serde_json::from_slice(bytes)
+        .map_err(|e| Error::Source { path: path.to_path_buf(), message: format!("is not a JSON object: {e}") })
 }
 
 /// The text of a special token: a string, an object with `content`, or nothing.
@@ -135,10 +119,9 @@ pub(crate) fn templates(json: &Map<String, Value>, path: &Path) -> Result<Vec<(S
     match json.get("chat_template") {
         None | Some(Value::Null) => Ok(Vec::new()),
         Some(Value::String(source)) => Ok(vec![("default".to_owned(), source.clone())]),
-        Some(Value::Array(entries)) => entries
-            .iter()
-            .map(|entry| Ok((text(entry, "name")?, text(entry, "template")?)))
-            .collect(),
+        Some(Value::Array(entries)) => {
+            entries.iter().map(|entry| Ok((text(entry, "name")?, text(entry, "template")?))).collect()
+        }
         Some(_) => Err(wrong("must be a text or a list of {name, template}")),
     }
 }

@@ -46,10 +46,7 @@ impl StopSet {
 /// [`Error::Config`] when the value is anything else.
 pub fn eos_token_ids(json: &Value, path: &Path) -> Result<Vec<u32>> {
     let mut ids = Vec::new();
-    for (object, field) in [
-        (Some(json), "eos_token_id"),
-        (json.get("text_config"), "text_config.eos_token_id"),
-    ] {
+    for (object, field) in [(Some(json), "eos_token_id"), (json.get("text_config"), "text_config.eos_token_id")] {
         let entries = match object.and_then(|o| o.get("eos_token_id")) {
             None | Some(Value::Null) => continue,
             Some(Value::Array(entries)) => entries.as_slice(),
@@ -97,24 +94,16 @@ impl StopStrings {
         if stops.iter().any(String::is_empty) {
             return Err(Error::Option {
                 option: "stop".to_owned(),
-                message: "an empty stop string would end every text before it begins; leave it out"
-                    .to_owned(),
+                message: "an empty stop string would end every text before it begins; leave it out".to_owned(),
             });
         }
-        Ok(Self {
-            stops,
-            held: String::new(),
-            found: false,
-        })
+        Ok(Self { stops, held: String::new(), found: false })
     }
 
     /// Takes the next piece of text. After a stop string was found, further pieces give nothing.
     pub fn push(&mut self, piece: &str) -> Stopped {
         if self.found {
-            return Stopped {
-                text: String::new(),
-                stop: None,
-            };
+            return Stopped { text: String::new(), stop: None };
         }
         self.held.push_str(piece);
         let first = self
@@ -126,17 +115,11 @@ impl StopStrings {
             let stop = stop.clone();
             self.held.truncate(start);
             self.found = true;
-            return Stopped {
-                text: std::mem::take(&mut self.held),
-                stop: Some(stop),
-            };
+            return Stopped { text: std::mem::take(&mut self.held), stop: Some(stop) };
         }
         let keep = self.undecided();
         let rest = self.held.split_off(self.held.len() - keep);
-        Stopped {
-            text: std::mem::replace(&mut self.held, rest),
-            stop: None,
-        }
+        Stopped { text: std::mem::replace(&mut self.held, rest), stop: None }
     }
 
     /// The text still held back, when the generation ends for another reason.

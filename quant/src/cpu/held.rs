@@ -19,7 +19,12 @@ pub(super) struct HeldWeight<B: Backend> {
 enum Tensors<B: Backend> {
     Float(FloatTensor<B>),
     Half(FloatType, IntTensor<B>),
-    CodeBook4 { codes: IntTensor<B>, code_book: FloatTensor<B>, block: usize, scales: Scales<B> },
+    CodeBook4 {
+        codes: IntTensor<B>,
+        code_book: FloatTensor<B>,
+        block: usize,
+        scales: Scales<B>,
+    },
     Rows {
         wide: Option<IntTensor<B>>,
         narrow: Option<IntTensor<B>>,

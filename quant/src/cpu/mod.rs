@@ -61,7 +61,11 @@ macro_rules! host_operations {
             operations::packed_embed(ids, w)
         }
 
-        fn swiglu_mlp(x: Tensor<Self, 2>, mlp: &SwiGlu<Self>, active: Option<Tensor<Self, 1, Bool>>) -> Tensor<Self, 2> {
+        fn swiglu_mlp(
+            x: Tensor<Self, 2>,
+            mlp: &SwiGlu<Self>,
+            active: Option<Tensor<Self, 1, Bool>>,
+        ) -> Tensor<Self, 2> {
             operations::swiglu_mlp(x, mlp, active)
         }
 

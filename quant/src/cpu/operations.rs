@@ -209,8 +209,9 @@ fn with_decoder<B: HostTensors, T>(decoder: &CodeDecoder<B>, f: impl FnOnce(&cpu
         CodeActivation::Silu | CodeActivation::Relu => unreachable!("decoded before"),
     };
     HeldLinear::new(&decoder.output).with(|output| match &decoder.hidden {
-        Some(hidden) => HeldLinear::new(hidden)
-            .with(|hidden| f(&cpu::CodeDecoder { hidden: Some((hidden, activation)), output })),
+        Some(hidden) => {
+            HeldLinear::new(hidden).with(|hidden| f(&cpu::CodeDecoder { hidden: Some((hidden, activation)), output }))
+        }
         None => f(&cpu::CodeDecoder { hidden: None, output }),
     })
 }

@@ -16,14 +16,9 @@ pub fn check(weight: &HostWeight) -> Result<()> {
         return Err(Error::Empty { n, k });
     }
     // Twice the count must be addressable too: bytes of half precision, and element indices one block past the end.
-    let elements = n
-        .checked_mul(k)
-        .filter(|&e| e <= isize::MAX as usize / 8)
-        .ok_or(Error::TooLarge { n, k })?;
+    let elements = n.checked_mul(k).filter(|&e| e <= isize::MAX as usize / 8).ok_or(Error::TooLarge { n, k })?;
     match &weight.storage {
-        HostStorage::Dense(float, data) => {
-            length("the data", (n, k), data.len(), elements * float.size())
-        }
+        HostStorage::Dense(float, data) => length("the data", (n, k), data.len(), elements * float.size()),
         HostStorage::CodeBook4(w) => check_code_book((n, k), elements, w),
         HostStorage::Rows(w) => check_rows((n, k), w),
     }
@@ -33,46 +28,23 @@ fn check_code_book(shape: (usize, usize), elements: usize, w: &HostCodeBook4) ->
     length("codes", shape, w.codes.len(), elements.div_ceil(2))?;
     finite("code book", &w.code_book)?;
     if w.block == 0 {
-        return Err(side_data(
-            "block size",
-            "is 0; it must be at least 1".into(),
-        ));
+        return Err(side_data("block size", "is 0; it must be at least 1".into()));
     }
     let blocks = elements.div_ceil(w.block);
     match &w.scales {
         HostScales::Single(data) => {
             length("absmax bytes", shape, data.len(), blocks * 4)?;
-            let bad = data
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .position(|&b| !f32::from_le_bytes(b).is_finite());
-            bad.map_or(Ok(()), |i| {
-                Err(side_data("absmax", format!("entry {i} is not finite")))
-            })
+            let bad = data.as_chunks::<4>().0.iter().position(|&b| !f32::from_le_bytes(b).is_finite());
+            bad.map_or(Ok(()), |i| Err(side_data("absmax", format!("entry {i} is not finite"))))
         }
-        HostScales::Double {
-            codes,
-            map,
-            absmax,
-            block,
-            offset,
-        } => {
+        HostScales::Double { codes, map, absmax, block, offset } => {
             length("absmax codes", shape, codes.len(), blocks)?;
             length("nested quant map", shape, map.len(), 256)?;
             finite("nested quant map", map)?;
             if *block == 0 {
-                return Err(side_data(
-                    "nested block size",
-                    "is 0; it must be at least 1".into(),
-                ));
+                return Err(side_data("nested block size", "is 0; it must be at least 1".into()));
             }
-            length(
-                "nested absmax",
-                shape,
-                absmax.len(),
-                blocks.div_ceil(*block),
-            )?;
+            length("nested absmax", shape, absmax.len(), blocks.div_ceil(*block))?;
             finite("nested absmax", absmax)?;
             finite("nested offset", &[*offset])
         }
@@ -88,18 +60,10 @@ fn check_rows(shape: (usize, usize), w: &HostRows) -> Result<()> {
         });
     }
     let Some(narrow_rows) = n.checked_sub(w.wide_rows) else {
-        return Err(side_data(
-            "wide rows",
-            format!("are {} of {n} rows", w.wide_rows),
-        ));
+        return Err(side_data("wide rows", format!("are {} of {n} rows", w.wide_rows)));
     };
     length("8-bit codes", shape, w.wide.len(), w.wide_rows * k)?;
-    length(
-        "packed codes",
-        shape,
-        w.narrow.len(),
-        narrow_rows * narrow_row_bytes(k, w.narrow_bits),
-    )?;
+    length("packed codes", shape, w.narrow.len(), narrow_rows * narrow_row_bytes(k, w.narrow_bits))?;
     length("row scales", shape, w.scales.len(), n)?;
     finite("row scales", &w.scales)?;
     let Some(slots) = &w.slots else { return Ok(()) };
@@ -108,16 +72,10 @@ fn check_rows(shape: (usize, usize), w: &HostRows) -> Result<()> {
     for (row, &slot) in slots.iter().enumerate() {
         match seen.get_mut(slot as usize) {
             None => {
-                return Err(side_data(
-                    "row slots",
-                    format!("row {row} is in slot {slot} of {n}"),
-                ));
+                return Err(side_data("row slots", format!("row {row} is in slot {slot} of {n}")));
             }
             Some(seen) if *seen => {
-                return Err(side_data(
-                    "row slots",
-                    format!("slot {slot} holds two rows"),
-                ));
+                return Err(side_data("row slots", format!("slot {slot} holds two rows")));
             }
             Some(seen) => *seen = true,
         }
@@ -135,25 +93,12 @@ fn side_data(part: &'static str, message: String) -> Error {
 }
 
 fn length(part: &'static str, (n, k): (usize, usize), found: usize, expected: usize) -> Result<()> {
-    if found == expected {
-        Ok(())
-    } else {
-        Err(Error::Length {
-            part,
-            n,
-            k,
-            found,
-            expected,
-        })
-    }
+    if found == expected { Ok(()) } else { Err(Error::Length { part, n, k, found, expected }) }
 }
 
 fn finite(part: &'static str, values: &[f32]) -> Result<()> {
     match values.iter().position(|v| !v.is_finite()) {
         None => Ok(()),
-        Some(i) => Err(side_data(
-            part,
-            format!("entry {i} is {}; finite numbers are needed", values[i]),
-        )),
+        Some(i) => Err(side_data(part, format!("entry {i} is {}; finite numbers are needed", values[i]))),
     }
 }

@@ -20,13 +20,7 @@ impl<'a> Dense<'a> {
         check(weight)?;
         let found = match &weight.storage {
             &HostStorage::Dense(float, ref data) => {
-                return Ok(Self {
-                    n: weight.n,
-                    k: weight.k,
-                    float,
-                    data,
-                    decode: decoder(float),
-                });
+                return Ok(Self { n: weight.n, k: weight.k, float, data, decode: decoder(float) });
             }
             HostStorage::CodeBook4(_) => "4-bit codes",
             HostStorage::Rows(_) => "integer rows",
@@ -55,11 +49,7 @@ impl<'a> Dense<'a> {
         match values.iter().position(|v| !v.is_finite()) {
             Some(i) => {
                 let element = start + i;
-                Err(Error::NonFinite {
-                    row: element / self.k,
-                    column: element % self.k,
-                    value: values[i],
-                })
+                Err(Error::NonFinite { row: element / self.k, column: element % self.k, value: values[i] })
             }
             None => Ok(()),
         }

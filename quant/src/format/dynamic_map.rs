@@ -59,17 +59,12 @@ fn boundary(i: usize, count: usize) -> f32 {
 pub(super) fn quantize_scales(mut scales: Vec<f32>) -> Result<HostScales> {
     let offset = mean(&scales);
     if !offset.is_finite() {
-        return Err(Error::ScalesTooLarge {
-            blocks: scales.len(),
-        });
+        return Err(Error::ScalesTooLarge { blocks: scales.len() });
     }
     let mut codes = vec![0; scales.len()];
     let mut nested = vec![0.0; scales.len().div_ceil(BLOCK)];
-    scales
-        .par_chunks_mut(BLOCK)
-        .zip(codes.par_chunks_mut(BLOCK))
-        .zip(&mut nested)
-        .for_each(|((scales, codes), nested)| {
+    scales.par_chunks_mut(BLOCK).zip(codes.par_chunks_mut(BLOCK)).zip(&mut nested).for_each(
+        |((scales, codes), nested)| {
             for scale in &mut *scales {
                 *scale -= offset;
             }
@@ -81,14 +76,9 @@ pub(super) fn quantize_scales(mut scales: Vec<f32>) -> Result<HostScales> {
                     *code = code_of(*scale * inverse);
                 }
             }
-        });
-    Ok(HostScales::Double {
-        codes: codes.into(),
-        map: dynamic_map().to_vec(),
-        absmax: nested,
-        block: BLOCK,
-        offset,
-    })
+        },
+    );
+    Ok(HostScales::Double { codes: codes.into(), map: dynamic_map().to_vec(), absmax: nested, block: BLOCK, offset })
 }
 
 /// The code of a value in [-1, 1].
@@ -100,9 +90,7 @@ fn code_of(value: f32) -> u8 {
         let map = dynamic_map();
         let middles: [f32; 255] = std::array::from_fn(|i| 0.5 * (map[i] + map[i + 1]));
         let point = |i: usize| -1.0 + 2.0 * i as f32 / (GRID - 1) as f32;
-        (0..GRID)
-            .map(|i| middles.partition_point(|&middle| middle < point(i)) as u8)
-            .collect()
+        (0..GRID).map(|i| middles.partition_point(|&middle| middle < point(i)) as u8).collect()
     });
     let unit = (value.clamp(-1.0, 1.0) + 1.0) * 0.5;
     // Fused or not, the multiply-add reaches the same grid point for every value.
@@ -119,8 +107,7 @@ mod tests {
     fn map_values_keep_their_codes() {
         let map = dynamic_map();
         let spacing = 2.0 / (GRID - 1) as f32;
-        let coarse =
-            |i: usize| map[i + 1] - map[i] > 2.0 * spacing && map[i] - map[i - 1] > 2.0 * spacing;
+        let coarse = |i: usize| map[i + 1] - map[i] > 2.0 * spacing && map[i] - map[i - 1] > 2.0 * spacing;
         let kept: Vec<usize> = (1..255).filter(|&i| coarse(i)).collect();
         assert!(kept.len() > 180, "{}", kept.len());
         for i in kept {
@@ -131,19 +118,10 @@ mod tests {
 
     #[test]
     fn equal_scales_become_the_offset() {
-        let HostScales::Double {
-            codes,
-            absmax,
-            offset,
-            ..
-        } = quantize_scales(vec![0.75; 300]).unwrap()
-        else {
+        let HostScales::Double { codes, absmax, offset, .. } = quantize_scales(vec![0.75; 300]).unwrap() else {
             panic!()
         };
-        assert_eq!(
-            (codes.as_ref(), absmax, offset),
-            ([0; 300].as_slice(), vec![0.0; 2], 0.75)
-        );
+        assert_eq!((codes.as_ref(), absmax, offset), ([0; 300].as_slice(), vec![0.0; 2], 0.75));
     }
 
     #[test]

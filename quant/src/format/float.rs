@@ -46,8 +46,6 @@ fn decode_f16(data: &[u8], out: &mut [f32]) {
 /// Without the sign, the bits of floating point numbers are ordered as integers, with infinity and NaN on top; unlike
 /// `f32::max`, the integer maximum does not lose NaN.
 pub(super) fn absmax(values: &[f32]) -> f32 {
-    let bits = values
-        .iter()
-        .fold(0, |max: i32, v| max.max(v.to_bits() as i32 & i32::MAX));
+    let bits = values.iter().fold(0, |max: i32, v| max.max(v.to_bits() as i32 & i32::MAX));
     f32::from_bits(bits as u32)
 }

@@ -105,27 +105,13 @@ fn quantize(weight: &HostWeight, code_book: &[f32; 16], double_quant: bool) -> R
         scales,
         stored: dense.float,
     });
-    Ok(HostWeight {
-        n: weight.n,
-        k: weight.k,
-        storage,
-    })
+    Ok(HostWeight { n: weight.n, k: weight.k, storage })
 }
 
-fn quantize_task(
-    dense: &Dense,
-    search: &Search,
-    data: &[u8],
-    codes: &mut [u8],
-    scales: &mut [f32],
-) {
+fn quantize_task(dense: &Dense, search: &Search, data: &[u8], codes: &mut [u8], scales: &mut [f32]) {
     let size = dense.float.size();
     let mut values = [0.0; BLOCK];
-    for ((data, codes), scale) in data
-        .chunks(BLOCK * size)
-        .zip(codes.chunks_mut(BLOCK / 2))
-        .zip(scales)
-    {
+    for ((data, codes), scale) in data.chunks(BLOCK * size).zip(codes.chunks_mut(BLOCK / 2)).zip(scales) {
         if data.len() == BLOCK * size {
             (dense.decode)(data, &mut values);
             *scale = absmax(&values);
@@ -139,11 +125,7 @@ fn quantize_task(
             (dense.decode)(data, values);
             let largest = absmax(values);
             // Not `max`, which would lose NaN.
-            *scale = if largest < SMALLEST {
-                SMALLEST
-            } else {
-                largest
-            };
+            *scale = if largest < SMALLEST { SMALLEST } else { largest };
             for value in values {
                 *value /= *scale;
             }
@@ -180,12 +162,7 @@ impl Search {
     /// Values outside [-1, 1] (by rounding) get the outermost codes.
     fn pack(&self, values: &[f32; BLOCK]) -> [u8; BLOCK / 2] {
         let mut codes = [0u8; BLOCK];
-        for (codes, values) in codes
-            .as_chunks_mut::<16>()
-            .0
-            .iter_mut()
-            .zip(values.as_chunks::<16>().0)
-        {
+        for (codes, values) in codes.as_chunks_mut::<16>().0.iter_mut().zip(values.as_chunks::<16>().0) {
             let mut counts = [0i32; 16];
             for middle in &self.middles {
                 for (count, value) in counts.iter_mut().zip(values) {

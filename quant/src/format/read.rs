@@ -24,10 +24,7 @@ const TASK: usize = 1 << 15;
 pub fn dequantize(weight: &HostWeight) -> Vec<f32> {
     trust(weight);
     let mut values = vec![0.0; weight.n * weight.k];
-    values
-        .par_chunks_mut(TASK)
-        .enumerate()
-        .for_each(|(task, out)| read(weight, task * TASK, false, out));
+    values.par_chunks_mut(TASK).enumerate().for_each(|(task, out)| read(weight, task * TASK, false, out));
     values
 }
 
@@ -53,11 +50,7 @@ pub fn dequantize_rounded(weight: &HostWeight) -> HostWeight {
         FloatType::F16 => rounded(weight, |v| f16::from_f32(v).to_le_bytes()),
         FloatType::Bf16 => rounded(weight, |v| bf16::from_f32(v).to_le_bytes()),
     };
-    HostWeight {
-        n: weight.n,
-        k: weight.k,
-        storage: HostStorage::Dense(float, data),
-    }
+    HostWeight { n: weight.n, k: weight.k, storage: HostStorage::Dense(float, data) }
 }
 
 fn trust(weight: &HostWeight) {
@@ -66,25 +59,20 @@ fn trust(weight: &HostWeight) {
     }
 }
 
-fn rounded<const SIZE: usize>(
-    weight: &HostWeight,
-    encode: impl Fn(f32) -> [u8; SIZE] + Sync,
-) -> Bytes {
+fn rounded<const SIZE: usize>(weight: &HostWeight, encode: impl Fn(f32) -> [u8; SIZE] + Sync) -> Bytes {
     const PIECE: usize = 256;
     let mut data = vec![0; weight.n * weight.k * SIZE];
-    data.par_chunks_mut(TASK * SIZE)
-        .enumerate()
-        .for_each(|(task, out)| {
-            let mut values = [0.0; PIECE];
-            for (piece, out) in out.chunks_mut(PIECE * SIZE).enumerate() {
-                let out = out.as_chunks_mut::<SIZE>().0;
-                let values = &mut values[..out.len()];
-                read(weight, task * TASK + piece * PIECE, true, values);
-                for (out, &value) in out.iter_mut().zip(&*values) {
-                    *out = encode(value);
-                }
+    data.par_chunks_mut(TASK * SIZE).enumerate().for_each(|(task, out)| {
+        let mut values = [0.0; PIECE];
+        for (piece, out) in out.chunks_mut(PIECE * SIZE).enumerate() {
+            let out = out.as_chunks_mut::<SIZE>().0;
+            let values = &mut values[..out.len()];
+            read(weight, task * TASK + piece * PIECE, true, values);
+            for (out, &value) in out.iter_mut().zip(&*values) {
+                *out = encode(value);
             }
-        });
+        }
+    });
     data.into()
 }
 
@@ -128,13 +116,9 @@ fn read_code_book(w: &HostCodeBook4, start: usize, out: &mut [f32]) {
 fn scale(scales: &HostScales, index: usize) -> f32 {
     match scales {
         HostScales::Single(data) => f32::from_le_bytes(data.as_chunks::<4>().0[index]),
-        HostScales::Double {
-            codes,
-            map,
-            absmax,
-            block,
-            offset,
-        } => map[usize::from(codes[index])] * absmax[index / block] + offset,
+        HostScales::Double { codes, map, absmax, block, offset } => {
+            map[usize::from(codes[index])] * absmax[index / block] + offset
+        }
     }
 }
 
@@ -165,12 +149,7 @@ fn read_rows(w: &HostRows, k: usize, start: usize, half_scales: bool, out: &mut 
 
 /// Splits elements `start..start + out.len()` at the multiples of `period` and calls `run(index of the period, offset
 /// within it, part of out)`.
-fn for_runs(
-    period: usize,
-    start: usize,
-    out: &mut [f32],
-    mut run: impl FnMut(usize, usize, &mut [f32]),
-) {
+fn for_runs(period: usize, start: usize, out: &mut [f32], mut run: impl FnMut(usize, usize, &mut [f32])) {
     let (mut start, mut out) = (start, out);
     while !out.is_empty() {
         let within = start % period;

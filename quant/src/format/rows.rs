@@ -33,25 +33,17 @@ pub fn quantize_int8(weight: &HostWeight) -> Result<HostWeight> {
     let (n, k) = (dense.n, dense.k);
     let mut wide = vec![0u8; n * k];
     let mut largest = vec![0.0; n];
-    wide.par_chunks_mut(k)
-        .zip(&mut largest)
-        .enumerate()
-        .with_min_len(TASK.div_ceil(k))
-        .for_each_init(
-            || vec![0.0; k],
-            |values, (row, (codes, largest))| {
-                dense.read(row * k, values);
-                *largest = absmax(values);
-                quantize_row(values, *largest, QMAX_WIDE);
-                store_row(values, codes);
-            },
-        );
+    wide.par_chunks_mut(k).zip(&mut largest).enumerate().with_min_len(TASK.div_ceil(k)).for_each_init(
+        || vec![0.0; k],
+        |values, (row, (codes, largest))| {
+            dense.read(row * k, values);
+            *largest = absmax(values);
+            quantize_row(values, *largest, QMAX_WIDE);
+            store_row(values, codes);
+        },
+    );
     dense.check_finite(&largest, k)?;
-    let scales = largest
-        .iter()
-        .enumerate()
-        .map(|(row, &l)| stored_scale(row, l, QMAX_WIDE))
-        .collect::<Result<_>>()?;
+    let scales = largest.iter().enumerate().map(|(row, &l)| stored_scale(row, l, QMAX_WIDE)).collect::<Result<_>>()?;
     let storage = HostStorage::Rows(HostRows {
         wide: wide.into(),
         wide_rows: n,
@@ -111,33 +103,26 @@ pub fn quantize_truequant(weight: &HostWeight, bits: u32, keep: usize) -> Result
     let packed = bits < 6 && !degraded.is_empty();
     let (wide_rows, narrow_bits) = if packed { (kept.len(), bits) } else { (n, 4) };
     let mut wide = vec![0u8; wide_rows * k];
-    wide.par_chunks_mut(k)
-        .enumerate()
-        .with_min_len(min_rows)
-        .for_each_init(
-            || vec![0.0; k],
-            |values, (slot, codes)| {
-                let row = order[slot] as usize;
-                dense.read(row * k, values);
-                quantize_row(values, largest[row], qmax_of(slot));
-                store_row(values, codes);
-            },
-        );
+    wide.par_chunks_mut(k).enumerate().with_min_len(min_rows).for_each_init(
+        || vec![0.0; k],
+        |values, (slot, codes)| {
+            let row = order[slot] as usize;
+            dense.read(row * k, values);
+            quantize_row(values, largest[row], qmax_of(slot));
+            store_row(values, codes);
+        },
+    );
     let row_bytes = narrow_row_bytes(k, narrow_bits);
     let mut narrow = vec![0u8; (n - wide_rows) * row_bytes];
-    narrow
-        .par_chunks_mut(row_bytes)
-        .zip(&order[wide_rows..])
-        .with_min_len(min_rows)
-        .for_each_init(
-            || vec![0.0; k],
-            |values, (codes, &row)| {
-                let row = row as usize;
-                dense.read(row * k, values);
-                quantize_row(values, largest[row], qmax);
-                pack_row(values, qmax, narrow_bits, codes);
-            },
-        );
+    narrow.par_chunks_mut(row_bytes).zip(&order[wide_rows..]).with_min_len(min_rows).for_each_init(
+        || vec![0.0; k],
+        |values, (codes, &row)| {
+            let row = row as usize;
+            dense.read(row * k, values);
+            quantize_row(values, largest[row], qmax);
+            pack_row(values, qmax, narrow_bits, codes);
+        },
+    );
     let scales = order
         .iter()
         .enumerate()
@@ -147,19 +132,9 @@ pub fn quantize_truequant(weight: &HostWeight, bits: u32, keep: usize) -> Result
     for (slot, &row) in order.iter().enumerate() {
         slots[row as usize] = slot as u32;
     }
-    let rows = HostRows {
-        wide: wide.into(),
-        wide_rows,
-        narrow: narrow.into(),
-        narrow_bits,
-        scales,
-        slots: Some(slots),
-    };
-    Ok(HostWeight {
-        n,
-        k,
-        storage: HostStorage::Rows(rows),
-    })
+    let rows =
+        HostRows { wide: wide.into(), wide_rows, narrow: narrow.into(), narrow_bits, scales, slots: Some(slots) };
+    Ok(HostWeight { n, k, storage: HostStorage::Rows(rows) })
 }
 
 fn scale(largest: f32, qmax: f32) -> f32 {
@@ -169,14 +144,7 @@ fn scale(largest: f32, qmax: f32) -> f32 {
 /// The scale as it is stored, in f16.
 fn stored_scale(row: usize, largest: f32, qmax: f32) -> Result<f32> {
     let stored = f16::from_f32(scale(largest, qmax));
-    if stored.is_finite() {
-        Ok(stored.to_f32())
-    } else {
-        Err(Error::RowTooLarge {
-            row,
-            absmax: largest,
-        })
-    }
+    if stored.is_finite() { Ok(stored.to_f32()) } else { Err(Error::RowTooLarge { row, absmax: largest }) }
 }
 
 /// Replaces the values by their codes.
@@ -201,8 +169,6 @@ fn store_row(values: &[f32], codes: &mut [u8]) {
 fn pack_row(values: &[f32], qmax: f32, bits: u32, codes: &mut [u8]) {
     for (byte, values) in codes.iter_mut().zip(values.chunks(8 / bits as usize)) {
         let shifts = (0..).step_by(bits as usize);
-        *byte = values.iter().zip(shifts).fold(0, |byte, (value, shift)| {
-            byte | ((value + qmax) as u8) << shift
-        });
+        *byte = values.iter().zip(shifts).fold(0, |byte, (value, shift)| byte | ((value + qmax) as u8) << shift);
     }
 }

@@ -15,20 +15,12 @@ const UNROLL: usize = 4;
 
 /// The sum of `values`.
 pub(super) fn sum(values: &[f32]) -> f32 {
-    if values.len() < 8 {
-        lanes_sum::<1>(values)
-    } else {
-        lanes_sum::<8>(values)
-    }
+    if values.len() < 8 { lanes_sum::<1>(values) } else { lanes_sum::<8>(values) }
 }
 
 /// The mean of `values`; 0 for none.
 pub(super) fn mean(values: &[f32]) -> f32 {
-    if values.is_empty() {
-        0.0
-    } else {
-        sum(values) / values.len() as f32
-    }
+    if values.is_empty() { 0.0 } else { sum(values) / values.len() as f32 }
 }
 
 type Group<const LANES: usize> = [[f32; LANES]; UNROLL];
@@ -79,11 +71,7 @@ fn cascade<const LANES: usize>(groups: &[Group<LANES>]) -> Group<LANES> {
 }
 
 fn ceil_log2(count: usize) -> usize {
-    if count <= 2 {
-        1
-    } else {
-        (usize::BITS - (count - 1).leading_zeros()) as usize
-    }
+    if count <= 2 { 1 } else { (usize::BITS - (count - 1).leading_zeros()) as usize }
 }
 
 fn add_group<const LANES: usize>(to: &mut Group<LANES>, from: &Group<LANES>) {
@@ -105,9 +93,7 @@ mod tests {
     /// Numbers of very different sizes, so that every order of additions has another sum.
     fn values(length: usize) -> Vec<f32> {
         let hashes = (0..length as u32).map(|i| i.wrapping_mul(2_654_435_761) ^ (i << 7));
-        hashes
-            .map(|h| (h >> 8) as f32 * 0.5f32.powi((h & 15) as i32))
-            .collect()
+        hashes.map(|h| (h >> 8) as f32 * 0.5f32.powi((h & 15) as i32)).collect()
     }
 
     fn running(values: impl Iterator<Item = f32>) -> f32 {
@@ -126,8 +112,7 @@ mod tests {
                 running(groups.map(|g| values[g * 32 + part * 8 + lane]))
             };
             let unrolled = |part, lane| {
-                let upper =
-                    (0..full / 16).map(|chunk| cell(part, lane, chunk * 16..chunk * 16 + 16));
+                let upper = (0..full / 16).map(|chunk| cell(part, lane, chunk * 16..chunk * 16 + 16));
                 cell(part, lane, full..groups) + running(upper)
             };
             let lane = |lane| {

@@ -24,11 +24,7 @@ pub fn embed<B: Backend>(ids: Tensor<B, 1, Int>, w: &PackedWeight<B>) -> Tensor<
 }
 
 /// See [`CompactBackend::swiglu_mlp`](crate::CompactBackend::swiglu_mlp).
-pub fn swiglu_mlp<B: Backend>(
-    x: Tensor<B, 2>,
-    mlp: &SwiGlu<B>,
-    active: Option<Tensor<B, 1, Bool>>,
-) -> Tensor<B, 2> {
+pub fn swiglu_mlp<B: Backend>(x: Tensor<B, 2>, mlp: &SwiGlu<B>, active: Option<Tensor<B, 1, Bool>>) -> Tensor<B, 2> {
     let apply = |layer: &Linear<B>, x| linear(x, &layer.weight, layer.bias.as_ref().map(Param::val));
     let gate = apply(&mlp.gate_proj, x.clone());
     let up = apply(&mlp.up_proj, x);

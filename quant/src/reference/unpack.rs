@@ -111,9 +111,8 @@ fn half_to_float<B: Backend>(bits: Tensor<B, 1, Int>, float: FloatType) -> Tenso
     // Exponent 0 holds the subnormals: the scale of exponent 1 and no implicit one.
     let scale: Vec<f32> = (0..exponents).map(|e| 2f32.powi(e.max(1) as i32 - bias)).collect();
     let implicit: Vec<f32> = (0..exponents).map(|e| if e == 0 { 0.0 } else { 1.0 }).collect();
-    let table = |values: Vec<f32>| {
-        Tensor::<B, 1>::from_data(TensorData::new(values, [exponents]), (&device, DType::F32))
-    };
+    let table =
+        |values: Vec<f32>| Tensor::<B, 1>::from_data(TensorData::new(values, [exponents]), (&device, DType::F32));
     let exponent =
         bits.clone().bitwise_right_shift_scalar(mantissa_bits.elem()).bitwise_and_scalar((exponents as i32 - 1).elem());
     let mantissa = bits.clone().bitwise_and_scalar(((1 << mantissa_bits) - 1).elem()).float();

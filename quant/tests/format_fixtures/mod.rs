@@ -5,9 +5,7 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use emberlm_quant::host::{
-    FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight,
-};
+use emberlm_quant::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -41,29 +39,20 @@ impl Fixture {
     pub fn open() -> Self {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/unit_quant");
         let data = std::fs::read(folder.join("cases.safetensors")).unwrap();
-        let cases =
-            serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
+        let cases = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
         Self { data, cases }
     }
 
     pub fn nf4(&self) -> Vec<Nf4Case> {
         let tensors = SafeTensors::deserialize(&self.data).unwrap();
         let cases = self.cases.as_array().unwrap();
-        cases
-            .iter()
-            .filter(|case| case.get("double").is_some())
-            .map(|case| nf4(&tensors, case))
-            .collect()
+        cases.iter().filter(|case| case.get("double").is_some()).map(|case| nf4(&tensors, case)).collect()
     }
 
     pub fn nano(&self) -> Vec<NanoCase> {
         let tensors = SafeTensors::deserialize(&self.data).unwrap();
         let cases = self.cases.as_array().unwrap();
-        cases
-            .iter()
-            .filter(|case| case.get("spec").is_some())
-            .map(|case| nano(&tensors, case))
-            .collect()
+        cases.iter().filter(|case| case.get("spec").is_some()).map(|case| nano(&tensors, case)).collect()
     }
 }
 
@@ -96,9 +85,7 @@ fn nf4(tensors: &SafeTensors, case: &Value) -> Nf4Case {
         k: source.k,
         storage: HostStorage::CodeBook4(HostCodeBook4 {
             codes: bytes(tensors, name),
-            code_book: floats(tensors, &format!("{name}.quant_map"))
-                .try_into()
-                .unwrap(),
+            code_book: floats(tensors, &format!("{name}.quant_map")).try_into().unwrap(),
             block: state["blocksize"].as_u64().unwrap() as usize,
             scales,
             stored,
@@ -134,9 +121,7 @@ fn nano(tensors: &SafeTensors, case: &Value) -> NanoCase {
         let mut scales = floats(tensors, &part("prot_scale"));
         scales.extend(floats(tensors, &part("deg_scale")));
         let mut slots = vec![0; n];
-        let order = indices(tensors, &part("prot_idx"))
-            .into_iter()
-            .chain(indices(tensors, &part("deg_idx")));
+        let order = indices(tensors, &part("prot_idx")).into_iter().chain(indices(tensors, &part("deg_idx")));
         for (slot, row) in order.enumerate() {
             slots[row] = slot as u32;
         }
@@ -164,76 +149,40 @@ fn nano(tensors: &SafeTensors, case: &Value) -> NanoCase {
         name: name.into(),
         truequant,
         source,
-        packed: HostWeight {
-            n,
-            k,
-            storage: HostStorage::Rows(rows),
-        },
+        packed: HostWeight { n, k, storage: HostStorage::Rows(rows) },
         dequantized: floats(tensors, &part("dequant_f32")),
         dequantized_f16: dense(tensors, &part("dequant_f16")),
     }
 }
 
 fn bytes(tensors: &SafeTensors, name: &str) -> Bytes {
-    Bytes::copy_from_slice(
-        tensors
-            .tensor(name)
-            .unwrap_or_else(|e| panic!("{name}: {e}"))
-            .data(),
-    )
+    Bytes::copy_from_slice(tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}")).data())
 }
 
 /// F32 or F16 numbers.
 fn floats(tensors: &SafeTensors, name: &str) -> Vec<f32> {
-    let view = tensors
-        .tensor(name)
-        .unwrap_or_else(|e| panic!("{name}: {e}"));
+    let view = tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
     match view.dtype() {
-        Dtype::F32 => view
-            .data()
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|&b| f32::from_le_bytes(b))
-            .collect(),
-        Dtype::F16 => view
-            .data()
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .map(|&b| half::f16::from_le_bytes(b).to_f32())
-            .collect(),
+        Dtype::F32 => view.data().as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+        Dtype::F16 => view.data().as_chunks::<2>().0.iter().map(|&b| half::f16::from_le_bytes(b).to_f32()).collect(),
         other => panic!("{name}: {other:?}"),
     }
 }
 
 fn indices(tensors: &SafeTensors, name: &str) -> Vec<usize> {
-    bytes(tensors, name)
-        .as_chunks::<8>()
-        .0
-        .iter()
-        .map(|&b| i64::from_le_bytes(b) as usize)
-        .collect()
+    bytes(tensors, name).as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b) as usize).collect()
 }
 
 fn dense(tensors: &SafeTensors, name: &str) -> HostWeight {
-    let view = tensors
-        .tensor(name)
-        .unwrap_or_else(|e| panic!("{name}: {e}"));
+    let view = tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
     let float = match view.dtype() {
         Dtype::F32 => FloatType::F32,
         Dtype::F16 => FloatType::F16,
         Dtype::BF16 => FloatType::Bf16,
         other => panic!("{name}: {other:?}"),
     };
-    let [n, k] = view.shape() else {
-        panic!("{name}: {:?}", view.shape())
-    };
-    HostWeight {
-        n: *n,
-        k: *k,
-        storage: HostStorage::Dense(float, Bytes::copy_from_slice(view.data())),
-    }
+    let [n, k] = view.shape() else { panic!("{name}: {:?}", view.shape()) };
+    HostWeight { n: *n, k: *k, storage: HostStorage::Dense(float, Bytes::copy_from_slice(view.data())) }
 }
 
 /// The buffer of a dense weight.
@@ -248,10 +197,6 @@ pub fn dense_bytes(weight: &HostWeight) -> (FloatType, &Bytes) {
 pub fn assert_same_bits(name: &str, found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len(), "{name}: length");
     for (i, (f, e)) in found.iter().zip(expected).enumerate() {
-        assert_eq!(
-            f.to_bits(),
-            e.to_bits(),
-            "{name}: element {i}: {f:e} instead of {e:e}"
-        );
+        assert_eq!(f.to_bits(), e.to_bits(), "{name}: element {i}: {f:e} instead of {e:e}");
     }
 }

@@ -17,28 +17,16 @@ pub fn attention(q: &[f32], k: &KeyValue, v: &KeyValue, p: &Attention, out: &mut
                 let kv = head / group * hd..(head / group + 1) * hd;
                 let seen = pad..p.past + s + 1;
                 let dot = |key: &Vec<f64>| {
-                    let products = q[row..row + hd]
-                        .iter()
-                        .zip(&key[kv.clone()])
-                        .map(|(&q, k)| f64::from(q) * k);
+                    let products = q[row..row + hd].iter().zip(&key[kv.clone()]).map(|(&q, k)| f64::from(q) * k);
                     products.sum::<f64>() * f64::from(p.scale)
                 };
                 let scores: Vec<f64> = seen.clone().map(|i| dot(&keys[i])).collect();
                 let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let weights: Vec<f64> =
-                    scores.iter().map(|score| (score - highest).exp()).collect();
+                let weights: Vec<f64> = scores.iter().map(|score| (score - highest).exp()).collect();
                 let total: f64 = weights.iter().sum();
                 for d in 0..hd {
-                    let sum: f64 = seen
-                        .clone()
-                        .zip(&weights)
-                        .map(|(i, w)| w * values[i][kv.start + d])
-                        .sum();
-                    out[row + d] = if weights.is_empty() {
-                        0.0
-                    } else {
-                        (sum / total) as f32
-                    };
+                    let sum: f64 = seen.clone().zip(&weights).map(|(i, w)| w * values[i][kv.start + d]).sum();
+                    out[row + d] = if weights.is_empty() { 0.0 } else { (sum / total) as f32 };
                 }
             }
         }
@@ -69,10 +57,7 @@ fn decode(code: &[f32], decoder: &CodeDecoder) -> Vec<f64> {
     let code: Vec<f64> = code.iter().map(|&c| f64::from(c)).collect();
     match &decoder.hidden {
         Some((layer, activation)) => {
-            let hidden: Vec<f64> = apply(layer, &code)
-                .iter()
-                .map(|&a| activate(*activation, a))
-                .collect();
+            let hidden: Vec<f64> = apply(layer, &code).iter().map(|&a| activate(*activation, a)).collect();
             apply(&decoder.output, &hidden)
         }
         None => apply(&decoder.output, &code),
@@ -81,11 +66,7 @@ fn decode(code: &[f32], decoder: &CodeDecoder) -> Vec<f64> {
 
 fn apply(layer: &Layer, x: &[f64]) -> Vec<f64> {
     let row = |j: usize| {
-        let sum: f64 = x
-            .iter()
-            .enumerate()
-            .map(|(i, x)| x * f64::from(layer.weight.get(j, i)))
-            .sum();
+        let sum: f64 = x.iter().enumerate().map(|(i, x)| x * f64::from(layer.weight.get(j, i))).sum();
         sum + layer.bias.map_or(0.0, |bias| f64::from(bias[j]))
     };
     (0..layer.weight.n).map(row).collect()
@@ -113,9 +94,7 @@ fn erf(x: f64) -> f64 {
         sum * 2.0 / std::f64::consts::PI.sqrt()
     } else {
         let a = x.abs();
-        let fraction = (1..60)
-            .rev()
-            .fold(a, |fraction, n| a + n as f64 / 2.0 / fraction);
+        let fraction = (1..60).rev().fold(a, |fraction, n| a + n as f64 / 2.0 / fraction);
         x.signum() * (1.0 - (-a * a).exp() / fraction / std::f64::consts::PI.sqrt())
     }
 }
@@ -126,11 +105,7 @@ mod tests {
 
     #[test]
     fn erf_matches_its_tables() {
-        for (x, expected) in [
-            (0.5, 0.5204998778130465),
-            (1.0, 0.8427007929497149),
-            (3.5, 0.9999992569016276),
-        ] {
+        for (x, expected) in [(0.5, 0.5204998778130465), (1.0, 0.8427007929497149), (3.5, 0.9999992569016276)] {
             assert!((erf(x) - expected).abs() < 1e-14);
             assert!((erf(-x) + expected).abs() < 1e-14);
         }

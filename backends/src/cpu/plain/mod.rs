@@ -22,16 +22,9 @@ pub fn linear(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: &mut [f3
     let column = |j: usize| {
         let mut row = vec![0.0; w.k];
         dequantize_rows(w, j, 1, &mut row);
-        let dot = |x: &[f32]| {
-            x.iter()
-                .zip(&row)
-                .map(|(&x, &w)| f64::from(x) * f64::from(w))
-                .sum::<f64>()
-        };
+        let dot = |x: &[f32]| x.iter().zip(&row).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum::<f64>();
         let b = bias.map_or(0.0, |bias| f64::from(bias[j]));
-        (0..m)
-            .map(|i| (dot(&x[i * w.k..(i + 1) * w.k]) + b) as f32)
-            .collect::<Vec<_>>()
+        (0..m).map(|i| (dot(&x[i * w.k..(i + 1) * w.k]) + b) as f32).collect::<Vec<_>>()
     };
     let columns: Vec<Vec<f32>> = (0..w.n).into_par_iter().map(column).collect();
     for (j, column) in columns.iter().enumerate() {
@@ -124,16 +117,10 @@ pub fn causal_conv1d_silu(
     let c = channels;
     for b in 0..batch {
         let tail = &mut tail[b * (width - 1) * c..(b + 1) * (width - 1) * c];
-        let inputs: Vec<f32> = tail
-            .iter()
-            .chain(&u[b * seq * c..(b + 1) * seq * c])
-            .copied()
-            .collect();
+        let inputs: Vec<f32> = tail.iter().chain(&u[b * seq * c..(b + 1) * seq * c]).copied().collect();
         for t in 0..seq {
             for i in 0..c {
-                let term = |j: usize| {
-                    f64::from(weight[i * width + j]) * f64::from(inputs[(t + j) * c + i])
-                };
+                let term = |j: usize| f64::from(weight[i * width + j]) * f64::from(inputs[(t + j) * c + i]);
                 y[(b * seq + t) * c + i] = silu((0..width).map(term).sum()) as f32;
             }
         }
@@ -153,25 +140,12 @@ pub fn gated_delta_rule(
     p: &DeltaRule,
     o: &mut [f32],
 ) {
-    let &DeltaRule {
-        batch,
-        seq,
-        key_heads,
-        value_heads,
-        key_dim,
-        value_dim,
-    } = p;
+    let &DeltaRule { batch, seq, key_heads, value_heads, key_dim, value_dim } = p;
     let unit = |x: &[f32]| {
         let scale = 1.0 / (x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() + 1e-6).sqrt();
-        x.iter()
-            .map(|&x| f64::from(x) * scale)
-            .collect::<Vec<f64>>()
+        x.iter().map(|&x| f64::from(x) * scale).collect::<Vec<f64>>()
     };
-    for (i, state) in state
-        .chunks_exact_mut(key_dim * value_dim)
-        .enumerate()
-        .take(batch * value_heads)
-    {
+    for (i, state) in state.chunks_exact_mut(key_dim * value_dim).enumerate().take(batch * value_heads) {
         let (b, head) = (i / value_heads, i % value_heads);
         let mut s: Vec<f64> = state.iter().map(|&s| f64::from(s)).collect();
         for t in b * seq..(b + 1) * seq {
@@ -189,9 +163,6 @@ pub fn gated_delta_rule(
                 o[value * value_dim + j] = (out / (key_dim as f64).sqrt()) as f32;
             }
         }
-        state
-            .iter_mut()
-            .zip(&s)
-            .for_each(|(state, &s)| *state = s as f32);
+        state.iter_mut().zip(&s).for_each(|(state, &s)| *state = s as f32);
     }
 }

@@ -11,10 +11,7 @@ pub(crate) struct Avx2;
 unsafe fn pick(book: [__m256; 2], index: __m256i, high: __m256i) -> __m256 {
     // SAFETY: AVX2 is enabled where this is inlined.
     unsafe {
-        let (a, b) = (
-            _mm256_permutevar8x32_ps(book[0], index),
-            _mm256_permutevar8x32_ps(book[1], index),
-        );
+        let (a, b) = (_mm256_permutevar8x32_ps(book[0], index), _mm256_permutevar8x32_ps(book[1], index));
         _mm256_blendv_ps(a, b, _mm256_castsi256_ps(high))
     }
 }
@@ -105,12 +102,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn book(values: &[f32; 16]) -> [__m256; 2] {
-        unsafe {
-            [
-                _mm256_loadu_ps(values.as_ptr()),
-                _mm256_loadu_ps(values.as_ptr().add(8)),
-            ]
-        }
+        unsafe { [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))] }
     }
     #[inline(always)]
     unsafe fn codes(from: *const u8) -> __m256i {

@@ -96,11 +96,7 @@ impl Simd for Avx512 {
         // The permutation reads the low four bits of an index only.
         unsafe {
             let shift = _mm_cvtsi32_si128(SHIFT);
-            let index = if SHIFT == 0 {
-                codes
-            } else {
-                _mm512_srl_epi32(codes, shift)
-            };
+            let index = if SHIFT == 0 { codes } else { _mm512_srl_epi32(codes, shift) };
             _mm512_permutexvar_ps(index, book)
         }
     }

@@ -46,10 +46,7 @@ pub(crate) unsafe fn gelu<S: Simd>(x: S::V) -> S::V {
     unsafe {
         let magnitude = S::max(S::sub(S::splat(0.0), x), x);
         let z = S::mul(magnitude, S::splat(std::f32::consts::FRAC_1_SQRT_2));
-        let t = S::div(
-            S::splat(1.0),
-            S::fma(z, S::splat(0.327_591_1), S::splat(1.0)),
-        );
+        let t = S::div(S::splat(1.0), S::fma(z, S::splat(0.327_591_1), S::splat(1.0)));
         let p = S::splat(1.061_405_4);
         let p = S::fma(p, t, S::splat(-1.453_152));
         let p = S::fma(p, t, S::splat(1.421_413_8));
@@ -72,9 +69,6 @@ pub(crate) unsafe fn gelu_tanh<S: Simd>(x: S::V) -> S::V {
         let cube = S::mul(S::mul(x, x), x);
         let inner = S::mul(S::fma(cube, S::splat(0.044_715), x), S::splat(0.797_884_6));
         // 0.5 x (1 + tanh a) = x / (1 + e^-2a)
-        S::div(
-            x,
-            S::add(S::splat(1.0), exp::<S>(S::mul(inner, S::splat(-2.0)))),
-        )
+        S::div(x, S::add(S::splat(1.0), exp::<S>(S::mul(inner, S::splat(-2.0)))))
     }
 }

@@ -85,9 +85,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn scale_exponent(v: [f32; N], n: [f32; N]) -> [f32; N] {
-        zip(v, n, |v, n| {
-            v * f32::from_bits(((n as i32 + 127) as u32) << 23)
-        })
+        zip(v, n, |v, n| v * f32::from_bits(((n as i32 + 127) as u32) << 23))
     }
     #[inline(always)]
     unsafe fn sum(v: [f32; N]) -> f32 {

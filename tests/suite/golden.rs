@@ -1,0 +1,308 @@
+//! Models against the goldens of their fixture folders.
+
+use emberlm::model::cache::LayerCache;
+use emberlm::model::config::CrestOverrides;
+use emberlm::model::{CausalLm, DEFAULT_CHUNK, DepthTrace, ForwardOptions, ForwardOutput, LogitsFor, WeightOptions};
+use emberlm::quant::CompactBackend;
+use emberlm::quant::kv::{KvFormat, KvStore};
+use emberlm::quant::reference;
+
+use super::fixture::{Case, Fixture, Numbers, logit_tolerance};
+
+/// Bound of `crest.halt` and `crest.weights`.
+const HALT: f32 = 1e-4;
+
+/// Relative to the largest magnitude of the tensor, at least 1.
+const HIDDEN: f32 = 1e-4;
+
+fn whole<B: CompactBackend>(model: &CausalLm<B>, case: &Case<'_>) -> ForwardOutput<B> {
+    let ids = case.ids();
+    let rows: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
+    let mut cache = model.new_batch_cache(KvFormat::F32, case.left_pad());
+    model.forward(model.ids(&rows), &mut cache, ForwardOptions { logits: LogitsFor::All, hidden: true })
+}
+
+/// `[b, t, ..]` of a record of `b * t` tokens.
+fn by_token(numbers: Vec<Numbers>, b: usize, t: usize) -> Numbers {
+    let per_token = numbers.len();
+    let mut values = vec![0.0; b * t * per_token];
+    for (k, step) in numbers.iter().enumerate() {
+        for (token, x) in step.values.iter().enumerate() {
+            values[token * per_token + k] = *x;
+        }
+    }
+    Numbers { shape: vec![b, t, per_token], values }
+}
+
+/// Layer `l` of a golden `[L, ..]`.
+fn layer(golden: &Numbers, l: usize) -> Numbers {
+    let size = golden.values.len() / golden.shape[0];
+    Numbers { shape: golden.shape[1..].to_vec(), values: golden.values[l * size..(l + 1) * size].to_vec() }
+}
+
+fn check_depth<B: CompactBackend>(case: &Case<'_>, prefix: &str, l: usize, trace: &DepthTrace<B>) {
+    let (mask, shape) = (case.mask(), case.need("input_ids").shape.clone());
+    let (b, t) = (shape[0], shape[1]);
+    let at = |what: &str| case.label(&format!("{prefix}crest.{what} of layer {l}"));
+    let golden = |what: &str| case.get(&format!("{prefix}crest.{what}")).map(|golden| layer(golden, l));
+
+    let halt = by_token(trace.halt.iter().map(Numbers::of).collect(), b, t).masked(&mask);
+    if let Some(golden) = golden("halt") {
+        halt.assert_close(&at("halt"), &golden, HALT);
+    }
+    let steps =
+        Numbers { shape: vec![b, t], values: trace.steps.to_data().convert::<f32>().into_vec().expect("numbers") };
+    steps.masked(&mask).assert_close(&at("steps"), &golden("steps").expect("steps"), 0.0);
+    if let Some(golden) = golden("weights") {
+        let weights = by_token(trace.weights.iter().map(Numbers::of).collect(), b, t).masked(&mask);
+        weights.assert_close(&at("weights"), &golden, HALT);
+    }
+}
+
+/// Hidden states, depth and logits of one pass over each prompt; the first tensor that drifts is named.
+pub fn whole_pass<B: CompactBackend>(device: &B::Device) {
+    for fixture in Fixture::all() {
+        let model = fixture.load::<B>(device);
+        let family = model.architecture().config.family;
+        for name in fixture.cases() {
+            let case = fixture.case(&name);
+            let (mask, out) = (case.mask(), whole(&model, &case));
+            let positions = case.need("hidden_positions").indices();
+            for (l, hidden) in out.hidden.iter().enumerate() {
+                let key = format!("hidden.{l}");
+                let golden = case.need(&key);
+                let got = Numbers::of(hidden).masked(&mask).at_positions(&positions);
+                got.assert_close(&case.label(&key), golden, HIDDEN * golden.largest().max(1.0));
+                if let Some(trace) = out.depth.get(l) {
+                    check_depth(&case, "", l, trace);
+                }
+            }
+            let golden = case.need("final_hidden");
+            let got = Numbers::of(&out.final_hidden).masked(&mask);
+            got.assert_close(&case.label("final_hidden"), golden, HIDDEN * golden.largest().max(1.0));
+
+            let logits = Numbers::of(out.logits.as_ref().expect("logits"));
+            let tolerance = logit_tolerance::<B>(family);
+            check_argmax(&case, &logits, &mask, tolerance);
+            let kept = logits.masked(&mask).at_positions(&case.need("positions").indices());
+            kept.assert_close(&case.label("logits"), case.need("logits"), tolerance);
+        }
+    }
+}
+
+/// `argmax` where the best logit leads clearly, and `logsumexp`, at every position.
+fn check_argmax(case: &Case<'_>, logits: &Numbers, mask: &[f32], tolerance: f32) {
+    let v = logits.shape[2];
+    let (argmax, logsumexp) = (case.need("argmax"), case.need("logsumexp"));
+    for (token, row) in logits.values.chunks(v).enumerate().filter(|(token, _)| mask[*token] > 0.0) {
+        let mut best: Vec<usize> = (0..v).collect();
+        best.select_nth_unstable_by(1, |&a, &b| row[b].total_cmp(&row[a]));
+        let (first, second) = (best[0], best[1]);
+        let (first, second) = if row[first] >= row[second] { (first, second) } else { (second, first) };
+        if row[first] - row[second] > 4.0 * tolerance.min(5e-4) {
+            assert_eq!(first, argmax.values[token] as usize, "{}", case.label(&format!("argmax at {token}")));
+        }
+        let largest = f64::from(row[first]);
+        let sum: f64 = row.iter().map(|&x| (f64::from(x) - largest).exp()).sum();
+        let got = (largest + sum.ln()) as f32;
+        let difference = (got - logsumexp.values[token]).abs();
+        assert!(difference <= tolerance, "{}: off by {difference}", case.label(&format!("logsumexp at {token}")));
+    }
+}
+
+/// Greedy continuations, end tokens ignored, through the cache; and the logits that chose them.
+pub fn greedy<B: CompactBackend>(device: &B::Device) {
+    for fixture in Fixture::all() {
+        let model = fixture.load::<B>(device);
+        let tolerance = logit_tolerance::<B>(model.architecture().config.family);
+        for name in fixture.cases() {
+            let case = fixture.case(&name);
+            let (tokens, logits) = continuation(&model, &case, 1.0);
+            assert_eq!(tokens, rows(case.need("greedy")), "{}", case.label("greedy"));
+            if let Some(golden) = case.get("greedy_logits") {
+                let kept = golden.shape[1] * golden.shape[2];
+                let got = Numbers { shape: golden.shape.clone(), values: logits[..kept].to_vec() };
+                got.assert_close(&case.label("greedy_logits"), golden, tolerance);
+            }
+            if let Some(golden) = case.get("greedy_rep1.08") {
+                let (tokens, _) = continuation(&model, &case, 1.08);
+                assert_eq!(tokens, rows(golden), "{}", case.label("greedy_rep1.08"));
+            }
+        }
+    }
+}
+
+fn rows(golden: &Numbers) -> Vec<Vec<u32>> {
+    golden.ids().chunks(golden.shape[1]).map(<[u32]>::to_vec).collect()
+}
+
+/// 32 tokens per row, and the logits of the first row.
+fn continuation<B: CompactBackend>(model: &CausalLm<B>, case: &Case<'_>, penalty: f32) -> (Vec<Vec<u32>>, Vec<f32>) {
+    let (ids, pads) = (case.ids(), case.left_pad());
+    let prompt: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
+    let mut cache = model.new_batch_cache(KvFormat::F32, pads.clone());
+    let mut seen: Vec<Vec<u32>> = ids.iter().zip(&pads).map(|(row, &pad)| row[pad..].to_vec()).collect();
+    let mut tokens = vec![Vec::new(); ids.len()];
+    let mut kept = Vec::new();
+    let mut logits = model.prefill(&prompt, &mut cache, DEFAULT_CHUNK).expect("a prompt");
+    for _ in 0..32 {
+        let mut numbers = Numbers::of(&logits);
+        let v = numbers.shape[1];
+        kept.extend_from_slice(&numbers.values[..v]);
+        let mut next = Vec::new();
+        for ((row, seen), tokens) in numbers.values.chunks_mut(v).zip(&mut seen).zip(&mut tokens) {
+            let distinct: std::collections::BTreeSet<u32> = seen.iter().copied().collect();
+            for id in distinct {
+                let logit = &mut row[id as usize];
+                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+            }
+            let best = (0..v).max_by(|&a, &b| row[a].total_cmp(&row[b])).expect("a vocabulary") as u32;
+            seen.push(best);
+            tokens.push(best);
+            next.push(best);
+        }
+        logits = model.decode(&next, &mut cache).expect("a token");
+    }
+    (tokens, kept)
+}
+
+/// What the cache of every layer holds after a prompt.
+pub fn prefill_cache<B: CompactBackend>(device: &B::Device) {
+    for fixture in Fixture::all() {
+        let model = fixture.load::<B>(device);
+        let case = fixture.case("text");
+        let ids = case.ids();
+        let kept = ids[0].len() - 6;
+        let mut cache = model.new_cache(KvFormat::F32);
+        model.prefill(&[&ids[0][..kept]], &mut cache, DEFAULT_CHUNK).expect("a prompt");
+        for l in 0..model.architecture().config.num_hidden_layers {
+            let check = |got: Numbers, what: &str| {
+                let key = format!("prefill_cache.{l}.{what}");
+                let golden = case.need(&key);
+                let got = Numbers { shape: golden.shape.clone(), values: got.values };
+                got.assert_close(&case.label(&key), golden, HIDDEN * golden.largest().max(1.0));
+            };
+            match cache.layer(l) {
+                LayerCache::Attention(kv) => {
+                    let filled = |store: &KvStore<B>| match store {
+                        KvStore::F32(t) => Numbers::of(&t.clone().slice_dim(2, 0..kept)),
+                        KvStore::F16(_) => panic!("an F32 cache was asked for"),
+                    };
+                    check(filled(kv.k()), "key");
+                    check(filled(kv.v()), "value");
+                }
+                LayerCache::DeltaNet(delta) => {
+                    // The golden holds four columns; only the last three matter.
+                    let key = format!("prefill_cache.{l}.conv");
+                    let golden = case.need(&key);
+                    let last: Vec<f32> = golden.values.chunks(4).flat_map(|column| column[1..].to_vec()).collect();
+                    let golden = Numbers { shape: vec![1, golden.shape[1], 3], values: last };
+                    let got = Numbers::of(&delta.conv().clone().swap_dims(1, 2));
+                    got.assert_close(&case.label(&key), &golden, HIDDEN * golden.largest().max(1.0));
+                    check(Numbers::of(delta.state()), "recurrent");
+                }
+            }
+        }
+    }
+}
+
+/// The prompt in one piece, and its end one token at a time through the cache.
+pub fn decode_through_the_cache<B: CompactBackend>(device: &B::Device) {
+    for fixture in Fixture::all() {
+        let model = fixture.load::<B>(device);
+        let tolerance = logit_tolerance::<B>(model.architecture().config.family);
+        let case = fixture.case("text");
+        let ids = &case.ids()[0];
+        let golden = case.need("logits");
+        let mut cache = model.new_cache(KvFormat::F32);
+        let start = ids.len() - 6;
+        model.prefill(&[&ids[..start]], &mut cache, DEFAULT_CHUNK).expect("a prompt");
+        for (i, &id) in ids.iter().enumerate().skip(start) {
+            let got = Numbers::of(&model.decode(&[id], &mut cache).expect("a token"));
+            let expected = golden.at_positions(&[i]);
+            let got = Numbers { shape: expected.shape.clone(), values: got.values };
+            got.assert_close(&case.label(&format!("logits decoded at {i}")), &expected, tolerance);
+        }
+    }
+}
+
+/// Fewer steps, and no halting.
+pub fn overrides<B: CompactBackend>(device: &B::Device) {
+    let mut checked = 0;
+    for fixture in Fixture::all() {
+        let cases = [
+            ("num_steps2", CrestOverrides { num_steps: Some(2), ..Default::default() }),
+            ("halt_off", CrestOverrides { halt_enabled: Some(false), ..Default::default() }),
+        ];
+        for (name, depth) in cases {
+            let case = fixture.case("text");
+            let Some(golden) = case.get(&format!("{name}.logits")) else { continue };
+            let model = fixture.load_with::<B>(&depth, WeightOptions::default(), device);
+            let out = whole(&model, &case);
+            for (l, trace) in out.depth.iter().enumerate() {
+                check_depth(&case, &format!("{name}."), l, trace);
+            }
+            let tolerance = logit_tolerance::<B>(model.architecture().config.family);
+            let logits = Numbers::of(&out.logits.expect("logits"));
+            logits.assert_close(&case.label(&format!("{name}.logits")), golden, tolerance);
+
+            // The same, changed on a model that was loaded without the override.
+            let mut model = fixture.load::<B>(device);
+            let options = model.architecture().crest.clone().expect("a CREST model");
+            let steps = depth.num_steps.unwrap_or(options.num_steps);
+            model.set_depth(steps, depth.halt_enabled.unwrap_or(true), options.halt_threshold);
+            let logits = Numbers::of(&whole(&model, &case).logits.expect("logits"));
+            logits.assert_close(&case.label(&format!("{name}.logits by set_depth")), golden, tolerance);
+            checked += 1;
+        }
+    }
+    assert!(checked >= 2, "no fixture has goldens for overrides");
+}
+
+/// Weights rounded to their stored type, as the original runtimes do.
+pub fn rounded<B: CompactBackend>(device: &B::Device) {
+    let mut checked = 0;
+    for fixture in Fixture::all() {
+        let case = fixture.case("text");
+        let Some(golden) = case.get("logits_rounded") else { continue };
+        let options = WeightOptions { round_to_stored: true, ..Default::default() };
+        let model = fixture.load_with::<B>(&CrestOverrides::default(), options, device);
+        let tolerance = logit_tolerance::<B>(model.architecture().config.family);
+        let logits = Numbers::of(&whole(&model, &case).logits.expect("logits"));
+        logits.assert_close(&case.label("logits_rounded"), golden, tolerance);
+        checked += 1;
+    }
+    assert!(checked >= 3, "no fixture has rounded goldens");
+}
+
+/// A half-precision cache is close to an exact one; how close is measured, not assumed equal.
+pub fn half_precision_cache<B: CompactBackend>(device: &B::Device) {
+    for fixture in Fixture::all() {
+        let model = fixture.load::<B>(device);
+        if model.architecture().crest.is_some() {
+            continue; // one token that halts elsewhere changes everything after it
+        }
+        let case = fixture.case("chat");
+        let ids = case.ids();
+        let logits = |format| {
+            let mut cache = model.new_cache(format);
+            model.prefill(&[&ids[0]], &mut cache, 7).expect("a prompt");
+            let last = model.decode(&[ids[0][0]], &mut cache).expect("a token");
+            (Numbers::of(&last), cache)
+        };
+        let (half, half_cache) = logits(KvFormat::F16);
+        let (exact, exact_cache) = logits(KvFormat::F32);
+        half.assert_close(&case.label("logits of a half-precision cache"), &exact, 2e-2);
+        assert_ne!(half.values, exact.values, "{}: the cache was not rounded", fixture.name());
+        assert!(half_cache.bytes() < exact_cache.bytes());
+        if let (LayerCache::Attention(half), LayerCache::Attention(exact)) = (half_cache.layer(0), exact_cache.layer(0))
+            && let (KvStore::F16(half), KvStore::F32(exact)) = (half.k(), exact.k())
+        {
+            let shape = exact.dims();
+            let words = half.clone().reshape([shape.iter().product::<usize>() / 2]);
+            let got = Numbers { shape: shape.to_vec(), values: Numbers::of(&reference::unpack_f16(words)).values };
+            let exact = Numbers::of(exact);
+            got.assert_close(&case.label("half-precision keys"), &exact, exact.largest() / 1024.0);
+        }
+    }
+}

@@ -16,8 +16,10 @@ mod loader;
 mod norm;
 mod plan;
 mod pretrained;
+mod random_weights;
 mod rope;
 pub mod sampling;
+pub mod shapes;
 pub mod text;
 
 pub use architecture::Architecture;
@@ -32,4 +34,5 @@ pub use loader::{SourceEntry, WeightOptions, WeightSource};
 pub use norm::RmsNorm;
 pub use plan::{LoadPlan, Part, PlannedTensor, Progress, QuantizeOnLoad};
 pub use pretrained::Pretrained;
+pub use random_weights::RandomWeights;
 pub use rope::RotaryEmbedding;

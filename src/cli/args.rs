@@ -1,0 +1,109 @@
+//! Flags that several commands share.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use emberlm::model::QuantizeOnLoad;
+use emberlm::model::config::CrestOverrides;
+use emberlm::quant::kv::KvFormat;
+
+use super::backend::DeviceChoice;
+
+/// Where the model is.
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// Model directory: config.json, safetensors files, tokenizer.json
+    #[arg(short, long, value_name = "DIR")]
+    pub model: PathBuf,
+
+    /// Quantise the dense linear layers while loading
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub quant: Quant,
+}
+
+/// Formats of quantisation at load.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Quant {
+    /// Keep every tensor as it is stored
+    #[default]
+    None,
+    /// 4-bit NormalFloat in blocks of 64, 4.5 bits per weight
+    Nf4,
+    /// NF4 with quantised block scales, 4.13 bits per weight
+    Nf4Dq,
+    /// 8 bits with one scale per row
+    Int8,
+}
+
+impl Quant {
+    /// As the loader takes it.
+    pub fn option(self) -> Option<QuantizeOnLoad> {
+        match self {
+            Self::None => None,
+            Self::Nf4 => Some(QuantizeOnLoad::Nf4),
+            Self::Nf4Dq => Some(QuantizeOnLoad::Nf4Double),
+            Self::Int8 => Some(QuantizeOnLoad::Int8),
+        }
+    }
+}
+
+/// Adaptive depth (CREST models).
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Adaptive depth (CREST)")]
+pub struct DepthArgs {
+    /// Steps to run at most, from 1 to those of the checkpoint
+    #[arg(long, value_name = "K")]
+    pub steps: Option<usize>,
+
+    /// Threshold at which a token halts, from 0 to 1
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub threshold: Option<f32>,
+
+    /// Run every step for every token
+    #[arg(long)]
+    pub no_halt: bool,
+}
+
+impl DepthArgs {
+    /// As a model takes it.
+    pub fn overrides(&self) -> CrestOverrides {
+        CrestOverrides {
+            num_steps: self.steps,
+            halt_threshold: self.threshold,
+            halt_enabled: self.no_halt.then_some(false),
+            ..CrestOverrides::default()
+        }
+    }
+}
+
+/// What computes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Device")]
+pub struct DeviceArgs {
+    /// Device: auto or cpu
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceChoice,
+
+    /// Threads; all that the machine runs at once when absent
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+/// Number formats of the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum CacheType {
+    /// Half precision
+    #[default]
+    F16,
+    /// Exact
+    F32,
+}
+
+impl From<CacheType> for KvFormat {
+    fn from(cache: CacheType) -> Self {
+        match cache {
+            CacheType::F16 => Self::F16,
+            CacheType::F32 => Self::F32,
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! `ember dump`: everything a model computes for given tokens, in a file.
+
+use std::ops::Range;
+use std::path::PathBuf;
+
+use anyhow::{Result, anyhow, ensure};
+use burn::tensor::{Int, Tensor};
+use clap::{Args, ValueEnum};
+use emberlm::model::cache::Cache;
+use emberlm::model::sampling::{Sampler, SamplingConfig};
+use emberlm::model::{CausalLm, ForwardOptions, ForwardOutput, LogitsFor, WeightOptions};
+use emberlm::quant::kv::KvFormat;
+
+use super::args::{DepthArgs, DeviceArgs, ModelArgs};
+use super::backend::{self, Cpu};
+use super::tensor_file::{Array, Numbers, OutputFile, Tokens};
+use super::{load, output};
+
+const ABOUT: &str = "\
+IN holds `input_ids` I64 or I32 [B, T] and may hold `attention_mask` I64 or I32 [B, T] (padding on the left only).
+
+OUT gets, with L layers, hidden size D, vocabulary V and K steps; values at padding are 0:
+  logits          F32 [B, T, V]
+  hidden.{l}      F32 [B, T, D]       0: embedding; l: residual stream after layer l - 1, before the last norm
+  final_hidden    F32 [B, T, D]       after the last norm
+  crest.steps     I32 [L, B, T]       steps run (CREST; so are the next two)
+  crest.halt      F32 [L, B, T, K-1]  halting probability, 0 after the token halted
+  crest.weights   F32 [L, B, T, K]    mixing weights
+  greedy          I64 [B, N]          with --greedy N
+
+The cache is exact (F32).";
+
+/// Flags of `ember dump`.
+#[derive(Debug, Args)]
+#[command(after_long_help = ABOUT)]
+pub struct DumpArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// Tokens, a safetensors file
+    #[arg(long, value_name = "IN")]
+    input: PathBuf,
+
+    /// Where to write; nothing is left there when the command fails
+    #[arg(long, value_name = "OUT")]
+    out: PathBuf,
+
+    /// Continue every row by N tokens of the largest logit, end tokens included
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    greedy: Option<u32>,
+
+    /// Repetition penalty of --greedy over prompt (without padding) and output
+    #[arg(long, value_name = "R", default_value_t = 1.0, requires = "greedy", allow_negative_numbers = true)]
+    repeat_penalty: f32,
+
+    /// Feed at most N tokens per pass; all at once when absent
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    chunk: Option<u32>,
+
+    /// Prefill K tokens, decode the rest one by one
+    #[arg(long, value_name = "K")]
+    prefill: Option<usize>,
+
+    /// Rounding of weights that are stored quantised
+    #[arg(long, value_enum, default_value_t, value_name = "ROUNDING")]
+    rounding: Rounding,
+
+    #[command(flatten)]
+    depth: DepthArgs,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// What quantised weights are multiplied out to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Rounding {
+    /// The exact product of code and scale
+    #[default]
+    Exact,
+    /// Rounded to the type the checkpoint states, as the original runtimes do
+    Stored,
+}
+
+/// Runs the command.
+pub fn run(args: &DumpArgs) -> Result<()> {
+    let device = backend::open(&args.device)?;
+    let pretrained = load::open(&args.model.model, &args.depth)?;
+    let config = &pretrained.architecture().config;
+    let tokens = Tokens::read(&args.input, config.vocab_size)?;
+    let (t, n) = (tokens.rows.first().map_or(0, Vec::len), args.greedy.map_or(0, |n| n as usize));
+    let limit = config.max_position_embeddings;
+    // The last generated token is not fed back.
+    let needed = t.saturating_add(n.saturating_sub(1));
+    ensure!(
+        needed <= limit,
+        "{t} tokens of input and {n} to generate do not fit the context of {limit}; use fewer tokens"
+    );
+    let sampling = SamplingConfig { repetition_penalty: args.repeat_penalty, ..SamplingConfig::greedy() };
+    sampling.validate()?;
+    let out = OutputFile::create(&args.out)?;
+
+    let options =
+        WeightOptions { quantize: args.model.quant.option(), round_to_stored: args.rounding == Rounding::Stored };
+    let model = load::load(&pretrained, options, &device, |_| String::new())?;
+    let mut cache = model.new_batch_cache(KvFormat::F32, tokens.left_pad.clone());
+    let mut record = Record::new(&tokens);
+    let mut last = None;
+    for pass in passes(t, args.prefill.unwrap_or(t), args.chunk.map_or(t, |n| n as usize)) {
+        let ids: Vec<&[u32]> = tokens.rows.iter().filter_map(|row| row.get(pass.clone())).collect();
+        let options = ForwardOptions { logits: LogitsFor::All, hidden: true };
+        let result = model.forward(model.ids(&ids), &mut cache, options);
+        last = record.add(pass, result)?;
+    }
+    let mut tensors = record.finish();
+    if let Some(logits) = last.filter(|_| n > 0) {
+        tensors.push(("greedy".into(), greedy(&model, &mut cache, &tokens, logits, n, &sampling)?));
+    }
+    let bytes = out.finish(&tensors)?;
+    output::note(&format!("{}: {} tensors, {bytes} bytes", args.out.display(), tensors.len()));
+    Ok(())
+}
+
+/// The first `prefill` of `t` tokens in chunks, the others one by one.
+fn passes(t: usize, prefill: usize, chunk: usize) -> Vec<Range<usize>> {
+    let prefill = prefill.min(t);
+    let chunks = (0..prefill).step_by(chunk.max(1)).map(|start| start..prefill.min(start.saturating_add(chunk)));
+    chunks.chain((prefill..t).map(|i| i..i + 1)).collect()
+}
+
+/// Continues every row by `n` tokens, from the logits of the last prompt token.
+fn greedy(
+    model: &CausalLm<Cpu>,
+    cache: &mut Cache<Cpu>,
+    tokens: &Tokens,
+    logits: Tensor<Cpu, 2>,
+    n: usize,
+    sampling: &SamplingConfig,
+) -> Result<Array> {
+    let b = tokens.rows.len();
+    let mut seen: Vec<Vec<u32>> =
+        tokens.rows.iter().zip(&tokens.left_pad).map(|(row, &pad)| row.iter().skip(pad).copied().collect()).collect();
+    let mut samplers = seen.iter().map(|_| Sampler::new(sampling)).collect::<emberlm::model::Result<Vec<_>>>()?;
+    let (mut logits, mut next) = (logits, Vec::new());
+    for step in 0..n {
+        if step > 0 {
+            logits = model.decode(&next, cache)?;
+        }
+        let [_, v] = logits.dims();
+        let mut values = floats(logits.clone())?;
+        next.clear();
+        for ((row, seen), sampler) in values.chunks_mut(v).zip(&mut seen).zip(&mut samplers) {
+            let id = sampler.sample(row, seen)?;
+            seen.push(id);
+            next.push(id);
+        }
+    }
+    let generated = seen.iter().flat_map(|seen| seen.iter().skip(seen.len() - n).map(|&id| id.into()));
+    Ok(Array { shape: vec![b, n], numbers: Numbers::I64(generated.collect()) })
+}
+
+/// What the passes over a prompt gave, put together.
+struct Record {
+    left_pad: Vec<usize>,
+    t: usize,
+    logits: ByToken<f32>,
+    final_hidden: ByToken<f32>,
+    hidden: Vec<ByToken<f32>>,
+    depth: Vec<Depth>,
+}
+
+/// Of one layer.
+#[derive(Default)]
+struct Depth {
+    steps: ByToken<i32>,
+    halt: ByToken<f32>,
+    weights: ByToken<f32>,
+}
+
+impl Record {
+    fn new(tokens: &Tokens) -> Self {
+        Self {
+            left_pad: tokens.left_pad.clone(),
+            t: tokens.rows.first().map_or(0, Vec::len),
+            logits: ByToken::default(),
+            final_hidden: ByToken::default(),
+            hidden: Vec::new(),
+            depth: Vec::new(),
+        }
+    }
+
+    /// Takes what one pass gave; returns the logits of its last token, `[b, v]`.
+    fn add(&mut self, pass: Range<usize>, out: ForwardOutput<Cpu>) -> Result<Option<Tensor<Cpu, 2>>> {
+        let place = Place { left_pad: &self.left_pad, t: self.t, pass };
+        self.final_hidden.place(&place, &floats(out.final_hidden)?);
+        self.hidden.resize_with(out.hidden.len(), ByToken::default);
+        for (record, hidden) in self.hidden.iter_mut().zip(out.hidden) {
+            record.place(&place, &floats(hidden)?);
+        }
+        self.depth.resize_with(out.depth.len(), Depth::default);
+        for (record, trace) in self.depth.iter_mut().zip(out.depth) {
+            record.steps.place(&place, &integers(trace.steps)?);
+            record.halt.place(&place, &side_by_side(trace.halt)?);
+            record.weights.place(&place, &side_by_side(trace.weights)?);
+        }
+        let Some(logits) = out.logits else { return Ok(None) };
+        self.logits.place(&place, &floats(logits.clone())?);
+        let [b, s, v] = logits.dims();
+        Ok(Some(logits.slice_dim(1, s - 1..s).reshape([b, v])))
+    }
+
+    fn finish(self) -> Vec<(String, Array)> {
+        let (b, t) = (self.left_pad.len(), self.t);
+        let by_token = |x: ByToken<f32>| Array { shape: vec![b, t, x.width], numbers: Numbers::F32(x.values) };
+        let mut out =
+            vec![("logits".into(), by_token(self.logits)), ("final_hidden".into(), by_token(self.final_hidden))];
+        let hidden = self.hidden.into_iter().enumerate();
+        out.extend(hidden.map(|(l, hidden)| (format!("hidden.{l}"), by_token(hidden))));
+        let layers = self.depth.len();
+        if layers > 0 {
+            let (mut steps, mut halt, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut gates, mut k) = (0, 0);
+            for layer in self.depth {
+                (gates, k) = (layer.halt.width, layer.weights.width);
+                steps.extend(layer.steps.values);
+                halt.extend(layer.halt.values);
+                weights.extend(layer.weights.values);
+            }
+            let floats = |width, x| Array { shape: vec![layers, b, t, width], numbers: Numbers::F32(x) };
+            out.push(("crest.steps".into(), Array { shape: vec![layers, b, t], numbers: Numbers::I32(steps) }));
+            out.push(("crest.halt".into(), floats(gates, halt)));
+            out.push(("crest.weights".into(), floats(k, weights)));
+        }
+        out
+    }
+}
+
+/// Which slots of which rows a pass was about.
+struct Place<'a> {
+    left_pad: &'a [usize],
+    t: usize,
+    pass: Range<usize>,
+}
+
+/// Numbers per token, `[b, t, width]`; 0 in the padding.
+#[derive(Default)]
+struct ByToken<T> {
+    width: usize,
+    values: Vec<T>,
+}
+
+impl<T: Copy + Default> ByToken<T> {
+    /// Puts the values `[b, s, width]` of a pass into their place, those of padding left out.
+    fn place(&mut self, place: &Place<'_>, values: &[T]) {
+        let (b, t, s) = (place.left_pad.len(), place.t, place.pass.len());
+        if self.values.is_empty() {
+            self.width = values.len() / (b * s).max(1);
+            self.values = vec![T::default(); b * t * self.width];
+        }
+        if self.width == 0 {
+            return;
+        }
+        let rows = self.values.chunks_mut(t * self.width).zip(values.chunks(s * self.width)).zip(place.left_pad);
+        for ((to, from), &pad) in rows {
+            let slots = to.chunks_mut(self.width).skip(place.pass.start).zip(from.chunks(self.width));
+            for (to, from) in slots.skip(pad.saturating_sub(place.pass.start)) {
+                to.copy_from_slice(from);
+            }
+        }
+    }
+}
+
+fn floats<const D: usize>(x: Tensor<Cpu, D>) -> Result<Vec<f32>> {
+    x.into_data().convert::<f32>().into_vec().map_err(|e| anyhow!("the result cannot be read: {e:?}"))
+}
+
+fn integers(x: Tensor<Cpu, 1, Int>) -> Result<Vec<i32>> {
+    x.into_data().convert::<i32>().into_vec().map_err(|e| anyhow!("the result cannot be read: {e:?}"))
+}
+
+/// Columns `[m]` as one matrix `[m, columns]`.
+fn side_by_side(columns: Vec<Tensor<Cpu, 1>>) -> Result<Vec<f32>> {
+    let columns = columns.into_iter().map(floats).collect::<Result<Vec<_>>>()?;
+    let m = columns.first().map_or(0, Vec::len);
+    Ok((0..m).flat_map(|i| columns.iter().filter_map(move |column| column.get(i).copied())).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_cover_the_prompt_once() {
+        assert_eq!(passes(5, 5, 5), [0..5]);
+        assert_eq!(passes(5, 9, 2), [0..2, 2..4, 4..5]);
+        assert_eq!(passes(5, 3, 2), [0..2, 2..3, 3..4, 4..5]);
+        assert_eq!(passes(2, 0, usize::MAX), [0..1, 1..2]);
+    }
+
+    #[test]
+    fn padding_stays_zero() {
+        let left_pad = [0, 2];
+        let mut record = ByToken::default();
+        for (pass, values) in [(0..1, vec![1, 2, 3, 4]), (1..4, (5..17).collect())] {
+            record.place(&Place { left_pad: &left_pad, t: 4, pass }, &values);
+        }
+        assert_eq!(record.values, [1, 2, 5, 6, 7, 8, 9, 10, 0, 0, 0, 0, 13, 14, 15, 16]);
+    }
+}

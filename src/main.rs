@@ -1,0 +1,7 @@
+//! `ember`: compact language models on the command line.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -260,24 +260,30 @@ impl Source {
         let map = finite(side("quant_map")?)?;
         let code_book = <[f32; 16]>::try_from(floats(FloatType::F32, &map))
             .map_err(|_| error(&self.weight, "needs 16 codes"))?;
-        let scales = match &self.nested {
-            None => HostScales::Single(finite(side("absmax")?)?),
+        let (scales, largest_scale) = match &self.nested {
+            None => {
+                let absmax = finite(side("absmax")?)?;
+                let largest = largest(absmax.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)));
+                (HostScales::Single(absmax), largest)
+            }
             Some(nested) => {
                 let map = floats(FloatType::F32, &finite(side("nested_quant_map")?)?);
                 let absmax = floats(FloatType::F32, &finite(side("nested_absmax")?)?);
-                let largest = |x: &[f32]| x.iter().fold(0.0, |a: f32, b| a.max(b.abs()));
-                if !(largest(&map) * largest(&absmax) + nested.offset.abs()).is_finite() {
-                    return Err(error(&self.weight, "has nested scales that overflow"));
-                }
-                HostScales::Double {
+                let largest_map = largest(map.iter().copied());
+                let bound = largest_map * largest(absmax.iter().copied()) + nested.offset.abs();
+                let scales = HostScales::Double {
                     codes: side("absmax")?.1,
                     map,
                     absmax,
                     block: nested.block,
                     offset: nested.offset,
-                }
+                };
+                (scales, bound)
             }
         };
+        if !(largest(code_book.into_iter()) * largest_scale).is_finite() {
+            return Err(error(&self.weight, "has scales that overflow"));
+        }
         let codes = checkpoint.data(&self.weight)?;
         let book = HostCodeBook4 {
             codes,
@@ -326,6 +332,11 @@ fn element_count(shape: &[u64]) -> Option<usize> {
     usize::try_from(count)
         .ok()
         .filter(|&count| count > 0 && count < usize::MAX / 8)
+}
+
+/// The largest magnitude.
+fn largest(numbers: impl Iterator<Item = f32>) -> f32 {
+    numbers.fold(0.0, |largest, x| largest.max(x.abs()))
 }
 
 fn power_of_two(x: u64, min: usize, max: usize) -> Option<usize> {

@@ -246,7 +246,7 @@ impl<'a> Search<'a, '_> {
         let mut biases = Vec::new();
         for (k, gate) in gates.iter().enumerate() {
             // The last step needs no gate.
-            let spare = !gate_shared && k + 1 == num_steps;
+            let spare = k + 1 == num_steps && (num_steps == 1 || !gate_shared);
             let home = if gate_shared {
                 "mlp.halt_gate".to_owned()
             } else {

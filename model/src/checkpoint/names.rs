@@ -9,25 +9,27 @@ const LISTED: usize = 20;
 
 /// A text from a file, safe to print: control and invisible characters escaped, long texts shortened.
 pub(crate) fn shown(text: &str) -> String {
-    let escape = |part: &str| {
-        part.chars()
-            .flat_map(char::escape_debug)
-            .collect::<String>()
+    shown_within(text, SHOWN)
+}
+
+/// As [`shown`], for texts of up to `limit` bytes.
+pub(crate) fn shown_within(text: &str, limit: usize) -> String {
+    let escape = |out: &mut String, c: char| match c {
+        // Not dangerous, and escaping an escaped text again should not change it.
+        '"' | '\'' | '\\' => out.push(c),
+        c => out.extend(c.escape_debug()),
     };
-    // Quotes and backslashes are not dangerous, but `escape_debug` escapes them as well: undone for readability.
-    let readable = |part: String| part.replace("\\\"", "\"").replace("\\'", "'");
-    if text.len() <= SHOWN {
-        return readable(escape(text));
+    let mut out = String::new();
+    if text.len() <= limit {
+        text.chars().for_each(|c| escape(&mut out, c));
+        return out;
     }
-    let head: String = text.chars().take(SHOWN * 2 / 3).collect();
-    let tail: Vec<char> = text.chars().rev().take(SHOWN / 6).collect();
-    let tail: String = tail.into_iter().rev().collect();
-    format!(
-        "{}...{} ({} bytes)",
-        readable(escape(&head)),
-        readable(escape(&tail)),
-        text.len()
-    )
+    let tail: Vec<char> = text.chars().rev().take(limit / 6).collect();
+    text.chars().take(limit * 2 / 3).for_each(|c| escape(&mut out, c));
+    out.push_str("...");
+    tail.into_iter().rev().for_each(|c| escape(&mut out, c));
+    out.push_str(&format!(" ({} bytes)", text.len()));
+    out
 }
 
 /// Names for a message, at most [`LISTED`] of them.
@@ -60,6 +62,7 @@ pub fn report<S: AsRef<str>>(missing: &[S], unused: &[S], mismatched: &[S]) -> E
 
 /// Whether a tensor belongs to a part that is not run: multi-token prediction, vision, buffers that are computed.
 pub(super) fn is_ignored(name: &str) -> bool {
+    let name = &canonical(name);
     let bare = name.strip_prefix("model.").unwrap_or(name);
     bare.starts_with("mtp.")
         || name.ends_with("rotary_emb.inv_freq")

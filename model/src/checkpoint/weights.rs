@@ -18,6 +18,9 @@ use crate::{Error, Result};
 /// and a full pass over the large ones would cost as much as loading them.
 const CHECKED: usize = 1 << 20;
 
+/// Most tensors of one layer among which discovery searches: pairs are compared.
+const MAX_PER_LAYER: usize = 2048;
+
 /// How a parameter is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StorageKind {
@@ -183,11 +186,11 @@ impl Weights {
         match config.family {
             Family::Crest => {
                 let found =
-                    crest::discover(&out.layers(), config.hidden_size, config.intermediate_size)?;
+                    crest::discover(&out.layers(config.num_hidden_layers)?, config.hidden_size, config.intermediate_size)?;
                 out.crest = out.apply(found)?;
             }
             Family::LeanLlama => {
-                let found = kv::discover(&out.layers(), config.kv_dim(), config.head_dim)?;
+                let found = kv::discover(&out.layers(config.num_hidden_layers)?, config.kv_dim(), config.head_dim)?;
                 out.kv = out.apply(found)?;
             }
             _ => {}
@@ -233,26 +236,27 @@ impl Weights {
         Ok(())
     }
 
-    fn layers(&self) -> Layers {
+    /// The tensors of the first `count` layers. Those of further layers stay as they are, and are unused.
+    fn layers(&self, count: usize) -> Result<Layers> {
         let mut layers = Layers::new();
         for (name, slot) in &self.slots {
-            if let Some((layer, rest)) = layer_of(name) {
-                layers
-                    .entry(layer)
-                    .or_default()
-                    .insert(rest.to_owned(), slot.entry.shape.clone());
+            let Some((layer, rest)) = layer_of(name).filter(|(layer, _)| *layer < count) else {
+                continue;
+            };
+            let tensors = layers.entry(layer).or_default();
+            if tensors.len() == MAX_PER_LAYER {
+                return Err(Error::Discovery(format!(
+                    "layer {layer} holds more than {MAX_PER_LAYER} tensors"
+                )));
             }
+            tensors.insert(rest.to_owned(), slot.entry.shape.clone());
         }
-        layers
+        Ok(layers)
     }
 
     /// Renames what discovery found.
     fn apply<T>(&mut self, found: Found<T>) -> Result<Option<T>> {
         let mut placed = Vec::new();
-        let mut rows_of: BTreeMap<&str, usize> = BTreeMap::new();
-        for Move { from, .. } in &found.moves {
-            *rows_of.entry(from).or_default() += 1;
-        }
         for Move {
             from,
             to,
@@ -271,10 +275,11 @@ impl Weights {
             slot.rows.clone_from(rows);
             placed.push((to.clone(), slot));
         }
-        for name in found.moves.iter().map(|m| &m.from).chain(&found.spare) {
-            if let Some(slot) = self.slots.remove(name)
-                && found.spare.contains(name)
-            {
+        for Move { from, .. } in &found.moves {
+            self.slots.remove(from);
+        }
+        for name in &found.spare {
+            if let Some(slot) = self.slots.remove(name) {
                 self.ignored.extend(slot.entry.source);
             }
         }

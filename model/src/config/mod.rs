@@ -235,6 +235,7 @@ impl ModelConfig {
         }
         let head_dim = match text.size("head_dim", MAX_HEAD_DIM)? {
             Some(head_dim) => head_dim,
+            None if hybrid => return Err(text.error("head_dim", "is missing or null")),
             None if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
             None => {
                 let message = format!(
@@ -301,7 +302,7 @@ impl ModelConfig {
             crest,
             kv_compression,
             nanollm_modules,
-            quantization: root
+            quantization: text
                 .object("quantization_config")?
                 .map(|q| QuantizationConfig::read(&q))
                 .transpose()?,

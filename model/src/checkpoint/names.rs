@@ -25,7 +25,9 @@ pub(crate) fn shown_within(text: &str, limit: usize) -> String {
         return out;
     }
     let tail: Vec<char> = text.chars().rev().take(limit / 6).collect();
-    text.chars().take(limit * 2 / 3).for_each(|c| escape(&mut out, c));
+    text.chars()
+        .take(limit * 2 / 3)
+        .for_each(|c| escape(&mut out, c));
     out.push_str("...");
     tail.into_iter().rev().for_each(|c| escape(&mut out, c));
     out.push_str(&format!(" ({} bytes)", text.len()));

@@ -1,6 +1,7 @@
 //! The tensors of a checkpoint, as views of mapped files.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -174,17 +175,26 @@ impl Checkpoint {
             let path: Arc<Path> = dir.path().join(name).into();
             let map = map_file(&path, &real)?;
             for (tensor, info) in header::parse(&map, &path, shard)? {
-                if let Some(other) = tensors.insert(tensor.clone(), info) {
-                    let message = format!(
-                        "tensor {} is also in {}",
-                        shown(&tensor),
-                        other.file.display()
-                    );
-                    return Err(Error::Container {
-                        path: path.as_ref().into(),
-                        message,
-                    });
+                match tensors.entry(tensor) {
+                    Entry::Vacant(free) => {
+                        free.insert(info);
+                    }
+                    Entry::Occupied(other) => {
+                        let (name, file) = (shown(other.key()), other.get().file.display());
+                        let message = format!("tensor {name} is also in {file}");
+                        return Err(Error::Container {
+                            path: path.as_ref().into(),
+                            message,
+                        });
+                    }
                 }
+            }
+            if tensors.len() > header::MAX_TENSORS {
+                let message = format!("holds more than {} tensors", header::MAX_TENSORS);
+                return Err(Error::Source {
+                    path: dir.path().into(),
+                    message,
+                });
             }
             let map = Arc::new(map);
             maps.push(Shard {

@@ -185,12 +185,19 @@ impl Weights {
         }
         match config.family {
             Family::Crest => {
-                let found =
-                    crest::discover(&out.layers(config.num_hidden_layers)?, config.hidden_size, config.intermediate_size)?;
+                let found = crest::discover(
+                    &out.layers(config.num_hidden_layers)?,
+                    config.hidden_size,
+                    config.intermediate_size,
+                )?;
                 out.crest = out.apply(found)?;
             }
             Family::LeanLlama => {
-                let found = kv::discover(&out.layers(config.num_hidden_layers)?, config.kv_dim(), config.head_dim)?;
+                let found = kv::discover(
+                    &out.layers(config.num_hidden_layers)?,
+                    config.kv_dim(),
+                    config.head_dim,
+                )?;
                 out.kv = out.apply(found)?;
             }
             _ => {}

@@ -4,6 +4,7 @@
 
 mod args;
 mod backend;
+mod bench;
 mod dump;
 mod load;
 mod output;
@@ -24,6 +25,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Measure prefill and decode speed, of a checkpoint or of random weights
+    Bench(Box<bench::BenchArgs>),
     /// Write what a model computes for given tokens, for comparison with another implementation
     Dump(Box<dump::DumpArgs>),
 }
@@ -32,6 +35,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
+        Command::Bench(args) => bench::run(&args),
         Command::Dump(args) => dump::run(&args),
     };
     match result {

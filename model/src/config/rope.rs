@@ -65,7 +65,7 @@ impl RopeConfig {
             .unwrap_or(if hybrid { 0.25 } else { 1.0 });
         // Truncation as in transformers: int(head_dim * factor).
         let rotary_dim = (head_dim as f64 * factor) as usize;
-        if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) || rotary_dim > head_dim {
+        if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
             let message = format!(
                 "{factor} of head_dim {head_dim} is {rotary_dim} rotated dimensions, expected an even number"
             );

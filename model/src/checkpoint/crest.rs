@@ -173,17 +173,23 @@ impl<'a> Search<'a, '_> {
             };
             shapes.insert(linear, shape);
         }
+        // Linears with one output, by what they stand beside and how many inputs they have.
+        let mut single: BTreeMap<(&str, usize), Vec<&'a str>> = BTreeMap::new();
+        for (linear, (n, k)) in &shapes {
+            if *n == 1 {
+                single.entry((owner(linear), *k)).or_default().push(linear);
+            }
+        }
         let mut gates = Vec::new();
         let mut taken = BTreeSet::new();
         for (&first, &(r, k)) in &shapes {
             if k != self.hidden || r == 1 {
                 continue;
             }
-            let second = |(name, shape): (&&'a str, &(usize, usize))| {
-                (owner(name) == owner(first) && *shape == (1, r)).then_some(*name)
-            };
-            let seconds: Vec<&str> = shapes.iter().filter_map(second).collect();
-            match seconds.as_slice() {
+            let seconds = single
+                .get(&(owner(first), r))
+                .map_or(&[][..], Vec::as_slice);
+            match seconds {
                 [] => {}
                 [second] if taken.insert(*second) && taken.insert(first) => {
                     let path = owner(first);

@@ -15,7 +15,7 @@ use crate::cache::{Cache, LayerCacheShape};
 use crate::crest::DepthTrace;
 use crate::decoder::{Decoder, FeedForward};
 use crate::error::{Error, Result};
-use crate::loader::{self, Bias, Loader, WeightOptions, WeightSource};
+use crate::loader::{self, Loader, WeightOptions, WeightSource};
 use crate::plan::{LoadPlan, Progress};
 use crate::rope::RotaryEmbedding;
 
@@ -128,7 +128,7 @@ impl<B: CompactBackend> CausalLm<B> {
             loader.ignore("lm_head");
             None
         } else {
-            Some(loader.linear_as_stored("lm_head", config.vocab_size, config.hidden_size, Bias::None)?)
+            Some(loader.head("lm_head", config.vocab_size, config.hidden_size)?)
         };
         let rotary = RotaryEmbedding::new(&config.rope);
         Ok(Self { model, lm_head, architecture: Arc::new(architecture.clone()), rotary })
@@ -239,7 +239,7 @@ impl<B: CompactBackend> CausalLm<B> {
         Tensor::from_data(TensorData::new(ids, [rows.len(), s]), &self.device())
     }
 
-    fn check_prompt(&self, ids: &[&[u32]], s: usize, cache: &Cache<B>) -> Result<()> {
+    pub(crate) fn check_prompt(&self, ids: &[&[u32]], s: usize, cache: &Cache<B>) -> Result<()> {
         let config = &self.architecture.config;
         let fail = |message: String| Err(Error::Prompt(message));
         if s == 0 {

@@ -71,6 +71,8 @@ pub(crate) enum Bias {
 pub struct WeightOptions {
     /// Quantise the dense linears of the layers (not the head, embeddings, gates or compressors).
     pub quantize: Option<QuantizeOnLoad>,
+    /// Quantise a dense embedding and head.
+    pub quantize_head: Option<QuantizeOnLoad>,
     /// Dequantise and round to the stored type, as the original runtimes do.
     pub round_to_stored: bool,
 }
@@ -164,9 +166,14 @@ impl<B: CompactBackend> Loader<'_, B> {
         self.any_linear(name, n, k, bias, None)
     }
 
-    /// A table of rows, as stored.
+    /// The table of the tokens.
     pub fn embedding(&self, name: &str, n: usize, k: usize) -> Result<Embedding<B>> {
-        Ok(Embedding { weight: self.at(name).weight(n, k, None)? })
+        Ok(Embedding { weight: self.at(name).weight(n, k, self.shared.options.quantize_head)? })
+    }
+
+    /// The head.
+    pub fn head(&self, name: &str, n: usize, k: usize) -> Result<Linear<B>> {
+        self.any_linear(name, n, k, Bias::None, self.shared.options.quantize_head)
     }
 
     /// `gate_proj`, `up_proj` and `down_proj`.

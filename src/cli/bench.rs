@@ -1,0 +1,357 @@
+//! `ember bench`: prefill and decode speed, with the bytes that explain it.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use emberlm::model::config::{CrestOverrides, Family};
+use emberlm::model::shapes;
+use emberlm::model::{
+    CausalLm, ForwardOptions, LoadPlan, LogitsFor, Part, Pretrained, RandomWeights, WeightOptions,
+};
+use emberlm::quant::kv::KvFormat;
+use emberlm_backends::cpu;
+use serde::Serialize;
+
+use super::args::{CacheType, Quant};
+use super::backend::{Cpu, CpuDevice};
+use super::output;
+
+/// Flags of `ember bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Model directory
+    #[arg(short, long, value_name = "DIR", required_unless_present = "shape", conflicts_with = "shape")]
+    model: Option<PathBuf>,
+
+    /// Random weights of a known shape (bench-1b, crest-2b, crest-11b, sky-lite, lean-8b, nano-3b) or of a config.json
+    #[arg(long, value_name = "NAME|FILE.json")]
+    shape: Option<String>,
+
+    /// Storage of the linear layers
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    quant: Quant,
+
+    /// Storage of the embedding and the head
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    quant_head: Quant,
+
+    /// Prompt lengths to measure
+    #[arg(short = 'p', long, value_delimiter = ',', default_value = "128,512", value_name = "N,..")]
+    n_prompt: Vec<usize>,
+
+    /// Tokens to generate; 0 leaves decoding out
+    #[arg(short = 'n', long, default_value_t = 64, value_name = "N")]
+    n_gen: usize,
+
+    /// Tokens already in the cache before a measurement
+    #[arg(short = 'd', long, default_value_t = 0, value_name = "N")]
+    depth: usize,
+
+    /// Thread counts to measure
+    #[arg(short, long, value_delimiter = ',', value_name = "N,..")]
+    threads: Vec<usize>,
+
+    /// Repetitions of each measurement
+    #[arg(short, long, default_value_t = 5, value_name = "N")]
+    repetitions: usize,
+
+    /// Tokens per pass over a prompt
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    chunk: usize,
+
+    /// Number format of cached keys and values
+    #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
+    cache_type: CacheType,
+
+    /// Run exactly K steps for every token (CREST)
+    #[arg(long, value_name = "K", conflicts_with = "threshold")]
+    force_steps: Option<usize>,
+
+    /// Threshold at which a token halts (CREST)
+    #[arg(long, value_name = "T")]
+    threshold: Option<f32>,
+
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Report {
+    results: Vec<Measurement>,
+    peak_rss_bytes: u64,
+    load_seconds: f64,
+    model: String,
+    family: String,
+    parameters: usize,
+    weight_bytes: usize,
+    device: String,
+    cpu_features: Vec<&'static str>,
+    /// What a plain read loop reaches, per thread count, in the same process.
+    read_gb_per_second: Vec<(usize, f64)>,
+}
+
+/// One test at one thread count.
+#[derive(Debug, Serialize)]
+struct Measurement {
+    /// `pp128`: a prompt of 128 tokens; `tg64`: 64 tokens one at a time.
+    test: String,
+    n_prompt: usize,
+    n_gen: usize,
+    n_depth: usize,
+    threads: usize,
+    /// Median.
+    tokens_per_second: f64,
+    best_tokens_per_second: f64,
+    /// Weights that one token reads (for a prompt: that the whole pass reads, per token).
+    bytes_per_token: f64,
+    gb_per_second: f64,
+    /// Steps per layer and token (CREST).
+    mean_steps: Option<f64>,
+    cache_bytes: usize,
+}
+
+/// Runs the command.
+pub fn run(args: &BenchArgs) -> Result<()> {
+    ensure!(args.repetitions > 0, "--repetitions 0 measures nothing");
+    let depth = CrestOverrides {
+        num_steps: args.force_steps,
+        halt_enabled: args.force_steps.map(|_| false),
+        halt_threshold: args.threshold,
+        ..Default::default()
+    };
+    let device = CpuDevice::default();
+    let started = Instant::now();
+    let (name, plan, model) = load(args, &depth, &device)?;
+    let load_seconds = started.elapsed().as_secs_f64();
+    let family = model.architecture().config.family;
+    output::note(&format!(
+        "{name}: {} parameters, {} of weights, loaded in {load_seconds:.1} s",
+        output::count(plan.parameters()),
+        output::bytes(plan.weight_bytes())
+    ));
+
+    let counts = if args.threads.is_empty() { vec![cpu::threads()] } else { args.threads.clone() };
+    let mut report = Report {
+        results: Vec::new(),
+        peak_rss_bytes: 0,
+        load_seconds,
+        model: name,
+        family: family.to_string(),
+        parameters: plan.parameters(),
+        weight_bytes: plan.weight_bytes(),
+        device: "cpu".into(),
+        cpu_features: cpu::features(),
+        read_gb_per_second: Vec::new(),
+    };
+    for &threads in &counts {
+        ensure!(threads > 0, "--threads 0 cannot compute");
+        let bench = Bench { args, model: &model, plan: &plan, threads };
+        cpu::with_threads(threads, || {
+            for &n in args.n_prompt.iter().filter(|&&n| n > 0) {
+                report.results.push(bench.prompt(n)?);
+            }
+            if args.n_gen > 0 {
+                report.results.push(bench.generation(args.n_gen)?);
+            }
+            report.read_gb_per_second.push((threads, cpu::read_bandwidth(READ_BUFFER, 3)));
+            anyhow::Ok(())
+        })
+        .with_context(|| format!("--threads {threads}"))??;
+    }
+    report.peak_rss_bytes = peak_rss().unwrap_or(0);
+    if args.json { output::json(&report) } else { output::text(&table(&report)) }
+}
+
+/// Above four times the last-level cache of the machines that this is used on, in bytes.
+const READ_BUFFER: usize = 512 << 20;
+
+fn load(args: &BenchArgs, depth: &CrestOverrides, device: &CpuDevice) -> Result<(String, LoadPlan, CausalLm<Cpu>)> {
+    let quantize = args.quant.option();
+    let quantize_head = args.quant_head.option();
+    if let Some(path) = &args.model {
+        let options = WeightOptions { quantize, quantize_head, ..Default::default() };
+        let pretrained = Pretrained::open(path, depth)?;
+        let plan = pretrained.plan::<Cpu>(options, device)?;
+        return Ok((path.display().to_string(), plan, pretrained.load(options, device, None)?));
+    }
+    let name = args.shape.clone().unwrap_or_default();
+    let architecture = shapes::shape(&name, depth)?;
+    // The storage that the family is published in, unless another one is asked for.
+    let nano = architecture.config.family == Family::Qwen2 && quantize.is_none() && name.starts_with("nano");
+    let weights = if nano {
+        RandomWeights::nano(&architecture, SEED)
+    } else {
+        RandomWeights::new(&architecture, quantize, quantize_head, SEED)
+    };
+    let options = WeightOptions::default();
+    let plan = CausalLm::<Cpu>::plan(&architecture, &weights, options, device)?;
+    output::note(&format!("{name}: making {} of random weights", output::bytes(plan.weight_bytes())));
+    let model = CausalLm::load(architecture, &weights, options, &plan, device, None)?;
+    Ok((name, plan, model))
+}
+
+const SEED: u64 = 42;
+
+struct Bench<'a> {
+    args: &'a BenchArgs,
+    model: &'a CausalLm<Cpu>,
+    plan: &'a LoadPlan,
+    threads: usize,
+}
+
+impl Bench<'_> {
+    /// One pass over `n` tokens from an empty cache, logits of the last.
+    fn prompt(&self, n: usize) -> Result<Measurement> {
+        let ids = self.ids(n);
+        let mut cache = self.model.new_cache(self.args.cache_type.into());
+        let mut seconds = Vec::new();
+        for _ in 0..=self.args.repetitions {
+            self.fill(&mut cache)?;
+            let start = Instant::now();
+            self.model.prefill(&[&ids], &mut cache, self.args.chunk)?;
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        let passes = n.div_ceil(self.args.chunk.max(1));
+        let steps = self.mean_steps(&ids);
+        let bytes = self.weight_bytes(steps) * passes as f64 / n as f64;
+        Ok(self.measurement(format!("pp{n}"), (n, 0), &seconds[1..], bytes, steps, cache.bytes()))
+    }
+
+    /// `n` greedy tokens, one at a time.
+    fn generation(&self, n: usize) -> Result<Measurement> {
+        let mut cache = self.model.new_cache(self.args.cache_type.into());
+        let mut seconds = Vec::new();
+        let mut produced = Vec::new();
+        for _ in 0..=self.args.repetitions {
+            self.fill(&mut cache)?;
+            produced.clear();
+            let mut id = self.ids(1)[0];
+            let start = Instant::now();
+            for _ in 0..n {
+                let logits = self.model.decode(&[id], &mut cache)?;
+                let best: Vec<i64> = logits.argmax(1).into_data().convert::<i64>().into_vec().unwrap_or_default();
+                id = best.first().copied().unwrap_or_default() as u32;
+                produced.push(id);
+            }
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        let steps = self.mean_steps(&produced);
+        Ok(self.measurement(format!("tg{n}"), (0, n), &seconds[1..], self.weight_bytes(steps), steps, cache.bytes()))
+    }
+
+    /// Empties the cache and puts in the tokens that a measurement starts from.
+    fn fill(&self, cache: &mut emberlm::model::cache::Cache<Cpu>) -> Result<()> {
+        cache.reset();
+        if self.args.depth > 0 {
+            self.model.prefill(&[&self.ids(self.args.depth)], cache, self.args.chunk)?;
+        }
+        Ok(())
+    }
+
+    fn ids(&self, n: usize) -> Vec<u32> {
+        let vocabulary = self.model.architecture().config.vocab_size;
+        (0..n).map(|i| ((i * 7919 + 13) % vocabulary.saturating_sub(300).max(1) + 300.min(vocabulary / 2)) as u32).collect()
+    }
+
+    /// Steps per layer and token when these tokens are run.
+    fn mean_steps(&self, ids: &[u32]) -> Option<f64> {
+        self.model.architecture().crest.as_ref()?;
+        let mut cache = self.model.new_cache(KvFormat::F32);
+        let options = ForwardOptions { logits: LogitsFor::Nothing, hidden: false };
+        let depth = self.model.forward(self.model.ids(&[ids]), &mut cache, options).depth;
+        let steps: Vec<f64> = depth
+            .iter()
+            .flat_map(|layer| layer.steps.to_data().convert::<f64>().into_vec::<f64>().unwrap_or_default())
+            .collect();
+        Some(steps.iter().sum::<f64>() / steps.len().max(1) as f64)
+    }
+
+    /// Bytes of weights that one pass reads: all but the rows of an untied embedding that are not looked up, and of CREST's MLPs
+    /// the share that runs.
+    fn weight_bytes(&self, mean_steps: Option<f64>) -> f64 {
+        let architecture = self.model.architecture();
+        let steps = architecture.crest.as_ref().map_or(1, |crest| crest.num_steps) as f64;
+        let share = mean_steps.map_or(1.0, |mean| mean / steps);
+        let read = self.plan.tensors.iter().map(|tensor| {
+            let bytes = tensor.bytes as f64;
+            match tensor.part() {
+                Part::Embedding if !architecture.tied_head => 0.0,
+                Part::FeedForward => bytes * share,
+                _ => bytes,
+            }
+        });
+        read.sum()
+    }
+
+    fn measurement(
+        &self,
+        test: String,
+        (n_prompt, n_gen): (usize, usize),
+        seconds: &[f64],
+        bytes_per_token: f64,
+        mean_steps: Option<f64>,
+        cache_bytes: usize,
+    ) -> Measurement {
+        let mut seconds = seconds.to_vec();
+        seconds.sort_by(f64::total_cmp);
+        let tokens = (n_prompt + n_gen) as f64;
+        let tokens_per_second = tokens / seconds[seconds.len() / 2];
+        Measurement {
+            test,
+            n_prompt,
+            n_gen,
+            n_depth: self.args.depth,
+            threads: self.threads,
+            tokens_per_second,
+            best_tokens_per_second: tokens / seconds[0],
+            bytes_per_token,
+            gb_per_second: tokens_per_second * bytes_per_token / 1e9,
+            mean_steps,
+            cache_bytes,
+        }
+    }
+}
+
+fn table(report: &Report) -> String {
+    use std::fmt::Write;
+    let mut out = format!("{:<8} {:>7} {:>12} {:>12} {:>14} {:>9}", "test", "threads", "tokens/s", "best", "MB per token", "GB/s");
+    if report.results.iter().any(|result| result.mean_steps.is_some()) {
+        out.push_str("   steps");
+    }
+    for result in &report.results {
+        let Measurement { test, threads, tokens_per_second, best_tokens_per_second, bytes_per_token, gb_per_second, .. } =
+            result;
+        let mb = bytes_per_token / 1e6;
+        let _ = write!(
+            out,
+            "\n{test:<8} {threads:>7} {tokens_per_second:>12.2} {best_tokens_per_second:>12.2} {mb:>14.1} {gb_per_second:>9.1}"
+        );
+        if let Some(steps) = result.mean_steps {
+            let _ = write!(out, " {steps:>7.2}");
+        }
+    }
+    for (threads, speed) in &report.read_gb_per_second {
+        let _ = write!(out, "\nplain read, {threads} threads: {speed:.1} GB/s");
+    }
+    let _ = write!(
+        out,
+        "\nload {:.2} s, peak memory {}, {} ({})\n",
+        report.load_seconds,
+        output::bytes(report.peak_rss_bytes as usize),
+        report.device,
+        report.cpu_features.join(" ")
+    );
+    out
+}
+
+/// Peak resident memory of this process, where the system tells it.
+fn peak_rss() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes * 1024)
+}

@@ -100,8 +100,11 @@ pub fn run(args: &DumpArgs) -> Result<()> {
     sampling.validate()?;
     let out = OutputFile::create(&args.out)?;
 
-    let options =
-        WeightOptions { quantize: args.model.quant.option(), round_to_stored: args.rounding == Rounding::Stored, ..Default::default() };
+    let options = WeightOptions {
+        quantize: args.model.quant.option(),
+        round_to_stored: args.rounding == Rounding::Stored,
+        ..WeightOptions::default()
+    };
     let model = load::load(&pretrained, options, &device, |_| String::new())?;
     let mut cache = model.new_batch_cache(KvFormat::F32, tokens.left_pad.clone());
     let mut record = Record::new(&tokens);

@@ -1,19 +1,29 @@
 //! The command line: text goes to stdout, everything else to stderr.
 //!
-//! Exit codes: 0 when the work is done (a closed pipe included), 1 after an error, 2 when the command line is wrong.
+//! Exit codes: 0 when the work is done (a closed pipe included), 1 after an error, 2 when the command line is wrong, 130 after
+//! Ctrl-C.
 
 mod args;
 mod backend;
 mod bench;
 mod dump;
+mod estimate;
+mod generate;
+mod info;
+mod info_text;
 mod load;
 mod output;
+mod sampling;
 mod tensor_file;
+mod terminal;
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+/// Exit code after Ctrl-C: 128 and the number of the signal, as shells have it.
+const INTERRUPTED: u8 = 130;
 
 /// Compact language models: CREST, Nano compact, LeanLlama
 #[derive(Debug, Parser)]
@@ -25,6 +35,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Continue a prompt, or answer it with --chat
+    Generate(Box<generate::GenerateArgs>),
+    /// Show what a model directory holds and what running it takes; loads no weights
+    Info(Box<info::InfoArgs>),
     /// Measure prefill and decode speed, of a checkpoint or of random weights
     Bench(Box<bench::BenchArgs>),
     /// Write what a model computes for given tokens, for comparison with another implementation
@@ -35,11 +49,14 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
-        Command::Bench(args) => bench::run(&args),
-        Command::Dump(args) => dump::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Info(args) => info::run(&args).map(|()| true),
+        Command::Bench(args) => bench::run(&args).map(|()| true),
+        Command::Dump(args) => dump::run(&args).map(|()| true),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(INTERRUPTED),
         // The reader has seen enough, as in `ember ... | head`.
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

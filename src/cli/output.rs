@@ -4,7 +4,12 @@ use std::io::{self, Write};
 
 /// Whether the reader of stdout is gone, which is no error.
 pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe)
+    // An error of serde_json is none of io, though it may hold one.
+    error.chain().any(|cause| {
+        let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        let kind = kind.or_else(|| cause.downcast_ref::<serde_json::Error>()?.io_error_kind());
+        kind == Some(io::ErrorKind::BrokenPipe)
+    })
 }
 
 /// An error and its causes in one line, each cause once.
@@ -17,7 +22,20 @@ pub fn with_causes(error: &anyhow::Error) -> String {
             message.push_str(&cause);
         }
     }
-    message
+    printable(&message)
+}
+
+/// Text from a file with its control characters escaped, so that it cannot steer a terminal.
+pub fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
 }
 
 /// A note on stderr; a closed stderr is no reason to stop.

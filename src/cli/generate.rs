@@ -1,0 +1,312 @@
+//! `ember generate`: a prompt in, text out as it is generated.
+
+use std::io::{self, IsTerminal, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use emberlm::model::generate::{CancelHandle, Finish, GenerateOptions, Generator, Summary, TokenDepth};
+use emberlm::model::text::{ChatOptions, Message, StopSet, StopStrings, TextProcessor};
+use emberlm::model::{DEFAULT_CHUNK, Error, Pretrained, WeightOptions};
+use serde::Serialize;
+
+use super::args::{CacheType, DepthArgs, DeviceArgs, ModelArgs};
+use super::estimate::Estimate;
+use super::sampling::SamplingArgs;
+use super::terminal::TerminalFilter;
+use super::{backend, load, output};
+
+/// Largest prompt read from stdin, in bytes.
+const MAX_PROMPT: u64 = 64 << 20;
+
+const ABOUT: &str = "\
+With --json one object is printed at the end: text, tokens, prompt_tokens, finish (stop, length, cancelled), seed, \
+prefill_seconds, decode_seconds, prefill_tokens_per_second, decode_tokens_per_second (without the first token, which \
+belongs to the prefill), mean_steps (per layer and token; CREST), and with --trace depth: per token its id, the steps of \
+every layer and the halting probabilities.
+
+Ctrl-C ends the text; a second one ends the program.";
+
+/// Flags of `ember generate`.
+#[derive(Debug, Args)]
+#[command(after_long_help = ABOUT)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// The prompt; - reads it from stdin, without its last line break
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: String,
+
+    /// Tokens to generate at most
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 256)]
+    max_tokens: usize,
+
+    /// End the text before this string (may be repeated)
+    #[arg(long, value_name = "STR", allow_hyphen_values = true)]
+    stop: Vec<String>,
+
+    /// Do not end the text at the model's end tokens
+    #[arg(long)]
+    ignore_eos: bool,
+
+    /// Put the prompt into the model's chat template, as a message of the user
+    #[arg(long)]
+    chat: bool,
+
+    /// System message before the prompt
+    #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
+    system: Option<String>,
+
+    /// Tell the chat template not to think first (enable_thinking false)
+    #[arg(long, requires = "chat")]
+    no_think: bool,
+
+    /// Tokens per pass over the prompt
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_CHUNK as u32, value_parser = clap::value_parser!(u32).range(1..))]
+    chunk: u32,
+
+    /// Number format of cached keys and values
+    #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
+    cache_type: CacheType,
+
+    /// Write the depth of every token to stderr (CREST)
+    #[arg(long)]
+    trace: bool,
+
+    /// Print one JSON object at the end instead of the text
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    sampling: SamplingArgs,
+
+    #[command(flatten)]
+    depth: DepthArgs,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    text: &'a str,
+    tokens: &'a [u32],
+    prompt_tokens: usize,
+    finish: &'static str,
+    seed: u64,
+    prefill_seconds: f64,
+    decode_seconds: f64,
+    prefill_tokens_per_second: f64,
+    decode_tokens_per_second: f64,
+    mean_steps: Option<f64>,
+    depth: Option<Vec<TracedToken>>,
+}
+
+/// How deep a token went.
+#[derive(Debug, Serialize)]
+struct TracedToken {
+    token: u32,
+    steps: Vec<u32>,
+    halt: Vec<Vec<f32>>,
+}
+
+/// Runs the command. False when it was interrupted.
+pub fn run(args: &GenerateArgs) -> Result<bool> {
+    let device = backend::open(&args.device)?;
+    let pretrained = load::open(&args.model.model, &args.depth)?;
+    let architecture = pretrained.architecture();
+    if args.trace && architecture.crest.is_none() {
+        bail!("--trace is for models with adaptive depth; this is {}", architecture.config.family);
+    }
+    let text = pretrained.text()?;
+    // Everything that can be wrong is looked at before the weights are.
+    let options = options(args, &pretrained, &text)?;
+    let prompt = prompt(args, &text)?;
+    let limit = architecture.config.max_position_embeddings;
+    if prompt.is_empty() {
+        return Err(Error::Prompt("it has no tokens; give some text with -p".into()).into());
+    }
+    if prompt.len() > limit {
+        let message = format!("{} tokens, but the context of this model is {limit}; shorten it", prompt.len());
+        return Err(Error::Prompt(message).into());
+    }
+
+    let context = prompt.len().saturating_add(options.max_tokens).min(limit);
+    let weights = WeightOptions { quantize: args.model.quant.option(), ..WeightOptions::default() };
+    let model = load::load(&pretrained, weights, &device, |plan| {
+        Estimate::new(architecture, plan, options.cache, context, options.chunk).note()
+    })?;
+    let generator = Generator::new(&model, &text, options)?;
+    cancel_on_interrupt(generator.cancel_handle());
+
+    let mut shown = Shown::new(args.json);
+    let mut depth = Vec::new();
+    let mut pieces = generator.run(&prompt)?;
+    for piece in pieces.by_ref() {
+        let piece = piece?;
+        if let (true, Some(token), Some(went)) = (args.trace, piece.token, piece.depth) {
+            if !args.json {
+                output::note(&trace_line(token, &text, &went));
+            }
+            depth.push(TracedToken { token, steps: went.steps, halt: went.halt });
+        }
+        shown.push(&piece.text)?;
+    }
+    let summary = pieces.summary();
+    if args.json {
+        write_report(&shown.text, summary, args.trace.then_some(depth))?;
+    } else {
+        shown.finish()?;
+    }
+    output::note(&summary_line(summary));
+    Ok(summary.finish != Finish::Cancelled)
+}
+
+fn options(args: &GenerateArgs, pretrained: &Pretrained, text: &TextProcessor) -> Result<GenerateOptions> {
+    let sampling = args.sampling.config(pretrained.generation_config());
+    sampling.validate()?;
+    StopStrings::new(args.stop.iter().cloned())?;
+    Ok(GenerateOptions {
+        sampling,
+        max_tokens: args.max_tokens,
+        stop_tokens: if args.ignore_eos { StopSet::default() } else { pretrained.stop_tokens(text) },
+        stop_strings: args.stop.clone(),
+        chunk: args.chunk as usize,
+        cache: args.cache_type.into(),
+        // Mean steps belong to the summary of every CREST run.
+        trace: pretrained.architecture().crest.is_some(),
+    })
+}
+
+/// The tokens of the prompt.
+fn prompt(args: &GenerateArgs, text: &TextProcessor) -> Result<Vec<u32>> {
+    let prompt = if args.prompt == "-" { read_stdin()? } else { args.prompt.clone() };
+    if !args.chat {
+        return Ok(text.encode(&prompt, true)?);
+    }
+    let system = args.system.iter().map(Message::system);
+    let messages: Vec<Message> = system.chain([Message::user(prompt)]).collect();
+    let mut options = ChatOptions::prompt();
+    if args.no_think {
+        options = options.with("enable_thinking", false);
+    }
+    Ok(text.encode_chat(&messages, &options)?)
+}
+
+fn read_stdin() -> Result<String> {
+    let mut bytes = Vec::new();
+    io::stdin().lock().take(MAX_PROMPT + 1).read_to_end(&mut bytes).context("cannot read the prompt from stdin")?;
+    if bytes.len() as u64 > MAX_PROMPT {
+        bail!("the prompt on stdin is longer than {}", output::bytes(MAX_PROMPT as usize));
+    }
+    let mut prompt = String::from_utf8(bytes).context("the prompt on stdin is not UTF-8")?;
+    if prompt.ends_with('\n') {
+        prompt.pop();
+        if prompt.ends_with('\r') {
+            prompt.pop();
+        }
+    }
+    Ok(prompt)
+}
+
+/// The first Ctrl-C ends the text, the second the program. Where signals cannot be handled, the first ends the program.
+fn cancel_on_interrupt(cancel: CancelHandle) {
+    let asked = AtomicBool::new(false);
+    let _ = ctrlc::set_handler(move || {
+        if asked.swap(true, Ordering::Relaxed) {
+            std::process::exit(super::INTERRUPTED.into());
+        }
+        cancel.cancel();
+    });
+}
+
+/// The text so far, and what of it is on stdout.
+struct Shown {
+    text: String,
+    filter: Option<TerminalFilter>,
+    silent: bool,
+}
+
+impl Shown {
+    fn new(silent: bool) -> Self {
+        let filter = io::stdout().is_terminal().then(TerminalFilter::default);
+        Self { text: String::new(), filter, silent }
+    }
+
+    fn push(&mut self, piece: &str) -> io::Result<()> {
+        self.text.push_str(piece);
+        if self.silent || piece.is_empty() {
+            return Ok(());
+        }
+        let mut out = io::stdout().lock();
+        match &mut self.filter {
+            Some(filter) => out.write_all(filter.push(piece).as_bytes())?,
+            None => out.write_all(piece.as_bytes())?,
+        }
+        out.flush()
+    }
+
+    /// Ends the last line.
+    fn finish(&self) -> io::Result<()> {
+        if self.text.ends_with('\n') { Ok(()) } else { writeln!(io::stdout()) }
+    }
+}
+
+fn trace_line(token: u32, text: &TextProcessor, depth: &TokenDepth) -> String {
+    let spelled = text.token(token).unwrap_or_default();
+    let steps: Vec<String> = depth.steps.iter().map(u32::to_string).collect();
+    format!("{token:>7} {spelled:?}: {:.2} steps: {}", depth.mean_steps(), steps.join(" "))
+}
+
+fn rate(tokens: usize, seconds: f64) -> f64 {
+    if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 }
+}
+
+/// Tokens per second of the prompt, and of the output after its first token.
+fn rates(summary: &Summary) -> (f64, f64) {
+    let decoded = summary.generated.len().saturating_sub(1);
+    (rate(summary.prompt_tokens, summary.prefill_seconds), rate(decoded, summary.decode_seconds))
+}
+
+fn finish_name(finish: &Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+        Finish::Cancelled => "cancelled",
+    }
+}
+
+fn summary_line(summary: &Summary) -> String {
+    let (prefill, decode) = rates(summary);
+    let steps = summary.mean_steps.map_or(String::new(), |steps| format!(", {steps:.2} steps per layer and token"));
+    format!(
+        "{} prompt tokens ({prefill:.1} tokens/s), {} generated ({decode:.1} tokens/s){steps}, seed {}, finish: {}",
+        summary.prompt_tokens,
+        summary.generated.len(),
+        summary.seed,
+        finish_name(&summary.finish)
+    )
+}
+
+fn write_report(text: &str, summary: &Summary, depth: Option<Vec<TracedToken>>) -> io::Result<()> {
+    let (prefill_tokens_per_second, decode_tokens_per_second) = rates(summary);
+    let report = Report {
+        text,
+        tokens: &summary.generated,
+        prompt_tokens: summary.prompt_tokens,
+        finish: finish_name(&summary.finish),
+        seed: summary.seed,
+        prefill_seconds: summary.prefill_seconds,
+        decode_seconds: summary.decode_seconds,
+        prefill_tokens_per_second,
+        decode_tokens_per_second,
+        mean_steps: summary.mean_steps,
+        depth,
+    };
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, &report)?;
+    writeln!(out)?;
+    out.flush()
+}

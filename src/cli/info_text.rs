@@ -1,0 +1,140 @@
+//! The text of `ember info`.
+
+use std::io::{Result, Write};
+
+use super::info::{CrestInfo, Generation, Info, KvInfo, Share, Source};
+use super::output::{bytes, count, printable};
+
+/// Width of the names on the left.
+const NAMES: usize = 23;
+
+/// Writes the facts for a reader.
+pub fn write(out: &mut impl Write, info: &Info) -> Result<()> {
+    let mut line = |name: &str, value: &str| writeln!(out, "{name:<NAMES$}{}", printable(value));
+    line("model", &info.path)?;
+    line("family", info.family)?;
+    let architecture = info.architecture.as_deref().unwrap_or("not named");
+    line("architecture", &format!("{architecture} (model_type {})", info.model_type))?;
+    if info.auto_map {
+        line("", "config.json asks for Python code of its own (auto_map), which is never run")?;
+    }
+    let sizes = &info.sizes;
+    line("parameters", &count(info.parameters))?;
+    let kinds = match sizes.linear_attention_layers {
+        0 => String::new(),
+        linear => format!(" ({} full attention, {linear} linear attention)", sizes.full_attention_layers),
+    };
+    line("layers", &format!("{}{kinds}", sizes.layers))?;
+    line("hidden, feed-forward", &format!("{}, {}", sizes.hidden_size, sizes.intermediate_size))?;
+    let (heads, kv_heads) = (sizes.attention_heads, sizes.key_value_heads);
+    line("heads", &format!("{heads} ({kv_heads} for keys and values) of {}", sizes.head_dim))?;
+    let head = if info.tied_head { "the embedding (tied)" } else { "of its own" };
+    line("vocabulary, head", &format!("{}, {head}", sizes.vocab_size))?;
+    line("context", &format!("{} tokens", sizes.context))?;
+    if info.ignored_tensors > 0 {
+        line("ignored tensors", &info.ignored_tensors.to_string())?;
+    }
+
+    let weights = &info.weights;
+    let stored = bytes(weights.stored_bytes);
+    let peak = bytes(weights.peak_load_bytes);
+    line("weights", &format!("{} ({stored} stored, {peak} while loading)", bytes(weights.bytes)))?;
+    for share in &weights.by_storage {
+        line(&format!("  {}", share.name), &share_text(share))?;
+    }
+    for share in &weights.by_part {
+        line(&format!("  {}", share.name), &share_text(share))?;
+    }
+    let cache = &info.cache;
+    let (f16, f32) = (bytes(cache.bytes_per_token.f16), bytes(cache.bytes_per_token.f32));
+    let fixed = bytes(cache.bytes_per_sequence);
+    line("cache", &format!("{f16} per token in f16, {f32} in f32; {fixed} per sequence besides"))?;
+    for (name, estimate) in [("f16", info.estimate.by_format.f16), ("f32", info.estimate.by_format.f32)] {
+        let text = format!("{}{}", bytes(estimate.weights), estimate.note());
+        line(&format!("estimate, {name} cache"), &text)?;
+    }
+    line("", &format!("= {}", info.estimate.formula))?;
+
+    if let Some(crest) = &info.crest {
+        line("adaptive depth", &format!("{} steps in the checkpoint", crest.steps_in_checkpoint))?;
+        crest_lines(crest, &mut line)?;
+    }
+    match &info.kv_compression {
+        Some(kv) => kv_lines(kv, &mut line)?,
+        None => line("cache compression", "none")?,
+    }
+    line("generation", &generation_text(&info.generation))?;
+    let stops = info.stop_tokens.iter().map(|stop| match &stop.text {
+        Some(text) => format!("{} {text:?}", stop.id),
+        None => format!("{} (no such token)", stop.id),
+    });
+    let stops: Vec<String> = stops.collect();
+    line("stop tokens", &if stops.is_empty() { "none".to_owned() } else { stops.join(", ") })?;
+    match (&info.tokenizer_error, info.chat_template) {
+        (Some(error), _) => line("tokenizer", error),
+        (None, Some(true)) => line("chat template", "yes"),
+        (None, _) => line("chat template", "none"),
+    }
+}
+
+fn share_text(share: &Share) -> String {
+    let stored = match share.stored_bytes {
+        stored if stored == share.bytes => String::new(),
+        stored => format!(" ({} stored)", bytes(stored)),
+    };
+    format!("{:>10}{stored} in {} tensors, {} parameters", bytes(share.bytes), share.tensors, count(share.parameters))
+}
+
+fn crest_lines(crest: &CrestInfo, line: &mut impl FnMut(&str, &str) -> Result<()>) -> Result<()> {
+    for option in &crest.options {
+        let source = match option.source {
+            Source::Overridden => "overridden",
+            Source::Stated => "stated",
+            Source::Found => "found in the tensors",
+            Source::Default => "default",
+        };
+        let value = match &option.value {
+            serde_json::Value::String(value) => value.clone(),
+            serde_json::Value::Null => "none".to_owned(),
+            value => value.to_string(),
+        };
+        line(&format!("  {}", option.name), &format!("{value} ({source})"))?;
+    }
+    match crest.ignored_keys.is_empty() {
+        true => Ok(()),
+        false => line("  ignored keys", &crest.ignored_keys.join(", ")),
+    }
+}
+
+fn kv_lines(kv: &KvInfo, line: &mut impl FnMut(&str, &str) -> Result<()>) -> Result<()> {
+    line("cache compression", &format!("activation {}, keys {}", kv.activation, kv.k_stage))?;
+    for c in &kv.compressors {
+        let decoder = c.hidden_dim.map_or("linear decoder".to_owned(), |h| format!("decoder over {h}"));
+        let biases = match (c.encoder_bias, c.decoder_bias) {
+            (false, false) => "no biases",
+            (true, true) => "biases",
+            (true, false) => "bias of the encoder",
+            (false, true) => "biases of the decoder",
+        };
+        let text = format!("{}: {} numbers to {}, {decoder}, {biases}", c.target, c.width, c.code_dim);
+        line(&format!("  layer {}", c.layer), &text)?;
+    }
+    Ok(())
+}
+
+fn generation_text(generation: &Generation) -> String {
+    fn show<T: ToString>(name: &str, value: Option<T>) -> Option<String> {
+        value.map(|value| format!("{name} {}", value.to_string()))
+    }
+    let stated = [
+        show("do_sample", generation.do_sample),
+        show("temperature", generation.temperature),
+        show("top_k", generation.top_k),
+        show("top_p", generation.top_p),
+        show("min_p", generation.min_p),
+        show("repetition_penalty", generation.repetition_penalty),
+        show("max_new_tokens", generation.max_new_tokens),
+    ];
+    let stated: Vec<String> = stated.into_iter().flatten().collect();
+    if stated.is_empty() { "nothing stated".to_owned() } else { stated.join(", ") }
+}

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use tokenizers::Tokenizer;
 
-use super::chat_template::{ChatOptions, ChatTemplate, Message};
+use super::chat::{ChatOptions, ChatTemplate, Message};
 use super::decode_stream::DecodeStream;
 use super::files::TextFiles;
 use super::literal;

@@ -19,9 +19,11 @@ use crate::{Error, Result};
 /// The largest published templates have 30 KB.
 const SOURCE_LIMIT: usize = 256 << 10;
 /// Bounds how deep operators chain in one expression, which the parser itself does not.
-const TOKENS_PER_TAG: usize = 10_000;
+const TOKENS_PER_TAG: usize = 4_000;
+/// `elif` branches are nested in the syntax tree, which the parser does not bound either.
+const ELIF_LIMIT: usize = 1_000;
 /// The engine recurses over the syntax tree and over values, within the bounds above. Only what is used is ever backed by memory.
-const STACK: usize = 256 << 20;
+const STACK: usize = 64 << 20;
 /// Nesting of macro calls and loops in the engine, which counts a macro call four times.
 const RECURSION: usize = 400;
 
@@ -137,6 +139,7 @@ fn compile<'s>(
     }
     let syntax = syntax()?;
     let mut in_tag = 0;
+    let mut elifs = 0;
     for token in tokenize(source, false, syntax.clone()) {
         // Errors are reported by the parser, with their place.
         let Ok((token, span)) = token else { break };
@@ -144,10 +147,11 @@ fn compile<'s>(
             Token::TemplateData(_) | Token::VariableStart | Token::BlockStart => 0,
             _ => in_tag + 1,
         };
-        if in_tag > TOKENS_PER_TAG {
+        elifs += usize::from(in_tag == 1 && matches!(token, Token::Ident("elif")));
+        if in_tag > TOKENS_PER_TAG || elifs > ELIF_LIMIT {
             let line = span.start_line;
             return Err(refuse(format!(
-                "line {line}: an expression has more than {TOKENS_PER_TAG} parts"
+                "line {line}: a tag has more than {TOKENS_PER_TAG} parts, or there are more than {ELIF_LIMIT} elif tags"
             )));
         }
     }

@@ -90,7 +90,10 @@ fn refused(template: &str) -> String {
         start.elapsed()
     );
     match result {
-        Err(Error::Template(message)) => message,
+        Err(Error::Template(message)) => {
+            println!("{:?} {message}", start.elapsed());
+            message
+        }
         other => panic!("{shown}: {:?}", other.map(|text| text.len())),
     }
 }
@@ -99,22 +102,29 @@ fn refused(template: &str) -> String {
 fn templates_that_never_end() {
     in_child("templates_that_never_end", || {
         for template in [
-            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-            "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
+            "{% for a in range(50000) %}{% for b in range(50000) %}{% endfor %}{% endfor %}",
+            "{% for a in range(50000) %}{% for b in range(50000) %}x{% endfor %}{% endfor %}",
             "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
             "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
             "{% macro a() %}{{ b() }}{% endmacro %}{% macro b() %}{{ a() }}{% endmacro %}{{ a() }}",
             "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(90) }}",
             "{% macro m() %}{{ caller() }}{% call m() %}x{% endcall %}{% endmacro %}{% call m() %}x{% endcall %}",
             // Slow operations on long texts, each one instruction.
-            "{% set s = 'a' * 2000000 %}{% for i in range(99999) %}{% if 'aab' in s %}{% endif %}{% endfor %}",
-            "{% set s = 'a' * 2000000 %}{% for i in range(99999) %}{% if s == s ~ '' %}{% endif %}{% endfor %}",
-            "{% set s = 'a' * 2000000 %}{% for i in range(99999) %}{% set t = s.strip('b') %}{% endfor %}",
-            "{% set s = 'a' * 900000 %}{% set t = 'b' * 900000 ~ 'a' %}{% for i in range(99999) %}{% set u = s.strip(t) %}{% endfor %}",
-            "{% set s = 'a' * 2000000 %}{% for i in range(99999) %}{% set t = s|length %}{% endfor %}",
-            "{% set s = 'a' * 2000000 %}{% for i in range(99999) %}{% set t = s[::-1] %}{% endfor %}",
-            "{% set l = range(80000)|list %}{% for i in range(99999) %}{% set m = l|sort(reverse=true) %}{% endfor %}",
-            "{% set l = range(80000)|list %}{% for i in range(99999) %}{% if l == l + [] %}{% endif %}{% endfor %}",
+            "{% set s = 'a' * 2000000 %}{% for i in range(50000) %}{% if 'aab' in s %}{% endif %}{% endfor %}",
+            "{% set s = 'a' * 2000000 %}{% for i in range(50000) %}{% if s == s ~ '' %}{% endif %}{% endfor %}",
+            "{% set s = 'a' * 2000000 %}{% for i in range(50000) %}{% set t = s.strip('b') %}{% endfor %}",
+            "{% set s = 'a' * 900000 %}{% set t = 'b' * 900000 ~ 'a' %}{% for i in range(50000) %}{% set u = s.strip(t) %}{% endfor %}",
+            "{% set s = 'a' * 2000000 %}{% for i in range(50000) %}{% set t = s|length %}{% endfor %}",
+            "{% set s = 'a' * 2000000 %}{% for i in range(50000) %}{% set t = s[::-1] %}{% endfor %}",
+            "{% set s = 'a' * 2000000 %}{% for i in range(50000) %}{% set t = s[1999999] %}{% endfor %}",
+            "{% set s = 'a' * 2000000 %}{% for i in range(50000) %}{% set t = s is upper %}{% endfor %}",
+            "{% set s = 'a' * 2000000 %}{% for i in range(50000) %}{% set t = s.find('b') %}{% endfor %}",
+            "{% set s = 'a' * 2000000 %}{% for i in range(50000) %}{% for c in s %}{% break %}{% endfor %}{% endfor %}",
+            "{% set s = 'a' * 2000000 %}{% for i in range(50000) %}{% set t = s[1:][1:][1:] %}{% endfor %}",
+            "{% set l = range(50000)|list %}{% for i in range(50000) %}{% set m = l[::-1] %}{% endfor %}",
+            "{% set l = range(50000)|list %}{% for i in range(50000) %}{% if 'x' in l %}{% endif %}{% endfor %}",
+            "{% set l = range(50000)|list %}{% for i in range(50000) %}{% set m = l|sort(reverse=true) %}{% endfor %}",
+            "{% set l = range(50000)|list %}{% for i in range(50000) %}{% if l == l + [] %}{% endif %}{% endfor %}",
         ] {
             let message = refused(template);
             let known = ["steps", "longer", "recursion", "memory", "grows"];
@@ -140,7 +150,7 @@ fn templates_that_fill_memory() {
             "{{ ('x' * 1000000)|list|join('x' * 1000000) }}".to_owned(),
             "{{ ('x' * 1000000).replace('', 'x' * 1000000) }}".to_owned(),
             "{{ ('x' * 1000000)|replace('x', 'x' * 1000000) }}".to_owned(),
-            "{{ ('x' * 1000000).join(range(99999)) }}".to_owned(),
+            "{{ ('x' * 1000000).join(range(50000)) }}".to_owned(),
             "{{ '%0999999999d'|format(1) }}".to_owned(),
             "{{ '%*d'|format(999999999, 1) }}".to_owned(),
             "{{ '{:>999999999}'.format('x') }}".to_owned(),
@@ -158,9 +168,9 @@ fn templates_that_fill_memory() {
             format!("{double}{{% set y %}}{{{{ ns.x }}}}{{{{ ns.x }}}}{{% endset %}}{{% set ns.x = y %}}{{% endfor %}}"),
             format!("{double}{{% set ns.x = namespace(a=ns.x, b=ns.x) %}}{{% endfor %}}"),
             format!("{double}{{% set ns.x = dict(a=ns.x, b=ns.x) %}}{{% endfor %}}{{{{ ns.x }}}}"),
-            "{% for i in range(99999) %}{{ 'x' * 100000 }}{% endfor %}".to_owned(),
-            format!("{{% for i in range(99999) %}}{}{{% endfor %}}", "raw text ".repeat(20_000)),
-            format!("{{% set x %}}{{% for i in range(99999) %}}{}{{% endfor %}}{{% endset %}}", "raw text ".repeat(20_000)),
+            "{% for i in range(50000) %}{{ 'x' * 100000 }}{% endfor %}".to_owned(),
+            format!("{{% for i in range(50000) %}}{}{{% endfor %}}", "raw text ".repeat(20_000)),
+            format!("{{% set x %}}{{% for i in range(50000) %}}{}{{% endfor %}}{{% endset %}}", "raw text ".repeat(20_000)),
             "{% macro m(s, n) %}{% if n %}{{ m(s ~ s, n - 1) }}{% endif %}{% endmacro %}{{ m('xx', 60) }}".to_owned(),
             "{% set ns = namespace(l=[]) %}{% for i in range(60000) %}{% set ns.l = ns.l + ['x' * 1000] %}{% endfor %}".to_owned(),
             "{% set ns = namespace(l=[]) %}{% for i in range(60000) %}{% set ns.l = [ns.l] %}{% endfor %}".to_owned(),
@@ -281,7 +291,9 @@ fn a_long_honest_chat_fits_the_budget() {
     let messages: Vec<Message> = (0..2_000)
         .map(|i| Message::new(if i % 2 == 0 { "user" } else { "assistant" }, line.clone()))
         .collect();
+    let start = Instant::now();
     let rendered = text.render_chat(&messages, &ChatOptions::prompt()).unwrap();
+    println!("{:?} for {} bytes", start.elapsed(), rendered.len());
     assert!(rendered.len() > 2_000 * 999);
     // Adding to one text message by message is quadratic, and still within bounds for an honest chat.
     let collecting = "{% set ns = namespace(out='') %}{% for m in messages %}{% set ns.out = ns.out ~ m.role ~ m.content %}{% endfor %}{{ ns.out }}";

@@ -7,7 +7,7 @@ use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
 /// Templates of published models render in milliseconds.
-const TIME: Duration = Duration::from_millis(1500);
+const TIME: Duration = Duration::from_secs(1);
 /// Room for one value and for all values together, beyond what grows with the messages.
 const VALUE_BYTES: usize = 2 << 20;
 const TOTAL_BYTES: usize = 48 << 20;
@@ -76,6 +76,13 @@ impl Budget {
         Ok(value)
     }
 
+    /// Passes on what a loop goes over. The engine cuts a text into characters first.
+    pub(super) fn iterate(&self, value: Value) -> Result<Value, Error> {
+        let characters = value.as_str().map_or(0, str::len);
+        self.spend(characters.saturating_mul(NODE))?;
+        Ok(value)
+    }
+
     /// Takes the size of `value` from `room`; a part that occurs twice counts twice, as it does for whatever walks the value.
     fn weigh(&self, value: &Value, room: &mut usize, depth: usize) -> Result<(), Error> {
         if depth > DEPTH {
@@ -104,7 +111,8 @@ impl Budget {
         self.check_time()
     }
 
-    fn check_time(&self) -> Result<(), Error> {
+    /// Whether there is time left.
+    pub(super) fn check_time(&self) -> Result<(), Error> {
         if Instant::now() > self.deadline {
             return Err(refuse(format!("the template runs longer than {TIME:?}")));
         }

@@ -201,12 +201,17 @@ fn environment(
     environment.add_function(rewrite::CONCAT, move |l: Value, r: Value| {
         operators::concat(&b, &l, &r)
     });
+    let b = budget.clone();
     environment.add_function(
         rewrite::SLICE,
-        |v: Value, start: Value, stop: Value, step: Value| {
-            operators::slice(&v, &start, &stop, &step)
+        move |v: Value, start: Value, stop: Value, step: Value| {
+            operators::slice(&b, &v, &start, &stop, &step)
         },
     );
+    let b = budget.clone();
+    environment.add_function(rewrite::TICK, move |v: Value| b.check_time().map(|()| v));
+    let b = budget.clone();
+    environment.add_function(rewrite::EACH, move |v: Value| b.iterate(v));
     let b = budget.clone();
     environment.add_function(rewrite::ADMIT, move |v: Value| b.admit(v));
     environment.add_function(rewrite::STORE, without_namespace);

@@ -2,7 +2,6 @@
 //!
 //! What is safe and right in `minijinja_contrib::pycompat` is used from there.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, from_args};
@@ -194,11 +193,15 @@ fn is_space(c: char) -> bool {
 }
 
 fn strip<'t>(text: &'t str, chars: Option<&str>, start: bool, end: bool) -> &'t str {
-    let chars: Option<HashSet<char>> = chars.map(|c| c.chars().collect());
-    let strips = |c: char| {
-        chars
-            .as_ref()
-            .map_or_else(|| is_space(c), |set| set.contains(&c))
+    let chars = chars.map(|chars| {
+        let mut set: Vec<char> = chars.chars().collect();
+        set.sort_unstable();
+        set.dedup();
+        set
+    });
+    let strips = |c: char| match &chars {
+        Some(set) => set.binary_search(&c).is_ok(),
+        None => is_space(c),
     };
     let text = if start {
         text.trim_start_matches(strips)

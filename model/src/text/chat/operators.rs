@@ -72,6 +72,7 @@ pub(super) fn concat(budget: &Budget, left: &Value, right: &Value) -> Result<Val
 
 /// `value[start:stop:step]` of a text, a list or a tuple; parts left out are none.
 pub(super) fn slice(
+    budget: &Budget,
     value: &Value,
     start: &Value,
     stop: &Value,
@@ -82,6 +83,8 @@ pub(super) fn slice(
         false => i64::try_from(part.clone()).map(Some),
     };
     let (start, stop, step) = (number(start)?, number(stop)?, number(step)?.unwrap_or(1));
+    let items = value.len().unwrap_or(0).saturating_mul(ITEM);
+    budget.spend(value.as_str().map_or(items, str::len))?;
     if step == 0 {
         return Err(refuse("the step of a slice cannot be zero".to_owned()));
     }

@@ -3,7 +3,8 @@
 //! The engine bounds instructions and recursion, but not memory: `{% set x = x ~ x %}` doubles a text in five instructions, and
 //! constants are multiplied when the template is compiled. Here `+`, `*` and `~` become calls of [`ADD`], [`REPEAT`] and
 //! [`CONCAT`]; slices become calls of [`SLICE`], which counts backwards as Python does; the results of filters, calls and literals pass [`ADMIT`]; raw text is printed like an expression, so that every
-//! byte of output is counted; and what is stored in a namespace passes [`STORE`]. Line numbers stay.
+//! byte of output is counted; what loops go over passes [`EACH`], and what is stored in a namespace [`STORE`]. Operations that
+//! make nothing but may take long on long texts pass [`TICK`], which looks at the clock. Line numbers stay.
 
 use minijinja::machinery::Span;
 use minijinja::machinery::ast::{
@@ -19,6 +20,8 @@ pub(super) const REPEAT: &str = "(repeat)";
 pub(super) const CONCAT: &str = "(concat)";
 pub(super) const SLICE: &str = "(slice)";
 pub(super) const ADMIT: &str = "(admit)";
+pub(super) const TICK: &str = "(tick)";
+pub(super) const EACH: &str = "(each)";
 pub(super) const STORE: &str = "(store)";
 
 /// The rewritten statement.
@@ -45,7 +48,7 @@ pub(super) fn statement<'a>(stmt: &Stmt<'a>) -> Result<Stmt<'a>, Error> {
         Stmt::ForLoop(s) => Stmt::ForLoop(Spanned::new(
             ForLoop {
                 target: target(&s.target),
-                iter: expression(&s.iter),
+                iter: call(EACH, [expression(&s.iter)], s.iter.span()),
                 filter_expr: s.filter_expr.as_ref().map(expression),
                 recursive: s.recursive,
                 body: body(&s.body)?,
@@ -186,7 +189,7 @@ fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
                 expr: expression(&e.expr),
                 ops: e.ops.iter().map(rewrite).collect(),
             };
-            admit(Expr::Compare(Spanned::new(compare, e.span())), e.span())
+            tick(Expr::Compare(Spanned::new(compare, e.span())), e.span())
         }
         Expr::IfExpr(e) => {
             let choice = IfExpr {
@@ -210,7 +213,7 @@ fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
                 expr: expression(&e.expr),
                 args: arguments(&e.args),
             };
-            Expr::Test(Spanned::new(test, e.span()))
+            tick(Expr::Test(Spanned::new(test, e.span())), e.span())
         }
         Expr::GetAttr(e) => {
             let attribute = GetAttr {
@@ -224,7 +227,7 @@ fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
                 expr: expression(&e.expr),
                 subscript_expr: expression(&e.subscript_expr),
             };
-            Expr::GetItem(Spanned::new(item, e.span()))
+            tick(Expr::GetItem(Spanned::new(item, e.span())), e.span())
         }
         Expr::Call(e) => {
             let call = Expr::Call(plain_call(e));
@@ -272,7 +275,7 @@ fn binary<'a>(e: &Spanned<BinOp<'a>>) -> Expr<'a> {
             let operation = Expr::BinOp(Spanned::new(operation, e.span()));
             match e.op {
                 BinOpKind::ScAnd | BinOpKind::ScOr => operation,
-                _ => admit(operation, e.span()),
+                _ => tick(operation, e.span()),
             }
         }
     }
@@ -319,6 +322,10 @@ fn target<'a>(expr: &Expr<'a>) -> Expr<'a> {
 
 fn constant<'a>(value: Value, span: Span) -> Expr<'a> {
     Expr::Const(Spanned::new(Const { value }, span))
+}
+
+fn tick(expr: Expr<'_>, span: Span) -> Expr<'_> {
+    call(TICK, [expr], span)
 }
 
 fn admit(expr: Expr<'_>, span: Span) -> Expr<'_> {

@@ -1,7 +1,7 @@
 //! Linear layers, embeddings and dequantisation for every storage.
 
 use super::dense::{self, DenseRows, Element};
-use super::dequantize::Decode;
+use super::dequantize::{Decode, NARROW2, NARROW4};
 use super::gemm::gemm;
 use super::packed::{MAX_COLUMNS, Order, PackedRows, PermutedX, Scales};
 use super::simd::{self, launch};
@@ -108,9 +108,22 @@ pub(crate) fn product(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: 
         return;
     }
     let level = level();
-    if m > MAX_COLUMNS {
+    if m > FEW {
         return gemm(level, x, m, w, bias, Output::new(y, w.n));
     }
+    for (x, y) in x
+        .chunks(MAX_COLUMNS * w.k)
+        .zip(y.chunks_mut(MAX_COLUMNS * w.n))
+    {
+        few(level, x, x.len() / w.k, w, bias, y);
+    }
+}
+
+/// Rows of x up to which passes of [`MAX_COLUMNS`] are faster than tiles, whose vectors would be mostly empty.
+const FEW: usize = 2 * MAX_COLUMNS;
+
+/// A product with at most [`MAX_COLUMNS`] rows of x.
+fn few(level: Level, x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: &mut [f32]) {
     match &w.data {
         Matrix::F32(data) => dense_product(
             level,
@@ -159,7 +172,7 @@ fn split_rows(n: usize, row_bytes: usize, work: usize, f: impl Fn(usize, usize) 
     if n.saturating_mul(work) < MIN_WORK {
         return f(0, n);
     }
-    // Small enough to even out the threads, large enough that each prefetches across most of its rows.
+    // Small enough to even out the threads, large enough that each reads long runs of rows.
     let pieces = 8 * threads();
     let rows = (n.div_ceil(pieces))
         .max((16 << 10) / row_bytes.max(1))
@@ -272,14 +285,6 @@ fn decoded_product(level: Level, x: &[f32], m: usize, w: &Weight, bias: Option<&
         });
     });
 }
-
-/// The value of every 4-bit code of narrow rows, and of every 2-bit code in the low bits of its index.
-static NARROW4: [f32; 16] = [
-    -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0,
-];
-static NARROW2: [f32; 16] = [
-    -1.0, 0.0, 1.0, 2.0, -1.0, 0.0, 1.0, 2.0, -1.0, 0.0, 1.0, 2.0, -1.0, 0.0, 1.0, 2.0,
-];
 
 fn rows_product(
     level: Level,

@@ -1,6 +1,6 @@
 //! Rotary position embedding.
 
-use super::plain;
+use super::threads::for_each_chunk;
 
 /// Rotates the two halves of the first `rotary_dim` elements of every head: `(a, b) -> (a cos - b sin, b cos + a sin)`.
 ///
@@ -47,5 +47,16 @@ pub fn rotary(
         seq > 0 && rows.is_multiple_of(seq),
         "{rows} rows are not a batch of {seq} tokens"
     );
-    plain::rotary(x, rows, seq, heads, head_dim, cos, sin, rotary_dim);
+    let half = rotary_dim / 2;
+    for_each_chunk(x, heads * head_dim, heads * rotary_dim, |row, x| {
+        let at = row % seq * half;
+        let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
+        for head in x.chunks_exact_mut(head_dim) {
+            // Plain loops over equal lengths: the compiler vectorises them.
+            let (a, b) = head[..rotary_dim].split_at_mut(half);
+            for ((a, b), (c, s)) in a.iter_mut().zip(b).zip(cos.iter().zip(sin)) {
+                (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+            }
+        }
+    });
 }

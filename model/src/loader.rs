@@ -240,14 +240,19 @@ impl<B: CompactBackend> Loader<'_, B> {
         }
         let source = self.shared.source.matrix(&name, n, k)?;
         let dense = matches!(source.storage, HostStorage::Dense(..));
+        // Whether the device goes on reading the source's bytes.
+        let mut shared = B::SHARES_HOST_MEMORY && source.is_aligned();
         let weight = match quantize {
             Some(quantize) if dense => {
+                shared = false;
                 quantize.apply(&source).map_err(|e| Error::Tensor { tensor: name.clone(), message: e.to_string() })?
             }
-            _ if options.round_to_stored && !dense => format::dequantize_rounded(&source),
+            _ if options.round_to_stored && !dense => {
+                shared = false;
+                format::dequantize_rounded(&source)
+            }
             _ => source,
         };
-        let shared = B::SHARES_HOST_MEMORY && weight.is_aligned();
         let packed = PackedWeight::from_host(weight, &self.shared.device);
         self.loaded(&name, &[n, k], !shared);
         Ok(packed)

@@ -1,4 +1,47 @@
-//! Compact language models on the CPU, wgpu and CUDA.
+//! Compact language models in Rust: adaptive depth (CREST), integer rows (Nano compact) and compressed caches (LeanLlama), each
+//! defined once as a generic [burn](https://burn.dev) module and run on any backend that implements
+//! [`CompactBackend`](quant::CompactBackend).
+//!
+//! ```
+//! use emberlm::prelude::*;
+//!
+//! /// Continues a text with the model in a directory, on any backend.
+//! fn continue_text<B: CompactBackend>(dir: &str, prompt: &str, device: &B::Device) -> Result<String> {
+//!     let pretrained = Pretrained::open(dir.as_ref(), &CrestOverrides::default())?;
+//!     let text = pretrained.text()?;
+//!     let model = pretrained.load::<B>(WeightOptions::default(), device, None)?;
+//!     let stop_tokens = pretrained.stop_tokens(&text);
+//!     let options = GenerateOptions { max_tokens: 16, stop_tokens, ..Default::default() };
+//!     let pieces = Generator::new(&model, &text, options)?.run(&text.encode(prompt, true)?)?;
+//!     pieces.map(|piece| Ok(piece?.text)).collect()
+//! }
+//!
+//! type Cpu = burn_ndarray::NdArray<f32>;
+//! # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/crest_k4");
+//! let story = continue_text::<Cpu>(dir, "Once upon a time", &Default::default())?;
+//! assert!(!story.is_empty());
+//! # Ok::<(), emberlm::model::Error>(())
+//! ```
+//!
+//! # Where things are
+//! [`model`] opens checkpoints, defines the families and generates text; [`quant`] has the number formats, the packed weights and
+//! the operations that a backend may override. `ARCHITECTURE.md` in the repository is the map.
+//!
+//! # Untrusted input
+//! Checkpoints, tokenizers and chat templates are treated as written by strangers: every file is bounded and validated before it
+//! is used, and what is wrong is an [`Error`](model::Error) that names the file and the place. `SECURITY.md` says what is defended.
 
 pub use emberlm_model as model;
 pub use emberlm_quant as quant;
+
+/// What most programs need.
+pub mod prelude {
+    pub use emberlm_model::cache::Cache;
+    pub use emberlm_model::config::CrestOverrides;
+    pub use emberlm_model::generate::{Finish, GenerateOptions, Generator, Piece, Pieces, Summary};
+    pub use emberlm_model::sampling::SamplingConfig;
+    pub use emberlm_model::text::{ChatOptions, Message, StopSet, TextProcessor};
+    pub use emberlm_model::{CausalLm, Error, Pretrained, QuantizeOnLoad, Result, WeightOptions};
+    pub use emberlm_quant::CompactBackend;
+    pub use emberlm_quant::kv::KvFormat;
+}

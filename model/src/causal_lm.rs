@@ -176,6 +176,10 @@ impl<B: CompactBackend> CausalLm<B> {
     /// # Panics
     /// When the batch is not that of the cache, or the cache is another model's.
     pub fn forward(&self, ids: Tensor<B, 2, Int>, cache: &mut Cache<B>, options: ForwardOptions) -> ForwardOutput<B> {
+        B::pass(|| self.forward_inside(ids, cache, options))
+    }
+
+    fn forward_inside(&self, ids: Tensor<B, 2, Int>, cache: &mut Cache<B>, options: ForwardOptions) -> ForwardOutput<B> {
         let [b, s] = ids.dims();
         assert_eq!(b, cache.batch(), "rows of ids against rows of the cache");
         cache.make_room(s);

@@ -32,24 +32,28 @@ pub fn shape_names() -> impl Iterator<Item = &'static str> {
 /// [`Error::Option`] naming the built-in shapes when there is none of this name; [`Error::Config`] when a file's values cannot be
 /// used.
 pub fn shape(name: &str, depth: &CrestOverrides) -> Result<Architecture> {
-    let config = match SHAPES.iter().find(|(known, _)| *known == name) {
-        Some((name, json)) => ModelConfig::from_json(Path::new(name), json.as_bytes())?,
-        None if name.ends_with(".json") => {
-            let path = Path::new(name);
-            let json = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
-            ModelConfig::from_json(path, &json)?
-        }
-        None => {
-            let known: Vec<&str> = shape_names().collect();
-            let message = format!("\"{name}\" is not known; use {} or the path of a config.json", known.join(", "));
-            return Err(Error::Option { option: "shape".into(), message });
-        }
-    };
+    let config = ModelConfig::from_json(Path::new(name), shape_json(name)?.as_bytes())?;
     let crest = config.crest.as_ref().map(|stated| CrestOptions::resolve(stated, &stated_steps(stated), depth));
     let found = config.kv_compression.as_ref().map(|stated| stated_compressors(stated, &config));
     let kv_compression = KvCompression::resolve(config.kv_compression.as_ref(), found.as_ref())?;
     let tied_head = config.tie_word_embeddings;
     Ok(Architecture { crest: crest.transpose()?, kv_compression, tied_head, config })
+}
+
+/// The `config.json` of a shape, as [`shape`] takes it.
+///
+/// # Errors
+/// As [`shape`], and [`Error::Io`] when a file cannot be read.
+pub fn shape_json(name: &str) -> Result<String> {
+    if let Some((_, json)) = SHAPES.iter().find(|(known, _)| *known == name) {
+        return Ok((*json).to_string());
+    }
+    if name.ends_with(".json") {
+        return std::fs::read_to_string(name).map_err(|source| Error::Io { path: name.into(), source });
+    }
+    let known: Vec<&str> = shape_names().collect();
+    let message = format!("\"{name}\" is not known; use {} or the path of a config.json", known.join(", "));
+    Err(Error::Option { option: "shape".into(), message })
 }
 
 /// What tensors would show, had they been made from the stated options.

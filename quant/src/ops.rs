@@ -45,6 +45,11 @@ pub trait CompactBackend: Backend {
     /// Whether tensors made from host buffers keep reading them: then a mapped file must stay mapped and resident.
     const SHARES_HOST_MEMORY: bool = false;
 
+    /// Runs `f`, a whole pass of a model, where its operations cost least to start (on the CPU: inside the thread pool).
+    fn pass<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+        f()
+    }
+
     /// `y = x Wᵀ + b`.
     ///
     /// # Shapes

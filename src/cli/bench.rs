@@ -1,5 +1,6 @@
 //! `ember bench`: prefill and decode speed, with the bytes that explain it.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -163,7 +164,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         .with_context(|| format!("--threads {threads}"))??;
     }
     report.peak_rss_bytes = peak_rss().unwrap_or(0);
-    if args.json { output::json(&report) } else { output::text(&table(&report)) }
+    let text = if args.json { serde_json::to_string(&report)? + "\n" } else { table(&report) };
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(())
 }
 
 /// Above four times the last-level cache of the machines that this is used on, in bytes.
@@ -317,7 +320,7 @@ impl Bench<'_> {
 }
 
 fn table(report: &Report) -> String {
-    use std::fmt::Write;
+    use std::fmt::Write as _;
     let mut out = format!("{:<8} {:>7} {:>12} {:>12} {:>14} {:>9}", "test", "threads", "tokens/s", "best", "MB per token", "GB/s");
     if report.results.iter().any(|result| result.mean_steps.is_some()) {
         out.push_str("   steps");

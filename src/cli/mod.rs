@@ -5,6 +5,7 @@
 
 mod args;
 mod backend;
+mod bench;
 mod dump;
 mod estimate;
 mod generate;
@@ -38,6 +39,8 @@ enum Command {
     Generate(Box<generate::GenerateArgs>),
     /// Show what a model directory holds and what running it takes; loads no weights
     Info(Box<info::InfoArgs>),
+    /// Measure prefill and decode speed, of a checkpoint or of random weights
+    Bench(Box<bench::BenchArgs>),
     /// Write what a model computes for given tokens, for comparison with another implementation
     Dump(Box<dump::DumpArgs>),
 }
@@ -48,6 +51,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Generate(args) => generate::run(&args),
         Command::Info(args) => info::run(&args).map(|()| true),
+        Command::Bench(args) => bench::run(&args).map(|()| true),
         Command::Dump(args) => dump::run(&args).map(|()| true),
     };
     match result {

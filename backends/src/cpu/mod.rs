@@ -33,5 +33,5 @@ pub use linear::{dequantize_rows, embed, linear};
 pub use mlp::{Mlp, swiglu_mlp};
 pub use norm::{rms_norm, rms_norm_gated};
 pub use rotary::rotary;
-pub use threads::{run, set_threads, threads};
+pub use threads::{run, set_threads, threads, with_threads};
 pub use weight::{BlockScales, CodeBook4, Matrix, Rows, Weight};

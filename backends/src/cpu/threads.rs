@@ -18,8 +18,19 @@ pub fn set_threads(threads: usize) -> bool {
     true
 }
 
+/// Calls `f` with kernels that use exactly this many threads, whatever the pool has.
+///
+/// # Errors
+/// When the system refuses the threads.
+pub fn with_threads<T: Send>(threads: usize, f: impl FnOnce() -> T + Send) -> Result<T, rayon::ThreadPoolBuildError> {
+    Ok(rayon::ThreadPoolBuilder::new().num_threads(threads).build()?.install(f))
+}
+
 /// How many threads the kernels use.
 pub fn threads() -> usize {
+    if rayon::current_thread_index().is_some() {
+        return rayon::current_num_threads();
+    }
     pool().map_or_else(rayon::current_num_threads, rayon::ThreadPool::current_num_threads)
 }
 
@@ -29,8 +40,9 @@ pub fn threads() -> usize {
 /// small. A whole token computed inside one `run` pays that once.
 pub fn run<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     match pool() {
-        Some(pool) => pool.install(f),
-        None => f(),
+        // Work that is inside a pool stays there.
+        Some(pool) if rayon::current_thread_index().is_none() => pool.install(f),
+        _ => f(),
     }
 }
 

@@ -14,30 +14,26 @@ use super::names::shown;
 use crate::config::json;
 use crate::{Error, Result};
 
-/// Longest header, in bytes: some 100,000 tensors.
+/// Longest header, in bytes.
 const MAX_HEADER: u64 = 16 << 20;
-/// Most tensors in one file.
-const MAX_TENSORS: usize = 1 << 17;
+/// Most tensors in one file: eight times as many as the largest supported model has.
+pub(super) const MAX_TENSORS: usize = 1 << 15;
 /// Longest tensor name, in bytes.
 const MAX_NAME: usize = 1024;
 const MAX_RANK: usize = 8;
 
 /// An element type of safetensors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the variants are the names in the files")]
 pub enum Dtype {
-    #[serde(rename = "BOOL")]
     Bool,
     U8,
     I8,
-    #[serde(rename = "F8_E4M3")]
     F8E4M3,
-    #[serde(rename = "F8_E5M2")]
     F8E5M2,
     I16,
     U16,
     F16,
-    #[serde(rename = "BF16")]
     Bf16,
     I32,
     U32,
@@ -56,6 +52,28 @@ impl Dtype {
             Self::I32 | Self::U32 | Self::F32 => 4,
             Self::I64 | Self::U64 | Self::F64 => 8,
         }
+    }
+
+    /// The type of this name in a header.
+    fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "BOOL" => Self::Bool,
+            "U8" => Self::U8,
+            "I8" => Self::I8,
+            "F8_E4M3" => Self::F8E4M3,
+            "F8_E5M2" => Self::F8E5M2,
+            "I16" => Self::I16,
+            "U16" => Self::U16,
+            "F16" => Self::F16,
+            "BF16" => Self::Bf16,
+            "I32" => Self::I32,
+            "U32" => Self::U32,
+            "F32" => Self::F32,
+            "I64" => Self::I64,
+            "U64" => Self::U64,
+            "F64" => Self::F64,
+            _ => return None,
+        })
     }
 }
 
@@ -97,12 +115,21 @@ impl<'de> Deserialize<'de> for RawHeader {
                 f.write_str("an object of tensors")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> std::result::Result<RawHeader, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut entries: A,
+            ) -> std::result::Result<RawHeader, A::Error> {
                 let mut out = BTreeMap::new();
                 let mut metadata = false;
                 while let Some(name) = entries.next_key::<String>()? {
-                    let bad = |what: &str| A::Error::custom(format!("tensor name {} {what}", shown(&name)));
-                    let twice = if name == "__metadata__" { metadata } else { out.contains_key(&name) };
+                    let bad = |what: &str| {
+                        A::Error::custom(format!("tensor name {} {what}", shown(&name)))
+                    };
+                    let twice = if name == "__metadata__" {
+                        metadata
+                    } else {
+                        out.contains_key(&name)
+                    };
                     if twice {
                         return Err(bad("is there twice"));
                     }
@@ -131,10 +158,20 @@ impl<'de> Deserialize<'de> for RawHeader {
 }
 
 /// Parses and checks the header at the start of `file`, the whole content of a shard.
-pub(super) fn parse(file: &[u8], path: &Arc<Path>, shard: usize) -> Result<BTreeMap<String, TensorInfo>> {
-    let broken = |message: String| Error::Container { path: path.as_ref().into(), message };
+pub(super) fn parse(
+    file: &[u8],
+    path: &Arc<Path>,
+    shard: usize,
+) -> Result<BTreeMap<String, TensorInfo>> {
+    let broken = |message: String| Error::Container {
+        path: path.as_ref().into(),
+        message,
+    };
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
-        return Err(broken(format!("is {} bytes long: not a safetensors file, or cut off", file.len())));
+        return Err(broken(format!(
+            "is {} bytes long: not a safetensors file, or cut off",
+            file.len()
+        )));
     };
     let length = u64::from_le_bytes(*length);
     let available = rest.len() as u64;
@@ -151,8 +188,8 @@ pub(super) fn parse(file: &[u8], path: &Arc<Path>, shard: usize) -> Result<BTree
     let (header, data) = rest.split_at(at);
     let RawHeader(raw) = json::from_slice(header).map_err(|e| broken(format!("the header {e}")))?;
 
+    let start = 8 + header.len();
     let mut tensors = BTreeMap::new();
-    let mut ranges = Vec::with_capacity(raw.len());
     for (name, tensor) in raw {
         let bad = |message: String| broken(format!("tensor {}: {message}", shown(&name)));
         let (begin, end) = tensor.data_offsets;
@@ -165,42 +202,81 @@ pub(super) fn parse(file: &[u8], path: &Arc<Path>, shard: usize) -> Result<BTree
         }
         // In range of the data, hence of usize.
         let (begin, end) = (begin as usize, end as usize);
-        let dtype = <Dtype as Deserialize>::deserialize(
-            serde::de::value::StrDeserializer::<serde::de::value::Error>::new(&tensor.dtype),
-        )
-        .map_err(|_| bad(format!("element type {} is unknown", shown(&tensor.dtype))))?;
+        let dtype = Dtype::named(&tensor.dtype)
+            .ok_or_else(|| bad(format!("element type {} is unknown", shown(&tensor.dtype))))?;
         if tensor.shape.len() > MAX_RANK {
-            return Err(bad(format!("has {} dimensions, at most {MAX_RANK} are accepted", tensor.shape.len())));
+            return Err(bad(format!(
+                "has {} dimensions, at most {MAX_RANK} are accepted",
+                tensor.shape.len()
+            )));
         }
-        let dims: Option<Vec<usize>> = tensor.shape.iter().map(|&d| usize::try_from(d).ok()).collect();
+        let dims: Option<Vec<usize>> = tensor
+            .shape
+            .iter()
+            .map(|&d| usize::try_from(d).ok())
+            .collect();
         let bytes = dims.as_ref().and_then(|dims| byte_size(dims, dtype));
         let (Some(shape), Some(bytes)) = (dims, bytes) else {
             return Err(bad(format!("the shape {:?} is too large", tensor.shape)));
         };
         if bytes != end - begin {
-            return Err(bad(format!("{dtype:?} {shape:?} takes {bytes} bytes, but its range has {}", end - begin)));
+            return Err(bad(format!(
+                "{dtype:?} {shape:?} takes {bytes} bytes, but its range has {}",
+                end - begin
+            )));
         }
-        ranges.push((begin, end, name.clone()));
-        let offset = 8 + header.len() + begin;
-        tensors.insert(name, TensorInfo { dtype, shape, bytes, file: path.clone(), offset, shard });
+        let offset = start + begin;
+        tensors.insert(
+            name,
+            TensorInfo {
+                dtype,
+                shape,
+                bytes,
+                file: path.clone(),
+                offset,
+                shard,
+            },
+        );
     }
 
-    ranges.sort();
+    let mut ranges: Vec<(usize, usize, &str)> = tensors
+        .iter()
+        .map(|(name, info)| {
+            (
+                info.offset - start,
+                info.offset - start + info.bytes,
+                name.as_str(),
+            )
+        })
+        .collect();
+    ranges.sort_unstable();
     let mut cursor = 0;
     for (begin, end, name) in &ranges {
         if *begin != cursor {
-            let what = if *begin < cursor { "overlaps the tensor before it" } else { "leaves a gap before it" };
-            return Err(broken(format!("tensor {}: its range {begin} to {end} {what}", shown(name))));
+            let what = if *begin < cursor {
+                "overlaps the tensor before it"
+            } else {
+                "leaves a gap before it"
+            };
+            return Err(broken(format!(
+                "tensor {}: its range {begin} to {end} {what}",
+                shown(name)
+            )));
         }
         cursor = *end;
     }
     if cursor != data.len() {
-        return Err(broken(format!("{} bytes after the last tensor belong to none", data.len() - cursor)));
+        return Err(broken(format!(
+            "{} bytes after the last tensor belong to none",
+            data.len() - cursor
+        )));
     }
     Ok(tensors)
 }
 
 /// Bytes of a dense tensor; `None` on overflow.
 fn byte_size(shape: &[usize], dtype: Dtype) -> Option<usize> {
-    shape.iter().try_fold(dtype.size(), |bytes, &dim| bytes.checked_mul(dim))
+    shape
+        .iter()
+        .try_fold(dtype.size(), |bytes, &dim| bytes.checked_mul(dim))
 }

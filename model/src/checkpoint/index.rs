@@ -7,13 +7,13 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::dir::is_plain;
+use super::header::MAX_TENSORS;
 use super::names::shown;
 use crate::config::json;
 use crate::{Error, Result};
 
 /// Longest index file, in bytes.
-pub(super) const MAX_INDEX_BYTES: u64 = 32 << 20;
-const MAX_TENSORS: usize = 1 << 17;
+pub(super) const MAX_INDEX_BYTES: u64 = 16 << 20;
 const MAX_SHARDS: usize = 1000;
 
 /// Tensor names by shard.

@@ -18,6 +18,9 @@ use crate::{Error, Result};
 /// and a full pass over the large ones would cost as much as loading them.
 const CHECKED: usize = 1 << 20;
 
+/// Most tensors of one layer among which discovery searches: pairs are compared.
+const MAX_PER_LAYER: usize = 2048;
+
 /// How a parameter is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StorageKind {
@@ -134,10 +137,18 @@ impl Weights {
     /// the same canonical name or listed modules are missing, [`Error::Discovery`] when CREST steps or cache compressors
     /// cannot be recognised.
     pub fn resolve(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Self> {
-        let (ignored, used): (Vec<String>, Vec<String>) =
-            checkpoint.names().map(String::from).partition(|name| is_ignored(name));
+        let (ignored, used): (Vec<String>, Vec<String>) = checkpoint
+            .names()
+            .map(String::from)
+            .partition(|name| is_ignored(name));
         let mut names: BTreeSet<String> = used.into_iter().collect();
-        let mut out = Self { checkpoint: checkpoint.clone(), slots: BTreeMap::new(), ignored, crest: None, kv: None };
+        let mut out = Self {
+            checkpoint: checkpoint.clone(),
+            slots: BTreeMap::new(),
+            ignored,
+            crest: None,
+            kv: None,
+        };
         for source in bnb::group(checkpoint, &mut names)? {
             let double = source.double();
             let storage = match source.kind {
@@ -145,7 +156,13 @@ impl Weights {
                 QuantType::Fp4 => StorageKind::Fp4 { double },
             };
             let (name, shape) = (canonical(&source.weight), vec![source.n, source.k]);
-            out.insert(name, shape, storage, source.tensors(), Backing::CodeBook(source))?;
+            out.insert(
+                name,
+                shape,
+                storage,
+                source.tensors(),
+                Backing::CodeBook(source),
+            )?;
         }
         for source in nano::group(checkpoint, &config.nanollm_modules, &mut names)? {
             let storage = match source.bits() {
@@ -153,7 +170,13 @@ impl Weights {
                 bits => StorageKind::MixedRows { bits },
             };
             let (name, shape) = (source.weight.clone(), vec![source.n, source.k]);
-            out.insert(name, shape, storage, source.tensors(), Backing::Rows(source))?;
+            out.insert(
+                name,
+                shape,
+                storage,
+                source.tensors(),
+                Backing::Rows(source),
+            )?;
         }
         for name in names {
             let Some(info) = checkpoint.info(&name) else {
@@ -168,19 +191,36 @@ impl Weights {
                         "is stored as {other:?}, which is not a supported float type, and belongs to no quantised tensor that is \
                          complete (bitsandbytes 4-bit, nanollm_modules)"
                     );
-                    return Err(Error::Tensor { tensor: shown(&name), message });
+                    return Err(Error::Tensor {
+                        tensor: shown(&name),
+                        message,
+                    });
                 }
             };
             let shape = info.shape.clone();
-            out.insert(canonical(&name), shape, storage, vec![name.clone()], Backing::Dense { name, dtype })?;
+            out.insert(
+                canonical(&name),
+                shape,
+                storage,
+                vec![name.clone()],
+                Backing::Dense { name, dtype },
+            )?;
         }
         match config.family {
             Family::Crest => {
-                let found = crest::discover(&out.layers(), config.hidden_size, config.intermediate_size)?;
+                let found = crest::discover(
+                    &out.layers(config.num_hidden_layers)?,
+                    config.hidden_size,
+                    config.intermediate_size,
+                )?;
                 out.crest = out.apply(found)?;
             }
             Family::LeanLlama => {
-                let found = kv::discover(&out.layers(), config.kv_dim(), config.head_dim)?;
+                let found = kv::discover(
+                    &out.layers(config.num_hidden_layers)?,
+                    config.kv_dim(),
+                    config.head_dim,
+                )?;
                 out.kv = out.apply(found)?;
             }
             _ => {}
@@ -198,32 +238,62 @@ impl Weights {
     ) -> Result<()> {
         if let Some(other) = self.slots.get(&name) {
             let both: Vec<&String> = other.entry.source.iter().chain(&source).collect();
-            return Err(Error::Tensors(format!("{} is stored twice, as {}", shown(&name), list(&both))));
+            return Err(Error::Tensors(format!(
+                "{} is stored twice, as {}",
+                shown(&name),
+                list(&both)
+            )));
         }
-        let bytes = source.iter().filter_map(|name| self.checkpoint.info(name)).map(|info| info.bytes).sum();
-        let entry = Entry { shape, storage, bytes, source };
-        self.slots.insert(name, Slot { entry, backing, rows: None });
+        let bytes = source
+            .iter()
+            .filter_map(|name| self.checkpoint.info(name))
+            .map(|info| info.bytes)
+            .sum();
+        let entry = Entry {
+            shape,
+            storage,
+            bytes,
+            source,
+        };
+        self.slots.insert(
+            name,
+            Slot {
+                entry,
+                backing,
+                rows: None,
+            },
+        );
         Ok(())
     }
 
-    fn layers(&self) -> Layers {
+    /// The tensors of the first `count` layers. Those of further layers stay as they are, and are unused.
+    fn layers(&self, count: usize) -> Result<Layers> {
         let mut layers = Layers::new();
         for (name, slot) in &self.slots {
-            if let Some((layer, rest)) = layer_of(name) {
-                layers.entry(layer).or_default().insert(rest.to_owned(), slot.entry.shape.clone());
+            let Some((layer, rest)) = layer_of(name).filter(|(layer, _)| *layer < count) else {
+                continue;
+            };
+            let tensors = layers.entry(layer).or_default();
+            if tensors.len() == MAX_PER_LAYER {
+                return Err(Error::Discovery(format!(
+                    "layer {layer} holds more than {MAX_PER_LAYER} tensors"
+                )));
             }
+            tensors.insert(rest.to_owned(), slot.entry.shape.clone());
         }
-        layers
+        Ok(layers)
     }
 
     /// Renames what discovery found.
     fn apply<T>(&mut self, found: Found<T>) -> Result<Option<T>> {
         let mut placed = Vec::new();
-        let mut rows_of: BTreeMap<&str, usize> = BTreeMap::new();
-        for Move { from, .. } in &found.moves {
-            *rows_of.entry(from).or_default() += 1;
-        }
-        for Move { from, to, shape, rows } in &found.moves {
+        for Move {
+            from,
+            to,
+            shape,
+            rows,
+        } in &found.moves
+        {
             let Some(slot) = self.slots.get(from) else {
                 continue;
             };
@@ -235,10 +305,11 @@ impl Weights {
             slot.rows.clone_from(rows);
             placed.push((to.clone(), slot));
         }
-        for name in found.moves.iter().map(|m| &m.from).chain(&found.spare) {
-            if let Some(slot) = self.slots.remove(name)
-                && found.spare.contains(name)
-            {
+        for Move { from, .. } in &found.moves {
+            self.slots.remove(from);
+        }
+        for name in &found.spare {
+            if let Some(slot) = self.slots.remove(name) {
                 self.ignored.extend(slot.entry.source);
             }
         }
@@ -292,10 +363,16 @@ impl Weights {
     pub fn matrix(&self, canonical: &str) -> Result<HostWeight> {
         let slot = self.slot(canonical)?;
         let &[n, k] = slot.entry.shape.as_slice() else {
-            return Err(slot.error(format!("has shape {:?}, expected a matrix", slot.entry.shape)));
+            return Err(slot.error(format!(
+                "has shape {:?}, expected a matrix",
+                slot.entry.shape
+            )));
         };
         if n == 0 || k == 0 {
-            return Err(slot.error(format!("has shape {:?}, expected sizes above 0", slot.entry.shape)));
+            return Err(slot.error(format!(
+                "has shape {:?}, expected sizes above 0",
+                slot.entry.shape
+            )));
         }
         let weight = match &slot.backing {
             Backing::Dense { name, dtype } => {
@@ -303,7 +380,11 @@ impl Weights {
                 if data.len() <= CHECKED {
                     slot.check_finite(*dtype, &data)?;
                 }
-                return Ok(HostWeight { n, k, storage: HostStorage::Dense(*dtype, data) });
+                return Ok(HostWeight {
+                    n,
+                    k,
+                    storage: HostStorage::Dense(*dtype, data),
+                });
             }
             Backing::CodeBook(source) => source.read(&self.checkpoint)?,
             Backing::Rows(source) => source.read(&self.checkpoint)?,
@@ -312,9 +393,16 @@ impl Weights {
             return Ok(weight);
         }
         // Rows of a quantised matrix need not start at a block: these are a few gates, read in full.
-        let numbers: Vec<u8> = dequantise(&weight).into_iter().flat_map(f32::to_le_bytes).collect();
+        let numbers: Vec<u8> = dequantise(&weight)
+            .into_iter()
+            .flat_map(f32::to_le_bytes)
+            .collect();
         let data = slot.slice(numbers.into(), FloatType::F32.size())?;
-        Ok(HostWeight { n, k, storage: HostStorage::Dense(FloatType::F32, data) })
+        Ok(HostWeight {
+            n,
+            k,
+            storage: HostStorage::Dense(FloatType::F32, data),
+        })
     }
 
     /// All numbers of a parameter of any shape and storage, as f32 in row-major order.
@@ -336,7 +424,10 @@ impl Weights {
     /// Tells the system that the pages of a parameter are not needed for now; see [`Checkpoint::release`].
     pub fn release(&self, canonical: &str) {
         if let Some(slot) = self.slots.get(canonical) {
-            slot.entry.source.iter().for_each(|name| self.checkpoint.release(name));
+            slot.entry
+                .source
+                .iter()
+                .for_each(|name| self.checkpoint.release(name));
         }
     }
 
@@ -368,7 +459,11 @@ impl Slot {
     }
 
     fn error(&self, message: String) -> Error {
-        let tensor = self.entry.source.first().map_or_else(String::new, |name| shown(name));
+        let tensor = self
+            .entry
+            .source
+            .first()
+            .map_or_else(String::new, |name| shown(name));
         Error::Tensor { tensor, message }
     }
 }

@@ -3,7 +3,7 @@
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use crate::checkpoint::names::shown;
+use crate::checkpoint::names::{shown, shown_within};
 
 /// Parses `bytes`; the error is a sentence without the path.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Value, String> {
@@ -18,7 +18,7 @@ pub(crate) fn from_slice<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, S
     let mut json = serde_json::Deserializer::from_slice(bytes);
     T::deserialize(&mut json)
         .and_then(|value| json.end().map(|()| value))
-        .map_err(|e| format!("is not valid JSON: {}", shown(&e.to_string())))
+        .map_err(|e| format!("is not valid JSON: {}", shown_within(&e.to_string(), 600)))
 }
 
 /// A value without duplicate keys at any depth. Depth is limited by `serde_json`.

@@ -47,17 +47,19 @@ impl DecodeStream {
     /// # Errors
     /// [`Error::Tokenizer`](crate::Error::Tokenizer) when the tokenizer fails.
     pub fn push(&mut self, id: u32) -> Result<String> {
+        let vocabulary = self.text.tokenizer().get_added_vocabulary();
+        let token = self.text.token(id);
+        // Tokens that give no text do not even end a run of bytes.
+        let token = token.filter(|t| !(self.skip_special && vocabulary.is_special_token(t)));
+        let Some(token) = token else {
+            return Ok(String::new());
+        };
         match &mut self.state {
             State::Bytes(held) => {
-                if let Some(token) = self.text.token(id) {
-                    let vocabulary = self.text.tokenizer().get_added_vocabulary();
-                    if !(self.skip_special && vocabulary.is_special_token(&token)) {
-                        push_token_bytes(&token, held);
-                    }
-                }
+                push_token_bytes(&token, held);
                 Ok(take_complete(held))
             }
-            State::Window(window) => window.push(id, &self.text, self.skip_special),
+            State::Window(window) => window.push(id, &token, &self.text, self.skip_special),
         }
     }
 
@@ -78,10 +80,16 @@ impl DecodeStream {
 }
 
 impl Window {
-    fn push(&mut self, id: u32, text: &TextProcessor, skip_special: bool) -> Result<String> {
+    fn push(
+        &mut self,
+        id: u32,
+        token: &str,
+        text: &TextProcessor,
+        skip_special: bool,
+    ) -> Result<String> {
         self.ids.push(id);
         // A run of byte tokens decodes as a whole or not at all, so wait for its end.
-        if text.token(id).is_some_and(|t| is_byte_token(&t)) {
+        if is_byte_token(token) {
             return Ok(String::new());
         }
         let before = self.decode(self.read, text, skip_special)?;

@@ -3,7 +3,7 @@
 use tokenizers::tokenizer::{PreTokenizedString, PreTokenizer};
 use tokenizers::{Model, NormalizedString, Normalizer, OffsetReferential, OffsetType};
 
-use super::chat_template::{ChatOptions, Message};
+use super::chat::{ChatOptions, Message};
 use super::tokenizer::{TextProcessor, contain};
 use crate::{Error, Result};
 
@@ -67,7 +67,7 @@ impl StandIns {
 
     fn hide_in(&self, message: &Message) -> Message {
         let mut message = message.clone();
-        if matches!(message.role.as_str(), "user" | "tool") {
+        if matches!(message.role(), "user" | "tool") {
             message.map_text(&|text| {
                 self.pairs.iter().fold(text.to_owned(), |text, (content, c)| {
                     text.replace(content.as_str(), c.encode_utf8(&mut [0; 4]))

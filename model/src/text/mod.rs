@@ -13,7 +13,17 @@
 //! become errors (its message still reaches the panic hook). Templates run in a sandbox without files, includes or the
 //! environment, with bounds on instructions, recursion, memory and time.
 
-mod chat_template;
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
+
+mod chat;
 mod decode_stream;
 mod files;
 mod literal;
@@ -21,7 +31,7 @@ mod special_tokens;
 mod stop;
 mod tokenizer;
 
-pub use chat_template::{ChatOptions, ChatTemplate, Message};
+pub use chat::{ChatOptions, ChatTemplate, Message};
 pub use decode_stream::DecodeStream;
 pub use files::TextFiles;
 pub use special_tokens::{SpecialToken, SpecialTokens};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use tokenizers::Tokenizer;
 
-use super::chat_template::{ChatOptions, ChatTemplate, Message};
+use super::chat::{ChatOptions, ChatTemplate, Message};
 use super::decode_stream::DecodeStream;
 use super::files::TextFiles;
 use super::literal;
@@ -34,10 +34,17 @@ pub struct TextProcessor {
 struct Inner {
     tokenizer: Tokenizer,
     special: SpecialTokens,
-    templates: Vec<ChatTemplate>,
+    templates: Vec<NamedTemplate>,
     /// One above the largest id.
     id_bound: usize,
     bos: BosRule,
+}
+
+/// A template, or why it does not parse: a model with a broken template still completes plain prompts.
+#[derive(Debug)]
+struct NamedTemplate {
+    name: String,
+    parsed: std::result::Result<ChatTemplate, String>,
 }
 
 /// What to do with the ids that the post-processor of `tokenizer.json` gives when `tokenizer_config.json` disagrees.
@@ -61,8 +68,8 @@ impl TextProcessor {
     ///
     /// # Errors
     /// [`Error::Tokenizer`] when the tokenizer library refuses the file or panics on it, or when an added token does not get the
-    /// id that the file declares; [`Error::Source`] and [`Error::Config`] for the other files; [`Error::Template`] with the line
-    /// when a template does not parse.
+    /// id that the file declares; [`Error::Source`] and [`Error::Config`] for the other files. A template that does not parse is
+    /// an error when a chat is rendered, not here.
     pub fn from_files(files: &TextFiles) -> Result<Self> {
         let tokenizer = load(&files.tokenizer_json)?;
         check_added_tokens(&tokenizer, &files.tokenizer_json)?;
@@ -185,24 +192,26 @@ impl TextProcessor {
     /// The template that the options ask for: by name, or `tool_use` when there are tools and the model has one, or the default.
     fn template(&self, options: &ChatOptions) -> Result<&ChatTemplate> {
         let templates = &self.inner.templates;
-        let find = |name: &str| templates.iter().find(|t| t.name() == name);
+        let find = |name: &str| templates.iter().find(|t| t.name == name);
         let known = || {
-            let names: Vec<&str> = templates.iter().map(ChatTemplate::name).collect();
+            let names: Vec<&str> = templates.iter().map(|t| t.name.as_str()).collect();
             names.join(", ")
         };
-        if let Some(name) = &options.template {
-            return find(name)
-                .ok_or_else(|| Error::Template(format!("no template is called {name:?}; there are: {}", known())));
+        let found = match &options.template {
+            Some(name) => find(name).ok_or_else(|| format!("none is called {name:?}")),
+            None => {
+                let for_tools = options.has_tools().then(|| find("tool_use")).flatten();
+                let found = for_tools.or_else(|| find("default"));
+                found.ok_or_else(|| "none is called \"default\"".to_owned())
+            }
+        };
+        match found {
+            Ok(template) => template.parsed.as_ref().map_err(|e| Error::Template(e.clone())),
+            Err(_) if templates.is_empty() => Err(Error::Template(
+                "this model has none (no chat_template.jinja and no chat_template in tokenizer_config.json); give it a plain prompt instead".to_owned(),
+            )),
+            Err(message) => Err(Error::Template(format!("{message}; there are: {}", known()))),
         }
-        let for_tools = options.has_tools().then(|| find("tool_use")).flatten();
-        let found = for_tools.or_else(|| find("default"));
-        found.ok_or_else(|| {
-            Error::Template(if templates.is_empty() {
-                "this model has none (no chat_template.jinja and no chat_template in tokenizer_config.json); give it a plain prompt instead".to_owned()
-            } else {
-                format!("none is called \"default\"; choose one of: {}", known())
-            })
-        })
     }
 
     /// The tokenizer itself, for the parts of this module.
@@ -234,7 +243,8 @@ fn check_added_tokens(tokenizer: &Tokenizer, json: &[u8]) -> Result<()> {
         id: u32,
         content: String,
     }
-    let file: File = serde_json::from_slice(json).map_err(|e| Error::Tokenizer(format!("tokenizer.json: {e}")))?;
+    let file: File = serde_json::from_slice(json)
+        .map_err(|e| Error::Tokenizer(format!("tokenizer.json: {e}")))?;
     for Added { id, content } in file.added_tokens {
         let found = tokenizer.token_to_id(&content);
         // An empty text is never a token; the library drops it.
@@ -249,11 +259,13 @@ fn check_added_tokens(tokenizer: &Tokenizer, json: &[u8]) -> Result<()> {
 }
 
 /// The templates of a model directory, from the file that wins.
-fn templates(files: &TextFiles, in_config: Vec<(String, String)>) -> Result<Vec<ChatTemplate>> {
+fn templates(files: &TextFiles, in_config: Vec<(String, String)>) -> Result<Vec<NamedTemplate>> {
     let sources = if let Some(bytes) = &files.chat_template_jinja {
         let path = files.directory.join("chat_template.jinja");
-        let source = String::from_utf8(bytes.clone())
-            .map_err(|e| Error::Source { path, message: format!("is not UTF-8: {e}") })?;
+        let source = String::from_utf8(bytes.clone()).map_err(|e| Error::Source {
+            path,
+            message: format!("is not UTF-8: {e}"),
+        })?;
         vec![("default".to_owned(), source)]
     } else if let Some(bytes) = &files.chat_template_json {
         let path = files.directory.join("chat_template.json");
@@ -261,11 +273,26 @@ fn templates(files: &TextFiles, in_config: Vec<(String, String)>) -> Result<Vec<
     } else {
         in_config
     };
-    sources.into_iter().map(|(name, source)| ChatTemplate::new(name, source)).collect()
+    let parse = |(name, source): (String, String)| {
+        let parsed = match ChatTemplate::new(name.clone(), source) {
+            Ok(template) => Ok(template),
+            Err(Error::Template(message)) => {
+                tracing::warn!("chat template {name:?}: {message}");
+                Err(message)
+            }
+            Err(other) => return Err(other),
+        };
+        Ok(NamedTemplate { name, parsed })
+    };
+    sources.into_iter().map(parse).collect()
 }
 
 /// Compares `add_bos_token` with what the post-processor does.
-fn bos_rule(tokenizer: &Tokenizer, special: &SpecialTokens, add_bos_token: Option<bool>) -> Result<BosRule> {
+fn bos_rule(
+    tokenizer: &Tokenizer,
+    special: &SpecialTokens,
+    add_bos_token: Option<bool>,
+) -> Result<BosRule> {
     let (Some(bos), Some(wanted)) = (special.bos.as_ref().and_then(|t| t.id), add_bos_token) else {
         return Ok(BosRule::Keep);
     };
@@ -279,7 +306,9 @@ fn bos_rule(tokenizer: &Tokenizer, special: &SpecialTokens, add_bos_token: Optio
 }
 
 /// Runs the tokenizer library, which panics on some crafted files and texts, and turns a panic into an error.
-pub(super) fn contain<T>(run: impl FnOnce() -> std::result::Result<T, tokenizers::Error>) -> Result<T> {
+pub(super) fn contain<T>(
+    run: impl FnOnce() -> std::result::Result<T, tokenizers::Error>,
+) -> Result<T> {
     // The tokenizer is only read (or just being made) here, so no half-changed state survives a panic.
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(result) => result.map_err(|e| Error::Tokenizer(e.to_string())),

@@ -53,6 +53,10 @@ macro_rules! host_operations {
     () => {
         const SHARES_HOST_MEMORY: bool = true;
 
+        fn pass<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+            emberlm_backends::cpu::run(f)
+        }
+
         fn packed_linear(x: Tensor<Self, 2>, w: &PackedWeight<Self>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {
             operations::packed_linear(x, w, bias)
         }

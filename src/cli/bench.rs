@@ -158,12 +158,16 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             if args.n_gen > 0 {
                 report.results.push(bench.generation(args.n_gen)?);
             }
-            report.read_gb_per_second.push((threads, cpu::read_bandwidth(READ_BUFFER, 3)));
             anyhow::Ok(())
         })
         .with_context(|| format!("--threads {threads}"))??;
+        // Before the buffer below adds to it.
+        report.peak_rss_bytes = report.peak_rss_bytes.max(peak_rss().unwrap_or(0));
     }
-    report.peak_rss_bytes = peak_rss().unwrap_or(0);
+    for &threads in &counts {
+        let speed = cpu::with_threads(threads, || cpu::read_bandwidth(READ_BUFFER, 3))?;
+        report.read_gb_per_second.push((threads, speed));
+    }
     let text = if args.json { serde_json::to_string(&report)? + "\n" } else { table(&report) };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())

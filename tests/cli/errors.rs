@@ -124,7 +124,15 @@ fn every_tensor_that_differs_is_named_at_once() {
     let written = safetensors::serialize(tensors, None).expect("safetensors");
     fs::write(&path, written).expect("written");
     for args in each_command(&copy) {
-        let parts = ["1 missing: ", missing, "1 unused: ", "model.extra_norm.weight", "1 mismatched: ", mismatched, "[64, 128]"];
+        let parts = [
+            "1 missing: ",
+            missing,
+            "1 unused: ",
+            "model.extra_norm.weight",
+            "1 mismatched: ",
+            mismatched,
+            "[64, 128]",
+        ];
         ember(args).fails_with(&parts);
     }
 }

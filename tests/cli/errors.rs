@@ -7,7 +7,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
-use crate::program::{Scratch, ember, model};
+use crate::program::{Scratch, command, ember, model};
 
 fn each_command(model: &Path) -> [Vec<String>; 2] {
     let model = model.to_str().expect("UTF-8").to_owned();
@@ -134,5 +134,19 @@ fn every_tensor_that_differs_is_named_at_once() {
             "[64, 128]",
         ];
         ember(args).fails_with(&parts);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_an_error_of_its_own() {
+    let flags =
+        |args: Vec<String>| if args[0] == "info" { args } else { [args, vec!["-n".into(), "2".into()]].concat() };
+    for args in each_command(&model("leanllama")).map(flags) {
+        let full = fs::File::options().write(true).open("/dev/full").expect("the device");
+        let output = command(&args).stdout(full).output().expect("the program runs");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("error: cannot write to stdout: No space left on device"), "{stderr}");
     }
 }

@@ -1,6 +1,7 @@
 //! Softmax attention over a cache that holds keys and values, or their compressed codes.
 
-use super::{CacheSlice, Weight, plain};
+use super::attend::{Attend, Source};
+use super::{CacheSlice, Weight, compressed, level};
 
 /// The shape of one attention call.
 #[derive(Clone, Copy, Debug)]
@@ -128,5 +129,64 @@ pub fn attention(q: &[f32], k: &KeyValue, v: &KeyValue, p: &Attention, out: &mut
     assert!(p.left_pad.is_none_or(|pad| pad.len() == p.batch), "left_pad needs one entry per row");
     k.check(p);
     v.check(p);
-    plain::attention(q, k, v, p, out);
+    if elements == 0 {
+        return;
+    }
+    let level = level();
+    // [b, kv_heads, rows, head_dim] with the rows of a group (token, head) together, since they read the same keys.
+    let rows = p.seq * (p.heads / p.kv_heads);
+    let mut grouped = vec![0.0; elements];
+    each_row(p, |row, at| {
+        for (to, q) in grouped[row * p.head_dim..][..p.head_dim]
+            .iter_mut()
+            .zip(&q[at..])
+        {
+            *to = q * p.scale;
+        }
+    });
+    let (key_codes, value_codes);
+    let (mut queries, mut bias) = (grouped, None);
+    let keys = match k {
+        KeyValue::Plain(cache) => Source::of_heads(*cache, p),
+        KeyValue::Compressed { codes, decoder } => {
+            key_codes = compressed::hidden(level, codes, decoder, p);
+            (queries, bias) = compressed::project_queries(&queries, rows, decoder, p);
+            Source::of_tokens(&key_codes, decoder.output.weight.k, p)
+        }
+    };
+    let values = match v {
+        KeyValue::Plain(cache) => Source::of_heads(*cache, p),
+        KeyValue::Compressed { codes, decoder } => {
+            value_codes = compressed::hidden(level, codes, decoder, p);
+            Source::of_tokens(&value_codes, decoder.output.weight.k, p)
+        }
+    };
+    let attend = Attend {
+        q: &queries,
+        bias: bias.as_deref(),
+        keys,
+        values,
+        p,
+        rows,
+    };
+    let (mut results, seen) = attend.run(level);
+    if let KeyValue::Compressed { decoder, .. } = v {
+        results = compressed::project_values(&results, &seen, rows, decoder, p);
+    }
+    each_row(p, |row, at| {
+        out[at..at + p.head_dim].copy_from_slice(&results[row * p.head_dim..][..p.head_dim]);
+    });
+}
+
+/// Calls `f(row, at)` for every query: its row in the grouped order and where it starts in `[b, s, heads, head_dim]`.
+fn each_row(p: &Attention, mut f: impl FnMut(usize, usize)) {
+    let group = p.heads / p.kv_heads;
+    for b in 0..p.batch {
+        for s in 0..p.seq {
+            for head in 0..p.heads {
+                let row = ((b * p.kv_heads + head / group) * p.seq + s) * group + head % group;
+                f(row, ((b * p.seq + s) * p.heads + head) * p.head_dim);
+            }
+        }
+    }
 }

@@ -1,6 +1,8 @@
 //! The short causal convolution before the delta rule.
 
-use super::plain;
+use super::level;
+use super::simd::{Kernel, Simd, launch, math};
+use super::threads::{MIN_WORK, Output, parallel};
 
 /// Depthwise causal convolution and SiLU: `y_t = silu(sum_j W[:, j] u_{t - (w-1) + j})`.
 ///
@@ -24,9 +26,130 @@ pub fn causal_conv1d_silu(
     y: &mut [f32],
 ) {
     assert!(width > 0, "the convolution needs at least one tap");
-    assert!(u.len() == batch * seq * channels, "u has {} elements, not [b, s, c]", u.len());
-    assert!(y.len() == u.len(), "y has {} elements, u {}", y.len(), u.len());
-    assert!(tail.len() == batch * (width - 1) * channels, "tail has {} elements, not [b, w-1, c]", tail.len());
-    assert!(weight.len() == channels * width, "weight has {} elements, not [c, w]", weight.len());
-    plain::causal_conv1d_silu(u, batch, seq, channels, tail, weight, width, y);
+    assert!(
+        u.len() == batch * seq * channels,
+        "u has {} elements, not [b, s, c]",
+        u.len()
+    );
+    assert!(
+        y.len() == u.len(),
+        "y has {} elements, u {}",
+        y.len(),
+        u.len()
+    );
+    assert!(
+        tail.len() == batch * (width - 1) * channels,
+        "tail has {} elements, not [b, w-1, c]",
+        tail.len()
+    );
+    assert!(
+        weight.len() == channels * width,
+        "weight has {} elements, not [c, w]",
+        weight.len()
+    );
+    if u.is_empty() {
+        return;
+    }
+    let level = level();
+    let blocks = channels.div_ceil(BLOCK);
+    let (tail, y) = (Output::new(tail, channels), Output::new(y, channels));
+    let task = |task: usize| {
+        let (b, first) = (task / blocks, task % blocks * BLOCK);
+        let count = BLOCK.min(channels - first);
+        let u = &u[b * seq * channels..(b + 1) * seq * channels];
+        launch(
+            level,
+            Channels {
+                u,
+                b,
+                seq,
+                channels,
+                first,
+                count,
+                tail,
+                weight,
+                width,
+                y,
+            },
+        );
+    };
+    if batch * seq * channels * width < MIN_WORK {
+        (0..batch * blocks).for_each(task);
+    } else {
+        parallel(batch * blocks, task);
+    }
+}
+
+/// Channels per task: their weights and taps stay in the L1 cache.
+const BLOCK: usize = 256;
+
+/// All tokens of a few channels of one row of the batch.
+struct Channels<'a> {
+    u: &'a [f32],
+    b: usize,
+    seq: usize,
+    channels: usize,
+    first: usize,
+    count: usize,
+    tail: Output<'a>,
+    weight: &'a [f32],
+    width: usize,
+    y: Output<'a>,
+}
+
+impl Kernel for Channels<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        let Channels {
+            u,
+            b,
+            seq,
+            channels,
+            first,
+            count,
+            tail,
+            weight,
+            width,
+            y,
+        } = self;
+        let kept = width - 1;
+        // The weights of one tap side by side.
+        let mut taps = vec![0.0; width * count];
+        for c in 0..count {
+            for j in 0..width {
+                taps[j * count + c] = weight[(first + c) * width + j];
+            }
+        }
+        // SAFETY: `S` is enabled; tasks have different channels or rows of the batch.
+        unsafe {
+            let before = |i: usize| tail.row(b * kept + i, first, count);
+            let input = |i: usize| {
+                if i < kept {
+                    &*before(i)
+                } else {
+                    &u[(i - kept) * channels + first..][..count]
+                }
+            };
+            for t in 0..seq {
+                let y = y.row(b * seq + t, first, count);
+                y.fill(0.0);
+                for j in 0..width {
+                    let input = input(t + j);
+                    for ((y, &w), &u) in y
+                        .iter_mut()
+                        .zip(&taps[j * count..(j + 1) * count])
+                        .zip(input)
+                    {
+                        *y += w * u;
+                    }
+                }
+                math::map::<S, _>(y, math::Silu);
+            }
+            // Each comes from further on, so none is overwritten before it is read.
+            for i in 0..kept {
+                before(i).copy_from_slice(input(seq + i));
+            }
+        }
+    }
 }

@@ -1,6 +1,8 @@
 //! The gated delta rule: a fast-weight state per head, decayed and corrected by every token.
 
-use super::plain;
+use super::level;
+use super::simd::{Kernel, Simd, launch, math};
+use super::threads::{MIN_WORK, Output, for_each_chunk, parallel};
 
 /// The shape of a delta rule call.
 #[derive(Clone, Copy, Debug)]
@@ -55,5 +57,156 @@ pub fn gated_delta_rule(
     if states == 0 || tokens == 0 {
         return;
     }
-    plain::gated_delta_rule(q, k, v, g, beta, state, p, o);
+    let level = level();
+    let dk = p.key_dim;
+    // [b, s, hk, 2, dk]: the unit q and k of a key head side by side, read by all its value heads.
+    let mut unit = vec![0.0; 2 * keys];
+    for_each_chunk(&mut unit, 2 * dk, 4 * dk, |i, unit| {
+        let (to_q, to_k) = unit.split_at_mut(dk);
+        let scale = 1.0 / (dk as f32).sqrt();
+        launch(
+            level,
+            Unit {
+                x: &q[i * dk..(i + 1) * dk],
+                scale,
+                y: to_q,
+            },
+        );
+        launch(
+            level,
+            Unit {
+                x: &k[i * dk..(i + 1) * dk],
+                scale: 1.0,
+                y: to_k,
+            },
+        );
+    });
+    let (state, o) = (Output::new(state, p.value_dim), Output::new(o, p.value_dim));
+    let head = |task: usize| {
+        launch(
+            level,
+            Head {
+                unit: &unit,
+                v,
+                g,
+                beta,
+                b: task / p.value_heads,
+                head: task % p.value_heads,
+                p,
+                state,
+                o,
+            },
+        );
+    };
+    if states * p.seq < MIN_WORK {
+        (0..p.batch * p.value_heads).for_each(head);
+    } else {
+        parallel(p.batch * p.value_heads, head);
+    }
+}
+
+/// `y = scale * x * rsqrt(sum x² + 1e-6)`.
+struct Unit<'a> {
+    x: &'a [f32],
+    scale: f32,
+    y: &'a mut [f32],
+}
+
+impl Kernel for Unit<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        // SAFETY: `S` is enabled.
+        let squares = unsafe { math::dot::<S>(self.x, self.x) };
+        let scale = self.scale / (squares + 1e-6).sqrt();
+        for (y, x) in self.y.iter_mut().zip(self.x) {
+            *y = x * scale;
+        }
+    }
+}
+
+/// All tokens of one value head.
+///
+/// The columns of a state never meet, so a few are taken through all tokens while they stay in the L1 cache. Because
+/// `Sᵀ q = e^g S'ᵀ q + d (k q)` with `S'` the state before the token, one pass reads it and one pass writes it.
+struct Head<'a> {
+    unit: &'a [f32],
+    v: &'a [f32],
+    g: &'a [f32],
+    beta: &'a [f32],
+    b: usize,
+    head: usize,
+    p: &'a DeltaRule,
+    state: Output<'a>,
+    o: Output<'a>,
+}
+
+impl Kernel for Head<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        const VECTORS: usize = 2;
+        let &DeltaRule {
+            seq,
+            key_heads,
+            value_heads,
+            key_dim: dk,
+            value_dim: dv,
+            ..
+        } = self.p;
+        let width = VECTORS * S::LANES;
+        let key_head = self.head / (value_heads / key_heads);
+        let first_row = (self.b * value_heads + self.head) * dk;
+        let mut columns = vec![0.0f32; dk * width];
+        // SAFETY: `S` is enabled; `columns` holds `dk` rows of `width`; heads have different rows of the state and of o.
+        unsafe {
+            for from in (0..dv).step_by(width) {
+                let count = width.min(dv - from);
+                for (i, row) in columns.chunks_exact_mut(width).enumerate() {
+                    row[..count].copy_from_slice(self.state.row(first_row + i, from, count));
+                }
+                for t in self.b * seq..(self.b + 1) * seq {
+                    let key = (t * key_heads + key_head) * 2 * dk;
+                    let (q, k) = self.unit[key..key + 2 * dk].split_at(dk);
+                    let at = t * value_heads + self.head;
+                    let decay = S::splat(self.g[at].exp());
+                    let mut recalled = [S::splat(0.0); VECTORS];
+                    let mut out = [S::splat(0.0); VECTORS];
+                    for i in 0..dk {
+                        let (k, q) = (S::splat(k[i]), S::splat(q[i]));
+                        for c in 0..VECTORS {
+                            let s = S::load(columns.as_ptr().add(i * width + c * S::LANES));
+                            recalled[c] = S::fma(s, k, recalled[c]);
+                            out[c] = S::fma(s, q, out[c]);
+                        }
+                    }
+                    let mut values = [0.0f32; VECTORS * 16];
+                    values[..count].copy_from_slice(&self.v[at * dv + from..][..count]);
+                    let (beta, k_q) = (S::splat(self.beta[at]), S::splat(math::dot::<S>(k, q)));
+                    let mut d = [S::splat(0.0); VECTORS];
+                    for c in 0..VECTORS {
+                        let v = S::load(values.as_ptr().add(c * S::LANES));
+                        d[c] = S::mul(beta, S::sub(v, S::mul(decay, recalled[c])));
+                        out[c] = S::fma(d[c], k_q, S::mul(decay, out[c]));
+                        S::store(values.as_mut_ptr().add(c * S::LANES), out[c]);
+                    }
+                    self.o
+                        .row(at, from, count)
+                        .copy_from_slice(&values[..count]);
+                    for i in 0..dk {
+                        let k = S::splat(k[i]);
+                        for c in 0..VECTORS {
+                            let at = columns.as_mut_ptr().add(i * width + c * S::LANES);
+                            S::store(at, S::fma(k, d[c], S::mul(decay, S::load(at))));
+                        }
+                    }
+                }
+                for (i, row) in columns.chunks_exact(width).enumerate() {
+                    self.state
+                        .row(first_row + i, from, count)
+                        .copy_from_slice(&row[..count]);
+                }
+            }
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Matrix-vector products on rows of floats, halves and bytes, a few columns of x at a time.
 
-use super::packed::MAX_COLUMNS;
+use super::packed::{AHEAD, MAX_COLUMNS};
 use super::simd::{Kernel, Simd};
 use super::threads::Output;
 
@@ -90,64 +90,72 @@ impl<E: Element> Kernel for DenseRows<'_, E> {
         debug_assert!(self.m <= MAX_COLUMNS);
         // SAFETY: `S` is enabled; the slices were checked at the border and tasks have different rows.
         unsafe {
-            let many = S::REGISTERS >= 32;
-            match (self.m, many) {
-                (1, _) => self.range::<S, 4, 1>(0),
-                (2, _) => self.range::<S, 4, 2>(0),
-                (3, _) => self.range::<S, 4, 3>(0),
-                (4, true) => self.range::<S, 4, 4>(0),
-                (4, false) => self.range::<S, 2, 4>(0),
-                (m, _) => {
-                    // A pass of four columns, then the rest: the rows of a task stay in the cache between them.
-                    self.range::<S, 2, 4>(0);
-                    match m - 4 {
-                        1 => self.range::<S, 4, 1>(4),
-                        2 => self.range::<S, 4, 2>(4),
-                        3 => self.range::<S, 4, 3>(4),
-                        _ => self.range::<S, 2, 4>(4),
-                    }
-                }
+            match S::REGISTERS {
+                32.. => self.range::<S, 4, 4, 2>(),
+                16.. => self.range::<S, 2, 4, 2>(),
+                _ => self.range::<S, 1, 1, 1>(),
             }
         }
     }
 }
 
 impl<E: Element> DenseRows<'_, E> {
+    /// `R` streams of rows far apart, which hardware prefetchers follow; each time all columns, `A`, `B` or one at a time.
     #[inline(always)]
-    unsafe fn range<S: Simd, const R: usize, const M: usize>(&self, column: usize) {
-        let mut row = self.first;
-        // SAFETY: as for `call`.
+    unsafe fn range<S: Simd, const R: usize, const A: usize, const B: usize>(&self) {
+        let apart = (self.last - self.first) / R;
+        // The rest one at a time: `R` times the same row, to spare a kernel of its own.
+        let rest = self.first + apart * R;
+        // SAFETY: as for `call`; all rows lie before `last` and all columns before `m`.
         unsafe {
-            while row + R <= self.last {
-                self.rows::<S, R, M>(row, column);
-                row += R;
-            }
-            while row < self.last {
-                self.rows::<S, 1, M>(row, column);
-                row += 1;
+            for row in (self.first..self.first + apart).chain(rest..self.last) {
+                let apart = if row < rest { apart } else { 0 };
+                let mut column = 0;
+                while column + A <= self.m {
+                    self.rows::<S, R, A>(row, apart, column);
+                    column += A;
+                }
+                while column + B <= self.m {
+                    self.rows::<S, R, B>(row, apart, column);
+                    column += B;
+                }
+                while column < self.m {
+                    self.rows::<S, R, 1>(row, apart, column);
+                    column += 1;
+                }
             }
         }
     }
 
-    /// `R` rows from `row` on, times `M` columns of x from `column` on.
+    /// Rows `row`, `row + apart`, ... (`R` of them) times `M` columns of x from `column` on.
     ///
     /// # Safety
     /// They exist, and no other task writes these outputs.
     #[inline(always)]
-    unsafe fn rows<S: Simd, const R: usize, const M: usize>(&self, row: usize, column: usize) {
+    unsafe fn rows<S: Simd, const R: usize, const M: usize>(
+        &self,
+        row: usize,
+        apart: usize,
+        column: usize,
+    ) {
         // SAFETY: every load is inside row `row + r` of w and row `column + m` of x.
         unsafe {
             let k = self.k;
             let w = self.w.as_ptr().add(row * k);
             let x = self.x.as_ptr().add(column * k);
+            let stream = apart * k;
             let mut total = [[S::splat(0.0); M]; R];
-            // A cache line of each row, then the prefetch of the same line R rows on.
+            // A cache line of each row at a time.
             let line = 64 / E::SIZE;
             let whole = k / line * line;
             let mut i = 0;
             while i < whole {
                 for r in 0..R {
-                    S::prefetch(w.wrapping_add((R + r) * k + i).cast());
+                    S::prefetch(
+                        w.wrapping_add(r * stream + i)
+                            .cast::<u8>()
+                            .wrapping_add(AHEAD),
+                    );
                 }
                 let mut at = i;
                 while at < i + line {
@@ -156,7 +164,7 @@ impl<E: Element> DenseRows<'_, E> {
                         xs[m] = S::load(x.add(m * k + at));
                     }
                     for r in 0..R {
-                        let w = E::load::<S>(w.add(r * k + at));
+                        let w = E::load::<S>(w.add(r * stream + at));
                         for m in 0..M {
                             total[r][m] = S::fma(w, xs[m], total[r][m]);
                         }
@@ -166,14 +174,14 @@ impl<E: Element> DenseRows<'_, E> {
                 i += line;
             }
             for r in 0..R {
-                let scale = self.scales.map_or(1.0, |scales| scales[row + r]);
-                let bias = self.bias.map_or(0.0, |bias| bias[row + r]);
+                let scale = self.scales.map_or(1.0, |scales| scales[row + r * apart]);
+                let bias = self.bias.map_or(0.0, |bias| bias[row + r * apart]);
                 for m in 0..M {
                     let mut sum = S::sum(total[r][m]);
                     for i in whole..k {
-                        sum += (*w.add(r * k + i)).value() * *x.add(m * k + i);
+                        sum += (*w.add(r * stream + i)).value() * *x.add(m * k + i);
                     }
-                    self.y.set(column + m, row + r, sum * scale + bias);
+                    self.y.set(column + m, row + r * apart, sum * scale + bias);
                 }
             }
         }

@@ -39,9 +39,13 @@ pub(crate) unsafe fn decode<S: Simd>(w: &Weight, row: usize, first: usize, out: 
                 let slot = data.slot(row);
                 if slot < data.wide_rows {
                     let at = slot * w.k + first;
-                    convert::<S, _>(&dense::i8(data.wide)[at..at + out.len()], data.scales[slot], out);
+                    convert::<S, _>(
+                        &dense::i8(data.wide)[at..at + out.len()],
+                        data.scales[slot],
+                        out,
+                    );
                 } else {
-                    narrow(data, slot, first, out);
+                    narrow::<S>(data, slot, first, out);
                 }
             }
         }
@@ -56,7 +60,10 @@ unsafe fn convert<S: Simd, E: Element>(from: &[E], scale: f32, out: &mut [f32]) 
         let scales = S::splat(scale);
         let mut i = 0;
         while i < whole {
-            S::store(out.as_mut_ptr().add(i), S::mul(E::load::<S>(from.as_ptr().add(i)), scales));
+            S::store(
+                out.as_mut_ptr().add(i),
+                S::mul(E::load::<S>(from.as_ptr().add(i)), scales),
+            );
             i += S::LANES;
         }
     }
@@ -70,7 +77,12 @@ unsafe fn code_book<S: Simd>(w: &CodeBook4, first: usize, out: &mut [f32]) {
     let mut done = 0;
     let one = |at: usize, scale: f32| {
         let byte = w.codes[at / 2];
-        w.code_book[(if at.is_multiple_of(2) { byte >> 4 } else { byte & 15 }) as usize] * scale
+        w.code_book[(if at.is_multiple_of(2) {
+            byte >> 4
+        } else {
+            byte & 15
+        }) as usize]
+            * scale
     };
     while done < out.len() {
         let at = first + done;
@@ -84,7 +96,8 @@ unsafe fn code_book<S: Simd>(w: &CodeBook4, first: usize, out: &mut [f32]) {
         unsafe {
             let (book, scales) = (S::book(w.code_book), S::splat(scale));
             while done + S::LANES <= end {
-                let values = S::decode_nibbles(w.codes.as_ptr().add((first + done) / 2), book);
+                let values =
+                    S::decode_nibbles::<true>(w.codes.as_ptr().add((first + done) / 2), book);
                 S::store(out.as_mut_ptr().add(done), S::mul(values, scales));
                 done += S::LANES;
             }
@@ -96,16 +109,17 @@ unsafe fn code_book<S: Simd>(w: &CodeBook4, first: usize, out: &mut [f32]) {
     }
 }
 
-/// The codes in a byte, for every byte.
-static PAIRS: [[f32; 2]; 256] = {
-    let mut table = [[0.0; 2]; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        table[byte] = [(byte & 15) as f32 - 7.0, (byte >> 4) as f32 - 7.0];
-        byte += 1;
-    }
-    table
-};
+/// The value of every 4-bit code of narrow rows.
+pub(crate) static NARROW4: [f32; 16] = [
+    -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0,
+];
+
+/// The value of the 2-bit code in the low bits of the index.
+pub(crate) static NARROW2: [f32; 16] = [
+    -1.0, 0.0, 1.0, 2.0, -1.0, 0.0, 1.0, 2.0, -1.0, 0.0, 1.0, 2.0, -1.0, 0.0, 1.0, 2.0,
+];
+
+/// The four 2-bit codes in a byte, for every byte.
 static QUADS: [[f32; 4]; 256] = {
     let mut table = [[0.0; 4]; 256];
     let mut byte = 0;
@@ -120,27 +134,45 @@ static QUADS: [[f32; 4]; 256] = {
     table
 };
 
-fn narrow(w: &Rows, slot: usize, first: usize, out: &mut [f32]) {
+#[inline(always)]
+unsafe fn narrow<S: Simd>(w: &Rows, slot: usize, first: usize, out: &mut [f32]) {
     let row = &w.narrow[(slot - w.wide_rows) * w.narrow_stride..];
     let scale = w.scales[slot];
-    if w.narrow_bits == 2 {
-        unpack(&QUADS, row, first, scale, out);
-    } else {
-        unpack(&PAIRS, row, first, scale, out);
-    }
-}
-
-#[inline(always)]
-fn unpack<const N: usize>(table: &[[f32; N]; 256], row: &[u8], first: usize, scale: f32, out: &mut [f32]) {
+    let per_byte = 8 / w.narrow_bits as usize;
+    let one = |at: usize| {
+        let code = row[at / per_byte] >> (w.narrow_bits as usize * (at % per_byte));
+        if per_byte == 4 {
+            NARROW2[(code & 3) as usize]
+        } else {
+            NARROW4[(code & 15) as usize]
+        }
+    };
+    // To the next whole byte, bytes, and what is left.
     let mut done = 0;
-    while done < out.len() && !(first + done).is_multiple_of(N) {
-        out[done] = table[row[(first + done) / N] as usize][(first + done) % N] * scale;
+    while done < out.len() && !(first + done).is_multiple_of(per_byte) {
+        out[done] = one(first + done) * scale;
         done += 1;
     }
-    let bytes = &row[(first + done) / N..];
-    for (out, &byte) in out[done..].chunks_mut(N).zip(bytes) {
-        for (out, value) in out.iter_mut().zip(&table[byte as usize]) {
-            *out = value * scale;
+    if per_byte == 4 {
+        let bytes = &row[(first + done) / 4..];
+        for (out, &byte) in out[done..].chunks_exact_mut(4).zip(bytes) {
+            for (out, value) in out.iter_mut().zip(&QUADS[byte as usize]) {
+                *out = value * scale;
+            }
         }
+        done += (out.len() - done) / 4 * 4;
+    } else {
+        // SAFETY: `S` is enabled; each step decodes `LANES` elements of the row, from an even one on.
+        unsafe {
+            let (book, scales) = (S::book(&NARROW4), S::splat(scale));
+            while done + S::LANES <= out.len() {
+                let values = S::decode_nibbles::<false>(row.as_ptr().add((first + done) / 2), book);
+                S::store(out.as_mut_ptr().add(done), S::mul(values, scales));
+                done += S::LANES;
+            }
+        }
+    }
+    for (i, out) in out.iter_mut().enumerate().skip(done) {
+        *out = one(first + i) * scale;
     }
 }

@@ -186,3 +186,66 @@ pub(crate) unsafe fn tile<S: Simd, const NR: usize, const V: usize>(
         }
     }
 }
+
+/// `c[rows, columns] (+)= w[rows, depth] x[depth, columns]`, all row-major with the row lengths `w_row`, `x_row`, `c_row`.
+///
+/// # Safety
+/// The pointers are valid for these shapes; `S` is enabled.
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+pub(crate) unsafe fn small<S: Simd>(
+    (rows, depth, columns): (usize, usize, usize),
+    w: *const f32,
+    w_row: usize,
+    x: *const f32,
+    x_row: usize,
+    c: *mut f32,
+    c_row: usize,
+    overwrite: bool,
+) {
+    let pair = VECTORS * S::LANES;
+    // SAFETY: the caller's promise; each step stays inside the shapes.
+    unsafe {
+        let mut row = 0;
+        while row < rows {
+            let (w, c) = (w.add(row * w_row), c.add(row * c_row));
+            let mut column = 0;
+            macro_rules! columns {
+                ($rows:literal) => {{
+                    while column + pair <= columns {
+                        let (x, c) = (x.add(column), c.add(column));
+                        tile::<S, $rows, VECTORS>(
+                            depth, w, w_row, 1, x, x_row, c, c_row, overwrite,
+                        );
+                        column += pair;
+                    }
+                    while column + S::LANES <= columns {
+                        let (x, c) = (x.add(column), c.add(column));
+                        tile::<S, $rows, 1>(depth, w, w_row, 1, x, x_row, c, c_row, overwrite);
+                        column += S::LANES;
+                    }
+                    $rows
+                }};
+            }
+            let done = match rows - row {
+                8.. if S::REGISTERS >= 32 => columns!(8),
+                4.. => columns!(4),
+                _ => columns!(1),
+            };
+            for r in 0..done {
+                for column in column..columns {
+                    let mut sum = if overwrite {
+                        0.0
+                    } else {
+                        *c.add(r * c_row + column)
+                    };
+                    for i in 0..depth {
+                        sum += *w.add(r * w_row + i) * *x.add(i * x_row + column);
+                    }
+                    *c.add(r * c_row + column) = sum;
+                }
+            }
+            row += done;
+        }
+    }
+}

@@ -1,6 +1,8 @@
 //! The SwiGLU feed-forward block, with rows that may be skipped.
 
-use super::{Weight, plain};
+use super::simd::{Kernel, Simd, launch, math};
+use super::threads::{for_each_chunk, with_scratch};
+use super::{Weight, level, linear::product, run};
 
 /// The three matrices of a SwiGLU block: `gate` and `up` `[inner, hidden]`, `down` `[hidden, inner]`.
 #[derive(Clone, Copy, Debug)]
@@ -23,14 +25,100 @@ pub struct Mlp<'a> {
 /// # Panics
 /// If a slice does not have its shape or the matrices do not fit each other.
 pub fn swiglu_mlp(x: &[f32], m: usize, mlp: &Mlp, active: Option<&[bool]>, y: &mut [f32]) {
-    let (hidden, inner) = (mlp.gate.k, mlp.gate.n);
+    let (hidden, inner, out) = (mlp.gate.k, mlp.gate.n, mlp.down.n);
     mlp.gate.check();
     mlp.up.check();
     mlp.down.check();
-    assert!(mlp.up.k == hidden && mlp.up.n == inner, "up is not [{inner}, {hidden}]");
-    assert!(mlp.down.k == inner, "down has {} inputs, not {inner}", mlp.down.k);
-    assert!(x.len() == m * hidden, "x has {} elements, not [{m}, {hidden}]", x.len());
-    assert!(y.len() == m * mlp.down.n, "y has {} elements, not [{m}, {}]", y.len(), mlp.down.n);
-    assert!(active.is_none_or(|active| active.len() == m), "active needs one flag per row");
-    plain::swiglu_mlp(x, m, mlp, active, y);
+    assert!(
+        mlp.up.k == hidden && mlp.up.n == inner,
+        "up is not [{inner}, {hidden}]"
+    );
+    assert!(
+        mlp.down.k == inner,
+        "down has {} inputs, not {inner}",
+        mlp.down.k
+    );
+    assert!(
+        x.len() == m * hidden,
+        "x has {} elements, not [{m}, {hidden}]",
+        x.len()
+    );
+    assert!(
+        y.len() == m * out,
+        "y has {} elements, not [{m}, {out}]",
+        y.len()
+    );
+    assert!(
+        active.is_none_or(|active| active.len() == m),
+        "active needs one flag per row"
+    );
+    let Some(active) = active.filter(|active| active.contains(&false)) else {
+        return block(x, m, mlp, y);
+    };
+    y.fill(0.0);
+    let rows: Vec<usize> = (0..m).filter(|&i| active[i]).collect();
+    if rows.is_empty() {
+        return;
+    }
+    with_scratch(rows.len() * (hidden + out), |scratch| {
+        let (gathered, results) = scratch.split_at_mut(rows.len() * hidden);
+        for (&i, to) in rows.iter().zip(gathered.chunks_exact_mut(hidden.max(1))) {
+            to.copy_from_slice(&x[i * hidden..(i + 1) * hidden]);
+        }
+        block(gathered, rows.len(), mlp, results);
+        for (&i, from) in rows.iter().zip(results.chunks_exact(out.max(1))) {
+            y[i * out..(i + 1) * out].copy_from_slice(from);
+        }
+    });
+}
+
+fn block(x: &[f32], m: usize, mlp: &Mlp, y: &mut [f32]) {
+    let (level, inner) = (level(), mlp.gate.n);
+    // One hand-over to the pool for the whole block; the level of the calling thread goes along.
+    run(|| {
+        super::with_level(level, || {
+            with_scratch(2 * m * inner, |scratch| {
+                let (gate, up) = scratch.split_at_mut(m * inner);
+                product(x, m, &mlp.gate, None, gate);
+                product(x, m, &mlp.up, None, up);
+                const CHUNK: usize = 4096;
+                let whole = gate.len() / CHUNK * CHUNK;
+                let (chunks, rest) = gate.split_at_mut(whole);
+                for_each_chunk(chunks, CHUNK, 8 * CHUNK, |i, gate| {
+                    launch(
+                        level,
+                        SiluMul {
+                            gate,
+                            up: &up[i * CHUNK..(i + 1) * CHUNK],
+                        },
+                    );
+                });
+                launch(
+                    level,
+                    SiluMul {
+                        gate: rest,
+                        up: &up[whole..],
+                    },
+                );
+                product(gate, m, &mlp.down, None, y);
+            });
+        });
+    });
+}
+
+/// `gate = silu(gate) * up`.
+struct SiluMul<'a> {
+    gate: &'a mut [f32],
+    up: &'a [f32],
+}
+
+impl Kernel for SiluMul<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        // SAFETY: `S` is enabled.
+        unsafe {
+            math::zip::<S, _>(self.gate, self.up, math::SiluMul);
+        }
+    }
 }

@@ -4,9 +4,11 @@
 //! code behind that border trusts them. All arithmetic is f32 unless a function says otherwise. Work is split over a rayon
 //! pool (see [`set_threads`] and [`run`]), and every kernel exists for each instruction set in [`Level`].
 
+mod attend;
 mod attention;
 mod bandwidth;
 mod cache;
+mod compressed;
 mod conv;
 mod delta;
 mod dense;

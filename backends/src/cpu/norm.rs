@@ -1,6 +1,8 @@
 //! RMS norms, in f32.
 
-use super::plain;
+use super::level;
+use super::simd::{Kernel, Simd, launch, math};
+use super::threads::for_each_chunk;
 
 /// `y = x * rsqrt(mean(x²) + eps) * w` per row, or `* (1 + w)` with `unit_offset`.
 ///
@@ -14,7 +16,21 @@ pub fn rms_norm(x: &[f32], m: usize, weight: &[f32], eps: f32, unit_offset: bool
     if x.is_empty() {
         return;
     }
-    plain::rms_norm(x, m, weight, eps, unit_offset, y);
+    let (level, d) = (level(), weight.len());
+    let offset = if unit_offset { 1.0 } else { 0.0 };
+    for_each_chunk(y, d, 2 * d, |i, y| {
+        launch(
+            level,
+            Norm {
+                x: &x[i * d..(i + 1) * d],
+                weight,
+                eps,
+                offset,
+                gate: None,
+                y,
+            },
+        );
+    });
 }
 
 /// `y = w * x * rsqrt(mean(x²) + eps) * silu(z)` per row.
@@ -30,11 +46,52 @@ pub fn rms_norm_gated(x: &[f32], z: &[f32], m: usize, weight: &[f32], eps: f32, 
     if x.is_empty() {
         return;
     }
-    plain::rms_norm_gated(x, z, m, weight, eps, y);
+    let (level, d) = (level(), weight.len());
+    for_each_chunk(y, d, 8 * d, |i, y| {
+        let gate = Some(&z[i * d..(i + 1) * d]);
+        launch(
+            level,
+            Norm {
+                x: &x[i * d..(i + 1) * d],
+                weight,
+                eps,
+                offset: 0.0,
+                gate,
+                y,
+            },
+        );
+    });
 }
 
 fn check(x: &[f32], m: usize, weight: &[f32], y: &[f32]) {
     let d = weight.len();
     assert!(x.len() == m * d, "x has {} elements, not [{m}, {d}]", x.len());
     assert!(y.len() == x.len(), "y has {} elements, x {}", y.len(), x.len());
+}
+
+/// One row of a norm.
+struct Norm<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    eps: f32,
+    offset: f32,
+    gate: Option<&'a [f32]>,
+    y: &'a mut [f32],
+}
+
+impl Kernel for Norm<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        let d = self.x.len() as f32;
+        // SAFETY: `S` is enabled.
+        unsafe {
+            let scale = 1.0 / (math::dot::<S>(self.x, self.x) / d + self.eps).sqrt();
+            self.y.copy_from_slice(self.x);
+            math::zip::<S, _>(self.y, self.weight, math::ScaleMul(scale, self.offset));
+            if let Some(gate) = self.gate {
+                math::zip::<S, _>(self.y, gate, math::MulSilu);
+            }
+        }
+    }
 }

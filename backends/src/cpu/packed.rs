@@ -2,7 +2,7 @@
 //!
 //! A word of 32 bits holds 8 (or 16) codes. Instead of unpacking them in order, a vector of words is shifted in place and
 //! looked up, so lane `l` of shift `s` holds element `(word l, code s)`; x is permuted once per call to that order. Four rows
-//! are in flight while the next four are prefetched: one row alone waits for memory.
+//! are in flight, each prefetched ahead: one alone waits for memory.
 
 use super::simd::{Kernel, Simd};
 use super::threads::Output;
@@ -10,6 +10,9 @@ use super::weight::CodeBook4;
 
 /// The most columns of x that one pass handles.
 pub(crate) const MAX_COLUMNS: usize = 8;
+
+/// How many bytes ahead of its loads a row is prefetched.
+pub(crate) const AHEAD: usize = 2048;
 
 /// x permuted to the order in which codes leave the words: `[group][shift][column][lane]`, padded with zeros.
 pub(crate) struct PermutedX {
@@ -28,26 +31,53 @@ pub(crate) enum Order {
 
 impl PermutedX {
     /// Permutes `x [m, k]` for vectors of `lanes`; `m` at most [`MAX_COLUMNS`], padded to a size with its own kernel.
-    pub(crate) fn new(x: &[f32], m: usize, k: usize, lanes: usize, bits: usize, order: Order) -> PermutedX {
-        let columns = match m {
-            5 => 6,
-            7 => 8,
-            m => m,
-        };
+    pub(crate) fn new(
+        x: &[f32],
+        m: usize,
+        k: usize,
+        lanes: usize,
+        bits: usize,
+        order: Order,
+    ) -> PermutedX {
+        let columns = m.next_power_of_two();
         let per_word = 32 / bits;
         let group = lanes * per_word;
         let mut values = vec![0.0; k.div_ceil(group) * group * columns];
+        let flip = usize::from(order == Order::HighFirst);
         for (column, x) in x.chunks_exact(k).enumerate().take(m) {
-            for (x, out) in x.chunks(group).zip(values.chunks_exact_mut(group * columns)) {
-                for (l, word) in x.chunks(per_word).enumerate() {
-                    for (element, &value) in word.iter().enumerate() {
-                        let shift = if order == Order::HighFirst { element ^ 1 } else { element };
-                        out[(shift * columns + column) * lanes + l] = value;
-                    }
-                }
+            let out = &mut values[column * lanes..];
+            if bits == 4 {
+                permute::<8>(x, lanes, columns * lanes, flip, out);
+            } else {
+                permute::<16>(x, lanes, columns * lanes, flip, out);
             }
         }
         PermutedX { values, columns }
+    }
+}
+
+/// Puts element `e` of word `l` of each group at `(e ^ flip) * step + l`.
+#[inline]
+fn permute<const PER_WORD: usize>(
+    x: &[f32],
+    lanes: usize,
+    step: usize,
+    flip: usize,
+    out: &mut [f32],
+) {
+    for (g, x) in x.chunks(lanes * PER_WORD).enumerate() {
+        let out = &mut out[g * step * PER_WORD..];
+        let mut words = x.chunks_exact(PER_WORD);
+        let mut l = 0;
+        for word in &mut words {
+            for e in 0..PER_WORD {
+                out[(e ^ flip) * step + l] = word[e];
+            }
+            l += 1;
+        }
+        for (e, &value) in words.remainder().iter().enumerate() {
+            out[(e ^ flip) * step + l] = value;
+        }
     }
 }
 
@@ -99,52 +129,65 @@ impl PackedRows<'_> {
     unsafe fn columns<S: Simd, const BITS: usize, const BLOCKS: bool>(&self) {
         // SAFETY: as for `call`.
         unsafe {
-            match (self.x.columns, S::REGISTERS >= 32) {
-                (1, _) => self.range::<S, BITS, BLOCKS, 4, 1>(),
-                (2, true) => self.range::<S, BITS, BLOCKS, 4, 2>(),
-                (2, false) => self.range::<S, BITS, BLOCKS, 2, 2>(),
-                (3, true) => self.range::<S, BITS, BLOCKS, 4, 3>(),
-                (3, false) => self.range::<S, BITS, BLOCKS, 2, 3>(),
-                (4, true) => self.range::<S, BITS, BLOCKS, 4, 4>(),
-                (4, false) => self.range::<S, BITS, BLOCKS, 2, 4>(),
-                (6, true) => self.range::<S, BITS, BLOCKS, 2, 6>(),
-                (6, false) => self.range::<S, BITS, BLOCKS, 1, 6>(),
-                (_, true) => self.range::<S, BITS, BLOCKS, 2, 8>(),
-                (_, false) => self.range::<S, BITS, BLOCKS, 1, 8>(),
+            match (self.x.columns, S::REGISTERS) {
+                (1, 16..) => self.range::<S, BITS, BLOCKS, 4, 1>(),
+                (2, 32..) => self.range::<S, BITS, BLOCKS, 4, 2>(),
+                (4, 32..) => self.range::<S, BITS, BLOCKS, 4, 4>(),
+                (8, 32..) => self.range::<S, BITS, BLOCKS, 2, 8>(),
+                (2, 16..) => self.range::<S, BITS, BLOCKS, 2, 2>(),
+                (4, 16..) => self.range::<S, BITS, BLOCKS, 2, 4>(),
+                (1, _) => self.range::<S, BITS, BLOCKS, 1, 1>(),
+                (2, _) => self.range::<S, BITS, BLOCKS, 1, 2>(),
+                (4, _) => self.range::<S, BITS, BLOCKS, 1, 4>(),
+                _ => self.range::<S, BITS, BLOCKS, 1, 8>(),
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn range<S: Simd, const BITS: usize, const BLOCKS: bool, const R: usize, const M: usize>(&self) {
+    unsafe fn range<
+        S: Simd,
+        const BITS: usize,
+        const BLOCKS: bool,
+        const R: usize,
+        const M: usize,
+    >(
+        &self,
+    ) {
         let per_row = match self.scales {
             // One more: a group of AVX-512 covers two blocks.
             Scales::Blocks(_, k) => k / 64 + 1,
             Scales::Rows(_) => 0,
         };
         let mut scales = vec![0.0; R * per_row];
-        let mut row = self.first;
-        // SAFETY: as for `call`; `row + R <= last` rows exist.
+        // `R` streams far apart, each read in order: that is what hardware prefetchers follow.
+        let apart = (self.last - self.first) / R;
+        // The rest one at a time: `R` times the same row, to spare a kernel of its own.
+        let rest = self.first + apart * R;
+        // SAFETY: as for `call`; all rows lie before `last`.
         unsafe {
-            while row + R <= self.last {
-                self.rows::<S, BITS, BLOCKS, R, M>(row, per_row, &mut scales);
-                row += R;
-            }
-            while row < self.last {
-                self.rows::<S, BITS, BLOCKS, 1, M>(row, per_row, &mut scales);
-                row += 1;
+            for row in (self.first..self.first + apart).chain(rest..self.last) {
+                let apart = if row < rest { apart } else { 0 };
+                self.rows::<S, BITS, BLOCKS, R, M>(row, apart, per_row, &mut scales);
             }
         }
     }
 
-    /// `R` rows from `row` on, times `M` columns.
+    /// Rows `row`, `row + apart`, ... (`R` of them) times `M` columns.
     ///
     /// # Safety
     /// The rows exist, x is permuted for `S` and `BITS` with `M` columns, and no other task writes these outputs.
     #[inline(always)]
-    unsafe fn rows<S: Simd, const BITS: usize, const BLOCKS: bool, const R: usize, const M: usize>(
+    unsafe fn rows<
+        S: Simd,
+        const BITS: usize,
+        const BLOCKS: bool,
+        const R: usize,
+        const M: usize,
+    >(
         &self,
         row: usize,
+        apart: usize,
         per_row: usize,
         scales: &mut [f32],
     ) {
@@ -152,7 +195,11 @@ impl PackedRows<'_> {
         unsafe {
             if let Scales::Blocks(w, k) = self.scales {
                 for r in 0..R {
-                    block_scales(w, (row + r) * k, &mut scales[r * per_row..(r + 1) * per_row - 1]);
+                    block_scales(
+                        w,
+                        (row + r * apart) * k,
+                        &mut scales[r * per_row..(r + 1) * per_row - 1],
+                    );
                 }
             }
             let scales = scales.as_ptr();
@@ -163,33 +210,35 @@ impl PackedRows<'_> {
             let codes = self.codes.as_ptr().add(row * self.stride);
             let x = self.x.values.as_ptr();
             let mut total = [[S::splat(0.0); M]; R];
-            let mut words = [S::codes([0u8; 64].as_ptr()); R];
-            for g in 0..groups {
+            // Lookups read three bytes beyond a group: the last groups of the matrix come from a padded copy.
+            let readable = self.codes.len() - (row + (R - 1) * apart) * self.stride;
+            let whole = groups.min(readable.saturating_sub(3) / group_bytes);
+            let stream = apart * self.stride;
+            let mut words = [codes; R];
+            let mut padded = [[0u8; 68]; R];
+            for g in 0..self.row_bytes.div_ceil(group_bytes) {
                 let at = codes.add(g * group_bytes);
                 for r in 0..R {
-                    words[r] = S::codes(at.add(r * self.stride));
-                    S::prefetch(at.wrapping_add((R + r) * self.stride));
+                    words[r] = at.add(r * stream);
+                    S::prefetch(at.wrapping_add(r * stream + AHEAD));
+                }
+                if g >= whole {
+                    let length = group_bytes.min(self.row_bytes - g * group_bytes);
+                    for r in 0..R {
+                        std::ptr::copy_nonoverlapping(words[r], padded[r].as_mut_ptr(), length);
+                        padded[r][length..].fill(0);
+                        words[r] = padded[r].as_ptr();
+                    }
                 }
                 let x = x.add(g * group_x);
                 group::<S, BITS, BLOCKS, R, M>(book, &words, scales, per_row, g, x, &mut total);
             }
-            let rest = self.row_bytes - groups * group_bytes;
-            if rest > 0 {
-                for r in 0..R {
-                    let mut padded = [0u8; 64];
-                    let at = codes.add(groups * group_bytes + r * self.stride);
-                    std::ptr::copy_nonoverlapping(at, padded.as_mut_ptr(), rest);
-                    words[r] = S::codes(padded.as_ptr());
-                }
-                let x = x.add(groups * group_x);
-                group::<S, BITS, BLOCKS, R, M>(book, &words, scales, per_row, groups, x, &mut total);
-            }
             for r in 0..R {
                 let scale = match self.scales {
-                    Scales::Rows(scales) => scales[row + r],
+                    Scales::Rows(scales) => scales[row + r * apart],
                     Scales::Blocks(..) => 1.0,
                 };
-                let j = self.column + row + r;
+                let j = self.column + row + r * apart;
                 let bias = self.bias.map_or(0.0, |bias| bias[j]);
                 for m in 0..M {
                     if m < self.m {
@@ -205,7 +254,7 @@ impl PackedRows<'_> {
 #[inline(always)]
 unsafe fn group<S: Simd, const BITS: usize, const BLOCKS: bool, const R: usize, const M: usize>(
     book: S::Book,
-    words: &[S::Codes; R],
+    words: &[*const u8; R],
     scales: *const f32,
     per_row: usize,
     g: usize,
@@ -266,7 +315,13 @@ pub(crate) fn block_scales(w: &CodeBook4, element: usize, out: &mut [f32]) {
     }
     match w.scales {
         BlockScales::Single(scales) => out.copy_from_slice(&scales[first..first + out.len()]),
-        BlockScales::Double { codes, map, absmax, block, offset } => {
+        BlockScales::Double {
+            codes,
+            map,
+            absmax,
+            block,
+            offset,
+        } => {
             let Ok(map) = <&[f32; 256]>::try_from(map) else {
                 return;
             };

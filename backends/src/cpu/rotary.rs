@@ -1,6 +1,6 @@
 //! Rotary position embedding.
 
-use super::plain;
+use super::threads::for_each_chunk;
 
 /// Rotates the two halves of the first `rotary_dim` elements of every head: `(a, b) -> (a cos - b sin, b cos + a sin)`.
 ///
@@ -20,13 +20,43 @@ pub fn rotary(
     sin: &[f32],
     rotary_dim: usize,
 ) {
-    assert!(x.len() == rows * heads * head_dim, "x has {} elements, not [b, s, heads, head_dim]", x.len());
-    assert!(rotary_dim.is_multiple_of(2) && rotary_dim <= head_dim, "rotary_dim {rotary_dim} of a head of {head_dim}");
-    assert!(cos.len() == seq * rotary_dim / 2, "cos has {} elements, not [s, rotary_dim / 2]", cos.len());
-    assert!(sin.len() == cos.len(), "sin has {} elements, cos {}", sin.len(), cos.len());
+    assert!(
+        x.len() == rows * heads * head_dim,
+        "x has {} elements, not [b, s, heads, head_dim]",
+        x.len()
+    );
+    assert!(
+        rotary_dim.is_multiple_of(2) && rotary_dim <= head_dim,
+        "rotary_dim {rotary_dim} of a head of {head_dim}"
+    );
+    assert!(
+        cos.len() == seq * rotary_dim / 2,
+        "cos has {} elements, not [s, rotary_dim / 2]",
+        cos.len()
+    );
+    assert!(
+        sin.len() == cos.len(),
+        "sin has {} elements, cos {}",
+        sin.len(),
+        cos.len()
+    );
     if x.is_empty() || rotary_dim == 0 {
         return;
     }
-    assert!(seq > 0 && rows.is_multiple_of(seq), "{rows} rows are not a batch of {seq} tokens");
-    plain::rotary(x, rows, seq, heads, head_dim, cos, sin, rotary_dim);
+    assert!(
+        seq > 0 && rows.is_multiple_of(seq),
+        "{rows} rows are not a batch of {seq} tokens"
+    );
+    let half = rotary_dim / 2;
+    for_each_chunk(x, heads * head_dim, heads * rotary_dim, |row, x| {
+        let at = row % seq * half;
+        let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
+        for head in x.chunks_exact_mut(head_dim) {
+            // Plain loops over equal lengths: the compiler vectorises them.
+            let (a, b) = head[..rotary_dim].split_at_mut(half);
+            for ((a, b), (c, s)) in a.iter_mut().zip(b).zip(cos.iter().zip(sin)) {
+                (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+            }
+        }
+    });
 }

@@ -41,6 +41,7 @@ pub enum Kind {
     Rows { wide: usize, bits: u32, slots: bool },
 }
 
+#[derive(Clone)]
 /// An owned matrix of random elements about `1 / sqrt(k)` large.
 pub struct Stored {
     pub n: usize,

@@ -22,7 +22,6 @@ unsafe fn pick(book: [__m256; 2], index: __m256i, high: __m256i) -> __m256 {
 impl Simd for Avx2 {
     type V = __m256;
     type Book = [__m256; 2];
-    type Codes = __m256i;
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
 
@@ -105,22 +104,33 @@ impl Simd for Avx2 {
         unsafe { [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))] }
     }
     #[inline(always)]
-    unsafe fn codes(from: *const u8) -> __m256i {
-        unsafe { _mm256_loadu_si256(from.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn lookup<const SHIFT: i32>(book: [__m256; 2], codes: __m256i) -> __m256 {
+    unsafe fn lookup<const SHIFT: i32>(book: [__m256; 2], words: *const u8) -> __m256 {
+        // A load that starts later is a shift by whole bytes.
         unsafe {
-            let index = _mm256_srl_epi32(codes, _mm_cvtsi32_si128(SHIFT));
-            let high = _mm256_sll_epi32(codes, _mm_cvtsi32_si128(28 - SHIFT));
-            pick(book, index, high)
+            let words = _mm256_loadu_si256(words.add((SHIFT / 8) as usize).cast());
+            let shift = SHIFT % 8;
+            let index = if shift == 0 {
+                words
+            } else {
+                _mm256_srl_epi32(words, _mm_cvtsi32_si128(shift))
+            };
+            pick(
+                book,
+                index,
+                _mm256_sll_epi32(words, _mm_cvtsi32_si128(28 - shift)),
+            )
         }
     }
     #[inline(always)]
-    unsafe fn decode_nibbles(from: *const u8, book: [__m256; 2]) -> __m256 {
+    unsafe fn decode_nibbles<const HIGH_FIRST: bool>(from: *const u8, book: [__m256; 2]) -> __m256 {
         unsafe {
             let bytes = _mm_cvtsi32_si128(from.cast::<i32>().read_unaligned());
-            let index = _mm_unpacklo_epi8(_mm_srli_epi16::<4>(bytes), bytes);
+            let high = _mm_srli_epi16::<4>(bytes);
+            let index = if HIGH_FIRST {
+                _mm_unpacklo_epi8(high, bytes)
+            } else {
+                _mm_unpacklo_epi8(bytes, high)
+            };
             let index = _mm256_cvtepu8_epi32(index);
             pick(book, index, _mm256_slli_epi32::<28>(index))
         }

@@ -12,7 +12,6 @@ pub(crate) struct Avx512;
 impl Simd for Avx512 {
     type V = __m512;
     type Book = __m512;
-    type Codes = __m512i;
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
 
@@ -88,23 +87,28 @@ impl Simd for Avx512 {
         unsafe { _mm512_loadu_ps(values.as_ptr()) }
     }
     #[inline(always)]
-    unsafe fn codes(from: *const u8) -> __m512i {
-        unsafe { _mm512_loadu_si512(from.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn lookup<const SHIFT: i32>(book: __m512, codes: __m512i) -> __m512 {
-        // The permutation reads the low four bits of an index only.
+    unsafe fn lookup<const SHIFT: i32>(book: __m512, words: *const u8) -> __m512 {
+        // A load that starts later is a shift by whole bytes, and the permutation reads the low four bits of an index only.
         unsafe {
-            let shift = _mm_cvtsi32_si128(SHIFT);
-            let index = if SHIFT == 0 { codes } else { _mm512_srl_epi32(codes, shift) };
+            let words = _mm512_loadu_si512(words.add((SHIFT / 8) as usize).cast());
+            let index = if SHIFT % 8 == 0 {
+                words
+            } else {
+                _mm512_srl_epi32(words, _mm_cvtsi32_si128(SHIFT % 8))
+            };
             _mm512_permutexvar_ps(index, book)
         }
     }
     #[inline(always)]
-    unsafe fn decode_nibbles(from: *const u8, book: __m512) -> __m512 {
+    unsafe fn decode_nibbles<const HIGH_FIRST: bool>(from: *const u8, book: __m512) -> __m512 {
         unsafe {
             let bytes = _mm_loadl_epi64(from.cast());
-            let index = _mm_unpacklo_epi8(_mm_srli_epi16::<4>(bytes), bytes);
+            let high = _mm_srli_epi16::<4>(bytes);
+            let index = if HIGH_FIRST {
+                _mm_unpacklo_epi8(high, bytes)
+            } else {
+                _mm_unpacklo_epi8(bytes, high)
+            };
             _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(index), book)
         }
     }

@@ -1,4 +1,4 @@
-//! Exponentials and activations on vectors, to a few f32 ulps.
+//! Exponentials and activations on vectors, to a few f32 ulps, and their application to slices.
 
 use super::Simd;
 
@@ -71,4 +71,187 @@ pub(crate) unsafe fn gelu_tanh<S: Simd>(x: S::V) -> S::V {
         // 0.5 x (1 + tanh a) = x / (1 + e^-2a)
         S::div(x, S::add(S::splat(1.0), exp::<S>(S::mul(inner, S::splat(-2.0)))))
     }
+}
+
+/// A function of one vector. No closure: a closure might not be inlined where the instruction set is enabled.
+pub(crate) trait Unary: Copy {
+    /// # Safety
+    /// `S` must be enabled.
+    unsafe fn at<S: Simd>(self, a: S::V) -> S::V;
+}
+
+/// A function of two vectors.
+pub(crate) trait Binary: Copy {
+    /// # Safety
+    /// `S` must be enabled.
+    unsafe fn at<S: Simd>(self, a: S::V, b: S::V) -> S::V;
+}
+
+macro_rules! function {
+    ($(#[$doc:meta])* $name:ident $(($field:ty))?, $self:ident, $a:ident => $body:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy)]
+        pub(crate) struct $name $((pub(crate) $field))?;
+        impl Unary for $name {
+            #[inline(always)]
+            unsafe fn at<S: Simd>($self, $a: S::V) -> S::V {
+                // SAFETY: `S` is enabled.
+                unsafe { $body }
+            }
+        }
+    };
+    ($(#[$doc:meta])* $name:ident $(($($field:ty),*))?, $self:ident, $a:ident, $b:ident => $body:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy)]
+        pub(crate) struct $name $(($(pub(crate) $field),*))?;
+        impl Binary for $name {
+            #[inline(always)]
+            unsafe fn at<S: Simd>($self, $a: S::V, $b: S::V) -> S::V {
+                // SAFETY: `S` is enabled.
+                unsafe { $body }
+            }
+        }
+    };
+}
+function!(#[doc = "`silu(a)`"] Silu, self, a => silu::<S>(a));
+function!(#[doc = "`gelu(a)`"] Gelu, self, a => gelu::<S>(a));
+function!(#[doc = "The tanh approximation of `gelu(a)`"] GeluTanh, self, a => gelu_tanh::<S>(a));
+function!(#[doc = "`a * factor`"] Scale(f32), self, a => S::mul(a, S::splat(self.0)));
+function!(#[doc = "`e^(a + offset)`"] ExpOffset(f32), self, a => exp::<S>(S::add(a, S::splat(self.0))));
+function!(#[doc = "`silu(a) * b`"] SiluMul, self, a, b => S::mul(silu::<S>(a), b));
+function!(#[doc = "`a * silu(b)`"] MulSilu, self, a, b => S::mul(a, silu::<S>(b)));
+function!(
+    #[doc = "`a * scale * (b + offset)`"]
+    ScaleMul(f32, f32), self, a, b => S::mul(S::mul(a, S::splat(self.0)), S::add(b, S::splat(self.1)))
+);
+
+/// `a[i] = f(a[i], b[i])`; the last vector is padded with zeros.
+///
+/// # Safety
+/// `S` must be enabled.
+#[inline(always)]
+pub(crate) unsafe fn zip<S: Simd, F: Binary>(a: &mut [f32], b: &[f32], f: F) {
+    let len = a.len().min(b.len());
+    let whole = len / S::LANES * S::LANES;
+    // SAFETY: `S` is enabled, every access is inside the slices or the padded copies.
+    unsafe {
+        let mut i = 0;
+        while i < whole {
+            let value = f.at::<S>(S::load(a.as_ptr().add(i)), S::load(b.as_ptr().add(i)));
+            S::store(a.as_mut_ptr().add(i), value);
+            i += S::LANES;
+        }
+        if whole < len {
+            let (mut padded_a, mut padded_b) = ([0.0; 16], [0.0; 16]);
+            padded_a[..len - whole].copy_from_slice(&a[whole..len]);
+            padded_b[..len - whole].copy_from_slice(&b[whole..len]);
+            let value = f.at::<S>(S::load(padded_a.as_ptr()), S::load(padded_b.as_ptr()));
+            S::store(padded_a.as_mut_ptr(), value);
+            a[whole..len].copy_from_slice(&padded_a[..len - whole]);
+        }
+    }
+}
+
+/// `sum a[i] b[i]`.
+///
+/// # Safety
+/// `S` must be enabled.
+#[inline(always)]
+pub(crate) unsafe fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
+    let len = a.len().min(b.len());
+    let step = 4 * S::LANES;
+    // SAFETY: `S` is enabled, every access is inside the slices.
+    unsafe {
+        let mut sums = [S::splat(0.0); 4];
+        let mut i = 0;
+        while i + step <= len {
+            for v in 0..4 {
+                let at = i + v * S::LANES;
+                sums[v] = S::fma(
+                    S::load(a.as_ptr().add(at)),
+                    S::load(b.as_ptr().add(at)),
+                    sums[v],
+                );
+            }
+            i += step;
+        }
+        while i + S::LANES <= len {
+            sums[0] = S::fma(
+                S::load(a.as_ptr().add(i)),
+                S::load(b.as_ptr().add(i)),
+                sums[0],
+            );
+            i += S::LANES;
+        }
+        let mut sum = S::sum(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3])));
+        while i < len {
+            sum += a[i] * b[i];
+            i += 1;
+        }
+        sum
+    }
+}
+
+/// `a[i] = f(a[i])`; the last vector is padded with zeros.
+///
+/// # Safety
+/// `S` must be enabled.
+#[inline(always)]
+pub(crate) unsafe fn map<S: Simd, F: Unary>(a: &mut [f32], f: F) {
+    let whole = a.len() / S::LANES * S::LANES;
+    // SAFETY: `S` is enabled, every access is inside the slice or the padded copy.
+    unsafe {
+        let mut i = 0;
+        while i < whole {
+            S::store(a.as_mut_ptr().add(i), f.at::<S>(S::load(a.as_ptr().add(i))));
+            i += S::LANES;
+        }
+        let rest = &mut a[whole..];
+        if !rest.is_empty() {
+            let mut padded = [0.0; 16];
+            padded[..rest.len()].copy_from_slice(rest);
+            S::store(padded.as_mut_ptr(), f.at::<S>(S::load(padded.as_ptr())));
+            rest.copy_from_slice(&padded[..rest.len()]);
+        }
+    }
+}
+
+/// `sum a[i]`.
+///
+/// # Safety
+/// `S` must be enabled.
+#[inline(always)]
+pub(crate) unsafe fn total<S: Simd>(a: &[f32]) -> f32 {
+    let whole = a.len() / S::LANES * S::LANES;
+    // SAFETY: `S` is enabled, every access is inside the slice.
+    let sums = unsafe {
+        let mut sums = S::splat(0.0);
+        for i in (0..whole).step_by(S::LANES) {
+            sums = S::add(sums, S::load(a.as_ptr().add(i)));
+        }
+        S::sum(sums)
+    };
+    a[whole..].iter().fold(sums, |sum, a| sum + a)
+}
+
+/// The largest `a[i]`; NaNs may or may not count.
+///
+/// # Safety
+/// `S` must be enabled.
+#[inline(always)]
+pub(crate) unsafe fn highest<S: Simd>(a: &[f32]) -> f32 {
+    let whole = a.len() / S::LANES * S::LANES;
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    // SAFETY: `S` is enabled, every access is inside the slice or the 16 lanes.
+    unsafe {
+        let mut highest = S::splat(f32::NEG_INFINITY);
+        for i in (0..whole).step_by(S::LANES) {
+            highest = S::max(highest, S::load(a.as_ptr().add(i)));
+        }
+        S::store(lanes.as_mut_ptr(), highest);
+    }
+    lanes
+        .iter()
+        .chain(&a[whole..])
+        .fold(f32::NEG_INFINITY, |highest, &a| highest.max(a))
 }

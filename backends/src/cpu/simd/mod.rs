@@ -24,11 +24,9 @@ pub(crate) trait Simd: Copy {
     type V: Copy;
     /// A table of 16 floats.
     type Book: Copy;
-    /// One 32-bit word of packed codes per lane.
-    type Codes: Copy;
     /// Lanes of `V`.
     const LANES: usize;
-    /// Vector registers.
+    /// Vector registers, which decide how much a kernel keeps in flight.
     const REGISTERS: usize;
 
     unsafe fn splat(value: f32) -> Self::V;
@@ -54,12 +52,10 @@ pub(crate) trait Simd: Copy {
     unsafe fn sum(v: Self::V) -> f32;
 
     unsafe fn book(values: &[f32; 16]) -> Self::Book;
-    /// Reads `LANES` words.
-    unsafe fn codes(from: *const u8) -> Self::Codes;
-    /// The value of the 4 bits at `SHIFT` of every word.
-    unsafe fn lookup<const SHIFT: i32>(book: Self::Book, codes: Self::Codes) -> Self::V;
-    /// The values of `LANES` consecutive codes (`LANES / 2` bytes), the high nibble of a byte first.
-    unsafe fn decode_nibbles(from: *const u8, book: Self::Book) -> Self::V;
+    /// The value of the 4 bits at `SHIFT` of each of `LANES` words; may read three bytes beyond them.
+    unsafe fn lookup<const SHIFT: i32>(book: Self::Book, words: *const u8) -> Self::V;
+    /// The values of `LANES` consecutive codes (`LANES / 2` bytes), the high or the low nibble of a byte first.
+    unsafe fn decode_nibbles<const HIGH_FIRST: bool>(from: *const u8, book: Self::Book) -> Self::V;
     /// The scale of each lane of group `g` (`LANES` words of eight codes), from one scale per 64 elements.
     unsafe fn group_scale(scales: *const f32, g: usize) -> Self::V;
     /// Asks for the cache line at `at`, which need not be readable.

@@ -22,7 +22,6 @@ unsafe fn pick(book: uint8x16x4_t, index: uint32x4_t) -> float32x4_t {
 impl Simd for Neon {
     type V = float32x4_t;
     type Book = uint8x16x4_t;
-    type Codes = uint32x4_t;
     const LANES: usize = 4;
     const REGISTERS: usize = 32;
 
@@ -112,21 +111,25 @@ impl Simd for Neon {
         unsafe { vld1q_u8_x4(values.as_ptr().cast()) }
     }
     #[inline(always)]
-    unsafe fn codes(from: *const u8) -> uint32x4_t {
-        unsafe { vreinterpretq_u32_u8(vld1q_u8(from)) }
-    }
-    #[inline(always)]
-    unsafe fn lookup<const SHIFT: i32>(book: uint8x16x4_t, codes: uint32x4_t) -> float32x4_t {
+    unsafe fn lookup<const SHIFT: i32>(book: uint8x16x4_t, words: *const u8) -> float32x4_t {
         unsafe {
-            let shifted = vshlq_u32(codes, vdupq_n_s32(-SHIFT));
+            let shifted = vshlq_u32(vreinterpretq_u32_u8(vld1q_u8(words)), vdupq_n_s32(-SHIFT));
             pick(book, vandq_u32(shifted, vdupq_n_u32(15)))
         }
     }
     #[inline(always)]
-    unsafe fn decode_nibbles(from: *const u8, book: uint8x16x4_t) -> float32x4_t {
+    unsafe fn decode_nibbles<const HIGH_FIRST: bool>(
+        from: *const u8,
+        book: uint8x16x4_t,
+    ) -> float32x4_t {
         unsafe {
             let bytes = vreinterpret_u8_u16(vdup_n_u16(from.cast::<u16>().read_unaligned()));
-            let index = vzip1_u8(vshr_n_u8::<4>(bytes), vand_u8(bytes, vdup_n_u8(15)));
+            let (high, low) = (vshr_n_u8::<4>(bytes), vand_u8(bytes, vdup_n_u8(15)));
+            let index = if HIGH_FIRST {
+                vzip1_u8(high, low)
+            } else {
+                vzip1_u8(low, high)
+            };
             pick(book, vmovl_u16(vget_low_u16(vmovl_u8(index))))
         }
     }

@@ -18,9 +18,8 @@ fn zip(a: [f32; N], b: [f32; N], f: impl Fn(f32, f32) -> f32) -> [f32; N] {
 impl Simd for Portable {
     type V = [f32; N];
     type Book = [f32; 16];
-    type Codes = [u32; N];
     const LANES: usize = N;
-    const REGISTERS: usize = 16;
+    const REGISTERS: usize = 8;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> [f32; N] {
@@ -97,17 +96,21 @@ impl Simd for Portable {
         *values
     }
     #[inline(always)]
-    unsafe fn codes(from: *const u8) -> [u32; N] {
-        unsafe { from.cast::<[u32; N]>().read_unaligned() }.map(u32::from_le)
+    unsafe fn lookup<const SHIFT: i32>(book: [f32; 16], words: *const u8) -> [f32; N] {
+        let words = unsafe { words.cast::<[u32; N]>().read_unaligned() };
+        words.map(|word| book[(u32::from_le(word) >> SHIFT & 15) as usize])
     }
     #[inline(always)]
-    unsafe fn lookup<const SHIFT: i32>(book: [f32; 16], codes: [u32; N]) -> [f32; N] {
-        codes.map(|word| book[(word >> SHIFT & 15) as usize])
-    }
-    #[inline(always)]
-    unsafe fn decode_nibbles(from: *const u8, book: [f32; 16]) -> [f32; N] {
+    unsafe fn decode_nibbles<const HIGH_FIRST: bool>(from: *const u8, book: [f32; 16]) -> [f32; N] {
         let bytes = unsafe { from.cast::<[u8; N / 2]>().read_unaligned() };
-        std::array::from_fn(|i| book[(bytes[i / 2] >> (4 - 4 * (i % 2)) & 15) as usize])
+        std::array::from_fn(|i| {
+            let high = (i % 2 == 0) == HIGH_FIRST;
+            book[(if high {
+                bytes[i / 2] >> 4
+            } else {
+                bytes[i / 2] & 15
+            }) as usize]
+        })
     }
     #[inline(always)]
     unsafe fn group_scale(scales: *const f32, g: usize) -> [f32; N] {

@@ -1,0 +1,164 @@
+//! Attention over plain and compressed caches against its plain twin, at every level.
+
+mod common;
+
+use common::{Kind, Rng, Stored, close};
+use emberlm_backends::cpu::{
+    self, Activation, Attention, CacheSlice, CodeDecoder, KeyValue, Layer, Level, plain,
+};
+
+/// batch, seq, heads, kv heads, head dim, past, capacity.
+const SHAPES: [(usize, usize, usize, usize, usize, usize, usize); 9] = [
+    (1, 1, 1, 1, 1, 0, 1),
+    (1, 1, 4, 2, 16, 70, 80),
+    (2, 1, 32, 8, 64, 300, 512),
+    (1, 1, 16, 2, 128, 1500, 1600),
+    (3, 5, 3, 1, 33, 2, 9),
+    (1, 17, 8, 4, 32, 63, 128),
+    (1, 129, 4, 4, 24, 0, 200),
+    (2, 40, 16, 2, 128, 25, 65),
+    (1, 1, 13, 1, 48, 64, 65),
+];
+
+fn shape(i: usize) -> Attention<'static> {
+    let (batch, seq, heads, kv_heads, head_dim, past, capacity) = SHAPES[i];
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    Attention {
+        batch,
+        seq,
+        heads,
+        kv_heads,
+        head_dim,
+        past,
+        capacity,
+        scale,
+        left_pad: None,
+    }
+}
+
+fn check(name: &str, q: &[f32], k: &KeyValue, v: &KeyValue, p: &Attention) {
+    let mut want = vec![0.0; q.len()];
+    plain::attention(q, k, v, p, &mut want);
+    for level in Level::available() {
+        let mut got = vec![f32::NAN; q.len()];
+        cpu::with_level(level, || cpu::attention(q, k, v, p, &mut got));
+        close(&format!("{name} on {}", level.name()), &got, &want, 1e-5);
+    }
+}
+
+/// Random up to `t`, NaN beyond: positions that were never written must not be read.
+fn cache(rng: &mut Rng, p: &Attention, groups: usize, width: usize) -> Vec<f32> {
+    let mut cache = rng.floats(groups * p.capacity * width, 1.5);
+    for group in cache.chunks_exact_mut(p.capacity * width) {
+        group[(p.past + p.seq) * width..].fill(f32::NAN);
+    }
+    cache
+}
+
+#[test]
+fn plain_caches_match_the_twin() {
+    let mut rng = Rng(21);
+    for i in 0..SHAPES.len() {
+        let p = shape(i);
+        let q = rng.floats(p.batch * p.seq * p.heads * p.head_dim, 2.0);
+        let k = cache(&mut rng, &p, p.batch * p.kv_heads, p.head_dim);
+        let v = cache(&mut rng, &p, p.batch * p.kv_heads, p.head_dim);
+        let pads: Vec<usize> = (0..p.batch)
+            .map(|b| [3, 0, 66][b % 3].min(p.past + p.seq))
+            .collect();
+        let half = |cache: &[f32]| {
+            cache
+                .iter()
+                .map(|&x| half::f16::from_f32(x).to_bits())
+                .collect::<Vec<_>>()
+        };
+        let (k16, v16) = (half(&k), half(&v));
+        for left_pad in [None, Some(&pads[..])] {
+            let p = Attention { left_pad, ..p };
+            let plain = |cache| KeyValue::Plain(cache);
+            check(
+                &format!("f32 {p:?}"),
+                &q,
+                &plain(CacheSlice::F32(&k)),
+                &plain(CacheSlice::F32(&v)),
+                &p,
+            );
+            check(
+                &format!("f16 {p:?}"),
+                &q,
+                &plain(CacheSlice::F16(&k16)),
+                &plain(CacheSlice::F16(&v16)),
+                &p,
+            );
+        }
+    }
+}
+
+#[test]
+fn a_query_that_sees_nothing_is_zero() {
+    let p = Attention {
+        batch: 1,
+        seq: 2,
+        past: 0,
+        capacity: 2,
+        left_pad: Some(&[1]),
+        ..shape(1)
+    };
+    let q = vec![1.0; 2 * p.heads * p.head_dim];
+    let cache = vec![1.0; p.kv_heads * 2 * p.head_dim];
+    for level in Level::available() {
+        let mut out = vec![f32::NAN; q.len()];
+        let kv = KeyValue::Plain(CacheSlice::F32(&cache));
+        cpu::with_level(level, || cpu::attention(&q, &kv, &kv, &p, &mut out));
+        let (masked, seeing) = out.split_at(p.heads * p.head_dim);
+        assert!(masked.iter().all(|&x| x == 0.0) && seeing.iter().all(|&x| (x - 1.0).abs() < 1e-6));
+    }
+}
+
+#[test]
+fn compressed_caches_match_the_twin() {
+    let mut rng = Rng(22);
+    for i in 0..SHAPES.len() {
+        let mut p = shape(i);
+        let pads = vec![2.min(p.past); p.batch];
+        p.left_pad = (i % 2 == 1).then_some(&pads[..]);
+        let width = p.kv_heads * p.head_dim;
+        let (r, h) = (4 + i, 16 + 3 * i);
+        let first = Stored::new(&mut rng, Kind::F16, h, r);
+        let last = Stored::new(&mut rng, Kind::F16, width, h);
+        let linear = Stored::new(&mut rng, Kind::F32, width, r);
+        let (b1, b2) = (rng.floats(h, 1.0), rng.floats(width, 1.0));
+        let bias = |bias| (i % 3 != 0).then_some(bias);
+        let layer = |w, b| Layer {
+            weight: w,
+            bias: bias(b),
+        };
+        let decoders = [
+            CodeDecoder {
+                hidden: Some((layer(first.weight(), &b1[..]), Activation::Gelu)),
+                output: layer(last.weight(), &b2[..]),
+            },
+            CodeDecoder {
+                hidden: Some((layer(first.weight(), &b1[..]), Activation::GeluTanh)),
+                output: layer(last.weight(), &b2[..]),
+            },
+            CodeDecoder {
+                hidden: None,
+                output: layer(linear.weight(), &b2[..]),
+            },
+        ];
+        let q = rng.floats(p.batch * p.seq * p.heads * p.head_dim, 2.0);
+        let plain = cache(&mut rng, &p, p.batch * p.kv_heads, p.head_dim);
+        let plain = KeyValue::Plain(CacheSlice::F32(&plain));
+        let codes = cache(&mut rng, &p, p.batch, r);
+        for (j, decoder) in decoders.iter().enumerate() {
+            let compressed = KeyValue::Compressed {
+                codes: &codes,
+                decoder,
+            };
+            check(&format!("v {j} {p:?}"), &q, &plain, &compressed, &p);
+            check(&format!("k {j} {p:?}"), &q, &compressed, &plain, &p);
+            check(&format!("k, v {j} {p:?}"), &q, &compressed, &compressed, &p);
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Norms, rotary embedding, convolution, delta rule and the cache against their plain twins, at every level.
+
+mod common;
+
+use common::{Rng, close};
+use emberlm_backends::cpu::{self, CacheSliceMut, DeltaRule, Level, StoreKv, plain};
+
+fn on_every_level(f: impl Fn(&str)) {
+    for level in Level::available() {
+        cpu::with_level(level, || f(level.name()));
+    }
+}
+
+#[test]
+fn norms_match_their_twins() {
+    let mut rng = Rng(11);
+    for d in [1, 7, 16, 64, 129, 2560] {
+        for m in [1, 3, 17, 129] {
+            let (x, z) = (rng.floats(m * d, 4.0), rng.floats(m * d, 30.0));
+            let weight = rng.floats(d, 1.0);
+            let (mut got, mut want) = (vec![f32::NAN; m * d], vec![0.0; m * d]);
+            on_every_level(|level| {
+                let (mut got, mut want) = (got.clone(), want.clone());
+                for unit_offset in [false, true] {
+                    cpu::rms_norm(&x, m, &weight, 1e-6, unit_offset, &mut got);
+                    plain::rms_norm(&x, m, &weight, 1e-6, unit_offset, &mut want);
+                    close(&format!("norm [{m}, {d}] on {level}"), &got, &want, 1e-6);
+                }
+            });
+            on_every_level(|level| {
+                let (mut got, mut want) = (got.clone(), want.clone());
+                cpu::rms_norm_gated(&x, &z, m, &weight, 1e-6, &mut got);
+                plain::rms_norm_gated(&x, &z, m, &weight, 1e-6, &mut want);
+                close(
+                    &format!("gated norm [{m}, {d}] on {level}"),
+                    &got,
+                    &want,
+                    2e-6,
+                );
+            });
+            (got, want) = (Vec::new(), Vec::new());
+            drop((got, want));
+        }
+    }
+}
+
+#[test]
+fn rotary_matches_its_twin_and_leaves_the_rest_of_a_head() {
+    let mut rng = Rng(12);
+    for (batch, seq, heads, head_dim, rotary_dim) in
+        [(1, 1, 1, 2, 2), (2, 3, 5, 32, 8), (3, 70, 16, 128, 128)]
+    {
+        let x = rng.floats(batch * seq * heads * head_dim, 3.0);
+        let angles = rng.floats(seq * rotary_dim / 2, 3.2);
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
+        let mut want = x.clone();
+        plain::rotary(
+            &mut want,
+            batch * seq,
+            seq,
+            heads,
+            head_dim,
+            &cos,
+            &sin,
+            rotary_dim,
+        );
+        on_every_level(|level| {
+            let mut got = x.clone();
+            cpu::rotary(
+                &mut got,
+                batch * seq,
+                seq,
+                heads,
+                head_dim,
+                &cos,
+                &sin,
+                rotary_dim,
+            );
+            close(
+                &format!("rotary {rotary_dim} of {head_dim} on {level}"),
+                &got,
+                &want,
+                1e-6,
+            );
+        });
+    }
+}
+
+#[test]
+fn convolution_matches_its_twin_in_any_split() {
+    let mut rng = Rng(13);
+    for (batch, seq, channels, width) in [
+        (1, 1, 5, 4),
+        (2, 2, 33, 4),
+        (1, 65, 300, 4),
+        (2, 9, 16, 1),
+        (1, 20, 8192, 4),
+    ] {
+        let u = rng.floats(batch * seq * channels, 2.0);
+        let tail = rng.floats(batch * (width - 1) * channels, 2.0);
+        let weight = rng.floats(channels * width, 1.0);
+        let (mut want, mut last) = (vec![0.0; u.len()], tail.clone());
+        plain::causal_conv1d_silu(
+            &u, batch, seq, channels, &mut last, &weight, width, &mut want,
+        );
+        on_every_level(|level| {
+            let name = format!("[{batch}, {seq}, {channels}] x {width} on {level}");
+            let (mut got, mut kept) = (vec![f32::NAN; u.len()], tail.clone());
+            cpu::causal_conv1d_silu(
+                &u, batch, seq, channels, &mut kept, &weight, width, &mut got,
+            );
+            close(&name, &got, &want, 3e-6);
+            assert_eq!(kept, last, "{name}");
+            if batch == 1 {
+                let (mut got, mut kept) = (vec![f32::NAN; u.len()], tail.clone());
+                for (u, y) in u.chunks(channels).zip(got.chunks_mut(channels)) {
+                    cpu::causal_conv1d_silu(u, 1, 1, channels, &mut kept, &weight, width, y);
+                }
+                close(&format!("{name}, one by one"), &got, &want, 3e-6);
+                assert_eq!(kept, last, "{name}, one by one");
+            }
+        });
+    }
+}
+
+#[test]
+fn the_delta_rule_matches_its_twin() {
+    let mut rng = Rng(14);
+    for (batch, seq, key_heads, value_heads, key_dim, value_dim) in [
+        (1, 1, 1, 1, 1, 1),
+        (2, 3, 2, 4, 8, 8),
+        (1, 65, 1, 2, 17, 33),
+        (1, 20, 4, 8, 128, 128),
+        (2, 1, 16, 32, 128, 128),
+    ] {
+        let p = DeltaRule {
+            batch,
+            seq,
+            key_heads,
+            value_heads,
+            key_dim,
+            value_dim,
+        };
+        let (keys, values) = (
+            batch * seq * key_heads * key_dim,
+            batch * seq * value_heads * value_dim,
+        );
+        let (q, k, v) = (
+            rng.floats(keys, 2.0),
+            rng.floats(keys, 2.0),
+            rng.floats(values, 2.0),
+        );
+        let gates = batch * seq * value_heads;
+        let g: Vec<f32> = (0..gates).map(|_| -rng.float(1.0).abs()).collect();
+        let beta: Vec<f32> = (0..gates).map(|_| rng.float(1.0).abs()).collect();
+        let state = rng.floats(batch * value_heads * key_dim * value_dim, 1.0);
+        let (mut want, mut last) = (vec![0.0; values], state.clone());
+        plain::gated_delta_rule(&q, &k, &v, &g, &beta, &mut last, &p, &mut want);
+        on_every_level(|level| {
+            let (mut got, mut after) = (vec![f32::NAN; values], state.clone());
+            cpu::gated_delta_rule(&q, &k, &v, &g, &beta, &mut after, &p, &mut got);
+            close(&format!("{p:?} on {level}"), &got, &want, 1e-5);
+            close(&format!("state of {p:?} on {level}"), &after, &last, 1e-5);
+        });
+    }
+}
+
+#[test]
+fn the_cache_is_appended_in_place_and_rounded_to_even() {
+    let p = StoreKv {
+        batch: 2,
+        seq: 3,
+        heads: 2,
+        capacity: 5,
+        width: 3,
+        at: 1,
+    };
+    let src = Rng(15).floats(2 * 3 * 2 * 3, 2.0);
+    let mut floats = vec![-1.0f32; 2 * 2 * 5 * 3];
+    let mut halves = vec![7u16; floats.len()];
+    cpu::store_kv(&src, CacheSliceMut::F32(&mut floats), &p);
+    cpu::store_kv(&src, CacheSliceMut::F16(&mut halves), &p);
+    for i in 0..floats.len() {
+        let (d, t, h, b) = (i % 3, i / 3 % 5, i / 15 % 2, i / 30);
+        let stored = (1..4)
+            .contains(&t)
+            .then(|| src[((b * 3 + t - 1) * 2 + h) * 3 + d]);
+        assert_eq!(floats[i], stored.unwrap_or(-1.0));
+        assert_eq!(
+            halves[i],
+            stored.map_or(7, |value| half::f16::from_f32(value).to_bits())
+        );
+    }
+    // Half way between 1 and the next half: to the even one.
+    let mut one = [0u16; 1];
+    let p = StoreKv {
+        batch: 1,
+        seq: 1,
+        heads: 1,
+        capacity: 1,
+        width: 1,
+        at: 0,
+    };
+    cpu::store_kv(
+        &[1.0 + f32::powi(2.0, -11)],
+        CacheSliceMut::F16(&mut one),
+        &p,
+    );
+    assert_eq!(one, [0x3c00]);
+}
+
+#[test]
+#[should_panic(expected = "exceed the capacity")]
+fn an_append_beyond_the_capacity_is_refused() {
+    let p = StoreKv {
+        batch: 1,
+        seq: 2,
+        heads: 1,
+        capacity: 2,
+        width: 1,
+        at: 1,
+    };
+    cpu::store_kv(&[0.0; 2], CacheSliceMut::F32(&mut [0.0; 2]), &p);
+}

@@ -2,8 +2,14 @@
 
 #[path = "cli/dump.rs"]
 mod dump;
+#[path = "cli/errors.rs"]
+mod errors;
 #[allow(dead_code)]
 #[path = "suite/fixture.rs"]
 mod fixture;
+#[path = "cli/generate.rs"]
+mod generate;
+#[path = "cli/info.rs"]
+mod info;
 #[path = "cli/program.rs"]
 mod program;

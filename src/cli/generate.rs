@@ -152,13 +152,13 @@ pub fn run(args: &GenerateArgs) -> Result<bool> {
             }
             depth.push(TracedToken { token, steps: went.steps, halt: went.halt });
         }
-        shown.push(&piece.text)?;
+        shown.push(&piece.text).context(output::STDOUT)?;
     }
     let summary = pieces.summary();
     if args.json {
-        write_report(&shown.text, summary, args.trace.then_some(depth))?;
+        write_report(&shown.text, summary, args.trace.then_some(depth)).context(output::STDOUT)?;
     } else {
-        shown.finish()?;
+        shown.finish().context(output::STDOUT)?;
     }
     output::note(&summary_line(summary));
     Ok(summary.finish != Finish::Cancelled)

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use emberlm::model::config::{CrestConfig, CrestOptions, LayerType, ModelConfig};
 use emberlm::model::text::{StopSet, TextProcessor};
@@ -12,9 +12,9 @@ use emberlm::quant::kv::KvFormat;
 use serde::Serialize;
 
 use super::args::{DepthArgs, ModelArgs};
-use super::backend::{Cpu, CpuDevice};
+use super::backend::CpuDevice;
 use super::estimate::{self, Estimate};
-use super::{info_text, load};
+use super::{info_text, load, output};
 
 const ABOUT: &str = "\
 With --json one object is printed, with the facts of the text: path, family, model_type, architecture, auto_map, sizes, \
@@ -225,18 +225,22 @@ pub struct StopToken {
 pub fn run(args: &InfoArgs) -> Result<()> {
     let pretrained = load::open(&args.model.model, &args.depth)?;
     let options = WeightOptions { quantize: args.model.quant.option(), ..WeightOptions::default() };
-    let plan = pretrained.plan::<Cpu>(options, &CpuDevice::default())?;
+    let plan = load::plan(&pretrained, options, &CpuDevice::default())?;
     let architecture = pretrained.architecture();
     let limit = architecture.config.max_position_embeddings;
     let context = args.context.map_or_else(|| estimate::usual_context(architecture), |n| n as usize);
     ensure!(context <= limit, "--context {context} is more than the {limit} tokens of this model");
     let info = Info::new(&pretrained, &plan, &args.depth, context);
+    write(&info, args.json).context(output::STDOUT)
+}
+
+fn write(info: &Info, json: bool) -> Result<()> {
     let mut out = io::stdout().lock();
-    if args.json {
-        serde_json::to_writer_pretty(&mut out, &info)?;
+    if json {
+        serde_json::to_writer_pretty(&mut out, info)?;
         writeln!(out)?;
     } else {
-        info_text::write(&mut out, &info)?;
+        info_text::write(&mut out, info)?;
     }
     Ok(out.flush()?)
 }

@@ -15,6 +15,12 @@ pub fn open(path: &Path, depth: &DepthArgs) -> Result<Pretrained> {
     Pretrained::open(path, &depth.overrides()).with_context(|| format!("cannot open the model {}", path.display()))
 }
 
+/// Checks every tensor and adds up bytes; nothing is loaded yet.
+pub fn plan(pretrained: &Pretrained, options: WeightOptions, device: &CpuDevice) -> Result<LoadPlan> {
+    let plan = pretrained.plan::<Cpu>(options, device);
+    plan.with_context(|| format!("cannot load the model {}", pretrained.directory().display()))
+}
+
 /// Checks every tensor, says on stderr what loading takes, and loads. `estimate` adds what running will take.
 pub fn load(
     pretrained: &Pretrained,
@@ -22,7 +28,7 @@ pub fn load(
     device: &CpuDevice,
     estimate: impl FnOnce(&LoadPlan) -> String,
 ) -> Result<CausalLm<Cpu>> {
-    let plan = pretrained.plan::<Cpu>(options, device)?;
+    let plan = plan(pretrained, options, device)?;
     output::note(&format!(
         "{}: {} parameters, {} of weights{}",
         pretrained.architecture().config.family,

@@ -2,6 +2,9 @@
 
 use std::io::{self, Write};
 
+/// What failed when stdout cannot be written.
+pub const STDOUT: &str = "cannot write to stdout";
+
 /// Whether the reader of stdout is gone, which is no error.
 pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     // An error of serde_json is none of io, though it may hold one.

@@ -146,7 +146,7 @@ fn quantising_changes_the_logits_a_little() {
         let difference: Vec<f32> = got.values.iter().zip(&exact.values).map(|(a, b)| a - b).collect();
         errors.push((square(&difference) / square(&exact.values)).sqrt());
     }
-    assert!(errors[0] > 0.0 && errors[0] < 0.05 && errors[1] > 2.0 * errors[0] && errors[1] < 0.5, "{errors:?}");
+    assert!(errors[0] > 1e-3 && errors[0] < 0.05 && errors[1] > 2.0 * errors[0] && errors[1] < 0.5, "{errors:?}");
     assert!(errors[2] != errors[1] && errors[2] < 0.5, "{errors:?}");
 }
 

@@ -1,0 +1,152 @@
+//! Wrong command lines and broken models: exit code, one line that says what and where.
+
+use std::fs;
+use std::path::Path;
+
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
+
+use crate::program::{Scratch, command, ember, model};
+
+fn each_command(model: &Path) -> [Vec<String>; 2] {
+    let model = model.to_str().expect("UTF-8").to_owned();
+    let to = |args: &[&str]| args.iter().map(|arg| (*arg).to_owned()).collect();
+    [to(&["info", "-m", &model]), to(&["generate", "-m", &model, "-p", "x"])]
+}
+
+fn edit_config(model: &Path, edit: impl Fn(&mut Value)) {
+    let path = model.join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).expect("a config")).expect("JSON");
+    edit(&mut config);
+    fs::write(&path, config.to_string()).expect("written");
+}
+
+#[test]
+fn wrong_command_lines_are_usage_errors() {
+    let model = model("leanllama");
+    let model = model.to_str().expect("UTF-8");
+    let wrong: [&[&str]; 11] = [
+        &[],
+        &["sing"],
+        &["info"],
+        &["info", "-m", model, "--quant", "q9"],
+        &["info", "-m", model, "--context", "0"],
+        &["generate", "-m", model],
+        &["generate", "-m", model, "-p", "x", "--device", "cuda"],
+        &["generate", "-m", model, "-p", "x", "--threads", "0"],
+        &["generate", "-m", model, "-p", "x", "--greedy", "--temp", "1"],
+        &["generate", "-m", model, "-p", "x", "--system", "no chat"],
+        &["dump", "-m", model, "--input", "x", "--out", "y", "--repeat-penalty", "1.1"],
+    ];
+    for args in wrong {
+        let ended = ember(args).with_code(2);
+        assert_eq!(ended.stdout, "", "{args:?}");
+        assert!(ended.stderr.contains("Usage") || ended.stderr.contains("--help"), "{args:?}: {}", ended.stderr);
+    }
+    assert!(ember(wrong[6]).stderr.contains("this build has only the CPU"));
+    for args in [&["--help"][..], &["--version"], &["generate", "--help"], &["info", "--help"], &["dump", "--help"]] {
+        let ended = ember(args).with_code(0);
+        assert!(!ended.stdout.is_empty() && ended.stderr.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn missing_and_foreign_models_are_named() {
+    let scratch = Scratch::new();
+    for args in each_command(&scratch.path("nowhere")) {
+        ember(args).fails_with(&["nowhere", "No such file"]);
+    }
+    fs::write(scratch.path("model.gguf"), b"GGUF").expect("written");
+    for args in each_command(&scratch.path("model.gguf")) {
+        ember(args).fails_with(&["model.gguf", "not supported", "convert the model to safetensors"]);
+    }
+    for args in each_command(&scratch.path("")) {
+        ember(args).fails_with(&["no model.safetensors"]);
+    }
+
+    let copy = scratch.copy_of("leanllama");
+    edit_config(&copy, |config| {
+        config["architectures"] = json!(["Made\u{1b}[31mUp"]);
+        config["model_type"] = json!("made\u{1b}]0;up");
+    });
+    for args in each_command(&copy) {
+        let ended = ember(args);
+        assert!(!ended.stderr.contains('\u{1b}'), "{:?}", ended.stderr);
+        ended.fails_with(&["config.json", "model_type", "is not supported", "qwen3_5", "LeanLlamaForCausalLM"]);
+    }
+}
+
+#[test]
+fn damaged_files_are_named() {
+    let scratch = Scratch::new();
+    let copy = scratch.copy_of("crest_k4");
+    let weights = copy.join("model.safetensors");
+    let bytes = fs::read(&weights).expect("the weights");
+    fs::write(&weights, &bytes[..bytes.len() - 100]).expect("written");
+    for args in each_command(&copy) {
+        ember(args).fails_with(&["model.safetensors"]);
+    }
+    fs::write(&weights, &bytes).expect("written");
+    fs::remove_file(copy.join("tokenizer.json")).expect("removed");
+    let [info, generate] = each_command(&copy);
+    ember(generate).fails_with(&["tokenizer.json"]);
+    let ended = ember(info).with_code(0);
+    assert!(ended.stdout.contains("tokenizer.json: no such file"), "{}", ended.stdout);
+
+    let sharded = scratch.copy_of("crest_k2");
+    fs::remove_file(sharded.join("model-00002-of-00003.safetensors")).expect("removed");
+    for args in each_command(&sharded) {
+        ember(args).fails_with(&["1 of 3 files are missing", "model-00002-of-00003"]);
+    }
+}
+
+/// One error tells of all three kinds of difference.
+#[test]
+fn every_tensor_that_differs_is_named_at_once() {
+    let scratch = Scratch::new();
+    let copy = scratch.copy_of("leanllama");
+    let path = copy.join("model.safetensors");
+    let bytes = fs::read(&path).expect("the weights");
+    let file = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let (missing, mismatched) = ("model.layers.0.self_attn.q_proj.weight", "model.layers.2.mlp.up_proj.weight");
+    let mut tensors: Vec<(String, TensorView<'_>)> =
+        file.tensors().into_iter().filter(|(name, _)| name != missing).collect();
+    for (name, view) in &mut tensors {
+        if name == mismatched {
+            let &[n, k] = view.shape() else { panic!("a matrix") };
+            *view = TensorView::new(view.dtype(), vec![k, n], view.data()).expect("the same bytes");
+        }
+    }
+    let (_, spare) = tensors.iter().find(|(name, _)| name.ends_with("norm.weight")).expect("a norm");
+    let spare = spare.clone();
+    tensors.push(("model.extra_norm.weight".into(), spare));
+    let written = safetensors::serialize(tensors, None).expect("safetensors");
+    fs::write(&path, written).expect("written");
+    for args in each_command(&copy) {
+        let parts = [
+            "1 missing: ",
+            missing,
+            "1 unused: ",
+            "model.extra_norm.weight",
+            "1 mismatched: ",
+            mismatched,
+            "[64, 128]",
+        ];
+        ember(args).fails_with(&parts);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_an_error_of_its_own() {
+    let flags =
+        |args: Vec<String>| if args[0] == "info" { args } else { [args, vec!["-n".into(), "2".into()]].concat() };
+    for args in each_command(&model("leanllama")).map(flags) {
+        let full = fs::File::options().write(true).open("/dev/full").expect("the device");
+        let output = command(&args).stdout(full).output().expect("the program runs");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("error: cannot write to stdout: No space left on device"), "{stderr}");
+    }
+}

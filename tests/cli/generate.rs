@@ -1,0 +1,195 @@
+//! `ember generate`.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use crate::fixture::Fixture;
+use crate::program::{Ended, command, ember, ember_reading, model};
+
+const PROMPT: &str = "the quick brown fox";
+
+fn args<'a>(model: &'a str, flags: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["generate", "-m", model, "-p", PROMPT];
+    args.extend(flags);
+    args
+}
+
+fn generate(name: &str, flags: &[&str]) -> Ended {
+    let model = model(name);
+    ember(args(model.to_str().expect("UTF-8"), flags))
+}
+
+fn report(name: &str, flags: &[&str]) -> Value {
+    let ended = generate(name, &[flags, &["--json"]].concat()).with_code(0);
+    serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("{e}: {}", ended.stdout))
+}
+
+/// The goldens' greedy tokens, from the text of their chat.
+#[test]
+fn chats_continue_as_the_goldens_do() {
+    let mut checked = 0;
+    for fixture in Fixture::all() {
+        let goldens = std::fs::read_to_string(fixture.path.join("tokenizer_golden.json")).expect("the goldens");
+        let goldens: Value = serde_json::from_str(&goldens).expect("JSON");
+        let case = fixture.case("chat");
+        let prompt = json!(case.ids()[0]);
+        let chats = goldens["chats"].as_array().expect("a list");
+        let Some(chat) = chats.iter().find(|chat| chat["ids"] == prompt) else { continue };
+        let messages = chat["messages"].as_array().expect("a list");
+        let text = |i: usize| messages[i]["content"].as_str().expect("a text");
+        let (system, user) = match messages.len() {
+            1 => (None, text(0)),
+            2 if messages[0]["role"] == "system" => (Some(text(0)), text(1)),
+            _ => continue,
+        };
+        let model = fixture.path.to_str().expect("UTF-8");
+        let mut args = vec!["generate", "-m", model, "-p", "-", "--chat", "--greedy", "--ignore-eos", "-n", "32"];
+        args.extend(["--cache-type", "f32", "--repeat-penalty", "1", "--json", "--chunk", "16"]);
+        args.extend(system.iter().flat_map(|system| ["--system", system]));
+        if chat["kwargs"]["enable_thinking"] == json!(false) {
+            args.push("--no-think");
+        }
+        let ended = ember_reading(user, args).with_code(0);
+        let report: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+        assert_eq!(report["tokens"], json!(case.need("greedy").ids()), "{}", fixture.name());
+        assert_eq!(report["prompt_tokens"], json!(case.ids()[0].len()), "{}", fixture.name());
+        checked += 1;
+    }
+    assert!(checked >= 3, "{checked} goldens are chats of one question");
+}
+
+#[test]
+fn text_goes_to_stdout_and_the_rest_to_stderr() {
+    let flags = ["-n", "12", "--seed", "3", "--ignore-eos"];
+    let told = report("leanllama", &flags);
+    let ended = generate("leanllama", &flags).with_code(0);
+    assert_eq!(ended.stdout.strip_suffix('\n').expect("a line"), told["text"].as_str().expect("a text"));
+    let lines: Vec<&str> = ended.stderr.lines().collect();
+    assert_eq!(lines.len(), 2, "{}", ended.stderr);
+    assert!(lines[0].contains("parameters") && lines[0].contains("of cache for"), "{}", lines[0]);
+    assert!(lines[1].contains("12 generated") && lines[1].contains("seed 3, finish: length"), "{}", lines[1]);
+    assert_eq!((&told["finish"], &told["seed"], &told["depth"]), (&json!("length"), &json!(3), &Value::Null));
+    assert_eq!(told["tokens"].as_array().expect("a list").len(), 12);
+    assert_eq!(told["mean_steps"], Value::Null);
+
+    let same = report("leanllama", &[&flags[..], &["--threads", "1", "--chunk", "2"]].concat());
+    assert_eq!(same["text"], told["text"]);
+    assert_ne!(report("leanllama", &["-n", "12", "--seed", "4", "--ignore-eos"])["text"], told["text"]);
+    assert_ne!(report("leanllama", &[&flags[..], &["--greedy"]].concat())["text"], told["text"]);
+    let none = report("leanllama", &["-n", "0"]);
+    assert_eq!((&none["text"], &none["tokens"], &none["finish"]), (&json!(""), &json!([]), &json!("length")));
+}
+
+#[test]
+fn stop_strings_and_end_tokens_end_the_text() {
+    let flags = ["-n", "40", "--greedy", "--ignore-eos"];
+    let whole = report("nano_compact", &flags);
+    let text = whole["text"].as_str().expect("a text");
+    let stop: String = text.chars().skip(10).take(3).collect();
+    let before = text.split(&stop).next().expect("a beginning");
+    let stopped = report("nano_compact", &[&flags[..], &["--stop", &stop]].concat());
+    assert_eq!((&stopped["text"], &stopped["finish"]), (&json!(before), &json!("stop")));
+    assert!(stopped["tokens"].as_array().expect("a list").len() < 40);
+}
+
+#[test]
+fn a_trace_shows_the_depth_of_every_token() {
+    let flags = ["-n", "5", "--greedy", "--ignore-eos", "--trace"];
+    let told = report("crest_k4", &flags);
+    let depth = told["depth"].as_array().expect("a list");
+    assert_eq!(depth.len(), 5);
+    let steps: Vec<u64> =
+        depth.iter().flat_map(|token| token["steps"].as_array().expect("steps")).filter_map(Value::as_u64).collect();
+    assert_eq!(steps.len(), 20);
+    let mean = steps.iter().sum::<u64>() as f64 / 20.0;
+    assert!((told["mean_steps"].as_f64().expect("a number") - mean).abs() < 1e-6, "{}", told["mean_steps"]);
+    assert_eq!(depth[0]["halt"][0].as_array().expect("gates").len(), 3);
+    let ended = generate("crest_k4", &flags).with_code(0);
+    assert_eq!(ended.stderr.lines().filter(|line| line.contains("steps: ")).count(), 5, "{}", ended.stderr);
+
+    let no_halt = report("crest_k4", &["-n", "5", "--ignore-eos", "--no-halt"]);
+    assert_eq!((&no_halt["mean_steps"], &no_halt["depth"]), (&json!(4.0), &Value::Null));
+    assert_eq!(report("crest_k4", &["-n", "5", "--ignore-eos", "--steps", "1"])["mean_steps"], json!(1.0));
+    assert_eq!(report("crest_k4", &["-n", "5", "--ignore-eos", "--threshold", "0"])["mean_steps"], json!(1.0));
+    generate("leanllama", &["--trace"]).fails_with(&["--trace", "adaptive depth"]);
+}
+
+#[test]
+fn a_prompt_from_stdin_loses_its_last_line_break() {
+    let model = model("leanllama");
+    let args =
+        |prompt| ["generate", "-m", model.to_str().expect("UTF-8"), "-p", prompt, "-n", "4", "--greedy", "--json"];
+    let tokens = |ended: Ended| -> (Value, Value) {
+        let report: Value = serde_json::from_str(&ended.with_code(0).stdout).expect("JSON");
+        (report["prompt_tokens"].clone(), report["tokens"].clone())
+    };
+    let given = tokens(ember(args(PROMPT)));
+    assert_eq!(tokens(ember_reading(&format!("{PROMPT}\n"), args("-"))), given);
+    assert_ne!(tokens(ember_reading(&format!("{PROMPT}\n\n"), args("-"))), given);
+}
+
+#[test]
+fn options_out_of_range_are_refused_before_loading() {
+    let refused = |flags: &[&str], parts: &[&str]| {
+        let ended = generate("crest_k4", flags);
+        assert!(!ended.stderr.contains("of weights"), "{}", ended.stderr);
+        ended.fails_with(parts);
+    };
+    refused(&["--temp", "-1"], &["temperature", "-1"]);
+    refused(&["--temp", "NaN"], &["temperature", "NaN"]);
+    refused(&["--top-p", "2"], &["top_p", "2"]);
+    refused(&["--min-p", "1"], &["min_p", "1"]);
+    refused(&["--repeat-penalty", "0"], &["repetition_penalty"]);
+    refused(&["--stop", ""], &["stop", "empty"]);
+    refused(&["--steps", "0"], &["num_steps", "0"]);
+    refused(&["--threshold", "1.5"], &["halt_threshold", "1.5"]);
+    let model = model("crest_k4");
+    let model = model.to_str().expect("UTF-8");
+    ember(["generate", "-m", model, "-p", ""]).fails_with(&["prompt", "no tokens"]);
+    ember_reading(&"a ".repeat(40_000), ["generate", "-m", model, "-p", "-"]).fails_with(&["prompt", "32768"]);
+}
+
+/// A reader that stops early, as `head` does, is no error.
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let model = model("crest_k2");
+    let model = model.to_str().expect("UTF-8");
+    for args in
+        [vec!["info", "-m", model], vec!["info", "-m", model, "--json"], args(model, &["-n", "2000", "--ignore-eos"])]
+    {
+        let mut child = command(&args).spawn().expect("the program starts");
+        drop(child.stdout.take());
+        let mut stderr = String::new();
+        child.stderr.take().expect("a pipe").read_to_string(&mut stderr).expect("UTF-8");
+        assert_eq!(child.wait().expect("an end").code(), Some(0), "{args:?}: {stderr}");
+        assert!(!stderr.contains("error") && !stderr.contains("panic"), "{args:?}: {stderr}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_the_text_and_keeps_the_summary() {
+    let model = model("crest_k2");
+    let args =
+        args(model.to_str().expect("UTF-8"), &["-n", "30000", "--ignore-eos", "--json", "--trace", "--seed", "1"]);
+    // Without --json the pieces show that the generation has begun.
+    let args: Vec<&str> = args.into_iter().filter(|arg| *arg != "--json").collect();
+    let mut child = command(&args).stdin(Stdio::null()).spawn().expect("the program starts");
+    let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
+    let mut line = String::new();
+    while !line.contains("steps: ") {
+        line.clear();
+        assert!(stderr.read_line(&mut line).expect("UTF-8") > 0, "the program ended early");
+    }
+    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(kill.expect("kill runs").success());
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).expect("UTF-8");
+    let mut stdout = String::new();
+    child.stdout.take().expect("a pipe").read_to_string(&mut stdout).expect("UTF-8");
+    assert_eq!(child.wait().expect("an end").code(), Some(130), "{rest}");
+    assert!(rest.trim_end().ends_with("finish: cancelled"), "{rest}");
+    assert!(stdout.len() > 1);
+}

@@ -2,5 +2,7 @@
 
 mod fixture;
 pub mod golden;
+pub mod invariants;
 pub mod kernels;
 mod random;
+pub mod units;

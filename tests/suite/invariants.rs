@@ -358,6 +358,47 @@ pub fn cache_bytes_are_its_shapes<B: CompactBackend>(device: &B::Device) {
     }
 }
 
+/// Depth that is changed on a loaded model, against the same depth asked for when it is opened.
+pub fn depth_set_is_depth_opened<B: CompactBackend>(device: &B::Device) {
+    let mut checked = 0;
+    for fixture in Fixture::all() {
+        let mut model = fixture.load::<B>(device);
+        let Some(stated) = model.architecture().crest.clone() else { continue };
+        let ids = fixture.case("text").ids();
+        let run = |model: &CausalLm<B>| {
+            let fed = feed(model, &ids, &mut model.new_cache(KvFormat::F32), 512);
+            (fed.logits.values, fed.steps.into_iter().map(|layer| layer.values).collect::<Vec<_>>())
+        };
+        let plain = run(&model);
+        for (num_steps, halt_enabled, halt_threshold) in [
+            (stated.num_steps, true, 0.3),
+            (stated.num_steps, true, 1.0),
+            (2, true, 0.99),
+            (1, true, 0.5),
+            (2, false, 0.0),
+        ] {
+            let depth = CrestOverrides {
+                num_steps: Some(num_steps),
+                halt_enabled: Some(halt_enabled),
+                halt_threshold: Some(halt_threshold),
+                ..Default::default()
+            };
+            let opened = run(&fixture.load_with::<B>(&depth, WeightOptions::default(), device));
+            model.set_depth(num_steps, halt_enabled, halt_threshold);
+            let what = format!("{} {num_steps} {halt_enabled} {halt_threshold}", fixture.name());
+            assert_eq!(run(&model), opened, "{what}");
+            assert_ne!(opened.0, plain.0, "{what}: nothing has changed");
+        }
+        model.set_depth(stated.num_steps, stated.halt_enabled, stated.halt_threshold);
+        assert_eq!(run(&model), plain, "{}: set back", fixture.name());
+        // More steps than there are MLPs are all of them.
+        model.set_depth(100, stated.halt_enabled, stated.halt_threshold);
+        assert_eq!(run(&model), plain, "{}: 100 steps", fixture.name());
+        checked += 1;
+    }
+    assert!(checked >= 3, "no fixture has adaptive depth");
+}
+
 /// A prompt that cannot be fed is refused, and the cache is as before.
 pub fn prompt_errors<B: CompactBackend>(device: &B::Device) {
     for (fixture, model, _) in models::<B>(device) {

@@ -17,7 +17,7 @@ pub struct Architecture {
 }
 
 impl Architecture {
-    /// What every layer keeps in a cache; the same as [`CausalLm::cache_shapes`](crate::CausalLm::cache_shapes), without a model.
+    /// What every layer keeps in a cache.
     pub fn cache_shapes(&self) -> Vec<LayerCacheShape> {
         (0..).zip(&self.config.layer_types).map(|(layer, &kind)| self.cache_shape(layer, kind)).collect()
     }
@@ -36,5 +36,40 @@ impl Architecture {
             None => KvShape::Heads { heads: config.num_key_value_heads, width: config.head_dim },
         };
         LayerCacheShape::Attention { k: stored(KvTarget::Key), v: stored(KvTarget::Value) }
+    }
+
+    /// Where the path of a field in the modules is not the name of its tensor in a checkpoint: pairs of module path (enum
+    /// variants left out) and checkpoint name, as parts of names. For `burn-store`, whose key remapping takes them either way
+    /// round; weights that are plain floats need nothing else.
+    pub fn field_names(&self) -> Vec<(String, String)> {
+        let mut pairs = vec![(".a_log".to_string(), ".A_log".to_string())];
+        if let Some(crest) = &self.crest {
+            let gates: Vec<String> = match crest.gate_shared {
+                true => vec![".halt_gate.".into()],
+                false => (0..crest.num_steps).map(|k| format!(".halt_gates.{k}.")).collect(),
+            };
+            for gate in gates {
+                pairs.extend(two_layers(&gate, crest.gate_hidden.is_some()));
+            }
+        }
+        for (layer, codecs) in self.kv_compression.iter().flat_map(|c| &c.layers) {
+            for (target, codec) in codecs {
+                let letter = match target {
+                    KvTarget::Key => "k",
+                    KvTarget::Value => "v",
+                };
+                let decoder = format!(".{layer}.self_attn.{letter}_compressor.decoder.");
+                pairs.extend(two_layers(&decoder, codec.hidden_dim.is_some()));
+            }
+        }
+        pairs
+    }
+}
+
+/// `hidden` and `output` are elements 0 and 2 of a sequence; an output alone has no name of its own.
+fn two_layers(path: &str, hidden: bool) -> Vec<(String, String)> {
+    match hidden {
+        true => [("hidden", "0"), ("output", "2")].map(|(a, b)| (format!("{path}{a}."), format!("{path}{b}."))).into(),
+        false => vec![(format!("{path}output."), path.to_string())],
     }
 }

@@ -13,7 +13,7 @@ use emberlm_quant::modules::Linear;
 use emberlm_quant::ops::AttentionShape;
 
 use crate::architecture::Architecture;
-use crate::cache::{AttentionCache, KvShape, LayerCacheShape};
+use crate::cache::AttentionCache;
 use crate::causal_lm::Step;
 use crate::config::{KStage, KvTarget};
 use crate::error::Result;
@@ -78,16 +78,6 @@ impl<B: CompactBackend> Attention<B> {
             output_gate,
             k_stage: compression.map_or(KStage::PostRope, |c| c.k_stage),
         })
-    }
-
-    /// What this layer keeps per token.
-    pub fn cache_shape(&self) -> LayerCacheShape {
-        let (heads, width) = (self.num_key_value_heads, self.head_dim);
-        let stored = |compressor: &Option<KvCompressor<B>>| match compressor {
-            Some(compressor) => compressor.cache_shape(heads, width),
-            None => KvShape::Heads { heads, width },
-        };
-        LayerCacheShape::Attention { k: stored(&self.k_compressor), v: stored(&self.v_compressor) }
     }
 
     /// Attends from new tokens to all that came before.

@@ -11,7 +11,7 @@ use emberlm_quant::kv::{KvFormat, Rotary};
 use emberlm_quant::modules::Linear;
 
 use crate::architecture::Architecture;
-use crate::cache::{Cache, LayerCacheShape};
+use crate::cache::Cache;
 use crate::crest::DepthTrace;
 use crate::decoder::{Decoder, FeedForward};
 use crate::error::{Error, Result};
@@ -144,11 +144,6 @@ impl<B: CompactBackend> CausalLm<B> {
         self.model.norm.weight.val().device()
     }
 
-    /// What every layer keeps in a cache.
-    pub fn cache_shapes(&self) -> Vec<LayerCacheShape> {
-        self.model.cache_shapes()
-    }
-
     /// An empty cache for one sequence.
     pub fn new_cache(&self, format: KvFormat) -> Cache<B> {
         self.new_batch_cache(format, vec![0])
@@ -156,7 +151,7 @@ impl<B: CompactBackend> CausalLm<B> {
 
     /// An empty cache for a batch whose row `i` starts after `left_pad[i]` empty slots.
     pub fn new_batch_cache(&self, format: KvFormat, left_pad: Vec<usize>) -> Cache<B> {
-        Cache::new(self.cache_shapes(), format, left_pad, &self.device())
+        Cache::new(self.architecture.cache_shapes(), format, left_pad, &self.device())
     }
 
     /// Changes how deep CREST tokens go from now on; other families have no depth.

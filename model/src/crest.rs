@@ -12,7 +12,7 @@ use emberlm_quant::halting::{HaltRule, HaltState};
 use emberlm_quant::modules::{Linear, SwiGlu};
 
 use crate::config::{CrestOptions, GateInput, ModelConfig, StepInput};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::loader::{Bias, Loader};
 
 /// Steps of a checkpoint that may be dropped.
@@ -52,6 +52,27 @@ pub struct DepthTrace<B: Backend> {
 }
 
 impl<B: CompactBackend> CrestFfn<B> {
+    /// A block from its parts: at least `options.num_steps` MLPs, and one gate for all steps or one for each but the last, as
+    /// `options.gate_shared` says.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when there are no steps, or MLPs or gates are missing.
+    pub fn new(steps: Vec<SwiGlu<B>>, mut gates: Vec<HaltGate<B>>, options: CrestOptions) -> Result<Self> {
+        let fail = |option: &str, message: String| Err(Error::Option { option: option.into(), message });
+        if !(1..=steps.len()).contains(&options.num_steps) {
+            return fail(
+                "num_steps",
+                format!("is {}, expected 1 to {}, the MLPs given", options.num_steps, steps.len()),
+            );
+        }
+        let needed = if options.gate_shared { 1 } else { options.num_steps - 1 };
+        if options.num_steps > 1 && gates.len() < needed {
+            return fail("gates", format!("has {}, expected {needed}", gates.len()));
+        }
+        let halt_gate = if options.gate_shared { gates.drain(..).next() } else { None };
+        Ok(Self { steps, halt_gate, halt_gates: gates, options })
+    }
+
     pub(crate) fn load(loader: &Loader<'_, B>, config: &ModelConfig, options: &CrestOptions) -> Result<Self> {
         let steps =
             (0..options.num_steps).map(|k| loader.at(&format!("steps.{k}")).swiglu(config)).collect::<Result<_>>()?;

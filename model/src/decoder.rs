@@ -8,7 +8,7 @@ use emberlm_quant::modules::{Embedding, SwiGlu};
 
 use crate::architecture::Architecture;
 use crate::attention::Attention;
-use crate::cache::{Cache, LayerCache, LayerCacheShape};
+use crate::cache::{Cache, LayerCache};
 use crate::causal_lm::Step;
 use crate::config::LayerType;
 use crate::crest::{CrestFfn, DepthTrace};
@@ -73,11 +73,6 @@ impl<B: CompactBackend> Decoder<B> {
         })
     }
 
-    /// What every layer keeps.
-    pub fn cache_shapes(&self) -> Vec<LayerCacheShape> {
-        self.layers.iter().map(DecoderLayer::cache_shape).collect()
-    }
-
     /// # Shapes
     /// `[b, s] -> [b, s, hidden]`, after the last norm
     pub(crate) fn forward(
@@ -125,14 +120,6 @@ impl<B: CompactBackend> DecoderLayer<B> {
                 None => FeedForward::Dense(mlp.swiglu(config)?),
             },
         })
-    }
-
-    fn cache_shape(&self) -> LayerCacheShape {
-        match (&self.self_attn, &self.linear_attn) {
-            (Some(attention), _) => attention.cache_shape(),
-            (None, Some(delta_net)) => delta_net.cache_shape(),
-            (None, None) => unreachable!("a layer has a mixer"),
-        }
     }
 
     fn forward(

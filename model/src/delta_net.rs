@@ -11,7 +11,7 @@ use emberlm_quant::CompactBackend;
 use emberlm_quant::modules::Linear;
 use emberlm_quant::ops::DeltaRule;
 
-use crate::cache::{DeltaNetCache, LayerCacheShape};
+use crate::cache::DeltaNetCache;
 use crate::causal_lm::Step;
 use crate::config::{LinearAttentionConfig, ModelConfig};
 use crate::error::Result;
@@ -71,16 +71,6 @@ impl<B: CompactBackend> GatedDeltaNet<B> {
             out_proj: loader.linear("out_proj", h, vd, Bias::None)?,
             dims: dims.clone(),
         })
-    }
-
-    /// What this layer keeps per sequence.
-    pub fn cache_shape(&self) -> LayerCacheShape {
-        let dims = &self.dims;
-        LayerCacheShape::DeltaNet {
-            conv_tail: dims.conv_kernel_dim - 1,
-            conv_channels: 2 * dims.key_width() + dims.value_width(),
-            state: [dims.num_value_heads, dims.key_head_dim, dims.value_head_dim],
-        }
     }
 
     /// Updates the state with new tokens and reads it for each.

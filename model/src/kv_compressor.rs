@@ -10,7 +10,6 @@ use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::CodeDecoder;
 use emberlm_quant::modules::Linear;
 
-use crate::cache::KvShape;
 use crate::config::{KvCodec, KvCompression};
 use crate::error::Result;
 use crate::loader::{Bias, Loader};
@@ -40,12 +39,6 @@ impl<B: CompactBackend> KvCompressor<B> {
         };
         let encoder = loader.linear_as_stored("encoder", r, width, encoder_bias)?;
         Ok(Self { encoder, decoder: CodeDecoder { hidden, activation: compression.activation.into(), output }, width })
-    }
-
-    /// What is stored per token.
-    pub(crate) fn cache_shape(&self, heads: usize, head_dim: usize) -> KvShape {
-        let [r, _] = self.encoder.weight.shape();
-        KvShape::Codes { count: heads * head_dim / self.width, width: r }
     }
 
     /// Codes of new keys or values.

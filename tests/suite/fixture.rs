@@ -104,6 +104,11 @@ impl Numbers {
     }
 }
 
+/// A file of the fixtures that come with the project.
+pub fn own(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(file)
+}
+
 /// A folder with a checkpoint and its goldens.
 pub struct Fixture {
     pub path: PathBuf,
@@ -113,7 +118,7 @@ pub struct Fixture {
 impl Fixture {
     /// The project's fixtures, and the folders below the one that `EMBERLM_FIXTURES` names.
     pub fn all() -> Vec<Self> {
-        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let own = own("");
         let further = std::env::var_os("EMBERLM_FIXTURES").map(PathBuf::from);
         let mut folders: Vec<PathBuf> = [Some(own), further]
             .into_iter()

@@ -2,6 +2,7 @@
 
 use emberlm::model::cache::LayerCache;
 use emberlm::model::config::CrestOverrides;
+use emberlm::model::sampling::{Sampler, SamplingConfig};
 use emberlm::model::{CausalLm, DEFAULT_CHUNK, DepthTrace, ForwardOptions, ForwardOutput, LogitsFor, WeightOptions};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::{KvFormat, KvStore};
@@ -145,18 +146,15 @@ fn continuation<B: CompactBackend>(model: &CausalLm<B>, case: &Case<'_>, penalty
     let mut tokens = vec![Vec::new(); ids.len()];
     let mut kept = Vec::new();
     let mut logits = model.prefill(&prompt, &mut cache, DEFAULT_CHUNK).expect("a prompt");
+    let config = SamplingConfig { repetition_penalty: penalty, ..SamplingConfig::greedy() };
+    let mut sampler = Sampler::new(&config).expect("a sampler");
     for _ in 0..32 {
         let mut numbers = Numbers::of(&logits);
         let v = numbers.shape[1];
         kept.extend_from_slice(&numbers.values[..v]);
         let mut next = Vec::new();
         for ((row, seen), tokens) in numbers.values.chunks_mut(v).zip(&mut seen).zip(&mut tokens) {
-            let distinct: std::collections::BTreeSet<u32> = seen.iter().copied().collect();
-            for id in distinct {
-                let logit = &mut row[id as usize];
-                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
-            }
-            let best = (0..v).max_by(|&a, &b| row[a].total_cmp(&row[b])).expect("a vocabulary") as u32;
+            let best = sampler.sample(row, seen).expect("a token");
             seen.push(best);
             tokens.push(best);
             next.push(best);

@@ -2,5 +2,32 @@
 
 mod fixture;
 pub mod golden;
+pub mod invariants;
 pub mod kernels;
 mod random;
+pub mod store;
+pub mod training;
+pub mod units;
+
+/// One test per function of the suite, on the type that the binary calls `Backend`.
+macro_rules! whole_suite {
+    () => {
+        whole_suite! {
+            golden: whole_pass, greedy, prefill_cache, decode_through_the_cache, overrides, rounded, half_precision_cache;
+            units: crest_ffn, crest_ffn_parts, delta_rule, nf4, nano;
+            invariants: prefill_is_prefill_and_decode, chunked_is_whole, chunked_is_whole_in_half_precision,
+                batch_is_its_rows, keys_compressed_before_rotation, snapshot_is_untouched, reset_is_new,
+                last_is_the_last_of_all, reserve_changes_nothing, cache_bytes_are_its_shapes, depth_set_is_depth_opened,
+                prompt_errors;
+            kernels: linears, swiglu_mlp, norms, rotary, attention, delta_net, halting;
+            training: linear_gradients, norm_gradients, attention_gradients, delta_net_gradients, halting_gradients,
+                one_step_lowers_the_loss;
+            store: plain_weights_have_checkpoint_names, packed_weights_come_back;
+        }
+    };
+    ($($module:ident: $($name:ident),*;)*) => {$(
+        mod $module {
+            $(#[test] fn $name() { crate::suite::$module::$name::<crate::Backend>(&Default::default()) })*
+        }
+    )*};
+}

@@ -167,6 +167,17 @@ mod tests {
     }
 
     #[test]
+    fn a_nucleus_of_every_size() {
+        // Weights 1 and wanted k - 1/2 keep exactly the k lowest ids.
+        let all: Vec<Candidate> = (0..300).map(|id| Candidate::new(id, 1.0)).collect();
+        for k in 1..=300 {
+            let mut kept = all.clone();
+            keep_heaviest(&mut kept, &mut Vec::new(), k as f64 - 0.5);
+            assert_eq!(kept, all[..k], "k = {k}");
+        }
+    }
+
+    #[test]
     fn lanes_and_rest_count() {
         for n in [0, 1, 15, 16, 17, 40] {
             let values: Vec<f32> = (0..n).map(|i| i as f32 * 0.5 - 3.0).collect();

@@ -57,14 +57,24 @@ pub struct SamplingConfig {
 impl Default for SamplingConfig {
     /// Temperature 1 over the whole vocabulary, no penalty, no seed.
     fn default() -> Self {
-        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: None }
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            seed: None,
+        }
     }
 }
 
 impl SamplingConfig {
     /// The largest logit at every step.
     pub fn greedy() -> Self {
-        Self { temperature: 0.0, ..Self::default() }
+        Self {
+            temperature: 0.0,
+            ..Self::default()
+        }
     }
 
     /// Whether the choice is the largest logit, without a draw.
@@ -81,7 +91,10 @@ impl SamplingConfig {
             if ok {
                 return Ok(());
             }
-            Err(Error::Option { option: option.to_owned(), message: format!("{found} is not allowed; use {allowed}") })
+            Err(Error::Option {
+                option: option.to_owned(),
+                message: format!("{found} is not allowed; use {allowed}"),
+            })
         };
         let temperature = self.temperature;
         check(
@@ -103,7 +116,12 @@ impl SamplingConfig {
             "a number of at least 0 and below 1 (0 turns it off)",
         )?;
         let penalty = self.repetition_penalty;
-        check(penalty.is_finite() && penalty > 0.0, "repetition_penalty", penalty, "a positive number (1 turns it off)")
+        check(
+            penalty.is_finite() && penalty > 0.0,
+            "repetition_penalty",
+            penalty,
+            "a positive number (1 turns it off)",
+        )
     }
 }
 
@@ -133,8 +151,10 @@ pub struct Sampler {
     step: usize,
     /// One bit per token of the vocabulary, all clear between calls.
     penalised: Vec<u64>,
-    /// Scratch of the draw: token and its weight.
+    /// Scratch of the draw: the weight of every token, the tokens that may be drawn, and a copy of those to reorder.
+    weights: Vec<f32>,
     candidates: Vec<Candidate>,
+    scratch: Vec<Candidate>,
 }
 
 /// A token that may be drawn, with a weight proportional to its probability.
@@ -142,6 +162,12 @@ pub struct Sampler {
 struct Candidate {
     id: u32,
     weight: f32,
+}
+
+impl Candidate {
+    fn new(id: u32, weight: f32) -> Self {
+        Self { id, weight }
+    }
 }
 
 impl Sampler {
@@ -169,7 +195,9 @@ impl Sampler {
             rng: Pcg64::seed_from_u64(seed),
             step: 0,
             penalised: Vec::new(),
+            weights: Vec::new(),
             candidates: Vec::new(),
+            scratch: Vec::new(),
         })
     }
 
@@ -212,13 +240,19 @@ impl Sampler {
         self.penalised.resize(logits.len().div_ceil(64), 0);
         for &id in seen {
             let index = id as usize;
-            let (Some(logit), Some(word)) = (logits.get_mut(index), self.penalised.get_mut(index / 64)) else {
+            let (Some(logit), Some(word)) =
+                (logits.get_mut(index), self.penalised.get_mut(index / 64))
+            else {
                 continue;
             };
             let bit = 1u64 << (index % 64);
             if *word & bit == 0 {
                 *word |= bit;
-                *logit = if *logit > 0.0 { *logit / self.repetition_penalty } else { *logit * self.repetition_penalty };
+                *logit = if *logit > 0.0 {
+                    *logit / self.repetition_penalty
+                } else {
+                    *logit * self.repetition_penalty
+                };
             }
         }
         for &id in seen {
@@ -228,53 +262,86 @@ impl Sampler {
         }
     }
 
-    /// Draws among the tokens that the truncations keep.
+    /// Draws among the tokens that the truncations keep, in the order of their ids.
     fn draw(&mut self, logits: &[f32], largest: f32, truncation: Truncation) -> Option<u32> {
-        let Truncation { temperature, top_k, top_p, min_p } = truncation;
-        let floor = match top_k {
-            Some(k) if k < logits.len() => truncate::kth_largest(logits, k),
-            _ => f32::NEG_INFINITY,
-        };
+        let Truncation {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+        } = truncation;
         let candidates = &mut self.candidates;
         candidates.clear();
-        let weigh = |logit: f32| exp((logit - largest) / temperature);
-        candidates.extend(
-            (0u32..)
-                .zip(logits)
-                .filter(|&(_, &logit)| logit >= floor)
-                .map(|(id, &logit)| Candidate { id, weight: weigh(logit) }),
-        );
-        if let Some(top_p) = top_p {
-            truncate::keep_top_p(candidates, top_p);
-        }
-        if let Some(min_p) = min_p {
-            // The best token weighs exp(0) = 1, so the ratio to it is the weight itself.
-            candidates.retain(|c| c.weight >= min_p);
-        }
-        let total: f64 = candidates.iter().map(|c| f64::from(c.weight)).sum();
-        let mut rest = uniform(&mut self.rng) * total;
-        let mut last = None;
-        for candidate in candidates.iter().filter(|c| c.weight > 0.0) {
-            rest -= f64::from(candidate.weight);
-            last = Some(candidate.id);
-            if rest < 0.0 {
-                break;
+        if let Some(k) = top_k.filter(|&k| k < logits.len()) {
+            let floor = truncate::kth_largest(logits, k);
+            let kept = (0u32..).zip(logits).filter(|&(_, &l)| l >= floor);
+            candidates
+                .extend(kept.map(|(id, &l)| Candidate::new(id, weigh(l, largest, temperature))));
+        } else {
+            weigh_all(logits, largest, temperature, &mut self.weights);
+            let total = truncate::sum(&self.weights);
+            if top_p.is_none() && min_p.is_none() {
+                let all = (0u32..).zip(&self.weights);
+                let all = all.map(|(id, &weight)| Candidate::new(id, weight));
+                return pick(all, uniform(&mut self.rng) * total);
             }
+            // Tokens below this weight hold less than 1 - top_p together, so none of them is in the nucleus.
+            let outside = top_p.map_or(0.0, |p| (1.0 - p) * total / logits.len() as f64);
+            let kept = (0u32..).zip(&self.weights);
+            let kept = kept.filter(|&(_, &weight)| f64::from(weight) >= outside);
+            candidates.extend(kept.map(|(id, &weight)| Candidate::new(id, weight)));
+            if let Some(top_p) = top_p {
+                truncate::keep_heaviest(candidates, &mut self.scratch, top_p * total);
+            }
+            return pick_above(candidates, min_p, &mut self.rng);
         }
-        last
+        if let Some(top_p) = top_p {
+            let total: f64 = candidates.iter().map(|c| f64::from(c.weight)).sum();
+            truncate::keep_heaviest(candidates, &mut self.scratch, top_p * total);
+        }
+        pick_above(candidates, min_p, &mut self.rng)
     }
+}
+
+/// A weight proportional to the probability; the best token weighs 1.
+#[inline]
+fn weigh(logit: f32, largest: f32, temperature: f32) -> f32 {
+    exp((logit - largest) / temperature)
+}
+
+/// The weights of all tokens. A loop of its own, so that it is compiled to vector instructions.
+#[inline(never)]
+fn weigh_all(logits: &[f32], largest: f32, temperature: f32, weights: &mut Vec<f32>) {
+    weights.clear();
+    weights.extend(logits.iter().map(|&l| weigh(l, largest, temperature)));
+}
+
+/// Draws among the candidates of at least `min_p` times the weight of the best, which is exp(0) = 1.
+fn pick_above(candidates: &mut Vec<Candidate>, min_p: Option<f32>, rng: &mut Pcg64) -> Option<u32> {
+    if let Some(min_p) = min_p {
+        candidates.retain(|c| c.weight >= min_p);
+    }
+    let total: f64 = candidates.iter().map(|c| f64::from(c.weight)).sum();
+    pick(candidates.iter().copied(), uniform(rng) * total)
+}
+
+/// The candidate at `rest` on the line on which the weights lie end to end.
+fn pick(candidates: impl Iterator<Item = Candidate>, mut rest: f64) -> Option<u32> {
+    let mut last = None;
+    for candidate in candidates.filter(|c| c.weight > 0.0) {
+        rest -= f64::from(candidate.weight);
+        last = Some(candidate.id);
+        if rest < 0.0 {
+            break;
+        }
+    }
+    last
 }
 
 /// Id and value of the largest logit, the lowest id among equals.
 fn largest(logits: &[f32], step: usize) -> Result<(u32, f32)> {
     let error = |message: String| Error::NonFinite { step, message };
-    // The largest value alone vectorises; NaN is caught by a flag because `max` passes over it.
-    let mut largest = f32::NEG_INFINITY;
-    let mut nan = false;
-    for &logit in logits {
-        largest = if logit > largest { logit } else { largest };
-        nan |= logit.is_nan();
-    }
+    let (largest, nan) = truncate::largest(logits);
     if nan || largest == f32::INFINITY {
         let bad = |l: &f32| l.is_nan() || *l == f32::INFINITY;
         let count = logits.iter().filter(|l| bad(l)).count();
@@ -288,7 +355,10 @@ fn largest(logits: &[f32], step: usize) -> Result<(u32, f32)> {
     let best = logits.iter().position(|&l| l == largest);
     match best.map(u32::try_from) {
         Some(Ok(id)) if largest > f32::NEG_INFINITY => Ok((id, largest)),
-        _ => Err(error(format!("all {} are -Inf, so no token is possible", logits.len()))),
+        _ => Err(error(format!(
+            "all {} are -Inf, so no token is possible",
+            logits.len()
+        ))),
     }
 }
 

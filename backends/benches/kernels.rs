@@ -1,6 +1,7 @@
 //! Kernel speeds at the shapes of the models, beside the memory speed of the same minute.
 //!
-//! `cargo bench -p emberlm-backends -- [filter]` (part of a name, or its end with a final `$`); `RAYON_NUM_THREADS` sets the threads, `EMBERLM_CPU` the instruction set.
+//! `cargo bench -p emberlm-backends -- [filter]` (part of a name, or its end with a final `$`); `RAYON_NUM_THREADS` sets the threads, `EMBERLM_CPU` the instruction set; with `HOT` set
+//! the matrices are small enough for the cache, which shows the arithmetic alone.
 //! The best of many passes is printed: on a shared machine the others measure the neighbours.
 
 #[path = "../tests/common/mod.rs"]

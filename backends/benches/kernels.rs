@@ -1,13 +1,14 @@
 //! Kernel speeds at the shapes of the models, beside the memory speed of the same minute.
 //!
-//! `cargo bench -p emberlm-backends -- [filter]` (part of a name, or its end with a final `$`); `RAYON_NUM_THREADS` sets the threads, `EMBERLM_CPU` the instruction set.
+//! `cargo bench -p emberlm-backends -- [filter]` (part of a name, or its end with a final `$`); `RAYON_NUM_THREADS` sets the threads, `EMBERLM_CPU` the instruction set; with `HOT` set
+//! the matrices are small enough for the cache, which shows the arithmetic alone.
 //! The best of many passes is printed: on a shared machine the others measure the neighbours.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
 
 use common::{Kind, Rng, Stored};
-use emberlm_backends::cpu;
+use emberlm_backends::cpu::{self, Attention, CacheSlice, DeltaRule, KeyValue, Mlp};
 use std::time::{Duration, Instant};
 
 /// The best time of `f` over at least `passes` calls and half a second.
@@ -64,6 +65,7 @@ fn main() {
     let bench = Bench { filter, bandwidth };
     cpu::run(|| {
         linear(&bench);
+        blocks(&bench);
         regions(&bench);
     });
     println!(
@@ -155,5 +157,101 @@ fn regions(bench: &Bench) {
     if bench.wants("region") {
         let seconds = best(|| cpu::linear(&x, 1, &stored.weight(), None, &mut y));
         bench.report("region [256, 64] x 1", seconds, 65536.0, 32768.0);
+    }
+}
+
+/// The block of an MLP, attention at a long context and in a prompt, and the delta rule.
+fn blocks(bench: &Bench) {
+    let mut rng = Rng(3);
+    let kind = Kind::Double {
+        block: 64,
+        nested: 256,
+    };
+    let (hidden, inner) = (2560, 9216);
+    let name = |m: usize| format!("swiglu nf4-double {hidden} -> {inner} x {m}");
+    if [1, 64].iter().any(|&m| bench.wants(&name(m))) {
+        let stored: Vec<[Stored; 3]> = (0..6)
+            .map(|_| {
+                let [gate, up] = [(); 2].map(|()| Stored::new(&mut rng, kind, inner, hidden));
+                [gate, up, Stored::new(&mut rng, kind, hidden, inner)]
+            })
+            .collect();
+        for m in [1, 64] {
+            let (x, mut y) = (rng.floats(m * hidden, 1.0), vec![0.0; m * hidden]);
+            let mut turn = 0;
+            let seconds = best(|| {
+                turn = (turn + 1) % stored.len();
+                let [gate, up, down] = &stored[turn];
+                let mlp = Mlp {
+                    gate: gate.weight(),
+                    up: up.weight(),
+                    down: down.weight(),
+                };
+                cpu::swiglu_mlp(&x, m, &mlp, None, &mut y);
+            });
+            let bytes: usize = stored[0].iter().map(|w| w.weight().bytes()).sum();
+            bench.report(
+                &name(m),
+                seconds,
+                bytes as f64,
+                (6 * m * hidden * inner) as f64,
+            );
+        }
+    }
+    for (seq, past) in [(1, 8191), (512, 512)] {
+        let (heads, kv_heads, head_dim, t) = (32, 8, 128, past + seq);
+        let name = format!("attention 32/8 x 128, {seq} after {past}");
+        if bench.wants(&name) {
+            let cache = vec![0x3555u16; kv_heads * t * head_dim];
+            let q = rng.floats(seq * heads * head_dim, 1.0);
+            let mut out = q.clone();
+            let p = Attention {
+                batch: 1,
+                seq,
+                heads,
+                kv_heads,
+                head_dim,
+                past,
+                capacity: t,
+                scale: 0.1,
+                left_pad: None,
+            };
+            let kv = KeyValue::Plain(CacheSlice::F16(&cache));
+            let seconds = best(|| cpu::attention(&q, &kv, &kv, &p, &mut out));
+            let pairs = seq * past + seq * (seq + 1) / 2;
+            bench.report(
+                &name,
+                seconds,
+                4.0 * cache.len() as f64,
+                (4 * heads * head_dim * pairs) as f64,
+            );
+        }
+    }
+    for seq in [1, 512] {
+        let name = format!("delta rule 16/32 heads of 128 x 128, {seq} tokens");
+        if bench.wants(&name) {
+            let p = DeltaRule {
+                batch: 1,
+                seq,
+                key_heads: 16,
+                value_heads: 32,
+                key_dim: 128,
+                value_dim: 128,
+            };
+            let (q, v) = (
+                rng.floats(seq * 16 * 128, 1.0),
+                rng.floats(seq * 32 * 128, 1.0),
+            );
+            let (gates, mut state) = (vec![-0.1; seq * 32], vec![0.0; 32 * 128 * 128]);
+            let mut o = v.clone();
+            let seconds =
+                best(|| cpu::gated_delta_rule(&q, &q, &v, &gates, &gates, &mut state, &p, &mut o));
+            bench.report(
+                &name,
+                seconds,
+                8.0 * state.len() as f64,
+                (8 * seq * state.len()) as f64,
+            );
+        }
     }
 }

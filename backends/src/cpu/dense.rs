@@ -90,9 +90,10 @@ impl<E: Element> Kernel for DenseRows<'_, E> {
         debug_assert!(self.m <= MAX_COLUMNS);
         // SAFETY: `S` is enabled; the slices were checked at the border and tasks have different rows.
         unsafe {
-            match S::REGISTERS {
-                32.. => self.range::<S, 4, 4, 2>(),
-                16.. => self.range::<S, 2, 4, 2>(),
+            match (self.m, S::REGISTERS) {
+                (1, 16..) => self.range::<S, 4, 1, 1>(),
+                (_, 32..) => self.range::<S, 4, 4, 2>(),
+                (_, 16..) => self.range::<S, 2, 4, 2>(),
                 _ => self.range::<S, 1, 1, 1>(),
             }
         }
@@ -144,45 +145,67 @@ impl<E: Element> DenseRows<'_, E> {
             let w = self.w.as_ptr().add(row * k);
             let x = self.x.as_ptr().add(column * k);
             let stream = apart * k;
-            let mut total = [[S::splat(0.0); M]; R];
-            // A cache line of each row at a time.
-            let line = 64 / E::SIZE;
-            let whole = k / line * line;
-            let mut i = 0;
-            while i < whole {
+            let mut even = [[S::splat(0.0); M]; R];
+            // One column has too few sums to hide the latency of an addition: every second vector goes to its own.
+            let mut odd = [[S::splat(0.0); M]; R];
+            // Two cache lines of each row at a time.
+            let step = 128 / E::SIZE;
+            let whole = k / step * step;
+            for i in (0..whole).step_by(step) {
                 for r in 0..R {
-                    S::prefetch(
-                        w.wrapping_add(r * stream + i)
-                            .cast::<u8>()
-                            .wrapping_add(AHEAD),
+                    let ahead = w
+                        .wrapping_add(r * stream + i)
+                        .cast::<u8>()
+                        .wrapping_add(AHEAD);
+                    S::prefetch(ahead);
+                    S::prefetch(ahead.wrapping_add(64));
+                }
+                for at in (i..i + step).step_by(2 * S::LANES) {
+                    let second = if M == 1 { &mut odd } else { &mut even };
+                    add::<S, E, R, M>(
+                        w.add(at + S::LANES),
+                        stream,
+                        x.add(at + S::LANES),
+                        k,
+                        second,
                     );
+                    add::<S, E, R, M>(w.add(at), stream, x.add(at), k, &mut even);
                 }
-                let mut at = i;
-                while at < i + line {
-                    let mut xs = [S::splat(0.0); M];
-                    for m in 0..M {
-                        xs[m] = S::load(x.add(m * k + at));
-                    }
-                    for r in 0..R {
-                        let w = E::load::<S>(w.add(r * stream + at));
-                        for m in 0..M {
-                            total[r][m] = S::fma(w, xs[m], total[r][m]);
-                        }
-                    }
-                    at += S::LANES;
-                }
-                i += line;
             }
             for r in 0..R {
                 let scale = self.scales.map_or(1.0, |scales| scales[row + r * apart]);
                 let bias = self.bias.map_or(0.0, |bias| bias[row + r * apart]);
                 for m in 0..M {
-                    let mut sum = S::sum(total[r][m]);
+                    let mut sum = S::sum(S::add(even[r][m], odd[r][m]));
                     for i in whole..k {
                         sum += (*w.add(r * stream + i)).value() * *x.add(m * k + i);
                     }
                     self.y.set(column + m, row + r * apart, sum * scale + bias);
                 }
+            }
+        }
+    }
+}
+
+/// Adds the products of one vector of `R` rows and `M` columns to their sums.
+#[inline(always)]
+unsafe fn add<S: Simd, E: Element, const R: usize, const M: usize>(
+    w: *const E,
+    w_row: usize,
+    x: *const f32,
+    x_row: usize,
+    sums: &mut [[S::V; M]; R],
+) {
+    // SAFETY: `rows` calls it inside the rows.
+    unsafe {
+        let mut xs = [S::splat(0.0); M];
+        for m in 0..M {
+            xs[m] = S::load(x.add(m * x_row));
+        }
+        for r in 0..R {
+            let w = E::load::<S>(w.add(r * w_row));
+            for m in 0..M {
+                sums[r][m] = S::fma(w, xs[m], sums[r][m]);
             }
         }
     }

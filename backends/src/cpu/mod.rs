@@ -3,6 +3,8 @@
 //! Every function checks the lengths of its arguments once and panics with the name of the argument that does not fit; the
 //! code behind that border trusts them. All arithmetic is f32 unless a function says otherwise. Work is split over a rayon
 //! pool (see [`set_threads`] and [`run`]), and every kernel exists for each instruction set in [`Level`].
+// Loops over constant bounds index several arrays at once: that is what keeps accumulators in registers.
+#![allow(clippy::needless_range_loop)]
 
 mod attend;
 mod attention;

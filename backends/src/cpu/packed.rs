@@ -273,6 +273,8 @@ unsafe fn group<S: Simd, const BITS: usize, const BLOCKS: bool, const R: usize, 
         let late = BLOCKS && M <= 2;
         let early = BLOCKS && M > 2;
         let mut block = [[S::splat(0.0); M]; R];
+        // One column has too few sums to hide the latency of an addition: every second code goes to its own.
+        let mut odd = [[S::splat(0.0); M]; R];
         let sums = if late { &mut block } else { &mut *total };
         macro_rules! codes_at {
             ($($shift:literal)*) => {$(
@@ -283,7 +285,12 @@ unsafe fn group<S: Simd, const BITS: usize, const BLOCKS: bool, const R: usize, 
                         w = S::mul(w, scale[r]);
                     }
                     for m in 0..M {
-                        sums[r][m] = S::fma(w, S::load(at.add(m * S::LANES)), sums[r][m]);
+                        let x = S::load(at.add(m * S::LANES));
+                        if M == 1 && $shift / BITS % 2 == 1 {
+                            odd[r][m] = S::fma(w, x, odd[r][m]);
+                        } else {
+                            sums[r][m] = S::fma(w, x, sums[r][m]);
+                        }
                     }
                 }
             )*};
@@ -292,6 +299,11 @@ unsafe fn group<S: Simd, const BITS: usize, const BLOCKS: bool, const R: usize, 
             codes_at!(0 4 8 12 16 20 24 28);
         } else {
             codes_at!(0 2 4 6 8 10 12 14 16 18 20 22 24 26 28 30);
+        }
+        if M == 1 {
+            for r in 0..R {
+                sums[r][0] = S::add(sums[r][0], odd[r][0]);
+            }
         }
         if late {
             for r in 0..R {

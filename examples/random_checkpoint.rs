@@ -71,9 +71,9 @@ fn main() -> Result<()> {
 }
 
 fn write(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-    let views = tensors.iter().map(|(name, tensor)| {
-        Ok((name, TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.data)?))
-    });
+    let views = tensors
+        .iter()
+        .map(|(name, tensor)| Ok((name, TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.data)?)));
     let views: Vec<_> = views.collect::<Result<_>>()?;
     safetensors::serialize_to_file(views, None, path).with_context(|| path.display().to_string())
 }

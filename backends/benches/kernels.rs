@@ -50,17 +50,9 @@ impl Bench {
 }
 
 fn main() {
-    let filter = std::env::args()
-        .skip(1)
-        .find(|arg| !arg.starts_with('-'))
-        .unwrap_or_default();
+    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
     let bandwidth = cpu::read_bandwidth(512 << 20, 8);
-    println!(
-        "{} threads, {}, features {:?}",
-        cpu::threads(),
-        cpu::level().name(),
-        cpu::features()
-    );
+    println!("{} threads, {}, features {:?}", cpu::threads(), cpu::level().name(), cpu::features());
     println!("read bandwidth {bandwidth:.1} GB/s");
     let bench = Bench { filter, bandwidth };
     cpu::run(|| {
@@ -68,69 +60,31 @@ fn main() {
         blocks(&bench);
         regions(&bench);
     });
-    println!(
-        "read bandwidth {:.1} GB/s",
-        cpu::read_bandwidth(512 << 20, 8)
-    );
+    println!("read bandwidth {:.1} GB/s", cpu::read_bandwidth(512 << 20, 8));
 }
 
 /// Several matrices in turn, so that each pass reads from memory.
 fn linear(bench: &Bench) {
     let mut rng = Rng(1);
     let kinds = [
-        (
-            "nf4-double",
-            Kind::Double {
-                block: 64,
-                nested: 256,
-            },
-        ),
+        ("nf4-double", Kind::Double { block: 64, nested: 256 }),
         ("nf4-single", Kind::Single { block: 64 }),
         ("bf16", Kind::Bf16),
         ("f16", Kind::F16),
         ("f32", Kind::F32),
-        (
-            "int8",
-            Kind::Rows {
-                wide: usize::MAX,
-                bits: 4,
-                slots: false,
-            },
-        ),
-        (
-            "rows4",
-            Kind::Rows {
-                wide: 0,
-                bits: 4,
-                slots: true,
-            },
-        ),
-        (
-            "rows2",
-            Kind::Rows {
-                wide: 0,
-                bits: 2,
-                slots: true,
-            },
-        ),
+        ("int8", Kind::Rows { wide: usize::MAX, bits: 4, slots: false }),
+        ("rows4", Kind::Rows { wide: 0, bits: 4, slots: true }),
+        ("rows2", Kind::Rows { wide: 0, bits: 2, slots: true }),
     ];
     for (name, kind) in kinds {
-        let (n, k) = if std::env::var("HOT").is_ok() {
-            (256, 4096)
-        } else {
-            (14336, 4096)
-        };
+        let (n, k) = if std::env::var("HOT").is_ok() { (256, 4096) } else { (14336, 4096) };
         let name = |m: usize| format!("linear {name} [{n}, {k}] x {m}");
         let sizes = [1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 512];
         if !sizes.iter().any(|&m| bench.wants(&name(m))) {
             continue;
         }
         let first = Stored::new(&mut rng, kind, n, k);
-        let copies = if std::env::var("HOT").is_ok() {
-            1
-        } else {
-            ((256 << 20) / first.weight().bytes()).clamp(2, 8)
-        };
+        let copies = if std::env::var("HOT").is_ok() { 1 } else { ((256 << 20) / first.weight().bytes()).clamp(2, 8) };
         let stored: Vec<Stored> = (0..copies).map(|_| first.clone()).collect();
         for m in sizes.into_iter().filter(|&m| bench.wants(&name(m))) {
             let x = rng.floats(m * k, 1.0);
@@ -140,12 +94,7 @@ fn linear(bench: &Bench) {
                 turn = (turn + 1) % copies;
                 cpu::linear(&x, m, &stored[turn].weight(), None, &mut y);
             });
-            bench.report(
-                &name(m),
-                seconds,
-                stored[0].weight().bytes() as f64,
-                (2 * m * n * k) as f64,
-            );
+            bench.report(&name(m), seconds, stored[0].weight().bytes() as f64, (2 * m * n * k) as f64);
         }
     }
 }
@@ -163,10 +112,7 @@ fn regions(bench: &Bench) {
 /// The block of an MLP, attention at a long context and in a prompt, and the delta rule.
 fn blocks(bench: &Bench) {
     let mut rng = Rng(3);
-    let kind = Kind::Double {
-        block: 64,
-        nested: 256,
-    };
+    let kind = Kind::Double { block: 64, nested: 256 };
     let (hidden, inner) = (2560, 9216);
     let name = |m: usize| format!("swiglu nf4-double {hidden} -> {inner} x {m}");
     if [1, 64].iter().any(|&m| bench.wants(&name(m))) {
@@ -182,20 +128,11 @@ fn blocks(bench: &Bench) {
             let seconds = best(|| {
                 turn = (turn + 1) % stored.len();
                 let [gate, up, down] = &stored[turn];
-                let mlp = Mlp {
-                    gate: gate.weight(),
-                    up: up.weight(),
-                    down: down.weight(),
-                };
+                let mlp = Mlp { gate: gate.weight(), up: up.weight(), down: down.weight() };
                 cpu::swiglu_mlp(&x, m, &mlp, None, &mut y);
             });
             let bytes: usize = stored[0].iter().map(|w| w.weight().bytes()).sum();
-            bench.report(
-                &name(m),
-                seconds,
-                bytes as f64,
-                (6 * m * hidden * inner) as f64,
-            );
+            bench.report(&name(m), seconds, bytes as f64, (6 * m * hidden * inner) as f64);
         }
     }
     for (seq, past) in [(1, 8191), (512, 512)] {
@@ -205,53 +142,23 @@ fn blocks(bench: &Bench) {
             let cache = vec![0x3555u16; kv_heads * t * head_dim];
             let q = rng.floats(seq * heads * head_dim, 1.0);
             let mut out = q.clone();
-            let p = Attention {
-                batch: 1,
-                seq,
-                heads,
-                kv_heads,
-                head_dim,
-                past,
-                capacity: t,
-                scale: 0.1,
-                left_pad: None,
-            };
+            let p =
+                Attention { batch: 1, seq, heads, kv_heads, head_dim, past, capacity: t, scale: 0.1, left_pad: None };
             let kv = KeyValue::Plain(CacheSlice::F16(&cache));
             let seconds = best(|| cpu::attention(&q, &kv, &kv, &p, &mut out));
             let pairs = seq * past + seq * (seq + 1) / 2;
-            bench.report(
-                &name,
-                seconds,
-                4.0 * cache.len() as f64,
-                (4 * heads * head_dim * pairs) as f64,
-            );
+            bench.report(&name, seconds, 4.0 * cache.len() as f64, (4 * heads * head_dim * pairs) as f64);
         }
     }
     for seq in [1, 512] {
         let name = format!("delta rule 16/32 heads of 128 x 128, {seq} tokens");
         if bench.wants(&name) {
-            let p = DeltaRule {
-                batch: 1,
-                seq,
-                key_heads: 16,
-                value_heads: 32,
-                key_dim: 128,
-                value_dim: 128,
-            };
-            let (q, v) = (
-                rng.floats(seq * 16 * 128, 1.0),
-                rng.floats(seq * 32 * 128, 1.0),
-            );
+            let p = DeltaRule { batch: 1, seq, key_heads: 16, value_heads: 32, key_dim: 128, value_dim: 128 };
+            let (q, v) = (rng.floats(seq * 16 * 128, 1.0), rng.floats(seq * 32 * 128, 1.0));
             let (gates, mut state) = (vec![-0.1; seq * 32], vec![0.0; 32 * 128 * 128]);
             let mut o = v.clone();
-            let seconds =
-                best(|| cpu::gated_delta_rule(&q, &q, &v, &gates, &gates, &mut state, &p, &mut o));
-            bench.report(
-                &name,
-                seconds,
-                8.0 * state.len() as f64,
-                (8 * seq * state.len()) as f64,
-            );
+            let seconds = best(|| cpu::gated_delta_rule(&q, &q, &v, &gates, &gates, &mut state, &p, &mut o));
+            bench.report(&name, seconds, 8.0 * state.len() as f64, (8 * seq * state.len()) as f64);
         }
     }
 }

@@ -3,9 +3,7 @@
 mod common;
 
 use common::{Kind, Rng, Stored, close};
-use emberlm_backends::cpu::{
-    self, Activation, Attention, CacheSlice, CodeDecoder, KeyValue, Layer, Level, plain,
-};
+use emberlm_backends::cpu::{self, Activation, Attention, CacheSlice, CodeDecoder, KeyValue, Layer, Level, plain};
 
 /// batch, seq, heads, kv heads, head dim, past, capacity.
 const SHAPES: [(usize, usize, usize, usize, usize, usize, usize); 9] = [
@@ -23,17 +21,7 @@ const SHAPES: [(usize, usize, usize, usize, usize, usize, usize); 9] = [
 fn shape(i: usize) -> Attention<'static> {
     let (batch, seq, heads, kv_heads, head_dim, past, capacity) = SHAPES[i];
     let scale = 1.0 / (head_dim as f32).sqrt();
-    Attention {
-        batch,
-        seq,
-        heads,
-        kv_heads,
-        head_dim,
-        past,
-        capacity,
-        scale,
-        left_pad: None,
-    }
+    Attention { batch, seq, heads, kv_heads, head_dim, past, capacity, scale, left_pad: None }
 }
 
 fn check(name: &str, q: &[f32], k: &KeyValue, v: &KeyValue, p: &Attention) {
@@ -63,47 +51,21 @@ fn plain_caches_match_the_twin() {
         let q = rng.floats(p.batch * p.seq * p.heads * p.head_dim, 2.0);
         let k = cache(&mut rng, &p, p.batch * p.kv_heads, p.head_dim);
         let v = cache(&mut rng, &p, p.batch * p.kv_heads, p.head_dim);
-        let pads: Vec<usize> = (0..p.batch)
-            .map(|b| [3, 0, 66][b % 3].min(p.past + p.seq))
-            .collect();
-        let half = |cache: &[f32]| {
-            cache
-                .iter()
-                .map(|&x| half::f16::from_f32(x).to_bits())
-                .collect::<Vec<_>>()
-        };
+        let pads: Vec<usize> = (0..p.batch).map(|b| [3, 0, 66][b % 3].min(p.past + p.seq)).collect();
+        let half = |cache: &[f32]| cache.iter().map(|&x| half::f16::from_f32(x).to_bits()).collect::<Vec<_>>();
         let (k16, v16) = (half(&k), half(&v));
         for left_pad in [None, Some(&pads[..])] {
             let p = Attention { left_pad, ..p };
             let plain = |cache| KeyValue::Plain(cache);
-            check(
-                &format!("f32 {p:?}"),
-                &q,
-                &plain(CacheSlice::F32(&k)),
-                &plain(CacheSlice::F32(&v)),
-                &p,
-            );
-            check(
-                &format!("f16 {p:?}"),
-                &q,
-                &plain(CacheSlice::F16(&k16)),
-                &plain(CacheSlice::F16(&v16)),
-                &p,
-            );
+            check(&format!("f32 {p:?}"), &q, &plain(CacheSlice::F32(&k)), &plain(CacheSlice::F32(&v)), &p);
+            check(&format!("f16 {p:?}"), &q, &plain(CacheSlice::F16(&k16)), &plain(CacheSlice::F16(&v16)), &p);
         }
     }
 }
 
 #[test]
 fn a_query_that_sees_nothing_is_zero() {
-    let p = Attention {
-        batch: 1,
-        seq: 2,
-        past: 0,
-        capacity: 2,
-        left_pad: Some(&[1]),
-        ..shape(1)
-    };
+    let p = Attention { batch: 1, seq: 2, past: 0, capacity: 2, left_pad: Some(&[1]), ..shape(1) };
     let q = vec![1.0; 2 * p.heads * p.head_dim];
     let cache = vec![1.0; p.kv_heads * 2 * p.head_dim];
     for level in Level::available() {
@@ -129,10 +91,7 @@ fn compressed_caches_match_the_twin() {
         let linear = Stored::new(&mut rng, Kind::F32, width, r);
         let (b1, b2) = (rng.floats(h, 1.0), rng.floats(width, 1.0));
         let bias = |bias| (i % 3 != 0).then_some(bias);
-        let layer = |w, b| Layer {
-            weight: w,
-            bias: bias(b),
-        };
+        let layer = |w, b| Layer { weight: w, bias: bias(b) };
         let decoders = [
             CodeDecoder {
                 hidden: Some((layer(first.weight(), &b1[..]), Activation::Gelu)),
@@ -142,20 +101,14 @@ fn compressed_caches_match_the_twin() {
                 hidden: Some((layer(first.weight(), &b1[..]), Activation::GeluTanh)),
                 output: layer(last.weight(), &b2[..]),
             },
-            CodeDecoder {
-                hidden: None,
-                output: layer(linear.weight(), &b2[..]),
-            },
+            CodeDecoder { hidden: None, output: layer(linear.weight(), &b2[..]) },
         ];
         let q = rng.floats(p.batch * p.seq * p.heads * p.head_dim, 2.0);
         let plain = cache(&mut rng, &p, p.batch * p.kv_heads, p.head_dim);
         let plain = KeyValue::Plain(CacheSlice::F32(&plain));
         let codes = cache(&mut rng, &p, p.batch, r);
         for (j, decoder) in decoders.iter().enumerate() {
-            let compressed = KeyValue::Compressed {
-                codes: &codes,
-                decoder,
-            };
+            let compressed = KeyValue::Compressed { codes: &codes, decoder };
             check(&format!("v {j} {p:?}"), &q, &plain, &compressed, &p);
             check(&format!("k {j} {p:?}"), &q, &compressed, &plain, &p);
             check(&format!("k, v {j} {p:?}"), &q, &compressed, &compressed, &p);

@@ -27,12 +27,7 @@ fn norms_match_their_twins() {
                     cpu::rms_norm(&x, m, &weight, 1e-6, unit_offset, &mut got);
                     close(&format!("norm [{m}, {d}] on {level}"), &got, &want, 1e-6);
                     cpu::rms_norm_gated(&x, &z, m, &weight, 1e-6, &mut got);
-                    close(
-                        &format!("gated norm [{m}, {d}] on {level}"),
-                        &got,
-                        &gated,
-                        2e-6,
-                    );
+                    close(&format!("gated norm [{m}, {d}] on {level}"), &got, &gated, 2e-6);
                 });
             }
         }
@@ -42,41 +37,16 @@ fn norms_match_their_twins() {
 #[test]
 fn rotary_matches_its_twin_and_leaves_the_rest_of_a_head() {
     let mut rng = Rng(12);
-    for (batch, seq, heads, head_dim, rotary_dim) in
-        [(1, 1, 1, 2, 2), (2, 3, 5, 32, 8), (3, 70, 16, 128, 128)]
-    {
+    for (batch, seq, heads, head_dim, rotary_dim) in [(1, 1, 1, 2, 2), (2, 3, 5, 32, 8), (3, 70, 16, 128, 128)] {
         let x = rng.floats(batch * seq * heads * head_dim, 3.0);
         let angles = rng.floats(seq * rotary_dim / 2, 3.2);
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
         let mut want = x.clone();
-        plain::rotary(
-            &mut want,
-            batch * seq,
-            seq,
-            heads,
-            head_dim,
-            &cos,
-            &sin,
-            rotary_dim,
-        );
+        plain::rotary(&mut want, batch * seq, seq, heads, head_dim, &cos, &sin, rotary_dim);
         on_every_level(|level| {
             let mut got = x.clone();
-            cpu::rotary(
-                &mut got,
-                batch * seq,
-                seq,
-                heads,
-                head_dim,
-                &cos,
-                &sin,
-                rotary_dim,
-            );
-            close(
-                &format!("rotary {rotary_dim} of {head_dim} on {level}"),
-                &got,
-                &want,
-                1e-6,
-            );
+            cpu::rotary(&mut got, batch * seq, seq, heads, head_dim, &cos, &sin, rotary_dim);
+            close(&format!("rotary {rotary_dim} of {head_dim} on {level}"), &got, &want, 1e-6);
         });
     }
 }
@@ -84,26 +54,17 @@ fn rotary_matches_its_twin_and_leaves_the_rest_of_a_head() {
 #[test]
 fn convolution_matches_its_twin_in_any_split() {
     let mut rng = Rng(13);
-    for (batch, seq, channels, width) in [
-        (1, 1, 5, 4),
-        (2, 2, 33, 4),
-        (1, 65, 300, 4),
-        (2, 9, 16, 1),
-        (1, 20, 8192, 4),
-    ] {
+    for (batch, seq, channels, width) in [(1, 1, 5, 4), (2, 2, 33, 4), (1, 65, 300, 4), (2, 9, 16, 1), (1, 20, 8192, 4)]
+    {
         let u = rng.floats(batch * seq * channels, 2.0);
         let tail = rng.floats(batch * (width - 1) * channels, 2.0);
         let weight = rng.floats(channels * width, 1.0);
         let (mut want, mut last) = (vec![0.0; u.len()], tail.clone());
-        plain::causal_conv1d_silu(
-            &u, batch, seq, channels, &mut last, &weight, width, &mut want,
-        );
+        plain::causal_conv1d_silu(&u, batch, seq, channels, &mut last, &weight, width, &mut want);
         on_every_level(|level| {
             let name = format!("[{batch}, {seq}, {channels}] x {width} on {level}");
             let (mut got, mut kept) = (vec![f32::NAN; u.len()], tail.clone());
-            cpu::causal_conv1d_silu(
-                &u, batch, seq, channels, &mut kept, &weight, width, &mut got,
-            );
+            cpu::causal_conv1d_silu(&u, batch, seq, channels, &mut kept, &weight, width, &mut got);
             close(&name, &got, &want, 3e-6);
             assert_eq!(kept, last, "{name}");
             if batch == 1 {
@@ -128,23 +89,9 @@ fn the_delta_rule_matches_its_twin() {
         (1, 20, 4, 8, 128, 128),
         (2, 1, 16, 32, 128, 128),
     ] {
-        let p = DeltaRule {
-            batch,
-            seq,
-            key_heads,
-            value_heads,
-            key_dim,
-            value_dim,
-        };
-        let (keys, values) = (
-            batch * seq * key_heads * key_dim,
-            batch * seq * value_heads * value_dim,
-        );
-        let (q, k, v) = (
-            rng.floats(keys, 2.0),
-            rng.floats(keys, 2.0),
-            rng.floats(values, 2.0),
-        );
+        let p = DeltaRule { batch, seq, key_heads, value_heads, key_dim, value_dim };
+        let (keys, values) = (batch * seq * key_heads * key_dim, batch * seq * value_heads * value_dim);
+        let (q, k, v) = (rng.floats(keys, 2.0), rng.floats(keys, 2.0), rng.floats(values, 2.0));
         let gates = batch * seq * value_heads;
         let g: Vec<f32> = (0..gates).map(|_| -rng.float(1.0).abs()).collect();
         let beta: Vec<f32> = (0..gates).map(|_| rng.float(1.0).abs()).collect();
@@ -162,14 +109,7 @@ fn the_delta_rule_matches_its_twin() {
 
 #[test]
 fn the_cache_is_appended_in_place_and_rounded_to_even() {
-    let p = StoreKv {
-        batch: 2,
-        seq: 3,
-        heads: 2,
-        capacity: 5,
-        width: 3,
-        at: 1,
-    };
+    let p = StoreKv { batch: 2, seq: 3, heads: 2, capacity: 5, width: 3, at: 1 };
     let src = Rng(15).floats(2 * 3 * 2 * 3, 2.0);
     let mut floats = vec![-1.0f32; 2 * 2 * 5 * 3];
     let mut halves = vec![7u16; floats.len()];
@@ -177,43 +117,20 @@ fn the_cache_is_appended_in_place_and_rounded_to_even() {
     cpu::store_kv(&src, CacheSliceMut::F16(&mut halves), &p);
     for i in 0..floats.len() {
         let (d, t, h, b) = (i % 3, i / 3 % 5, i / 15 % 2, i / 30);
-        let stored = (1..4)
-            .contains(&t)
-            .then(|| src[((b * 3 + t - 1) * 2 + h) * 3 + d]);
+        let stored = (1..4).contains(&t).then(|| src[((b * 3 + t - 1) * 2 + h) * 3 + d]);
         assert_eq!(floats[i], stored.unwrap_or(-1.0));
-        assert_eq!(
-            halves[i],
-            stored.map_or(7, |value| half::f16::from_f32(value).to_bits())
-        );
+        assert_eq!(halves[i], stored.map_or(7, |value| half::f16::from_f32(value).to_bits()));
     }
     // Half way between 1 and the next half: to the even one.
     let mut one = [0u16; 1];
-    let p = StoreKv {
-        batch: 1,
-        seq: 1,
-        heads: 1,
-        capacity: 1,
-        width: 1,
-        at: 0,
-    };
-    cpu::store_kv(
-        &[1.0 + f32::powi(2.0, -11)],
-        CacheSliceMut::F16(&mut one),
-        &p,
-    );
+    let p = StoreKv { batch: 1, seq: 1, heads: 1, capacity: 1, width: 1, at: 0 };
+    cpu::store_kv(&[1.0 + f32::powi(2.0, -11)], CacheSliceMut::F16(&mut one), &p);
     assert_eq!(one, [0x3c00]);
 }
 
 #[test]
 #[should_panic(expected = "exceed the capacity")]
 fn an_append_beyond_the_capacity_is_refused() {
-    let p = StoreKv {
-        batch: 1,
-        seq: 2,
-        heads: 1,
-        capacity: 2,
-        width: 1,
-        at: 1,
-    };
+    let p = StoreKv { batch: 1, seq: 2, heads: 1, capacity: 2, width: 1, at: 1 };
     cpu::store_kv(&[0.0; 2], CacheSliceMut::F32(&mut [0.0; 2]), &p);
 }

@@ -174,7 +174,12 @@ impl<B: CompactBackend> CausalLm<B> {
         B::pass(|| self.forward_inside(ids, cache, options))
     }
 
-    fn forward_inside(&self, ids: Tensor<B, 2, Int>, cache: &mut Cache<B>, options: ForwardOptions) -> ForwardOutput<B> {
+    fn forward_inside(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        cache: &mut Cache<B>,
+        options: ForwardOptions,
+    ) -> ForwardOutput<B> {
         let [b, s] = ids.dims();
         assert_eq!(b, cache.batch(), "rows of ids against rows of the cache");
         cache.make_room(s);

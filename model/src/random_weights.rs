@@ -64,7 +64,10 @@ impl RandomWeights {
 
     /// A generator for one tensor.
     fn stream(&self, name: &str) -> Stream {
-        Stream(name.bytes().fold(self.seed ^ 0xCBF2_9CE4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01B3)))
+        Stream(
+            name.bytes()
+                .fold(self.seed ^ 0xCBF2_9CE4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01B3)),
+        )
     }
 }
 

@@ -12,8 +12,7 @@ use emberlm_model::config::*;
 use serde_json::{Value, json};
 
 fn config(name: &str) -> Value {
-    serde_json::from_slice(&fs::read(fixture(name).join("config.json")).expect("config"))
-        .expect("json")
+    serde_json::from_slice(&fs::read(fixture(name).join("config.json")).expect("config")).expect("json")
 }
 
 fn parse(json: &Value) -> emberlm_model::Result<ModelConfig> {
@@ -63,17 +62,13 @@ fn every_bad_value_is_named() {
     for key in sizes.into_iter().chain(linear) {
         for value in wrong() {
             let case = format!("{key} {value}");
-            let error = fails(&case, key, || {
-                parse(&with("crest_k4", &format!("/{key}"), value.clone()))
-            });
+            let error = fails(&case, key, || parse(&with("crest_k4", &format!("/{key}"), value.clone())));
             assert!(matches!(error, Error::Config { .. }), "{case}: {error:?}");
         }
     }
     for key in sizes.into_iter().chain(linear).chain(["rms_norm_eps"]) {
         if key != "num_key_value_heads" {
-            fails(key, "missing or null", || {
-                parse(&with("crest_k4", &format!("/{key}"), Value::Null))
-            });
+            fails(key, "missing or null", || parse(&with("crest_k4", &format!("/{key}"), Value::Null)));
         }
     }
 
@@ -81,17 +76,9 @@ fn every_bad_value_is_named() {
     let llama5 = |pointer: &str, value: Value| ("leanllama_kv", pointer.to_owned(), value);
     let crest = |pointer: &str, value: Value| ("crest_k4", pointer.to_owned(), value);
     let nano = |pointer: &str, value: Value| ("nano_compact", pointer.to_owned(), value);
-    let module = |key: &str, value: Value| {
-        nano(
-            &format!("/nanollm_modules/model.layers.0.mlp.gate_proj/{key}"),
-            value,
-        )
-    };
+    let module = |key: &str, value: Value| nano(&format!("/nanollm_modules/model.layers.0.mlp.gate_proj/{key}"), value);
     let cases = [
-        (
-            llama("/num_hidden_layers", json!(1_000_000_000)),
-            "1 to 1024",
-        ),
+        (llama("/num_hidden_layers", json!(1_000_000_000)), "1 to 1024"),
         (llama("/num_key_value_heads", json!(3)), "does not divide"),
         (nano("/num_attention_heads", json!(6)), "does not divide"),
         (crest("/linear_num_key_heads", json!(3)), "does not divide"),
@@ -101,68 +88,23 @@ fn every_bad_value_is_named() {
         (llama("/rms_norm_eps", json!("1e-5")), "rms_norm_eps"),
         (llama("/rope_theta", json!(0)), "rope_theta"),
         (llama("/rope_theta", json!(-5)), "rope_theta"),
-        (
-            llama5("/rope_parameters/rope_theta", json!(0)),
-            "rope_parameters.rope_theta",
-        ),
+        (llama5("/rope_parameters/rope_theta", json!(0)), "rope_parameters.rope_theta"),
         (llama5("/rope_theta", json!(1e4)), "rope parameters say"),
-        (
-            crest("/rope_parameters/partial_rotary_factor", json!(2)),
-            "partial_rotary_factor",
-        ),
-        (
-            crest("/rope_parameters/partial_rotary_factor", json!(0)),
-            "partial_rotary_factor",
-        ),
-        (
-            crest("/rope_parameters/partial_rotary_factor", json!(0.1)),
-            "even number",
-        ),
-        (
-            llama("/rope_scaling/rope_type", json!("yarn")),
-            "\"yarn\" is not supported",
-        ),
-        (
-            llama("/rope_scaling/rope_type", json!("mrope")),
-            "not supported",
-        ),
-        (
-            llama("/rope_scaling/factor", json!(0)),
-            "rope_scaling.factor",
-        ),
-        (
-            llama("/rope_scaling/factor", Value::Null),
-            "rope_scaling.factor",
-        ),
-        (
-            llama("/rope_scaling/high_freq_factor", json!(1)),
-            "larger than low_freq_factor",
-        ),
-        (
-            llama("/rope_scaling/original_max_position_embeddings", json!(0)),
-            "original_max",
-        ),
-        (
-            llama("/rope_scaling", json!("llama3")),
-            "expected an object",
-        ),
-        (
-            crest("/layer_types", json!(["full_attention"])),
-            "has 1 entries",
-        ),
-        (
-            crest("/layer_types", json!(["x", "x", "x", "x"])),
-            "layer_types",
-        ),
+        (crest("/rope_parameters/partial_rotary_factor", json!(2)), "partial_rotary_factor"),
+        (crest("/rope_parameters/partial_rotary_factor", json!(0)), "partial_rotary_factor"),
+        (crest("/rope_parameters/partial_rotary_factor", json!(0.1)), "even number"),
+        (llama("/rope_scaling/rope_type", json!("yarn")), "\"yarn\" is not supported"),
+        (llama("/rope_scaling/rope_type", json!("mrope")), "not supported"),
+        (llama("/rope_scaling/factor", json!(0)), "rope_scaling.factor"),
+        (llama("/rope_scaling/factor", Value::Null), "rope_scaling.factor"),
+        (llama("/rope_scaling/high_freq_factor", json!(1)), "larger than low_freq_factor"),
+        (llama("/rope_scaling/original_max_position_embeddings", json!(0)), "original_max"),
+        (llama("/rope_scaling", json!("llama3")), "expected an object"),
+        (crest("/layer_types", json!(["full_attention"])), "has 1 entries"),
+        (crest("/layer_types", json!(["x", "x", "x", "x"])), "layer_types"),
         (crest("/layer_types", json!([1, 2, 3, 4])), "only strings"),
-        (
-            crest("/layer_types", json!("full_attention")),
-            "expected an array",
-        ),
-        (
-            nano("/layer_types", json!(vec!["linear_attention"; 4])),
-            "not part of this model type",
-        ),
+        (crest("/layer_types", json!("full_attention")), "expected an array"),
+        (nano("/layer_types", json!(vec!["linear_attention"; 4])), "not part of this model type"),
         (llama("/hidden_act", json!("gelu")), "only silu"),
         (llama("/attention_bias", json!(true)), "attention_bias"),
         (llama("/mlp_bias", json!(true)), "mlp_bias"),
@@ -170,40 +112,19 @@ fn every_bad_value_is_named() {
         (llama("/eos_token_id", json!(-1)), "eos_token_id"),
         (llama("/eos_token_id", json!([1, "x"])), "eos_token_id"),
         (llama("/bos_token_id", json!([1, 2])), "one token id"),
-        (
-            llama("/tie_word_embeddings", json!("false")),
-            "true or false",
-        ),
+        (llama("/tie_word_embeddings", json!("false")), "true or false"),
         (llama("/torch_dtype", json!("int8")), "torch_dtype"),
-        (
-            llama("/quantization_config", json!({"quant_method": "gptq"})),
-            "gptq",
-        ),
-        (
-            llama("/quantization_config", json!({"load_in_8bit": true})),
-            "load_in_8bit",
-        ),
+        (llama("/quantization_config", json!({"quant_method": "gptq"})), "gptq"),
+        (llama("/quantization_config", json!({"load_in_8bit": true})), "load_in_8bit"),
         (crest("/crest/num_steps", json!(0)), "crest.num_steps"),
-        (
-            crest("/crest/halt_threshold", json!(1.01)),
-            "crest.halt_threshold",
-        ),
-        (
-            crest("/crest/step_input", json!("serial")),
-            "parallel, refine, sequential, chained",
-        ),
+        (crest("/crest/halt_threshold", json!(1.01)), "crest.halt_threshold"),
+        (crest("/crest/step_input", json!("serial")), "parallel, refine, sequential, chained"),
         (crest("/crest/gate_hidden", json!(0)), "crest.gate_hidden"),
         (crest("/crest", json!([])), "expected an object"),
-        (
-            llama("/kv_compression/code_dim", json!(0)),
-            "kv_compression.code_dim",
-        ),
+        (llama("/kv_compression/code_dim", json!(0)), "kv_compression.code_dim"),
         (llama("/kv_compression/code_dim", json!(32)), "from 1 to 31"),
         (llama("/kv_compression/layers", json!([6])), "0 to 5"),
-        (
-            llama("/kv_compression/targets", json!(["q"])),
-            "\"k\" and \"v\"",
-        ),
+        (llama("/kv_compression/targets", json!(["q"])), "\"k\" and \"v\""),
         (llama("/kv_compression/activation", json!("tanh")), "gelu"),
         (llama("/kv_compression/k_stage", json!("rope")), "post_rope"),
         (module("bits", json!(3)), "expected 2, 4, 6 or 8"),
@@ -222,27 +143,15 @@ fn every_bad_value_is_named() {
 
 #[test]
 fn unknown_models_get_the_list_of_known_ones() {
-    for (model_type, shown) in [
-        (json!("mamba"), "\"mamba\""),
-        (Value::Null, "\"\""),
-        (json!("\u{1b}[2J"), "\\u{1b}"),
-    ] {
+    for (model_type, shown) in [(json!("mamba"), "\"mamba\""), (Value::Null, "\"\""), (json!("\u{1b}[2J"), "\\u{1b}")] {
         let json = json!({ "model_type": model_type });
         let error = fails("model_type", shown, || parse(&json));
-        for supported in [
-            "sky-crest",
-            "qwen3_5_text",
-            "qwen2",
-            "llama",
-            "NanoQwenForCausalLM",
-        ] {
+        for supported in ["sky-crest", "qwen3_5_text", "qwen2", "llama", "NanoQwenForCausalLM"] {
             assert!(error.to_string().contains(supported), "{error}");
         }
     }
     fails("not an object", "expected an object", || parse(&json!([1])));
-    fails("number", "model_type", || {
-        parse(&json!({ "model_type": 5 }))
-    });
+    fails("number", "model_type", || parse(&json!({ "model_type": 5 })));
 }
 
 #[test]
@@ -251,49 +160,21 @@ fn broken_texts_are_named() {
     let cases = [
         ("empty", String::new(), "not valid JSON"),
         ("cut", good[..good.len() / 2].to_owned(), "not valid JSON"),
-        (
-            "byte order mark",
-            format!("\u{feff}{good}"),
-            "byte order mark",
-        ),
-        (
-            "same key twice",
-            good.replacen('{', "{\"dtype\":\"float16\",", 1),
-            "duplicate key dtype",
-        ),
-        (
-            "1e400",
-            good.replacen("\"rms_norm_eps\":1e-6", "\"rms_norm_eps\":1e400", 1),
-            "out of range",
-        ),
-        (
-            "NaN",
-            good.replacen("\"rms_norm_eps\":1e-6", "\"rms_norm_eps\":NaN", 1),
-            "not valid JSON",
-        ),
-        (
-            "deep",
-            format!("{{\"a\":{}", "[".repeat(10_000)),
-            "not valid JSON",
-        ),
-        (
-            "key with ESC twice",
-            "{\"\\u001b\":1,\"\\u001b\":2}".into(),
-            "duplicate key \\u{1b}",
-        ),
+        ("byte order mark", format!("\u{feff}{good}"), "byte order mark"),
+        ("same key twice", good.replacen('{', "{\"dtype\":\"float16\",", 1), "duplicate key dtype"),
+        ("1e400", good.replacen("\"rms_norm_eps\":1e-6", "\"rms_norm_eps\":1e400", 1), "out of range"),
+        ("NaN", good.replacen("\"rms_norm_eps\":1e-6", "\"rms_norm_eps\":NaN", 1), "not valid JSON"),
+        ("deep", format!("{{\"a\":{}", "[".repeat(10_000)), "not valid JSON"),
+        ("key with ESC twice", "{\"\\u001b\":1,\"\\u001b\":2}".into(), "duplicate key \\u{1b}"),
     ];
     for (case, text, word) in cases {
         assert_ne!(text, good, "{case}: the case does not change the text");
-        fails(case, word, || {
-            ModelConfig::from_json(Path::new("config.json"), text.as_bytes())
-        });
+        fails(case, word, || ModelConfig::from_json(Path::new("config.json"), text.as_bytes()));
     }
     let copy = Copy::of("leanllama");
     for name in ["config.json", "generation_config.json"] {
         let kept = fs::read(copy.path().join(name)).expect("read");
-        File::create(copy.path().join(name))
-            .and_then(|file| file.set_len(100 << 20))
-            .expect("sparse file");
+        File::create(copy.path().join(name)).and_then(|file| file.set_len(100 << 20)).expect("sparse file");
         fails("100 MB", "at most", || copy.load());
         fs::write(copy.path().join(name), kept).expect("write");
     }
@@ -306,40 +187,22 @@ fn broken_texts_are_named() {
 #[test]
 fn spellings_and_families() {
     let family = |json: &Value| parse(json).expect("config").family;
-    assert_eq!(
-        family(&with(
-            "leanllama",
-            "/architectures",
-            json!(["LlamaForCausalLM"])
-        )),
-        Family::LeanLlama
-    );
+    assert_eq!(family(&with("leanllama", "/architectures", json!(["LlamaForCausalLM"]))), Family::LeanLlama);
     let mut llama = with("leanllama", "/architectures", json!(["LlamaForCausalLM"]));
     llama["kv_compression"] = Value::Null;
     assert_eq!(family(&llama), Family::Llama);
-    let mut qwen2 = with(
-        "nano_compact",
-        "/architectures",
-        json!(["Qwen2ForCausalLM"]),
-    );
+    let mut qwen2 = with("nano_compact", "/architectures", json!(["Qwen2ForCausalLM"]));
     qwen2["nanollm_modules"] = Value::Null;
     assert_eq!(family(&qwen2), Family::Qwen2);
     for model_type in ["qwen3_5", "qwen3_5_text"] {
-        let mut qwen = with(
-            "crest_k4_nf4",
-            "/architectures",
-            json!(["Qwen3_5ForCausalLM"]),
-        );
+        let mut qwen = with("crest_k4_nf4", "/architectures", json!(["Qwen3_5ForCausalLM"]));
         qwen["model_type"] = json!(model_type);
         assert_eq!(family(&qwen), Family::Qwen3_5);
         qwen["crest"] = json!({});
         assert_eq!(family(&qwen), Family::Crest);
     }
     for name in Family::ALL {
-        assert_eq!(
-            name.to_string().parse::<Family>().expect("own spelling"),
-            *name
-        );
+        assert_eq!(name.to_string().parse::<Family>().expect("own spelling"), *name);
     }
 
     // Layers from the interval are those that are spelled out.
@@ -349,8 +212,7 @@ fn spellings_and_families() {
     assert_eq!(parse(&json).expect("config"), listed);
 
     // A window as long as the context is no window; a shorter one is refused.
-    parse(&with("nano_compact", "/use_sliding_window", json!(true)))
-        .expect("as long as the context");
+    parse(&with("nano_compact", "/use_sliding_window", json!(true))).expect("as long as the context");
     let mut json = with("nano_compact", "/use_sliding_window", json!(true));
     json["sliding_window"] = json!(4096);
     fails("window", "shorter than the context", || parse(&json));
@@ -360,12 +222,7 @@ fn spellings_and_families() {
         parse(&mrope).expect("mrope is plain rope for text").rope,
         parse(&config("crest_k4")).expect("config").rope
     );
-    assert_eq!(
-        parse(&with("leanllama", "/eos_token_id", Value::Null))
-            .expect("config")
-            .eos_token_ids,
-        [0u32; 0]
-    );
+    assert_eq!(parse(&with("leanllama", "/eos_token_id", Value::Null)).expect("config").eos_token_ids, [0u32; 0]);
 }
 
 #[test]
@@ -386,17 +243,12 @@ fn side_files_of_crest_and_nano() {
     fails("cut", "crest.json", read);
     fs::remove_file(&side).expect("remove");
     copy.change_config(|json| json["crest"]["mystery"] = json!(1));
-    assert_eq!(
-        read().expect("config").crest.expect("crest").ignored,
-        ["mystery"]
-    );
+    assert_eq!(read().expect("config").crest.expect("crest").ignored, ["mystery"]);
 
     let copy = Copy::of("nano_compact");
-    let listed =
-        ModelConfig::from_dir(&ModelDir::open(copy.path()).expect("open")).expect("config");
+    let listed = ModelConfig::from_dir(&ModelDir::open(copy.path()).expect("open")).expect("config");
     copy.change_config(|json| json["nanollm_modules"] = Value::Null);
-    let from_spec =
-        ModelConfig::from_dir(&ModelDir::open(copy.path()).expect("open")).expect("spec");
+    let from_spec = ModelConfig::from_dir(&ModelDir::open(copy.path()).expect("open")).expect("spec");
     assert_eq!(from_spec, listed);
     fs::remove_file(copy.path().join("nano_compact_spec.json")).expect("remove");
     fails("no list", "nanollm_modules", || copy.load());
@@ -406,80 +258,27 @@ fn side_files_of_crest_and_nano() {
 fn stated_options_that_contradict_the_tensors_are_named() {
     let cases = [
         ("crest_k4", "/crest/num_steps", json!(5), "holds 4 steps"),
-        (
-            "crest_k4",
-            "/crest/gate_shared",
-            json!(false),
-            "crest.gate_shared",
-        ),
-        (
-            "crest_k4",
-            "/crest/gate_hidden",
-            json!(8),
-            "crest.gate_hidden",
-        ),
-        (
-            "crest_k4",
-            "/crest/gate_bias",
-            json!(false),
-            "crest.gate_bias",
-        ),
-        (
-            "leanllama",
-            "/kv_compression/layers",
-            json!([1, 3]),
-            "kv_compression.layers",
-        ),
-        (
-            "leanllama",
-            "/kv_compression/targets",
-            json!(["k", "v"]),
-            "kv_compression.targets",
-        ),
-        (
-            "leanllama",
-            "/kv_compression/code_dim",
-            json!(5),
-            "kv_compression.code_dim",
-        ),
-        (
-            "leanllama",
-            "/kv_compression/hidden_dim",
-            Value::Null,
-            "kv_compression.hidden_dim",
-        ),
-        (
-            "leanllama",
-            "/kv_compression/encoder_bias",
-            json!(true),
-            "kv_compression.encoder_bias",
-        ),
-        (
-            "leanllama",
-            "/kv_compression/decoder_bias",
-            json!(false),
-            "kv_compression.decoder_bias",
-        ),
+        ("crest_k4", "/crest/gate_shared", json!(false), "crest.gate_shared"),
+        ("crest_k4", "/crest/gate_hidden", json!(8), "crest.gate_hidden"),
+        ("crest_k4", "/crest/gate_bias", json!(false), "crest.gate_bias"),
+        ("leanllama", "/kv_compression/layers", json!([1, 3]), "kv_compression.layers"),
+        ("leanllama", "/kv_compression/targets", json!(["k", "v"]), "kv_compression.targets"),
+        ("leanllama", "/kv_compression/code_dim", json!(5), "kv_compression.code_dim"),
+        ("leanllama", "/kv_compression/hidden_dim", Value::Null, "kv_compression.hidden_dim"),
+        ("leanllama", "/kv_compression/encoder_bias", json!(true), "kv_compression.encoder_bias"),
+        ("leanllama", "/kv_compression/decoder_bias", json!(false), "kv_compression.decoder_bias"),
     ];
     for (name, pointer, value, word) in cases {
         let weights = load(&fixture(name)).expect(name);
         let config = parse(&with(name, pointer, value)).expect(pointer);
-        fails(pointer, word, || {
-            match (&config.crest, weights.crest_found()) {
-                (Some(stated), Some(found)) => {
-                    CrestOptions::resolve(stated, found, &CrestOverrides::default()).map(drop)
-                }
-                _ => KvCompression::resolve(config.kv_compression.as_ref(), weights.kv_found())
-                    .map(drop),
-            }
+        fails(pointer, word, || match (&config.crest, weights.crest_found()) {
+            (Some(stated), Some(found)) => CrestOptions::resolve(stated, found, &CrestOverrides::default()).map(drop),
+            _ => KvCompression::resolve(config.kv_compression.as_ref(), weights.kv_found()).map(drop),
         });
     }
     // Two steps have one gate, shared or not.
     let weights = load(&fixture("crest_k2")).expect("load");
-    let stated = CrestConfig {
-        gate_shared: Some(false),
-        ..Default::default()
-    };
+    let stated = CrestConfig { gate_shared: Some(false), ..Default::default() };
     let found = weights.crest_found().expect("found");
     CrestOptions::resolve(&stated, found, &CrestOverrides::default()).expect("either is right");
 }

@@ -25,9 +25,7 @@ fn set_f32(tensor: &mut Tensor, at: usize, x: f32) {
 }
 
 fn change_state(tensors: &mut Tensors, weight: &str, change: impl FnOnce(&mut Value)) {
-    let tensor = tensors
-        .get_mut(&format!("{weight}.quant_state.bitsandbytes__nf4"))
-        .expect("state");
+    let tensor = tensors.get_mut(&format!("{weight}.quant_state.bitsandbytes__nf4")).expect("state");
     let mut json: Value = serde_json::from_slice(&tensor.2).expect("json");
     change(&mut json);
     tensor.2 = json.to_string().into_bytes();
@@ -55,152 +53,48 @@ fn broken_bitsandbytes_tensors_are_named() {
         })
     };
     let cases: Vec<(&str, &str, Change)> = vec![
-        (
-            "15 codes",
-            "16 elements",
-            side("quant_map", |t| resize(t, 15)),
-        ),
-        (
-            "17 codes",
-            "16 elements",
-            side("quant_map", |t| resize(t, 17)),
-        ),
-        (
-            "NaN code",
-            "not a finite",
-            side("quant_map", |t| set_f32(t, 3, f32::NAN)),
-        ),
+        ("15 codes", "16 elements", side("quant_map", |t| resize(t, 15))),
+        ("17 codes", "16 elements", side("quant_map", |t| resize(t, 17))),
+        ("NaN code", "not a finite", side("quant_map", |t| set_f32(t, 3, f32::NAN))),
         (
             "huge product",
             "overflow",
             Box::new(|t| {
-                set_f32(
-                    t.get_mut(&format!("{DOUBLE}.quant_map")).expect("map"),
-                    3,
-                    3e38,
-                );
+                set_f32(t.get_mut(&format!("{DOUBLE}.quant_map")).expect("map"), 3, 3e38);
                 change_state(t, DOUBLE, |json| json["nested_offset"] = json!(100));
             }),
         ),
-        (
-            "255 nested codes",
-            "256 elements",
-            side("nested_quant_map", |t| resize(t, 255)),
-        ),
-        (
-            "NaN nested code",
-            "not a finite",
-            side("nested_quant_map", |t| set_f32(t, 0, f32::NAN)),
-        ),
-        (
-            "infinite nested scale",
-            "not a finite",
-            side("nested_absmax", |t| set_f32(t, 1, f32::INFINITY)),
-        ),
-        (
-            "nested scale short",
-            "elements of F32",
-            side("nested_absmax", |t| resize(t, 1)),
-        ),
-        (
-            "absmax one short",
-            "320 elements",
-            side("absmax", |t| resize(t, 319)),
-        ),
-        (
-            "absmax one long",
-            "320 elements",
-            side("absmax", |t| resize(t, 321)),
-        ),
-        (
-            "codes one short",
-            "10240 elements",
-            Box::new(|t| resize(t.get_mut(DOUBLE).expect("weight"), 10239)),
-        ),
-        (
-            "codes of another type",
-            "expected 10240",
-            Box::new(|t| t.get_mut(DOUBLE).expect("weight").0 = "I8".into()),
-        ),
+        ("255 nested codes", "256 elements", side("nested_quant_map", |t| resize(t, 255))),
+        ("NaN nested code", "not a finite", side("nested_quant_map", |t| set_f32(t, 0, f32::NAN))),
+        ("infinite nested scale", "not a finite", side("nested_absmax", |t| set_f32(t, 1, f32::INFINITY))),
+        ("nested scale short", "elements of F32", side("nested_absmax", |t| resize(t, 1))),
+        ("absmax one short", "320 elements", side("absmax", |t| resize(t, 319))),
+        ("absmax one long", "320 elements", side("absmax", |t| resize(t, 321))),
+        ("codes one short", "10240 elements", Box::new(|t| resize(t.get_mut(DOUBLE).expect("weight"), 10239))),
+        ("codes of another type", "expected 10240", Box::new(|t| t.get_mut(DOUBLE).expect("weight").0 = "I8".into())),
         ("no absmax", "is missing", remove(".absmax")),
         ("no code book", "is missing", remove(".quant_map")),
         ("no nested scales", "is missing", remove(".nested_absmax")),
         ("no nested codes", "is missing", remove(".nested_quant_map")),
         ("no weight", "is missing", remove("")),
-        (
-            "no state",
-            "no quant_state",
-            remove(".quant_state.bitsandbytes__nf4"),
-        ),
+        ("no state", "no quant_state", remove(".quant_state.bitsandbytes__nf4")),
         ("block size 0", "blocksize 0", state("blocksize", json!(0))),
-        (
-            "block size 63",
-            "blocksize 63",
-            state("blocksize", json!(63)),
-        ),
-        (
-            "block size beyond the tensor",
-            "blocksize",
-            state("blocksize", json!(1u64 << 40)),
-        ),
-        (
-            "another block size",
-            "elements",
-            state("blocksize", json!(128)),
-        ),
-        (
-            "negative block size",
-            "not valid JSON",
-            state("blocksize", json!(-64)),
-        ),
-        (
-            "nested block size 0",
-            "nested_blocksize",
-            state("nested_blocksize", json!(0)),
-        ),
-        (
-            "no nested block size",
-            "nested_blocksize",
-            state("nested_blocksize", Value::Null),
-        ),
-        (
-            "no nested offset",
-            "nested_offset",
-            state("nested_offset", Value::Null),
-        ),
-        (
-            "nested offset beyond f32",
-            "nested_offset",
-            state("nested_offset", json!(1e300)),
-        ),
-        (
-            "nested type",
-            "nested_dtype",
-            state("nested_dtype", json!("float16")),
-        ),
-        (
-            "another shape",
-            "expected",
-            state("shape", json!([128, 161])),
-        ),
-        (
-            "shape overflows",
-            "two sizes",
-            state("shape", json!([1u64 << 40, 1u64 << 40])),
-        ),
+        ("block size 63", "blocksize 63", state("blocksize", json!(63))),
+        ("block size beyond the tensor", "blocksize", state("blocksize", json!(1u64 << 40))),
+        ("another block size", "elements", state("blocksize", json!(128))),
+        ("negative block size", "not valid JSON", state("blocksize", json!(-64))),
+        ("nested block size 0", "nested_blocksize", state("nested_blocksize", json!(0))),
+        ("no nested block size", "nested_blocksize", state("nested_blocksize", Value::Null)),
+        ("no nested offset", "nested_offset", state("nested_offset", Value::Null)),
+        ("nested offset beyond f32", "nested_offset", state("nested_offset", json!(1e300))),
+        ("nested type", "nested_dtype", state("nested_dtype", json!("float16"))),
+        ("another shape", "expected", state("shape", json!([128, 161]))),
+        ("shape overflows", "two sizes", state("shape", json!([1u64 << 40, 1u64 << 40]))),
         ("shape 0", "two sizes", state("shape", json!([0, 160]))),
         ("rank 3", "two sizes", state("shape", json!([2, 64, 160]))),
         ("another type", "dtype", state("dtype", json!("int8"))),
-        (
-            "another kind",
-            "quant_type",
-            state("quant_type", json!("fp4")),
-        ),
-        (
-            "state not JSON",
-            "not valid JSON",
-            side("quant_state.bitsandbytes__nf4", |t| t.2[0] = 0xff),
-        ),
+        ("another kind", "quant_type", state("quant_type", json!("fp4"))),
+        ("state not JSON", "not valid JSON", side("quant_state.bitsandbytes__nf4", |t| t.2[0] = 0xff)),
         (
             "state of 1 MB",
             "at most 4096",
@@ -209,23 +103,13 @@ fn broken_bitsandbytes_tensors_are_named() {
                 t.1 = vec![1 << 20];
             }),
         ),
-        (
-            "two kinds",
-            "two formats",
-            copy_side(
-                "quant_state.bitsandbytes__nf4",
-                "quant_state.bitsandbytes__fp4",
-            ),
-        ),
+        ("two kinds", "two formats", copy_side("quant_state.bitsandbytes__nf4", "quant_state.bitsandbytes__fp4")),
         ("8-bit storage", "8-bit", copy_side("nested_absmax", "SCB")),
         (
             "stored twice",
             "stored twice",
             Box::new(|t| {
-                t.insert(
-                    DOUBLE.replace("model.", "model.language_model."),
-                    zeros(&[128, 160]),
-                );
+                t.insert(DOUBLE.replace("model.", "model.language_model."), zeros(&[128, 160]));
             }),
         ),
     ];
@@ -245,38 +129,21 @@ fn broken_bitsandbytes_tensors_are_named() {
 fn broken_single_scales_are_named() {
     let copy = Copy::of("crest_k4_nf4");
     let good = read_tensors(&copy.weights());
-    for (case, word, x) in [
-        ("NaN", "not a finite", f32::NAN),
-        ("infinite", "not a finite", f32::INFINITY),
-    ] {
+    for (case, word, x) in [("NaN", "not a finite", f32::NAN), ("infinite", "not a finite", f32::INFINITY)] {
         let mut tensors = good.clone();
-        set_f32(
-            tensors
-                .get_mut(&format!("{SINGLE}.absmax"))
-                .expect("absmax"),
-            7,
-            x,
-        );
+        set_f32(tensors.get_mut(&format!("{SINGLE}.absmax")).expect("absmax"), 7, x);
         write_tensors(&copy.weights(), &tensors);
         fails(case, word, || copy.load());
     }
     let mut tensors = good.clone();
-    change_state(&mut tensors, SINGLE, |json| {
-        json["nested_offset"] = json!(0.5)
-    });
+    change_state(&mut tensors, SINGLE, |json| json["nested_offset"] = json!(0.5));
     write_tensors(&copy.weights(), &tensors);
     fails("half double", "double-quantised", || copy.load());
     let mut tensors = good;
-    let gate = tensors
-        .get_mut("model.layers.2.mlp.gates.1.weight")
-        .expect("gate");
+    let gate = tensors.get_mut("model.layers.2.mlp.gates.1.weight").expect("gate");
     gate.2[..2].copy_from_slice(&[0xc0, 0x7f]);
     write_tensors(&copy.weights(), &tensors);
-    fails(
-        "NaN gate",
-        "gates.1.weight: element 0 is not a finite",
-        || copy.load(),
-    );
+    fails("NaN gate", "gates.1.weight: element 0 is not a finite", || copy.load());
 }
 
 #[test]
@@ -298,46 +165,14 @@ fn broken_nano_modules_are_named() {
                 t.2[8..16].copy_from_slice(&first)
             }),
         ),
-        (
-            "row out of range",
-            "entry 3 is not one of the 128 rows",
-            leaf("deg_idx", |t| set_row(t, 3, 128)),
-        ),
-        (
-            "row far out of range",
-            "not one of",
-            leaf("deg_idx", |t| set_row(t, 3, i64::MAX)),
-        ),
-        (
-            "negative row",
-            "not one of",
-            leaf("deg_idx", |t| set_row(t, 3, -1)),
-        ),
-        (
-            "a row number short",
-            "expected I64",
-            leaf("deg_idx", |t| resize(t, 95)),
-        ),
-        (
-            "row numbers of another type",
-            "expected I64",
-            leaf("deg_idx", |t| t.0 = "U64".into()),
-        ),
-        (
-            "NaN scale",
-            "scale of row 2",
-            leaf("prot_scale", |t| t.2[4..6].copy_from_slice(&[0, 0x7e])),
-        ),
-        (
-            "infinite scale",
-            "scale of row 2",
-            leaf("deg_scale", |t| t.2[4..6].copy_from_slice(&[0, 0x7c])),
-        ),
-        (
-            "a scale short",
-            "expected F16",
-            leaf("deg_scale", |t| resize(t, 95)),
-        ),
+        ("row out of range", "entry 3 is not one of the 128 rows", leaf("deg_idx", |t| set_row(t, 3, 128))),
+        ("row far out of range", "not one of", leaf("deg_idx", |t| set_row(t, 3, i64::MAX))),
+        ("negative row", "not one of", leaf("deg_idx", |t| set_row(t, 3, -1))),
+        ("a row number short", "expected I64", leaf("deg_idx", |t| resize(t, 95))),
+        ("row numbers of another type", "expected I64", leaf("deg_idx", |t| t.0 = "U64".into())),
+        ("NaN scale", "scale of row 2", leaf("prot_scale", |t| t.2[4..6].copy_from_slice(&[0, 0x7e]))),
+        ("infinite scale", "scale of row 2", leaf("deg_scale", |t| t.2[4..6].copy_from_slice(&[0, 0x7c]))),
+        ("a scale short", "expected F16", leaf("deg_scale", |t| resize(t, 95))),
         (
             "packed bytes one short",
             "expected U8 [96, 32]",
@@ -346,11 +181,7 @@ fn broken_nano_modules_are_named() {
                 t.1 = vec![96, 31]
             }),
         ),
-        (
-            "codes of another type",
-            "expected I8",
-            leaf("prot_q", |t| t.0 = "U8".into()),
-        ),
+        ("codes of another type", "expected I8", leaf("prot_q", |t| t.0 = "U8".into())),
         (
             "codes missing",
             "2 missing: model.embed_tokens.scale, model.layers.0.mlp.up_proj.prot_q",
@@ -363,10 +194,7 @@ fn broken_nano_modules_are_named() {
             "packed and not",
             "two formats",
             Box::new(|t| {
-                t.insert(
-                    format!("{MIXED}.deg_q"),
-                    Tensor("I8".into(), vec![96, 64], vec![0; 96 * 64]),
-                );
+                t.insert(format!("{MIXED}.deg_q"), Tensor("I8".into(), vec![96, 64], vec![0; 96 * 64]));
             }),
         ),
         (
@@ -387,10 +215,7 @@ fn broken_nano_modules_are_named() {
             "integers that nobody listed",
             "belongs to no quantised tensor",
             Box::new(|t| {
-                t.insert(
-                    "model.layers.0.self_attn.x.q".into(),
-                    Tensor("I8".into(), vec![1], vec![0]),
-                );
+                t.insert("model.layers.0.self_attn.x.q".into(), Tensor("I8".into(), vec![1], vec![0]));
             }),
         ),
     ];
@@ -413,18 +238,14 @@ fn broken_nano_modules_are_named() {
 fn scales_spelling_and_absent_empty_parts_of_nano() {
     let copy = Copy::of("nano_compact");
     // Read before the file is written anew: a map shows the file as it is.
-    let names = [
-        "model.embed_tokens.weight",
-        "model.layers.0.mlp.down_proj.weight",
-    ];
+    let names = ["model.embed_tokens.weight", "model.layers.0.mlp.down_proj.weight"];
     let read = || names.map(|name| copy.load().expect("load").vector(name).expect(name));
     let before = read();
     copy.change_tensors(|t| {
         let scale = t.remove("model.embed_tokens.scale").expect("scale");
         t.insert("model.embed_tokens.scales".into(), scale);
         for leaf in ["deg_q", "deg_scale", "deg_idx"] {
-            t.remove(&format!("model.layers.0.mlp.down_proj.{leaf}"))
-                .expect(leaf);
+            t.remove(&format!("model.layers.0.mlp.down_proj.{leaf}")).expect(leaf);
         }
     });
     assert_eq!(read(), before);
@@ -433,36 +254,18 @@ fn scales_spelling_and_absent_empty_parts_of_nano() {
 #[test]
 fn every_prefix_resolves_to_the_same_names() {
     let copy = Copy::of("leanllama_nf4");
-    let names = |weights: &Weights| {
-        weights
-            .canonical_names()
-            .map(String::from)
-            .collect::<Vec<_>>()
-    };
+    let names = |weights: &Weights| weights.canonical_names().map(String::from).collect::<Vec<_>>();
     let expected = names(&copy.load().expect("load"));
     let good = read_tensors(&copy.weights());
     for prefix in ["model.language_model.", "language_model.model.", ""] {
-        let head = if prefix.starts_with("language_model.") {
-            "language_model."
-        } else {
-            ""
-        };
+        let head = if prefix.starts_with("language_model.") { "language_model." } else { "" };
         let rename = |name: &str| match name.strip_prefix("model.") {
             Some(bare) => format!("{prefix}{bare}"),
             None => format!("{head}{name}"),
         };
-        let mut tensors: Tensors = good
-            .iter()
-            .map(|(name, t)| (rename(name), t.clone()))
-            .collect();
-        tensors.insert(
-            "model.layers.0.self_attn.rotary_emb.inv_freq".into(),
-            zeros(&[8]),
-        );
-        tensors.insert(
-            "mtp.layers.0.x.weight".into(),
-            Tensor("F64".into(), vec![1], vec![0; 8]),
-        );
+        let mut tensors: Tensors = good.iter().map(|(name, t)| (rename(name), t.clone())).collect();
+        tensors.insert("model.layers.0.self_attn.rotary_emb.inv_freq".into(), zeros(&[8]));
+        tensors.insert("mtp.layers.0.x.weight".into(), Tensor("F64".into(), vec![1], vec![0; 8]));
         write_tensors(&copy.weights(), &tensors);
         let weights = copy.load().expect(prefix);
         assert_eq!(names(&weights), expected, "{prefix}");

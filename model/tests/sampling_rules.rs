@@ -156,13 +156,7 @@ fn same_seed_same_tokens_on_every_platform() {
     let first = run(&mut sampler);
     // Fixed for good: a change here changes every seeded generation of every user.
     assert_eq!(first, [229, 240, 764, 532, 969, 376, 190, 529]);
-    let nucleus = SamplingConfig {
-        temperature: 0.7,
-        top_k: 200,
-        top_p: 0.9,
-        min_p: 0.05,
-        ..config
-    };
+    let nucleus = SamplingConfig { temperature: 0.7, top_k: 200, top_p: 0.9, min_p: 0.05, ..config };
     let narrow = run(&mut Sampler::new(&nucleus).unwrap());
     assert_eq!(narrow, [229, 240, 756, 532, 969, 371, 188, 524]);
     let on = run(&mut sampler);

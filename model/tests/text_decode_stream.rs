@@ -10,10 +10,7 @@ struct Numbers(u64);
 
 impl Numbers {
     fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % bound
     }
 }
@@ -28,11 +25,7 @@ fn check(text: &TextProcessor, ids: &[u32]) {
     for skip_special in [false, true] {
         let (pieces, rest) = stream(text, ids, skip_special);
         let whole = text.decode(ids, skip_special).unwrap();
-        assert_eq!(
-            pieces.concat() + &rest,
-            whole,
-            "{ids:?}, skip_special {skip_special}"
-        );
+        assert_eq!(pieces.concat() + &rest, whole, "{ids:?}, skip_special {skip_special}");
     }
 }
 
@@ -51,11 +44,7 @@ fn characters_of_several_tokens_come_whole() {
     assert_eq!(pieces.concat(), sample);
     assert_eq!(rest, "");
     assert!(pieces.iter().any(String::is_empty));
-    assert!(
-        pieces
-            .iter()
-            .all(|p| !p.contains(char::REPLACEMENT_CHARACTER))
-    );
+    assert!(pieces.iter().all(|p| !p.contains(char::REPLACEMENT_CHARACTER)));
     // Text comes as soon as its last token, not later.
     assert!(!pieces.last().unwrap().is_empty());
 }
@@ -89,9 +78,7 @@ fn any_ids_of_byte_level_tokenizers() {
 /// A tokenizer in the manner of SentencePiece: `▁` for spaces, `<0x..>` for bytes, a space stripped at the start.
 fn byte_fallback() -> TextProcessor {
     let mut vocab = serde_json::Map::new();
-    let pieces = [
-        "<unk>", "<s>", "▁", "▁Hello", "▁w", "or", "ld", "!", "日", "▁日",
-    ];
+    let pieces = ["<unk>", "<s>", "▁", "▁Hello", "▁w", "or", "ld", "!", "日", "▁日"];
     for piece in pieces {
         vocab.insert(piece.to_owned(), json!(vocab.len()));
     }
@@ -113,10 +100,7 @@ fn byte_fallback() -> TextProcessor {
         ]},
         "model": {"type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": true, "unk_token": "<unk>"},
     });
-    let files = TextFiles {
-        tokenizer_json: serde_json::to_vec(&json).unwrap(),
-        ..TextFiles::default()
-    };
+    let files = TextFiles { tokenizer_json: serde_json::to_vec(&json).unwrap(), ..TextFiles::default() };
     TextProcessor::from_files(&files).unwrap()
 }
 

@@ -18,11 +18,7 @@ fn refused(template: &str) -> String {
     let result = ChatTemplate::new("default", template)
         .and_then(|t| t.render(&messages, &ChatOptions::prompt(), [("bos_token", "<s>")]));
     let shown: String = template.chars().take(200).collect();
-    assert!(
-        start.elapsed() < Duration::from_secs(2),
-        "{shown}: {:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(2), "{shown}: {:?}", start.elapsed());
     match result {
         Err(Error::Template(message)) => {
             println!("{:?} {message}", start.elapsed());
@@ -62,10 +58,7 @@ fn templates_that_never_end() {
         ] {
             let message = refused(template);
             let known = ["steps", "longer", "recursion", "memory", "grows"];
-            assert!(
-                known.iter().any(|k| message.contains(k)),
-                "{template}: {message}"
-            );
+            assert!(known.iter().any(|k| message.contains(k)), "{template}: {message}");
         }
     });
 }
@@ -98,15 +91,23 @@ fn templates_that_fill_memory() {
             format!("{double}{{% set ns.x = {{'a': ns.x, 'b': ns.x}} %}}{{% endfor %}}{{{{ ns.x|tojson }}}}"),
             format!("{double}{{% set ns.x = (ns.x, ns.x) %}}{{% endfor %}}{{{{ ns.x == ns.x }}}}"),
             format!("{double}{{% set ns.x = [ns.x[:], ns.x[:]] %}}{{% endfor %}}"),
-            format!("{double}{{% set ns.x = [ns.x]|map('upper') %}}{{% set ns.x = ns.x|list + ns.x|list %}}{{% endfor %}}"),
-            format!("{double}{{% set y %}}{{{{ ns.x }}}}{{{{ ns.x }}}}{{% endset %}}{{% set ns.x = y %}}{{% endfor %}}"),
+            format!(
+                "{double}{{% set ns.x = [ns.x]|map('upper') %}}{{% set ns.x = ns.x|list + ns.x|list %}}{{% endfor %}}"
+            ),
+            format!(
+                "{double}{{% set y %}}{{{{ ns.x }}}}{{{{ ns.x }}}}{{% endset %}}{{% set ns.x = y %}}{{% endfor %}}"
+            ),
             format!("{double}{{% set ns.x = namespace(a=ns.x, b=ns.x) %}}{{% endfor %}}"),
             format!("{double}{{% set ns.x = dict(a=ns.x, b=ns.x) %}}{{% endfor %}}{{{{ ns.x }}}}"),
             "{% for i in range(50000) %}{{ 'x' * 100000 }}{% endfor %}".to_owned(),
             format!("{{% for i in range(50000) %}}{}{{% endfor %}}", "raw text ".repeat(20_000)),
-            format!("{{% set x %}}{{% for i in range(50000) %}}{}{{% endfor %}}{{% endset %}}", "raw text ".repeat(20_000)),
+            format!(
+                "{{% set x %}}{{% for i in range(50000) %}}{}{{% endfor %}}{{% endset %}}",
+                "raw text ".repeat(20_000)
+            ),
             "{% macro m(s, n) %}{% if n %}{{ m(s ~ s, n - 1) }}{% endif %}{% endmacro %}{{ m('xx', 60) }}".to_owned(),
-            "{% set ns = namespace(l=[]) %}{% for i in range(60000) %}{% set ns.l = ns.l + ['x' * 1000] %}{% endfor %}".to_owned(),
+            "{% set ns = namespace(l=[]) %}{% for i in range(60000) %}{% set ns.l = ns.l + ['x' * 1000] %}{% endfor %}"
+                .to_owned(),
             "{% set ns = namespace(l=[]) %}{% for i in range(60000) %}{% set ns.l = [ns.l] %}{% endfor %}".to_owned(),
             "{{ 'x'|batch(999999999, 'y')|list }}".to_owned(),
             "{{ range(10**9)|list }}".to_owned(),
@@ -168,36 +169,21 @@ fn errors_of_templates_name_the_line() {
         ("\n{{ x|nofilter }}", 2, "nofilter"),
         ("\n\n{{ x is notest }}", 3, "notest"),
         ("\n{{ nofunction() }}", 2, "nofunction"),
-        (
-            "\n\n\n{{ raise_exception('only two roles') }}",
-            4,
-            "only two roles",
-        ),
+        ("\n\n\n{{ raise_exception('only two roles') }}", 4, "only two roles"),
         ("\n{{ missing.field.deep }}", 2, "undefined"),
         ("\n{{ 'a' + 1 }}", 2, "+ is not possible"),
-        (
-            "{% macro m() %}\n{{ 1 // 0 }}\n{% endmacro %}\n{{ m() }}",
-            2,
-            "0",
-        ),
+        ("{% macro m() %}\n{{ 1 // 0 }}\n{% endmacro %}\n{{ m() }}", 2, "0"),
         ("\n{% include 'x' %}", 2, "include"),
         ("\n{% import '/etc/passwd' as x %}", 2, "import"),
         ("\n{% from 'x' import y %}", 2, "from"),
         ("\n{% extends 'x' %}", 2, "extends"),
         ("\n{% block b %}{% endblock %}", 2, "block"),
-        (
-            "\n{% autoescape true %}{% endautoescape %}",
-            2,
-            "autoescape",
-        ),
+        ("\n{% autoescape true %}{% endautoescape %}", 2, "autoescape"),
         ("\n{{ strftime_now('%Q') }}", 2, "%Q"),
         ("\n{{ 'x' * 10**9 }}", 2, "grows"),
     ] {
         let message = refused(template);
-        assert!(
-            message.contains(&format!("line {line}")),
-            "{template}: {message}"
-        );
+        assert!(message.contains(&format!("line {line}")), "{template}: {message}");
         assert!(message.contains(part), "{template}: {message}");
     }
 }
@@ -222,9 +208,8 @@ fn variables_cannot_replace_the_messages() {
 fn a_long_honest_chat_fits_the_budget() {
     let text = TextProcessor::from_dir(&fixture("crest_k4")).unwrap();
     let line = "The river bends twice before it reaches the mill. ".repeat(20);
-    let messages: Vec<Message> = (0..2_000)
-        .map(|i| Message::new(if i % 2 == 0 { "user" } else { "assistant" }, line.clone()))
-        .collect();
+    let messages: Vec<Message> =
+        (0..2_000).map(|i| Message::new(if i % 2 == 0 { "user" } else { "assistant" }, line.clone())).collect();
     let start = Instant::now();
     let rendered = text.render_chat(&messages, &ChatOptions::prompt()).unwrap();
     println!("{:?} for {} bytes", start.elapsed(), rendered.len());
@@ -252,9 +237,7 @@ fn a_model_without_a_template_says_so() {
     files.chat_template_jinja = None;
     let text = TextProcessor::from_files(&files).unwrap();
     assert!(!text.has_chat_template());
-    let error = text
-        .render_chat(&[Message::user("x")], &ChatOptions::prompt())
-        .unwrap_err();
+    let error = text.render_chat(&[Message::user("x")], &ChatOptions::prompt()).unwrap_err();
     assert!(error.to_string().contains("plain prompt"), "{error}");
 }
 
@@ -264,19 +247,14 @@ fn a_broken_template_does_not_stop_plain_prompts() {
     files.chat_template_jinja = Some(b"\n\n{% if %}".to_vec());
     let text = TextProcessor::from_files(&files).unwrap();
     assert_eq!(text.encode("a", true).unwrap(), [64]);
-    let error = text
-        .render_chat(&[Message::user("x")], &ChatOptions::prompt())
-        .unwrap_err();
+    let error = text.render_chat(&[Message::user("x")], &ChatOptions::prompt()).unwrap_err();
     assert!(error.to_string().contains("line 3"), "{error}");
 }
 
 #[test]
 fn templates_are_found_where_models_keep_them() {
     let render = |files: &TextFiles, options: &ChatOptions| {
-        TextProcessor::from_files(files)
-            .unwrap()
-            .render_chat(&[], options)
-            .map_err(|e| e.to_string())
+        TextProcessor::from_files(files).unwrap().render_chat(&[], options).map_err(|e| e.to_string())
     };
     let plain = ChatOptions::default();
     let config = json!({"chat_template": [
@@ -290,14 +268,8 @@ fn templates_are_found_where_models_keep_them() {
         ..files("crest_k4")
     };
     assert_eq!(render(&files, &plain).unwrap(), "D<|im_end|>");
-    assert_eq!(
-        render(&files, &plain.clone().with("tools", json!([]))).unwrap(),
-        "T"
-    );
-    let named = |name: &str| ChatOptions {
-        template: Some(name.to_owned()),
-        ..ChatOptions::default()
-    };
+    assert_eq!(render(&files, &plain.clone().with("tools", json!([]))).unwrap(), "T");
+    let named = |name: &str| ChatOptions { template: Some(name.to_owned()), ..ChatOptions::default() };
     assert_eq!(render(&files, &named("rag")).unwrap(), "R");
     let error = render(&files, &named("other")).unwrap_err();
     assert!(error.contains("default, tool_use, rag"), "{error}");

@@ -20,9 +20,7 @@ struct Case {
 const SPECIAL: [(&str, &str); 2] = [("bos_token", "<s>"), ("eos_token", "</s>")];
 
 fn render(template: &str, messages: &[Message], options: &ChatOptions) -> Result<String, String> {
-    ChatTemplate::new("default", template)
-        .and_then(|t| t.render(messages, options, SPECIAL))
-        .map_err(|e| e.to_string())
+    ChatTemplate::new("default", template).and_then(|t| t.render(messages, options, SPECIAL)).map_err(|e| e.to_string())
 }
 
 #[test]
@@ -40,9 +38,7 @@ fn as_jinja2_renders() {
         let right = match (&found, &case.rendered, &case.error) {
             (Ok(found), Some(wanted), None) => found == wanted,
             // Messages of templates are kept; those of Python itself are worded otherwise.
-            (Err(found), None, Some(wanted)) => {
-                !case.template.contains("raise_exception(") || found.contains(wanted)
-            }
+            (Err(found), None, Some(wanted)) => !case.template.contains("raise_exception(") || found.contains(wanted),
             _ => false,
         };
         if !right {

@@ -8,9 +8,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use emberlm::model::config::{CrestOverrides, Family};
 use emberlm::model::shapes;
-use emberlm::model::{
-    CausalLm, ForwardOptions, LoadPlan, LogitsFor, Part, Pretrained, RandomWeights, WeightOptions,
-};
+use emberlm::model::{CausalLm, ForwardOptions, LoadPlan, LogitsFor, Part, Pretrained, RandomWeights, WeightOptions};
 use emberlm::quant::kv::KvFormat;
 use emberlm_backends::cpu;
 use serde::Serialize;
@@ -261,7 +259,9 @@ impl Bench<'_> {
 
     fn ids(&self, n: usize) -> Vec<u32> {
         let vocabulary = self.model.architecture().config.vocab_size;
-        (0..n).map(|i| ((i * 7919 + 13) % vocabulary.saturating_sub(300).max(1) + 300.min(vocabulary / 2)) as u32).collect()
+        (0..n)
+            .map(|i| ((i * 7919 + 13) % vocabulary.saturating_sub(300).max(1) + 300.min(vocabulary / 2)) as u32)
+            .collect()
     }
 
     /// Steps per layer and token when these tokens are run.
@@ -325,13 +325,23 @@ impl Bench<'_> {
 
 fn table(report: &Report) -> String {
     use std::fmt::Write as _;
-    let mut out = format!("{:<8} {:>7} {:>12} {:>12} {:>14} {:>9}", "test", "threads", "tokens/s", "best", "MB per token", "GB/s");
+    let mut out = format!(
+        "{:<8} {:>7} {:>12} {:>12} {:>14} {:>9}",
+        "test", "threads", "tokens/s", "best", "MB per token", "GB/s"
+    );
     if report.results.iter().any(|result| result.mean_steps.is_some()) {
         out.push_str("   steps");
     }
     for result in &report.results {
-        let Measurement { test, threads, tokens_per_second, best_tokens_per_second, bytes_per_token, gb_per_second, .. } =
-            result;
+        let Measurement {
+            test,
+            threads,
+            tokens_per_second,
+            best_tokens_per_second,
+            bytes_per_token,
+            gb_per_second,
+            ..
+        } = result;
         let mb = bytes_per_token / 1e6;
         let _ = write!(
             out,

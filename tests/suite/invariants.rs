@@ -338,7 +338,9 @@ pub fn cache_bytes_are_its_shapes<B: CompactBackend>(device: &B::Device) {
                 let parts = (shape.bytes_per_token(format), shape.fixed_bytes());
                 assert!(parts.0 == 0 || parts.1 == 0, "{}: {parts:?}", fixture.name());
             }
-            let sum = |f: &dyn Fn(&LayerCacheShape) -> usize| model.architecture().cache_shapes().iter().map(f).sum::<usize>();
+            let sum = |f: &dyn Fn(&LayerCacheShape) -> usize| {
+                model.architecture().cache_shapes().iter().map(f).sum::<usize>()
+            };
             assert_eq!(sum(&|shape| shape.bytes_per_token(format)), per_slot, "{}: per token", fixture.name());
             assert_eq!(sum(&|shape| shape.fixed_bytes()), fixed, "{}: fixed", fixture.name());
 

@@ -32,21 +32,11 @@ pub(crate) struct Source<'a> {
 impl<'a> Source<'a> {
     pub(crate) fn of_heads(data: CacheSlice<'a>, p: &Attention) -> Source<'a> {
         let head_step = p.capacity * p.head_dim;
-        Source {
-            data,
-            width: p.head_dim,
-            batch_step: p.kv_heads * head_step,
-            head_step,
-        }
+        Source { data, width: p.head_dim, batch_step: p.kv_heads * head_step, head_step }
     }
 
     pub(crate) fn of_tokens(data: &'a [f32], width: usize, p: &Attention) -> Source<'a> {
-        Source {
-            data: CacheSlice::F32(data),
-            width,
-            batch_step: (p.past + p.seq) * width,
-            head_step: 0,
-        }
+        Source { data: CacheSlice::F32(data), width, batch_step: (p.past + p.seq) * width, head_step: 0 }
     }
 }
 
@@ -77,8 +67,7 @@ impl Attend<'_> {
         // Per range and query: the values, then maximum and sum.
         let mut partial = vec![0.0f32; ranges * all * width];
         let mut state = vec![0.0f32; ranges * all * 2];
-        let (values_out, state_out) =
-            (Output::new(&mut partial, width), Output::new(&mut state, 2));
+        let (values_out, state_out) = (Output::new(&mut partial, width), Output::new(&mut state, 2));
         let task = |task: usize| {
             let (r, rest) = (task % ranges, task / ranges);
             let (head, first) = (rest / tiles, rest % tiles * step);
@@ -108,15 +97,9 @@ impl Attend<'_> {
         let mut seen = vec![false; all];
         for (row, seen) in seen.iter_mut().enumerate() {
             let state = |r: usize| (state[(r * all + row) * 2], state[(r * all + row) * 2 + 1]);
-            let highest = (0..ranges)
-                .map(|r| state(r).0)
-                .fold(f32::NEG_INFINITY, f32::max);
+            let highest = (0..ranges).map(|r| state(r).0).fold(f32::NEG_INFINITY, f32::max);
             let share = |r: usize| {
-                if state(r).1 == 0.0 {
-                    0.0
-                } else {
-                    (state(r).0 - highest).exp()
-                }
+                if state(r).1 == 0.0 { 0.0 } else { (state(r).0 - highest).exp() }
             };
             let total: f32 = (0..ranges).map(|r| share(r) * state(r).1).sum();
             *seen = total != 0.0;
@@ -178,22 +161,14 @@ impl Task<'_> {
         unsafe {
             let out = self.values.row(self.row, 0, self.rows * wv);
             let state = self.state.row(self.row, 0, self.rows * 2);
-            state
-                .chunks_exact_mut(2)
-                .for_each(|state| state[0] = f32::NEG_INFINITY);
+            state.chunks_exact_mut(2).for_each(|state| state[0] = f32::NEG_INFINITY);
             while at < stop {
                 let count = TILE.min(stop - at);
                 let keys = &a.keys;
                 let from = self.b * keys.batch_step + self.head * keys.head_step + at * wk;
                 match keys.data {
                     CacheSlice::F32(data) => {
-                        tile_scores::<S, f32>(
-                            q,
-                            wk,
-                            &data[from..from + count * wk],
-                            key_tile,
-                            scores,
-                        );
+                        tile_scores::<S, f32>(q, wk, &data[from..from + count * wk], key_tile, scores);
                     }
                     CacheSlice::F16(data) => {
                         let data = &dense::f16(data)[from..from + count * wk];
@@ -202,16 +177,7 @@ impl Task<'_> {
                 }
                 if self.rows >= MANY {
                     let (x, to) = (key_tile.as_ptr(), scores.as_mut_ptr());
-                    small::<S>(
-                        (self.rows, wk, count),
-                        q.as_ptr(),
-                        wk,
-                        x,
-                        TILE,
-                        to,
-                        TILE,
-                        true,
-                    );
+                    small::<S>((self.rows, wk, count), q.as_ptr(), wk, x, TILE, to, TILE, true);
                 }
                 for r in 0..self.rows {
                     let bias = a.bias.map_or(0.0, |bias| bias[first + r]);
@@ -236,16 +202,7 @@ impl Task<'_> {
                     }
                 };
                 let shape = (self.rows, count, wv);
-                small::<S>(
-                    shape,
-                    scores.as_ptr(),
-                    TILE,
-                    x,
-                    wv,
-                    out.as_mut_ptr(),
-                    wv,
-                    false,
-                );
+                small::<S>(shape, scores.as_ptr(), TILE, x, wv, out.as_mut_ptr(), wv, false);
                 at += count;
             }
         }
@@ -254,13 +211,7 @@ impl Task<'_> {
 
 /// `scores[r][i] = q[r] · keys[i]`, rows of `TILE` scores; for many queries only the keys transposed to `tile`.
 #[inline(always)]
-unsafe fn tile_scores<S: Simd, E: Element>(
-    q: &[f32],
-    width: usize,
-    keys: &[E],
-    tile: &mut [f32],
-    scores: &mut [f32],
-) {
+unsafe fn tile_scores<S: Simd, E: Element>(q: &[f32], width: usize, keys: &[E], tile: &mut [f32], scores: &mut [f32]) {
     let (rows, count) = (q.len() / width.max(1), keys.len() / width.max(1));
     // SAFETY: `S` is enabled, every access is inside the slices.
     unsafe {
@@ -284,11 +235,7 @@ unsafe fn tile_scores<S: Simd, E: Element>(
                 let key = keys.as_ptr().add(i * width);
                 let q = q.as_ptr().add(r * width);
                 let to = scores.as_mut_ptr().add(r * TILE + i);
-                if step == 4 {
-                    dots::<S, E, 4>(q, key, width, to)
-                } else {
-                    dots::<S, E, 1>(q, key, width, to)
-                }
+                if step == 4 { dots::<S, E, 4>(q, key, width, to) } else { dots::<S, E, 1>(q, key, width, to) }
             }
             r += step;
         }
@@ -297,12 +244,7 @@ unsafe fn tile_scores<S: Simd, E: Element>(
 
 /// The products of `R` queries with one key.
 #[inline(always)]
-unsafe fn dots<S: Simd, E: Element, const R: usize>(
-    q: *const f32,
-    key: *const E,
-    width: usize,
-    to: *mut f32,
-) {
+unsafe fn dots<S: Simd, E: Element, const R: usize>(q: *const f32, key: *const E, width: usize, to: *mut f32) {
     // SAFETY: `R` queries and the key have `width` elements; `S` is enabled.
     unsafe {
         let mut sums = [S::splat(0.0); R];
@@ -327,13 +269,7 @@ unsafe fn dots<S: Simd, E: Element, const R: usize>(
 /// Turns the first `valid` scores into weights relative to the running maximum, the others into 0, and returns the factor
 /// for what was summed before.
 #[inline(always)]
-unsafe fn softmax<S: Simd>(
-    scores: &mut [f32],
-    valid: usize,
-    bias: f32,
-    highest: &mut f32,
-    sum: &mut f32,
-) -> f32 {
+unsafe fn softmax<S: Simd>(scores: &mut [f32], valid: usize, bias: f32, highest: &mut f32, sum: &mut f32) -> f32 {
     let (scores, masked) = scores.split_at_mut(valid);
     masked.fill(0.0);
     if scores.is_empty() {
@@ -344,11 +280,7 @@ unsafe fn softmax<S: Simd>(
         let new = highest.max(math::highest::<S>(scores) + bias);
         math::map::<S, _>(scores, math::ExpOffset(bias - new));
         // Before the first score there is nothing to rescale.
-        let factor = if *sum == 0.0 {
-            1.0
-        } else {
-            (*highest - new).exp()
-        };
+        let factor = if *sum == 0.0 { 1.0 } else { (*highest - new).exp() };
         *sum = *sum * factor + math::total::<S>(scores);
         *highest = new;
         factor

@@ -137,10 +137,7 @@ pub fn attention(q: &[f32], k: &KeyValue, v: &KeyValue, p: &Attention, out: &mut
     let rows = p.seq * (p.heads / p.kv_heads);
     let mut grouped = vec![0.0; elements];
     each_row(p, |row, at| {
-        for (to, q) in grouped[row * p.head_dim..][..p.head_dim]
-            .iter_mut()
-            .zip(&q[at..])
-        {
+        for (to, q) in grouped[row * p.head_dim..][..p.head_dim].iter_mut().zip(&q[at..]) {
             *to = q * p.scale;
         }
     });
@@ -161,14 +158,7 @@ pub fn attention(q: &[f32], k: &KeyValue, v: &KeyValue, p: &Attention, out: &mut
             Source::of_tokens(&value_codes, decoder.output.weight.k, p)
         }
     };
-    let attend = Attend {
-        q: &queries,
-        bias: bias.as_deref(),
-        keys,
-        values,
-        p,
-        rows,
-    };
+    let attend = Attend { q: &queries, bias: bias.as_deref(), keys, values, p, rows };
     let (mut results, seen) = attend.run(level);
     if let KeyValue::Compressed { decoder, .. } = v {
         results = compressed::project_values(&results, &seen, rows, decoder, p);

@@ -12,12 +12,7 @@ use super::threads::for_each_chunk;
 use super::weight::{Matrix, Weight};
 
 /// `u [b, t, h]` of every token seen; the codes themselves (`h = r`) without a hidden layer.
-pub(crate) fn hidden(
-    level: Level,
-    codes: &[f32],
-    decoder: &CodeDecoder,
-    p: &Attention,
-) -> Vec<f32> {
+pub(crate) fn hidden(level: Level, codes: &[f32], decoder: &CodeDecoder, p: &Attention) -> Vec<f32> {
     let (t, r, h) = (p.past + p.seq, decoder.code_dim(), decoder.output.weight.k);
     let mut u = vec![0.0; p.batch * t * h];
     for b in 0..p.batch {
@@ -27,15 +22,7 @@ pub(crate) fn hidden(
             None => u.copy_from_slice(codes),
             Some((layer, activation)) => {
                 product(codes, t, &layer.weight, layer.bias, u);
-                for_each_chunk(u, h, 16 * h, |_, u| {
-                    launch(
-                        level,
-                        Activate {
-                            u,
-                            activation: *activation,
-                        },
-                    )
-                });
+                for_each_chunk(u, h, 16 * h, |_, u| launch(level, Activate { u, activation: *activation }));
             }
         }
     }
@@ -60,20 +47,10 @@ pub(crate) fn project_queries(
                 transposed[i * hd + d] = value;
             }
         }
-        let w = Weight {
-            n: h,
-            k: hd,
-            data: Matrix::F32(&transposed),
-        };
+        let w = Weight { n: h, k: hd, data: Matrix::F32(&transposed) };
         for b in 0..p.batch {
             let at = (b * p.kv_heads + g) * rows;
-            product(
-                &q[at * hd..(at + rows) * hd],
-                rows,
-                &w,
-                None,
-                &mut projected[at * h..(at + rows) * h],
-            );
+            product(&q[at * hd..(at + rows) * hd], rows, &w, None, &mut projected[at * h..(at + rows) * h]);
         }
     }
     let bias = decoder.output.bias.map(|bias| {
@@ -87,33 +64,17 @@ pub(crate) fn project_queries(
 }
 
 /// Per kv head: `W₂ u + b₂` for every row that saw a token, 0 for the others; `[b, kv_heads, rows, head_dim]`.
-pub(crate) fn project_values(
-    u: &[f32],
-    seen: &[bool],
-    rows: usize,
-    decoder: &CodeDecoder,
-    p: &Attention,
-) -> Vec<f32> {
+pub(crate) fn project_values(u: &[f32], seen: &[bool], rows: usize, decoder: &CodeDecoder, p: &Attention) -> Vec<f32> {
     let (hd, h) = (p.head_dim, decoder.output.weight.k);
     let mut values = vec![0.0; p.batch * p.kv_heads * rows * hd];
     let mut block = vec![0.0; hd * h];
     for g in 0..p.kv_heads {
         dequantize_rows(&decoder.output.weight, g * hd, hd, &mut block);
-        let w = Weight {
-            n: hd,
-            k: h,
-            data: Matrix::F32(&block),
-        };
+        let w = Weight { n: hd, k: h, data: Matrix::F32(&block) };
         let bias = decoder.output.bias.map(|bias| &bias[g * hd..(g + 1) * hd]);
         for b in 0..p.batch {
             let at = (b * p.kv_heads + g) * rows;
-            product(
-                &u[at * h..(at + rows) * h],
-                rows,
-                &w,
-                bias,
-                &mut values[at * hd..(at + rows) * hd],
-            );
+            product(&u[at * h..(at + rows) * h], rows, &w, bias, &mut values[at * hd..(at + rows) * hd]);
         }
     }
     for (values, seen) in values.chunks_exact_mut(hd).zip(seen) {

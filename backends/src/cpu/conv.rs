@@ -26,27 +26,10 @@ pub fn causal_conv1d_silu(
     y: &mut [f32],
 ) {
     assert!(width > 0, "the convolution needs at least one tap");
-    assert!(
-        u.len() == batch * seq * channels,
-        "u has {} elements, not [b, s, c]",
-        u.len()
-    );
-    assert!(
-        y.len() == u.len(),
-        "y has {} elements, u {}",
-        y.len(),
-        u.len()
-    );
-    assert!(
-        tail.len() == batch * (width - 1) * channels,
-        "tail has {} elements, not [b, w-1, c]",
-        tail.len()
-    );
-    assert!(
-        weight.len() == channels * width,
-        "weight has {} elements, not [c, w]",
-        weight.len()
-    );
+    assert!(u.len() == batch * seq * channels, "u has {} elements, not [b, s, c]", u.len());
+    assert!(y.len() == u.len(), "y has {} elements, u {}", y.len(), u.len());
+    assert!(tail.len() == batch * (width - 1) * channels, "tail has {} elements, not [b, w-1, c]", tail.len());
+    assert!(weight.len() == channels * width, "weight has {} elements, not [c, w]", weight.len());
     if u.is_empty() {
         return;
     }
@@ -57,21 +40,7 @@ pub fn causal_conv1d_silu(
         let (b, first) = (task / blocks, task % blocks * BLOCK);
         let count = BLOCK.min(channels - first);
         let u = &u[b * seq * channels..(b + 1) * seq * channels];
-        launch(
-            level,
-            Channels {
-                u,
-                b,
-                seq,
-                channels,
-                first,
-                count,
-                tail,
-                weight,
-                width,
-                y,
-            },
-        );
+        launch(level, Channels { u, b, seq, channels, first, count, tail, weight, width, y });
     };
     if batch * seq * channels * width < MIN_WORK {
         (0..batch * blocks).for_each(task);
@@ -101,18 +70,7 @@ impl Kernel for Channels<'_> {
     type Output = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
-        let Channels {
-            u,
-            b,
-            seq,
-            channels,
-            first,
-            count,
-            tail,
-            weight,
-            width,
-            y,
-        } = self;
+        let Channels { u, b, seq, channels, first, count, tail, weight, width, y } = self;
         let kept = width - 1;
         // The weights of one tap side by side.
         let mut taps = vec![0.0; width * count];
@@ -125,22 +83,14 @@ impl Kernel for Channels<'_> {
         unsafe {
             let before = |i: usize| tail.row(b * kept + i, first, count);
             let input = |i: usize| {
-                if i < kept {
-                    &*before(i)
-                } else {
-                    &u[(i - kept) * channels + first..][..count]
-                }
+                if i < kept { &*before(i) } else { &u[(i - kept) * channels + first..][..count] }
             };
             for t in 0..seq {
                 let y = y.row(b * seq + t, first, count);
                 y.fill(0.0);
                 for j in 0..width {
                     let input = input(t + j);
-                    for ((y, &w), &u) in y
-                        .iter_mut()
-                        .zip(&taps[j * count..(j + 1) * count])
-                        .zip(input)
-                    {
+                    for ((y, &w), &u) in y.iter_mut().zip(&taps[j * count..(j + 1) * count]).zip(input) {
                         *y += w * u;
                     }
                 }

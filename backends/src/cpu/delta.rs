@@ -64,38 +64,14 @@ pub fn gated_delta_rule(
     for_each_chunk(&mut unit, 2 * dk, 4 * dk, |i, unit| {
         let (to_q, to_k) = unit.split_at_mut(dk);
         let scale = 1.0 / (dk as f32).sqrt();
-        launch(
-            level,
-            Unit {
-                x: &q[i * dk..(i + 1) * dk],
-                scale,
-                y: to_q,
-            },
-        );
-        launch(
-            level,
-            Unit {
-                x: &k[i * dk..(i + 1) * dk],
-                scale: 1.0,
-                y: to_k,
-            },
-        );
+        launch(level, Unit { x: &q[i * dk..(i + 1) * dk], scale, y: to_q });
+        launch(level, Unit { x: &k[i * dk..(i + 1) * dk], scale: 1.0, y: to_k });
     });
     let (state, o) = (Output::new(state, p.value_dim), Output::new(o, p.value_dim));
     let head = |task: usize| {
         launch(
             level,
-            Head {
-                unit: &unit,
-                v,
-                g,
-                beta,
-                b: task / p.value_heads,
-                head: task % p.value_heads,
-                p,
-                state,
-                o,
-            },
+            Head { unit: &unit, v, g, beta, b: task / p.value_heads, head: task % p.value_heads, p, state, o },
         );
     };
     if states * p.seq < MIN_WORK {
@@ -146,14 +122,7 @@ impl Kernel for Head<'_> {
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
         const VECTORS: usize = 2;
-        let &DeltaRule {
-            seq,
-            key_heads,
-            value_heads,
-            key_dim: dk,
-            value_dim: dv,
-            ..
-        } = self.p;
+        let &DeltaRule { seq, key_heads, value_heads, key_dim: dk, value_dim: dv, .. } = self.p;
         let width = VECTORS * S::LANES;
         let key_head = self.head / (value_heads / key_heads);
         let first_row = (self.b * value_heads + self.head) * dk;
@@ -190,9 +159,7 @@ impl Kernel for Head<'_> {
                         out[c] = S::fma(d[c], k_q, S::mul(decay, out[c]));
                         S::store(values.as_mut_ptr().add(c * S::LANES), out[c]);
                     }
-                    self.o
-                        .row(at, from, count)
-                        .copy_from_slice(&values[..count]);
+                    self.o.row(at, from, count).copy_from_slice(&values[..count]);
                     for i in 0..dk {
                         let k = S::splat(k[i]);
                         for c in 0..VECTORS {
@@ -202,9 +169,7 @@ impl Kernel for Head<'_> {
                     }
                 }
                 for (i, row) in columns.chunks_exact(width).enumerate() {
-                    self.state
-                        .row(first_row + i, from, count)
-                        .copy_from_slice(&row[..count]);
+                    self.state.row(first_row + i, from, count).copy_from_slice(&row[..count]);
                 }
             }
         }

@@ -133,12 +133,7 @@ impl<E: Element> DenseRows<'_, E> {
     /// # Safety
     /// They exist, and no other task writes these outputs.
     #[inline(always)]
-    unsafe fn rows<S: Simd, const R: usize, const M: usize>(
-        &self,
-        row: usize,
-        apart: usize,
-        column: usize,
-    ) {
+    unsafe fn rows<S: Simd, const R: usize, const M: usize>(&self, row: usize, apart: usize, column: usize) {
         // SAFETY: every load is inside row `row + r` of w and row `column + m` of x.
         unsafe {
             let k = self.k;
@@ -153,22 +148,13 @@ impl<E: Element> DenseRows<'_, E> {
             let whole = k / step * step;
             for i in (0..whole).step_by(step) {
                 for r in 0..R {
-                    let ahead = w
-                        .wrapping_add(r * stream + i)
-                        .cast::<u8>()
-                        .wrapping_add(AHEAD);
+                    let ahead = w.wrapping_add(r * stream + i).cast::<u8>().wrapping_add(AHEAD);
                     S::prefetch(ahead);
                     S::prefetch(ahead.wrapping_add(64));
                 }
                 for at in (i..i + step).step_by(2 * S::LANES) {
                     let second = if M == 1 { &mut odd } else { &mut even };
-                    add::<S, E, R, M>(
-                        w.add(at + S::LANES),
-                        stream,
-                        x.add(at + S::LANES),
-                        k,
-                        second,
-                    );
+                    add::<S, E, R, M>(w.add(at + S::LANES), stream, x.add(at + S::LANES), k, second);
                     add::<S, E, R, M>(w.add(at), stream, x.add(at), k, &mut even);
                 }
             }

@@ -39,11 +39,7 @@ pub(crate) unsafe fn decode<S: Simd>(w: &Weight, row: usize, first: usize, out: 
                 let slot = data.slot(row);
                 if slot < data.wide_rows {
                     let at = slot * w.k + first;
-                    convert::<S, _>(
-                        &dense::i8(data.wide)[at..at + out.len()],
-                        data.scales[slot],
-                        out,
-                    );
+                    convert::<S, _>(&dense::i8(data.wide)[at..at + out.len()], data.scales[slot], out);
                 } else {
                     narrow::<S>(data, slot, first, out);
                 }
@@ -60,10 +56,7 @@ unsafe fn convert<S: Simd, E: Element>(from: &[E], scale: f32, out: &mut [f32]) 
         let scales = S::splat(scale);
         let mut i = 0;
         while i < whole {
-            S::store(
-                out.as_mut_ptr().add(i),
-                S::mul(E::load::<S>(from.as_ptr().add(i)), scales),
-            );
+            S::store(out.as_mut_ptr().add(i), S::mul(E::load::<S>(from.as_ptr().add(i)), scales));
             i += S::LANES;
         }
     }
@@ -77,12 +70,7 @@ unsafe fn code_book<S: Simd>(w: &CodeBook4, first: usize, out: &mut [f32]) {
     let mut done = 0;
     let one = |at: usize, scale: f32| {
         let byte = w.codes[at / 2];
-        w.code_book[(if at.is_multiple_of(2) {
-            byte >> 4
-        } else {
-            byte & 15
-        }) as usize]
-            * scale
+        w.code_book[(if at.is_multiple_of(2) { byte >> 4 } else { byte & 15 }) as usize] * scale
     };
     while done < out.len() {
         let at = first + done;
@@ -96,8 +84,7 @@ unsafe fn code_book<S: Simd>(w: &CodeBook4, first: usize, out: &mut [f32]) {
         unsafe {
             let (book, scales) = (S::book(w.code_book), S::splat(scale));
             while done + S::LANES <= end {
-                let values =
-                    S::decode_nibbles::<true>(w.codes.as_ptr().add((first + done) / 2), book);
+                let values = S::decode_nibbles::<true>(w.codes.as_ptr().add((first + done) / 2), book);
                 S::store(out.as_mut_ptr().add(done), S::mul(values, scales));
                 done += S::LANES;
             }
@@ -110,14 +97,12 @@ unsafe fn code_book<S: Simd>(w: &CodeBook4, first: usize, out: &mut [f32]) {
 }
 
 /// The value of every 4-bit code of narrow rows.
-pub(crate) static NARROW4: [f32; 16] = [
-    -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0,
-];
+pub(crate) static NARROW4: [f32; 16] =
+    [-7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
 
 /// The value of the 2-bit code in the low bits of the index.
-pub(crate) static NARROW2: [f32; 16] = [
-    -1.0, 0.0, 1.0, 2.0, -1.0, 0.0, 1.0, 2.0, -1.0, 0.0, 1.0, 2.0, -1.0, 0.0, 1.0, 2.0,
-];
+pub(crate) static NARROW2: [f32; 16] =
+    [-1.0, 0.0, 1.0, 2.0, -1.0, 0.0, 1.0, 2.0, -1.0, 0.0, 1.0, 2.0, -1.0, 0.0, 1.0, 2.0];
 
 /// The four 2-bit codes in a byte, for every byte.
 static QUADS: [[f32; 4]; 256] = {
@@ -141,11 +126,7 @@ unsafe fn narrow<S: Simd>(w: &Rows, slot: usize, first: usize, out: &mut [f32]) 
     let per_byte = 8 / w.narrow_bits as usize;
     let one = |at: usize| {
         let code = row[at / per_byte] >> (w.narrow_bits as usize * (at % per_byte));
-        if per_byte == 4 {
-            NARROW2[(code & 3) as usize]
-        } else {
-            NARROW4[(code & 15) as usize]
-        }
+        if per_byte == 4 { NARROW2[(code & 3) as usize] } else { NARROW4[(code & 15) as usize] }
     };
     // To the next whole byte, bytes, and what is left.
     let mut done = 0;

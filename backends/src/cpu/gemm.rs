@@ -214,9 +214,7 @@ pub(crate) unsafe fn small<S: Simd>(
                 ($rows:literal) => {{
                     while column + pair <= columns {
                         let (x, c) = (x.add(column), c.add(column));
-                        tile::<S, $rows, VECTORS>(
-                            depth, w, w_row, 1, x, x_row, c, c_row, overwrite,
-                        );
+                        tile::<S, $rows, VECTORS>(depth, w, w_row, 1, x, x_row, c, c_row, overwrite);
                         column += pair;
                     }
                     while column + S::LANES <= columns {
@@ -234,11 +232,7 @@ pub(crate) unsafe fn small<S: Simd>(
             };
             for r in 0..done {
                 for column in column..columns {
-                    let mut sum = if overwrite {
-                        0.0
-                    } else {
-                        *c.add(r * c_row + column)
-                    };
+                    let mut sum = if overwrite { 0.0 } else { *c.add(r * c_row + column) };
                     for i in 0..depth {
                         sum += *w.add(r * w_row + i) * *x.add(i * x_row + column);
                     }

@@ -17,12 +17,7 @@ pub fn dequantize_rows(w: &Weight, first: usize, count: usize, out: &mut [f32]) 
     w.check();
     let end = first.checked_add(count).expect("first + count overflows");
     assert!(end <= w.n, "rows {first}..{end} of {}", w.n);
-    assert!(
-        out.len() == count * w.k,
-        "out has {} elements, not {count} rows of {}",
-        out.len(),
-        w.k
-    );
+    assert!(out.len() == count * w.k, "out has {} elements, not {count} rows of {}", out.len(), w.k);
     gather(w, count, |i| first + i, out);
 }
 
@@ -35,13 +30,7 @@ pub fn dequantize_rows(w: &Weight, first: usize, count: usize, out: &mut [f32]) 
 /// If an id is not below `v`, or a slice does not have its shape.
 pub fn embed(ids: &[usize], w: &Weight, y: &mut [f32]) {
     w.check();
-    assert!(
-        y.len() == ids.len() * w.k,
-        "y has {} elements, not [{}, {}]",
-        y.len(),
-        ids.len(),
-        w.k
-    );
+    assert!(y.len() == ids.len() * w.k, "y has {} elements, not [{}, {}]", y.len(), ids.len(), w.k);
     if let Some(id) = ids.iter().find(|&&id| id >= w.n) {
         panic!("id {id} in a table of {} rows", w.n);
     }
@@ -52,15 +41,7 @@ fn gather(w: &Weight, count: usize, row: impl Fn(usize) -> usize + Sync, y: &mut
     let level = level();
     if w.k > 0 && count > 0 {
         super::threads::for_each_chunk(y, w.k, w.k, |i, out| {
-            launch(
-                level,
-                Decode {
-                    w,
-                    row: row(i),
-                    first: 0,
-                    out,
-                },
-            );
+            launch(level, Decode { w, row: row(i), first: 0, out });
         });
     }
 }
@@ -74,23 +55,9 @@ fn gather(w: &Weight, count: usize, row: impl Fn(usize) -> usize + Sync, y: &mut
 /// If a slice does not have its shape.
 pub fn linear(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: &mut [f32]) {
     w.check();
-    assert!(
-        x.len() == m * w.k,
-        "x has {} elements, not [{m}, {}]",
-        x.len(),
-        w.k
-    );
-    assert!(
-        y.len() == m * w.n,
-        "y has {} elements, not [{m}, {}]",
-        y.len(),
-        w.n
-    );
-    assert!(
-        bias.is_none_or(|bias| bias.len() == w.n),
-        "bias does not have {} values",
-        w.n
-    );
+    assert!(x.len() == m * w.k, "x has {} elements, not [{m}, {}]", x.len(), w.k);
+    assert!(y.len() == m * w.n, "y has {} elements, not [{m}, {}]", y.len(), w.n);
+    assert!(bias.is_none_or(|bias| bias.len() == w.n), "bias does not have {} values", w.n);
     product(x, m, w, bias, y);
 }
 
@@ -101,9 +68,7 @@ pub(crate) fn product(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: 
     }
     if w.k == 0 {
         for y in y.chunks_exact_mut(w.n) {
-            y.iter_mut()
-                .enumerate()
-                .for_each(|(j, y)| *y = bias.map_or(0.0, |bias| bias[j]));
+            y.iter_mut().enumerate().for_each(|(j, y)| *y = bias.map_or(0.0, |bias| bias[j]));
         }
         return;
     }
@@ -111,10 +76,7 @@ pub(crate) fn product(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: 
     if m > FEW {
         return gemm(level, x, m, w, bias, Output::new(y, w.n));
     }
-    for (x, y) in x
-        .chunks(MAX_COLUMNS * w.k)
-        .zip(y.chunks_mut(MAX_COLUMNS * w.n))
-    {
+    for (x, y) in x.chunks(MAX_COLUMNS * w.k).zip(y.chunks_mut(MAX_COLUMNS * w.n)) {
         few(level, x, x.len() / w.k, w, bias, y);
     }
 }
@@ -125,39 +87,12 @@ const FEW: usize = 2 * MAX_COLUMNS;
 /// A product with at most [`MAX_COLUMNS`] rows of x.
 fn few(level: Level, x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: &mut [f32]) {
     match &w.data {
-        Matrix::F32(data) => dense_product(
-            level,
-            data,
-            None,
-            x,
-            m,
-            (w.n, w.k),
-            bias,
-            Output::new(y, w.n),
-        ),
+        Matrix::F32(data) => dense_product(level, data, None, x, m, (w.n, w.k), bias, Output::new(y, w.n)),
         Matrix::F16(data) => {
-            dense_product(
-                level,
-                dense::f16(data),
-                None,
-                x,
-                m,
-                (w.n, w.k),
-                bias,
-                Output::new(y, w.n),
-            );
+            dense_product(level, dense::f16(data), None, x, m, (w.n, w.k), bias, Output::new(y, w.n));
         }
         Matrix::Bf16(data) => {
-            dense_product(
-                level,
-                dense::bf16(data),
-                None,
-                x,
-                m,
-                (w.n, w.k),
-                bias,
-                Output::new(y, w.n),
-            );
+            dense_product(level, dense::bf16(data), None, x, m, (w.n, w.k), bias, Output::new(y, w.n));
         }
         Matrix::CodeBook4(data) if w.k.is_multiple_of(64) && data.block.is_multiple_of(64) => {
             code_book_product(level, data, x, m, (w.n, w.k), bias, Output::new(y, w.n));
@@ -174,12 +109,8 @@ fn split_rows(n: usize, row_bytes: usize, work: usize, f: impl Fn(usize, usize) 
     }
     // Small enough to even out the threads, large enough that each reads long runs of rows.
     let pieces = 8 * threads();
-    let rows = (n.div_ceil(pieces))
-        .max((16 << 10) / row_bytes.max(1))
-        .next_multiple_of(4);
-    parallel(n.div_ceil(rows), |task| {
-        f(task * rows, n.min((task + 1) * rows))
-    });
+    let rows = (n.div_ceil(pieces)).max((16 << 10) / row_bytes.max(1)).next_multiple_of(4);
+    parallel(n.div_ceil(rows), |task| f(task * rows, n.min((task + 1) * rows)));
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -194,20 +125,7 @@ fn dense_product<E: Element>(
     y: Output,
 ) {
     split_rows(n, k * E::SIZE, m * k, |first, last| {
-        launch(
-            level,
-            DenseRows {
-                w,
-                k,
-                scales,
-                x,
-                m,
-                first,
-                last,
-                bias,
-                y,
-            },
-        );
+        launch(level, DenseRows { w, k, scales, x, m, first, last, bias, y });
     });
 }
 
@@ -226,24 +144,7 @@ fn code_book_product(
         let scales = Scales::Blocks(w, k);
         let (codes, book) = (w.codes, w.code_book);
         let (row_bytes, bits, column) = (stride, 4, 0);
-        launch(
-            level,
-            PackedRows {
-                codes,
-                stride,
-                row_bytes,
-                bits,
-                book,
-                scales,
-                x,
-                m,
-                first,
-                last,
-                column,
-                bias,
-                y,
-            },
-        );
+        launch(level, PackedRows { codes, stride, row_bytes, bits, book, scales, x, m, first, last, column, bias, y });
     });
 }
 
@@ -255,32 +156,11 @@ fn decoded_product(level: Level, x: &[f32], m: usize, w: &Weight, bias: Option<&
             for first in (first..last).step_by(ROWS) {
                 let count = ROWS.min(last - first);
                 for (i, out) in rows.chunks_exact_mut(w.k).enumerate().take(count) {
-                    launch(
-                        level,
-                        Decode {
-                            w,
-                            row: first + i,
-                            first: 0,
-                            out,
-                        },
-                    );
+                    launch(level, Decode { w, row: first + i, first: 0, out });
                 }
                 let bias = bias.map(|bias| &bias[first..]);
                 let y = y.columns_from(first);
-                launch(
-                    level,
-                    DenseRows {
-                        w: &*rows,
-                        k: w.k,
-                        scales: None,
-                        x,
-                        m,
-                        first: 0,
-                        last: count,
-                        bias,
-                        y,
-                    },
-                );
+                launch(level, DenseRows { w: &*rows, k: w.k, scales: None, x, m, first: 0, last: count, bias, y });
             }
         });
     });
@@ -298,16 +178,7 @@ fn rows_product(
     let wide = w.wide_rows;
     let stored_product = |bias: Option<&[f32]>, y: Output| {
         if wide > 0 {
-            dense_product(
-                level,
-                dense::i8(w.wide),
-                Some(w.scales),
-                x,
-                m,
-                (wide, k),
-                bias,
-                y,
-            );
+            dense_product(level, dense::i8(w.wide), Some(w.scales), x, m, (wide, k), bias, y);
         }
         if wide < n {
             let bits = w.narrow_bits as usize;
@@ -319,21 +190,7 @@ fn rows_product(
                 let (codes, column) = (w.narrow, wide);
                 launch(
                     level,
-                    PackedRows {
-                        codes,
-                        stride,
-                        row_bytes,
-                        bits,
-                        book,
-                        scales,
-                        x,
-                        m,
-                        first,
-                        last,
-                        column,
-                        bias,
-                        y,
-                    },
+                    PackedRows { codes, stride, row_bytes, bits, book, scales, x, m, first, last, column, bias, y },
                 );
             });
         }

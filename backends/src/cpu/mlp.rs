@@ -29,29 +29,11 @@ pub fn swiglu_mlp(x: &[f32], m: usize, mlp: &Mlp, active: Option<&[bool]>, y: &m
     mlp.gate.check();
     mlp.up.check();
     mlp.down.check();
-    assert!(
-        mlp.up.k == hidden && mlp.up.n == inner,
-        "up is not [{inner}, {hidden}]"
-    );
-    assert!(
-        mlp.down.k == inner,
-        "down has {} inputs, not {inner}",
-        mlp.down.k
-    );
-    assert!(
-        x.len() == m * hidden,
-        "x has {} elements, not [{m}, {hidden}]",
-        x.len()
-    );
-    assert!(
-        y.len() == m * out,
-        "y has {} elements, not [{m}, {out}]",
-        y.len()
-    );
-    assert!(
-        active.is_none_or(|active| active.len() == m),
-        "active needs one flag per row"
-    );
+    assert!(mlp.up.k == hidden && mlp.up.n == inner, "up is not [{inner}, {hidden}]");
+    assert!(mlp.down.k == inner, "down has {} inputs, not {inner}", mlp.down.k);
+    assert!(x.len() == m * hidden, "x has {} elements, not [{m}, {hidden}]", x.len());
+    assert!(y.len() == m * out, "y has {} elements, not [{m}, {out}]", y.len());
+    assert!(active.is_none_or(|active| active.len() == m), "active needs one flag per row");
     let Some(active) = active.filter(|active| active.contains(&false)) else {
         return block(x, m, mlp, y);
     };
@@ -85,21 +67,9 @@ fn block(x: &[f32], m: usize, mlp: &Mlp, y: &mut [f32]) {
                 let whole = gate.len() / CHUNK * CHUNK;
                 let (chunks, rest) = gate.split_at_mut(whole);
                 for_each_chunk(chunks, CHUNK, 8 * CHUNK, |i, gate| {
-                    launch(
-                        level,
-                        SiluMul {
-                            gate,
-                            up: &up[i * CHUNK..(i + 1) * CHUNK],
-                        },
-                    );
+                    launch(level, SiluMul { gate, up: &up[i * CHUNK..(i + 1) * CHUNK] });
                 });
-                launch(
-                    level,
-                    SiluMul {
-                        gate: rest,
-                        up: &up[whole..],
-                    },
-                );
+                launch(level, SiluMul { gate: rest, up: &up[whole..] });
                 product(gate, m, &mlp.down, None, y);
             });
         });

@@ -19,17 +19,7 @@ pub fn rms_norm(x: &[f32], m: usize, weight: &[f32], eps: f32, unit_offset: bool
     let (level, d) = (level(), weight.len());
     let offset = if unit_offset { 1.0 } else { 0.0 };
     for_each_chunk(y, d, 2 * d, |i, y| {
-        launch(
-            level,
-            Norm {
-                x: &x[i * d..(i + 1) * d],
-                weight,
-                eps,
-                offset,
-                gate: None,
-                y,
-            },
-        );
+        launch(level, Norm { x: &x[i * d..(i + 1) * d], weight, eps, offset, gate: None, y });
     });
 }
 
@@ -49,17 +39,7 @@ pub fn rms_norm_gated(x: &[f32], z: &[f32], m: usize, weight: &[f32], eps: f32, 
     let (level, d) = (level(), weight.len());
     for_each_chunk(y, d, 8 * d, |i, y| {
         let gate = Some(&z[i * d..(i + 1) * d]);
-        launch(
-            level,
-            Norm {
-                x: &x[i * d..(i + 1) * d],
-                weight,
-                eps,
-                offset: 0.0,
-                gate,
-                y,
-            },
-        );
+        launch(level, Norm { x: &x[i * d..(i + 1) * d], weight, eps, offset: 0.0, gate, y });
     });
 }
 

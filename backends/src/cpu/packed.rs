@@ -31,14 +31,7 @@ pub(crate) enum Order {
 
 impl PermutedX {
     /// Permutes `x [m, k]` for vectors of `lanes`; `m` at most [`MAX_COLUMNS`], padded to a size with its own kernel.
-    pub(crate) fn new(
-        x: &[f32],
-        m: usize,
-        k: usize,
-        lanes: usize,
-        bits: usize,
-        order: Order,
-    ) -> PermutedX {
+    pub(crate) fn new(x: &[f32], m: usize, k: usize, lanes: usize, bits: usize, order: Order) -> PermutedX {
         let columns = m.next_power_of_two();
         let per_word = 32 / bits;
         let group = lanes * per_word;
@@ -58,13 +51,7 @@ impl PermutedX {
 
 /// Puts element `e` of word `l` of each group at `(e ^ flip) * step + l`.
 #[inline]
-fn permute<const PER_WORD: usize>(
-    x: &[f32],
-    lanes: usize,
-    step: usize,
-    flip: usize,
-    out: &mut [f32],
-) {
+fn permute<const PER_WORD: usize>(x: &[f32], lanes: usize, step: usize, flip: usize, out: &mut [f32]) {
     for (g, x) in x.chunks(lanes * PER_WORD).enumerate() {
         let out = &mut out[g * step * PER_WORD..];
         let mut words = x.chunks_exact(PER_WORD);
@@ -145,15 +132,7 @@ impl PackedRows<'_> {
     }
 
     #[inline(always)]
-    unsafe fn range<
-        S: Simd,
-        const BITS: usize,
-        const BLOCKS: bool,
-        const R: usize,
-        const M: usize,
-    >(
-        &self,
-    ) {
+    unsafe fn range<S: Simd, const BITS: usize, const BLOCKS: bool, const R: usize, const M: usize>(&self) {
         let per_row = match self.scales {
             // One more: a group of AVX-512 covers two blocks.
             Scales::Blocks(_, k) => k / 64 + 1,
@@ -178,13 +157,7 @@ impl PackedRows<'_> {
     /// # Safety
     /// The rows exist, x is permuted for `S` and `BITS` with `M` columns, and no other task writes these outputs.
     #[inline(always)]
-    unsafe fn rows<
-        S: Simd,
-        const BITS: usize,
-        const BLOCKS: bool,
-        const R: usize,
-        const M: usize,
-    >(
+    unsafe fn rows<S: Simd, const BITS: usize, const BLOCKS: bool, const R: usize, const M: usize>(
         &self,
         row: usize,
         apart: usize,
@@ -195,11 +168,7 @@ impl PackedRows<'_> {
         unsafe {
             if let Scales::Blocks(w, k) = self.scales {
                 for r in 0..R {
-                    block_scales(
-                        w,
-                        (row + r * apart) * k,
-                        &mut scales[r * per_row..(r + 1) * per_row - 1],
-                    );
+                    block_scales(w, (row + r * apart) * k, &mut scales[r * per_row..(r + 1) * per_row - 1]);
                 }
             }
             let scales = scales.as_ptr();
@@ -327,13 +296,7 @@ pub(crate) fn block_scales(w: &CodeBook4, element: usize, out: &mut [f32]) {
     }
     match w.scales {
         BlockScales::Single(scales) => out.copy_from_slice(&scales[first..first + out.len()]),
-        BlockScales::Double {
-            codes,
-            map,
-            absmax,
-            block,
-            offset,
-        } => {
+        BlockScales::Double { codes, map, absmax, block, offset } => {
             let Ok(map) = <&[f32; 256]>::try_from(map) else {
                 return;
             };

@@ -20,33 +20,14 @@ pub fn rotary(
     sin: &[f32],
     rotary_dim: usize,
 ) {
-    assert!(
-        x.len() == rows * heads * head_dim,
-        "x has {} elements, not [b, s, heads, head_dim]",
-        x.len()
-    );
-    assert!(
-        rotary_dim.is_multiple_of(2) && rotary_dim <= head_dim,
-        "rotary_dim {rotary_dim} of a head of {head_dim}"
-    );
-    assert!(
-        cos.len() == seq * rotary_dim / 2,
-        "cos has {} elements, not [s, rotary_dim / 2]",
-        cos.len()
-    );
-    assert!(
-        sin.len() == cos.len(),
-        "sin has {} elements, cos {}",
-        sin.len(),
-        cos.len()
-    );
+    assert!(x.len() == rows * heads * head_dim, "x has {} elements, not [b, s, heads, head_dim]", x.len());
+    assert!(rotary_dim.is_multiple_of(2) && rotary_dim <= head_dim, "rotary_dim {rotary_dim} of a head of {head_dim}");
+    assert!(cos.len() == seq * rotary_dim / 2, "cos has {} elements, not [s, rotary_dim / 2]", cos.len());
+    assert!(sin.len() == cos.len(), "sin has {} elements, cos {}", sin.len(), cos.len());
     if x.is_empty() || rotary_dim == 0 {
         return;
     }
-    assert!(
-        seq > 0 && rows.is_multiple_of(seq),
-        "{rows} rows are not a batch of {seq} tokens"
-    );
+    assert!(seq > 0 && rows.is_multiple_of(seq), "{rows} rows are not a batch of {seq} tokens");
     let half = rotary_dim / 2;
     for_each_chunk(x, heads * head_dim, heads * rotary_dim, |row, x| {
         let at = row % seq * half;

@@ -61,9 +61,8 @@ struct State {
 pub(super) fn group(checkpoint: &Checkpoint, names: &mut BTreeSet<String>) -> Result<Vec<Source>> {
     let mut bases: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
     for name in names.iter() {
-        if let Some((base, side)) = SIDES
-            .iter()
-            .find_map(|side| Some((name.strip_suffix(side)?.strip_suffix('.')?, *side)))
+        if let Some((base, side)) =
+            SIDES.iter().find_map(|side| Some((name.strip_suffix(side)?.strip_suffix('.')?, *side)))
         {
             bases.entry(base.to_owned()).or_default().insert(side);
         }
@@ -85,37 +84,23 @@ pub(super) fn group(checkpoint: &Checkpoint, names: &mut BTreeSet<String>) -> Re
 
 impl Source {
     fn check(checkpoint: &Checkpoint, base: &str, sides: &BTreeSet<&str>) -> Result<Self> {
-        let states: Vec<&str> = sides
-            .iter()
-            .copied()
-            .filter(|side| side.starts_with("quant_state"))
-            .collect();
+        let states: Vec<&str> = sides.iter().copied().filter(|side| side.starts_with("quant_state")).collect();
         let (kind, state) = match states.as_slice() {
             ["quant_state.bitsandbytes__nf4"] => (QuantType::Nf4, states[0]),
             ["quant_state.bitsandbytes__fp4"] => (QuantType::Fp4, states[0]),
             [] => {
-                return Err(error(
-                    base,
-                    format!("has {}, but no quant_state", side_list(sides)),
-                ));
+                return Err(error(base, format!("has {}, but no quant_state", side_list(sides))));
             }
             _ => return Err(error(base, "claims two formats at once, nf4 and fp4")),
         };
         let state = format!("{base}.{state}");
         let json = expect(checkpoint, &state, Dtype::U8, None)?;
         if json > MAX_STATE {
-            return Err(error(
-                &state,
-                format!("is {json} bytes long, at most {MAX_STATE} are accepted"),
-            ));
+            return Err(error(&state, format!("is {json} bytes long, at most {MAX_STATE} are accepted")));
         }
-        let json: State =
-            json::from_slice(&checkpoint.data(&state)?).map_err(|e| error(&state, e))?;
+        let json: State = json::from_slice(&checkpoint.data(&state)?).map_err(|e| error(&state, e))?;
         if json.quant_type != kind.as_str() {
-            let message = format!(
-                "says quant_type \"{}\", the name says {kind}",
-                shown(&json.quant_type)
-            );
+            let message = format!("says quant_type \"{}\", the name says {kind}", shown(&json.quant_type));
             return Err(error(&state, message));
         }
         let stored = match json.dtype.as_str() {
@@ -125,55 +110,30 @@ impl Source {
             other => {
                 return Err(error(
                     &state,
-                    format!(
-                        "says dtype \"{}\", expected float32, float16 or bfloat16",
-                        shown(other)
-                    ),
+                    format!("says dtype \"{}\", expected float32, float16 or bfloat16", shown(other)),
                 ));
             }
         };
         let block = power_of_two(json.blocksize, 32, 4096).ok_or_else(|| {
-            error(
-                &state,
-                format!(
-                    "says blocksize {}, expected a power of two from 32 to 4096",
-                    json.blocksize
-                ),
-            )
+            error(&state, format!("says blocksize {}, expected a power of two from 32 to 4096", json.blocksize))
         })?;
-        let dims: Option<Vec<usize>> = json
-            .shape
-            .iter()
-            .map(|&d| usize::try_from(d).ok())
-            .collect();
+        let dims: Option<Vec<usize>> = json.shape.iter().map(|&d| usize::try_from(d).ok()).collect();
         let (Some(&[n, k]), Some(elements)) = (dims.as_deref(), element_count(&json.shape)) else {
             return Err(error(
                 &state,
-                format!(
-                    "says shape {:?}, expected two sizes above 0",
-                    shown(&format!("{:?}", json.shape))
-                ),
+                format!("says shape {:?}, expected two sizes above 0", shown(&format!("{:?}", json.shape))),
             ));
         };
 
         expect(checkpoint, base, Dtype::U8, Some(elements.div_ceil(2)))?;
-        expect(
-            checkpoint,
-            &format!("{base}.quant_map"),
-            Dtype::F32,
-            Some(16),
-        )?;
+        expect(checkpoint, &format!("{base}.quant_map"), Dtype::F32, Some(16))?;
         let blocks = elements.div_ceil(block);
         let is_nested = json.nested_offset.is_some() || json.nested_blocksize.is_some();
         let side_nested = sides.contains("nested_absmax") || sides.contains("nested_quant_map");
         if is_nested != side_nested {
             let message = format!(
                 "is {} by its quant state, but has {}",
-                if is_nested {
-                    "double-quantised"
-                } else {
-                    "not double-quantised"
-                },
+                if is_nested { "double-quantised" } else { "not double-quantised" },
                 side_list(sides)
             );
             return Err(error(base, message));
@@ -181,50 +141,22 @@ impl Source {
         let absmax = format!("{base}.absmax");
         let nested = if is_nested {
             expect(checkpoint, &absmax, Dtype::U8, Some(blocks))?;
-            let block = json
-                .nested_blocksize
-                .and_then(|b| power_of_two(b, 32, 1 << 16));
-            let block = block.ok_or_else(|| {
-                error(
-                    &state,
-                    "needs a nested_blocksize that is a power of two from 32 to 65536",
-                )
-            })?;
-            let offset = json
-                .nested_offset
-                .map(|x| x as f32)
-                .filter(|x| x.is_finite());
+            let block = json.nested_blocksize.and_then(|b| power_of_two(b, 32, 1 << 16));
+            let block = block
+                .ok_or_else(|| error(&state, "needs a nested_blocksize that is a power of two from 32 to 65536"))?;
+            let offset = json.nested_offset.map(|x| x as f32).filter(|x| x.is_finite());
             let offset = offset.ok_or_else(|| error(&state, "needs a finite nested_offset"))?;
             if json.nested_dtype.is_some_and(|dtype| dtype != "float32") {
                 return Err(error(&state, "has a nested_dtype other than float32"));
             }
-            expect(
-                checkpoint,
-                &format!("{base}.nested_absmax"),
-                Dtype::F32,
-                Some(blocks.div_ceil(block)),
-            )?;
-            expect(
-                checkpoint,
-                &format!("{base}.nested_quant_map"),
-                Dtype::F32,
-                Some(256),
-            )?;
+            expect(checkpoint, &format!("{base}.nested_absmax"), Dtype::F32, Some(blocks.div_ceil(block)))?;
+            expect(checkpoint, &format!("{base}.nested_quant_map"), Dtype::F32, Some(256))?;
             Some(Nested { block, offset })
         } else {
             expect(checkpoint, &absmax, Dtype::F32, Some(blocks))?;
             None
         };
-        Ok(Self {
-            weight: base.to_owned(),
-            kind,
-            n,
-            k,
-            block,
-            stored,
-            nested,
-            state,
-        })
+        Ok(Self { weight: base.to_owned(), kind, n, k, block, stored, nested, state })
     }
 
     pub(super) fn double(&self) -> bool {
@@ -234,12 +166,7 @@ impl Source {
     /// Names of all its tensors.
     pub(super) fn tensors(&self) -> Vec<String> {
         let side = |side: &str| format!("{}.{side}", self.weight);
-        let mut out = vec![
-            self.weight.clone(),
-            side("absmax"),
-            side("quant_map"),
-            self.state.clone(),
-        ];
+        let mut out = vec![self.weight.clone(), side("absmax"), side("quant_map"), self.state.clone()];
         if self.nested.is_some() {
             out.extend([side("nested_absmax"), side("nested_quant_map")]);
         }
@@ -252,14 +179,13 @@ impl Source {
             let name = format!("{}.{side}", self.weight);
             checkpoint.data(&name).map(|data| (name, data))
         };
-        let finite =
-            |(name, data): (String, bytes::Bytes)| match first_non_finite(FloatType::F32, &data) {
-                Some(at) => Err(error(&name, format!("element {at} is not a finite number"))),
-                None => Ok(data),
-            };
+        let finite = |(name, data): (String, bytes::Bytes)| match first_non_finite(FloatType::F32, &data) {
+            Some(at) => Err(error(&name, format!("element {at} is not a finite number"))),
+            None => Ok(data),
+        };
         let map = finite(side("quant_map")?)?;
-        let code_book = <[f32; 16]>::try_from(floats(FloatType::F32, &map))
-            .map_err(|_| error(&self.weight, "needs 16 codes"))?;
+        let code_book =
+            <[f32; 16]>::try_from(floats(FloatType::F32, &map)).map_err(|_| error(&self.weight, "needs 16 codes"))?;
         let (scales, largest_scale) = match &self.nested {
             None => {
                 let absmax = finite(side("absmax")?)?;
@@ -285,53 +211,25 @@ impl Source {
             return Err(error(&self.weight, "has scales that overflow"));
         }
         let codes = checkpoint.data(&self.weight)?;
-        let book = HostCodeBook4 {
-            codes,
-            code_book,
-            block: self.block,
-            scales,
-            stored: self.stored,
-        };
-        Ok(HostWeight {
-            n: self.n,
-            k: self.k,
-            storage: HostStorage::CodeBook4(book),
-        })
+        let book = HostCodeBook4 { codes, code_book, block: self.block, scales, stored: self.stored };
+        Ok(HostWeight { n: self.n, k: self.k, storage: HostStorage::CodeBook4(book) })
     }
 }
 
 /// Element count of a tensor that must exist with this type and (where stated) this many elements.
-fn expect(
-    checkpoint: &Checkpoint,
-    name: &str,
-    dtype: Dtype,
-    elements: Option<usize>,
-) -> Result<usize> {
-    let info = checkpoint
-        .info(name)
-        .ok_or_else(|| error(name, "is missing: this quantised tensor is incomplete"))?;
+fn expect(checkpoint: &Checkpoint, name: &str, dtype: Dtype, elements: Option<usize>) -> Result<usize> {
+    let info = checkpoint.info(name).ok_or_else(|| error(name, "is missing: this quantised tensor is incomplete"))?;
     let found = info.bytes / info.dtype.size();
     if info.dtype != dtype || elements.is_some_and(|elements| elements != found) {
-        let expected =
-            elements.map_or_else(String::new, |elements| format!(" {elements} elements of"));
-        return Err(error(
-            name,
-            format!(
-                "is {:?} {:?}, expected{expected} {dtype:?}",
-                info.dtype, info.shape
-            ),
-        ));
+        let expected = elements.map_or_else(String::new, |elements| format!(" {elements} elements of"));
+        return Err(error(name, format!("is {:?} {:?}, expected{expected} {dtype:?}", info.dtype, info.shape)));
     }
     Ok(found)
 }
 
 fn element_count(shape: &[u64]) -> Option<usize> {
-    let count = shape
-        .iter()
-        .try_fold(1u64, |count, &dim| count.checked_mul(dim))?;
-    usize::try_from(count)
-        .ok()
-        .filter(|&count| count > 0 && count < usize::MAX / 8)
+    let count = shape.iter().try_fold(1u64, |count, &dim| count.checked_mul(dim))?;
+    usize::try_from(count).ok().filter(|&count| count > 0 && count < usize::MAX / 8)
 }
 
 /// The largest magnitude.
@@ -340,9 +238,7 @@ fn largest(numbers: impl Iterator<Item = f32>) -> f32 {
 }
 
 fn power_of_two(x: u64, min: usize, max: usize) -> Option<usize> {
-    usize::try_from(x)
-        .ok()
-        .filter(|x| x.is_power_of_two() && (min..=max).contains(x))
+    usize::try_from(x).ok().filter(|x| x.is_power_of_two() && (min..=max).contains(x))
 }
 
 fn side_list(sides: &BTreeSet<&str>) -> String {
@@ -350,8 +246,5 @@ fn side_list(sides: &BTreeSet<&str>) -> String {
 }
 
 fn error(tensor: &str, message: impl Into<String>) -> Error {
-    Error::Tensor {
-        tensor: shown(tensor),
-        message: message.into(),
-    }
+    Error::Tensor { tensor: shown(tensor), message: message.into() }
 }

@@ -12,40 +12,21 @@ use crate::config::CrestFound;
 use crate::{Error, Result};
 
 /// Parts of a layer that belong to the body.
-const BODY: [&str; 4] = [
-    "self_attn.",
-    "linear_attn.",
-    "input_layernorm.",
-    "post_attention_layernorm.",
-];
+const BODY: [&str; 4] = ["self_attn.", "linear_attn.", "input_layernorm.", "post_attention_layernorm."];
 
 /// Names within a layer, and their true shapes.
 type Shapes<'a> = BTreeMap<&'a str, &'a [usize]>;
 
 /// Finds steps and gates in every layer; all layers must agree.
-pub(super) fn discover(
-    layers: &Layers,
-    hidden: usize,
-    intermediate: usize,
-) -> Result<Found<CrestFound>> {
-    let mut out = Found {
-        moves: Vec::new(),
-        spare: Vec::new(),
-        found: None,
-    };
+pub(super) fn discover(layers: &Layers, hidden: usize, intermediate: usize) -> Result<Found<CrestFound>> {
+    let mut out = Found { moves: Vec::new(), spare: Vec::new(), found: None };
     for (&layer, tensors) in layers {
         let loose: Shapes = tensors
             .iter()
             .filter(|(name, _)| !BODY.iter().any(|part| name.starts_with(part)))
             .map(|(name, shape)| (name.as_str(), shape.as_slice()))
             .collect();
-        let mut search = Search {
-            layer,
-            hidden,
-            intermediate,
-            loose,
-            out: &mut out,
-        };
+        let mut search = Search { layer, hidden, intermediate, loose, out: &mut out };
         let found = search.run()?;
         match &out.found {
             Some(before) if *before != found => {
@@ -58,9 +39,7 @@ pub(super) fn discover(
     }
     match out.found {
         Some(_) => Ok(out),
-        None => Err(Error::Discovery(
-            "no layers (model.layers.N) in the checkpoint".into(),
-        )),
+        None => Err(Error::Discovery("no layers (model.layers.N) in the checkpoint".into())),
     }
 }
 
@@ -90,10 +69,7 @@ impl<'a> Search<'a, '_> {
 
     /// Takes the MLPs out of `loose`; their number.
     fn steps(&mut self) -> Result<usize> {
-        let (up, down) = (
-            [self.intermediate, self.hidden],
-            [self.hidden, self.intermediate],
-        );
+        let (up, down) = ([self.intermediate, self.hidden], [self.hidden, self.intermediate]);
         let mut parents: BTreeMap<&str, Vec<&'a str>> = BTreeMap::new();
         for (name, shape) in &self.loose {
             if **shape == up || **shape == down {
@@ -103,32 +79,17 @@ impl<'a> Search<'a, '_> {
         let mut steps = Vec::new();
         for (parent, names) in parents {
             let leaf = |name: &str| name.get(parent.len()..).unwrap_or_default().to_owned();
-            let says =
-                |name: &str, words: [&str; 2]| words.iter().any(|word| leaf(name).contains(word));
+            let says = |name: &str, words: [&str; 2]| words.iter().any(|word| leaf(name).contains(word));
             // A square MLP can be told apart by its names only.
             let is_down = |name: &str| {
-                if up == down {
-                    says(name, ["down", "w2"])
-                } else {
-                    *self.loose[name] == down
-                }
+                if up == down { says(name, ["down", "w2"]) } else { *self.loose[name] == down }
             };
-            let (downs, ups): (Vec<&str>, Vec<&str>) =
-                names.iter().copied().partition(|name| is_down(name));
-            let (gates, ups): (Vec<&str>, Vec<&str>) =
-                ups.into_iter().partition(|name| says(name, ["gate", "w1"]));
-            let (&[gate], &[up], &[down]) = (gates.as_slice(), ups.as_slice(), downs.as_slice())
-            else {
-                return Err(self.error(&format!(
-                    "{} is not the gate, up and down projection of one MLP",
-                    list(&names)
-                )));
+            let (downs, ups): (Vec<&str>, Vec<&str>) = names.iter().copied().partition(|name| is_down(name));
+            let (gates, ups): (Vec<&str>, Vec<&str>) = ups.into_iter().partition(|name| says(name, ["gate", "w1"]));
+            let (&[gate], &[up], &[down]) = (gates.as_slice(), ups.as_slice(), downs.as_slice()) else {
+                return Err(self.error(&format!("{} is not the gate, up and down projection of one MLP", list(&names))));
             };
-            steps.push((
-                integers(parent),
-                parent,
-                [("gate", gate), ("up", up), ("down", down)],
-            ));
+            steps.push((integers(parent), parent, [("gate", gate), ("up", up), ("down", down)]));
         }
         steps.sort();
         if steps.is_empty() {
@@ -136,22 +97,14 @@ impl<'a> Search<'a, '_> {
         }
         for (before, after) in steps.iter().zip(steps.iter().skip(1)) {
             if before.0 == after.0 {
-                let message = format!(
-                    "no number tells which of {} and {} is the earlier step",
-                    shown(before.1),
-                    shown(after.1)
-                );
+                let message =
+                    format!("no number tells which of {} and {} is the earlier step", shown(before.1), shown(after.1));
                 return Err(self.error(&message));
             }
         }
         for (k, (_, _, projections)) in steps.iter().enumerate() {
             for (leaf, name) in projections {
-                self.take(
-                    name,
-                    format!("mlp.steps.{k}.{leaf}_proj.weight"),
-                    None,
-                    None,
-                );
+                self.take(name, format!("mlp.steps.{k}.{leaf}_proj.weight"), None, None);
             }
         }
         Ok(steps.len())
@@ -166,9 +119,7 @@ impl<'a> Search<'a, '_> {
                 Some(&[n, k]) => (n, k),
                 Some(&[k]) => (1, k),
                 _ => {
-                    return Err(
-                        self.error(&format!("{} is neither a step nor a gate", shown(linear)))
-                    );
+                    return Err(self.error(&format!("{} is neither a step nor a gate", shown(linear))));
                 }
             };
             shapes.insert(linear, shape);
@@ -186,26 +137,16 @@ impl<'a> Search<'a, '_> {
             if k != self.hidden || r == 1 {
                 continue;
             }
-            let seconds = single
-                .get(&(owner(first), r))
-                .map_or(&[][..], Vec::as_slice);
+            let seconds = single.get(&(owner(first), r)).map_or(&[][..], Vec::as_slice);
             match seconds {
                 [] => {}
                 [second] if taken.insert(*second) && taken.insert(first) => {
                     let path = owner(first);
                     let linears = vec![("0.", first), ("2.", *second)];
-                    gates.push(Gate {
-                        key: (integers(path), path),
-                        hidden: Some(r),
-                        linears,
-                        row: None,
-                    });
+                    gates.push(Gate { key: (integers(path), path), hidden: Some(r), linears, row: None });
                 }
                 _ => {
-                    return Err(self.error(&format!(
-                        "the second layer of the gate {} is not unique",
-                        shown(first)
-                    )));
+                    return Err(self.error(&format!("the second layer of the gate {} is not unique", shown(first))));
                 }
             }
         }
@@ -253,95 +194,53 @@ impl<'a> Search<'a, '_> {
         for (k, gate) in gates.iter().enumerate() {
             // The last step needs no gate.
             let spare = k + 1 == num_steps && (num_steps == 1 || !gate_shared);
-            let home = if gate_shared {
-                "mlp.halt_gate".to_owned()
-            } else {
-                format!("mlp.halt_gates.{k}")
-            };
+            let home = if gate_shared { "mlp.halt_gate".to_owned() } else { format!("mlp.halt_gates.{k}") };
             for (place, linear) in &gate.linears {
-                let outputs = if *place == "0." {
-                    gate.hidden.unwrap_or(1)
-                } else {
-                    1
-                };
-                let inputs = if *place == "2." {
-                    gate.hidden.unwrap_or(1)
-                } else {
-                    self.hidden
-                };
+                let outputs = if *place == "0." { gate.hidden.unwrap_or(1) } else { 1 };
+                let inputs = if *place == "2." { gate.hidden.unwrap_or(1) } else { self.hidden };
                 let (weight, bias) = (format!("{linear}.weight"), format!("{linear}.bias"));
                 let has_bias = self.loose.get(bias.as_str()).map(|shape| shape.to_vec());
                 if let Some(shape) = &has_bias {
-                    let rows = if gate.row.is_some() {
-                        gates.len()
-                    } else {
-                        outputs
-                    };
+                    let rows = if gate.row.is_some() { gates.len() } else { outputs };
                     let scalar = shape.is_empty() && rows == 1;
                     if !scalar && *shape != [rows] {
-                        return Err(self.error(&format!(
-                            "{} {shape:?} is not the bias of a gate of {rows}",
-                            shown(&bias)
-                        )));
+                        return Err(
+                            self.error(&format!("{} {shape:?} is not the bias of a gate of {rows}", shown(&bias)))
+                        );
                     }
                 }
                 biases.push(has_bias.is_some());
                 if spare {
                     // A stacked matrix is in use through its other rows.
                     if gate.row.is_none() {
-                        self.out
-                            .spare
-                            .push(format!("model.layers.{}.{weight}", self.layer));
+                        self.out.spare.push(format!("model.layers.{}.{weight}", self.layer));
                         if has_bias.is_some() {
-                            self.out
-                                .spare
-                                .push(format!("model.layers.{}.{bias}", self.layer));
+                            self.out.spare.push(format!("model.layers.{}.{bias}", self.layer));
                         }
                     }
                     continue;
                 }
-                self.place(
-                    &weight,
-                    format!("{home}.{place}weight"),
-                    Some(vec![outputs, inputs]),
-                    gate.row,
-                );
+                self.place(&weight, format!("{home}.{place}weight"), Some(vec![outputs, inputs]), gate.row);
                 if has_bias.is_some() {
-                    self.place(
-                        &bias,
-                        format!("{home}.{place}bias"),
-                        Some(vec![outputs]),
-                        gate.row,
-                    );
+                    self.place(&bias, format!("{home}.{place}bias"), Some(vec![outputs]), gate.row);
                 }
             }
         }
         if biases.iter().any(|bias| *bias != biases[0]) {
             return Err(self.error("some layers of gates have a bias, others have none"));
         }
-        let used: BTreeSet<String> = gates
-            .iter()
-            .flat_map(|gate| &gate.linears)
-            .map(|(_, linear)| linear.to_string())
-            .collect();
+        let used: BTreeSet<String> =
+            gates.iter().flat_map(|gate| &gate.linears).map(|(_, linear)| linear.to_string()).collect();
         let left: Vec<&str> = self
             .loose
             .keys()
             .copied()
-            .filter(|name| {
-                !used.contains(owner(name))
-                    || !(name.ends_with(".weight") || name.ends_with(".bias"))
-            })
+            .filter(|name| !used.contains(owner(name)) || !(name.ends_with(".weight") || name.ends_with(".bias")))
             .collect();
         if !left.is_empty() {
             return Err(self.error(&format!("{} is neither a step nor a gate", list(&left))));
         }
-        Ok(CrestFound {
-            num_steps,
-            gate_shared,
-            gate_hidden,
-            gate_bias: biases.first().copied().unwrap_or(true),
-        })
+        Ok(CrestFound { num_steps, gate_shared, gate_hidden, gate_bias: biases.first().copied().unwrap_or(true) })
     }
 
     fn take(&mut self, name: &str, to: String, shape: Option<Vec<usize>>, row: Option<usize>) {
@@ -351,9 +250,7 @@ impl<'a> Search<'a, '_> {
 
     fn place(&mut self, name: &str, to: String, shape: Option<Vec<usize>>, row: Option<usize>) {
         let layer = format!("model.layers.{}.", self.layer);
-        let shape = shape
-            .or_else(|| self.loose.get(name).map(|shape| shape.to_vec()))
-            .unwrap_or_default();
+        let shape = shape.or_else(|| self.loose.get(name).map(|shape| shape.to_vec())).unwrap_or_default();
         self.out.moves.push(Move {
             from: format!("{layer}{name}"),
             to: format!("{layer}{to}"),
@@ -363,11 +260,7 @@ impl<'a> Search<'a, '_> {
     }
 
     fn error(&self, message: &str) -> Error {
-        let found: Vec<String> = self
-            .loose
-            .iter()
-            .map(|(name, shape)| format!("{name} {shape:?}"))
-            .collect();
+        let found: Vec<String> = self.loose.iter().map(|(name, shape)| format!("{name} {shape:?}")).collect();
         Error::Discovery(format!(
             "cannot tell the CREST steps and gates of layer {} (hidden {}, intermediate {}): {message}. Found: {}",
             self.layer,

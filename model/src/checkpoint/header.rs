@@ -115,21 +115,12 @@ impl<'de> Deserialize<'de> for RawHeader {
                 f.write_str("an object of tensors")
             }
 
-            fn visit_map<A: MapAccess<'de>>(
-                self,
-                mut entries: A,
-            ) -> std::result::Result<RawHeader, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> std::result::Result<RawHeader, A::Error> {
                 let mut out = BTreeMap::new();
                 let mut metadata = false;
                 while let Some(name) = entries.next_key::<String>()? {
-                    let bad = |what: &str| {
-                        A::Error::custom(format!("tensor name {} {what}", shown(&name)))
-                    };
-                    let twice = if name == "__metadata__" {
-                        metadata
-                    } else {
-                        out.contains_key(&name)
-                    };
+                    let bad = |what: &str| A::Error::custom(format!("tensor name {} {what}", shown(&name)));
+                    let twice = if name == "__metadata__" { metadata } else { out.contains_key(&name) };
                     if twice {
                         return Err(bad("is there twice"));
                     }
@@ -158,20 +149,10 @@ impl<'de> Deserialize<'de> for RawHeader {
 }
 
 /// Parses and checks the header at the start of `file`, the whole content of a shard.
-pub(super) fn parse(
-    file: &[u8],
-    path: &Arc<Path>,
-    shard: usize,
-) -> Result<BTreeMap<String, TensorInfo>> {
-    let broken = |message: String| Error::Container {
-        path: path.as_ref().into(),
-        message,
-    };
+pub(super) fn parse(file: &[u8], path: &Arc<Path>, shard: usize) -> Result<BTreeMap<String, TensorInfo>> {
+    let broken = |message: String| Error::Container { path: path.as_ref().into(), message };
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
-        return Err(broken(format!(
-            "is {} bytes long: not a safetensors file, or cut off",
-            file.len()
-        )));
+        return Err(broken(format!("is {} bytes long: not a safetensors file, or cut off", file.len())));
     };
     let length = u64::from_le_bytes(*length);
     let available = rest.len() as u64;
@@ -205,78 +186,40 @@ pub(super) fn parse(
         let dtype = Dtype::named(&tensor.dtype)
             .ok_or_else(|| bad(format!("element type {} is unknown", shown(&tensor.dtype))))?;
         if tensor.shape.len() > MAX_RANK {
-            return Err(bad(format!(
-                "has {} dimensions, at most {MAX_RANK} are accepted",
-                tensor.shape.len()
-            )));
+            return Err(bad(format!("has {} dimensions, at most {MAX_RANK} are accepted", tensor.shape.len())));
         }
-        let dims: Option<Vec<usize>> = tensor
-            .shape
-            .iter()
-            .map(|&d| usize::try_from(d).ok())
-            .collect();
+        let dims: Option<Vec<usize>> = tensor.shape.iter().map(|&d| usize::try_from(d).ok()).collect();
         let bytes = dims.as_ref().and_then(|dims| byte_size(dims, dtype));
         let (Some(shape), Some(bytes)) = (dims, bytes) else {
             return Err(bad(format!("the shape {:?} is too large", tensor.shape)));
         };
         if bytes != end - begin {
-            return Err(bad(format!(
-                "{dtype:?} {shape:?} takes {bytes} bytes, but its range has {}",
-                end - begin
-            )));
+            return Err(bad(format!("{dtype:?} {shape:?} takes {bytes} bytes, but its range has {}", end - begin)));
         }
         let offset = start + begin;
-        tensors.insert(
-            name,
-            TensorInfo {
-                dtype,
-                shape,
-                bytes,
-                file: path.clone(),
-                offset,
-                shard,
-            },
-        );
+        tensors.insert(name, TensorInfo { dtype, shape, bytes, file: path.clone(), offset, shard });
     }
 
     let mut ranges: Vec<(usize, usize, &str)> = tensors
         .iter()
-        .map(|(name, info)| {
-            (
-                info.offset - start,
-                info.offset - start + info.bytes,
-                name.as_str(),
-            )
-        })
+        .map(|(name, info)| (info.offset - start, info.offset - start + info.bytes, name.as_str()))
         .collect();
     ranges.sort_unstable();
     let mut cursor = 0;
     for (begin, end, name) in &ranges {
         if *begin != cursor {
-            let what = if *begin < cursor {
-                "overlaps the tensor before it"
-            } else {
-                "leaves a gap before it"
-            };
-            return Err(broken(format!(
-                "tensor {}: its range {begin} to {end} {what}",
-                shown(name)
-            )));
+            let what = if *begin < cursor { "overlaps the tensor before it" } else { "leaves a gap before it" };
+            return Err(broken(format!("tensor {}: its range {begin} to {end} {what}", shown(name))));
         }
         cursor = *end;
     }
     if cursor != data.len() {
-        return Err(broken(format!(
-            "{} bytes after the last tensor belong to none",
-            data.len() - cursor
-        )));
+        return Err(broken(format!("{} bytes after the last tensor belong to none", data.len() - cursor)));
     }
     Ok(tensors)
 }
 
 /// Bytes of a dense tensor; `None` on overflow.
 fn byte_size(shape: &[usize], dtype: Dtype) -> Option<usize> {
-    shape
-        .iter()
-        .try_fold(dtype.size(), |bytes, &dim| bytes.checked_mul(dim))
+    shape.iter().try_fold(dtype.size(), |bytes, &dim| bytes.checked_mul(dim))
 }

@@ -25,9 +25,7 @@ pub(crate) fn shown_within(text: &str, limit: usize) -> String {
         return out;
     }
     let tail: Vec<char> = text.chars().rev().take(limit / 6).collect();
-    text.chars()
-        .take(limit * 2 / 3)
-        .for_each(|c| escape(&mut out, c));
+    text.chars().take(limit * 2 / 3).for_each(|c| escape(&mut out, c));
     out.push_str("...");
     tail.into_iter().rev().for_each(|c| escape(&mut out, c));
     out.push_str(&format!(" ({} bytes)", text.len()));
@@ -36,11 +34,7 @@ pub(crate) fn shown_within(text: &str, limit: usize) -> String {
 
 /// Names for a message, at most [`LISTED`] of them.
 pub(crate) fn list<S: AsRef<str>>(names: &[S]) -> String {
-    let mut out: Vec<String> = names
-        .iter()
-        .take(LISTED)
-        .map(|name| shown(name.as_ref()))
-        .collect();
+    let mut out: Vec<String> = names.iter().take(LISTED).map(|name| shown(name.as_ref())).collect();
     if names.len() > LISTED {
         out.push(format!("and {} more", names.len() - LISTED));
     }
@@ -51,11 +45,7 @@ pub(crate) fn list<S: AsRef<str>>(names: &[S]) -> String {
 /// `mismatched` a name with what was expected and found. Long lists are shortened, names escaped.
 pub fn report<S: AsRef<str>>(missing: &[S], unused: &[S], mismatched: &[S]) -> Error {
     let mut message = String::from("the tensors of the checkpoint are not those of the model");
-    let kinds = [
-        ("missing", missing),
-        ("unused", unused),
-        ("mismatched", mismatched),
-    ];
+    let kinds = [("missing", missing), ("unused", unused), ("mismatched", mismatched)];
     for (kind, names) in kinds.into_iter().filter(|(_, names)| !names.is_empty()) {
         message.push_str(&format!("; {} {kind}: {}", names.len(), list(names)));
     }
@@ -73,19 +63,9 @@ pub(super) fn is_ignored(name: &str) -> bool {
 
 /// The name with the prefix `model.`, whichever prefix it had; the head has none.
 pub(super) fn canonical(name: &str) -> String {
-    const PREFIXES: [&str; 4] = [
-        "model.language_model.",
-        "language_model.model.",
-        "language_model.",
-        "model.",
-    ];
-    let bare = PREFIXES
-        .iter()
-        .find_map(|prefix| name.strip_prefix(prefix))
-        .unwrap_or(name);
-    let known = ["layers.", "embed_tokens.", "norm."]
-        .iter()
-        .any(|part| bare.starts_with(part));
+    const PREFIXES: [&str; 4] = ["model.language_model.", "language_model.model.", "language_model.", "model."];
+    let bare = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name);
+    let known = ["layers.", "embed_tokens.", "norm."].iter().any(|part| bare.starts_with(part));
     if bare.starts_with("lm_head.") {
         bare.to_owned()
     } else if known || bare.len() < name.len() {
@@ -105,9 +85,7 @@ pub(super) fn layer_of(name: &str) -> Option<(usize, &str)> {
 
 /// The integers in a path, in order.
 pub(super) fn integers(path: &str) -> Vec<u64> {
-    let digits = path
-        .split(|c: char| !c.is_ascii_digit())
-        .filter(|run| !run.is_empty());
+    let digits = path.split(|c: char| !c.is_ascii_digit()).filter(|run| !run.is_empty());
     digits.map(|run| run.parse().unwrap_or(u64::MAX)).collect()
 }
 
@@ -125,20 +103,14 @@ mod tests {
         assert_eq!(shown("a\x1b[31m\n\u{202e}b"), "a\\u{1b}[31m\\n\\u{202e}b");
         assert_eq!(shown("it's \"x\""), "it's \"x\"");
         let long = shown(&"é".repeat(1 << 20));
-        assert!(
-            long.len() < 400 && long.ends_with("(2097152 bytes)"),
-            "{long}"
-        );
+        assert!(long.len() < 400 && long.ends_with("(2097152 bytes)"), "{long}");
     }
 
     #[test]
     fn every_prefix_becomes_one() {
-        for name in [
-            "model.layers.0.x",
-            "layers.0.x",
-            "model.language_model.layers.0.x",
-            "language_model.model.layers.0.x",
-        ] {
+        for name in
+            ["model.layers.0.x", "layers.0.x", "model.language_model.layers.0.x", "language_model.model.layers.0.x"]
+        {
             assert_eq!(canonical(name), "model.layers.0.x");
         }
         assert_eq!(canonical("language_model.lm_head.weight"), "lm_head.weight");
@@ -153,10 +125,7 @@ mod tests {
         let names: Vec<String> = (0..1000).map(|i| format!("n{i}\n")).collect();
         let message = report(&names, &[], &["a: expected [1], found [2]".to_owned()]).to_string();
         assert!(message.contains("1000 missing: n0\\n, "), "{message}");
-        assert!(
-            message.contains("and 980 more") && message.contains("1 mismatched"),
-            "{message}"
-        );
+        assert!(message.contains("and 980 more") && message.contains("1 mismatched"), "{message}");
         assert!(!message.contains("unused"), "{message}");
     }
 }

@@ -19,9 +19,7 @@ use crate::{Error, Result};
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// Weight formats that are recognised in order to say that they are not read.
-const UNSUPPORTED: [&str; 9] = [
-    "bin", "pt", "pth", "gguf", "ggml", "ckpt", "h5", "msgpack", "onnx",
-];
+const UNSUPPORTED: [&str; 9] = ["bin", "pt", "pth", "gguf", "ggml", "ckpt", "h5", "msgpack", "onnx"];
 
 /// An open checkpoint. Cloning is cheap; the files stay mapped while a clone or a view of a tensor lives.
 #[derive(Clone, Debug)]
@@ -65,18 +63,9 @@ impl Checkpoint {
             let dir = ModelDir::open(path)?;
             return Self::open_dir(only_subfolder(&dir)?.unwrap_or(dir));
         }
-        let source = |message: String| Error::Source {
-            path: path.into(),
-            message,
-        };
-        path.symlink_metadata().map_err(|source| Error::Io {
-            path: path.into(),
-            source,
-        })?;
-        let name = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or_default();
+        let source = |message: String| Error::Source { path: path.into(), message };
+        path.symlink_metadata().map_err(|source| Error::Io { path: path.into(), source })?;
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let parent = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
@@ -109,40 +98,24 @@ impl Checkpoint {
         }
         let entries = dir.entries()?;
         let has = |ext: &[&str]| -> Vec<&String> {
-            let matches = |name: &&String| {
-                Path::new(name)
-                    .extension()
-                    .and_then(|e| e.to_str())
-                    .is_some_and(|e| ext.contains(&e))
-            };
+            let matches =
+                |name: &&String| Path::new(name).extension().and_then(|e| e.to_str()).is_some_and(|e| ext.contains(&e));
             entries.iter().filter(matches).collect()
         };
         let mut message = format!("no {SINGLE} or {INDEX} in this directory");
         let (other, foreign) = (has(&["safetensors"]), has(&UNSUPPORTED));
         if !other.is_empty() {
-            message = format!(
-                "{message}; to load one of {}, give the path of the file",
-                list(&other)
-            );
+            message = format!("{message}; to load one of {}, give the path of the file", list(&other));
         } else if !foreign.is_empty() {
-            message = format!(
-                "{message}; {} cannot be read: convert the model to safetensors",
-                list(&foreign)
-            );
+            message = format!("{message}; {} cannot be read: convert the model to safetensors", list(&foreign));
         }
-        Err(Error::Source {
-            path: dir.path().into(),
-            message,
-        })
+        Err(Error::Source { path: dir.path().into(), message })
     }
 
     fn open_index(dir: ModelDir, name: &str) -> Result<Self> {
         let path = dir.path().join(name);
         let bytes = dir.read(name, index::MAX_INDEX_BYTES)?;
-        let bytes = bytes.ok_or_else(|| Error::Source {
-            path: path.clone(),
-            message: "does not exist".into(),
-        })?;
+        let bytes = bytes.ok_or_else(|| Error::Source { path: path.clone(), message: "does not exist".into() })?;
         let shards = index::parse(&path, &bytes)?;
         Self::open_shards(dir, shards)
     }
@@ -163,10 +136,7 @@ impl Checkpoint {
                 shards.len(),
                 list(&missing)
             );
-            return Err(Error::Source {
-                path: dir.path().into(),
-                message,
-            });
+            return Err(Error::Source { path: dir.path().into(), message });
         }
 
         let mut tensors: BTreeMap<String, TensorInfo> = BTreeMap::new();
@@ -182,52 +152,29 @@ impl Checkpoint {
                     Entry::Occupied(other) => {
                         let (name, file) = (shown(other.key()), other.get().file.display());
                         let message = format!("tensor {name} is also in {file}");
-                        return Err(Error::Container {
-                            path: path.as_ref().into(),
-                            message,
-                        });
+                        return Err(Error::Container { path: path.as_ref().into(), message });
                     }
                 }
             }
             if tensors.len() > header::MAX_TENSORS {
                 let message = format!("holds more than {} tensors", header::MAX_TENSORS);
-                return Err(Error::Source {
-                    path: dir.path().into(),
-                    message,
-                });
+                return Err(Error::Source { path: dir.path().into(), message });
             }
             let map = Arc::new(map);
-            maps.push(Shard {
-                bytes: Bytes::from_owner(MapOwner(map.clone())),
-                map,
-            });
+            maps.push(Shard { bytes: Bytes::from_owner(MapOwner(map.clone())), map });
         }
 
         // What the index promises must be where it promises.
         for (shard, promised) in shards.values().enumerate() {
-            let absent: Vec<&String> = promised
-                .iter()
-                .filter(|name| tensors.get(*name).is_none_or(|info| info.shard != shard))
-                .collect();
+            let absent: Vec<&String> =
+                promised.iter().filter(|name| tensors.get(*name).is_none_or(|info| info.shard != shard)).collect();
             if !absent.is_empty() {
                 let name = shards.keys().nth(shard).map_or("", String::as_str);
-                let message = format!(
-                    "the index promises tensors that are not in it: {}",
-                    list(&absent)
-                );
-                return Err(Error::Container {
-                    path: dir.path().join(name),
-                    message,
-                });
+                let message = format!("the index promises tensors that are not in it: {}", list(&absent));
+                return Err(Error::Container { path: dir.path().join(name), message });
             }
         }
-        Ok(Self {
-            inner: Arc::new(Inner {
-                dir,
-                shards: maps,
-                tensors,
-            }),
-        })
+        Ok(Self { inner: Arc::new(Inner { dir, shards: maps, tensors }) })
     }
 
     /// The directory of the model's configs and tokenizer.
@@ -271,13 +218,7 @@ impl Checkpoint {
             let end = info.offset.checked_add(info.bytes)?;
             (end <= shard.bytes.len()).then(|| shard.bytes.slice(info.offset..end))
         });
-        found.ok_or_else(|| {
-            Error::Tensors(format!(
-                "no tensor {} in {}",
-                shown(name),
-                self.inner.dir.path().display()
-            ))
-        })
+        found.ok_or_else(|| Error::Tensors(format!("no tensor {} in {}", shown(name), self.inner.dir.path().display())))
     }
 
     /// Tells the system that the pages of a tensor are not needed for now, so that a copied tensor does not occupy memory
@@ -297,10 +238,7 @@ impl Checkpoint {
 }
 
 fn map_file(path: &Path, real: &Path) -> Result<Mmap> {
-    let io = |source| Error::Io {
-        path: path.into(),
-        source,
-    };
+    let io = |source| Error::Io { path: path.into(), source };
     let file = File::open(real).map_err(io)?;
     if file.metadata().map_err(io)?.len() < 8 {
         return Err(Error::Container {
@@ -320,8 +258,7 @@ fn release_range(map: &Mmap, offset: usize, length: usize) {
     }
     // SAFETY: the map is read-only and backed by a file, so dropped pages are read again with the same contents; the
     // range lies inside the map because the header was checked. An error means that the pages stay, which is harmless.
-    let _ =
-        unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, length) };
+    let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, length) };
 }
 
 #[cfg(not(unix))]
@@ -329,11 +266,7 @@ fn release_range(_: &Mmap, _: usize, _: usize) {}
 
 /// The subfolder that a directory without config and weights stands for.
 fn only_subfolder(dir: &ModelDir) -> Result<Option<ModelDir>> {
-    let is_model = |dir: &ModelDir| {
-        [ModelConfig::FILE, SINGLE, INDEX]
-            .iter()
-            .any(|name| dir.contains(name))
-    };
+    let is_model = |dir: &ModelDir| [ModelConfig::FILE, SINGLE, INDEX].iter().any(|name| dir.contains(name));
     if is_model(dir) {
         return Ok(None);
     }
@@ -348,29 +281,14 @@ fn only_subfolder(dir: &ModelDir) -> Result<Option<ModelDir>> {
     }
     if models.len() > 1 {
         let names: Vec<String> = models.into_iter().map(|(name, _)| name).collect();
-        let message = format!(
-            "no config.json here, but in the subfolders {}: name one of them",
-            list(&names)
-        );
-        return Err(Error::Source {
-            path: dir.path().into(),
-            message,
-        });
+        let message = format!("no config.json here, but in the subfolders {}: name one of them", list(&names));
+        return Err(Error::Source { path: dir.path().into(), message });
     }
     Ok(models.pop().map(|(_, sub)| sub))
 }
 
 fn unsupported(name: &str) -> String {
-    let extension = Path::new(name)
-        .extension()
-        .and_then(|e| e.to_str())
-        .unwrap_or_default();
-    let advice = if UNSUPPORTED.contains(&extension) {
-        ": convert the model to safetensors"
-    } else {
-        ""
-    };
-    format!(
-        "is not supported{advice}. Supported: a model directory, a .safetensors file, a .safetensors.index.json"
-    )
+    let extension = Path::new(name).extension().and_then(|e| e.to_str()).unwrap_or_default();
+    let advice = if UNSUPPORTED.contains(&extension) { ": convert the model to safetensors" } else { "" };
+    format!("is not supported{advice}. Supported: a model directory, a .safetensors file, a .safetensors.index.json")
 }

@@ -137,18 +137,10 @@ impl Weights {
     /// the same canonical name or listed modules are missing, [`Error::Discovery`] when CREST steps or cache compressors
     /// cannot be recognised.
     pub fn resolve(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Self> {
-        let (ignored, used): (Vec<String>, Vec<String>) = checkpoint
-            .names()
-            .map(String::from)
-            .partition(|name| is_ignored(name));
+        let (ignored, used): (Vec<String>, Vec<String>) =
+            checkpoint.names().map(String::from).partition(|name| is_ignored(name));
         let mut names: BTreeSet<String> = used.into_iter().collect();
-        let mut out = Self {
-            checkpoint: checkpoint.clone(),
-            slots: BTreeMap::new(),
-            ignored,
-            crest: None,
-            kv: None,
-        };
+        let mut out = Self { checkpoint: checkpoint.clone(), slots: BTreeMap::new(), ignored, crest: None, kv: None };
         for source in bnb::group(checkpoint, &mut names)? {
             let double = source.double();
             let storage = match source.kind {
@@ -156,13 +148,7 @@ impl Weights {
                 QuantType::Fp4 => StorageKind::Fp4 { double },
             };
             let (name, shape) = (canonical(&source.weight), vec![source.n, source.k]);
-            out.insert(
-                name,
-                shape,
-                storage,
-                source.tensors(),
-                Backing::CodeBook(source),
-            )?;
+            out.insert(name, shape, storage, source.tensors(), Backing::CodeBook(source))?;
         }
         for source in nano::group(checkpoint, &config.nanollm_modules, &mut names)? {
             let storage = match source.bits() {
@@ -170,13 +156,7 @@ impl Weights {
                 bits => StorageKind::MixedRows { bits },
             };
             let (name, shape) = (source.weight.clone(), vec![source.n, source.k]);
-            out.insert(
-                name,
-                shape,
-                storage,
-                source.tensors(),
-                Backing::Rows(source),
-            )?;
+            out.insert(name, shape, storage, source.tensors(), Backing::Rows(source))?;
         }
         for name in names {
             let Some(info) = checkpoint.info(&name) else {
@@ -191,20 +171,11 @@ impl Weights {
                         "is stored as {other:?}, which is not a supported float type, and belongs to no quantised tensor that is \
                          complete (bitsandbytes 4-bit, nanollm_modules)"
                     );
-                    return Err(Error::Tensor {
-                        tensor: shown(&name),
-                        message,
-                    });
+                    return Err(Error::Tensor { tensor: shown(&name), message });
                 }
             };
             let shape = info.shape.clone();
-            out.insert(
-                canonical(&name),
-                shape,
-                storage,
-                vec![name.clone()],
-                Backing::Dense { name, dtype },
-            )?;
+            out.insert(canonical(&name), shape, storage, vec![name.clone()], Backing::Dense { name, dtype })?;
         }
         match config.family {
             Family::Crest => {
@@ -216,11 +187,7 @@ impl Weights {
                 out.crest = out.apply(found)?;
             }
             Family::LeanLlama => {
-                let found = kv::discover(
-                    &out.layers(config.num_hidden_layers)?,
-                    config.kv_dim(),
-                    config.head_dim,
-                )?;
+                let found = kv::discover(&out.layers(config.num_hidden_layers)?, config.kv_dim(), config.head_dim)?;
                 out.kv = out.apply(found)?;
             }
             _ => {}
@@ -238,31 +205,11 @@ impl Weights {
     ) -> Result<()> {
         if let Some(other) = self.slots.get(&name) {
             let both: Vec<&String> = other.entry.source.iter().chain(&source).collect();
-            return Err(Error::Tensors(format!(
-                "{} is stored twice, as {}",
-                shown(&name),
-                list(&both)
-            )));
+            return Err(Error::Tensors(format!("{} is stored twice, as {}", shown(&name), list(&both))));
         }
-        let bytes = source
-            .iter()
-            .filter_map(|name| self.checkpoint.info(name))
-            .map(|info| info.bytes)
-            .sum();
-        let entry = Entry {
-            shape,
-            storage,
-            bytes,
-            source,
-        };
-        self.slots.insert(
-            name,
-            Slot {
-                entry,
-                backing,
-                rows: None,
-            },
-        );
+        let bytes = source.iter().filter_map(|name| self.checkpoint.info(name)).map(|info| info.bytes).sum();
+        let entry = Entry { shape, storage, bytes, source };
+        self.slots.insert(name, Slot { entry, backing, rows: None });
         Ok(())
     }
 
@@ -275,9 +222,7 @@ impl Weights {
             };
             let tensors = layers.entry(layer).or_default();
             if tensors.len() == MAX_PER_LAYER {
-                return Err(Error::Discovery(format!(
-                    "layer {layer} holds more than {MAX_PER_LAYER} tensors"
-                )));
+                return Err(Error::Discovery(format!("layer {layer} holds more than {MAX_PER_LAYER} tensors")));
             }
             tensors.insert(rest.to_owned(), slot.entry.shape.clone());
         }
@@ -287,13 +232,7 @@ impl Weights {
     /// Renames what discovery found.
     fn apply<T>(&mut self, found: Found<T>) -> Result<Option<T>> {
         let mut placed = Vec::new();
-        for Move {
-            from,
-            to,
-            shape,
-            rows,
-        } in &found.moves
-        {
+        for Move { from, to, shape, rows } in &found.moves {
             let Some(slot) = self.slots.get(from) else {
                 continue;
             };
@@ -363,16 +302,10 @@ impl Weights {
     pub fn matrix(&self, canonical: &str) -> Result<HostWeight> {
         let slot = self.slot(canonical)?;
         let &[n, k] = slot.entry.shape.as_slice() else {
-            return Err(slot.error(format!(
-                "has shape {:?}, expected a matrix",
-                slot.entry.shape
-            )));
+            return Err(slot.error(format!("has shape {:?}, expected a matrix", slot.entry.shape)));
         };
         if n == 0 || k == 0 {
-            return Err(slot.error(format!(
-                "has shape {:?}, expected sizes above 0",
-                slot.entry.shape
-            )));
+            return Err(slot.error(format!("has shape {:?}, expected sizes above 0", slot.entry.shape)));
         }
         let weight = match &slot.backing {
             Backing::Dense { name, dtype } => {
@@ -380,11 +313,7 @@ impl Weights {
                 if data.len() <= CHECKED {
                     slot.check_finite(*dtype, &data)?;
                 }
-                return Ok(HostWeight {
-                    n,
-                    k,
-                    storage: HostStorage::Dense(*dtype, data),
-                });
+                return Ok(HostWeight { n, k, storage: HostStorage::Dense(*dtype, data) });
             }
             Backing::CodeBook(source) => source.read(&self.checkpoint)?,
             Backing::Rows(source) => source.read(&self.checkpoint)?,
@@ -393,16 +322,9 @@ impl Weights {
             return Ok(weight);
         }
         // Rows of a quantised matrix need not start at a block: these are a few gates, read in full.
-        let numbers: Vec<u8> = dequantise(&weight)
-            .into_iter()
-            .flat_map(f32::to_le_bytes)
-            .collect();
+        let numbers: Vec<u8> = dequantise(&weight).into_iter().flat_map(f32::to_le_bytes).collect();
         let data = slot.slice(numbers.into(), FloatType::F32.size())?;
-        Ok(HostWeight {
-            n,
-            k,
-            storage: HostStorage::Dense(FloatType::F32, data),
-        })
+        Ok(HostWeight { n, k, storage: HostStorage::Dense(FloatType::F32, data) })
     }
 
     /// All numbers of a parameter of any shape and storage, as f32 in row-major order.
@@ -424,10 +346,7 @@ impl Weights {
     /// Tells the system that the pages of a parameter are not needed for now; see [`Checkpoint::release`].
     pub fn release(&self, canonical: &str) {
         if let Some(slot) = self.slots.get(canonical) {
-            slot.entry
-                .source
-                .iter()
-                .for_each(|name| self.checkpoint.release(name));
+            slot.entry.source.iter().for_each(|name| self.checkpoint.release(name));
         }
     }
 
@@ -459,11 +378,7 @@ impl Slot {
     }
 
     fn error(&self, message: String) -> Error {
-        let tensor = self
-            .entry
-            .source
-            .first()
-            .map_or_else(String::new, |name| shown(name));
+        let tensor = self.entry.source.first().map_or_else(String::new, |name| shown(name));
         Error::Tensor { tensor, message }
     }
 }

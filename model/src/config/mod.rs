@@ -19,15 +19,10 @@ use std::path::Path;
 use emberlm_quant::host::FloatType;
 use serde_json::Value;
 
-pub use crest::{
-    CrestConfig, CrestFound, CrestOptions, CrestOverrides, GateInput, HaltMode, HaltWeights,
-    StepInput,
-};
+pub use crest::{CrestConfig, CrestFound, CrestOptions, CrestOverrides, GateInput, HaltMode, HaltWeights, StepInput};
 use fields::{Fields, spelled};
 pub use generation::GenerationConfig;
-pub use kv::{
-    KStage, KvActivation, KvCodec, KvCompression, KvCompressionConfig, KvCompressionFound, KvTarget,
-};
+pub use kv::{KStage, KvActivation, KvCodec, KvCompression, KvCompressionConfig, KvCompressionFound, KvTarget};
 pub use nano::{NanoKind, NanoModule};
 pub use quantization::{QuantType, QuantizationConfig};
 pub use rope::{Llama3Scaling, RopeConfig};
@@ -204,9 +199,7 @@ impl ModelConfig {
                 message: format!("is missing, in {SPEC} as well"),
             };
             let value = read_json(dir, SPEC)?.ok_or_else(missing)?;
-            let modules = Fields::root(&path, &value)?
-                .object("nanollm_modules")?
-                .ok_or_else(missing)?;
+            let modules = Fields::root(&path, &value)?.object("nanollm_modules")?.ok_or_else(missing)?;
             config.nanollm_modules = nano::read_modules(&modules)?;
         }
         Ok(config)
@@ -236,13 +229,10 @@ impl ModelConfig {
         let hidden_size = size("hidden_size", MAX_WIDTH)?;
         let num_hidden_layers = size("num_hidden_layers", MAX_LAYERS)?;
         let num_attention_heads = size("num_attention_heads", MAX_HEADS)?;
-        let num_key_value_heads = text
-            .size("num_key_value_heads", MAX_HEADS)?
-            .unwrap_or(num_attention_heads);
+        let num_key_value_heads = text.size("num_key_value_heads", MAX_HEADS)?.unwrap_or(num_attention_heads);
         if num_attention_heads % num_key_value_heads != 0 {
-            let message = format!(
-                "is {num_key_value_heads}, which does not divide num_attention_heads {num_attention_heads}"
-            );
+            let message =
+                format!("is {num_key_value_heads}, which does not divide num_attention_heads {num_attention_heads}");
             return Err(text.error("num_key_value_heads", message));
         }
         let head_dim = match text.size("head_dim", MAX_HEAD_DIM)? {
@@ -250,9 +240,7 @@ impl ModelConfig {
             None if hybrid => return Err(text.error("head_dim", "is missing or null")),
             None if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
             None => {
-                let message = format!(
-                    "is {num_attention_heads}, which does not divide hidden_size {hidden_size}"
-                );
+                let message = format!("is {num_attention_heads}, which does not divide hidden_size {hidden_size}");
                 return Err(text.error("num_attention_heads", message));
             }
         };
@@ -275,11 +263,7 @@ impl ModelConfig {
         let kv_compression = match (family, text.object("kv_compression")?) {
             (Family::LeanLlama, Some(object)) => {
                 let kv_dim = num_key_value_heads * head_dim;
-                Some(KvCompressionConfig::read(
-                    &object,
-                    num_hidden_layers,
-                    kv_dim,
-                )?)
+                Some(KvCompressionConfig::read(&object, num_hidden_layers, kv_dim)?)
             }
             _ => None,
         };
@@ -302,9 +286,7 @@ impl ModelConfig {
             max_position_embeddings,
             // Below the smallest normal f32 it would vanish in the norms.
             rms_norm_eps: text.required("rms_norm_eps", |f, key| {
-                f.number(key, "a number above 0, at most 1", |x| {
-                    x >= f64::from(f32::MIN_POSITIVE) && x <= 1.0
-                })
+                f.number(key, "a number above 0, at most 1", |x| x >= f64::from(f32::MIN_POSITIVE) && x <= 1.0)
             })?,
             rope: RopeConfig::read(&text, family, head_dim)?,
             tie_word_embeddings: text.boolean("tie_word_embeddings")?.unwrap_or(false),
@@ -314,15 +296,8 @@ impl ModelConfig {
             crest,
             kv_compression,
             nanollm_modules,
-            quantization: text
-                .object("quantization_config")?
-                .map(|q| QuantizationConfig::read(&q))
-                .transpose()?,
-            dtype: if dtype.is_some() {
-                dtype
-            } else {
-                float_type(&text, "torch_dtype")?
-            },
+            quantization: text.object("quantization_config")?.map(|q| QuantizationConfig::read(&q)).transpose()?,
+            dtype: if dtype.is_some() { dtype } else { float_type(&text, "torch_dtype")? },
             eos_token_ids: text.token_ids("eos_token_id")?,
             bos_token_id: text.token_id("bos_token_id")?,
             pad_token_id: text.token_id("pad_token_id")?,
@@ -360,11 +335,7 @@ fn family(root: &Fields, text: &Fields) -> Result<(Family, String, Option<String
             }
         }
     };
-    Ok((
-        family,
-        model_type.to_owned(),
-        architectures.first().map(|s| s.to_string()),
-    ))
+    Ok((family, model_type.to_owned(), architectures.first().map(|s| s.to_string())))
 }
 
 /// Switches that would change the computation in ways that are not implemented.
@@ -372,18 +343,12 @@ fn check_unsupported(text: &Fields, family: Family, max_positions: usize) -> Res
     if let Some(activation) = text.text("hidden_act")?
         && !matches!(activation, "silu" | "swish")
     {
-        return Err(text.error(
-            "hidden_act",
-            format!("\"{}\" is not supported, only silu is", shown(activation)),
-        ));
+        return Err(text.error("hidden_act", format!("\"{}\" is not supported, only silu is", shown(activation))));
     }
     for key in ["attention_bias", "mlp_bias"] {
         let known = key == "attention_bias" && family.has_qkv_bias();
         if text.boolean(key)? == Some(true) && !known {
-            return Err(text.error(
-                key,
-                "true is not supported: no model of the supported families has these biases",
-            ));
+            return Err(text.error(key, "true is not supported: no model of the supported families has these biases"));
         }
     }
     if text.boolean("use_sliding_window")? == Some(true) {
@@ -401,19 +366,15 @@ fn check_unsupported(text: &Fields, family: Family, max_positions: usize) -> Res
 fn layer_types(text: &Fields, hybrid: bool, layers: usize) -> Result<Vec<LayerType>> {
     if let Some(names) = text.strings("layer_types")? {
         if names.len() != layers {
-            let message = format!(
-                "has {} entries, but num_hidden_layers is {layers}",
-                names.len()
-            );
+            let message = format!("has {} entries, but num_hidden_layers is {layers}", names.len());
             return Err(text.error("layer_types", message));
         }
         let parse = |name: &str| match name.parse() {
             // Windows shorter than the context were refused before.
             Err(_) if name == "sliding_attention" && !hybrid => Ok(LayerType::FullAttention),
-            Ok(LayerType::LinearAttention) if !hybrid => Err(text.error(
-                "layer_types",
-                "linear_attention is not part of this model type",
-            )),
+            Ok(LayerType::LinearAttention) if !hybrid => {
+                Err(text.error("layer_types", "linear_attention is not part of this model type"))
+            }
             Ok(kind) => Ok(kind),
             Err(Error::Option { message, .. }) => Err(text.error("layer_types", message)),
             Err(other) => Err(other),
@@ -423,15 +384,9 @@ fn layer_types(text: &Fields, hybrid: bool, layers: usize) -> Result<Vec<LayerTy
     if !hybrid {
         return Ok(vec![LayerType::FullAttention; layers]);
     }
-    let interval = text
-        .size("full_attention_interval", MAX_LAYERS)?
-        .unwrap_or(4);
+    let interval = text.size("full_attention_interval", MAX_LAYERS)?.unwrap_or(4);
     let kind = |layer: usize| {
-        if (layer + 1).is_multiple_of(interval) {
-            LayerType::FullAttention
-        } else {
-            LayerType::LinearAttention
-        }
+        if (layer + 1).is_multiple_of(interval) { LayerType::FullAttention } else { LayerType::LinearAttention }
     };
     Ok((0..layers).map(kind).collect())
 }
@@ -446,10 +401,8 @@ fn linear_attention(text: &Fields) -> Result<LinearAttentionConfig> {
         conv_kernel_dim: size("linear_conv_kernel_dim", 64)?,
     };
     if !out.num_value_heads.is_multiple_of(out.num_key_heads) {
-        let message = format!(
-            "is {}, which does not divide linear_num_value_heads {}",
-            out.num_key_heads, out.num_value_heads
-        );
+        let message =
+            format!("is {}, which does not divide linear_num_value_heads {}", out.num_key_heads, out.num_value_heads);
         return Err(text.error("linear_num_key_heads", message));
     }
     Ok(out)
@@ -457,21 +410,15 @@ fn linear_attention(text: &Fields) -> Result<LinearAttentionConfig> {
 
 /// A float type as configs spell it; `auto` and null count as absent.
 fn float_type(fields: &Fields, key: &str) -> Result<Option<FloatType>> {
-    match fields
-        .text(key)?
-        .map(|text| text.trim_start_matches("torch."))
-    {
+    match fields.text(key)?.map(|text| text.trim_start_matches("torch.")) {
         None | Some("auto") => Ok(None),
         Some("float32" | "float") => Ok(Some(FloatType::F32)),
         Some("float16" | "half") => Ok(Some(FloatType::F16)),
         Some("bfloat16") => Ok(Some(FloatType::Bf16)),
-        Some(other) => Err(fields.error(
-            key,
-            format!(
-                "\"{}\" is not supported: expected float32, float16 or bfloat16",
-                shown(other)
-            ),
-        )),
+        Some(other) => {
+            Err(fields
+                .error(key, format!("\"{}\" is not supported: expected float32, float16 or bfloat16", shown(other))))
+        }
     }
 }
 
@@ -479,15 +426,9 @@ fn read_json(dir: &ModelDir, name: &str) -> Result<Option<Value>> {
     let Some(bytes) = dir.read(name, MAX_CONFIG_BYTES)? else {
         return Ok(None);
     };
-    json::parse(&bytes)
-        .map(Some)
-        .map_err(|message| not_json(&dir.path().join(name), message))
+    json::parse(&bytes).map(Some).map_err(|message| not_json(&dir.path().join(name), message))
 }
 
 fn not_json(path: &Path, message: String) -> Error {
-    Error::Config {
-        path: path.into(),
-        field: "(file)".into(),
-        message,
-    }
+    Error::Config { path: path.into(), field: "(file)".into(), message }
 }

@@ -35,40 +35,26 @@ impl RopeConfig {
         let scaling = text.object("rope_scaling")?;
         let object = parameters.as_ref().or(scaling.as_ref());
 
-        let positive = |f: &Fields, key: &str| {
-            f.number(key, "a number above 0, at most 1e12", |x| {
-                (1e-6..=1e12).contains(&x)
-            })
-        };
+        let positive =
+            |f: &Fields, key: &str| f.number(key, "a number above 0, at most 1e12", |x| (1e-6..=1e12).contains(&x));
         let inner = object.map_or(Ok(None), |o| positive(o, "rope_theta"))?;
         let flat = positive(text, "rope_theta")?;
         if let (Some(a), Some(b)) = (inner, flat)
             && a != b
         {
-            return Err(text.error(
-                "rope_theta",
-                format!("is {b}, but the rope parameters say {a}"),
-            ));
+            return Err(text.error("rope_theta", format!("is {b}, but the rope parameters say {a}")));
         }
         let theta = inner.or(flat).unwrap_or(if hybrid { 1e7 } else { 1e4 });
 
-        let fraction = |f: &Fields| {
-            f.number(
-                "partial_rotary_factor",
-                "a number above 0, at most 1",
-                |x| x > 0.0 && x <= 1.0,
-            )
-        };
+        let fraction =
+            |f: &Fields| f.number("partial_rotary_factor", "a number above 0, at most 1", |x| x > 0.0 && x <= 1.0);
         let inner = object.map_or(Ok(None), fraction)?;
-        let factor = inner
-            .or(fraction(text)?)
-            .unwrap_or(if hybrid { 0.25 } else { 1.0 });
+        let factor = inner.or(fraction(text)?).unwrap_or(if hybrid { 0.25 } else { 1.0 });
         // Truncation as in transformers: int(head_dim * factor).
         let rotary_dim = (head_dim as f64 * factor) as usize;
         if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
-            let message = format!(
-                "{factor} of head_dim {head_dim} is {rotary_dim} rotated dimensions, expected an even number"
-            );
+            let message =
+                format!("{factor} of head_dim {head_dim} is {rotary_dim} rotated dimensions, expected an even number");
             return Err(text.error("partial_rotary_factor", message));
         }
 
@@ -76,20 +62,13 @@ impl RopeConfig {
             Some(o) => Llama3Scaling::read(o, family)?,
             None => None,
         };
-        Ok(Self {
-            theta,
-            rotary_dim,
-            scaling,
-        })
+        Ok(Self { theta, rotary_dim, scaling })
     }
 }
 
 impl Llama3Scaling {
     fn read(object: &Fields, family: Family) -> Result<Option<Self>> {
-        let kind = object
-            .text("rope_type")?
-            .or(object.text("type")?)
-            .unwrap_or("default");
+        let kind = object.text("rope_type")?.or(object.text("type")?).unwrap_or("default");
         match kind {
             "default" => return Ok(None),
             // Three position streams that are equal for text.
@@ -104,20 +83,14 @@ impl Llama3Scaling {
             }
         }
         let factor = |key| {
-            object.required(key, |f, key| {
-                f.number(key, "a number from 1e-3 to 1e6", |x| {
-                    (1e-3..=1e6).contains(&x)
-                })
-            })
+            object.required(key, |f, key| f.number(key, "a number from 1e-3 to 1e6", |x| (1e-3..=1e6).contains(&x)))
         };
         let out = Self {
             factor: factor("factor")?,
             low_freq_factor: factor("low_freq_factor")?,
             high_freq_factor: factor("high_freq_factor")?,
             original_max_position_embeddings: object
-                .required("original_max_position_embeddings", |f, key| {
-                    f.size(key, super::MAX_POSITIONS)
-                })?,
+                .required("original_max_position_embeddings", |f, key| f.size(key, super::MAX_POSITIONS))?,
         };
         if out.high_freq_factor <= out.low_freq_factor {
             return Err(object.error("high_freq_factor", "must be larger than low_freq_factor"));

@@ -15,15 +15,7 @@
 //! # Untrusted input
 //! NaN, `+Inf` and logits that are all `-Inf` are [`Error::NonFinite`], never token 0. A single `-Inf` bans that token.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic,
-        clippy::unwrap_used
-    )
-)]
+#![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
 
 mod exponential;
 mod truncate;
@@ -57,24 +49,14 @@ pub struct SamplingConfig {
 impl Default for SamplingConfig {
     /// Temperature 1 over the whole vocabulary, no penalty, no seed.
     fn default() -> Self {
-        Self {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            seed: None,
-        }
+        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: None }
     }
 }
 
 impl SamplingConfig {
     /// The largest logit at every step.
     pub fn greedy() -> Self {
-        Self {
-            temperature: 0.0,
-            ..Self::default()
-        }
+        Self { temperature: 0.0, ..Self::default() }
     }
 
     /// Whether the choice is the largest logit, without a draw.
@@ -91,10 +73,7 @@ impl SamplingConfig {
             if ok {
                 return Ok(());
             }
-            Err(Error::Option {
-                option: option.to_owned(),
-                message: format!("{found} is not allowed; use {allowed}"),
-            })
+            Err(Error::Option { option: option.to_owned(), message: format!("{found} is not allowed; use {allowed}") })
         };
         let temperature = self.temperature;
         check(
@@ -116,12 +95,7 @@ impl SamplingConfig {
             "a number of at least 0 and below 1 (0 turns it off)",
         )?;
         let penalty = self.repetition_penalty;
-        check(
-            penalty.is_finite() && penalty > 0.0,
-            "repetition_penalty",
-            penalty,
-            "a positive number (1 turns it off)",
-        )
+        check(penalty.is_finite() && penalty > 0.0, "repetition_penalty", penalty, "a positive number (1 turns it off)")
     }
 }
 
@@ -240,19 +214,13 @@ impl Sampler {
         self.penalised.resize(logits.len().div_ceil(64), 0);
         for &id in seen {
             let index = id as usize;
-            let (Some(logit), Some(word)) =
-                (logits.get_mut(index), self.penalised.get_mut(index / 64))
-            else {
+            let (Some(logit), Some(word)) = (logits.get_mut(index), self.penalised.get_mut(index / 64)) else {
                 continue;
             };
             let bit = 1u64 << (index % 64);
             if *word & bit == 0 {
                 *word |= bit;
-                *logit = if *logit > 0.0 {
-                    *logit / self.repetition_penalty
-                } else {
-                    *logit * self.repetition_penalty
-                };
+                *logit = if *logit > 0.0 { *logit / self.repetition_penalty } else { *logit * self.repetition_penalty };
             }
         }
         for &id in seen {
@@ -264,19 +232,13 @@ impl Sampler {
 
     /// Draws among the tokens that the truncations keep, in the order of their ids.
     fn draw(&mut self, logits: &[f32], largest: f32, truncation: Truncation) -> Option<u32> {
-        let Truncation {
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-        } = truncation;
+        let Truncation { temperature, top_k, top_p, min_p } = truncation;
         let candidates = &mut self.candidates;
         candidates.clear();
         if let Some(k) = top_k.filter(|&k| k < logits.len()) {
             let floor = truncate::kth_largest(logits, k);
             let kept = (0u32..).zip(logits).filter(|&(_, &l)| l >= floor);
-            candidates
-                .extend(kept.map(|(id, &l)| Candidate::new(id, weigh(l, largest, temperature))));
+            candidates.extend(kept.map(|(id, &l)| Candidate::new(id, weigh(l, largest, temperature))));
         } else {
             weigh_all(logits, largest, temperature, &mut self.weights);
             let total = truncate::sum(&self.weights);
@@ -355,10 +317,7 @@ fn largest(logits: &[f32], step: usize) -> Result<(u32, f32)> {
     let best = logits.iter().position(|&l| l == largest);
     match best.map(u32::try_from) {
         Some(Ok(id)) if largest > f32::NEG_INFINITY => Ok((id, largest)),
-        _ => Err(error(format!(
-            "all {} are -Inf, so no token is possible",
-            logits.len()
-        ))),
+        _ => Err(error(format!("all {} are -Inf, so no token is possible", logits.len()))),
     }
 }
 

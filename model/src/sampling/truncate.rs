@@ -39,11 +39,7 @@ fn cut_to_largest(buffer: &mut Vec<f32>, k: usize, bound: f32) -> f32 {
 
 /// Keeps the heaviest candidates until they hold the weight `wanted`: a candidate stays when those before it, heavier or as
 /// heavy with a lower id, hold less. The order of the candidates does not change; `scratch` is room for a copy.
-pub(super) fn keep_heaviest(
-    candidates: &mut Vec<Candidate>,
-    scratch: &mut Vec<Candidate>,
-    wanted: f64,
-) {
+pub(super) fn keep_heaviest(candidates: &mut Vec<Candidate>, scratch: &mut Vec<Candidate>, wanted: f64) {
     scratch.clear();
     scratch.extend_from_slice(candidates);
     let mut open = scratch.as_mut_slice();
@@ -119,9 +115,7 @@ mod tests {
 
     /// A fixed, unordered sequence with repeats.
     fn scattered(n: u64) -> Vec<f32> {
-        (0..n)
-            .map(|i| (i.wrapping_mul(2_654_435_761) % 1009) as f32 - 500.0)
-            .collect()
+        (0..n).map(|i| (i.wrapping_mul(2_654_435_761) % 1009) as f32 - 500.0).collect()
     }
 
     #[test]
@@ -144,10 +138,8 @@ mod tests {
     #[test]
     fn the_nucleus_agrees_with_a_sort() {
         for n in [1, 63, 64, 65, 3000, 20_000] {
-            let all: Vec<Candidate> = (0..)
-                .zip(scattered(n))
-                .map(|(id, v)| Candidate::new(id, (v + 501.0) / 1000.0))
-                .collect();
+            let all: Vec<Candidate> =
+                (0..).zip(scattered(n)).map(|(id, v)| Candidate::new(id, (v + 501.0) / 1000.0)).collect();
             let total: f64 = all.iter().map(|c| f64::from(c.weight)).sum();
             for top_p in [1e-9, 0.01, 0.3, 0.5, 0.9, 0.999, 0.999_999] {
                 let mut sorted = all.clone();

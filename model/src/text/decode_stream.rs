@@ -80,13 +80,7 @@ impl DecodeStream {
 }
 
 impl Window {
-    fn push(
-        &mut self,
-        id: u32,
-        token: &str,
-        text: &TextProcessor,
-        skip_special: bool,
-    ) -> Result<String> {
+    fn push(&mut self, id: u32, token: &str, text: &TextProcessor, skip_special: bool) -> Result<String> {
         self.ids.push(id);
         // A run of byte tokens decodes as a whole or not at all, so wait for its end.
         if is_byte_token(token) {

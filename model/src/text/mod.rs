@@ -13,15 +13,7 @@
 //! become errors (its message still reaches the panic hook). Templates run in a sandbox without files, includes or the
 //! environment, with bounds on instructions, recursion, memory and time.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic,
-        clippy::unwrap_used
-    )
-)]
+#![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
 
 mod chat;
 mod decode_stream;

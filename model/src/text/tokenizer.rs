@@ -243,8 +243,7 @@ fn check_added_tokens(tokenizer: &Tokenizer, json: &[u8]) -> Result<()> {
         id: u32,
         content: String,
     }
-    let file: File = serde_json::from_slice(json)
-        .map_err(|e| Error::Tokenizer(format!("tokenizer.json: {e}")))?;
+    let file: File = serde_json::from_slice(json).map_err(|e| Error::Tokenizer(format!("tokenizer.json: {e}")))?;
     for Added { id, content } in file.added_tokens {
         let found = tokenizer.token_to_id(&content);
         // An empty text is never a token; the library drops it.
@@ -262,10 +261,8 @@ fn check_added_tokens(tokenizer: &Tokenizer, json: &[u8]) -> Result<()> {
 fn templates(files: &TextFiles, in_config: Vec<(String, String)>) -> Result<Vec<NamedTemplate>> {
     let sources = if let Some(bytes) = &files.chat_template_jinja {
         let path = files.directory.join("chat_template.jinja");
-        let source = String::from_utf8(bytes.clone()).map_err(|e| Error::Source {
-            path,
-            message: format!("is not UTF-8: {e}"),
-        })?;
+        let source = String::from_utf8(bytes.clone())
+            .map_err(|e| Error::Source { path, message: format!("is not UTF-8: {e}") })?;
         vec![("default".to_owned(), source)]
     } else if let Some(bytes) = &files.chat_template_json {
         let path = files.directory.join("chat_template.json");
@@ -288,11 +285,7 @@ fn templates(files: &TextFiles, in_config: Vec<(String, String)>) -> Result<Vec<
 }
 
 /// Compares `add_bos_token` with what the post-processor does.
-fn bos_rule(
-    tokenizer: &Tokenizer,
-    special: &SpecialTokens,
-    add_bos_token: Option<bool>,
-) -> Result<BosRule> {
+fn bos_rule(tokenizer: &Tokenizer, special: &SpecialTokens, add_bos_token: Option<bool>) -> Result<BosRule> {
     let (Some(bos), Some(wanted)) = (special.bos.as_ref().and_then(|t| t.id), add_bos_token) else {
         return Ok(BosRule::Keep);
     };
@@ -306,9 +299,7 @@ fn bos_rule(
 }
 
 /// Runs the tokenizer library, which panics on some crafted files and texts, and turns a panic into an error.
-pub(super) fn contain<T>(
-    run: impl FnOnce() -> std::result::Result<T, tokenizers::Error>,
-) -> Result<T> {
+pub(super) fn contain<T>(run: impl FnOnce() -> std::result::Result<T, tokenizers::Error>) -> Result<T> {
     // The tokenizer is only read (or just being made) here, so no half-changed state survives a panic.
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(result) => result.map_err(|e| Error::Tokenizer(e.to_string())),

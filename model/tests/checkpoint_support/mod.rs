@@ -22,11 +22,7 @@ pub struct Tensor(pub String, pub Vec<usize>, pub Vec<u8>);
 pub type Tensors = BTreeMap<String, Tensor>;
 
 pub fn f32s(shape: &[usize], numbers: &[f32]) -> Tensor {
-    Tensor(
-        "F32".into(),
-        shape.into(),
-        numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
-    )
+    Tensor("F32".into(), shape.into(), numbers.iter().flat_map(|x| x.to_le_bytes()).collect())
 }
 
 /// A tensor of zeros.
@@ -46,10 +42,7 @@ pub fn write_tensors(path: &Path, tensors: &Tensors) {
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
     for (name, Tensor(dtype, shape, bytes)) in tensors {
         let range = [data.len(), data.len() + bytes.len()];
-        header.insert(
-            name.clone(),
-            json!({ "dtype": dtype, "shape": shape, "data_offsets": range }),
-        );
+        header.insert(name.clone(), json!({ "dtype": dtype, "shape": shape, "data_offsets": range }));
         data.extend(bytes);
     }
     fs::write(path, container(&Value::Object(header).to_string(), &data)).expect("write");
@@ -60,14 +53,7 @@ pub fn read_tensors(path: &Path) -> Tensors {
     let read = |name: &str| {
         let info = checkpoint.info(name).expect("info");
         let dtype = format!("{:?}", info.dtype).to_uppercase();
-        (
-            name.to_owned(),
-            Tensor(
-                dtype,
-                info.shape.clone(),
-                checkpoint.data(name).expect("data").to_vec(),
-            ),
-        )
+        (name.to_owned(), Tensor(dtype, info.shape.clone(), checkpoint.data(name).expect("data").to_vec()))
     };
     checkpoint.names().map(read).collect()
 }
@@ -82,14 +68,8 @@ impl Copy {
         let dir = tempfile::tempdir().expect("tempdir");
         for entry in fs::read_dir(fixture(name)).expect("fixture") {
             let path = entry.expect("entry").path();
-            let file = path
-                .file_name()
-                .and_then(|f| f.to_str())
-                .unwrap_or_default();
-            if file.starts_with("model")
-                || file.ends_with("config.json")
-                || file.starts_with("nano")
-            {
+            let file = path.file_name().and_then(|f| f.to_str()).unwrap_or_default();
+            if file.starts_with("model") || file.ends_with("config.json") || file.starts_with("nano") {
                 fs::copy(&path, dir.path().join(file)).expect("copy");
             }
         }
@@ -106,8 +86,7 @@ impl Copy {
 
     pub fn change_config(&self, change: impl FnOnce(&mut Value)) {
         let path = self.path().join("config.json");
-        let mut json: Value =
-            serde_json::from_slice(&fs::read(&path).expect("config")).expect("json");
+        let mut json: Value = serde_json::from_slice(&fs::read(&path).expect("config")).expect("json");
         change(&mut json);
         fs::write(path, json.to_string()).expect("write");
     }
@@ -150,21 +129,12 @@ fn busy() -> Duration {
 /// Runs a case that must fail: in time, with a printable message of bounded length that contains `word`.
 pub fn fails<T>(case: &str, word: &str, run: impl FnOnce() -> Result<T>) -> Error {
     let start = busy();
-    let Err(error) = run() else {
-        panic!("{case}: accepted")
-    };
+    let Err(error) = run() else { panic!("{case}: accepted") };
     let took = busy().saturating_sub(start);
     assert!(took < Duration::from_secs(2), "{case}: took {took:?}");
     let message = error.to_string();
     assert!(message.contains(word), "{case}: {message}");
-    assert!(
-        message.len() < 6000,
-        "{case}: {} bytes of message",
-        message.len()
-    );
-    assert!(
-        !message.chars().any(char::is_control),
-        "{case}: {message:?}"
-    );
+    assert!(message.len() < 6000, "{case}: {} bytes of message", message.len());
+    assert!(!message.chars().any(char::is_control), "{case}: {message:?}");
     error
 }

@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 use emberlm_model::text::TextFiles;
 
 pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../tests/fixtures")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
 }
 
 pub fn files(name: &str) -> TextFiles {
@@ -49,11 +47,7 @@ pub fn in_child(test: &str, run: impl FnOnce()) {
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{test}: {}\n{text}\n{errors}",
-        output.status
-    );
+    assert!(output.status.success(), "{test}: {}\n{text}\n{errors}", output.status);
     assert!(text.contains("1 passed"), "{test} did not run:\n{text}");
 }
 
@@ -61,12 +55,5 @@ pub fn in_child(test: &str, run: impl FnOnce()) {
 fn peak_memory() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    Some(
-        line.trim()
-            .strip_suffix(" kB")?
-            .trim()
-            .parse::<u64>()
-            .ok()?
-            * 1024,
-    )
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
 }

@@ -109,16 +109,8 @@ impl Simd for Avx2 {
         unsafe {
             let words = _mm256_loadu_si256(words.add((SHIFT / 8) as usize).cast());
             let shift = SHIFT % 8;
-            let index = if shift == 0 {
-                words
-            } else {
-                _mm256_srl_epi32(words, _mm_cvtsi32_si128(shift))
-            };
-            pick(
-                book,
-                index,
-                _mm256_sll_epi32(words, _mm_cvtsi32_si128(28 - shift)),
-            )
+            let index = if shift == 0 { words } else { _mm256_srl_epi32(words, _mm_cvtsi32_si128(shift)) };
+            pick(book, index, _mm256_sll_epi32(words, _mm_cvtsi32_si128(28 - shift)))
         }
     }
     #[inline(always)]
@@ -126,11 +118,7 @@ impl Simd for Avx2 {
         unsafe {
             let bytes = _mm_cvtsi32_si128(from.cast::<i32>().read_unaligned());
             let high = _mm_srli_epi16::<4>(bytes);
-            let index = if HIGH_FIRST {
-                _mm_unpacklo_epi8(high, bytes)
-            } else {
-                _mm_unpacklo_epi8(bytes, high)
-            };
+            let index = if HIGH_FIRST { _mm_unpacklo_epi8(high, bytes) } else { _mm_unpacklo_epi8(bytes, high) };
             let index = _mm256_cvtepu8_epi32(index);
             pick(book, index, _mm256_slli_epi32::<28>(index))
         }

@@ -91,11 +91,7 @@ impl Simd for Avx512 {
         // A load that starts later is a shift by whole bytes, and the permutation reads the low four bits of an index only.
         unsafe {
             let words = _mm512_loadu_si512(words.add((SHIFT / 8) as usize).cast());
-            let index = if SHIFT % 8 == 0 {
-                words
-            } else {
-                _mm512_srl_epi32(words, _mm_cvtsi32_si128(SHIFT % 8))
-            };
+            let index = if SHIFT % 8 == 0 { words } else { _mm512_srl_epi32(words, _mm_cvtsi32_si128(SHIFT % 8)) };
             _mm512_permutexvar_ps(index, book)
         }
     }
@@ -104,11 +100,7 @@ impl Simd for Avx512 {
         unsafe {
             let bytes = _mm_loadl_epi64(from.cast());
             let high = _mm_srli_epi16::<4>(bytes);
-            let index = if HIGH_FIRST {
-                _mm_unpacklo_epi8(high, bytes)
-            } else {
-                _mm_unpacklo_epi8(bytes, high)
-            };
+            let index = if HIGH_FIRST { _mm_unpacklo_epi8(high, bytes) } else { _mm_unpacklo_epi8(bytes, high) };
             _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(index), book)
         }
     }

@@ -167,20 +167,12 @@ pub(crate) unsafe fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
         while i + step <= len {
             for v in 0..4 {
                 let at = i + v * S::LANES;
-                sums[v] = S::fma(
-                    S::load(a.as_ptr().add(at)),
-                    S::load(b.as_ptr().add(at)),
-                    sums[v],
-                );
+                sums[v] = S::fma(S::load(a.as_ptr().add(at)), S::load(b.as_ptr().add(at)), sums[v]);
             }
             i += step;
         }
         while i + S::LANES <= len {
-            sums[0] = S::fma(
-                S::load(a.as_ptr().add(i)),
-                S::load(b.as_ptr().add(i)),
-                sums[0],
-            );
+            sums[0] = S::fma(S::load(a.as_ptr().add(i)), S::load(b.as_ptr().add(i)), sums[0]);
             i += S::LANES;
         }
         let mut sum = S::sum(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3])));
@@ -250,8 +242,5 @@ pub(crate) unsafe fn highest<S: Simd>(a: &[f32]) -> f32 {
         }
         S::store(lanes.as_mut_ptr(), highest);
     }
-    lanes
-        .iter()
-        .chain(&a[whole..])
-        .fold(f32::NEG_INFINITY, |highest, &a| highest.max(a))
+    lanes.iter().chain(&a[whole..]).fold(f32::NEG_INFINITY, |highest, &a| highest.max(a))
 }

@@ -118,18 +118,11 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
-    unsafe fn decode_nibbles<const HIGH_FIRST: bool>(
-        from: *const u8,
-        book: uint8x16x4_t,
-    ) -> float32x4_t {
+    unsafe fn decode_nibbles<const HIGH_FIRST: bool>(from: *const u8, book: uint8x16x4_t) -> float32x4_t {
         unsafe {
             let bytes = vreinterpret_u8_u16(vdup_n_u16(from.cast::<u16>().read_unaligned()));
             let (high, low) = (vshr_n_u8::<4>(bytes), vand_u8(bytes, vdup_n_u8(15)));
-            let index = if HIGH_FIRST {
-                vzip1_u8(high, low)
-            } else {
-                vzip1_u8(low, high)
-            };
+            let index = if HIGH_FIRST { vzip1_u8(high, low) } else { vzip1_u8(low, high) };
             pick(book, vmovl_u16(vget_low_u16(vmovl_u8(index))))
         }
     }

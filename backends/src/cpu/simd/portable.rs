@@ -105,11 +105,7 @@ impl Simd for Portable {
         let bytes = unsafe { from.cast::<[u8; N / 2]>().read_unaligned() };
         std::array::from_fn(|i| {
             let high = (i % 2 == 0) == HIGH_FIRST;
-            book[(if high {
-                bytes[i / 2] >> 4
-            } else {
-                bytes[i / 2] & 15
-            }) as usize]
+            book[(if high { bytes[i / 2] >> 4 } else { bytes[i / 2] & 15 }) as usize]
         })
     }
     #[inline(always)]

@@ -44,10 +44,7 @@ impl Budget {
     pub(super) fn check_size(&self, bytes: Option<usize>) -> Result<(), Error> {
         match bytes {
             Some(bytes) if bytes <= self.value_bytes => Ok(()),
-            _ => Err(refuse(format!(
-                "a value of the template grows beyond {} bytes",
-                self.value_bytes
-            ))),
+            _ => Err(refuse(format!("a value of the template grows beyond {} bytes", self.value_bytes))),
         }
     }
 
@@ -55,10 +52,7 @@ impl Budget {
     pub(super) fn spend(&self, bytes: usize) -> Result<(), Error> {
         self.check_time()?;
         let take = |left: usize| left.checked_sub(bytes);
-        match self
-            .left
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
-        {
+        match self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
             Ok(_) => Ok(()),
             Err(_) => Err(refuse("the template uses too much memory".to_owned())),
         }
@@ -123,9 +117,7 @@ impl Budget {
 /// Refuses a value for an attribute of a namespace when it holds a namespace: such values can contain themselves.
 pub(super) fn without_namespace(value: Value) -> Result<Value, Error> {
     if holds_namespace(&value) {
-        return Err(refuse(
-            "a namespace cannot be stored in a namespace".to_owned(),
-        ));
+        return Err(refuse("a namespace cannot be stored in a namespace".to_owned()));
     }
     Ok(value)
 }
@@ -139,12 +131,10 @@ fn holds_namespace(value: &Value) -> bool {
         return true;
     }
     match value.kind() {
-        ValueKind::Seq | ValueKind::Iterable => value
-            .try_iter()
-            .is_ok_and(|mut items| items.any(|v| holds_namespace(&v))),
-        ValueKind::Map => object
-            .try_iter_pairs()
-            .is_some_and(|mut pairs| pairs.any(|(_, v)| holds_namespace(&v))),
+        ValueKind::Seq | ValueKind::Iterable => {
+            value.try_iter().is_ok_and(|mut items| items.any(|v| holds_namespace(&v)))
+        }
+        ValueKind::Map => object.try_iter_pairs().is_some_and(|mut pairs| pairs.any(|(_, v)| holds_namespace(&v))),
         _ => false,
     }
 }

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread;
 
-use minijinja::machinery::{
-    CodeGenerator, Instructions, Token, eval, make_string_output, parse, tokenize,
-};
+use minijinja::machinery::{CodeGenerator, Instructions, Token, eval, make_string_output, parse, tokenize};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
 use minijinja::{AutoEscape, Environment, ErrorKind, Value};
@@ -29,11 +27,7 @@ const RECURSION: usize = 400;
 
 /// A source as the engine shall see it: newlines as `\n`, like jinja2, and without the tags `generation` and `endgeneration`.
 pub(super) fn prepare_source(source: String) -> String {
-    let source = if source.contains('\r') {
-        source.replace("\r\n", "\n").replace('\r', "\n")
-    } else {
-        source
-    };
+    let source = if source.contains('\r') { source.replace("\r\n", "\n").replace('\r', "\n") } else { source };
     without_generation_tags(source)
 }
 
@@ -50,13 +44,11 @@ fn without_generation_tags(source: String) -> String {
         out.push_str(before);
         let inner = tag.trim_start_matches("{%");
         let word = inner.trim_start_matches(['-', '+']).trim_start();
-        let replaced = [("endgeneration", "endif"), ("generation", "if true")]
-            .into_iter()
-            .find_map(|(name, new)| {
-                let after = word.strip_prefix(name)?;
-                let end = after.trim_start().trim_start_matches(['-', '+']);
-                end.starts_with("%}").then_some((after, new))
-            });
+        let replaced = [("endgeneration", "endif"), ("generation", "if true")].into_iter().find_map(|(name, new)| {
+            let after = word.strip_prefix(name)?;
+            let end = after.trim_start().trim_start_matches(['-', '+']);
+            end.starts_with("%}").then_some((after, new))
+        });
         if let Some((after, new)) = replaced {
             let opening = tag.len() - word.len();
             out.push_str(tag.get(..opening).unwrap_or_default());
@@ -73,20 +65,11 @@ fn without_generation_tags(source: String) -> String {
 
 /// Parses a template without running it.
 pub(super) fn check(name: &str, source: &str) -> Result<()> {
-    on_large_stack(|| {
-        compile(name, source)
-            .map(drop)
-            .map_err(|e| explain(name, &e))
-    })
+    on_large_stack(|| compile(name, source).map(drop).map_err(|e| explain(name, &e)))
 }
 
 /// Renders a template with these variables.
-pub(super) fn render(
-    name: &str,
-    source: &str,
-    variables: Map<String, Json>,
-    messages: usize,
-) -> Result<String> {
+pub(super) fn render(name: &str, source: &str, variables: Map<String, Json>, messages: usize) -> Result<String> {
     let variables = Json::Object(variables);
     on_large_stack(|| {
         let budget = Arc::new(Budget::new(size(&variables), messages));
@@ -95,15 +78,8 @@ pub(super) fn render(
         let mut text = String::new();
         let mut output = make_string_output(&mut text);
         let root = value(&variables);
-        eval(
-            &environment,
-            &instructions,
-            root,
-            &blocks,
-            &mut output,
-            AutoEscape::None,
-        )
-        .map_err(|e| explain(name, &e))?;
+        eval(&environment, &instructions, root, &blocks, &mut output, AutoEscape::None)
+            .map_err(|e| explain(name, &e))?;
         Ok(text)
     })
 }
@@ -117,9 +93,7 @@ fn on_large_stack<T: Send>(run: impl FnOnce() -> Result<T> + Send) -> Result<T> 
             .spawn_scoped(scope, run)
             .map_err(|e| Error::Template(format!("no thread to render in: {e}")))?;
         thread.join().unwrap_or_else(|_| {
-            Err(Error::Template(
-                "the template engine failed on this template; please report it".to_owned(),
-            ))
+            Err(Error::Template("the template engine failed on this template; please report it".to_owned()))
         })
     })
 }
@@ -127,15 +101,9 @@ fn on_large_stack<T: Send>(run: impl FnOnce() -> Result<T> + Send) -> Result<T> 
 type Compiled<'s> = (Instructions<'s>, BTreeMap<&'s str, Instructions<'s>>);
 
 /// Parses, rewrites and compiles.
-fn compile<'s>(
-    name: &'s str,
-    source: &'s str,
-) -> std::result::Result<Compiled<'s>, minijinja::Error> {
+fn compile<'s>(name: &'s str, source: &'s str) -> std::result::Result<Compiled<'s>, minijinja::Error> {
     if source.len() > SOURCE_LIMIT {
-        return Err(refuse(format!(
-            "it has {} bytes; the limit is {SOURCE_LIMIT}",
-            source.len()
-        )));
+        return Err(refuse(format!("it has {} bytes; the limit is {SOURCE_LIMIT}", source.len())));
     }
     let syntax = syntax()?;
     let mut in_tag = 0;
@@ -163,15 +131,10 @@ fn compile<'s>(
 
 /// The white-space rules of transformers: `trim_blocks` and `lstrip_blocks`, no trailing newline.
 fn syntax() -> std::result::Result<SyntaxConfig, minijinja::Error> {
-    SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .build()
+    SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()
 }
 
-fn environment(
-    budget: &Arc<Budget>,
-) -> std::result::Result<Environment<'static>, minijinja::Error> {
+fn environment(budget: &Arc<Budget>) -> std::result::Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_syntax(syntax()?);
     environment.set_fuel(Some(budget.fuel));
@@ -190,24 +153,15 @@ fn environment(
         out.write_str(&text).map_err(minijinja::Error::from)
     });
     let b = budget.clone();
-    environment.add_function(rewrite::ADD, move |l: Value, r: Value| {
-        operators::add(&b, &l, &r)
-    });
+    environment.add_function(rewrite::ADD, move |l: Value, r: Value| operators::add(&b, &l, &r));
     let b = budget.clone();
-    environment.add_function(rewrite::REPEAT, move |l: Value, r: Value| {
-        operators::repeat(&b, &l, &r)
-    });
+    environment.add_function(rewrite::REPEAT, move |l: Value, r: Value| operators::repeat(&b, &l, &r));
     let b = budget.clone();
-    environment.add_function(rewrite::CONCAT, move |l: Value, r: Value| {
-        operators::concat(&b, &l, &r)
-    });
+    environment.add_function(rewrite::CONCAT, move |l: Value, r: Value| operators::concat(&b, &l, &r));
     let b = budget.clone();
-    environment.add_function(
-        rewrite::SLICE,
-        move |v: Value, start: Value, stop: Value, step: Value| {
-            operators::slice(&b, &v, &start, &stop, &step)
-        },
-    );
+    environment.add_function(rewrite::SLICE, move |v: Value, start: Value, stop: Value, step: Value| {
+        operators::slice(&b, &v, &start, &stop, &step)
+    });
     let b = budget.clone();
     environment.add_function(rewrite::TICK, move |v: Value| b.check_time().map(|()| v));
     let b = budget.clone();
@@ -219,9 +173,7 @@ fn environment(
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     let b = budget.clone();
-    environment.add_filter("tojson", move |v: Value, options: Kwargs| {
-        python::to_json(&b, &v, &options)
-    });
+    environment.add_filter("tojson", move |v: Value, options: Kwargs| python::to_json(&b, &v, &options));
     methods::add_to(&mut environment, budget);
     Ok(environment)
 }
@@ -237,9 +189,7 @@ fn strftime_now(format: String) -> std::result::Result<String, minijinja::Error>
     let mut out = String::new();
     match write!(out, "{}", chrono::Local::now().format(&format)) {
         Ok(()) => Ok(out),
-        Err(_) => Err(refuse(format!(
-            "strftime_now: {format:?} is no time format"
-        ))),
+        Err(_) => Err(refuse(format!("strftime_now: {format:?} is no time format"))),
     }
 }
 

@@ -30,57 +30,36 @@ pub(super) fn add_to(environment: &mut Environment<'static>, budget: &Arc<Budget
         Ok::<_, Error>(strip(&text, chars.as_deref(), true, true).to_owned())
     });
     let b = budget.clone();
-    environment.add_filter(
-        "replace",
-        move |value: Value, old: Value, new: Value, count: Option<i64>| {
-            let text = python::text(&b, &value)?;
-            let (old, new) = (python::text(&b, &old)?, python::text(&b, &new)?);
-            replace(&b, &text, &old, &new, count.unwrap_or(-1))
-        },
-    );
+    environment.add_filter("replace", move |value: Value, old: Value, new: Value, count: Option<i64>| {
+        let text = python::text(&b, &value)?;
+        let (old, new) = (python::text(&b, &old)?, python::text(&b, &new)?);
+        replace(&b, &text, &old, &new, count.unwrap_or(-1))
+    });
     let b = budget.clone();
-    environment.add_filter(
-        "join",
-        move |items: Value, separator: Option<Value>, options: Kwargs| {
-            let separator = match separator {
-                Some(separator) => separator,
-                None => options.get::<Option<Value>>("d")?.unwrap_or_default(),
-            };
-            let separator = python::text(&b, &separator)?;
-            let attribute = options.get::<Option<String>>("attribute")?;
-            options.assert_all_used()?;
-            join(&b, &items, &separator, attribute.as_deref())
-        },
-    );
+    environment.add_filter("join", move |items: Value, separator: Option<Value>, options: Kwargs| {
+        let separator = match separator {
+            Some(separator) => separator,
+            None => options.get::<Option<Value>>("d")?.unwrap_or_default(),
+        };
+        let separator = python::text(&b, &separator)?;
+        let attribute = options.get::<Option<String>>("attribute")?;
+        options.assert_all_used()?;
+        join(&b, &items, &separator, attribute.as_deref())
+    });
     let b = budget.clone();
     environment.add_filter(
         "indent",
-        move |value: Value,
-              width: Option<Value>,
-              first: Option<bool>,
-              blank: Option<bool>,
-              options: Kwargs| {
+        move |value: Value, width: Option<Value>, first: Option<bool>, blank: Option<bool>, options: Kwargs| {
             let text = python::text(&b, &value)?;
-            let width =
-                width.map_or_else(|| options.get::<Option<Value>>("width"), |w| Ok(Some(w)))?;
-            let first =
-                first.map_or_else(|| options.get::<Option<bool>>("first"), |f| Ok(Some(f)))?;
-            let blank =
-                blank.map_or_else(|| options.get::<Option<bool>>("blank"), |f| Ok(Some(f)))?;
+            let width = width.map_or_else(|| options.get::<Option<Value>>("width"), |w| Ok(Some(w)))?;
+            let first = first.map_or_else(|| options.get::<Option<bool>>("first"), |f| Ok(Some(f)))?;
+            let blank = blank.map_or_else(|| options.get::<Option<bool>>("blank"), |f| Ok(Some(f)))?;
             options.assert_all_used()?;
-            indent(
-                &b,
-                &text,
-                width,
-                first.unwrap_or(false),
-                blank.unwrap_or(false),
-            )
+            indent(&b, &text, width, first.unwrap_or(false), blank.unwrap_or(false))
         },
     );
     let b = budget.clone();
-    environment.add_filter("string", move |value: Value| {
-        python::text(&b, &value).map(|text| text.into_owned())
-    });
+    environment.add_filter("string", move |value: Value| python::text(&b, &value).map(|text| text.into_owned()));
     environment.add_filter(
         "format",
         |state: &mut State, format: Value, args: Rest<minijinja::value::ValueOrKwargs>| {
@@ -90,10 +69,7 @@ pub(super) fn add_to(environment: &mut Environment<'static>, budget: &Arc<Budget
     );
     // Texts and objects have a length and items, which is all that jinja2 asks of a sequence.
     environment.add_test("sequence", |value: Value| {
-        matches!(
-            value.kind(),
-            ValueKind::Seq | ValueKind::String | ValueKind::Map
-        )
+        matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
     });
     environment.add_test("callable", |value: Value| value.kind() == ValueKind::Plain);
 }
@@ -203,34 +179,19 @@ fn strip<'t>(text: &'t str, chars: Option<&str>, start: bool, end: bool) -> &'t 
         Some(set) => set.binary_search(&c).is_ok(),
         None => is_space(c),
     };
-    let text = if start {
-        text.trim_start_matches(strips)
-    } else {
-        text
-    };
-    if end {
-        text.trim_end_matches(strips)
-    } else {
-        text
-    }
+    let text = if start { text.trim_start_matches(strips) } else { text };
+    if end { text.trim_end_matches(strips) } else { text }
 }
 
 fn replace(budget: &Budget, text: &str, old: &str, new: &str, count: i64) -> Result<Value, Error> {
     let limit = usize::try_from(count).unwrap_or(usize::MAX);
     let found = text.matches(old).take(limit).count();
-    let grown = found
-        .checked_mul(new.len())
-        .and_then(|n| n.checked_add(text.len()));
+    let grown = found.checked_mul(new.len()).and_then(|n| n.checked_add(text.len()));
     budget.check_size(grown)?;
     Ok(Value::from(text.replacen(old, new, limit)))
 }
 
-fn join(
-    budget: &Budget,
-    items: &Value,
-    separator: &str,
-    attribute: Option<&str>,
-) -> Result<Value, Error> {
+fn join(budget: &Budget, items: &Value, separator: &str, attribute: Option<&str>) -> Result<Value, Error> {
     let mut out = String::new();
     // Jinja's undefined value is an empty list.
     if items.is_undefined() {
@@ -251,13 +212,7 @@ fn join(
 }
 
 /// Jinja's `indent`: every line but the first, unless `first`; blank lines only with `blank`.
-fn indent(
-    budget: &Budget,
-    text: &str,
-    width: Option<Value>,
-    first: bool,
-    blank: bool,
-) -> Result<Value, Error> {
+fn indent(budget: &Budget, text: &str, width: Option<Value>, first: bool, blank: bool) -> Result<Value, Error> {
     let indent = match width {
         None => " ".repeat(4),
         Some(width) => match (width.as_str(), width.as_usize()) {
@@ -269,21 +224,14 @@ fn indent(
     // As in jinja2, a newline is added first, so that a text that ends with one keeps an empty last line.
     let text = format!("{text}\n");
     let lines = split_lines(&text, false);
-    let size = indent
-        .len()
-        .checked_mul(lines.len())
-        .and_then(|n| n.checked_add(text.len()));
+    let size = indent.len().checked_mul(lines.len()).and_then(|n| n.checked_add(text.len()));
     budget.check_size(size)?;
     let mut out = String::new();
     for (i, line) in lines.into_iter().enumerate() {
         if i > 0 {
             out.push('\n');
         }
-        if if i == 0 {
-            first
-        } else {
-            blank || !line.is_empty()
-        } {
+        if if i == 0 { first } else { blank || !line.is_empty() } {
             out.push_str(&indent);
         }
         out.push_str(line);
@@ -295,25 +243,13 @@ fn indent(
 fn split_lines(text: &str, keep_ends: bool) -> Vec<&str> {
     let mut lines = Vec::new();
     let mut rest = text;
-    let ends = |c: char| {
-        matches!(
-            c,
-            '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}'
-        )
-    };
+    let ends =
+        |c: char| matches!(c, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}');
     while !rest.is_empty() {
         let length = rest.find(ends).unwrap_or(rest.len());
         let (line, tail) = rest.split_at(length);
-        let end = if tail.starts_with("\r\n") {
-            2
-        } else {
-            tail.chars().next().map_or(0, char::len_utf8)
-        };
-        lines.push(if keep_ends {
-            rest.get(..length + end).unwrap_or(line)
-        } else {
-            line
-        });
+        let end = if tail.starts_with("\r\n") { 2 } else { tail.chars().next().map_or(0, char::len_utf8) };
+        lines.push(if keep_ends { rest.get(..length + end).unwrap_or(line) } else { line });
         rest = tail.get(end..).unwrap_or_default();
     }
     lines
@@ -325,11 +261,7 @@ fn split_space(text: &str, most: Option<usize>, from_end: bool) -> Vec<&str> {
     let mut pieces = Vec::new();
     let mut rest = strip(text, None, true, true);
     while !rest.is_empty() {
-        let cut = if from_end {
-            rest.rfind(is_space)
-        } else {
-            rest.find(is_space)
-        };
+        let cut = if from_end { rest.rfind(is_space) } else { rest.find(is_space) };
         let Some(at) = cut.filter(|_| pieces.len() < most) else {
             pieces.push(rest);
             break;
@@ -377,9 +309,7 @@ fn check_widths(format: &str) -> Result<(), Error> {
     for c in format.chars() {
         run = if c.is_numeric() { run + 1 } else { 0 };
         if run > digits || c == '*' {
-            return Err(refuse(format!(
-                "format: widths must be numbers of at most {digits} digits"
-            )));
+            return Err(refuse(format!("format: widths must be numbers of at most {digits} digits")));
         }
     }
     Ok(())

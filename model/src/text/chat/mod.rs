@@ -59,10 +59,7 @@ impl Message {
 
     /// Who speaks: `system`, `user`, `assistant`, `tool`, or what the template knows.
     pub fn role(&self) -> &str {
-        self.fields
-            .get("role")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
+        self.fields.get("role").and_then(Value::as_str).unwrap_or_default()
     }
 
     /// What is said, if it is a text.
@@ -77,9 +74,7 @@ impl Message {
 
     /// Whether a text anywhere in the message contains `part`.
     pub(super) fn contains_text(&self, part: &str) -> bool {
-        self.fields
-            .iter()
-            .any(|(k, v)| k.contains(part) || value_contains(v, part))
+        self.fields.iter().any(|(k, v)| k.contains(part) || value_contains(v, part))
     }
 
     /// Changes every text of the fields other than the role.
@@ -110,9 +105,7 @@ fn value_contains(value: &Value, part: &str) -> bool {
     match value {
         Value::String(text) => text.contains(part),
         Value::Array(items) => items.iter().any(|v| value_contains(v, part)),
-        Value::Object(map) => map
-            .iter()
-            .any(|(k, v)| k.contains(part) || value_contains(v, part)),
+        Value::Object(map) => map.iter().any(|(k, v)| k.contains(part) || value_contains(v, part)),
         _ => false,
     }
 }
@@ -142,10 +135,7 @@ pub struct ChatOptions {
 impl ChatOptions {
     /// The options of a prompt that the model shall answer.
     pub fn prompt() -> Self {
-        Self {
-            add_generation_prompt: true,
-            ..Self::default()
-        }
+        Self { add_generation_prompt: true, ..Self::default() }
     }
 
     /// Adds one variable.
@@ -173,10 +163,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Template`] with the line of a syntax error.
     pub fn new(name: impl Into<String>, source: impl Into<String>) -> Result<Self> {
-        let template = Self {
-            name: name.into(),
-            source: environment::prepare_source(source.into()),
-        };
+        let template = Self { name: name.into(), source: environment::prepare_source(source.into()) };
         environment::check(&template.name, &template.source)?;
         Ok(template)
     }
@@ -209,17 +196,12 @@ impl ChatTemplate {
             if name == "messages" || name == "add_generation_prompt" {
                 return Err(Error::Option {
                     option: name.clone(),
-                    message:
-                        "is no variable of its own; the messages and the options of the chat set it"
-                            .to_owned(),
+                    message: "is no variable of its own; the messages and the options of the chat set it".to_owned(),
                 });
             }
             context.insert(name.clone(), value.clone());
         }
-        let list = messages
-            .iter()
-            .map(|m| Value::Object(m.fields.clone()))
-            .collect();
+        let list = messages.iter().map(|m| Value::Object(m.fields.clone())).collect();
         context.insert("messages".to_owned(), Value::Array(list));
         let prompt = options.add_generation_prompt.into();
         context.insert("add_generation_prompt".to_owned(), prompt);

@@ -29,16 +29,12 @@ pub(super) fn add(budget: &Budget, left: &Value, right: &Value) -> Result<Value,
 
 /// `left * right`: numbers, or a text or list and how often to repeat it.
 pub(super) fn repeat(budget: &Budget, left: &Value, right: &Value) -> Result<Value, Error> {
-    let (repeated, times) = if left.is_number() || left.kind() == ValueKind::Bool {
-        (right, left)
-    } else {
-        (left, right)
-    };
+    let (repeated, times) =
+        if left.is_number() || left.kind() == ValueKind::Bool { (right, left) } else { (left, right) };
     let times = || {
         let times = i128::try_from(times.clone()).map_err(|_| unsupported("*", left, right))?;
         // Python takes a negative number for none.
-        usize::try_from(times.max(0))
-            .map_err(|_| refuse("a value is repeated too often".to_owned()))
+        usize::try_from(times.max(0)).map_err(|_| refuse("a value is repeated too often".to_owned()))
     };
     if let Some(text) = repeated.as_str() {
         let times = times()?;
@@ -47,19 +43,13 @@ pub(super) fn repeat(budget: &Budget, left: &Value, right: &Value) -> Result<Val
     }
     if is_list(repeated) {
         let times = times()?;
-        let size = repeated
-            .len()
-            .and_then(|n| n.checked_mul(times)?.checked_mul(ITEM));
+        let size = repeated.len().and_then(|n| n.checked_mul(times)?.checked_mul(ITEM));
         budget.check_size(size)?;
         let once: Vec<Value> = repeated.try_iter()?.collect();
         let times = if once.is_empty() { 0 } else { times };
         let repeats = std::iter::repeat_n(once, times);
         let items: Vec<Value> = repeats.flatten().collect();
-        return budget.admit(if repeated.is_tuple() {
-            Value::from(Tuple::from(items))
-        } else {
-            Value::from(items)
-        });
+        return budget.admit(if repeated.is_tuple() { Value::from(Tuple::from(items)) } else { Value::from(items) });
     }
     arithmetic("*", left, right, i128::checked_mul, |a, b| a * b)
 }
@@ -71,13 +61,7 @@ pub(super) fn concat(budget: &Budget, left: &Value, right: &Value) -> Result<Val
 }
 
 /// `value[start:stop:step]` of a text, a list or a tuple; parts left out are none.
-pub(super) fn slice(
-    budget: &Budget,
-    value: &Value,
-    start: &Value,
-    stop: &Value,
-    step: &Value,
-) -> Result<Value, Error> {
+pub(super) fn slice(budget: &Budget, value: &Value, start: &Value, stop: &Value, step: &Value) -> Result<Value, Error> {
     let number = |part: &Value| match part.is_none() {
         true => Ok(None),
         false => i64::try_from(part.clone()).map(Some),
@@ -91,9 +75,7 @@ pub(super) fn slice(
     if let Some(text) = value.as_str() {
         let chars: Vec<char> = text.chars().collect();
         let picked = positions(chars.len(), start, stop, step);
-        return Ok(Value::from(
-            picked.filter_map(|i| chars.get(i)).collect::<String>(),
-        ));
+        return Ok(Value::from(picked.filter_map(|i| chars.get(i)).collect::<String>()));
     }
     if !is_list(value) {
         return Err(refuse(format!("a {} cannot be sliced", value.kind())));
@@ -101,35 +83,18 @@ pub(super) fn slice(
     let items: Vec<Value> = value.try_iter()?.collect();
     let picked = positions(items.len(), start, stop, step);
     let picked: Vec<Value> = picked.filter_map(|i| items.get(i).cloned()).collect();
-    Ok(if value.is_tuple() {
-        Value::from(Tuple::from(picked))
-    } else {
-        Value::from(picked)
-    })
+    Ok(if value.is_tuple() { Value::from(Tuple::from(picked)) } else { Value::from(picked) })
 }
 
 /// The positions of a slice of `length` items, as Python's `slice.indices` gives them.
-fn positions(
-    length: usize,
-    start: Option<i64>,
-    stop: Option<i64>,
-    step: i64,
-) -> impl Iterator<Item = usize> {
+fn positions(length: usize, start: Option<i64>, stop: Option<i64>, step: i64) -> impl Iterator<Item = usize> {
     let length = i64::try_from(length).unwrap_or(i64::MAX);
-    let (lowest, highest) = if step > 0 {
-        (0, length)
-    } else {
-        (-1, length - 1)
-    };
+    let (lowest, highest) = if step > 0 { (0, length) } else { (-1, length - 1) };
     let clamp = |i: i64| {
         let from_end = if i < 0 { i.saturating_add(length) } else { i };
         from_end.clamp(lowest, highest)
     };
-    let (first, end) = if step > 0 {
-        (lowest, highest)
-    } else {
-        (highest, lowest)
-    };
+    let (first, end) = if step > 0 { (lowest, highest) } else { (highest, lowest) };
     let mut at = start.map_or(first, clamp);
     let stop = stop.map_or(end, clamp);
     std::iter::from_fn(move || {
@@ -174,15 +139,7 @@ fn is_list(value: &Value) -> bool {
 
 fn unsupported(name: &str, left: &Value, right: &Value) -> Error {
     let kind = |v: &Value| {
-        if v.is_undefined() {
-            "an undefined value".to_owned()
-        } else {
-            format!("a {}", v.kind())
-        }
+        if v.is_undefined() { "an undefined value".to_owned() } else { format!("a {}", v.kind()) }
     };
-    refuse(format!(
-        "{name} is not possible between {} and {}",
-        kind(left),
-        kind(right)
-    ))
+    refuse(format!("{name} is not possible between {} and {}", kind(left), kind(right)))
 }

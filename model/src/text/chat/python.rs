@@ -71,9 +71,7 @@ fn repr(budget: &Budget, value: &Value, out: &mut String, depth: usize) -> Resul
 
 fn descend(budget: &Budget, out: &str, depth: usize) -> Result<(), Error> {
     if depth > DEPTH {
-        return Err(refuse(format!(
-            "a printed value is nested more than {DEPTH} deep"
-        )));
+        return Err(refuse(format!("a printed value is nested more than {DEPTH} deep")));
     }
     budget.check_size(Some(out.len()))?;
     budget.spend(0)
@@ -112,11 +110,7 @@ fn float(x: f64, out: &mut String) {
 
 /// `repr` of a text: single quotes unless only double quotes avoid escapes.
 fn repr_text(text: &str, out: &mut String) {
-    let quote = if text.contains('\'') && !text.contains('"') {
-        '"'
-    } else {
-        '\''
-    };
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push(quote);
     for c in text.chars() {
         match c {
@@ -155,23 +149,17 @@ struct Json {
 
 /// The `tojson` filter of transformers: `json.dumps` without escapes for HTML and, unless asked, for other scripts.
 pub(super) fn to_json(budget: &Budget, value: &Value, kwargs: &Kwargs) -> Result<Value, Error> {
-    let indent = kwargs
-        .get::<Option<Value>>("indent")?
-        .filter(|v| !v.is_none());
+    let indent = kwargs.get::<Option<Value>>("indent")?.filter(|v| !v.is_none());
     let indent = indent
         .map(|v| match v.as_str() {
             Some(text) => Ok(text.to_owned()),
             None => match i64::try_from(v) {
                 Ok(n) if n <= 64 => Ok(" ".repeat(n.max(0) as usize)),
-                _ => Err(refuse(
-                    "tojson: indent must be a text or at most 64".to_owned(),
-                )),
+                _ => Err(refuse("tojson: indent must be a text or at most 64".to_owned())),
             },
         })
         .transpose()?;
-    let separators = kwargs
-        .get::<Option<Value>>("separators")?
-        .filter(|v| !v.is_none());
+    let separators = kwargs.get::<Option<Value>>("separators")?.filter(|v| !v.is_none());
     let (item_separator, key_separator) = match separators {
         Some(pair) => {
             let pair: Vec<String> = pair.try_iter()?.take(3).map(|v| v.to_string()).collect();
@@ -199,13 +187,7 @@ pub(super) fn to_json(budget: &Budget, value: &Value, kwargs: &Kwargs) -> Result
 }
 
 impl Json {
-    fn write(
-        &self,
-        budget: &Budget,
-        value: &Value,
-        out: &mut String,
-        depth: usize,
-    ) -> Result<(), Error> {
+    fn write(&self, budget: &Budget, value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
         descend(budget, out, depth)?;
         match value.kind() {
             ValueKind::None => out.push_str("null"),

@@ -8,9 +8,9 @@
 
 use minijinja::machinery::Span;
 use minijinja::machinery::ast::{
-    BinOp, BinOpKind, Call, CallArg, CallBlock, Compare, CompareOp, Const, Do, EmitExpr, Expr,
-    Filter, FilterBlock, ForLoop, GetAttr, GetItem, IfCond, IfExpr, List, Macro, Map, Set,
-    SetBlock, Spanned, Stmt, Template, Test, Tuple, UnaryOp, UnaryOpKind, Var, WithBlock,
+    BinOp, BinOpKind, Call, CallArg, CallBlock, Compare, CompareOp, Const, Do, EmitExpr, Expr, Filter, FilterBlock,
+    ForLoop, GetAttr, GetItem, IfCond, IfExpr, List, Macro, Map, Set, SetBlock, Spanned, Stmt, Template, Test, Tuple,
+    UnaryOp, UnaryOpKind, Var, WithBlock,
 };
 use minijinja::{Error, ErrorKind, Value};
 
@@ -27,24 +27,11 @@ pub(super) const STORE: &str = "(store)";
 /// The rewritten statement.
 pub(super) fn statement<'a>(stmt: &Stmt<'a>) -> Result<Stmt<'a>, Error> {
     Ok(match stmt {
-        Stmt::Template(s) => Stmt::Template(Spanned::new(
-            Template {
-                children: body(&s.children)?,
-            },
-            s.span(),
-        )),
-        Stmt::EmitExpr(s) => Stmt::EmitExpr(Spanned::new(
-            EmitExpr {
-                expr: expression(&s.expr),
-            },
-            s.span(),
-        )),
-        Stmt::EmitRaw(s) => Stmt::EmitExpr(Spanned::new(
-            EmitExpr {
-                expr: constant(Value::from(s.raw), s.span()),
-            },
-            s.span(),
-        )),
+        Stmt::Template(s) => Stmt::Template(Spanned::new(Template { children: body(&s.children)? }, s.span())),
+        Stmt::EmitExpr(s) => Stmt::EmitExpr(Spanned::new(EmitExpr { expr: expression(&s.expr) }, s.span())),
+        Stmt::EmitRaw(s) => {
+            Stmt::EmitExpr(Spanned::new(EmitExpr { expr: constant(Value::from(s.raw), s.span()) }, s.span()))
+        }
         Stmt::ForLoop(s) => Stmt::ForLoop(Spanned::new(
             ForLoop {
                 target: target(&s.target),
@@ -57,20 +44,13 @@ pub(super) fn statement<'a>(stmt: &Stmt<'a>) -> Result<Stmt<'a>, Error> {
             s.span(),
         )),
         Stmt::IfCond(s) => Stmt::IfCond(Spanned::new(
-            IfCond {
-                expr: expression(&s.expr),
-                true_body: body(&s.true_body)?,
-                false_body: body(&s.false_body)?,
-            },
+            IfCond { expr: expression(&s.expr), true_body: body(&s.true_body)?, false_body: body(&s.false_body)? },
             s.span(),
         )),
         Stmt::WithBlock(s) => {
             let assign = |(to, value): &(Expr<'a>, Expr<'a>)| (target(to), expression(value));
             Stmt::WithBlock(Spanned::new(
-                WithBlock {
-                    assignments: s.assignments.iter().map(assign).collect(),
-                    body: body(&s.body)?,
-                },
+                WithBlock { assignments: s.assignments.iter().map(assign).collect(), body: body(&s.body)? },
                 s.span(),
             ))
         }
@@ -85,37 +65,20 @@ pub(super) fn statement<'a>(stmt: &Stmt<'a>) -> Result<Stmt<'a>, Error> {
             s.span(),
         )),
         Stmt::SetBlock(s) => Stmt::SetBlock(Spanned::new(
-            SetBlock {
-                target: target(&s.target),
-                filter: s.filter.as_ref().map(expression),
-                body: body(&s.body)?,
-            },
+            SetBlock { target: target(&s.target), filter: s.filter.as_ref().map(expression), body: body(&s.body)? },
             s.span(),
         )),
         Stmt::FilterBlock(s) => Stmt::FilterBlock(Spanned::new(
-            FilterBlock {
-                filter: expression(&s.filter),
-                body: body(&s.body)?,
-            },
+            FilterBlock { filter: expression(&s.filter), body: body(&s.body)? },
             s.span(),
         )),
         Stmt::Macro(s) => Stmt::Macro(macro_declaration(s)?),
         Stmt::CallBlock(s) => Stmt::CallBlock(Spanned::new(
-            CallBlock {
-                call: plain_call(&s.call),
-                macro_decl: macro_declaration(&s.macro_decl)?,
-            },
+            CallBlock { call: plain_call(&s.call), macro_decl: macro_declaration(&s.macro_decl)? },
             s.span(),
         )),
-        Stmt::Do(s) => Stmt::Do(Spanned::new(
-            Do {
-                call: plain_call(&s.call),
-            },
-            s.span(),
-        )),
-        Stmt::Continue(s) => {
-            Stmt::Continue(Spanned::new(minijinja::machinery::ast::Continue, s.span()))
-        }
+        Stmt::Do(s) => Stmt::Do(Spanned::new(Do { call: plain_call(&s.call) }, s.span())),
+        Stmt::Continue(s) => Stmt::Continue(Spanned::new(minijinja::machinery::ast::Continue, s.span())),
         Stmt::Break(s) => Stmt::Break(Spanned::new(minijinja::machinery::ast::Break, s.span())),
         // A chat template is one file of plain text: there is nothing to load, and HTML escaping is off.
         Stmt::AutoEscape(s) => return Err(unsupported("autoescape", s.span())),
@@ -161,12 +124,7 @@ fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
         Expr::Slice(e) => {
             let none = || constant(Value::from(()), e.span());
             let part = |e: &Option<Expr<'a>>| e.as_ref().map_or_else(none, expression);
-            let parts = [
-                expression(&e.expr),
-                part(&e.start),
-                part(&e.stop),
-                part(&e.step),
-            ];
+            let parts = [expression(&e.expr), part(&e.start), part(&e.stop), part(&e.step)];
             call(SLICE, parts, e.span())
         }
         Expr::UnaryOp(e) => {
@@ -181,14 +139,8 @@ fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
         }
         Expr::BinOp(e) => binary(e),
         Expr::Compare(e) => {
-            let rewrite = |op: &CompareOp<'a>| CompareOp {
-                op: op.op,
-                expr: expression(&op.expr),
-            };
-            let compare = Compare {
-                expr: expression(&e.expr),
-                ops: e.ops.iter().map(rewrite).collect(),
-            };
+            let rewrite = |op: &CompareOp<'a>| CompareOp { op: op.op, expr: expression(&op.expr) };
+            let compare = Compare { expr: expression(&e.expr), ops: e.ops.iter().map(rewrite).collect() };
             tick(Expr::Compare(Spanned::new(compare, e.span())), e.span())
         }
         Expr::IfExpr(e) => {
@@ -200,33 +152,19 @@ fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
             Expr::IfExpr(Spanned::new(choice, e.span()))
         }
         Expr::Filter(e) => {
-            let filter = Filter {
-                name: e.name,
-                expr: e.expr.as_ref().map(expression),
-                args: arguments(&e.args),
-            };
+            let filter = Filter { name: e.name, expr: e.expr.as_ref().map(expression), args: arguments(&e.args) };
             admit(Expr::Filter(Spanned::new(filter, e.span())), e.span())
         }
         Expr::Test(e) => {
-            let test = Test {
-                name: e.name,
-                expr: expression(&e.expr),
-                args: arguments(&e.args),
-            };
+            let test = Test { name: e.name, expr: expression(&e.expr), args: arguments(&e.args) };
             tick(Expr::Test(Spanned::new(test, e.span())), e.span())
         }
         Expr::GetAttr(e) => {
-            let attribute = GetAttr {
-                expr: expression(&e.expr),
-                name: e.name,
-            };
+            let attribute = GetAttr { expr: expression(&e.expr), name: e.name };
             Expr::GetAttr(Spanned::new(attribute, e.span()))
         }
         Expr::GetItem(e) => {
-            let item = GetItem {
-                expr: expression(&e.expr),
-                subscript_expr: expression(&e.subscript_expr),
-            };
+            let item = GetItem { expr: expression(&e.expr), subscript_expr: expression(&e.subscript_expr) };
             tick(Expr::GetItem(Spanned::new(item, e.span())), e.span())
         }
         Expr::Call(e) => {
@@ -238,22 +176,15 @@ fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
             }
         }
         Expr::List(e) => {
-            let list = List {
-                items: expressions(&e.items),
-            };
+            let list = List { items: expressions(&e.items) };
             admit(Expr::List(Spanned::new(list, e.span())), e.span())
         }
         Expr::Tuple(e) => {
-            let tuple = Tuple {
-                items: expressions(&e.items),
-            };
+            let tuple = Tuple { items: expressions(&e.items) };
             admit(Expr::Tuple(Spanned::new(tuple, e.span())), e.span())
         }
         Expr::Map(e) => {
-            let map = Map {
-                keys: expressions(&e.keys),
-                values: expressions(&e.values),
-            };
+            let map = Map { keys: expressions(&e.keys), values: expressions(&e.values) };
             admit(Expr::Map(Spanned::new(map, e.span())), e.span())
         }
     }
@@ -267,11 +198,7 @@ fn binary<'a>(e: &Spanned<BinOp<'a>>) -> Expr<'a> {
         BinOpKind::Concat => call(CONCAT, operands, e.span()),
         _ => {
             let [left, right] = operands;
-            let operation = BinOp {
-                op: e.op,
-                left,
-                right,
-            };
+            let operation = BinOp { op: e.op, left, right };
             let operation = Expr::BinOp(Spanned::new(operation, e.span()));
             match e.op {
                 BinOpKind::ScAnd | BinOpKind::ScOr => operation,
@@ -283,10 +210,7 @@ fn binary<'a>(e: &Spanned<BinOp<'a>>) -> Expr<'a> {
 
 fn plain_call<'a>(e: &Spanned<Call<'a>>) -> Spanned<Call<'a>> {
     // The compiler reads methods and functions off the callee, so only what the method is called on is rewritten.
-    let callee = Call {
-        expr: expression(&e.expr),
-        args: arguments(&e.args),
-    };
+    let callee = Call { expr: expression(&e.expr), args: arguments(&e.args) };
     Spanned::new(callee, e.span())
 }
 
@@ -304,18 +228,8 @@ fn arguments<'a>(args: &[CallArg<'a>]) -> Vec<CallArg<'a>> {
 fn target<'a>(expr: &Expr<'a>) -> Expr<'a> {
     let targets = |items: &[Expr<'a>]| items.iter().map(target).collect();
     match expr {
-        Expr::List(e) => Expr::List(Spanned::new(
-            List {
-                items: targets(&e.items),
-            },
-            e.span(),
-        )),
-        Expr::Tuple(e) => Expr::Tuple(Spanned::new(
-            Tuple {
-                items: targets(&e.items),
-            },
-            e.span(),
-        )),
+        Expr::List(e) => Expr::List(Spanned::new(List { items: targets(&e.items) }, e.span())),
+        Expr::Tuple(e) => Expr::Tuple(Spanned::new(Tuple { items: targets(&e.items) }, e.span())),
         other => expression(other),
     }
 }

@@ -399,11 +399,18 @@ pub fn depth_set_is_depth_opened<B: CompactBackend>(device: &B::Device) {
     assert!(checked >= 3, "no fixture has adaptive depth");
 }
 
-/// A prompt that cannot be fed is refused, and the cache is as before.
+/// A prompt that cannot be fed is refused, and the cache is as before. The context is made short, so that its last token is
+/// fed, too.
 pub fn prompt_errors<B: CompactBackend>(device: &B::Device) {
-    for (fixture, model, _) in models::<B>(device) {
-        let config = &model.architecture().config;
-        let (vocabulary, limit) = (config.vocab_size as u32, config.max_position_embeddings);
+    let (limit, options) = (20, WeightOptions::default());
+    for fixture in Fixture::all() {
+        let pretrained = fixture.open(&CrestOverrides::default());
+        let mut architecture = pretrained.architecture().clone();
+        architecture.config.max_position_embeddings = limit;
+        let vocabulary = architecture.config.vocab_size as u32;
+        let plan = pretrained.plan::<B>(options, device).expect("a plan");
+        let model =
+            CausalLm::<B>::load(architecture, pretrained.weights(), options, &plan, device, None).expect("a model");
         let mut cache = model.new_cache(KvFormat::F32);
         let mut pair = model.new_batch_cache(KvFormat::F32, vec![0, 1]);
         let refused = |rows: &[&[u32]], cache: &mut Cache<B>, message: &str| {
@@ -423,10 +430,14 @@ pub fn prompt_errors<B: CompactBackend>(device: &B::Device) {
         refused(&[&[1, vocabulary]], &mut cache, &format!("token {vocabulary}"));
         refused(&[&[u32::MAX, 1]], &mut cache, "outside the vocabulary");
         refused(&[&[1], &[vocabulary]], &mut pair, "outside the vocabulary");
-        refused(&[&vec![1; limit + 1]], &mut cache, "shorten it");
+        refused(&[&vec![1; limit + 1]], &mut cache, "21 tokens, but the context of this model is 20; shorten it");
         model.decode(&[vocabulary - 1], &mut cache).expect("the last id");
         refused(&[&vec![1; limit]], &mut cache, "shorten it");
-        assert!(matches!(model.decode(&[vocabulary], &mut cache), Err(Error::Prompt(_))));
-        assert!(matches!(model.decode(&[], &mut cache), Err(Error::Prompt(_))));
+        model.prefill(&[&vec![1; limit - 1]], &mut cache, 7).expect("the whole context");
+        assert_eq!(cache.len(), limit);
+        for id in [1, vocabulary] {
+            assert!(matches!(model.decode(&[id], &mut cache), Err(Error::Prompt(_))), "{}", fixture.name());
+        }
+        assert!(matches!(model.decode(&[], &mut cache), Err(Error::Prompt(_))), "{}", fixture.name());
     }
 }

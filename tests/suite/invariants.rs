@@ -281,18 +281,18 @@ pub fn last_is_the_last_of_all<B: CompactBackend>(device: &B::Device) {
     }
 }
 
-/// Room made beforehand changes no number.
+/// Room made beforehand, or when most of the slots are in use, changes no number.
 pub fn reserve_changes_nothing<B: CompactBackend>(device: &B::Device) {
     for (fixture, model, _) in models::<B>(device) {
         for format in [KvFormat::F32, KvFormat::F16] {
-            let ids = fixture.case("text").ids();
+            let ids = vec![fixture.case("long").ids()[0][..200].to_vec()];
             let mut plain = model.new_cache(format);
             let mut roomy = model.new_cache(format);
             roomy.reserve(1000);
             let mut late = model.new_cache(format);
-            let expected = feed(&model, &ids, &mut plain, 7).logits.values;
-            assert_eq!(feed(&model, &ids, &mut roomy, 7).logits.values, expected, "{}", fixture.name());
-            feed(&model, &ids, &mut late, 7);
+            let expected = feed(&model, &ids, &mut plain, 64).logits.values;
+            assert_eq!(feed(&model, &ids, &mut roomy, 64).logits.values, expected, "{}", fixture.name());
+            feed(&model, &ids, &mut late, 64);
             late.reserve(300);
             let next = vec![ids[0][..3].to_vec()];
             let expected = feed(&model, &next, &mut plain, 1).logits.values;
@@ -401,11 +401,18 @@ pub fn depth_set_is_depth_opened<B: CompactBackend>(device: &B::Device) {
     assert!(checked >= 3, "no fixture has adaptive depth");
 }
 
-/// A prompt that cannot be fed is refused, and the cache is as before.
+/// A prompt that cannot be fed is refused, and the cache is as before. The context is made short, so that its last token is
+/// fed, too.
 pub fn prompt_errors<B: CompactBackend>(device: &B::Device) {
-    for (fixture, model, _) in models::<B>(device) {
-        let config = &model.architecture().config;
-        let (vocabulary, limit) = (config.vocab_size as u32, config.max_position_embeddings);
+    let (limit, options) = (20, WeightOptions::default());
+    for fixture in Fixture::all() {
+        let pretrained = fixture.open(&CrestOverrides::default());
+        let mut architecture = pretrained.architecture().clone();
+        architecture.config.max_position_embeddings = limit;
+        let vocabulary = architecture.config.vocab_size as u32;
+        let plan = pretrained.plan::<B>(options, device).expect("a plan");
+        let model =
+            CausalLm::<B>::load(architecture, pretrained.weights(), options, &plan, device, None).expect("a model");
         let mut cache = model.new_cache(KvFormat::F32);
         let mut pair = model.new_batch_cache(KvFormat::F32, vec![0, 1]);
         let refused = |rows: &[&[u32]], cache: &mut Cache<B>, message: &str| {
@@ -425,10 +432,14 @@ pub fn prompt_errors<B: CompactBackend>(device: &B::Device) {
         refused(&[&[1, vocabulary]], &mut cache, &format!("token {vocabulary}"));
         refused(&[&[u32::MAX, 1]], &mut cache, "outside the vocabulary");
         refused(&[&[1], &[vocabulary]], &mut pair, "outside the vocabulary");
-        refused(&[&vec![1; limit + 1]], &mut cache, "shorten it");
+        refused(&[&vec![1; limit + 1]], &mut cache, "21 tokens, but the context of this model is 20; shorten it");
         model.decode(&[vocabulary - 1], &mut cache).expect("the last id");
         refused(&[&vec![1; limit]], &mut cache, "shorten it");
-        assert!(matches!(model.decode(&[vocabulary], &mut cache), Err(Error::Prompt(_))));
-        assert!(matches!(model.decode(&[], &mut cache), Err(Error::Prompt(_))));
+        model.prefill(&[&vec![1; limit - 1]], &mut cache, 7).expect("the whole context");
+        assert_eq!(cache.len(), limit);
+        for id in [1, vocabulary] {
+            assert!(matches!(model.decode(&[id], &mut cache), Err(Error::Prompt(_))), "{}", fixture.name());
+        }
+        assert!(matches!(model.decode(&[], &mut cache), Err(Error::Prompt(_))), "{}", fixture.name());
     }
 }

@@ -25,6 +25,9 @@ use super::random::Random;
 
 type Gradients<B> = <Autodiff<B> as AutodiffBackend>::Gradients;
 
+/// The gradient of one input.
+type ReadGradient<B> = Box<dyn Fn(&Gradients<B>) -> Vec<f32>>;
+
 /// Step of the finite differences. Their error is `h^4` of the curve and f32 rounding divided by `h`.
 const STEP: f32 = 0.02;
 
@@ -37,7 +40,7 @@ struct Leaves<B: CompactBackend> {
     device: B::Device,
     values: Vec<Vec<f32>>,
     taken: usize,
-    gradients: Vec<Box<dyn Fn(&Gradients<B>) -> Vec<f32>>>,
+    gradients: Vec<ReadGradient<B>>,
 }
 
 impl<B: CompactBackend> Leaves<B> {

@@ -56,6 +56,7 @@ pub struct CodeBook4Weight<B: Backend> {
 
 /// Scales of the blocks of a [`CodeBook4Weight`].
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // a few hundred per model
 pub enum BlockScales<B: Backend> {
     /// `[blocks]`.
     Single(Param<Tensor<B, 1>>),

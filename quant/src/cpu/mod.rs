@@ -13,8 +13,10 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::{BoolTensor, FloatTensor, IntTensor};
 use burn::tensor::{Bool, Int, Shape, Tensor, TensorPrimitive};
 
+use crate::CompactBackend;
+
 /// A backend whose tensors live in host memory as f32 and integers.
-trait HostTensors: Backend {
+trait HostTensors: CompactBackend {
     /// Row-major numbers; a copy when the tensor is a strided view.
     fn floats(t: &FloatTensor<Self>) -> Cow<'_, [f32]>;
     /// The numbers as a vector: the tensor's own buffer when nothing else holds it.

@@ -139,10 +139,7 @@ pub(super) fn cached_attention<B: HostTensors>(
     v: KeyValue<'_, B>,
     left_pad: Option<Tensor<B, 1, Int>>,
     shape: AttentionShape,
-) -> Tensor<B, 4>
-where
-    B: crate::CompactBackend,
-{
+) -> Tensor<B, 4> {
     if needs_decoding(&k) || needs_decoding(&v) {
         return reference::attention(q, k, v, left_pad, shape);
     }

@@ -90,13 +90,13 @@ fn fields<B: Backend>(words: Tensor<B, 1, Int>, shifts: &[u32], bits: u32, count
         let field = if bits == 32 { field } else { field.bitwise_and_scalar(((1u32 << bits) - 1).elem()) };
         field.cast(default)
     });
-    Tensor::stack::<2>(parts.collect(), 1).reshape([total]).slice([0..count])
+    Tensor::stack::<2>(parts.collect(), 1).reshape([total]).slice_dim(0, 0..count)
 }
 
 /// Each element `times` times, cut to `count`.
 fn repeat_each<B: Backend>(t: Tensor<B, 1>, times: usize, count: usize) -> Tensor<B, 1> {
     let len = t.dims()[0];
-    t.reshape([len, 1]).repeat_dim(1, times).reshape([len * times]).slice([0..count])
+    t.reshape([len, 1]).repeat_dim(1, times).reshape([len * times]).slice_dim(0, 0..count)
 }
 
 /// Decodes half-precision bit patterns: `(-1)^sign 2^exponent (1 + mantissa)`, each factor exact in f32.

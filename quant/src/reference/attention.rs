@@ -37,7 +37,7 @@ fn pack_f16<B: Backend>(t: Tensor<B, 4>) -> Tensor<B, 4, Int> {
     Tensor::from_data(TensorData::new(words, [b, heads, s, width / 2]), (&device, DType::U32))
 }
 
-/// See [`CompactBackend::cached_attention`](crate::CompactBackend::attention).
+/// See [`CompactBackend::cached_attention`](crate::CompactBackend::cached_attention).
 pub fn attention<B: Backend>(
     q: Tensor<B, 4>,
     k: KeyValue<'_, B>,

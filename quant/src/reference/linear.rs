@@ -9,7 +9,7 @@ use super::dequantize;
 use crate::modules::{Linear, SwiGlu};
 use crate::packed::PackedWeight;
 
-/// See [`CompactBackend::packed_linear`](crate::CompactBackend::linear).
+/// See [`CompactBackend::packed_linear`](crate::CompactBackend::packed_linear).
 pub fn linear<B: Backend>(x: Tensor<B, 2>, w: &PackedWeight<B>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
     let y = x.matmul(dequantize(w).transpose());
     match bias {
@@ -18,7 +18,7 @@ pub fn linear<B: Backend>(x: Tensor<B, 2>, w: &PackedWeight<B>, bias: Option<Ten
     }
 }
 
-/// See [`CompactBackend::packed_embed`](crate::CompactBackend::embed).
+/// See [`CompactBackend::packed_embed`](crate::CompactBackend::packed_embed).
 pub fn embed<B: Backend>(ids: Tensor<B, 1, Int>, w: &PackedWeight<B>) -> Tensor<B, 2> {
     dequantize(w).select(0, ids)
 }

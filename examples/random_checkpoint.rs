@@ -5,7 +5,7 @@
 //! cargo run --release --example random_checkpoint -- crest-2b /tmp/crest-2b tests/fixtures/crest_k4 nf4
 //! ```
 //! The third argument is a directory whose tokenizer files are copied (the vocabulary of the model may be larger); the fourth is
-//! `bf16`, `nf4` or `nf4-dq`.
+//! `bf16`, `nf4`, `nf4-dq` or `nano` (for Qwen2 shapes: the rows of Nano compact).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use emberlm::model::config::CrestOverrides;
 use emberlm::model::{CausalLm, QuantizeOnLoad, RandomWeights, WeightOptions, WeightSource, shapes};
-use emberlm::quant::host::{FloatType, HostScales, HostStorage};
+use emberlm::quant::host::{FloatType, HostRows, HostScales, HostStorage};
 use safetensors::tensor::{Dtype, TensorView};
 
 type Backend = burn_ndarray::NdArray<f32>;
@@ -29,16 +29,19 @@ struct Tensor {
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [shape, out, tokenizer, storage] = &arguments[..] else {
-        bail!("usage: random_checkpoint SHAPE OUT_DIR TOKENIZER_DIR bf16|nf4|nf4-dq");
+        bail!("usage: random_checkpoint SHAPE OUT_DIR TOKENIZER_DIR bf16|nf4|nf4-dq|nano");
     };
     let quantize = match storage.as_str() {
-        "bf16" => None,
+        "bf16" | "nano" => None,
         "nf4" => Some(QuantizeOnLoad::Nf4),
         "nf4-dq" => Some(QuantizeOnLoad::Nf4Double),
-        other => bail!("storage {other}: use bf16, nf4 or nf4-dq"),
+        other => bail!("storage {other}: use bf16, nf4, nf4-dq or nano"),
     };
     let architecture = shapes::shape(shape, &CrestOverrides::default())?;
-    let weights = RandomWeights::new(&architecture, quantize, None, 42);
+    let weights = match storage.as_str() {
+        "nano" => RandomWeights::nano(&architecture, 42),
+        _ => RandomWeights::new(&architecture, quantize, None, 42),
+    };
     let plan = CausalLm::<Backend>::plan(&architecture, &weights, WeightOptions::default(), &Default::default())?;
 
     let out = Path::new(out);
@@ -49,12 +52,11 @@ fn main() -> Result<()> {
             fs::copy(&from, out.join(name)).with_context(|| from.display().to_string())?;
         }
     }
-    fs::write(out.join("config.json"), shapes::shape_json(shape)?)?;
-
     // One file per gibibyte, so that writing does not hold the whole model either.
     let (mut map, mut part, mut bytes, mut index) = (serde_json::Map::new(), BTreeMap::new(), 0, 1);
+    let mut modules = serde_json::Map::new();
     for (i, planned) in plan.tensors.iter().enumerate() {
-        for (name, tensor) in stored(&weights, &planned.name, &planned.shape)? {
+        for (name, tensor) in stored(&weights, &planned.name, &planned.shape, &mut modules)? {
             bytes += tensor.data.len();
             map.insert(name.clone(), format!("model-{index:05}.safetensors").into());
             part.insert(name, tensor);
@@ -64,6 +66,12 @@ fn main() -> Result<()> {
             (part, bytes, index) = (BTreeMap::new(), 0, index + 1);
         }
     }
+    let mut config: serde_json::Value = serde_json::from_str(&shapes::shape_json(shape)?)?;
+    if !modules.is_empty() {
+        config["architectures"] = serde_json::json!(["NanoQwenForCausalLM"]);
+        config["nanollm_modules"] = modules.into();
+    }
+    fs::write(out.join("config.json"), serde_json::to_vec_pretty(&config)?)?;
     let index = serde_json::json!({ "metadata": {}, "weight_map": map });
     fs::write(out.join("model.safetensors.index.json"), serde_json::to_vec_pretty(&index)?)?;
     println!("{}: {} parameters, {} bytes of weights", out.display(), plan.parameters(), plan.weight_bytes());
@@ -78,8 +86,13 @@ fn write(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
     safetensors::serialize_to_file(views, None, path).with_context(|| path.display().to_string())
 }
 
-/// The tensors of the file that hold one tensor of the model.
-fn stored(weights: &RandomWeights, name: &str, shape: &[usize]) -> Result<Vec<(String, Tensor)>> {
+/// The tensors of the file that hold one tensor of the model; rows are entered in `modules`, as Nano compact's config has them.
+fn stored(
+    weights: &RandomWeights,
+    name: &str,
+    shape: &[usize],
+    modules: &mut serde_json::Map<String, serde_json::Value>,
+) -> Result<Vec<(String, Tensor)>> {
     let &[n, k] = shape else {
         let values = weights.vector(name, shape.iter().product())?;
         let data = values.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -92,7 +105,10 @@ fn stored(weights: &RandomWeights, name: &str, shape: &[usize]) -> Result<Vec<(S
             return Ok(vec![(name.to_string(), Tensor { dtype, shape: vec![n, k], data: data.to_vec() })]);
         }
         HostStorage::CodeBook4(w) => w,
-        HostStorage::Rows(_) => bail!("{name}: rows have another layout"),
+        HostStorage::Rows(w) => {
+            let path = name.strip_suffix(".weight").unwrap_or(name);
+            return Ok(rows(path, &w, n, k, modules));
+        }
     };
     let floats = |values: &[f32]| Tensor {
         dtype: Dtype::F32,
@@ -121,4 +137,54 @@ fn stored(weights: &RandomWeights, name: &str, shape: &[usize]) -> Result<Vec<(S
     }
     out.push((format!("{name}.quant_state.bitsandbytes__nf4"), bytes(state.to_string().as_bytes())));
     Ok(out)
+}
+
+/// Nano compact's tensors of a matrix: the wide rows are the protected ones, in order.
+fn rows(
+    path: &str,
+    w: &HostRows,
+    n: usize,
+    k: usize,
+    modules: &mut serde_json::Map<String, serde_json::Value>,
+) -> Vec<(String, Tensor)> {
+    let halves = |scales: &[f32]| Tensor {
+        dtype: Dtype::F16,
+        shape: vec![scales.len()],
+        data: scales.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
+    };
+    let numbers = |range: std::ops::Range<usize>| Tensor {
+        dtype: Dtype::I64,
+        shape: vec![range.len()],
+        data: range.flat_map(|i| (i as i64).to_le_bytes()).collect(),
+    };
+    let codes = |dtype, rows: usize, data: &[u8]| Tensor {
+        dtype,
+        shape: vec![rows, data.len().checked_div(rows).unwrap_or(k)],
+        data: data.to_vec(),
+    };
+    let wide = w.wide_rows;
+    let named =
+        |tensors: Vec<(&str, Tensor)>| tensors.into_iter().map(|(leaf, t)| (format!("{path}.{leaf}"), t)).collect();
+    if wide == n {
+        let spec = if path.ends_with("embed_tokens") {
+            serde_json::json!({ "kind": "embedding", "num_embeddings": n, "embedding_dim": k })
+        } else {
+            serde_json::json!({ "kind": "int8_linear", "in_features": k, "out_features": n, "has_bias": false })
+        };
+        modules.insert(path.to_string(), spec);
+        return named(vec![("q", codes(Dtype::I8, n, &w.wide)), ("scale", halves(&w.scales))]);
+    }
+    let spec = serde_json::json!({
+        "kind": "truequant_linear", "in_features": k, "out_features": n, "prot_rows": wide, "deg_rows": n - wide,
+        "bits": w.narrow_bits, "has_bias": false,
+    });
+    modules.insert(path.to_string(), spec);
+    named(vec![
+        ("prot_q", codes(Dtype::I8, wide, &w.wide)),
+        ("prot_scale", halves(&w.scales[..wide])),
+        ("prot_idx", numbers(0..wide)),
+        ("deg_q_packed", codes(Dtype::U8, n - wide, &w.narrow)),
+        ("deg_scale", halves(&w.scales[wide..])),
+        ("deg_idx", numbers(wide..n)),
+    ])
 }

@@ -150,6 +150,9 @@ impl<B: CompactBackend> CausalLm<B> {
     }
 
     /// An empty cache for a batch whose row `i` starts after `left_pad[i]` empty slots.
+    ///
+    /// Rotary positions count slots, so a padded row is the row alone, moved. Attention does not mind, with one exception: keys
+    /// that are compressed after rotation (LeanLlama's `k_stage` `post_rope`) depend on the slot, and so does such a row.
     pub fn new_batch_cache(&self, format: KvFormat, left_pad: Vec<usize>) -> Cache<B> {
         Cache::new(self.architecture.cache_shapes(), format, left_pad, &self.device())
     }

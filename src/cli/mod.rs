@@ -48,6 +48,11 @@ enum Command {
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    // Warnings of the library: what was found odd but could be used.
+    let warnings = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN);
+    warnings.without_time().with_target(false).with_ansi(false).init();
     let result = match cli.command {
         Command::Generate(args) => generate::run(&args),
         Command::Info(args) => info::run(&args).map(|()| true),

@@ -7,7 +7,7 @@ use super::packed::{MAX_COLUMNS, Order, PackedRows, PermutedX, Scales};
 use super::simd::{self, launch};
 use super::threads::{MIN_WORK, Output, parallel, with_scratch};
 use super::weight::{CodeBook4, Matrix, Rows};
-use super::{Level, Weight, level, threads};
+use super::{Level, Precision, Weight, int8, level, precision, threads};
 
 /// Rows `first..first + count` as floats, row-major; each value is exactly the stored one (one f32 product).
 ///
@@ -46,7 +46,7 @@ fn gather(w: &Weight, count: usize, row: impl Fn(usize) -> usize + Sync, y: &mut
     }
 }
 
-/// `y = x Wᵀ + b`.
+/// `y = x Wᵀ + b`, in the arithmetic of [`precision`].
 ///
 /// # Shapes
 /// `x [m, k]`, `w [n, k]`, `bias [n]`, `y [m, n]`.
@@ -73,6 +73,9 @@ pub(crate) fn product(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: 
         return;
     }
     let level = level();
+    if precision() == Precision::Int8Activations && int8::available(level) && int8::fits(w) {
+        return int8::product(x, m, w, bias, y);
+    }
     if m > FEW {
         return gemm(level, x, m, w, bias, Output::new(y, w.n));
     }
@@ -103,7 +106,7 @@ fn few(level: Level, x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: &
 }
 
 /// Splits `n` rows of `row_bytes` over the threads: `f(first, last)`.
-fn split_rows(n: usize, row_bytes: usize, work: usize, f: impl Fn(usize, usize) + Sync) {
+pub(crate) fn split_rows(n: usize, row_bytes: usize, work: usize, f: impl Fn(usize, usize) + Sync) {
     if n.saturating_mul(work) < MIN_WORK {
         return f(0, n);
     }

@@ -55,10 +55,10 @@ pub fn swiglu_mlp(x: &[f32], m: usize, mlp: &Mlp, active: Option<&[bool]>, y: &m
 }
 
 fn block(x: &[f32], m: usize, mlp: &Mlp, y: &mut [f32]) {
-    let (level, inner) = (level(), mlp.gate.n);
-    // One hand-over to the pool for the whole block; the level of the calling thread goes along.
+    let (level, precision, inner) = (level(), super::precision(), mlp.gate.n);
+    // One hand-over to the pool for the whole block; what the calling thread has chosen goes along.
     run(|| {
-        super::with_level(level, || {
+        let block = || {
             with_scratch(2 * m * inner, |scratch| {
                 let (gate, up) = scratch.split_at_mut(m * inner);
                 product(x, m, &mlp.gate, None, gate);
@@ -72,7 +72,8 @@ fn block(x: &[f32], m: usize, mlp: &Mlp, y: &mut [f32]) {
                 launch(level, SiluMul { gate: rest, up: &up[whole..] });
                 product(gate, m, &mlp.down, None, y);
             });
-        });
+        };
+        super::with_level(level, || super::with_precision(precision, block));
     });
 }
 

@@ -1,7 +1,7 @@
 //! CPU kernels: slices in, slices out.
 //!
 //! Every function checks the lengths of its arguments once and panics with the name of the argument that does not fit; the
-//! code behind that border trusts them. All arithmetic is f32 unless a function says otherwise. Work is split over a rayon
+//! code behind that border trusts them. All arithmetic is f32 unless a function or [`Precision`] says otherwise. Work is split over a rayon
 //! pool (see [`set_threads`] and [`run`]), and every kernel exists for each instruction set in [`Level`].
 // Loops over constant bounds index several arrays at once: that is what keeps accumulators in registers.
 #![allow(clippy::needless_range_loop)]
@@ -16,12 +16,14 @@ mod delta;
 mod dense;
 mod dequantize;
 mod gemm;
+mod int8;
 mod level;
 mod linear;
 mod mlp;
 mod norm;
 mod packed;
 pub mod plain;
+mod precision;
 mod rotary;
 mod simd;
 mod threads;
@@ -36,6 +38,7 @@ pub use level::{Level, features, level, set_level, with_level};
 pub use linear::{dequantize_rows, embed, linear};
 pub use mlp::{Mlp, swiglu_mlp};
 pub use norm::{rms_norm, rms_norm_gated};
+pub use precision::{Precision, precision, set_precision, with_precision};
 pub use rotary::rotary;
 pub use threads::{run, set_threads, threads, with_threads};
 pub use weight::{BlockScales, CodeBook4, Matrix, Rows, Weight};

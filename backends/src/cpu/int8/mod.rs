@@ -1,0 +1,97 @@
+//! Products in which x is rounded to 8 bits.
+//!
+//! Every 64 elements of x become signed bytes and a scale. Weights become unsigned bytes, 128 (or the offset of the storage)
+//! too large, because the instruction multiplies unsigned by signed; the sum of the bytes of x, known before the first
+//! weight is read, takes that back. The sums of a block are exact integers; blocks are added in f32.
+
+#[cfg(target_arch = "x86_64")]
+mod gemm;
+#[cfg(target_arch = "x86_64")]
+mod rows;
+
+use super::{Level, Matrix, Weight};
+
+/// Elements of x that share a scale.
+pub(crate) const BLOCK: usize = 64;
+
+/// What unsigned bytes of weights exceed them by.
+#[cfg(target_arch = "x86_64")]
+const OFFSET: i32 = 128;
+
+/// Whether products at `level` can use it on this machine.
+pub(crate) fn available(level: Level) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return level == Level::Avx512 && is_x86_feature_detected!("avx512vnni");
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = level;
+        false
+    }
+}
+
+/// Whether this matrix can take part.
+pub(crate) fn fits(w: &Weight) -> bool {
+    w.k.is_multiple_of(BLOCK)
+        && match &w.data {
+            Matrix::CodeBook4(w) => w.block.is_multiple_of(BLOCK) && w.code_book.iter().all(|value| value.is_finite()),
+            Matrix::Rows(_) => true,
+            _ => false,
+        }
+}
+
+/// `y = x Wᵀ + b` for a matrix that fits at a level where this is available.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn product(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: &mut [f32]) {
+    if m > rows::FEW {
+        return gemm::gemm(x, m, w, bias, super::threads::Output::new(y, w.n));
+    }
+    for (x, y) in x.chunks(rows::MAX_COLUMNS * w.k).zip(y.chunks_mut(rows::MAX_COLUMNS * w.n)) {
+        rows::few(x, x.len() / w.k, w, bias, y);
+    }
+}
+
+/// `y = x Wᵀ + b`; there are no kernels for this architecture, so nothing is [`available`].
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn product(_: &[f32], _: usize, _: &Weight, _: Option<&[f32]>, _: &mut [f32]) {}
+
+/// Rounds 64 elements to `scale * q`; the scale is NaN where one of them is not finite.
+#[inline(always)]
+pub(crate) fn quantize(x: &[f32], q: &mut [i8]) -> f32 {
+    let mut largest = 0.0f32;
+    let mut sum = 0.0f32;
+    for &x in x {
+        largest = largest.max(x.abs());
+        // 0 for a finite x, NaN for another.
+        sum += x * 0.0;
+    }
+    // Below this the reciprocal is not finite; such a block is 0.
+    let inverse = if largest > 1e-30 { 127.0 / largest } else { 0.0 };
+    for (q, &x) in q.iter_mut().zip(x) {
+        *q = (x * inverse).round_ties_even() as i8;
+    }
+    largest / 127.0 + sum
+}
+
+/// A code book in bytes: `value ≈ scale * byte`, with the scale whose rounding errors are least.
+pub(crate) fn code_book(values: &[f32; 16]) -> ([i8; 16], f32) {
+    let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+    if largest < 1e-30 {
+        return ([0; 16], 0.0);
+    }
+    let mut best = (f32::INFINITY, 127.0);
+    for level in 96..=127 {
+        let level = level as f32;
+        let error: f32 = values
+            .iter()
+            .map(|value| {
+                let exact = value / largest * level;
+                ((exact.round_ties_even() - exact) / level).powi(2)
+            })
+            .sum();
+        if error < best.0 {
+            best = (error, level);
+        }
+    }
+    let level = best.1;
+    (values.map(|value| (value / largest * level).round_ties_even() as i8), largest / level)
+}

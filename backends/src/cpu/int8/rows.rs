@@ -1,0 +1,269 @@
+//! A few rows of x: codes are looked up and multiplied as they are read, four rows of the matrix in flight.
+
+use super::super::linear::split_rows;
+use super::super::packed::{AHEAD, block_scales};
+use super::super::threads::{Output, with_scratch};
+use super::super::weight::{CodeBook4, Matrix, Weight};
+use super::{BLOCK, OFFSET, code_book, quantize};
+use std::arch::x86_64::*;
+
+/// The most columns of x in one pass.
+pub(super) const MAX_COLUMNS: usize = 4;
+/// Rows of x up to which passes are faster than tiles.
+pub(super) const FEW: usize = 8;
+/// Rows in flight.
+const R: usize = 4;
+
+/// x in the order in which codes leave the bytes.
+struct Columns {
+    /// `[group][column][code of a byte][byte]`.
+    codes: Vec<i8>,
+    /// `[group][column][lane]`: what the offset of the weights adds, negated.
+    start: Vec<i32>,
+    /// `[group][column][lane]`.
+    scales: Vec<f32>,
+    columns: usize,
+}
+
+impl Columns {
+    /// Groups are 64 bytes of codes; the element at `e` of a byte is multiplied by the code at bit `bits * (e ^ flip)`.
+    fn new(x: &[f32], m: usize, k: usize, bits: usize, flip: usize, offset: i32) -> Columns {
+        let columns = m.next_power_of_two();
+        let per_byte = 8 / bits;
+        let group = 64 * per_byte;
+        let groups = k.div_ceil(group);
+        let mut codes = vec![0i8; groups * columns * group];
+        let mut start = vec![0i32; groups * columns * 16];
+        let mut scales = vec![0f32; groups * columns * 16];
+        for (column, x) in x.chunks_exact(k).enumerate().take(m) {
+            for (block, x) in x.chunks_exact(BLOCK).enumerate() {
+                let mut q = [0i8; BLOCK];
+                let scale = quantize(x, &mut q);
+                let at = block / per_byte * columns + column;
+                // The bytes of the group that this block fills.
+                let bytes = BLOCK / per_byte;
+                let from = block % per_byte * bytes;
+                for e in 0..per_byte {
+                    let to = &mut codes[at * group + (e ^ flip) * 64 + from..][..bytes];
+                    for (to, q) in to.iter_mut().zip(q[e..].iter().step_by(per_byte)) {
+                        *to = *q;
+                    }
+                }
+                for (lane, q) in q.chunks_exact(4 * per_byte).enumerate() {
+                    let lane = at * 16 + from / 4 + lane;
+                    start[lane] = -offset * q.iter().map(|&q| i32::from(q)).sum::<i32>();
+                    scales[lane] = scale;
+                }
+            }
+        }
+        Columns { codes, start, scales, columns }
+    }
+}
+
+/// A product with at most [`MAX_COLUMNS`] rows of x.
+pub(super) fn few(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: &mut [f32]) {
+    let (n, k) = (w.n, w.k);
+    match &w.data {
+        Matrix::CodeBook4(data) => {
+            let (book, factor) = code_book(data.code_book);
+            let x = &Columns::new(x, m, k, 4, 1, OFFSET);
+            let book = book.map(|value| (i32::from(value) + OFFSET) as u8);
+            let y = Output::new(y, n);
+            let scales = Scales::Blocks(data, k, factor);
+            Pass { codes: data.codes, stride: k / 2, row_bytes: k / 2, book, scales, x, m, column: 0, bias, y }
+                .split(n, 4);
+        }
+        Matrix::Rows(data) => {
+            let wide = data.wide_rows;
+            let stored = |bias: Option<&[f32]>, y: Output| {
+                if wide > 0 {
+                    let x = &Columns::new(x, m, k, 8, 0, OFFSET);
+                    let scales = Scales::Rows(data.scales);
+                    let (codes, book) = (data.wide, [0; 16]);
+                    Pass { codes, stride: k, row_bytes: k, book, scales, x, m, column: 0, bias, y }.split(wide, 8);
+                }
+                if wide < n {
+                    let bits = data.narrow_bits as usize;
+                    let x = &Columns::new(x, m, k, bits, 0, if bits == 2 { 1 } else { 7 });
+                    let scales = Scales::Rows(&data.scales[wide..]);
+                    let book = std::array::from_fn(|code| code as u8);
+                    let (codes, stride, row_bytes) = (data.narrow, data.narrow_stride, k * bits / 8);
+                    Pass { codes, stride, row_bytes, book, scales, x, m, column: wide, bias, y }.split(n - wide, bits);
+                }
+            };
+            let Some(slots) = data.slots else {
+                return stored(bias, Output::new(y, n));
+            };
+            // Rows are computed in the order they are stored, then put where they belong.
+            with_scratch(m * n, |scratch| {
+                stored(None, Output::new(scratch, n));
+                for (y, stored) in y.chunks_exact_mut(n).zip(scratch.chunks_exact(n)) {
+                    for (j, (y, &slot)) in y.iter_mut().zip(slots).enumerate() {
+                        *y = stored[slot as usize] + bias.map_or(0.0, |bias| bias[j]);
+                    }
+                }
+            });
+        }
+        _ => unreachable!("`fits` lets no other storage through"),
+    }
+}
+
+enum Scales<'a> {
+    Rows(&'a [f32]),
+    /// Rows of so many elements, and the scale of the code book.
+    Blocks(&'a CodeBook4<'a>, usize, f32),
+}
+
+/// A matrix times [`Columns`].
+struct Pass<'a> {
+    codes: &'a [u8],
+    stride: usize,
+    row_bytes: usize,
+    /// The byte of each 4-bit code.
+    book: [u8; 16],
+    scales: Scales<'a>,
+    x: &'a Columns,
+    m: usize,
+    /// Column of the output that row 0 goes to.
+    column: usize,
+    bias: Option<&'a [f32]>,
+    y: Output<'a>,
+}
+
+impl Pass<'_> {
+    fn split(&self, n: usize, bits: usize) {
+        split_rows(n, self.row_bytes, self.m * self.row_bytes, |first, last| {
+            let blocks = matches!(self.scales, Scales::Blocks(..));
+            // SAFETY: `available` has found AVX-512 VNNI, the matrix was checked, and tasks have different rows.
+            unsafe {
+                match (bits, blocks, self.x.columns) {
+                    (4, true, 1) => self.range::<4, true, 1>(first, last),
+                    (4, true, 2) => self.range::<4, true, 2>(first, last),
+                    (4, true, _) => self.range::<4, true, 4>(first, last),
+                    (4, false, 1) => self.range::<4, false, 1>(first, last),
+                    (4, false, 2) => self.range::<4, false, 2>(first, last),
+                    (4, false, _) => self.range::<4, false, 4>(first, last),
+                    (8, _, 1) => self.range::<8, false, 1>(first, last),
+                    (8, _, 2) => self.range::<8, false, 2>(first, last),
+                    (8, _, _) => self.range::<8, false, 4>(first, last),
+                    (_, _, 1) => self.range::<2, false, 1>(first, last),
+                    (_, _, 2) => self.range::<2, false, 2>(first, last),
+                    (_, _, _) => self.range::<2, false, 4>(first, last),
+                }
+            }
+        });
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn range<const BITS: usize, const BLOCKS: bool, const M: usize>(&self, first: usize, last: usize) {
+        let per_row = match self.scales {
+            // One more: a group covers two blocks.
+            Scales::Blocks(_, k, _) => k / BLOCK + 1,
+            Scales::Rows(_) => 0,
+        };
+        let mut scales = vec![0.0; R * per_row];
+        // `R` streams far apart, each read in order: that is what hardware prefetchers follow.
+        let apart = (last - first) / R;
+        // The rest one at a time: `R` times the same row, to spare a kernel of its own.
+        let rest = first + apart * R;
+        for row in (first..first + apart).chain(rest..last) {
+            let apart = if row < rest { apart } else { 0 };
+            // SAFETY: the rows lie before `last`.
+            unsafe { self.rows::<BITS, BLOCKS, M>(row, apart, per_row, &mut scales) };
+        }
+    }
+
+    /// Rows `row`, `row + apart`, ... (`R` of them) times `M` columns.
+    ///
+    /// # Safety
+    /// The rows exist, x has `M` columns ordered for `BITS`, and no other task writes these outputs.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn rows<const BITS: usize, const BLOCKS: bool, const M: usize>(
+        &self,
+        row: usize,
+        apart: usize,
+        per_row: usize,
+        scales: &mut [f32],
+    ) {
+        let mut factor = 1.0;
+        if let Scales::Blocks(w, k, book) = self.scales {
+            factor = book;
+            for r in 0..R {
+                block_scales(w, (row + r * apart) * k, &mut scales[r * per_row..(r + 1) * per_row - 1]);
+            }
+        }
+        // SAFETY: the last group of a row is read under a mask; x and the scales are padded to whole groups.
+        unsafe {
+            let book = _mm512_broadcast_i32x4(_mm_loadu_si128(self.book.as_ptr().cast()));
+            let (nibble, pair, flip) = (_mm512_set1_epi8(15), _mm512_set1_epi8(3), _mm512_set1_epi8(-128));
+            let codes = self.codes.as_ptr().add(row * self.stride);
+            let stream = apart * self.stride;
+            let planes = 8 / BITS;
+            let whole = self.row_bytes / 64;
+            let tail = (1u64 << (self.row_bytes % 64)) - 1;
+            let mut total = [[_mm512_setzero_ps(); M]; R];
+            for g in 0..self.row_bytes.div_ceil(64) {
+                let x = self.x.codes.as_ptr().add(g * M * planes * 64);
+                let start = self.x.start.as_ptr().add(g * M * 16);
+                let x_scales = self.x.scales.as_ptr().add(g * M * 16);
+                for r in 0..R {
+                    let at = codes.add(g * 64 + r * stream);
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                    let bytes = if g < whole {
+                        _mm512_loadu_si512(at.cast())
+                    } else {
+                        _mm512_maskz_loadu_epi8(tail, at.cast())
+                    };
+                    let weights = match BITS {
+                        8 => [_mm512_xor_si512(bytes, flip); 4],
+                        4 => {
+                            let low = _mm512_and_si512(bytes, nibble);
+                            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), nibble);
+                            if BLOCKS {
+                                let (low, high) = (_mm512_shuffle_epi8(book, low), _mm512_shuffle_epi8(book, high));
+                                [low, high, low, high]
+                            } else {
+                                [low, high, low, high]
+                            }
+                        }
+                        _ => [
+                            _mm512_and_si512(bytes, pair),
+                            _mm512_and_si512(_mm512_srli_epi16::<2>(bytes), pair),
+                            _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), pair),
+                            _mm512_and_si512(_mm512_srli_epi16::<6>(bytes), pair),
+                        ],
+                    };
+                    for m in 0..M {
+                        let mut sum = _mm512_loadu_si512(start.add(m * 16).cast());
+                        for plane in 0..planes {
+                            let x = _mm512_loadu_si512(x.add((m * planes + plane) * 64).cast());
+                            sum = _mm512_dpbusd_epi32(sum, weights[plane], x);
+                        }
+                        let mut scale = _mm512_loadu_ps(x_scales.add(m * 16));
+                        if BLOCKS {
+                            let at = scales.as_ptr().add(r * per_row + 2 * g);
+                            let low = _mm512_set1_ps(*at);
+                            let both = _mm512_mask_broadcastss_ps(low, 0xff00, _mm_load_ss(at.add(1)));
+                            scale = _mm512_mul_ps(scale, both);
+                        }
+                        total[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, total[r][m]);
+                    }
+                }
+            }
+            for r in 0..R {
+                let j = row + r * apart;
+                let scale = match self.scales {
+                    Scales::Rows(scales) => scales[j],
+                    Scales::Blocks(..) => factor,
+                };
+                let bias = self.bias.map_or(0.0, |bias| bias[self.column + j]);
+                for m in 0..M {
+                    if m < self.m {
+                        self.y.set(m, self.column + j, _mm512_reduce_add_ps(total[r][m]) * scale + bias);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! Products with x in 8 bits: against a loop of the same integers, and their error against exact arithmetic.
+
+mod common;
+
+use common::{Kind, Rng, Stored, close};
+use emberlm_backends::cpu::{self, Level, Matrix, Mlp, Precision, Weight, plain};
+
+/// The book of NF4.
+const NF4: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_4,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+/// Whether this machine has the kernels; elsewhere the option changes nothing, which is tested too.
+fn has_int8() -> bool {
+    cpu::level() == Level::Avx512 && cpu::features().contains(&"avx512vnni")
+}
+
+fn int8(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>) -> Vec<f32> {
+    let mut y = vec![f32::NAN; m * w.n];
+    cpu::with_precision(Precision::Int8Activations, || cpu::linear(x, m, w, bias, &mut y));
+    y
+}
+
+/// 64 elements as integers and a scale.
+fn quantize(x: &[f32]) -> (Vec<i32>, f32) {
+    let largest = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    let inverse = if largest > 1e-30 { 127.0 / largest } else { 0.0 };
+    (x.iter().map(|x| (x * inverse).round_ties_even() as i32).collect(), largest / 127.0)
+}
+
+/// The book with its least rounding errors among 96 to 127 steps.
+fn rounded(book: &[f32; 16]) -> ([i32; 16], f32) {
+    let largest = book.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+    let error = |level: f32| -> f32 {
+        let off = |value: &f32| {
+            let exact = value / largest * level;
+            ((exact.round_ties_even() - exact) / level).powi(2)
+        };
+        book.iter().map(off).sum()
+    };
+    let level = (96..=127).map(|level| level as f32).min_by(|a, b| error(*a).total_cmp(&error(*b))).unwrap();
+    (book.map(|value| (value / largest * level).round_ties_even() as i32), largest / level)
+}
+
+/// The integer of an element of a row, from its exact value, and its scale.
+fn element(w: &Weight, row: usize, column: usize, values: &[f32], book: &([i32; 16], f32)) -> (i32, f64) {
+    match &w.data {
+        Matrix::CodeBook4(data) => {
+            let at = at(w, row, column);
+            let byte = data.codes[at / 2];
+            let code = if at % 2 == 0 { byte >> 4 } else { byte & 15 };
+            let scale = data.scales_of(at / data.block);
+            (book.0[code as usize], f64::from(scale) * f64::from(book.1))
+        }
+        Matrix::Rows(data) => {
+            let slot = data.slots.map_or(row, |slots| slots[row] as usize);
+            let scale = data.scales[slot];
+            ((values[at(w, row, column)] / scale).round() as i32, f64::from(scale))
+        }
+        _ => unreachable!(),
+    }
+}
+
+fn at(w: &Weight, row: usize, column: usize) -> usize {
+    row * w.k + column
+}
+
+trait ScalesOf {
+    fn scales_of(&self, i: usize) -> f32;
+}
+
+impl ScalesOf for cpu::CodeBook4<'_> {
+    fn scales_of(&self, i: usize) -> f32 {
+        match self.scales {
+            cpu::BlockScales::Single(scales) => scales[i],
+            cpu::BlockScales::Double { codes, map, absmax, block, offset } => {
+                map[codes[i] as usize] * absmax[i / block] + offset
+            }
+        }
+    }
+}
+
+/// The same integers in a loop; also the sum of the sizes of the terms, the measure of what f32 sums may lose.
+fn twin(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>) -> (Vec<f64>, Vec<f64>) {
+    let book = match &w.data {
+        Matrix::CodeBook4(data) => rounded(data.code_book),
+        _ => ([0; 16], 0.0),
+    };
+    let mut values = vec![0.0; w.n * w.k];
+    plain::dequantize_rows(w, 0, w.n, &mut values);
+    let (mut y, mut size) = (vec![0.0; m * w.n], vec![0.0; m * w.n]);
+    for i in 0..m {
+        for b in 0..w.k / 64 {
+            let (q, x_scale) = quantize(&x[i * w.k + 64 * b..][..64]);
+            for j in 0..w.n {
+                let scale = element(w, j, 64 * b, &values, &book).1;
+                let sum: i32 = (0..64).map(|e| q[e] * element(w, j, 64 * b + e, &values, &book).0).sum();
+                let term = f64::from(sum) * f64::from(x_scale) * scale;
+                y[i * w.n + j] += term;
+                size[i * w.n + j] += term.abs();
+            }
+        }
+        for j in 0..w.n {
+            let bias = bias.map_or(0.0, |bias| f64::from(bias[j]));
+            y[i * w.n + j] += bias;
+            size[i * w.n + j] += bias.abs();
+        }
+    }
+    (y, size)
+}
+
+const KINDS: [Kind; 7] = [
+    Kind::Single { block: 64 },
+    Kind::Single { block: 128 },
+    Kind::Double { block: 64, nested: 256 },
+    Kind::Double { block: 64, nested: 3 },
+    Kind::Rows { wide: usize::MAX, bits: 4, slots: false },
+    Kind::Rows { wide: 3, bits: 4, slots: true },
+    Kind::Rows { wide: 2, bits: 2, slots: true },
+];
+
+#[test]
+fn linear_matches_a_loop_of_the_same_integers() {
+    if !has_int8() {
+        return;
+    }
+    let mut rng = Rng(11);
+    for kind in KINDS {
+        for (i, k) in [64, 128, 192, 256, 320, 448, 512, 576, 1088].into_iter().enumerate() {
+            let n = [1, 5, 13, 64, 29][i % 5];
+            let stored = Stored::new(&mut rng, kind, n, k);
+            let bias = rng.floats(n, 1.0);
+            for m in [1, 2, 3, 4, 5, 8, 9, 16, 17, 33, 50] {
+                let x = rng.floats(m * k, 1.7);
+                let bias = (m % 2 == 1).then_some(&bias[..]);
+                let (want, size) = twin(&x, m, &stored.weight(), bias);
+                let got = int8(&x, m, &stored.weight(), bias);
+                for (j, ((got, want), size)) in got.iter().zip(&want).zip(&size).enumerate() {
+                    let name = format!("{kind:?} [{n}, {k}] x {m} [{j}]: {got}, expected {want} of terms {size}");
+                    // A lane adds a few f32 terms that may be larger than a block's sum.
+                    assert!((f64::from(*got) - want).abs() <= 1e-6 * size.max(want.abs()).max(0.5), "{name}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_error_against_exact_products_is_small() {
+    let mut rng = Rng(12);
+    let (n, k, m) = (512, 2048, 16);
+    // Normal weights as NF4 stores them, normal activations.
+    let mut normal =
+        |len: usize| -> Vec<f32> { (0..len).map(|_| (0..12).map(|_| rng.float(0.5)).sum::<f32>()).collect() };
+    let (weights, x) = (normal(n * k), normal(m * k));
+    let (mut scales, mut codes) = (Vec::new(), vec![0u8; n * k / 2]);
+    for (b, block) in weights.chunks_exact(64).enumerate() {
+        let largest = block.iter().fold(0.0f32, |largest, w| largest.max(w.abs()));
+        scales.push(largest);
+        for (e, w) in block.iter().enumerate() {
+            let off = |code: &usize| (NF4[*code] - w / largest).abs();
+            let code = (0..16).min_by(|a, b| off(a).total_cmp(&off(b))).unwrap() as u8;
+            codes[(b * 64 + e) / 2] |= code << (4 * (1 - e % 2));
+        }
+    }
+    let data = cpu::CodeBook4 { codes: &codes, code_book: &NF4, block: 64, scales: cpu::BlockScales::Single(&scales) };
+    let w = Weight { n, k, data: Matrix::CodeBook4(data) };
+    let mut exact = vec![0.0; m * n];
+    plain::linear(&x, m, &w, None, &mut exact);
+    let mut full = vec![0.0; m * n];
+    plain::linear(&x, m, &Weight { n, k, data: Matrix::F32(&weights) }, None, &mut full);
+    let rms = |v: &[f32]| (v.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / v.len() as f64).sqrt();
+    let error = |a: &[f32], b: &[f32]| -> Vec<f32> { a.iter().zip(b).map(|(a, b)| a - b).collect() };
+    let size = rms(&exact);
+    for m in [1, 16] {
+        let off = error(&int8(&x[..m * k], m, &w, None), &exact[..m * n]);
+        let largest = off.iter().fold(0.0f32, |largest, e| largest.max(e.abs()));
+        let relative = (rms(&off) / size, f64::from(largest) / size);
+        println!(
+            "x {m}: rms {:.5}, max {:.5} of the rms result; NF4 itself {:.5}; book {:?}",
+            relative.0,
+            relative.1,
+            rms(&error(&exact, &full)) / size,
+            rounded(&NF4)
+        );
+        assert!(relative.0 < 0.012 && relative.1 < 0.06, "{relative:?}");
+        // Not exact by accident: the option was taken.
+        assert_eq!(relative.0 > 1e-4, has_int8());
+    }
+}
+
+#[test]
+fn what_does_not_fit_stays_exact() {
+    let mut rng = Rng(13);
+    let kinds = [(Kind::Single { block: 64 }, 96), (Kind::Single { block: 48 }, 192), (Kind::Bf16, 128)];
+    let rows = Kind::Rows { wide: 2, bits: 2, slots: true };
+    for (kind, k) in kinds.into_iter().chain([(rows, 65)]) {
+        let stored = Stored::new(&mut rng, kind, 7, k);
+        for m in [1, 3, 20] {
+            let x = rng.floats(m * k, 1.0);
+            let mut want = vec![0.0; m * 7];
+            cpu::with_precision(Precision::Exact, || cpu::linear(&x, m, &stored.weight(), None, &mut want));
+            assert_eq!(int8(&x, m, &stored.weight(), None), want, "{kind:?} x {m}");
+        }
+    }
+}
+
+#[test]
+fn a_lower_level_stays_exact() {
+    let stored = Stored::new(&mut Rng(14), KINDS[0], 7, 128);
+    let x = Rng(15).floats(128, 1.0);
+    for level in Level::available().into_iter().filter(|&level| level != Level::Avx512) {
+        let mut want = vec![0.0; 7];
+        plain::linear(&x, 1, &stored.weight(), None, &mut want);
+        let got = cpu::with_level(level, || int8(&x, 1, &stored.weight(), None));
+        close(level.name(), &got, &want, 1e-5);
+    }
+}
+
+#[test]
+fn a_value_that_is_not_finite_stays_in_its_row() {
+    let mut rng = Rng(16);
+    for kind in KINDS {
+        let (n, k) = (5, 320);
+        let stored = Stored::new(&mut rng, kind, n, k);
+        for m in [1, 2, 5, 20] {
+            for bad in [f32::NAN, f32::INFINITY] {
+                let mut x = rng.floats(m * k, 1.0);
+                x[(m - 1) * k + 7] = bad;
+                let y = int8(&x, m, &stored.weight(), None);
+                let (clean, hit) = y.split_at((m - 1) * n);
+                assert!(clean.iter().all(|y| y.is_finite()), "{kind:?} x {m}");
+                assert!(hit.iter().all(|y| !y.is_finite()), "{kind:?} x {m}");
+            }
+        }
+    }
+}
+
+#[test]
+fn zeros_give_the_bias() {
+    for kind in KINDS {
+        let stored = Stored::new(&mut Rng(17), kind, 3, 192);
+        for m in [1, 20] {
+            let y = int8(&vec![0.0; m * 192], m, &stored.weight(), Some(&[1.0, 2.0, 3.0]));
+            assert!(y.chunks_exact(3).all(|y| y == [1.0, 2.0, 3.0]), "{kind:?} x {m}: {y:?}");
+        }
+    }
+}
+
+#[test]
+fn the_mlp_takes_the_precision_along() {
+    let mut rng = Rng(18);
+    let [gate, up] = [(); 2].map(|()| Stored::new(&mut rng, KINDS[0], 192, 64));
+    let down = Stored::new(&mut rng, KINDS[0], 64, 192);
+    let mlp = Mlp { gate: gate.weight(), up: up.weight(), down: down.weight() };
+    let x = rng.floats(3 * 64, 3.0);
+    let run = |precision| {
+        let mut y = vec![0.0; 3 * 64];
+        cpu::with_precision(precision, || cpu::swiglu_mlp(&x, 3, &mlp, None, &mut y));
+        y
+    };
+    let (exact, rounded) = (run(Precision::Exact), run(Precision::Int8Activations));
+    assert_eq!(exact != rounded, has_int8());
+    close("int8", &rounded, &exact, 0.05);
+}

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use emberlm::model::QuantizeOnLoad;
 use emberlm::model::config::CrestOverrides;
 use emberlm::quant::kv::KvFormat;
+use emberlm_backends::cpu::Precision;
 
 use super::backend::DeviceChoice;
 
@@ -84,9 +85,32 @@ pub struct DeviceArgs {
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
 
+    /// Arithmetic of products with quantised weights
+    #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
+    pub activations: Activations,
+
     /// Threads; all that the machine runs at once when absent
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+}
+
+/// Number formats of activations in products with quantised weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Activations {
+    /// Exact
+    #[default]
+    F32,
+    /// Rounded to 8 bits per 64 numbers, as llama.cpp does: faster, less exact; needs AVX-512 VNNI
+    Int8,
+}
+
+impl From<Activations> for Precision {
+    fn from(activations: Activations) -> Self {
+        match activations {
+            Activations::F32 => Self::Exact,
+            Activations::Int8 => Self::Int8Activations,
+        }
+    }
 }
 
 /// Number formats of the cache.

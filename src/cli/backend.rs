@@ -39,6 +39,7 @@ pub fn open(args: &DeviceArgs) -> Result<CpuDevice> {
     if let Some(threads) = args.threads {
         ensure!(cpu::set_threads(threads.into()), "--threads {threads}: the threads are already running");
     }
+    cpu::set_precision(Some(args.activations.into()));
     match args.device {
         DeviceChoice::Auto | DeviceChoice::Cpu => Ok(CpuDevice::default()),
     }

@@ -13,7 +13,7 @@ use emberlm::quant::kv::KvFormat;
 use emberlm_backends::cpu;
 use serde::Serialize;
 
-use super::args::{CacheType, Quant};
+use super::args::{Activations, CacheType, Quant};
 use super::backend::{Cpu, CpuDevice};
 use super::output;
 
@@ -60,6 +60,10 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 512, value_name = "N")]
     chunk: usize,
 
+    /// Arithmetic of products with quantised weights
+    #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
+    activations: Activations,
+
     /// Number format of cached keys and values
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     cache_type: CacheType,
@@ -89,6 +93,8 @@ struct Report {
     weight_bytes: usize,
     device: String,
     cpu_features: Vec<&'static str>,
+    /// `exact` or `int8`.
+    activations: &'static str,
     /// What a plain read loop reaches, per thread count, in the same process.
     read_gb_per_second: Vec<(usize, f64)>,
 }
@@ -122,6 +128,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         halt_threshold: args.threshold,
         ..Default::default()
     };
+    cpu::set_precision(Some(args.activations.into()));
     let device = CpuDevice::default();
     let started = Instant::now();
     let (name, plan, model) = load(args, &depth, &device)?;
@@ -144,6 +151,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         weight_bytes: plan.weight_bytes(),
         device: "cpu".into(),
         cpu_features: cpu::features(),
+        activations: cpu::precision().name(),
         read_gb_per_second: Vec::new(),
     };
     for &threads in &counts {

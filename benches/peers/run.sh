@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# The same model on emberlm, llama.cpp, candle and transformers + bitsandbytes, one after the other, and one table of all.
+#   benches/peers/run.sh              after benches/peers/setup.sh; takes about twenty minutes on two cores
+#   T="1 2" R=5 ENGINES="ember llamacpp candle transformers" benches/peers/run.sh
+# Run it on a quiet machine; only ratios within one run mean anything.
+set -euo pipefail
+cd "$(dirname "$0")"
+T=${T:-1 2}; R=${R:-5}; ENGINES=${ENGINES:-ember llamacpp candle transformers}
+M=models; OUT=out; EMBER=../../target/release/ember
+rm -rf $OUT; mkdir -p $OUT
+case " $ENGINES " in *" ember "*) (cd ../.. && cargo build --release --quiet) ;; esac
+
+ember() { # name threads flags..
+    local name=$1 t=$2; shift 2
+    $EMBER bench -p 128,512 -n 64 -t "$t" -r "$R" --json "$@" > "$OUT/ember-$name-t$t.json" 2> /dev/null
+}
+for t in $T; do
+    for engine in $ENGINES; do
+        echo "$engine, $t threads" >&2
+        case $engine in
+        ember)
+            ember nf4-dq "$t" -m $M/bench-1b-hf-nf4
+            ember int8 "$t" -m $M/bench-1b-hf --quant int8 --quant-head int8
+            ember bf16 "$t" -m $M/bench-1b-hf ;;
+        llamacpp)
+            for q in Q4_0 Q8_0 f16; do
+                llama.cpp/build/bin/llama-bench -m $M/bench-1b-$q.gguf -p 128,512 -n 64 -t "$t" -r "$R" -o json \
+                    > "$OUT/llamacpp-$q-t$t.json" 2> /dev/null &
+                pid=$!; peak=0
+                while kill -0 $pid 2> /dev/null; do
+                    peak=$(awk '/VmHWM/ {print $2}' /proc/$pid/status 2> /dev/null || echo "$peak"); sleep 0.2
+                    [ -n "$peak" ] && echo "$peak" > "$OUT/llamacpp-$q-t$t.kb"
+                done
+                wait $pid
+            done ;;
+        candle)
+            for q in Q8_0; do
+                RAYON_NUM_THREADS=$t candle/target/release/candle-bench $M/bench-1b-$q.gguf "$R" > "$OUT/candle-$q-t$t.txt"
+            done ;;
+        transformers)
+            OMP_NUM_THREADS=$t PP=128 venv/bin/python bench_hf.py nf4pre "$t" "$R" > "$OUT/transformers-nf4-dq-t$t.txt" 2> /dev/null ;;
+        esac
+    done
+done
+python3 table.py $OUT

@@ -67,7 +67,7 @@ pub(crate) fn quantize(x: &[f32], q: &mut [i8]) -> f32 {
     // Below this the reciprocal is not finite; such a block is 0.
     let inverse = if largest > 1e-30 { 127.0 / largest } else { 0.0 };
     for (q, &x) in q.iter_mut().zip(x) {
-        *q = (x * inverse).round_ties_even() as i8;
+        *q = (x * inverse).round_ties_even() as i32 as i8;
     }
     largest / 127.0 + sum
 }

@@ -238,14 +238,25 @@ impl Pass<'_> {
         scales: &mut [f32],
     ) {
         let mut factor = 1.0;
+        // Where the scales of row `r` of `R` lie.
+        let (mut w_scales, mut scale_stride) = (std::ptr::null(), per_row);
         let mut nested = Nested { codes: &[], map: &[0.0; 256], absmax: &[], shift: 0, offset: 0.0 };
         if let Scales::Blocks(w, k, book) = self.scales {
             factor = book;
             if SCALES == NESTED {
                 nested = Nested::new(w, k).unwrap_or(nested);
             } else {
-                for r in 0..R {
-                    block_scales(w, (row + r * apart) * k, &mut scales[r * per_row..(r + 1) * per_row - 1]);
+                w_scales = scales.as_ptr();
+                match w.scales {
+                    BlockScales::Single(stored) if w.block == BLOCK && k.is_multiple_of(2 * BLOCK) => {
+                        w_scales = stored[row * k / BLOCK..].as_ptr();
+                        scale_stride = apart * k / BLOCK;
+                    }
+                    _ => {
+                        for r in 0..R {
+                            block_scales(w, (row + r * apart) * k, &mut scales[r * per_row..(r + 1) * per_row - 1]);
+                        }
+                    }
                 }
             }
         }
@@ -264,6 +275,8 @@ impl Pass<'_> {
                 let x = self.x.codes.as_ptr().add(g * M * planes * 64);
                 let start = self.x.start.as_ptr().add(g * M * 16);
                 let x_scales = self.x.scales.as_ptr().add(g * M * 16);
+                let mut weights = [[_mm512_setzero_si512(); 4]; R];
+                let mut w_scale = [_mm512_set1_ps(1.0); R];
                 for r in 0..R {
                     let at = codes.add(g * 64 + r * stream);
                     _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
@@ -272,7 +285,7 @@ impl Pass<'_> {
                     } else {
                         _mm512_maskz_loadu_epi8(tail, at.cast())
                     };
-                    let weights = match BITS {
+                    weights[r] = match BITS {
                         8 => [_mm512_xor_si512(bytes, flip); 4],
                         4 => {
                             let low = _mm512_and_si512(bytes, nibble);
@@ -291,28 +304,31 @@ impl Pass<'_> {
                             _mm512_and_si512(_mm512_srli_epi16::<6>(bytes), pair),
                         ],
                     };
-                    let mut w_scale = _mm512_set1_ps(1.0);
                     if SCALES == DECODED {
-                        let at = scales.as_ptr().add(r * per_row + 2 * g);
-                        w_scale = _mm512_mask_broadcastss_ps(_mm512_set1_ps(*at), 0xff00, _mm_load_ss(at.add(1)));
+                        let at = w_scales.add(r * scale_stride + 2 * g);
+                        w_scale[r] = _mm512_mask_broadcastss_ps(_mm512_set1_ps(*at), 0xff00, _mm_load_ss(at.add(1)));
                     }
                     if SCALES == NESTED {
                         let block = (row + r * apart) * (self.row_bytes / 32) + 2 * g;
                         let at = |i: usize| nested.map.as_ptr().add(*nested.codes.get_unchecked(block + i) as usize);
                         let both = _mm512_mask_broadcastss_ps(_mm512_set1_ps(*at(0)), 0xff00, _mm_load_ss(at(1)));
                         let absmax = _mm512_set1_ps(*nested.absmax.get_unchecked(block >> nested.shift));
-                        w_scale = _mm512_add_ps(_mm512_mul_ps(both, absmax), _mm512_set1_ps(nested.offset));
+                        w_scale[r] = _mm512_fmadd_ps(both, absmax, _mm512_set1_ps(nested.offset));
                     }
-                    for m in 0..M {
-                        let mut sum = _mm512_loadu_si512(start.add(m * 16).cast());
+                }
+                for m in 0..M {
+                    let mut xs = [_mm512_setzero_si512(); 4];
+                    for plane in 0..planes {
+                        xs[plane] = _mm512_loadu_si512(x.add((m * planes + plane) * 64).cast());
+                    }
+                    let start = _mm512_loadu_si512(start.add(m * 16).cast());
+                    let x_scale = _mm512_loadu_ps(x_scales.add(m * 16));
+                    for r in 0..R {
+                        let mut sum = start;
                         for plane in 0..planes {
-                            let x = _mm512_loadu_si512(x.add((m * planes + plane) * 64).cast());
-                            sum = _mm512_dpbusd_epi32(sum, weights[plane], x);
+                            sum = _mm512_dpbusd_epi32(sum, weights[r][plane], xs[plane]);
                         }
-                        let mut scale = _mm512_loadu_ps(x_scales.add(m * 16));
-                        if SCALES != ROWS {
-                            scale = _mm512_mul_ps(scale, w_scale);
-                        }
+                        let scale = if SCALES == ROWS { x_scale } else { _mm512_mul_ps(x_scale, w_scale[r]) };
                         total[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, total[r][m]);
                     }
                 }

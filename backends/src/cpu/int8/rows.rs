@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 /// The most columns of x in one pass.
 pub(super) const MAX_COLUMNS: usize = 4;
 /// Rows of x up to which passes are faster than tiles.
-pub(super) const FEW: usize = 8;
+pub(super) const FEW: usize = 12;
 /// Rows in flight.
 const R: usize = 4;
 

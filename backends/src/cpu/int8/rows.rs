@@ -279,7 +279,8 @@ impl Pass<'_> {
                 let mut w_scale = [_mm512_set1_ps(1.0); R];
                 for r in 0..R {
                     let at = codes.add(g * 64 + r * stream);
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                    // Into L2: rows are often a power of two apart, and would push each other and x out of L1.
+                    _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(AHEAD).cast());
                     let bytes = if g < whole {
                         _mm512_loadu_si512(at.cast())
                     } else {

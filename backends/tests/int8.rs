@@ -63,7 +63,7 @@ fn element(w: &Weight, row: usize, column: usize, values: &[f32], book: &([i32; 
         Matrix::CodeBook4(data) => {
             let at = at(w, row, column);
             let byte = data.codes[at / 2];
-            let code = if at % 2 == 0 { byte >> 4 } else { byte & 15 };
+            let code = if at.is_multiple_of(2) { byte >> 4 } else { byte & 15 };
             let scale = data.scales_of(at / data.block);
             (book.0[code as usize], f64::from(scale) * f64::from(book.1))
         }

@@ -29,7 +29,8 @@ struct Panel {
 }
 
 impl Panel {
-    fn new(x: &[f32], k: usize) -> Panel {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn new(x: &[f32], k: usize) -> Panel {
         let mut panel = Panel {
             words: vec![0; k / 4 * PANEL],
             start: vec![0; k / BLOCK * PANEL],
@@ -54,7 +55,8 @@ impl Panel {
 pub(super) fn gemm(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: Output) {
     let mut panels: Vec<Panel> = (0..m.div_ceil(PANEL)).map(|_| Panel::default()).collect();
     for_each_chunk(&mut panels, 1, PANEL * w.k, |p, panel| {
-        panel[0] = Panel::new(&x[p * PANEL * w.k..m.min((p + 1) * PANEL) * w.k], w.k);
+        // SAFETY: `available` has found the features.
+        panel[0] = unsafe { Panel::new(&x[p * PANEL * w.k..m.min((p + 1) * PANEL) * w.k], w.k) };
     });
     let book = match &w.data {
         Matrix::CodeBook4(w) => {

@@ -54,26 +54,43 @@ pub(crate) fn product(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: 
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn product(_: &[f32], _: usize, _: &Weight, _: Option<&[f32]>, _: &mut [f32]) {}
 
-/// Rounds 64 elements to `scale * q`; the scale is NaN where one of them is not finite.
-#[inline(always)]
-pub(crate) fn quantize(x: &[f32], q: &mut [i8]) -> f32 {
-    let mut largest = 0.0f32;
-    let mut sum = 0.0f32;
-    for &x in x {
-        largest = largest.max(x.abs());
-        // 0 for a finite x, NaN for another.
-        sum += x * 0.0;
+/// Rounds [`BLOCK`] elements to `scale * q`; the scale is NaN where one of them is not finite.
+///
+/// # Panics
+/// If `x` is shorter than a block.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+fn quantize(x: &[f32], q: &mut [i8; BLOCK]) -> f32 {
+    use std::arch::x86_64::*;
+    let x = &x[..BLOCK];
+    /// Quiet NaN, both infinities, signalling NaN.
+    const NOT_FINITE: i32 = 0x01 | 0x08 | 0x10 | 0x80;
+    // SAFETY: the four loads and stores cover a block.
+    unsafe {
+        let mut parts = [_mm512_setzero_ps(); 4];
+        let mut largest = _mm512_setzero_ps();
+        let mut bad = 0;
+        for i in 0..4 {
+            parts[i] = _mm512_loadu_ps(x.as_ptr().add(16 * i));
+            largest = _mm512_max_ps(largest, _mm512_abs_ps(parts[i]));
+            bad |= _mm512_fpclass_ps_mask::<NOT_FINITE>(parts[i]);
+        }
+        let largest = _mm512_reduce_max_ps(largest);
+        // Below this the reciprocal is not finite; such a block is 0.
+        let inverse = _mm512_set1_ps(if largest > 1e-30 { 127.0 / largest } else { 0.0 });
+        for i in 0..4 {
+            // To the nearest, halves to even.
+            let rounded = _mm512_cvtps_epi32(_mm512_mul_ps(parts[i], inverse));
+            _mm_storeu_si128(q.as_mut_ptr().add(16 * i).cast(), _mm512_cvtepi32_epi8(rounded));
+        }
+        if bad != 0 { f32::NAN } else { largest / 127.0 }
     }
-    // Below this the reciprocal is not finite; such a block is 0.
-    let inverse = if largest > 1e-30 { 127.0 / largest } else { 0.0 };
-    for (q, &x) in q.iter_mut().zip(x) {
-        *q = (x * inverse).round_ties_even() as i8;
-    }
-    largest / 127.0 + sum
 }
 
 /// A code book in bytes: `value ≈ scale * byte`, with the scale whose rounding errors are least.
-pub(crate) fn code_book(values: &[f32; 16]) -> ([i8; 16], f32) {
+#[cfg(target_arch = "x86_64")]
+fn code_book(values: &[f32; 16]) -> ([i8; 16], f32) {
     let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
     if largest < 1e-30 {
         return ([0; 16], 0.0);

@@ -3,14 +3,14 @@
 use super::super::linear::split_rows;
 use super::super::packed::{AHEAD, block_scales};
 use super::super::threads::{Output, with_scratch};
-use super::super::weight::{CodeBook4, Matrix, Weight};
+use super::super::weight::{BlockScales, CodeBook4, Matrix, Weight};
 use super::{BLOCK, OFFSET, code_book, quantize};
 use std::arch::x86_64::*;
 
 /// The most columns of x in one pass.
 pub(super) const MAX_COLUMNS: usize = 4;
 /// Rows of x up to which passes are faster than tiles.
-pub(super) const FEW: usize = 8;
+pub(super) const FEW: usize = 12;
 /// Rows in flight.
 const R: usize = 4;
 
@@ -28,9 +28,20 @@ struct Columns {
 impl Columns {
     /// Groups are 64 bytes of codes; the element at `e` of a byte is multiplied by the code at bit `bits * (e ^ flip)`.
     fn new(x: &[f32], m: usize, k: usize, bits: usize, flip: usize, offset: i32) -> Columns {
+        // SAFETY: `available` has found the features.
+        unsafe {
+            match bits {
+                8 => Columns::order::<1>(x, m, k, flip, offset),
+                4 => Columns::order::<2>(x, m, k, flip, offset),
+                _ => Columns::order::<4>(x, m, k, flip, offset),
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn order<const PER_BYTE: usize>(x: &[f32], m: usize, k: usize, flip: usize, offset: i32) -> Columns {
         let columns = m.next_power_of_two();
-        let per_byte = 8 / bits;
-        let group = 64 * per_byte;
+        let group = 64 * PER_BYTE;
         let groups = k.div_ceil(group);
         let mut codes = vec![0i8; groups * columns * group];
         let mut start = vec![0i32; groups * columns * 16];
@@ -39,17 +50,17 @@ impl Columns {
             for (block, x) in x.chunks_exact(BLOCK).enumerate() {
                 let mut q = [0i8; BLOCK];
                 let scale = quantize(x, &mut q);
-                let at = block / per_byte * columns + column;
+                let at = block / PER_BYTE * columns + column;
                 // The bytes of the group that this block fills.
-                let bytes = BLOCK / per_byte;
-                let from = block % per_byte * bytes;
-                for e in 0..per_byte {
+                let bytes = BLOCK / PER_BYTE;
+                let from = block % PER_BYTE * bytes;
+                for e in 0..PER_BYTE {
                     let to = &mut codes[at * group + (e ^ flip) * 64 + from..][..bytes];
-                    for (to, q) in to.iter_mut().zip(q[e..].iter().step_by(per_byte)) {
+                    for (to, q) in to.iter_mut().zip(q[e..].iter().step_by(PER_BYTE)) {
                         *to = *q;
                     }
                 }
-                for (lane, q) in q.chunks_exact(4 * per_byte).enumerate() {
+                for (lane, q) in q.chunks_exact(4 * PER_BYTE).enumerate() {
                     let lane = at * 16 + from / 4 + lane;
                     start[lane] = -offset * q.iter().map(|&q| i32::from(q)).sum::<i32>();
                     scales[lane] = scale;
@@ -114,6 +125,35 @@ enum Scales<'a> {
     Blocks(&'a CodeBook4<'a>, usize, f32),
 }
 
+/// Quantised block scales of which the two of a group share their absmax.
+#[derive(Clone, Copy)]
+struct Nested<'a> {
+    codes: &'a [u8],
+    map: &'a [f32; 256],
+    absmax: &'a [f32],
+    /// Scales per absmax are two to this.
+    shift: u32,
+    offset: f32,
+}
+
+impl<'a> Nested<'a> {
+    fn new(w: &CodeBook4<'a>, k: usize) -> Option<Nested<'a>> {
+        let BlockScales::Double { codes, map, absmax, block, offset } = w.scales else {
+            return None;
+        };
+        let fits = w.block == BLOCK && k.is_multiple_of(2 * BLOCK) && block.is_power_of_two() && block > 1;
+        let map = <&[f32; 256]>::try_from(map).ok().filter(|_| fits)?;
+        Some(Nested { codes, map, absmax, shift: block.trailing_zeros(), offset })
+    }
+}
+
+/// How a pass gets at the scales.
+const ROWS: u8 = 0;
+/// Of blocks, decoded row by row.
+const DECODED: u8 = 1;
+/// Of blocks, decoded on the way, while the codes are waited for.
+const NESTED: u8 = 2;
+
 /// A matrix times [`Columns`].
 struct Pass<'a> {
     codes: &'a [u8],
@@ -133,33 +173,44 @@ struct Pass<'a> {
 impl Pass<'_> {
     fn split(&self, n: usize, bits: usize) {
         split_rows(n, self.row_bytes, self.m * self.row_bytes, |first, last| {
-            let blocks = matches!(self.scales, Scales::Blocks(..));
             // SAFETY: `available` has found AVX-512 VNNI, the matrix was checked, and tasks have different rows.
             unsafe {
-                match (bits, blocks, self.x.columns) {
-                    (4, true, 1) => self.range::<4, true, 1>(first, last),
-                    (4, true, 2) => self.range::<4, true, 2>(first, last),
-                    (4, true, _) => self.range::<4, true, 4>(first, last),
-                    (4, false, 1) => self.range::<4, false, 1>(first, last),
-                    (4, false, 2) => self.range::<4, false, 2>(first, last),
-                    (4, false, _) => self.range::<4, false, 4>(first, last),
-                    (8, _, 1) => self.range::<8, false, 1>(first, last),
-                    (8, _, 2) => self.range::<8, false, 2>(first, last),
-                    (8, _, _) => self.range::<8, false, 4>(first, last),
-                    (_, _, 1) => self.range::<2, false, 1>(first, last),
-                    (_, _, 2) => self.range::<2, false, 2>(first, last),
-                    (_, _, _) => self.range::<2, false, 4>(first, last),
+                match (bits, &self.scales) {
+                    (4, Scales::Blocks(w, k, _)) if Nested::new(w, *k).is_some() => {
+                        self.columns::<4, NESTED>(first, last)
+                    }
+                    (4, Scales::Blocks(..)) => self.columns::<4, DECODED>(first, last),
+                    (4, _) => self.columns::<4, ROWS>(first, last),
+                    (8, _) => self.columns::<8, ROWS>(first, last),
+                    _ => self.columns::<2, ROWS>(first, last),
                 }
             }
         });
     }
 
+    /// # Safety
+    /// As for `range`.
+    unsafe fn columns<const BITS: usize, const SCALES: u8>(&self, first: usize, last: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.x.columns {
+                1 => self.range::<BITS, SCALES, 1>(first, last),
+                2 => self.range::<BITS, SCALES, 2>(first, last),
+                _ => self.range::<BITS, SCALES, 4>(first, last),
+            }
+        }
+    }
+
+    /// Rows `first..last`.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 VNNI, the rows exist, and no other task writes their outputs.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn range<const BITS: usize, const BLOCKS: bool, const M: usize>(&self, first: usize, last: usize) {
+    unsafe fn range<const BITS: usize, const SCALES: u8, const M: usize>(&self, first: usize, last: usize) {
         let per_row = match self.scales {
             // One more: a group covers two blocks.
-            Scales::Blocks(_, k, _) => k / BLOCK + 1,
-            Scales::Rows(_) => 0,
+            Scales::Blocks(_, k, _) if SCALES == DECODED => k / BLOCK + 1,
+            _ => 0,
         };
         let mut scales = vec![0.0; R * per_row];
         // `R` streams far apart, each read in order: that is what hardware prefetchers follow.
@@ -169,7 +220,7 @@ impl Pass<'_> {
         for row in (first..first + apart).chain(rest..last) {
             let apart = if row < rest { apart } else { 0 };
             // SAFETY: the rows lie before `last`.
-            unsafe { self.rows::<BITS, BLOCKS, M>(row, apart, per_row, &mut scales) };
+            unsafe { self.rows::<BITS, SCALES, M>(row, apart, per_row, &mut scales) };
         }
     }
 
@@ -179,7 +230,7 @@ impl Pass<'_> {
     /// The rows exist, x has `M` columns ordered for `BITS`, and no other task writes these outputs.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[inline]
-    unsafe fn rows<const BITS: usize, const BLOCKS: bool, const M: usize>(
+    unsafe fn rows<const BITS: usize, const SCALES: u8, const M: usize>(
         &self,
         row: usize,
         apart: usize,
@@ -187,13 +238,30 @@ impl Pass<'_> {
         scales: &mut [f32],
     ) {
         let mut factor = 1.0;
+        // Where the scales of row `r` of `R` lie.
+        let (mut w_scales, mut scale_stride) = (std::ptr::null(), per_row);
+        let mut nested = Nested { codes: &[], map: &[0.0; 256], absmax: &[], shift: 0, offset: 0.0 };
         if let Scales::Blocks(w, k, book) = self.scales {
             factor = book;
-            for r in 0..R {
-                block_scales(w, (row + r * apart) * k, &mut scales[r * per_row..(r + 1) * per_row - 1]);
+            if SCALES == NESTED {
+                nested = Nested::new(w, k).unwrap_or(nested);
+            } else {
+                w_scales = scales.as_ptr();
+                match w.scales {
+                    BlockScales::Single(stored) if w.block == BLOCK && k.is_multiple_of(2 * BLOCK) => {
+                        w_scales = stored[row * k / BLOCK..].as_ptr();
+                        scale_stride = apart * k / BLOCK;
+                    }
+                    _ => {
+                        for r in 0..R {
+                            block_scales(w, (row + r * apart) * k, &mut scales[r * per_row..(r + 1) * per_row - 1]);
+                        }
+                    }
+                }
             }
         }
-        // SAFETY: the last group of a row is read under a mask; x and the scales are padded to whole groups.
+        // SAFETY: the last group of a row is read under a mask; x and decoded scales are padded to whole groups, and
+        // the check of the matrix found a nested scale for each of its blocks.
         unsafe {
             let book = _mm512_broadcast_i32x4(_mm_loadu_si128(self.book.as_ptr().cast()));
             let (nibble, pair, flip) = (_mm512_set1_epi8(15), _mm512_set1_epi8(3), _mm512_set1_epi8(-128));
@@ -207,20 +275,23 @@ impl Pass<'_> {
                 let x = self.x.codes.as_ptr().add(g * M * planes * 64);
                 let start = self.x.start.as_ptr().add(g * M * 16);
                 let x_scales = self.x.scales.as_ptr().add(g * M * 16);
+                let mut weights = [[_mm512_setzero_si512(); 4]; R];
+                let mut w_scale = [_mm512_set1_ps(1.0); R];
                 for r in 0..R {
                     let at = codes.add(g * 64 + r * stream);
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                    // Into L2: rows are often a power of two apart, and would push each other and x out of L1.
+                    _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(AHEAD).cast());
                     let bytes = if g < whole {
                         _mm512_loadu_si512(at.cast())
                     } else {
                         _mm512_maskz_loadu_epi8(tail, at.cast())
                     };
-                    let weights = match BITS {
+                    weights[r] = match BITS {
                         8 => [_mm512_xor_si512(bytes, flip); 4],
                         4 => {
                             let low = _mm512_and_si512(bytes, nibble);
                             let high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), nibble);
-                            if BLOCKS {
+                            if SCALES != ROWS {
                                 let (low, high) = (_mm512_shuffle_epi8(book, low), _mm512_shuffle_epi8(book, high));
                                 [low, high, low, high]
                             } else {
@@ -234,19 +305,31 @@ impl Pass<'_> {
                             _mm512_and_si512(_mm512_srli_epi16::<6>(bytes), pair),
                         ],
                     };
-                    for m in 0..M {
-                        let mut sum = _mm512_loadu_si512(start.add(m * 16).cast());
+                    if SCALES == DECODED {
+                        let at = w_scales.add(r * scale_stride + 2 * g);
+                        w_scale[r] = _mm512_mask_broadcastss_ps(_mm512_set1_ps(*at), 0xff00, _mm_load_ss(at.add(1)));
+                    }
+                    if SCALES == NESTED {
+                        let block = (row + r * apart) * (self.row_bytes / 32) + 2 * g;
+                        let at = |i: usize| nested.map.as_ptr().add(*nested.codes.get_unchecked(block + i) as usize);
+                        let both = _mm512_mask_broadcastss_ps(_mm512_set1_ps(*at(0)), 0xff00, _mm_load_ss(at(1)));
+                        let absmax = _mm512_set1_ps(*nested.absmax.get_unchecked(block >> nested.shift));
+                        w_scale[r] = _mm512_fmadd_ps(both, absmax, _mm512_set1_ps(nested.offset));
+                    }
+                }
+                for m in 0..M {
+                    let mut xs = [_mm512_setzero_si512(); 4];
+                    for plane in 0..planes {
+                        xs[plane] = _mm512_loadu_si512(x.add((m * planes + plane) * 64).cast());
+                    }
+                    let start = _mm512_loadu_si512(start.add(m * 16).cast());
+                    let x_scale = _mm512_loadu_ps(x_scales.add(m * 16));
+                    for r in 0..R {
+                        let mut sum = start;
                         for plane in 0..planes {
-                            let x = _mm512_loadu_si512(x.add((m * planes + plane) * 64).cast());
-                            sum = _mm512_dpbusd_epi32(sum, weights[plane], x);
+                            sum = _mm512_dpbusd_epi32(sum, weights[r][plane], xs[plane]);
                         }
-                        let mut scale = _mm512_loadu_ps(x_scales.add(m * 16));
-                        if BLOCKS {
-                            let at = scales.as_ptr().add(r * per_row + 2 * g);
-                            let low = _mm512_set1_ps(*at);
-                            let both = _mm512_mask_broadcastss_ps(low, 0xff00, _mm_load_ss(at.add(1)));
-                            scale = _mm512_mul_ps(scale, both);
-                        }
+                        let scale = if SCALES == ROWS { x_scale } else { _mm512_mul_ps(x_scale, w_scale[r]) };
                         total[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, total[r][m]);
                     }
                 }

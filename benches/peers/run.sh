@@ -20,6 +20,7 @@ for t in $T; do
         case $engine in
         ember)
             ember nf4-dq "$t" -m $M/bench-1b-hf-nf4
+            ember nf4-dq-int8act "$t" -m $M/bench-1b-hf-nf4 --activations int8
             ember int8 "$t" -m $M/bench-1b-hf --quant int8 --quant-head int8
             ember bf16 "$t" -m $M/bench-1b-hf ;;
         llamacpp)

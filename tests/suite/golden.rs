@@ -290,7 +290,7 @@ pub fn half_precision_cache<B: CompactBackend>(device: &B::Device) {
         };
         let (half, half_cache) = logits(KvFormat::F16);
         let (exact, exact_cache) = logits(KvFormat::F32);
-        half.assert_close(&case.label("logits of a half-precision cache"), &exact, 2e-2);
+        half.assert_close(&case.label("logits of a half-precision cache"), &exact, 1e-2);
         assert_ne!(half.values, exact.values, "{}: the cache was not rounded", fixture.name());
         assert!(half_cache.bytes() < exact_cache.bytes());
         if let (LayerCache::Attention(half), LayerCache::Attention(exact)) = (half_cache.layer(0), exact_cache.layer(0))

@@ -9,7 +9,7 @@ use burn::tensor::activation::sigmoid;
 use burn::tensor::backend::Backend;
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::{KeyValue, KvStore, Rotary};
-use emberlm_quant::modules::Linear;
+use emberlm_quant::modules::{Linear, forward_all};
 use emberlm_quant::ops::AttentionShape;
 
 use crate::architecture::Architecture;
@@ -88,7 +88,7 @@ impl<B: CompactBackend> Attention<B> {
         let [b, s, _] = x.dims();
         let (nh, nkv, hd) = (self.num_attention_heads, self.num_key_value_heads, self.head_dim);
 
-        let q = self.q_proj.forward(x.clone());
+        let [q, k, v] = forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x);
         let (q, gate) = if self.output_gate {
             let q = q.reshape([b, s, nh, 2 * hd]);
             let gate = q.clone().slice_dim(3, hd..2 * hd).reshape([b, s, nh * hd]);
@@ -96,8 +96,8 @@ impl<B: CompactBackend> Attention<B> {
         } else {
             (q.reshape([b, s, nh, hd]), None)
         };
-        let k = self.k_proj.forward(x.clone()).reshape([b, s, nkv, hd]);
-        let v = self.v_proj.forward(x).reshape([b, s, nkv, hd]);
+        let k = k.reshape([b, s, nkv, hd]);
+        let v = v.reshape([b, s, nkv, hd]);
         let q = B::rotary(normed(&self.q_norm, q), &step.rotary);
         let k = normed(&self.k_norm, k);
 

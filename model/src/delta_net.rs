@@ -8,7 +8,7 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::{sigmoid, softplus};
 use burn::tensor::backend::Backend;
 use emberlm_quant::CompactBackend;
-use emberlm_quant::modules::Linear;
+use emberlm_quant::modules::{Linear, forward_all};
 use emberlm_quant::ops::DeltaRule;
 
 use crate::cache::DeltaNetCache;
@@ -89,7 +89,8 @@ impl<B: CompactBackend> GatedDeltaNet<B> {
             None => x,
         };
 
-        let u = self.in_proj_qkv.forward(x.clone());
+        let projections = [&self.in_proj_qkv, &self.in_proj_z, &self.in_proj_b, &self.in_proj_a];
+        let [u, z, beta, dt] = forward_all(projections, x);
         let [channels, _, width] = self.conv1d.weight.dims();
         let weight = self.conv1d.weight.val().reshape([channels, width]);
         let (qkv, tail) = B::causal_conv1d_silu(u, cache.take_conv(), weight);
@@ -98,14 +99,14 @@ impl<B: CompactBackend> GatedDeltaNet<B> {
         let q = qkv.clone().slice_dim(2, 0..kd).reshape([b, s, hk, dk]);
         let k = qkv.clone().slice_dim(2, kd..2 * kd).reshape([b, s, hk, dk]);
         let v = qkv.slice_dim(2, 2 * kd..2 * kd + vd).reshape([b, s, hv, dv]);
-        let beta = sigmoid(self.in_proj_b.forward(x.clone()));
-        let dt = softplus(self.in_proj_a.forward(x.clone()) + self.dt_bias.val().unsqueeze(), 1.0);
+        let beta = sigmoid(beta);
+        let dt = softplus(dt + self.dt_bias.val().unsqueeze(), 1.0);
         let g = self.a_log.val().exp().neg().unsqueeze() * dt;
 
         let (o, state) = B::gated_delta_rule(DeltaRule { q, k, v, g, beta }, cache.take_state());
         cache.state = Some(state);
 
-        let z = self.in_proj_z.forward(x).reshape([b * s * hv, dv]);
+        let z = z.reshape([b * s * hv, dv]);
         let o = B::rms_norm_gated(o.reshape([b * s * hv, dv]), z, self.norm.weight.val(), self.norm.eps);
         self.out_proj.forward(o.reshape([b, s, vd]))
     }

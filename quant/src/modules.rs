@@ -31,6 +31,23 @@ impl<B: CompactBackend> Linear<B> {
     }
 }
 
+/// Applies several layers to the last dimension of the same `x`.
+///
+/// # Shapes
+/// `[.., in] -> [.., out]`, one per layer
+pub fn forward_all<B: CompactBackend, const D: usize, const N: usize>(
+    layers: [&Linear<B>; N],
+    x: Tensor<B, D>,
+) -> [Tensor<B, D>; N] {
+    let mut dims = x.dims();
+    let k = dims[D - 1];
+    let m = dims[..D - 1].iter().product();
+    B::packed_linears(x.reshape([m, k]), layers).map(|y| {
+        dims[D - 1] = y.dims()[1];
+        y.reshape(dims)
+    })
+}
+
 /// Rows of a table, selected by id.
 #[derive(Module, Debug)]
 pub struct Embedding<B: Backend> {

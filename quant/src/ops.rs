@@ -3,12 +3,13 @@
 //! Each is one equation and has a default body in plain burn operations ([`crate::reference`]): that body is what kernels are
 //! tested against, what trains under `Autodiff`, and what a backend without kernels runs.
 
+use burn::module::Param;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, Int, Tensor};
 
 use crate::halting::{HaltRecord, HaltRule, HaltState};
 use crate::kv::{KeyValue, KvStore, Rotary};
-use crate::modules::SwiGlu;
+use crate::modules::{Linear, SwiGlu};
 use crate::packed::PackedWeight;
 use crate::reference;
 
@@ -56,6 +57,14 @@ pub trait CompactBackend: Backend {
     /// `x [m, k]`, `w [n, k]`, `bias [n]` `-> [m, n]`
     fn packed_linear(x: Tensor<Self, 2>, w: &PackedWeight<Self>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {
         reference::linear(x, w, bias)
+    }
+
+    /// Several [`packed_linear`](Self::packed_linear)s of the same `x`, in order.
+    ///
+    /// # Shapes
+    /// `x [m, k]`, each layer `[n, k]` `-> [m, n]`
+    fn packed_linears<const N: usize>(x: Tensor<Self, 2>, layers: [&Linear<Self>; N]) -> [Tensor<Self, 2>; N] {
+        layers.map(|layer| Self::packed_linear(x.clone(), &layer.weight, layer.bias.as_ref().map(Param::val)))
     }
 
     /// Rows of a table.

@@ -4,10 +4,13 @@ use super::dense::{self, DenseRows, Element};
 use super::dequantize::{Decode, NARROW2, NARROW4};
 use super::gemm::gemm;
 use super::packed::{MAX_COLUMNS, Order, PackedRows, PermutedX, Scales};
+use super::region::Region;
 use super::simd::{self, launch};
-use super::threads::{MIN_WORK, Output, parallel, with_scratch};
-use super::weight::{CodeBook4, Matrix, Rows};
-use super::{Level, Precision, Weight, int8, level, precision, threads};
+use super::threads::{Output, with_scratch};
+use super::weight::{self, CodeBook4, Matrix};
+use super::{Level, Precision, Weight, int8, level, precision};
+use std::cell::RefCell;
+use std::sync::Arc;
 
 /// Rows `first..first + count` as floats, row-major; each value is exactly the stored one (one f32 product).
 ///
@@ -46,6 +49,17 @@ fn gather(w: &Weight, count: usize, row: impl Fn(usize) -> usize + Sync, y: &mut
     }
 }
 
+/// One matrix of several that share x: `y = x Wᵀ + b`.
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// `[n, k]`.
+    pub weight: Weight<'a>,
+    /// `[n]`.
+    pub bias: Option<&'a [f32]>,
+    /// `[m, n]`.
+    pub y: &'a mut [f32],
+}
+
 /// `y = x Wᵀ + b`, in the arithmetic of [`precision`].
 ///
 /// # Shapes
@@ -54,112 +68,207 @@ fn gather(w: &Weight, count: usize, row: impl Fn(usize) -> usize + Sync, y: &mut
 /// # Panics
 /// If a slice does not have its shape.
 pub fn linear(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: &mut [f32]) {
-    w.check();
-    assert!(x.len() == m * w.k, "x has {} elements, not [{m}, {}]", x.len(), w.k);
-    assert!(y.len() == m * w.n, "y has {} elements, not [{m}, {}]", y.len(), w.n);
-    assert!(bias.is_none_or(|bias| bias.len() == w.n), "bias does not have {} values", w.n);
-    product(x, m, w, bias, y);
+    linears(x, m, &mut [Product { weight: *w, bias, y }]);
 }
 
-/// [`linear`] on lengths that were checked.
-pub(crate) fn product(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: &mut [f32]) {
-    if m == 0 || w.n == 0 {
-        return;
+/// Several [`linear`]s of the same x: it is prepared once, and the threads are called once.
+///
+/// # Panics
+/// If a slice does not have its shape.
+pub fn linears(x: &[f32], m: usize, products: &mut [Product]) {
+    for Product { weight: w, bias, y } in products.iter() {
+        w.check();
+        assert!(x.len() == m * w.k, "x has {} elements, not [{m}, {}]", x.len(), w.k);
+        assert!(y.len() == m * w.n, "y has {} elements, not [{m}, {}]", y.len(), w.n);
+        assert!(bias.is_none_or(|bias| bias.len() == w.n), "bias does not have {} values", w.n);
     }
-    if w.k == 0 {
-        for y in y.chunks_exact_mut(w.n) {
-            y.iter_mut().enumerate().for_each(|(j, y)| *y = bias.map_or(0.0, |bias| bias[j]));
-        }
-        return;
-    }
-    let level = level();
-    if precision() == Precision::Int8Activations && int8::available(level) && int8::fits(w) {
-        return int8::product(x, m, w, bias, y);
-    }
-    if m > FEW {
-        return gemm(level, x, m, w, bias, Output::new(y, w.n));
-    }
-    for (x, y) in x.chunks(MAX_COLUMNS * w.k).zip(y.chunks_mut(MAX_COLUMNS * w.n)) {
-        few(level, x, x.len() / w.k, w, bias, y);
-    }
+    compute(x, m, products);
 }
 
 /// Rows of x up to which passes of [`MAX_COLUMNS`] are faster than tiles, whose vectors would be mostly empty.
 const FEW: usize = 2 * MAX_COLUMNS;
 
-/// A product with at most [`MAX_COLUMNS`] rows of x.
-fn few(level: Level, x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: &mut [f32]) {
-    match &w.data {
-        Matrix::F32(data) => dense_product(level, data, None, x, m, (w.n, w.k), bias, Output::new(y, w.n)),
-        Matrix::F16(data) => {
-            dense_product(level, dense::f16(data), None, x, m, (w.n, w.k), bias, Output::new(y, w.n));
+/// [`linears`] on lengths that were checked.
+pub(crate) fn compute(x: &[f32], m: usize, products: &mut [Product]) {
+    let Some(k) = products.first().map(|product| product.weight.k).filter(|_| m > 0) else {
+        return;
+    };
+    if k == 0 {
+        for Product { weight, bias, y } in products {
+            let rows = y.chunks_exact_mut(weight.n.max(1));
+            rows.for_each(|y| y.iter_mut().enumerate().for_each(|(j, y)| *y = bias.map_or(0.0, |bias| bias[j])));
         }
-        Matrix::Bf16(data) => {
-            dense_product(level, dense::bf16(data), None, x, m, (w.n, w.k), bias, Output::new(y, w.n));
+        return;
+    }
+    let level = level();
+    let rounded = precision() == Precision::Int8Activations && int8::available(level);
+    let mut columns = MAX_COLUMNS;
+    let mut few = Vec::new();
+    for product in products {
+        let rounded = rounded && int8::fits(&product.weight);
+        if product.weight.n == 0 {
+            continue;
         }
-        Matrix::CodeBook4(data) if w.k.is_multiple_of(64) && data.block.is_multiple_of(64) => {
-            code_book_product(level, data, x, m, (w.n, w.k), bias, Output::new(y, w.n));
+        if rounded && m > int8::FEW {
+            int8::gemm(x, m, product);
+        } else if !rounded && m > FEW {
+            gemm(level, x, m, &product.weight, product.bias, Output::new(product.y, product.weight.n));
+        } else {
+            columns = if rounded { columns.min(int8::MAX_COLUMNS) } else { columns };
+            few.push((product, rounded));
         }
-        Matrix::CodeBook4(_) => decoded_product(level, x, m, w, bias, Output::new(y, w.n)),
-        Matrix::Rows(data) => rows_product(level, data, x, m, (w.n, w.k), bias, y),
+    }
+    if few.is_empty() {
+        return;
+    }
+    for first in (0..m).step_by(columns) {
+        let count = columns.min(m - first);
+        let x = Rows::new(&x[first * k..(first + count) * k], count, k, level);
+        // Rows that are not stored in order are computed as they are, then put where they belong.
+        let mut stored: Vec<Vec<f32>> = few
+            .iter()
+            .map(|(product, _)| vec![0.0; if slots(&product.weight).is_some() { count * product.weight.n } else { 0 }])
+            .collect();
+        let mut region = Region::default();
+        for ((product, rounded), stored) in few.iter_mut().zip(&mut stored) {
+            let (w, n) = (product.weight, product.weight.n);
+            let (bias, y) = match slots(&w) {
+                Some(_) => (None, &mut stored[..]),
+                None => (product.bias, &mut product.y[first * n..(first + count) * n]),
+            };
+            let y = Output::new(y, n);
+            if *rounded {
+                int8::few(&x, w, bias, y, &mut region);
+            } else {
+                add(&x, w, bias, y, &mut region);
+            }
+        }
+        region.run();
+        for ((product, _), stored) in few.iter_mut().zip(&stored) {
+            let n = product.weight.n;
+            let Some(slots) = slots(&product.weight) else { continue };
+            for (y, stored) in product.y[first * n..].chunks_exact_mut(n).zip(stored.chunks_exact(n)) {
+                for (j, (y, &slot)) in y.iter_mut().zip(slots).enumerate() {
+                    *y = stored[slot as usize] + product.bias.map_or(0.0, |bias| bias[j]);
+                }
+            }
+        }
     }
 }
 
-/// Splits `n` rows of `row_bytes` over the threads: `f(first, last)`.
-pub(crate) fn split_rows(n: usize, row_bytes: usize, work: usize, f: impl Fn(usize, usize) + Sync) {
-    if n.saturating_mul(work) < MIN_WORK {
-        return f(0, n);
-    }
-    // Small enough to even out the threads, large enough that each reads long runs of rows.
-    let pieces = 8 * threads();
-    let rows = (n.div_ceil(pieces)).max((16 << 10) / row_bytes.max(1)).next_multiple_of(4);
-    parallel(n.div_ceil(rows), |task| f(task * rows, n.min((task + 1) * rows)));
+/// One of [`compute`].
+pub(crate) fn product(x: &[f32], m: usize, weight: &Weight, bias: Option<&[f32]>, y: &mut [f32]) {
+    compute(x, m, &mut [Product { weight: *weight, bias, y }]);
 }
 
-#[allow(clippy::too_many_arguments)]
-fn dense_product<E: Element>(
+/// The stored row of each output, when they are not in order.
+fn slots<'a>(w: &Weight<'a>) -> Option<&'a [u32]> {
+    match w.data {
+        Matrix::Rows(rows) => rows.slots,
+        _ => None,
+    }
+}
+
+/// A few rows of x, in the orders that the products of a region ask for.
+pub(crate) struct Rows<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) m: usize,
+    pub(crate) k: usize,
     level: Level,
-    w: &[E],
-    scales: Option<&[f32]>,
-    x: &[f32],
-    m: usize,
-    (n, k): (usize, usize),
-    bias: Option<&[f32]>,
-    y: Output,
+    permuted: RefCell<Vec<((usize, Order), Arc<PermutedX>)>>,
+    pub(crate) rounded: RefCell<Vec<(int8::Layout, Arc<int8::Columns>)>>,
+}
+
+impl<'a> Rows<'a> {
+    fn new(x: &'a [f32], m: usize, k: usize, level: Level) -> Self {
+        Self { x, m, k, level, permuted: RefCell::default(), rounded: RefCell::default() }
+    }
+
+    fn permuted(&self, bits: usize, order: Order) -> Arc<PermutedX> {
+        let make = || PermutedX::new(self.x, self.m, self.k, simd::lanes(self.level), bits, order);
+        cached(&self.permuted, (bits, order), make)
+    }
+}
+
+/// The value made before for a key, or a new one.
+pub(crate) fn cached<K: Copy + PartialEq, T>(
+    made: &RefCell<Vec<(K, Arc<T>)>>,
+    key: K,
+    make: impl FnOnce() -> T,
+) -> Arc<T> {
+    let mut made = made.borrow_mut();
+    if let Some((_, value)) = made.iter().find(|(other, _)| *other == key) {
+        return value.clone();
+    }
+    let value = Arc::new(make());
+    made.push((key, value.clone()));
+    value
+}
+
+/// Adds a product with at most [`MAX_COLUMNS`] rows of x, in f32. Rows go where they are stored.
+fn add<'a>(x: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, region: &mut Region<'a>) {
+    match w.data {
+        Matrix::F32(data) => dense_product(x, data, None, w.n, bias, y, region),
+        Matrix::F16(data) => dense_product(x, dense::f16(data), None, w.n, bias, y, region),
+        Matrix::Bf16(data) => dense_product(x, dense::bf16(data), None, w.n, bias, y, region),
+        Matrix::CodeBook4(data) if w.k.is_multiple_of(64) && data.block.is_multiple_of(64) => {
+            code_book_product(x, data, w.n, bias, y, region);
+        }
+        Matrix::CodeBook4(_) => decoded_product(x, w, bias, y, region),
+        Matrix::Rows(data) => rows_product(x, data, w.n, bias, y, region),
+    }
+}
+
+fn dense_product<'a, E: Element>(
+    rows: &Rows<'a>,
+    w: &'a [E],
+    scales: Option<&'a [f32]>,
+    n: usize,
+    bias: Option<&'a [f32]>,
+    y: Output<'a>,
+    region: &mut Region<'a>,
 ) {
-    split_rows(n, k * E::SIZE, m * k, |first, last| {
+    let &Rows { x, m, k, level, .. } = rows;
+    region.add(n, k * E::SIZE, m * k, move |first, last| {
         launch(level, DenseRows { w, k, scales, x, m, first, last, bias, y });
     });
 }
 
-fn code_book_product(
-    level: Level,
-    w: &CodeBook4,
-    x: &[f32],
-    m: usize,
-    (n, k): (usize, usize),
-    bias: Option<&[f32]>,
-    y: Output,
+fn code_book_product<'a>(
+    rows: &Rows<'a>,
+    w: CodeBook4<'a>,
+    n: usize,
+    bias: Option<&'a [f32]>,
+    y: Output<'a>,
+    region: &mut Region<'a>,
 ) {
-    let x = &PermutedX::new(x, m, k, simd::lanes(level), 4, Order::HighFirst);
+    let &Rows { m, k, level, .. } = rows;
+    let x = rows.permuted(4, Order::HighFirst);
     let stride = k / 2;
-    split_rows(n, stride, m * k, |first, last| {
-        let scales = Scales::Blocks(w, k);
+    region.add(n, stride, m * k, move |first, last| {
+        let scales = Scales::Blocks(&w, k);
         let (codes, book) = (w.codes, w.code_book);
-        let (row_bytes, bits, column) = (stride, 4, 0);
+        let (x, row_bytes, bits, column) = (&*x, stride, 4, 0);
         launch(level, PackedRows { codes, stride, row_bytes, bits, book, scales, x, m, first, last, column, bias, y });
     });
 }
 
 /// Any code book matrix: rows are decoded into the cache a few at a time.
-fn decoded_product(level: Level, x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: Output) {
+fn decoded_product<'a>(
+    rows: &Rows<'a>,
+    w: Weight<'a>,
+    bias: Option<&'a [f32]>,
+    y: Output<'a>,
+    region: &mut Region<'a>,
+) {
     const ROWS: usize = 4;
-    split_rows(w.n, w.k.div_ceil(2), m * w.k, |first, last| {
+    let &Rows { x, m, level, .. } = rows;
+    region.add(w.n, w.k.div_ceil(2), m * w.k, move |first, last| {
         with_scratch(ROWS * w.k, |rows| {
             for first in (first..last).step_by(ROWS) {
                 let count = ROWS.min(last - first);
                 for (i, out) in rows.chunks_exact_mut(w.k).enumerate().take(count) {
-                    launch(level, Decode { w, row: first + i, first: 0, out });
+                    launch(level, Decode { w: &w, row: first + i, first: 0, out });
                 }
                 let bias = bias.map(|bias| &bias[first..]);
                 let y = y.columns_from(first);
@@ -169,45 +278,31 @@ fn decoded_product(level: Level, x: &[f32], m: usize, w: &Weight, bias: Option<&
     });
 }
 
-fn rows_product(
-    level: Level,
-    w: &Rows,
-    x: &[f32],
-    m: usize,
-    (n, k): (usize, usize),
-    bias: Option<&[f32]>,
-    y: &mut [f32],
+fn rows_product<'a>(
+    rows: &Rows<'a>,
+    w: weight::Rows<'a>,
+    n: usize,
+    bias: Option<&'a [f32]>,
+    y: Output<'a>,
+    region: &mut Region<'a>,
 ) {
+    let &Rows { m, k, level, .. } = rows;
     let wide = w.wide_rows;
-    let stored_product = |bias: Option<&[f32]>, y: Output| {
-        if wide > 0 {
-            dense_product(level, dense::i8(w.wide), Some(w.scales), x, m, (wide, k), bias, y);
-        }
-        if wide < n {
-            let bits = w.narrow_bits as usize;
-            let book = if bits == 2 { &NARROW2 } else { &NARROW4 };
-            let x = &PermutedX::new(x, m, k, simd::lanes(level), bits, Order::LowFirst);
-            let (stride, row_bytes) = (w.narrow_stride, (k * bits).div_ceil(8));
-            split_rows(n - wide, row_bytes, m * k, |first, last| {
-                let scales = Scales::Rows(&w.scales[wide..]);
-                let (codes, column) = (w.narrow, wide);
-                launch(
-                    level,
-                    PackedRows { codes, stride, row_bytes, bits, book, scales, x, m, first, last, column, bias, y },
-                );
-            });
-        }
-    };
-    let Some(slots) = w.slots else {
-        return stored_product(bias, Output::new(y, n));
-    };
-    // Rows are computed in the order they are stored, then put where they belong.
-    with_scratch(m * n, |stored| {
-        stored_product(None, Output::new(stored, n));
-        for (y, stored) in y.chunks_exact_mut(n).zip(stored.chunks_exact(n)) {
-            for (j, (y, &slot)) in y.iter_mut().zip(slots).enumerate() {
-                *y = stored[slot as usize] + bias.map_or(0.0, |bias| bias[j]);
-            }
-        }
-    });
+    if wide > 0 {
+        dense_product(rows, dense::i8(w.wide), Some(w.scales), wide, bias, y, region);
+    }
+    if wide < n {
+        let bits = w.narrow_bits as usize;
+        let book = if bits == 2 { &NARROW2 } else { &NARROW4 };
+        let x = rows.permuted(bits, Order::LowFirst);
+        let (stride, row_bytes) = (w.narrow_stride, (k * bits).div_ceil(8));
+        region.add(n - wide, row_bytes, m * k, move |first, last| {
+            let scales = Scales::Rows(&w.scales[wide..]);
+            let (x, codes, column) = (&*x, w.narrow, wide);
+            launch(
+                level,
+                PackedRows { codes, stride, row_bytes, bits, book, scales, x, m, first, last, column, bias, y },
+            );
+        });
+    }
 }

@@ -1,8 +1,9 @@
 //! The SwiGLU feed-forward block, with rows that may be skipped.
 
+use super::linear::{Product, compute, product};
 use super::simd::{Kernel, Simd, launch, math};
 use super::threads::{for_each_chunk, with_scratch};
-use super::{Weight, level, linear::product, run};
+use super::{Weight, level, run};
 
 /// The three matrices of a SwiGLU block: `gate` and `up` `[inner, hidden]`, `down` `[hidden, inner]`.
 #[derive(Clone, Copy, Debug)]
@@ -61,12 +62,12 @@ fn block(x: &[f32], m: usize, mlp: &Mlp, y: &mut [f32]) {
         let block = || {
             with_scratch(2 * m * inner, |scratch| {
                 let (gate, up) = scratch.split_at_mut(m * inner);
-                product(x, m, &mlp.gate, None, gate);
-                product(x, m, &mlp.up, None, up);
+                let to_gate = Product { weight: mlp.gate, bias: None, y: gate };
+                compute(x, m, &mut [to_gate, Product { weight: mlp.up, bias: None, y: up }]);
                 const CHUNK: usize = 4096;
                 let whole = gate.len() / CHUNK * CHUNK;
                 let (chunks, rest) = gate.split_at_mut(whole);
-                for_each_chunk(chunks, CHUNK, 8 * CHUNK, |i, gate| {
+                for_each_chunk(chunks, CHUNK, CHUNK / 2, |i, gate| {
                     launch(level, SiluMul { gate, up: &up[i * CHUNK..(i + 1) * CHUNK] });
                 });
                 launch(level, SiluMul { gate: rest, up: &up[whole..] });

@@ -145,6 +145,10 @@ impl<B: HostTensors> HeldLinear<B> {
         Self { weight: HeldWeight::new(&layer.weight), bias }
     }
 
+    pub(super) fn outputs(&self) -> usize {
+        self.weight.n
+    }
+
     pub(super) fn has_bias(&self) -> bool {
         self.bias.is_some()
     }

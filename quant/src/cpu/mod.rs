@@ -63,6 +63,10 @@ macro_rules! host_operations {
             operations::packed_linear(x, w, bias)
         }
 
+        fn packed_linears<const N: usize>(x: Tensor<Self, 2>, layers: [&Linear<Self>; N]) -> [Tensor<Self, 2>; N] {
+            operations::packed_linears(x, layers)
+        }
+
         fn packed_embed(ids: Tensor<Self, 1, Int>, w: &PackedWeight<Self>) -> Tensor<Self, 2> {
             operations::packed_embed(ids, w)
         }

@@ -10,7 +10,7 @@ use super::{HostTensors, host_operations, operations};
 use crate::CompactBackend;
 use crate::halting::{HaltRecord, HaltRule, HaltState};
 use crate::kv::{KeyValue, KvStore, Rotary};
-use crate::modules::SwiGlu;
+use crate::modules::{Linear, SwiGlu};
 use crate::ops::{AttentionShape, DeltaRule};
 use crate::packed::PackedWeight;
 

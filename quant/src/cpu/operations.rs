@@ -7,7 +7,7 @@ use super::held::{HeldLinear, HeldWeight};
 use super::{HostTensors, bool_tensor, float_primitive, float_tensor, int_tensor};
 use crate::halting::{HaltMode, HaltRecord, HaltRule, HaltState, HaltWeights};
 use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvStore, Rotary};
-use crate::modules::SwiGlu;
+use crate::modules::{Linear, SwiGlu};
 use crate::ops::{AttentionShape, DeltaRule};
 use crate::packed::PackedWeight;
 use crate::reference;
@@ -25,6 +25,38 @@ pub(super) fn packed_linear<B: HostTensors>(
         cpu::linear(&B::floats(&x), m, &w, bias.as_ref().map(B::floats).as_deref(), &mut y);
         float_tensor(y, [m, w.n])
     })
+}
+
+pub(super) fn packed_linears<B: HostTensors, const N: usize>(
+    x: Tensor<B, 2>,
+    layers: [&Linear<B>; N],
+) -> [Tensor<B, 2>; N] {
+    let [m, _] = x.dims();
+    let x = float_primitive(x);
+    let layers = layers.map(HeldLinear::new);
+    let mut outputs = layers.each_ref().map(|layer| vec![0.0; m * layer.outputs()]);
+    with_products(&layers, &mut outputs, Vec::with_capacity(N), &mut |products| {
+        cpu::linears(&B::floats(&x), m, products);
+    });
+    let mut widths = layers.iter().map(HeldLinear::outputs);
+    outputs.map(|y| float_tensor(y, [m, widths.next().unwrap_or_default()]))
+}
+
+/// Borrows one layer after the other, then calls `f` with all of them.
+fn with_products<B: HostTensors>(
+    layers: &[HeldLinear<B>],
+    outputs: &mut [Vec<f32>],
+    mut products: Vec<cpu::Product<'_>>,
+    f: &mut dyn FnMut(&mut [cpu::Product<'_>]),
+) {
+    match (layers.split_first(), outputs.split_first_mut()) {
+        (Some((layer, layers)), Some((y, outputs))) => layer.with(|layer| {
+            let mut products = products;
+            products.push(cpu::Product { weight: layer.weight, bias: layer.bias, y });
+            with_products(layers, outputs, products, f);
+        }),
+        _ => f(&mut products),
+    }
 }
 
 pub(super) fn packed_embed<B: HostTensors>(ids: Tensor<B, 1, Int>, w: &PackedWeight<B>) -> Tensor<B, 2> {
@@ -67,9 +99,8 @@ fn biased_swiglu_mlp<B: HostTensors>(
     mlp: &SwiGlu<B>,
     active: Option<Tensor<B, 1, Bool>>,
 ) -> Tensor<B, 2> {
-    let apply = |layer: &crate::modules::Linear<B>, x| {
-        packed_linear(x, &layer.weight, layer.bias.as_ref().map(burn::module::Param::val))
-    };
+    let apply =
+        |layer: &Linear<B>, x| packed_linear(x, &layer.weight, layer.bias.as_ref().map(burn::module::Param::val));
     let inner = burn::tensor::activation::silu(apply(&mlp.gate_proj, x.clone())) * apply(&mlp.up_proj, x);
     let y = apply(&mlp.down_proj, inner);
     match active {

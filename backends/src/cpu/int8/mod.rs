@@ -9,6 +9,8 @@ mod gemm;
 #[cfg(target_arch = "x86_64")]
 mod rows;
 
+use super::linear::Product;
+use super::threads::Output;
 use super::{Level, Matrix, Weight};
 
 /// Elements of x that share a scale.
@@ -39,20 +41,31 @@ pub(crate) fn fits(w: &Weight) -> bool {
         }
 }
 
-/// `y = x Wᵀ + b` for a matrix that fits at a level where this is available.
 #[cfg(target_arch = "x86_64")]
-pub(crate) fn product(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: &mut [f32]) {
-    if m > rows::FEW {
-        return gemm::gemm(x, m, w, bias, super::threads::Output::new(y, w.n));
-    }
-    for (x, y) in x.chunks(rows::MAX_COLUMNS * w.k).zip(y.chunks_mut(rows::MAX_COLUMNS * w.n)) {
-        rows::few(x, x.len() / w.k, w, bias, y);
-    }
+pub(crate) use rows::{Columns, FEW, Layout, MAX_COLUMNS, few};
+
+/// A product with many rows of x, of a matrix that fits at a level where this is available.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn gemm(x: &[f32], m: usize, product: &mut Product) {
+    gemm::gemm(x, m, &product.weight, product.bias, Output::new(product.y, product.weight.n));
 }
 
-/// `y = x Wᵀ + b`; there are no kernels for this architecture, so nothing is [`available`].
+/// There are no kernels for this architecture: nothing is [`available`].
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) fn product(_: &[f32], _: usize, _: &Weight, _: Option<&[f32]>, _: &mut [f32]) {}
+mod none {
+    use super::*;
+    use crate::cpu::linear::Rows;
+    use crate::cpu::region::Region;
+    pub(crate) const FEW: usize = 0;
+    pub(crate) const MAX_COLUMNS: usize = 1;
+    pub(crate) struct Columns;
+    #[derive(Clone, Copy, PartialEq)]
+    pub(crate) struct Layout;
+    pub(crate) fn few<'a>(_: &Rows<'a>, _: Weight<'a>, _: Option<&'a [f32]>, _: Output<'a>, _: &mut Region<'a>) {}
+    pub(crate) fn gemm(_: &[f32], _: usize, _: &mut Product) {}
+}
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) use none::*;
 
 /// Rounds [`BLOCK`] elements to `scale * q`; the scale is NaN where one of them is not finite.
 ///

@@ -1,21 +1,23 @@
 //! A few rows of x: codes are looked up and multiplied as they are read, four rows of the matrix in flight.
 
-use super::super::linear::split_rows;
+use super::super::linear::{Rows, cached};
 use super::super::packed::{AHEAD, block_scales};
-use super::super::threads::{Output, with_scratch};
+use super::super::region::Region;
+use super::super::threads::Output;
 use super::super::weight::{BlockScales, CodeBook4, Matrix, Weight};
 use super::{BLOCK, OFFSET, code_book, quantize};
 use std::arch::x86_64::*;
+use std::sync::Arc;
 
 /// The most columns of x in one pass.
-pub(super) const MAX_COLUMNS: usize = 4;
+pub(crate) const MAX_COLUMNS: usize = 4;
 /// Rows of x up to which passes are faster than tiles.
-pub(super) const FEW: usize = 12;
+pub(crate) const FEW: usize = 12;
 /// Rows in flight.
 const R: usize = 4;
 
 /// x in the order in which codes leave the bytes.
-struct Columns {
+pub(crate) struct Columns {
     /// `[group][column][code of a byte][byte]`.
     codes: Vec<i8>,
     /// `[group][column][lane]`: what the offset of the weights adds, negated.
@@ -25,9 +27,18 @@ struct Columns {
     columns: usize,
 }
 
+/// How codes leave the bytes. Groups are 64 bytes of codes; the element at `e` of a byte is multiplied by the code at bit
+/// `bits * (e ^ flip)`, which is `offset` too large.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) struct Layout {
+    bits: usize,
+    flip: usize,
+    offset: i32,
+}
+
 impl Columns {
-    /// Groups are 64 bytes of codes; the element at `e` of a byte is multiplied by the code at bit `bits * (e ^ flip)`.
-    fn new(x: &[f32], m: usize, k: usize, bits: usize, flip: usize, offset: i32) -> Columns {
+    fn new(x: &[f32], m: usize, k: usize, layout: Layout) -> Columns {
+        let Layout { bits, flip, offset } = layout;
         // SAFETY: `available` has found the features.
         unsafe {
             match bits {
@@ -54,15 +65,28 @@ impl Columns {
                 // The bytes of the group that this block fills.
                 let bytes = BLOCK / PER_BYTE;
                 let from = block % PER_BYTE * bytes;
-                for e in 0..PER_BYTE {
-                    let to = &mut codes[at * group + (e ^ flip) * 64 + from..][..bytes];
-                    for (to, q) in to.iter_mut().zip(q[e..].iter().step_by(PER_BYTE)) {
-                        *to = *q;
+                // SAFETY: the stores write `bytes` bytes to each slice.
+                let mut sums = [0i32; 16];
+                unsafe {
+                    let q = _mm512_loadu_si512(q.as_ptr().cast());
+                    for e in 0..PER_BYTE {
+                        let to = codes[at * group + (e ^ flip) * 64 + from..][..bytes].as_mut_ptr();
+                        match PER_BYTE {
+                            1 => _mm512_storeu_si512(to.cast(), q),
+                            2 if e == 0 => _mm256_storeu_si256(to.cast(), _mm512_cvtepi16_epi8(q)),
+                            2 => _mm256_storeu_si256(to.cast(), _mm512_cvtepi16_epi8(_mm512_srli_epi16::<8>(q))),
+                            _ => {
+                                let by = _mm_cvtsi32_si128(8 * e as i32);
+                                _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_srl_epi32(q, by)));
+                            }
+                        }
                     }
+                    let fours = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), q);
+                    _mm512_storeu_si512(sums.as_mut_ptr().cast(), fours);
                 }
-                for (lane, q) in q.chunks_exact(4 * PER_BYTE).enumerate() {
+                for (lane, sums) in sums.chunks_exact(PER_BYTE).enumerate() {
                     let lane = at * 16 + from / 4 + lane;
-                    start[lane] = -offset * q.iter().map(|&q| i32::from(q)).sum::<i32>();
+                    start[lane] = -offset * sums.iter().sum::<i32>();
                     scales[lane] = scale;
                 }
             }
@@ -71,49 +95,39 @@ impl Columns {
     }
 }
 
-/// A product with at most [`MAX_COLUMNS`] rows of x.
-pub(super) fn few(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: &mut [f32]) {
-    let (n, k) = (w.n, w.k);
-    match &w.data {
+/// Adds a product with at most [`MAX_COLUMNS`] rows of x. Rows go where they are stored.
+pub(crate) fn few<'a>(rows: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, region: &mut Region<'a>) {
+    let &Rows { x, m, k, .. } = rows;
+    let ordered = |layout| cached(&rows.rounded, layout, || Columns::new(x, m, k, layout));
+    match w.data {
         Matrix::CodeBook4(data) => {
             let (book, factor) = code_book(data.code_book);
-            let x = &Columns::new(x, m, k, 4, 1, OFFSET);
+            let x = ordered(Layout { bits: 4, flip: 1, offset: OFFSET });
             let book = book.map(|value| (i32::from(value) + OFFSET) as u8);
-            let y = Output::new(y, n);
             let scales = Scales::Blocks(data, k, factor);
             Pass { codes: data.codes, stride: k / 2, row_bytes: k / 2, book, scales, x, m, column: 0, bias, y }
-                .split(n, 4);
+                .split(w.n, 4, region);
         }
         Matrix::Rows(data) => {
             let wide = data.wide_rows;
-            let stored = |bias: Option<&[f32]>, y: Output| {
-                if wide > 0 {
-                    let x = &Columns::new(x, m, k, 8, 0, OFFSET);
-                    let scales = Scales::Rows(data.scales);
-                    let (codes, book) = (data.wide, [0; 16]);
-                    Pass { codes, stride: k, row_bytes: k, book, scales, x, m, column: 0, bias, y }.split(wide, 8);
-                }
-                if wide < n {
-                    let bits = data.narrow_bits as usize;
-                    let x = &Columns::new(x, m, k, bits, 0, if bits == 2 { 1 } else { 7 });
-                    let scales = Scales::Rows(&data.scales[wide..]);
-                    let book = std::array::from_fn(|code| code as u8);
-                    let (codes, stride, row_bytes) = (data.narrow, data.narrow_stride, k * bits / 8);
-                    Pass { codes, stride, row_bytes, book, scales, x, m, column: wide, bias, y }.split(n - wide, bits);
-                }
-            };
-            let Some(slots) = data.slots else {
-                return stored(bias, Output::new(y, n));
-            };
-            // Rows are computed in the order they are stored, then put where they belong.
-            with_scratch(m * n, |scratch| {
-                stored(None, Output::new(scratch, n));
-                for (y, stored) in y.chunks_exact_mut(n).zip(scratch.chunks_exact(n)) {
-                    for (j, (y, &slot)) in y.iter_mut().zip(slots).enumerate() {
-                        *y = stored[slot as usize] + bias.map_or(0.0, |bias| bias[j]);
-                    }
-                }
-            });
+            if wide > 0 {
+                let x = ordered(Layout { bits: 8, flip: 0, offset: OFFSET });
+                let scales = Scales::Rows(data.scales);
+                let (codes, book) = (data.wide, [0; 16]);
+                Pass { codes, stride: k, row_bytes: k, book, scales, x, m, column: 0, bias, y }.split(wide, 8, region);
+            }
+            if wide < w.n {
+                let bits = data.narrow_bits as usize;
+                let x = ordered(Layout { bits, flip: 0, offset: if bits == 2 { 1 } else { 7 } });
+                let scales = Scales::Rows(&data.scales[wide..]);
+                let book = std::array::from_fn(|code| code as u8);
+                let (codes, stride, row_bytes) = (data.narrow, data.narrow_stride, k * bits / 8);
+                Pass { codes, stride, row_bytes, book, scales, x, m, column: wide, bias, y }.split(
+                    w.n - wide,
+                    bits,
+                    region,
+                );
+            }
         }
         _ => unreachable!("`fits` lets no other storage through"),
     }
@@ -122,7 +136,7 @@ pub(super) fn few(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: &mut
 enum Scales<'a> {
     Rows(&'a [f32]),
     /// Rows of so many elements, and the scale of the code book.
-    Blocks(&'a CodeBook4<'a>, usize, f32),
+    Blocks(CodeBook4<'a>, usize, f32),
 }
 
 /// Quantised block scales of which the two of a group share their absmax.
@@ -151,8 +165,33 @@ impl<'a> Nested<'a> {
 const ROWS: u8 = 0;
 /// Of blocks, decoded row by row.
 const DECODED: u8 = 1;
-/// Of blocks, decoded on the way, while the codes are waited for.
+/// Of blocks, looked up on the way in a table for the absmax that they share.
 const NESTED: u8 = 2;
+
+/// The scale of each code under one absmax, for one row in flight.
+struct ScaleTable {
+    absmax: usize,
+    scales: [f32; 256],
+}
+
+impl ScaleTable {
+    fn new() -> ScaleTable {
+        ScaleTable { absmax: usize::MAX, scales: [0.0; 256] }
+    }
+
+    /// Makes it the table of this absmax.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    fn turn_to(&mut self, absmax: usize, nested: &Nested) {
+        if self.absmax != absmax {
+            let by = nested.absmax[absmax];
+            for (scale, value) in self.scales.iter_mut().zip(nested.map) {
+                *scale = value * by + nested.offset;
+            }
+            self.absmax = absmax;
+        }
+    }
+}
 
 /// A matrix times [`Columns`].
 struct Pass<'a> {
@@ -162,7 +201,7 @@ struct Pass<'a> {
     /// The byte of each 4-bit code.
     book: [u8; 16],
     scales: Scales<'a>,
-    x: &'a Columns,
+    x: Arc<Columns>,
     m: usize,
     /// Column of the output that row 0 goes to.
     column: usize,
@@ -170,49 +209,77 @@ struct Pass<'a> {
     y: Output<'a>,
 }
 
-impl Pass<'_> {
-    fn split(&self, n: usize, bits: usize) {
-        split_rows(n, self.row_bytes, self.m * self.row_bytes, |first, last| {
+impl<'a> Pass<'a> {
+    fn split(self, n: usize, bits: usize, region: &mut Region<'a>) {
+        region.add(n, self.row_bytes, self.m * self.row_bytes, move |first, last| {
             // SAFETY: `available` has found AVX-512 VNNI, the matrix was checked, and tasks have different rows.
             unsafe {
-                match (bits, &self.scales) {
-                    (4, Scales::Blocks(w, k, _)) if Nested::new(w, *k).is_some() => {
-                        self.columns::<4, NESTED>(first, last)
+                match (bits, &self.scales, is_x86_feature_detected!("avx512vbmi")) {
+                    (4, Scales::Blocks(w, k, _), true) if Nested::new(w, *k).is_some() => {
+                        self.columns::<4, NESTED, true>(first, last)
                     }
-                    (4, Scales::Blocks(..)) => self.columns::<4, DECODED>(first, last),
-                    (4, _) => self.columns::<4, ROWS>(first, last),
-                    (8, _) => self.columns::<8, ROWS>(first, last),
-                    _ => self.columns::<2, ROWS>(first, last),
+                    (4, Scales::Blocks(w, k, _), false) if Nested::new(w, *k).is_some() => {
+                        self.columns::<4, NESTED, false>(first, last)
+                    }
+                    (4, Scales::Blocks(..), true) => self.columns::<4, DECODED, true>(first, last),
+                    (4, Scales::Blocks(..), false) => self.columns::<4, DECODED, false>(first, last),
+                    (4, ..) => self.columns::<4, ROWS, false>(first, last),
+                    (8, ..) => self.columns::<8, ROWS, false>(first, last),
+                    _ => self.columns::<2, ROWS, false>(first, last),
                 }
             }
         });
     }
 
     /// # Safety
-    /// As for `range`.
-    unsafe fn columns<const BITS: usize, const SCALES: u8>(&self, first: usize, last: usize) {
+    /// The rows exist, no other task writes their outputs, and the processor has AVX-512 VNNI, with `VBMI` VBMI too.
+    unsafe fn columns<const BITS: usize, const SCALES: u8, const VBMI: bool>(&self, first: usize, last: usize) {
         // SAFETY: the caller's promise.
         unsafe {
-            match self.x.columns {
-                1 => self.range::<BITS, SCALES, 1>(first, last),
-                2 => self.range::<BITS, SCALES, 2>(first, last),
-                _ => self.range::<BITS, SCALES, 4>(first, last),
+            match (self.x.columns, VBMI) {
+                (1, true) => self.range_vbmi::<BITS, SCALES, 1>(first, last),
+                (2, true) => self.range_vbmi::<BITS, SCALES, 2>(first, last),
+                (_, true) => self.range_vbmi::<BITS, SCALES, 4>(first, last),
+                (1, false) => self.range_vnni::<BITS, SCALES, 1>(first, last),
+                (2, false) => self.range_vnni::<BITS, SCALES, 2>(first, last),
+                (_, false) => self.range_vnni::<BITS, SCALES, 4>(first, last),
             }
         }
+    }
+
+    /// # Safety
+    /// As for `range`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+    unsafe fn range_vbmi<const BITS: usize, const SCALES: u8, const M: usize>(&self, first: usize, last: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.range::<BITS, SCALES, true, M>(first, last) }
+    }
+
+    /// # Safety
+    /// As for `range`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn range_vnni<const BITS: usize, const SCALES: u8, const M: usize>(&self, first: usize, last: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.range::<BITS, SCALES, false, M>(first, last) }
     }
 
     /// Rows `first..last`.
     ///
     /// # Safety
-    /// The processor has AVX-512 VNNI, the rows exist, and no other task writes their outputs.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn range<const BITS: usize, const SCALES: u8, const M: usize>(&self, first: usize, last: usize) {
+    /// The caller's features are those of `columns`, the rows exist, and no other task writes their outputs.
+    #[inline(always)]
+    unsafe fn range<const BITS: usize, const SCALES: u8, const VBMI: bool, const M: usize>(
+        &self,
+        first: usize,
+        last: usize,
+    ) {
         let per_row = match self.scales {
             // One more: a group covers two blocks.
             Scales::Blocks(_, k, _) if SCALES == DECODED => k / BLOCK + 1,
             _ => 0,
         };
         let mut scales = vec![0.0; R * per_row];
+        let mut tables: [ScaleTable; R] = std::array::from_fn(|_| ScaleTable::new());
         // `R` streams far apart, each read in order: that is what hardware prefetchers follow.
         let apart = (last - first) / R;
         // The rest one at a time: `R` times the same row, to spare a kernel of its own.
@@ -220,28 +287,29 @@ impl Pass<'_> {
         for row in (first..first + apart).chain(rest..last) {
             let apart = if row < rest { apart } else { 0 };
             // SAFETY: the rows lie before `last`.
-            unsafe { self.rows::<BITS, SCALES, M>(row, apart, per_row, &mut scales) };
+            unsafe { self.rows::<BITS, SCALES, VBMI, M>(row, apart, per_row, &mut scales, &mut tables) };
         }
     }
 
     /// Rows `row`, `row + apart`, ... (`R` of them) times `M` columns.
     ///
     /// # Safety
-    /// The rows exist, x has `M` columns ordered for `BITS`, and no other task writes these outputs.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    #[inline]
-    unsafe fn rows<const BITS: usize, const SCALES: u8, const M: usize>(
+    /// As for `range`, and x has `M` columns ordered for `BITS`.
+    #[inline(always)]
+    unsafe fn rows<const BITS: usize, const SCALES: u8, const VBMI: bool, const M: usize>(
         &self,
         row: usize,
         apart: usize,
         per_row: usize,
         scales: &mut [f32],
+        tables: &mut [ScaleTable; R],
     ) {
         let mut factor = 1.0;
         // Where the scales of row `r` of `R` lie.
         let (mut w_scales, mut scale_stride) = (std::ptr::null(), per_row);
         let mut nested = Nested { codes: &[], map: &[0.0; 256], absmax: &[], shift: 0, offset: 0.0 };
-        if let Scales::Blocks(w, k, book) = self.scales {
+        if let Scales::Blocks(w, k, book) = &self.scales {
+            let (k, book) = (*k, *book);
             factor = book;
             if SCALES == NESTED {
                 nested = Nested::new(w, k).unwrap_or(nested);
@@ -271,7 +339,18 @@ impl Pass<'_> {
             let whole = self.row_bytes / 64;
             let tail = (1u64 << (self.row_bytes % 64)) - 1;
             let mut total = [[_mm512_setzero_ps(); M]; R];
-            for g in 0..self.row_bytes.div_ceil(64) {
+            let groups = self.row_bytes.div_ceil(64);
+            let mut turn = 0;
+            for g in 0..groups {
+                if SCALES == NESTED && g == turn {
+                    // The next group at which a row comes to another absmax.
+                    turn = groups;
+                    for (r, table) in tables.iter_mut().enumerate() {
+                        let block = (row + r * apart) * (self.row_bytes / 32) + 2 * g;
+                        table.turn_to(block >> nested.shift, &nested);
+                        turn = turn.min(g + ((((block >> nested.shift) + 1) << nested.shift) - block) / 2);
+                    }
+                }
                 let x = self.x.codes.as_ptr().add(g * M * planes * 64);
                 let start = self.x.start.as_ptr().add(g * M * 16);
                 let x_scales = self.x.scales.as_ptr().add(g * M * 16);
@@ -288,15 +367,19 @@ impl Pass<'_> {
                     };
                     weights[r] = match BITS {
                         8 => [_mm512_xor_si512(bytes, flip); 4],
+                        4 if VBMI => {
+                            // The book lies in the register four times, so that the upper bits do not matter.
+                            let high = _mm512_permutexvar_epi8(_mm512_srli_epi16::<4>(bytes), book);
+                            let low = _mm512_permutexvar_epi8(bytes, book);
+                            [low, high, low, high]
+                        }
                         4 => {
-                            let low = _mm512_and_si512(bytes, nibble);
-                            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), nibble);
+                            let mut low = _mm512_and_si512(bytes, nibble);
+                            let mut high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), nibble);
                             if SCALES != ROWS {
-                                let (low, high) = (_mm512_shuffle_epi8(book, low), _mm512_shuffle_epi8(book, high));
-                                [low, high, low, high]
-                            } else {
-                                [low, high, low, high]
+                                (low, high) = (_mm512_shuffle_epi8(book, low), _mm512_shuffle_epi8(book, high));
                             }
+                            [low, high, low, high]
                         }
                         _ => [
                             _mm512_and_si512(bytes, pair),
@@ -311,10 +394,11 @@ impl Pass<'_> {
                     }
                     if SCALES == NESTED {
                         let block = (row + r * apart) * (self.row_bytes / 32) + 2 * g;
-                        let at = |i: usize| nested.map.as_ptr().add(*nested.codes.get_unchecked(block + i) as usize);
-                        let both = _mm512_mask_broadcastss_ps(_mm512_set1_ps(*at(0)), 0xff00, _mm_load_ss(at(1)));
-                        let absmax = _mm512_set1_ps(*nested.absmax.get_unchecked(block >> nested.shift));
-                        w_scale[r] = _mm512_fmadd_ps(both, absmax, _mm512_set1_ps(nested.offset));
+                        let at = |i: usize| {
+                            let code = *nested.codes.get_unchecked(block + i);
+                            tables[r].scales.as_ptr().add(usize::from(code))
+                        };
+                        w_scale[r] = _mm512_mask_broadcastss_ps(_mm512_set1_ps(*at(0)), 0xff00, _mm_load_ss(at(1)));
                     }
                 }
                 for m in 0..M {
@@ -336,7 +420,7 @@ impl Pass<'_> {
             }
             for r in 0..R {
                 let j = row + r * apart;
-                let scale = match self.scales {
+                let scale = match &self.scales {
                     Scales::Rows(scales) => scales[j],
                     Scales::Blocks(..) => factor,
                 };

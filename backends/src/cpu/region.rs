@@ -1,0 +1,73 @@
+//! Row ranges of several matrices, computed in one hand-over to the threads.
+
+use super::threads::{MIN_WORK, parallel, threads};
+
+/// Bytes below which a task is not worth handing out: each should read long runs of rows.
+const TASK_BYTES: usize = 16 << 10;
+
+/// Work to be split by rows, collected first and then run at once.
+#[derive(Default)]
+pub(crate) struct Region<'a> {
+    parts: Vec<Part<'a>>,
+}
+
+struct Part<'a> {
+    rows: usize,
+    row_bytes: usize,
+    /// Elements touched per row.
+    work: usize,
+    run: Box<dyn Fn(usize, usize) + Sync + 'a>,
+}
+
+impl<'a> Region<'a> {
+    /// Adds `rows` rows of `row_bytes`, each of which touches `work` elements: `run(first, last)` computes a range.
+    pub(crate) fn add(&mut self, rows: usize, row_bytes: usize, work: usize, run: impl Fn(usize, usize) + Sync + 'a) {
+        self.parts.push(Part { rows, row_bytes: row_bytes.max(1), work, run: Box::new(run) });
+    }
+
+    /// Computes everything that was added.
+    pub(crate) fn run(self) {
+        let work = self.parts.iter().fold(0usize, |sum, part| sum.saturating_add(part.rows.saturating_mul(part.work)));
+        let threads = threads();
+        if work < MIN_WORK || threads == 1 {
+            return self.parts.iter().for_each(|part| (part.run)(0, part.rows));
+        }
+        let bytes: usize = self.parts.iter().map(|part| part.rows * part.row_bytes).sum();
+        // Small enough to even out the threads.
+        let task_bytes = (bytes / (8 * threads)).max(TASK_BYTES);
+        let rows_of = |part: &Part| (task_bytes / part.row_bytes).next_multiple_of(4).max(4);
+        let tasks: Vec<(&Part, usize)> = self
+            .parts
+            .iter()
+            .flat_map(|part| (0..part.rows).step_by(rows_of(part)).map(move |first| (part, first)))
+            .collect();
+        parallel(tasks.len(), |task| {
+            let (part, first) = tasks[task];
+            (part.run)(first, part.rows.min(first + rows_of(part)));
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn every_row_of_every_part_runs_once() {
+        for sizes in [vec![0], vec![1, 5000], vec![4096, 3, 1030]] {
+            let counts: Vec<Vec<AtomicUsize>> =
+                sizes.iter().map(|&n| (0..n).map(|_| AtomicUsize::new(0)).collect()).collect();
+            let mut region = Region::default();
+            for counts in &counts {
+                region.add(counts.len(), 100, 1000, |first, last| {
+                    counts[first..last].iter().for_each(|count| {
+                        count.fetch_add(1, Ordering::Relaxed);
+                    });
+                });
+            }
+            region.run();
+            assert!(counts.iter().flatten().all(|count| count.load(Ordering::Relaxed) == 1), "{sizes:?}");
+        }
+    }
+}

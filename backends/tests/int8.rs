@@ -27,7 +27,7 @@ const NF4: [f32; 16] = [
 
 /// Whether this machine has the kernels; elsewhere the option changes nothing, which is tested too.
 fn has_int8() -> bool {
-    cpu::level() == Level::Avx512 && cpu::features().contains(&"avx512vnni")
+    cpu::level() == Level::Avx512 && ["avx512vnni", "avx512vbmi"].iter().all(|name| cpu::features().contains(name))
 }
 
 fn int8(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>) -> Vec<f32> {

@@ -4,12 +4,15 @@
 //! convolution and its state. Slots are the same for every row of the batch; shorter rows are padded on the left.
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Distribution, Int, Tensor, TensorData};
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::{KvFormat, KvStore};
 
 /// Slots are added in multiples of this.
 const GROWTH: usize = 256;
+
+/// Of the numbers that stand in for tokens.
+const NOISE: Distribution = Distribution::Uniform(-1.0, 1.0);
 
 /// What one layer keeps per token or per sequence; the shapes of a [`Cache`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,6 +236,33 @@ impl<B: CompactBackend> Cache<B> {
             if let LayerCache::DeltaNet(_) = layer {
                 *layer = new_layer(shape, self.format, self.batch, GROWTH, &self.device);
             }
+        }
+    }
+
+    /// Appends `tokens` tokens that were never computed: random numbers, to measure speed at a long context.
+    pub fn append_random(&mut self, tokens: usize) {
+        const AT_ONCE: usize = 512;
+        let end = self.len + tokens;
+        self.reserve(end);
+        while self.len < end {
+            let s = AT_ONCE.min(end - self.len);
+            for layer in &mut self.layers {
+                match layer {
+                    LayerCache::Attention(kv) => {
+                        let new = |store: &KvStore<B>| {
+                            let [b, heads, _, width] = store.dims();
+                            Tensor::random([b, s, heads, width], NOISE, &self.device)
+                        };
+                        let (k, v) = (new(kv.k()), new(kv.v()));
+                        kv.append(k, v, self.len);
+                    }
+                    LayerCache::DeltaNet(state) => {
+                        state.conv = Some(state.take_conv().random_like(NOISE));
+                        state.state = Some(state.take_state().random_like(NOISE));
+                    }
+                }
+            }
+            self.len += s;
         }
     }
 

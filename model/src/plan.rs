@@ -123,6 +123,11 @@ impl LoadPlan {
         self.tensors.iter().map(PlannedTensor::parameters).sum()
     }
 
+    /// Whether the source stores the matrices of the layers quantised.
+    pub fn is_quantized(&self) -> bool {
+        self.tensors.iter().any(|tensor| tensor.part() == Part::FeedForward && tensor.stored.is_quantized())
+    }
+
     /// Bytes on the device.
     pub fn weight_bytes(&self) -> usize {
         self.tensors.iter().map(|tensor| tensor.bytes).sum()

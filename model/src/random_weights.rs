@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use emberlm_quant::format;
-use emberlm_quant::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight};
+use emberlm_quant::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight, weight_buffer};
 use rayon::prelude::*;
 
 use crate::architecture::Architecture;
@@ -159,7 +159,7 @@ impl Stream {
     }
 
     fn bytes(self, len: usize) -> Bytes {
-        let mut out = vec![0u8; len.next_multiple_of(8)];
+        let mut out = weight_buffer(len.next_multiple_of(8));
         out.par_chunks_mut(1 << 16).enumerate().for_each(|(chunk, out)| {
             for (i, word) in out.chunks_exact_mut(8).enumerate() {
                 word.copy_from_slice(&self.word((chunk << 13) + i).to_le_bytes());
@@ -169,7 +169,7 @@ impl Stream {
     }
 
     fn halves(self, count: usize, float: FloatType) -> Bytes {
-        let mut out = vec![0u8; 2 * count];
+        let mut out = weight_buffer(2 * count);
         out.par_chunks_mut(1 << 16).enumerate().for_each(|(chunk, out)| {
             for (i, number) in out.chunks_exact_mut(2).enumerate() {
                 let x = SPREAD * self.signed((chunk << 15) + i);

@@ -4,6 +4,7 @@
 //! buffers are [`bytes::Bytes`], so that a tensor may be a view of a mapped file: nothing is copied until the device needs it.
 
 use bytes::Bytes;
+pub use emberlm_backends::cpu::weight_buffer;
 
 /// A floating point type that a checkpoint stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use anyhow::{Result, ensure};
 use emberlm_backends::cpu;
 
-use super::args::DeviceArgs;
+use super::args::{Activations, DeviceArgs};
 
 /// The backend of the CPU.
 pub type Cpu = burn_ndarray::NdArray<f32>;
@@ -34,12 +34,12 @@ impl FromStr for DeviceChoice {
     }
 }
 
-/// Sets the threads and opens the device.
-pub fn open(args: &DeviceArgs) -> Result<CpuDevice> {
+/// Sets the threads and the arithmetic, `usual` unless a flag says otherwise, and opens the device.
+pub fn open(args: &DeviceArgs, usual: Activations) -> Result<CpuDevice> {
     if let Some(threads) = args.threads {
         ensure!(cpu::set_threads(threads.into()), "--threads {threads}: the threads are already running");
     }
-    cpu::set_precision(Some(args.activations.into()));
+    cpu::set_precision(Some(args.activations.unwrap_or(usual).into()));
     match args.device {
         DeviceChoice::Auto | DeviceChoice::Cpu => Ok(CpuDevice::default()),
     }

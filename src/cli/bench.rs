@@ -13,9 +13,9 @@ use emberlm::quant::kv::KvFormat;
 use emberlm_backends::cpu;
 use serde::Serialize;
 
-use super::args::{Activations, CacheType, Quant};
+use super::args::{Activations, CacheType, Quant, QuantHead};
 use super::backend::{Cpu, CpuDevice};
-use super::output;
+use super::{load, output};
 
 /// Flags of `ember bench`.
 #[derive(Debug, Args)]
@@ -34,7 +34,7 @@ pub struct BenchArgs {
 
     /// Storage of the embedding and the head
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
-    quant_head: Quant,
+    quant_head: QuantHead,
 
     /// Prompt lengths to measure
     #[arg(short = 'p', long, value_delimiter = ',', default_value = "128,512", value_name = "N,..")]
@@ -47,6 +47,10 @@ pub struct BenchArgs {
     /// Tokens already in the cache before a measurement
     #[arg(short = 'd', long, default_value_t = 0, value_name = "N")]
     depth: usize,
+
+    /// Fill the cache of `--depth` with random numbers instead of computing it
+    #[arg(long, requires = "depth")]
+    random_depth: bool,
 
     /// Thread counts to measure
     #[arg(short, long, value_delimiter = ',', value_name = "N,..")]
@@ -61,7 +65,7 @@ pub struct BenchArgs {
     chunk: usize,
 
     /// Arithmetic of products with quantised weights
-    #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
+    #[arg(long, value_enum, default_value = "int8", value_name = "TYPE")]
     activations: Activations,
 
     /// Number format of cached keys and values
@@ -184,10 +188,9 @@ const READ_BUFFER: usize = 512 << 20;
 
 fn load(args: &BenchArgs, depth: &CrestOverrides, device: &CpuDevice) -> Result<(String, LoadPlan, CausalLm<Cpu>)> {
     let quantize = args.quant.option();
-    let quantize_head = args.quant_head.option();
     if let Some(path) = &args.model {
-        let options = WeightOptions { quantize, quantize_head, ..Default::default() };
         let pretrained = Pretrained::open(path, depth)?;
+        let options = load::weight_options(args.quant, args.quant_head, &pretrained, device)?;
         let plan = pretrained.plan::<Cpu>(options, device)?;
         return Ok((path.display().to_string(), plan, pretrained.load(options, device, None)?));
     }
@@ -198,7 +201,7 @@ fn load(args: &BenchArgs, depth: &CrestOverrides, device: &CpuDevice) -> Result<
     let weights = if nano {
         RandomWeights::nano(&architecture, SEED)
     } else {
-        RandomWeights::new(&architecture, quantize, quantize_head, SEED)
+        RandomWeights::new(&architecture, quantize, args.quant_head.option(quantize.is_some()), SEED)
     };
     let options = WeightOptions::default();
     let plan = CausalLm::<Cpu>::plan(&architecture, &weights, options, device)?;
@@ -259,7 +262,9 @@ impl Bench<'_> {
     /// Empties the cache and puts in the tokens that a measurement starts from.
     fn fill(&self, cache: &mut emberlm::model::cache::Cache<Cpu>) -> Result<()> {
         cache.reset();
-        if self.args.depth > 0 {
+        if self.args.random_depth {
+            cache.append_random(self.args.depth);
+        } else if self.args.depth > 0 {
             self.model.prefill(&[&self.ids(self.args.depth)], cache, self.args.chunk)?;
         }
         Ok(())

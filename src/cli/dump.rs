@@ -11,7 +11,7 @@ use emberlm::model::sampling::{Sampler, SamplingConfig};
 use emberlm::model::{CausalLm, ForwardOptions, ForwardOutput, LogitsFor, WeightOptions};
 use emberlm::quant::kv::KvFormat;
 
-use super::args::{DepthArgs, DeviceArgs, ModelArgs};
+use super::args::{Activations, DepthArgs, DeviceArgs, ModelArgs};
 use super::backend::{self, Cpu};
 use super::tensor_file::{Array, Numbers, OutputFile, Tokens};
 use super::{load, output};
@@ -84,7 +84,7 @@ enum Rounding {
 
 /// Runs the command.
 pub fn run(args: &DumpArgs) -> Result<()> {
-    let device = backend::open(&args.device)?;
+    let device = backend::open(&args.device, Activations::F32)?;
     let pretrained = load::open(&args.model.model, &args.depth)?;
     let config = &pretrained.architecture().config;
     let tokens = Tokens::read(&args.input, config.vocab_size)?;
@@ -102,8 +102,9 @@ pub fn run(args: &DumpArgs) -> Result<()> {
 
     let options = WeightOptions {
         quantize: args.model.quant.option(),
+        // What is compared with other programs changes only on demand.
+        quantize_head: args.model.quant_head.option(false),
         round_to_stored: args.rounding == Rounding::Stored,
-        ..WeightOptions::default()
     };
     let model = load::load(&pretrained, options, &device, |_| String::new())?;
     let mut cache = model.new_batch_cache(KvFormat::F32, tokens.left_pad.clone());

@@ -7,10 +7,10 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use emberlm::model::generate::{CancelHandle, Finish, GenerateOptions, Generator, Summary, TokenDepth};
 use emberlm::model::text::{ChatOptions, Message, StopSet, StopStrings, TextProcessor};
-use emberlm::model::{DEFAULT_CHUNK, Error, Pretrained, WeightOptions};
+use emberlm::model::{DEFAULT_CHUNK, Error, Pretrained};
 use serde::Serialize;
 
-use super::args::{CacheType, DepthArgs, DeviceArgs, ModelArgs};
+use super::args::{Activations, CacheType, DepthArgs, DeviceArgs, ModelArgs};
 use super::estimate::Estimate;
 use super::sampling::SamplingArgs;
 use super::terminal::TerminalFilter;
@@ -114,7 +114,7 @@ struct TracedToken {
 
 /// Runs the command. False when it was interrupted.
 pub fn run(args: &GenerateArgs) -> Result<bool> {
-    let device = backend::open(&args.device)?;
+    let device = backend::open(&args.device, Activations::Int8)?;
     let pretrained = load::open(&args.model.model, &args.depth)?;
     let architecture = pretrained.architecture();
     if args.trace && architecture.crest.is_none() {
@@ -134,7 +134,7 @@ pub fn run(args: &GenerateArgs) -> Result<bool> {
     }
 
     let context = prompt.len().saturating_add(options.max_tokens).min(limit);
-    let weights = WeightOptions { quantize: args.model.quant.option(), ..WeightOptions::default() };
+    let weights = load::weight_options(args.model.quant, args.model.quant_head, &pretrained, &device)?;
     let model = load::load(&pretrained, weights, &device, |plan| {
         Estimate::new(architecture, plan, options.cache, context, options.chunk).note()
     })?;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use emberlm::model::config::{CrestConfig, CrestOptions, LayerType, ModelConfig};
 use emberlm::model::text::{StopSet, TextProcessor};
-use emberlm::model::{DEFAULT_CHUNK, LoadPlan, PlannedTensor, Pretrained, WeightOptions};
+use emberlm::model::{DEFAULT_CHUNK, LoadPlan, PlannedTensor, Pretrained};
 use emberlm::quant::kv::KvFormat;
 use serde::Serialize;
 
@@ -224,8 +224,9 @@ pub struct StopToken {
 /// Runs the command.
 pub fn run(args: &InfoArgs) -> Result<()> {
     let pretrained = load::open(&args.model.model, &args.depth)?;
-    let options = WeightOptions { quantize: args.model.quant.option(), ..WeightOptions::default() };
-    let plan = load::plan(&pretrained, options, &CpuDevice::default())?;
+    let device = CpuDevice::default();
+    let options = load::weight_options(args.model.quant, args.model.quant_head, &pretrained, &device)?;
+    let plan = load::plan(&pretrained, options, &device)?;
     let architecture = pretrained.architecture();
     let limit = architecture.config.max_position_embeddings;
     let context = args.context.map_or_else(|| estimate::usual_context(architecture), |n| n as usize);

@@ -6,13 +6,25 @@ use anyhow::{Context, Result};
 use emberlm::model::{CausalLm, LoadPlan, Pretrained, Progress, WeightOptions};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::args::DepthArgs;
+use super::args::{DepthArgs, Quant, QuantHead};
 use super::backend::{Cpu, CpuDevice};
 use super::output;
 
 /// Opens a model directory; nothing is loaded yet.
 pub fn open(path: &Path, depth: &DepthArgs) -> Result<Pretrained> {
     Pretrained::open(path, &depth.overrides()).with_context(|| format!("cannot open the model {}", path.display()))
+}
+
+/// How weights change on their way in: as the flags say, the storage of the head following that of the layers.
+pub fn weight_options(
+    quant: Quant,
+    head: QuantHead,
+    pretrained: &Pretrained,
+    device: &CpuDevice,
+) -> Result<WeightOptions> {
+    let quantize = quant.option();
+    let quantized = quantize.is_some() || plan(pretrained, WeightOptions::default(), device)?.is_quantized();
+    Ok(WeightOptions { quantize, quantize_head: head.option(quantized), ..WeightOptions::default() })
 }
 
 /// Checks every tensor and adds up bytes; nothing is loaded yet.

@@ -175,34 +175,41 @@ pub(crate) struct Rows<'a> {
     pub(crate) m: usize,
     pub(crate) k: usize,
     level: Level,
-    permuted: RefCell<Vec<((usize, Order), Arc<PermutedX>)>>,
-    pub(crate) rounded: RefCell<Vec<(int8::Layout, Arc<int8::Columns>)>>,
+    permuted: Made<(usize, Order), PermutedX>,
+    pub(crate) rounded: Made<int8::Layout, int8::Columns>,
 }
 
 impl<'a> Rows<'a> {
     fn new(x: &'a [f32], m: usize, k: usize, level: Level) -> Self {
-        Self { x, m, k, level, permuted: RefCell::default(), rounded: RefCell::default() }
+        Self { x, m, k, level, permuted: Made::default(), rounded: Made::default() }
     }
 
     fn permuted(&self, bits: usize, order: Order) -> Arc<PermutedX> {
         let make = || PermutedX::new(self.x, self.m, self.k, simd::lanes(self.level), bits, order);
-        cached(&self.permuted, (bits, order), make)
+        self.permuted.get((bits, order), make)
     }
 }
 
-/// The value made before for a key, or a new one.
-pub(crate) fn cached<K: Copy + PartialEq, T>(
-    made: &RefCell<Vec<(K, Arc<T>)>>,
-    key: K,
-    make: impl FnOnce() -> T,
-) -> Arc<T> {
-    let mut made = made.borrow_mut();
-    if let Some((_, value)) = made.iter().find(|(other, _)| *other == key) {
-        return value.clone();
+/// Values made once per key.
+pub(crate) struct Made<K, T>(RefCell<Vec<(K, Arc<T>)>>);
+
+impl<K: PartialEq, T> Made<K, T> {
+    /// The value made before for this key, or a new one.
+    pub(crate) fn get(&self, key: K, make: impl FnOnce() -> T) -> Arc<T> {
+        let mut made = self.0.borrow_mut();
+        if let Some((_, value)) = made.iter().find(|(other, _)| *other == key) {
+            return value.clone();
+        }
+        let value = Arc::new(make());
+        made.push((key, value.clone()));
+        value
     }
-    let value = Arc::new(make());
-    made.push((key, value.clone()));
-    value
+}
+
+impl<K, T> Default for Made<K, T> {
+    fn default() -> Self {
+        Self(RefCell::default())
+    }
 }
 
 /// Adds a product with at most [`MAX_COLUMNS`] rows of x, in f32. Rows go where they are stored.

@@ -54,6 +54,11 @@ impl StorageKind {
     pub fn is_dense(self) -> bool {
         matches!(self, Self::F32 | Self::F16 | Self::Bf16)
     }
+
+    /// Codes with scales.
+    pub fn is_quantized(self) -> bool {
+        !self.is_dense()
+    }
 }
 
 impl std::fmt::Display for StorageKind {

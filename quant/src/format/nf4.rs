@@ -13,7 +13,7 @@ use super::dense::Dense;
 use super::dynamic_map::quantize_scales;
 use super::float::absmax;
 use crate::error::Result;
-use crate::host::{HostCodeBook4, HostScales, HostStorage, HostWeight};
+use crate::host::{HostCodeBook4, HostScales, HostStorage, HostWeight, weight_buffer};
 
 /// The values of NF4: quantiles of the normal distribution.
 #[allow(clippy::excessive_precision)] // written as the source has them
@@ -84,7 +84,7 @@ fn quantize(weight: &HostWeight, code_book: &[f32; 16], double_quant: bool) -> R
     let dense = Dense::new(weight)?;
     let search = Search::new(code_book);
     let elements = dense.elements();
-    let mut codes = vec![0; elements.div_ceil(2)];
+    let mut codes = weight_buffer(elements.div_ceil(2));
     let mut scales = vec![0.0; elements.div_ceil(BLOCK)];
     let data = dense.data.par_chunks(TASK * BLOCK * dense.float.size());
     data.zip(codes.par_chunks_mut(TASK * BLOCK / 2))

@@ -12,7 +12,7 @@ use super::dense::Dense;
 use super::float::absmax;
 use super::sum::mean;
 use crate::error::{Error, Result};
-use crate::host::{HostRows, HostStorage, HostWeight};
+use crate::host::{HostRows, HostStorage, HostWeight, weight_buffer};
 
 /// Largest code of an 8-bit row.
 const QMAX_WIDE: f32 = 127.0;
@@ -31,7 +31,7 @@ const TASK: usize = 1 << 14;
 pub fn quantize_int8(weight: &HostWeight) -> Result<HostWeight> {
     let dense = Dense::new(weight)?;
     let (n, k) = (dense.n, dense.k);
-    let mut wide = vec![0u8; n * k];
+    let mut wide = weight_buffer(n * k);
     let mut largest = vec![0.0; n];
     wide.par_chunks_mut(k).zip(&mut largest).enumerate().with_min_len(TASK.div_ceil(k)).for_each_init(
         || vec![0.0; k],
@@ -102,7 +102,7 @@ pub fn quantize_truequant(weight: &HostWeight, bits: u32, keep: usize) -> Result
 
     let packed = bits < 6 && !degraded.is_empty();
     let (wide_rows, narrow_bits) = if packed { (kept.len(), bits) } else { (n, 4) };
-    let mut wide = vec![0u8; wide_rows * k];
+    let mut wide = weight_buffer(wide_rows * k);
     wide.par_chunks_mut(k).enumerate().with_min_len(min_rows).for_each_init(
         || vec![0.0; k],
         |values, (slot, codes)| {
@@ -113,7 +113,7 @@ pub fn quantize_truequant(weight: &HostWeight, bits: u32, keep: usize) -> Result
         },
     );
     let row_bytes = narrow_row_bytes(k, narrow_bits);
-    let mut narrow = vec![0u8; (n - wide_rows) * row_bytes];
+    let mut narrow = weight_buffer((n - wide_rows) * row_bytes);
     narrow.par_chunks_mut(row_bytes).zip(&order[wide_rows..]).with_min_len(min_rows).for_each_init(
         || vec![0.0; k],
         |values, (codes, &row)| {

@@ -1,6 +1,6 @@
 //! A few rows of x: codes are looked up and multiplied as they are read, four rows of the matrix in flight.
 
-use super::super::linear::{Rows, cached};
+use super::super::linear::Rows;
 use super::super::packed::{AHEAD, block_scales};
 use super::super::region::Region;
 use super::super::threads::Output;
@@ -65,8 +65,8 @@ impl Columns {
                 // The bytes of the group that this block fills.
                 let bytes = BLOCK / PER_BYTE;
                 let from = block % PER_BYTE * bytes;
-                // SAFETY: the stores write `bytes` bytes to each slice.
                 let mut sums = [0i32; 16];
+                // SAFETY: the stores write `bytes` bytes to each slice, and 16 sums.
                 unsafe {
                     let q = _mm512_loadu_si512(q.as_ptr().cast());
                     for e in 0..PER_BYTE {
@@ -98,7 +98,7 @@ impl Columns {
 /// Adds a product with at most [`MAX_COLUMNS`] rows of x. Rows go where they are stored.
 pub(crate) fn few<'a>(rows: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, region: &mut Region<'a>) {
     let &Rows { x, m, k, .. } = rows;
-    let ordered = |layout| cached(&rows.rounded, layout, || Columns::new(x, m, k, layout));
+    let ordered = |layout| rows.rounded.get(layout, || Columns::new(x, m, k, layout));
     match w.data {
         Matrix::CodeBook4(data) => {
             let (book, factor) = code_book(data.code_book);
@@ -212,67 +212,40 @@ struct Pass<'a> {
 impl<'a> Pass<'a> {
     fn split(self, n: usize, bits: usize, region: &mut Region<'a>) {
         region.add(n, self.row_bytes, self.m * self.row_bytes, move |first, last| {
-            // SAFETY: `available` has found AVX-512 VNNI, the matrix was checked, and tasks have different rows.
+            // SAFETY: `available` has found AVX-512 VNNI and VBMI, the matrix was checked, and tasks have different rows.
             unsafe {
-                match (bits, &self.scales, is_x86_feature_detected!("avx512vbmi")) {
-                    (4, Scales::Blocks(w, k, _), true) if Nested::new(w, *k).is_some() => {
-                        self.columns::<4, NESTED, true>(first, last)
+                match (bits, &self.scales) {
+                    (4, Scales::Blocks(w, k, _)) if Nested::new(w, *k).is_some() => {
+                        self.columns::<4, NESTED>(first, last)
                     }
-                    (4, Scales::Blocks(w, k, _), false) if Nested::new(w, *k).is_some() => {
-                        self.columns::<4, NESTED, false>(first, last)
-                    }
-                    (4, Scales::Blocks(..), true) => self.columns::<4, DECODED, true>(first, last),
-                    (4, Scales::Blocks(..), false) => self.columns::<4, DECODED, false>(first, last),
-                    (4, ..) => self.columns::<4, ROWS, false>(first, last),
-                    (8, ..) => self.columns::<8, ROWS, false>(first, last),
-                    _ => self.columns::<2, ROWS, false>(first, last),
+                    (4, Scales::Blocks(..)) => self.columns::<4, DECODED>(first, last),
+                    (4, _) => self.columns::<4, ROWS>(first, last),
+                    (8, _) => self.columns::<8, ROWS>(first, last),
+                    _ => self.columns::<2, ROWS>(first, last),
                 }
             }
         });
     }
 
     /// # Safety
-    /// The rows exist, no other task writes their outputs, and the processor has AVX-512 VNNI, with `VBMI` VBMI too.
-    unsafe fn columns<const BITS: usize, const SCALES: u8, const VBMI: bool>(&self, first: usize, last: usize) {
+    /// As for `range`.
+    unsafe fn columns<const BITS: usize, const SCALES: u8>(&self, first: usize, last: usize) {
         // SAFETY: the caller's promise.
         unsafe {
-            match (self.x.columns, VBMI) {
-                (1, true) => self.range_vbmi::<BITS, SCALES, 1>(first, last),
-                (2, true) => self.range_vbmi::<BITS, SCALES, 2>(first, last),
-                (_, true) => self.range_vbmi::<BITS, SCALES, 4>(first, last),
-                (1, false) => self.range_vnni::<BITS, SCALES, 1>(first, last),
-                (2, false) => self.range_vnni::<BITS, SCALES, 2>(first, last),
-                (_, false) => self.range_vnni::<BITS, SCALES, 4>(first, last),
+            match self.x.columns {
+                1 => self.range::<BITS, SCALES, 1>(first, last),
+                2 => self.range::<BITS, SCALES, 2>(first, last),
+                _ => self.range::<BITS, SCALES, 4>(first, last),
             }
         }
-    }
-
-    /// # Safety
-    /// As for `range`.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-    unsafe fn range_vbmi<const BITS: usize, const SCALES: u8, const M: usize>(&self, first: usize, last: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { self.range::<BITS, SCALES, true, M>(first, last) }
-    }
-
-    /// # Safety
-    /// As for `range`.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn range_vnni<const BITS: usize, const SCALES: u8, const M: usize>(&self, first: usize, last: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { self.range::<BITS, SCALES, false, M>(first, last) }
     }
 
     /// Rows `first..last`.
     ///
     /// # Safety
-    /// The caller's features are those of `columns`, the rows exist, and no other task writes their outputs.
-    #[inline(always)]
-    unsafe fn range<const BITS: usize, const SCALES: u8, const VBMI: bool, const M: usize>(
-        &self,
-        first: usize,
-        last: usize,
-    ) {
+    /// The processor has AVX-512 VNNI and VBMI, the rows exist, and no other task writes their outputs.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+    unsafe fn range<const BITS: usize, const SCALES: u8, const M: usize>(&self, first: usize, last: usize) {
         let per_row = match self.scales {
             // One more: a group covers two blocks.
             Scales::Blocks(_, k, _) if SCALES == DECODED => k / BLOCK + 1,
@@ -287,7 +260,7 @@ impl<'a> Pass<'a> {
         for row in (first..first + apart).chain(rest..last) {
             let apart = if row < rest { apart } else { 0 };
             // SAFETY: the rows lie before `last`.
-            unsafe { self.rows::<BITS, SCALES, VBMI, M>(row, apart, per_row, &mut scales, &mut tables) };
+            unsafe { self.rows::<BITS, SCALES, M>(row, apart, per_row, &mut scales, &mut tables) };
         }
     }
 
@@ -295,8 +268,9 @@ impl<'a> Pass<'a> {
     ///
     /// # Safety
     /// As for `range`, and x has `M` columns ordered for `BITS`.
-    #[inline(always)]
-    unsafe fn rows<const BITS: usize, const SCALES: u8, const VBMI: bool, const M: usize>(
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+    #[inline]
+    unsafe fn rows<const BITS: usize, const SCALES: u8, const M: usize>(
         &self,
         row: usize,
         apart: usize,
@@ -333,9 +307,13 @@ impl<'a> Pass<'a> {
         unsafe {
             let book = _mm512_broadcast_i32x4(_mm_loadu_si128(self.book.as_ptr().cast()));
             let (nibble, pair, flip) = (_mm512_set1_epi8(15), _mm512_set1_epi8(3), _mm512_set1_epi8(-128));
-            let codes = self.codes.as_ptr().add(row * self.stride);
-            let stream = apart * self.stride;
+            let codes: [*const u8; R] =
+                std::array::from_fn(|r| self.codes.as_ptr().add((row + r * apart) * self.stride));
+            let scale_codes: [*const u8; R] =
+                std::array::from_fn(|r| nested.codes.as_ptr().wrapping_add((row + r * apart) * (self.row_bytes / 32)));
             let planes = 8 / BITS;
+            // Whole groups only, where the storage says so.
+            let even = SCALES == NESTED || BITS == 8;
             let whole = self.row_bytes / 64;
             let tail = (1u64 << (self.row_bytes % 64)) - 1;
             let mut total = [[_mm512_setzero_ps(); M]; R];
@@ -357,28 +335,25 @@ impl<'a> Pass<'a> {
                 let mut weights = [[_mm512_setzero_si512(); 4]; R];
                 let mut w_scale = [_mm512_set1_ps(1.0); R];
                 for r in 0..R {
-                    let at = codes.add(g * 64 + r * stream);
+                    let at = codes[r].add(g * 64);
                     // Into L2: rows are often a power of two apart, and would push each other and x out of L1.
                     _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(AHEAD).cast());
-                    let bytes = if g < whole {
+                    let bytes = if even || g < whole {
                         _mm512_loadu_si512(at.cast())
                     } else {
                         _mm512_maskz_loadu_epi8(tail, at.cast())
                     };
                     weights[r] = match BITS {
                         8 => [_mm512_xor_si512(bytes, flip); 4],
-                        4 if VBMI => {
+                        4 if SCALES != ROWS => {
                             // The book lies in the register four times, so that the upper bits do not matter.
                             let high = _mm512_permutexvar_epi8(_mm512_srli_epi16::<4>(bytes), book);
                             let low = _mm512_permutexvar_epi8(bytes, book);
                             [low, high, low, high]
                         }
                         4 => {
-                            let mut low = _mm512_and_si512(bytes, nibble);
-                            let mut high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), nibble);
-                            if SCALES != ROWS {
-                                (low, high) = (_mm512_shuffle_epi8(book, low), _mm512_shuffle_epi8(book, high));
-                            }
+                            let low = _mm512_and_si512(bytes, nibble);
+                            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), nibble);
                             [low, high, low, high]
                         }
                         _ => [
@@ -393,11 +368,7 @@ impl<'a> Pass<'a> {
                         w_scale[r] = _mm512_mask_broadcastss_ps(_mm512_set1_ps(*at), 0xff00, _mm_load_ss(at.add(1)));
                     }
                     if SCALES == NESTED {
-                        let block = (row + r * apart) * (self.row_bytes / 32) + 2 * g;
-                        let at = |i: usize| {
-                            let code = *nested.codes.get_unchecked(block + i);
-                            tables[r].scales.as_ptr().add(usize::from(code))
-                        };
+                        let at = |i: usize| tables[r].scales.as_ptr().add(usize::from(*scale_codes[r].add(2 * g + i)));
                         w_scale[r] = _mm512_mask_broadcastss_ps(_mm512_set1_ps(*at(0)), 0xff00, _mm_load_ss(at(1)));
                     }
                 }

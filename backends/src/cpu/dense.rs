@@ -1,8 +1,11 @@
 //! Matrix-vector products on rows of floats, halves and bytes, a few columns of x at a time.
 
-use super::packed::{AHEAD, MAX_COLUMNS};
+use super::packed::MAX_COLUMNS;
 use super::simd::{Kernel, Simd};
 use super::threads::Output;
+
+/// How many bytes ahead of its loads a row is prefetched: more than with packed codes, as bytes go by faster.
+const AHEAD: usize = 4096;
 
 /// How one element of a dense row is stored.
 pub(crate) trait Element: Copy + Sync {

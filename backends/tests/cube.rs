@@ -7,3 +7,5 @@ mod common;
 mod device;
 #[path = "cube/norm.rs"]
 mod norm;
+#[path = "cube/sequence.rs"]
+mod sequence;

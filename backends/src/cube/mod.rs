@@ -2,9 +2,16 @@
 //!
 //! Functions take a client and handles, never a burn tensor. Sums are in f32 whatever the activations are.
 
+mod cache;
+mod conv;
+mod half;
 mod launch;
 mod norm;
 mod reduce;
+mod rotary;
 
+pub use cache::{StoreKv, store_kv};
+pub use conv::{CausalConv1d, causal_conv1d_silu};
 pub use launch::Buffer;
 pub use norm::{RmsNorm, rms_norm, rms_norm_gated};
+pub use rotary::{Rotary, rotary};

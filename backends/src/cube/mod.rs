@@ -2,16 +2,22 @@
 //!
 //! Functions take a client and handles, never a burn tensor. Sums are in f32 whatever the activations are.
 
+mod attention;
 mod cache;
 mod conv;
+mod delta;
 mod half;
+mod halting;
 mod launch;
 mod norm;
 mod reduce;
 mod rotary;
 
+pub use attention::{Attention, KvRows, attention};
 pub use cache::{StoreKv, store_kv};
 pub use conv::{CausalConv1d, causal_conv1d_silu};
+pub use delta::{DeltaRule, gated_delta_rule};
+pub use halting::{HaltMode, HaltState, HaltStep, HaltWeights, halt_step};
 pub use launch::Buffer;
 pub use norm::{RmsNorm, rms_norm, rms_norm_gated};
 pub use rotary::{Rotary, rotary};

@@ -69,8 +69,11 @@ fn check(client: &Client, rng: &mut Rng, float: Float, halves: bool, case: &Case
     let (key_dim, value_dim) = (head_dim, head_dim);
     let shape = cube::Attention { batch, seq, heads, kv_heads, key_dim, value_dim, past, scale };
     cube::attention(client, &q, &k.on_device, &v.on_device, pad.as_ref(), &out, shape);
+    let started = std::time::Instant::now();
     let what = format!("{shape:?}, {float:?}, halves {halves}, left_pad {left_pad:?}");
-    close(&what, &download(client, &out), &want, float.bound(3e-6));
+    let got = download(client, &out);
+    eprintln!("{:?} {what}", started.elapsed());
+    close(&what, &got, &want, float.bound(3e-6));
 }
 
 #[test]

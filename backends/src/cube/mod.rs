@@ -5,6 +5,7 @@
 mod attention;
 mod cache;
 mod conv;
+mod decoder;
 mod delta;
 mod half;
 mod halting;
@@ -16,6 +17,7 @@ mod rotary;
 pub use attention::{Attention, KvRows, attention};
 pub use cache::{StoreKv, store_kv};
 pub use conv::{CausalConv1d, causal_conv1d_silu};
+pub use decoder::{HeadProjection, project_queries, project_values};
 pub use delta::{DeltaRule, gated_delta_rule};
 pub use halting::{HaltMode, HaltState, HaltStep, HaltWeights, halt_step};
 pub use launch::Buffer;

@@ -2,7 +2,7 @@
 
 use burn::tensor::activation::{gelu, gelu_approximate, relu, silu};
 use burn::tensor::backend::DeviceOps;
-use burn::tensor::{Int, Tensor, TensorMetadata};
+use burn::tensor::{Int, Tensor};
 use burn_cubecl::CubeRuntime;
 use emberlm_backends::cube::{self, KvRows};
 
@@ -68,9 +68,7 @@ where
         KeyValue::Plain(store) => {
             let [_, heads, capacity, width] = store.dims();
             match store {
-                KvStore::F32(data) => {
-                    KvRows::of_store(buffer(&floats(data.clone())), false, heads, capacity, width)
-                }
+                KvStore::F32(data) => KvRows::of_store(buffer(&floats(data.clone())), false, heads, capacity, width),
                 KvStore::F16(words) => KvRows::of_store(buffer(&ints(words.clone())), true, heads, capacity, width),
             }
         }

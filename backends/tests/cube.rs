@@ -3,10 +3,16 @@
 //! A kernel that does not compile leaves zeros or stale memory behind and no error, so every output starts as NaN.
 
 mod common;
+#[path = "cube/attention.rs"]
+mod attention;
+#[path = "cube/delta.rs"]
+mod delta;
 #[path = "cube/device.rs"]
 mod device;
 #[path = "cube/linear.rs"]
 mod linear;
+#[path = "cube/halting.rs"]
+mod halting;
 #[path = "cube/norm.rs"]
 mod norm;
 #[path = "cube/sequence.rs"]

@@ -121,11 +121,9 @@ fn joined<F: Float, T: Float>(
     channels: u32,
     #[comptime] past: u32,
 ) -> f32 {
-    let mut value = 0.0f32;
     if i < past {
-        value = f32::cast_from(tail[((b * past + i) * channels + c) as usize]);
+        f32::cast_from(tail[((b * past + i) * channels + c) as usize])
     } else {
-        value = f32::cast_from(u[((b * seq + i - past) * channels + c) as usize]);
+        f32::cast_from(u[((b * seq + i - past) * channels + c) as usize])
     }
-    value
 }

@@ -2,10 +2,13 @@
 //!
 //! Functions take a client and handles, never a burn tensor. Sums are in f32 whatever the activations are.
 
+mod attention;
 mod cache;
 mod conv;
 mod embed;
+mod delta;
 mod half;
+mod halting;
 mod launch;
 mod linear;
 mod norm;
@@ -14,9 +17,12 @@ mod rotary;
 mod tiled;
 mod weight;
 
+pub use attention::{Attention, KvRows, attention};
 pub use cache::{StoreKv, store_kv};
 pub use conv::{CausalConv1d, causal_conv1d_silu};
 pub use embed::embed;
+pub use delta::{DeltaRule, gated_delta_rule};
+pub use halting::{HaltMode, HaltState, HaltStep, HaltWeights, halt_step};
 pub use launch::Buffer;
 pub use linear::{Linear, gated_linear, linear};
 pub use norm::{RmsNorm, rms_norm, rms_norm_gated};

@@ -15,7 +15,14 @@ pub(super) fn sum_of_lanes(
 ) -> f32 {
     if comptime!(plane > 0 && lanes == plane) {
         plane_sum(value)
-    } else if comptime!(plane > 0 && lanes > plane) {
+    } else if comptime!(plane > 0 && lanes < plane) {
+        let mut sum = value;
+        #[unroll]
+        for step in 0..comptime!(lanes.ilog2()) {
+            sum += plane_shuffle_xor(sum, comptime!(1u32 << step));
+        }
+        sum
+    } else if comptime!(plane > 0) {
         let part = plane_sum(value);
         if UNIT_POS % plane == 0 {
             scratch[(UNIT_POS / plane) as usize] = part;
@@ -45,5 +52,35 @@ pub(super) fn sum_of_lanes(
         let sum = scratch[(UNIT_POS - lane) as usize];
         sync_cube();
         sum
+    }
+}
+
+/// The largest over each `lanes` neighbouring units; as [`sum_of_lanes`].
+#[cube]
+pub(super) fn max_of_lanes(
+    value: f32,
+    scratch: &mut SharedMemory<f32>,
+    #[comptime] lanes: u32,
+    #[comptime] plane: u32,
+) -> f32 {
+    if comptime!(plane > 0 && lanes == plane) {
+        plane_max(value)
+    } else {
+        let lane = UNIT_POS % lanes;
+        scratch[UNIT_POS as usize] = value;
+        sync_cube();
+        #[unroll]
+        for step in 0..comptime!(lanes.ilog2()) {
+            let half = comptime!(lanes >> (step + 1));
+            if lane < half {
+                let other = scratch[(UNIT_POS + half) as usize];
+                let own = scratch[UNIT_POS as usize];
+                scratch[UNIT_POS as usize] = max(own, other);
+            }
+            sync_cube();
+        }
+        let most = scratch[(UNIT_POS - lane) as usize];
+        sync_cube();
+        most
     }
 }

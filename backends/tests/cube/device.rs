@@ -89,3 +89,9 @@ pub fn download_words(client: &Client, buffer: &Buffer) -> Vec<u32> {
     let bytes = client.read_one(buffer.handle.clone()).expect("the device answers");
     u32::from_bytes(&bytes)[..buffer.len].to_vec()
 }
+
+pub fn upload_ints(client: &Client, ints: &[usize]) -> Buffer {
+    let ints: Vec<i32> = ints.iter().map(|&i| i as i32).collect();
+    let dtype = ElemType::Int(cubecl::ir::IntKind::I32);
+    Buffer::new(client.create_from_slice(i32::as_bytes(&ints)), ints.len(), dtype)
+}

@@ -333,17 +333,19 @@ pub(super) fn eight_of_x<F: Float, V: Size>(
         let at = (row * (k / 8) + unit) * 2;
         Eight { low: Four::cast_from(x[at as usize]), high: Four::cast_from(x[(at + 1) as usize]) }
     } else {
+        let mut values = Array::<f32>::new(8usize);
+        for i in 0..8u32 {
+            values[i as usize] = 0.0;
+            if unit * 8 + i < k {
+                values[i as usize] = f32::cast_from(x[(row * k + unit * 8 + i) as usize]);
+            }
+        }
         let mut low = Four::new(0.0);
         let mut high = Four::new(0.0);
-        let first = unit * 8;
         #[unroll]
-        for i in 0..4u32 {
-            if first + i < k {
-                low[i as usize] = f32::cast_from(x[(row * k + first + i) as usize]);
-            }
-            if first + i + 4 < k {
-                high[i as usize] = f32::cast_from(x[(row * k + first + i + 4) as usize]);
-            }
+        for i in 0..4usize {
+            low[i] = values[i];
+            high[i] = values[i + 4];
         }
         Eight { low, high }
     }

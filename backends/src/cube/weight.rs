@@ -274,21 +274,13 @@ pub(super) fn shared_code_book<W: Size>(w: &Packed<W>) -> SharedMemory<f32> {
 /// Where output row `row` is stored.
 #[cube]
 pub(super) fn stored_row<W: Size>(w: &Packed<W>, row: u32) -> u32 {
-    if comptime!(matches!(w.layout.storage, Storage::Rows { slots: true, .. })) {
-        w.slots[row as usize]
-    } else {
-        row
-    }
+    if comptime!(matches!(w.layout.storage, Storage::Rows { slots: true, .. })) { w.slots[row as usize] } else { row }
 }
 
 /// What the sum over a stored row is multiplied by.
 #[cube]
 pub(super) fn row_factor<W: Size>(w: &Packed<W>, row: u32) -> f32 {
-    if comptime!(matches!(w.layout.storage, Storage::Rows { .. })) {
-        w.scales[row as usize]
-    } else {
-        1.0f32.runtime()
-    }
+    if comptime!(matches!(w.layout.storage, Storage::Rows { .. })) { w.scales[row as usize] } else { 1.0f32.runtime() }
 }
 
 /// What unit `unit` of a stored row is multiplied by.
@@ -341,17 +333,20 @@ pub(super) fn eight<W: Size>(w: &Packed<W>, book: &SharedMemory<f32>, row: u32, 
             }
         }
     } else {
+        // A loop, not unrolled: on this path code size costs more than speed.
+        let mut values = Array::<f32>::new(8usize);
+        for i in 0..8u32 {
+            values[i as usize] = 0.0;
+            if unit * 8 + i < k {
+                values[i as usize] = element(w, book, row, unit * 8 + i, k);
+            }
+        }
         let mut low = Four::new(0.0);
         let mut high = Four::new(0.0);
-        let first = unit * 8;
         #[unroll]
-        for i in 0..4u32 {
-            if first + i < k {
-                low[i as usize] = element(w, book, row, first + i, k);
-            }
-            if first + i + 4 < k {
-                high[i as usize] = element(w, book, row, first + i + 4, k);
-            }
+        for i in 0..4usize {
+            low[i] = values[i];
+            high[i] = values[i + 4];
         }
         Eight { low, high }
     }

@@ -11,6 +11,8 @@ mod decoder;
 mod delta;
 #[path = "cube/device.rs"]
 mod device;
+#[path = "cube/linear.rs"]
+mod linear;
 #[path = "cube/halting.rs"]
 mod halting;
 #[path = "cube/norm.rs"]

@@ -33,7 +33,7 @@ pub(super) fn high_half(word: u32, #[comptime] native: bool) -> f32 {
 
 /// The value of F16 bits.
 #[cube]
-fn half_to_float(bits: u32) -> f32 {
+pub(super) fn half_to_float(bits: u32) -> f32 {
     let exponent = bits & 0x7c00;
     let magnitude = (bits & 0x7fff) << 13;
     let rebased = select(exponent == 0x7c00, magnitude | 0x7f80_0000, magnitude + 0x3800_0000);

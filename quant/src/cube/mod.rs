@@ -4,17 +4,20 @@
 
 mod attention;
 mod halting;
+mod linear;
 mod sequence;
 mod tensor;
 
 use burn::tensor::backend::DeviceOps;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Bool, Int, Tensor};
 use burn_cubecl::{CubeBackend, CubeRuntime};
 
 use crate::CompactBackend;
 use crate::halting::{HaltRecord, HaltRule, HaltState};
 use crate::kv::{KeyValue, KvStore, Rotary};
+use crate::modules::SwiGlu;
 use crate::ops::{AttentionShape, DeltaRule};
+use crate::packed::PackedWeight;
 
 /// Any GPU that wgpu finds.
 #[cfg(feature = "wgpu")]
@@ -29,6 +32,18 @@ impl<R: CubeRuntime> CompactBackend for CubeBackend<R, f32, i32, u32>
 where
     R::Device: DeviceOps,
 {
+    fn packed_linear(x: Tensor<Self, 2>, w: &PackedWeight<Self>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {
+        linear::packed_linear(x, w, bias)
+    }
+
+    fn packed_embed(ids: Tensor<Self, 1, Int>, w: &PackedWeight<Self>) -> Tensor<Self, 2> {
+        linear::packed_embed(ids, w)
+    }
+
+    fn swiglu_mlp(x: Tensor<Self, 2>, mlp: &SwiGlu<Self>, active: Option<Tensor<Self, 1, Bool>>) -> Tensor<Self, 2> {
+        linear::swiglu_mlp(x, mlp, active)
+    }
+
     fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, eps: f64, unit_offset: bool) -> Tensor<Self, 2> {
         sequence::rms_norm(x, weight, eps, unit_offset)
     }

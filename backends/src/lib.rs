@@ -5,3 +5,5 @@
 //! (block sizes, row indices, code widths) before they arrive here.
 
 pub mod cpu;
+#[cfg(feature = "cube")]
+pub mod cube;

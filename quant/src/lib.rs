@@ -3,6 +3,8 @@
 mod autodiff;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod cpu;
+#[cfg(feature = "cube")]
+pub mod cube;
 mod error;
 pub mod format;
 pub mod halting;

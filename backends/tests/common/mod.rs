@@ -55,10 +55,22 @@ pub struct Stored {
     scale_codes: Vec<u8>,
     map: Vec<f32>,
     slots: Vec<u32>,
+    /// Bytes of a narrow row beyond its codes.
+    padding: usize,
 }
 
 impl Stored {
+    /// A narrow row has one byte more than its codes need, so that a stride is no row length.
     pub fn new(rng: &mut Rng, kind: Kind, n: usize, k: usize) -> Stored {
+        Stored::padded(rng, kind, n, k, 1)
+    }
+
+    /// Narrow rows as packed weights have them, one after the other.
+    pub fn tight(rng: &mut Rng, kind: Kind, n: usize, k: usize) -> Stored {
+        Stored::padded(rng, kind, n, k, 0)
+    }
+
+    fn padded(rng: &mut Rng, kind: Kind, n: usize, k: usize, padding: usize) -> Stored {
         let size = 1.7 / (k as f32).sqrt();
         let mut stored = Stored {
             n,
@@ -72,6 +84,7 @@ impl Stored {
             scale_codes: Vec::new(),
             map: Vec::new(),
             slots: Vec::new(),
+            padding,
         };
         match kind {
             Kind::F32 => stored.floats = rng.floats(n * k, size),
@@ -108,9 +121,8 @@ impl Stored {
         stored
     }
 
-    /// One byte more than the codes need, so that a stride is no row length.
     fn stride(&self, bits: u32) -> usize {
-        (self.k * bits as usize).div_ceil(8) + 1
+        (self.k * bits as usize).div_ceil(8) + self.padding
     }
 
     pub fn weight(&self) -> Weight<'_> {

@@ -1,0 +1,97 @@
+//! The append to the key and value cache.
+
+use cubecl::ir::StorageType;
+use cubecl::prelude::*;
+
+use super::half::float_to_half;
+use super::launch::{Buffer, UNITS, grid_of_units};
+
+/// The shape of an append.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreKv {
+    /// Rows of the batch.
+    pub batch: usize,
+    /// New tokens.
+    pub seq: usize,
+    /// Heads of a token.
+    pub heads: usize,
+    /// Tokens that the store holds per head.
+    pub capacity: usize,
+    /// Numbers per head and token.
+    pub width: usize,
+    /// The slot of the first new token.
+    pub at: usize,
+    /// Whether the store holds F16, two in a U32 word, rounded to nearest with ties to even; else it holds F32.
+    pub halves: bool,
+}
+
+/// Writes new tokens into a store, in place.
+///
+/// # Shapes
+/// `new [b, s, heads, width]`, `store [b, heads, capacity, width]` F32 or `[b, heads, capacity, width / 2]` U32.
+///
+/// # Panics
+/// If a buffer does not have its shape, `at + s` exceeds the capacity, or halves have an odd width.
+pub fn store_kv<R: Runtime>(client: &ComputeClient<R>, new: &Buffer, store: &Buffer, p: StoreKv) {
+    let StoreKv { batch, seq, heads, capacity, width, at, halves } = p;
+    let end = at.checked_add(seq).expect("at + s overflows");
+    assert!(end <= capacity, "{seq} tokens at {at} exceed the capacity {capacity}");
+    assert!(!halves || width % 2 == 0, "halves of an odd width {width}");
+    let words = if halves { width / 2 } else { width };
+    new.check("new", batch * seq * heads * width);
+    store.check("store", batch * heads * capacity * words);
+    let items = batch * seq * heads * words;
+    if items == 0 {
+        return;
+    }
+    // SAFETY: the lengths were checked, and the kernel stays inside them.
+    unsafe {
+        store_kernel::launch_unchecked::<R>(
+            client,
+            grid_of_units(items),
+            CubeDim::new_1d(UNITS),
+            new.arg(),
+            store.arg(),
+            items as u32,
+            seq as u32,
+            heads as u32,
+            capacity as u32,
+            words as u32,
+            at as u32,
+            halves,
+            new.dtype,
+        );
+    }
+}
+
+/// A unit writes a word: two halves, or the bits of a float.
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+fn store_kernel<F: Float>(
+    new: &Array<F>,
+    store: &mut Array<u32>,
+    items: u32,
+    seq: u32,
+    heads: u32,
+    capacity: u32,
+    words: u32,
+    at: u32,
+    #[comptime] halves: bool,
+    #[define(F)] _new: StorageType,
+) {
+    let item = CUBE_POS as u32 * UNITS + UNIT_POS;
+    if item >= items {
+        terminate!();
+    }
+    let i = item % words;
+    let head = item / words % heads;
+    let token = item / words / heads;
+    let to = ((token / seq * heads + head) * capacity + at + token % seq) * words + i;
+    if comptime!(halves) {
+        let low = float_to_half(f32::cast_from(new[(2 * item) as usize]));
+        let high = float_to_half(f32::cast_from(new[(2 * item + 1) as usize]));
+        store[to as usize] = low | (high << 16);
+    } else {
+        store[to as usize] = u32::reinterpret(f32::cast_from(new[item as usize]));
+    }
+}

@@ -1,0 +1,316 @@
+//! The gated delta rule, token by token, with the state in registers.
+//!
+//! The columns of a state do not see each other. A cube takes 32 columns of one head; eight units share a column, each
+//! with every eighth row. Queries and keys of a few tokens at a time are normalised into shared memory. With the state
+//! `S` before a token, `Sᵀk` and `Sᵀq` are summed in one go, since `o = e^g Sᵀq + (k·q) d`.
+
+use cubecl::ir::StorageType;
+use cubecl::prelude::*;
+
+use super::launch::{Buffer, UNITS, grid, plane_size};
+use super::reduce::sum_of_lanes;
+
+/// Units that share a column.
+const LANES: u32 = 8;
+
+/// Columns of a cube.
+const COLUMNS: u32 = UNITS / LANES;
+
+/// The shape of a delta rule call.
+#[derive(Clone, Copy, Debug)]
+pub struct DeltaRule {
+    /// Rows of the batch.
+    pub batch: usize,
+    /// New tokens.
+    pub seq: usize,
+    /// Query and key heads; value head `n` uses key head `n / (value_heads / key_heads)`.
+    pub key_heads: usize,
+    /// Value heads, each with a state.
+    pub value_heads: usize,
+    /// Elements per query and key.
+    pub key_dim: usize,
+    /// Elements per value.
+    pub value_dim: usize,
+    /// Elements from a token of q, k and v to the next: views into one tensor need no copy.
+    pub token_strides: [usize; 3],
+}
+
+impl DeltaRule {
+    /// The strides of q, k and v that are tensors of their own.
+    pub fn dense_strides(key_heads: usize, value_heads: usize, key_dim: usize, value_dim: usize) -> [usize; 3] {
+        [key_heads * key_dim, key_heads * key_dim, value_heads * value_dim]
+    }
+}
+
+/// Runs the gated delta rule over `s` tokens and leaves the state after the last one in place.
+///
+/// With `k` and `q` normalised to unit length (`x * rsqrt(sum x² + 1e-6)`) and `q` divided by `sqrt(dk)`, per token and
+/// value head: `S *= e^g; d = beta (v - Sᵀ k); S += k dᵀ; o = Sᵀ q`. All f32.
+///
+/// # Shapes
+/// `q, k [b, s, hk, dk]`, not normalised; `v, o [b, s, hv, dv]`, these four of one type; `g` (log decay), `beta [b, s, hv]`
+/// of one type; `state [b, hv, dk, dv]`.
+///
+/// # Panics
+/// If a buffer does not have its shape, `key_heads` does not divide `value_heads`, or `key_dim` exceeds 1024.
+#[allow(clippy::too_many_arguments)]
+pub fn gated_delta_rule<R: Runtime>(
+    client: &ComputeClient<R>,
+    q: &Buffer,
+    k: &Buffer,
+    v: &Buffer,
+    g: &Buffer,
+    beta: &Buffer,
+    state: &Buffer,
+    o: &Buffer,
+    p: DeltaRule,
+) {
+    let DeltaRule { batch, seq, key_heads, value_heads, key_dim, value_dim, token_strides } = p;
+    assert!(key_heads > 0 && value_heads % key_heads == 0, "{key_heads} key heads do not divide {value_heads}");
+    assert!(key_dim <= 1024, "keys of {key_dim} numbers");
+    let tokens = batch * seq;
+    o.check("o", tokens * value_heads * value_dim);
+    g.check("g", tokens * value_heads);
+    beta.check("beta", tokens * value_heads);
+    state.check("state", batch * value_heads * key_dim * value_dim);
+    if tokens == 0 || state.len == 0 {
+        return;
+    }
+    let widths = [key_heads * key_dim, key_heads * key_dim, value_heads * value_dim];
+    for (((name, buffer), stride), width) in [("q", q), ("k", k), ("v", v)].iter().zip(token_strides).zip(widths) {
+        let needed = (tokens - 1) * stride + width;
+        assert!(buffer.len >= needed, "{name} has {} elements, not {needed}", buffer.len);
+    }
+    // Tokens staged at once: within shared memory, and none for nothing.
+    let most = (1024 / key_dim).clamp(1, 8);
+    let staged = if seq == 1 { 1 } else { 1 << most.ilog2() };
+    let cubes = batch * value_heads * value_dim.div_ceil(COLUMNS as usize);
+    // SAFETY: the lengths were checked, and the kernel stays inside them.
+    unsafe {
+        delta_kernel::launch_unchecked::<R>(
+            client,
+            grid(cubes),
+            CubeDim::new_1d(UNITS),
+            q.arg(),
+            k.arg(),
+            v.arg(),
+            g.arg(),
+            beta.arg(),
+            state.arg(),
+            o.arg(),
+            cubes as u32,
+            seq as u32,
+            key_heads as u32,
+            value_heads as u32,
+            value_dim as u32,
+            token_strides[0] as u32,
+            token_strides[1] as u32,
+            token_strides[2] as u32,
+            key_dim as u32,
+            staged,
+            plane_size(client),
+            q.dtype,
+            g.dtype,
+            state.dtype,
+        );
+    }
+}
+
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+fn delta_kernel<F: Float, G: Float, S: Float>(
+    q: &Array<F>,
+    k: &Array<F>,
+    v: &Array<F>,
+    g: &Array<G>,
+    beta: &Array<G>,
+    state: &mut Array<S>,
+    o: &mut Array<F>,
+    cubes: u32,
+    seq: u32,
+    key_heads: u32,
+    value_heads: u32,
+    value_dim: u32,
+    q_stride: u32,
+    k_stride: u32,
+    v_stride: u32,
+    #[comptime] key_dim: u32,
+    #[comptime] staged: u32,
+    #[comptime] plane: u32,
+    #[define(F)] _activations: StorageType,
+    #[define(G)] _gates: StorageType,
+    #[define(S)] _state: StorageType,
+) {
+    let cube = CUBE_POS as u32;
+    if cube >= cubes {
+        terminate!();
+    }
+    let rows = comptime!(key_dim.div_ceil(LANES)); // of a unit
+    let padded = comptime!(key_dim.next_multiple_of(LANES));
+    let by_plane = comptime!(plane >= LANES);
+    // Unrolled, the state stays in registers; a very long one would only make the kernel long.
+    let in_registers = comptime!(rows <= 32);
+
+    let mut keys = SharedMemory::<f32>::new(comptime!((staged * padded) as usize));
+    let mut queries = SharedMemory::<f32>::new(comptime!((staged * padded) as usize));
+    let mut values = SharedMemory::<f32>::new(comptime!((staged * COLUMNS) as usize));
+    let mut products = SharedMemory::<f32>::new(staged as usize); // k·q
+    let mut decays = SharedMemory::<f32>::new(staged as usize);
+    let mut strengths = SharedMemory::<f32>::new(staged as usize);
+    let mut scratch = SharedMemory::<f32>::new(comptime!((4 * UNITS) as usize));
+
+    // cube = (b * value_heads + head) * blocks + column block
+    let blocks = value_dim.div_ceil(COLUMNS);
+    let first_column = cube % blocks * COLUMNS;
+    let b_head = cube / blocks;
+    let head = b_head % value_heads;
+    let b = b_head / value_heads;
+    let key_head = head / (value_heads / key_heads);
+
+    let lane = UNIT_POS % LANES;
+    let column = first_column + UNIT_POS / LANES;
+    let known = column < value_dim;
+    let state_start = b_head * key_dim * value_dim + column;
+
+    let mut s = Array::<f32>::new(rows as usize);
+    #[unroll(in_registers)]
+    for r in 0..rows {
+        let row = lane + r * LANES;
+        let mut value = 0.0f32;
+        if known && row < key_dim {
+            value = f32::cast_from(state[(state_start + row * value_dim) as usize]);
+        }
+        s[r as usize] = value;
+    }
+
+    let mut first = 0u32;
+    while first < seq {
+        let count = min(staged, seq - first);
+        let token = b * seq + first; // the first staged one
+
+        // Unit keys and queries: each vector by `share` units, keys by the first half of the cube.
+        let share = comptime!(UNITS / (2 * staged));
+        let vector = UNIT_POS / share;
+        let part = UNIT_POS % share;
+        let is_query = vector >= staged;
+        let t = vector % staged;
+        let here = t < count;
+        let mut squares = 0.0f32;
+        let mut i = part;
+        while i < padded {
+            let mut value = 0.0f32;
+            if here && i < key_dim {
+                let at = key_head * key_dim + i;
+                if is_query {
+                    value = f32::cast_from(q[((token + t) * q_stride + at) as usize]);
+                } else {
+                    value = f32::cast_from(k[((token + t) * k_stride + at) as usize]);
+                }
+            }
+            squares += value * value;
+            if is_query {
+                queries[(t * padded + i) as usize] = value;
+            } else {
+                keys[(t * padded + i) as usize] = value;
+            }
+            i += share;
+        }
+        let squares = sum_of_lanes(squares, &mut scratch, share, plane);
+        let scale = 1.0 / f32::sqrt(squares + 1e-6);
+        let mut i = part;
+        while i < padded {
+            let at = (t * padded + i) as usize;
+            if is_query {
+                queries[at] *= scale / f32::sqrt(f32::cast_from(key_dim));
+            } else {
+                keys[at] *= scale;
+            }
+            i += share;
+        }
+        let mut i = UNIT_POS;
+        while i < comptime!(staged * COLUMNS) {
+            let t = i / COLUMNS;
+            let c = first_column + i % COLUMNS;
+            if t < count && c < value_dim {
+                values[i as usize] = f32::cast_from(v[((token + t) * v_stride + head * value_dim + c) as usize]);
+            }
+            i += UNITS;
+        }
+        if UNIT_POS < count {
+            let at = (token + UNIT_POS) * value_heads + head;
+            decays[UNIT_POS as usize] = f32::exp(f32::cast_from(g[at as usize]));
+            strengths[UNIT_POS as usize] = f32::cast_from(beta[at as usize]);
+        }
+        sync_cube();
+
+        let share = comptime!(UNITS / staged);
+        let t = UNIT_POS / share;
+        let part = UNIT_POS % share;
+        let mut product = 0.0f32;
+        let mut i = part;
+        while i < padded {
+            let at = (t * padded + i) as usize;
+            product += keys[at] * queries[at];
+            i += share;
+        }
+        let product = sum_of_lanes(product, &mut scratch, share, plane);
+        if part == 0 {
+            products[t as usize] = product;
+        }
+        sync_cube();
+
+        for t in 0..count {
+            let mut recalled = 0.0f32; // Sᵀk
+            let mut read = 0.0f32; // Sᵀq
+            #[unroll(in_registers)]
+            for r in 0..rows {
+                let at = (t * padded + lane + r * LANES) as usize;
+                recalled += s[r as usize] * keys[at];
+                read += s[r as usize] * queries[at];
+            }
+            if by_plane {
+                #[unroll]
+                for step in 0..comptime!(LANES.ilog2()) {
+                    recalled += plane_shuffle_xor(recalled, comptime!(1u32 << step));
+                    read += plane_shuffle_xor(read, comptime!(1u32 << step));
+                }
+            } else {
+                // Two halves of the scratch by turns: one barrier per token is enough.
+                let half = t % 2 * comptime!(2 * UNITS);
+                scratch[(half + UNIT_POS) as usize] = recalled;
+                scratch[(half + UNITS + UNIT_POS) as usize] = read;
+                sync_cube();
+                recalled = 0.0f32;
+                read = 0.0f32;
+                #[unroll]
+                for i in 0..LANES {
+                    let at = half + UNIT_POS - lane + i;
+                    recalled += scratch[at as usize];
+                    read += scratch[(at + UNITS) as usize];
+                }
+            }
+            let decay = decays[t as usize];
+            let value = values[(t * COLUMNS + UNIT_POS / LANES) as usize];
+            let d = strengths[t as usize] * (value - decay * recalled);
+            #[unroll(in_registers)]
+            for r in 0..rows {
+                let at = (t * padded + lane + r * LANES) as usize;
+                s[r as usize] = s[r as usize] * decay + keys[at] * d;
+            }
+            if lane == 0 && known {
+                let out = decay * read + products[t as usize] * d;
+                o[(((token + t) * value_heads + head) * value_dim + column) as usize] = F::cast_from(out);
+            }
+        }
+        sync_cube();
+        first += staged;
+    }
+
+    #[unroll(in_registers)]
+    for r in 0..rows {
+        let row = lane + r * LANES;
+        if known && row < key_dim {
+            state[(state_start + row * value_dim) as usize] = S::cast_from(s[r as usize]);
+        }
+    }
+}

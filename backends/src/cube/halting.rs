@@ -1,0 +1,264 @@
+//! One step of adaptive depth, decided on the device.
+
+use cubecl::ir::StorageType;
+use cubecl::prelude::*;
+
+use super::launch::{Buffer, UNITS, grid};
+
+/// When a token stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HaltMode {
+    /// The sum of `p_j` up to this step reaches the threshold.
+    Cumulative,
+    /// This step's `h_k` reaches the threshold.
+    Step,
+    /// Not before the last step.
+    Never,
+}
+
+/// How the states of the steps run are mixed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HaltWeights {
+    /// The last step run takes what is left.
+    Remainder,
+    /// Every step keeps its `p_k`; what is left is lost.
+    Truncate,
+    /// The last state alone.
+    State,
+}
+
+/// The shape and the rule of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct HaltStep {
+    /// Tokens.
+    pub m: usize,
+    /// Elements of a state.
+    pub h: usize,
+    /// When a token stops.
+    pub mode: HaltMode,
+    /// How states are mixed.
+    pub weights: HaltWeights,
+    /// In `[0, 1]`.
+    pub threshold: f32,
+}
+
+/// What a token carries from step to step; all of it is updated in place.
+#[derive(Clone, Debug)]
+pub struct HaltState {
+    /// `[m]` integers: not 0 until the token has stopped.
+    pub active: Buffer,
+    /// `[m]` F32: `prod (1 - h_j)` over the steps run.
+    pub remaining: Buffer,
+    /// `[m]` F32: `sum p_j` over the steps run.
+    pub cumulative: Buffer,
+    /// `[m]` integers: steps run.
+    pub steps: Buffer,
+    /// `[m, h]`: the mixture so far.
+    pub output: Buffer,
+}
+
+/// Mixes the state of one step into the output and decides which tokens go on. Without a logit, which is the gate before
+/// its sigmoid, this is the last step.
+///
+/// # Shapes
+/// `step_state [m, h]`, `logit [m]`; `probability` (`h_k`; not written without a logit) and `weight [m]` F32, 0 for tokens
+/// that had stopped before.
+///
+/// # Panics
+/// If a buffer does not have its shape.
+pub fn halt_step<R: Runtime>(
+    client: &ComputeClient<R>,
+    state: &HaltState,
+    step_state: &Buffer,
+    logit: Option<&Buffer>,
+    probability: Option<&Buffer>,
+    weight: &Buffer,
+    p: HaltStep,
+) {
+    let HaltStep { m, h, mode, weights, threshold } = p;
+    let per_token = [
+        ("active", &state.active),
+        ("remaining", &state.remaining),
+        ("cumulative", &state.cumulative),
+        ("steps", &state.steps),
+        ("weight", weight),
+    ];
+    per_token.iter().for_each(|(name, buffer)| buffer.check(name, m));
+    state.output.check("output", m * h);
+    step_state.check("step_state", m * h);
+    assert!(logit.is_some() == probability.is_some(), "a logit and its probability come together");
+    if m == 0 {
+        return;
+    }
+    let state_args = (state.active.arg(), state.remaining.arg(), state.cumulative.arg(), state.steps.arg());
+    let (active, remaining, cumulative, steps) = state_args;
+    // SAFETY: the lengths were checked, and the kernels stay inside them.
+    unsafe {
+        match (logit, probability) {
+            (Some(logit), Some(probability)) => {
+                logit.check("logit", m);
+                probability.check("probability", m);
+                gated_step_kernel::launch_unchecked::<R>(
+                    client,
+                    grid(m),
+                    CubeDim::new_1d(UNITS),
+                    active,
+                    remaining,
+                    cumulative,
+                    steps,
+                    state.output.arg(),
+                    step_state.arg(),
+                    logit.arg(),
+                    probability.arg(),
+                    weight.arg(),
+                    m as u32,
+                    h as u32,
+                    threshold,
+                    mode,
+                    weights,
+                    state.active.dtype,
+                    state.steps.dtype,
+                    state.output.dtype,
+                    step_state.dtype,
+                    logit.dtype,
+                );
+            }
+            _ => last_step_kernel::launch_unchecked::<R>(
+                client,
+                grid(m),
+                CubeDim::new_1d(UNITS),
+                active,
+                remaining,
+                cumulative,
+                steps,
+                state.output.arg(),
+                step_state.arg(),
+                weight.arg(),
+                m as u32,
+                h as u32,
+                weights,
+                state.active.dtype,
+                state.steps.dtype,
+                state.output.dtype,
+                step_state.dtype,
+            ),
+        }
+    }
+}
+
+/// A cube takes a token. Every unit works out the same weight; the first one writes the token's numbers.
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+fn gated_step_kernel<A: Int, I: Int, O: Float, F: Float, L: Float>(
+    active: &mut Array<A>,
+    remaining: &mut Array<f32>,
+    cumulative: &mut Array<f32>,
+    steps: &mut Array<I>,
+    output: &mut Array<O>,
+    step_state: &Array<F>,
+    logit: &Array<L>,
+    probability: &mut Array<f32>,
+    weight: &mut Array<f32>,
+    m: u32,
+    h: u32,
+    threshold: f32,
+    #[comptime] mode: HaltMode,
+    #[comptime] weights: HaltWeights,
+    #[define(A)] _active: StorageType,
+    #[define(I)] _steps: StorageType,
+    #[define(O)] _output: StorageType,
+    #[define(F)] _state: StorageType,
+    #[define(L)] _logit: StorageType,
+) {
+    let token = CUBE_POS;
+    if token >= m as usize {
+        terminate!();
+    }
+    let running = active[token] != A::from_int(0);
+    let left = remaining[token];
+    let sum = cumulative[token];
+    let gate = 1.0 / (1.0 + f32::exp(-f32::cast_from(logit[token])));
+    let p = gate * left;
+    let stop = match mode {
+        HaltMode::Cumulative => sum + p >= threshold,
+        HaltMode::Step => gate >= threshold,
+        HaltMode::Never => false.runtime(),
+    };
+    let share = match weights {
+        HaltWeights::Remainder => select(stop, left, p),
+        HaltWeights::Truncate => p,
+        HaltWeights::State => select(stop, 1.0f32, 0.0f32),
+    };
+    let share = select(running, share, 0.0f32);
+    mix::<O, F>(output, step_state, token as u32, share, h);
+    sync_cube(); // all have read what the first unit writes now
+    if UNIT_POS == 0 {
+        weight[token] = share;
+        probability[token] = select(running, gate, 0.0f32);
+        if running {
+            steps[token] += I::from_int(1);
+            cumulative[token] = sum + p;
+            remaining[token] = left * (1.0 - gate);
+            if stop {
+                active[token] = A::from_int(0);
+            }
+        }
+    }
+}
+
+/// As [`gated_step_kernel`] where `h = 1`: all that still run stop here.
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+fn last_step_kernel<A: Int, I: Int, O: Float, F: Float>(
+    active: &mut Array<A>,
+    remaining: &mut Array<f32>,
+    cumulative: &mut Array<f32>,
+    steps: &mut Array<I>,
+    output: &mut Array<O>,
+    step_state: &Array<F>,
+    weight: &mut Array<f32>,
+    m: u32,
+    h: u32,
+    #[comptime] weights: HaltWeights,
+    #[define(A)] _active: StorageType,
+    #[define(I)] _steps: StorageType,
+    #[define(O)] _output: StorageType,
+    #[define(F)] _state: StorageType,
+) {
+    let token = CUBE_POS;
+    if token >= m as usize {
+        terminate!();
+    }
+    let running = active[token] != A::from_int(0);
+    let left = remaining[token];
+    let share = match weights {
+        HaltWeights::Remainder => left,
+        HaltWeights::Truncate => left,
+        HaltWeights::State => 1.0f32.runtime(),
+    };
+    let share = select(running, share, 0.0f32);
+    mix::<O, F>(output, step_state, token as u32, share, h);
+    sync_cube();
+    if UNIT_POS == 0 {
+        weight[token] = share;
+        if running {
+            steps[token] += I::from_int(1);
+            cumulative[token] += left;
+            remaining[token] = 0.0;
+            active[token] = A::from_int(0);
+        }
+    }
+}
+
+/// `output += share * step_state` for one token; a token that has stopped is not read.
+#[cube]
+fn mix<O: Float, F: Float>(output: &mut Array<O>, step_state: &Array<F>, token: u32, share: f32, h: u32) {
+    let end = select(share == 0.0, 0u32, h);
+    let mut i = UNIT_POS;
+    while i < end {
+        let at = (token * h + i) as usize;
+        let sum = f32::cast_from(output[at]) + share * f32::cast_from(step_state[at]);
+        output[at] = O::cast_from(sum);
+        i += UNITS;
+    }
+}

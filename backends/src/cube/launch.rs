@@ -1,0 +1,60 @@
+//! What every launch needs: typed buffers, grids, and what the device can do.
+
+use cubecl::ir::StorageType;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+
+/// Cubes along one dimension of a grid that every device takes.
+const MAX_CUBES: usize = 65_535;
+
+/// Units of a cube that every device takes.
+pub(super) const UNITS: u32 = 256;
+
+/// A row-major array on a device.
+#[derive(Clone, Debug)]
+pub struct Buffer {
+    /// Where it is.
+    pub handle: Handle,
+    /// Elements.
+    pub len: usize,
+    /// The type of an element.
+    pub dtype: StorageType,
+}
+
+impl Buffer {
+    /// An array of `len` elements.
+    pub fn new(handle: Handle, len: usize, dtype: impl Into<StorageType>) -> Self {
+        Self { handle, len, dtype: dtype.into() }
+    }
+
+    /// The whole array as the argument of a kernel that stays inside `len`.
+    pub(super) fn arg<R: Runtime>(&self) -> ArrayArg<R> {
+        // SAFETY: whoever made the buffer vouches for its length.
+        unsafe { ArrayArg::from_raw_parts(self.handle.clone(), self.len) }
+    }
+
+    /// # Panics
+    /// If the array does not have `len` elements.
+    pub(super) fn check(&self, name: &str, len: usize) {
+        assert!(self.len == len, "{name} has {} elements, not {len}", self.len);
+    }
+}
+
+/// A grid of at least `cubes` cubes; a kernel leaves at once when `CUBE_POS` is past the last.
+pub(super) fn grid(cubes: usize) -> CubeCount {
+    let rows = cubes.div_ceil(MAX_CUBES).max(1);
+    CubeCount::Static(cubes.div_ceil(rows) as u32, rows as u32, 1)
+}
+
+/// A grid of cubes of [`UNITS`] with one unit for each of `elements`.
+pub(super) fn grid_of_units(elements: usize) -> CubeCount {
+    grid(elements.div_ceil(UNITS as usize))
+}
+
+/// Units of a plane where planes can add, and all planes are of that size; else 0.
+pub(super) fn plane_size<R: Runtime>(client: &ComputeClient<R>) -> u32 {
+    let properties = client.properties();
+    let (least, most) = (properties.hardware.plane_size_min, properties.hardware.plane_size_max);
+    let adds = properties.features.plane.contains(cubecl::features::Plane::Ops);
+    if adds && least == most && (8..=64).contains(&most) { most } else { 0 }
+}

@@ -1,0 +1,32 @@
+//! GPU kernels, written once in CubeCL for wgpu (WGSL, SPIR-V, MSL) and CUDA.
+//!
+//! Functions take a client and handles, never a burn tensor. Sums are in f32 whatever the activations are.
+
+mod attention;
+mod cache;
+mod conv;
+mod decoder;
+mod delta;
+mod embed;
+mod half;
+mod halting;
+mod launch;
+mod linear;
+mod norm;
+mod reduce;
+mod rotary;
+mod tiled;
+mod weight;
+
+pub use attention::{Attention, KvRows, attention};
+pub use cache::{StoreKv, store_kv};
+pub use conv::{CausalConv1d, causal_conv1d_silu};
+pub use decoder::{HeadProjection, project_queries, project_values};
+pub use delta::{DeltaRule, gated_delta_rule};
+pub use embed::embed;
+pub use halting::{HaltMode, HaltState, HaltStep, HaltWeights, halt_step};
+pub use launch::Buffer;
+pub use linear::{Linear, gated_linear, linear};
+pub use norm::{RmsNorm, rms_norm, rms_norm_gated};
+pub use rotary::{Rotary, rotary};
+pub use weight::{BlockScales, CodeBook4, Matrix, Rows, Weight};

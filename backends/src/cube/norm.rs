@@ -1,0 +1,139 @@
+//! RMS norms, in f32.
+
+use cubecl::ir::StorageType;
+use cubecl::prelude::*;
+
+use super::launch::{Buffer, UNITS, grid, plane_size};
+use super::reduce::sum_of_lanes;
+
+/// The shape of a norm.
+#[derive(Clone, Copy, Debug)]
+pub struct RmsNorm {
+    /// Rows.
+    pub m: usize,
+    /// Elements of a row.
+    pub h: usize,
+    /// Added to the mean of squares.
+    pub eps: f32,
+    /// Whether the factor is `1 + w`.
+    pub unit_offset: bool,
+}
+
+/// `y = x * rsqrt(mean(x²) + eps) * w` per row, or `* (1 + w)` with `unit_offset`.
+///
+/// # Shapes
+/// `x, y [m, h]` of one type, `weight [h]`.
+///
+/// # Panics
+/// If a buffer does not have its shape.
+pub fn rms_norm<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, weight: &Buffer, y: &Buffer, p: RmsNorm) {
+    launch(client, x, None, weight, y, p);
+}
+
+/// `y = x * rsqrt(mean(x²) + eps) * w * silu(z)` per row.
+///
+/// # Shapes
+/// `x, z, y [m, h]` of one type, `weight [h]`.
+///
+/// # Panics
+/// If a buffer does not have its shape.
+pub fn rms_norm_gated<R: Runtime>(
+    client: &ComputeClient<R>,
+    x: &Buffer,
+    z: &Buffer,
+    weight: &Buffer,
+    y: &Buffer,
+    p: RmsNorm,
+) {
+    z.check("z", p.m * p.h);
+    launch(client, x, Some(z), weight, y, p);
+}
+
+fn launch<R: Runtime>(
+    client: &ComputeClient<R>,
+    x: &Buffer,
+    z: Option<&Buffer>,
+    weight: &Buffer,
+    y: &Buffer,
+    p: RmsNorm,
+) {
+    let RmsNorm { m, h, eps, unit_offset } = p;
+    x.check("x", m * h);
+    y.check("y", m * h);
+    weight.check("weight", h);
+    if m * h == 0 {
+        return;
+    }
+    let plane = plane_size(client);
+    // Heads are short and many: then a plane takes a row.
+    let lanes = if h <= 256 { plane.max(32) } else { UNITS };
+    // SAFETY: the lengths were checked, and the kernel stays inside them.
+    unsafe {
+        norm_kernel::launch_unchecked::<R>(
+            client,
+            grid(m.div_ceil((UNITS / lanes) as usize)),
+            CubeDim::new_1d(UNITS),
+            x.arg(),
+            z.unwrap_or(x).arg(),
+            weight.arg(),
+            y.arg(),
+            m as u32,
+            h as u32,
+            eps,
+            if unit_offset { 1.0 } else { 0.0 },
+            lanes,
+            plane,
+            z.is_some(),
+            x.dtype,
+            weight.dtype,
+        );
+    }
+}
+
+/// `lanes` units take a row.
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+fn norm_kernel<F: Float, W: Float>(
+    x: &Array<F>,
+    z: &Array<F>,
+    weight: &Array<W>,
+    y: &mut Array<F>,
+    m: u32,
+    h: u32,
+    eps: f32,
+    offset: f32,
+    #[comptime] lanes: u32,
+    #[comptime] plane: u32,
+    #[comptime] gated: bool,
+    #[define(F)] _x: StorageType,
+    #[define(W)] _weight: StorageType,
+) {
+    let mut scratch = SharedMemory::<f32>::new(UNITS as usize);
+    let row = CUBE_POS as u32 * comptime!(UNITS / lanes) + UNIT_POS / lanes;
+    let lane = UNIT_POS % lanes;
+    let start = row * h;
+    // A row past the last has no elements: its units only take part in the sum.
+    let end = select(row < m, h, 0u32);
+
+    let mut squares = 0.0f32;
+    let mut i = lane;
+    while i < end {
+        let value = f32::cast_from(x[(start + i) as usize]);
+        squares += value * value;
+        i += lanes;
+    }
+    let squares = sum_of_lanes(squares, &mut scratch, lanes, plane);
+    let scale = 1.0 / f32::sqrt(squares / f32::cast_from(h) + eps);
+
+    let mut i = lane;
+    while i < end {
+        let at = (start + i) as usize;
+        let mut value = f32::cast_from(x[at]) * scale * (f32::cast_from(weight[i as usize]) + offset);
+        if gated {
+            let z = f32::cast_from(z[at]);
+            value *= z / (1.0 + f32::exp(-z));
+        }
+        y[at] = F::cast_from(value);
+        i += lanes;
+    }
+}

@@ -1,0 +1,97 @@
+//! Rotary position embedding.
+
+use cubecl::ir::StorageType;
+use cubecl::prelude::*;
+
+use super::launch::{Buffer, UNITS, grid_of_units};
+
+/// The shape of a rotation.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotary {
+    /// Rows of the batch.
+    pub batch: usize,
+    /// Tokens.
+    pub seq: usize,
+    /// Heads of a token.
+    pub heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Pairs that turn, the first `half` elements of a head against the second.
+    pub half: usize,
+}
+
+/// `(a, b) -> (a cos - b sin, b cos + a sin)` for the first `2 half` elements of each head; the rest is copied.
+///
+/// # Shapes
+/// `x, y [b, s, heads, head_dim]` of one type, `cos, sin [s, half]` of one type.
+///
+/// # Panics
+/// If a buffer does not have its shape, or `2 half` exceeds the head.
+pub fn rotary<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, cos: &Buffer, sin: &Buffer, y: &Buffer, p: Rotary) {
+    let Rotary { batch, seq, heads, head_dim, half } = p;
+    let elements = batch * seq * heads * head_dim;
+    assert!(2 * half <= head_dim, "{half} pairs in a head of {head_dim}");
+    x.check("x", elements);
+    y.check("y", elements);
+    cos.check("cos", seq * half);
+    sin.check("sin", seq * half);
+    if elements == 0 {
+        return;
+    }
+    // A unit turns a pair or copies an element of the rest.
+    let items = batch * seq * heads * (head_dim - half);
+    // SAFETY: the lengths were checked, and the kernel stays inside them.
+    unsafe {
+        rotary_kernel::launch_unchecked::<R>(
+            client,
+            grid_of_units(items),
+            CubeDim::new_1d(UNITS),
+            x.arg(),
+            cos.arg(),
+            sin.arg(),
+            y.arg(),
+            items as u32,
+            seq as u32,
+            heads as u32,
+            head_dim as u32,
+            half as u32,
+            x.dtype,
+            cos.dtype,
+        );
+    }
+}
+
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+fn rotary_kernel<F: Float, T: Float>(
+    x: &Array<F>,
+    cos: &Array<T>,
+    sin: &Array<T>,
+    y: &mut Array<F>,
+    items: u32,
+    seq: u32,
+    heads: u32,
+    head_dim: u32,
+    half: u32,
+    #[define(F)] _x: StorageType,
+    #[define(T)] _table: StorageType,
+) {
+    let item = CUBE_POS as u32 * UNITS + UNIT_POS;
+    if item >= items {
+        terminate!();
+    }
+    let per_head = head_dim - half;
+    let head = item / per_head;
+    let i = item % per_head;
+    let at = head * head_dim + i;
+    if i < half {
+        let angle = (head / heads % seq * half + i) as usize;
+        let (c, s) = (f32::cast_from(cos[angle]), f32::cast_from(sin[angle]));
+        let a = f32::cast_from(x[at as usize]);
+        let b = f32::cast_from(x[(at + half) as usize]);
+        y[at as usize] = F::cast_from(a * c - b * s);
+        y[(at + half) as usize] = F::cast_from(b * c + a * s);
+    } else {
+        y[(at + half) as usize] = x[(at + half) as usize];
+    }
+}

@@ -1,0 +1,21 @@
+//! The GPU kernels against their plain twins, on whatever device wgpu finds: WGSL with feature `wgpu`, SPIR-V with `vulkan`.
+//!
+//! A kernel that does not compile leaves zeros or stale memory behind and no error, so every output starts as NaN.
+
+#[path = "cube/attention.rs"]
+mod attention;
+mod common;
+#[path = "cube/decoder.rs"]
+mod decoder;
+#[path = "cube/delta.rs"]
+mod delta;
+#[path = "cube/device.rs"]
+mod device;
+#[path = "cube/linear.rs"]
+mod linear;
+#[path = "cube/halting.rs"]
+mod halting;
+#[path = "cube/norm.rs"]
+mod norm;
+#[path = "cube/sequence.rs"]
+mod sequence;

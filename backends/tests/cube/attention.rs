@@ -1,0 +1,158 @@
+//! Attention over plain caches.
+
+use emberlm_backends::cpu::{self, plain};
+use emberlm_backends::cube::{self, Buffer, KvRows};
+use half::f16;
+
+use crate::common::{Rng, close};
+use crate::device::{Client, Float, client, download, upload_ints, upload_words};
+
+/// A cache `[b, kv_heads, capacity, width]` here and on the device; slots after `used` are NaN.
+struct Cache {
+    halves: bool,
+    floats: Vec<f32>,
+    bits: Vec<u16>,
+    on_device: KvRows,
+}
+
+impl Cache {
+    fn new(client: &Client, rng: &mut Rng, halves: bool, dims: [usize; 4], used: usize) -> Cache {
+        let [b, heads, capacity, width] = dims;
+        let mut floats = rng.floats(b * heads * capacity * width, 1.5);
+        for head in floats.chunks_exact_mut(capacity * width) {
+            head[used * width..].fill(f32::NAN);
+        }
+        let bits: Vec<u16> = floats.iter().map(|&x| f16::from_f32(x).to_bits()).collect();
+        let buffer = if halves {
+            let words: Vec<u32> = bits.chunks(2).map(|p| u32::from(p[0]) | u32::from(p[1]) << 16).collect();
+            upload_words(client, &words)
+        } else {
+            Float::F32.upload(client, &floats)
+        };
+        let on_device = KvRows::of_store(buffer, halves, heads, capacity, width);
+        Cache { halves, floats, bits, on_device }
+    }
+
+    fn host(&self) -> cpu::KeyValue<'_> {
+        cpu::KeyValue::Plain(match self.halves {
+            true => cpu::CacheSlice::F16(&self.bits),
+            false => cpu::CacheSlice::F32(&self.floats),
+        })
+    }
+}
+
+struct Case {
+    batch: usize,
+    seq: usize,
+    past: usize,
+    kv_heads: usize,
+    group: usize,
+    head_dim: usize,
+    left_pad: Option<Vec<usize>>,
+}
+
+fn check(client: &Client, rng: &mut Rng, float: Float, halves: bool, case: &Case) {
+    let &Case { batch, seq, past, kv_heads, group, head_dim, ref left_pad } = case;
+    let (heads, capacity) = (kv_heads * group, past + seq + 3);
+    let dims = [batch, kv_heads, capacity, head_dim];
+    let [k, v] = [0, 1].map(|_| Cache::new(client, rng, halves, dims, past + seq));
+    let q = float.rounded(&rng.floats(batch * seq * heads * head_dim, 2.0));
+    let scale = (head_dim as f32).powf(-0.5);
+    let left_pad = left_pad.as_deref();
+    let twin = cpu::Attention { batch, seq, heads, kv_heads, head_dim, past, capacity, scale, left_pad };
+    let mut want = vec![0.0; q.len()];
+    plain::attention(&q, &k.host(), &v.host(), &twin, &mut want);
+
+    let out = float.unwritten(client, q.len());
+    let q = float.upload(client, &q);
+    let pad: Option<Buffer> = left_pad.map(|pad| upload_ints(client, pad));
+    let (key_dim, value_dim) = (head_dim, head_dim);
+    let shape = cube::Attention { batch, seq, heads, kv_heads, key_dim, value_dim, past, scale };
+    cube::attention(client, &q, &k.on_device, &v.on_device, pad.as_ref(), &out, shape);
+    let what = format!("{shape:?}, {float:?}, halves {halves}, left_pad {left_pad:?}");
+    let got = download(client, &out);
+    close(&what, &got, &want, float.bound(3e-6));
+}
+
+/// Types of queries, and whether the cache holds halves. Every variant is a kernel to compile, so not all pairs.
+fn variants(client: &Client) -> Vec<(Float, bool)> {
+    let mut variants = vec![(Float::F32, true), (Float::F32, false)];
+    if Float::available(client).contains(&Float::F16) {
+        variants.push((Float::F16, true));
+    }
+    variants
+}
+
+#[test]
+fn attention_matches_its_twin() {
+    let client = client();
+    let mut rng = Rng(15);
+    for (float, halves) in variants(&client) {
+        for (head_dim, kv_heads, group, lengths) in [
+            (64, 2, 4, &[(1, 0), (3, 5), (1, 300), (129, 300), (17, 5)][..]),
+            (80, 1, 8, &[(1, 5), (17, 0)]),
+            (128, 2, 1, &[(1, 300), (129, 0)]),
+            (256, 1, 4, &[(1, 5), (3, 300)]),
+            (6, 3, 5, &[(1, 130), (17, 5)]),
+        ] {
+            for &(seq, past) in lengths {
+                let case = Case { batch: 1, seq, past, kv_heads, group, head_dim, left_pad: None };
+                check(&client, &mut rng, float, halves, &case);
+            }
+        }
+    }
+}
+
+#[test]
+fn padded_rows_match_their_twin_and_padding_gives_zero() {
+    let client = client();
+    let mut rng = Rng(16);
+    for (float, halves) in variants(&client) {
+        for (seq, past, pad) in [(1, 5, [0, 3]), (17, 0, [5, 0]), (3, 300, [200, 7]), (70, 0, [69, 65]), (3, 0, [2, 3])]
+        {
+            let case = Case { batch: 2, seq, past, kv_heads: 2, group: 8, head_dim: 128, left_pad: Some(pad.to_vec()) };
+            check(&client, &mut rng, float, halves, &case);
+        }
+    }
+}
+
+/// Codes of a compressor attend to keys of one width and values of another, with all heads reading the same rows.
+#[test]
+fn keys_and_values_of_different_widths_and_shared_rows() {
+    let client = client();
+    let mut rng = Rng(20);
+    let (batch, seq, past, heads, key_dim, value_dim) = (2, 3, 70, 6, 24, 100);
+    let tokens = past + seq;
+    let q = rng.floats(batch * seq * heads * key_dim, 2.0);
+    let [k, v] = [key_dim, value_dim].map(|width| rng.floats(batch * tokens * width, 1.5));
+    let scale = 0.3;
+    let mut want = Vec::new();
+    for row in 0..batch * seq * heads {
+        let (b, t) = (row / heads / seq, row / heads % seq);
+        let q = &q[row * key_dim..][..key_dim];
+        let at = |i: usize, width: usize| (b * tokens + i) * width;
+        let score = |i: usize| -> f64 {
+            q.iter().zip(&k[at(i, key_dim)..]).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>() * scale
+        };
+        let weights: Vec<f64> = (0..past + t + 1).map(|i| score(i).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        want.extend((0..value_dim).map(|d| {
+            let sum: f64 = weights.iter().enumerate().map(|(i, w)| w * f64::from(v[at(i, value_dim) + d])).sum();
+            (sum / total) as f32
+        }));
+    }
+    let shared = |values: &[f32], width: usize| KvRows {
+        buffer: Float::F32.upload(&client, values),
+        halves: false,
+        batch_stride: tokens * width,
+        head_stride: 0,
+        token_stride: width,
+    };
+    let (k, v) = (shared(&k, key_dim), shared(&v, value_dim));
+    let out = Float::F32.unwritten(&client, want.len());
+    let q = Float::F32.upload(&client, &q);
+    let scale = scale as f32;
+    let p = cube::Attention { batch, seq, heads, kv_heads: 2, key_dim, value_dim, past, scale };
+    cube::attention(&client, &q, &k, &v, None, &out, p);
+    close("shared rows", &download(&client, &out), &want, 3e-6);
+}

@@ -1,0 +1,100 @@
+//! The gated delta rule.
+
+use emberlm_backends::cpu::{self, plain};
+use emberlm_backends::cube::{self, Buffer};
+
+use crate::common::{Rng, close};
+use crate::device::{Client, Float, client, download};
+
+/// `[batch, seq, key_heads, value_heads, key_dim, value_dim]`
+type Dims = [usize; 6];
+
+struct Inputs {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    g: Vec<f32>,
+    beta: Vec<f32>,
+    state: Vec<f32>,
+}
+
+fn inputs(rng: &mut Rng, float: Float, [b, s, hk, hv, dk, dv]: Dims) -> Inputs {
+    Inputs {
+        q: float.rounded(&rng.floats(b * s * hk * dk, 2.0)),
+        k: float.rounded(&rng.floats(b * s * hk * dk, 2.0)),
+        v: float.rounded(&rng.floats(b * s * hv * dv, 2.0)),
+        g: rng.floats(b * s * hv, 1.0).iter().map(|g| g - 1.0).collect(),
+        beta: rng.floats(b * s * hv, 0.5).iter().map(|beta| beta + 0.5).collect(),
+        state: rng.floats(b * hv * dk * dv, 0.5),
+    }
+}
+
+fn twin(x: &Inputs, [batch, seq, key_heads, value_heads, key_dim, value_dim]: Dims) -> (Vec<f32>, Vec<f32>) {
+    let shape = cpu::DeltaRule { batch, seq, key_heads, value_heads, key_dim, value_dim };
+    let (mut o, mut state) = (vec![0.0; x.v.len()], x.state.clone());
+    plain::gated_delta_rule(&x.q, &x.k, &x.v, &x.g, &x.beta, &mut state, &shape, &mut o);
+    (o, state)
+}
+
+fn shape([batch, seq, key_heads, value_heads, key_dim, value_dim]: Dims) -> cube::DeltaRule {
+    let token_strides = cube::DeltaRule::dense_strides(key_heads, value_heads, key_dim, value_dim);
+    cube::DeltaRule { batch, seq, key_heads, value_heads, key_dim, value_dim, token_strides }
+}
+
+fn run(client: &Client, float: Float, x: &Inputs, [q, k, v]: [&Buffer; 3], p: cube::DeltaRule) -> [Vec<f32>; 2] {
+    let [g, beta, state] = [&x.g, &x.beta, &x.state].map(|values| Float::F32.upload(client, values));
+    let o = float.unwritten(client, x.v.len());
+    cube::gated_delta_rule(client, q, k, v, &g, &beta, &state, &o, p);
+    [download(client, &o), download(client, &state)]
+}
+
+#[test]
+fn delta_rule_matches_its_twin() {
+    let client = client();
+    let mut rng = Rng(17);
+    for float in Float::available(&client) {
+        for dims in [
+            [1, 1, 1, 1, 1, 1],
+            [1, 1, 2, 4, 128, 128],
+            [2, 3, 2, 2, 64, 80],
+            [1, 17, 1, 3, 80, 33],
+            [2, 9, 1, 2, 30, 7],
+            [1, 129, 1, 2, 128, 64],
+            [1, 8, 1, 1, 256, 100],
+            [1, 5, 1, 1, 1000, 3],
+        ] {
+            let x = inputs(&mut rng, float, dims);
+            let (want, want_state) = twin(&x, dims);
+            let on_device = [&x.q, &x.k, &x.v].map(|values| float.upload(&client, values));
+            let [o, state] = run(&client, float, &x, on_device.each_ref(), shape(dims));
+            close(&format!("{dims:?} of {float:?}"), &o, &want, float.bound(5e-6));
+            close(&format!("state of {dims:?} of {float:?}"), &state, &want_state, 5e-6);
+        }
+    }
+}
+
+#[test]
+fn delta_rule_reads_views_into_one_tensor() {
+    let client = client();
+    let mut rng = Rng(18);
+    let dims @ [b, s, hk, hv, dk, dv] = [2, 5, 2, 4, 64, 32];
+    let x = inputs(&mut rng, Float::F32, dims);
+    let (want, want_state) = twin(&x, dims);
+    let (keys, values) = (hk * dk, hv * dv);
+    let mut joined = Vec::new();
+    for t in 0..b * s {
+        joined.extend_from_slice(&x.q[t * keys..][..keys]);
+        joined.extend_from_slice(&x.k[t * keys..][..keys]);
+        joined.extend_from_slice(&x.v[t * values..][..values]);
+    }
+    let whole = Float::F32.upload(&client, &joined);
+    let view = |from: usize| {
+        let handle = whole.handle.clone().offset_start(4 * from as u64);
+        Buffer { handle, len: whole.len - from, dtype: whole.dtype }
+    };
+    let views = [whole.clone(), view(keys), view(2 * keys)];
+    let p = cube::DeltaRule { token_strides: [2 * keys + values; 3], ..shape(dims) };
+    let [o, state] = run(&client, Float::F32, &x, views.each_ref(), p);
+    close("o of views", &o, &want, 5e-6);
+    close("state of views", &state, &want_state, 5e-6);
+}

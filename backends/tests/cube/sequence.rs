@@ -1,0 +1,115 @@
+//! Rotary positions, the cache and the convolution.
+
+use emberlm_backends::cpu::{self, plain};
+use emberlm_backends::cube;
+use half::f16;
+
+use crate::common::{Rng, close};
+use crate::device::{Float, client, download, download_words, upload_words};
+
+#[test]
+fn rotary_matches_its_twin_and_leaves_the_rest_of_a_head() {
+    let client = client();
+    let mut rng = Rng(12);
+    for float in Float::available(&client) {
+        for (batch, seq, heads, head_dim, half) in
+            [(1, 1, 1, 2, 1), (2, 3, 5, 80, 20), (3, 17, 16, 128, 64), (1, 129, 3, 256, 32), (2, 1, 7, 6, 0)]
+        {
+            let x = float.rounded(&rng.floats(batch * seq * heads * head_dim, 3.0));
+            let angles = rng.floats(seq * half, 3.2);
+            let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
+            let mut want = x.clone();
+            plain::rotary(&mut want, batch * seq, seq, heads, head_dim, &cos, &sin, 2 * half);
+            let y = float.unwritten(&client, x.len());
+            let x = float.upload(&client, &x);
+            let [cos, sin] = [cos, sin].map(|table| Float::F32.upload(&client, &table));
+            cube::rotary(&client, &x, &cos, &sin, &y, cube::Rotary { batch, seq, heads, head_dim, half });
+            let what = format!("rotary {half} of {head_dim} in {float:?}");
+            close(&what, &download(&client, &y), &want, float.bound(1e-6));
+        }
+    }
+}
+
+/// Numbers in every range of F16: ordinary, subnormal, ties, too large, signed zeros.
+fn awkward(rng: &mut Rng, len: usize) -> Vec<f32> {
+    let special = [0.0, -0.0, 65504.0, 65519.9, 65520.0, -1e9, 6.1e-5, -5.9e-8, 2.98e-8, 2.99e-8, 1.0 + 1.0 / 2048.0];
+    let pick = |rng: &mut Rng| special[rng.word() as usize % special.len()];
+    let tiny = |rng: &mut Rng| rng.float(1e-4);
+    (0..len)
+        .map(|i| match i % 3 {
+            0 => pick(rng),
+            1 => tiny(rng),
+            _ => rng.float(300.0),
+        })
+        .collect()
+}
+
+#[test]
+fn tokens_are_stored_where_they_belong_and_halves_are_rounded_as_on_the_cpu() {
+    let client = client();
+    let mut rng = Rng(13);
+    for float in Float::available(&client) {
+        for (batch, seq, heads, capacity, width, at) in [
+            (1, 1, 1, 1, 2, 0),
+            (2, 3, 5, 9, 80, 4),
+            (1, 17, 8, 40, 128, 23),
+            (2, 129, 1, 130, 6, 1),
+            (1, 2, 2, 5, 7, 3),
+        ] {
+            let new = float.rounded(&awkward(&mut rng, batch * seq * heads * width));
+            let numbers = batch * heads * capacity * width;
+            let before = rng.floats(numbers, 1.0);
+            let on_new = float.upload(&client, &new);
+            for halves in [false, true] {
+                if halves && width % 2 == 1 {
+                    continue;
+                }
+                let shape = cube::StoreKv { batch, seq, heads, capacity, width, at, halves };
+                let twin = cpu::StoreKv { batch, seq, heads, capacity, width, at };
+                let what = format!("store of {float:?} {shape:?}");
+                if halves {
+                    let mut want: Vec<u16> = before.iter().map(|&x| f16::from_f32(x).to_bits()).collect();
+                    let words: Vec<u32> = want.chunks(2).map(|p| u32::from(p[0]) | u32::from(p[1]) << 16).collect();
+                    let store = upload_words(&client, &words);
+                    cube::store_kv(&client, &on_new, &store, shape);
+                    cpu::store_kv(&new, cpu::CacheSliceMut::F16(&mut want), &twin);
+                    let want: Vec<u32> = want.chunks(2).map(|p| u32::from(p[0]) | u32::from(p[1]) << 16).collect();
+                    assert!(download_words(&client, &store) == want, "{what}");
+                } else {
+                    let mut want = before.clone();
+                    let store = Float::F32.upload(&client, &before);
+                    cube::store_kv(&client, &on_new, &store, shape);
+                    cpu::store_kv(&new, cpu::CacheSliceMut::F32(&mut want), &twin);
+                    assert!(download(&client, &store) == want, "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn convolution_matches_its_twin_in_any_split() {
+    let client = client();
+    let mut rng = Rng(14);
+    for float in Float::available(&client) {
+        for (batch, seq, channels, width) in
+            [(1, 1, 5, 4), (2, 2, 33, 4), (1, 65, 300, 4), (2, 9, 16, 1), (1, 3, 8192, 4), (2, 17, 7, 5)]
+        {
+            let u = float.rounded(&rng.floats(batch * seq * channels, 2.0));
+            let tail = rng.floats(batch * (width - 1) * channels, 2.0);
+            let weight = rng.floats(channels * width, 1.0);
+            let (mut want, mut want_tail) = (vec![0.0; u.len()], tail.clone());
+            plain::causal_conv1d_silu(&u, batch, seq, channels, &mut want_tail, &weight, width, &mut want);
+            let y = float.unwritten(&client, u.len());
+            let next = Float::F32.unwritten(&client, tail.len().max(1));
+            let next = cube::Buffer { len: tail.len(), ..next };
+            let tail = cube::Buffer { len: tail.len(), ..Float::F32.upload(&client, &[&tail[..], &[0.0]].concat()) };
+            let (u, weight) = (float.upload(&client, &u), Float::F32.upload(&client, &weight));
+            let shape = cube::CausalConv1d { batch, seq, channels, width };
+            cube::causal_conv1d_silu(&client, &u, &tail, &weight, &y, &next, shape);
+            let what = format!("{shape:?} of {float:?}");
+            close(&what, &download(&client, &y), &want, float.bound(2e-6));
+            close(&format!("tail of {what}"), &download(&client, &next), &want_tail, 0.0);
+        }
+    }
+}

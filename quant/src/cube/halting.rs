@@ -1,0 +1,63 @@
+//! One step of adaptive depth.
+
+use burn::tensor::backend::DeviceOps;
+use burn::tensor::{DType, Tensor};
+use burn_cubecl::CubeRuntime;
+use emberlm_backends::cube;
+
+use super::tensor::{Cube, bool_tensor, buffer, flags, float_tensor, floats, int_tensor, ints, own, unset};
+use crate::halting::{HaltMode, HaltRecord, HaltRule, HaltState, HaltWeights};
+
+pub(super) fn halt_step<R: CubeRuntime>(
+    state: HaltState<Cube<R>>,
+    step_state: Tensor<Cube<R>, 2>,
+    halt_logit: Option<Tensor<Cube<R>, 1>>,
+    rule: HaltRule,
+) -> (HaltState<Cube<R>>, HaltRecord<Cube<R>>)
+where
+    R::Device: DeviceOps,
+{
+    let [m, h] = step_state.dims();
+    let flag_type = state.active.dtype();
+    let active = own(flags(state.active));
+    let [remaining, cumulative] = [state.remaining, state.cumulative].map(|t| own(floats(t)));
+    let (steps, output) = (own(ints(state.steps)), own(floats(state.output)));
+    let (step_state, logit) = (floats(step_state), halt_logit.map(floats));
+    let weight = unset(&step_state, [m], DType::F32);
+    let probability = logit.is_some().then(|| unset(&step_state, [m], DType::F32));
+
+    let on_device = cube::HaltState {
+        active: buffer(&active),
+        remaining: buffer(&remaining),
+        cumulative: buffer(&cumulative),
+        steps: buffer(&steps),
+        output: buffer(&output),
+    };
+    let mode = match rule.mode {
+        _ if !rule.enabled => cube::HaltMode::Never,
+        HaltMode::Cumulative => cube::HaltMode::Cumulative,
+        HaltMode::Step => cube::HaltMode::Step,
+    };
+    let weights = match rule.weights {
+        HaltWeights::Remainder => cube::HaltWeights::Remainder,
+        HaltWeights::Truncate => cube::HaltWeights::Truncate,
+        HaltWeights::State => cube::HaltWeights::State,
+    };
+    cube::halt_step(
+        &step_state.client,
+        &on_device,
+        &buffer(&step_state),
+        logit.as_ref().map(buffer).as_ref(),
+        probability.as_ref().map(buffer).as_ref(),
+        &buffer(&weight),
+        cube::HaltStep { m, h, mode, weights, threshold: rule.threshold },
+    );
+    let next = HaltState {
+        active: bool_tensor(active, flag_type),
+        remaining: float_tensor(remaining),
+        cumulative: float_tensor(cumulative),
+        steps: int_tensor(steps),
+        output: float_tensor(output),
+    };
+    (next, HaltRecord { probability: probability.map(float_tensor), weight: float_tensor(weight) })
+}

@@ -1,0 +1,93 @@
+//! The operations on GPUs: tensors are unwrapped to handles and given to [`emberlm_backends::cube`].
+//!
+//! One file per group of operations; the methods below only delegate.
+
+mod attention;
+mod halting;
+mod linear;
+mod sequence;
+mod tensor;
+
+use burn::tensor::backend::DeviceOps;
+use burn::tensor::{Bool, Int, Tensor};
+use burn_cubecl::{CubeBackend, CubeRuntime};
+
+use crate::CompactBackend;
+use crate::halting::{HaltRecord, HaltRule, HaltState};
+use crate::kv::{KeyValue, KvStore, Rotary};
+use crate::modules::SwiGlu;
+use crate::ops::{AttentionShape, DeltaRule};
+use crate::packed::PackedWeight;
+
+/// Any GPU that wgpu finds.
+#[cfg(feature = "wgpu")]
+pub type Wgpu = CubeBackend<cubecl::wgpu::WgpuRuntime, f32, i32, u32>;
+
+/// NVIDIA cards.
+#[cfg(feature = "cuda")]
+pub type Cuda = CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u32>;
+
+/// Integers are I32 and flags U32, the types that every shading language has.
+impl<R: CubeRuntime> CompactBackend for CubeBackend<R, f32, i32, u32>
+where
+    R::Device: DeviceOps,
+{
+    fn packed_linear(x: Tensor<Self, 2>, w: &PackedWeight<Self>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {
+        linear::packed_linear(x, w, bias)
+    }
+
+    fn packed_embed(ids: Tensor<Self, 1, Int>, w: &PackedWeight<Self>) -> Tensor<Self, 2> {
+        linear::packed_embed(ids, w)
+    }
+
+    fn swiglu_mlp(x: Tensor<Self, 2>, mlp: &SwiGlu<Self>, active: Option<Tensor<Self, 1, Bool>>) -> Tensor<Self, 2> {
+        linear::swiglu_mlp(x, mlp, active)
+    }
+
+    fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, eps: f64, unit_offset: bool) -> Tensor<Self, 2> {
+        sequence::rms_norm(x, weight, eps, unit_offset)
+    }
+
+    fn rms_norm_gated(x: Tensor<Self, 2>, z: Tensor<Self, 2>, weight: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 2> {
+        sequence::rms_norm_gated(x, z, weight, eps)
+    }
+
+    fn rotary(x: Tensor<Self, 4>, rotary: &Rotary<Self>) -> Tensor<Self, 4> {
+        sequence::rotary(x, rotary)
+    }
+
+    fn store_kv(store: KvStore<Self>, new: Tensor<Self, 4>, at: usize) -> KvStore<Self> {
+        attention::store_kv(store, new, at)
+    }
+
+    fn cached_attention(
+        q: Tensor<Self, 4>,
+        k: KeyValue<'_, Self>,
+        v: KeyValue<'_, Self>,
+        left_pad: Option<Tensor<Self, 1, Int>>,
+        shape: AttentionShape,
+    ) -> Tensor<Self, 4> {
+        attention::cached_attention(q, k, v, left_pad, shape)
+    }
+
+    fn causal_conv1d_silu(
+        u: Tensor<Self, 3>,
+        tail: Tensor<Self, 3>,
+        weight: Tensor<Self, 2>,
+    ) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
+        sequence::causal_conv1d_silu(u, tail, weight)
+    }
+
+    fn gated_delta_rule(rule: DeltaRule<Self>, state: Tensor<Self, 4>) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
+        sequence::gated_delta_rule(rule, state)
+    }
+
+    fn halt_step(
+        state: HaltState<Self>,
+        step_state: Tensor<Self, 2>,
+        halt_logit: Option<Tensor<Self, 1>>,
+        rule: HaltRule,
+    ) -> (HaltState<Self>, HaltRecord<Self>) {
+        halting::halt_step(state, step_state, halt_logit, rule)
+    }
+}

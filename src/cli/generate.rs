@@ -8,13 +8,15 @@ use clap::Args;
 use emberlm::model::generate::{CancelHandle, Finish, GenerateOptions, Generator, Summary, TokenDepth};
 use emberlm::model::text::{ChatOptions, Message, StopSet, StopStrings, TextProcessor};
 use emberlm::model::{DEFAULT_CHUNK, Error, Pretrained, WeightOptions};
+use emberlm::quant::CompactBackend;
 use serde::Serialize;
 
 use super::args::{CacheType, DepthArgs, DeviceArgs, ModelArgs};
 use super::estimate::Estimate;
 use super::sampling::SamplingArgs;
 use super::terminal::TerminalFilter;
-use super::{backend, load, output};
+use super::{load, output};
+use super::backend::{Opened, Work, on_device};
 
 /// Largest prompt read from stdin, in bytes.
 const MAX_PROMPT: u64 = 64 << 20;
@@ -114,7 +116,18 @@ struct TracedToken {
 
 /// Runs the command. False when it was interrupted.
 pub fn run(args: &GenerateArgs) -> Result<bool> {
-    let device = backend::open(&args.device)?;
+    on_device(&args.device, args)
+}
+
+impl Work for &GenerateArgs {
+    type Output = bool;
+
+    fn run<B: CompactBackend>(self, device: &Opened<B>) -> Result<bool> {
+        generate(self, device)
+    }
+}
+
+fn generate<B: CompactBackend>(args: &GenerateArgs, device: &Opened<B>) -> Result<bool> {
     let pretrained = load::open(&args.model.model, &args.depth)?;
     let architecture = pretrained.architecture();
     if args.trace && architecture.crest.is_none() {
@@ -122,7 +135,11 @@ pub fn run(args: &GenerateArgs) -> Result<bool> {
     }
     let text = pretrained.text()?;
     // Everything that can be wrong is looked at before the weights are.
-    let options = options(args, &pretrained, &text)?;
+    let mut options = options(args, &pretrained, &text)?;
+    if device.gpu.is_some() {
+        // Mean steps are a read-back per layer and token, which a GPU waits for.
+        options.trace &= args.trace;
+    }
     let prompt = prompt(args, &text)?;
     let limit = architecture.config.max_position_embeddings;
     if prompt.is_empty() {
@@ -135,7 +152,7 @@ pub fn run(args: &GenerateArgs) -> Result<bool> {
 
     let context = prompt.len().saturating_add(options.max_tokens).min(limit);
     let weights = WeightOptions { quantize: args.model.quant.option(), ..WeightOptions::default() };
-    let model = load::load(&pretrained, weights, &device, |plan| {
+    let model = load::load(&pretrained, weights, device, |plan| {
         Estimate::new(architecture, plan, options.cache, context, options.chunk).note()
     })?;
     let generator = Generator::new(&model, &text, options)?;

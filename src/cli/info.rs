@@ -12,7 +12,7 @@ use emberlm::quant::kv::KvFormat;
 use serde::Serialize;
 
 use super::args::{DepthArgs, ModelArgs};
-use super::backend::CpuDevice;
+use super::backend::{Cpu, CpuDevice};
 use super::estimate::{self, Estimate};
 use super::{info_text, load, output};
 
@@ -225,7 +225,7 @@ pub struct StopToken {
 pub fn run(args: &InfoArgs) -> Result<()> {
     let pretrained = load::open(&args.model.model, &args.depth)?;
     let options = WeightOptions { quantize: args.model.quant.option(), ..WeightOptions::default() };
-    let plan = load::plan(&pretrained, options, &CpuDevice::default())?;
+    let plan = load::plan::<Cpu>(&pretrained, options, &CpuDevice::default())?;
     let architecture = pretrained.architecture();
     let limit = architecture.config.max_position_embeddings;
     let context = args.context.map_or_else(|| estimate::usual_context(architecture), |n| n as usize);

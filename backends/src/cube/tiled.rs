@@ -227,7 +227,7 @@ fn running<R: Runtime>(client: &ComputeClient<R>, active: &Buffer, m: usize) -> 
     unsafe {
         list_kernel::launch_unchecked::<R>(
             client,
-            CubeCount::Static(1, 1, 1),
+            grid(1),
             CubeDim::new_1d(UNITS),
             active.arg(),
             list.arg(),

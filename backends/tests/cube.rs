@@ -2,9 +2,11 @@
 //!
 //! A kernel that does not compile leaves zeros or stale memory behind and no error, so every output starts as NaN.
 
-mod common;
 #[path = "cube/attention.rs"]
 mod attention;
+mod common;
+#[path = "cube/decoder.rs"]
+mod decoder;
 #[path = "cube/delta.rs"]
 mod delta;
 #[path = "cube/device.rs"]

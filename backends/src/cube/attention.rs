@@ -7,7 +7,7 @@
 use cubecl::ir::{ElemType, FloatKind, StorageType};
 use cubecl::prelude::*;
 
-use super::half::{has_halves, high_half, low_half};
+use super::half::{high_half, low_half, reads_halves};
 use super::launch::{Buffer, UNITS, grid, plane_size};
 use super::reduce::{max_of_lanes, sum_of_lanes};
 
@@ -102,7 +102,7 @@ struct Cut {
     /// Results are not final: weighted sums, the highest score and the sum of weights, in F32.
     split: bool,
     plane: u32,
-    /// The device has F16.
+    /// Words can be read as halves.
     native: bool,
 }
 
@@ -157,7 +157,7 @@ pub fn attention<R: Runtime>(
         padded: left_pad.is_some(),
         split: splits > 1,
         plane: plane_size(client),
-        native: has_halves(client),
+        native: reads_halves(client),
     };
     let f32 = StorageType::from(ElemType::Float(FloatKind::F32));
     let parts = (splits > 1).then(|| {
@@ -309,13 +309,12 @@ fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
         let row = first_row + r;
         let known = key_lane && row < all_rows;
         let at = (((b * seq + row / group) * kv_heads + head) * group + row % group) * comptime!(cut.key_dim);
+        // An unknown row reads the first numbers instead, times 0: less code than a branch.
+        let at = select(known, at + lane * chunk, 0u32);
+        let factor = select(known, scale, 0.0f32);
         #[unroll]
         for e in 0..chunk {
-            let mut value = 0.0f32;
-            if known {
-                value = f32::cast_from(q[(at + lane * chunk + e) as usize]) * scale;
-            }
-            queries[comptime!((r * chunk + e) as usize)] = value;
+            queries[comptime!((r * chunk + e) as usize)] = f32::cast_from(q[(at + e) as usize]) * factor;
             sums[comptime!((r * chunk + e) as usize)] = 0.0f32;
         }
     }

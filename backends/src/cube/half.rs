@@ -4,9 +4,11 @@ use cubecl::ir::{ElemType, FloatKind, StorageType};
 use cubecl::prelude::*;
 use half::f16;
 
-/// Whether the device has F16 itself; else halves are taken apart with integer arithmetic.
-pub(super) fn has_halves<R: Runtime>(client: &ComputeClient<R>) -> bool {
-    client.properties().supports_type(StorageType::from(ElemType::Float(FloatKind::F16)))
+/// Whether a word can be read as two halves of the device's own; else they are taken apart with integer arithmetic.
+/// WGSL as compiled here cannot, though it may have F16, and in MSL it was never tried.
+pub(super) fn reads_halves<R: Runtime>(client: &ComputeClient<R>) -> bool {
+    let halves = client.properties().supports_type(StorageType::from(ElemType::Float(FloatKind::F16)));
+    halves && matches!(R::name(client), "wgpu<spirv>" | "cuda")
 }
 
 /// The earlier number of a word, in its low half.

@@ -37,25 +37,33 @@ pub(super) fn sum_of_lanes(
         sync_cube();
         sum
     } else {
+        // Few barriers: the lanes sum shares of 16, then each unit sums the shares.
+        let share = comptime!(Ord::min(lanes, 16));
         let lane = UNIT_POS % lanes;
+        let first = UNIT_POS - lane;
         scratch[UNIT_POS as usize] = value;
         sync_cube();
+        let mut sum = 0.0f32;
         #[unroll]
-        for step in 0..comptime!(lanes.ilog2()) {
-            let half = comptime!(lanes >> (step + 1));
-            if lane < half {
-                let other = scratch[(UNIT_POS + half) as usize];
-                scratch[UNIT_POS as usize] += other;
+        for i in 0..share {
+            sum += scratch[(first + lane / share * share + i) as usize];
+        }
+        sync_cube();
+        if comptime!(lanes > share) {
+            scratch[UNIT_POS as usize] = sum;
+            sync_cube();
+            sum = 0.0f32;
+            #[unroll]
+            for i in 0..comptime!(lanes / share) {
+                sum += scratch[(first + i * share) as usize];
             }
             sync_cube();
         }
-        let sum = scratch[(UNIT_POS - lane) as usize];
-        sync_cube();
         sum
     }
 }
 
-/// The largest over each `lanes` neighbouring units; as [`sum_of_lanes`].
+/// The largest over each `lanes` neighbouring units, at most 64; as [`sum_of_lanes`].
 #[cube]
 pub(super) fn max_of_lanes(
     value: f32,
@@ -66,20 +74,14 @@ pub(super) fn max_of_lanes(
     if comptime!(plane > 0 && lanes == plane) {
         plane_max(value)
     } else {
-        let lane = UNIT_POS % lanes;
+        let first = UNIT_POS - UNIT_POS % lanes;
         scratch[UNIT_POS as usize] = value;
         sync_cube();
+        let mut most = value;
         #[unroll]
-        for step in 0..comptime!(lanes.ilog2()) {
-            let half = comptime!(lanes >> (step + 1));
-            if lane < half {
-                let other = scratch[(UNIT_POS + half) as usize];
-                let own = scratch[UNIT_POS as usize];
-                scratch[UNIT_POS as usize] = max(own, other);
-            }
-            sync_cube();
+        for i in 0..lanes {
+            most = max(most, scratch[(first + i) as usize]);
         }
-        let most = scratch[(UNIT_POS - lane) as usize];
         sync_cube();
         most
     }

@@ -49,9 +49,13 @@ fn tokens_are_stored_where_they_belong_and_halves_are_rounded_as_on_the_cpu() {
     let client = client();
     let mut rng = Rng(13);
     for float in Float::available(&client) {
-        for (batch, seq, heads, capacity, width, at) in
-            [(1, 1, 1, 1, 2, 0), (2, 3, 5, 9, 80, 4), (1, 17, 8, 40, 128, 23), (2, 129, 1, 130, 6, 1), (1, 2, 2, 5, 7, 3)]
-        {
+        for (batch, seq, heads, capacity, width, at) in [
+            (1, 1, 1, 1, 2, 0),
+            (2, 3, 5, 9, 80, 4),
+            (1, 17, 8, 40, 128, 23),
+            (2, 129, 1, 130, 6, 1),
+            (1, 2, 2, 5, 7, 3),
+        ] {
             let new = float.rounded(&awkward(&mut rng, batch * seq * heads * width));
             let numbers = batch * heads * capacity * width;
             let before = rng.floats(numbers, 1.0);

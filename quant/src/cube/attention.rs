@@ -2,13 +2,15 @@
 
 use burn::tensor::activation::{gelu, gelu_approximate, relu, silu};
 use burn::tensor::backend::DeviceOps;
-use burn::tensor::{Int, Tensor, TensorMetadata};
+use burn::tensor::{DType, Int, Tensor};
 use burn_cubecl::CubeRuntime;
-use emberlm_backends::cube::{self, KvRows};
+use burn_cubecl::tensor::CubeTensor;
+use emberlm_backends::cube::{self, HeadProjection, KvRows};
 
 use super::tensor::{Cube, buffer, float_tensor, floats, int_tensor, ints, own, unset};
 use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvStore};
 use crate::ops::{AttentionShape, CompactBackend};
+use crate::packed::PackedWeight;
 
 pub(super) fn store_kv<R: CubeRuntime>(store: KvStore<Cube<R>>, new: Tensor<Cube<R>, 4>, at: usize) -> KvStore<Cube<R>>
 where
@@ -42,62 +44,118 @@ where
 {
     let [batch, seq, heads, head_dim] = q.dims();
     let AttentionShape { past, kv_heads, scale } = shape;
-    let [k, v] = [k, v].map(|kv| rows(kv, past + seq, kv_heads, head_dim));
+    // A decoder's last layer runs on the queries when they are fewer than the tokens. A query in the padding would get
+    // its bias, but padding is only among many tokens.
+    let moves_decoder = seq * heads < past + seq && (seq == 1 || left_pad.is_none());
+    let [k, v] = [k, v].map(|kv| Side::new(kv, past + seq, kv_heads, head_dim, moves_decoder));
     let (q, left_pad) = (floats(q), left_pad.map(ints));
-    let out = unset(&q, [batch, seq, heads, head_dim], q.dtype);
-    let p = cube::Attention {
-        batch,
-        seq,
-        heads,
-        kv_heads,
-        key_dim: head_dim,
-        value_dim: head_dim,
-        past,
-        scale: scale as f32,
+    let client = q.client.clone();
+    let projection = |inner| HeadProjection { rows: batch * seq, heads, kv_heads, head_dim, inner };
+
+    let queries = match &k.last {
+        None => q.clone(),
+        Some(last) => {
+            let queries = unset(&q, [batch, seq, heads, k.width], DType::F32);
+            let p = projection(k.width);
+            cube::project_queries(&client, &buffer(&q), &buffer(&last.weight), &buffer(&queries), p);
+            queries
+        }
     };
-    cube::attention(&q.client, &buffer(&q), &k, &v, left_pad.as_ref().map(buffer).as_ref(), &buffer(&out), p);
-    float_tensor(out)
+    let dtype = if v.last.is_some() { DType::F32 } else { q.dtype };
+    let out = unset(&q, [batch, seq, heads, v.width], dtype);
+    let (key_dim, value_dim) = (k.width, v.width);
+    let p = cube::Attention { batch, seq, heads, kv_heads, key_dim, value_dim, past, scale: scale as f32 };
+    let left_pad = left_pad.as_ref().map(buffer);
+    cube::attention(&client, &buffer(&queries), &k.rows, &v.rows, left_pad.as_ref(), &buffer(&out), p);
+    let Some(last) = &v.last else { return float_tensor(out) };
+    let values = unset(&q, [batch, seq, heads, head_dim], q.dtype);
+    let bias = last.bias.as_ref().map(buffer);
+    let p = projection(v.width);
+    cube::project_values(&client, &buffer(&out), &buffer(&last.weight), bias.as_ref(), &buffer(&values), p);
+    float_tensor(values)
 }
 
-/// The first `t` tokens as attention reads them; codes are decoded first.
-fn rows<R: CubeRuntime>(kv: KeyValue<'_, Cube<R>>, t: usize, kv_heads: usize, head_dim: usize) -> KvRows
+/// Keys or values as attention reads them.
+struct Side<R: CubeRuntime> {
+    rows: KvRows,
+    width: usize,
+    /// The last layer of the decoder, when the rows are what it takes.
+    last: Option<LastLayer<R>>,
+}
+
+/// `[kv_heads * head_dim, inner]` and `[kv_heads * head_dim]`, in F32.
+struct LastLayer<R: CubeRuntime> {
+    weight: CubeTensor<R>,
+    bias: Option<CubeTensor<R>>,
+}
+
+impl<R: CubeRuntime> Side<R>
 where
     R::Device: DeviceOps,
 {
-    match kv {
-        KeyValue::Plain(store) => {
-            let [_, heads, capacity, width] = store.dims();
-            match store {
-                KvStore::F32(data) => {
-                    KvRows::of_store(buffer(&floats(data.clone())), false, heads, capacity, width)
-                }
-                KvStore::F16(words) => KvRows::of_store(buffer(&ints(words.clone())), true, heads, capacity, width),
-            }
+    /// The first `t` tokens. Codes are decoded up to the last layer if all heads share a code and `moves_decoder`, else
+    /// wholly.
+    fn new(kv: KeyValue<'_, Cube<R>>, t: usize, kv_heads: usize, head_dim: usize, moves_decoder: bool) -> Self {
+        let (codes, decoder, rotary) = match kv {
+            KeyValue::Plain(store) => return Self::plain(store),
+            KeyValue::Compressed { codes: KvStore::F32(codes), decoder, rotary } => (codes, decoder, rotary),
+            KeyValue::Compressed { .. } => unreachable!("codes are stored as F32"),
+        };
+        let codes = codes.clone().slice_dim(2, 0..t).swap_dims(1, 2); // [b, t, 1 or kv_heads, r]
+        let [b, _, count, r] = codes.dims();
+        let inner = hidden(codes.reshape([b * t * count, r]), decoder);
+        let width = inner.dims()[1];
+        // What the kernel takes beside halves of any width.
+        let fits = width % 2 == 0 && width <= 512;
+        if moves_decoder && count == 1 && rotary.is_none() && fits {
+            let buffer = buffer(&floats(inner));
+            let (batch_stride, token_stride) = (t * width, width);
+            let rows = KvRows { buffer, halves: false, batch_stride, head_stride: 0, token_stride };
+            let bias = decoder.output.bias.as_ref().map(|bias| floats(bias.val().cast(DType::F32)));
+            return Self { rows, width, last: Some(LastLayer { weight: dense(&decoder.output.weight), bias }) };
         }
-        KeyValue::Compressed { codes, decoder, rotary } => {
-            let KvStore::F32(codes) = codes else { unreachable!("codes are stored as F32") };
-            let codes = codes.clone().slice_dim(2, 0..t).swap_dims(1, 2); // [b, t, 1 or kv_heads, r]
-            let [b, _, count, r] = codes.dims();
-            let decoded = decode(codes.reshape([b * t * count, r]), decoder).reshape([b, t, kv_heads, head_dim]);
-            let decoded = match rotary {
-                Some(rotary) => Cube::<R>::rotary(decoded, rotary),
-                None => decoded,
-            };
-            KvRows::of_tokens(buffer(&floats(decoded)), t, kv_heads, head_dim)
-        }
+        let decoded = decoder.output.forward(inner).reshape([b, t, kv_heads, head_dim]);
+        let decoded = match rotary {
+            Some(rotary) => Cube::<R>::rotary(decoded, rotary),
+            None => decoded,
+        };
+        let rows = KvRows::of_tokens(buffer(&floats(decoded)), t, kv_heads, head_dim);
+        Self { rows, width: head_dim, last: None }
+    }
+
+    fn plain(store: &KvStore<Cube<R>>) -> Self {
+        let [_, heads, capacity, width] = store.dims();
+        let (buffer, halves) = match store {
+            KvStore::F32(data) => (buffer(&floats(data.clone())), false),
+            KvStore::F16(words) => (buffer(&ints(words.clone())), true),
+        };
+        Self { rows: KvRows::of_store(buffer, halves, heads, capacity, width), width, last: None }
     }
 }
 
-fn decode<R: CubeRuntime>(codes: Tensor<Cube<R>, 2>, decoder: &CodeDecoder<Cube<R>>) -> Tensor<Cube<R>, 2>
+/// The numbers of a weight.
+fn dense<R: CubeRuntime>(w: &PackedWeight<Cube<R>>) -> CubeTensor<R>
 where
     R::Device: DeviceOps,
 {
-    let Some(hidden) = &decoder.hidden else { return decoder.output.forward(codes) };
+    if let PackedWeight::Float(w) = w {
+        return floats(w.val());
+    }
+    let rows = Tensor::<Cube<R>, 1, Int>::arange(0..w.shape()[0] as i64, &w.device());
+    floats(Cube::<R>::packed_embed(rows, w))
+}
+
+/// A code up to the last layer of its decoder: `[m, r] -> [m, inner]`.
+fn hidden<R: CubeRuntime>(codes: Tensor<Cube<R>, 2>, decoder: &CodeDecoder<Cube<R>>) -> Tensor<Cube<R>, 2>
+where
+    R::Device: DeviceOps,
+{
+    let Some(hidden) = &decoder.hidden else { return codes };
     let x = hidden.forward(codes);
-    decoder.output.forward(match decoder.activation {
+    match decoder.activation {
         CodeActivation::Gelu => gelu(x),
         CodeActivation::GeluTanh => gelu_approximate(x),
         CodeActivation::Silu => silu(x),
         CodeActivation::Relu => relu(x),
-    })
+    }
 }

@@ -1,7 +1,7 @@
 //! One step of adaptive depth.
 
 use burn::tensor::backend::DeviceOps;
-use burn::tensor::{DType, Tensor, TensorMetadata};
+use burn::tensor::{DType, Tensor};
 use burn_cubecl::CubeRuntime;
 use emberlm_backends::cube;
 

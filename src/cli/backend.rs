@@ -12,6 +12,7 @@ use emberlm_backends::cpu;
 use emberlm_backends::{cube, device};
 
 use super::args::DeviceArgs;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 use super::output;
 
 /// The backend of the CPU.
@@ -66,7 +67,7 @@ pub struct Opened<B: CompactBackend> {
 /// What a GPU tells of itself.
 pub struct Gpu {
     /// Bytes per second of a plain read, measured when asked.
-    pub read_bandwidth: Box<dyn Fn() -> f64>,
+    pub read_bandwidth: Box<dyn Fn() -> f64 + Send + Sync>,
     /// Kernels of this project that were launched so far in this process.
     pub launches: fn() -> u64,
 }

@@ -73,7 +73,8 @@ fn a_decoded_token_allocates_only_its_activations() {
         let options = WeightOptions::default();
         let device = Default::default();
         let plan = CausalLm::<NdArray<f32>>::plan(&architecture, &weights, options, &device).unwrap();
-        let model = CausalLm::load(architecture.clone(), &weights, options, &plan, &device, None).unwrap();
+        let model =
+            CausalLm::<NdArray<f32>>::load(architecture.clone(), &weights, options, &plan, &device, None).unwrap();
         let mut cache = model.new_cache(KvFormat::F16);
         cache.reserve(1024);
         model.prefill(&[&[1, 2, 3]], &mut cache, 512).unwrap();

@@ -7,3 +7,5 @@
 pub mod cpu;
 #[cfg(feature = "cube")]
 pub mod cube;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub mod device;

@@ -14,6 +14,7 @@ pub mod modules;
 pub mod ops;
 pub mod packed;
 pub mod reference;
+pub mod self_test;
 
 pub use error::{Error, Result};
 pub use ops::CompactBackend;

@@ -114,7 +114,7 @@ impl DepthArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Device")]
 pub struct DeviceArgs {
-    /// Device: auto or cpu
+    /// Device: auto, cpu, wgpu[:N] or cuda[:N]
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
 

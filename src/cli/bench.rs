@@ -9,12 +9,13 @@ use clap::Args;
 use emberlm::model::config::{CrestOverrides, Family};
 use emberlm::model::shapes;
 use emberlm::model::{CausalLm, ForwardOptions, LoadPlan, LogitsFor, Part, Pretrained, RandomWeights, WeightOptions};
+use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::KvFormat;
 use emberlm_backends::cpu;
 use serde::Serialize;
 
-use super::args::{Activations, CacheType, Quant, QuantHead};
-use super::backend::{Cpu, CpuDevice};
+use super::args::{Activations, CacheType, DeviceArgs, Quant, QuantHead};
+use super::backend::{DeviceChoice, Opened, Work, on_device};
 use super::{load, output};
 
 /// Flags of `ember bench`.
@@ -72,13 +73,17 @@ pub struct BenchArgs {
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     cache_type: CacheType,
 
-    /// Run exactly K steps for every token (CREST)
-    #[arg(long, value_name = "K", conflicts_with = "threshold")]
-    force_steps: Option<usize>,
+    /// Run exactly K steps for every token (CREST); several are measured one after the other
+    #[arg(long, value_delimiter = ',', value_name = "K,..", conflicts_with = "threshold")]
+    force_steps: Vec<usize>,
 
     /// Threshold at which a token halts (CREST)
     #[arg(long, value_name = "T")]
     threshold: Option<f32>,
+
+    /// Device: auto, cpu, wgpu[:N] or cuda[:N]
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    device: DeviceChoice,
 
     /// Print one JSON object on stdout
     #[arg(long)]
@@ -121,21 +126,36 @@ struct Measurement {
     /// Steps per layer and token (CREST).
     mean_steps: Option<f64>,
     cache_bytes: usize,
+    /// Kernels of this project per pass (a token, or a whole prompt); none on the CPU. Those of burn's own operations are not
+    /// counted. A generated token is one read-back, of its id.
+    launches: Option<f64>,
 }
 
 /// Runs the command.
 pub fn run(args: &BenchArgs) -> Result<()> {
     ensure!(args.repetitions > 0, "--repetitions 0 measures nothing");
+    let device = DeviceArgs { device: args.device, activations: Some(args.activations), threads: None };
+    on_device(&device, args.activations, args)
+}
+
+impl Work for &BenchArgs {
+    type Output = ();
+
+    fn run<B: CompactBackend>(self, device: &Opened<B>) -> Result<()> {
+        bench(self, device)
+    }
+}
+
+fn bench<B: CompactBackend>(args: &BenchArgs, device: &Opened<B>) -> Result<()> {
     let depth = CrestOverrides {
-        num_steps: args.force_steps,
-        halt_enabled: args.force_steps.map(|_| false),
+        num_steps: args.force_steps.iter().copied().max(),
+        halt_enabled: (!args.force_steps.is_empty()).then_some(false),
         halt_threshold: args.threshold,
         ..Default::default()
     };
-    cpu::set_precision(Some(args.activations.into()));
-    let device = CpuDevice::default();
     let started = Instant::now();
-    let (name, plan, model) = load(args, &depth, &device)?;
+    let (name, plan, mut model) = load(args, &depth, device)?;
+    let _ = B::sync(&device.device);
     let load_seconds = started.elapsed().as_secs_f64();
     let family = model.architecture().config.family;
     output::note(&format!(
@@ -144,7 +164,6 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         output::bytes(plan.weight_bytes())
     ));
 
-    let counts = if args.threads.is_empty() { vec![cpu::threads()] } else { args.threads.clone() };
     let mut report = Report {
         results: Vec::new(),
         peak_rss_bytes: 0,
@@ -153,30 +172,41 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         family: family.to_string(),
         parameters: plan.parameters(),
         weight_bytes: plan.weight_bytes(),
-        device: "cpu".into(),
+        device: device.name.clone(),
         cpu_features: cpu::features(),
         activations: cpu::precision().name(),
         read_gb_per_second: Vec::new(),
     };
-    for &threads in &counts {
+    let counts = match &device.gpu {
+        // The processor only feeds a GPU.
+        Some(_) => vec![1],
+        None if args.threads.is_empty() => vec![cpu::threads()],
+        None => args.threads.clone(),
+    };
+    let depths = if args.force_steps.is_empty() { vec![None] } else { args.force_steps.iter().map(Some).collect() };
+    for (&threads, steps) in counts.iter().flat_map(|threads| depths.iter().map(move |&steps| (threads, steps))) {
         ensure!(threads > 0, "--threads 0 cannot compute");
-        let bench = Bench { args, model: &model, plan: &plan, threads };
-        cpu::with_threads(threads, || {
-            for &n in args.n_prompt.iter().filter(|&&n| n > 0) {
-                report.results.push(bench.prompt(n)?);
-            }
-            if args.n_gen > 0 {
-                report.results.push(bench.generation(args.n_gen)?);
-            }
-            anyhow::Ok(())
-        })
-        .with_context(|| format!("--threads {threads}"))??;
+        if let Some(&steps) = steps {
+            model.set_depth(steps, false, 1.0);
+        }
+        let bench = Bench { args, model: &model, plan: &plan, threads, device };
+        let results = if device.gpu.is_some() {
+            bench.all()?
+        } else {
+            cpu::with_threads(threads, || bench.all()).with_context(|| format!("--threads {threads}"))??
+        };
+        report.results.extend(results);
         // Before the buffer below adds to it.
         report.peak_rss_bytes = report.peak_rss_bytes.max(peak_rss().unwrap_or(0));
     }
-    for &threads in &counts {
-        let speed = cpu::with_threads(threads, || cpu::read_bandwidth(READ_BUFFER, 3))?;
-        report.read_gb_per_second.push((threads, speed));
+    match &device.gpu {
+        Some(gpu) => report.read_gb_per_second.push((1, (gpu.read_bandwidth)() / 1e9)),
+        None => {
+            for &threads in &counts {
+                let speed = cpu::with_threads(threads, || cpu::read_bandwidth(READ_BUFFER, 3))?;
+                report.read_gb_per_second.push((threads, speed));
+            }
+        }
     }
     let text = if args.json { serde_json::to_string(&report)? + "\n" } else { table(&report) };
     std::io::stdout().write_all(text.as_bytes())?;
@@ -186,13 +216,18 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 /// Above four times the last-level cache of the machines that this is used on, in bytes.
 const READ_BUFFER: usize = 512 << 20;
 
-fn load(args: &BenchArgs, depth: &CrestOverrides, device: &CpuDevice) -> Result<(String, LoadPlan, CausalLm<Cpu>)> {
+fn load<B: CompactBackend>(
+    args: &BenchArgs,
+    depth: &CrestOverrides,
+    device: &Opened<B>,
+) -> Result<(String, LoadPlan, CausalLm<B>)> {
     let quantize = args.quant.option();
     if let Some(path) = &args.model {
         let pretrained = Pretrained::open(path, depth)?;
-        let options = load::weight_options(args.quant, args.quant_head, &pretrained, device)?;
-        let plan = pretrained.plan::<Cpu>(options, device)?;
-        return Ok((path.display().to_string(), plan, pretrained.load(options, device, None)?));
+        let options = load::weight_options::<B>(args.quant, args.quant_head, &pretrained, &device.device)?;
+        let plan = pretrained.plan::<B>(options, &device.device)?;
+        load::check_buffers(&plan, device)?;
+        return Ok((path.display().to_string(), plan, pretrained.load(options, &device.device, None)?));
     }
     let name = args.shape.clone().unwrap_or_default();
     let architecture = shapes::shape(&name, depth)?;
@@ -204,48 +239,67 @@ fn load(args: &BenchArgs, depth: &CrestOverrides, device: &CpuDevice) -> Result<
         RandomWeights::new(&architecture, quantize, args.quant_head.option(quantize.is_some()), SEED)
     };
     let options = WeightOptions::default();
-    let plan = CausalLm::<Cpu>::plan(&architecture, &weights, options, device)?;
+    let plan = CausalLm::<B>::plan(&architecture, &weights, options, &device.device)?;
+    load::check_buffers(&plan, device)?;
     output::note(&format!("{name}: making {} of random weights", output::bytes(plan.weight_bytes())));
-    let model = CausalLm::load(architecture, &weights, options, &plan, device, None)?;
+    let model = CausalLm::load(architecture, &weights, options, &plan, &device.device, None)?;
     Ok((name, plan, model))
 }
 
 const SEED: u64 = 42;
 
-struct Bench<'a> {
+struct Bench<'a, B: CompactBackend> {
     args: &'a BenchArgs,
-    model: &'a CausalLm<Cpu>,
+    model: &'a CausalLm<B>,
     plan: &'a LoadPlan,
     threads: usize,
+    device: &'a Opened<B>,
 }
 
-impl Bench<'_> {
+impl<B: CompactBackend> Bench<'_, B> {
+    fn all(&self) -> Result<Vec<Measurement>> {
+        let prompts = self.args.n_prompt.iter().filter(|&&n| n > 0).map(|&n| self.prompt(n));
+        let generation = (self.args.n_gen > 0).then(|| self.generation(self.args.n_gen));
+        prompts.chain(generation).collect()
+    }
+
+    /// Waits until everything is computed, and tells how many kernels were launched so far.
+    fn finished(&self) -> u64 {
+        // An error shows in whatever is read next.
+        let _ = B::sync(&self.device.device);
+        self.device.gpu.as_ref().map_or(0, |gpu| (gpu.launches)())
+    }
+
     /// One pass over `n` tokens from an empty cache, logits of the last.
     fn prompt(&self, n: usize) -> Result<Measurement> {
         let ids = self.ids(n);
         let mut cache = self.model.new_cache(self.args.cache_type.into());
-        let mut seconds = Vec::new();
+        let (mut seconds, mut before, mut after) = (Vec::new(), 0, 0);
         for _ in 0..=self.args.repetitions {
             self.fill(&mut cache)?;
+            before = self.finished();
             let start = Instant::now();
             self.model.prefill(&[&ids], &mut cache, self.args.chunk)?;
+            after = self.finished();
             seconds.push(start.elapsed().as_secs_f64());
         }
         let passes = n.div_ceil(self.args.chunk.max(1));
         let steps = self.mean_steps(&ids);
         let bytes = self.weight_bytes(steps) * passes as f64 / n as f64;
-        Ok(self.measurement(format!("pp{n}"), (n, 0), &seconds[1..], bytes, steps, cache.bytes()))
+        let launches = self.launches(before, after, 1);
+        Ok(self.measurement(format!("pp{n}"), (n, 0), &seconds[1..], bytes, steps, cache.bytes(), launches))
     }
 
     /// `n` greedy tokens, one at a time.
     fn generation(&self, n: usize) -> Result<Measurement> {
         let mut cache = self.model.new_cache(self.args.cache_type.into());
-        let mut seconds = Vec::new();
+        let (mut seconds, mut before, mut after) = (Vec::new(), 0, 0);
         let mut produced = Vec::new();
         for _ in 0..=self.args.repetitions {
             self.fill(&mut cache)?;
             produced.clear();
             let mut id = self.ids(1)[0];
+            before = self.finished();
             let start = Instant::now();
             for _ in 0..n {
                 let logits = self.model.decode(&[id], &mut cache)?;
@@ -253,14 +307,21 @@ impl Bench<'_> {
                 id = best.first().copied().unwrap_or_default() as u32;
                 produced.push(id);
             }
+            after = self.finished();
             seconds.push(start.elapsed().as_secs_f64());
         }
         let steps = self.mean_steps(&produced);
-        Ok(self.measurement(format!("tg{n}"), (0, n), &seconds[1..], self.weight_bytes(steps), steps, cache.bytes()))
+        let launches = self.launches(before, after, n);
+        let bytes = self.weight_bytes(steps);
+        Ok(self.measurement(format!("tg{n}"), (0, n), &seconds[1..], bytes, steps, cache.bytes(), launches))
+    }
+
+    fn launches(&self, before: u64, after: u64, passes: usize) -> Option<f64> {
+        self.device.gpu.as_ref().map(|_| (after - before) as f64 / passes as f64)
     }
 
     /// Empties the cache and puts in the tokens that a measurement starts from.
-    fn fill(&self, cache: &mut emberlm::model::cache::Cache<Cpu>) -> Result<()> {
+    fn fill(&self, cache: &mut emberlm::model::cache::Cache<B>) -> Result<()> {
         cache.reset();
         if self.args.random_depth {
             cache.append_random(self.args.depth);
@@ -307,6 +368,7 @@ impl Bench<'_> {
         read.sum()
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn measurement(
         &self,
         test: String,
@@ -315,6 +377,7 @@ impl Bench<'_> {
         bytes_per_token: f64,
         mean_steps: Option<f64>,
         cache_bytes: usize,
+        launches: Option<f64>,
     ) -> Measurement {
         let mut seconds = seconds.to_vec();
         seconds.sort_by(f64::total_cmp);
@@ -332,6 +395,7 @@ impl Bench<'_> {
             gb_per_second: tokens_per_second * bytes_per_token / 1e9,
             mean_steps,
             cache_bytes,
+            launches,
         }
     }
 }
@@ -362,6 +426,9 @@ fn table(report: &Report) -> String {
         );
         if let Some(steps) = result.mean_steps {
             let _ = write!(out, " {steps:>7.2}");
+        }
+        if let Some(launches) = result.launches {
+            let _ = write!(out, "   {launches:.0} launches");
         }
     }
     for (threads, speed) in &report.read_gb_per_second {

@@ -9,10 +9,11 @@ use clap::{Args, ValueEnum};
 use emberlm::model::cache::Cache;
 use emberlm::model::sampling::{Sampler, SamplingConfig};
 use emberlm::model::{CausalLm, ForwardOptions, ForwardOutput, LogitsFor, WeightOptions};
+use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::KvFormat;
 
 use super::args::{Activations, DepthArgs, DeviceArgs, ModelArgs};
-use super::backend::{self, Cpu};
+use super::backend::{Opened, Work, on_device};
 use super::tensor_file::{Array, Numbers, OutputFile, Tokens};
 use super::{load, output};
 
@@ -84,7 +85,18 @@ enum Rounding {
 
 /// Runs the command.
 pub fn run(args: &DumpArgs) -> Result<()> {
-    let device = backend::open(&args.device, Activations::F32)?;
+    on_device(&args.device, Activations::F32, args)
+}
+
+impl Work for &DumpArgs {
+    type Output = ();
+
+    fn run<B: CompactBackend>(self, device: &Opened<B>) -> Result<()> {
+        dump(self, device)
+    }
+}
+
+fn dump<B: CompactBackend>(args: &DumpArgs, device: &Opened<B>) -> Result<()> {
     let pretrained = load::open(&args.model.model, &args.depth)?;
     let config = &pretrained.architecture().config;
     let tokens = Tokens::read(&args.input, config.vocab_size)?;
@@ -106,7 +118,7 @@ pub fn run(args: &DumpArgs) -> Result<()> {
         quantize_head: args.model.quant_head.option(false),
         round_to_stored: args.rounding == Rounding::Stored,
     };
-    let model = load::load(&pretrained, options, &device, |_| String::new())?;
+    let model = load::load(&pretrained, options, device, |_| String::new())?;
     let mut cache = model.new_batch_cache(KvFormat::F32, tokens.left_pad.clone());
     let mut record = Record::new(&tokens);
     let mut last = None;
@@ -133,11 +145,11 @@ fn passes(t: usize, prefill: usize, chunk: usize) -> Vec<Range<usize>> {
 }
 
 /// Continues every row by `n` tokens, from the logits of the last prompt token.
-fn greedy(
-    model: &CausalLm<Cpu>,
-    cache: &mut Cache<Cpu>,
+fn greedy<B: CompactBackend>(
+    model: &CausalLm<B>,
+    cache: &mut Cache<B>,
     tokens: &Tokens,
-    logits: Tensor<Cpu, 2>,
+    logits: Tensor<B, 2>,
     n: usize,
     sampling: &SamplingConfig,
 ) -> Result<Array> {
@@ -194,7 +206,7 @@ impl Record {
     }
 
     /// Takes what one pass gave; returns the logits of its last token, `[b, v]`.
-    fn add(&mut self, pass: Range<usize>, out: ForwardOutput<Cpu>) -> Result<Option<Tensor<Cpu, 2>>> {
+    fn add<B: CompactBackend>(&mut self, pass: Range<usize>, out: ForwardOutput<B>) -> Result<Option<Tensor<B, 2>>> {
         let place = Place { left_pad: &self.left_pad, t: self.t, pass };
         self.final_hidden.place(&place, &floats(out.final_hidden)?);
         self.hidden.resize_with(out.hidden.len(), ByToken::default);
@@ -274,16 +286,16 @@ impl<T: Copy + Default> ByToken<T> {
     }
 }
 
-fn floats<const D: usize>(x: Tensor<Cpu, D>) -> Result<Vec<f32>> {
+fn floats<B: CompactBackend, const D: usize>(x: Tensor<B, D>) -> Result<Vec<f32>> {
     x.into_data().convert::<f32>().into_vec().map_err(|e| anyhow!("the result cannot be read: {e:?}"))
 }
 
-fn integers(x: Tensor<Cpu, 1, Int>) -> Result<Vec<i32>> {
+fn integers<B: CompactBackend>(x: Tensor<B, 1, Int>) -> Result<Vec<i32>> {
     x.into_data().convert::<i32>().into_vec().map_err(|e| anyhow!("the result cannot be read: {e:?}"))
 }
 
 /// Columns `[m]` as one matrix `[m, columns]`.
-fn side_by_side(columns: Vec<Tensor<Cpu, 1>>) -> Result<Vec<f32>> {
+fn side_by_side<B: CompactBackend>(columns: Vec<Tensor<B, 1>>) -> Result<Vec<f32>> {
     let columns = columns.into_iter().map(floats).collect::<Result<Vec<_>>>()?;
     let m = columns.first().map_or(0, Vec::len);
     Ok((0..m).flat_map(|i| columns.iter().filter_map(move |column| column.get(i).copied())).collect())

@@ -8,13 +8,15 @@ use clap::Args;
 use emberlm::model::generate::{CancelHandle, Finish, GenerateOptions, Generator, Summary, TokenDepth};
 use emberlm::model::text::{ChatOptions, Message, StopSet, StopStrings, TextProcessor};
 use emberlm::model::{DEFAULT_CHUNK, Error, Pretrained};
+use emberlm::quant::CompactBackend;
 use serde::Serialize;
 
 use super::args::{Activations, CacheType, DepthArgs, DeviceArgs, ModelArgs};
+use super::backend::{Opened, Work, on_device};
 use super::estimate::Estimate;
 use super::sampling::SamplingArgs;
 use super::terminal::TerminalFilter;
-use super::{backend, load, output};
+use super::{load, output};
 
 /// Largest prompt read from stdin, in bytes.
 const MAX_PROMPT: u64 = 64 << 20;
@@ -114,7 +116,18 @@ struct TracedToken {
 
 /// Runs the command. False when it was interrupted.
 pub fn run(args: &GenerateArgs) -> Result<bool> {
-    let device = backend::open(&args.device, Activations::Int8)?;
+    on_device(&args.device, Activations::Int8, args)
+}
+
+impl Work for &GenerateArgs {
+    type Output = bool;
+
+    fn run<B: CompactBackend>(self, device: &Opened<B>) -> Result<bool> {
+        generate(self, device)
+    }
+}
+
+fn generate<B: CompactBackend>(args: &GenerateArgs, device: &Opened<B>) -> Result<bool> {
     let pretrained = load::open(&args.model.model, &args.depth)?;
     let architecture = pretrained.architecture();
     if args.trace && architecture.crest.is_none() {
@@ -122,7 +135,11 @@ pub fn run(args: &GenerateArgs) -> Result<bool> {
     }
     let text = pretrained.text()?;
     // Everything that can be wrong is looked at before the weights are.
-    let options = options(args, &pretrained, &text)?;
+    let mut options = options(args, &pretrained, &text)?;
+    if device.gpu.is_some() {
+        // Mean steps are a read-back per layer and token, which a GPU waits for.
+        options.trace &= args.trace;
+    }
     let prompt = prompt(args, &text)?;
     let limit = architecture.config.max_position_embeddings;
     if prompt.is_empty() {
@@ -134,8 +151,9 @@ pub fn run(args: &GenerateArgs) -> Result<bool> {
     }
 
     let context = prompt.len().saturating_add(options.max_tokens).min(limit);
-    let weights = load::weight_options(args.model.quant, args.model.quant_head, &pretrained, &device)?;
-    let model = load::load(&pretrained, weights, &device, |plan| {
+    let (quant, head) = (args.model.quant, args.model.quant_head);
+    let weights = load::weight_options::<B>(quant, head, &pretrained, &device.device)?;
+    let model = load::load(&pretrained, weights, device, |plan| {
         Estimate::new(architecture, plan, options.cache, context, options.chunk).note()
     })?;
     let generator = Generator::new(&model, &text, options)?;

@@ -12,7 +12,7 @@ use emberlm::quant::kv::KvFormat;
 use serde::Serialize;
 
 use super::args::{DepthArgs, ModelArgs};
-use super::backend::CpuDevice;
+use super::backend::{Cpu, CpuDevice};
 use super::estimate::{self, Estimate};
 use super::{info_text, load, output};
 
@@ -224,9 +224,9 @@ pub struct StopToken {
 /// Runs the command.
 pub fn run(args: &InfoArgs) -> Result<()> {
     let pretrained = load::open(&args.model.model, &args.depth)?;
-    let device = CpuDevice::default();
-    let options = load::weight_options(args.model.quant, args.model.quant_head, &pretrained, &device)?;
-    let plan = load::plan(&pretrained, options, &device)?;
+    let (quant, head) = (args.model.quant, args.model.quant_head);
+    let options = load::weight_options::<Cpu>(quant, head, &pretrained, &CpuDevice::default())?;
+    let plan = load::plan::<Cpu>(&pretrained, options, &CpuDevice::default())?;
     let architecture = pretrained.architecture();
     let limit = architecture.config.max_position_embeddings;
     let context = args.context.map_or_else(|| estimate::usual_context(architecture), |n| n as usize);

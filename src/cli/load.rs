@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use emberlm::model::{CausalLm, LoadPlan, Pretrained, Progress, WeightOptions};
+use emberlm::quant::CompactBackend;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::{DepthArgs, Quant, QuantHead};
-use super::backend::{Cpu, CpuDevice};
+use super::backend::Opened;
 use super::output;
 
 /// Opens a model directory; nothing is loaded yet.
@@ -16,31 +17,36 @@ pub fn open(path: &Path, depth: &DepthArgs) -> Result<Pretrained> {
 }
 
 /// How weights change on their way in: as the flags say, the storage of the head following that of the layers.
-pub fn weight_options(
+pub fn weight_options<B: CompactBackend>(
     quant: Quant,
     head: QuantHead,
     pretrained: &Pretrained,
-    device: &CpuDevice,
+    device: &B::Device,
 ) -> Result<WeightOptions> {
     let quantize = quant.option();
-    let quantized = quantize.is_some() || plan(pretrained, WeightOptions::default(), device)?.is_quantized();
+    let quantized = quantize.is_some() || plan::<B>(pretrained, WeightOptions::default(), device)?.is_quantized();
     Ok(WeightOptions { quantize, quantize_head: head.option(quantized), ..WeightOptions::default() })
 }
 
 /// Checks every tensor and adds up bytes; nothing is loaded yet.
-pub fn plan(pretrained: &Pretrained, options: WeightOptions, device: &CpuDevice) -> Result<LoadPlan> {
-    let plan = pretrained.plan::<Cpu>(options, device);
+pub fn plan<B: CompactBackend>(
+    pretrained: &Pretrained,
+    options: WeightOptions,
+    device: &B::Device,
+) -> Result<LoadPlan> {
+    let plan = pretrained.plan::<B>(options, device);
     plan.with_context(|| format!("cannot load the model {}", pretrained.directory().display()))
 }
 
 /// Checks every tensor, says on stderr what loading takes, and loads. `estimate` adds what running will take.
-pub fn load(
+pub fn load<B: CompactBackend>(
     pretrained: &Pretrained,
     options: WeightOptions,
-    device: &CpuDevice,
+    device: &Opened<B>,
     estimate: impl FnOnce(&LoadPlan) -> String,
-) -> Result<CausalLm<Cpu>> {
-    let plan = plan(pretrained, options, device)?;
+) -> Result<CausalLm<B>> {
+    let plan = plan::<B>(pretrained, options, &device.device)?;
+    check_buffers(&plan, device)?;
     output::note(&format!(
         "{}: {} parameters, {} of weights{}",
         pretrained.architecture().config.family,
@@ -53,9 +59,27 @@ pub fn load(
         bar.set_length(progress.total as u64);
         bar.set_position(progress.done as u64);
     };
-    let model = pretrained.load::<Cpu>(options, device, Some(&progress));
+    let model = pretrained.load::<B>(options, &device.device, Some(&progress));
     bar.finish_and_clear();
     model.with_context(|| format!("cannot load the model {}", pretrained.directory().display()))
+}
+
+/// A tensor is one buffer.
+pub fn check_buffers<B: CompactBackend>(plan: &LoadPlan, device: &Opened<B>) -> Result<()> {
+    let Some(limit) = device.max_buffer else { return Ok(()) };
+    let largest = plan.tensors.iter().max_by_key(|tensor| tensor.bytes);
+    if let Some(tensor) = largest {
+        ensure!(
+            tensor.bytes as u64 <= limit,
+            "{} takes {}, but {} has buffers of at most {}; quantise it while loading (--quant, --quant-head), or use \
+             another device",
+            tensor.name,
+            output::bytes(tensor.bytes),
+            device.name,
+            output::bytes(limit as usize)
+        );
+    }
+    Ok(())
 }
 
 /// Hidden when stderr is no terminal.

@@ -6,6 +6,7 @@
 mod args;
 mod backend;
 mod bench;
+mod doctor;
 mod dump;
 mod estimate;
 mod generate;
@@ -41,6 +42,8 @@ enum Command {
     Info(Box<info::InfoArgs>),
     /// Measure prefill and decode speed, of a checkpoint or of random weights
     Bench(Box<bench::BenchArgs>),
+    /// List the devices, and test one
+    Doctor(doctor::DoctorArgs),
     /// Write what a model computes for given tokens, for comparison with another implementation
     Dump(Box<dump::DumpArgs>),
 }
@@ -57,6 +60,7 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Info(args) => info::run(&args).map(|()| true),
         Command::Bench(args) => bench::run(&args).map(|()| true),
+        Command::Doctor(args) => doctor::run(&args).map(|()| true),
         Command::Dump(args) => dump::run(&args).map(|()| true),
     };
     match result {

@@ -33,7 +33,7 @@ fn wrong_command_lines_are_usage_errors() {
         &["info", "-m", model, "--quant", "q9"],
         &["info", "-m", model, "--context", "0"],
         &["generate", "-m", model],
-        &["generate", "-m", model, "-p", "x", "--device", "cuda"],
+        &["generate", "-m", model, "-p", "x", "--device", "abacus"],
         &["generate", "-m", model, "-p", "x", "--threads", "0"],
         &["generate", "-m", model, "-p", "x", "--greedy", "--temp", "1"],
         &["generate", "-m", model, "-p", "x", "--system", "no chat"],

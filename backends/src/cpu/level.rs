@@ -128,7 +128,19 @@ pub fn features() -> Vec<&'static str> {
         macro_rules! note {
             ($($name:tt),*) => { $(if is_x86_feature_detected!($name) { found.push($name); })* };
         }
-        note!("avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx512vbmi", "avx512bf16");
+        note!(
+            "avx",
+            "f16c",
+            "fma",
+            "avx2",
+            "avx512f",
+            "avx512bw",
+            "avx512dq",
+            "avx512vl",
+            "avx512vnni",
+            "avx512vbmi",
+            "avx512bf16"
+        );
     }
     #[cfg(target_arch = "aarch64")]
     {

@@ -1,5 +1,7 @@
 //! What every launch needs: typed buffers, grids, and what the device can do.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -40,8 +42,17 @@ impl Buffer {
     }
 }
 
-/// A grid of at least `cubes` cubes; a kernel leaves at once when `CUBE_POS` is past the last.
+/// Launches so far.
+static LAUNCHES: AtomicU64 = AtomicU64::new(0);
+
+/// Kernels launched from this module so far in this process; those of burn's own operations are not among them.
+pub fn launches() -> u64 {
+    LAUNCHES.load(Ordering::Relaxed)
+}
+
+/// The grid of a launch, which is counted: at least `cubes` cubes; a kernel leaves at once when `CUBE_POS` is past the last.
 pub(super) fn grid(cubes: usize) -> CubeCount {
+    LAUNCHES.fetch_add(1, Ordering::Relaxed);
     let rows = cubes.div_ceil(MAX_CUBES).max(1);
     CubeCount::Static(cubes.div_ceil(rows) as u32, rows as u32, 1)
 }

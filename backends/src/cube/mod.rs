@@ -3,6 +3,7 @@
 //! Functions take a client and handles, never a burn tensor. Sums are in f32 whatever the activations are.
 
 mod attention;
+mod bandwidth;
 mod cache;
 mod conv;
 mod decoder;
@@ -19,13 +20,14 @@ mod tiled;
 mod weight;
 
 pub use attention::{Attention, KvRows, attention};
+pub use bandwidth::read_bandwidth;
 pub use cache::{StoreKv, store_kv};
 pub use conv::{CausalConv1d, causal_conv1d_silu};
 pub use decoder::{HeadProjection, project_queries, project_values};
 pub use delta::{DeltaRule, gated_delta_rule};
 pub use embed::embed;
 pub use halting::{HaltMode, HaltState, HaltStep, HaltWeights, halt_step};
-pub use launch::Buffer;
+pub use launch::{Buffer, launches};
 pub use linear::{Linear, gated_linear, linear};
 pub use norm::{RmsNorm, rms_norm, rms_norm_gated};
 pub use rotary::{Rotary, rotary};

@@ -22,9 +22,9 @@ where
 {
     let [m, _] = x.dims();
     let (x, w) = (floats(x), weight(w));
-    let bias = bias.map(floats);
+    let bias = bias.map(|bias| buffer(&floats(bias)));
     let y = unset(&x, [m, w.n], x.dtype);
-    let p = cube::Linear { bias: bias.as_ref().map(buffer).as_ref(), active: None };
+    let p = cube::Linear { bias: bias.as_ref(), active: None };
     cube::linear(&x.client, &buffer(&x), m, &w, &buffer(&y), p);
     float_tensor(y)
 }

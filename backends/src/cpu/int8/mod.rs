@@ -23,9 +23,7 @@ const OFFSET: i32 = 128;
 /// Whether products at `level` can use it on this machine.
 pub(crate) fn available(level: Level) -> bool {
     #[cfg(target_arch = "x86_64")]
-    return level == Level::Avx512
-        && is_x86_feature_detected!("avx512vnni")
-        && is_x86_feature_detected!("avx512vbmi");
+    return level == Level::Avx512 && is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi");
     #[cfg(not(target_arch = "x86_64"))]
     {
         let _ = level;

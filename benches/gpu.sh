@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# Everything that is to be known of a GPU, from built binaries: no Rust and no network are needed, and it takes under eight minutes.
+#
+#   benches/gpu.sh EMBER [DEVICE..]
+#
+# EMBER is the program, built with the features of the devices; DEVICE is cuda[:N] or wgpu[:N] (default: cuda and wgpu, as far as
+# they start). Set EMBERLM_SUITE_CUDA and EMBERLM_SUITE_WGPU to the test binaries of tests/cuda.rs and tests/wgpu.rs
+# (target/release/deps/cuda-*) to run the goldens; run it in the root of the repository then. CUDA needs the driver, libnvrtc and
+# the toolkit's headers (CUDA_PATH). Results go to $OUT (default: ./gpu-results): JSON, logs, table.txt.
+set -uo pipefail
+
+ember=${1:?usage: benches/gpu.sh EMBER [DEVICE..]}
+shift
+devices=("$@")
+[ ${#devices[@]} -gt 0 ] || devices=(cuda wgpu)
+out=${OUT:-gpu-results}
+mkdir -p "$out"
+deadline=$((SECONDS + ${SECONDS_ALLOWED:-460}))
+
+# Runs a command with what is left of the time, at most $1 seconds.
+within() {
+    local most=$1 left=$((deadline - SECONDS))
+    shift
+    [ "$left" -gt 5 ] || { echo "no time left for: $*" >&2; return 124; }
+    timeout "$((left < most ? left : most))" "$@"
+}
+
+# field NAME < one JSON object: the first number or string of that name.
+field() { sed -nE "s/.*\"$1\":(\"([^\"]*)\"|([0-9.eE+-]+)).*/\2\3/p" | head -n 1; }
+
+# One measurement a line.
+results() { sed -E 's/.*"results":\[(.*)\],"peak_rss_bytes".*/\1/; s/\},\{/}\n{/g' "$1"; }
+
+# The first pair of read_gb_per_second, [[1,GB/s]].
+ceiling() { sed -nE 's/.*"read_gb_per_second":\[\[[0-9]+,([0-9.eE+-]+)\].*/\1/p' "$1"; }
+
+table() {
+    printf '%-8s %-10s %-7s %6s %12s %9s %8s %9s\n' device shape test steps tokens/s GB/s '% read' launches
+    local file device shape
+    for file in "$out"/bench-*.json; do
+        [ -s "$file" ] || continue
+        IFS=- read -r _ device shape <<<"$(basename "$file" .json | tr '_' '-')"
+        results "$file" | while read -r line; do
+            awk -v device="$device" -v shape="$shape" -v test="$(field test <<<"$line")" \
+                -v steps="$(field mean_steps <<<"$line")" -v speed="$(field tokens_per_second <<<"$line")" \
+                -v gb="$(field gb_per_second <<<"$line")" -v read="$(ceiling "$file")" \
+                -v launches="$(field launches <<<"$line")" 'BEGIN {
+                    printf "%-8s %-10s %-7s %6s %12.1f %9.1f %8s %9s\n", device, shape, test, steps == "" ? "-" : sprintf("%.2f", steps),
+                        speed, gb, read > 0 ? sprintf("%.0f", 100 * gb / read) : "-", launches == "" ? "-" : sprintf("%.0f", launches)
+                }'
+        done
+    done
+}
+
+"$ember" doctor --device cpu | tee "$out/devices.txt"
+command -v nvidia-smi >/dev/null && nvidia-smi >"$out/nvidia-smi.txt" 2>&1
+
+for device in "${devices[@]}"; do
+    name=${device/:/}
+    echo "== $device"
+    if ! within 90 "$ember" doctor --device "$device" >"$out/doctor-$name.txt" 2>&1; then
+        tail -n 3 "$out/doctor-$name.txt"
+        continue
+    fi
+    tail -n 1 "$out/doctor-$name.txt"
+    kind=${device%%:*}
+    suite=EMBERLM_SUITE_$(tr "[:lower:]" "[:upper:]" <<<"$kind")
+    if [ -n "${!suite:-}" ] && [ -d tests/fixtures ]; then
+        within 120 "${!suite}" golden --test-threads 4 >"$out/goldens-$name.txt" 2>&1
+        grep -E '^test result|FAILED' "$out/goldens-$name.txt" || tail -n 2 "$out/goldens-$name.txt"
+    fi
+    bench() {
+        local shape=$1
+        shift
+        within 60 "$ember" bench --device "$device" --shape "$shape" -p 512 -n 64 -r 3 --json "$@" \
+            >"$out/bench-${name}_$shape.json" 2>"$out/bench-${name}_$shape.log" ||
+            { echo "$shape: $(tail -n 1 "$out/bench-${name}_$shape.log")"; rm -f "$out/bench-${name}_$shape.json"; }
+    }
+    # The storages that the models are published in.
+    bench bench-1b --quant nf4-dq
+    bench lean-8b --quant nf4-dq --quant-head nf4-dq
+    bench nano-3b
+    bench sky-lite --quant nf4 --quant-head int8
+    bench crest-11b --quant nf4 --quant-head int8 --force-steps 1,2,3,4
+done
+
+table | tee "$out/table.txt"

@@ -1,0 +1,224 @@
+//! Whether a device computes what the processor does.
+//!
+//! A GPU kernel that does not compile ends no program: its output is zeros. So every operation is run once, on seeded numbers and
+//! at small awkward sizes, and compared with the same operation on another backend.
+
+use burn::tensor::activation::sigmoid;
+use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
+
+use crate::format;
+use crate::halting::{HaltMode, HaltRule, HaltState, HaltWeights};
+use crate::host::{FloatType, HostStorage, HostWeight};
+use crate::kv::{KeyValue, KvFormat, KvStore, Rotary};
+use crate::modules::{Linear, SwiGlu};
+use crate::ops::{AttentionShape, CompactBackend, DeltaRule};
+use crate::packed::PackedWeight;
+
+/// Largest error allowed, relative to the largest number of a result: devices add in other orders and have other exponentials.
+const BOUND: f32 = 1e-4;
+
+/// One operation, compared.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Check {
+    /// The operation and its sizes.
+    pub name: String,
+    /// Largest difference, relative to the largest number; NaN when the device gave none.
+    pub error: f32,
+}
+
+impl Check {
+    /// Whether the device may be used.
+    pub fn passed(&self) -> bool {
+        self.error <= BOUND
+    }
+}
+
+/// How much is tested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Every operation, in one storage and for one token.
+    Short,
+    /// Every operation in every storage, for one token and for many.
+    Whole,
+}
+
+/// Runs every operation on `B` and on `C` and compares.
+pub fn self_test<B: CompactBackend, C: CompactBackend>(
+    device: &B::Device,
+    trusted: &C::Device,
+    extent: Extent,
+) -> Vec<Check> {
+    let (mut ours, mut theirs) = (Results::<B>::new(device), Results::<C>::new(trusted));
+    ours.run(extent);
+    theirs.run(extent);
+    let pairs = ours.results.into_iter().zip(theirs.results);
+    pairs.map(|((name, got), (_, expected))| Check { error: difference(&got, &expected), name }).collect()
+}
+
+fn difference(got: &[f32], expected: &[f32]) -> f32 {
+    if got.len() != expected.len() {
+        return f32::NAN;
+    }
+    let scale = expected.iter().fold(f32::MIN_POSITIVE, |a, x| a.max(x.abs()));
+    got.iter().zip(expected).fold(0.0, |worst, (got, expected)| {
+        let error = (got - expected).abs() / scale;
+        if error > worst || error.is_nan() { error } else { worst }
+    })
+}
+
+/// What the operations gave on one backend.
+struct Results<'a, B: CompactBackend> {
+    device: &'a B::Device,
+    random: Random,
+    results: Vec<(String, Vec<f32>)>,
+}
+
+impl<'a, B: CompactBackend> Results<'a, B> {
+    fn new(device: &'a B::Device) -> Self {
+        Self { device, random: Random(7), results: Vec::new() }
+    }
+
+    fn run(&mut self, extent: Extent) {
+        let rows = match extent {
+            Extent::Short => &[1][..],
+            Extent::Whole => &[1, 3, 20, 70],
+        };
+        for &m in rows {
+            self.linears(m, extent);
+            self.norms(m);
+            self.sequence(m);
+            self.halting(m);
+        }
+    }
+
+    fn keep<const D: usize>(&mut self, name: String, t: Tensor<B, D>) {
+        self.results.push((name, t.into_data().convert::<f32>().into_vec().unwrap_or_default()));
+    }
+
+    fn tensor<const D: usize>(&mut self, shape: [usize; D]) -> Tensor<B, D> {
+        let values = self.random.floats(shape.iter().product());
+        Tensor::from_data(TensorData::new(values, shape), (self.device, DType::F32))
+    }
+
+    /// Weights in the storages, `[n, k]`.
+    fn weights(&mut self, n: usize, k: usize, extent: Extent) -> Vec<(&'static str, HostWeight)> {
+        let floats: Vec<f32> = self.random.floats(n * k).iter().map(|x| x / (k as f32).sqrt()).collect();
+        let bytes = floats.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+        let halves = floats.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect::<Vec<u8>>();
+        let bfloats = floats.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect::<Vec<u8>>();
+        let dense = |float, bytes: Vec<u8>| HostWeight { n, k, storage: HostStorage::Dense(float, bytes.into()) };
+        let source = dense(FloatType::F32, bytes);
+        let mut weights = vec![("NF4, double quant", format::quantize_nf4(&source, true))];
+        if extent == Extent::Whole {
+            weights.extend([
+                ("F32", Ok(source.clone())),
+                ("F16", Ok(dense(FloatType::F16, halves))),
+                ("BF16", Ok(dense(FloatType::Bf16, bfloats))),
+                ("NF4", format::quantize_nf4(&source, false)),
+                ("int8 rows", format::quantize_int8(&source)),
+                ("4-bit rows", format::quantize_truequant(&source, 4, n / 3)),
+                ("2-bit rows", format::quantize_truequant(&source, 2, n / 3)),
+            ]);
+        }
+        weights.into_iter().filter_map(|(name, weight)| Some((name, weight.ok()?))).collect()
+    }
+
+    fn linears(&mut self, m: usize, extent: Extent) {
+        // Rows that are whole words, and rows that are not.
+        for (n, k) in [(72, 136), (37, 50)] {
+            let weights = self.weights(n, k, extent);
+            let up = self.weights(n, k, extent);
+            let down = self.weights(k, n, extent);
+            for (((storage, gate), (_, up)), (_, down)) in weights.into_iter().zip(up).zip(down) {
+                let what = |operation: &str| format!("{operation}, {storage} [{n}, {k}], {m} rows");
+                let packed = |host| PackedWeight::<B>::from_host(host, self.device);
+                let [gate, up, down] = [gate, up, down].map(packed);
+                let (x, bias) = (self.tensor([m, k]), self.tensor([n]));
+                let ids = (0..m).map(|i| (i * 7 % n) as i32).collect::<Vec<_>>();
+                let ids = Tensor::<B, 1, Int>::from_data(TensorData::new(ids, [m]), self.device);
+                self.keep(what("linear"), B::packed_linear(x.clone(), &gate, Some(bias)));
+                self.keep(what("embedding"), B::packed_embed(ids, &gate));
+                let flags: Vec<bool> = (0..m).map(|i| i % 3 != 1).collect();
+                let active = Tensor::<B, 1, Bool>::from_data(TensorData::new(flags, [m]), self.device);
+                let layer = |weight| Linear { weight, bias: None };
+                let mlp = SwiGlu { gate_proj: layer(gate), up_proj: layer(up), down_proj: layer(down) };
+                self.keep(what("SwiGLU"), B::swiglu_mlp(x.clone(), &mlp, None));
+                self.keep(what("SwiGLU of active rows"), B::swiglu_mlp(x, &mlp, Some(active)));
+            }
+        }
+    }
+
+    fn norms(&mut self, m: usize) {
+        for h in [48, 640] {
+            let (x, z, w) = (self.tensor([m, h]), self.tensor([m, h]), self.tensor([h]));
+            self.keep(format!("RMS norm [{m}, {h}]"), B::rms_norm(x.clone(), w.clone(), 1e-6, true));
+            self.keep(format!("gated RMS norm [{m}, {h}]"), B::rms_norm_gated(x, z, w, 1e-6));
+        }
+    }
+
+    fn sequence(&mut self, s: usize) {
+        let (heads, kv_heads, dim, past) = (4, 2, 32, 5);
+        let angles: Tensor<B, 2> = self.tensor([s, dim / 4]);
+        let positions = Rotary { cos: angles.clone().cos(), sin: angles.sin() };
+        let q = self.tensor([1, s, heads, dim]);
+        let q = B::rotary(q, &positions);
+        self.keep(format!("rotary of {s} tokens"), q.clone());
+        for format in [KvFormat::F32, KvFormat::F16] {
+            let mut store = || {
+                let new = self.tensor([1, past + s, kv_heads, dim]);
+                B::store_kv(KvStore::new(format, [1, kv_heads, past + s + 2, dim], self.device), new, 0)
+            };
+            let (k, v) = (store(), store());
+            let shape = AttentionShape { past, kv_heads, scale: (dim as f64).powf(-0.5) };
+            let out = B::cached_attention(q.clone(), KeyValue::Plain(&k), KeyValue::Plain(&v), None, shape);
+            self.keep(format!("attention of {s} tokens, {format:?}"), out);
+        }
+        let (u, tail, taps) = (self.tensor([1, s, 24]), self.tensor([1, 3, 24]), self.tensor([24, 4]));
+        let (y, tail) = B::causal_conv1d_silu(u, tail, taps);
+        self.keep(format!("convolution of {s} tokens"), y);
+        self.keep(format!("tail of the convolution of {s} tokens"), tail);
+        let (key_heads, value_heads, dk, dv) = (2, 4, 16, 32);
+        let rule = DeltaRule::<B> {
+            q: self.tensor([1, s, key_heads, dk]),
+            k: self.tensor([1, s, key_heads, dk]),
+            v: self.tensor([1, s, value_heads, dv]),
+            g: self.tensor([1, s, value_heads]).abs().neg() * 0.3,
+            beta: sigmoid(self.tensor([1, s, value_heads])),
+        };
+        let state = self.tensor([1, value_heads, dk, dv]);
+        let (o, state) = B::gated_delta_rule(rule, state);
+        self.keep(format!("delta rule of {s} tokens"), o);
+        self.keep(format!("state of the delta rule after {s} tokens"), state);
+    }
+
+    fn halting(&mut self, m: usize) {
+        let rule =
+            HaltRule { mode: HaltMode::Cumulative, weights: HaltWeights::Remainder, enabled: true, threshold: 0.7 };
+        let mut state = HaltState::<B>::new(m, 24, self.device);
+        for step in 0..3 {
+            let s = self.tensor([m, 24]);
+            let logit = (step < 2).then(|| self.tensor([m]));
+            let (next, record) = B::halt_step(state, s, logit, rule);
+            self.keep(format!("weights of halting step {step}, {m} tokens"), record.weight);
+            state = next;
+        }
+        self.keep(format!("steps of {m} tokens"), state.steps.float());
+        self.keep(format!("mixture of {m} tokens"), state.output);
+    }
+}
+
+/// Repeatable numbers (SplitMix64) in `-1..1`.
+struct Random(u64);
+
+impl Random {
+    fn floats(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| (self.word() >> 40) as f32 / (1u32 << 23) as f32 - 1.0).collect()
+    }
+
+    fn word(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+}

@@ -44,7 +44,7 @@ fn wrong_command_lines_are_usage_errors() {
         assert_eq!(ended.stdout, "", "{args:?}");
         assert!(ended.stderr.contains("Usage") || ended.stderr.contains("--help"), "{args:?}: {}", ended.stderr);
     }
-    assert!(ember(wrong[6]).stderr.contains("this build has only the CPU"));
+    assert!(ember(wrong[6]).stderr.contains("use auto, cpu, wgpu, wgpu:N, cuda or cuda:N"));
     for args in [&["--help"][..], &["--version"], &["generate", "--help"], &["info", "--help"], &["dump", "--help"]] {
         let ended = ember(args).with_code(0);
         assert!(!ended.stdout.is_empty() && ended.stderr.is_empty(), "{args:?}");

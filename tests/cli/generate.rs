@@ -47,6 +47,8 @@ fn chats_continue_as_the_goldens_do() {
         let model = fixture.path.to_str().expect("UTF-8");
         let mut args = vec!["generate", "-m", model, "-p", "-", "--chat", "--greedy", "--ignore-eos", "-n", "32"];
         args.extend(["--cache-type", "f32", "--repeat-penalty", "1", "--json", "--chunk", "16"]);
+        // The defaults round activations and head to 8 bits.
+        args.extend(["--activations", "f32", "--quant-head", "none"]);
         args.extend(system.iter().flat_map(|system| ["--system", system]));
         if chat["kwargs"]["enable_thinking"] == json!(false) {
             args.push("--no-think");

@@ -23,12 +23,32 @@ fn option<'a>(info: &'a Value, name: &str) -> (&'a Value, &'a str) {
     (&option["value"], option["source"].as_str().expect("a source"))
 }
 
+/// Beside quantised layers a dense head takes 8 bits, and nothing else changes.
+#[test]
+fn a_head_follows_the_layers() {
+    let (quantized, dense) = ("crest_k4_nf4", "crest_k4");
+    let head = |name: &str, flags: &[&str]| {
+        let told = info(name, flags);
+        let parts = told["weights"]["by_part"].as_array().expect("a table").clone();
+        let bytes = |part: &Value| part["bytes"].as_u64().expect("bytes");
+        let embedding = parts.iter().find(|part| part["name"] == "embedding").map(bytes).expect("an embedding");
+        (embedding, parts.iter().map(bytes).sum::<u64>() - embedding)
+    };
+    let (auto, rest) = head(quantized, &[]);
+    let (int8, _) = head(quantized, &["--quant-head", "int8"]);
+    let (stored, rest_of_stored) = head(quantized, &["--quant-head", "none"]);
+    assert_eq!((auto, rest), (int8, rest_of_stored));
+    assert!(auto < stored, "{auto} bytes of int8, {stored} as stored");
+    assert_eq!(head(dense, &[]), head(dense, &["--quant-head", "none"]));
+    assert_eq!(head(dense, &["--quant", "nf4"]).0, head(dense, &["--quant-head", "int8"]).0);
+}
+
 /// What is told without loading is what a loaded model has.
 #[test]
 fn info_agrees_with_the_loaded_model() {
     for fixture in Fixture::all() {
         let name = fixture.name();
-        let told = info(fixture.path.to_str().expect("UTF-8"), &["--context", "100"]);
+        let told = info(fixture.path.to_str().expect("UTF-8"), &["--context", "100", "--quant-head", "none"]);
         let pretrained = fixture.open(&CrestOverrides::default());
         let device = Default::default();
         let plan = pretrained.plan::<burn_ndarray::NdArray<f32>>(WeightOptions::default(), &device).expect("a plan");

@@ -1,4 +1,4 @@
-//! What emberlm runs on a device: CPU kernels over slices, and device discovery.
+//! What emberlm runs on a device: CPU kernels over slices, GPU kernels over buffers, and device discovery.
 //!
 //! The kernels in [`cpu`] know no tensor library: slices in, slices out, shapes as numbers. They trust what they are given
 //! once the lengths were checked at the public border, so weights that come from a file are validated by the caller's types

@@ -11,11 +11,21 @@ use emberlm::quant::modules::{Linear, SwiGlu};
 use emberlm::quant::ops::{AttentionShape, DeltaRule};
 use emberlm::quant::packed::PackedWeight;
 use emberlm::quant::reference;
+use emberlm::quant::self_test::{Extent, self_test};
 
 use super::random::Random;
 
 /// Relative to the largest value: f32 sums in another order.
 const TOLERANCE: f32 = 1e-5;
+
+/// Every operation against burn-ndarray, whose kernels have tests of their own.
+pub fn as_on_the_processor<B: CompactBackend>(device: &B::Device) {
+    let checks = self_test::<B, burn_ndarray::NdArray<f32>>(device, &Default::default(), Extent::Whole);
+    assert!(checks.len() > 100, "{} operations", checks.len());
+    for check in checks {
+        assert!(check.passed(), "{}: off by {:e}", check.name, check.error);
+    }
+}
 
 fn close<B: CompactBackend, const D: usize>(what: &str, got: Tensor<B, D>, expected: Tensor<B, D>) {
     assert_eq!(got.dims(), expected.dims(), "{what}: shape");

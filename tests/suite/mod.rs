@@ -9,7 +9,7 @@ pub mod store;
 pub mod training;
 pub mod units;
 
-/// One test per function of the suite, on the type that the binary calls `Backend`.
+/// One test per function of the suite, or of the part for GPUs, on the type that the binary calls `Backend`.
 macro_rules! whole_suite {
     () => {
         whole_suite! {
@@ -23,6 +23,17 @@ macro_rules! whole_suite {
             training: linear_gradients, norm_gradients, attention_gradients, delta_net_gradients, halting_gradients,
                 one_step_lowers_the_loss;
             store: plain_weights_have_checkpoint_names, packed_weights_come_back;
+        }
+    };
+    // On a GPU. What trains runs in burn's own operations, and so do the bodies that `kernels` compares with, whose matrix products have
+    // been wrong there: in their place every operation is compared with the processor.
+    (gpu) => {
+        whole_suite! {
+            golden: whole_pass, greedy, prefill_cache, decode_through_the_cache, overrides, rounded, half_precision_cache;
+            units: crest_ffn, crest_ffn_parts, delta_rule, nf4, nano;
+            invariants: prefill_is_prefill_and_decode, snapshot_is_untouched, reset_is_new, depth_set_is_depth_opened;
+            kernels: as_on_the_processor;
+            store: packed_weights_come_back;
         }
     };
     ($($module:ident: $($name:ident),*;)*) => {$(

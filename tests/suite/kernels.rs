@@ -19,6 +19,7 @@ use super::random::Random;
 const TOLERANCE: f32 = 1e-5;
 
 /// Every operation against burn-ndarray, whose kernels have tests of their own.
+#[allow(dead_code)] // on the processor itself there is nothing to compare
 pub fn as_on_the_processor<B: CompactBackend>(device: &B::Device) {
     let checks = self_test::<B, burn_ndarray::NdArray<f32>>(device, &Default::default(), Extent::Whole);
     assert!(checks.len() > 100, "{} operations", checks.len());

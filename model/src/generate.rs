@@ -341,12 +341,12 @@ impl<B: CompactBackend> Iterator for Pieces<'_, B> {
     }
 }
 
-fn numbers<B: CompactBackend>(logits: Tensor<B, 3>) -> Vec<f32> {
+pub(crate) fn numbers<B: CompactBackend>(logits: Tensor<B, 3>) -> Vec<f32> {
     logits.into_data().convert::<f32>().into_vec().unwrap_or_default()
 }
 
 /// Depth of each of the `s` tokens of a pass over one sequence.
-fn depths<B: CompactBackend>(out: &ForwardOutput<B>, s: usize) -> Vec<TokenDepth> {
+pub(crate) fn depths<B: CompactBackend>(out: &ForwardOutput<B>, s: usize) -> Vec<TokenDepth> {
     let mut tokens = vec![TokenDepth::default(); s];
     for DepthTrace { steps, halt, .. } in &out.depth {
         let steps: Vec<i64> = steps.to_data().convert::<i64>().into_vec().unwrap_or_default();

@@ -10,6 +10,7 @@ mod crest;
 mod decoder;
 mod delta_net;
 mod error;
+pub mod evaluate;
 pub mod generate;
 mod kv_compressor;
 mod loader;

@@ -12,7 +12,7 @@ use crate::config::{CrestConfig, CrestOptions, CrestOverrides, GenerationConfig,
 use crate::error::{Error, Result};
 use crate::loader::{SourceEntry, WeightOptions, WeightSource};
 use crate::plan::{LoadPlan, Progress};
-use crate::text::{StopSet, TextProcessor};
+use crate::text::{StopSet, TextFiles, TextProcessor};
 
 /// A checkpoint whose config is validated and whose tensors are recognised; no weight is loaded yet.
 #[derive(Debug)]
@@ -28,10 +28,17 @@ impl Pretrained {
     /// # Errors
     /// Names the file, the key or the tensor that cannot be used, and what to do.
     pub fn open(path: &Path, depth: &CrestOverrides) -> Result<Self> {
-        let checkpoint = Checkpoint::open(path)?;
+        Self::from_checkpoint(&Checkpoint::open(path)?, depth)
+    }
+
+    /// As [`Self::open`], of a checkpoint that is already open.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_checkpoint(checkpoint: &Checkpoint, depth: &CrestOverrides) -> Result<Self> {
         let config = checkpoint.config()?;
         let generation = checkpoint.generation_config()?;
-        let weights = Weights::resolve(&checkpoint, &config)?;
+        let weights = Weights::resolve(checkpoint, &config)?;
         let crest = match weights.crest_found() {
             Some(found) => {
                 let silent = CrestConfig::default();
@@ -75,7 +82,7 @@ impl Pretrained {
     /// # Errors
     /// [`Error::Tokenizer`] or [`Error::Template`], or when the tokenizer has more tokens than the model.
     pub fn text(&self) -> Result<TextProcessor> {
-        let text = TextProcessor::from_dir(self.directory())?;
+        let text = TextProcessor::from_files(&TextFiles::from_dir(self.weights.checkpoint().dir())?)?;
         text.check_vocabulary(self.architecture.config.vocab_size)?;
         Ok(text)
     }

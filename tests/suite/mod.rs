@@ -21,7 +21,7 @@ macro_rules! whole_suite {
                 prompt_errors;
             kernels: linears, swiglu_mlp, norms, rotary, attention, delta_net, halting;
             training: linear_gradients, norm_gradients, attention_gradients, delta_net_gradients, halting_gradients,
-                one_step_lowers_the_loss;
+                crest_gradients, one_step_lowers_the_loss;
             store: plain_weights_have_checkpoint_names, packed_weights_come_back;
         }
     };

@@ -7,9 +7,10 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 use burn_autodiff::Autodiff;
 use emberlm::model::checkpoint::StorageKind;
-use emberlm::model::config::{CrestOptions, ModelConfig, StepInput};
+use emberlm::model::config::{CrestOptions, GateInput, ModelConfig, StepInput};
 use emberlm::model::{
-    Architecture, CausalLm, ForwardOptions, LogitsFor, Result, SourceEntry, WeightOptions, WeightSource,
+    Architecture, CausalLm, CrestFfn, ForwardOptions, HaltGate, LogitsFor, Result, SourceEntry, WeightOptions,
+    WeightSource,
 };
 use emberlm::quant::CompactBackend;
 use emberlm::quant::format;
@@ -255,6 +256,36 @@ pub fn halting_gradients<B: CompactBackend>(device: &B::Device) {
                     state = Ad::<B>::halt_step(state, s, logit, rule).0;
                 }
                 vec![flat(state.output)]
+            });
+        }
+    }
+}
+
+/// A whole CREST block that runs every step, as it is trained: its output, and the expected steps of every token.
+pub fn crest_gradients<B: CompactBackend>(device: &B::Device) {
+    for step_input in [StepInput::Parallel, StepInput::Sequential, StepInput::Chained, StepInput::Refine] {
+        for gate_input in [GateInput::State, GateInput::Input] {
+            check::<B>(&format!("crest {step_input:?} {gate_input:?}"), device, |leaves| {
+                let mut mlp = || SwiGlu {
+                    gate_proj: leaves.linear(5, 4, false),
+                    up_proj: leaves.linear(5, 4, false),
+                    down_proj: leaves.linear(4, 5, false),
+                };
+                // Differences cannot follow more steps in a row.
+                let steps = vec![mlp(), mlp()];
+                let gates = vec![HaltGate { hidden: None, output: leaves.linear(1, 4, true) }];
+                let options = CrestOptions {
+                    num_steps: 2,
+                    step_input,
+                    gate_input,
+                    gate_shared: false,
+                    halt_enabled: false,
+                    ..Default::default()
+                };
+                let block = CrestFfn::new(steps, gates, options).expect("a block");
+                let (y, depth) = block.forward(leaves.normal([3, 4]) * 0.6);
+                let expected = (1..).zip(depth.weights).map(|(k, p)| p * k as f32).reduce(|a, b| a + b);
+                vec![flat(y), expected.expect("steps")]
             });
         }
     }

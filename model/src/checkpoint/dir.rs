@@ -1,4 +1,4 @@
-//! A model directory: the only place from which files are read.
+//! A model directory: the only place from which files are read. It may also be part of the program.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -12,8 +12,25 @@ use crate::{Error, Result};
 #[derive(Clone, Debug)]
 pub struct ModelDir {
     path: PathBuf,
-    real: PathBuf,
-    blobs: Option<PathBuf>,
+    files: Files,
+}
+
+/// Where the files are.
+#[derive(Clone, Debug)]
+enum Files {
+    OnDisk { real: PathBuf, blobs: Option<PathBuf> },
+    Embedded(&'static [EmbeddedFile]),
+}
+
+/// A file that is part of the program: its name and its contents.
+pub type EmbeddedFile = (&'static str, &'static [u8]);
+
+/// A file of a model directory.
+#[derive(Clone, Debug)]
+pub(super) enum FoundFile {
+    /// Its real path.
+    OnDisk(PathBuf),
+    Embedded(&'static [u8]),
 }
 
 impl ModelDir {
@@ -27,7 +44,12 @@ impl ModelDir {
             return Err(refuse(path, "is not a directory"));
         }
         let blobs = hub_blobs(&real);
-        Ok(Self { path: path.into(), real, blobs })
+        Ok(Self { path: path.into(), files: Files::OnDisk { real, blobs } })
+    }
+
+    /// A directory without subfolders that is part of the program; `name` is for messages.
+    pub fn embedded(name: &str, files: &'static [EmbeddedFile]) -> Self {
+        Self { path: name.into(), files: Files::Embedded(files) }
     }
 
     /// A direct or deeper subdirectory.
@@ -45,7 +67,10 @@ impl ModelDir {
         } else {
             return Err(refuse(&path, "is not the name of a subfolder"));
         };
-        if sub.real.starts_with(&self.real) { Ok(sub) } else { Err(refuse(&path, "leads out of the model directory")) }
+        match (&self.files, &sub.files) {
+            (Files::OnDisk { real, .. }, Files::OnDisk { real: inner, .. }) if inner.starts_with(real) => Ok(sub),
+            _ => Err(refuse(&path, "leads out of the model directory")),
+        }
     }
 
     /// The directory, as it was given.
@@ -55,14 +80,17 @@ impl ModelDir {
 
     /// Whether there is a directory entry of this name, of any kind.
     pub fn contains(&self, name: &str) -> bool {
-        self.path.join(name).symlink_metadata().is_ok()
+        match self.files {
+            Files::OnDisk { .. } => self.path.join(name).symlink_metadata().is_ok(),
+            Files::Embedded(files) => files.iter().any(|(known, _)| *known == name),
+        }
     }
 
-    /// The real path of a regular file; `None` when there is none of this name.
+    /// A regular file; `None` when there is none of this name.
     ///
     /// # Errors
     /// [`Error::Source`] when the name is not a plain file name, leads out of the directory, or is not a regular file.
-    pub fn file(&self, name: &str) -> Result<Option<PathBuf>> {
+    pub(super) fn file(&self, name: &str) -> Result<Option<FoundFile>> {
         if !is_plain(name) {
             let path = self.path.join("?");
             return Err(refuse(&path, &format!("\"{}\" is not a plain file name", shown(name))));
@@ -70,11 +98,17 @@ impl ModelDir {
         if !self.contains(name) {
             return Ok(None);
         }
+        let (root, blobs) = match &self.files {
+            Files::OnDisk { real, blobs } => (real, blobs),
+            Files::Embedded(files) => {
+                let found = files.iter().find(|(known, _)| *known == name);
+                return Ok(found.map(|(_, bytes)| FoundFile::Embedded(bytes)));
+            }
+        };
         let path = self.path.join(name);
         let io = |source| Error::Io { path: path.clone(), source };
         let real = path.canonicalize().map_err(io)?;
-        let inside =
-            real.starts_with(&self.real) || self.blobs.as_deref().is_some_and(|blobs| real.parent() == Some(blobs));
+        let inside = real.starts_with(root) || blobs.as_deref().is_some_and(|blobs| real.parent() == Some(blobs));
         if !inside {
             return Err(refuse(&path, "is a link that leads out of the model directory: put the file itself there"));
         }
@@ -82,7 +116,7 @@ impl ModelDir {
         if !fs::metadata(&real).map_err(io)?.is_file() {
             return Err(refuse(&path, "is not a regular file"));
         }
-        Ok(Some(real))
+        Ok(Some(FoundFile::OnDisk(real)))
     }
 
     /// The contents of a file; `None` when there is none of this name.
@@ -90,10 +124,12 @@ impl ModelDir {
     /// # Errors
     /// As [`Self::file`]; [`Error::Source`] when it is longer than `limit` bytes, before anything is read.
     pub fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
-        let Some(real) = self.file(name)? else {
-            return Ok(None);
-        };
         let path = self.path.join(name);
+        let real = match self.file(name)? {
+            Some(FoundFile::OnDisk(real)) => real,
+            Some(FoundFile::Embedded(bytes)) => return Ok(Some(bytes.to_vec())),
+            None => return Ok(None),
+        };
         let io = |source| Error::Io { path: path.clone(), source };
         let file = File::open(&real).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
@@ -109,7 +145,7 @@ impl ModelDir {
         Ok(Some(bytes))
     }
 
-    /// Names of the directory's entries, sorted; hidden ones and those that are not Unicode left out.
+    /// Names of the directory's entries, sorted (as given for an embedded one); hidden ones and those that are not Unicode left out.
     ///
     /// # Errors
     /// [`Error::Io`] when the directory cannot be listed.
@@ -117,7 +153,11 @@ impl ModelDir {
         const MOST: usize = 10_000;
         let io = |source| Error::Io { path: self.path.clone(), source };
         let mut names = Vec::new();
-        for entry in fs::read_dir(&self.real).map_err(io)?.take(MOST) {
+        let real = match &self.files {
+            Files::OnDisk { real, .. } => real,
+            Files::Embedded(files) => return Ok(files.iter().map(|(name, _)| (*name).to_owned()).collect()),
+        };
+        for entry in fs::read_dir(real).map_err(io)?.take(MOST) {
             match entry.map_err(io)?.file_name().into_string() {
                 Ok(name) if !name.starts_with('.') => names.push(name),
                 _ => {}

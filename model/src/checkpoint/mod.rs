@@ -21,7 +21,7 @@ mod nano;
 mod open;
 mod weights;
 
-pub use dir::ModelDir;
+pub use dir::{EmbeddedFile, ModelDir};
 pub use header::{Dtype, TensorInfo};
 pub use names::report;
 pub use open::Checkpoint;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use memmap2::Mmap;
 
-use super::dir::ModelDir;
+use super::dir::{EmbeddedFile, FoundFile, ModelDir};
 use super::header::{self, TensorInfo};
 use super::index::{self, Shards};
 use super::names::{list, shown};
@@ -36,7 +36,8 @@ struct Inner {
 
 #[derive(Debug)]
 struct Shard {
-    map: Arc<Mmap>,
+    /// Absent when the file is part of the program.
+    map: Option<Arc<Mmap>>,
     /// The whole file; views of tensors are slices of it.
     bytes: Bytes,
 }
@@ -79,6 +80,14 @@ impl Checkpoint {
         }
         let dir = ModelDir::open(parent)?;
         Self::open_shards(dir, Shards::from([(name.to_owned(), Vec::new())]))
+    }
+
+    /// Opens a model directory that is part of the program; `name` is for messages.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_embedded(name: &str, files: &'static [EmbeddedFile]) -> Result<Self> {
+        Self::open_dir(ModelDir::embedded(name, files))
     }
 
     /// Opens a subfolder of a model directory.
@@ -125,7 +134,7 @@ impl Checkpoint {
         let mut missing = Vec::new();
         for name in shards.keys() {
             match dir.file(name)? {
-                Some(real) => files.push((name, real)),
+                Some(file) => files.push((name, file)),
                 None => missing.push(name),
             }
         }
@@ -141,10 +150,10 @@ impl Checkpoint {
 
         let mut tensors: BTreeMap<String, TensorInfo> = BTreeMap::new();
         let mut maps = Vec::new();
-        for (shard, (name, real)) in files.into_iter().enumerate() {
+        for (shard, (name, file)) in files.into_iter().enumerate() {
             let path: Arc<Path> = dir.path().join(name).into();
-            let map = map_file(&path, &real)?;
-            for (tensor, info) in header::parse(&map, &path, shard)? {
+            let opened = Shard::open(&path, file)?;
+            for (tensor, info) in header::parse(&opened.bytes, &path, shard)? {
                 match tensors.entry(tensor) {
                     Entry::Vacant(free) => {
                         free.insert(info);
@@ -160,8 +169,7 @@ impl Checkpoint {
                 let message = format!("holds more than {} tensors", header::MAX_TENSORS);
                 return Err(Error::Source { path: dir.path().into(), message });
             }
-            let map = Arc::new(map);
-            maps.push(Shard { bytes: Bytes::from_owner(MapOwner(map.clone())), map });
+            maps.push(opened);
         }
 
         // What the index promises must be where it promises.
@@ -228,12 +236,26 @@ impl Checkpoint {
         let Some(shard) = self.inner.shards.get(info.shard) else {
             return;
         };
-        release_range(&shard.map, info.offset, info.bytes);
+        if let Some(map) = &shard.map {
+            release_range(map, info.offset, info.bytes);
+        }
     }
 
     /// Bytes of all tensors.
     pub fn total_bytes(&self) -> usize {
         self.inner.tensors.values().map(|info| info.bytes).sum()
+    }
+}
+
+impl Shard {
+    fn open(path: &Path, file: FoundFile) -> Result<Self> {
+        Ok(match file {
+            FoundFile::OnDisk(real) => {
+                let map = Arc::new(map_file(path, &real)?);
+                Self { bytes: Bytes::from_owner(MapOwner(map.clone())), map: Some(map) }
+            }
+            FoundFile::Embedded(bytes) => Self { bytes: Bytes::from_static(bytes), map: None },
+        })
     }
 }
 

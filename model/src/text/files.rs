@@ -31,7 +31,15 @@ impl TextFiles {
     /// [`Error::Source`] when `tokenizer.json` is missing or when a file is too large, no regular file or a link out of the
     /// directory (a hub snapshot's links to its own blobs are fine); [`Error::Io`] when reading fails.
     pub fn read(directory: &Path) -> Result<Self> {
-        let dir = ModelDir::open(directory)?;
+        Self::from_dir(&ModelDir::open(directory)?)
+    }
+
+    /// As [`Self::read`], of a directory that is already open.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn from_dir(dir: &ModelDir) -> Result<Self> {
+        let directory = dir.path();
         let Some(tokenizer_json) = dir.read("tokenizer.json", TOKENIZER_LIMIT)? else {
             return Err(Error::Source {
                 path: directory.join("tokenizer.json"),

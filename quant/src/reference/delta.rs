@@ -5,12 +5,12 @@
 
 use burn::tensor::activation::silu;
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, TensorData};
 
 use crate::ops::DeltaRule;
 
 /// Tokens per chunk.
-const CHUNK: usize = 64;
+const CHUNK: usize = 32;
 
 /// Under the root of the l2 norm.
 const L2_EPS: f64 = 1e-6;
@@ -123,17 +123,23 @@ fn chunk<B: Backend>(
     (o, state * total.exp() + k_left.transpose().matmul(d))
 }
 
-/// `(1 + L)^-1` of a strictly lower `L [b, hv, c, c]`, row by row. A product of powers would take fewer operations but
-/// cancels catastrophically when keys repeat.
+/// `(1 + L)^-1` of a strictly lower `L [b, hv, c, c]`. The inverses of diagonal blocks are joined in pairs, twice as large each
+/// time: `[[A, 0], [C, B]]^-1 = [[A^-1, 0], [-B^-1 C A^-1, B^-1]]`. A product of powers would take fewer operations but cancels
+/// catastrophically when keys repeat; row by row takes as many operations as rows.
 fn inverse_of_unit_lower<B: Backend>(lower: Tensor<B, 4>) -> Tensor<B, 4> {
     let [b, hv, c, _] = lower.dims();
     let device = lower.device();
-    let unit = Tensor::<B, 2>::eye(c, &device).reshape([1, 1, c, c]).expand([b, hv, c, c]);
-    let mut solved = unit.clone().slice_dim(2, 0..1);
-    for i in 1..c {
-        let known = lower.clone().slice([0..b, 0..hv, i..i + 1, 0..i]);
-        let row = unit.clone().slice_dim(2, i..i + 1) - known.matmul(solved.clone());
-        solved = Tensor::cat(vec![solved, row], 2);
+    let mut solved = Tensor::<B, 2>::eye(c, &device).reshape([1, 1, c, c]).expand([b, hv, c, c]);
+    let mut block = 1;
+    while block < c {
+        // 1 where the row is in the second block of a pair and the column in the first.
+        let joins =
+            (0..c * c).map(|i| (i / c / block, i % c / block)).map(|(row, column)| row % 2 == 1 && row == column + 1);
+        let joins = TensorData::new(joins.map(|join| f32::from(u8::from(join))).collect::<Vec<_>>(), [1, 1, c, c]);
+        let joins = Tensor::<B, 4>::from_data(joins, (&device, DType::F32));
+        let between = lower.clone() * joins;
+        solved = solved.clone() - solved.clone().matmul(between).matmul(solved);
+        block *= 2;
     }
     solved
 }

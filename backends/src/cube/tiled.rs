@@ -117,7 +117,7 @@ fn tile_kernel<F: Float, V: Size, W: Size>(
     n: u32,
     k: u32,
     #[comptime] plan: Plan,
-    #[define(F)] _x: StorageType,
+    #[define(F)] _x_type: StorageType,
 ) {
     let across = n.div_ceil(TILE);
     let first_column = CUBE_POS as u32 % across * TILE;
@@ -225,14 +225,7 @@ fn running<R: Runtime>(client: &ComputeClient<R>, active: &Buffer, m: usize) -> 
     let list = Buffer::new(client.empty((m + 1) * 4), m + 1, ElemType::UInt(UIntKind::U32));
     // SAFETY: the kernel stays inside `m` flags and `m + 1` places.
     unsafe {
-        list_kernel::launch_unchecked::<R>(
-            client,
-            grid(1),
-            CubeDim::new_1d(UNITS),
-            active.arg(),
-            list.arg(),
-            m as u32,
-        );
+        list_kernel::launch_unchecked::<R>(client, grid(1), CubeDim::new_1d(UNITS), active.arg(), list.arg(), m as u32);
     }
     list
 }
@@ -279,7 +272,7 @@ fn zero<R: Runtime>(client: &ComputeClient<R>, y: &Buffer) {
 }
 
 #[cube(launch_unchecked)]
-fn zero_kernel<F: Float>(y: &mut Array<F>, len: u32, #[define(F)] _y: StorageType) {
+fn zero_kernel<F: Float>(y: &mut Array<F>, len: u32, #[define(F)] _y_type: StorageType) {
     let at = ABSOLUTE_POS;
     if at < len as usize {
         y[at] = F::cast_from(0.0f32);

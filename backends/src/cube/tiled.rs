@@ -225,14 +225,7 @@ fn running<R: Runtime>(client: &ComputeClient<R>, active: &Buffer, m: usize) -> 
     let list = Buffer::new(client.empty((m + 1) * 4), m + 1, ElemType::UInt(UIntKind::U32));
     // SAFETY: the kernel stays inside `m` flags and `m + 1` places.
     unsafe {
-        list_kernel::launch_unchecked::<R>(
-            client,
-            grid(1),
-            CubeDim::new_1d(UNITS),
-            active.arg(),
-            list.arg(),
-            m as u32,
-        );
+        list_kernel::launch_unchecked::<R>(client, grid(1), CubeDim::new_1d(UNITS), active.arg(), list.arg(), m as u32);
     }
     list
 }

@@ -11,10 +11,10 @@ mod decoder;
 mod delta;
 #[path = "cube/device.rs"]
 mod device;
-#[path = "cube/linear.rs"]
-mod linear;
 #[path = "cube/halting.rs"]
 mod halting;
+#[path = "cube/linear.rs"]
+mod linear;
 #[path = "cube/norm.rs"]
 mod norm;
 #[path = "cube/sequence.rs"]

@@ -192,7 +192,8 @@ impl<'a, B: CompactBackend> Results<'a, B> {
     }
 
     fn halting(&mut self, m: usize) {
-        let rule = HaltRule { mode: HaltMode::Cumulative, weights: HaltWeights::Remainder, enabled: true, threshold: 0.7 };
+        let rule =
+            HaltRule { mode: HaltMode::Cumulative, weights: HaltWeights::Remainder, enabled: true, threshold: 0.7 };
         let mut state = HaltState::<B>::new(m, 24, self.device);
         for step in 0..3 {
             let s = self.tensor([m, 24]);

@@ -4,9 +4,9 @@ use std::str::FromStr;
 
 use anyhow::{Result, bail, ensure};
 use emberlm::quant::CompactBackend;
+use emberlm::quant::self_test::Check;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use emberlm::quant::self_test::{Extent, self_test};
-use emberlm::quant::self_test::Check;
 use emberlm_backends::cpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use emberlm_backends::{cube, device};
@@ -144,10 +144,7 @@ where
     output::note(&format!("device: {}, {}", found.name, found.driver));
     let client = R::client(&device);
     let size = limits.max_buffer.min(1 << 30) as usize;
-    let gpu = Gpu {
-        read_bandwidth: Box::new(move || cube::read_bandwidth(&client, size)),
-        launches: cube::launches,
-    };
+    let gpu = Gpu { read_bandwidth: Box::new(move || cube::read_bandwidth(&client, size)), launches: cube::launches };
     work.run(&Opened::<B> { device, name: found.name, max_buffer: Some(limits.max_buffer), gpu: Some(gpu) })
 }
 
@@ -161,7 +158,9 @@ pub fn list() -> Vec<String> {
         if let Err(error) = device::open_wgpu(0) {
             lines.push(format!("wgpu: {error}"));
         }
-        lines.extend((0..devices.len()).map(|i| line(&format!("wgpu:{i}"), device::open_wgpu(i).map(|(f, _, l)| (f, l)))));
+        lines.extend(
+            (0..devices.len()).map(|i| line(&format!("wgpu:{i}"), device::open_wgpu(i).map(|(f, _, l)| (f, l)))),
+        );
     }
     #[cfg(feature = "cuda")]
     match device::cuda_devices() {

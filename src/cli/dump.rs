@@ -205,11 +205,7 @@ impl Record {
     }
 
     /// Takes what one pass gave; returns the logits of its last token, `[b, v]`.
-    fn add<B: CompactBackend>(
-        &mut self,
-        pass: Range<usize>,
-        out: ForwardOutput<B>,
-    ) -> Result<Option<Tensor<B, 2>>> {
+    fn add<B: CompactBackend>(&mut self, pass: Range<usize>, out: ForwardOutput<B>) -> Result<Option<Tensor<B, 2>>> {
         let place = Place { left_pad: &self.left_pad, t: self.t, pass };
         self.final_hidden.place(&place, &floats(out.final_hidden)?);
         self.hidden.resize_with(out.hidden.len(), ByToken::default);

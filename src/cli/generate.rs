@@ -12,11 +12,11 @@ use emberlm::quant::CompactBackend;
 use serde::Serialize;
 
 use super::args::{CacheType, DepthArgs, DeviceArgs, ModelArgs};
+use super::backend::{Opened, Work, on_device};
 use super::estimate::Estimate;
 use super::sampling::SamplingArgs;
 use super::terminal::TerminalFilter;
 use super::{load, output};
-use super::backend::{Opened, Work, on_device};
 
 /// Largest prompt read from stdin, in bytes.
 const MAX_PROMPT: u64 = 64 << 20;

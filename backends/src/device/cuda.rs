@@ -19,7 +19,9 @@ pub fn cuda_devices() -> Result<Vec<(Found, CudaDevice)>, DeviceError> {
     }
     // SAFETY: as above.
     if !unsafe { cudarc::nvrtc::sys::is_culib_present() } {
-        return Err(none("the run-time compiler (libnvrtc) is not found; install the CUDA toolkit and set LD_LIBRARY_PATH".into()));
+        return Err(none(
+            "the run-time compiler (libnvrtc) is not found; install the CUDA toolkit and set LD_LIBRARY_PATH".into(),
+        ));
     }
     if !headers_are_there() {
         let reason = "the toolkit's headers are not found; install the CUDA toolkit and set CUDA_PATH to it";

@@ -23,7 +23,9 @@ pub fn open_wgpu(index: usize) -> Result<(Found, WgpuDevice, Limits), DeviceErro
     let devices = wgpu_devices();
     if devices.is_empty() {
         let api = AutoGraphicsApi::backend();
-        let reason = format!("no adapter for {api:?}; install a driver (on Linux a Vulkan ICD and its loader), or use --device cpu");
+        let reason = format!(
+            "no adapter for {api:?}; install a driver (on Linux a Vulkan ICD and its loader), or use --device cpu"
+        );
         return Err(DeviceError::None { interface: INTERFACE, reason });
     }
     let (found, device) = pick(INTERFACE, devices, index)?;
@@ -45,7 +47,10 @@ fn adapters() -> Vec<(Adapter, WgpuDevice)> {
         DeviceType::Other => None,
     };
     let found = cubecl::future::block_on(instance.enumerate_adapters(backends));
-    found.into_iter().filter_map(|adapter| name(adapter.get_info().device_type).map(|device| (adapter, device))).collect()
+    found
+        .into_iter()
+        .filter_map(|adapter| name(adapter.get_info().device_type).map(|device| (adapter, device)))
+        .collect()
 }
 
 fn describe(adapter: &Adapter) -> Found {

@@ -1,5 +1,7 @@
 //! The program `ember`, run as a user runs it.
 
+#[path = "cli/doctor.rs"]
+mod doctor;
 #[path = "cli/dump.rs"]
 mod dump;
 #[path = "cli/errors.rs"]

@@ -38,6 +38,11 @@ fn close<B: CompactBackend, const D: usize>(what: &str, got: Tensor<B, D>, expec
     }
 }
 
+/// The same numbers on the plainest backend.
+fn host<B: CompactBackend, const D: usize>(t: &Tensor<B, D>) -> Tensor<burn_ndarray::NdArray, D> {
+    Tensor::from_data(t.to_data(), &Default::default())
+}
+
 fn tensor<B: CompactBackend, const D: usize>(
     random: &mut Random,
     shape: [usize; D],
@@ -234,10 +239,18 @@ pub fn delta_net<B: CompactBackend>(device: &B::Device) {
             beta: burn::tensor::activation::sigmoid(tensor(&mut random, [b, s, hv], device)),
         };
         let state: Tensor<B, 4> = tensor(&mut random, [b, hv, dk, dv], device);
-        let got = B::gated_delta_rule(rule.clone(), state.clone());
-        let expected = reference::gated_delta_rule(rule, state);
-        close(&format!("delta rule s={s}"), got.0, expected.0);
-        close(&format!("delta state s={s}"), got.1, expected.1);
+        // On the host: burn 0.21's batched matrix product on wgpu gives wrong numbers at these sizes.
+        let on_host = DeltaRule {
+            q: host(&rule.q),
+            k: host(&rule.k),
+            v: host(&rule.v),
+            g: host(&rule.g),
+            beta: host(&rule.beta),
+        };
+        let expected = reference::gated_delta_rule(on_host, host(&state));
+        let got = B::gated_delta_rule(rule, state);
+        close(&format!("delta rule s={s}"), host(&got.0), expected.0);
+        close(&format!("delta state s={s}"), host(&got.1), expected.1);
     }
 }
 

@@ -257,8 +257,8 @@ fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
     v_head: u32,
     v_token: u32,
     #[comptime] cut: Cut,
-    #[define(F)] _q: StorageType,
-    #[define(O)] _out: StorageType,
+    #[define(F)] _q_type: StorageType,
+    #[define(O)] _out_type: StorageType,
 ) {
     let cube = CUBE_POS as u32;
     if cube >= cubes {
@@ -539,7 +539,7 @@ fn join_kernel<O: Float>(
     rows: u32,
     splits: u32,
     value_dim: u32,
-    #[define(O)] _out: StorageType,
+    #[define(O)] _out_type: StorageType,
 ) {
     let row = CUBE_POS as u32;
     if row >= rows {

@@ -77,7 +77,7 @@ fn store_kernel<F: Float>(
     words: u32,
     at: u32,
     #[comptime] halves: bool,
-    #[define(F)] _new: StorageType,
+    #[define(F)] _new_type: StorageType,
 ) {
     let item = CUBE_POS as u32 * UNITS + UNIT_POS;
     if item >= items {

@@ -81,9 +81,9 @@ fn conv_kernel<F: Float, T: Float, W: Float>(
     seq: u32,
     channels: u32,
     #[comptime] width: u32,
-    #[define(F)] _u: StorageType,
-    #[define(T)] _tail: StorageType,
-    #[define(W)] _weight: StorageType,
+    #[define(F)] _u_type: StorageType,
+    #[define(T)] _tail_type: StorageType,
+    #[define(W)] _weight_type: StorageType,
 ) {
     let item = CUBE_POS as u32 * UNITS + UNIT_POS;
     if item >= items {

@@ -90,9 +90,9 @@ fn queries_kernel<F: Float, W: Float, O: Float>(
     group: u32,
     head_dim: u32,
     inner: u32,
-    #[define(F)] _q: StorageType,
-    #[define(W)] _weight: StorageType,
-    #[define(O)] _out: StorageType,
+    #[define(F)] _q_type: StorageType,
+    #[define(W)] _weight_type: StorageType,
+    #[define(O)] _out_type: StorageType,
 ) {
     let cube = CUBE_POS as u32;
     let blocks = inner.div_ceil(UNITS);
@@ -172,9 +172,9 @@ fn values_kernel<F: Float, W: Float, O: Float>(
     inner: u32,
     #[comptime] biased: bool,
     #[comptime] plane: u32,
-    #[define(F)] _u: StorageType,
-    #[define(W)] _weight: StorageType,
-    #[define(O)] _out: StorageType,
+    #[define(F)] _u_type: StorageType,
+    #[define(W)] _weight_type: StorageType,
+    #[define(O)] _out_type: StorageType,
 ) {
     let mut scratch = SharedMemory::<f32>::new(UNITS as usize);
     let number = CUBE_POS as u32 * comptime!(UNITS / LANES) + UNIT_POS / LANES;

@@ -137,9 +137,9 @@ fn delta_kernel<F: Float, G: Float, S: Float>(
     #[comptime] key_dim: u32,
     #[comptime] staged: u32,
     #[comptime] plane: u32,
-    #[define(F)] _activations: StorageType,
-    #[define(G)] _gates: StorageType,
-    #[define(S)] _state: StorageType,
+    #[define(F)] _activations_type: StorageType,
+    #[define(G)] _gates_type: StorageType,
+    #[define(S)] _state_type: StorageType,
 ) {
     let cube = CUBE_POS as u32;
     if cube >= cubes {

@@ -47,7 +47,7 @@ fn embed_kernel<F: Float, W: Size>(
     m: u32,
     n: u32,
     k: u32,
-    #[define(F)] _y: StorageType,
+    #[define(F)] _y_type: StorageType,
 ) {
     let book = shared_code_book(weight);
     let units = k.div_ceil(8);

@@ -164,11 +164,11 @@ fn gated_step_kernel<A: Int, I: Int, O: Float, F: Float, L: Float>(
     threshold: f32,
     #[comptime] mode: HaltMode,
     #[comptime] weights: HaltWeights,
-    #[define(A)] _active: StorageType,
-    #[define(I)] _steps: StorageType,
-    #[define(O)] _output: StorageType,
-    #[define(F)] _state: StorageType,
-    #[define(L)] _logit: StorageType,
+    #[define(A)] _active_type: StorageType,
+    #[define(I)] _steps_type: StorageType,
+    #[define(O)] _output_type: StorageType,
+    #[define(F)] _state_type: StorageType,
+    #[define(L)] _logit_type: StorageType,
 ) {
     let token = CUBE_POS;
     if token >= m as usize {
@@ -220,10 +220,10 @@ fn last_step_kernel<A: Int, I: Int, O: Float, F: Float>(
     m: u32,
     h: u32,
     #[comptime] weights: HaltWeights,
-    #[define(A)] _active: StorageType,
-    #[define(I)] _steps: StorageType,
-    #[define(O)] _output: StorageType,
-    #[define(F)] _state: StorageType,
+    #[define(A)] _active_type: StorageType,
+    #[define(I)] _steps_type: StorageType,
+    #[define(O)] _output_type: StorageType,
+    #[define(F)] _state_type: StorageType,
 ) {
     let token = CUBE_POS;
     if token >= m as usize {

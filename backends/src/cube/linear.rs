@@ -175,7 +175,7 @@ fn vector_kernel<F: Float, V: Size, W: Size, U: Size>(
     n: u32,
     k: u32,
     #[comptime] plan: Plan,
-    #[define(F)] _x: StorageType,
+    #[define(F)] _x_type: StorageType,
 ) {
     let first = CUBE_POS as u32 * plan.rows;
     let count = comptime!(plan.rows * plan.columns);

@@ -105,8 +105,8 @@ fn norm_kernel<F: Float, W: Float>(
     #[comptime] lanes: u32,
     #[comptime] plane: u32,
     #[comptime] gated: bool,
-    #[define(F)] _x: StorageType,
-    #[define(W)] _weight: StorageType,
+    #[define(F)] _x_type: StorageType,
+    #[define(W)] _weight_type: StorageType,
 ) {
     let mut scratch = SharedMemory::<f32>::new(UNITS as usize);
     let row = CUBE_POS as u32 * comptime!(UNITS / lanes) + UNIT_POS / lanes;

@@ -73,8 +73,8 @@ fn rotary_kernel<F: Float, T: Float>(
     heads: u32,
     head_dim: u32,
     half: u32,
-    #[define(F)] _x: StorageType,
-    #[define(T)] _table: StorageType,
+    #[define(F)] _x_type: StorageType,
+    #[define(T)] _table_type: StorageType,
 ) {
     let item = CUBE_POS as u32 * UNITS + UNIT_POS;
     if item >= items {

@@ -117,7 +117,7 @@ fn tile_kernel<F: Float, V: Size, W: Size>(
     n: u32,
     k: u32,
     #[comptime] plan: Plan,
-    #[define(F)] _x: StorageType,
+    #[define(F)] _x_type: StorageType,
 ) {
     let across = n.div_ceil(TILE);
     let first_column = CUBE_POS as u32 % across * TILE;
@@ -272,7 +272,7 @@ fn zero<R: Runtime>(client: &ComputeClient<R>, y: &Buffer) {
 }
 
 #[cube(launch_unchecked)]
-fn zero_kernel<F: Float>(y: &mut Array<F>, len: u32, #[define(F)] _y: StorageType) {
+fn zero_kernel<F: Float>(y: &mut Array<F>, len: u32, #[define(F)] _y_type: StorageType) {
     let at = ABSOLUTE_POS;
     if at < len as usize {
         y[at] = F::cast_from(0.0f32);

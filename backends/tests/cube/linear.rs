@@ -164,7 +164,7 @@ fn swiglu_matches_its_twin() {
             let [gate, up, down] = [&gate, &up, &down].map(|stored| upload(&client, &stored.weight()));
             for m in [1, 3, 17, 129] {
                 let x = rng.floats(m * h, 1.7);
-                let some: Vec<bool> = (0..m).map(|_| rng.word() % 3 != 0).collect();
+                let some: Vec<bool> = (0..m).map(|_| !rng.word().is_multiple_of(3)).collect();
                 for flags in [None, Some(some), Some(vec![false; m])] {
                     let mut want = vec![0.0; m * h];
                     plain::swiglu_mlp(&x, m, &mlp, flags.as_deref(), &mut want);

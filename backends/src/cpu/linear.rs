@@ -176,6 +176,7 @@ pub(crate) struct Rows<'a> {
     pub(crate) k: usize,
     level: Level,
     permuted: Made<(usize, Order), PermutedX>,
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(crate) rounded: Made<int8::Layout, int8::Columns>,
 }
 

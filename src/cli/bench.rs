@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use emberlm::demo;
 use emberlm::model::config::{CrestOverrides, Family};
 use emberlm::model::shapes;
 use emberlm::model::{CausalLm, ForwardOptions, LoadPlan, LogitsFor, Part, Pretrained, RandomWeights, WeightOptions};
@@ -20,8 +21,8 @@ use super::output;
 /// Flags of `ember bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Model directory
-    #[arg(short, long, value_name = "DIR", required_unless_present = "shape", conflicts_with = "shape")]
+    /// Model directory [default: a small model that is part of the program]
+    #[arg(short, long, value_name = "DIR", conflicts_with = "shape")]
     model: Option<PathBuf>,
 
     /// Random weights of a known shape (bench-1b, crest-2b, crest-11b, sky-lite, lean-8b, nano-3b) or of a config.json
@@ -185,13 +186,16 @@ const READ_BUFFER: usize = 512 << 20;
 fn load(args: &BenchArgs, depth: &CrestOverrides, device: &CpuDevice) -> Result<(String, LoadPlan, CausalLm<Cpu>)> {
     let quantize = args.quant.option();
     let quantize_head = args.quant_head.option();
-    if let Some(path) = &args.model {
+    let Some(name) = args.shape.clone() else {
         let options = WeightOptions { quantize, quantize_head, ..Default::default() };
-        let pretrained = Pretrained::open(path, depth)?;
+        let pretrained = match &args.model {
+            Some(path) => Pretrained::open(path, depth)?,
+            None => demo::open(depth)?,
+        };
         let plan = pretrained.plan::<Cpu>(options, device)?;
-        return Ok((path.display().to_string(), plan, pretrained.load(options, device, None)?));
-    }
-    let name = args.shape.clone().unwrap_or_default();
+        let name = pretrained.directory().display().to_string();
+        return Ok((name, plan, pretrained.load(options, device, None)?));
+    };
     let architecture = shapes::shape(&name, depth)?;
     // The storage that the family is published in, unless another one is asked for.
     let nano = architecture.config.family == Family::Qwen2 && quantize.is_none() && name.starts_with("nano");

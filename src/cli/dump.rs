@@ -85,7 +85,7 @@ enum Rounding {
 /// Runs the command.
 pub fn run(args: &DumpArgs) -> Result<()> {
     let device = backend::open(&args.device)?;
-    let pretrained = load::open(&args.model.model, &args.depth)?;
+    let pretrained = load::open(args.model.model.as_deref(), &args.depth)?;
     let config = &pretrained.architecture().config;
     let tokens = Tokens::read(&args.input, config.vocab_size)?;
     let (t, n) = (tokens.rows.first().map_or(0, Vec::len), args.greedy.map_or(0, |n| n as usize));

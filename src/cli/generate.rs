@@ -115,7 +115,7 @@ struct TracedToken {
 /// Runs the command. False when it was interrupted.
 pub fn run(args: &GenerateArgs) -> Result<bool> {
     let device = backend::open(&args.device)?;
-    let pretrained = load::open(&args.model.model, &args.depth)?;
+    let pretrained = load::open(args.model.model.as_deref(), &args.depth)?;
     let architecture = pretrained.architecture();
     if args.trace && architecture.crest.is_none() {
         bail!("--trace is for models with adaptive depth; this is {}", architecture.config.family);
@@ -182,7 +182,7 @@ fn options(args: &GenerateArgs, pretrained: &Pretrained, text: &TextProcessor) -
 
 /// The tokens of the prompt.
 fn prompt(args: &GenerateArgs, text: &TextProcessor) -> Result<Vec<u32>> {
-    let prompt = if args.prompt == "-" { read_stdin()? } else { args.prompt.clone() };
+    let prompt = given_or_stdin(&args.prompt)?;
     if !args.chat {
         return Ok(text.encode(&prompt, true)?);
     }
@@ -193,6 +193,11 @@ fn prompt(args: &GenerateArgs, text: &TextProcessor) -> Result<Vec<u32>> {
         options = options.with("enable_thinking", false);
     }
     Ok(text.encode_chat(&messages, &options)?)
+}
+
+/// A prompt as it is given; - stands for what is on stdin, without its last line break.
+pub fn given_or_stdin(prompt: &str) -> Result<String> {
+    if prompt == "-" { read_stdin() } else { Ok(prompt.to_owned()) }
 }
 
 fn read_stdin() -> Result<String> {

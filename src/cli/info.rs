@@ -223,7 +223,7 @@ pub struct StopToken {
 
 /// Runs the command.
 pub fn run(args: &InfoArgs) -> Result<()> {
-    let pretrained = load::open(&args.model.model, &args.depth)?;
+    let pretrained = load::open(args.model.model.as_deref(), &args.depth)?;
     let options = WeightOptions { quantize: args.model.quant.option(), ..WeightOptions::default() };
     let plan = load::plan(&pretrained, options, &CpuDevice::default())?;
     let architecture = pretrained.architecture();

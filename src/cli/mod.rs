@@ -6,8 +6,10 @@
 mod args;
 mod backend;
 mod bench;
+mod depth;
 mod dump;
 mod estimate;
+mod eval;
 mod generate;
 mod info;
 mod info_text;
@@ -41,6 +43,10 @@ enum Command {
     Info(Box<info::InfoArgs>),
     /// Measure prefill and decode speed, of a checkpoint or of random weights
     Bench(Box<bench::BenchArgs>),
+    /// Measure how well a model foretells a text
+    Eval(Box<eval::EvalArgs>),
+    /// Show how deep a model with adaptive depth thinks about each token of a text
+    Depth(Box<depth::DepthCommandArgs>),
     /// Write what a model computes for given tokens, for comparison with another implementation
     Dump(Box<dump::DumpArgs>),
 }
@@ -57,6 +63,8 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Info(args) => info::run(&args).map(|()| true),
         Command::Bench(args) => bench::run(&args).map(|()| true),
+        Command::Eval(args) => eval::run(&args).map(|()| true),
+        Command::Depth(args) => depth::run(&args).map(|()| true),
         Command::Dump(args) => dump::run(&args).map(|()| true),
     };
     match result {

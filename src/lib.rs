@@ -31,6 +31,8 @@
 //! Checkpoints, tokenizers and chat templates are treated as written by strangers: every file is bounded and validated before it
 //! is used, and what is wrong is an [`Error`](model::Error) that names the file and the place. `SECURITY.md` says what is defended.
 
+pub mod demo;
+
 pub use emberlm_model as model;
 pub use emberlm_quant as quant;
 

@@ -1,11 +1,17 @@
 //! The program `ember`, run as a user runs it.
 
+#[path = "cli/demo.rs"]
+mod demo;
+#[path = "cli/depth.rs"]
+mod depth;
 #[path = "cli/doctor.rs"]
 mod doctor;
 #[path = "cli/dump.rs"]
 mod dump;
 #[path = "cli/errors.rs"]
 mod errors;
+#[path = "cli/eval.rs"]
+mod eval;
 #[allow(dead_code)]
 #[path = "suite/fixture.rs"]
 mod fixture;

@@ -13,9 +13,9 @@ use super::backend::DeviceChoice;
 /// Where the model is.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// Model directory: config.json, safetensors files, tokenizer.json
+    /// Model directory: config.json, safetensors files, tokenizer.json [default: a small model that is part of the program]
     #[arg(short, long, value_name = "DIR")]
-    pub model: PathBuf,
+    pub model: Option<PathBuf>,
 
     /// Quantise the dense linear layers while loading
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use emberlm::demo;
 use emberlm::model::config::{CrestOverrides, Family};
 use emberlm::model::shapes;
 use emberlm::model::{CausalLm, ForwardOptions, LoadPlan, LogitsFor, Part, Pretrained, RandomWeights, WeightOptions};
@@ -21,8 +22,8 @@ use super::{load, output};
 /// Flags of `ember bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Model directory
-    #[arg(short, long, value_name = "DIR", required_unless_present = "shape", conflicts_with = "shape")]
+    /// Model directory [default: a small model that is part of the program]
+    #[arg(short, long, value_name = "DIR", conflicts_with = "shape")]
     model: Option<PathBuf>,
 
     /// Random weights of a known shape (bench-1b, crest-2b, crest-11b, sky-lite, lean-8b, nano-3b) or of a config.json
@@ -222,14 +223,17 @@ fn load<B: CompactBackend>(
     device: &Opened<B>,
 ) -> Result<(String, LoadPlan, CausalLm<B>)> {
     let quantize = args.quant.option();
-    if let Some(path) = &args.model {
-        let pretrained = Pretrained::open(path, depth)?;
+    let Some(name) = args.shape.clone() else {
+        let pretrained = match &args.model {
+            Some(path) => Pretrained::open(path, depth)?,
+            None => demo::open(depth)?,
+        };
         let options = load::weight_options::<B>(args.quant, args.quant_head, &pretrained, &device.device)?;
         let plan = pretrained.plan::<B>(options, &device.device)?;
         load::check_buffers(&plan, device)?;
-        return Ok((path.display().to_string(), plan, pretrained.load(options, &device.device, None)?));
-    }
-    let name = args.shape.clone().unwrap_or_default();
+        let name = pretrained.directory().display().to_string();
+        return Ok((name, plan, pretrained.load(options, &device.device, None)?));
+    };
     let architecture = shapes::shape(&name, depth)?;
     // The storage that the family is published in, unless another one is asked for.
     let nano = architecture.config.family == Family::Qwen2 && quantize.is_none() && name.starts_with("nano");

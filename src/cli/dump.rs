@@ -97,7 +97,7 @@ impl Work for &DumpArgs {
 }
 
 fn dump<B: CompactBackend>(args: &DumpArgs, device: &Opened<B>) -> Result<()> {
-    let pretrained = load::open(&args.model.model, &args.depth)?;
+    let pretrained = load::open(args.model.model.as_deref(), &args.depth)?;
     let config = &pretrained.architecture().config;
     let tokens = Tokens::read(&args.input, config.vocab_size)?;
     let (t, n) = (tokens.rows.first().map_or(0, Vec::len), args.greedy.map_or(0, |n| n as usize));

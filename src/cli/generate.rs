@@ -128,7 +128,7 @@ impl Work for &GenerateArgs {
 }
 
 fn generate<B: CompactBackend>(args: &GenerateArgs, device: &Opened<B>) -> Result<bool> {
-    let pretrained = load::open(&args.model.model, &args.depth)?;
+    let pretrained = load::open(args.model.model.as_deref(), &args.depth)?;
     let architecture = pretrained.architecture();
     if args.trace && architecture.crest.is_none() {
         bail!("--trace is for models with adaptive depth; this is {}", architecture.config.family);
@@ -200,7 +200,7 @@ fn options(args: &GenerateArgs, pretrained: &Pretrained, text: &TextProcessor) -
 
 /// The tokens of the prompt.
 fn prompt(args: &GenerateArgs, text: &TextProcessor) -> Result<Vec<u32>> {
-    let prompt = if args.prompt == "-" { read_stdin()? } else { args.prompt.clone() };
+    let prompt = given_or_stdin(&args.prompt)?;
     if !args.chat {
         return Ok(text.encode(&prompt, true)?);
     }
@@ -211,6 +211,11 @@ fn prompt(args: &GenerateArgs, text: &TextProcessor) -> Result<Vec<u32>> {
         options = options.with("enable_thinking", false);
     }
     Ok(text.encode_chat(&messages, &options)?)
+}
+
+/// A prompt as it is given; - stands for what is on stdin, without its last line break.
+pub fn given_or_stdin(prompt: &str) -> Result<String> {
+    if prompt == "-" { read_stdin() } else { Ok(prompt.to_owned()) }
 }
 
 fn read_stdin() -> Result<String> {

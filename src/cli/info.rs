@@ -223,7 +223,7 @@ pub struct StopToken {
 
 /// Runs the command.
 pub fn run(args: &InfoArgs) -> Result<()> {
-    let pretrained = load::open(&args.model.model, &args.depth)?;
+    let pretrained = load::open(args.model.model.as_deref(), &args.depth)?;
     let (quant, head) = (args.model.quant, args.model.quant_head);
     let options = load::weight_options::<Cpu>(quant, head, &pretrained, &CpuDevice::default())?;
     let plan = load::plan::<Cpu>(&pretrained, options, &CpuDevice::default())?;

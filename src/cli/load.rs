@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use emberlm::demo;
 use emberlm::model::{CausalLm, LoadPlan, Pretrained, Progress, WeightOptions};
 use emberlm::quant::CompactBackend;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -11,8 +12,11 @@ use super::args::{DepthArgs, Quant, QuantHead};
 use super::backend::Opened;
 use super::output;
 
-/// Opens a model directory; nothing is loaded yet.
-pub fn open(path: &Path, depth: &DepthArgs) -> Result<Pretrained> {
+/// Opens a model directory, or the demo model when none is given; nothing is loaded yet.
+pub fn open(path: Option<&Path>, depth: &DepthArgs) -> Result<Pretrained> {
+    let Some(path) = path else {
+        return demo::open(&depth.overrides()).context("cannot open the demo model");
+    };
     Pretrained::open(path, &depth.overrides()).with_context(|| format!("cannot open the model {}", path.display()))
 }
 
@@ -26,6 +30,12 @@ pub fn weight_options<B: CompactBackend>(
     let quantize = quant.option();
     let quantized = quantize.is_some() || plan::<B>(pretrained, WeightOptions::default(), device)?.is_quantized();
     Ok(WeightOptions { quantize, quantize_head: head.option(quantized), ..WeightOptions::default() })
+}
+
+/// The last part of the path of a model.
+pub fn name(pretrained: &Pretrained) -> String {
+    let directory = pretrained.directory();
+    directory.file_name().map_or_else(|| directory.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 
 /// Checks every tensor and adds up bytes; nothing is loaded yet.

@@ -6,9 +6,11 @@
 mod args;
 mod backend;
 mod bench;
+mod depth;
 mod doctor;
 mod dump;
 mod estimate;
+mod eval;
 mod generate;
 mod info;
 mod info_text;
@@ -44,6 +46,10 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     /// List the devices, and test one
     Doctor(doctor::DoctorArgs),
+    /// Measure how well a model foretells a text
+    Eval(Box<eval::EvalArgs>),
+    /// Show how deep a model with adaptive depth thinks about each token of a text
+    Depth(Box<depth::DepthCommandArgs>),
     /// Write what a model computes for given tokens, for comparison with another implementation
     Dump(Box<dump::DumpArgs>),
 }
@@ -61,6 +67,8 @@ pub fn main() -> ExitCode {
         Command::Info(args) => info::run(&args).map(|()| true),
         Command::Bench(args) => bench::run(&args).map(|()| true),
         Command::Doctor(args) => doctor::run(&args).map(|()| true),
+        Command::Eval(args) => eval::run(&args).map(|()| true),
+        Command::Depth(args) => depth::run(&args).map(|()| true),
         Command::Dump(args) => dump::run(&args).map(|()| true),
     };
     match result {

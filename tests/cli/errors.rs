@@ -29,7 +29,7 @@ fn wrong_command_lines_are_usage_errors() {
     let wrong: [&[&str]; 11] = [
         &[],
         &["sing"],
-        &["info"],
+        &["depth"],
         &["info", "-m", model, "--quant", "q9"],
         &["info", "-m", model, "--context", "0"],
         &["generate", "-m", model],

@@ -1,0 +1,147 @@
+//! `ember depth`: how deep a model with adaptive depth thinks about each token of a text.
+
+mod colour;
+mod map;
+mod picture;
+mod sweep;
+mod terminal;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use emberlm::model::evaluate::{EvaluateOptions, evaluate};
+use emberlm::quant::CompactBackend;
+use emberlm::quant::kv::KvFormat;
+use serde::Serialize;
+
+use self::colour::ColourChoice;
+use self::map::DepthMap;
+use self::sweep::Threshold;
+use super::args::{Activations, DepthArgs, DeviceArgs, ModelArgs};
+use super::backend::{Opened, Work, on_device};
+use super::estimate::Estimate;
+use super::{load, output};
+
+const ABOUT: &str = "\
+What is shown for a token is the pass that foretold it: its mean steps per layer colour the text, the steps of every layer the \
+heat map (layers downwards, tokens to the right). Nothing foretells the first token; the last column, marked with three dots, \
+is the pass that foretells what comes after the text.
+
+Colours: as many as the terminal says it has (COLORTERM, TERM), none into a file or pipe or when NO_COLOR is set.
+
+With --json one object is printed: model, layers, num_steps (K), halt_threshold, mean_steps, perplexity, and per token its id, \
+text, log_probability, mean_steps, steps (per layer) and halt (per layer, the halting probability of every step but the last; \
+0 after the token halted); next: the same for what comes after the text; with --sweep, sweep: a list of threshold, mean_steps, \
+perplexity, milliseconds_per_token.";
+
+/// Flags of `ember depth`.
+#[derive(Debug, Args)]
+#[command(after_long_help = ABOUT)]
+pub struct DepthCommandArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// The text; - reads it from stdin, without its last line break
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: String,
+
+    /// Write the heat map as a picture
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+
+    /// Write the heat map as a page
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+
+    /// Also measure perplexity, steps and time of the text over thresholds from 0.5 to 0.999
+    #[arg(long)]
+    sweep: bool,
+
+    /// Print the numbers as one JSON object
+    #[arg(long)]
+    json: bool,
+
+    /// Colours of the terminal
+    #[arg(long, visible_alias = "colour", value_enum, default_value_t, value_name = "WHEN")]
+    color: ColourChoice,
+
+    /// Columns of the terminal; as the variable COLUMNS says, or 80
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(20..))]
+    width: Option<u16>,
+
+    #[command(flatten)]
+    depth: DepthArgs,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    map: &'a DepthMap,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sweep: Option<&'a [Threshold]>,
+}
+
+/// Runs the command.
+pub fn run(args: &DepthCommandArgs) -> Result<()> {
+    on_device(&args.device, Activations::Int8, args)
+}
+
+impl Work for &DepthCommandArgs {
+    type Output = ();
+
+    fn run<B: CompactBackend>(self, device: &Opened<B>) -> Result<()> {
+        show(self, device)
+    }
+}
+
+fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &Opened<B>) -> Result<()> {
+    let pretrained = load::open(args.model.model.as_deref(), &args.depth)?;
+    let architecture = pretrained.architecture();
+    let Some(crest) = architecture.crest.clone() else {
+        bail!("depth is for models with adaptive depth; this is {}", architecture.config.family);
+    };
+    let text = pretrained.text()?;
+    let prompt = super::generate::given_or_stdin(&args.prompt)?;
+    let ids = text.encode(&prompt, true)?;
+    let (quant, head) = (args.model.quant, args.model.quant_head);
+    let weights = load::weight_options::<B>(quant, head, &pretrained, &device.device)?;
+    let mut model = load::load(&pretrained, weights, device, |plan| {
+        Estimate::new(architecture, plan, KvFormat::F32, ids.len(), ids.len()).note()
+    })?;
+    let limit = architecture.config.max_position_embeddings;
+    if ids.len() > limit {
+        bail!("the text has {} tokens, but the context of this model is {limit}; shorten it", ids.len());
+    }
+    let evaluated = evaluate(&model, &ids, EvaluateOptions::default())?;
+    let map = DepthMap::new(&load::name(&pretrained), &crest, &text, &ids, &evaluated)?;
+    let sweep = args.sweep.then(|| sweep::measure(&mut model, &crest, &ids)).transpose()?;
+
+    if let Some(path) = &args.svg {
+        write(path, &picture::svg(&map))?;
+    }
+    if let Some(path) = &args.html {
+        write(path, &picture::html(&map, sweep.as_deref()))?;
+    }
+    let shown = if args.json {
+        serde_json::to_string(&Report { map: &map, sweep: sweep.as_deref() })? + "\n"
+    } else {
+        let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+        let width = args.width.or(columns).unwrap_or(80).max(20);
+        let map = terminal::paint(&map, args.color.resolve(), width.into());
+        map + &sweep.as_deref().map_or_else(String::new, |sweep| format!("\n{}", sweep::table(sweep)))
+    };
+    let mut out = io::stdout().lock();
+    out.write_all(shown.as_bytes()).and_then(|()| out.flush()).context(output::STDOUT)
+}
+
+fn write(path: &Path, contents: &str) -> Result<()> {
+    std::fs::write(path, contents).with_context(|| format!("cannot write {}", path.display()))?;
+    output::note(&format!("wrote {}", path.display()));
+    Ok(())
+}

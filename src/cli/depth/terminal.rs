@@ -1,0 +1,95 @@
+//! Depth on a terminal: the text in the colours of its mean steps, then a heat map in lines of the terminal's width.
+
+use super::colour::{Colours, LIGHT, Rgb, indexed, ink};
+use super::map::{DepthMap, LEVELS, Pass};
+
+/// Everything, ending with a line break.
+pub fn paint(map: &DepthMap, colours: Colours, width: usize) -> String {
+    let mut out = String::new();
+    for token in &map.tokens {
+        let level = token.pass.as_ref().map(|pass| map.level(pass.mean_steps));
+        // A background would run to the end of the line.
+        for (i, line) in token.text.split('\n').enumerate() {
+            if i > 0 {
+                out.push('\n');
+            }
+            out += &on(&printable(line), level, colours);
+        }
+    }
+    out += "\n\n";
+    out += &heat_map(map, colours, width);
+    out += &legend(map, colours);
+    out += &map.summary();
+    out.push('\n');
+    out
+}
+
+/// Blocks of as many tokens as fit; in each, the tokens and below them a line per layer.
+fn heat_map(map: &DepthMap, colours: Colours, width: usize) -> String {
+    let margin = 4;
+    let columns: Vec<(String, Option<&Pass>)> = map.columns().collect();
+    let mut out = String::new();
+    let mut rest = columns.as_slice();
+    while !rest.is_empty() {
+        let mut used = margin;
+        let fitting = rest.iter().take_while(|(label, _)| {
+            used += cells(label) + 1;
+            used <= width + 1
+        });
+        let (block, after) = rest.split_at(fitting.count().max(1));
+        rest = after;
+        let labels: Vec<&str> = block.iter().map(|(label, _)| label.as_str()).collect();
+        out += &format!("{:margin$}{}\n", "", labels.join(" "));
+        for layer in 0..map.layers {
+            out += &format!("{layer:>2}  ");
+            let row: Vec<String> = block
+                .iter()
+                .map(|(label, pass)| {
+                    let steps = pass.and_then(|pass| pass.steps.get(layer));
+                    let text = format!("{:^1$}", steps.map_or("-".to_owned(), u32::to_string), cells(label));
+                    on(&text, steps.map(|&steps| map.level(f64::from(steps))), colours)
+                })
+                .collect();
+            out += &row.join(" ");
+            out.push('\n');
+        }
+        out.push('\n');
+    }
+    out
+}
+
+fn legend(map: &DepthMap, colours: Colours) -> String {
+    if colours == Colours::None {
+        return "steps per layer (rows) and token (columns); - is the first token, which nothing foretold\n".to_owned();
+    }
+    let cells: String = (0..LEVELS).map(|level| on("  ", Some(level), colours)).collect();
+    format!("1 step {cells} {} steps\n", map.num_steps)
+}
+
+/// Text on the ground of a level.
+fn on(text: &str, level: Option<usize>, colours: Colours) -> String {
+    let Some(ground) = level.map(|level| LIGHT[level.min(LEVELS - 1)]) else { return text.to_owned() };
+    if text.is_empty() {
+        return String::new();
+    }
+    let [[r, g, b], [ir, ig, ib]]: [Rgb; 2] = [ground, ink(ground)];
+    match colours {
+        Colours::None => text.to_owned(),
+        Colours::True => format!("\x1b[48;2;{r};{g};{b}m\x1b[38;2;{ir};{ig};{ib}m{text}\x1b[0m"),
+        Colours::Indexed => format!("\x1b[48;5;{}m\x1b[38;5;{}m{text}\x1b[0m", indexed(ground), indexed([ir, ig, ib])),
+    }
+}
+
+/// Text without what could steer the terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// Columns of a text on a terminal: two for East Asian characters and emoji, by their ranges.
+fn cells(text: &str) -> usize {
+    let wide = |c: char| {
+        matches!(c, '\u{1100}'..='\u{115f}' | '\u{2e80}'..='\u{a4cf}' | '\u{ac00}'..='\u{d7a3}' | '\u{f900}'..='\u{faff}'
+            | '\u{fe30}'..='\u{fe6f}' | '\u{ff00}'..='\u{ff60}' | '\u{1f300}'..='\u{1faff}' | '\u{20000}'..='\u{3fffd}')
+    };
+    text.chars().map(|c| if wide(c) { 2 } else { 1 }).sum()
+}

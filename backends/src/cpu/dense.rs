@@ -4,9 +4,6 @@ use super::packed::MAX_COLUMNS;
 use super::simd::{Kernel, Simd};
 use super::threads::Output;
 
-/// How many bytes ahead of its loads a row is prefetched: more than with packed codes, as bytes go by faster.
-const AHEAD: usize = 4096;
-
 /// How one element of a dense row is stored.
 pub(crate) trait Element: Copy + Sync {
     /// Bytes.
@@ -104,7 +101,8 @@ impl<E: Element> Kernel for DenseRows<'_, E> {
 }
 
 impl<E: Element> DenseRows<'_, E> {
-    /// `R` streams of rows far apart, which hardware prefetchers follow; each time all columns, `A`, `B` or one at a time.
+    /// `R` streams of rows far apart, which hardware prefetchers follow better alone than with prefetches in between; each
+    /// time all columns, `A`, `B` or one at a time.
     #[inline(always)]
     unsafe fn range<S: Simd, const R: usize, const A: usize, const B: usize>(&self) {
         let apart = (self.last - self.first) / R;
@@ -150,11 +148,6 @@ impl<E: Element> DenseRows<'_, E> {
             let step = 128 / E::SIZE;
             let whole = k / step * step;
             for i in (0..whole).step_by(step) {
-                for r in 0..R {
-                    let ahead = w.wrapping_add(r * stream + i).cast::<u8>().wrapping_add(AHEAD);
-                    S::prefetch(ahead);
-                    S::prefetch(ahead.wrapping_add(64));
-                }
                 for at in (i..i + step).step_by(2 * S::LANES) {
                     let second = if M == 1 { &mut odd } else { &mut even };
                     add::<S, E, R, M>(w.add(at + S::LANES), stream, x.add(at + S::LANES), k, second);

@@ -19,7 +19,6 @@ use crate::random::{Random, hash};
 use crate::tokenizer::VOCABULARY;
 
 const HIDDEN: usize = 64;
-const FFN: usize = 96;
 const LAYERS: usize = 4;
 
 /// What differs between runs.
@@ -33,6 +32,8 @@ pub struct Shape {
     pub gate_input: String,
     /// The bias that gates begin with.
     pub gate_bias: f32,
+    /// Inner width of each MLP.
+    pub ffn: usize,
 }
 
 impl Shape {
@@ -43,7 +44,7 @@ impl Shape {
             "dtype": "bfloat16",
             "vocab_size": VOCABULARY,
             "hidden_size": HIDDEN,
-            "intermediate_size": FFN,
+            "intermediate_size": self.ffn,
             "num_hidden_layers": LAYERS,
             "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
             "num_attention_heads": 2,
@@ -159,9 +160,12 @@ impl WeightSource for Initial {
 
     fn matrix(&self, name: &str, n: usize, k: usize) -> emberlm::model::Result<HostWeight> {
         let into_the_stream = ["o_proj", "out_proj", "down_proj"].iter().any(|part| name.contains(part));
+        let later = name.contains(".steps.") && !name.contains(".steps.0.");
         let scale = match name {
             name if name.contains("embed_tokens") => 0.08,
             name if name.contains("halt_gate") => 0.02,
+            // Steps after the first change nothing at first.
+            name if later && name.contains("down_proj") => 0.0,
             // What is added to the residual stream is small at first, so that all layers matter from the start.
             _ if into_the_stream => (2 * LAYERS * k) as f32,
             _ => k as f32,

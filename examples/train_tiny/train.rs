@@ -16,9 +16,10 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_autodiff::Autodiff;
 use clap::Args;
-use emberlm::model::{CausalLm, ForwardOptions, LogitsFor};
+use emberlm::model::{CausalLm, FeedForward, ForwardOptions, LogitsFor};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::KvFormat;
+use emberlm::quant::packed::PackedWeight;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +49,10 @@ pub struct Run {
     /// MLPs per layer, K
     #[arg(long, default_value_t = 4)]
     pub steps: usize,
+    /// Inner width of each MLP
+    #[arg(long, default_value_t = 32)]
+    #[serde(default = "before_the_flag")]
+    pub ffn: usize,
     /// What each step reads
     #[arg(long, default_value = "refine")]
     pub step_input: String,
@@ -63,6 +68,14 @@ pub struct Run {
     /// Part of the training before the price is asked, and over which it then rises
     #[arg(long, default_value_t = 0.25)]
     pub warm_up: f32,
+    /// Part of the training in which the first step runs alone; the others are added without a change of what is computed
+    #[arg(long, default_value_t = 0.4)]
+    #[serde(default)]
+    pub alone: f32,
+    /// Part of the training before the gates learn; until then they say what they began with
+    #[arg(long, default_value_t = 0.6)]
+    #[serde(default)]
+    pub gates_from: f32,
     /// Highest learning rate
     #[arg(long, default_value_t = 5e-3)]
     pub rate: f64,
@@ -78,6 +91,11 @@ pub struct Run {
     #[arg(long)]
     #[serde(default)]
     pub stop_after: Option<usize>,
+}
+
+/// Inner width of runs that do not say it.
+fn before_the_flag() -> usize {
+    96
 }
 
 /// Batches over which the learning rate rises, at most a tenth of all.
@@ -224,12 +242,16 @@ pub fn train<B: CompactBackend>(run: &Run, device: &B::Device) -> Result<f64> {
     while done < run.iterations {
         let first = (done * run.batch) as u64;
         let batch = Batch::draw(&tokenizer, run.seed, first, Split::Train, run.batch, run.length)?;
+        model.set_depth(run.steps_at(done), false, 1.0);
         let told = tell(&model, &batch);
         let (loss, steps) = (numbers(told.loss.clone()), numbers(told.steps.clone()));
         seen.add(batch.targets(), &loss, &steps);
         let price = run.price(done);
         let total = told.loss.mean() + told.steps.mean() * f64::from(price);
-        let gradients = GradientsParams::from_grads(total.backward(), &model);
+        let mut gradients = GradientsParams::from_grads(total.backward(), &model);
+        if (done as f32) < run.gates_from * run.iterations as f32 {
+            hold_gates(&model, &mut gradients);
+        }
         let rise = ((done + 1) as f64 / RISE.min(run.iterations.div_ceil(10)) as f64).min(1.0);
         model = optimizer.step(schedule.step() * rise, model, gradients);
         done += 1;
@@ -266,6 +288,22 @@ pub fn train<B: CompactBackend>(run: &Run, device: &B::Device) -> Result<f64> {
     Ok(last)
 }
 
+/// Leaves the gates as they are. They learn faster than what they choose among, and would close the later steps for good while those
+/// are still noise.
+fn hold_gates<B: AutodiffBackend>(model: &CausalLm<B>, gradients: &mut GradientsParams) {
+    for layer in &model.model.layers {
+        let FeedForward::Crest(mlp) = &layer.mlp else { continue };
+        for gate in &mlp.halt_gates {
+            if let PackedWeight::Float(weight) = &gate.output.weight {
+                gradients.remove::<B::InnerBackend, 2>(weight.id);
+            }
+            if let Some(bias) = &gate.output.bias {
+                gradients.remove::<B::InnerBackend, 1>(bias.id);
+            }
+        }
+    }
+}
+
 /// Writes a checkpoint, and removes the one before once the new one is in force.
 fn checkpoint<B: CompactBackend>(
     run: &Run,
@@ -294,8 +332,14 @@ impl Run {
             steps: self.steps,
             step_input: self.step_input.clone(),
             gate_input: self.gate_input.clone(),
+            ffn: self.ffn,
             gate_bias: self.gate_bias,
         }
+    }
+
+    /// How many of the MLPs run, after `done` batches.
+    fn steps_at(&self, done: usize) -> usize {
+        if (done as f32) < self.alone * self.iterations as f32 { 1 } else { self.steps }
     }
 
     /// Of one expected step of one layer, after `done` batches.

@@ -173,7 +173,10 @@ impl<'a, B: CompactBackend> Generator<'a, B> {
         let (mut cache, mut seen) = cache.unwrap_or_else(|| (model.new_cache(options.cache), Vec::new()));
         model.check_prompt(&[prompt], prompt.len(), &cache)?;
         let context = model.architecture().config.max_position_embeddings;
-        cache.reserve((cache.len() + prompt.len() + options.max_tokens.min(RESERVED)).min(context));
+        let roomy = (cache.len() + prompt.len() + options.max_tokens.min(RESERVED)).min(context);
+        if cache.check_room(roomy).is_ok() {
+            cache.reserve(roomy);
+        }
         seen.extend_from_slice(prompt);
         let seed = sampler.seed();
         Ok(Pieces {
@@ -287,6 +290,7 @@ impl<B: CompactBackend> Pieces<'_, B> {
                 self.next = tokens[i * chunk..].to_vec();
                 return Ok(None);
             }
+            self.cache.check_room(self.cache.len() + part.len())?;
             let wanted = if (i + 1) * chunk >= tokens.len() { LogitsFor::Last } else { LogitsFor::Nothing };
             let options = ForwardOptions { logits: wanted, hidden: false };
             let out = self.model.forward(self.model.ids(&[part]), &mut self.cache, options);

@@ -15,6 +15,7 @@ pub mod ops;
 pub mod packed;
 pub mod reference;
 pub mod self_test;
+mod split;
 
 pub use error::{Error, Result};
 pub use ops::CompactBackend;

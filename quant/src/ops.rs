@@ -46,6 +46,11 @@ pub trait CompactBackend: Backend {
     /// Whether tensors made from host buffers keep reading them: then a mapped file must stay mapped and resident.
     const SHARES_HOST_MEMORY: bool = false;
 
+    /// Bytes of the largest buffer of a device, where something beside its memory limits it: a larger weight is held in parts.
+    fn max_buffer(_device: &Self::Device) -> Option<usize> {
+        None
+    }
+
     /// Runs `f`, a whole pass of a model, where its operations cost least to start (on the CPU: inside the thread pool).
     fn pass<T: Send>(f: impl FnOnce() -> T + Send) -> T {
         f()

@@ -230,7 +230,6 @@ fn load<B: CompactBackend>(
         };
         let options = load::weight_options::<B>(args.quant, args.quant_head, &pretrained, &device.device)?;
         let plan = pretrained.plan::<B>(options, &device.device)?;
-        load::check_buffers(&plan, device)?;
         let name = pretrained.directory().display().to_string();
         return Ok((name, plan, pretrained.load(options, &device.device, None)?));
     };
@@ -244,7 +243,6 @@ fn load<B: CompactBackend>(
     };
     let options = WeightOptions::default();
     let plan = CausalLm::<B>::plan(&architecture, &weights, options, &device.device)?;
-    load::check_buffers(&plan, device)?;
     output::note(&format!("{name}: making {} of random weights", output::bytes(plan.weight_bytes())));
     let model = CausalLm::load(architecture, &weights, options, &plan, &device.device, None)?;
     Ok((name, plan, model))

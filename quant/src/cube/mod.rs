@@ -32,6 +32,10 @@ impl<R: CubeRuntime> CompactBackend for CubeBackend<R, f32, i32, u32>
 where
     R::Device: DeviceOps,
 {
+    fn max_buffer(device: &Self::Device) -> Option<usize> {
+        Some(usize::try_from(R::client(device).properties().memory.max_page_size).unwrap_or(usize::MAX))
+    }
+
     fn packed_linear(x: Tensor<Self, 2>, w: &PackedWeight<Self>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {
         linear::packed_linear(x, w, bias)
     }

@@ -87,6 +87,9 @@ pub enum Error {
         /// Bytes of the largest buffer.
         limit: usize,
     },
+    /// A device stopped working, or gave no numbers.
+    #[error("{0}; try a smaller model, a shorter text, or another device")]
+    Device(String),
     /// The model produced logits that are not numbers.
     #[error("logits of generated token {step} are not finite: {message}")]
     NonFinite {

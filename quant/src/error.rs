@@ -95,6 +95,9 @@ pub enum Error {
         /// Bytes of the largest buffer.
         limit: usize,
     },
+    /// A device stopped working.
+    #[error("the device failed: {0}")]
+    Device(String),
     /// There is no row format of that width.
     #[error("rows of {bits} bits are not supported; choose 2, 4, 6 or 8")]
     Bits {

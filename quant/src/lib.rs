@@ -13,6 +13,7 @@ pub mod kv;
 pub mod modules;
 pub mod ops;
 pub mod packed;
+pub mod read;
 pub mod reference;
 pub mod self_test;
 mod split;

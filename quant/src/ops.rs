@@ -46,6 +46,10 @@ pub trait CompactBackend: Backend {
     /// Whether tensors made from host buffers keep reading them: then a mapped file must stay mapped and resident.
     const SHARES_HOST_MEMORY: bool = false;
 
+    /// Up to how many of a row's largest numbers [`top_k`](Self::top_k) finds for less than reading the row back; 0 where the row
+    /// is in the memory of the host.
+    const TOP_K_ON_DEVICE: usize = 0;
+
     /// Bytes of the largest buffer of a device, where something beside its memory limits it: a larger weight is held in parts.
     fn max_buffer(_device: &Self::Device) -> Option<usize> {
         None
@@ -173,5 +177,14 @@ pub trait CompactBackend: Backend {
         rule: HaltRule,
     ) -> (HaltState<Self>, HaltRecord<Self>) {
         reference::halt_step(state, step_state, halt_logit, rule)
+    }
+
+    /// The `k` largest numbers of each row, the largest first, and their columns. Among equals the lowest column comes first;
+    /// NaN counts as larger than infinity.
+    ///
+    /// # Shapes
+    /// `x [m, n]`, `1 <= k <= n` `-> ([m, k] F32, [m, k])`
+    fn top_k(x: Tensor<Self, 2>, k: usize) -> (Tensor<Self, 2>, Tensor<Self, 2, Int>) {
+        reference::top_k(x, k)
     }
 }

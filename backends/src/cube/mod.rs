@@ -20,6 +20,7 @@ mod norm;
 mod reduce;
 mod rotary;
 mod tiled;
+mod top_k;
 mod weight;
 
 pub use attention::{Attention, KvRows, attention};
@@ -34,4 +35,5 @@ pub use launch::{Buffer, launches};
 pub use linear::{Linear, gated_linear, linear};
 pub use norm::{RmsNorm, rms_norm, rms_norm_gated};
 pub use rotary::{Rotary, rotary};
+pub use top_k::{MAX_TOP_K, TopK, top_k};
 pub use weight::{BlockScales, CodeBook4, Matrix, Rows, Weight};

@@ -7,6 +7,7 @@ mod halting;
 mod linear;
 mod sequence;
 mod tensor;
+mod top_k;
 
 use burn::tensor::backend::DeviceOps;
 use burn::tensor::{Bool, Int, Tensor};
@@ -32,6 +33,8 @@ impl<R: CubeRuntime> CompactBackend for CubeBackend<R, f32, i32, u32>
 where
     R::Device: DeviceOps,
 {
+    const TOP_K_ON_DEVICE: usize = emberlm_backends::cube::MAX_TOP_K;
+
     fn max_buffer(device: &Self::Device) -> Option<usize> {
         Some(usize::try_from(R::client(device).properties().memory.max_page_size).unwrap_or(usize::MAX))
     }
@@ -93,5 +96,9 @@ where
         rule: HaltRule,
     ) -> (HaltState<Self>, HaltRecord<Self>) {
         halting::halt_step(state, step_state, halt_logit, rule)
+    }
+
+    fn top_k(x: Tensor<Self, 2>, k: usize) -> (Tensor<Self, 2>, Tensor<Self, 2, Int>) {
+        top_k::top_k(x, k)
     }
 }

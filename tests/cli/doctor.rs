@@ -28,7 +28,8 @@ fn a_cuda_device_that_is_not_there_is_an_error() {
 #[cfg(not(any(feature = "wgpu", feature = "cuda")))]
 #[test]
 fn a_build_without_gpus_says_how_to_get_them() {
-    for (device, advice) in [("wgpu", "--features wgpu"), ("wgpu:3", "--features wgpu"), ("cuda:0", "--features cuda")] {
+    for (device, advice) in [("wgpu", "--features wgpu"), ("wgpu:3", "--features wgpu"), ("cuda:0", "--features cuda")]
+    {
         let ended = ember(["generate", "-p", "x", "--device", device]).with_code(2);
         assert!(ended.stderr.contains(advice), "{}", ended.stderr);
     }

@@ -38,7 +38,7 @@ macro_rules! whole_suite {
             invariants: prefill_is_prefill_and_decode, snapshot_is_untouched, reset_is_new, depth_set_is_depth_opened;
             kernels: as_on_the_processor;
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
-            split: operations, models;
+            split: models;
             store: packed_weights_come_back;
         }
     };

@@ -19,6 +19,7 @@ use super::random::Random;
 const TOLERANCE: f32 = 1e-5;
 
 /// Every operation on every storage.
+#[allow(dead_code)] // a GPU has too many kernels to compile; models and the table below use them
 pub fn operations<B: CompactBackend>(device: &B::Device) {
     let mut random = Random::new(31);
     // Odd widths, blocks that cross rows, and for double quantisation enough rows for two parts (256 blocks of 64 belong together).

@@ -156,6 +156,20 @@ pub trait CompactBackend: Backend {
         reference::causal_conv1d_silu(u, tail, weight)
     }
 
+    /// Decay and writing strength of the [gated delta rule](Self::gated_delta_rule): `g = -e^a_log softplus(dt + dt_bias)` and
+    /// `beta = sigmoid(b)`.
+    ///
+    /// # Shapes
+    /// `dt, b [b, s, hv]`, `dt_bias, a_log [hv]` `-> ([b, s, hv], [b, s, hv])`
+    fn delta_gates(
+        dt: Tensor<Self, 3>,
+        b: Tensor<Self, 3>,
+        dt_bias: Tensor<Self, 1>,
+        a_log: Tensor<Self, 1>,
+    ) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
+        reference::delta_gates(dt, b, dt_bias, a_log)
+    }
+
     /// Gated DeltaNet (linear attention of Qwen3.5). With q, k l2-normed and q scaled by `dk^-1/2`, per token
     /// `S <- e^g S; d = beta (v - Sᵀ k); S <- S + k dᵀ; o = Sᵀ q`. Returns `o` and the new state.
     ///
@@ -163,6 +177,11 @@ pub trait CompactBackend: Backend {
     /// `state [b, hv, dk, dv]` `-> ([b, s, hv, dv], state)`
     fn gated_delta_rule(rule: DeltaRule<Self>, state: Tensor<Self, 4>) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
         reference::gated_delta_rule(rule, state)
+    }
+
+    /// `m` tokens of width `h` before their first step.
+    fn start_halting(m: usize, h: usize, device: &Self::Device) -> HaltState<Self> {
+        HaltState::new(m, h, device)
     }
 
     /// Mixes the state of one step into the output and decides which tokens go on. `halt_logit` is the gate before its

@@ -85,8 +85,21 @@ where
         sequence::causal_conv1d_silu(u, tail, weight)
     }
 
+    fn delta_gates(
+        dt: Tensor<Self, 3>,
+        b: Tensor<Self, 3>,
+        dt_bias: Tensor<Self, 1>,
+        a_log: Tensor<Self, 1>,
+    ) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
+        sequence::delta_gates(dt, b, dt_bias, a_log)
+    }
+
     fn gated_delta_rule(rule: DeltaRule<Self>, state: Tensor<Self, 4>) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
         sequence::gated_delta_rule(rule, state)
+    }
+
+    fn start_halting(m: usize, h: usize, device: &Self::Device) -> HaltState<Self> {
+        halting::start_halting(m, h, device)
     }
 
     fn halt_step(

@@ -35,7 +35,7 @@ results() { sed -E 's/.*"results":\[(.*)\],"peak_rss_bytes".*/\1/; s/\},\{/}\n{/
 ceiling() { sed -nE 's/.*"read_gb_per_second":\[\[[0-9]+,([0-9.eE+-]+)\].*/\1/p' "$1"; }
 
 table() {
-    printf '%-8s %-10s %-7s %6s %12s %9s %8s %9s\n' device shape test steps tokens/s GB/s '% read' launches
+    printf '%-8s %-10s %-7s %6s %12s %9s %8s %9s %10s\n' device shape test steps tokens/s GB/s '% read' launches read-backs
     local file device shape
     for file in "$out"/bench-*.json; do
         [ -s "$file" ] || continue
@@ -44,9 +44,10 @@ table() {
             awk -v device="$device" -v shape="$shape" -v test="$(field test <<<"$line")" \
                 -v steps="$(field mean_steps <<<"$line")" -v speed="$(field tokens_per_second <<<"$line")" \
                 -v gb="$(field gb_per_second <<<"$line")" -v read="$(ceiling "$file")" \
-                -v launches="$(field launches <<<"$line")" 'BEGIN {
-                    printf "%-8s %-10s %-7s %6s %12.1f %9.1f %8s %9s\n", device, shape, test, steps == "" ? "-" : sprintf("%.2f", steps),
-                        speed, gb, read > 0 ? sprintf("%.0f", 100 * gb / read) : "-", launches == "" ? "-" : sprintf("%.0f", launches)
+                -v launches="$(field launches <<<"$line")" -v backs="$(field read_backs <<<"$line")" 'BEGIN {
+                    printf "%-8s %-10s %-7s %6s %12.1f %9.1f %8s %9s %10s\n", device, shape, test, steps == "" ? "-" : sprintf("%.2f", steps),
+                        speed, gb, read > 0 ? sprintf("%.0f", 100 * gb / read) : "-", launches == "" ? "-" : sprintf("%.0f", launches),
+                        backs == "" ? "-" : sprintf("%.0f", backs)
                 }'
         done
     done

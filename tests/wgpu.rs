@@ -13,6 +13,11 @@ type Backend = emberlm::quant::cube::Wgpu;
 whole_suite!(gpu);
 
 #[test]
+fn a_table_beyond_a_buffer() {
+    suite::split::a_table_beyond_a_buffer::<Backend>(&Default::default());
+}
+
+#[test]
 fn a_device_that_is_not_there_is_an_error() {
     let count = wgpu_devices().len();
     let error = open_wgpu(count).expect_err("one more than there are");

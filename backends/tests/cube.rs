@@ -19,3 +19,5 @@ mod linear;
 mod norm;
 #[path = "cube/sequence.rs"]
 mod sequence;
+#[path = "cube/top_k.rs"]
+mod top_k;

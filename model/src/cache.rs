@@ -8,6 +8,8 @@ use burn::tensor::{DType, Distribution, Int, Tensor, TensorData};
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::{KvFormat, KvStore};
 
+use crate::error::{Error, Result};
+
 /// Slots are added in multiples of this.
 const GROWTH: usize = 256;
 
@@ -173,6 +175,8 @@ pub struct Cache<B: Backend> {
     capacity: usize,
     len: usize,
     left_pad: Vec<usize>,
+    /// Bytes of the largest buffer.
+    limit: Option<usize>,
     device: B::Device,
 }
 
@@ -181,7 +185,8 @@ impl<B: CompactBackend> Cache<B> {
     pub fn new(shapes: Vec<LayerCacheShape>, format: KvFormat, left_pad: Vec<usize>, device: &B::Device) -> Self {
         let batch = left_pad.len();
         let layers = shapes.iter().map(|&shape| new_layer(shape, format, batch, GROWTH, device)).collect();
-        Self { layers, shapes, format, batch, capacity: GROWTH, len: 0, left_pad, device: device.clone() }
+        let limit = B::max_buffer(device);
+        Self { layers, shapes, format, batch, capacity: GROWTH, len: 0, left_pad, limit, device: device.clone() }
     }
 
     /// Sequences.
@@ -221,12 +226,45 @@ impl<B: CompactBackend> Cache<B> {
         if slots <= self.capacity {
             return;
         }
-        self.capacity = slots.next_multiple_of(GROWTH);
+        // Room to spare only where a buffer has it.
+        let spare = slots.next_multiple_of(GROWTH);
+        self.capacity = if self.beyond_buffers(spare).is_some() { slots } else { spare };
         for layer in &mut self.layers {
             if let LayerCache::Attention(kv) = layer {
                 kv.grow(self.capacity);
             }
         }
+    }
+
+    /// Checks that every tensor of `slots` slots fits a buffer of the device.
+    ///
+    /// # Errors
+    /// [`Error::Buffer`] with the first that does not.
+    pub fn check_room(&self, slots: usize) -> Result<()> {
+        match self.beyond_buffers(slots.max(self.capacity)) {
+            Some((tensor, bytes, limit)) => Err(Error::Buffer { tensor, slots, bytes, limit }),
+            None => Ok(()),
+        }
+    }
+
+    /// The first tensor that is too large with `slots` slots, its bytes, and the limit.
+    fn beyond_buffers(&self, slots: usize) -> Option<(String, usize, usize)> {
+        let limit = self.limit?;
+        let per_slot = self.shapes.iter().enumerate().flat_map(|(i, shape)| match shape {
+            LayerCacheShape::Attention { k, v } => {
+                [("keys", k), ("values", v)].map(|(what, shape)| Some((what, i, shape.bytes_per_token(self.format))))
+            }
+            LayerCacheShape::DeltaNet { .. } => [None, None],
+        });
+        per_slot.flatten().find_map(|(what, i, bytes)| {
+            let bytes = bytes.saturating_mul(self.batch).saturating_mul(slots);
+            (bytes > limit).then(|| (format!("cached {what} of layer {i}"), bytes, limit))
+        })
+    }
+
+    /// Lowers the limit of the device's buffers, to try out what happens there.
+    pub fn limit_buffers(&mut self, bytes: usize) {
+        self.limit = Some(self.limit.map_or(bytes, |limit| limit.min(bytes)));
     }
 
     /// Forgets every token; the memory is kept.
@@ -270,7 +308,8 @@ impl<B: CompactBackend> Cache<B> {
     pub(crate) fn make_room(&mut self, s: usize) {
         let needed = self.len + s;
         if needed > self.capacity {
-            self.reserve(needed.max(self.capacity + self.capacity / 2));
+            let roomy = needed.max(self.capacity + self.capacity / 2);
+            self.reserve(if self.beyond_buffers(roomy).is_some() { needed } else { roomy });
         }
     }
 

@@ -259,6 +259,7 @@ impl<B: CompactBackend> CausalLm<B> {
         if total > limit {
             return fail(format!("{total} tokens, but the context of this model is {limit}; shorten it"));
         }
+        cache.check_room(total)?;
         match ids.iter().flat_map(|row| row.iter()).find(|&&id| id as usize >= config.vocab_size) {
             Some(id) => fail(format!("token {id} is outside the vocabulary of {}", config.vocab_size)),
             None => Ok(()),

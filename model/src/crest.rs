@@ -8,7 +8,7 @@ use burn::tensor::activation::silu;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use emberlm_quant::CompactBackend;
-use emberlm_quant::halting::{HaltRule, HaltState};
+use emberlm_quant::halting::HaltRule;
 use emberlm_quant::modules::{Linear, SwiGlu};
 
 use crate::config::{CrestOptions, GateInput, ModelConfig, StepInput};
@@ -118,7 +118,7 @@ impl<B: CompactBackend> CrestFfn<B> {
         };
         let [m, h] = x.dims();
         let last = options.num_steps - 1;
-        let mut tokens = HaltState::new(m, h, &x.device());
+        let mut tokens = B::start_halting(m, h, &x.device());
         let mut s = x.clone();
         let (mut halt, mut weights) = (Vec::new(), Vec::new());
         for (k, mlp) in self.steps[..=last].iter().enumerate() {

@@ -5,7 +5,6 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use burn::tensor::activation::{sigmoid, softplus};
 use burn::tensor::backend::Backend;
 use emberlm_quant::CompactBackend;
 use emberlm_quant::modules::{Linear, forward_all};
@@ -99,9 +98,7 @@ impl<B: CompactBackend> GatedDeltaNet<B> {
         let q = qkv.clone().slice_dim(2, 0..kd).reshape([b, s, hk, dk]);
         let k = qkv.clone().slice_dim(2, kd..2 * kd).reshape([b, s, hk, dk]);
         let v = qkv.slice_dim(2, 2 * kd..2 * kd + vd).reshape([b, s, hv, dv]);
-        let beta = sigmoid(beta);
-        let dt = softplus(dt + self.dt_bias.val().unsqueeze(), 1.0);
-        let g = self.a_log.val().exp().neg().unsqueeze() * dt;
+        let (g, beta) = B::delta_gates(dt, beta, self.dt_bias.val(), self.a_log.val());
 
         let (o, state) = B::gated_delta_rule(DeltaRule { q, k, v, g, beta }, cache.take_state());
         cache.state = Some(state);

@@ -74,6 +74,22 @@ pub enum Error {
     /// The prompt does not fit.
     #[error("prompt: {0}")]
     Prompt(String),
+    /// A tensor of the cache would be larger than the device's buffers.
+    #[error("the {tensor} of {slots} tokens would take {bytes} bytes, but buffers of this device end at {limit}; use a shorter \
+             text, a cache in half precision, or another device")]
+    Buffer {
+        /// Which tensor.
+        tensor: String,
+        /// Tokens in the cache.
+        slots: usize,
+        /// Bytes that it would have.
+        bytes: usize,
+        /// Bytes of the largest buffer.
+        limit: usize,
+    },
+    /// A device stopped working, or gave no numbers.
+    #[error("{0}; try a smaller model, a shorter text, or another device")]
+    Device(String),
     /// The model produced logits that are not numbers.
     #[error("logits of generated token {step} are not finite: {message}")]
     NonFinite {

@@ -83,10 +83,10 @@ fn evaluate_window<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32], chunk: u
         let started = Instant::now();
         let options = ForwardOptions { logits: LogitsFor::All, hidden: false };
         let pass = model.forward(model.ids(&[part]), &mut cache, options);
-        let depth = depths(&pass, part.len());
+        let depth = depths(&pass, part.len())?;
         let Some(logits) = pass.logits else { continue };
         let [_, _, vocabulary] = logits.dims();
-        let logits = numbers(logits);
+        let logits = numbers(logits)?;
         out.seconds += started.elapsed().as_secs_f64();
         out.depth.extend(depth);
         for (row, &target) in logits.chunks_exact(vocabulary).zip(ids.iter().skip(i * chunk + 1)) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, Transaction};
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::KvFormat;
 
@@ -12,6 +12,7 @@ use crate::cache::Cache;
 use crate::causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, ForwardOutput, LogitsFor};
 use crate::crest::DepthTrace;
 use crate::error::{Error, Result};
+use crate::read::{elements, read_back};
 use crate::sampling::{Sampler, SamplingConfig};
 use crate::text::{DecodeStream, StopSet, StopStrings, TextProcessor};
 
@@ -173,7 +174,10 @@ impl<'a, B: CompactBackend> Generator<'a, B> {
         let (mut cache, mut seen) = cache.unwrap_or_else(|| (model.new_cache(options.cache), Vec::new()));
         model.check_prompt(&[prompt], prompt.len(), &cache)?;
         let context = model.architecture().config.max_position_embeddings;
-        cache.reserve((cache.len() + prompt.len() + options.max_tokens.min(RESERVED)).min(context));
+        let roomy = (cache.len() + prompt.len() + options.max_tokens.min(RESERVED)).min(context);
+        if cache.check_room(roomy).is_ok() {
+            cache.reserve(roomy);
+        }
         seen.extend_from_slice(prompt);
         let seed = sampler.seed();
         Ok(Pieces {
@@ -256,8 +260,8 @@ impl<B: CompactBackend> Pieces<'_, B> {
             return self.finish(Finish::Length);
         }
         let started = Instant::now();
-        let Some((mut logits, depth)) = self.feed()? else { return self.finish(Finish::Cancelled) };
-        let token = self.sampler.sample(&mut logits, &self.seen)?;
+        let Some((logits, depth)) = self.feed()? else { return self.finish(Finish::Cancelled) };
+        let token = self.sampler.choose(logits, &self.seen)?;
         if self.decode_started.is_none() {
             self.summary.prefill_seconds = started.elapsed().as_secs_f64();
             self.decode_started = Some(Instant::now());
@@ -277,7 +281,7 @@ impl<B: CompactBackend> Pieces<'_, B> {
     }
 
     /// Runs the model over the tokens that the cache lacks; none when it was cancelled.
-    fn feed(&mut self) -> Result<Option<(Vec<f32>, Option<TokenDepth>)>> {
+    fn feed(&mut self) -> Result<Option<(Tensor<B, 2>, Option<TokenDepth>)>> {
         let tokens = std::mem::take(&mut self.next);
         let chunk = self.options.chunk.max(1);
         let first_pass = self.decode_started.is_none();
@@ -287,18 +291,19 @@ impl<B: CompactBackend> Pieces<'_, B> {
                 self.next = tokens[i * chunk..].to_vec();
                 return Ok(None);
             }
+            self.cache.check_room(self.cache.len() + part.len())?;
             let wanted = if (i + 1) * chunk >= tokens.len() { LogitsFor::Last } else { LogitsFor::Nothing };
             let options = ForwardOptions { logits: wanted, hidden: false };
             let out = self.model.forward(self.model.ids(&[part]), &mut self.cache, options);
             if self.options.trace {
-                let depth = depths(&out, part.len());
+                let depth = depths(&out, part.len())?;
                 last = depth.last().cloned();
                 if first_pass {
                     self.prompt_depth.extend(depth);
                 }
             }
             if let Some(logits) = out.logits {
-                return Ok(Some((numbers(logits), last)));
+                return Ok(Some((logits.flatten(0, 1), last)));
             }
         }
         Err(Error::Prompt("it has no tokens".into()))
@@ -341,21 +346,27 @@ impl<B: CompactBackend> Iterator for Pieces<'_, B> {
     }
 }
 
-pub(crate) fn numbers<B: CompactBackend>(logits: Tensor<B, 3>) -> Vec<f32> {
-    logits.into_data().convert::<f32>().into_vec().unwrap_or_default()
+pub(crate) fn numbers<B: CompactBackend>(logits: Tensor<B, 3>) -> Result<Vec<f32>> {
+    elements(read_back(Transaction::default().register(logits))?.next())
 }
 
 /// Depth of each of the `s` tokens of a pass over one sequence.
-pub(crate) fn depths<B: CompactBackend>(out: &ForwardOutput<B>, s: usize) -> Vec<TokenDepth> {
+pub(crate) fn depths<B: CompactBackend>(out: &ForwardOutput<B>, s: usize) -> Result<Vec<TokenDepth>> {
     let mut tokens = vec![TokenDepth::default(); s];
-    for DepthTrace { steps, halt, .. } in &out.depth {
-        let steps: Vec<i64> = steps.to_data().convert::<i64>().into_vec().unwrap_or_default();
-        let halt: Vec<Vec<f32>> =
-            halt.iter().map(|h| h.to_data().convert::<f32>().into_vec().unwrap_or_default()).collect();
+    if out.depth.is_empty() {
+        return Ok(tokens);
+    }
+    let everything = out.depth.iter().fold(Transaction::default(), |all, DepthTrace { steps, halt, .. }| {
+        halt.iter().fold(all.register(steps.clone()), |all, halt| all.register(halt.clone()))
+    });
+    let mut data = read_back(everything)?;
+    for DepthTrace { halt, .. } in &out.depth {
+        let steps: Vec<i64> = elements(data.next())?;
+        let halt: Vec<Vec<f32>> = halt.iter().map(|_| elements(data.next())).collect::<Result<_>>()?;
         for (i, (token, &steps)) in tokens.iter_mut().zip(&steps).enumerate() {
             token.steps.push(steps.unsigned_abs() as u32);
             token.halt.push(halt.iter().filter_map(|h| h.get(i).copied()).collect());
         }
     }
-    tokens
+    Ok(tokens)
 }

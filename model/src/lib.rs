@@ -18,6 +18,7 @@ mod norm;
 mod plan;
 mod pretrained;
 mod random_weights;
+mod read;
 mod rope;
 pub mod sampling;
 pub mod shapes;

@@ -75,6 +75,8 @@ pub struct WeightOptions {
     pub quantize_head: Option<QuantizeOnLoad>,
     /// Dequantise and round to the stored type, as the original runtimes do.
     pub round_to_stored: bool,
+    /// Bytes of the largest buffer, where it is to be less than the device's own; a weight beyond it is held in parts.
+    pub max_buffer: Option<usize>,
 }
 
 /// Builds modules at one place of the tensor names.
@@ -253,7 +255,11 @@ impl<B: CompactBackend> Loader<'_, B> {
             }
             _ => source,
         };
-        let packed = PackedWeight::from_host(weight, &self.shared.device);
+        let packed = match [options.max_buffer, B::max_buffer(&self.shared.device)].into_iter().flatten().min() {
+            Some(limit) => PackedWeight::from_host_within(weight, limit, &self.shared.device)
+                .map_err(|e| Error::Tensor { tensor: name.clone(), message: e.to_string() })?,
+            None => PackedWeight::from_host(weight, &self.shared.device),
+        };
         self.loaded(&name, &[n, k], !shared);
         Ok(packed)
     }

@@ -84,6 +84,20 @@ pub enum Error {
         /// The storage it has.
         found: &'static str,
     },
+    /// Not even a few rows fit a buffer of the device.
+    #[error("{rows} rows, the fewest that can be cut off, take {bytes} bytes, but buffers of this device end at {limit}; quantise \
+             the weight or use another device")]
+    RowsBeyondBuffer {
+        /// Rows that must stay together.
+        rows: usize,
+        /// What they take.
+        bytes: usize,
+        /// Bytes of the largest buffer.
+        limit: usize,
+    },
+    /// A device stopped working.
+    #[error("the device failed: {0}")]
+    Device(String),
     /// There is no row format of that width.
     #[error("rows of {bits} bits are not supported; choose 2, 4, 6 or 8")]
     Bits {

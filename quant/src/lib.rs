@@ -13,8 +13,10 @@ pub mod kv;
 pub mod modules;
 pub mod ops;
 pub mod packed;
+pub mod read;
 pub mod reference;
 pub mod self_test;
+mod split;
 
 pub use error::{Error, Result};
 pub use ops::CompactBackend;

@@ -46,6 +46,15 @@ pub trait CompactBackend: Backend {
     /// Whether tensors made from host buffers keep reading them: then a mapped file must stay mapped and resident.
     const SHARES_HOST_MEMORY: bool = false;
 
+    /// Up to how many of a row's largest numbers [`top_k`](Self::top_k) finds for less than reading the row back; 0 where the row
+    /// is in the memory of the host.
+    const TOP_K_ON_DEVICE: usize = 0;
+
+    /// Bytes of the largest buffer of a device, where something beside its memory limits it: a larger weight is held in parts.
+    fn max_buffer(_device: &Self::Device) -> Option<usize> {
+        None
+    }
+
     /// Runs `f`, a whole pass of a model, where its operations cost least to start (on the CPU: inside the thread pool).
     fn pass<T: Send>(f: impl FnOnce() -> T + Send) -> T {
         f()
@@ -147,6 +156,20 @@ pub trait CompactBackend: Backend {
         reference::causal_conv1d_silu(u, tail, weight)
     }
 
+    /// Decay and writing strength of the [gated delta rule](Self::gated_delta_rule): `g = -e^a_log softplus(dt + dt_bias)` and
+    /// `beta = sigmoid(b)`.
+    ///
+    /// # Shapes
+    /// `dt, b [b, s, hv]`, `dt_bias, a_log [hv]` `-> ([b, s, hv], [b, s, hv])`
+    fn delta_gates(
+        dt: Tensor<Self, 3>,
+        b: Tensor<Self, 3>,
+        dt_bias: Tensor<Self, 1>,
+        a_log: Tensor<Self, 1>,
+    ) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
+        reference::delta_gates(dt, b, dt_bias, a_log)
+    }
+
     /// Gated DeltaNet (linear attention of Qwen3.5). With q, k l2-normed and q scaled by `dk^-1/2`, per token
     /// `S <- e^g S; d = beta (v - Sᵀ k); S <- S + k dᵀ; o = Sᵀ q`. Returns `o` and the new state.
     ///
@@ -154,6 +177,11 @@ pub trait CompactBackend: Backend {
     /// `state [b, hv, dk, dv]` `-> ([b, s, hv, dv], state)`
     fn gated_delta_rule(rule: DeltaRule<Self>, state: Tensor<Self, 4>) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
         reference::gated_delta_rule(rule, state)
+    }
+
+    /// `m` tokens of width `h` before their first step.
+    fn start_halting(m: usize, h: usize, device: &Self::Device) -> HaltState<Self> {
+        HaltState::new(m, h, device)
     }
 
     /// Mixes the state of one step into the output and decides which tokens go on. `halt_logit` is the gate before its
@@ -168,5 +196,14 @@ pub trait CompactBackend: Backend {
         rule: HaltRule,
     ) -> (HaltState<Self>, HaltRecord<Self>) {
         reference::halt_step(state, step_state, halt_logit, rule)
+    }
+
+    /// The `k` largest numbers of each row, the largest first, and their columns. Among equals the lowest column comes first;
+    /// NaN counts as larger than infinity.
+    ///
+    /// # Shapes
+    /// `x [m, n]`, `1 <= k <= n` `-> ([m, k] F32, [m, k])`
+    fn top_k(x: Tensor<Self, 2>, k: usize) -> (Tensor<Self, 2>, Tensor<Self, 2, Int>) {
+        reference::top_k(x, k)
     }
 }

@@ -8,6 +8,8 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{AllocationProperty, DType, Int, Tensor, TensorData};
 use bytes::Bytes;
 
+use crate::error::Result;
+use crate::format;
 use crate::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight};
 
 /// A matrix `[n, k]` (outputs, inputs) in one of the supported storages.
@@ -21,6 +23,44 @@ pub enum PackedWeight<B: Backend> {
     CodeBook4(CodeBook4Weight<B>),
     /// Integer rows with one scale each.
     Rows(RowsWeight<B>),
+    /// Parts of whole rows, in order, where the matrix is larger than the device's buffers.
+    Split(SplitWeight<B>),
+}
+
+/// A matrix in parts of whole rows, in order.
+#[derive(Module, Debug)]
+pub struct SplitWeight<B: Backend> {
+    /// At least two.
+    pub parts: Vec<WeightPart<B>>,
+    /// Outputs of all parts.
+    pub n: usize,
+    /// Inputs.
+    pub k: usize,
+}
+
+/// A part of a [`SplitWeight`]: a [`PackedWeight`] that is not split itself, in the same storages.
+#[derive(Module, Debug)]
+pub enum WeightPart<B: Backend> {
+    /// See [`PackedWeight::Float`].
+    Float(Param<Tensor<B, 2>>),
+    /// See [`PackedWeight::Half`].
+    Half(HalfWeight<B>),
+    /// See [`PackedWeight::CodeBook4`].
+    CodeBook4(CodeBook4Weight<B>),
+    /// See [`PackedWeight::Rows`].
+    Rows(RowsWeight<B>),
+}
+
+impl<B: Backend> WeightPart<B> {
+    /// The part as a weight of its own, on the same buffers.
+    pub fn weight(&self) -> PackedWeight<B> {
+        match self.clone() {
+            Self::Float(w) => PackedWeight::Float(w),
+            Self::Half(w) => PackedWeight::Half(w),
+            Self::CodeBook4(w) => PackedWeight::CodeBook4(w),
+            Self::Rows(w) => PackedWeight::Rows(w),
+        }
+    }
 }
 
 /// Half-precision numbers, two per U32 word, row-major, the first in the low half.
@@ -119,6 +159,26 @@ impl<B: Backend> PackedWeight<B> {
         }
     }
 
+    /// As [`from_host`](Self::from_host), in parts when a buffer would be larger than `limit` bytes.
+    ///
+    /// # Errors
+    /// When not even a few rows fit.
+    pub fn from_host_within(weight: HostWeight, limit: usize, device: &B::Device) -> Result<Self> {
+        if format::largest_buffer(&weight) <= limit {
+            return Ok(Self::from_host(weight, device));
+        }
+        let (n, k) = (weight.n, weight.k);
+        let parts =
+            format::split_rows(weight, limit)?.into_iter().flat_map(|part| match Self::from_host(part, device) {
+                Self::Float(w) => vec![WeightPart::Float(w)],
+                Self::Half(w) => vec![WeightPart::Half(w)],
+                Self::CodeBook4(w) => vec![WeightPart::CodeBook4(w)],
+                Self::Rows(w) => vec![WeightPart::Rows(w)],
+                Self::Split(w) => w.parts,
+            });
+        Ok(Self::Split(SplitWeight { parts: parts.collect(), n, k }))
+    }
+
     /// A trainable weight from numbers, row-major.
     ///
     /// # Panics
@@ -134,6 +194,7 @@ impl<B: Backend> PackedWeight<B> {
             Self::Half(w) => [w.n, w.k],
             Self::CodeBook4(w) => [w.n, w.k],
             Self::Rows(w) => [w.n, w.k],
+            Self::Split(w) => [w.n, w.k],
         }
     }
 
@@ -144,6 +205,7 @@ impl<B: Backend> PackedWeight<B> {
             Self::Half(w) => w.words.val().device(),
             Self::CodeBook4(w) => w.codes.val().device(),
             Self::Rows(w) => w.scales.val().device(),
+            Self::Split(w) => w.parts.first().map_or_else(B::Device::default, |part| part.weight().device()),
         }
     }
 }

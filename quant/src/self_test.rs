@@ -7,7 +7,7 @@ use burn::tensor::activation::sigmoid;
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 
 use crate::format;
-use crate::halting::{HaltMode, HaltRule, HaltState, HaltWeights};
+use crate::halting::{HaltMode, HaltRule, HaltWeights};
 use crate::host::{FloatType, HostStorage, HostWeight};
 use crate::kv::{KeyValue, KvFormat, KvStore, Rotary};
 use crate::modules::{Linear, SwiGlu};
@@ -178,6 +178,11 @@ impl<'a, B: CompactBackend> Results<'a, B> {
         self.keep(format!("convolution of {s} tokens"), y);
         self.keep(format!("tail of the convolution of {s} tokens"), tail);
         let (key_heads, value_heads, dk, dv) = (2, 4, 16, 32);
+        let [dt, b] = [(); 2].map(|()| self.tensor([1, s, value_heads]) * 8.0);
+        let (dt_bias, a_log) = (self.tensor([value_heads]), self.tensor([value_heads]));
+        let (g, beta) = B::delta_gates(dt, b, dt_bias, a_log);
+        self.keep(format!("decay of the delta rule, {s} tokens"), g);
+        self.keep(format!("writing strength of the delta rule, {s} tokens"), beta);
         let rule = DeltaRule::<B> {
             q: self.tensor([1, s, key_heads, dk]),
             k: self.tensor([1, s, key_heads, dk]),
@@ -194,7 +199,7 @@ impl<'a, B: CompactBackend> Results<'a, B> {
     fn halting(&mut self, m: usize) {
         let rule =
             HaltRule { mode: HaltMode::Cumulative, weights: HaltWeights::Remainder, enabled: true, threshold: 0.7 };
-        let mut state = HaltState::<B>::new(m, 24, self.device);
+        let mut state = B::start_halting(m, 24, self.device);
         for step in 0..3 {
             let s = self.tensor([m, 24]);
             let logit = (step < 2).then(|| self.tensor([m]));
@@ -204,6 +209,10 @@ impl<'a, B: CompactBackend> Results<'a, B> {
         }
         self.keep(format!("steps of {m} tokens"), state.steps.float());
         self.keep(format!("mixture of {m} tokens"), state.output);
+        let x = self.tensor([m, 1100]);
+        let (values, columns) = B::top_k(x, 7);
+        self.keep(format!("the largest of {m} rows"), values);
+        self.keep(format!("columns of the largest of {m} rows"), columns.float());
     }
 }
 

@@ -58,8 +58,6 @@ pub struct Opened<B: CompactBackend> {
     pub device: B::Device,
     /// For messages and reports.
     pub name: String,
-    /// Bytes of the largest buffer; none where only the memory limits it.
-    pub max_buffer: Option<u64>,
     /// None on the CPU.
     pub gpu: Option<Gpu>,
 }
@@ -95,7 +93,7 @@ pub fn on_device<W: Work>(args: &DeviceArgs, usual: Activations, work: W) -> Res
     match choice {
         DeviceChoice::Auto | DeviceChoice::Cpu => {
             let device = CpuDevice::default();
-            work.run(&Opened::<Cpu> { device, name: "cpu".into(), max_buffer: None, gpu: None })
+            work.run(&Opened::<Cpu> { device, name: "cpu".into(), gpu: None })
         }
         #[cfg(feature = "wgpu")]
         DeviceChoice::Wgpu(index) => {
@@ -146,7 +144,7 @@ where
     let client = R::client(&device);
     let size = limits.max_buffer.min(1 << 30) as usize;
     let gpu = Gpu { read_bandwidth: Box::new(move || cube::read_bandwidth(&client, size)), launches: cube::launches };
-    work.run(&Opened::<B> { device, name: found.name, max_buffer: Some(limits.max_buffer), gpu: Some(gpu) })
+    work.run(&Opened::<B> { device, name: found.name, gpu: Some(gpu) })
 }
 
 /// One line for each GPU that this build could use, or why there is none.

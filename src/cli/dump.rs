@@ -117,6 +117,7 @@ fn dump<B: CompactBackend>(args: &DumpArgs, device: &Opened<B>) -> Result<()> {
         // What is compared with other programs changes only on demand.
         quantize_head: args.model.quant_head.option(false),
         round_to_stored: args.rounding == Rounding::Stored,
+        ..WeightOptions::default()
     };
     let model = load::load(&pretrained, options, device, |_| String::new())?;
     let mut cache = model.new_batch_cache(KvFormat::F32, tokens.left_pad.clone());

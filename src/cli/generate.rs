@@ -137,7 +137,7 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &Opened<B>) -> Resul
     // Everything that can be wrong is looked at before the weights are.
     let mut options = options(args, &pretrained, &text)?;
     if device.gpu.is_some() {
-        // Mean steps are a read-back per layer and token, which a GPU waits for.
+        // Mean steps are a read-back more per token, which a GPU waits for.
         options.trace &= args.trace;
     }
     let prompt = prompt(args, &text)?;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use emberlm::demo;
 use emberlm::model::{CausalLm, LoadPlan, Pretrained, Progress, WeightOptions};
 use emberlm::quant::CompactBackend;
@@ -56,7 +56,6 @@ pub fn load<B: CompactBackend>(
     estimate: impl FnOnce(&LoadPlan) -> String,
 ) -> Result<CausalLm<B>> {
     let plan = plan::<B>(pretrained, options, &device.device)?;
-    check_buffers(&plan, device)?;
     output::note(&format!(
         "{}: {} parameters, {} of weights{}",
         pretrained.architecture().config.family,
@@ -72,24 +71,6 @@ pub fn load<B: CompactBackend>(
     let model = pretrained.load::<B>(options, &device.device, Some(&progress));
     bar.finish_and_clear();
     model.with_context(|| format!("cannot load the model {}", pretrained.directory().display()))
-}
-
-/// A tensor is one buffer.
-pub fn check_buffers<B: CompactBackend>(plan: &LoadPlan, device: &Opened<B>) -> Result<()> {
-    let Some(limit) = device.max_buffer else { return Ok(()) };
-    let largest = plan.tensors.iter().max_by_key(|tensor| tensor.bytes);
-    if let Some(tensor) = largest {
-        ensure!(
-            tensor.bytes as u64 <= limit,
-            "{} takes {}, but {} has buffers of at most {}; quantise it while loading (--quant, --quant-head), or use \
-             another device",
-            tensor.name,
-            output::bytes(tensor.bytes),
-            device.name,
-            output::bytes(limit as usize)
-        );
-    }
-    Ok(())
 }
 
 /// Hidden when stderr is no terminal.

@@ -43,7 +43,7 @@ fn host<B: CompactBackend, const D: usize>(t: &Tensor<B, D>) -> Tensor<burn_ndar
     Tensor::from_data(t.to_data(), &Default::default())
 }
 
-fn tensor<B: CompactBackend, const D: usize>(
+pub(super) fn tensor<B: CompactBackend, const D: usize>(
     random: &mut Random,
     shape: [usize; D],
     device: &B::Device,
@@ -63,7 +63,7 @@ fn dense(random: &mut Random, n: usize, k: usize, float: FloatType) -> HostWeigh
 }
 
 /// One weight of every storage.
-fn storages(random: &mut Random, n: usize, k: usize) -> Vec<(&'static str, HostWeight)> {
+pub(super) fn storages(random: &mut Random, n: usize, k: usize) -> Vec<(&'static str, HostWeight)> {
     let source = dense(random, n, k, FloatType::F32);
     let keep = n / 3;
     vec![

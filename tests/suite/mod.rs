@@ -1,10 +1,12 @@
 //! What must hold on every backend; each backend's test binary runs all of it.
 
+pub mod choice;
 mod fixture;
 pub mod golden;
 pub mod invariants;
 pub mod kernels;
 mod random;
+pub mod split;
 pub mod store;
 pub mod training;
 pub mod units;
@@ -22,6 +24,8 @@ macro_rules! whole_suite {
             kernels: linears, swiglu_mlp, norms, rotary, attention, delta_net, halting;
             training: linear_gradients, norm_gradients, attention_gradients, delta_net_gradients, halting_gradients,
                 crest_gradients, one_step_lowers_the_loss;
+            choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
+            split: operations, models, caches;
             store: plain_weights_have_checkpoint_names, packed_weights_come_back;
         }
     };
@@ -33,6 +37,8 @@ macro_rules! whole_suite {
             units: crest_ffn, crest_ffn_parts, delta_rule, nf4, nano;
             invariants: prefill_is_prefill_and_decode, snapshot_is_untouched, reset_is_new, depth_set_is_depth_opened;
             kernels: as_on_the_processor;
+            choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
+            split: models;
             store: packed_weights_come_back;
         }
     };

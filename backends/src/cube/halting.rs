@@ -3,7 +3,7 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::launch::{Buffer, UNITS, grid};
+use super::launch::{Buffer, UNITS, grid, grid_of_units};
 
 /// When a token stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +55,71 @@ pub struct HaltState {
     pub steps: Buffer,
     /// `[m, h]`: the mixture so far.
     pub output: Buffer,
+}
+
+/// Before the first step: every token runs, nothing is mixed yet.
+///
+/// # Shapes
+/// The buffers of `state`, for `m` tokens of width `h`
+///
+/// # Panics
+/// If a buffer does not have its shape.
+pub fn start_halting<R: Runtime>(client: &ComputeClient<R>, state: &HaltState, m: usize, h: usize) {
+    let per_token = [
+        ("active", &state.active),
+        ("remaining", &state.remaining),
+        ("cumulative", &state.cumulative),
+        ("steps", &state.steps),
+    ];
+    per_token.iter().for_each(|(name, buffer)| buffer.check(name, m));
+    state.output.check("output", m * h);
+    if m * h == 0 {
+        return;
+    }
+    // SAFETY: the lengths were checked, and the kernel stays inside them.
+    unsafe {
+        start_kernel::launch_unchecked::<R>(
+            client,
+            grid_of_units(m * h),
+            CubeDim::new_1d(UNITS),
+            state.active.arg(),
+            state.remaining.arg(),
+            state.cumulative.arg(),
+            state.steps.arg(),
+            state.output.arg(),
+            m as u32,
+            h as u32,
+            state.active.dtype,
+            state.steps.dtype,
+            state.output.dtype,
+        );
+    }
+}
+
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+fn start_kernel<A: Int, I: Int, O: Float>(
+    active: &mut Array<A>,
+    remaining: &mut Array<f32>,
+    cumulative: &mut Array<f32>,
+    steps: &mut Array<I>,
+    output: &mut Array<O>,
+    m: u32,
+    h: u32,
+    #[define(A)] _active_type: StorageType,
+    #[define(I)] _steps_type: StorageType,
+    #[define(O)] _output_type: StorageType,
+) {
+    let at = ABSOLUTE_POS;
+    if at < (m * h) as usize {
+        output[at] = O::cast_from(0.0f32);
+    }
+    if at < m as usize {
+        active[at] = A::from_int(1);
+        remaining[at] = 1.0;
+        cumulative[at] = 0.0;
+        steps[at] = I::from_int(0);
+    }
 }
 
 /// Mixes the state of one step into the output and decides which tokens go on. Without a logit, which is the gate before

@@ -18,6 +18,7 @@
 #![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
 
 mod exponential;
+mod shortlist;
 mod truncate;
 
 use std::collections::hash_map::RandomState;
@@ -257,11 +258,17 @@ impl Sampler {
             }
             return pick_above(candidates, min_p, &mut self.rng);
         }
-        if let Some(top_p) = top_p {
+        self.draw_candidate(truncation)
+    }
+
+    /// Draws among the candidates, in the order of their ids, after what top-p and min-p leave of them.
+    fn draw_candidate(&mut self, truncation: Truncation) -> Option<u32> {
+        let candidates = &mut self.candidates;
+        if let Some(top_p) = truncation.top_p {
             let total: f64 = candidates.iter().map(|c| f64::from(c.weight)).sum();
             truncate::keep_heaviest(candidates, &mut self.scratch, top_p * total);
         }
-        pick_above(candidates, min_p, &mut self.rng)
+        pick_above(candidates, truncation.min_p, &mut self.rng)
     }
 }
 

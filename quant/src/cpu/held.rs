@@ -71,6 +71,7 @@ impl<B: HostTensors> HeldWeight<B> {
                 narrow_bits: w.narrow_bits as u32,
                 narrow_stride: w.narrow_stride(),
             },
+            PackedWeight::Split(_) => unreachable!("the operations see to the parts"),
         };
         Self { n, k, tensors }
     }

@@ -1,5 +1,6 @@
 //! One function per operation of [`CompactBackend`](crate::CompactBackend): slices out of tensors, a kernel, a tensor.
 
+use burn::module::Param;
 use burn::tensor::{Bool, Int, Shape, Tensor};
 use emberlm_backends::cpu;
 
@@ -11,12 +12,16 @@ use crate::modules::{Linear, SwiGlu};
 use crate::ops::{AttentionShape, DeltaRule};
 use crate::packed::PackedWeight;
 use crate::reference;
+use crate::split;
 
 pub(super) fn packed_linear<B: HostTensors>(
     x: Tensor<B, 2>,
     w: &PackedWeight<B>,
     bias: Option<Tensor<B, 1>>,
 ) -> Tensor<B, 2> {
+    if let PackedWeight::Split(w) = w {
+        return split::linear(x, w, bias);
+    }
     let [m, _] = x.dims();
     let x = float_primitive(x);
     let bias = bias.map(float_primitive);
@@ -31,6 +36,9 @@ pub(super) fn packed_linears<B: HostTensors, const N: usize>(
     x: Tensor<B, 2>,
     layers: [&Linear<B>; N],
 ) -> [Tensor<B, 2>; N] {
+    if layers.into_iter().any(split::in_parts) {
+        return layers.map(|layer| packed_linear(x.clone(), &layer.weight, layer.bias.as_ref().map(Param::val)));
+    }
     let [m, _] = x.dims();
     let x = float_primitive(x);
     let layers = layers.map(HeldLinear::new);
@@ -60,6 +68,9 @@ fn with_products<B: HostTensors>(
 }
 
 pub(super) fn packed_embed<B: HostTensors>(ids: Tensor<B, 1, Int>, w: &PackedWeight<B>) -> Tensor<B, 2> {
+    if let PackedWeight::Split(w) = w {
+        return split::embed(ids, w);
+    }
     let ids: Vec<usize> = B::integers(&ids.into_primitive()).into_iter().map(|id| id as usize).collect();
     HeldWeight::new(w).with(|w| {
         let mut y = vec![0.0; ids.len() * w.k];
@@ -73,6 +84,9 @@ pub(super) fn swiglu_mlp<B: HostTensors>(
     mlp: &SwiGlu<B>,
     active: Option<Tensor<B, 1, Bool>>,
 ) -> Tensor<B, 2> {
+    if split::is_split(mlp) {
+        return biased_swiglu_mlp(x, mlp, active);
+    }
     let layers = [&mlp.gate_proj, &mlp.up_proj, &mlp.down_proj].map(HeldLinear::new);
     if layers.iter().any(HeldLinear::has_bias) {
         return biased_swiglu_mlp(x, mlp, active);
@@ -93,14 +107,15 @@ pub(super) fn swiglu_mlp<B: HostTensors>(
     })
 }
 
-/// No published family has biases here; the block is then put together from its layers.
+/// No published family has biases here, and no matrix is in parts in the memory of a machine; the block is then put together
+/// from its layers.
 fn biased_swiglu_mlp<B: HostTensors>(
     x: Tensor<B, 2>,
     mlp: &SwiGlu<B>,
     active: Option<Tensor<B, 1, Bool>>,
 ) -> Tensor<B, 2> {
     let apply =
-        |layer: &Linear<B>, x| packed_linear(x, &layer.weight, layer.bias.as_ref().map(burn::module::Param::val));
+        |layer: &Linear<B>, x| packed_linear(x, &layer.weight, layer.bias.as_ref().map(Param::val));
     let inner = burn::tensor::activation::silu(apply(&mlp.gate_proj, x.clone())) * apply(&mlp.up_proj, x);
     let y = apply(&mlp.down_proj, inner);
     match active {
@@ -199,14 +214,15 @@ pub(super) fn cached_attention<B: HostTensors>(
     float_tensor(out, [batch, seq, heads, head_dim])
 }
 
-/// Whether the kernel cannot work on the codes: keys that are rotated after decoding, a code per head, or an activation
-/// that no published model has.
+/// Whether the kernel cannot work on the codes: keys that are rotated after decoding, a code per head, an activation
+/// that no published model has, or a decoder in parts.
 fn needs_decoding<B: HostTensors>(kv: &KeyValue<'_, B>) -> bool {
     match kv {
         KeyValue::Plain(_) => false,
         KeyValue::Compressed { codes, decoder, rotary } => {
             let gelu = matches!(decoder.activation, CodeActivation::Gelu | CodeActivation::GeluTanh);
-            rotary.is_some() || codes.dims()[1] > 1 || !gelu
+            let split = decoder.hidden.iter().chain([&decoder.output]).any(split::in_parts);
+            rotary.is_some() || codes.dims()[1] > 1 || !gelu || split
         }
     }
 }

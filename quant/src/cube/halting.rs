@@ -1,12 +1,39 @@
 //! One step of adaptive depth.
 
 use burn::tensor::backend::DeviceOps;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{Bool, DType, Tensor};
 use burn_cubecl::CubeRuntime;
 use emberlm_backends::cube;
 
 use super::tensor::{Cube, bool_tensor, buffer, flags, float_tensor, floats, int_tensor, ints, own, unset};
 use crate::halting::{HaltMode, HaltRecord, HaltRule, HaltState, HaltWeights};
+
+pub(super) fn start_halting<R: CubeRuntime>(m: usize, h: usize, device: &R::Device) -> HaltState<Cube<R>>
+where
+    R::Device: DeviceOps,
+{
+    // Nothing is launched for tensors that are not set.
+    let active = Tensor::<Cube<R>, 1, Bool>::empty([m], device);
+    let flag_type = active.dtype();
+    let active = flags(active);
+    let [remaining, cumulative] = [(); 2].map(|()| unset(&active, [m], DType::F32));
+    let (steps, output) = (unset(&active, [m], DType::I32), unset(&active, [m, h], DType::F32));
+    let on_device = cube::HaltState {
+        active: buffer(&active),
+        remaining: buffer(&remaining),
+        cumulative: buffer(&cumulative),
+        steps: buffer(&steps),
+        output: buffer(&output),
+    };
+    cube::start_halting(&active.client, &on_device, m, h);
+    HaltState {
+        active: bool_tensor(active, flag_type),
+        remaining: float_tensor(remaining),
+        cumulative: float_tensor(cumulative),
+        steps: int_tensor(steps),
+        output: float_tensor(output),
+    }
+}
 
 pub(super) fn halt_step<R: CubeRuntime>(
     state: HaltState<Cube<R>>,

@@ -11,6 +11,7 @@ use super::tensor::{Cube, buffer, flags, float_tensor, floats, ints, unset};
 use crate::host::FloatType;
 use crate::modules::{Linear, SwiGlu};
 use crate::packed::{BlockScales, PackedWeight};
+use crate::split;
 
 pub(super) fn packed_linear<R: CubeRuntime>(
     x: Tensor<Cube<R>, 2>,
@@ -20,6 +21,9 @@ pub(super) fn packed_linear<R: CubeRuntime>(
 where
     R::Device: DeviceOps,
 {
+    if let PackedWeight::Split(w) = w {
+        return split::linear(x, w, bias);
+    }
     let [m, _] = x.dims();
     let (x, w) = (floats(x), weight(w));
     let bias = bias.map(|bias| buffer(&floats(bias)));
@@ -36,6 +40,9 @@ pub(super) fn packed_embed<R: CubeRuntime>(
 where
     R::Device: DeviceOps,
 {
+    if let PackedWeight::Split(w) = w {
+        return split::embed(ids, w);
+    }
     let (ids, w) = (ints(ids), weight(w));
     let y = unset(&ids, [ids.shape()[0], w.k], burn::tensor::DType::F32);
     cube::embed(&ids.client, &buffer(&ids), &w, &buffer(&y));
@@ -51,7 +58,7 @@ where
     R::Device: DeviceOps,
 {
     let SwiGlu { gate_proj, up_proj, down_proj } = mlp;
-    if [gate_proj, up_proj, down_proj].iter().any(|layer| layer.bias.is_some()) {
+    if split::is_split(mlp) || [gate_proj, up_proj, down_proj].iter().any(|layer| layer.bias.is_some()) {
         return biased_swiglu_mlp(x, mlp, active);
     }
     let [m, h] = x.dims();
@@ -67,7 +74,8 @@ where
     float_tensor(y)
 }
 
-/// No published family has biases here; the block is then put together from its layers.
+/// No published family has biases here, and hardly a device has buffers too small for these matrices; the block is then put
+/// together from its layers.
 fn biased_swiglu_mlp<R: CubeRuntime>(
     x: Tensor<Cube<R>, 2>,
     mlp: &SwiGlu<Cube<R>>,
@@ -119,6 +127,7 @@ where
             scales: float_buffer(&w.scales),
             slots: w.slots.as_ref().map(int_buffer),
         }),
+        PackedWeight::Split(_) => unreachable!("the operations see to the parts"),
     };
     cube::Weight { n, k, data }
 }

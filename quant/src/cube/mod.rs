@@ -7,6 +7,7 @@ mod halting;
 mod linear;
 mod sequence;
 mod tensor;
+mod top_k;
 
 use burn::tensor::backend::DeviceOps;
 use burn::tensor::{Bool, Int, Tensor};
@@ -32,6 +33,12 @@ impl<R: CubeRuntime> CompactBackend for CubeBackend<R, f32, i32, u32>
 where
     R::Device: DeviceOps,
 {
+    const TOP_K_ON_DEVICE: usize = emberlm_backends::cube::MAX_TOP_K;
+
+    fn max_buffer(device: &Self::Device) -> Option<usize> {
+        Some(usize::try_from(R::client(device).properties().memory.max_page_size).unwrap_or(usize::MAX))
+    }
+
     fn packed_linear(x: Tensor<Self, 2>, w: &PackedWeight<Self>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {
         linear::packed_linear(x, w, bias)
     }
@@ -78,8 +85,21 @@ where
         sequence::causal_conv1d_silu(u, tail, weight)
     }
 
+    fn delta_gates(
+        dt: Tensor<Self, 3>,
+        b: Tensor<Self, 3>,
+        dt_bias: Tensor<Self, 1>,
+        a_log: Tensor<Self, 1>,
+    ) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
+        sequence::delta_gates(dt, b, dt_bias, a_log)
+    }
+
     fn gated_delta_rule(rule: DeltaRule<Self>, state: Tensor<Self, 4>) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
         sequence::gated_delta_rule(rule, state)
+    }
+
+    fn start_halting(m: usize, h: usize, device: &Self::Device) -> HaltState<Self> {
+        halting::start_halting(m, h, device)
     }
 
     fn halt_step(
@@ -89,5 +109,9 @@ where
         rule: HaltRule,
     ) -> (HaltState<Self>, HaltRecord<Self>) {
         halting::halt_step(state, step_state, halt_logit, rule)
+    }
+
+    fn top_k(x: Tensor<Self, 2>, k: usize) -> (Tensor<Self, 2>, Tensor<Self, 2, Int>) {
+        top_k::top_k(x, k)
     }
 }

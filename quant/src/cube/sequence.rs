@@ -1,7 +1,7 @@
 //! Norms, rotary positions, convolution and the delta rule.
 
 use burn::tensor::backend::DeviceOps;
-use burn::tensor::{Tensor, TensorMetadata};
+use burn::tensor::{DType, Tensor, TensorMetadata};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
@@ -82,6 +82,31 @@ where
         shape,
     );
     (float_tensor(y), float_tensor(next))
+}
+
+pub(super) fn delta_gates<R: CubeRuntime>(
+    dt: Tensor<Cube<R>, 3>,
+    b: Tensor<Cube<R>, 3>,
+    dt_bias: Tensor<Cube<R>, 1>,
+    a_log: Tensor<Cube<R>, 1>,
+) -> (Tensor<Cube<R>, 3>, Tensor<Cube<R>, 3>)
+where
+    R::Device: DeviceOps,
+{
+    let shape = dt.dims();
+    let ([dt, b], [dt_bias, a_log]) = ([dt, b].map(floats), [dt_bias, a_log].map(floats));
+    let [g, beta] = [(); 2].map(|()| unset(&dt, shape, DType::F32));
+    cube::delta_gates(
+        &dt.client,
+        &buffer(&dt),
+        &buffer(&b),
+        &buffer(&dt_bias),
+        &buffer(&a_log),
+        &buffer(&g),
+        &buffer(&beta),
+        shape[2],
+    );
+    (float_tensor(g), float_tensor(beta))
 }
 
 pub(super) fn gated_delta_rule<R: CubeRuntime>(

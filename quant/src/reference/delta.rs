@@ -3,7 +3,7 @@
 //! The chunked form is that of Yang et al., "Gated Delta Networks" (2024), section 3.3: within a chunk the writes of all
 //! tokens are solved for at once, between chunks the state is carried.
 
-use burn::tensor::activation::silu;
+use burn::tensor::activation::{sigmoid, silu, softplus};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
 
@@ -30,6 +30,17 @@ pub fn causal_conv1d_silu<B: Backend>(
         y = y + inputs.clone().slice_dim(1, j..j + s) * tap;
     }
     (silu(y), inputs.slice_dim(1, s..s + width - 1))
+}
+
+/// See [`CompactBackend::delta_gates`](crate::CompactBackend::delta_gates).
+pub fn delta_gates<B: Backend>(
+    dt: Tensor<B, 3>,
+    b: Tensor<B, 3>,
+    dt_bias: Tensor<B, 1>,
+    a_log: Tensor<B, 1>,
+) -> (Tensor<B, 3>, Tensor<B, 3>) {
+    let dt = softplus(dt + dt_bias.unsqueeze(), 1.0);
+    (a_log.exp().neg().unsqueeze() * dt, sigmoid(b))
 }
 
 /// See [`CompactBackend::gated_delta_rule`](crate::CompactBackend::gated_delta_rule).

@@ -5,11 +5,13 @@ mod delta;
 mod halting;
 mod linear;
 mod norm;
+mod top_k;
 mod unpack;
 
 pub use attention::{attention, store_kv};
-pub use delta::{causal_conv1d_silu, gated_delta_rule};
+pub use delta::{causal_conv1d_silu, delta_gates, gated_delta_rule};
 pub use halting::halt_step;
 pub use linear::{embed, linear, swiglu_mlp};
 pub use norm::{rms_norm, rms_norm_gated, rotary};
+pub use top_k::top_k;
 pub use unpack::{dequantize, unpack_f16};

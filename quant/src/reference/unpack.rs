@@ -19,6 +19,7 @@ pub fn dequantize<B: Backend>(w: &PackedWeight<B>) -> Tensor<B, 2> {
         PackedWeight::Half(w) => half(w),
         PackedWeight::CodeBook4(w) => code_book4(w),
         PackedWeight::Rows(w) => rows(w),
+        PackedWeight::Split(w) => Tensor::cat(w.parts.iter().map(|part| dequantize(&part.weight())).collect(), 0),
     }
 }
 

@@ -1,0 +1,20 @@
+//! Numbers that a device computed, on the host.
+
+use std::vec::IntoIter;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Element, TensorData, Transaction};
+use emberlm_quant::read::read;
+
+use crate::error::{Error, Result};
+
+/// Waits for several tensors at once; they come in the order in which they were registered.
+pub(crate) fn read_back<B: Backend>(tensors: Transaction<B>) -> Result<IntoIter<TensorData>> {
+    read(tensors).map(Vec::into_iter).map_err(|error| Error::Device(error.to_string()))
+}
+
+/// The elements of a tensor that was read.
+pub(crate) fn elements<E: Element>(data: Option<TensorData>) -> Result<Vec<E>> {
+    let elements = data.and_then(|data| data.convert::<E>().into_vec().ok());
+    elements.ok_or_else(|| Error::Device("the device gave no numbers".into()))
+}

@@ -1,0 +1,25 @@
+//! Numbers on their way back to the host. A GPU stands still meanwhile, so the reads are few and are counted.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{TensorData, Transaction};
+
+use crate::error::{Error, Result};
+
+/// Reads so far.
+static READS: AtomicU64 = AtomicU64::new(0);
+
+/// How often [`read`] waited for a device so far in this process.
+pub fn reads() -> u64 {
+    READS.load(Ordering::Relaxed)
+}
+
+/// Waits for several tensors at once; they come in the order in which they were registered.
+///
+/// # Errors
+/// [`Error::Device`] when the device failed since the last read.
+pub fn read<B: Backend>(tensors: Transaction<B>) -> Result<Vec<TensorData>> {
+    READS.fetch_add(1, Ordering::Relaxed);
+    tensors.try_execute().map_err(|error| Error::Device(error.to_string()))
+}

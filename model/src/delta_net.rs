@@ -4,9 +4,9 @@
 //! projections.
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
 use burn::tensor::activation::{sigmoid, softplus};
 use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
 use emberlm_quant::CompactBackend;
 use emberlm_quant::modules::{Linear, forward_all};
 use emberlm_quant::ops::DeltaRule;
@@ -85,7 +85,10 @@ impl<B: CompactBackend> GatedDeltaNet<B> {
         let (kd, vd) = (hk * dk, hv * dv);
         // Padding must leave the convolution and the state as if it were not there.
         let x = match &step.token_mask {
-            Some(mask) => x * mask.clone(),
+            Some(mask) => {
+                let mask = mask.clone().cast(x.dtype());
+                x * mask
+            }
             None => x,
         };
 
@@ -99,8 +102,8 @@ impl<B: CompactBackend> GatedDeltaNet<B> {
         let q = qkv.clone().slice_dim(2, 0..kd).reshape([b, s, hk, dk]);
         let k = qkv.clone().slice_dim(2, kd..2 * kd).reshape([b, s, hk, dk]);
         let v = qkv.slice_dim(2, 2 * kd..2 * kd + vd).reshape([b, s, hv, dv]);
-        let beta = sigmoid(beta);
-        let dt = softplus(dt + self.dt_bias.val().unsqueeze(), 1.0);
+        let beta = sigmoid(beta.cast(DType::F32));
+        let dt = softplus(dt.cast(DType::F32) + self.dt_bias.val().unsqueeze(), 1.0);
         let g = self.a_log.val().exp().neg().unsqueeze() * dt;
 
         let (o, state) = B::gated_delta_rule(DeltaRule { q, k, v, g, beta }, cache.take_state());

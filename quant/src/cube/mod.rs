@@ -8,12 +8,13 @@ mod linear;
 mod sequence;
 mod tensor;
 
-use burn::tensor::backend::DeviceOps;
-use burn::tensor::{Bool, Int, Tensor};
+use burn::tensor::backend::{Backend, DeviceOps};
+use burn::tensor::{Bool, DType, Int, Tensor};
 use burn_cubecl::{CubeBackend, CubeRuntime};
 
 use crate::CompactBackend;
 use crate::halting::{HaltRecord, HaltRule, HaltState};
+use crate::host::FloatType;
 use crate::kv::{KeyValue, KvStore, Rotary};
 use crate::modules::SwiGlu;
 use crate::ops::{AttentionShape, DeltaRule};
@@ -32,6 +33,10 @@ impl<R: CubeRuntime> CompactBackend for CubeBackend<R, f32, i32, u32>
 where
     R::Device: DeviceOps,
 {
+    fn computes_with(device: &Self::Device, float: FloatType) -> bool {
+        float == FloatType::F32 || Self::supports_dtype(device, DType::from(float))
+    }
+
     fn packed_linear(x: Tensor<Self, 2>, w: &PackedWeight<Self>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {
         linear::packed_linear(x, w, bias)
     }

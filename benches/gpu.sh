@@ -59,7 +59,7 @@ command -v nvidia-smi >/dev/null && nvidia-smi >"$out/nvidia-smi.txt" 2>&1
 for device in "${devices[@]}"; do
     name=${device/:/}
     echo "== $device"
-    if ! within 90 "$ember" doctor --device "$device" >"$out/doctor-$name.txt" 2>&1; then
+    if ! within 150 "$ember" doctor --device "$device" >"$out/doctor-$name.txt" 2>&1; then
         tail -n 3 "$out/doctor-$name.txt"
         continue
     fi

@@ -38,13 +38,13 @@ pub struct Run {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Batches to train on
-    #[arg(long, default_value_t = 2500)]
+    #[arg(long, default_value_t = 6000)]
     pub iterations: usize,
     /// Texts per batch
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 6)]
     pub batch: usize,
     /// Tokens per text
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 192)]
     pub length: usize,
     /// MLPs per layer, K
     #[arg(long, default_value_t = 4)]
@@ -60,16 +60,16 @@ pub struct Run {
     #[arg(long, default_value = "input")]
     pub gate_input: String,
     /// Bias that gates begin with
-    #[arg(long, default_value_t = -1.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = -2.0, allow_negative_numbers = true)]
     pub gate_bias: f32,
     /// Price of one expected step of one layer, in nats per token
-    #[arg(long, default_value_t = 0.01)]
+    #[arg(long, default_value_t = 0.004)]
     pub ponder: f32,
     /// Part of the training before the price is asked, and over which it then rises
-    #[arg(long, default_value_t = 0.25)]
+    #[arg(long, default_value_t = 0.6)]
     pub warm_up: f32,
     /// Part of the training in which the first step runs alone; the others are added without a change of what is computed
-    #[arg(long, default_value_t = 0.4)]
+    #[arg(long, default_value_t = 0.3)]
     #[serde(default)]
     pub alone: f32,
     /// Part of the training before the gates learn; until then they say what they began with
@@ -84,7 +84,7 @@ pub struct Run {
     #[serde(default)]
     pub log_every: usize,
     /// Batches per checkpoint
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 200)]
     #[serde(default)]
     pub save_every: usize,
     /// Stop at a checkpoint after so many batches, as if interrupted

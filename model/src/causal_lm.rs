@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use emberlm_quant::CompactBackend;
+use emberlm_quant::host::FloatType;
 use emberlm_quant::kv::{KvFormat, Rotary};
 use emberlm_quant::modules::Linear;
 
@@ -33,6 +34,8 @@ pub struct CausalLm<B: Backend> {
     architecture: Arc<Architecture>,
     #[module(skip)]
     rotary: RotaryEmbedding,
+    #[module(skip)]
+    activations: FloatType,
 }
 
 /// Which positions get logits.
@@ -59,11 +62,12 @@ pub struct ForwardOptions {
 /// The result of a [`forward`](CausalLm::forward) pass over `s` new tokens.
 #[derive(Clone, Debug)]
 pub struct ForwardOutput<B: Backend> {
-    /// `[b, positions, vocabulary]`, for the positions asked for.
+    /// `[b, positions, vocabulary]` F32, for the positions asked for.
     pub logits: Option<Tensor<B, 3>>,
-    /// The residual stream before each layer and after the last, `[b, s, hidden]`; empty unless asked for.
+    /// The residual stream before each layer and after the last, `[b, s, hidden]` in the type of activations; empty unless
+    /// asked for.
     pub hidden: Vec<Tensor<B, 3>>,
-    /// After the last norm, `[b, s, hidden]`.
+    /// After the last norm, `[b, s, hidden]` in the type of activations.
     pub final_hidden: Tensor<B, 3>,
     /// Per CREST layer, the depth of each of the `b * s` tokens.
     pub depth: Vec<DepthTrace<B>>,
@@ -79,6 +83,8 @@ pub(crate) struct Step<B: Backend> {
     pub left_pad: Option<Tensor<B, 1, Int>>,
     /// `[b, s, 1]`: 0 in the padding; absent when no new slot is padding.
     pub token_mask: Option<Tensor<B, 3>>,
+    /// The type of the residual stream and of all that is made from it.
+    pub activations: DType,
     new: usize,
     embedding: RotaryEmbedding,
     device: B::Device,
@@ -131,7 +137,8 @@ impl<B: CompactBackend> CausalLm<B> {
             Some(loader.head("lm_head", config.vocab_size, config.hidden_size)?)
         };
         let rotary = RotaryEmbedding::new(&config.rope);
-        Ok(Self { model, lm_head, architecture: Arc::new(architecture.clone()), rotary })
+        let architecture = Arc::new(architecture.clone());
+        Ok(Self { model, lm_head, architecture, rotary, activations: FloatType::F32 })
     }
 
     /// Sizes and options.
@@ -166,6 +173,30 @@ impl<B: CompactBackend> CausalLm<B> {
         }
     }
 
+    /// The type of activations.
+    pub fn activations(&self) -> FloatType {
+        self.activations
+    }
+
+    /// Changes the type of activations from now on: F32 after loading, which every backend has. Sums, norms, softmax, the
+    /// states of halting and of linear attention, and logits are F32 in any case.
+    ///
+    /// F16 ends at 65504: a model whose residual stream grows beyond gives NaN. BF16 has the range of F32 and 8 bits of it.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when the device does not compute with this type.
+    pub fn set_activations(&mut self, float: FloatType) -> Result<()> {
+        let device = self.device();
+        if !B::computes_with(&device, float) {
+            let all = [FloatType::F32, FloatType::F16, FloatType::Bf16].into_iter();
+            let known: Vec<_> = all.filter(|&f| B::computes_with(&device, f)).map(|f| f.to_string()).collect();
+            let message = format!("{float} is not for {device:?}, which computes with {}", known.join(", "));
+            return Err(Error::Option { option: "activations".into(), message });
+        }
+        self.activations = float;
+        Ok(())
+    }
+
     /// One pass over new tokens, which are appended to the cache.
     ///
     /// # Shapes
@@ -192,6 +223,7 @@ impl<B: CompactBackend> CausalLm<B> {
             rotary: self.rotary.at(past, s, &device),
             left_pad: cache.left_pad(),
             token_mask: cache.token_mask(s),
+            activations: self.activations.into(),
             new: s,
             embedding: self.rotary.clone(),
             device,
@@ -266,7 +298,9 @@ impl<B: CompactBackend> CausalLm<B> {
         }
     }
 
+    /// Logits of normed hidden states, not rounded to the type of activations: large ones would tie.
     fn head(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let x = x.cast(DType::F32);
         match &self.lm_head {
             Some(head) => head.forward(x),
             None => self.model.embed_tokens.logits(x),

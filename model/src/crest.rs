@@ -142,7 +142,7 @@ impl<B: CompactBackend> CrestFfn<B> {
             halt.extend(record.probability);
             weights.push(record.weight);
         }
-        (tokens.output, DepthTrace { steps: tokens.steps, halt, weights })
+        (tokens.output.cast(x.dtype()), DepthTrace { steps: tokens.steps, halt, weights })
     }
 
     fn gate(&self, k: usize) -> &HaltGate<B> {

@@ -82,7 +82,7 @@ impl<B: CompactBackend> Decoder<B> {
         cache: &mut Cache<B>,
         keep_hidden: bool,
     ) -> (Tensor<B, 3>, Intermediates<B>) {
-        let mut x = self.embed_tokens.forward(ids);
+        let mut x = self.embed_tokens.forward(ids).cast(step.activations);
         let mut kept = Intermediates { hidden: Vec::new(), depth: Vec::new() };
         for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
             if keep_hidden {

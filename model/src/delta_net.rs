@@ -4,8 +4,8 @@
 //! projections.
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::Tensor;
 use emberlm_quant::CompactBackend;
 use emberlm_quant::modules::{Linear, forward_all};
 use emberlm_quant::ops::DeltaRule;
@@ -84,7 +84,10 @@ impl<B: CompactBackend> GatedDeltaNet<B> {
         let (kd, vd) = (hk * dk, hv * dv);
         // Padding must leave the convolution and the state as if it were not there.
         let x = match &step.token_mask {
-            Some(mask) => x * mask.clone(),
+            Some(mask) => {
+                let mask = mask.clone().cast(x.dtype());
+                x * mask
+            }
             None => x,
         };
 

@@ -3,13 +3,17 @@
 //! A [`HostWeight`] is what the checkpoint loader hands over and what the quantisers of [`crate::format`] produce. Its
 //! buffers are [`bytes::Bytes`], so that a tensor may be a view of a mapped file: nothing is copied until the device needs it.
 
+use std::fmt;
+
+use burn::tensor::DType;
 use bytes::Bytes;
 pub use emberlm_backends::cpu::weight_buffer;
 
-/// A floating point type that a checkpoint stores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// A floating point type: of what a checkpoint stores, or of activations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum FloatType {
     /// IEEE single precision, 4 bytes.
+    #[default]
     F32,
     /// IEEE half precision, 2 bytes.
     F16,
@@ -23,6 +27,35 @@ impl FloatType {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// The largest relative error of rounding a number to it (below its range F16 has none, above it infinity).
+    pub const fn rounding(self) -> f32 {
+        match self {
+            Self::F32 => f32::EPSILON / 2.0,
+            Self::F16 => 1.0 / 2048.0,
+            Self::Bf16 => 1.0 / 256.0,
+        }
+    }
+}
+
+impl fmt::Display for FloatType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+impl From<FloatType> for DType {
+    fn from(float: FloatType) -> Self {
+        match float {
+            FloatType::F32 => Self::F32,
+            FloatType::F16 => Self::F16,
+            FloatType::Bf16 => Self::BF16,
         }
     }
 }

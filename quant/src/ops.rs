@@ -8,6 +8,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, Int, Tensor};
 
 use crate::halting::{HaltRecord, HaltRule, HaltState};
+use crate::host::FloatType;
 use crate::kv::{KeyValue, KvStore, Rotary};
 use crate::modules::{Linear, SwiGlu};
 use crate::packed::PackedWeight;
@@ -42,6 +43,10 @@ pub struct DeltaRule<B: Backend> {
 /// A backend that runs compact models.
 ///
 /// Every method has a default body; a backend overrides those where a kernel pays.
+///
+/// Activations (`x` and what else has its shape, queries, keys and values) are F32, or of another type that the backend
+/// [`computes_with`](Self::computes_with); results have their type. Everything else is F32 always: embedded rows, biases,
+/// weights of norms, cosines and sines, decays, recurrent and halting states, the tail of a convolution. So are all sums.
 pub trait CompactBackend: Backend {
     /// Whether tensors made from host buffers keep reading them: then a mapped file must stay mapped and resident.
     const SHARES_HOST_MEMORY: bool = false;
@@ -53,6 +58,11 @@ pub trait CompactBackend: Backend {
     /// Bytes of the largest buffer of a device, where something beside its memory limits it: a larger weight is held in parts.
     fn max_buffer(_device: &Self::Device) -> Option<usize> {
         None
+    }
+
+    /// Whether activations may be of this type.
+    fn computes_with(_device: &Self::Device, float: FloatType) -> bool {
+        float == FloatType::F32
     }
 
     /// Runs `f`, a whole pass of a model, where its operations cost least to start (on the CPU: inside the thread pool).

@@ -1,21 +1,32 @@
 //! Whether a device computes what the processor does.
 //!
 //! A GPU kernel that does not compile ends no program: its output is zeros. So every operation is run once, on seeded numbers and
-//! at small awkward sizes, and compared with the same operation on another backend.
+//! at small awkward sizes, and compared with the same operation on another backend. Where activations are of a smaller type, both
+//! sides get the same rounded numbers, and the other backend goes on in F32.
 
+use burn::module::{Param, ParamId};
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 
 use crate::format;
 use crate::halting::{HaltMode, HaltRule, HaltWeights};
 use crate::host::{FloatType, HostStorage, HostWeight};
-use crate::kv::{KeyValue, KvFormat, KvStore, Rotary};
+use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvFormat, KvStore, Rotary};
 use crate::modules::{Linear, SwiGlu};
 use crate::ops::{AttentionShape, CompactBackend, DeltaRule};
 use crate::packed::PackedWeight;
 
-/// Largest error allowed, relative to the largest number of a result: devices add in other orders and have other exponentials.
+/// Largest error allowed in F32, relative to the largest number of a result: devices add in other orders and have other
+/// exponentials.
 const BOUND: f32 = 1e-4;
+
+/// The same in another type: a result is rounded once, and what goes from one kernel to the next inside an operation once more.
+fn bound(float: FloatType) -> f32 {
+    match float {
+        FloatType::F32 => BOUND,
+        other => BOUND + 2.0 * other.rounding(),
+    }
+}
 
 /// One operation, compared.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,12 +35,14 @@ pub struct Check {
     pub name: String,
     /// Largest difference, relative to the largest number; NaN when the device gave none.
     pub error: f32,
+    /// The largest that is allowed.
+    pub bound: f32,
 }
 
 impl Check {
     /// Whether the device may be used.
     pub fn passed(&self) -> bool {
-        self.error <= BOUND
+        self.error <= self.bound
     }
 }
 
@@ -38,21 +51,29 @@ impl Check {
 pub enum Extent {
     /// Every operation, in one storage and for one token.
     Short,
+    /// Every operation, in one storage, for one token and for many.
+    OneStorage,
     /// Every operation in every storage, for one token and for many.
     Whole,
 }
 
-/// Runs every operation on `B` and on `C` and compares.
+/// Runs every operation on `B`, with activations of a type that it computes with, and on `C` in F32, and compares.
 pub fn self_test<B: CompactBackend, C: CompactBackend>(
     device: &B::Device,
     trusted: &C::Device,
+    float: FloatType,
     extent: Extent,
 ) -> Vec<Check> {
-    let (mut ours, mut theirs) = (Results::<B>::new(device), Results::<C>::new(trusted));
+    let mut ours = Results::<B>::new(device, float, float);
+    let mut theirs = Results::<C>::new(trusted, float, FloatType::F32);
     ours.run(extent);
     theirs.run(extent);
-    let pairs = ours.results.into_iter().zip(theirs.results);
-    pairs.map(|((name, got), (_, expected))| Check { error: difference(&got, &expected), name }).collect()
+    let check = |((name, got), (_, expected)): ((String, Vec<f32>), (String, Vec<f32>))| Check {
+        error: difference(&got, &expected),
+        name: if float == FloatType::F32 { name } else { format!("{float} {name}") },
+        bound: bound(float),
+    };
+    ours.results.into_iter().zip(theirs.results).map(check).collect()
 }
 
 fn difference(got: &[f32], expected: &[f32]) -> f32 {
@@ -69,19 +90,22 @@ fn difference(got: &[f32], expected: &[f32]) -> f32 {
 /// What the operations gave on one backend.
 struct Results<'a, B: CompactBackend> {
     device: &'a B::Device,
+    /// What activations are rounded to, and what they are kept in.
+    rounded: FloatType,
+    kept: FloatType,
     random: Random,
     results: Vec<(String, Vec<f32>)>,
 }
 
 impl<'a, B: CompactBackend> Results<'a, B> {
-    fn new(device: &'a B::Device) -> Self {
-        Self { device, random: Random(7), results: Vec::new() }
+    fn new(device: &'a B::Device, rounded: FloatType, kept: FloatType) -> Self {
+        Self { device, rounded, kept, random: Random(7), results: Vec::new() }
     }
 
     fn run(&mut self, extent: Extent) {
         let rows = match extent {
             Extent::Short => &[1][..],
-            Extent::Whole => &[1, 3, 20, 70],
+            Extent::OneStorage | Extent::Whole => &[1, 3, 20, 70],
         };
         for &m in rows {
             self.linears(m, extent);
@@ -98,6 +122,16 @@ impl<'a, B: CompactBackend> Results<'a, B> {
     fn tensor<const D: usize>(&mut self, shape: [usize; D]) -> Tensor<B, D> {
         let values = self.random.floats(shape.iter().product());
         Tensor::from_data(TensorData::new(values, shape), (self.device, DType::F32))
+    }
+
+    fn activations<const D: usize>(&mut self, shape: [usize; D]) -> Tensor<B, D> {
+        let round: fn(&f32) -> f32 = match self.rounded {
+            FloatType::F32 => |&x| x,
+            FloatType::F16 => |&x| half::f16::from_f32(x).to_f32(),
+            FloatType::Bf16 => |&x| half::bf16::from_f32(x).to_f32(),
+        };
+        let values: Vec<f32> = self.random.floats(shape.iter().product()).iter().map(round).collect();
+        Tensor::from_data(TensorData::new(values, shape), (self.device, DType::from(self.kept)))
     }
 
     /// Weights in the storages, `[n, k]`.
@@ -133,7 +167,7 @@ impl<'a, B: CompactBackend> Results<'a, B> {
                 let what = |operation: &str| format!("{operation}, {storage} [{n}, {k}], {m} rows");
                 let packed = |host| PackedWeight::<B>::from_host(host, self.device);
                 let [gate, up, down] = [gate, up, down].map(packed);
-                let (x, bias) = (self.tensor([m, k]), self.tensor([n]));
+                let (x, bias) = (self.activations([m, k]), self.tensor([n]));
                 let ids = (0..m).map(|i| (i * 7 % n) as i32).collect::<Vec<_>>();
                 let ids = Tensor::<B, 1, Int>::from_data(TensorData::new(ids, [m]), self.device);
                 self.keep(what("linear"), B::packed_linear(x.clone(), &gate, Some(bias)));
@@ -150,7 +184,7 @@ impl<'a, B: CompactBackend> Results<'a, B> {
 
     fn norms(&mut self, m: usize) {
         for h in [48, 640] {
-            let (x, z, w) = (self.tensor([m, h]), self.tensor([m, h]), self.tensor([h]));
+            let (x, z, w) = (self.activations([m, h]), self.activations([m, h]), self.tensor([h]));
             self.keep(format!("RMS norm [{m}, {h}]"), B::rms_norm(x.clone(), w.clone(), 1e-6, true));
             self.keep(format!("gated RMS norm [{m}, {h}]"), B::rms_norm_gated(x, z, w, 1e-6));
         }
@@ -160,12 +194,11 @@ impl<'a, B: CompactBackend> Results<'a, B> {
         let (heads, kv_heads, dim, past) = (4, 2, 32, 5);
         let angles: Tensor<B, 2> = self.tensor([s, dim / 4]);
         let positions = Rotary { cos: angles.clone().cos(), sin: angles.sin() };
-        let q = self.tensor([1, s, heads, dim]);
-        let q = B::rotary(q, &positions);
-        self.keep(format!("rotary of {s} tokens"), q.clone());
+        let q = self.activations([1, s, heads, dim]);
+        self.keep(format!("rotary of {s} tokens"), B::rotary(q.clone(), &positions));
         for format in [KvFormat::F32, KvFormat::F16] {
             let mut store = || {
-                let new = self.tensor([1, past + s, kv_heads, dim]);
+                let new = self.activations([1, past + s, kv_heads, dim]);
                 B::store_kv(KvStore::new(format, [1, kv_heads, past + s + 2, dim], self.device), new, 0)
             };
             let (k, v) = (store(), store());
@@ -173,7 +206,8 @@ impl<'a, B: CompactBackend> Results<'a, B> {
             let out = B::cached_attention(q.clone(), KeyValue::Plain(&k), KeyValue::Plain(&v), None, shape);
             self.keep(format!("attention of {s} tokens, {format:?}"), out);
         }
-        let (u, tail, taps) = (self.tensor([1, s, 24]), self.tensor([1, 3, 24]), self.tensor([24, 4]));
+        self.codes(s, &q);
+        let (u, tail, taps) = (self.activations([1, s, 24]), self.tensor([1, 3, 24]), self.tensor([24, 4]));
         let (y, tail) = B::causal_conv1d_silu(u, tail, taps);
         self.keep(format!("convolution of {s} tokens"), y);
         self.keep(format!("tail of the convolution of {s} tokens"), tail);
@@ -184,9 +218,9 @@ impl<'a, B: CompactBackend> Results<'a, B> {
         self.keep(format!("decay of the delta rule, {s} tokens"), g);
         self.keep(format!("writing strength of the delta rule, {s} tokens"), beta);
         let rule = DeltaRule::<B> {
-            q: self.tensor([1, s, key_heads, dk]),
-            k: self.tensor([1, s, key_heads, dk]),
-            v: self.tensor([1, s, value_heads, dv]),
+            q: self.activations([1, s, key_heads, dk]),
+            k: self.activations([1, s, key_heads, dk]),
+            v: self.activations([1, s, value_heads, dv]),
             g: self.tensor([1, s, value_heads]).abs().neg() * 0.3,
             beta: sigmoid(self.tensor([1, s, value_heads])),
         };
@@ -196,13 +230,36 @@ impl<'a, B: CompactBackend> Results<'a, B> {
         self.keep(format!("state of the delta rule after {s} tokens"), state);
     }
 
+    /// Values as codes, with few queries and with many: the decoder's last layer moves.
+    fn codes(&mut self, s: usize, q: &Tensor<B, 4>) {
+        let [_, _, heads, dim] = q.dims();
+        let (kv_heads, past, r, inner) = (heads / 2, 5, 6, 10);
+        let mut store = |heads, width| {
+            let new = self.activations([1, past + s, heads, width]);
+            B::store_kv(KvStore::new(KvFormat::F32, [1, heads, past + s, width], self.device), new, 0)
+        };
+        let (k, codes) = (store(kv_heads, dim), store(1, r));
+        let mut layer = |n: usize, k: usize| {
+            let bytes: Vec<u8> = self.random.floats(n * k).iter().flat_map(|x| x.to_le_bytes()).collect();
+            let weight = HostWeight { n, k, storage: HostStorage::Dense(FloatType::F32, bytes.into()) };
+            let bias = Param::initialized(ParamId::new(), self.tensor([n]));
+            Linear { weight: PackedWeight::<B>::from_host(weight, self.device), bias: Some(bias) }
+        };
+        let (hidden, output) = (Some(layer(inner, r)), layer(kv_heads * dim, inner));
+        let decoder = CodeDecoder { hidden, activation: CodeActivation::Gelu, output };
+        let v = KeyValue::Compressed { codes: &codes, decoder: &decoder, rotary: None };
+        let shape = AttentionShape { past, kv_heads, scale: (dim as f64).powf(-0.5) };
+        let out = B::cached_attention(q.clone(), KeyValue::Plain(&k), v, None, shape);
+        self.keep(format!("attention of {s} tokens to codes"), out);
+    }
+
     fn halting(&mut self, m: usize) {
         let rule =
             HaltRule { mode: HaltMode::Cumulative, weights: HaltWeights::Remainder, enabled: true, threshold: 0.7 };
         let mut state = B::start_halting(m, 24, self.device);
         for step in 0..3 {
-            let s = self.tensor([m, 24]);
-            let logit = (step < 2).then(|| self.tensor([m]));
+            let s = self.activations([m, 24]);
+            let logit = (step < 2).then(|| self.activations([m]));
             let (next, record) = B::halt_step(state, s, logit, rule);
             self.keep(format!("weights of halting step {step}, {m} tokens"), record.weight);
             state = next;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use emberlm::model::QuantizeOnLoad;
 use emberlm::model::config::CrestOverrides;
+use emberlm::quant::host::FloatType;
 use emberlm::quant::kv::KvFormat;
 use emberlm_backends::cpu::Precision;
 
@@ -118,7 +119,7 @@ pub struct DeviceArgs {
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
 
-    /// Arithmetic of products with quantised weights [default: int8 where the processor has it; dump: f32]
+    /// Type of activations [default: int8 where the processor has it, f32 on GPUs; dump: f32]
     #[arg(long, value_enum, value_name = "TYPE")]
     pub activations: Option<Activations>,
 
@@ -127,20 +128,34 @@ pub struct DeviceArgs {
     pub threads: Option<u16>,
 }
 
-/// Number formats of activations in products with quantised weights.
+/// Types of activations. Sums are in f32 beside all but int8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Activations {
     /// Exact
     F32,
-    /// Rounded to 8 bits per 64 numbers, as llama.cpp does: twice as fast, error far below that of 4-bit weights; needs AVX-512 VNNI and VBMI, else f32
+    /// Half precision between operations; GPUs
+    F16,
+    /// As f16 with the range of f32 and 8 bits; GPUs with CUDA
+    Bf16,
+    /// Rounded to 8 bits per 64 numbers in products with quantised weights, as llama.cpp does: twice as fast, error far below that of 4-bit weights; needs AVX-512 VNNI and VBMI, else f32
     Int8,
 }
 
-impl From<Activations> for Precision {
-    fn from(activations: Activations) -> Self {
-        match activations {
-            Activations::F32 => Self::Exact,
-            Activations::Int8 => Self::Int8Activations,
+impl Activations {
+    /// In products with quantised weights on the processor.
+    pub fn precision(self) -> Precision {
+        match self {
+            Self::Int8 => Precision::Int8Activations,
+            _ => Precision::Exact,
+        }
+    }
+
+    /// Between operations.
+    pub fn float(self) -> FloatType {
+        match self {
+            Self::F32 | Self::Int8 => FloatType::F32,
+            Self::F16 => FloatType::F16,
+            Self::Bf16 => FloatType::Bf16,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use anyhow::{Result, bail, ensure};
 use emberlm::quant::CompactBackend;
+use emberlm::quant::host::FloatType;
 use emberlm::quant::self_test::Check;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use emberlm::quant::self_test::{Extent, self_test};
@@ -58,8 +59,20 @@ pub struct Opened<B: CompactBackend> {
     pub device: B::Device,
     /// For messages and reports.
     pub name: String,
+    /// The type of activations between operations; the device has it.
+    pub activations: FloatType,
     /// None on the CPU.
     pub gpu: Option<Gpu>,
+}
+
+impl<B: CompactBackend> Opened<B> {
+    /// The type of activations, for reports: on the CPU that of products with quantised weights.
+    pub fn arithmetic(&self) -> String {
+        match self.gpu {
+            None => cpu::precision().name().to_owned(),
+            Some(_) => self.activations.to_string(),
+        }
+    }
 }
 
 /// What a GPU tells of itself.
@@ -79,13 +92,14 @@ pub trait Work {
     fn run<B: CompactBackend>(self, device: &Opened<B>) -> Result<Self::Output>;
 }
 
-/// Opens the device that the arguments ask for, tests it when it is a GPU, and works on it. On the processor products use the
-/// activations that are `usual` for the command unless a flag says otherwise.
+/// Opens the device that the arguments ask for, tests it when it is a GPU, and works on it with the activations that are `usual`
+/// for the command unless a flag says otherwise.
 pub fn on_device<W: Work>(args: &DeviceArgs, usual: Activations, work: W) -> Result<W::Output> {
     if let Some(threads) = args.threads {
         ensure!(cpu::set_threads(threads.into()), "--threads {threads}: the threads are already running");
     }
-    cpu::set_precision(Some(args.activations.unwrap_or(usual).into()));
+    let activations = args.activations.unwrap_or(usual);
+    let float = activations.float();
     let choice = match args.device {
         DeviceChoice::Auto => best(),
         choice => choice,
@@ -93,21 +107,40 @@ pub fn on_device<W: Work>(args: &DeviceArgs, usual: Activations, work: W) -> Res
     match choice {
         DeviceChoice::Auto | DeviceChoice::Cpu => {
             let device = CpuDevice::default();
-            work.run(&Opened::<Cpu> { device, name: "cpu".into(), gpu: None })
+            check_activations::<Cpu>(float, &device, "cpu")?;
+            cpu::set_precision(Some(activations.precision()));
+            work.run(&Opened::<Cpu> { device, name: "cpu".into(), activations: float, gpu: None })
         }
         #[cfg(feature = "wgpu")]
         DeviceChoice::Wgpu(index) => {
             let (found, device, limits) = device::open_wgpu(index)?;
-            gpu::<cubecl::wgpu::WgpuRuntime, emberlm::quant::cube::Wgpu, W>(found, device, &limits, work)
+            gpu::<cubecl::wgpu::WgpuRuntime, emberlm::quant::cube::Wgpu, W>(found, device, &limits, float, work)
         }
         #[cfg(feature = "cuda")]
         DeviceChoice::Cuda(index) => {
             let (found, device, limits) = device::open_cuda(index)?;
-            gpu::<cubecl::cuda::CudaRuntime, emberlm::quant::cube::Cuda, W>(found, device, &limits, work)
+            gpu::<cubecl::cuda::CudaRuntime, emberlm::quant::cube::Cuda, W>(found, device, &limits, float, work)
         }
         #[allow(unreachable_patterns)] // with both features there is no other
         other => bail!("this build does not have {other:?}"),
     }
+}
+
+/// # Errors
+/// When the device does not compute with this type.
+fn check_activations<B: CompactBackend>(float: FloatType, device: &B::Device, name: &str) -> Result<()> {
+    let known: Vec<String> = floats::<B>(device).map(|float| float.to_string()).collect();
+    ensure!(
+        B::computes_with(device, float),
+        "--activations {float}: {name} computes with {}; leave it out, or use another --device",
+        known.join(" and ")
+    );
+    Ok(())
+}
+
+/// The types of activations that a device computes with.
+fn floats<B: CompactBackend>(device: &B::Device) -> impl Iterator<Item = FloatType> {
+    [FloatType::F32, FloatType::F16, FloatType::Bf16].into_iter().filter(|&float| B::computes_with(device, float))
 }
 
 /// A GPU before the processor, CUDA before wgpu; never a processor that poses as a GPU.
@@ -125,13 +158,25 @@ fn best() -> DeviceChoice {
 
 /// Works on a GPU once it has shown that its kernels compute.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn gpu<R, B, W>(found: device::Found, device: R::Device, limits: &device::Limits, work: W) -> Result<W::Output>
+fn gpu<R, B, W>(
+    found: device::Found,
+    device: R::Device,
+    limits: &device::Limits,
+    activations: FloatType,
+    work: W,
+) -> Result<W::Output>
 where
     R: cubecl::Runtime,
     B: CompactBackend<Device = R::Device>,
     W: Work,
 {
-    let checks = self_test::<B, Cpu>(&device, &CpuDevice::default(), Extent::Short);
+    check_activations::<B>(activations, &device, &found.name)?;
+    // The head and some other small things are in F32 always.
+    let mut tests = vec![(FloatType::F32, Extent::Short)];
+    if activations != FloatType::F32 {
+        tests.push((activations, Extent::Short));
+    }
+    let checks = tested::<B>(&device, tests);
     if let Some(check) = checks.iter().find(|check| !check.passed()) {
         bail!(
             "{} computes wrongly: {} is off by {:e}; see `ember doctor`, update the driver, or use --device cpu",
@@ -140,11 +185,26 @@ where
             check.error
         );
     }
-    output::note(&format!("device: {}, {}", found.name, found.driver));
+    output::note(&format!("device: {}, {}, {activations} activations", found.name, found.driver));
     let client = R::client(&device);
     let size = limits.max_buffer.min(1 << 30) as usize;
     let gpu = Gpu { read_bandwidth: Box::new(move || cube::read_bandwidth(&client, size)), launches: cube::launches };
-    work.run(&Opened::<B> { device, name: found.name, gpu: Some(gpu) })
+    work.run(&Opened::<B> { device, name: found.name, activations, gpu: Some(gpu) })
+}
+
+/// Operations of a GPU against those of the processor.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn tested<B: CompactBackend>(device: &B::Device, tests: impl IntoIterator<Item = (FloatType, Extent)>) -> Vec<Check> {
+    cpu::set_precision(Some(cpu::Precision::Exact));
+    let trusted = CpuDevice::default();
+    tests.into_iter().flat_map(|(float, extent)| self_test::<B, Cpu>(device, &trusted, float, extent)).collect()
+}
+
+/// Every operation of a GPU in every type of activations. The unpacking of a storage is the same code in all of them.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn examined<B: CompactBackend>(device: &B::Device) -> Vec<Check> {
+    let extent = |float| if float == FloatType::F32 { Extent::Whole } else { Extent::OneStorage };
+    tested::<B>(device, floats::<B>(device).map(|float| (float, extent(float))))
 }
 
 /// One line for each GPU that this build could use, or why there is none.
@@ -208,14 +268,12 @@ pub fn examine(choice: DeviceChoice) -> Result<Option<(String, Vec<Check>)>> {
         #[cfg(feature = "wgpu")]
         DeviceChoice::Wgpu(index) => {
             let (found, device, _) = device::open_wgpu(index)?;
-            let trusted = CpuDevice::default();
-            Ok(Some((found.name, self_test::<emberlm::quant::cube::Wgpu, Cpu>(&device, &trusted, Extent::Whole))))
+            Ok(Some((found.name, examined::<emberlm::quant::cube::Wgpu>(&device))))
         }
         #[cfg(feature = "cuda")]
         DeviceChoice::Cuda(index) => {
             let (found, device, _) = device::open_cuda(index)?;
-            let trusted = CpuDevice::default();
-            Ok(Some((found.name, self_test::<emberlm::quant::cube::Cuda, Cpu>(&device, &trusted, Extent::Whole))))
+            Ok(Some((found.name, examined::<emberlm::quant::cube::Cuda>(&device))))
         }
         #[allow(unreachable_patterns)] // with both features there is no other
         other => bail!("this build does not have {other:?}"),

@@ -68,7 +68,7 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 512, value_name = "N")]
     chunk: usize,
 
-    /// Arithmetic of products with quantised weights
+    /// Type of activations; on a GPU int8 is f32
     #[arg(long, value_enum, default_value = "int8", value_name = "TYPE")]
     activations: Activations,
 
@@ -105,8 +105,8 @@ struct Report {
     weight_bytes: usize,
     device: String,
     cpu_features: Vec<&'static str>,
-    /// `exact` or `int8`.
-    activations: &'static str,
+    /// `exact` or `int8`; on a GPU `f32`, `f16` or `bf16`.
+    activations: String,
     /// What a plain read loop reaches, per thread count, in the same process.
     read_gb_per_second: Vec<(usize, f64)>,
 }
@@ -160,6 +160,7 @@ fn bench<B: CompactBackend>(args: &BenchArgs, device: &Opened<B>) -> Result<()> 
     };
     let started = Instant::now();
     let (name, plan, mut model) = load(args, &depth, device)?;
+    model.set_activations(device.activations)?;
     let _ = B::sync(&device.device);
     let load_seconds = started.elapsed().as_secs_f64();
     let family = model.architecture().config.family;
@@ -179,7 +180,7 @@ fn bench<B: CompactBackend>(args: &BenchArgs, device: &Opened<B>) -> Result<()> 
         weight_bytes: plan.weight_bytes(),
         device: device.name.clone(),
         cpu_features: cpu::features(),
-        activations: cpu::precision().name(),
+        activations: device.arithmetic(),
         read_gb_per_second: Vec::new(),
     };
     let counts = match &device.gpu {

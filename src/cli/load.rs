@@ -70,7 +70,9 @@ pub fn load<B: CompactBackend>(
     };
     let model = pretrained.load::<B>(options, &device.device, Some(&progress));
     bar.finish_and_clear();
-    model.with_context(|| format!("cannot load the model {}", pretrained.directory().display()))
+    let mut model = model.with_context(|| format!("cannot load the model {}", pretrained.directory().display()))?;
+    model.set_activations(device.activations)?;
+    Ok(model)
 }
 
 /// Hidden when stderr is no terminal.

@@ -77,6 +77,20 @@ fn missing_and_foreign_models_are_named() {
     }
 }
 
+/// Half-precision activations are for GPUs.
+#[test]
+fn activations_that_the_processor_lacks_are_an_error() {
+    let model = model("leanllama");
+    let model = model.to_str().expect("UTF-8");
+    for float in ["f16", "bf16"] {
+        let flags = ["--device", "cpu", "--activations", float];
+        for command in [&["generate", "-m", model, "-p", "x"][..], &["bench", "-m", model, "-p", "1", "-n", "1"]] {
+            let named = format!("--activations {float}: cpu computes with f32;");
+            ember([command, &flags].concat()).fails_with(&[&named, "another --device"]);
+        }
+    }
+}
+
 #[test]
 fn damaged_files_are_named() {
     let scratch = Scratch::new();

@@ -16,7 +16,7 @@ const HALT: f32 = 1e-4;
 /// Relative to the largest magnitude of the tensor, at least 1.
 const HIDDEN: f32 = 1e-4;
 
-fn whole<B: CompactBackend>(model: &CausalLm<B>, case: &Case<'_>) -> ForwardOutput<B> {
+pub(super) fn whole<B: CompactBackend>(model: &CausalLm<B>, case: &Case<'_>) -> ForwardOutput<B> {
     let ids = case.ids();
     let rows: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
     let mut cache = model.new_batch_cache(KvFormat::F32, case.left_pad());
@@ -36,7 +36,7 @@ fn by_token(numbers: Vec<Numbers>, b: usize, t: usize) -> Numbers {
 }
 
 /// Layer `l` of a golden `[L, ..]`.
-fn layer(golden: &Numbers, l: usize) -> Numbers {
+pub(super) fn layer(golden: &Numbers, l: usize) -> Numbers {
     let size = golden.values.len() / golden.shape[0];
     Numbers { shape: golden.shape[1..].to_vec(), values: golden.values[l * size..(l + 1) * size].to_vec() }
 }

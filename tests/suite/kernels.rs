@@ -18,13 +18,22 @@ use super::random::Random;
 /// Relative to the largest value: f32 sums in another order.
 const TOLERANCE: f32 = 1e-5;
 
-/// Every operation against burn-ndarray, whose kernels have tests of their own.
+/// Every operation against burn-ndarray, whose kernels have tests of their own; in every type that the device computes with.
 #[allow(dead_code)] // on the processor itself there is nothing to compare
 pub fn as_on_the_processor<B: CompactBackend>(device: &B::Device) {
-    let checks = self_test::<B, burn_ndarray::NdArray<f32>>(device, &Default::default(), Extent::Whole);
-    assert!(checks.len() > 100, "{} operations", checks.len());
-    for check in checks {
-        assert!(check.passed(), "{}: off by {:e}", check.name, check.error);
+    for float in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
+        if !B::computes_with(device, float) {
+            println!("{float}: not on this device");
+            continue;
+        }
+        // The storages are unpacked by the same code in every type.
+        let extent = if float == FloatType::F32 { Extent::Whole } else { Extent::OneStorage };
+        let checks = self_test::<B, burn_ndarray::NdArray<f32>>(device, &Default::default(), float, extent);
+        assert!(checks.len() > 80, "{} operations", checks.len());
+        println!("{float}: off by {:e} at most", checks.iter().fold(0.0, |a: f32, check| a.max(check.error)));
+        for check in checks {
+            assert!(check.passed(), "{}: off by {:e}", check.name, check.error);
+        }
     }
 }
 

@@ -22,10 +22,10 @@ pub struct CausalConv1d {
 /// `u` in `tail`; `next_tail` gets the last `w - 1` of all. The tails may not be one buffer.
 ///
 /// # Shapes
-/// `u, y [b, s, c]`; `tail, next_tail [b, w-1, c]`, all of one type; `weight [c, w]`.
+/// `u, y [b, s, c]` of one type; `tail, next_tail [b, w-1, c]` of one type; `weight [c, w]`.
 ///
 /// # Panics
-/// If a buffer does not have its shape.
+/// If a buffer does not have its shape and type.
 pub fn causal_conv1d_silu<R: Runtime>(
     client: &ComputeClient<R>,
     u: &Buffer,
@@ -42,6 +42,8 @@ pub fn causal_conv1d_silu<R: Runtime>(
     tail.check("tail", batch * (width - 1) * channels);
     next_tail.check("next_tail", tail.len);
     weight.check("weight", channels * width);
+    y.check_type("y", u.dtype);
+    next_tail.check_type("next_tail", tail.dtype);
     let items = batch * (seq + width - 1) * channels;
     if items == 0 {
         return;

@@ -129,6 +129,7 @@ pub fn project_values<R: Runtime>(
     p.check(weight, ("out", out), ("u", u));
     if let Some(bias) = bias {
         bias.check("bias", p.kv_heads * p.head_dim);
+        bias.check_type("bias", weight.dtype);
     }
     if out.len == 0 {
         return;

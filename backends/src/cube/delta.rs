@@ -52,7 +52,7 @@ impl DeltaRule {
 /// of one type; `state [b, hv, dk, dv]`.
 ///
 /// # Panics
-/// If a buffer does not have its shape, `key_heads` does not divide `value_heads`, or `key_dim` exceeds 1024.
+/// If a buffer does not have its shape and type, `key_heads` does not divide `value_heads`, or `key_dim` exceeds 1024.
 #[allow(clippy::too_many_arguments)]
 pub fn gated_delta_rule<R: Runtime>(
     client: &ComputeClient<R>,
@@ -73,6 +73,8 @@ pub fn gated_delta_rule<R: Runtime>(
     g.check("g", tokens * value_heads);
     beta.check("beta", tokens * value_heads);
     state.check("state", batch * value_heads * key_dim * value_dim);
+    [("k", k), ("v", v), ("o", o)].iter().for_each(|(name, buffer)| buffer.check_type(name, q.dtype));
+    beta.check_type("beta", g.dtype);
     if tokens == 0 || state.len == 0 {
         return;
     }

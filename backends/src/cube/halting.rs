@@ -4,6 +4,7 @@ use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use super::launch::{Buffer, UNITS, grid, grid_of_units};
+use super::linear::f32_type;
 
 /// When a token stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -151,6 +152,8 @@ pub fn halt_step<R: Runtime>(
     per_token.iter().for_each(|(name, buffer)| buffer.check(name, m));
     state.output.check("output", m * h);
     step_state.check("step_state", m * h);
+    let floats = [("remaining", &state.remaining), ("cumulative", &state.cumulative), ("weight", weight)];
+    floats.iter().for_each(|(name, buffer)| buffer.check_type(name, f32_type()));
     assert!(logit.is_some() == probability.is_some(), "a logit and its probability come together");
     if m == 0 {
         return;

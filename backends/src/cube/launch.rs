@@ -40,6 +40,12 @@ impl Buffer {
     pub(super) fn check(&self, name: &str, len: usize) {
         assert!(self.len == len, "{name} has {} elements, not {len}", self.len);
     }
+
+    /// # Panics
+    /// If the elements are of another type: they would be read as what they are not.
+    pub(super) fn check_type(&self, name: &str, dtype: StorageType) {
+        assert!(self.dtype == dtype, "{name} is of {:?}, not {dtype:?}", self.dtype);
+    }
 }
 
 /// Launches so far.

@@ -25,7 +25,7 @@ pub struct RmsNorm {
 /// `x, y [m, h]` of one type, `weight [h]`.
 ///
 /// # Panics
-/// If a buffer does not have its shape.
+/// If a buffer does not have its shape and type.
 pub fn rms_norm<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, weight: &Buffer, y: &Buffer, p: RmsNorm) {
     launch(client, x, None, weight, y, p);
 }
@@ -36,7 +36,7 @@ pub fn rms_norm<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, weight: &Buff
 /// `x, z, y [m, h]` of one type, `weight [h]`.
 ///
 /// # Panics
-/// If a buffer does not have its shape.
+/// If a buffer does not have its shape and type.
 pub fn rms_norm_gated<R: Runtime>(
     client: &ComputeClient<R>,
     x: &Buffer,
@@ -46,6 +46,7 @@ pub fn rms_norm_gated<R: Runtime>(
     p: RmsNorm,
 ) {
     z.check("z", p.m * p.h);
+    z.check_type("z", x.dtype);
     launch(client, x, Some(z), weight, y, p);
 }
 
@@ -60,6 +61,7 @@ fn launch<R: Runtime>(
     let RmsNorm { m, h, eps, unit_offset } = p;
     x.check("x", m * h);
     y.check("y", m * h);
+    y.check_type("y", x.dtype);
     weight.check("weight", h);
     if m * h == 0 {
         return;

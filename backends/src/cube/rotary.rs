@@ -26,7 +26,7 @@ pub struct Rotary {
 /// `x, y [b, s, heads, head_dim]` of one type, `cos, sin [s, half]` of one type.
 ///
 /// # Panics
-/// If a buffer does not have its shape, or `2 half` exceeds the head.
+/// If a buffer does not have its shape and type, or `2 half` exceeds the head.
 pub fn rotary<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, cos: &Buffer, sin: &Buffer, y: &Buffer, p: Rotary) {
     let Rotary { batch, seq, heads, head_dim, half } = p;
     let elements = batch * seq * heads * head_dim;
@@ -35,6 +35,8 @@ pub fn rotary<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, cos: &Buffer, s
     y.check("y", elements);
     cos.check("cos", seq * half);
     sin.check("sin", seq * half);
+    y.check_type("y", x.dtype);
+    sin.check_type("sin", cos.dtype);
     if elements == 0 {
         return;
     }

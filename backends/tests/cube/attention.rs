@@ -78,7 +78,7 @@ fn check(client: &Client, rng: &mut Rng, float: Float, halves: bool, case: &Case
 fn variants(client: &Client) -> Vec<(Float, bool)> {
     let mut variants = vec![(Float::F32, true), (Float::F32, false)];
     if Float::available(client).contains(&Float::F16) {
-        variants.push((Float::F16, true));
+        variants.extend([(Float::F16, true), (Float::F16, false)]);
     }
     variants
 }

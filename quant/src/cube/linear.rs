@@ -88,7 +88,10 @@ where
     let inner = silu(apply(&mlp.gate_proj, x.clone())) * apply(&mlp.up_proj, x);
     let y = apply(&mlp.down_proj, inner);
     match active {
-        Some(active) => y * active.float().unsqueeze_dim(1),
+        Some(active) => {
+            let active = active.float().cast(y.dtype());
+            y * active.unsqueeze_dim(1)
+        }
         None => y,
     }
 }

@@ -9,12 +9,13 @@ mod sequence;
 mod tensor;
 mod top_k;
 
-use burn::tensor::backend::DeviceOps;
-use burn::tensor::{Bool, Int, Tensor};
+use burn::tensor::backend::{Backend, DeviceOps};
+use burn::tensor::{Bool, DType, Int, Tensor};
 use burn_cubecl::{CubeBackend, CubeRuntime};
 
 use crate::CompactBackend;
 use crate::halting::{HaltRecord, HaltRule, HaltState};
+use crate::host::FloatType;
 use crate::kv::{KeyValue, KvStore, Rotary};
 use crate::modules::SwiGlu;
 use crate::ops::{AttentionShape, DeltaRule};
@@ -37,6 +38,10 @@ where
 
     fn max_buffer(device: &Self::Device) -> Option<usize> {
         Some(usize::try_from(R::client(device).properties().memory.max_page_size).unwrap_or(usize::MAX))
+    }
+
+    fn computes_with(device: &Self::Device, float: FloatType) -> bool {
+        float == FloatType::F32 || Self::supports_dtype(device, DType::from(float))
     }
 
     fn packed_linear(x: Tensor<Self, 2>, w: &PackedWeight<Self>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {

@@ -18,7 +18,9 @@ fn a_device_that_is_not_there_is_an_error() {
     let found = cuda_devices();
     let error = open_cuda(99).expect_err("no machine has a hundred");
     match (&found, &error) {
-        (Ok(devices), DeviceError::Index { index, names, .. }) => assert_eq!((*index, names.len()), (99, devices.len())),
+        (Ok(devices), DeviceError::Index { index, names, .. }) => {
+            assert_eq!((*index, names.len()), (99, devices.len()))
+        }
         (Ok(devices), DeviceError::None { .. }) => assert!(devices.is_empty(), "{error}"),
         (Err(missing), error) => assert_eq!(missing, error),
         (_, other) => panic!("{other}"),

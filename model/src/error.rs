@@ -75,8 +75,10 @@ pub enum Error {
     #[error("prompt: {0}")]
     Prompt(String),
     /// A tensor of the cache would be larger than the device's buffers.
-    #[error("the {tensor} of {slots} tokens would take {bytes} bytes, but buffers of this device end at {limit}; use a shorter \
-             text, a cache in half precision, or another device")]
+    #[error(
+        "the {tensor} of {slots} tokens would take {bytes} bytes, but buffers of this device end at {limit}; use a shorter \
+             text, a cache in half precision, or another device"
+    )]
     Buffer {
         /// Which tensor.
         tensor: String,

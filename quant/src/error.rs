@@ -85,8 +85,10 @@ pub enum Error {
         found: &'static str,
     },
     /// Not even a few rows fit a buffer of the device.
-    #[error("{rows} rows, the fewest that can be cut off, take {bytes} bytes, but buffers of this device end at {limit}; quantise \
-             the weight or use another device")]
+    #[error(
+        "{rows} rows, the fewest that can be cut off, take {bytes} bytes, but buffers of this device end at {limit}; quantise \
+             the weight or use another device"
+    )]
     RowsBeyondBuffer {
         /// Rows that must stay together.
         rows: usize,

@@ -114,8 +114,7 @@ fn biased_swiglu_mlp<B: HostTensors>(
     mlp: &SwiGlu<B>,
     active: Option<Tensor<B, 1, Bool>>,
 ) -> Tensor<B, 2> {
-    let apply =
-        |layer: &Linear<B>, x| packed_linear(x, &layer.weight, layer.bias.as_ref().map(Param::val));
+    let apply = |layer: &Linear<B>, x| packed_linear(x, &layer.weight, layer.bias.as_ref().map(Param::val));
     let inner = burn::tensor::activation::silu(apply(&mlp.gate_proj, x.clone())) * apply(&mlp.up_proj, x);
     let y = apply(&mlp.down_proj, inner);
     match active {

@@ -42,9 +42,12 @@ pub fn top_k<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, values: &Buffer,
     assert!((1..=n.min(MAX_TOP_K)).contains(&k), "the {k} largest of {n}");
     assert!(values.dtype == f32_type(), "values of {:?}", values.dtype);
     assert!(columns.dtype == ElemType::Int(IntKind::I32).into(), "columns of {:?}", columns.dtype);
+    if m == 0 {
+        return;
+    }
     let mut len = n;
     let mut kept: Option<(Buffer, Buffer)> = None;
-    while m > 0 {
+    loop {
         let chunks = len.div_ceil(CHUNK as usize);
         let last = chunks == 1;
         let (to_keys, to_columns) = if last {

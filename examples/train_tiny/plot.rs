@@ -18,6 +18,9 @@ const COLOURS: [&str; 8] = ["#3a7bd5", "#d9622b", "#3c9a4e", "#a35cc4", "#c9303e
 /// Batches that are averaged for a point.
 const WINDOW: usize = 4;
 
+/// Above this a curve is cut off.
+const HIGHEST: f64 = 4.0;
+
 struct Curve {
     name: String,
     points: Vec<(f64, f64)>,
@@ -74,7 +77,8 @@ fn panel(title: &str, curves: &[Curve], top: f64) -> String {
     let points = || curves.iter().flat_map(|curve| curve.points.iter().copied());
     let last = points().map(|(x, _)| x).fold(1.0, f64::max);
     let low = points().map(|(_, y)| y).fold(f64::INFINITY, f64::min).min(1.0).floor();
-    let high = points().map(|(_, y)| y).fold(low + 1.0, f64::max).ceil();
+    // The first batches, of which the loss is that of a guess, are cut off.
+    let high = points().map(|(_, y)| y).fold(low + 1.0, f64::max).ceil().min(HIGHEST);
     let x = |batch: f64| LEFT + batch / last * (WIDTH - LEFT - RIGHT);
     let y = |value: f64| top + TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM);
     let mut out = format!("<text class=\"ink\" x=\"{LEFT}\" y=\"{}\" font-weight=\"600\">{title}</text>\n", top + 18.0);
@@ -100,7 +104,8 @@ fn panel(title: &str, curves: &[Curve], top: f64) -> String {
     }
     for (i, curve) in curves.iter().enumerate() {
         let colour = COLOURS[i % COLOURS.len()];
-        let points: Vec<String> = curve.points.iter().map(|&(a, b)| format!("{:.1},{:.1}", x(a), y(b))).collect();
+        let points: Vec<String> =
+            curve.points.iter().map(|&(a, b)| format!("{:.1},{:.1}", x(a), y(b.min(high)))).collect();
         out += &format!(
             "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.6\" points=\"{}\"/>\n",
             points.join(" ")

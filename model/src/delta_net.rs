@@ -4,8 +4,8 @@
 //! projections.
 
 use burn::module::{Module, Param};
-use burn::tensor::backend::Backend;
 use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
 use emberlm_quant::CompactBackend;
 use emberlm_quant::modules::{Linear, forward_all};
 use emberlm_quant::ops::DeltaRule;

@@ -115,7 +115,7 @@ impl DepthArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Device")]
 pub struct DeviceArgs {
-    /// Device: auto, cpu, wgpu[:N] or cuda[:N]
+    /// Device: auto, cpu, wgpu, wgpu:N, cuda or cuda:N
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
 

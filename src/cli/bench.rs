@@ -84,7 +84,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "T")]
     threshold: Option<f32>,
 
-    /// Device: auto, cpu, wgpu[:N] or cuda[:N]
+    /// Device: auto, cpu, wgpu, wgpu:N, cuda or cuda:N
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: DeviceChoice,
 

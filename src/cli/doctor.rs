@@ -13,7 +13,7 @@ use super::output;
 /// Flags of `ember doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// The device to test: auto, cpu, wgpu[:N] or cuda[:N]
+    /// The device to test: auto, cpu, wgpu, wgpu:N, cuda or cuda:N
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: DeviceChoice,
 

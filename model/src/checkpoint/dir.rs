@@ -122,7 +122,8 @@ impl ModelDir {
     /// The contents of a file; `None` when there is none of this name.
     ///
     /// # Errors
-    /// The bytes of a file of the directory; [`Error::Source`] when it is longer than `limit` bytes, before anything is read.
+    /// [`Error::Io`] when it cannot be read; [`Error::Source`] when it lies outside the directory, is no regular file, or is longer
+    /// than `limit` bytes, before anything is read.
     pub fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
         let path = self.path.join(name);
         let real = match self.file(name)? {

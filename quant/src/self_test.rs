@@ -142,7 +142,7 @@ impl<'a, B: CompactBackend> Results<'a, B> {
         let bfloats = floats.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect::<Vec<u8>>();
         let dense = |float, bytes: Vec<u8>| HostWeight { n, k, storage: HostStorage::Dense(float, bytes.into()) };
         let source = dense(FloatType::F32, bytes);
-        let mut weights = vec![("NF4, double quant", format::quantize_nf4(&source, true))];
+        let mut weights = vec![(DEFAULT_STORAGE, format::quantize_nf4(&source, true))];
         if extent == Extent::Whole {
             weights.extend([
                 ("F32", Ok(source.clone())),
@@ -175,9 +175,14 @@ impl<'a, B: CompactBackend> Results<'a, B> {
                 let flags: Vec<bool> = (0..m).map(|i| i % 3 != 1).collect();
                 let active = Tensor::<B, 1, Bool>::from_data(TensorData::new(flags, [m]), self.device);
                 let layer = |weight| Linear { weight, bias: None };
-                let mlp = SwiGlu { gate_proj: layer(gate), up_proj: layer(up), down_proj: layer(down) };
+                let mut mlp = SwiGlu { gate_proj: layer(gate), up_proj: layer(up), down_proj: layer(down) };
                 self.keep(what("SwiGLU"), B::swiglu_mlp(x.clone(), &mlp, None));
-                self.keep(what("SwiGLU of active rows"), B::swiglu_mlp(x, &mlp, Some(active)));
+                self.keep(what("SwiGLU of active rows"), B::swiglu_mlp(x.clone(), &mlp, Some(active.clone())));
+                // Biases bring a block of its own, whatever the storage.
+                if storage == DEFAULT_STORAGE {
+                    mlp.up_proj.bias = Some(Param::initialized(ParamId::new(), self.tensor([n])));
+                    self.keep(what("SwiGLU with a bias"), B::swiglu_mlp(x, &mlp, Some(active)));
+                }
             }
         }
     }
@@ -272,6 +277,9 @@ impl<'a, B: CompactBackend> Results<'a, B> {
         self.keep(format!("columns of the largest of {m} rows"), columns.float());
     }
 }
+
+/// The storage of the short test.
+const DEFAULT_STORAGE: &str = "NF4, double quant";
 
 /// Repeatable numbers (SplitMix64) in `-1..1`.
 struct Random(u64);

@@ -51,7 +51,6 @@ pub struct Run {
     pub steps: usize,
     /// Inner width of each MLP
     #[arg(long, default_value_t = 32)]
-    #[serde(default = "before_the_flag")]
     pub ffn: usize,
     /// What each step reads
     #[arg(long, default_value = "refine")]
@@ -70,32 +69,22 @@ pub struct Run {
     pub warm_up: f32,
     /// Part of the training in which the first step runs alone; the others are added without a change of what is computed
     #[arg(long, default_value_t = 0.3)]
-    #[serde(default)]
     pub alone: f32,
     /// Part of the training before the gates learn; until then they say what they began with
     #[arg(long, default_value_t = 0.6)]
-    #[serde(default)]
     pub gates_from: f32,
     /// Highest learning rate
     #[arg(long, default_value_t = 5e-3)]
     pub rate: f64,
     /// Batches per line of the log
     #[arg(long, default_value_t = 25)]
-    #[serde(default)]
     pub log_every: usize,
     /// Batches per checkpoint
     #[arg(long, default_value_t = 200)]
-    #[serde(default)]
     pub save_every: usize,
     /// Stop at a checkpoint after so many batches, as if interrupted
     #[arg(long)]
-    #[serde(default)]
     pub stop_after: Option<usize>,
-}
-
-/// Inner width of runs that do not say it.
-fn before_the_flag() -> usize {
-    96
 }
 
 /// Batches over which the learning rate rises, at most a tenth of all.

@@ -3,6 +3,7 @@
 use burn::tensor::backend::DeviceOps;
 use burn::tensor::{Bool, DType, Tensor};
 use burn_cubecl::CubeRuntime;
+use burn_cubecl::tensor::CubeTensor;
 use emberlm_backends::cube;
 
 use super::tensor::{Cube, bool_tensor, buffer, flags, float_tensor, floats, int_tensor, ints, own, unset};
@@ -18,20 +19,44 @@ where
     let active = flags(active);
     let [remaining, cumulative] = [(); 2].map(|()| unset(&active, [m], DType::F32));
     let (steps, output) = (unset(&active, [m], DType::I32), unset(&active, [m, h], DType::F32));
-    let on_device = cube::HaltState {
-        active: buffer(&active),
-        remaining: buffer(&remaining),
-        cumulative: buffer(&cumulative),
-        steps: buffer(&steps),
-        output: buffer(&output),
-    };
-    cube::start_halting(&active.client, &on_device, m, h);
-    HaltState {
-        active: bool_tensor(active, flag_type),
-        remaining: float_tensor(remaining),
-        cumulative: float_tensor(cumulative),
-        steps: int_tensor(steps),
-        output: float_tensor(output),
+    let state = Unwrapped { active, flag_type, remaining, cumulative, steps, output };
+    cube::start_halting(&state.active.client, &state.buffers(), m, h);
+    state.wrap()
+}
+
+/// The tensors of a [`HaltState`], row-major, the flags as U32.
+struct Unwrapped<R: CubeRuntime> {
+    active: CubeTensor<R>,
+    /// What burn takes the flags for.
+    flag_type: DType,
+    remaining: CubeTensor<R>,
+    cumulative: CubeTensor<R>,
+    steps: CubeTensor<R>,
+    output: CubeTensor<R>,
+}
+
+impl<R: CubeRuntime> Unwrapped<R>
+where
+    R::Device: DeviceOps,
+{
+    fn buffers(&self) -> cube::HaltState {
+        cube::HaltState {
+            active: buffer(&self.active),
+            remaining: buffer(&self.remaining),
+            cumulative: buffer(&self.cumulative),
+            steps: buffer(&self.steps),
+            output: buffer(&self.output),
+        }
+    }
+
+    fn wrap(self) -> HaltState<Cube<R>> {
+        HaltState {
+            active: bool_tensor(self.active, self.flag_type),
+            remaining: float_tensor(self.remaining),
+            cumulative: float_tensor(self.cumulative),
+            steps: int_tensor(self.steps),
+            output: float_tensor(self.output),
+        }
     }
 }
 
@@ -53,13 +78,7 @@ where
     let weight = unset(&step_state, [m], DType::F32);
     let probability = logit.is_some().then(|| unset(&step_state, [m], DType::F32));
 
-    let on_device = cube::HaltState {
-        active: buffer(&active),
-        remaining: buffer(&remaining),
-        cumulative: buffer(&cumulative),
-        steps: buffer(&steps),
-        output: buffer(&output),
-    };
+    let state = Unwrapped { active, flag_type, remaining, cumulative, steps, output };
     let mode = match rule.mode {
         _ if !rule.enabled => cube::HaltMode::Never,
         HaltMode::Cumulative => cube::HaltMode::Cumulative,
@@ -72,19 +91,12 @@ where
     };
     cube::halt_step(
         &step_state.client,
-        &on_device,
+        &state.buffers(),
         &buffer(&step_state),
         logit.as_ref().map(buffer).as_ref(),
         probability.as_ref().map(buffer).as_ref(),
         &buffer(&weight),
         cube::HaltStep { m, h, mode, weights, threshold: rule.threshold },
     );
-    let next = HaltState {
-        active: bool_tensor(active, flag_type),
-        remaining: float_tensor(remaining),
-        cumulative: float_tensor(cumulative),
-        steps: int_tensor(steps),
-        output: float_tensor(output),
-    };
-    (next, HaltRecord { probability: probability.map(float_tensor), weight: float_tensor(weight) })
+    (state.wrap(), HaltRecord { probability: probability.map(float_tensor), weight: float_tensor(weight) })
 }

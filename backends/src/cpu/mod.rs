@@ -19,6 +19,7 @@ mod gemm;
 mod int8;
 mod level;
 mod linear;
+mod listeners;
 mod memory;
 mod mlp;
 mod norm;

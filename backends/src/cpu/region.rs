@@ -32,19 +32,29 @@ impl<'a> Region<'a> {
         if work < MIN_WORK || threads == 1 {
             return self.parts.iter().for_each(|part| (part.run)(0, part.rows));
         }
-        let bytes: usize = self.parts.iter().map(|part| part.rows * part.row_bytes).sum();
-        // Small enough to even out the threads.
-        let task_bytes = (bytes / (8 * threads)).max(TASK_BYTES);
-        let rows_of = |part: &Part| (task_bytes / part.row_bytes).next_multiple_of(4).max(4);
-        let tasks: Vec<(&Part, usize)> = self
-            .parts
-            .iter()
-            .flat_map(|part| (0..part.rows).step_by(rows_of(part)).map(move |first| (part, first)))
-            .collect();
+        let tasks = self.tasks(threads);
         parallel(tasks.len(), |task| {
-            let (part, first) = tasks[task];
-            (part.run)(first, part.rows.min(first + rows_of(part)));
+            let (part, first, last) = tasks[task];
+            (part.run)(first, last);
         });
+    }
+
+    /// Rows `first..last` of parts: large tasks first, which read long runs, then ever smaller ones, so that the threads end
+    /// together.
+    fn tasks(&self, threads: usize) -> Vec<(&Part<'a>, usize, usize)> {
+        let mut left: usize = self.parts.iter().map(|part| part.rows * part.row_bytes).sum();
+        let mut tasks = Vec::new();
+        for part in &self.parts {
+            let mut first = 0;
+            while first < part.rows {
+                let bytes = (left / (2 * threads)).max(TASK_BYTES);
+                let rows = (bytes / part.row_bytes).next_multiple_of(4).max(4).min(part.rows - first);
+                tasks.push((part, first, first + rows));
+                first += rows;
+                left -= rows * part.row_bytes;
+            }
+        }
+        tasks
     }
 }
 

@@ -1,8 +1,9 @@
 //! The thread pool of the kernels and how work is split over it.
 
+use super::listeners;
 use std::cell::Cell;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 static WANTED: AtomicUsize = AtomicUsize::new(0);
 static POOL: OnceLock<Option<rayon::ThreadPool>> = OnceLock::new();
@@ -74,23 +75,24 @@ pub(crate) fn parallel(tasks: usize, f: impl Fn(usize) + Sync) {
             f(task);
         }
     };
-    run(|| {
-        rayon::scope(|scope| {
-            (0..helpers).for_each(|_| scope.spawn(|_| work()));
-            work();
-        });
-    });
+    run(|| listeners::call(helpers, &work));
 }
 
 /// Calls `f(i, chunk)` for every chunk of `data`, in parallel when `work` (elements touched per chunk) is worth it.
 pub(crate) fn for_each_chunk<T: Send>(data: &mut [T], chunk: usize, work: usize, f: impl Fn(usize, &mut [T]) + Sync) {
-    use rayon::prelude::*;
-    let chunks = data.len() / chunk.max(1);
-    if chunks < 2 || chunks.saturating_mul(work) < MIN_WORK || threads() == 1 {
-        data.chunks_exact_mut(chunk.max(1)).enumerate().for_each(|(i, chunk)| f(i, chunk));
-    } else {
-        run(|| data.par_chunks_exact_mut(chunk).enumerate().for_each(|(i, chunk)| f(i, chunk)));
+    let chunk = chunk.max(1);
+    let chunks = data.len() / chunk;
+    let threads = threads();
+    if chunks < 2 || chunks.saturating_mul(work) < MIN_WORK || threads == 1 {
+        return data.chunks_exact_mut(chunk).enumerate().for_each(|(i, chunk)| f(i, chunk));
     }
+    let each = chunks.div_ceil(8 * threads);
+    // Each is locked once.
+    let tasks: Vec<Mutex<&mut [T]>> = data.chunks_mut(each * chunk).map(Mutex::new).collect();
+    parallel(tasks.len(), |task| {
+        let mut data = tasks[task].lock().unwrap_or_else(PoisonError::into_inner);
+        data.chunks_exact_mut(chunk).enumerate().for_each(|(i, chunk)| f(task * each + i, chunk));
+    });
 }
 
 /// Elements below which a second thread costs more than it saves.

@@ -1,71 +1,129 @@
-//! Kernel speeds at the shapes of the models, beside the memory speed of the same minute.
+//! Kernel speeds at the shapes of the models.
 //!
-//! `cargo bench -p emberlm-backends -- [filter]` (part of a name, or its end with a final `$`); `RAYON_NUM_THREADS` sets the threads, `EMBERLM_CPU` the instruction set; with `HOT` set
-//! the matrices are small enough for the cache, which shows the arithmetic alone.
-//! The best of many passes is printed: on a shared machine the others measure the neighbours.
+//! `cargo bench -p emberlm-backends -- [FILTER..]`, where a filter is part of a path such as `linear::few::nf4-double`, a regular
+//! one; `--help` shows the options of divan. Bytes a second count what a kernel must read of weights or caches, items a second
+//! floating-point operations; both stand beside the ceilings of the machine, measured in the same minute. On a shared machine the
+//! fastest sample says most: the others measure the neighbours.
+//!
+//! `RAYON_NUM_THREADS` sets the threads, `EMBERLM_CPU` the instruction set.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
 
 use common::{Kind, Rng, Stored};
+use divan::Bencher;
+use divan::counter::{BytesCount, ItemsCount};
 use emberlm_backends::cpu::{self, Attention, CacheSlice, DeltaRule, KeyValue, Mlp};
-use std::time::{Duration, Instant};
+use std::cell::RefCell;
+use std::fmt;
+use std::rc::Rc;
 
-/// The best time of `f` over at least `passes` calls and half a second.
-fn best(mut f: impl FnMut()) -> f64 {
-    let start = Instant::now();
-    let mut best = f64::INFINITY;
-    let mut passes = 0;
-    while passes < 5 || (start.elapsed() < Duration::from_millis(500) && passes < 5000) {
-        let start = Instant::now();
-        f();
-        best = best.min(start.elapsed().as_secs_f64());
-        passes += 1;
+fn main() {
+    println!("{} threads, {}, features {:?}", cpu::threads(), cpu::level().name(), cpu::features());
+    divan::main();
+}
+
+/// Times `f`, which reads `bytes` and computes `flops`.
+fn measure(bencher: Bencher, bytes: usize, flops: usize, f: impl FnMut()) {
+    bencher.counter(BytesCount::new(bytes)).counter(ItemsCount::new(flops)).bench_local(f);
+}
+
+/// What the machine can do at best.
+#[divan::bench_group(max_time = 2)]
+mod ceiling {
+    use super::*;
+    use rayon::prelude::*;
+
+    /// A plain read of memory on all threads.
+    #[divan::bench]
+    fn read(bencher: Bencher) {
+        let buffer = vec![1u64; (512 << 20) / 8];
+        bencher.counter(BytesCount::of_slice(&buffer)).bench_local(|| cpu::read(&buffer));
     }
-    best
-}
 
-struct Bench {
-    filter: String,
-    bandwidth: f64,
-}
+    /// Multiply-adds of 32-bit floats in the registers of the widest instruction set, on all threads.
+    #[divan::bench]
+    fn fma(bencher: Bencher) {
+        const ROUNDS: usize = 1 << 18;
+        let flops = cpu::threads() * ROUNDS * SUMS * width() * 2;
+        bencher.counter(ItemsCount::new(flops)).bench_local(|| {
+            cpu::run(|| (0..cpu::threads()).into_par_iter().for_each(|_| multiply_add(ROUNDS)));
+        });
+    }
 
-impl Bench {
-    fn wants(&self, name: &str) -> bool {
-        match self.filter.strip_suffix('$') {
-            Some(end) => name.ends_with(end),
-            None => name.contains(&self.filter),
+    /// Enough independent sums to hide the latency of one.
+    const SUMS: usize = 12;
+
+    macro_rules! multiply_add {
+        ($name:ident, $features:literal, $splat:path, $fma:path) => {
+            #[target_feature(enable = $features)]
+            fn $name(rounds: usize) {
+                let factor = divan::black_box($splat(0.5));
+                let mut sums = [factor; SUMS];
+                for _ in 0..rounds {
+                    for sum in &mut sums {
+                        *sum = $fma(*sum, factor, factor);
+                    }
+                }
+                divan::black_box(sums);
+            }
+        };
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    use std::arch::x86_64::*;
+    #[cfg(target_arch = "x86_64")]
+    multiply_add!(avx512, "avx512f", _mm512_set1_ps, _mm512_fmadd_ps);
+    #[cfg(target_arch = "x86_64")]
+    multiply_add!(avx2, "avx2,fma", _mm256_set1_ps, _mm256_fmadd_ps);
+    #[cfg(target_arch = "aarch64")]
+    multiply_add!(neon, "neon", std::arch::aarch64::vdupq_n_f32, std::arch::aarch64::vfmaq_f32);
+
+    fn has(feature: &str) -> bool {
+        cpu::features().contains(&feature)
+    }
+
+    /// Floats of a register.
+    fn width() -> usize {
+        match (has("avx512f"), has("avx2") && has("fma")) {
+            (true, _) => 16,
+            (_, true) => 8,
+            _ => 4,
         }
     }
 
-    fn report(&self, name: &str, seconds: f64, bytes: f64, flops: f64) {
-        let speed = bytes / seconds / 1e9;
-        println!(
-            "{name:48} {:10.1} us {speed:8.1} GB/s ({:3.0} % of reading) {:8.1} GFLOP/s",
-            seconds * 1e6,
-            100.0 * speed / self.bandwidth,
-            flops / seconds / 1e9
-        );
+    fn multiply_add(rounds: usize) {
+        match width() {
+            // SAFETY: the processor has them.
+            #[cfg(target_arch = "x86_64")]
+            16 => unsafe { avx512(rounds) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            8 => unsafe { avx2(rounds) },
+            // SAFETY: every processor of this architecture has them.
+            #[cfg(target_arch = "aarch64")]
+            _ => unsafe { neon(rounds) },
+            // Nothing is measured where nothing is known.
+            #[cfg(not(target_arch = "aarch64"))]
+            _ => {}
+        }
     }
 }
 
-fn main() {
-    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
-    let bandwidth = cpu::read_bandwidth(512 << 20, 8);
-    println!("{} threads, {}, features {:?}", cpu::threads(), cpu::level().name(), cpu::features());
-    println!("read bandwidth {bandwidth:.1} GB/s");
-    let bench = Bench { filter, bandwidth };
-    cpu::run(|| {
-        linear(&bench);
-        blocks(&bench);
-        regions(&bench);
-    });
-    println!("read bandwidth {:.1} GB/s", cpu::read_bandwidth(512 << 20, 8));
+/// A storage and the rows of x.
+struct Case {
+    name: &'static str,
+    kind: Kind,
+    m: usize,
 }
 
-/// Several matrices in turn, so that each pass reads from memory.
-fn linear(bench: &Bench) {
-    let mut rng = Rng(1);
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} x {}", self.name, self.m)
+    }
+}
+
+fn cases(sizes: &[usize]) -> Vec<Case> {
     let kinds = [
         ("nf4-double", Kind::Double { block: 64, nested: 256 }),
         ("nf4-single", Kind::Single { block: 64 }),
@@ -76,89 +134,123 @@ fn linear(bench: &Bench) {
         ("rows4", Kind::Rows { wide: 0, bits: 4, slots: true }),
         ("rows2", Kind::Rows { wide: 0, bits: 2, slots: true }),
     ];
-    for (name, kind) in kinds {
-        let (n, k) = if std::env::var("HOT").is_ok() { (256, 4096) } else { (14336, 4096) };
-        let name = |m: usize| format!("linear {name} [{n}, {k}] x {m}");
-        let sizes = [1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 512];
-        if !sizes.iter().any(|&m| bench.wants(&name(m))) {
-            continue;
-        }
-        let first = Stored::new(&mut rng, kind, n, k);
-        let copies = if std::env::var("HOT").is_ok() { 1 } else { ((256 << 20) / first.weight().bytes()).clamp(2, 8) };
-        let stored: Vec<Stored> = (0..copies).map(|_| first.clone()).collect();
-        for m in sizes.into_iter().filter(|&m| bench.wants(&name(m))) {
-            let x = rng.floats(m * k, 1.0);
-            let mut y = vec![0.0; m * n];
-            let mut turn = 0;
-            let seconds = best(|| {
-                turn = (turn + 1) % copies;
-                cpu::linear(&x, m, &stored[turn].weight(), None, &mut y);
-            });
-            bench.report(&name(m), seconds, stored[0].weight().bytes() as f64, (2 * m * n * k) as f64);
-        }
+    kinds.iter().flat_map(|&(name, kind)| sizes.iter().map(move |&m| Case { name, kind, m })).collect()
+}
+
+#[divan::bench_group(max_time = 1)]
+mod linear {
+    use super::*;
+
+    /// A layer of an 8B model: the weights come from memory.
+    const LARGE: (usize, usize) = (14336, 4096);
+
+    /// Decoding.
+    #[divan::bench(args = cases(&[1, 2, 3, 4, 6, 8, 12, 16]))]
+    fn few(bencher: Bencher, case: &Case) {
+        product(bencher, case, LARGE);
+    }
+
+    /// Prompts.
+    #[divan::bench(args = cases(&[32, 64, 128, 512]))]
+    fn many(bencher: Bencher, case: &Case) {
+        product(bencher, case, LARGE);
+    }
+
+    /// The arithmetic alone: the weights stay in the cache.
+    #[divan::bench(args = cases(&[1, 8, 128]))]
+    fn cached(bencher: Bencher, case: &Case) {
+        product(bencher, case, (256, 4096));
+    }
+
+    fn product(bencher: Bencher, case: &Case, (n, k): (usize, usize)) {
+        let stored = matrices(case, n, k);
+        let mut rng = Rng(2);
+        let x = rng.floats(case.m * k, 1.0);
+        let mut y = vec![0.0; case.m * n];
+        let mut turn = 0;
+        measure(bencher, stored[0].weight().bytes(), 2 * case.m * n * k, || {
+            turn = (turn + 1) % stored.len();
+            cpu::linear(&x, case.m, &stored[turn].weight(), None, &mut y);
+        });
+    }
+
+    thread_local! {
+        /// The last that were made: cases of one storage follow each other.
+        static LAST: RefCell<(String, Rc<[Stored]>)> = RefCell::default();
+    }
+
+    /// Several large matrices, to be used in turn, so that each pass reads from memory; one small one.
+    fn matrices(case: &Case, n: usize, k: usize) -> Rc<[Stored]> {
+        let name = format!("{} {n} {k}", case.name);
+        LAST.with_borrow_mut(|last| {
+            if last.0 != name {
+                *last = Default::default();
+                let first = Stored::new(&mut Rng(1), case.kind, n, k);
+                let copies = if n < 1024 { 1 } else { ((256 << 20) / first.weight().bytes()).clamp(2, 8) };
+                *last = (name, vec![first; copies].into());
+            }
+            last.1.clone()
+        })
     }
 }
 
-/// What a parallel region costs: a product that is barely worth splitting.
-fn regions(bench: &Bench) {
+/// What handing work to the threads costs: products that are barely worth splitting, one after the other.
+#[divan::bench(max_time = 1)]
+fn hundred_regions(bencher: Bencher) {
     let stored = Stored::new(&mut Rng(2), Kind::F32, 256, 64);
     let (x, mut y) = (vec![1.0; 64], vec![0.0; 256]);
-    if bench.wants("region") {
-        let seconds = best(|| cpu::linear(&x, 1, &stored.weight(), None, &mut y));
-        bench.report("region [256, 64] x 1", seconds, 65536.0, 32768.0);
-    }
+    measure(bencher, 100 * stored.weight().bytes(), 100 * 2 * 256 * 64, || {
+        cpu::run(|| (0..100).for_each(|_| cpu::linear(&x, 1, &stored.weight(), None, &mut y)));
+    });
 }
 
-/// The block of an MLP, attention at a long context and in a prompt, and the delta rule.
-fn blocks(bench: &Bench) {
+/// Gate, up and down in NF4.
+#[divan::bench(args = [1, 64], max_time = 1)]
+fn swiglu(bencher: Bencher, m: usize) {
     let mut rng = Rng(3);
     let kind = Kind::Double { block: 64, nested: 256 };
     let (hidden, inner) = (2560, 9216);
-    let name = |m: usize| format!("swiglu nf4-double {hidden} -> {inner} x {m}");
-    if [1, 64].iter().any(|&m| bench.wants(&name(m))) {
-        let stored: Vec<[Stored; 3]> = (0..6)
-            .map(|_| {
-                let [gate, up] = [(); 2].map(|()| Stored::new(&mut rng, kind, inner, hidden));
-                [gate, up, Stored::new(&mut rng, kind, hidden, inner)]
-            })
-            .collect();
-        for m in [1, 64] {
-            let (x, mut y) = (rng.floats(m * hidden, 1.0), vec![0.0; m * hidden]);
-            let mut turn = 0;
-            let seconds = best(|| {
-                turn = (turn + 1) % stored.len();
-                let [gate, up, down] = &stored[turn];
-                let mlp = Mlp { gate: gate.weight(), up: up.weight(), down: down.weight() };
-                cpu::swiglu_mlp(&x, m, &mlp, None, &mut y);
-            });
-            let bytes: usize = stored[0].iter().map(|w| w.weight().bytes()).sum();
-            bench.report(&name(m), seconds, bytes as f64, (6 * m * hidden * inner) as f64);
-        }
-    }
-    for (seq, past) in [(1, 8191), (512, 512)] {
-        let (heads, kv_heads, head_dim, t) = (32, 8, 128, past + seq);
-        let name = format!("attention 32/8 x 128, {seq} after {past}");
-        if bench.wants(&name) {
-            let cache = vec![0x3555u16; kv_heads * t * head_dim];
-            let q = rng.floats(seq * heads * head_dim, 1.0);
-            let mut out = q.clone();
-            let p =
-                Attention { batch: 1, seq, heads, kv_heads, head_dim, past, capacity: t, scale: 0.1, left_pad: None };
-            let kv = KeyValue::Plain(CacheSlice::F16(&cache));
-            let seconds = best(|| cpu::attention(&q, &kv, &kv, &p, &mut out));
-            let pairs = seq * past + seq * (seq + 1) / 2;
-            bench.report(&name, seconds, 4.0 * cache.len() as f64, (4 * heads * head_dim * pairs) as f64);
-        }
-    }
-    for seq in [1, 512] {
-        let name = format!("delta rule 16/32 heads of 128 x 128, {seq} tokens");
-        if bench.wants(&name) {
-            let p = DeltaRule { batch: 1, seq, key_heads: 16, value_heads: 32, key_dim: 128, value_dim: 128 };
-            let (q, v) = (rng.floats(seq * 16 * 128, 1.0), rng.floats(seq * 32 * 128, 1.0));
-            let (gates, mut state) = (vec![-0.1; seq * 32], vec![0.0; 32 * 128 * 128]);
-            let mut o = v.clone();
-            let seconds = best(|| cpu::gated_delta_rule(&q, &q, &v, &gates, &gates, &mut state, &p, &mut o));
-            bench.report(&name, seconds, 8.0 * state.len() as f64, (8 * seq * state.len()) as f64);
-        }
-    }
+    let stored: Vec<[Stored; 3]> = (0..6)
+        .map(|_| {
+            let [gate, up] = [(); 2].map(|()| Stored::new(&mut rng, kind, inner, hidden));
+            [gate, up, Stored::new(&mut rng, kind, hidden, inner)]
+        })
+        .collect();
+    let bytes = stored[0].iter().map(|w| w.weight().bytes()).sum();
+    let (x, mut y) = (rng.floats(m * hidden, 1.0), vec![0.0; m * hidden]);
+    let mut turn = 0;
+    measure(bencher, bytes, 6 * m * hidden * inner, || {
+        turn = (turn + 1) % stored.len();
+        let [gate, up, down] = &stored[turn];
+        let mlp = Mlp { gate: gate.weight(), up: up.weight(), down: down.weight() };
+        cpu::swiglu_mlp(&x, m, &mlp, None, &mut y);
+    });
+}
+
+/// 32 query and 8 key heads of 128: a token at the end of 8192, half a prompt after the other.
+#[divan::bench(args = [(1, 8191), (512, 512)], max_time = 1)]
+fn attention(bencher: Bencher, (seq, past): (usize, usize)) {
+    let (heads, kv_heads, head_dim, t) = (32, 8, 128, past + seq);
+    let mut rng = Rng(4);
+    let cache: Vec<u16> =
+        rng.floats(kv_heads * t * head_dim, 1.0).into_iter().map(|v| half::f16::from_f32(v).to_bits()).collect();
+    let q = rng.floats(seq * heads * head_dim, 1.0);
+    let mut out = q.clone();
+    let p = Attention { batch: 1, seq, heads, kv_heads, head_dim, past, capacity: t, scale: 0.1, left_pad: None };
+    let kv = KeyValue::Plain(CacheSlice::F16(&cache));
+    let pairs = seq * past + seq * (seq + 1) / 2;
+    measure(bencher, 4 * cache.len(), 4 * heads * head_dim * pairs, || cpu::attention(&q, &kv, &kv, &p, &mut out));
+}
+
+/// 16 key and 32 value heads of 128 x 128.
+#[divan::bench(args = [1, 512], max_time = 1)]
+fn delta_rule(bencher: Bencher, seq: usize) {
+    let mut rng = Rng(5);
+    let p = DeltaRule { batch: 1, seq, key_heads: 16, value_heads: 32, key_dim: 128, value_dim: 128 };
+    let (q, v) = (rng.floats(seq * 16 * 128, 1.0), rng.floats(seq * 32 * 128, 1.0));
+    let (gates, mut state) = (vec![-0.1; seq * 32], vec![0.0; 32 * 128 * 128]);
+    let mut o = v.clone();
+    measure(bencher, 8 * state.len(), 8 * seq * state.len(), || {
+        cpu::gated_delta_rule(&q, &q, &v, &gates, &gates, &mut state, &p, &mut o);
+    });
 }

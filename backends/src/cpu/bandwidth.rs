@@ -7,17 +7,21 @@ use std::time::Instant;
 ///
 /// Choose `bytes` well above the last-level cache, or the result is the speed of that cache.
 pub fn read_bandwidth(bytes: usize, passes: usize) -> f64 {
+    let buffer = vec![1u64; bytes.div_ceil(8).max(1)];
+    let mut best = f64::INFINITY;
+    for _ in 0..passes.max(1) {
+        let start = Instant::now();
+        std::hint::black_box(read(&buffer));
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    buffer.len() as f64 * 8.0 / best / 1e9
+}
+
+/// Reads all of `buffer` on the kernels' threads. The sum is there so that no read is left out.
+pub fn read(buffer: &[u64]) -> u64 {
     super::run(|| {
-        let buffer = vec![1u64; bytes.div_ceil(8).max(1)];
         let chunk = buffer.len().div_ceil(16 * rayon::current_num_threads()).max(1);
-        let mut best = f64::INFINITY;
-        for _ in 0..passes.max(1) {
-            let start = Instant::now();
-            let sum: u64 = buffer.par_chunks(chunk).map(sum).sum();
-            std::hint::black_box(sum);
-            best = best.min(start.elapsed().as_secs_f64());
-        }
-        buffer.len() as f64 * 8.0 / best / 1e9
+        buffer.par_chunks(chunk).map(sum).sum()
     })
 }
 

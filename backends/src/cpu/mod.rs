@@ -33,7 +33,7 @@ mod threads;
 mod weight;
 
 pub use attention::{Activation, Attention, CodeDecoder, KeyValue, Layer, attention};
-pub use bandwidth::read_bandwidth;
+pub use bandwidth::{read, read_bandwidth};
 pub use cache::{CacheSlice, CacheSliceMut, StoreKv, store_kv};
 pub use conv::causal_conv1d_silu;
 pub use delta::{DeltaRule, gated_delta_rule};

@@ -22,6 +22,9 @@ pub struct Pretrained {
     weights: Weights,
 }
 
+/// The head, when it is not the embedding.
+const HEAD: &str = "lm_head.weight";
+
 impl Pretrained {
     /// Opens a model directory, a `.safetensors` file in one, or a directory with the model in its only subfolder.
     ///
@@ -38,7 +41,7 @@ impl Pretrained {
     pub fn from_checkpoint(checkpoint: &Checkpoint, depth: &CrestOverrides) -> Result<Self> {
         let config = checkpoint.config()?;
         let generation = checkpoint.generation_config()?;
-        let weights = Weights::resolve(checkpoint, &config)?;
+        let mut weights = Weights::resolve(checkpoint, &config)?;
         let crest = match weights.crest_found() {
             Some(found) => {
                 let silent = CrestConfig::default();
@@ -52,7 +55,12 @@ impl Pretrained {
         };
         let kv_compression = KvCompression::resolve(config.kv_compression.as_ref(), weights.kv_found())?;
         // As transformers does: a tied config ignores a stored head. Nano says untied but stores none.
-        let tied_head = config.tie_word_embeddings || weights.entry("lm_head.weight").is_none();
+        let tied_head = config.tie_word_embeddings || weights.entry(HEAD).is_none();
+        if tied_head && weights.ignore(HEAD) {
+            tracing::warn!(
+                "{HEAD} is stored but not used: the config ties the head to the embedding (tie_word_embeddings)"
+            );
+        }
         let architecture = Architecture { config, crest, kv_compression, tied_head };
         Ok(Self { architecture, generation, weights })
     }

@@ -100,6 +100,15 @@ pub struct DepthArgs {
 }
 
 impl DepthArgs {
+    /// What was given, for messages: empty, or ` with --steps 2`.
+    pub fn given(&self) -> String {
+        let steps = self.steps.map(|steps| format!("--steps {steps}"));
+        let threshold = self.threshold.map(|threshold| format!("--threshold {threshold}"));
+        let given: Vec<String> =
+            steps.into_iter().chain(threshold).chain(self.no_halt.then(|| "--no-halt".into())).collect();
+        if given.is_empty() { String::new() } else { format!(" with {}", given.join(" ")) }
+    }
+
     /// As a model takes it.
     pub fn overrides(&self) -> CrestOverrides {
         CrestOverrides {

@@ -10,7 +10,9 @@ use emberlm::demo;
 use emberlm::model::config::{CrestOverrides, Family};
 use emberlm::model::sampling::{Sampler, SamplingConfig};
 use emberlm::model::shapes;
-use emberlm::model::{CausalLm, ForwardOptions, LoadPlan, LogitsFor, Part, Pretrained, RandomWeights, WeightOptions};
+use emberlm::model::{
+    Architecture, CausalLm, ForwardOptions, LoadPlan, LogitsFor, Part, Pretrained, RandomWeights, WeightOptions,
+};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::KvFormat;
 use emberlm::quant::read::reads;
@@ -57,12 +59,12 @@ pub struct BenchArgs {
     random_depth: bool,
 
     /// Thread counts to measure
-    #[arg(short, long, value_delimiter = ',', value_name = "N,..")]
-    threads: Vec<usize>,
+    #[arg(short, long, value_delimiter = ',', value_name = "N,..", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Vec<u16>,
 
     /// Repetitions of each measurement
-    #[arg(short, long, default_value_t = 5, value_name = "N")]
-    repetitions: usize,
+    #[arg(short, long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    repetitions: u32,
 
     /// Tokens per pass over a prompt
     #[arg(long, default_value_t = 512, value_name = "N")]
@@ -76,7 +78,8 @@ pub struct BenchArgs {
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     cache_type: CacheType,
 
-    /// Run exactly K steps for every token (CREST); several are measured one after the other
+    /// Run exactly K steps for every token (CREST); several are measured one after the other. Steps beyond the largest K are
+    /// not loaded
     #[arg(long, value_delimiter = ',', value_name = "K,..", conflicts_with = "threshold")]
     force_steps: Vec<usize>,
 
@@ -138,7 +141,6 @@ struct Measurement {
 
 /// Runs the command.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    ensure!(args.repetitions > 0, "--repetitions 0 measures nothing");
     let device = DeviceArgs { device: args.device, activations: Some(args.activations), threads: None };
     on_device(&device, args.activations, args)
 }
@@ -187,11 +189,10 @@ fn bench<B: CompactBackend>(args: &BenchArgs, device: &Opened<B>) -> Result<()> 
         // The processor only feeds a GPU.
         Some(_) => vec![1],
         None if args.threads.is_empty() => vec![cpu::threads()],
-        None => args.threads.clone(),
+        None => args.threads.iter().map(|&threads| threads.into()).collect(),
     };
     let depths = if args.force_steps.is_empty() { vec![None] } else { args.force_steps.iter().map(Some).collect() };
     for (&threads, steps) in counts.iter().flat_map(|threads| depths.iter().map(move |&steps| (threads, steps))) {
-        ensure!(threads > 0, "--threads 0 cannot compute");
         if let Some(&steps) = steps {
             model.set_depth(steps, false, 1.0);
         }
@@ -233,12 +234,14 @@ fn load<B: CompactBackend>(
             Some(path) => Pretrained::open(path, depth)?,
             None => demo::open(depth)?,
         };
+        fits(args, pretrained.architecture())?;
         let options = load::weight_options::<B>(args.quant, args.quant_head, &pretrained, &device.device)?;
         let plan = pretrained.plan::<B>(options, &device.device)?;
         let name = pretrained.directory().display().to_string();
         return Ok((name, plan, pretrained.load(options, &device.device, None)?));
     };
     let architecture = shapes::shape(&name, depth)?;
+    fits(args, &architecture)?;
     // The storage that the family is published in, unless another one is asked for.
     let nano = architecture.config.family == Family::Qwen2 && quantize.is_none() && name.starts_with("nano");
     let weights = if nano {
@@ -251,6 +254,15 @@ fn load<B: CompactBackend>(
     output::note(&format!("{name}: making {} of random weights", output::bytes(plan.weight_bytes())));
     let model = CausalLm::load(architecture, &weights, options, &plan, &device.device, None)?;
     Ok((name, plan, model))
+}
+
+/// Whether everything to be measured fits the context.
+fn fits(args: &BenchArgs, architecture: &Architecture) -> Result<()> {
+    let context = architecture.config.max_position_embeddings;
+    let longest = args.n_prompt.iter().copied().chain([args.n_gen]).max().unwrap_or(0);
+    let needed = args.depth.saturating_add(longest);
+    ensure!(needed <= context, "{needed} tokens do not fit the context of {context}");
+    Ok(())
 }
 
 const SEED: u64 = 42;

@@ -97,6 +97,12 @@ impl Work for &DumpArgs {
 }
 
 fn dump<B: CompactBackend>(args: &DumpArgs, device: &Opened<B>) -> Result<()> {
+    let same = |path: &PathBuf| std::fs::canonicalize(path).ok();
+    ensure!(
+        same(&args.out).is_none_or(|out| same(&args.input) != Some(out)),
+        "--out {} would replace the input",
+        args.out.display()
+    );
     let pretrained = load::open(args.model.model.as_deref(), &args.depth)?;
     let config = &pretrained.architecture().config;
     let tokens = Tokens::read(&args.input, config.vocab_size)?;

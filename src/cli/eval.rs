@@ -83,7 +83,8 @@ fn eval<B: CompactBackend>(args: &EvalArgs, device: &Opened<B>) -> Result<()> {
     ensure!(ids.len() > 1, "{}: has {} tokens; a perplexity takes at least 2", args.text.display(), ids.len());
     let architecture = pretrained.architecture();
     let limit = architecture.config.max_position_embeddings;
-    let context = args.context.map_or(WINDOW, |n| n as usize).min(limit);
+    let context = args.context.map_or(WINDOW.min(limit), |n| n as usize);
+    ensure!(context <= limit, "--context {context} is more than the {limit} tokens of the model");
     let (quant, head) = (args.model.quant, args.model.quant_head);
     let weights = load::weight_options::<B>(quant, head, &pretrained, &device.device)?;
     let model = load::load(&pretrained, weights, device, |plan| {

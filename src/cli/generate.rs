@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::args::{Activations, CacheType, DepthArgs, DeviceArgs, ModelArgs};
 use super::backend::{Opened, Work, on_device};
 use super::estimate::Estimate;
-use super::sampling::SamplingArgs;
+use super::sampling::{SamplingArgs, or_minus_one};
 use super::terminal::TerminalFilter;
 use super::{load, output};
 
@@ -40,8 +40,8 @@ pub struct GenerateArgs {
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
 
-    /// Tokens to generate at most
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 256)]
+    /// Tokens to generate at most; -1: as many as the context holds
+    #[arg(short = 'n', long, value_name = "N", default_value = "256", value_parser = or_minus_one(usize::MAX), allow_negative_numbers = true)]
     max_tokens: usize,
 
     /// End the text before this string (may be repeated)

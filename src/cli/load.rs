@@ -14,10 +14,12 @@ use super::output;
 
 /// Opens a model directory, or the demo model when none is given; nothing is loaded yet.
 pub fn open(path: Option<&Path>, depth: &DepthArgs) -> Result<Pretrained> {
+    let with = depth.given();
     let Some(path) = path else {
-        return demo::open(&depth.overrides()).context("cannot open the demo model");
+        return demo::open(&depth.overrides()).with_context(|| format!("cannot open the demo model{with}"));
     };
-    Pretrained::open(path, &depth.overrides()).with_context(|| format!("cannot open the model {}", path.display()))
+    Pretrained::open(path, &depth.overrides())
+        .with_context(|| format!("cannot open the model {}{with}", path.display()))
 }
 
 /// How weights change on their way in: as the flags say, the storage of the head following that of the layers.

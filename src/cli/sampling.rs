@@ -12,8 +12,8 @@ pub struct SamplingArgs {
     #[arg(long, visible_alias = "temperature", value_name = "T", allow_negative_numbers = true)]
     temp: Option<f32>,
 
-    /// Keep the K most likely tokens; 0 keeps all
-    #[arg(long, value_name = "K")]
+    /// Keep the K most likely tokens; 0 or -1 keeps all
+    #[arg(long, value_name = "K", value_parser = or_minus_one(0), allow_negative_numbers = true)]
     top_k: Option<usize>,
 
     /// Keep the most likely tokens that hold this share of the probability, above 0, at most 1
@@ -29,12 +29,20 @@ pub struct SamplingArgs {
     repeat_penalty: Option<f32>,
 
     /// Seed; the same seed gives the same text
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64), allow_negative_numbers = true)]
     seed: Option<u64>,
 
     /// Take the most likely token
     #[arg(long, conflicts_with_all = ["temp", "top_k", "top_p", "min_p"])]
     greedy: bool,
+}
+
+/// A count, or -1, which means `all`: so do other programs write it.
+pub fn or_minus_one(all: usize) -> impl Fn(&str) -> Result<usize, String> + Clone + Send + Sync + 'static {
+    move |text| match text {
+        "-1" => Ok(all),
+        _ => text.parse().map_err(|_| "expected a number from 0 on, or -1".to_owned()),
+    }
 }
 
 impl SamplingArgs {

@@ -134,11 +134,14 @@ pub struct OutputFile {
 }
 
 impl OutputFile {
-    /// Creates the temporary file beside `path`, so that a wrong path is noticed before any work is done.
+    /// Creates the temporary file beside `path` (or what it links to), so that a wrong path is noticed before any work is
+    /// done.
     pub fn create(path: &Path) -> Result<Self> {
         let at = || format!("cannot write {}", path.display());
+        let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
         let name = path.file_name().with_context(|| format!("{}: it names no file", at()))?;
         ensure!(!path.is_dir(), "{}: it is a directory", at());
+        ensure!(path.is_file() || !path.exists(), "{}: it is no regular file", at());
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);
         hidden.push(format!(".{}.tmp", std::process::id()));
@@ -151,7 +154,11 @@ impl OutputFile {
     pub fn finish(self, tensors: &[(String, Array)]) -> Result<u64> {
         let at = || format!("cannot write {}", self.path.display());
         let tensors = tensors.iter().map(|(name, array)| (name.as_str(), array));
+        // The library's files are for their owner alone; this one is like any other, or like the one that it replaces.
+        let like = if self.path.exists() { &self.path } else { &self.temporary };
+        let permissions = fs::metadata(like).with_context(at)?.permissions();
         serialize_to_file(tensors, None, &self.temporary).with_context(at)?;
+        fs::set_permissions(&self.temporary, permissions).with_context(at)?;
         fs::rename(&self.temporary, &self.path).with_context(at)?;
         Ok(fs::metadata(&self.path).with_context(at)?.len())
     }

@@ -182,5 +182,27 @@ fn inputs_that_do_not_fit_are_refused() {
     dump(&lean, &input, &scratch.path(""), &[]).fails_with(&["cannot write", "directory"]);
     dump(&model("crest_k4"), &input, &out, &["--steps", "5"]).fails_with(&["num_steps", "4 steps"]);
     dump(&model("crest_k4"), &input, &out, &["--threshold", "-0.5"]).fails_with(&["halt_threshold", "-0.5"]);
+    dump(&lean, &input, &input, &[]).fails_with(&["in.safetensors would replace the input"]);
     assert_eq!(scratch.files(), ["in.safetensors"], "something was left");
+}
+
+/// It is a file like any other, wherever the name leads.
+#[cfg(unix)]
+#[test]
+fn a_dump_keeps_modes_and_links() {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let scratch = Scratch::new();
+    let (input, out, link) = (scratch.path("in.safetensors"), scratch.path("out.safetensors"), scratch.path("link"));
+    write_i64(&input, &[("input_ids", &[1, 2], &[1, 2])]);
+    let mode = |path: &Path| fs::metadata(path).expect("a file").permissions().mode() & 0o777;
+    fs::write(scratch.path("plain"), "").expect("written");
+    dump(&model("leanllama"), &input, &out, &[]).with_code(0);
+    assert_eq!(mode(&out), mode(&scratch.path("plain")));
+    fs::set_permissions(&out, fs::Permissions::from_mode(0o640)).expect("set");
+    symlink(&out, &link).expect("a link");
+    dump(&model("leanllama"), &input, &link, &[]).with_code(0);
+    assert!(fs::symlink_metadata(&link).expect("a link").is_symlink());
+    assert_eq!(mode(&out), 0o640);
+    dump(&model("leanllama"), &input, Path::new("/dev/null"), &[]).fails_with(&["/dev/null", "no regular file"]);
 }

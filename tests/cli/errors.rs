@@ -7,19 +7,12 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
-use crate::program::{Scratch, command, ember, model};
+use crate::program::{Scratch, command, edit_config, ember, model};
 
 fn each_command(model: &Path) -> [Vec<String>; 2] {
     let model = model.to_str().expect("UTF-8").to_owned();
     let to = |args: &[&str]| args.iter().map(|arg| (*arg).to_owned()).collect();
     [to(&["info", "-m", &model]), to(&["generate", "-m", &model, "-p", "x"])]
-}
-
-fn edit_config(model: &Path, edit: impl Fn(&mut Value)) {
-    let path = model.join("config.json");
-    let mut config: Value = serde_json::from_slice(&fs::read(&path).expect("a config")).expect("JSON");
-    edit(&mut config);
-    fs::write(&path, config.to_string()).expect("written");
 }
 
 #[test]
@@ -75,6 +68,36 @@ fn missing_and_foreign_models_are_named() {
         assert!(!ended.stderr.contains('\u{1b}'), "{:?}", ended.stderr);
         ended.fails_with(&["config.json", "model_type", "is not supported", "qwen3_5", "LeanLlamaForCausalLM"]);
     }
+}
+
+/// What is stored and not used is told.
+#[test]
+fn a_head_beside_a_tied_config_is_told() {
+    let scratch = Scratch::new();
+    let copy = scratch.copy_of("leanllama");
+    let ignored = |model: &Path| {
+        let ended = ember(["info", "-m", model.to_str().expect("UTF-8"), "--json"]).with_code(0);
+        let info: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+        (info["ignored_tensors"].clone(), ended.stderr.contains("lm_head.weight is stored but not used"))
+    };
+    assert_eq!(ignored(&copy), (json!(0), false));
+    edit_config(&copy, |config| config["tie_word_embeddings"] = json!(true));
+    assert_eq!(ignored(&copy), (json!(1), true));
+}
+
+/// What cannot be measured is refused before a model is made.
+#[test]
+fn a_bench_that_does_not_fit_is_refused_at_once() {
+    let model = model("leanllama");
+    let model = model.to_str().expect("UTF-8");
+    let ended = ember(["bench", "-m", model, "-p", "100000000", "-n", "1"]);
+    assert!(!ended.stderr.contains("of weights"), "{}", ended.stderr);
+    ended.fails_with(&["100000000 tokens do not fit the context of"]);
+    for flags in [["-t", "0"], ["-r", "0"]] {
+        ember([&["bench", "-m", model, "-p", "1", "-n", "1"], &flags[..]].concat()).with_code(2);
+    }
+    let text = model.to_owned() + "/config.json";
+    ember(["eval", "-m", model, "--text", &text, "--context", "999999"]).fails_with(&["--context 999999 is more than"]);
 }
 
 /// Half-precision activations are for GPUs.

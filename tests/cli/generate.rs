@@ -6,7 +6,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 
 use crate::fixture::Fixture;
-use crate::program::{Ended, command, ember, ember_reading, model};
+use crate::program::{Ended, Scratch, command, edit_config, ember, ember_reading, model};
 
 const PROMPT: &str = "the quick brown fox";
 
@@ -145,12 +145,36 @@ fn options_out_of_range_are_refused_before_loading() {
     refused(&["--min-p", "1"], &["min_p", "1"]);
     refused(&["--repeat-penalty", "0"], &["repetition_penalty"]);
     refused(&["--stop", ""], &["stop", "empty"]);
-    refused(&["--steps", "0"], &["num_steps", "0"]);
+    refused(&["--steps", "0"], &["with --steps 0", "num_steps", "0"]);
     refused(&["--threshold", "1.5"], &["halt_threshold", "1.5"]);
     let model = model("crest_k4");
     let model = model.to_str().expect("UTF-8");
     ember(["generate", "-m", model, "-p", ""]).fails_with(&["prompt", "no tokens"]);
     ember_reading(&"a ".repeat(40_000), ["generate", "-m", model, "-p", "-"]).fails_with(&["prompt", "32768"]);
+}
+
+/// As in other programs.
+#[test]
+fn minus_one_is_no_limit() {
+    let scratch = Scratch::new();
+    let copy = scratch.copy_of("leanllama");
+    edit_config(&copy, |config| config["max_position_embeddings"] = 12.into());
+    let run = |flags: &[&str]| {
+        let model = copy.to_str().expect("UTF-8");
+        let all = [&["generate", "-m", model, "-p", "a b c", "--json", "--ignore-eos", "--seed", "3"], flags].concat();
+        let report: Value = serde_json::from_str(&ember(all).with_code(0).stdout).expect("JSON");
+        let prompt = report["prompt_tokens"].as_u64().expect("a count") as usize;
+        (prompt, report["tokens"].as_array().expect("tokens").clone())
+    };
+    let (prompt, tokens) = run(&["-n", "-1", "--top-k", "-1"]);
+    // The last token is not fed back.
+    assert_eq!(prompt + tokens.len(), 13);
+    assert_eq!(run(&["-n", "5", "--top-k", "0"]).1, tokens[..5]);
+    let model = copy.to_str().expect("UTF-8");
+    for flags in [["-n", "-2"], ["--top-k", "-2"], ["--seed", "-1"]] {
+        let ended = ember([&["generate", "-m", model, "-p", "x"], &flags[..]].concat()).with_code(2);
+        assert!(ended.stderr.contains(&format!("invalid value '{}'", flags[1])), "{}", ended.stderr);
+    }
 }
 
 /// A reader that stops early, as `head` does, is no error.

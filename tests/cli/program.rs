@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use serde_json::Value;
+
 /// How a run ended.
 #[derive(Debug)]
 pub struct Ended {
@@ -59,6 +61,14 @@ pub fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
 /// A checkpoint of the fixtures.
 pub fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// Changes the config of a copy.
+pub fn edit_config(model: &Path, edit: impl Fn(&mut Value)) {
+    let path = model.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).expect("a config")).expect("JSON");
+    edit(&mut config);
+    std::fs::write(&path, config.to_string()).expect("written");
 }
 
 /// An empty directory that is removed at the end.

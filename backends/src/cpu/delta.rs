@@ -117,59 +117,131 @@ struct Head<'a> {
     o: Output<'a>,
 }
 
+/// Tokens up to which a state is changed where it lies; copying it there and back costs as much as two tokens.
+const IN_PLACE: usize = 2;
+
 impl Kernel for Head<'_> {
     type Output = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
-        const VECTORS: usize = 2;
-        let &DeltaRule { seq, key_heads, value_heads, key_dim: dk, value_dim: dv, .. } = self.p;
-        let width = VECTORS * S::LANES;
-        let key_head = self.head / (value_heads / key_heads);
-        let first_row = (self.b * value_heads + self.head) * dk;
-        let mut columns = vec![0.0f32; dk * width];
-        // SAFETY: `S` is enabled; `columns` holds `dk` rows of `width`; heads have different rows of the state and of o.
+        // SAFETY: `S` is enabled, and every task has a head of its own.
         unsafe {
-            for from in (0..dv).step_by(width) {
+            if self.p.seq > IN_PLACE {
+                self.copied::<S>(0);
+            } else if S::REGISTERS >= 32 {
+                // Long runs of each row.
+                let rest = self.in_place::<S, 8>();
+                self.copied::<S>(rest);
+            } else {
+                let rest = self.in_place::<S, 2>();
+                self.copied::<S>(rest);
+            }
+        }
+    }
+}
+
+impl Head<'_> {
+    /// Columns in groups of `VECTORS` vectors, as many as there are; returns where the rest begins.
+    ///
+    /// # Safety
+    /// `S` is enabled, and no other task uses this head.
+    #[inline(always)]
+    unsafe fn in_place<S: Simd, const VECTORS: usize>(&self) -> usize {
+        let mut from = 0;
+        let dv = self.p.value_dim;
+        let width = VECTORS * S::LANES;
+        while from + width <= dv {
+            // SAFETY: the columns exist in every row of the state.
+            unsafe {
+                let columns = self.state.row(self.first_row(), from, width).as_mut_ptr();
+                self.tokens::<S, VECTORS>(from, width, columns, dv);
+            }
+            from += width;
+        }
+        from
+    }
+
+    /// Columns from `from` on, a few at a time in memory that stays in the L1 cache.
+    ///
+    /// # Safety
+    /// As for `in_place`.
+    #[inline(always)]
+    unsafe fn copied<S: Simd>(&self, from: usize) {
+        const VECTORS: usize = 2;
+        let DeltaRule { key_dim: dk, value_dim: dv, .. } = *self.p;
+        if from == dv {
+            return;
+        }
+        let width = VECTORS * S::LANES;
+        let mut columns = vec![0.0f32; dk * width];
+        // SAFETY: the columns exist in every row of the state, and `columns` holds `dk` rows of `width`.
+        unsafe {
+            for from in (from..dv).step_by(width) {
                 let count = width.min(dv - from);
                 for (i, row) in columns.chunks_exact_mut(width).enumerate() {
-                    row[..count].copy_from_slice(self.state.row(first_row + i, from, count));
+                    row[..count].copy_from_slice(self.state.row(self.first_row() + i, from, count));
                 }
-                for t in self.b * seq..(self.b + 1) * seq {
-                    let key = (t * key_heads + key_head) * 2 * dk;
-                    let (q, k) = self.unit[key..key + 2 * dk].split_at(dk);
-                    let at = t * value_heads + self.head;
-                    let decay = S::splat(self.g[at].exp());
-                    let mut recalled = [S::splat(0.0); VECTORS];
-                    let mut out = [S::splat(0.0); VECTORS];
-                    for i in 0..dk {
-                        let (k, q) = (S::splat(k[i]), S::splat(q[i]));
-                        for c in 0..VECTORS {
-                            let s = S::load(columns.as_ptr().add(i * width + c * S::LANES));
-                            recalled[c] = S::fma(s, k, recalled[c]);
-                            out[c] = S::fma(s, q, out[c]);
-                        }
-                    }
-                    let mut values = [0.0f32; VECTORS * 16];
-                    values[..count].copy_from_slice(&self.v[at * dv + from..][..count]);
-                    let (beta, k_q) = (S::splat(self.beta[at]), S::splat(math::dot::<S>(k, q)));
-                    let mut d = [S::splat(0.0); VECTORS];
-                    for c in 0..VECTORS {
-                        let v = S::load(values.as_ptr().add(c * S::LANES));
-                        d[c] = S::mul(beta, S::sub(v, S::mul(decay, recalled[c])));
-                        out[c] = S::fma(d[c], k_q, S::mul(decay, out[c]));
-                        S::store(values.as_mut_ptr().add(c * S::LANES), out[c]);
-                    }
-                    self.o.row(at, from, count).copy_from_slice(&values[..count]);
-                    for i in 0..dk {
-                        let k = S::splat(k[i]);
-                        for c in 0..VECTORS {
-                            let at = columns.as_mut_ptr().add(i * width + c * S::LANES);
-                            S::store(at, S::fma(k, d[c], S::mul(decay, S::load(at))));
-                        }
-                    }
-                }
+                self.tokens::<S, VECTORS>(from, count, columns.as_mut_ptr(), width);
                 for (i, row) in columns.chunks_exact(width).enumerate() {
-                    self.state.row(first_row + i, from, count).copy_from_slice(&row[..count]);
+                    self.state.row(self.first_row() + i, from, count).copy_from_slice(&row[..count]);
+                }
+            }
+        }
+    }
+
+    fn first_row(&self) -> usize {
+        (self.b * self.p.value_heads + self.head) * self.p.key_dim
+    }
+
+    /// Takes `count` columns from `from` on through all tokens. They lie at `columns`, `stride` floats from row to row.
+    ///
+    /// # Safety
+    /// As for `in_place`; every row has `VECTORS` vectors there, of which `count` floats are columns.
+    #[inline(always)]
+    unsafe fn tokens<S: Simd, const VECTORS: usize>(
+        &self,
+        from: usize,
+        count: usize,
+        columns: *mut f32,
+        stride: usize,
+    ) {
+        let &DeltaRule { seq, key_heads, value_heads, key_dim: dk, value_dim: dv, .. } = self.p;
+        let key_head = self.head / (value_heads / key_heads);
+        // SAFETY: the caller's promise; heads have different columns of o.
+        unsafe {
+            for t in self.b * seq..(self.b + 1) * seq {
+                let key = (t * key_heads + key_head) * 2 * dk;
+                let (q, k) = self.unit[key..key + 2 * dk].split_at(dk);
+                let at = t * value_heads + self.head;
+                let decay = S::splat(self.g[at].exp());
+                let mut recalled = [S::splat(0.0); VECTORS];
+                let mut out = [S::splat(0.0); VECTORS];
+                for i in 0..dk {
+                    let (k, q) = (S::splat(k[i]), S::splat(q[i]));
+                    for c in 0..VECTORS {
+                        let s = S::load(columns.add(i * stride + c * S::LANES));
+                        recalled[c] = S::fma(s, k, recalled[c]);
+                        out[c] = S::fma(s, q, out[c]);
+                    }
+                }
+                let mut values = [[0.0f32; 16]; VECTORS];
+                let values = &mut values.as_flattened_mut()[..VECTORS * S::LANES];
+                values[..count].copy_from_slice(&self.v[at * dv + from..][..count]);
+                let (beta, k_q) = (S::splat(self.beta[at]), S::splat(math::dot::<S>(k, q)));
+                let mut d = [S::splat(0.0); VECTORS];
+                for c in 0..VECTORS {
+                    let v = S::load(values.as_ptr().add(c * S::LANES));
+                    d[c] = S::mul(beta, S::sub(v, S::mul(decay, recalled[c])));
+                    out[c] = S::fma(d[c], k_q, S::mul(decay, out[c]));
+                    S::store(values.as_mut_ptr().add(c * S::LANES), out[c]);
+                }
+                self.o.row(at, from, count).copy_from_slice(&values[..count]);
+                for i in 0..dk {
+                    let k = S::splat(k[i]);
+                    for c in 0..VECTORS {
+                        let at = columns.add(i * stride + c * S::LANES);
+                        S::store(at, S::fma(k, d[c], S::mul(decay, S::load(at))));
+                    }
                 }
             }
         }

@@ -274,6 +274,14 @@ impl Weights {
         self.slots.get(canonical).map(|slot| &slot.entry)
     }
 
+    /// Leaves a parameter out; false if there is none of this name.
+    pub(crate) fn ignore(&mut self, canonical: &str) -> bool {
+        let slot = self.slots.remove(canonical);
+        let found = slot.is_some();
+        self.ignored.extend(slot.into_iter().flat_map(|slot| slot.entry.source));
+        found
+    }
+
     /// Canonical names of all parameters, sorted.
     pub fn canonical_names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.slots.keys().map(String::as_str)

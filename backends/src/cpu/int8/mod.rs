@@ -12,6 +12,8 @@ mod rows;
 use super::linear::Product;
 use super::threads::Output;
 use super::{Level, Matrix, Weight};
+#[cfg(target_arch = "x86_64")]
+use std::cell::Cell;
 
 /// Elements of x that share a scale.
 pub(crate) const BLOCK: usize = 64;
@@ -102,8 +104,26 @@ fn quantize(x: &[f32], q: &mut [i8; BLOCK]) -> f32 {
 }
 
 /// A code book in bytes: `value ≈ scale * byte`, with the scale whose rounding errors are least.
+///
+/// All layers of a model have the same, so the last one is kept.
 #[cfg(target_arch = "x86_64")]
 fn code_book(values: &[f32; 16]) -> ([i8; 16], f32) {
+    type Made = ([f32; 16], ([i8; 16], f32));
+    thread_local! {
+        static LAST: Cell<Made> = const { Cell::new(([0.0; 16], ([0; 16], 0.0))) };
+    }
+    let (of, made) = LAST.get();
+    if of == *values {
+        return made;
+    }
+    let made = fitted(values);
+    LAST.set((*values, made));
+    made
+}
+
+/// [`code_book`], computed.
+#[cfg(target_arch = "x86_64")]
+fn fitted(values: &[f32; 16]) -> ([i8; 16], f32) {
     let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
     if largest < 1e-30 {
         return ([0; 16], 0.0);

@@ -39,7 +39,11 @@ pub fn best_instructions(client: &Client) -> Instructions {
     SAID.call_once(|| {
         let sizes = &client.properties().hardware;
         let (least, most) = (sizes.plane_size_min, sizes.plane_size_max);
-        let _ = writeln!(std::io::stderr(), "the kernels run plain and with {best:?}, planes of {least} to {most}");
+        let cmma = &client.properties().features.matmul.cmma;
+        let shapes: Vec<_> = cmma.iter().filter(|c| c.a_type == Float::F16.dtype()).map(|c| [c.m, c.n, c.k]).collect();
+        let what =
+            format!("kernels run plain and with {best:?}; planes of {least} to {most}; matrices of F16 {shapes:?}");
+        let _ = writeln!(std::io::stderr(), "{what}");
     });
     best
 }

@@ -4,6 +4,8 @@
 
 #[path = "cube/attention.rs"]
 mod attention;
+#[path = "cube/cmma.rs"]
+mod cmma;
 mod common;
 #[path = "cube/decoder.rs"]
 mod decoder;

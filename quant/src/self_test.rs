@@ -49,7 +49,7 @@ impl Check {
 /// How much is tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
-    /// Every operation, in one storage and for one token.
+    /// Every operation, in one storage and for one token; linear layers in a type smaller than F32 also for many.
     Short,
     /// Every operation, in one storage, for one token and for many.
     OneStorage,
@@ -112,6 +112,10 @@ impl<'a, B: CompactBackend> Results<'a, B> {
             self.norms(m);
             self.sequence(m);
             self.halting(m);
+        }
+        // Many rows of halves go by other instructions than one.
+        if extent == Extent::Short && self.rounded != FloatType::F32 {
+            self.linears(20, extent);
         }
     }
 

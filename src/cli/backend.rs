@@ -246,8 +246,12 @@ fn line(name: &str, opened: Result<(device::Found, device::Limits), device::Devi
         (least, most) if limits.plane_operations && least == most => format!("planes of {most}"),
         _ => "no plane operations".into(),
     };
+    let matrices = match limits.matrix_types.join(" ") {
+        types if types.is_empty() => "no matrix instructions".into(),
+        types => format!("matrix instructions for {types}"),
+    };
     format!(
-        "{name}: {} ({}){software}; {memory}; buffers up to {}; {} units and {} of shared memory per cube; {plane}; {}",
+        "{name}: {} ({}){software}; {memory}; buffers up to {}; {} units and {} of shared memory per cube; {plane}; {matrices}; {}",
         found.name,
         found.driver,
         output::bytes(limits.max_buffer as usize),

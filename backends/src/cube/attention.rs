@@ -8,7 +8,8 @@ use cubecl::ir::{ElemType, FloatKind, StorageType};
 use cubecl::prelude::*;
 
 use super::half::{high_half, low_half, reads_halves};
-use super::launch::{Buffer, UNITS, grid, plane_size};
+use super::instructions::plane_size;
+use super::launch::{Buffer, UNITS, grid};
 use super::reduce::{max_of_lanes, sum_of_lanes};
 
 /// Keys of a tile.

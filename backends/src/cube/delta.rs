@@ -7,7 +7,8 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::launch::{Buffer, UNITS, grid, plane_size};
+use super::instructions::plane_size;
+use super::launch::{Buffer, UNITS, grid};
 use super::reduce::sum_of_lanes;
 
 /// Units that share a column.

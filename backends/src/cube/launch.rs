@@ -67,11 +67,3 @@ pub(super) fn grid(cubes: usize) -> CubeCount {
 pub(super) fn grid_of_units(elements: usize) -> CubeCount {
     grid(elements.div_ceil(UNITS as usize))
 }
-
-/// Units of a plane where planes can add, and all planes are of that size; else 0.
-pub(super) fn plane_size<R: Runtime>(client: &ComputeClient<R>) -> u32 {
-    let properties = client.properties();
-    let (least, most) = (properties.hardware.plane_size_min, properties.hardware.plane_size_max);
-    let adds = properties.features.plane.contains(cubecl::features::Plane::Ops);
-    if adds && least == most && (8..=64).contains(&most) { most } else { 0 }
-}

@@ -6,7 +6,8 @@
 use cubecl::ir::{ElemType, FloatKind, StorageType};
 use cubecl::prelude::*;
 
-use super::launch::{Buffer, grid, plane_size};
+use super::instructions::plane_size;
+use super::launch::{Buffer, grid};
 use super::tiled;
 use super::weight::{Eight, Four, Packed, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor};
 

@@ -1,8 +1,10 @@
-//! Products of many rows: tiles of `x` and of the unpacked weight in shared memory.
+//! Products of many rows: tiles of `x` and of the unpacked weight in shared memory, multiplied by matrix instructions where
+//! the device has them for the type of `x` ([`super::cmma`]), else as here.
 
 use cubecl::ir::{ElemType, StorageType, UIntKind};
 use cubecl::prelude::*;
 
+use super::cmma;
 use super::launch::{Buffer, UNITS, grid, grid_of_units};
 use super::linear::{Linear, eight_of_x};
 use super::weight::{Four, Packed, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor};
@@ -34,7 +36,7 @@ pub(super) fn linear<R: Runtime>(
     if p.active.is_some() {
         zero(client, y);
     }
-    launch(client, x, m, weight, None, y, p.bias, rows.as_ref());
+    launch(client, &Product { x, m, weight, gate: None, y, bias: p.bias, rows: rows.as_ref() });
 }
 
 pub(super) fn gated_linear<R: Runtime>(
@@ -52,21 +54,33 @@ pub(super) fn gated_linear<R: Runtime>(
     if active.is_some() {
         zero(client, y);
     }
-    launch(client, x, m, gate, None, &gated, None, rows.as_ref());
-    launch(client, x, m, up, Some(&gated), y, None, rows.as_ref());
+    let rows = rows.as_ref();
+    launch(client, &Product { x, m, weight: gate, gate: None, y: &gated, bias: None, rows });
+    launch(client, &Product { x, m, weight: up, gate: Some(&gated), y, bias: None, rows });
 }
 
-#[allow(clippy::too_many_arguments)]
-fn launch<R: Runtime>(
-    client: &ComputeClient<R>,
-    x: &Buffer,
-    m: usize,
-    weight: &Weight,
-    gate: Option<&Buffer>,
-    y: &Buffer,
-    bias: Option<&Buffer>,
-    rows: Option<&Buffer>,
-) {
+/// One product: `y = x Wᵀ`.
+pub(super) struct Product<'a> {
+    /// `[m, k]`
+    pub x: &'a Buffer,
+    pub m: usize,
+    /// `[n, k]`
+    pub weight: &'a Weight,
+    /// `[m, n]`: the result is multiplied by its silu.
+    pub gate: Option<&'a Buffer>,
+    /// `[m, n]`
+    pub y: &'a Buffer,
+    /// `[n]`, added.
+    pub bias: Option<&'a Buffer>,
+    /// Only these rows of `x` and `y`: how many, then which.
+    pub rows: Option<&'a Buffer>,
+}
+
+fn launch<R: Runtime>(client: &ComputeClient<R>, p: &Product<'_>) {
+    if cmma::launch(client, p) {
+        return;
+    }
+    let &Product { x, m, weight, gate, y, bias, rows } = p;
     let Weight { n, k, .. } = *weight;
     let aligned = weight.layout().aligned;
     let (across, down) = (n.div_ceil(TILE as usize), m.div_ceil(TILE as usize));
@@ -215,8 +229,9 @@ fn tile_kernel<F: Float, V: Size, W: Size>(
     }
 }
 
+/// The row at place `listed` of the list, or of all.
 #[cube]
-fn row_of(rows: &Array<u32>, listed: u32, #[comptime] is_list: bool) -> u32 {
+pub(super) fn row_of(rows: &Array<u32>, listed: u32, #[comptime] is_list: bool) -> u32 {
     if comptime!(is_list) { rows[(listed + 1) as usize] } else { listed }
 }
 

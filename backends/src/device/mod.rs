@@ -38,6 +38,8 @@ pub struct Limits {
     pub plane: (u32, u32),
     /// Whether planes can add; else units add over shared memory.
     pub plane_operations: bool,
+    /// Types of activations that are multiplied by matrix instructions when there are many rows.
+    pub matrix_types: Vec<&'static str>,
     /// Number types that the device computes with.
     pub types: Vec<&'static str>,
 }
@@ -108,6 +110,7 @@ pub fn limits<R: cubecl::Runtime>(client: &cubecl::client::ComputeClient<R>) -> 
         units: hardware.max_units_per_cube,
         plane: (hardware.plane_size_min, hardware.plane_size_max),
         plane_operations: properties.features.plane.contains(Plane::Ops),
+        matrix_types: crate::cube::matrix_types(client),
         types: kinds.into_iter().filter(|(_, kind)| computes(*kind)).map(|(name, _)| name).collect(),
     }
 }

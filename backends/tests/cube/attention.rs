@@ -5,7 +5,7 @@ use emberlm_backends::cube::{self, Buffer, KvRows};
 use half::f16;
 
 use crate::common::{Rng, close};
-use crate::device::{Client, Float, client, download, upload_ints, upload_words};
+use crate::device::{Client, Float, download, upload_ints, upload_words, with_all_instructions};
 
 /// A cache `[b, kv_heads, capacity, width]` here and on the device; slots after `used` are NaN.
 struct Cache {
@@ -85,74 +85,79 @@ fn variants(client: &Client) -> Vec<(Float, bool)> {
 
 #[test]
 fn attention_matches_its_twin() {
-    let client = client();
-    let mut rng = Rng(15);
-    for (float, halves) in variants(&client) {
-        for (head_dim, kv_heads, group, lengths) in [
-            (64, 2, 4, &[(1, 0), (3, 5), (1, 300), (129, 300), (17, 5)][..]),
-            (80, 1, 8, &[(1, 5), (17, 0)]),
-            (128, 2, 1, &[(1, 300), (129, 0)]),
-            (256, 1, 4, &[(1, 5), (3, 300)]),
-            (6, 3, 5, &[(1, 130), (17, 5)]),
-        ] {
-            for &(seq, past) in lengths {
-                let case = Case { batch: 1, seq, past, kv_heads, group, head_dim, left_pad: None };
-                check(&client, &mut rng, float, halves, &case);
+    with_all_instructions(|client| {
+        let mut rng = Rng(15);
+        for (float, halves) in variants(client) {
+            for (head_dim, kv_heads, group, lengths) in [
+                (64, 2, 4, &[(1, 0), (3, 5), (1, 300), (129, 300), (17, 5)][..]),
+                (80, 1, 8, &[(1, 5), (17, 0)]),
+                (128, 2, 1, &[(1, 300), (129, 0)]),
+                (256, 1, 4, &[(1, 5), (3, 300)]),
+                (6, 3, 5, &[(1, 130), (17, 5)]),
+            ] {
+                for &(seq, past) in lengths {
+                    let case = Case { batch: 1, seq, past, kv_heads, group, head_dim, left_pad: None };
+                    check(client, &mut rng, float, halves, &case);
+                }
             }
         }
-    }
+    });
 }
 
 #[test]
 fn padded_rows_match_their_twin_and_padding_gives_zero() {
-    let client = client();
-    let mut rng = Rng(16);
-    for (float, halves) in variants(&client) {
-        for (seq, past, pad) in [(1, 5, [0, 3]), (17, 0, [5, 0]), (3, 300, [200, 7]), (70, 0, [69, 65]), (3, 0, [2, 3])]
-        {
-            let case = Case { batch: 2, seq, past, kv_heads: 2, group: 8, head_dim: 128, left_pad: Some(pad.to_vec()) };
-            check(&client, &mut rng, float, halves, &case);
+    with_all_instructions(|client| {
+        let mut rng = Rng(16);
+        for (float, halves) in variants(client) {
+            for (seq, past, pad) in
+                [(1, 5, [0, 3]), (17, 0, [5, 0]), (3, 300, [200, 7]), (70, 0, [69, 65]), (3, 0, [2, 3])]
+            {
+                let case =
+                    Case { batch: 2, seq, past, kv_heads: 2, group: 8, head_dim: 128, left_pad: Some(pad.to_vec()) };
+                check(client, &mut rng, float, halves, &case);
+            }
         }
-    }
+    });
 }
 
 /// Codes of a compressor attend to keys of one width and values of another, with all heads reading the same rows.
 #[test]
 fn keys_and_values_of_different_widths_and_shared_rows() {
-    let client = client();
-    let mut rng = Rng(20);
-    let (batch, seq, past, heads, key_dim, value_dim) = (2, 3, 70, 6, 24, 100);
-    let tokens = past + seq;
-    let q = rng.floats(batch * seq * heads * key_dim, 2.0);
-    let [k, v] = [key_dim, value_dim].map(|width| rng.floats(batch * tokens * width, 1.5));
-    let scale = 0.3;
-    let mut want = Vec::new();
-    for row in 0..batch * seq * heads {
-        let (b, t) = (row / heads / seq, row / heads % seq);
-        let q = &q[row * key_dim..][..key_dim];
-        let at = |i: usize, width: usize| (b * tokens + i) * width;
-        let score = |i: usize| -> f64 {
-            q.iter().zip(&k[at(i, key_dim)..]).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>() * scale
+    with_all_instructions(|client| {
+        let mut rng = Rng(20);
+        let (batch, seq, past, heads, key_dim, value_dim) = (2, 3, 70, 6, 24, 100);
+        let tokens = past + seq;
+        let q = rng.floats(batch * seq * heads * key_dim, 2.0);
+        let [k, v] = [key_dim, value_dim].map(|width| rng.floats(batch * tokens * width, 1.5));
+        let scale = 0.3;
+        let mut want = Vec::new();
+        for row in 0..batch * seq * heads {
+            let (b, t) = (row / heads / seq, row / heads % seq);
+            let q = &q[row * key_dim..][..key_dim];
+            let at = |i: usize, width: usize| (b * tokens + i) * width;
+            let score = |i: usize| -> f64 {
+                q.iter().zip(&k[at(i, key_dim)..]).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>() * scale
+            };
+            let weights: Vec<f64> = (0..past + t + 1).map(|i| score(i).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            want.extend((0..value_dim).map(|d| {
+                let sum: f64 = weights.iter().enumerate().map(|(i, w)| w * f64::from(v[at(i, value_dim) + d])).sum();
+                (sum / total) as f32
+            }));
+        }
+        let shared = |values: &[f32], width: usize| KvRows {
+            buffer: Float::F32.upload(client, values),
+            halves: false,
+            batch_stride: tokens * width,
+            head_stride: 0,
+            token_stride: width,
         };
-        let weights: Vec<f64> = (0..past + t + 1).map(|i| score(i).exp()).collect();
-        let total: f64 = weights.iter().sum();
-        want.extend((0..value_dim).map(|d| {
-            let sum: f64 = weights.iter().enumerate().map(|(i, w)| w * f64::from(v[at(i, value_dim) + d])).sum();
-            (sum / total) as f32
-        }));
-    }
-    let shared = |values: &[f32], width: usize| KvRows {
-        buffer: Float::F32.upload(&client, values),
-        halves: false,
-        batch_stride: tokens * width,
-        head_stride: 0,
-        token_stride: width,
-    };
-    let (k, v) = (shared(&k, key_dim), shared(&v, value_dim));
-    let out = Float::F32.unwritten(&client, want.len());
-    let q = Float::F32.upload(&client, &q);
-    let scale = scale as f32;
-    let p = cube::Attention { batch, seq, heads, kv_heads: 2, key_dim, value_dim, past, scale };
-    cube::attention(&client, &q, &k, &v, None, &out, p);
-    close("shared rows", &download(&client, &out), &want, 3e-6);
+        let (k, v) = (shared(&k, key_dim), shared(&v, value_dim));
+        let out = Float::F32.unwritten(client, want.len());
+        let q = Float::F32.upload(client, &q);
+        let scale = scale as f32;
+        let p = cube::Attention { batch, seq, heads, kv_heads: 2, key_dim, value_dim, past, scale };
+        cube::attention(client, &q, &k, &v, None, &out, p);
+        close("shared rows", &download(client, &out), &want, 3e-6);
+    });
 }

@@ -4,7 +4,7 @@ use emberlm_backends::cpu::{self, plain};
 use emberlm_backends::cube::{self, Buffer};
 
 use crate::common::{Rng, close};
-use crate::device::{Client, Float, client, download};
+use crate::device::{Client, Float, download, with_all_instructions};
 
 /// `[batch, seq, key_heads, value_heads, key_dim, value_dim]`
 type Dims = [usize; 6];
@@ -50,51 +50,53 @@ fn run(client: &Client, float: Float, x: &Inputs, [q, k, v]: [&Buffer; 3], p: cu
 
 #[test]
 fn delta_rule_matches_its_twin() {
-    let client = client();
-    let mut rng = Rng(17);
-    for float in Float::available(&client) {
-        for dims in [
-            [1, 1, 1, 1, 1, 1],
-            [1, 1, 2, 4, 128, 128],
-            [2, 3, 2, 2, 64, 80],
-            [1, 17, 1, 3, 80, 33],
-            [2, 9, 1, 2, 30, 7],
-            [1, 129, 1, 2, 128, 64],
-            [1, 8, 1, 1, 256, 100],
-            [1, 5, 1, 1, 1000, 3],
-        ] {
-            let x = inputs(&mut rng, float, dims);
-            let (want, want_state) = twin(&x, dims);
-            let on_device = [&x.q, &x.k, &x.v].map(|values| float.upload(&client, values));
-            let [o, state] = run(&client, float, &x, on_device.each_ref(), shape(dims));
-            close(&format!("{dims:?} of {float:?}"), &o, &want, float.bound(5e-6));
-            close(&format!("state of {dims:?} of {float:?}"), &state, &want_state, 5e-6);
+    with_all_instructions(|client| {
+        let mut rng = Rng(17);
+        for float in Float::available(client) {
+            for dims in [
+                [1, 1, 1, 1, 1, 1],
+                [1, 1, 2, 4, 128, 128],
+                [2, 3, 2, 2, 64, 80],
+                [1, 17, 1, 3, 80, 33],
+                [2, 9, 1, 2, 30, 7],
+                [1, 129, 1, 2, 128, 64],
+                [1, 8, 1, 1, 256, 100],
+                [1, 5, 1, 1, 1000, 3],
+            ] {
+                let x = inputs(&mut rng, float, dims);
+                let (want, want_state) = twin(&x, dims);
+                let on_device = [&x.q, &x.k, &x.v].map(|values| float.upload(client, values));
+                let [o, state] = run(client, float, &x, on_device.each_ref(), shape(dims));
+                close(&format!("{dims:?} of {float:?}"), &o, &want, float.bound(5e-6));
+                close(&format!("state of {dims:?} of {float:?}"), &state, &want_state, 5e-6);
+            }
         }
-    }
+    });
 }
 
 #[test]
 fn delta_rule_reads_views_into_one_tensor() {
-    let client = client();
-    let mut rng = Rng(18);
-    let dims @ [b, s, hk, hv, dk, dv] = [2, 5, 2, 4, 64, 32];
-    let x = inputs(&mut rng, Float::F32, dims);
-    let (want, want_state) = twin(&x, dims);
-    let (keys, values) = (hk * dk, hv * dv);
-    let mut joined = Vec::new();
-    for t in 0..b * s {
-        joined.extend_from_slice(&x.q[t * keys..][..keys]);
-        joined.extend_from_slice(&x.k[t * keys..][..keys]);
-        joined.extend_from_slice(&x.v[t * values..][..values]);
-    }
-    let whole = Float::F32.upload(&client, &joined);
-    let view = |from: usize| {
-        let handle = whole.handle.clone().offset_start(4 * from as u64);
-        Buffer { handle, len: whole.len - from, dtype: whole.dtype }
-    };
-    let views = [whole.clone(), view(keys), view(2 * keys)];
-    let p = cube::DeltaRule { token_strides: [2 * keys + values; 3], ..shape(dims) };
-    let [o, state] = run(&client, Float::F32, &x, views.each_ref(), p);
-    close("o of views", &o, &want, 5e-6);
-    close("state of views", &state, &want_state, 5e-6);
+    with_all_instructions(|client| {
+        let mut rng = Rng(18);
+        let dims @ [b, s, hk, hv, dk, dv] = [2, 5, 2, 4, 64, 32];
+        let x = inputs(&mut rng, Float::F32, dims);
+        let (want, want_state) = twin(&x, dims);
+        let (keys, values) = (hk * dk, hv * dv);
+        let mut joined = Vec::new();
+        for t in 0..b * s {
+            joined.extend_from_slice(&x.q[t * keys..][..keys]);
+            joined.extend_from_slice(&x.k[t * keys..][..keys]);
+            joined.extend_from_slice(&x.v[t * values..][..values]);
+        }
+        let whole = Float::F32.upload(client, &joined);
+        let view = |from: usize| {
+            let handle = whole.handle.clone().offset_start(4 * from as u64);
+            Buffer { handle, len: whole.len - from, dtype: whole.dtype }
+        };
+        let views = [whole.clone(), view(keys), view(2 * keys)];
+        let p = cube::DeltaRule { token_strides: [2 * keys + values; 3], ..shape(dims) };
+        let [o, state] = run(client, Float::F32, &x, views.each_ref(), p);
+        close("o of views", &o, &want, 5e-6);
+        close("state of views", &state, &want_state, 5e-6);
+    });
 }

@@ -1,15 +1,60 @@
-//! Numbers to the device and back.
+//! The device, its instructions, and numbers there and back.
 
+use std::io::Write;
+
+use cubecl::features::Plane;
 use cubecl::ir::{ElemType, FloatKind, StorageType};
 use cubecl::prelude::*;
-use cubecl::wgpu::WgpuRuntime;
-use emberlm_backends::cube::Buffer;
+use cubecl::wgpu::{AutoGraphicsApi, GraphicsApi, WgpuRuntime};
+use emberlm_backends::cube::{Buffer, Instructions, matrix_types, with_instructions};
 use half::f16;
 
 pub type Client = ComputeClient<WgpuRuntime>;
 
 pub fn client() -> Client {
     WgpuRuntime::client(&Default::default())
+}
+
+/// Runs a test with no instructions of planes, and with all that the device has.
+pub fn with_all_instructions(test: impl Fn(&Client)) {
+    let client = client();
+    with_instructions(Instructions::Plain, || test(&client));
+    match best_instructions(&client) {
+        Instructions::Plain => {}
+        best => with_instructions(best, || test(&client)),
+    }
+}
+
+/// The most that the device has. Of planes on software devices the runtime keeps silent, so the adapter is asked.
+pub fn best_instructions(client: &Client) -> Instructions {
+    let best = if !matrix_types(client).is_empty() {
+        Instructions::Matrices
+    } else if client.properties().features.plane.contains(Plane::Ops) || planes_can_add() {
+        Instructions::Planes
+    } else {
+        Instructions::Plain
+    };
+    static SAID: std::sync::Once = std::sync::Once::new();
+    // Past the test harness, which keeps what passing tests print to itself.
+    SAID.call_once(|| {
+        let sizes = &client.properties().hardware;
+        let (least, most) = (sizes.plane_size_min, sizes.plane_size_max);
+        let cmma = &client.properties().features.matmul.cmma;
+        let shapes: Vec<_> = cmma.iter().filter(|c| c.a_type == Float::F16.dtype()).map(|c| [c.m, c.n, c.k]).collect();
+        let what =
+            format!("kernels run plain and with {best:?}; planes of {least} to {most}; matrices of F16 {shapes:?}");
+        let _ = writeln!(std::io::stderr(), "{what}");
+    });
+    best
+}
+
+/// Whether every adapter has plane operations.
+fn planes_can_add() -> bool {
+    let backends = wgpu::Backends::from(AutoGraphicsApi::backend());
+    let descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor { backends, ..descriptor });
+    let adapters = cubecl::future::block_on(instance.enumerate_adapters(backends));
+    adapters.iter().all(|adapter| adapter.features().contains(wgpu::Features::SUBGROUP))
 }
 
 /// A type of activations on the device.

@@ -2,35 +2,36 @@ use emberlm_backends::cpu::plain;
 use emberlm_backends::cube::{self, RmsNorm};
 
 use crate::common::{Rng, close};
-use crate::device::{Float, client, download};
+use crate::device::{Float, download, with_all_instructions};
 
 #[test]
 fn norms_match_their_twins() {
-    let client = client();
-    let mut rng = Rng(11);
-    for float in Float::available(&client) {
-        for h in [1, 7, 64, 129, 256, 300, 2560] {
-            for m in [1, 3, 17, 129] {
-                let x = float.rounded(&rng.floats(m * h, 4.0));
-                let z = float.rounded(&rng.floats(m * h, 20.0));
-                let weight = rng.floats(h, 1.0);
-                let [on_x, on_z] = [&x, &z].map(|values| float.upload(&client, values));
-                let on_weight = Float::F32.upload(&client, &weight);
-                let mut want = vec![0.0; m * h];
-                for unit_offset in [false, true] {
-                    plain::rms_norm(&x, m, &weight, 1e-6, unit_offset, &mut want);
-                    let y = float.unwritten(&client, m * h);
-                    cube::rms_norm(&client, &on_x, &on_weight, &y, RmsNorm { m, h, eps: 1e-6, unit_offset });
-                    let what = format!("norm [{m}, {h}] of {float:?}");
-                    close(&what, &download(&client, &y), &want, float.bound(1e-6));
+    with_all_instructions(|client| {
+        let mut rng = Rng(11);
+        for float in Float::available(client) {
+            for h in [1, 7, 64, 129, 256, 300, 2560] {
+                for m in [1, 3, 17, 129] {
+                    let x = float.rounded(&rng.floats(m * h, 4.0));
+                    let z = float.rounded(&rng.floats(m * h, 20.0));
+                    let weight = rng.floats(h, 1.0);
+                    let [on_x, on_z] = [&x, &z].map(|values| float.upload(client, values));
+                    let on_weight = Float::F32.upload(client, &weight);
+                    let mut want = vec![0.0; m * h];
+                    for unit_offset in [false, true] {
+                        plain::rms_norm(&x, m, &weight, 1e-6, unit_offset, &mut want);
+                        let y = float.unwritten(client, m * h);
+                        cube::rms_norm(client, &on_x, &on_weight, &y, RmsNorm { m, h, eps: 1e-6, unit_offset });
+                        let what = format!("norm [{m}, {h}] of {float:?}");
+                        close(&what, &download(client, &y), &want, float.bound(1e-6));
+                    }
+                    plain::rms_norm_gated(&x, &z, m, &weight, 1e-6, &mut want);
+                    let y = float.unwritten(client, m * h);
+                    let shape = RmsNorm { m, h, eps: 1e-6, unit_offset: false };
+                    cube::rms_norm_gated(client, &on_x, &on_z, &on_weight, &y, shape);
+                    let what = format!("gated norm [{m}, {h}] of {float:?}");
+                    close(&what, &download(client, &y), &want, float.bound(2e-6));
                 }
-                plain::rms_norm_gated(&x, &z, m, &weight, 1e-6, &mut want);
-                let y = float.unwritten(&client, m * h);
-                let shape = RmsNorm { m, h, eps: 1e-6, unit_offset: false };
-                cube::rms_norm_gated(&client, &on_x, &on_z, &on_weight, &y, shape);
-                let what = format!("gated norm [{m}, {h}] of {float:?}");
-                close(&what, &download(&client, &y), &want, float.bound(2e-6));
             }
         }
-    }
+    });
 }

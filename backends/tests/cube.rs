@@ -1,6 +1,9 @@
-//! The GPU kernels against their plain twins, on whatever device wgpu finds: WGSL with feature `wgpu`, SPIR-V with `vulkan`.
+//! The GPU kernels against their plain twins: on whatever device wgpu finds, WGSL with feature `wgpu` and SPIR-V with `vulkan`,
+//! or on an NVIDIA card with `cuda` alone.
 //!
 //! A kernel that does not compile leaves zeros or stale memory behind and no error, so every output starts as NaN.
+
+#![cfg(any(feature = "wgpu", feature = "cuda"))]
 
 #[path = "cube/attention.rs"]
 mod attention;

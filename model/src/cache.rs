@@ -182,11 +182,24 @@ pub struct Cache<B: Backend> {
 
 impl<B: CompactBackend> Cache<B> {
     /// An empty cache for `left_pad.len()` sequences, whose first `left_pad[i]` slots will hold no token.
+    ///
+    /// Where not even one slot fits the buffers of the device it holds nothing, and [`check_room`](Self::check_room) says why.
     pub fn new(shapes: Vec<LayerCacheShape>, format: KvFormat, left_pad: Vec<usize>, device: &B::Device) -> Self {
-        let batch = left_pad.len();
-        let layers = shapes.iter().map(|&shape| new_layer(shape, format, batch, GROWTH, device)).collect();
-        let limit = B::max_buffer(device);
-        Self { layers, shapes, format, batch, capacity: GROWTH, len: 0, left_pad, limit, device: device.clone() }
+        let (batch, limit, device) = (left_pad.len(), B::max_buffer(device), device.clone());
+        let mut cache =
+            Self { layers: Vec::new(), shapes, format, batch, capacity: 0, len: 0, left_pad, limit, device };
+        cache.start();
+        cache
+    }
+
+    /// Makes the tensors of an empty cache, with as many slots as fit up to those that it grows by.
+    fn start(&mut self) {
+        let fits = |&slots: &usize| self.beyond_buffers(slots).is_none();
+        let first = std::iter::successors(Some(GROWTH), |slots| (*slots > 1).then(|| slots / 2)).find(fits);
+        self.capacity = first.unwrap_or(0);
+        let shapes = self.shapes.iter().filter(|_| first.is_some());
+        let layer = |&shape| new_layer(shape, self.format, self.batch, self.capacity, &self.device);
+        self.layers = shapes.map(layer).collect();
     }
 
     /// Sequences.
@@ -197,7 +210,7 @@ impl<B: CompactBackend> Cache<B> {
     /// What layer `i` keeps.
     ///
     /// # Panics
-    /// When the model has no such layer.
+    /// When the model has no such layer, or nothing fits the device's buffers.
     pub fn layer(&self, i: usize) -> &LayerCache<B> {
         &self.layers[i]
     }
@@ -222,10 +235,14 @@ impl<B: CompactBackend> Cache<B> {
     }
 
     /// Makes room for `slots` in all, so that later appends do not grow.
+    ///
+    /// # Panics
+    /// When that is more than [`check_room`](Self::check_room) allows.
     pub fn reserve(&mut self, slots: usize) {
         if slots <= self.capacity {
             return;
         }
+        self.check_room(slots).unwrap_or_else(|error| panic!("{error}"));
         // Room to spare only where a buffer has it.
         let spare = slots.next_multiple_of(GROWTH);
         self.capacity = if self.beyond_buffers(spare).is_some() { slots } else { spare };
@@ -250,21 +267,27 @@ impl<B: CompactBackend> Cache<B> {
     /// The first tensor that is too large with `slots` slots, its bytes, and the limit.
     fn beyond_buffers(&self, slots: usize) -> Option<(String, usize, usize)> {
         let limit = self.limit?;
-        let per_slot = self.shapes.iter().enumerate().flat_map(|(i, shape)| match shape {
-            LayerCacheShape::Attention { k, v } => {
-                [("keys", k), ("values", v)].map(|(what, shape)| Some((what, i, shape.bytes_per_token(self.format))))
+        // Bytes of a row of the batch.
+        let tensors = self.shapes.iter().enumerate().flat_map(|(i, shape)| match *shape {
+            LayerCacheShape::Attention { k, v } => [("keys", k), ("values", v)]
+                .map(|(what, shape)| (what, i, shape.bytes_per_token(self.format).saturating_mul(slots))),
+            LayerCacheShape::DeltaNet { conv_tail, conv_channels, state } => {
+                let inputs = 4 * conv_tail * conv_channels;
+                [("inputs", i, inputs), ("state", i, 4 * state.iter().product::<usize>())]
             }
-            LayerCacheShape::DeltaNet { .. } => [None, None],
         });
-        per_slot.flatten().find_map(|(what, i, bytes)| {
-            let bytes = bytes.saturating_mul(self.batch).saturating_mul(slots);
+        tensors.into_iter().find_map(|(what, i, bytes)| {
+            let bytes = bytes.saturating_mul(self.batch);
             (bytes > limit).then(|| (format!("cached {what} of layer {i}"), bytes, limit))
         })
     }
 
-    /// Lowers the limit of the device's buffers, to try out what happens there.
+    /// Lowers the limit of the device's buffers, to try out what happens there. An empty cache begins anew under it.
     pub fn limit_buffers(&mut self, bytes: usize) {
         self.limit = Some(self.limit.map_or(bytes, |limit| limit.min(bytes)));
+        if self.is_empty() {
+            self.start();
+        }
     }
 
     /// Forgets every token; the memory is kept.
@@ -278,6 +301,9 @@ impl<B: CompactBackend> Cache<B> {
     }
 
     /// Appends `tokens` tokens that were never computed: random numbers, to measure speed at a long context.
+    ///
+    /// # Panics
+    /// When there is no [room](Self::check_room).
     pub fn append_random(&mut self, tokens: usize) {
         const AT_ONCE: usize = 512;
         let end = self.len + tokens;

@@ -77,7 +77,7 @@ pub enum Error {
     /// A tensor of the cache would be larger than the device's buffers.
     #[error(
         "the {tensor} of {slots} tokens would take {bytes} bytes, but buffers of this device end at {limit}; use a shorter \
-             text, a cache in half precision, or another device"
+             text, fewer sequences at once, a cache in half precision, or another device"
     )]
     Buffer {
         /// Which tensor.

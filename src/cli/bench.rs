@@ -353,6 +353,7 @@ impl<B: CompactBackend> Bench<'_, B> {
     fn fill(&self, cache: &mut emberlm::model::cache::Cache<B>) -> Result<()> {
         cache.reset();
         if self.args.random_depth {
+            cache.check_room(self.args.depth)?;
             cache.append_random(self.args.depth);
         } else if self.args.depth > 0 {
             self.model.prefill(&[&self.ids(self.args.depth)], cache, self.args.chunk)?;

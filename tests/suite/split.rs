@@ -1,6 +1,7 @@
 //! Weights in parts: the same results as whole ones, and caches that would not fit a buffer.
 
 use burn::tensor::{Bool, Int, Tensor, TensorData};
+use emberlm::model::cache::LayerCacheShape;
 use emberlm::model::config::CrestOverrides;
 use emberlm::model::{
     CausalLm, Error, ForwardOptions, LogitsFor, RandomWeights, Result, SourceEntry, WeightOptions, WeightSource, shapes,
@@ -115,7 +116,25 @@ pub fn caches<B: CompactBackend>(device: &B::Device) {
         assert_eq!(cache.len(), most - 1, "{}", fixture.name());
         let error = model.prefill(&[&ids[..2]], &mut cache, 8).expect_err("no room for two more");
         assert!(matches!(error, Error::Buffer { .. } | Error::Prompt(_)), "{error}");
+        first_slots(&model, &ids[..2], per_token);
     }
+}
+
+/// An empty cache begins with the slots that fit, and with none where no token does.
+fn first_slots<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32], per_token: usize) {
+    let family = model.architecture().config.family;
+    let mut cache = model.new_batch_cache(KvFormat::F32, vec![0; 5]);
+    let usual = cache.bytes();
+    let fixed: usize = model.architecture().cache_shapes().iter().map(LayerCacheShape::fixed_bytes).sum();
+    cache.limit_buffers((5 * 40 * per_token).max(5 * fixed));
+    model.prefill(&[ids; 5], &mut cache, 8).unwrap_or_else(|e| panic!("{family:?}: {e}"));
+    assert!(fixed > 0 || cache.bytes() < usual, "{family:?}: {} bytes, and {usual} with room", cache.bytes());
+
+    let mut cache = model.new_batch_cache(KvFormat::F32, vec![0; 5]);
+    cache.limit_buffers(4 * per_token);
+    assert_eq!(cache.bytes(), 0, "{family:?}");
+    let error = model.prefill(&[ids; 5], &mut cache, 8).expect_err("no room for one token");
+    assert!(matches!(&error, Error::Buffer { tensor, .. } if tensor.contains("of layer ")), "{family:?}: {error}");
 }
 
 /// A table of F32 rows that repeat with a period which no part has, in place of minutes of random numbers; the rest is random.

@@ -70,22 +70,27 @@ fn launch<R: Runtime>(
     let plane = plane_size(client);
     // Heads are short and many: then a plane takes a row.
     let lanes = if h <= 256 { plane.max(32) } else { UNITS };
+    // Few units take a row: what counts is how often each of them waits for memory.
+    let vector = if h.is_multiple_of(4) { 4 } else { 1 };
     // SAFETY: the lengths were checked, and the kernel stays inside them.
     unsafe {
         norm_kernel::launch_unchecked::<R>(
             client,
             grid(m.div_ceil((UNITS / lanes) as usize)),
             CubeDim::new_1d(UNITS),
+            vector,
             x.arg(),
             z.unwrap_or(x).arg(),
             weight.arg(),
             y.arg(),
             m as u32,
-            h as u32,
+            (h / vector) as u32,
+            1.0 / h as f32,
             eps,
             if unit_offset { 1.0 } else { 0.0 },
             lanes,
             plane,
+            vector as u32,
             z.is_some(),
             x.dtype,
             weight.dtype,
@@ -93,20 +98,22 @@ fn launch<R: Runtime>(
     }
 }
 
-/// `lanes` units take a row.
+/// `lanes` units take a row of `h` vectors.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-fn norm_kernel<F: Float, W: Float>(
-    x: &Array<F>,
-    z: &Array<F>,
-    weight: &Array<W>,
-    y: &mut Array<F>,
+fn norm_kernel<F: Float, W: Float, N: Size>(
+    x: &Array<Vector<F, N>>,
+    z: &Array<Vector<F, N>>,
+    weight: &Array<Vector<W, N>>,
+    y: &mut Array<Vector<F, N>>,
     m: u32,
     h: u32,
+    share: f32,
     eps: f32,
     offset: f32,
     #[comptime] lanes: u32,
     #[comptime] plane: u32,
+    #[comptime] vector: u32,
     #[comptime] gated: bool,
     #[define(F)] _x_type: StorageType,
     #[define(W)] _weight_type: StorageType,
@@ -121,22 +128,31 @@ fn norm_kernel<F: Float, W: Float>(
     let mut squares = 0.0f32;
     let mut i = lane;
     while i < end {
-        let value = f32::cast_from(x[(start + i) as usize]);
-        squares += value * value;
+        let values = Vector::<f32, N>::cast_from(x[(start + i) as usize]);
+        let values = values * values;
+        #[unroll]
+        for e in 0..vector {
+            squares += values[e as usize];
+        }
         i += lanes;
     }
     let squares = sum_of_lanes(squares, &mut scratch, lanes, plane);
-    let scale = 1.0 / f32::sqrt(squares / f32::cast_from(h) + eps);
+    let scale = Vector::<f32, N>::new(1.0 / f32::sqrt(squares * share + eps));
+    let offset = Vector::<f32, N>::new(offset);
 
     let mut i = lane;
     while i < end {
         let at = (start + i) as usize;
-        let mut value = f32::cast_from(x[at]) * scale * (f32::cast_from(weight[i as usize]) + offset);
+        let weights = Vector::<f32, N>::cast_from(weight[i as usize]) + offset;
+        let mut values = Vector::<f32, N>::cast_from(x[at]) * scale * weights;
         if gated {
-            let z = f32::cast_from(z[at]);
-            value *= z / (1.0 + f32::exp(-z));
+            let z = Vector::<f32, N>::cast_from(z[at]);
+            let one = Vector::<f32, N>::new(1.0);
+            // CUDA has no negative of a vector.
+            let less = Vector::<f32, N>::new(0.0) - z;
+            values *= z / (one + less.exp());
         }
-        y[at] = F::cast_from(value);
+        y[at] = Vector::cast_from(values);
         i += lanes;
     }
 }

@@ -150,12 +150,13 @@ fn sort(keys: &mut SharedMemory<u32>, columns: &mut SharedMemory<u32>) {
         while stride > 0 {
             let mut pair = UNIT_POS;
             while pair < comptime!(CHUNK / 2) {
-                let low = (2 * pair - pair % stride) as usize;
+                // Remainders of powers of two that only the device knows, without a division.
+                let low = (2 * pair - (pair & (stride - 1))) as usize;
                 let high = low + stride as usize;
                 let (low_key, high_key) = (keys[low], keys[high]);
                 let (low_column, high_column) = (columns[low], columns[high]);
                 let later = low_key < high_key || (low_key == high_key && low_column > high_column);
-                let falling = (low as u32 / size) % 2 == 0;
+                let falling = low as u32 & size == 0;
                 if later == falling {
                     keys[low] = high_key;
                     keys[high] = low_key;

@@ -5,14 +5,20 @@ use std::io::Write;
 use cubecl::features::Plane;
 use cubecl::ir::{ElemType, FloatKind, StorageType};
 use cubecl::prelude::*;
-use cubecl::wgpu::{AutoGraphicsApi, GraphicsApi, WgpuRuntime};
+#[cfg(feature = "wgpu")]
+use cubecl::wgpu::{AutoGraphicsApi, GraphicsApi};
 use emberlm_backends::cube::{Buffer, Instructions, matrix_types, with_instructions};
-use half::f16;
+use half::{bf16, f16};
 
-pub type Client = ComputeClient<WgpuRuntime>;
+#[cfg(all(feature = "cuda", not(feature = "wgpu")))]
+type Tested = cubecl::cuda::CudaRuntime;
+#[cfg(feature = "wgpu")]
+type Tested = cubecl::wgpu::WgpuRuntime;
+
+pub type Client = ComputeClient<Tested>;
 
 pub fn client() -> Client {
-    WgpuRuntime::client(&Default::default())
+    Tested::client(&Default::default())
 }
 
 /// Runs a test with no instructions of planes, and with all that the device has.
@@ -48,7 +54,14 @@ pub fn best_instructions(client: &Client) -> Instructions {
     best
 }
 
+/// CUDA tells.
+#[cfg(not(feature = "wgpu"))]
+fn planes_can_add() -> bool {
+    false
+}
+
 /// Whether every adapter has plane operations.
+#[cfg(feature = "wgpu")]
 fn planes_can_add() -> bool {
     let backends = wgpu::Backends::from(AutoGraphicsApi::backend());
     let descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
@@ -62,23 +75,23 @@ fn planes_can_add() -> bool {
 pub enum Float {
     F32,
     F16,
+    Bf16,
 }
 
 impl Float {
     /// Those that the device can compute with.
     pub fn available(client: &Client) -> Vec<Float> {
-        let mut floats = vec![Float::F32];
-        let halves = StorageType::from(ElemType::Float(FloatKind::F16));
-        if client.properties().supports_type(halves) {
-            floats.push(Float::F16);
-        }
-        floats
+        let computes = |float: &Float| {
+            client.properties().type_usage(float.dtype()).contains(cubecl::features::TypeUsage::Arithmetic)
+        };
+        [Float::F32, Float::F16, Float::Bf16].into_iter().filter(computes).collect()
     }
 
     pub fn dtype(self) -> StorageType {
         ElemType::Float(match self {
             Float::F32 => FloatKind::F32,
             Float::F16 => FloatKind::F16,
+            Float::Bf16 => FloatKind::BF16,
         })
         .into()
     }
@@ -88,6 +101,7 @@ impl Float {
         match self {
             Float::F32 => values.to_vec(),
             Float::F16 => values.iter().map(|&x| f16::from_f32(x).to_f32()).collect(),
+            Float::Bf16 => values.iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
         }
     }
 
@@ -95,7 +109,8 @@ impl Float {
     pub fn bound(self, bound: f32) -> f32 {
         match self {
             Float::F32 => bound,
-            Float::F16 => 1e-3, // a result is rounded to 11 bits
+            Float::F16 => 1e-3,  // a result is rounded to 11 bits
+            Float::Bf16 => 8e-3, // to 8 bits
         }
     }
 
@@ -105,6 +120,10 @@ impl Float {
             Float::F16 => {
                 let halves: Vec<f16> = values.iter().map(|&x| f16::from_f32(x)).collect();
                 client.create_from_slice(f16::as_bytes(&halves))
+            }
+            Float::Bf16 => {
+                let halves: Vec<bf16> = values.iter().map(|&x| bf16::from_f32(x)).collect();
+                client.create_from_slice(bf16::as_bytes(&halves))
             }
         };
         Buffer::new(handle, values.len(), self.dtype())
@@ -125,6 +144,8 @@ pub fn download(client: &Client, buffer: &Buffer) -> Vec<f32> {
     let bytes = client.read_one(buffer.handle.clone()).expect("the device answers");
     if buffer.dtype == Float::F16.dtype() {
         f16::from_bytes(&bytes)[..buffer.len].iter().map(|x| x.to_f32()).collect()
+    } else if buffer.dtype == Float::Bf16.dtype() {
+        bf16::from_bytes(&bytes)[..buffer.len].iter().map(|x| x.to_f32()).collect()
     } else {
         f32::from_bytes(&bytes)[..buffer.len].to_vec()
     }

@@ -88,6 +88,9 @@ fn the_delta_rule_matches_its_twin() {
         (1, 65, 1, 2, 17, 33),
         (1, 20, 4, 8, 128, 128),
         (2, 1, 16, 32, 128, 128),
+        // Few tokens change whole vectors where they lie, and a copy of the columns beyond.
+        (2, 1, 1, 2, 17, 163),
+        (1, 2, 2, 2, 16, 144),
     ] {
         let p = DeltaRule { batch, seq, key_heads, value_heads, key_dim, value_dim };
         let (keys, values) = (batch * seq * key_heads * key_dim, batch * seq * value_heads * value_dim);

@@ -49,9 +49,9 @@ impl Check {
 /// How much is tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
-    /// Every operation, in one storage and for one token; linear layers in a type smaller than F32 also for many.
+    /// Every operation, in one storage, for one token and for a prompt: these have different kernels.
     Short,
-    /// Every operation, in one storage, for one token and for many.
+    /// Every operation, in one storage, for few tokens and for many.
     OneStorage,
     /// Every operation in every storage, for one token and for many.
     Whole,
@@ -104,7 +104,7 @@ impl<'a, B: CompactBackend> Results<'a, B> {
 
     fn run(&mut self, extent: Extent) {
         let rows = match extent {
-            Extent::Short => &[1][..],
+            Extent::Short => &[1, 20][..],
             Extent::OneStorage | Extent::Whole => &[1, 3, 20, 70],
         };
         for &m in rows {
@@ -112,10 +112,6 @@ impl<'a, B: CompactBackend> Results<'a, B> {
             self.norms(m);
             self.sequence(m);
             self.halting(m);
-        }
-        // Many rows of halves go by other instructions than one.
-        if extent == Extent::Short && self.rounded != FloatType::F32 {
-            self.linears(20, extent);
         }
     }
 

@@ -117,7 +117,7 @@ struct Head<'a> {
     o: Output<'a>,
 }
 
-/// Tokens up to which a state is changed where it lies; copying it there and back costs as much as two tokens.
+/// Tokens up to which a state is changed where it lies: a copy there and back would be much of so little work.
 const IN_PLACE: usize = 2;
 
 impl Kernel for Head<'_> {

@@ -222,7 +222,7 @@ fn add<'a>(x: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, 
         Matrix::CodeBook4(data) if w.k.is_multiple_of(64) && data.block.is_multiple_of(64) => {
             code_book_product(x, data, w.n, bias, y, region);
         }
-        Matrix::CodeBook4(_) => decoded_product(x, w, bias, y, region),
+        Matrix::CodeBook4(data) => decoded_product(x, w, data.codes, bias, y, region),
         Matrix::Rows(data) => rows_product(x, data, w.n, bias, y, region),
     }
 }
@@ -237,7 +237,7 @@ fn dense_product<'a, E: Element>(
     region: &mut Region<'a>,
 ) {
     let &Rows { x, m, k, level, .. } = rows;
-    region.add(n, k * E::SIZE, m * k, move |first, last| {
+    region.add(w.as_ptr().cast(), (n, k * E::SIZE), m * k, move |first, last| {
         launch(level, DenseRows { w, k, scales, x, m, first, last, bias, y });
     });
 }
@@ -253,7 +253,7 @@ fn code_book_product<'a>(
     let &Rows { m, k, level, .. } = rows;
     let x = rows.permuted(4, Order::HighFirst);
     let stride = k / 2;
-    region.add(n, stride, m * k, move |first, last| {
+    region.add(w.codes.as_ptr(), (n, stride), m * k, move |first, last| {
         let scales = Scales::Blocks(&w, k);
         let (codes, book) = (w.codes, w.code_book);
         let (x, row_bytes, bits, column) = (&*x, stride, 4, 0);
@@ -265,13 +265,14 @@ fn code_book_product<'a>(
 fn decoded_product<'a>(
     rows: &Rows<'a>,
     w: Weight<'a>,
+    codes: &'a [u8],
     bias: Option<&'a [f32]>,
     y: Output<'a>,
     region: &mut Region<'a>,
 ) {
     const ROWS: usize = 4;
     let &Rows { x, m, level, .. } = rows;
-    region.add(w.n, w.k.div_ceil(2), m * w.k, move |first, last| {
+    region.add(codes.as_ptr(), (w.n, w.k.div_ceil(2)), m * w.k, move |first, last| {
         with_scratch(ROWS * w.k, |rows| {
             for first in (first..last).step_by(ROWS) {
                 let count = ROWS.min(last - first);
@@ -304,7 +305,7 @@ fn rows_product<'a>(
         let book = if bits == 2 { &NARROW2 } else { &NARROW4 };
         let x = rows.permuted(bits, Order::LowFirst);
         let (stride, row_bytes) = (w.narrow_stride, (k * bits).div_ceil(8));
-        region.add(n - wide, row_bytes, m * k, move |first, last| {
+        region.add(w.narrow.as_ptr(), (n - wide, row_bytes), m * k, move |first, last| {
             let scales = Scales::Rows(&w.scales[wide..]);
             let (x, codes, column) = (&*x, w.narrow, wide);
             launch(

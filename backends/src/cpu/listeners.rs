@@ -2,8 +2,10 @@
 //!
 //! A decoded token is a hundred regions, each well below a millisecond, with a few microseconds of the caller's own work
 //! between them. A worker of the pool that finds nothing to do goes to sleep soon, and waking it can take as long as the next
-//! region. So a worker that has helped once keeps listening for a moment, and returns to the pool when nothing comes.
+//! region. So a worker that has helped once keeps listening for a moment, and returns to the pool when nothing comes. While it
+//! listens it fetches what it is told to.
 
+use super::ahead::{Ahead, Fetch};
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -18,10 +20,15 @@ const PATIENCE: Duration = Duration::from_micros(200);
 /// Calls `work` here and, at the same time, on up to `helpers` other workers of this thread's pool; returns when all calls
 /// have. How many there are is not promised: a worker that comes when this one is done is not waited for.
 ///
+/// While they listen, each fetches one of what is `ahead`; where nothing is given, what was ahead before stays so.
+///
 /// A panic of any of them is passed on.
-pub(crate) fn call(helpers: usize, work: &(dyn Fn() + Sync)) {
+pub(crate) fn call(helpers: usize, ahead: Option<Arc<[Ahead]>>, work: &(dyn Fn() + Sync)) {
     // A nested call finds it taken and gets one of its own.
     let line = LINE.take().unwrap_or_default();
+    if ahead.is_some() {
+        *line.ahead.lock().unwrap_or_else(PoisonError::into_inner) = ahead;
+    }
     let result = line.call(helpers, work);
     LINE.set(Some(line));
     result.unwrap_or_else(|panic| resume_unwind(panic));
@@ -40,6 +47,8 @@ struct Line {
     /// Written by the caller while nothing is offered and nobody is inside, read by those inside.
     work: UnsafeCell<Option<&'static (dyn Fn() + Sync)>>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
+    /// What comes after the work.
+    ahead: Mutex<Option<Arc<[Ahead]>>>,
 }
 
 // SAFETY: `work` is the only field that is not `Sync`, and its comment says who uses it when.
@@ -97,6 +106,7 @@ impl Line {
         let mut last = None;
         let mut since = Instant::now();
         let mut looks = 0u32;
+        let mut fetch = Fetch::default();
         loop {
             let state = self.state.load(Ordering::Relaxed);
             if turn(state) % 2 == 1 && last != Some(turn(state)) {
@@ -109,6 +119,7 @@ impl Line {
                     }
                     self.state.fetch_sub(INSIDE, Ordering::Release);
                     last = Some(turn(state));
+                    fetch.turn_to(self.ahead(inside(state) as usize));
                     since = Instant::now();
                     looks = 0;
                 }
@@ -117,11 +128,17 @@ impl Line {
                 if self.replace(state, state - LISTENING) {
                     return;
                 }
-            } else {
+            } else if !fetch.more() {
                 looks += 1;
                 pause(looks);
             }
         }
+    }
+
+    /// For the helper that came `place`-th.
+    fn ahead(&self, place: usize) -> Option<Ahead> {
+        let ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        ahead.as_ref().and_then(|ahead| ahead.get(place)).copied()
     }
 
     fn replace(&self, state: u64, new: u64) -> bool {
@@ -141,7 +158,7 @@ mod tests {
             for round in 0..2000usize {
                 let left = AtomicUsize::new(round % 17);
                 let done = AtomicUsize::new(0);
-                call(2, &|| {
+                call(2, None, &|| {
                     while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok() {
                         done.fetch_add(1, Ordering::Relaxed);
                     }
@@ -162,7 +179,7 @@ mod tests {
         with_threads(3, || {
             let barrier = std::sync::Barrier::new(3);
             for _ in 0..100 {
-                call(2, &|| {
+                call(2, None, &|| {
                     barrier.wait();
                 });
             }
@@ -176,8 +193,8 @@ mod tests {
         with_threads(2, || {
             let caller = || {
                 for _ in 0..200 {
-                    call(1, &|| {
-                        call(1, &|| {
+                    call(1, None, &|| {
+                        call(1, None, &|| {
                             count.fetch_add(1, Ordering::Relaxed);
                         });
                     });
@@ -197,7 +214,7 @@ mod tests {
                 let caller = std::thread::current().id();
                 let barrier = std::sync::Barrier::new(2);
                 let result = catch_unwind(AssertUnwindSafe(|| {
-                    call(1, &|| {
+                    call(1, None, &|| {
                         barrier.wait();
                         assert!((std::thread::current().id() == caller) == helper, "told to");
                     });
@@ -206,7 +223,7 @@ mod tests {
                 assert_eq!(panic.downcast_ref::<&str>(), Some(&"told to"), "helper {helper}");
             }
             let count = AtomicUsize::new(0);
-            call(1, &|| {
+            call(1, None, &|| {
                 count.fetch_add(1, Ordering::Relaxed);
             });
             assert!(count.into_inner() >= 1);

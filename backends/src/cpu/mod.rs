@@ -6,6 +6,7 @@
 // Loops over constant bounds index several arrays at once: that is what keeps accumulators in registers.
 #![allow(clippy::needless_range_loop)]
 
+mod ahead;
 mod attend;
 mod attention;
 mod bandwidth;

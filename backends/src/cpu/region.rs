@@ -1,6 +1,8 @@
 //! Row ranges of several matrices, computed in one hand-over to the threads.
 
-use super::threads::{MIN_WORK, parallel, threads};
+use super::ahead::{self, Ahead};
+use super::threads::{MIN_WORK, parallel_then, threads};
+use std::sync::Arc;
 
 /// Bytes below which a task is not worth handing out: each should read long runs of rows.
 const TASK_BYTES: usize = 16 << 10;
@@ -12,6 +14,8 @@ pub(crate) struct Region<'a> {
 }
 
 struct Part<'a> {
+    /// The address of its rows.
+    data: usize,
     rows: usize,
     row_bytes: usize,
     /// Elements touched per row.
@@ -20,9 +24,16 @@ struct Part<'a> {
 }
 
 impl<'a> Region<'a> {
-    /// Adds `rows` rows of `row_bytes`, each of which touches `work` elements: `run(first, last)` computes a range.
-    pub(crate) fn add(&mut self, rows: usize, row_bytes: usize, work: usize, run: impl Fn(usize, usize) + Sync + 'a) {
-        self.parts.push(Part { rows, row_bytes: row_bytes.max(1), work, run: Box::new(run) });
+    /// Adds `rows` rows of `row_bytes` that lie at `data`, each of which touches `work` elements: `run(first, last)` computes a
+    /// range.
+    pub(crate) fn add(
+        &mut self,
+        data: *const u8,
+        (rows, row_bytes): (usize, usize),
+        work: usize,
+        run: impl Fn(usize, usize) + Sync + 'a,
+    ) {
+        self.parts.push(Part { data: data as usize, rows, row_bytes: row_bytes.max(1), work, run: Box::new(run) });
     }
 
     /// Computes everything that was added.
@@ -33,7 +44,13 @@ impl<'a> Region<'a> {
             return self.parts.iter().for_each(|part| (part.run)(0, part.rows));
         }
         let tasks = self.tasks(threads);
-        parallel(tasks.len(), |task| {
+        // The caller takes the first task, its helpers those after it.
+        let start = |&(part, first, last): &(&Part, usize, usize)| {
+            Ahead::new(part.data + first * part.row_bytes, last - first, part.row_bytes)
+        };
+        let starts = || tasks.iter().skip(1).take(threads - 1).map(start).collect::<Arc<[_]>>();
+        let ahead = ahead::after(self.parts[0].data, starts);
+        parallel_then(tasks.len(), ahead, |task| {
             let (part, first, last) = tasks[task];
             (part.run)(first, last);
         });
@@ -70,7 +87,7 @@ mod tests {
                 sizes.iter().map(|&n| (0..n).map(|_| AtomicUsize::new(0)).collect()).collect();
             let mut region = Region::default();
             for counts in &counts {
-                region.add(counts.len(), 100, 1000, |first, last| {
+                region.add(counts.as_ptr().cast(), (counts.len(), 100), 1000, |first, last| {
                     counts[first..last].iter().for_each(|count| {
                         count.fetch_add(1, Ordering::Relaxed);
                     });

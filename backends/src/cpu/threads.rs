@@ -1,9 +1,10 @@
 //! The thread pool of the kernels and how work is split over it.
 
+use super::ahead::Ahead;
 use super::listeners;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 static WANTED: AtomicUsize = AtomicUsize::new(0);
 static POOL: OnceLock<Option<rayon::ThreadPool>> = OnceLock::new();
@@ -60,6 +61,11 @@ fn pool() -> Option<&'static rayon::ThreadPool> {
 ///
 /// Tasks are handed out one at a time, so a thread that the system interrupts takes fewer.
 pub(crate) fn parallel(tasks: usize, f: impl Fn(usize) + Sync) {
+    parallel_then(tasks, None, f);
+}
+
+/// [`parallel`], after which threads that wait fetch what is `ahead`.
+pub(crate) fn parallel_then(tasks: usize, ahead: Option<Arc<[Ahead]>>, f: impl Fn(usize) + Sync) {
     let helpers = threads().min(tasks).saturating_sub(1);
     if helpers == 0 {
         (0..tasks).for_each(f);
@@ -75,7 +81,7 @@ pub(crate) fn parallel(tasks: usize, f: impl Fn(usize) + Sync) {
             f(task);
         }
     };
-    run(|| listeners::call(helpers, &work));
+    run(|| listeners::call(helpers, ahead, &work));
 }
 
 /// Calls `f(i, chunk)` for every chunk of `data`, in parallel when `work` (elements touched per chunk) is worth it.

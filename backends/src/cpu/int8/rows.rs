@@ -211,7 +211,7 @@ struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     fn split(self, n: usize, bits: usize, region: &mut Region<'a>) {
-        region.add(n, self.row_bytes, self.m * self.row_bytes, move |first, last| {
+        region.add(self.codes.as_ptr(), (n, self.stride), self.m * self.row_bytes, move |first, last| {
             // SAFETY: `available` has found AVX-512 VNNI and VBMI, the matrix was checked, and tasks have different rows.
             unsafe {
                 match (bits, &self.scales) {

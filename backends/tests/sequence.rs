@@ -22,15 +22,47 @@ fn norms_match_their_twins() {
             plain::rms_norm_gated(&x, &z, m, &weight, 1e-6, &mut gated);
             for unit_offset in [false, true] {
                 plain::rms_norm(&x, m, &weight, 1e-6, unit_offset, &mut want);
+                let mut normed_sum = vec![0.0; m * d];
+                plain::add_rms_norm(&mut x.clone(), &z, m, &weight, 1e-6, unit_offset, &mut normed_sum);
                 on_every_level(|level| {
                     let mut got = vec![f32::NAN; m * d];
                     cpu::rms_norm(&x, m, &weight, 1e-6, unit_offset, &mut got);
                     close(&format!("norm [{m}, {d}] on {level}"), &got, &want, 1e-6);
+                    let mut sum = x.clone();
+                    cpu::add_rms_norm(&mut sum, &z, m, &weight, 1e-6, unit_offset, &mut got);
+                    close(&format!("norm of a sum [{m}, {d}] on {level}"), &got, &normed_sum, 1e-6);
+                    assert!(sum.iter().zip(&x).zip(&z).all(|((sum, x), z)| *sum == x + z), "sum [{m}, {d}] on {level}");
                     cpu::rms_norm_gated(&x, &z, m, &weight, 1e-6, &mut got);
                     close(&format!("gated norm [{m}, {d}] on {level}"), &got, &gated, 2e-6);
                 });
             }
         }
+    }
+}
+
+#[test]
+fn gates_match_their_twins() {
+    let mut rng = Rng(18);
+    for n in [1, 7, 4096, 3 * 4096 + 5] {
+        let (x, gate) = (rng.floats(n, 4.0), rng.floats(n, 60.0));
+        let mut want = x.clone();
+        plain::sigmoid_gate(&mut want, &gate);
+        on_every_level(|level| {
+            let mut got = x.clone();
+            cpu::sigmoid_gate(&mut got, &gate);
+            close(&format!("sigmoid gate of {n} on {level}"), &got, &want, 1e-6);
+        });
+    }
+    for (m, heads) in [(0, 3), (1, 1), (5, 32)] {
+        let [dt, b] = [(); 2].map(|()| rng.floats(m * heads, 40.0));
+        let [dt_bias, a_log] = [(); 2].map(|()| rng.floats(heads, 3.0));
+        let (mut want_g, mut want_beta) = (dt.clone(), b.clone());
+        plain::delta_gates(&mut want_g, &mut want_beta, &dt_bias, &a_log);
+        let (mut g, mut beta) = (dt, b);
+        cpu::delta_gates(&mut g, &mut beta, &dt_bias, &a_log);
+        // The decay is an exponent: what matters is its error relative to itself.
+        assert!(g.iter().zip(&want_g).all(|(g, want)| (g - want).abs() <= 2e-6 * want.abs()), "{g:?} not {want_g:?}");
+        close(&format!("writing strength of {m} tokens"), &beta, &want_beta, 1e-6);
     }
 }
 

@@ -5,7 +5,6 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn::tensor::activation::sigmoid;
 use burn::tensor::backend::Backend;
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::{KeyValue, KvStore, Rotary};
@@ -90,14 +89,13 @@ impl<B: CompactBackend> Attention<B> {
 
         let [q, k, v] = forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x);
         let (q, gate) = if self.output_gate {
-            let q = q.reshape([b, s, nh, 2 * hd]);
-            let gate = q.clone().slice_dim(3, hd..2 * hd).reshape([b, s, nh * hd]);
+            let q = B::reshape(q, [b, s, nh, 2 * hd]);
+            let gate = B::reshape(q.clone().slice_dim(3, hd..2 * hd), [b * s, nh * hd]);
             (q.slice_dim(3, 0..hd), Some(gate))
         } else {
-            (q.reshape([b, s, nh, hd]), None)
+            (B::reshape(q, [b, s, nh, hd]), None)
         };
-        let k = k.reshape([b, s, nkv, hd]);
-        let v = v.reshape([b, s, nkv, hd]);
+        let [k, v] = [k, v].map(|t| B::reshape(t, [b, s, nkv, hd]));
         let q = B::rotary(normed(&self.q_norm, q), &step.rotary);
         let k = normed(&self.k_norm, k);
 
@@ -120,12 +118,12 @@ impl<B: CompactBackend> Attention<B> {
         let k = key_value(cache.k(), &self.k_compressor, key_rotary.as_ref());
         let v = key_value(cache.v(), &self.v_compressor, None);
         let shape = AttentionShape { past: step.past, kv_heads: nkv, scale: (hd as f64).powf(-0.5) };
-        let o = B::cached_attention(q, k, v, step.left_pad.clone(), shape).reshape([b, s, nh * hd]);
+        let o = B::reshape(B::cached_attention(q, k, v, step.left_pad.clone(), shape), [b * s, nh * hd]);
         let o = match gate {
-            Some(gate) => o * sigmoid(gate),
+            Some(gate) => B::sigmoid_gate(o, gate),
             None => o,
         };
-        self.o_proj.forward(o)
+        self.o_proj.forward(B::reshape(o, [b, s, nh * hd]))
     }
 }
 

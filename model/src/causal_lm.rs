@@ -259,7 +259,7 @@ impl<B: CompactBackend> CausalLm<B> {
             logits = self.forward(self.ids(&rows), cache, options).logits;
         }
         let [b, _, v] = logits.as_ref().map_or([0; 3], Tensor::dims);
-        logits.map(|t| t.reshape([b, v])).ok_or_else(|| Error::Prompt("it has no tokens".into()))
+        logits.map(|t| B::reshape(t, [b, v])).ok_or_else(|| Error::Prompt("it has no tokens".into()))
     }
 
     /// Feeds one token per row.

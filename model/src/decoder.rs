@@ -82,20 +82,49 @@ impl<B: CompactBackend> Decoder<B> {
         cache: &mut Cache<B>,
         keep_hidden: bool,
     ) -> (Tensor<B, 3>, Intermediates<B>) {
-        let mut x = self.embed_tokens.forward(ids).cast(step.activations);
+        let mut x = Residual { sum: self.embed_tokens.forward(ids).cast(step.activations), term: None };
         let mut kept = Intermediates { hidden: Vec::new(), depth: Vec::new() };
         for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
             if keep_hidden {
-                kept.hidden.push(x.clone());
+                kept.hidden.push(x.clone().value());
             }
-            let (y, depth) = layer.forward(x, step, cache);
-            x = y;
+            let depth;
+            (x, depth) = layer.forward(x, step, cache);
             kept.depth.extend(depth);
         }
         if keep_hidden {
-            kept.hidden.push(x.clone());
+            kept.hidden.push(x.clone().value());
         }
-        (self.norm.forward(x), kept)
+        (x.normed(&self.norm).1, kept)
+    }
+}
+
+/// The residual stream: a sum whose last term is added by the norm that reads it.
+#[derive(Clone)]
+struct Residual<B: Backend> {
+    sum: Tensor<B, 3>,
+    term: Option<Tensor<B, 3>>,
+}
+
+impl<B: CompactBackend> Residual<B> {
+    fn plus(self, term: Tensor<B, 3>) -> Self {
+        Self { sum: self.value(), term: Some(term) }
+    }
+
+    /// With its norm.
+    fn normed(self, norm: &RmsNorm<B>) -> (Self, Tensor<B, 3>) {
+        let (sum, normed) = match self.term {
+            Some(term) => norm.forward_sum(self.sum, term),
+            None => (self.sum.clone(), norm.forward(self.sum)),
+        };
+        (Self { sum, term: None }, normed)
+    }
+
+    fn value(self) -> Tensor<B, 3> {
+        match self.term {
+            Some(term) => self.sum + term,
+            None => self.sum,
+        }
     }
 }
 
@@ -124,19 +153,19 @@ impl<B: CompactBackend> DecoderLayer<B> {
 
     fn forward(
         &self,
-        x: Tensor<B, 3>,
+        x: Residual<B>,
         step: &Step<B>,
         cache: &mut LayerCache<B>,
-    ) -> (Tensor<B, 3>, Option<DepthTrace<B>>) {
-        let [b, s, h] = x.dims();
-        let normed = self.input_layernorm.forward(x.clone());
+    ) -> (Residual<B>, Option<DepthTrace<B>>) {
+        let (x, normed) = x.normed(&self.input_layernorm);
+        let [b, s, h] = normed.dims();
         let mixed = match (&self.self_attn, &self.linear_attn, cache) {
             (Some(attention), _, LayerCache::Attention(cache)) => attention.forward(normed, step, cache),
             (_, Some(delta_net), LayerCache::DeltaNet(cache)) => delta_net.forward(normed, step, cache),
             _ => unreachable!("the cache was made by another model"),
         };
-        let x = x + mixed;
-        let normed = self.post_attention_layernorm.forward(x.clone()).reshape([b * s, h]);
+        let (x, normed) = x.plus(mixed).normed(&self.post_attention_layernorm);
+        let normed = B::reshape(normed, [b * s, h]);
         let (y, depth) = match &self.mlp {
             FeedForward::Dense(mlp) => (mlp.forward(normed), None),
             FeedForward::Crest(mlp) => {
@@ -144,6 +173,6 @@ impl<B: CompactBackend> DecoderLayer<B> {
                 (y, Some(depth))
             }
         };
-        (x + y.reshape([b, s, h]), depth)
+        (x.plus(B::reshape(y, [b, s, h])), depth)
     }
 }

@@ -93,21 +93,19 @@ impl<B: CompactBackend> GatedDeltaNet<B> {
 
         let projections = [&self.in_proj_qkv, &self.in_proj_z, &self.in_proj_b, &self.in_proj_a];
         let [u, z, beta, dt] = forward_all(projections, x);
-        let [channels, _, width] = self.conv1d.weight.dims();
-        let weight = self.conv1d.weight.val().reshape([channels, width]);
-        let (qkv, tail) = B::causal_conv1d_silu(u, cache.take_conv(), weight);
+        let (qkv, tail) = B::causal_conv1d_silu(u, cache.take_conv(), self.conv1d.weight.val());
         cache.conv = Some(tail);
 
-        let q = qkv.clone().slice_dim(2, 0..kd).reshape([b, s, hk, dk]);
-        let k = qkv.clone().slice_dim(2, kd..2 * kd).reshape([b, s, hk, dk]);
-        let v = qkv.slice_dim(2, 2 * kd..2 * kd + vd).reshape([b, s, hv, dv]);
+        let q = B::reshape(qkv.clone().slice_dim(2, 0..kd), [b, s, hk, dk]);
+        let k = B::reshape(qkv.clone().slice_dim(2, kd..2 * kd), [b, s, hk, dk]);
+        let v = B::reshape(qkv.slice_dim(2, 2 * kd..2 * kd + vd), [b, s, hv, dv]);
         let (g, beta) = B::delta_gates(dt, beta, self.dt_bias.val(), self.a_log.val());
 
         let (o, state) = B::gated_delta_rule(DeltaRule { q, k, v, g, beta }, cache.take_state());
         cache.state = Some(state);
 
-        let z = z.reshape([b * s * hv, dv]);
-        let o = B::rms_norm_gated(o.reshape([b * s * hv, dv]), z, self.norm.weight.val(), self.norm.eps);
-        self.out_proj.forward(o.reshape([b, s, vd]))
+        let [o, z] = [B::reshape(o, [b * s * hv, dv]), B::reshape(z, [b * s * hv, dv])];
+        let o = B::rms_norm_gated(o, z, self.norm.weight.val(), self.norm.eps);
+        self.out_proj.forward(B::reshape(o, [b, s, vd]))
     }
 }

@@ -47,6 +47,6 @@ impl<B: CompactBackend> KvCompressor<B> {
     /// `[b, s, kv_heads, head_dim] -> [b, s, codes, r]`
     pub(crate) fn encode(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let [b, s, heads, head_dim] = x.dims();
-        self.encoder.forward(x.reshape([b, s, heads * head_dim / self.width, self.width]))
+        self.encoder.forward(B::reshape(x, [b, s, heads * head_dim / self.width, self.width]))
     }
 }

@@ -25,6 +25,20 @@ impl<B: CompactBackend> RmsNorm<B> {
         let dims = x.dims();
         let width = dims[D - 1];
         let m = dims[..D - 1].iter().product();
-        B::rms_norm(x.reshape([m, width]), self.weight.val(), self.eps, self.unit_offset).reshape(dims)
+        let x = B::reshape(x, [m, width]);
+        B::reshape(B::rms_norm(x, self.weight.val(), self.eps, self.unit_offset), dims)
+    }
+
+    /// The sum of both, and the norm of its last dimension.
+    ///
+    /// # Shapes
+    /// `[.., width], [.., width] -> ([.., width], [.., width])`
+    pub fn forward_sum<const D: usize>(&self, x: Tensor<B, D>, y: Tensor<B, D>) -> (Tensor<B, D>, Tensor<B, D>) {
+        let dims = x.dims();
+        let width = dims[D - 1];
+        let m = dims[..D - 1].iter().product();
+        let [x, y] = [x, y].map(|t| B::reshape(t, [m, width]));
+        let (sum, normed) = B::add_rms_norm(x, y, self.weight.val(), self.eps, self.unit_offset);
+        (B::reshape(sum, dims), B::reshape(normed, dims))
     }
 }

@@ -25,9 +25,9 @@ impl<B: CompactBackend> Linear<B> {
         let mut dims = x.dims();
         let [n, k] = self.weight.shape();
         let m = dims[..D - 1].iter().product();
-        let y = B::packed_linear(x.reshape([m, k]), &self.weight, self.bias.as_ref().map(Param::val));
+        let y = B::packed_linear(B::reshape(x, [m, k]), &self.weight, self.bias.as_ref().map(Param::val));
         dims[D - 1] = n;
-        y.reshape(dims)
+        B::reshape(y, dims)
     }
 }
 
@@ -42,9 +42,9 @@ pub fn forward_all<B: CompactBackend, const D: usize, const N: usize>(
     let mut dims = x.dims();
     let k = dims[D - 1];
     let m = dims[..D - 1].iter().product();
-    B::packed_linears(x.reshape([m, k]), layers).map(|y| {
+    B::packed_linears(B::reshape(x, [m, k]), layers).map(|y| {
         dims[D - 1] = y.dims()[1];
-        y.reshape(dims)
+        B::reshape(y, dims)
     })
 }
 
@@ -63,7 +63,7 @@ impl<B: CompactBackend> Embedding<B> {
     pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         let [b, s] = ids.dims();
         let [_, width] = self.weight.shape();
-        B::packed_embed(ids.reshape([b * s]), &self.weight).reshape([b, s, width])
+        B::reshape(B::packed_embed(ids.reshape([b * s]), &self.weight), [b, s, width])
     }
 
     /// The tied head: logits of `x` against every row.
@@ -74,9 +74,9 @@ impl<B: CompactBackend> Embedding<B> {
         let mut dims = x.dims();
         let [vocabulary, width] = self.weight.shape();
         let m = dims[..D - 1].iter().product();
-        let y = B::packed_linear(x.reshape([m, width]), &self.weight, None);
+        let y = B::packed_linear(B::reshape(x, [m, width]), &self.weight, None);
         dims[D - 1] = vocabulary;
-        y.reshape(dims)
+        B::reshape(y, dims)
     }
 }
 

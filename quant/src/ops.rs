@@ -70,6 +70,14 @@ pub trait CompactBackend: Backend {
         f()
     }
 
+    /// The same numbers in another shape. (Where a backend's own reshape copies them, this does not.)
+    ///
+    /// # Panics
+    /// When the shapes have different sizes.
+    fn reshape<const D: usize, const E: usize>(x: Tensor<Self, D>, shape: [usize; E]) -> Tensor<Self, E> {
+        x.reshape(shape)
+    }
+
     /// `y = x Wᵀ + b`.
     ///
     /// # Shapes
@@ -109,6 +117,20 @@ pub trait CompactBackend: Backend {
     /// `x [m, h]`, `weight [h]` `-> [m, h]`
     fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, eps: f64, unit_offset: bool) -> Tensor<Self, 2> {
         reference::rms_norm(x, weight, eps, unit_offset)
+    }
+
+    /// The sum `x + y`, and its [`rms_norm`](Self::rms_norm).
+    ///
+    /// # Shapes
+    /// `x, y [m, h]`, `weight [h]` `-> ([m, h], [m, h])`
+    fn add_rms_norm(
+        x: Tensor<Self, 2>,
+        y: Tensor<Self, 2>,
+        weight: Tensor<Self, 1>,
+        eps: f64,
+        unit_offset: bool,
+    ) -> (Tensor<Self, 2>, Tensor<Self, 2>) {
+        reference::add_rms_norm(x, y, weight, eps, unit_offset)
     }
 
     /// `x * rsqrt(mean(x^2) + eps) * w * silu(z)` over the last dimension, in f32.
@@ -153,15 +175,23 @@ pub trait CompactBackend: Backend {
         reference::attention(q, k, v, left_pad, shape)
     }
 
+    /// `x * sigmoid(gate)`.
+    ///
+    /// # Shapes
+    /// `x, gate [m, n]` `-> [m, n]`
+    fn sigmoid_gate(x: Tensor<Self, 2>, gate: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        reference::sigmoid_gate(x, gate)
+    }
+
     /// Depthwise causal convolution and SiLU: `y_t = silu(sum_j W[:, j] u_{t-(w-1)+j})`. Returns `y` and the last `w - 1`
     /// inputs, oldest first.
     ///
     /// # Shapes
-    /// `u [b, s, c]`, `tail [b, w - 1, c]`, `weight [c, w]` `-> ([b, s, c], [b, w - 1, c])`
+    /// `u [b, s, c]`, `tail [b, w - 1, c]`, `weight [c, 1, w]` `-> ([b, s, c], [b, w - 1, c])`
     fn causal_conv1d_silu(
         u: Tensor<Self, 3>,
         tail: Tensor<Self, 3>,
-        weight: Tensor<Self, 2>,
+        weight: Tensor<Self, 3>,
     ) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
         reference::causal_conv1d_silu(u, tail, weight)
     }

@@ -191,6 +191,10 @@ impl<'a, B: CompactBackend> Results<'a, B> {
         for h in [48, 640] {
             let (x, z, w) = (self.activations([m, h]), self.activations([m, h]), self.tensor([h]));
             self.keep(format!("RMS norm [{m}, {h}]"), B::rms_norm(x.clone(), w.clone(), 1e-6, true));
+            let (sum, normed) = B::add_rms_norm(x.clone(), z.clone(), w.clone(), 1e-6, false);
+            self.keep(format!("sum [{m}, {h}]"), sum);
+            self.keep(format!("RMS norm of the sum [{m}, {h}]"), normed);
+            self.keep(format!("sigmoid gate [{m}, {h}]"), B::sigmoid_gate(x.clone(), z.clone()));
             self.keep(format!("gated RMS norm [{m}, {h}]"), B::rms_norm_gated(x, z, w, 1e-6));
         }
     }
@@ -212,7 +216,7 @@ impl<'a, B: CompactBackend> Results<'a, B> {
             self.keep(format!("attention of {s} tokens, {format:?}"), out);
         }
         self.codes(s, &q);
-        let (u, tail, taps) = (self.activations([1, s, 24]), self.tensor([1, 3, 24]), self.tensor([24, 4]));
+        let (u, tail, taps) = (self.activations([1, s, 24]), self.tensor([1, 3, 24]), self.tensor([24, 1, 4]));
         let (y, tail) = B::causal_conv1d_silu(u, tail, taps);
         self.keep(format!("convolution of {s} tokens"), y);
         self.keep(format!("tail of the convolution of {s} tokens"), tail);

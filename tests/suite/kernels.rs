@@ -150,9 +150,33 @@ pub fn norms<B: CompactBackend>(device: &B::Device) {
         for unit_offset in [false, true] {
             let got = B::rms_norm(x.clone(), w.clone(), 1e-6, unit_offset);
             close("rms_norm", got, reference::rms_norm(x.clone(), w.clone(), 1e-6, unit_offset));
+            let got = B::add_rms_norm(x.clone(), z.clone(), w.clone(), 1e-6, unit_offset);
+            let expected = reference::add_rms_norm(x.clone(), z.clone(), w.clone(), 1e-6, unit_offset);
+            close("sum", got.0, expected.0);
+            close("norm of the sum", got.1, expected.1);
         }
+        let got = B::sigmoid_gate(x.clone(), z.clone());
+        close("sigmoid_gate", got, reference::sigmoid_gate(x.clone(), z.clone()));
         let got = B::rms_norm_gated(x.clone(), z.clone(), w.clone(), 1e-6);
         close("rms_norm_gated", got, reference::rms_norm_gated(x, z, w, 1e-6));
+    }
+}
+
+pub fn reshape<B: CompactBackend>(device: &B::Device) {
+    let mut random = Random::new(9);
+    let x: Tensor<B, 3> = tensor(&mut random, [4, 6, 5], device);
+    let whole = B::reshape(x.clone(), [8, 15]);
+    assert_eq!(whole.dims(), [8, 15]);
+    assert_eq!(whole.clone().into_data().to_vec::<f32>().unwrap(), x.to_data().to_vec::<f32>().unwrap());
+    // What shares the buffer keeps its shape and its numbers.
+    assert_eq!(x.dims(), [4, 6, 5]);
+    let changed = B::reshape(whole, [120]) + 1.0;
+    assert!(changed.into_data().to_vec::<f32>().unwrap() != x.to_data().to_vec::<f32>().unwrap());
+    // Views are not row-major.
+    for view in [x.clone().swap_dims(0, 2), x.clone().slice([0..4, 2..6, 1..4])] {
+        let count = view.dims().iter().product();
+        let flat: Tensor<B, 1> = B::reshape(view.clone(), [count]);
+        assert_eq!(flat.into_data().to_vec::<f32>().unwrap(), view.into_data().to_vec::<f32>().unwrap());
     }
 }
 
@@ -234,11 +258,18 @@ pub fn delta_net<B: CompactBackend>(device: &B::Device) {
         let (b, hk, hv, dk, dv, c, w) = (2, 2, 4, 8, 6, 20, 4);
         let u: Tensor<B, 3> = tensor(&mut random, [b, s, c], device);
         let tail: Tensor<B, 3> = tensor(&mut random, [b, w - 1, c], device);
-        let weight: Tensor<B, 2> = tensor(&mut random, [c, w], device);
+        let weight: Tensor<B, 3> = tensor(&mut random, [c, 1, w], device);
         let got = B::causal_conv1d_silu(u.clone(), tail.clone(), weight.clone());
         let expected = reference::causal_conv1d_silu(u, tail, weight);
         close(&format!("conv s={s}"), got.0, expected.0);
         close(&format!("conv tail s={s}"), got.1, expected.1);
+
+        let [dt, beta] = [(); 2].map(|()| tensor::<B, 3>(&mut random, [b, s, hv], device) * 8.0);
+        let [dt_bias, a_log] = [(); 2].map(|()| tensor::<B, 1>(&mut random, [hv], device));
+        let got = B::delta_gates(dt.clone(), beta.clone(), dt_bias.clone(), a_log.clone());
+        let expected = reference::delta_gates(dt, beta, dt_bias, a_log);
+        close(&format!("decay s={s}"), got.0, expected.0);
+        close(&format!("writing strength s={s}"), got.1, expected.1);
 
         let rule = DeltaRule::<B> {
             q: tensor(&mut random, [b, s, hk, dk], device),

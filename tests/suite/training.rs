@@ -172,6 +172,14 @@ pub fn norm_gradients<B: CompactBackend>(device: &B::Device) {
             vec![flat(Ad::<B>::rms_norm(leaves.normal([3, 8]), leaves.normal([8]), 1e-6, unit_offset))]
         });
     }
+    check::<B>("add_rms_norm", device, |leaves| {
+        let (x, y) = (leaves.normal([3, 8]), leaves.normal([3, 8]));
+        let (sum, normed) = Ad::<B>::add_rms_norm(x, y, leaves.normal([8]), 1e-6, true);
+        vec![flat(sum), flat(normed)]
+    });
+    check::<B>("sigmoid_gate", device, |leaves| {
+        vec![flat(Ad::<B>::sigmoid_gate(leaves.normal([3, 8]), leaves.normal([3, 8])))]
+    });
     check::<B>("rms_norm_gated", device, |leaves| {
         let (x, z) = (leaves.normal([3, 8]), leaves.normal([3, 8]));
         vec![flat(Ad::<B>::rms_norm_gated(x, z, leaves.normal([8]), 1e-6))]
@@ -213,7 +221,7 @@ pub fn attention_gradients<B: CompactBackend>(device: &B::Device) {
 /// The convolution, and the delta rule in one step and over more than one chunk.
 pub fn delta_net_gradients<B: CompactBackend>(device: &B::Device) {
     check::<B>("conv", device, |leaves| {
-        let (u, tail, weight) = (leaves.normal([2, 5, 3]), leaves.normal([2, 3, 3]), leaves.normal([3, 4]));
+        let (u, tail, weight) = (leaves.normal([2, 5, 3]), leaves.normal([2, 3, 3]), leaves.normal([3, 1, 4]));
         let (y, tail) = Ad::<B>::causal_conv1d_silu(u, tail, weight);
         vec![flat(y), flat(tail)]
     });

@@ -23,6 +23,32 @@ pub fn rms_norm(x: &[f32], m: usize, weight: &[f32], eps: f32, unit_offset: bool
     });
 }
 
+/// `x += y`, then `normed` is the [`rms_norm`] of the sum.
+///
+/// # Shapes
+/// `x [m, d]`, `y [m, d]`, `weight [d]`, `normed [m, d]`.
+///
+/// # Panics
+/// If a slice does not have its shape.
+pub fn add_rms_norm(
+    x: &mut [f32],
+    y: &[f32],
+    m: usize,
+    weight: &[f32],
+    eps: f32,
+    unit_offset: bool,
+    normed: &mut [f32],
+) {
+    check(x, m, weight, normed);
+    assert!(y.len() == x.len(), "y has {} elements, x {}", y.len(), x.len());
+    if x.is_empty() {
+        return;
+    }
+    let (level, d) = (level(), weight.len());
+    for_each_chunk(x, d, 2 * d, |i, x| launch(level, Add { x, y: &y[i * d..(i + 1) * d] }));
+    rms_norm(x, m, weight, eps, unit_offset, normed);
+}
+
 /// `y = w * x * rsqrt(mean(x²) + eps) * silu(z)` per row.
 ///
 /// # Shapes
@@ -47,6 +73,21 @@ fn check(x: &[f32], m: usize, weight: &[f32], y: &[f32]) {
     let d = weight.len();
     assert!(x.len() == m * d, "x has {} elements, not [{m}, {d}]", x.len());
     assert!(y.len() == x.len(), "y has {} elements, x {}", y.len(), x.len());
+}
+
+/// One row of a sum.
+struct Add<'a> {
+    x: &'a mut [f32],
+    y: &'a [f32],
+}
+
+impl Kernel for Add<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        // SAFETY: `S` is enabled.
+        unsafe { math::zip::<S, _>(self.x, self.y, math::Add) }
+    }
 }
 
 /// One row of a norm.

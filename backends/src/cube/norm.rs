@@ -51,6 +51,55 @@ pub fn rms_norm_gated<R: Runtime>(
     launch(client, x, Some(z), weight, y, p);
 }
 
+/// `sum = x + z`, and `y` its [`rms_norm`].
+///
+/// # Shapes
+/// `x, z, sum, y [m, h]` of one type, `weight [h]`.
+///
+/// # Panics
+/// If a buffer does not have its shape and type.
+pub fn add_rms_norm<R: Runtime>(
+    client: &ComputeClient<R>,
+    x: &Buffer,
+    z: &Buffer,
+    weight: &Buffer,
+    sum: &Buffer,
+    y: &Buffer,
+    p: RmsNorm,
+) {
+    for (name, buffer) in [("z", z), ("sum", sum)] {
+        buffer.check(name, p.m * p.h);
+        buffer.check_type(name, x.dtype);
+    }
+    let Some(Geometry { cubes, lanes, plane, vector, h }) = Geometry::of(client, x, weight, y, &p) else {
+        return;
+    };
+    // SAFETY: the lengths were checked, and the kernel stays inside them.
+    unsafe {
+        add_norm_kernel::launch_unchecked::<R>(
+            client,
+            cubes,
+            CubeDim::new_1d(UNITS),
+            vector,
+            x.arg(),
+            z.arg(),
+            weight.arg(),
+            sum.arg(),
+            y.arg(),
+            p.m as u32,
+            h,
+            1.0 / p.h as f32,
+            p.eps,
+            if p.unit_offset { 1.0 } else { 0.0 },
+            lanes,
+            plane,
+            vector as u32,
+            x.dtype,
+            weight.dtype,
+        );
+    }
+}
+
 fn launch<R: Runtime>(
     client: &ComputeClient<R>,
     x: &Buffer,
@@ -59,35 +108,25 @@ fn launch<R: Runtime>(
     y: &Buffer,
     p: RmsNorm,
 ) {
-    let RmsNorm { m, h, eps, unit_offset } = p;
-    x.check("x", m * h);
-    y.check("y", m * h);
-    y.check_type("y", x.dtype);
-    weight.check("weight", h);
-    if m * h == 0 {
+    let Some(Geometry { cubes, lanes, plane, vector, h }) = Geometry::of(client, x, weight, y, &p) else {
         return;
-    }
-    let plane = plane_size(client);
-    // Heads are short and many: then a plane takes a row.
-    let lanes = if h <= 256 { plane.max(32) } else { UNITS };
-    // Few units take a row: what counts is how often each of them waits for memory.
-    let vector = if h.is_multiple_of(4) { 4 } else { 1 };
+    };
     // SAFETY: the lengths were checked, and the kernel stays inside them.
     unsafe {
         norm_kernel::launch_unchecked::<R>(
             client,
-            grid(m.div_ceil((UNITS / lanes) as usize)),
+            cubes,
             CubeDim::new_1d(UNITS),
             vector,
             x.arg(),
             z.unwrap_or(x).arg(),
             weight.arg(),
             y.arg(),
-            m as u32,
-            (h / vector) as u32,
-            1.0 / h as f32,
-            eps,
-            if unit_offset { 1.0 } else { 0.0 },
+            p.m as u32,
+            h,
+            1.0 / p.h as f32,
+            p.eps,
+            if p.unit_offset { 1.0 } else { 0.0 },
             lanes,
             plane,
             vector as u32,
@@ -95,6 +134,49 @@ fn launch<R: Runtime>(
             x.dtype,
             weight.dtype,
         );
+    }
+}
+
+/// How rows are laid on units.
+struct Geometry {
+    cubes: CubeCount,
+    /// Units that take a row.
+    lanes: u32,
+    plane: u32,
+    /// Elements of a vector, and vectors of a row.
+    vector: usize,
+    h: u32,
+}
+
+impl Geometry {
+    /// None when there is nothing to compute.
+    fn of<R: Runtime>(
+        client: &ComputeClient<R>,
+        x: &Buffer,
+        weight: &Buffer,
+        y: &Buffer,
+        p: &RmsNorm,
+    ) -> Option<Geometry> {
+        let &RmsNorm { m, h, .. } = p;
+        x.check("x", m * h);
+        y.check("y", m * h);
+        y.check_type("y", x.dtype);
+        weight.check("weight", h);
+        if m * h == 0 {
+            return None;
+        }
+        let plane = plane_size(client);
+        // Heads are short and many: then a plane takes a row.
+        let lanes = if h <= 256 { plane.max(32) } else { UNITS };
+        // Few units take a row: what counts is how often each of them waits for memory.
+        let vector = if h.is_multiple_of(4) { 4 } else { 1 };
+        Some(Geometry {
+            cubes: grid(m.div_ceil((UNITS / lanes) as usize)),
+            lanes,
+            plane,
+            vector,
+            h: (h / vector) as u32,
+        })
     }
 }
 
@@ -128,12 +210,7 @@ fn norm_kernel<F: Float, W: Float, N: Size>(
     let mut squares = 0.0f32;
     let mut i = lane;
     while i < end {
-        let values = Vector::<f32, N>::cast_from(x[(start + i) as usize]);
-        let values = values * values;
-        #[unroll]
-        for e in 0..vector {
-            squares += values[e as usize];
-        }
+        squares += sum_of_squares::<N>(Vector::cast_from(x[(start + i) as usize]), vector);
         i += lanes;
     }
     let squares = sum_of_lanes(squares, &mut scratch, lanes, plane);
@@ -155,4 +232,65 @@ fn norm_kernel<F: Float, W: Float, N: Size>(
         y[at] = Vector::cast_from(values);
         i += lanes;
     }
+}
+
+/// [`norm_kernel`] of a sum, which is rounded to its type first.
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+fn add_norm_kernel<F: Float, W: Float, N: Size>(
+    x: &Array<Vector<F, N>>,
+    z: &Array<Vector<F, N>>,
+    weight: &Array<Vector<W, N>>,
+    sum: &mut Array<Vector<F, N>>,
+    y: &mut Array<Vector<F, N>>,
+    m: u32,
+    h: u32,
+    share: f32,
+    eps: f32,
+    offset: f32,
+    #[comptime] lanes: u32,
+    #[comptime] plane: u32,
+    #[comptime] vector: u32,
+    #[define(F)] _x_type: StorageType,
+    #[define(W)] _weight_type: StorageType,
+) {
+    let mut scratch = SharedMemory::<f32>::new(UNITS as usize);
+    let row = CUBE_POS as u32 * comptime!(UNITS / lanes) + UNIT_POS / lanes;
+    let lane = UNIT_POS % lanes;
+    let start = row * h;
+    let end = select(row < m, h, 0u32);
+
+    let mut squares = 0.0f32;
+    let mut i = lane;
+    while i < end {
+        let at = (start + i) as usize;
+        let added = Vector::<f32, N>::cast_from(x[at]) + Vector::<f32, N>::cast_from(z[at]);
+        let added = Vector::<F, N>::cast_from(added);
+        sum[at] = added;
+        squares += sum_of_squares::<N>(Vector::cast_from(added), vector);
+        i += lanes;
+    }
+    let squares = sum_of_lanes(squares, &mut scratch, lanes, plane);
+    let scale = Vector::<f32, N>::new(1.0 / f32::sqrt(squares * share + eps));
+    let offset = Vector::<f32, N>::new(offset);
+
+    // Each unit reads what it wrote itself.
+    let mut i = lane;
+    while i < end {
+        let at = (start + i) as usize;
+        let weights = Vector::<f32, N>::cast_from(weight[i as usize]) + offset;
+        y[at] = Vector::cast_from(Vector::<f32, N>::cast_from(sum[at]) * scale * weights);
+        i += lanes;
+    }
+}
+
+#[cube]
+fn sum_of_squares<N: Size>(values: Vector<f32, N>, #[comptime] vector: u32) -> f32 {
+    let values = values * values;
+    let mut sum = 0.0f32;
+    #[unroll]
+    for e in 0..vector {
+        sum += values[e as usize];
+    }
+    sum
 }

@@ -5,6 +5,24 @@ use crate::common::{Rng, close};
 use crate::device::{Float, download, with_all_instructions};
 
 #[test]
+fn gates_match_their_twin() {
+    with_all_instructions(|client| {
+        let mut rng = Rng(12);
+        for float in Float::available(client) {
+            for n in [1, 255, 70_001] {
+                let [x, gate] = [4.0, 60.0].map(|range| float.rounded(&rng.floats(n, range)));
+                let [on_x, on_gate] = [&x, &gate].map(|values| float.upload(client, values));
+                let y = float.unwritten(client, n);
+                cube::sigmoid_gate(client, &on_x, &on_gate, &y);
+                let mut want = x;
+                plain::sigmoid_gate(&mut want, &gate);
+                close(&format!("sigmoid gate of {n} {float:?}"), &download(client, &y), &want, float.bound(1e-6));
+            }
+        }
+    });
+}
+
+#[test]
 fn norms_match_their_twins() {
     with_all_instructions(|client| {
         let mut rng = Rng(11);
@@ -23,6 +41,16 @@ fn norms_match_their_twins() {
                         cube::rms_norm(client, &on_x, &on_weight, &y, RmsNorm { m, h, eps: 1e-6, unit_offset });
                         let what = format!("norm [{m}, {h}] of {float:?}");
                         close(&what, &download(client, &y), &want, float.bound(1e-6));
+
+                        let mut sum = x.clone();
+                        plain::add_rms_norm(&mut sum, &z, m, &weight, 1e-6, unit_offset, &mut want);
+                        let [on_sum, y] = [(); 2].map(|()| float.unwritten(client, m * h));
+                        let shape = RmsNorm { m, h, eps: 1e-6, unit_offset };
+                        cube::add_rms_norm(client, &on_x, &on_z, &on_weight, &on_sum, &y, shape);
+                        let what = format!("norm of a sum [{m}, {h}] of {float:?}");
+                        close(&what, &download(client, &on_sum), &sum, float.bound(0.0));
+                        // The sum was rounded before.
+                        close(&what, &download(client, &y), &want, 2.0 * float.bound(1e-6));
                     }
                     plain::rms_norm_gated(&x, &z, m, &weight, 1e-6, &mut want);
                     let y = float.unwritten(client, m * h);

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use burn::tensor::ops::{BoolTensor, FloatTensor, IntTensor};
+use burn::tensor::ops::{BoolTensor, FloatTensor, FloatTensorOps, IntTensor};
 use burn::tensor::{Bool, DType, Int, Shape, Tensor, TensorData};
 use burn_flex::{Flex, FlexTensor};
 
@@ -29,6 +29,10 @@ impl HostTensors for Flex {
 
     fn from_floats(values: Vec<f32>, shape: Shape) -> FloatTensor<Self> {
         FlexTensor::from_data(TensorData::new(values, shape))
+    }
+
+    fn reshaped(t: FloatTensor<Self>, shape: Shape) -> FloatTensor<Self> {
+        <Self as FloatTensorOps<Self>>::float_reshape(t, shape)
     }
 
     fn words(t: &IntTensor<Self>) -> Cow<'_, [u32]> {

@@ -22,6 +22,8 @@ trait HostTensors: CompactBackend {
     /// The numbers as a vector: the tensor's own buffer when nothing else holds it.
     fn into_floats(t: FloatTensor<Self>) -> Vec<f32>;
     fn from_floats(values: Vec<f32>, shape: Shape) -> FloatTensor<Self>;
+    /// The same numbers in another shape, without a copy where they are row-major.
+    fn reshaped(t: FloatTensor<Self>, shape: Shape) -> FloatTensor<Self>;
     /// U32 words. Packed tensors are always contiguous.
     fn words(t: &IntTensor<Self>) -> Cow<'_, [u32]>;
     fn into_words(t: IntTensor<Self>) -> Vec<u32>;
@@ -59,6 +61,10 @@ macro_rules! host_operations {
             emberlm_backends::cpu::run(f)
         }
 
+        fn reshape<const D: usize, const E: usize>(x: Tensor<Self, D>, shape: [usize; E]) -> Tensor<Self, E> {
+            operations::reshape(x, shape)
+        }
+
         fn packed_linear(x: Tensor<Self, 2>, w: &PackedWeight<Self>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {
             operations::packed_linear(x, w, bias)
         }
@@ -81,6 +87,20 @@ macro_rules! host_operations {
 
         fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, eps: f64, unit_offset: bool) -> Tensor<Self, 2> {
             operations::rms_norm(x, weight, eps, unit_offset)
+        }
+
+        fn add_rms_norm(
+            x: Tensor<Self, 2>,
+            y: Tensor<Self, 2>,
+            weight: Tensor<Self, 1>,
+            eps: f64,
+            unit_offset: bool,
+        ) -> (Tensor<Self, 2>, Tensor<Self, 2>) {
+            operations::add_rms_norm(x, y, weight, eps, unit_offset)
+        }
+
+        fn sigmoid_gate(x: Tensor<Self, 2>, gate: Tensor<Self, 2>) -> Tensor<Self, 2> {
+            operations::sigmoid_gate(x, gate)
         }
 
         fn rms_norm_gated(
@@ -113,9 +133,18 @@ macro_rules! host_operations {
         fn causal_conv1d_silu(
             u: Tensor<Self, 3>,
             tail: Tensor<Self, 3>,
-            weight: Tensor<Self, 2>,
+            weight: Tensor<Self, 3>,
         ) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
             operations::causal_conv1d_silu(u, tail, weight)
+        }
+
+        fn delta_gates(
+            dt: Tensor<Self, 3>,
+            b: Tensor<Self, 3>,
+            dt_bias: Tensor<Self, 1>,
+            a_log: Tensor<Self, 1>,
+        ) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
+            operations::delta_gates(dt, b, dt_bias, a_log)
         }
 
         fn gated_delta_rule(rule: DeltaRule<Self>, state: Tensor<Self, 4>) -> (Tensor<Self, 4>, Tensor<Self, 4>) {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use burn::tensor::ops::{BoolTensor, FloatTensor, IntTensor};
+use burn::tensor::ops::{BoolTensor, FloatTensor, FloatTensorOps, IntTensor};
 use burn::tensor::{Bool, Int, Shape, Tensor, TensorData};
 use burn_ndarray::{IntNdArrayElement, NdArray, NdArrayTensor, QuantElement, SharedArray};
 
@@ -51,6 +51,17 @@ where
 
     fn from_floats(values: Vec<f32>, shape: Shape) -> FloatTensor<Self> {
         NdArrayTensor::from_data(TensorData::new(values, shape))
+    }
+
+    fn reshaped(t: FloatTensor<Self>, shape: Shape) -> FloatTensor<Self> {
+        match t {
+            // The backend's own reshape always copies.
+            NdArrayTensor::F32(storage) if storage.is_owned() && storage.view().is_standard_layout() => {
+                let array = storage.into_owned().into_shape_with_order(&shape[..]);
+                NdArrayTensor::F32(array.expect("shapes of one size").into())
+            }
+            other => <Self as FloatTensorOps<Self>>::float_reshape(other, shape),
+        }
     }
 
     fn words(t: &IntTensor<Self>) -> Cow<'_, [u32]> {

@@ -1,7 +1,7 @@
 //! One function per operation of [`CompactBackend`](crate::CompactBackend): slices out of tensors, a kernel, a tensor.
 
 use burn::module::Param;
-use burn::tensor::{Bool, Int, Shape, Tensor};
+use burn::tensor::{Bool, Int, Shape, Tensor, TensorPrimitive};
 use emberlm_backends::cpu;
 
 use super::held::{HeldLinear, HeldWeight};
@@ -13,6 +13,13 @@ use crate::ops::{AttentionShape, DeltaRule};
 use crate::packed::PackedWeight;
 use crate::reference;
 use crate::split;
+
+pub(super) fn reshape<B: HostTensors, const D: usize, const E: usize>(
+    x: Tensor<B, D>,
+    shape: [usize; E],
+) -> Tensor<B, E> {
+    Tensor::from_primitive(TensorPrimitive::Float(B::reshaped(float_primitive(x), Shape::from(shape))))
+}
 
 pub(super) fn packed_linear<B: HostTensors>(
     x: Tensor<B, 2>,
@@ -134,6 +141,29 @@ pub(super) fn rms_norm<B: HostTensors>(
     let mut y = vec![0.0; m * h];
     cpu::rms_norm(&B::floats(&x), m, &B::floats(&weight), eps as f32, unit_offset, &mut y);
     float_tensor(y, [m, h])
+}
+
+pub(super) fn add_rms_norm<B: HostTensors>(
+    x: Tensor<B, 2>,
+    y: Tensor<B, 2>,
+    weight: Tensor<B, 1>,
+    eps: f64,
+    unit_offset: bool,
+) -> (Tensor<B, 2>, Tensor<B, 2>) {
+    let [m, h] = x.dims();
+    let (y, weight) = (float_primitive(y), float_primitive(weight));
+    let mut sum = B::into_floats(float_primitive(x));
+    let mut normed = vec![0.0; m * h];
+    cpu::add_rms_norm(&mut sum, &B::floats(&y), m, &B::floats(&weight), eps as f32, unit_offset, &mut normed);
+    (float_tensor(sum, [m, h]), float_tensor(normed, [m, h]))
+}
+
+pub(super) fn sigmoid_gate<B: HostTensors>(x: Tensor<B, 2>, gate: Tensor<B, 2>) -> Tensor<B, 2> {
+    let shape = x.dims();
+    let gate = float_primitive(gate);
+    let mut x = B::into_floats(float_primitive(x));
+    cpu::sigmoid_gate(&mut x, &B::floats(&gate));
+    float_tensor(x, shape)
 }
 
 pub(super) fn rms_norm_gated<B: HostTensors>(
@@ -262,15 +292,28 @@ fn with_decoder<B: HostTensors, T>(decoder: &CodeDecoder<B>, f: impl FnOnce(&cpu
 pub(super) fn causal_conv1d_silu<B: HostTensors>(
     u: Tensor<B, 3>,
     tail: Tensor<B, 3>,
-    weight: Tensor<B, 2>,
+    weight: Tensor<B, 3>,
 ) -> (Tensor<B, 3>, Tensor<B, 3>) {
     let [b, s, c] = u.dims();
-    let [_, width] = weight.dims();
+    let [_, _, width] = weight.dims();
     let (u, weight) = (float_primitive(u), float_primitive(weight));
     let mut tail = B::into_floats(float_primitive(tail));
     let mut y = vec![0.0; b * s * c];
     cpu::causal_conv1d_silu(&B::floats(&u), b, s, c, &mut tail, &B::floats(&weight), width, &mut y);
     (float_tensor(y, [b, s, c]), float_tensor(tail, [b, width - 1, c]))
+}
+
+pub(super) fn delta_gates<B: HostTensors>(
+    dt: Tensor<B, 3>,
+    b: Tensor<B, 3>,
+    dt_bias: Tensor<B, 1>,
+    a_log: Tensor<B, 1>,
+) -> (Tensor<B, 3>, Tensor<B, 3>) {
+    let shape = dt.dims();
+    let (dt_bias, a_log) = (float_primitive(dt_bias), float_primitive(a_log));
+    let [mut g, mut beta] = [dt, b].map(|t| B::into_floats(float_primitive(t)));
+    cpu::delta_gates(&mut g, &mut beta, &B::floats(&dt_bias), &B::floats(&a_log));
+    (float_tensor(g, shape), float_tensor(beta, shape))
 }
 
 pub(super) fn gated_delta_rule<B: HostTensors>(

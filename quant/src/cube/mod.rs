@@ -60,6 +60,20 @@ where
         sequence::rms_norm(x, weight, eps, unit_offset)
     }
 
+    fn add_rms_norm(
+        x: Tensor<Self, 2>,
+        y: Tensor<Self, 2>,
+        weight: Tensor<Self, 1>,
+        eps: f64,
+        unit_offset: bool,
+    ) -> (Tensor<Self, 2>, Tensor<Self, 2>) {
+        sequence::add_rms_norm(x, y, weight, eps, unit_offset)
+    }
+
+    fn sigmoid_gate(x: Tensor<Self, 2>, gate: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        sequence::sigmoid_gate(x, gate)
+    }
+
     fn rms_norm_gated(x: Tensor<Self, 2>, z: Tensor<Self, 2>, weight: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 2> {
         sequence::rms_norm_gated(x, z, weight, eps)
     }
@@ -85,7 +99,7 @@ where
     fn causal_conv1d_silu(
         u: Tensor<Self, 3>,
         tail: Tensor<Self, 3>,
-        weight: Tensor<Self, 2>,
+        weight: Tensor<Self, 3>,
     ) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
         sequence::causal_conv1d_silu(u, tail, weight)
     }

@@ -1,4 +1,4 @@
-//! Norms, rotary positions, convolution and the delta rule.
+//! Norms, gates, rotary positions, convolution and the delta rule.
 
 use burn::tensor::backend::DeviceOps;
 use burn::tensor::{DType, Tensor, TensorMetadata};
@@ -25,6 +25,36 @@ where
     let y = unset(&x, [m, h], x.dtype);
     let shape = cube::RmsNorm { m, h, eps: eps as f32, unit_offset };
     cube::rms_norm(&x.client, &buffer(&x), &buffer(&weight), &buffer(&y), shape);
+    float_tensor(y)
+}
+
+pub(super) fn add_rms_norm<R: CubeRuntime>(
+    x: Tensor<Cube<R>, 2>,
+    z: Tensor<Cube<R>, 2>,
+    weight: Tensor<Cube<R>, 1>,
+    eps: f64,
+    unit_offset: bool,
+) -> (Tensor<Cube<R>, 2>, Tensor<Cube<R>, 2>)
+where
+    R::Device: DeviceOps,
+{
+    let [m, h] = x.dims();
+    let (x, z, weight) = (floats(x), floats(z), floats(weight));
+    let [sum, y] = [(); 2].map(|()| unset(&x, [m, h], x.dtype));
+    let shape = cube::RmsNorm { m, h, eps: eps as f32, unit_offset };
+    let [sum_buffer, y_buffer] = [&sum, &y].map(buffer);
+    cube::add_rms_norm(&x.client, &buffer(&x), &buffer(&z), &buffer(&weight), &sum_buffer, &y_buffer, shape);
+    (float_tensor(sum), float_tensor(y))
+}
+
+pub(super) fn sigmoid_gate<R: CubeRuntime>(x: Tensor<Cube<R>, 2>, gate: Tensor<Cube<R>, 2>) -> Tensor<Cube<R>, 2>
+where
+    R::Device: DeviceOps,
+{
+    let shape = x.dims();
+    let (x, gate) = (floats(x), floats(gate));
+    let y = unset(&x, shape, x.dtype);
+    cube::sigmoid_gate(&x.client, &buffer(&x), &buffer(&gate), &buffer(&y));
     float_tensor(y)
 }
 
@@ -61,13 +91,13 @@ where
 pub(super) fn causal_conv1d_silu<R: CubeRuntime>(
     u: Tensor<Cube<R>, 3>,
     tail: Tensor<Cube<R>, 3>,
-    weight: Tensor<Cube<R>, 2>,
+    weight: Tensor<Cube<R>, 3>,
 ) -> (Tensor<Cube<R>, 3>, Tensor<Cube<R>, 3>)
 where
     R::Device: DeviceOps,
 {
     let [batch, seq, channels] = u.dims();
-    let [_, width] = weight.dims();
+    let [_, _, width] = weight.dims();
     let (u, tail, weight) = (floats(u), floats(tail), floats(weight));
     let y = unset(&u, [batch, seq, channels], u.dtype);
     let next = unset(&tail, [batch, width - 1, channels], tail.dtype);

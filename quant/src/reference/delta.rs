@@ -19,14 +19,14 @@ const L2_EPS: f64 = 1e-6;
 pub fn causal_conv1d_silu<B: Backend>(
     u: Tensor<B, 3>,
     tail: Tensor<B, 3>,
-    weight: Tensor<B, 2>,
+    weight: Tensor<B, 3>,
 ) -> (Tensor<B, 3>, Tensor<B, 3>) {
     let [_, s, c] = u.dims();
-    let [_, width] = weight.dims();
+    let [_, _, width] = weight.dims();
     let inputs = Tensor::cat(vec![tail, u], 1); // [b, width - 1 + s, c]
-    let mut y = inputs.clone().slice_dim(1, 0..s) * weight.clone().slice_dim(1, 0..1).reshape([1, 1, c]);
+    let mut y = inputs.clone().slice_dim(1, 0..s) * weight.clone().slice_dim(2, 0..1).reshape([1, 1, c]);
     for j in 1..width {
-        let tap = weight.clone().slice_dim(1, j..j + 1).reshape([1, 1, c]);
+        let tap = weight.clone().slice_dim(2, j..j + 1).reshape([1, 1, c]);
         y = y + inputs.clone().slice_dim(1, j..j + s) * tap;
     }
     (silu(y), inputs.slice_dim(1, s..s + width - 1))

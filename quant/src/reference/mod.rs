@@ -12,6 +12,6 @@ pub use attention::{attention, store_kv};
 pub use delta::{causal_conv1d_silu, delta_gates, gated_delta_rule};
 pub use halting::halt_step;
 pub use linear::{embed, linear, swiglu_mlp};
-pub use norm::{rms_norm, rms_norm_gated, rotary};
+pub use norm::{add_rms_norm, rms_norm, rms_norm_gated, rotary, sigmoid_gate};
 pub use top_k::top_k;
 pub use unpack::{dequantize, unpack_f16};

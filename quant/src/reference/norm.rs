@@ -1,6 +1,6 @@
-//! Norms and rotary positions.
+//! Norms, gates and rotary positions.
 
-use burn::tensor::activation::silu;
+use burn::tensor::activation::{sigmoid, silu};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
 
@@ -14,6 +14,23 @@ pub fn rms_norm<B: Backend>(x: Tensor<B, 2>, weight: Tensor<B, 1>, eps: f64, uni
     let weight = if unit_offset { weight + 1.0 } else { weight };
     let rms = (x.clone().square().mean_dim(1) + eps).sqrt();
     (x / rms * weight).cast(dtype)
+}
+
+/// See [`CompactBackend::add_rms_norm`](crate::CompactBackend::add_rms_norm).
+pub fn add_rms_norm<B: Backend>(
+    x: Tensor<B, 2>,
+    y: Tensor<B, 2>,
+    weight: Tensor<B, 1>,
+    eps: f64,
+    unit_offset: bool,
+) -> (Tensor<B, 2>, Tensor<B, 2>) {
+    let sum = x + y;
+    (sum.clone(), rms_norm(sum, weight, eps, unit_offset))
+}
+
+/// See [`CompactBackend::sigmoid_gate`](crate::CompactBackend::sigmoid_gate).
+pub fn sigmoid_gate<B: Backend>(x: Tensor<B, 2>, gate: Tensor<B, 2>) -> Tensor<B, 2> {
+    x * sigmoid(gate)
 }
 
 /// See [`CompactBackend::rms_norm_gated`](crate::CompactBackend::rms_norm_gated).

@@ -70,6 +70,36 @@ pub fn rms_norm(x: &[f32], m: usize, weight: &[f32], eps: f32, unit_offset: bool
     }
 }
 
+/// `x += y`, and the norm of that.
+pub fn add_rms_norm(
+    x: &mut [f32],
+    y: &[f32],
+    m: usize,
+    weight: &[f32],
+    eps: f32,
+    unit_offset: bool,
+    normed: &mut [f32],
+) {
+    x.iter_mut().zip(y).for_each(|(x, &y)| *x += y);
+    rms_norm(x, m, weight, eps, unit_offset, normed);
+}
+
+/// `x *= sigmoid(gate)`.
+pub fn sigmoid_gate(x: &mut [f32], gate: &[f32]) {
+    for (x, &gate) in x.iter_mut().zip(gate) {
+        *x = (f64::from(*x) / (1.0 + (-f64::from(gate)).exp())) as f32;
+    }
+}
+
+/// `dt = -e^a_log log(1 + e^(dt + dt_bias))`, `b = sigmoid(b)`.
+pub fn delta_gates(dt: &mut [f32], b: &mut [f32], dt_bias: &[f32], a_log: &[f32]) {
+    for (i, dt) in dt.iter_mut().enumerate() {
+        let [dt_bias, a_log] = [dt_bias, a_log].map(|values| f64::from(values[i % values.len()]));
+        *dt = (-a_log.exp() * (f64::from(*dt) + dt_bias).exp().ln_1p()) as f32;
+    }
+    b.iter_mut().for_each(|b| *b = (1.0 / (1.0 + (-f64::from(*b)).exp())) as f32);
+}
+
 /// `y = w * x / rms(x) * silu(z)`.
 pub fn rms_norm_gated(x: &[f32], z: &[f32], m: usize, weight: &[f32], eps: f32, y: &mut [f32]) {
     rms_norm(x, m, weight, eps, false, y);

@@ -120,6 +120,10 @@ function!(#[doc = "`a * factor`"] Scale(f32), self, a => S::mul(a, S::splat(self
 function!(#[doc = "`e^(a + offset)`"] ExpOffset(f32), self, a => exp::<S>(S::add(a, S::splat(self.0))));
 function!(#[doc = "`silu(a) * b`"] SiluMul, self, a, b => S::mul(silu::<S>(a), b));
 function!(#[doc = "`a * silu(b)`"] MulSilu, self, a, b => S::mul(a, silu::<S>(b)));
+function!(#[doc = "`a * sigmoid(b)`"] MulSigmoid, self, a, b => {
+    S::div(a, S::add(S::splat(1.0), exp::<S>(S::sub(S::splat(0.0), b))))
+});
+function!(#[doc = "`a + b`"] Add, self, a, b => S::add(a, b));
 function!(
     #[doc = "`a * scale * (b + offset)`"]
     ScaleMul(f32, f32), self, a, b => S::mul(S::mul(a, S::splat(self.0)), S::add(b, S::splat(self.1)))

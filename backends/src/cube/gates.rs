@@ -1,9 +1,56 @@
-//! The gates of the delta rule: small vectors, for which a launch costs more than the arithmetic.
+//! Gates: small vectors, for which a launch costs more than the arithmetic.
 
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use super::launch::{Buffer, UNITS, grid_of_units};
+
+/// `y = x * sigmoid(gate)`.
+///
+/// # Shapes
+/// `x, gate, y [n]` of one type.
+///
+/// # Panics
+/// If a buffer does not have its shape and type.
+pub fn sigmoid_gate<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, gate: &Buffer, y: &Buffer) {
+    let len = x.len;
+    for (name, buffer) in [("gate", gate), ("y", y)] {
+        buffer.check(name, len);
+        buffer.check_type(name, x.dtype);
+    }
+    if len == 0 {
+        return;
+    }
+    // SAFETY: the lengths were checked, and the kernel stays inside them.
+    unsafe {
+        sigmoid_kernel::launch_unchecked::<R>(
+            client,
+            grid_of_units(len),
+            CubeDim::new_1d(UNITS),
+            x.arg(),
+            gate.arg(),
+            y.arg(),
+            len as u32,
+            x.dtype,
+        );
+    }
+}
+
+#[cube(launch_unchecked)]
+fn sigmoid_kernel<F: Float>(
+    x: &Array<F>,
+    gate: &Array<F>,
+    y: &mut Array<F>,
+    len: u32,
+    #[define(F)] _type: StorageType,
+) {
+    let i = ABSOLUTE_POS as u32;
+    if i < len {
+        let at = i as usize;
+        let open = 1.0 / (1.0 + f32::exp(-f32::cast_from(gate[at])));
+        y[at] = F::cast_from(f32::cast_from(x[at]) * open);
+    }
+}
 
 /// `g = -e^a_log softplus(dt + dt_bias)`, `beta = sigmoid(b)`.
 ///

@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use emberlm::demo;
+use emberlm::model::cache::Cache;
 use emberlm::model::config::{CrestOverrides, Family};
 use emberlm::model::sampling::{Sampler, SamplingConfig};
 use emberlm::model::shapes;
@@ -78,7 +79,7 @@ pub struct BenchArgs {
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     cache_type: CacheType,
 
-    /// Run exactly K steps for every token (CREST); several are measured one after the other. Steps beyond the largest K are
+    /// Run exactly K steps for every token (CREST); several are measured in turns. Steps beyond the largest K are
     /// not loaded
     #[arg(long, value_delimiter = ',', value_name = "K,..", conflicts_with = "threshold")]
     force_steps: Vec<usize>,
@@ -191,12 +192,8 @@ fn bench<B: CompactBackend>(args: &BenchArgs, device: &Opened<B>) -> Result<()> 
         None if args.threads.is_empty() => vec![cpu::threads()],
         None => args.threads.iter().map(|&threads| threads.into()).collect(),
     };
-    let depths = if args.force_steps.is_empty() { vec![None] } else { args.force_steps.iter().map(Some).collect() };
-    for (&threads, steps) in counts.iter().flat_map(|threads| depths.iter().map(move |&steps| (threads, steps))) {
-        if let Some(&steps) = steps {
-            model.set_depth(steps, false, 1.0);
-        }
-        let bench = Bench { args, model: &model, plan: &plan, threads, device };
+    for &threads in &counts {
+        let mut bench = Bench { args, model: &mut model, plan: &plan, threads, device };
         let results = if device.gpu.is_some() {
             bench.all()?
         } else {
@@ -276,17 +273,96 @@ struct Counts {
 
 struct Bench<'a, B: CompactBackend> {
     args: &'a BenchArgs,
-    model: &'a CausalLm<B>,
+    model: &'a mut CausalLm<B>,
     plan: &'a LoadPlan,
     threads: usize,
     device: &'a Opened<B>,
 }
 
+/// What is repeated.
+#[derive(Clone, Copy)]
+enum Test {
+    /// One pass over so many tokens from an empty cache, logits of the last.
+    Prompt(usize),
+    /// So many greedy tokens, one at a time.
+    Generation(usize),
+}
+
+/// The repetitions of one test at one depth; the first is for warming up.
+#[derive(Default)]
+struct Runs {
+    seconds: Vec<f64>,
+    /// Of the last one.
+    before: Counts,
+    after: Counts,
+    ids: Vec<u32>,
+    cache_bytes: usize,
+}
+
 impl<B: CompactBackend> Bench<'_, B> {
-    fn all(&self) -> Result<Vec<Measurement>> {
-        let prompts = self.args.n_prompt.iter().filter(|&&n| n > 0).map(|&n| self.prompt(n));
-        let generation = (self.args.n_gen > 0).then(|| self.generation(self.args.n_gen));
-        prompts.chain(generation).collect()
+    /// Every test at every depth, by depth. Depths take turns, so that a machine whose speed drifts treats them alike.
+    fn all(&mut self) -> Result<Vec<Measurement>> {
+        let prompts = self.args.n_prompt.iter().filter(|&&n| n > 0).map(|&n| Test::Prompt(n));
+        let generation = (self.args.n_gen > 0).then_some(Test::Generation(self.args.n_gen));
+        let depths = self.depths();
+        let mut measurements: Vec<Vec<Measurement>> = depths.iter().map(|_| Vec::new()).collect();
+        for test in prompts.chain(generation) {
+            let mut cache = self.model.new_cache(self.args.cache_type.into());
+            let mut runs: Vec<Runs> = depths.iter().map(|_| Runs::default()).collect();
+            for _ in 0..=self.args.repetitions {
+                for (&depth, runs) in depths.iter().zip(&mut runs) {
+                    self.set_depth(depth);
+                    self.once(test, &mut cache, runs)?;
+                }
+            }
+            for ((&depth, runs), measurements) in depths.iter().zip(&runs).zip(&mut measurements) {
+                self.set_depth(depth);
+                measurements.push(self.measurement(test, runs));
+            }
+        }
+        Ok(measurements.into_iter().flatten().collect())
+    }
+
+    /// The steps to force, or the model's own rule.
+    fn depths(&self) -> Vec<Option<usize>> {
+        let forced: Vec<_> = self.args.force_steps.iter().copied().map(Some).collect();
+        if forced.is_empty() { vec![None] } else { forced }
+    }
+
+    fn set_depth(&mut self, steps: Option<usize>) {
+        if let Some(steps) = steps {
+            self.model.set_depth(steps, false, 1.0);
+        }
+    }
+
+    fn once(&self, test: Test, cache: &mut Cache<B>, runs: &mut Runs) -> Result<()> {
+        self.fill(cache)?;
+        let prompt = match test {
+            Test::Prompt(n) => self.ids(n),
+            Test::Generation(_) => self.ids(1),
+        };
+        let mut sampler = Sampler::new(&SamplingConfig::greedy())?;
+        runs.ids.clear();
+        runs.before = self.finished();
+        let start = Instant::now();
+        match test {
+            Test::Prompt(_) => {
+                self.model.prefill(&[&prompt], cache, self.args.chunk)?;
+                runs.ids = prompt;
+            }
+            Test::Generation(n) => {
+                let mut id = prompt[0];
+                for _ in 0..n {
+                    let logits = self.model.decode(&[id], cache)?;
+                    id = sampler.choose(logits, &[])?;
+                    runs.ids.push(id);
+                }
+            }
+        }
+        runs.after = self.finished();
+        runs.seconds.push(start.elapsed().as_secs_f64());
+        runs.cache_bytes = cache.bytes();
+        Ok(())
     }
 
     /// Waits until everything is computed, and tells how many kernels were launched and how often numbers were read so far.
@@ -294,52 +370,6 @@ impl<B: CompactBackend> Bench<'_, B> {
         // An error shows in whatever is read next.
         let _ = B::sync(&self.device.device);
         Counts { launches: self.device.gpu.as_ref().map_or(0, |gpu| (gpu.launches)()), read_backs: reads() }
-    }
-
-    /// One pass over `n` tokens from an empty cache, logits of the last.
-    fn prompt(&self, n: usize) -> Result<Measurement> {
-        let ids = self.ids(n);
-        let mut cache = self.model.new_cache(self.args.cache_type.into());
-        let (mut seconds, mut before, mut after) = (Vec::new(), Counts::default(), Counts::default());
-        for _ in 0..=self.args.repetitions {
-            self.fill(&mut cache)?;
-            before = self.finished();
-            let start = Instant::now();
-            self.model.prefill(&[&ids], &mut cache, self.args.chunk)?;
-            after = self.finished();
-            seconds.push(start.elapsed().as_secs_f64());
-        }
-        let passes = n.div_ceil(self.args.chunk.max(1));
-        let steps = self.mean_steps(&ids);
-        let bytes = self.weight_bytes(steps) * passes as f64 / n as f64;
-        let counts = self.counts(before, after, 1);
-        Ok(self.measurement(format!("pp{n}"), (n, 0), &seconds[1..], bytes, steps, cache.bytes(), counts))
-    }
-
-    /// `n` greedy tokens, one at a time.
-    fn generation(&self, n: usize) -> Result<Measurement> {
-        let mut cache = self.model.new_cache(self.args.cache_type.into());
-        let (mut seconds, mut before, mut after) = (Vec::new(), Counts::default(), Counts::default());
-        let mut produced = Vec::new();
-        let mut sampler = Sampler::new(&SamplingConfig::greedy())?;
-        for _ in 0..=self.args.repetitions {
-            self.fill(&mut cache)?;
-            produced.clear();
-            let mut id = self.ids(1)[0];
-            before = self.finished();
-            let start = Instant::now();
-            for _ in 0..n {
-                let logits = self.model.decode(&[id], &mut cache)?;
-                id = sampler.choose(logits, &[])?;
-                produced.push(id);
-            }
-            after = self.finished();
-            seconds.push(start.elapsed().as_secs_f64());
-        }
-        let steps = self.mean_steps(&produced);
-        let counts = self.counts(before, after, n);
-        let bytes = self.weight_bytes(steps);
-        Ok(self.measurement(format!("tg{n}"), (0, n), &seconds[1..], bytes, steps, cache.bytes(), counts))
     }
 
     /// Launches and read-backs per pass.
@@ -350,7 +380,7 @@ impl<B: CompactBackend> Bench<'_, B> {
     }
 
     /// Empties the cache and puts in the tokens that a measurement starts from.
-    fn fill(&self, cache: &mut emberlm::model::cache::Cache<B>) -> Result<()> {
+    fn fill(&self, cache: &mut Cache<B>) -> Result<()> {
         cache.reset();
         if self.args.random_depth {
             cache.check_room(self.args.depth)?;
@@ -398,23 +428,25 @@ impl<B: CompactBackend> Bench<'_, B> {
         read.sum()
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn measurement(
-        &self,
-        test: String,
-        (n_prompt, n_gen): (usize, usize),
-        seconds: &[f64],
-        bytes_per_token: f64,
-        mean_steps: Option<f64>,
-        cache_bytes: usize,
-        counts: Option<[f64; 2]>,
-    ) -> Measurement {
-        let mut seconds = seconds.to_vec();
-        seconds.sort_by(f64::total_cmp);
+    fn measurement(&self, test: Test, runs: &Runs) -> Measurement {
+        let (name, n_prompt, n_gen) = match test {
+            Test::Prompt(n) => (format!("pp{n}"), n, 0),
+            Test::Generation(n) => (format!("tg{n}"), 0, n),
+        };
         let tokens = (n_prompt + n_gen) as f64;
+        let passes = match test {
+            Test::Prompt(n) => n.div_ceil(self.args.chunk.max(1)),
+            Test::Generation(n) => n,
+        };
+        let counted = if n_gen > 0 { passes } else { 1 };
+        let counts = self.counts(runs.before, runs.after, counted);
+        let mean_steps = self.mean_steps(&runs.ids);
+        let bytes_per_token = self.weight_bytes(mean_steps) * passes as f64 / tokens;
+        let mut seconds = runs.seconds[1..].to_vec();
+        seconds.sort_by(f64::total_cmp);
         let tokens_per_second = tokens / seconds[seconds.len() / 2];
         Measurement {
-            test,
+            test: name,
             n_prompt,
             n_gen,
             n_depth: self.args.depth,
@@ -424,7 +456,7 @@ impl<B: CompactBackend> Bench<'_, B> {
             bytes_per_token,
             gb_per_second: tokens_per_second * bytes_per_token / 1e9,
             mean_steps,
-            cache_bytes,
+            cache_bytes: runs.cache_bytes,
             launches: counts.map(|[launches, _]| launches),
             read_backs: counts.map(|[_, read_backs]| read_backs),
         }

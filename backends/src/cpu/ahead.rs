@@ -11,7 +11,7 @@ use std::sync::Arc;
 /// Streams in which kernels read the rows of a task: that many rows far apart are in flight.
 const STREAMS: usize = 4;
 /// What one thread fetches at most: it must still be in its cache when it is read.
-const MOST: usize = 256 << 10;
+const MOST: usize = 384 << 10;
 /// Bytes fetched between two looks at whether there is work.
 const AT_ONCE: usize = 1 << 10;
 const LINE: usize = 64;

@@ -150,10 +150,6 @@ impl<B: HostTensors> HeldLinear<B> {
         self.weight.n
     }
 
-    pub(super) fn has_bias(&self) -> bool {
-        self.bias.is_some()
-    }
-
     /// Calls `f` with the borrowed layer.
     pub(super) fn with<T>(&self, f: impl FnOnce(cpu::Layer<'_>) -> T) -> T {
         let bias = self.bias.as_ref().map(B::floats);

@@ -151,6 +151,10 @@ macro_rules! host_operations {
             operations::gated_delta_rule(rule, state)
         }
 
+        fn start_halting(m: usize, h: usize, _device: &Self::Device) -> HaltState<Self> {
+            operations::start_halting(m, h)
+        }
+
         fn halt_step(
             state: HaltState<Self>,
             step_state: Tensor<Self, 2>,

@@ -48,13 +48,13 @@ pub(super) fn packed_linears<B: HostTensors, const N: usize>(
     }
     let [m, _] = x.dims();
     let x = float_primitive(x);
-    let layers = layers.map(HeldLinear::new);
-    let mut outputs = layers.each_ref().map(|layer| vec![0.0; m * layer.outputs()]);
+    // Vectors, because arrays of things as large would be moved about.
+    let layers: Vec<HeldLinear<B>> = layers.into_iter().map(HeldLinear::new).collect();
+    let mut outputs: Vec<Vec<f32>> = layers.iter().map(|layer| vec![0.0; m * layer.outputs()]).collect();
     with_products(&layers, &mut outputs, Vec::with_capacity(N), &mut |products| {
         cpu::linears(&B::floats(&x), m, products);
     });
-    let mut widths = layers.iter().map(HeldLinear::outputs);
-    outputs.map(|y| float_tensor(y, [m, widths.next().unwrap_or_default()]))
+    std::array::from_fn(|i| float_tensor(std::mem::take(&mut outputs[i]), [m, layers[i].outputs()]))
 }
 
 /// Borrows one layer after the other, then calls `f` with all of them.
@@ -94,18 +94,19 @@ pub(super) fn swiglu_mlp<B: HostTensors>(
     if split::is_split(mlp) {
         return biased_swiglu_mlp(x, mlp, active);
     }
-    let layers = [&mlp.gate_proj, &mlp.up_proj, &mlp.down_proj].map(HeldLinear::new);
-    if layers.iter().any(HeldLinear::has_bias) {
+    if [&mlp.gate_proj, &mlp.up_proj, &mlp.down_proj].iter().any(|layer| layer.bias.is_some()) {
         return biased_swiglu_mlp(x, mlp, active);
     }
+    let gate = HeldWeight::new(&mlp.gate_proj.weight);
+    let up = HeldWeight::new(&mlp.up_proj.weight);
+    let down = HeldWeight::new(&mlp.down_proj.weight);
     let [m, h] = x.dims();
     let x = float_primitive(x);
     let active = active.map(Tensor::into_primitive);
-    let [gate, up, down] = &layers;
     gate.with(|gate| {
         up.with(|up| {
             down.with(|down| {
-                let mlp = cpu::Mlp { gate: gate.weight, up: up.weight, down: down.weight };
+                let mlp = cpu::Mlp { gate, up, down };
                 let mut y = vec![0.0; m * h];
                 cpu::swiglu_mlp(&B::floats(&x), m, &mlp, active.as_ref().map(B::flags).as_deref(), &mut y);
                 float_tensor(y, [m, h])
@@ -341,6 +342,16 @@ pub(super) fn gated_delta_rule<B: HostTensors>(
         float_tensor(o, [batch, seq, value_heads, value_dim]),
         float_tensor(state, [batch, value_heads, key_dim, value_dim]),
     )
+}
+
+pub(super) fn start_halting<B: HostTensors>(m: usize, h: usize) -> HaltState<B> {
+    HaltState {
+        active: bool_tensor(vec![true; m], [m]),
+        remaining: float_tensor(vec![1.0; m], [m]),
+        cumulative: float_tensor(vec![0.0; m], [m]),
+        steps: int_tensor(vec![0; m], [m]),
+        output: float_tensor(vec![0.0; m * h], [m, h]),
+    }
 }
 
 pub(super) fn halt_step<B: HostTensors>(

@@ -25,9 +25,15 @@ const NF4: [f32; 16] = [
     1.0,
 ];
 
-/// Whether this machine has the kernels; elsewhere the option changes nothing, which is tested too.
-fn has_int8() -> bool {
-    cpu::level() == Level::Avx512 && ["avx512vnni", "avx512vbmi"].iter().all(|name| cpu::features().contains(name))
+/// Whether a level has the kernels for so many rows of x; elsewhere the option changes nothing, which is tested too.
+fn rounds(level: Level, m: usize) -> bool {
+    let has = |name| cpu::features().contains(&name);
+    match level {
+        Level::Scalar => false,
+        Level::Neon => has("dotprod") && m <= 32,
+        Level::Avx2 => m <= 32,
+        Level::Avx512 => m <= 32 || (has("avx512vnni") && has("avx512vbmi")),
+    }
 }
 
 fn int8(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>) -> Vec<f32> {
@@ -136,9 +142,6 @@ const KINDS: [Kind; 7] = [
 
 #[test]
 fn linear_matches_a_loop_of_the_same_integers() {
-    if !has_int8() {
-        return;
-    }
     let mut rng = Rng(11);
     for kind in KINDS {
         for (i, k) in [64, 128, 192, 256, 320, 448, 512, 576, 1088].into_iter().enumerate() {
@@ -149,11 +152,22 @@ fn linear_matches_a_loop_of_the_same_integers() {
                 let x = rng.floats(m * k, 1.7);
                 let bias = (m % 2 == 1).then_some(&bias[..]);
                 let (want, size) = twin(&x, m, &stored.weight(), bias);
-                let got = int8(&x, m, &stored.weight(), bias);
-                for (j, ((got, want), size)) in got.iter().zip(&want).zip(&size).enumerate() {
-                    let name = format!("{kind:?} [{n}, {k}] x {m} [{j}]: {got}, expected {want} of terms {size}");
-                    // A lane adds a few f32 terms that may be larger than a block's sum.
-                    assert!((f64::from(*got) - want).abs() <= 1e-6 * size.max(want.abs()).max(0.5), "{name}");
+                for level in Level::available() {
+                    let got = cpu::with_level(level, || int8(&x, m, &stored.weight(), bias));
+                    if !rounds(level, m) {
+                        let mut exact = vec![f32::NAN; m * n];
+                        cpu::with_level(level, || cpu::linear(&x, m, &stored.weight(), bias, &mut exact));
+                        assert_eq!(got, exact, "{kind:?} [{n}, {k}] x {m} on {}", level.name());
+                        continue;
+                    }
+                    for (j, ((got, want), size)) in got.iter().zip(&want).zip(&size).enumerate() {
+                        // A lane adds a few f32 terms that may be larger than a block's sum.
+                        assert!(
+                            (f64::from(*got) - want).abs() <= 1e-6 * size.max(want.abs()).max(0.5),
+                            "{kind:?} [{n}, {k}] x {m} [{j}] on {}: {got}, expected {want} of terms {size}",
+                            level.name()
+                        );
+                    }
                 }
             }
         }
@@ -200,7 +214,7 @@ fn the_error_against_exact_products_is_small() {
         );
         assert!(relative.0 < 0.012 && relative.1 < 0.06, "{relative:?}");
         // Not exact by accident: the option was taken.
-        assert_eq!(relative.0 > 1e-4, has_int8());
+        assert_eq!(relative.0 > 1e-4, rounds(cpu::level(), m));
     }
 }
 
@@ -221,15 +235,13 @@ fn what_does_not_fit_stays_exact() {
 }
 
 #[test]
-fn a_lower_level_stays_exact() {
+fn portable_code_stays_exact() {
     let stored = Stored::new(&mut Rng(14), KINDS[0], 7, 128);
     let x = Rng(15).floats(128, 1.0);
-    for level in Level::available().into_iter().filter(|&level| level != Level::Avx512) {
-        let mut want = vec![0.0; 7];
-        plain::linear(&x, 1, &stored.weight(), None, &mut want);
-        let got = cpu::with_level(level, || int8(&x, 1, &stored.weight(), None));
-        close(level.name(), &got, &want, 1e-5);
-    }
+    let mut want = vec![0.0; 7];
+    plain::linear(&x, 1, &stored.weight(), None, &mut want);
+    let got = cpu::with_level(Level::Scalar, || int8(&x, 1, &stored.weight(), None));
+    close("scalar", &got, &want, 1e-5);
 }
 
 #[test]
@@ -242,10 +254,12 @@ fn a_value_that_is_not_finite_stays_in_its_row() {
             for bad in [f32::NAN, f32::INFINITY] {
                 let mut x = rng.floats(m * k, 1.0);
                 x[(m - 1) * k + 7] = bad;
-                let y = int8(&x, m, &stored.weight(), None);
-                let (clean, hit) = y.split_at((m - 1) * n);
-                assert!(clean.iter().all(|y| y.is_finite()), "{kind:?} x {m}");
-                assert!(hit.iter().all(|y| !y.is_finite()), "{kind:?} x {m}");
+                for level in Level::available() {
+                    let y = cpu::with_level(level, || int8(&x, m, &stored.weight(), None));
+                    let (clean, hit) = y.split_at((m - 1) * n);
+                    assert!(clean.iter().all(|y| y.is_finite()), "{kind:?} x {m} on {}", level.name());
+                    assert!(hit.iter().all(|y| !y.is_finite()), "{kind:?} x {m} on {}", level.name());
+                }
             }
         }
     }
@@ -256,8 +270,11 @@ fn zeros_give_the_bias() {
     for kind in KINDS {
         let stored = Stored::new(&mut Rng(17), kind, 3, 192);
         for m in [1, 20] {
-            let y = int8(&vec![0.0; m * 192], m, &stored.weight(), Some(&[1.0, 2.0, 3.0]));
-            assert!(y.chunks_exact(3).all(|y| y == [1.0, 2.0, 3.0]), "{kind:?} x {m}: {y:?}");
+            for level in Level::available() {
+                let run = || int8(&vec![0.0; m * 192], m, &stored.weight(), Some(&[1.0, 2.0, 3.0]));
+                let y = cpu::with_level(level, run);
+                assert!(y.chunks_exact(3).all(|y| y == [1.0, 2.0, 3.0]), "{kind:?} x {m} on {}: {y:?}", level.name());
+            }
         }
     }
 }
@@ -275,6 +292,6 @@ fn the_mlp_takes_the_precision_along() {
         y
     };
     let (exact, rounded) = (run(Precision::Exact), run(Precision::Int8Activations));
-    assert_eq!(exact != rounded, has_int8());
+    assert_eq!(exact != rounded, rounds(cpu::level(), 3));
     close("int8", &rounded, &exact, 0.05);
 }

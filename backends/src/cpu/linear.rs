@@ -101,20 +101,23 @@ pub(crate) fn compute(x: &[f32], m: usize, products: &mut [Product]) {
         return;
     }
     let level = level();
-    let rounded = precision() == Precision::Int8Activations && int8::available(level);
+    let rounded = match precision() {
+        Precision::Exact => None,
+        Precision::Int8Activations => int8::kernels(level, m),
+    };
     let mut columns = MAX_COLUMNS;
     let mut few = Vec::new();
     for product in products {
-        let rounded = rounded && int8::fits(&product.weight);
+        let rounded = rounded.filter(|_| int8::fits(&product.weight));
         if product.weight.n == 0 {
             continue;
         }
-        if rounded && m > int8::FEW {
+        if rounded == Some(int8::Kernels::Vnni) && m > int8::FEW {
             int8::gemm(x, m, product);
-        } else if !rounded && m > FEW {
+        } else if rounded.is_none() && m > FEW {
             gemm(level, x, m, &product.weight, product.bias, Output::new(product.y, product.weight.n));
         } else {
-            columns = if rounded { columns.min(int8::MAX_COLUMNS) } else { columns };
+            columns = if rounded.is_some() { columns.min(int8::MAX_COLUMNS) } else { columns };
             few.push((product, rounded));
         }
     }
@@ -137,10 +140,9 @@ pub(crate) fn compute(x: &[f32], m: usize, products: &mut [Product]) {
                 None => (product.bias, &mut product.y[first * n..(first + count) * n]),
             };
             let y = Output::new(y, n);
-            if *rounded {
-                int8::few(&x, w, bias, y, &mut region);
-            } else {
-                add(&x, w, bias, y, &mut region);
+            match *rounded {
+                Some(kernels) => int8::few(kernels, &x, w, bias, y, &mut region),
+                None => add(&x, w, bias, y, &mut region),
             }
         }
         region.run();
@@ -174,15 +176,14 @@ pub(crate) struct Rows<'a> {
     pub(crate) x: &'a [f32],
     pub(crate) m: usize,
     pub(crate) k: usize,
-    level: Level,
+    pub(crate) level: Level,
     permuted: Made<(usize, Order), PermutedX>,
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    pub(crate) rounded: Made<int8::Layout, int8::Columns>,
+    pub(crate) rounded: int8::Rounded,
 }
 
 impl<'a> Rows<'a> {
     fn new(x: &'a [f32], m: usize, k: usize, level: Level) -> Self {
-        Self { x, m, k, level, permuted: Made::default(), rounded: Made::default() }
+        Self { x, m, k, level, permuted: Made::default(), rounded: int8::Rounded::default() }
     }
 
     fn permuted(&self, bits: usize, order: Order) -> Arc<PermutedX> {

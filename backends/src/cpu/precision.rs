@@ -12,7 +12,9 @@ pub enum Precision {
     /// x rounded to 8 bits per 64 elements, and integer products.
     ///
     /// A code book is rounded to 8 bits too. It applies to code books, 8-, 4- and 2-bit rows whose inputs (and blocks) are
-    /// multiples of 64, on x86-64 with AVX-512 VNNI and VBMI (Ice Lake, Zen 4 and later); everything else stays exact. A non-finite x makes its results NaN.
+    /// multiples of 64: on x86-64 with AVX-512 VNNI and VBMI (Ice Lake, Zen 4 and later) always, on x86-64 with AVX2 and on
+    /// aarch64 with the dot product (Apple M1, Neoverse N1 and later) for up to 32 rows of x at a time. Everything else stays
+    /// exact. A non-finite x makes its results NaN.
     Int8Activations = 2,
 }
 

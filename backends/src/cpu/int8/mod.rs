@@ -4,15 +4,17 @@
 //! too large, because the instruction multiplies unsigned by signed; the sum of the bytes of x, known before the first
 //! weight is read, takes that back. The sums of a block are exact integers; blocks are added in f32.
 
+mod blocks;
 #[cfg(target_arch = "x86_64")]
 mod gemm;
 #[cfg(target_arch = "x86_64")]
 mod rows;
 
-use super::linear::Product;
+use super::linear::{self, Product, Rows};
+use super::region::Region;
+use super::simd::bytes;
 use super::threads::Output;
 use super::{Level, Matrix, Weight};
-#[cfg(target_arch = "x86_64")]
 use std::cell::Cell;
 
 /// Elements of x that share a scale.
@@ -22,15 +24,23 @@ pub(crate) const BLOCK: usize = 64;
 #[cfg(target_arch = "x86_64")]
 const OFFSET: i32 = 128;
 
-/// Whether products at `level` can use it on this machine.
-pub(crate) fn available(level: Level) -> bool {
+/// The kernels of a processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kernels {
+    /// AVX-512 with VNNI and VBMI: for any number of rows of x.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    Vnni,
+    /// AVX2, or NEON with the dot product: for a few rows. With many, f32 is as fast.
+    Blocks,
+}
+
+/// What products of `m` rows of x can use at `level` on this machine.
+pub(crate) fn kernels(level: Level, m: usize) -> Option<Kernels> {
     #[cfg(target_arch = "x86_64")]
-    return level == Level::Avx512 && is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi");
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = level;
-        false
+    if level == Level::Avx512 && is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi") {
+        return Some(Kernels::Vnni);
     }
+    (bytes::available(level) && m <= blocks::FEW).then_some(Kernels::Blocks)
 }
 
 /// Whether this matrix can take part.
@@ -44,30 +54,48 @@ pub(crate) fn fits(w: &Weight) -> bool {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use rows::{Columns, FEW, Layout, MAX_COLUMNS, few};
+pub(crate) use rows::FEW;
 
-/// A product with many rows of x, of a matrix that fits at a level where this is available.
+/// The most columns of x in one pass.
+pub(crate) const MAX_COLUMNS: usize = 4;
+
+/// x as the kernels of a region want it.
+#[derive(Default)]
+pub(crate) struct Rounded {
+    blocks: linear::Made<blocks::Layout, blocks::Columns>,
+    #[cfg(target_arch = "x86_64")]
+    groups: linear::Made<rows::Layout, rows::Columns>,
+}
+
+/// Adds a product with at most [`MAX_COLUMNS`] rows of x, of a matrix that fits. Rows go where they are stored.
+pub(crate) fn few<'a>(
+    kernels: Kernels,
+    rows: &Rows<'a>,
+    w: Weight<'a>,
+    bias: Option<&'a [f32]>,
+    y: Output<'a>,
+    region: &mut Region<'a>,
+) {
+    match kernels {
+        #[cfg(target_arch = "x86_64")]
+        Kernels::Vnni => rows::few(rows, w, bias, y, region),
+        _ => blocks::few(rows, w, bias, y, region),
+    }
+}
+
+/// A product with more than [`FEW`] rows of x, of a matrix that fits, for [`Kernels::Vnni`].
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn gemm(x: &[f32], m: usize, product: &mut Product) {
     gemm::gemm(x, m, &product.weight, product.bias, Output::new(product.y, product.weight.n));
 }
 
-/// There are no kernels for this architecture: nothing is [`available`].
+/// The other processors never have that many.
 #[cfg(not(target_arch = "x86_64"))]
-mod none {
-    use super::*;
-    use crate::cpu::linear::Rows;
-    use crate::cpu::region::Region;
-    pub(crate) const FEW: usize = 0;
-    pub(crate) const MAX_COLUMNS: usize = 1;
-    pub(crate) struct Columns;
-    #[derive(Clone, Copy, PartialEq)]
-    pub(crate) struct Layout;
-    pub(crate) fn few<'a>(_: &Rows<'a>, _: Weight<'a>, _: Option<&'a [f32]>, _: Output<'a>, _: &mut Region<'a>) {}
-    pub(crate) fn gemm(_: &[f32], _: usize, _: &mut Product) {}
+pub(crate) const FEW: usize = usize::MAX;
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn gemm(_: &[f32], _: usize, _: &mut Product) {
+    unreachable!("no more than `FEW` rows")
 }
-#[cfg(not(target_arch = "x86_64"))]
-pub(crate) use none::*;
 
 /// Rounds [`BLOCK`] elements to `scale * q`; the scale is NaN where one of them is not finite.
 ///
@@ -106,7 +134,6 @@ fn quantize(x: &[f32], q: &mut [i8; BLOCK]) -> f32 {
 /// A code book in bytes: `value ≈ scale * byte`, with the scale whose rounding errors are least.
 ///
 /// All layers of a model have the same, so the last one is kept.
-#[cfg(target_arch = "x86_64")]
 fn code_book(values: &[f32; 16]) -> ([i8; 16], f32) {
     type Made = ([f32; 16], ([i8; 16], f32));
     thread_local! {
@@ -122,7 +149,6 @@ fn code_book(values: &[f32; 16]) -> ([i8; 16], f32) {
 }
 
 /// [`code_book`], computed.
-#[cfg(target_arch = "x86_64")]
 fn fitted(values: &[f32; 16]) -> ([i8; 16], f32) {
     let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
     if largest < 1e-30 {

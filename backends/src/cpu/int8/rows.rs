@@ -9,8 +9,6 @@ use super::{BLOCK, OFFSET, code_book, quantize};
 use std::arch::x86_64::*;
 use std::sync::Arc;
 
-/// The most columns of x in one pass.
-pub(crate) const MAX_COLUMNS: usize = 4;
 /// Rows of x up to which passes are faster than tiles.
 pub(crate) const FEW: usize = 12;
 /// Rows in flight.
@@ -98,7 +96,7 @@ impl Columns {
 /// Adds a product with at most [`MAX_COLUMNS`] rows of x. Rows go where they are stored.
 pub(crate) fn few<'a>(rows: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, region: &mut Region<'a>) {
     let &Rows { x, m, k, .. } = rows;
-    let ordered = |layout| rows.rounded.get(layout, || Columns::new(x, m, k, layout));
+    let ordered = |layout| rows.rounded.groups.get(layout, || Columns::new(x, m, k, layout));
     match w.data {
         Matrix::CodeBook4(data) => {
             let (book, factor) = code_book(data.code_book);

@@ -1,0 +1,273 @@
+//! A few rows of x on AVX2 and NEON: 64 codes at a time become signed bytes and are multiplied.
+
+use super::super::Level;
+use super::super::linear::Rows;
+use super::super::packed::{AHEAD, block_scales};
+use super::super::region::Region;
+use super::super::simd::bytes::{self, ByteKernel, Bytes};
+use super::super::threads::Output;
+use super::super::weight::{CodeBook4, Matrix, Weight};
+use super::{BLOCK, MAX_COLUMNS, code_book};
+use std::sync::Arc;
+
+/// Rows of x up to which this is faster than tiles in f32.
+pub(crate) const FEW: usize = 32;
+
+/// Where the codes of a block lie in its bytes, hence the order of x.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Layout {
+    /// One byte each.
+    Bytes,
+    /// Two in a byte, the even element in the high (or the low) nibble.
+    Nibbles { high_first: bool },
+    /// Four in a byte, from the lowest bits on.
+    Pairs,
+}
+
+impl Layout {
+    /// The element whose code [`Bytes`] puts at `place`.
+    fn element(self, place: usize) -> usize {
+        match self {
+            Layout::Bytes => place,
+            Layout::Nibbles { high_first } => place % 32 * 2 + usize::from((place < 32) != high_first),
+            Layout::Pairs => place % 16 * 4 + place / 16,
+        }
+    }
+}
+
+/// x in bytes, in the order of the codes.
+pub(crate) struct Columns {
+    /// `[block][column][place]`.
+    codes: Vec<i8>,
+    /// `[block][column]`.
+    scales: Vec<f32>,
+    columns: usize,
+}
+
+/// Makes [`Columns`] of `m` rows of `k`.
+struct Arrange<'a> {
+    x: &'a [f32],
+    m: usize,
+    k: usize,
+    layout: Layout,
+}
+
+impl ByteKernel for Arrange<'_> {
+    type Output = Columns;
+    #[inline(always)]
+    unsafe fn call<S: Bytes>(self) -> Columns {
+        let Self { x, m, k, layout } = self;
+        let columns = m.next_power_of_two();
+        let mut codes = vec![0i8; k * columns];
+        let mut scales = vec![0.0; k / BLOCK * columns];
+        let elements: [usize; BLOCK] = std::array::from_fn(|place| layout.element(place));
+        for (column, x) in x.chunks_exact(k).enumerate().take(m) {
+            for (block, x) in x.chunks_exact(BLOCK).enumerate() {
+                let at = block * columns + column;
+                let mut q = [0i8; BLOCK];
+                scales[at] = quantize(x, &mut q);
+                for (to, element) in codes[at * BLOCK..(at + 1) * BLOCK].iter_mut().zip(elements) {
+                    *to = q[element];
+                }
+            }
+        }
+        Columns { codes, scales, columns }
+    }
+}
+
+/// Rounds a block to `scale * q`; the scale is NaN where an element is not finite.
+#[inline(always)]
+fn quantize(x: &[f32], q: &mut [i8; BLOCK]) -> f32 {
+    let mut largest = [0.0f32; 8];
+    let mut finite = [true; 8];
+    for x in x.chunks_exact(8) {
+        for i in 0..8 {
+            let size = x[i].abs();
+            finite[i] &= size <= f32::MAX;
+            largest[i] = if size > largest[i] { size } else { largest[i] };
+        }
+    }
+    let largest = largest.iter().fold(0.0f32, |a, &b| a.max(b));
+    // Below this the reciprocal is not finite; such a block is 0.
+    let inverse = if largest > 1e-30 { 127.0 / largest } else { 0.0 };
+    for (q, x) in q.iter_mut().zip(x) {
+        *q = (x * inverse).round_ties_even() as i8;
+    }
+    if finite == [true; 8] { largest / 127.0 } else { f32::NAN }
+}
+
+/// Adds a product with at most [`MAX_COLUMNS`] rows of x. Rows go where they are stored.
+pub(crate) fn few<'a>(rows: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, region: &mut Region<'a>) {
+    let &Rows { x, m, k, level, .. } = rows;
+    let ordered = |layout| rows.rounded.blocks.get(layout, || bytes::launch(level, Arrange { x, m, k, layout }));
+    match w.data {
+        Matrix::CodeBook4(data) => {
+            let (table, factor) = code_book(data.code_book);
+            let layout = Layout::Nibbles { high_first: true };
+            let (x, scales) = (ordered(layout), Scales::Blocks(data, factor));
+            Pass { codes: data.codes, stride: k / 2, layout, table, scales, x, m, k, column: 0, bias, y }
+                .split(w.n, level, region);
+        }
+        Matrix::Rows(data) => {
+            let wide = data.wide_rows;
+            if wide > 0 {
+                let (layout, scales) = (Layout::Bytes, Scales::Rows(data.scales));
+                let (x, table) = (ordered(layout), [0; 16]);
+                Pass { codes: data.wide, stride: k, layout, table, scales, x, m, k, column: 0, bias, y }
+                    .split(wide, level, region);
+            }
+            if wide < w.n {
+                let (layout, offset) = match data.narrow_bits {
+                    2 => (Layout::Pairs, 1),
+                    _ => (Layout::Nibbles { high_first: false }, 7),
+                };
+                let scales = Scales::Rows(&data.scales[wide..]);
+                let (x, table) = (ordered(layout), std::array::from_fn(|code| code as i8 - offset));
+                let (codes, stride) = (data.narrow, data.narrow_stride);
+                Pass { codes, stride, layout, table, scales, x, m, k, column: wide, bias, y }.split(
+                    w.n - wide,
+                    level,
+                    region,
+                );
+            }
+        }
+        _ => unreachable!("`fits` lets no other storage through"),
+    }
+}
+
+enum Scales<'a> {
+    Rows(&'a [f32]),
+    /// Of blocks, and the scale of the code book.
+    Blocks(CodeBook4<'a>, f32),
+}
+
+/// A matrix times [`Columns`].
+struct Pass<'a> {
+    codes: &'a [u8],
+    stride: usize,
+    layout: Layout,
+    table: [i8; 16],
+    scales: Scales<'a>,
+    x: Arc<Columns>,
+    m: usize,
+    k: usize,
+    /// Column of the output that row 0 goes to.
+    column: usize,
+    bias: Option<&'a [f32]>,
+    y: Output<'a>,
+}
+
+impl<'a> Pass<'a> {
+    fn split(self, n: usize, level: Level, region: &mut Region<'a>) {
+        region.add(self.codes.as_ptr(), (n, self.stride), self.m * self.k, move |first, last| {
+            bytes::launch(level, Range { pass: &self, first, last });
+        });
+    }
+}
+
+/// Rows `first..last` of a pass.
+struct Range<'a> {
+    pass: &'a Pass<'a>,
+    first: usize,
+    last: usize,
+}
+
+impl ByteKernel for Range<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn call<S: Bytes>(self) {
+        // SAFETY: `S` is enabled. Fewer rows in flight where columns take the registers.
+        unsafe {
+            match self.pass.x.columns {
+                1 => self.rows::<S, 4, 1>(),
+                2 => self.rows::<S, 2, 2>(),
+                _ => self.rows::<S, 1, MAX_COLUMNS>(),
+            }
+        }
+    }
+}
+
+impl Range<'_> {
+    /// `R` rows in flight, times `M` columns.
+    ///
+    /// # Safety
+    /// `S` is enabled, x has `M` columns, the rows exist, and no other task writes their outputs.
+    #[inline(always)]
+    unsafe fn rows<S: Bytes, const R: usize, const M: usize>(self) {
+        let Self { pass, first, last } = self;
+        let blocks = pass.k / BLOCK;
+        let mut scales = vec![1.0; R * blocks];
+        // `R` streams far apart, each read in order: that is what hardware prefetchers follow.
+        let apart = (last - first) / R;
+        // The rest one at a time: `R` times the same row, to spare a kernel of its own.
+        let rest = first + apart * R;
+        for row in (first..first + apart).chain(rest..last) {
+            let apart = if row < rest { apart } else { 0 };
+            if let Scales::Blocks(w, _) = &pass.scales {
+                for (r, scales) in scales.chunks_exact_mut(blocks).enumerate() {
+                    block_scales(w, (row + r * apart) * pass.k, scales);
+                }
+            }
+            // SAFETY: the rows lie before `last`, so that all of their blocks exist; x has `M` columns of as many.
+            unsafe {
+                match pass.layout {
+                    Layout::Bytes => pass.product::<S, R, M, 8>(row, apart, &scales),
+                    Layout::Nibbles { .. } => pass.product::<S, R, M, 4>(row, apart, &scales),
+                    Layout::Pairs => pass.product::<S, R, M, 2>(row, apart, &scales),
+                }
+            }
+        }
+    }
+}
+
+impl Pass<'_> {
+    /// Rows `row`, `row + apart`, ... of codes of `BITS` bits, times `M` columns.
+    ///
+    /// # Safety
+    /// `S` is enabled, the rows exist, and x has `M` columns.
+    #[inline(always)]
+    unsafe fn product<S: Bytes, const R: usize, const M: usize, const BITS: usize>(
+        &self,
+        row: usize,
+        apart: usize,
+        scales: &[f32],
+    ) {
+        let blocks = self.k / BLOCK;
+        // SAFETY: the caller's promise, and every row has `blocks` blocks.
+        unsafe {
+            let table = S::table(&self.table);
+            let codes: [*const u8; R] =
+                std::array::from_fn(|r| self.codes.as_ptr().add((row + r * apart) * self.stride));
+            let mut total = [[S::splat(0.0); M]; R];
+            for b in 0..blocks {
+                let x = self.x.codes.as_ptr().add(b * M * BLOCK);
+                let x_scales = &self.x.scales[b * M..(b + 1) * M];
+                for r in 0..R {
+                    let at = codes[r].add(b * (BLOCK * BITS / 8));
+                    S::prefetch(at.wrapping_add(AHEAD));
+                    let w = match BITS {
+                        8 => S::bytes(at),
+                        4 => S::nibbles(at, table),
+                        _ => S::pairs(at, table),
+                    };
+                    let scale = scales[r * blocks + b];
+                    for m in 0..M {
+                        let sum = S::dot(w, x.add(m * BLOCK));
+                        total[r][m] = S::fma(sum, S::splat(scale * x_scales[m]), total[r][m]);
+                    }
+                }
+            }
+            for (r, total) in total.iter().enumerate() {
+                let j = row + r * apart;
+                let scale = match &self.scales {
+                    Scales::Rows(scales) => scales[j],
+                    Scales::Blocks(_, factor) => *factor,
+                };
+                let bias = self.bias.map_or(0.0, |bias| bias[self.column + j]);
+                for (m, total) in total.iter().enumerate().take(self.m) {
+                    self.y.set(m, self.column + j, S::sum(*total) * scale + bias);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Products of signed bytes, 64 at a time, where AVX-512 has no VNNI and VBMI.
+
+use super::{Level, Simd};
+
+/// What an instruction set does with 64 signed bytes.
+///
+/// # Safety
+/// As for [`Simd`].
+pub(crate) trait Bytes: Simd {
+    /// 64 signed bytes.
+    type Bytes: Copy;
+    /// A table of 16 signed bytes.
+    type Table: Copy;
+
+    unsafe fn table(values: &[i8; 16]) -> Self::Table;
+    /// 64 bytes as they lie.
+    unsafe fn bytes(from: *const u8) -> Self::Bytes;
+    /// The values of the high nibbles of 32 bytes, then those of the low ones.
+    unsafe fn nibbles(from: *const u8, table: Self::Table) -> Self::Bytes;
+    /// The values of the lowest pairs of bits of 16 bytes, then those of the next higher, to the highest.
+    unsafe fn pairs(from: *const u8, table: Self::Table) -> Self::Bytes;
+    /// Whole numbers that add up to the product with the 64 bytes at `x`, which are above -128.
+    unsafe fn dot(w: Self::Bytes, x: *const i8) -> Self::V;
+}
+
+/// A computation on bytes that is compiled once per instruction set.
+pub(crate) trait ByteKernel {
+    /// Its result.
+    type Output;
+    /// Runs on the instruction set `S`; must be `#[inline(always)]`.
+    ///
+    /// # Safety
+    /// Only [`launch`] calls it, where `S` is enabled.
+    unsafe fn call<S: Bytes>(self) -> Self::Output;
+}
+
+/// Whether [`launch`] can run kernels at `level` on this machine.
+pub(crate) fn available(level: Level) -> bool {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 | Level::Avx512 => true,
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => std::arch::is_aarch64_feature_detected!("dotprod"),
+        _ => false,
+    }
+}
+
+/// Runs `kernel` on `level`.
+///
+/// # Panics
+/// If it is not [`available`].
+#[inline]
+pub(crate) fn launch<K: ByteKernel>(level: Level, kernel: K) -> K::Output {
+    assert!(available(level), "no byte products on {}", level.name());
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a level is only handed out when the machine has its features, and AVX-512 includes AVX2.
+    return unsafe { on_avx2(kernel) };
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above, and the dot product was found.
+    return unsafe { on_neon(kernel) };
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        let _ = kernel;
+        unreachable!("available on no other processor")
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn on_avx2<K: ByteKernel>(kernel: K) -> K::Output {
+    // SAFETY: the features of `Avx2` are enabled here.
+    unsafe { kernel.call::<super::avx2::Avx2>() }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn on_neon<K: ByteKernel>(kernel: K) -> K::Output {
+    // SAFETY: the features of `Neon` and the dot product are enabled here.
+    unsafe { kernel.call::<super::neon::Neon>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::super::avx2::Avx2;
+    use super::Bytes;
+    use std::arch::x86_64::*;
+
+    // SAFETY (every block): called only where AVX2 is enabled, with pointers valid for the bytes read, as the trait demands.
+    #[allow(clippy::undocumented_unsafe_blocks)]
+    impl Bytes for Avx2 {
+        type Bytes = [__m256i; 2];
+        type Table = __m256i;
+
+        #[inline(always)]
+        unsafe fn table(values: &[i8; 16]) -> __m256i {
+            unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(values.as_ptr().cast())) }
+        }
+        #[inline(always)]
+        unsafe fn bytes(from: *const u8) -> [__m256i; 2] {
+            unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())] }
+        }
+        #[inline(always)]
+        unsafe fn nibbles(from: *const u8, table: __m256i) -> [__m256i; 2] {
+            unsafe {
+                let bytes = _mm256_loadu_si256(from.cast());
+                let low = _mm256_set1_epi8(15);
+                let codes = [_mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low), _mm256_and_si256(bytes, low)];
+                [_mm256_shuffle_epi8(table, codes[0]), _mm256_shuffle_epi8(table, codes[1])]
+            }
+        }
+        #[inline(always)]
+        unsafe fn pairs(from: *const u8, table: __m256i) -> [__m256i; 2] {
+            unsafe {
+                let bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast()));
+                let pair = _mm256_set1_epi8(3);
+                let first = _mm256_srlv_epi32(bytes, _mm256_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2));
+                let second = _mm256_srlv_epi32(bytes, _mm256_setr_epi32(4, 4, 4, 4, 6, 6, 6, 6));
+                let codes = [_mm256_and_si256(first, pair), _mm256_and_si256(second, pair)];
+                [_mm256_shuffle_epi8(table, codes[0]), _mm256_shuffle_epi8(table, codes[1])]
+            }
+        }
+        #[inline(always)]
+        unsafe fn dot(w: [__m256i; 2], x: *const i8) -> __m256 {
+            unsafe {
+                let mut sums = _mm256_setzero_si256();
+                for i in 0..2 {
+                    // One factor must have no sign: the other takes it over. Two products of 128 * 127 still fit 16 bits.
+                    let x = _mm256_sign_epi8(_mm256_loadu_si256(x.add(32 * i).cast()), w[i]);
+                    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), x);
+                    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+                }
+                _mm256_cvtepi32_ps(sums)
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use super::super::neon::Neon;
+    use super::Bytes;
+    use std::arch::aarch64::*;
+
+    // SAFETY (every block): called only where NEON and its dot product are enabled, with pointers valid for the bytes read, as
+    // the trait demands.
+    #[allow(clippy::undocumented_unsafe_blocks)]
+    impl Bytes for Neon {
+        type Bytes = [int8x16_t; 4];
+        type Table = int8x16_t;
+
+        #[inline(always)]
+        unsafe fn table(values: &[i8; 16]) -> int8x16_t {
+            unsafe { vld1q_s8(values.as_ptr()) }
+        }
+        #[inline(always)]
+        unsafe fn bytes(from: *const u8) -> [int8x16_t; 4] {
+            unsafe {
+                [
+                    vld1q_s8(from.cast()),
+                    vld1q_s8(from.add(16).cast()),
+                    vld1q_s8(from.add(32).cast()),
+                    vld1q_s8(from.add(48).cast()),
+                ]
+            }
+        }
+        #[inline(always)]
+        unsafe fn nibbles(from: *const u8, table: int8x16_t) -> [int8x16_t; 4] {
+            unsafe {
+                let (a, b) = (vld1q_u8(from), vld1q_u8(from.add(16)));
+                let low = vdupq_n_u8(15);
+                [
+                    vqtbl1q_s8(table, vshrq_n_u8::<4>(a)),
+                    vqtbl1q_s8(table, vshrq_n_u8::<4>(b)),
+                    vqtbl1q_s8(table, vandq_u8(a, low)),
+                    vqtbl1q_s8(table, vandq_u8(b, low)),
+                ]
+            }
+        }
+        #[inline(always)]
+        unsafe fn pairs(from: *const u8, table: int8x16_t) -> [int8x16_t; 4] {
+            unsafe {
+                let (bytes, pair) = (vld1q_u8(from), vdupq_n_u8(3));
+                [
+                    vqtbl1q_s8(table, vandq_u8(bytes, pair)),
+                    vqtbl1q_s8(table, vandq_u8(vshrq_n_u8::<2>(bytes), pair)),
+                    vqtbl1q_s8(table, vandq_u8(vshrq_n_u8::<4>(bytes), pair)),
+                    vqtbl1q_s8(table, vshrq_n_u8::<6>(bytes)),
+                ]
+            }
+        }
+        #[inline(always)]
+        unsafe fn dot(w: [int8x16_t; 4], x: *const i8) -> float32x4_t {
+            unsafe {
+                let mut sums = vdupq_n_s32(0);
+                for i in 0..4 {
+                    let x = vld1q_s8(x.add(16 * i));
+                    // Its intrinsic is not stable.
+                    std::arch::asm!(
+                        "sdot {sums:v}.4s, {w:v}.16b, {x:v}.16b",
+                        sums = inout(vreg) sums,
+                        w = in(vreg) w[i],
+                        x = in(vreg) x,
+                        options(pure, nomem, nostack, preserves_flags)
+                    );
+                }
+                vcvtq_f32_s32(sums)
+            }
+        }
+    }
+}

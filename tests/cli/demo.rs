@@ -57,3 +57,18 @@ fn every_command_takes_it() {
     let depth = report(["depth", "-p", "Once upon a time", "--json"]);
     assert_eq!((&depth["model"], &depth["num_steps"]), (&json!("demo"), &json!(4)));
 }
+
+#[test]
+fn forced_depths_are_measured_each() {
+    let bench = report(["bench", "-p", "8", "-n", "4", "-r", "2", "-t", "1", "--force-steps", "3,1", "--json"]);
+    let results = bench["results"].as_array().expect("a list");
+    let told: Vec<_> = results.iter().map(|result| (&result["test"], result["mean_steps"].as_f64())).collect();
+    let (prompt, generation) = (&json!("pp8"), &json!("tg4"));
+    assert_eq!(
+        told,
+        [(prompt, Some(3.0)), (generation, Some(3.0)), (prompt, Some(1.0)), (generation, Some(1.0))],
+        "by depth, in the order given"
+    );
+    let bytes = |i: usize| results[i]["bytes_per_token"].as_f64().expect("a number");
+    assert!(bytes(1) > bytes(3), "{bench}");
+}

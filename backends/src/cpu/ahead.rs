@@ -53,13 +53,17 @@ impl Fetch {
 
     /// Fetches a little more; false when there is nothing left.
     pub(crate) fn more(&mut self) -> bool {
+        self.lines(prefetch)
+    }
+
+    fn lines(&mut self, mut fetch: impl FnMut(usize)) -> bool {
         let Some(Ahead { start, apart, len }) = self.ahead.filter(|ahead| self.done < ahead.len) else {
             return false;
         };
         let end = (self.done + AT_ONCE / STREAMS).min(len);
         for at in (self.done..end).step_by(LINE) {
             for stream in 0..STREAMS {
-                prefetch(start.wrapping_add(stream * apart + at));
+                fetch(start.wrapping_add(stream * apart + at));
             }
         }
         self.done = end;
@@ -143,17 +147,22 @@ mod tests {
     fn every_line_of_every_stream_is_fetched_once() {
         let mut fetch = Fetch::default();
         assert!(!fetch.more());
-        // Nothing is at these addresses.
+        // 1000 rows each for four streams, and three left over.
         let ahead = Ahead::new(64, 4 * 1000 + 3, 64);
         fetch.turn_to(Some(ahead));
-        let mut times = 0;
-        while fetch.more() {
-            times += 1;
-        }
-        assert_eq!(times, 4 * 1000 * 64 / AT_ONCE);
+        let mut lines = Vec::new();
+        while fetch.lines(|line| lines.push(line)) {}
+        lines.sort_unstable();
+        assert_eq!(lines, (1..=4000).map(|line| 64 * line).collect::<Vec<_>>());
         fetch.turn_to(Some(ahead));
         assert!(!fetch.more(), "once is enough");
         fetch.turn_to(Some(Ahead::new(64, 3, 64)));
         assert!(!fetch.more(), "too few rows");
+        let long = Ahead::new(0, 4 * 3, 2 * MOST);
+        fetch.turn_to(Some(long));
+        let mut lines = Vec::new();
+        while fetch.lines(|line| lines.push(line)) {}
+        assert_eq!(lines.len(), MOST / LINE, "no more than stays in a cache");
+        assert!(lines.iter().all(|line| line % (6 * MOST) < MOST / STREAMS), "the start of each stream");
     }
 }

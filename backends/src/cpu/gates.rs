@@ -1,37 +1,15 @@
 //! Gates: small elementwise functions of what a layer projects.
 
+use super::elementwise::zip;
 use super::level;
-use super::simd::{Kernel, Simd, launch, math};
-use super::threads::for_each_chunk;
+use super::simd::math;
 
 /// `x *= sigmoid(gate)`.
 ///
 /// # Panics
 /// If the lengths differ.
 pub fn sigmoid_gate(x: &mut [f32], gate: &[f32]) {
-    const CHUNK: usize = 4096;
-    assert!(x.len() == gate.len(), "x has {} elements, gate {}", x.len(), gate.len());
-    let level = level();
-    let whole = x.len() / CHUNK * CHUNK;
-    let (chunks, rest) = x.split_at_mut(whole);
-    for_each_chunk(chunks, CHUNK, CHUNK, |i, x| {
-        launch(level, SigmoidGate { x, gate: &gate[i * CHUNK..(i + 1) * CHUNK] });
-    });
-    launch(level, SigmoidGate { x: rest, gate: &gate[whole..] });
-}
-
-struct SigmoidGate<'a> {
-    x: &'a mut [f32],
-    gate: &'a [f32],
-}
-
-impl Kernel for SigmoidGate<'_> {
-    type Output = ();
-    #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
-        // SAFETY: `S` is enabled.
-        unsafe { math::zip::<S, _>(self.x, self.gate, math::MulSigmoid) }
-    }
+    zip(level(), x, gate, math::MulSigmoid);
 }
 
 /// The gates of the delta rule, in place: `dt` becomes `-e^a_log softplus(dt + dt_bias)` and `b` becomes `sigmoid(b)`.

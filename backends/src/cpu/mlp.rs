@@ -1,8 +1,9 @@
 //! The SwiGLU feed-forward block, with rows that may be skipped.
 
+use super::elementwise::zip;
 use super::linear::{Product, compute, product};
-use super::simd::{Kernel, Simd, launch, math};
-use super::threads::{for_each_chunk, with_scratch};
+use super::simd::math;
+use super::threads::with_scratch;
 use super::{Weight, level, run};
 
 /// The three matrices of a SwiGLU block: `gate` and `up` `[inner, hidden]`, `down` `[hidden, inner]`.
@@ -64,33 +65,10 @@ fn block(x: &[f32], m: usize, mlp: &Mlp, y: &mut [f32]) {
                 let (gate, up) = scratch.split_at_mut(m * inner);
                 let to_gate = Product { weight: mlp.gate, bias: None, y: gate };
                 compute(x, m, &mut [to_gate, Product { weight: mlp.up, bias: None, y: up }]);
-                const CHUNK: usize = 4096;
-                let whole = gate.len() / CHUNK * CHUNK;
-                let (chunks, rest) = gate.split_at_mut(whole);
-                for_each_chunk(chunks, CHUNK, CHUNK / 2, |i, gate| {
-                    launch(level, SiluMul { gate, up: &up[i * CHUNK..(i + 1) * CHUNK] });
-                });
-                launch(level, SiluMul { gate: rest, up: &up[whole..] });
+                zip(level, gate, up, math::SiluMul);
                 product(gate, m, &mlp.down, None, y);
             });
         };
         super::with_level(level, || super::with_precision(precision, block));
     });
-}
-
-/// `gate = silu(gate) * up`.
-struct SiluMul<'a> {
-    gate: &'a mut [f32],
-    up: &'a [f32],
-}
-
-impl Kernel for SiluMul<'_> {
-    type Output = ();
-    #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
-        // SAFETY: `S` is enabled.
-        unsafe {
-            math::zip::<S, _>(self.gate, self.up, math::SiluMul);
-        }
-    }
 }

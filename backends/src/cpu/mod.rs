@@ -16,6 +16,7 @@ mod conv;
 mod delta;
 mod dense;
 mod dequantize;
+mod elementwise;
 mod gates;
 mod gemm;
 mod int8;

@@ -1,5 +1,6 @@
 //! RMS norms, in f32.
 
+use super::elementwise::zip;
 use super::level;
 use super::simd::{Kernel, Simd, launch, math};
 use super::threads::for_each_chunk;
@@ -41,11 +42,7 @@ pub fn add_rms_norm(
 ) {
     check(x, m, weight, normed);
     assert!(y.len() == x.len(), "y has {} elements, x {}", y.len(), x.len());
-    if x.is_empty() {
-        return;
-    }
-    let (level, d) = (level(), weight.len());
-    for_each_chunk(x, d, 2 * d, |i, x| launch(level, Add { x, y: &y[i * d..(i + 1) * d] }));
+    zip(level(), x, y, math::Add);
     rms_norm(x, m, weight, eps, unit_offset, normed);
 }
 
@@ -73,21 +70,6 @@ fn check(x: &[f32], m: usize, weight: &[f32], y: &[f32]) {
     let d = weight.len();
     assert!(x.len() == m * d, "x has {} elements, not [{m}, {d}]", x.len());
     assert!(y.len() == x.len(), "y has {} elements, x {}", y.len(), x.len());
-}
-
-/// One row of a sum.
-struct Add<'a> {
-    x: &'a mut [f32],
-    y: &'a [f32],
-}
-
-impl Kernel for Add<'_> {
-    type Output = ();
-    #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
-        // SAFETY: `S` is enabled.
-        unsafe { math::zip::<S, _>(self.x, self.y, math::Add) }
-    }
 }
 
 /// One row of a norm.

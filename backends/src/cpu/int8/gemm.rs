@@ -55,7 +55,7 @@ impl Panel {
 pub(super) fn gemm(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: Output) {
     let mut panels: Vec<Panel> = (0..m.div_ceil(PANEL)).map(|_| Panel::default()).collect();
     for_each_chunk(&mut panels, 1, PANEL * w.k, |p, panel| {
-        // SAFETY: `available` has found the features.
+        // SAFETY: `kernels` has found the features.
         panel[0] = unsafe { Panel::new(&x[p * PANEL * w.k..m.min((p + 1) * PANEL) * w.k], w.k) };
     });
     let book = match &w.data {
@@ -71,7 +71,7 @@ pub(super) fn gemm(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: Out
     parallel(w.n.div_ceil(width), |task| {
         let first = task * width;
         let task = Task { panels: &panels, m, w, book, bias, first, last: w.n.min(first + width), y };
-        // SAFETY: `available` has found AVX-512 VNNI, the matrix was checked, and tasks have different columns of y.
+        // SAFETY: `kernels` has found AVX-512 VNNI, the matrix was checked, and tasks have different columns of y.
         unsafe { task.run() };
     });
 }

@@ -1,8 +1,8 @@
 //! Products in which x is rounded to 8 bits.
 //!
-//! Every 64 elements of x become signed bytes and a scale. Weights become unsigned bytes, 128 (or the offset of the storage)
-//! too large, because the instruction multiplies unsigned by signed; the sum of the bytes of x, known before the first
-//! weight is read, takes that back. The sums of a block are exact integers; blocks are added in f32.
+//! Every 64 elements of x become signed bytes and a scale. For VNNI weights become unsigned bytes, 128 (or the offset of the
+//! storage) too large, because the instruction multiplies unsigned by signed; the sum of the bytes of x, known before the first
+//! weight is read, takes that back. Elsewhere (`blocks`) they stay signed. The sums of a block are exact integers; blocks are added in f32.
 
 mod blocks;
 #[cfg(target_arch = "x86_64")]

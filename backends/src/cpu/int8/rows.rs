@@ -37,7 +37,7 @@ pub(crate) struct Layout {
 impl Columns {
     fn new(x: &[f32], m: usize, k: usize, layout: Layout) -> Columns {
         let Layout { bits, flip, offset } = layout;
-        // SAFETY: `available` has found the features.
+        // SAFETY: `kernels` has found the features.
         unsafe {
             match bits {
                 8 => Columns::order::<1>(x, m, k, flip, offset),
@@ -210,7 +210,7 @@ struct Pass<'a> {
 impl<'a> Pass<'a> {
     fn split(self, n: usize, bits: usize, region: &mut Region<'a>) {
         region.add(self.codes.as_ptr(), (n, self.stride), self.m * self.row_bytes, move |first, last| {
-            // SAFETY: `available` has found AVX-512 VNNI and VBMI, the matrix was checked, and tasks have different rows.
+            // SAFETY: `kernels` has found AVX-512 VNNI and VBMI, the matrix was checked, and tasks have different rows.
             unsafe {
                 match (bits, &self.scales) {
                     (4, Scales::Blocks(w, k, _)) if Nested::new(w, *k).is_some() => {

@@ -9,3 +9,4 @@ pub mod cpu;
 pub mod cube;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub mod device;
+pub mod panics;

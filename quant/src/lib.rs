@@ -18,5 +18,6 @@ pub mod reference;
 pub mod self_test;
 mod split;
 
+pub use emberlm_backends::panics;
 pub use error::{Error, Result};
 pub use ops::CompactBackend;

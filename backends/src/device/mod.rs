@@ -7,6 +7,9 @@ mod wgpu;
 
 use std::fmt;
 
+#[cfg(feature = "cube")]
+use crate::panics::catch_quietly_with_threads;
+
 #[cfg(feature = "cuda")]
 pub use cuda::{cuda_devices, open_cuda};
 #[cfg(feature = "wgpu")]
@@ -118,14 +121,10 @@ pub fn limits<R: cubecl::Runtime>(client: &cubecl::client::ComputeClient<R>) -> 
 /// Starts the runtime of a device; what it would end its thread with becomes an error.
 #[cfg(feature = "cube")]
 fn start<R: cubecl::Runtime>(name: &str, device: &R::Device) -> Result<Limits, DeviceError> {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let started = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| limits(&R::client(device))));
-    std::panic::set_hook(hook);
-    started.map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-        DeviceError::Start { name: name.to_owned(), reason: text.unwrap_or("its runtime failed").to_owned() }
-    })
+    /// How CubeCL names the threads that its devices live on.
+    const THREADS: &str = "DS";
+    catch_quietly_with_threads(THREADS, || limits(&R::client(device)))
+        .map_err(|reason| DeviceError::Start { name: name.to_owned(), reason })
 }
 
 /// The device at `index` of those that were found.

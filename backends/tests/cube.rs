@@ -7,6 +7,8 @@
 
 #[path = "cube/attention.rs"]
 mod attention;
+#[path = "cube/border.rs"]
+mod border;
 #[path = "cube/cmma.rs"]
 mod cmma;
 mod common;

@@ -10,6 +10,7 @@ use super::gemm::small;
 use super::simd::{Kernel, Simd, launch, math};
 use super::threads::{Output, parallel, threads, with_scratch};
 use super::{Level, dense, dense::Element};
+use crate::check::elements;
 
 /// Positions per tile.
 const TILE: usize = 64;
@@ -65,7 +66,7 @@ impl Attend<'_> {
         let range = t.div_ceil(ranges).next_multiple_of(TILE);
         let all = heads * self.rows;
         // Per range and query: the values, then maximum and sum.
-        let mut partial = vec![0.0f32; ranges * all * width];
+        let mut partial = vec![0.0f32; elements("the partial results", &[ranges, all, width])];
         let mut state = vec![0.0f32; ranges * all * 2];
         let (values_out, state_out) = (Output::new(&mut partial, width), Output::new(&mut state, 2));
         let task = |task: usize| {
@@ -89,7 +90,7 @@ impl Attend<'_> {
                 launch(level, task);
             });
         };
-        if all * t * p.head_dim < super::threads::MIN_WORK {
+        if all.saturating_mul(t).saturating_mul(p.head_dim) < super::threads::MIN_WORK {
             (0..heads * tiles * ranges).for_each(task);
         } else {
             parallel(heads * tiles * ranges, task);
@@ -157,7 +158,8 @@ impl Task<'_> {
         let end = |r: usize| p.past + (self.first + r) / self.group + 1;
         let mut at = self.positions.start.max(pad);
         let stop = self.positions.end.min(end(self.rows - 1));
-        // SAFETY: `S` is enabled; tiles lie in the sources, and tasks have different rows of the outputs.
+        // SAFETY: `S` is enabled. Queries and tiles of keys and values are taken by checked slices; the scratch has the sizes that
+        // `Attend::run` gave it; rows `row..row + rows` lie in the outputs, and tasks have different ones.
         unsafe {
             let out = self.values.row(self.row, 0, self.rows * wv);
             let state = self.state.row(self.row, 0, self.rows * 2);
@@ -213,7 +215,8 @@ impl Task<'_> {
 #[inline(always)]
 unsafe fn tile_scores<S: Simd, E: Element>(q: &[f32], width: usize, keys: &[E], tile: &mut [f32], scores: &mut [f32]) {
     let (rows, count) = (q.len() / width.max(1), keys.len() / width.max(1));
-    // SAFETY: `S` is enabled, every access is inside the slices.
+    // SAFETY: `S` is enabled. Queries `r..r + step` and key `i` lie in their slices, which are whole rows of `width`; the caller's
+    // scores have `TILE` places for each of `rows` queries, and `count` is at most `TILE`.
     unsafe {
         if rows >= MANY {
             // Positions become lanes: `[width, TILE]`.

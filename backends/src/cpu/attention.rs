@@ -2,6 +2,7 @@
 
 use super::attend::{Attend, Source};
 use super::{CacheSlice, Weight, compressed, level};
+use crate::check::{check_len, elements};
 
 /// The shape of one attention call.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +82,7 @@ impl CodeDecoder<'_> {
             let (h, k) = (layer.weight.n, self.output.weight.k);
             assert!(h == k, "the decoder's layers do not meet: {h} outputs, {k} inputs");
         }
+        assert!(self.code_dim() > 0 && self.output.weight.k > 0, "the decoder has no inputs");
     }
 }
 
@@ -94,16 +96,13 @@ impl Layer<'_> {
 
 impl KeyValue<'_> {
     fn check(&self, p: &Attention) {
-        let width = p.kv_heads * p.head_dim;
         match self {
             KeyValue::Plain(cache) => {
-                let needed = p.batch * p.capacity * width;
-                assert!(cache.len() == needed, "the cache has {} elements, not {needed}", cache.len());
+                check_len("the cache", cache.len(), &[p.batch, p.kv_heads, p.capacity, p.head_dim]);
             }
             KeyValue::Compressed { codes, decoder } => {
-                decoder.check(width);
-                let needed = p.batch * p.capacity * decoder.code_dim();
-                assert!(codes.len() == needed, "the code cache has {} elements, not {needed}", codes.len());
+                decoder.check(elements("the keys or values of a token", &[p.kv_heads, p.head_dim]));
+                check_len("the code cache", codes.len(), &[p.batch, p.capacity, decoder.code_dim()]);
             }
         }
     }
@@ -120,22 +119,24 @@ impl KeyValue<'_> {
 /// # Panics
 /// If a slice does not have its shape, `kv_heads` does not divide `heads`, or `past + s` exceeds the capacity.
 pub fn attention(q: &[f32], k: &KeyValue, v: &KeyValue, p: &Attention, out: &mut [f32]) {
-    let elements = p.batch * p.seq * p.heads * p.head_dim;
-    assert!(q.len() == elements, "q has {} elements, not {elements}", q.len());
-    assert!(out.len() == elements, "out has {} elements, not {elements}", out.len());
+    let queries = [p.batch, p.seq, p.heads, p.head_dim];
+    check_len("q", q.len(), &queries);
+    check_len("out", out.len(), &queries);
     assert!(p.kv_heads > 0 && p.heads.is_multiple_of(p.kv_heads), "kv_heads must divide heads");
     let end = p.past.checked_add(p.seq).expect("past + s overflows");
     assert!(end <= p.capacity, "{end} tokens exceed the capacity {}", p.capacity);
-    assert!(p.left_pad.is_none_or(|pad| pad.len() == p.batch), "left_pad needs one entry per row");
+    if let Some(pad) = p.left_pad {
+        check_len("left_pad", pad.len(), &[p.batch]);
+    }
     k.check(p);
     v.check(p);
-    if elements == 0 {
+    if q.is_empty() {
         return;
     }
     let level = level();
     // [b, kv_heads, rows, head_dim] with the rows of a group (token, head) together, since they read the same keys.
     let rows = p.seq * (p.heads / p.kv_heads);
-    let mut grouped = vec![0.0; elements];
+    let mut grouped = vec![0.0; q.len()];
     each_row(p, |row, at| {
         for (to, q) in grouped[row * p.head_dim..][..p.head_dim].iter_mut().zip(&q[at..]) {
             *to = q * p.scale;

@@ -1,6 +1,7 @@
 //! The key and value cache: its storage and the append.
 
 use super::threads;
+use crate::check::check_len;
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
@@ -57,7 +58,7 @@ impl CacheSlice<'_> {
 /// If a slice does not have its shape, or `at + s` exceeds the capacity.
 pub fn store_kv(src: &[f32], cache: CacheSliceMut, p: &StoreKv) {
     let &StoreKv { batch, seq, heads, capacity, width, at } = p;
-    assert!(src.len() == batch * seq * heads * width, "src has {} elements, not [b, s, heads, width]", src.len());
+    check_len("src", src.len(), &[batch, seq, heads, width]);
     let end = at.checked_add(seq).expect("at + s overflows");
     assert!(end <= capacity, "{seq} tokens at {at} exceed the capacity {capacity}");
     match cache {
@@ -70,7 +71,7 @@ pub fn store_kv(src: &[f32], cache: CacheSliceMut, p: &StoreKv) {
 
 fn append<T: Send>(src: &[f32], cache: &mut [T], p: &StoreKv, store: impl Fn(&mut [T], &[f32]) + Sync) {
     let &StoreKv { batch, seq, heads, capacity, width, at } = p;
-    assert!(cache.len() == batch * heads * capacity * width, "cache is not [b, heads, capacity, width]");
+    check_len("cache", cache.len(), &[batch, heads, capacity, width]);
     if src.is_empty() {
         return;
     }

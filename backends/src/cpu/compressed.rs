@@ -10,11 +10,12 @@ use super::linear::{dequantize_rows, product};
 use super::simd::{Kernel, Simd, launch, math};
 use super::threads::for_each_chunk;
 use super::weight::{Matrix, Weight};
+use crate::check::elements;
 
 /// `u [b, t, h]` of every token seen; the codes themselves (`h = r`) without a hidden layer.
 pub(crate) fn hidden(level: Level, codes: &[f32], decoder: &CodeDecoder, p: &Attention) -> Vec<f32> {
     let (t, r, h) = (p.past + p.seq, decoder.code_dim(), decoder.output.weight.k);
-    let mut u = vec![0.0; p.batch * t * h];
+    let mut u = vec![0.0; elements("the hidden codes", &[p.batch, t, h])];
     for b in 0..p.batch {
         let codes = &codes[b * p.capacity * r..][..t * r];
         let u = &mut u[b * t * h..(b + 1) * t * h];
@@ -37,7 +38,7 @@ pub(crate) fn project_queries(
     p: &Attention,
 ) -> (Vec<f32>, Option<Vec<f32>>) {
     let (hd, h) = (p.head_dim, decoder.output.weight.k);
-    let mut projected = vec![0.0; p.batch * p.kv_heads * rows * h];
+    let mut projected = vec![0.0; elements("the projected queries", &[p.batch, p.kv_heads, rows, h])];
     let mut block = vec![0.0; hd * h];
     let mut transposed = vec![0.0; hd * h];
     for g in 0..p.kv_heads {

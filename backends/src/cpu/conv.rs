@@ -3,6 +3,7 @@
 use super::level;
 use super::simd::{Kernel, Simd, launch, math};
 use super::threads::{MIN_WORK, Output, parallel};
+use crate::check::check_len;
 
 /// Depthwise causal convolution and SiLU: `y_t = silu(sum_j W[:, j] u_{t - (w-1) + j})`.
 ///
@@ -26,10 +27,10 @@ pub fn causal_conv1d_silu(
     y: &mut [f32],
 ) {
     assert!(width > 0, "the convolution needs at least one tap");
-    assert!(u.len() == batch * seq * channels, "u has {} elements, not [b, s, c]", u.len());
-    assert!(y.len() == u.len(), "y has {} elements, u {}", y.len(), u.len());
-    assert!(tail.len() == batch * (width - 1) * channels, "tail has {} elements, not [b, w-1, c]", tail.len());
-    assert!(weight.len() == channels * width, "weight has {} elements, not [c, w]", weight.len());
+    check_len("u", u.len(), &[batch, seq, channels]);
+    check_len("y", y.len(), &[batch, seq, channels]);
+    check_len("tail", tail.len(), &[batch, width - 1, channels]);
+    check_len("weight", weight.len(), &[channels, width]);
     if u.is_empty() {
         return;
     }
@@ -42,7 +43,7 @@ pub fn causal_conv1d_silu(
         let u = &u[b * seq * channels..(b + 1) * seq * channels];
         launch(level, Channels { u, b, seq, channels, first, count, tail, weight, width, y });
     };
-    if batch * seq * channels * width < MIN_WORK {
+    if u.len().saturating_mul(width) < MIN_WORK {
         (0..batch * blocks).for_each(task);
     } else {
         parallel(batch * blocks, task);
@@ -79,7 +80,8 @@ impl Kernel for Channels<'_> {
                 taps[j * count + c] = weight[(first + c) * width + j];
             }
         }
-        // SAFETY: `S` is enabled; tasks have different channels or rows of the batch.
+        // SAFETY: `S` is enabled. Rows and channels lie in `tail [b * kept, c]` and `y [b * s, c]`, whose lengths were checked;
+        // tasks have different channels or rows of the batch. Two slices of one row of the tail never live at a time.
         unsafe {
             let before = |i: usize| tail.row(b * kept + i, first, count);
             let input = |i: usize| {

@@ -3,6 +3,7 @@
 use super::level;
 use super::simd::{Kernel, Simd, launch, math};
 use super::threads::{MIN_WORK, Output, for_each_chunk, parallel};
+use crate::check::check_len;
 
 /// The shape of a delta rule call.
 #[derive(Clone, Copy, Debug)]
@@ -43,24 +44,24 @@ pub fn gated_delta_rule(
     p: &DeltaRule,
     o: &mut [f32],
 ) {
-    let tokens = p.batch * p.seq;
-    let (keys, values) = (tokens * p.key_heads * p.key_dim, tokens * p.value_heads * p.value_dim);
     assert!(p.key_heads > 0 && p.value_heads.is_multiple_of(p.key_heads), "key_heads must divide value_heads");
-    assert!(q.len() == keys, "q has {} elements, not {keys}", q.len());
-    assert!(k.len() == keys, "k has {} elements, not {keys}", k.len());
-    assert!(v.len() == values, "v has {} elements, not {values}", v.len());
-    assert!(o.len() == values, "o has {} elements, not {values}", o.len());
-    assert!(g.len() == tokens * p.value_heads, "g has {} elements, not [b, s, hv]", g.len());
-    assert!(beta.len() == g.len(), "beta has {} elements, g {}", beta.len(), g.len());
-    let states = p.batch * p.value_heads * p.key_dim * p.value_dim;
-    assert!(state.len() == states, "state has {} elements, not {states}", state.len());
-    if states == 0 || tokens == 0 {
+    for (name, x) in [("q", q), ("k", k)] {
+        check_len(name, x.len(), &[p.batch, p.seq, p.key_heads, p.key_dim]);
+    }
+    for (name, x) in [("v", v), ("o", &*o)] {
+        check_len(name, x.len(), &[p.batch, p.seq, p.value_heads, p.value_dim]);
+    }
+    for (name, x) in [("g", g), ("beta", beta)] {
+        check_len(name, x.len(), &[p.batch, p.seq, p.value_heads]);
+    }
+    check_len("state", state.len(), &[p.batch, p.value_heads, p.key_dim, p.value_dim]);
+    if state.is_empty() || g.is_empty() {
         return;
     }
     let level = level();
-    let dk = p.key_dim;
+    let (states, dk) = (state.len(), p.key_dim);
     // [b, s, hk, 2, dk]: the unit q and k of a key head side by side, read by all its value heads.
-    let mut unit = vec![0.0; 2 * keys];
+    let mut unit = vec![0.0; 2 * q.len()];
     for_each_chunk(&mut unit, 2 * dk, 4 * dk, |i, unit| {
         let (to_q, to_k) = unit.split_at_mut(dk);
         let scale = 1.0 / (dk as f32).sqrt();
@@ -74,7 +75,7 @@ pub fn gated_delta_rule(
             Head { unit: &unit, v, g, beta, b: task / p.value_heads, head: task % p.value_heads, p, state, o },
         );
     };
-    if states * p.seq < MIN_WORK {
+    if states.saturating_mul(p.seq) < MIN_WORK {
         (0..p.batch * p.value_heads).for_each(head);
     } else {
         parallel(p.batch * p.value_heads, head);
@@ -124,7 +125,7 @@ impl Kernel for Head<'_> {
     type Output = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
-        // SAFETY: `S` is enabled, and every task has a head of its own.
+        // SAFETY: `S` is enabled, every task has a head of its own, and `gated_delta_rule` has checked the shapes.
         unsafe {
             if self.p.seq > IN_PLACE {
                 self.copied::<S>(0);
@@ -144,18 +145,15 @@ impl Head<'_> {
     /// Columns in groups of `VECTORS` vectors, as many as there are; returns where the rest begins.
     ///
     /// # Safety
-    /// `S` is enabled, and no other task uses this head.
+    /// `S` is enabled, no other task uses this head, and the slices have the shapes of [`gated_delta_rule`].
     #[inline(always)]
     unsafe fn in_place<S: Simd, const VECTORS: usize>(&self) -> usize {
         let mut from = 0;
         let dv = self.p.value_dim;
         let width = VECTORS * S::LANES;
         while from + width <= dv {
-            // SAFETY: the columns exist in every row of the state.
-            unsafe {
-                let columns = self.state.row(self.first_row(), from, width).as_mut_ptr();
-                self.tokens::<S, VECTORS>(from, width, columns, dv);
-            }
+            // SAFETY: the columns exist in every row of the state, which the pointer may reach, and this task alone uses them.
+            unsafe { self.tokens::<S, VECTORS>(from, width, self.state.at(self.first_row(), from), dv) };
             from += width;
         }
         from
@@ -207,7 +205,8 @@ impl Head<'_> {
     ) {
         let &DeltaRule { seq, key_heads, value_heads, key_dim: dk, value_dim: dv, .. } = self.p;
         let key_head = self.head / (value_heads / key_heads);
-        // SAFETY: the caller's promise; heads have different columns of o.
+        // SAFETY: the caller's promise for `columns`; loads and stores of `values` stay inside its `VECTORS * LANES` floats; tokens and
+        // heads have different parts of o, which has the shape that was checked.
         unsafe {
             for t in self.b * seq..(self.b + 1) * seq {
                 let key = (t * key_heads + key_head) * 2 * dk;

@@ -9,6 +9,7 @@ use super::simd::{self, launch};
 use super::threads::{Output, with_scratch};
 use super::weight::{self, CodeBook4, Matrix};
 use super::{Level, Precision, Weight, int8, level, precision};
+use crate::check::check_len;
 use std::cell::RefCell;
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ pub fn dequantize_rows(w: &Weight, first: usize, count: usize, out: &mut [f32]) 
     w.check();
     let end = first.checked_add(count).expect("first + count overflows");
     assert!(end <= w.n, "rows {first}..{end} of {}", w.n);
-    assert!(out.len() == count * w.k, "out has {} elements, not {count} rows of {}", out.len(), w.k);
+    check_len("out", out.len(), &[count, w.k]);
     gather(w, count, |i| first + i, out);
 }
 
@@ -33,7 +34,7 @@ pub fn dequantize_rows(w: &Weight, first: usize, count: usize, out: &mut [f32]) 
 /// If an id is not below `v`, or a slice does not have its shape.
 pub fn embed(ids: &[usize], w: &Weight, y: &mut [f32]) {
     w.check();
-    assert!(y.len() == ids.len() * w.k, "y has {} elements, not [{}, {}]", y.len(), ids.len(), w.k);
+    check_len("y", y.len(), &[ids.len(), w.k]);
     if let Some(id) = ids.iter().find(|&&id| id >= w.n) {
         panic!("id {id} in a table of {} rows", w.n);
     }
@@ -78,9 +79,11 @@ pub fn linear(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: &mut [f3
 pub fn linears(x: &[f32], m: usize, products: &mut [Product]) {
     for Product { weight: w, bias, y } in products.iter() {
         w.check();
-        assert!(x.len() == m * w.k, "x has {} elements, not [{m}, {}]", x.len(), w.k);
-        assert!(y.len() == m * w.n, "y has {} elements, not [{m}, {}]", y.len(), w.n);
-        assert!(bias.is_none_or(|bias| bias.len() == w.n), "bias does not have {} values", w.n);
+        check_len("x", x.len(), &[m, w.k]);
+        check_len("y", y.len(), &[m, w.n]);
+        if let Some(bias) = bias {
+            check_len("bias", bias.len(), &[w.n]);
+        }
     }
     compute(x, m, products);
 }

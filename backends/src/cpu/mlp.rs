@@ -5,6 +5,7 @@ use super::linear::{Product, compute, product};
 use super::simd::math;
 use super::threads::with_scratch;
 use super::{Weight, level, run};
+use crate::check::{check_len, elements};
 
 /// The three matrices of a SwiGLU block: `gate` and `up` `[inner, hidden]`, `down` `[hidden, inner]`.
 #[derive(Clone, Copy, Debug)]
@@ -33,9 +34,13 @@ pub fn swiglu_mlp(x: &[f32], m: usize, mlp: &Mlp, active: Option<&[bool]>, y: &m
     mlp.down.check();
     assert!(mlp.up.k == hidden && mlp.up.n == inner, "up is not [{inner}, {hidden}]");
     assert!(mlp.down.k == inner, "down has {} inputs, not {inner}", mlp.down.k);
-    assert!(x.len() == m * hidden, "x has {} elements, not [{m}, {hidden}]", x.len());
-    assert!(y.len() == m * out, "y has {} elements, not [{m}, {out}]", y.len());
-    assert!(active.is_none_or(|active| active.len() == m), "active needs one flag per row");
+    check_len("x", x.len(), &[m, hidden]);
+    check_len("y", y.len(), &[m, out]);
+    // Between the matrices: where x and y are empty, nothing else bounds it.
+    elements("the inner activations", &[2, m, inner]);
+    if let Some(active) = active {
+        check_len("active", active.len(), &[m]);
+    }
     let Some(active) = active.filter(|active| active.contains(&false)) else {
         return block(x, m, mlp, y);
     };

@@ -4,6 +4,7 @@ use super::elementwise::zip;
 use super::level;
 use super::simd::{Kernel, Simd, launch, math};
 use super::threads::for_each_chunk;
+use crate::check::check_len;
 
 /// `y = x * rsqrt(mean(x²) + eps) * w` per row, or `* (1 + w)` with `unit_offset`.
 ///
@@ -41,7 +42,7 @@ pub fn add_rms_norm(
     normed: &mut [f32],
 ) {
     check(x, m, weight, normed);
-    assert!(y.len() == x.len(), "y has {} elements, x {}", y.len(), x.len());
+    check_len("y", y.len(), &[m, weight.len()]);
     zip(level(), x, y, math::Add);
     rms_norm(x, m, weight, eps, unit_offset, normed);
 }
@@ -55,7 +56,7 @@ pub fn add_rms_norm(
 /// If a slice does not have its shape.
 pub fn rms_norm_gated(x: &[f32], z: &[f32], m: usize, weight: &[f32], eps: f32, y: &mut [f32]) {
     check(x, m, weight, y);
-    assert!(z.len() == x.len(), "z has {} elements, x {}", z.len(), x.len());
+    check_len("z", z.len(), &[m, weight.len()]);
     if x.is_empty() {
         return;
     }
@@ -67,9 +68,8 @@ pub fn rms_norm_gated(x: &[f32], z: &[f32], m: usize, weight: &[f32], eps: f32, 
 }
 
 fn check(x: &[f32], m: usize, weight: &[f32], y: &[f32]) {
-    let d = weight.len();
-    assert!(x.len() == m * d, "x has {} elements, not [{m}, {d}]", x.len());
-    assert!(y.len() == x.len(), "y has {} elements, x {}", y.len(), x.len());
+    check_len("x", x.len(), &[m, weight.len()]);
+    check_len("y", y.len(), &[m, weight.len()]);
 }
 
 /// One row of a norm.

@@ -1,6 +1,7 @@
 //! Rotary position embedding.
 
 use super::threads::for_each_chunk;
+use crate::check::check_len;
 
 /// Rotates the two halves of the first `rotary_dim` elements of every head: `(a, b) -> (a cos - b sin, b cos + a sin)`.
 ///
@@ -20,10 +21,10 @@ pub fn rotary(
     sin: &[f32],
     rotary_dim: usize,
 ) {
-    assert!(x.len() == rows * heads * head_dim, "x has {} elements, not [b, s, heads, head_dim]", x.len());
+    check_len("x", x.len(), &[rows, heads, head_dim]);
     assert!(rotary_dim.is_multiple_of(2) && rotary_dim <= head_dim, "rotary_dim {rotary_dim} of a head of {head_dim}");
-    assert!(cos.len() == seq * rotary_dim / 2, "cos has {} elements, not [s, rotary_dim / 2]", cos.len());
-    assert!(sin.len() == cos.len(), "sin has {} elements, cos {}", sin.len(), cos.len());
+    check_len("cos", cos.len(), &[seq, rotary_dim / 2]);
+    check_len("sin", sin.len(), &[seq, rotary_dim / 2]);
     if x.is_empty() || rotary_dim == 0 {
         return;
     }

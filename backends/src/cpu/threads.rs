@@ -129,7 +129,8 @@ pub(crate) struct Output<'a> {
     borrow: std::marker::PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: it is a borrow of floats, and `set` and `row` make the caller keep tasks on different elements.
+// SAFETY: it is an exclusive borrow of floats that is shared out among tasks: nothing is read or written through it but by `set`,
+// `row` and pointers of `at`, all of whose users promise that no other task uses the same element meanwhile.
 unsafe impl Send for Output<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Output<'_> {}
@@ -151,8 +152,14 @@ impl<'a> Output<'a> {
     /// Inside the matrix, and no other task uses this element.
     #[inline(always)]
     pub(crate) unsafe fn set(&self, i: usize, j: usize, value: f32) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's promise; `data` points to the whole matrix, which is borrowed for `'a`.
         unsafe { *self.data.add(i * self.n + j) = value }
+    }
+
+    /// Where row `i`, column `j` lies; the pointer may reach the whole matrix.
+    #[inline(always)]
+    pub(crate) fn at(&self, i: usize, j: usize) -> *mut f32 {
+        self.data.wrapping_add(i.wrapping_mul(self.n).wrapping_add(j))
     }
 
     /// The part of row `i` that starts at column `j`.
@@ -161,7 +168,7 @@ impl<'a> Output<'a> {
     /// Inside the matrix, and no other task uses these elements while the slice lives.
     #[inline(always)]
     pub(crate) unsafe fn row(&self, i: usize, j: usize, len: usize) -> &'a mut [f32] {
-        // SAFETY: the caller's promise.
+        // SAFETY: as for `set`.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(i * self.n + j), len) }
     }
 }

@@ -1,5 +1,6 @@
 //! Borrowed weight matrices in every storage the kernels read.
 
+use crate::check::elements;
 use half::{bf16, f16};
 
 /// A matrix `[n, k]`, row-major: n outputs, k inputs.
@@ -145,7 +146,7 @@ impl Weight<'_> {
     /// # Panics
     /// Names the part that is too short or out of range.
     pub fn check(&self) {
-        let elements = self.n.checked_mul(self.k).expect("n * k overflows");
+        let elements = elements("a matrix", &[self.n, self.k]);
         let floats = |len: usize| assert!(len == elements, "{len} elements for a matrix [{}, {}]", self.n, self.k);
         match &self.data {
             Matrix::F32(w) => floats(w.len()),
@@ -161,11 +162,15 @@ impl Weight<'_> {
     }
 
     /// Bytes that one pass over the matrix reads: what bounds a matrix-vector product.
+    ///
+    /// # Panics
+    /// As [`check`](Self::check).
     pub fn bytes(&self) -> usize {
+        self.check();
         let elements = self.n * self.k;
         match &self.data {
-            Matrix::F32(_) => 4 * elements,
-            Matrix::F16(_) | Matrix::Bf16(_) => 2 * elements,
+            Matrix::F32(w) => size_of_val(*w),
+            Matrix::F16(w) | Matrix::Bf16(w) => size_of_val(*w),
             Matrix::CodeBook4(w) => {
                 let blocks = elements.div_ceil(w.block);
                 let scales = match w.scales {
@@ -175,7 +180,8 @@ impl Weight<'_> {
                 elements.div_ceil(2) + scales
             }
             Matrix::Rows(w) => {
-                let narrow = (self.n - w.wide_rows) * (self.k * w.narrow_bits as usize).div_ceil(8);
+                let row = self.k.saturating_mul(w.narrow_bits as usize).div_ceil(8);
+                let narrow = (self.n - w.wide_rows).saturating_mul(row);
                 w.wide_rows * self.k + narrow + 4 * self.n + w.slots.map_or(0, |s| 4 * s.len())
             }
         }

@@ -9,8 +9,9 @@ use cubecl::prelude::*;
 
 use super::half::{high_half, low_half, reads_halves};
 use super::instructions::plane_size;
-use super::launch::{Buffer, UNITS, grid};
+use super::launch::{Buffer, MAX_ELEMENTS, UNITS, grid};
 use super::reduce::{max_of_lanes, sum_of_lanes};
+use crate::check::elements;
 
 /// Keys of a tile.
 const TILE: usize = 64;
@@ -57,22 +58,30 @@ pub struct KvRows {
 impl KvRows {
     /// A store `[b, heads, capacity, width]`.
     pub fn of_store(buffer: Buffer, halves: bool, heads: usize, capacity: usize, width: usize) -> Self {
-        let head_stride = capacity * width;
-        Self { buffer, halves, batch_stride: heads * head_stride, head_stride, token_stride: width }
+        let head_stride = capacity.saturating_mul(width);
+        Self { buffer, halves, batch_stride: heads.saturating_mul(head_stride), head_stride, token_stride: width }
     }
 
     /// Rows `[b, t, heads, width]`.
     pub fn of_tokens(buffer: Buffer, tokens: usize, heads: usize, width: usize) -> Self {
-        let token_stride = heads * width;
-        Self { buffer, halves: false, batch_stride: tokens * token_stride, head_stride: width, token_stride }
+        let token_stride = heads.saturating_mul(width);
+        let batch_stride = tokens.saturating_mul(token_stride);
+        Self { buffer, halves: false, batch_stride, head_stride: width, token_stride }
     }
 
+    /// Of a call that has rows, heads and tokens.
     fn check(&self, name: &str, p: &Attention, width: usize) {
-        let last = (p.batch - 1) * self.batch_stride
-            + (p.kv_heads - 1) * self.head_stride
-            + (p.past + p.seq - 1) * self.token_stride;
+        let places = [
+            (p.batch - 1, self.batch_stride),
+            (p.kv_heads - 1, self.head_stride),
+            (p.past.saturating_add(p.seq - 1), self.token_stride),
+        ];
+        let end = places.iter().try_fold(width, |sum, &(i, stride)| sum.checked_add(i.checked_mul(stride)?));
         let held = self.buffer.len * if self.halves { 2 } else { 1 };
-        assert!(last + width <= held, "{name} holds {held} numbers, attention reads {}", last + width);
+        assert!(end.is_some_and(|end| end <= held), "{name} holds {held} numbers, attention reads {end:?}");
+        // Strides of what has one place are not bounded by that.
+        assert!(places.iter().all(|&(_, stride)| stride <= MAX_ELEMENTS), "{name} is {self:?}");
+        self.buffer.check_words(name);
     }
 
     /// Whether every row starts at a multiple of `chunk` numbers and is a multiple of it long.
@@ -114,7 +123,8 @@ struct Cut {
 /// `q [b, s, heads, key_dim]`, `left_pad [b]` I32, `out [b, s, heads, value_dim]`.
 ///
 /// # Panics
-/// If a buffer does not have its shape, `kv_heads` does not divide `heads`, or a width is above 1024 or, stored as F16, odd.
+/// If a buffer does not have its shape, `kv_heads` does not divide `heads`, or keys and values are wider than
+/// [they may be](fits_attention), or differ in width so that units share both in smaller pieces, or are odd and stored as F16.
 pub fn attention<R: Runtime>(
     client: &ComputeClient<R>,
     q: &Buffer,
@@ -126,15 +136,16 @@ pub fn attention<R: Runtime>(
 ) {
     let Attention { batch, seq, heads, kv_heads, key_dim, value_dim, past, scale } = p;
     assert!(kv_heads > 0 && heads % kv_heads == 0, "{kv_heads} key heads do not divide {heads} query heads");
-    q.check("q", batch * seq * heads * key_dim);
-    out.check("out", batch * seq * heads * value_dim);
-    if out.len == 0 {
+    q.check("q", &[batch, seq, heads, key_dim]);
+    out.check("out", &[batch, seq, heads, value_dim]);
+    if out.len == 0 || q.len == 0 {
         return;
     }
     k.check("k", &p, key_dim);
     v.check("v", &p, value_dim);
     if let Some(pad) = left_pad {
-        pad.check("left_pad", batch);
+        pad.check("left_pad", &[batch]);
+        pad.check_words("left_pad");
     }
 
     let group = heads / kv_heads;
@@ -162,7 +173,7 @@ pub fn attention<R: Runtime>(
     };
     let f32 = StorageType::from(ElemType::Float(FloatKind::F32));
     let parts = (splits > 1).then(|| {
-        let len = batch * seq * heads * splits * (value_dim + 2);
+        let len = elements("the parts of attention", &[batch, seq, heads, splits, value_dim + 2]);
         Buffer::new(client.empty(len * size_of::<f32>()), len, f32)
     });
     let target = parts.as_ref().unwrap_or(out);
@@ -213,6 +224,13 @@ pub fn attention<R: Runtime>(
             );
         }
     }
+}
+
+/// Whether [`attention`] takes keys and values of this width: the units of a cube share a row, each with as many numbers as one
+/// load brings of it.
+pub fn fits_attention(width: usize) -> bool {
+    let chunk = [4, 2, 1].into_iter().find(|&chunk| width % chunk == 0).unwrap_or(1);
+    (1..=UNITS as usize).contains(&width.div_ceil(chunk))
 }
 
 /// Numbers of a row that a unit holds: as many as a wide load brings, but few enough for registers.

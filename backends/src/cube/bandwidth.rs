@@ -4,12 +4,16 @@ use std::time::Instant;
 
 use cubecl::prelude::*;
 
-use super::launch::UNITS;
+use super::launch::{MAX_ELEMENTS, UNITS};
 
 /// Bytes per second of a plain read of `bytes` (best of several, launch and completion included).
+///
+/// # Panics
+/// If they are more than 16 times [`MAX_ELEMENTS`].
 pub fn read_bandwidth<R: Runtime>(client: &ComputeClient<R>, bytes: usize) -> f64 {
     let cubes = 2048;
     let vectors = bytes / 16;
+    assert!(vectors <= MAX_ELEMENTS, "{bytes} bytes in one read");
     let (from, to) = (client.empty(vectors * 16), client.empty(cubes * UNITS as usize * 4));
     let wait = || {
         // An error shows in whatever is read next.
@@ -19,7 +23,7 @@ pub fn read_bandwidth<R: Runtime>(client: &ComputeClient<R>, bytes: usize) -> f6
     for _ in 0..6 {
         wait();
         let start = Instant::now();
-        // SAFETY: the kernel reads `vectors` vectors and writes one word per unit.
+        // SAFETY: the two buffers were made for `vectors` vectors and one word per unit, and the kernel stays inside them.
         unsafe {
             read_kernel::launch_unchecked::<R>(
                 client,

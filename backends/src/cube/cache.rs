@@ -5,6 +5,7 @@ use cubecl::prelude::*;
 
 use super::half::float_to_half;
 use super::launch::{Buffer, UNITS, grid_of_units};
+use crate::check::elements;
 
 /// The shape of an append.
 #[derive(Clone, Copy, Debug)]
@@ -38,9 +39,10 @@ pub fn store_kv<R: Runtime>(client: &ComputeClient<R>, new: &Buffer, store: &Buf
     assert!(end <= capacity, "{seq} tokens at {at} exceed the capacity {capacity}");
     assert!(!halves || width % 2 == 0, "halves of an odd width {width}");
     let words = if halves { width / 2 } else { width };
-    new.check("new", batch * seq * heads * width);
-    store.check("store", batch * heads * capacity * words);
-    let items = batch * seq * heads * words;
+    new.check("new", &[batch, seq, heads, width]);
+    store.check("store", &[batch, heads, capacity, words]);
+    store.check_words("store");
+    let items = elements("new words", &[batch, seq, heads, words]);
     if items == 0 {
         return;
     }

@@ -37,14 +37,15 @@ pub fn causal_conv1d_silu<R: Runtime>(
 ) {
     let CausalConv1d { batch, seq, channels, width } = p;
     assert!(width > 0, "the convolution needs at least one tap");
-    u.check("u", batch * seq * channels);
-    y.check("y", batch * seq * channels);
-    tail.check("tail", batch * (width - 1) * channels);
-    next_tail.check("next_tail", tail.len);
-    weight.check("weight", channels * width);
+    u.check("u", &[batch, seq, channels]);
+    y.check("y", &[batch, seq, channels]);
+    tail.check("tail", &[batch, width - 1, channels]);
+    next_tail.check("next_tail", &[batch, width - 1, channels]);
+    weight.check("weight", &[channels, width]);
     y.check_type("y", u.dtype);
     next_tail.check_type("next_tail", tail.dtype);
-    let items = batch * (seq + width - 1) * channels;
+    // An output or an element of the tail.
+    let items = u.len + tail.len;
     if items == 0 {
         return;
     }

@@ -33,9 +33,9 @@ impl HeadProjection {
     fn check(&self, weight: &Buffer, outer: (&str, &Buffer), inner: (&str, &Buffer)) {
         let &Self { rows, heads, kv_heads, head_dim, inner: width } = self;
         assert!(kv_heads > 0 && heads % kv_heads == 0, "{kv_heads} key heads do not divide {heads} query heads");
-        weight.check("weight", kv_heads * head_dim * width);
-        outer.1.check(outer.0, rows * heads * head_dim);
-        inner.1.check(inner.0, rows * heads * width);
+        weight.check("weight", &[kv_heads, head_dim, width]);
+        outer.1.check(outer.0, &[rows, heads, head_dim]);
+        inner.1.check(inner.0, &[rows, heads, width]);
     }
 }
 
@@ -129,7 +129,7 @@ pub fn project_values<R: Runtime>(
 ) {
     p.check(weight, ("out", out), ("u", u));
     if let Some(bias) = bias {
-        bias.check("bias", p.kv_heads * p.head_dim);
+        bias.check("bias", &[p.kv_heads, p.head_dim]);
         bias.check_type("bias", weight.dtype);
     }
     if out.len == 0 {

@@ -8,11 +8,14 @@ use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use super::instructions::plane_size;
-use super::launch::{Buffer, UNITS, grid};
+use super::launch::{Buffer, MAX_ELEMENTS, UNITS, grid};
 use super::reduce::sum_of_lanes;
 
 /// Units that share a column.
 const LANES: u32 = 8;
+
+/// Elements of the longest key that [`gated_delta_rule`] takes: it lies in shared memory.
+pub const MAX_KEY_DIM: usize = 1024;
 
 /// Columns of a cube.
 const COLUMNS: u32 = UNITS / LANES;
@@ -53,7 +56,8 @@ impl DeltaRule {
 /// of one type; `state [b, hv, dk, dv]`.
 ///
 /// # Panics
-/// If a buffer does not have its shape and type, `key_heads` does not divide `value_heads`, or `key_dim` exceeds 1024.
+/// If a buffer does not have its shape and type, `key_heads` does not divide `value_heads`, or `key_dim` exceeds
+/// [`MAX_KEY_DIM`].
 #[allow(clippy::too_many_arguments)]
 pub fn gated_delta_rule<R: Runtime>(
     client: &ComputeClient<R>,
@@ -68,24 +72,26 @@ pub fn gated_delta_rule<R: Runtime>(
 ) {
     let DeltaRule { batch, seq, key_heads, value_heads, key_dim, value_dim, token_strides } = p;
     assert!(key_heads > 0 && value_heads % key_heads == 0, "{key_heads} key heads do not divide {value_heads}");
-    assert!(key_dim <= 1024, "keys of {key_dim} numbers");
-    let tokens = batch * seq;
-    o.check("o", tokens * value_heads * value_dim);
-    g.check("g", tokens * value_heads);
-    beta.check("beta", tokens * value_heads);
-    state.check("state", batch * value_heads * key_dim * value_dim);
+    assert!(key_dim <= MAX_KEY_DIM, "keys of {key_dim} numbers, at most {MAX_KEY_DIM}");
+    o.check("o", &[batch, seq, value_heads, value_dim]);
+    g.check("g", &[batch, seq, value_heads]);
+    beta.check("beta", &[batch, seq, value_heads]);
+    state.check("state", &[batch, value_heads, key_dim, value_dim]);
     [("k", k), ("v", v), ("o", o)].iter().for_each(|(name, buffer)| buffer.check_type(name, q.dtype));
     beta.check_type("beta", g.dtype);
-    if tokens == 0 || state.len == 0 {
+    if g.len == 0 || state.len == 0 {
         return;
     }
-    let widths = [key_heads * key_dim, key_heads * key_dim, value_heads * value_dim];
+    // Of g and the state there is something, so that their sides are bounded.
+    let tokens = batch * seq;
+    let widths = DeltaRule::dense_strides(key_heads, value_heads, key_dim, value_dim);
     for (((name, buffer), stride), width) in [("q", q), ("k", k), ("v", v)].iter().zip(token_strides).zip(widths) {
-        let needed = (tokens - 1) * stride + width;
-        assert!(buffer.len >= needed, "{name} has {} elements, not {needed}", buffer.len);
+        let needed = (tokens - 1).checked_mul(stride).and_then(|before| before.checked_add(width));
+        let enough = needed.is_some_and(|needed| buffer.len >= needed);
+        assert!(enough && stride <= MAX_ELEMENTS, "{name} has {} elements, not {needed:?}", buffer.len);
     }
     // Tokens staged at once: within shared memory, and none for nothing.
-    let most = (1024 / key_dim).clamp(1, 8);
+    let most = (MAX_KEY_DIM / key_dim).clamp(1, 8);
     let staged = if seq == 1 { 1 } else { 1 << most.ilog2() };
     let cubes = batch * value_heads * value_dim.div_ceil(COLUMNS as usize);
     // SAFETY: the lengths were checked, and the kernel stays inside them.

@@ -6,20 +6,22 @@ use cubecl::prelude::*;
 use super::launch::{Buffer, UNITS, grid_of_units};
 use super::weight::{Packed, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor};
 
-/// Row `ids[i]` of the weight at row `i` of `y`. An id past the last row gives the last one.
+/// Row `ids[i]` of the weight at row `i` of `y`. Where there is no such row, NaN.
 ///
 /// # Shapes
 /// `ids [m]` I32, `weight [n, k]`, `y [m, k]`
 ///
 /// # Panics
-/// If a buffer does not have its shape.
+/// If a buffer does not have its shape, or ids do not have 32 bits.
 pub fn embed<R: Runtime>(client: &ComputeClient<R>, ids: &Buffer, weight: &Weight, y: &Buffer) {
     weight.check();
     let (m, n, k) = (ids.len, weight.n, weight.k);
-    y.check("y", m * k);
-    if m * k == 0 {
+    ids.check_words("ids");
+    y.check("y", &[m, k]);
+    if y.len == 0 {
         return;
     }
+    assert!(n > 0, "a table without rows");
     // SAFETY: the lengths were checked, and the kernel stays inside them.
     unsafe {
         embed_kernel::launch_unchecked::<R>(
@@ -54,9 +56,13 @@ fn embed_kernel<F: Float, W: Size>(
     let i = ABSOLUTE_POS as u32 / units;
     let unit = ABSOLUTE_POS as u32 % units;
     if i < m {
-        let row = stored_row(weight, min(u32::cast_from(ids[i as usize]), n - 1));
+        // Below 0 is beyond, too.
+        let id = u32::reinterpret(ids[i as usize]);
+        let row = stored_row(weight, min(id, n - 1));
         let values = eight(weight, &book, row, unit, k);
-        let factor = unit_factor(weight, row, unit, k) * row_factor(weight, row);
+        let nan = f32::reinterpret(0x7fc0_0000u32.runtime());
+        let known = select(id < n, 1.0f32, nan);
+        let factor = unit_factor(weight, row, unit, k) * row_factor(weight, row) * known;
         let at = i * k + unit * 8;
         #[unroll]
         for j in 0..4u32 {

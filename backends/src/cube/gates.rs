@@ -4,6 +4,7 @@ use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use super::launch::{Buffer, UNITS, grid_of_units};
+use super::linear::f32_type;
 
 /// `y = x * sigmoid(gate)`.
 ///
@@ -15,7 +16,7 @@ use super::launch::{Buffer, UNITS, grid_of_units};
 pub fn sigmoid_gate<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, gate: &Buffer, y: &Buffer) {
     let len = x.len;
     for (name, buffer) in [("gate", gate), ("y", y)] {
-        buffer.check(name, len);
+        buffer.check(name, &[len]);
         buffer.check_type(name, x.dtype);
     }
     if len == 0 {
@@ -58,7 +59,7 @@ fn sigmoid_kernel<F: Float>(
 /// `dt, b [m, heads]` of one type, `dt_bias, a_log [heads]` F32, `g, beta [m, heads]` F32
 ///
 /// # Panics
-/// If a buffer does not have its shape.
+/// If a buffer does not have its shape and type.
 #[allow(clippy::too_many_arguments)]
 pub fn delta_gates<R: Runtime>(
     client: &ComputeClient<R>,
@@ -71,10 +72,13 @@ pub fn delta_gates<R: Runtime>(
     heads: usize,
 ) {
     let len = dt.len;
-    [("b", b), ("g", g), ("beta", beta)].iter().for_each(|(name, buffer)| buffer.check(name, len));
-    dt_bias.check("dt_bias", heads);
-    a_log.check("a_log", heads);
-    assert!(dt.dtype == b.dtype, "dt is {:?} and b {:?}", dt.dtype, b.dtype);
+    [("b", b), ("g", g), ("beta", beta)].iter().for_each(|(name, buffer)| buffer.check(name, &[len]));
+    let floats = [("dt_bias", dt_bias), ("a_log", a_log), ("g", g), ("beta", beta)];
+    floats.iter().for_each(|(name, buffer)| buffer.check_type(name, f32_type()));
+    dt_bias.check("dt_bias", &[heads]);
+    a_log.check("a_log", &[heads]);
+    b.check_type("b", dt.dtype);
+    assert!(len == 0 || (heads > 0 && len % heads == 0), "dt has {len} elements, not [m, {heads}]");
     if len == 0 {
         return;
     }

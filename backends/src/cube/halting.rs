@@ -64,7 +64,7 @@ pub struct HaltState {
 /// The buffers of `state`, for `m` tokens of width `h`
 ///
 /// # Panics
-/// If a buffer does not have its shape.
+/// If a buffer does not have its shape and type.
 pub fn start_halting<R: Runtime>(client: &ComputeClient<R>, state: &HaltState, m: usize, h: usize) {
     let per_token = [
         ("active", &state.active),
@@ -72,9 +72,11 @@ pub fn start_halting<R: Runtime>(client: &ComputeClient<R>, state: &HaltState, m
         ("cumulative", &state.cumulative),
         ("steps", &state.steps),
     ];
-    per_token.iter().for_each(|(name, buffer)| buffer.check(name, m));
-    state.output.check("output", m * h);
-    if m * h == 0 {
+    per_token.iter().for_each(|(name, buffer)| buffer.check(name, &[m]));
+    state.output.check("output", &[m, h]);
+    state.remaining.check_type("remaining", f32_type());
+    state.cumulative.check_type("cumulative", f32_type());
+    if state.output.len == 0 {
         return;
     }
     // SAFETY: the lengths were checked, and the kernel stays inside them.
@@ -131,7 +133,7 @@ fn start_kernel<A: Int, I: Int, O: Float>(
 /// that had stopped before.
 ///
 /// # Panics
-/// If a buffer does not have its shape.
+/// If a buffer does not have its shape and type.
 pub fn halt_step<R: Runtime>(
     client: &ComputeClient<R>,
     state: &HaltState,
@@ -149,9 +151,9 @@ pub fn halt_step<R: Runtime>(
         ("steps", &state.steps),
         ("weight", weight),
     ];
-    per_token.iter().for_each(|(name, buffer)| buffer.check(name, m));
-    state.output.check("output", m * h);
-    step_state.check("step_state", m * h);
+    per_token.iter().for_each(|(name, buffer)| buffer.check(name, &[m]));
+    state.output.check("output", &[m, h]);
+    step_state.check("step_state", &[m, h]);
     let floats = [("remaining", &state.remaining), ("cumulative", &state.cumulative), ("weight", weight)];
     floats.iter().for_each(|(name, buffer)| buffer.check_type(name, f32_type()));
     assert!(logit.is_some() == probability.is_some(), "a logit and its probability come together");
@@ -164,8 +166,9 @@ pub fn halt_step<R: Runtime>(
     unsafe {
         match (logit, probability) {
             (Some(logit), Some(probability)) => {
-                logit.check("logit", m);
-                probability.check("probability", m);
+                logit.check("logit", &[m]);
+                probability.check("probability", &[m]);
+                probability.check_type("probability", f32_type());
                 gated_step_kernel::launch_unchecked::<R>(
                     client,
                     grid(m),

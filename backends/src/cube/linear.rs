@@ -29,10 +29,10 @@ pub struct Linear<'a> {
 /// `x [m, k]`, `weight [n, k]`, `y [m, n]`, `x` and `y` of one type
 ///
 /// # Panics
-/// If a buffer does not have its shape.
+/// If a buffer does not have its shape and type.
 pub fn linear<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, m: usize, weight: &Weight, y: &Buffer, p: Linear<'_>) {
     check(x, m, weight, y, p);
-    if m * weight.n == 0 {
+    if y.len == 0 {
         return;
     }
     if m <= FEW {
@@ -48,7 +48,7 @@ pub fn linear<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, m: usize, weigh
 /// `x [m, k]`, `gate, up [n, k]`, `active [m]`, `y [m, n]`, `x` and `y` of one type
 ///
 /// # Panics
-/// If a buffer does not have its shape.
+/// If a buffer does not have its shape and type.
 pub fn gated_linear<R: Runtime>(
     client: &ComputeClient<R>,
     x: &Buffer,
@@ -61,7 +61,7 @@ pub fn gated_linear<R: Runtime>(
     let p = Linear { bias: None, active };
     check(x, m, gate, y, p);
     check(x, m, up, y, p);
-    if m * gate.n == 0 {
+    if y.len == 0 {
         return;
     }
     if m <= FEW {
@@ -73,15 +73,16 @@ pub fn gated_linear<R: Runtime>(
 
 fn check(x: &Buffer, m: usize, weight: &Weight, y: &Buffer, p: Linear<'_>) {
     weight.check();
-    x.check("x", m * weight.k);
-    y.check("y", m * weight.n);
-    assert!(x.dtype == y.dtype, "x is {:?} and y {:?}", x.dtype, y.dtype);
+    x.check("x", &[m, weight.k]);
+    y.check("y", &[m, weight.n]);
+    y.check_type("y", x.dtype);
     if let Some(bias) = p.bias {
-        bias.check("bias", weight.n);
-        assert!(bias.dtype == f32_type(), "a bias of {:?}", bias.dtype);
+        bias.check("bias", &[weight.n]);
+        bias.check_type("bias", f32_type());
     }
     if let Some(active) = p.active {
-        active.check("active", m);
+        active.check("active", &[m]);
+        active.check_words("active");
     }
 }
 

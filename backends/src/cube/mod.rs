@@ -1,6 +1,11 @@
 //! GPU kernels, written once in CubeCL for wgpu (WGSL, SPIR-V, MSL) and CUDA.
 //!
-//! Functions take a client and handles, never a burn tensor. Sums are in f32 whatever the activations are.
+//! Functions take a client and buffers, never a burn tensor. Sums are in f32 whatever the activations are.
+//!
+//! Kernels are launched without bounds checks of the device. What keeps them inside their arrays: a [`Buffer`] holds what it says,
+//! every function checks the buffers against the shapes it computes with, and types where a kernel has a fixed one; kernels leave
+//! what lies past the last element alone, and an index that comes from memory (an id, a stored row, a position) is brought into its
+//! range where it is read.
 
 // Kernels are translated by CubeCL, which knows `%` alone, and `if comptime!(..)` must stand by itself.
 #![allow(clippy::manual_is_multiple_of, clippy::collapsible_if)]
@@ -26,17 +31,17 @@ mod tiled;
 mod top_k;
 mod weight;
 
-pub use attention::{Attention, KvRows, attention};
+pub use attention::{Attention, KvRows, attention, fits_attention};
 pub use bandwidth::read_bandwidth;
 pub use cache::{StoreKv, store_kv};
 pub use conv::{CausalConv1d, causal_conv1d_silu};
 pub use decoder::{HeadProjection, project_queries, project_values};
-pub use delta::{DeltaRule, gated_delta_rule};
+pub use delta::{DeltaRule, MAX_KEY_DIM, gated_delta_rule};
 pub use embed::embed;
 pub use gates::{delta_gates, sigmoid_gate};
 pub use halting::{HaltMode, HaltState, HaltStep, HaltWeights, halt_step, start_halting};
 pub use instructions::{Instructions, matrix_types, with_instructions};
-pub use launch::{Buffer, launches};
+pub use launch::{Buffer, MAX_ELEMENTS, launches};
 pub use linear::{Linear, gated_linear, linear};
 pub use norm::{RmsNorm, add_rms_norm, rms_norm, rms_norm_gated};
 pub use rotary::{Rotary, rotary};

@@ -46,7 +46,7 @@ pub fn rms_norm_gated<R: Runtime>(
     y: &Buffer,
     p: RmsNorm,
 ) {
-    z.check("z", p.m * p.h);
+    z.check("z", &[p.m, p.h]);
     z.check_type("z", x.dtype);
     launch(client, x, Some(z), weight, y, p);
 }
@@ -68,7 +68,7 @@ pub fn add_rms_norm<R: Runtime>(
     p: RmsNorm,
 ) {
     for (name, buffer) in [("z", z), ("sum", sum)] {
-        buffer.check(name, p.m * p.h);
+        buffer.check(name, &[p.m, p.h]);
         buffer.check_type(name, x.dtype);
     }
     let Some(Geometry { cubes, lanes, plane, vector, h }) = Geometry::of(client, x, weight, y, &p) else {
@@ -158,11 +158,11 @@ impl Geometry {
         p: &RmsNorm,
     ) -> Option<Geometry> {
         let &RmsNorm { m, h, .. } = p;
-        x.check("x", m * h);
-        y.check("y", m * h);
+        x.check("x", &[m, h]);
+        y.check("y", &[m, h]);
         y.check_type("y", x.dtype);
-        weight.check("weight", h);
-        if m * h == 0 {
+        weight.check("weight", &[h]);
+        if x.len == 0 {
             return None;
         }
         let plane = plane_size(client);

@@ -29,15 +29,14 @@ pub struct Rotary {
 /// If a buffer does not have its shape and type, or `2 half` exceeds the head.
 pub fn rotary<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, cos: &Buffer, sin: &Buffer, y: &Buffer, p: Rotary) {
     let Rotary { batch, seq, heads, head_dim, half } = p;
-    let elements = batch * seq * heads * head_dim;
-    assert!(2 * half <= head_dim, "{half} pairs in a head of {head_dim}");
-    x.check("x", elements);
-    y.check("y", elements);
-    cos.check("cos", seq * half);
-    sin.check("sin", seq * half);
+    assert!(half <= head_dim / 2, "{half} pairs in a head of {head_dim}");
+    x.check("x", &[batch, seq, heads, head_dim]);
+    y.check("y", &[batch, seq, heads, head_dim]);
+    cos.check("cos", &[seq, half]);
+    sin.check("sin", &[seq, half]);
     y.check_type("y", x.dtype);
     sin.check_type("sin", cos.dtype);
-    if elements == 0 {
+    if x.len == 0 {
         return;
     }
     // A unit turns a pair or copies an element of the rest.

@@ -8,6 +8,7 @@ use cubecl::prelude::*;
 
 use super::launch::{Buffer, UNITS, grid};
 use super::linear::f32_type;
+use crate::check::elements;
 
 /// Numbers that a cube sorts: a power of two.
 const CHUNK: u32 = 1024;
@@ -36,9 +37,9 @@ pub struct TopK {
 /// If a buffer does not have its shape, or `k` is out of range.
 pub fn top_k<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, values: &Buffer, columns: &Buffer, p: TopK) {
     let TopK { m, n, k } = p;
-    x.check("x", m * n);
-    values.check("values", m * k);
-    columns.check("columns", m * k);
+    x.check("x", &[m, n]);
+    values.check("values", &[m, k]);
+    columns.check("columns", &[m, k]);
     assert!((1..=n.min(MAX_TOP_K)).contains(&k), "the {k} largest of {n}");
     assert!(values.dtype == f32_type(), "values of {:?}", values.dtype);
     assert!(columns.dtype == ElemType::Int(IntKind::I32).into(), "columns of {:?}", columns.dtype);
@@ -53,7 +54,7 @@ pub fn top_k<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, values: &Buffer,
         let (to_keys, to_columns) = if last {
             (values.clone(), columns.clone())
         } else {
-            let len = m * chunks * k;
+            let len = elements("what is kept", &[m, chunks, k]);
             let words = || Buffer::new(client.empty(4 * len), len, ElemType::UInt(UIntKind::U32));
             (words(), words())
         };

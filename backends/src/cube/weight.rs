@@ -3,7 +3,8 @@
 use cubecl::prelude::*;
 
 use super::half::half_to_float;
-use super::launch::Buffer;
+use super::launch::{Buffer, MAX_ELEMENTS};
+use crate::check::elements as count;
 
 /// A matrix `[n, k]`, row-major: n outputs, k inputs.
 #[derive(Clone, Debug)]
@@ -127,30 +128,34 @@ pub(super) struct Packed<W: Size> {
     wide_rows: u32,
     /// Bytes.
     narrow_stride: u32,
+    /// The last stored row.
+    last_row: u32,
     #[cube(comptime)]
     layout: Layout,
 }
 
 impl Weight {
     /// # Panics
-    /// If a buffer is shorter than the matrix needs.
+    /// If a buffer is shorter than the matrix needs, or not of 32 bits, or the matrix has more than [`MAX_ELEMENTS`].
     pub(super) fn check(&self) {
-        let elements = self.n * self.k;
+        let elements = count("a matrix", &[self.n, self.k]);
+        assert!(elements <= MAX_ELEMENTS, "a matrix of {elements} elements, kernels count to {MAX_ELEMENTS}");
         let enough = |what: &str, buffer: &Buffer, len: usize| {
             assert!(buffer.len >= len, "{what} has {} elements, {len} needed", buffer.len);
+            buffer.check_words(what);
         };
         match &self.data {
             Matrix::F32(w) => enough("weight", w, elements),
             Matrix::F16(w) | Matrix::Bf16(w) => enough("weight", w, elements.div_ceil(2)),
             Matrix::CodeBook4(w) => {
-                assert!(w.block > 0, "elements per block must not be 0");
+                assert!(u32::try_from(w.block).is_ok_and(|block| block > 0), "blocks of {} elements", w.block);
                 enough("codes", &w.codes, elements.div_ceil(8));
                 enough("code book", &w.code_book, 16);
                 let blocks = elements.div_ceil(w.block);
                 match &w.scales {
                     BlockScales::Single(scales) => enough("block scales", scales, blocks),
                     BlockScales::Double { codes, map, absmax, block, .. } => {
-                        assert!(*block > 0, "scales per absmax must not be 0");
+                        assert!(u32::try_from(*block).is_ok_and(|block| block > 0), "{block} scales per absmax");
                         enough("scale codes", codes, blocks.div_ceil(4));
                         enough("scale map", map, 256);
                         enough("nested absmax", absmax, blocks.div_ceil(*block));
@@ -165,10 +170,13 @@ impl Weight {
                 };
                 part("wide rows", &w.wide, w.wide_rows * self.k);
                 let narrow = self.n - w.wide_rows;
-                let row = (self.k * w.narrow_bits).div_ceil(8);
                 assert!(narrow == 0 || matches!(w.narrow_bits, 2 | 4), "narrow rows of {} bits", w.narrow_bits);
+                let row = if narrow == 0 { 0 } else { (self.k * w.narrow_bits).div_ceil(8) };
                 assert!(narrow == 0 || w.narrow_stride >= row, "narrow rows of {} bytes", w.narrow_stride);
-                part("narrow rows", &w.narrow, if narrow == 0 { 0 } else { (narrow - 1) * w.narrow_stride + row });
+                let before_last = count("narrow rows", &[narrow.saturating_sub(1), w.narrow_stride]);
+                let bytes = before_last.saturating_add(row);
+                assert!(bytes <= MAX_ELEMENTS, "{bytes} bytes of narrow rows, kernels count to {MAX_ELEMENTS}");
+                part("narrow rows", &w.narrow, bytes);
                 enough("row scales", &w.scales, self.n);
                 if let Some(slots) = &w.slots {
                     enough("row slots", slots, self.n);
@@ -243,6 +251,7 @@ impl Weight {
             offset,
             wide_rows,
             narrow_stride,
+            self.n.saturating_sub(1) as u32,
             self.layout(),
         )
     }
@@ -271,10 +280,14 @@ pub(super) fn shared_code_book<W: Size>(w: &Packed<W>) -> SharedMemory<f32> {
     book
 }
 
-/// Where output row `row` is stored.
+/// Where output row `row` is stored: in any case inside the matrix.
 #[cube]
 pub(super) fn stored_row<W: Size>(w: &Packed<W>, row: u32) -> u32 {
-    if comptime!(matches!(w.layout.storage, Storage::Rows { slots: true, .. })) { w.slots[row as usize] } else { row }
+    if comptime!(matches!(w.layout.storage, Storage::Rows { slots: true, .. })) {
+        min(w.slots[row as usize], w.last_row)
+    } else {
+        row
+    }
 }
 
 /// What the sum over a stored row is multiplied by.

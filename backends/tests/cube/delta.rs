@@ -90,8 +90,8 @@ fn delta_rule_reads_views_into_one_tensor() {
         }
         let whole = Float::F32.upload(client, &joined);
         let view = |from: usize| {
-            let handle = whole.handle.clone().offset_start(4 * from as u64);
-            Buffer { handle, len: whole.len - from, dtype: whole.dtype }
+            let handle = whole.handle().clone().offset_start(4 * from as u64);
+            Buffer::new(handle, whole.len() - from, whole.dtype())
         };
         let views = [whole.clone(), view(keys), view(2 * keys)];
         let p = cube::DeltaRule { token_strides: [2 * keys + values; 3], ..shape(dims) };

@@ -141,19 +141,19 @@ pub fn upload_words(client: &Client, words: &[u32]) -> Buffer {
 }
 
 pub fn download(client: &Client, buffer: &Buffer) -> Vec<f32> {
-    let bytes = client.read_one(buffer.handle.clone()).expect("the device answers");
-    if buffer.dtype == Float::F16.dtype() {
-        f16::from_bytes(&bytes)[..buffer.len].iter().map(|x| x.to_f32()).collect()
-    } else if buffer.dtype == Float::Bf16.dtype() {
-        bf16::from_bytes(&bytes)[..buffer.len].iter().map(|x| x.to_f32()).collect()
+    let bytes = client.read_one(buffer.handle().clone()).expect("the device answers");
+    if buffer.dtype() == Float::F16.dtype() {
+        f16::from_bytes(&bytes)[..buffer.len()].iter().map(|x| x.to_f32()).collect()
+    } else if buffer.dtype() == Float::Bf16.dtype() {
+        bf16::from_bytes(&bytes)[..buffer.len()].iter().map(|x| x.to_f32()).collect()
     } else {
-        f32::from_bytes(&bytes)[..buffer.len].to_vec()
+        f32::from_bytes(&bytes)[..buffer.len()].to_vec()
     }
 }
 
 pub fn download_words(client: &Client, buffer: &Buffer) -> Vec<u32> {
-    let bytes = client.read_one(buffer.handle.clone()).expect("the device answers");
-    u32::from_bytes(&bytes)[..buffer.len].to_vec()
+    let bytes = client.read_one(buffer.handle().clone()).expect("the device answers");
+    u32::from_bytes(&bytes)[..buffer.len()].to_vec()
 }
 
 pub fn upload_ints(client: &Client, ints: &[usize]) -> Buffer {

@@ -102,8 +102,9 @@ fn convolution_matches_its_twin_in_any_split() {
             plain::causal_conv1d_silu(&u, batch, seq, channels, &mut want_tail, &weight, width, &mut want);
             let y = float.unwritten(&client, u.len());
             let next = Float::F32.unwritten(&client, tail.len().max(1));
-            let next = cube::Buffer { len: tail.len(), ..next };
-            let tail = cube::Buffer { len: tail.len(), ..Float::F32.upload(&client, &[&tail[..], &[0.0]].concat()) };
+            let first = |buffer: cube::Buffer| cube::Buffer::new(buffer.handle().clone(), tail.len(), buffer.dtype());
+            let next = first(next);
+            let tail = first(Float::F32.upload(&client, &[&tail[..], &[0.0]].concat()));
             let (u, weight) = (float.upload(&client, &u), Float::F32.upload(&client, &weight));
             let shape = cube::CausalConv1d { batch, seq, channels, width };
             cube::causal_conv1d_silu(&client, &u, &tail, &weight, &y, &next, shape);

@@ -14,7 +14,7 @@ fn found(client: &Client, float: Float, x: &[f32], n: usize, k: usize) -> (Vec<f
     let values = Float::F32.unwritten(client, m * k);
     // Ones everywhere: no column.
     let columns = Float::F32.unwritten(client, m * k);
-    let columns = Buffer::new(columns.handle, m * k, ElemType::Int(IntKind::I32));
+    let columns = Buffer::new(columns.handle().clone(), m * k, ElemType::Int(IntKind::I32));
     cube::top_k(client, &float.upload(client, x), &values, &columns, TopK { m, n, k });
     (download(client, &values), download_words(client, &columns))
 }

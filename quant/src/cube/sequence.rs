@@ -192,5 +192,5 @@ where
 fn row_buffer<R: CubeRuntime>(t: &CubeTensor<R>, stride: usize) -> Buffer {
     let shape = t.shape();
     let (tokens, width) = (shape[0] * shape[1], shape[2] * shape[3]);
-    Buffer { len: tokens.saturating_sub(1) * stride + width, ..buffer(t) }
+    Buffer::new(t.handle.clone(), tokens.saturating_sub(1) * stride + width, t.dtype)
 }

@@ -1,0 +1,100 @@
+//! What the public functions refuse before a kernel starts: kernels are launched without bounds checks.
+
+use emberlm_backends::cube::{self, Buffer, MAX_ELEMENTS};
+use emberlm_backends::panics::catch_quietly;
+
+use crate::device::{Float, client, download, upload_ints, upload_words};
+
+#[track_caller]
+fn refused(what: &str, names: &str, f: impl FnOnce()) {
+    let message = catch_quietly(f).expect_err(what);
+    assert!(message.contains(names), "{what}: {message}");
+}
+
+#[test]
+fn a_buffer_is_not_longer_than_its_memory() {
+    let client = client();
+    let whole = Float::F32.upload(&client, &[1.0; 64]);
+    let dtype = whole.dtype();
+    refused("one more", "65 elements", || drop(Buffer::new(whole.handle().clone(), 65, dtype)));
+    refused("a length that wraps", "elements", || drop(Buffer::new(whole.handle().clone(), 1 << 62, dtype)));
+    let rest = whole.handle().clone().offset_start(4 * 60);
+    assert_eq!(Buffer::new(rest.clone(), 4, dtype).len(), 4);
+    refused("past an offset", "5 elements", || drop(Buffer::new(rest, 5, dtype)));
+    refused("an offset past the end", "1 elements", || {
+        drop(Buffer::new(whole.handle().clone().offset_start(4 * 65), 1, dtype));
+    });
+}
+
+#[test]
+fn shapes_that_wrap_around_and_types_of_another_size() {
+    let client = client();
+    let half = 1usize << (usize::BITS - 1);
+    let (x, w) = (Float::F32.upload(&client, &[1.0; 2]), Float::F32.upload(&client, &[1.0; 2]));
+    let y = Float::F32.unwritten(&client, 2);
+    let p = cube::RmsNorm { m: half + 1, h: 2, eps: 1e-6, unit_offset: false };
+    refused("norm", "x [", || cube::rms_norm(&client, &x, &w, &y, p));
+    let weight = |n, k| cube::Weight { n, k, data: cube::Matrix::F32(w.clone()) };
+    refused("linear", "x [", || cube::linear(&client, &x, half + 1, &weight(1, 2), &y, Default::default()));
+    refused("weight", "a matrix [", || cube::linear(&client, &x, 1, &weight(half + 1, 2), &y, Default::default()));
+    refused("more than 32 bits", "kernels count to", || {
+        cube::linear(&client, &x, 1, &weight(MAX_ELEMENTS, 2), &y, Default::default());
+    });
+    let shape = cube::Rotary { batch: half + 1, seq: 1, heads: 1, head_dim: 2, half: 0 };
+    refused("rotary", "x [", || cube::rotary(&client, &x, &w, &w, &y, shape));
+
+    // Two bytes each: read as words they would end in the middle.
+    let words = Float::F32.upload(&client, &[1.0; 1]);
+    let halves = Buffer::new(words.handle().clone(), 2, Float::F16.dtype());
+    refused("flags of 16 bits", "not of 32 bits", || {
+        let p = cube::Linear { bias: None, active: Some(&halves) };
+        cube::linear(&client, &Float::F32.upload(&client, &[1.0; 4]), 2, &weight(1, 2), &y, p);
+    });
+    refused("ids of 16 bits", "not of 32 bits", || cube::embed(&client, &halves, &weight(1, 1), &y));
+    refused("a weight of 16 bits", "not of 32 bits", || {
+        let data = cube::Matrix::F32(halves.clone());
+        cube::linear(
+            &client,
+            &x,
+            1,
+            &cube::Weight { n: 1, k: 2, data },
+            &Float::F32.unwritten(&client, 1),
+            Default::default(),
+        );
+    });
+}
+
+/// An id beyond the table shows; a stored row beyond it stays inside.
+#[test]
+fn indices_from_memory_stay_inside() {
+    let client = client();
+    let table = Float::F32.upload(&client, &(0..12).map(|i| i as f32).collect::<Vec<_>>());
+    let weight = cube::Weight { n: 3, k: 4, data: cube::Matrix::F32(table) };
+    for k in [4, 3] {
+        let weight = cube::Weight { n: 12 / k, k, ..weight.clone() };
+        let ids = [1usize, 1 << 31, 12 / k, 0];
+        let y = Float::F32.unwritten(&client, ids.len() * k);
+        cube::embed(&client, &upload_ints(&client, &ids), &weight, &y);
+        let got = download(&client, &y);
+        for (i, row) in got.chunks_exact(k).enumerate() {
+            let want = |j: usize| (ids[i] * k + j) as f32;
+            match ids[i] {
+                known if known < 12 / k => assert!(row.iter().enumerate().all(|(j, &x)| x == want(j)), "{got:?}"),
+                unknown => assert!(row.iter().all(|x| x.is_nan()), "id {unknown} of {}: {got:?}", 12 / k),
+            }
+        }
+    }
+    let rows = cube::Rows {
+        wide: Some(upload_words(&client, &[0x0101_0101, 0x0202_0202])),
+        wide_rows: 2,
+        narrow: None,
+        narrow_stride: 0,
+        narrow_bits: 4,
+        scales: Float::F32.upload(&client, &[1.0, 10.0]),
+        slots: Some(upload_words(&client, &[u32::MAX, 0])),
+    };
+    let weight = cube::Weight { n: 2, k: 4, data: cube::Matrix::Rows(rows) };
+    let y = Float::F32.unwritten(&client, 2);
+    cube::linear(&client, &Float::F32.upload(&client, &[1.0; 4]), 1, &weight, &y, Default::default());
+    assert_eq!(download(&client, &y), [80.0, 4.0]);
+}

@@ -29,3 +29,31 @@ fn a_device_that_is_not_there_is_an_error() {
     let (found, _, limits) = open_wgpu(0).expect("the device of these tests");
     assert!(!found.name.is_empty() && limits.max_buffer > 0 && limits.types.contains(&"f32"), "{found:?} {limits:?}");
 }
+
+/// Sizes that configs may have and kernels may not are refused by name when a model is planned, not by a panic when it runs.
+#[test]
+fn sizes_beyond_the_kernels_are_refused_when_a_model_is_planned() {
+    use emberlm::model::{CausalLm, Error, RandomWeights, WeightOptions, shapes};
+
+    let folder = std::env::temp_dir().join(format!("emberlm-limits-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let plan = |changes: &[(&str, usize)]| {
+        let mut config: serde_json::Value =
+            serde_json::from_str(&shapes::shape_json("crest-2b").expect("a known shape")).expect("JSON");
+        for (key, value) in changes {
+            config[key] = (*value).into();
+        }
+        let path = folder.join("config.json");
+        std::fs::write(&path, config.to_string()).expect("written");
+        let architecture = shapes::shape(path.to_str().expect("UTF-8"), &Default::default()).expect("a valid config");
+        let weights = RandomWeights::new(&architecture, None, None, 1);
+        CausalLm::<Backend>::plan(&architecture, &weights, WeightOptions::default(), &Default::default())
+    };
+    for (key, most, beyond) in [("head_dim", 1024, 1028), ("head_dim", 512, 514), ("linear_key_head_dim", 1024, 1032)] {
+        plan(&[(key, most)]).unwrap_or_else(|error| panic!("{key} {most}: {error}"));
+        let error = plan(&[(key, beyond)]).expect_err("beyond the kernels");
+        assert!(matches!(&error, Error::Limit { size, found, .. } if *size == key && *found == beyond), "{error}");
+        assert!(error.to_string().contains("1024") && error.to_string().contains("--device cpu"), "{error}");
+    }
+    std::fs::remove_dir_all(&folder).expect("removed");
+}

@@ -11,4 +11,5 @@ pub mod cpu;
 pub mod cube;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub mod device;
+pub mod environment;
 pub mod panics;

@@ -148,7 +148,8 @@ pub fn tell<B: CompactBackend>(model: &CausalLm<B>, batch: &Batch) -> Told<B> {
     let targets: Vec<i64> = batch.rows.iter().flat_map(|row| row[1..].iter().map(|&id| i64::from(id))).collect();
     let mut cache = model.new_batch_cache(KvFormat::F32, vec![0; inputs.len()]);
     let options = ForwardOptions { logits: LogitsFor::All, hidden: false };
-    let out = model.forward(model.ids(&inputs), &mut cache, options);
+    let ids = model.ids(&inputs).expect("ids of the vocabulary");
+    let out = model.forward(ids, &mut cache, options).expect("room for a batch");
     let m = targets.len();
     let logits = out.logits.expect("asked for");
     let [_, _, vocabulary] = logits.dims();

@@ -9,6 +9,7 @@ use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::{KvFormat, KvStore};
 
 use crate::error::{Error, Result};
+use crate::limits::buffer_limit;
 
 /// Slots are added in multiples of this.
 const GROWTH: usize = 256;
@@ -66,11 +67,16 @@ impl KvShape {
 
     fn bytes_per_token(self, format: KvFormat) -> usize {
         match (self, format) {
-            (Self::Heads { heads, width }, KvFormat::F16) if width.is_multiple_of(2) => heads * width * 2,
-            (Self::Heads { heads, width }, _) => heads * width * 4,
-            (Self::Codes { count, width }, _) => count * width * 4,
+            (Self::Heads { heads, width }, KvFormat::F16) if width.is_multiple_of(2) => bytes_of(&[heads, width]) / 2,
+            (Self::Heads { heads, width }, _) => bytes_of(&[heads, width]),
+            (Self::Codes { count, width }, _) => bytes_of(&[count, width]),
         }
     }
+}
+
+/// Of F32 numbers.
+fn bytes_of(shape: &[usize]) -> usize {
+    shape.iter().fold(4usize, |bytes, &side| bytes.saturating_mul(side))
 }
 
 impl LayerCacheShape {
@@ -87,7 +93,7 @@ impl LayerCacheShape {
         match self {
             Self::Attention { .. } => 0,
             Self::DeltaNet { conv_tail, conv_channels, state } => {
-                4 * (conv_tail * conv_channels + state.iter().product::<usize>())
+                bytes_of(&[*conv_tail, *conv_channels]).saturating_add(bytes_of(state))
             }
         }
     }
@@ -177,24 +183,28 @@ pub struct Cache<B: Backend> {
     left_pad: Vec<usize>,
     /// Bytes of the largest buffer.
     limit: Option<usize>,
+    /// Bytes of all memory.
+    memory: Option<usize>,
     device: B::Device,
 }
 
 impl<B: CompactBackend> Cache<B> {
     /// An empty cache for `left_pad.len()` sequences, whose first `left_pad[i]` slots will hold no token.
     ///
-    /// Where not even one slot fits the buffers of the device it holds nothing, and [`check_room`](Self::check_room) says why.
+    /// Where not even one slot fits the buffers and the memory of the device it holds nothing, and
+    /// [`check_room`](Self::check_room) says why. Where gradients are recorded the format is [always F32](KvFormat::on).
     pub fn new(shapes: Vec<LayerCacheShape>, format: KvFormat, left_pad: Vec<usize>, device: &B::Device) -> Self {
-        let (batch, limit, device) = (left_pad.len(), B::max_buffer(device), device.clone());
-        let mut cache =
-            Self { layers: Vec::new(), shapes, format, batch, capacity: 0, len: 0, left_pad, limit, device };
+        let (batch, device, format) = (left_pad.len(), device.clone(), format.on::<B>(device));
+        let (limit, memory) = (buffer_limit::<B>(&device), B::memory(&device));
+        let (layers, capacity, len) = (Vec::new(), 0, 0);
+        let mut cache = Self { layers, shapes, format, batch, capacity, len, left_pad, limit, memory, device };
         cache.start();
         cache
     }
 
     /// Makes the tensors of an empty cache, with as many slots as fit up to those that it grows by.
     fn start(&mut self) {
-        let fits = |&slots: &usize| self.beyond_buffers(slots).is_none();
+        let fits = |&slots: &usize| self.refusal(slots).is_none();
         let first = std::iter::successors(Some(GROWTH), |slots| (*slots > 1).then(|| slots / 2)).find(fits);
         self.capacity = first.unwrap_or(0);
         let shapes = self.shapes.iter().filter(|_| first.is_some());
@@ -245,7 +255,7 @@ impl<B: CompactBackend> Cache<B> {
         self.check_room(slots).unwrap_or_else(|error| panic!("{error}"));
         // Room to spare only where a buffer has it.
         let spare = slots.next_multiple_of(GROWTH);
-        self.capacity = if self.beyond_buffers(spare).is_some() { slots } else { spare };
+        self.capacity = if self.refusal(spare).is_some() { slots } else { spare };
         for layer in &mut self.layers {
             if let LayerCache::Attention(kv) = layer {
                 kv.grow(self.capacity);
@@ -253,15 +263,26 @@ impl<B: CompactBackend> Cache<B> {
         }
     }
 
-    /// Checks that every tensor of `slots` slots fits a buffer of the device.
+    /// Checks that every tensor of `slots` slots fits a buffer of the device, and all of them its memory.
     ///
     /// # Errors
-    /// [`Error::Buffer`] with the first that does not.
+    /// [`Error::Buffer`] with the first that does not, [`Error::Memory`].
     pub fn check_room(&self, slots: usize) -> Result<()> {
-        match self.beyond_buffers(slots.max(self.capacity)) {
-            Some((tensor, bytes, limit)) => Err(Error::Buffer { tensor, slots, bytes, limit }),
-            None => Ok(()),
+        self.refusal(slots.max(self.capacity)).map_or(Ok(()), Err)
+    }
+
+    /// Why the device cannot hold `slots` slots.
+    fn refusal(&self, slots: usize) -> Option<Error> {
+        if let Some((tensor, bytes, limit)) = self.beyond_buffers(slots) {
+            return Some(Error::Buffer { tensor, slots, bytes, limit });
         }
+        let layer = |shape: &LayerCacheShape| {
+            shape.bytes_per_token(self.format).saturating_mul(slots).saturating_add(shape.fixed_bytes())
+        };
+        let bytes = self.shapes.iter().map(layer).fold(0, usize::saturating_add).saturating_mul(self.batch);
+        let limit = self.memory.filter(|&limit| bytes > limit)?;
+        let what = format!("the cache of {slots} tokens in {} layers, {} rows", self.shapes.len(), self.batch);
+        Some(Error::Memory { what, bytes, limit })
     }
 
     /// The first tensor that is too large with `slots` slots, its bytes, and the limit.
@@ -272,14 +293,21 @@ impl<B: CompactBackend> Cache<B> {
             LayerCacheShape::Attention { k, v } => [("keys", k), ("values", v)]
                 .map(|(what, shape)| (what, i, shape.bytes_per_token(self.format).saturating_mul(slots))),
             LayerCacheShape::DeltaNet { conv_tail, conv_channels, state } => {
-                let inputs = 4 * conv_tail * conv_channels;
-                [("inputs", i, inputs), ("state", i, 4 * state.iter().product::<usize>())]
+                [("inputs", i, bytes_of(&[conv_tail, conv_channels])), ("state", i, bytes_of(&state))]
             }
         });
         tensors.into_iter().find_map(|(what, i, bytes)| {
             let bytes = bytes.saturating_mul(self.batch);
             (bytes > limit).then(|| (format!("cached {what} of layer {i}"), bytes, limit))
         })
+    }
+
+    /// Lowers the memory that the cache may take, to try out what happens there. An empty cache begins anew under it.
+    pub fn limit_memory(&mut self, bytes: usize) {
+        self.memory = Some(self.memory.map_or(bytes, |limit| limit.min(bytes)));
+        if self.is_empty() {
+            self.start();
+        }
     }
 
     /// Lowers the limit of the device's buffers, to try out what happens there. An empty cache begins anew under it.
@@ -331,12 +359,22 @@ impl<B: CompactBackend> Cache<B> {
     }
 
     /// Makes room for `s` tokens more. Growth is by half, so that a long generation copies each slot a few times at most.
-    pub(crate) fn make_room(&mut self, s: usize) {
-        let needed = self.len + s;
+    ///
+    /// # Errors
+    /// As [`check_room`](Self::check_room).
+    pub(crate) fn make_room(&mut self, s: usize) -> Result<()> {
+        let needed = self.len.saturating_add(s);
+        self.check_room(needed)?;
         if needed > self.capacity {
             let roomy = needed.max(self.capacity + self.capacity / 2);
-            self.reserve(if self.beyond_buffers(roomy).is_some() { needed } else { roomy });
+            self.reserve(if self.refusal(roomy).is_some() { needed } else { roomy });
         }
+        Ok(())
+    }
+
+    /// Whether it was made for a model with these layers.
+    pub(crate) fn is_for(&self, shapes: &[LayerCacheShape]) -> bool {
+        self.shapes == shapes
     }
 
     pub(crate) fn advance(&mut self, s: usize) {

@@ -16,6 +16,7 @@ use crate::cache::Cache;
 use crate::crest::DepthTrace;
 use crate::decoder::{Decoder, FeedForward};
 use crate::error::{Error, Result};
+use crate::limits::{check_device, check_pass};
 use crate::loader::{self, Loader, WeightOptions, WeightSource};
 use crate::plan::{LoadPlan, Progress};
 use crate::rope::RotaryEmbedding;
@@ -102,20 +103,22 @@ impl<B: CompactBackend> CausalLm<B> {
     /// Checks a source of weights against an architecture and adds up the bytes, loading nothing.
     ///
     /// # Errors
-    /// [`Error::Tensors`] with every missing, unused and mismatched tensor.
+    /// [`Error::Tensors`] with every missing, unused and mismatched tensor, [`Error::Limit`] when a size is beyond what the device
+    /// takes.
     pub fn plan(
         architecture: &Architecture,
         source: &dyn WeightSource,
         options: WeightOptions,
         device: &B::Device,
     ) -> Result<LoadPlan> {
+        check_device::<B>(architecture, device)?;
         loader::plan::<B, _>(source, options, device, |loader| Self::build(loader, architecture))
     }
 
     /// Loads a model tensor by tensor; memory never holds more than the model and one tensor.
     ///
     /// # Errors
-    /// When the stored data of a tensor is damaged.
+    /// When the stored data of a tensor is damaged, or a size is beyond what the device takes.
     pub fn load(
         architecture: Architecture,
         source: &dyn WeightSource,
@@ -124,6 +127,7 @@ impl<B: CompactBackend> CausalLm<B> {
         device: &B::Device,
         progress: Option<&dyn Fn(Progress)>,
     ) -> Result<Self> {
+        check_device::<B>(&architecture, device)?;
         loader::load(source, options, plan, device, progress, |loader| Self::build(loader, &architecture))
     }
 
@@ -199,13 +203,48 @@ impl<B: CompactBackend> CausalLm<B> {
 
     /// One pass over new tokens, which are appended to the cache.
     ///
+    /// [`ids`](Self::ids) checks that every id is in the vocabulary. Of a tensor that was made in another way the host can tell only
+    /// where it shares the memory of the device; elsewhere everything that an unknown id reaches is NaN.
+    ///
     /// # Shapes
     /// `ids [b, s]`, ids below the vocabulary size
     ///
-    /// # Panics
-    /// When the batch is not that of the cache, or the cache is another model's.
-    pub fn forward(&self, ids: Tensor<B, 2, Int>, cache: &mut Cache<B>, options: ForwardOptions) -> ForwardOutput<B> {
+    /// # Errors
+    /// [`Error::Prompt`] when there are no tokens, the rows are not those of the cache, or an id is outside the vocabulary;
+    /// [`Error::Option`] when the cache is another model's; [`Error::Buffer`] or [`Error::Memory`] when there is no room. The cache
+    /// is then as it was.
+    pub fn forward(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        cache: &mut Cache<B>,
+        options: ForwardOptions,
+    ) -> Result<ForwardOutput<B>> {
         B::pass(|| self.forward_inside(ids, cache, options))
+    }
+
+    fn check_pass(&self, ids: &Tensor<B, 2, Int>, cache: &Cache<B>, logits: LogitsFor) -> Result<()> {
+        let [b, s] = ids.dims();
+        let fail = |message: String| Err(Error::Prompt(message));
+        if b == 0 || s == 0 {
+            return fail("it has no tokens".into());
+        }
+        if b != cache.batch() {
+            return fail(format!("{b} rows for a cache of {}", cache.batch()));
+        }
+        if !cache.is_for(&self.architecture.cache_shapes()) {
+            let message = "is not of this model; make one with `new_cache`".into();
+            return Err(Error::Option { option: "cache".into(), message });
+        }
+        let vocabulary = self.architecture.config.vocab_size;
+        if let Some(id) = B::first_unknown_id(ids, vocabulary) {
+            return fail(format!("token {id} is outside the vocabulary of {vocabulary}"));
+        }
+        let logits = match logits {
+            LogitsFor::Nothing => 0,
+            LogitsFor::Last => 1,
+            LogitsFor::All => s,
+        };
+        check_pass::<B>(&self.architecture, &ids.device(), (b, cache.len(), s), logits)
     }
 
     fn forward_inside(
@@ -213,10 +252,10 @@ impl<B: CompactBackend> CausalLm<B> {
         ids: Tensor<B, 2, Int>,
         cache: &mut Cache<B>,
         options: ForwardOptions,
-    ) -> ForwardOutput<B> {
-        let [b, s] = ids.dims();
-        assert_eq!(b, cache.batch(), "rows of ids against rows of the cache");
-        cache.make_room(s);
+    ) -> Result<ForwardOutput<B>> {
+        self.check_pass(&ids, cache, options.logits)?;
+        let [_, s] = ids.dims();
+        cache.make_room(s)?;
         let (past, device) = (cache.len(), ids.device());
         let step = Step {
             past,
@@ -236,7 +275,7 @@ impl<B: CompactBackend> CausalLm<B> {
             LogitsFor::Last => Some(self.head(final_hidden.clone().slice_dim(1, s - 1..s))),
             LogitsFor::All => Some(self.head(final_hidden.clone())),
         };
-        ForwardOutput { logits, hidden: kept.hidden, final_hidden, depth: kept.depth }
+        Ok(ForwardOutput { logits, hidden: kept.hidden, final_hidden, depth: kept.depth })
     }
 
     /// Feeds a prompt `[b][s]` in chunks and returns the logits of the last position.
@@ -249,14 +288,14 @@ impl<B: CompactBackend> CausalLm<B> {
     pub fn prefill(&self, ids: &[&[u32]], cache: &mut Cache<B>, chunk: usize) -> Result<Tensor<B, 2>> {
         let s = ids.first().map_or(0, |row| row.len());
         self.check_prompt(ids, s, cache)?;
-        cache.make_room(s);
+        cache.make_room(s)?;
         let mut logits = None;
         for start in (0..s).step_by(chunk.max(1)) {
             let end = s.min(start + chunk.max(1));
             let rows: Vec<&[u32]> = ids.iter().map(|row| &row[start..end]).collect();
             let wanted = if end == s { LogitsFor::Last } else { LogitsFor::Nothing };
             let options = ForwardOptions { logits: wanted, hidden: false };
-            logits = self.forward(self.ids(&rows), cache, options).logits;
+            logits = self.forward(self.ids(&rows)?, cache, options)?.logits;
         }
         let [b, _, v] = logits.as_ref().map_or([0; 3], Tensor::dims);
         logits.map(|t| B::reshape(t, [b, v])).ok_or_else(|| Error::Prompt("it has no tokens".into()))
@@ -271,31 +310,44 @@ impl<B: CompactBackend> CausalLm<B> {
         self.prefill(&rows, cache, 1)
     }
 
-    /// Token ids as a tensor `[b, s]`; all rows must have the length of the first.
-    pub fn ids(&self, rows: &[&[u32]]) -> Tensor<B, 2, Int> {
-        let s = rows.first().map_or(0, |row| row.len());
+    /// Token ids as a tensor `[b, s]`.
+    ///
+    /// # Errors
+    /// [`Error::Prompt`] when there are none, rows differ in length, or an id is outside the vocabulary.
+    pub fn ids(&self, rows: &[&[u32]]) -> Result<Tensor<B, 2, Int>> {
+        let s = self.check_ids(rows)?;
         let ids: Vec<i64> = rows.iter().flat_map(|row| row.iter().map(|&id| i64::from(id))).collect();
-        Tensor::from_data(TensorData::new(ids, [rows.len(), s]), &self.device())
+        Ok(Tensor::from_data(TensorData::new(ids, [rows.len(), s]), &self.device()))
     }
 
-    pub(crate) fn check_prompt(&self, ids: &[&[u32]], s: usize, cache: &Cache<B>) -> Result<()> {
-        let config = &self.architecture.config;
+    /// The length of the rows.
+    fn check_ids(&self, rows: &[&[u32]]) -> Result<usize> {
         let fail = |message: String| Err(Error::Prompt(message));
+        let s = rows.first().map_or(0, |row| row.len());
         if s == 0 {
             return fail("it has no tokens".into());
         }
-        if ids.len() != cache.batch() || ids.iter().any(|row| row.len() != s) {
-            return fail(format!("{} rows for a cache of {}, or of different lengths", ids.len(), cache.batch()));
+        if rows.iter().any(|row| row.len() != s) {
+            return fail("its rows are of different lengths".into());
         }
-        let (total, limit) = (cache.len() + s, config.max_position_embeddings);
+        let vocabulary = self.architecture.config.vocab_size;
+        match rows.iter().flat_map(|row| row.iter()).find(|&&id| id as usize >= vocabulary) {
+            Some(id) => fail(format!("token {id} is outside the vocabulary of {vocabulary}")),
+            None => Ok(s),
+        }
+    }
+
+    pub(crate) fn check_prompt(&self, ids: &[&[u32]], s: usize, cache: &Cache<B>) -> Result<()> {
+        let fail = |message: String| Err(Error::Prompt(message));
+        self.check_ids(ids)?;
+        if ids.len() != cache.batch() {
+            return fail(format!("{} rows for a cache of {}", ids.len(), cache.batch()));
+        }
+        let (total, limit) = (cache.len().saturating_add(s), self.architecture.config.max_position_embeddings);
         if total > limit {
             return fail(format!("{total} tokens, but the context of this model is {limit}; shorten it"));
         }
-        cache.check_room(total)?;
-        match ids.iter().flat_map(|row| row.iter()).find(|&&id| id as usize >= config.vocab_size) {
-            Some(id) => fail(format!("token {id} is outside the vocabulary of {}", config.vocab_size)),
-            None => Ok(()),
-        }
+        cache.check_room(total)
     }
 
     /// Logits of normed hidden states, not rounded to the type of activations: large ones would tie.

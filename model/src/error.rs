@@ -89,6 +89,29 @@ pub enum Error {
         /// Bytes of the largest buffer.
         limit: usize,
     },
+    /// A size of the model is beyond what the kernels of the device take.
+    #[error("{size} is {found}, but {limit}; use another device (--device cpu takes it)")]
+    Limit {
+        /// The key of the config.
+        size: &'static str,
+        /// Its value.
+        found: usize,
+        /// What the device takes.
+        limit: String,
+    },
+    /// What a pass keeps is more than the memory of the device.
+    #[error(
+        "{what} would take {bytes} bytes, but there are {limit} of memory; use a shorter text, fewer tokens at once, a cache in half \
+             precision, or a larger machine"
+    )]
+    Memory {
+        /// What is kept.
+        what: String,
+        /// Bytes that it would have.
+        bytes: usize,
+        /// Bytes of memory.
+        limit: usize,
+    },
     /// A device stopped working, or gave no numbers.
     #[error("{0}; try a smaller model, a shorter text, or another device")]
     Device(String),

@@ -82,7 +82,7 @@ fn evaluate_window<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32], chunk: u
     for (i, part) in ids.chunks(chunk).enumerate() {
         let started = Instant::now();
         let options = ForwardOptions { logits: LogitsFor::All, hidden: false };
-        let pass = model.forward(model.ids(&[part]), &mut cache, options);
+        let pass = model.forward(model.ids(&[part])?, &mut cache, options)?;
         let depth = depths(&pass, part.len())?;
         let Some(logits) = pass.logits else { continue };
         let [_, _, vocabulary] = logits.dims();

@@ -294,7 +294,7 @@ impl<B: CompactBackend> Pieces<'_, B> {
             self.cache.check_room(self.cache.len() + part.len())?;
             let wanted = if (i + 1) * chunk >= tokens.len() { LogitsFor::Last } else { LogitsFor::Nothing };
             let options = ForwardOptions { logits: wanted, hidden: false };
-            let out = self.model.forward(self.model.ids(&[part]), &mut self.cache, options);
+            let out = self.model.forward(self.model.ids(&[part])?, &mut self.cache, options)?;
             if self.options.trace {
                 let depth = depths(&out, part.len())?;
                 last = depth.last().cloned();

@@ -13,6 +13,7 @@ mod error;
 pub mod evaluate;
 pub mod generate;
 mod kv_compressor;
+mod limits;
 mod loader;
 mod norm;
 mod plan;

@@ -12,7 +12,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
 use bytes::Bytes;
 use emberlm_quant::CompactBackend;
-use emberlm_quant::format;
+use emberlm_quant::format::{self, BufferLimit};
 use emberlm_quant::host::{FloatType, HostStorage, HostWeight};
 use emberlm_quant::modules::{Embedding, Linear, SwiGlu};
 use emberlm_quant::packed::PackedWeight;
@@ -255,11 +255,11 @@ impl<B: CompactBackend> Loader<'_, B> {
             }
             _ => source,
         };
-        let packed = match [options.max_buffer, B::max_buffer(&self.shared.device)].into_iter().flatten().min() {
-            Some(limit) => PackedWeight::from_host_within(weight, limit, &self.shared.device)
-                .map_err(|e| Error::Tensor { tensor: name.clone(), message: e.to_string() })?,
-            None => PackedWeight::from_host(weight, &self.shared.device),
-        };
+        let device = &self.shared.device;
+        let bytes = [options.max_buffer, B::max_buffer(device)].into_iter().flatten().min().unwrap_or(usize::MAX);
+        let limit = BufferLimit { bytes, elements: B::max_elements(device).unwrap_or(usize::MAX) };
+        let packed = PackedWeight::from_host_within(weight, limit, device)
+            .map_err(|e| Error::Tensor { tensor: name.clone(), message: e.to_string() })?;
         self.loaded(&name, &[n, k], !shared);
         Ok(packed)
     }

@@ -282,3 +282,43 @@ fn stated_options_that_contradict_the_tensors_are_named() {
     let found = weights.crest_found().expect("found");
     CrestOptions::resolve(&stated, found, &CrestOverrides::default()).expect("either is right");
 }
+
+/// Sizes that are fine one by one: a file of some megabytes can hold the matrices of a state of hundreds of gigabytes when the
+/// hidden size is 1.
+#[test]
+fn what_a_sequence_keeps_is_bounded() {
+    let changed = |name: &str, changes: &[(&str, usize)]| {
+        let mut json = config(name);
+        for (key, value) in changes {
+            json[key] = json!(value);
+        }
+        json
+    };
+    let crest = |changes: &[(&str, usize)]| changed("crest_k4", changes);
+    let state = [("linear_num_value_heads", 4096), ("linear_num_key_heads", 1), ("linear_key_head_dim", 4096)];
+    for (json, field, message) in [
+        (crest(&[&state[..], &[("linear_value_head_dim", 1024)]].concat()), "linear_num_value_heads", "would keep"),
+        (crest(&[&state[..], &[("linear_value_head_dim", 4096)]].concat()), "linear_num_value_heads", "wide, at most"),
+        (
+            crest(&[("linear_num_key_heads", 4096), ("linear_key_head_dim", 4096), ("linear_num_value_heads", 4096)]),
+            "linear_num_key_heads",
+            "wide, at most",
+        ),
+        (crest(&[("num_attention_heads", 4096), ("head_dim", 4096)]), "num_attention_heads", "wide, at most"),
+        (
+            changed("leanllama", &[("num_attention_heads", 4096), ("num_key_value_heads", 4096), ("head_dim", 1024)]),
+            "num_key_value_heads",
+            "bytes of keys and values",
+        ),
+    ] {
+        match parse(&json) {
+            Err(Error::Config { field: found, message: text, .. }) => {
+                assert!(found.ends_with(field) && text.contains(message), "{found}: {text}");
+            }
+            other => panic!("{field}: {:?}", other.map(|_| "accepted")),
+        }
+    }
+    // Eight times the largest published model.
+    let large = [("linear_num_value_heads", 128), ("linear_key_head_dim", 256), ("linear_value_head_dim", 256)];
+    parse(&crest(&large)).expect("in proportion");
+}

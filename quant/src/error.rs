@@ -97,6 +97,19 @@ pub enum Error {
         /// Bytes of the largest buffer.
         limit: usize,
     },
+    /// Not even a few rows fit what the kernels of the device count.
+    #[error(
+        "{rows} rows, the fewest that can be cut off, have {elements} elements, but kernels of this device count to {limit}; use \
+             another device"
+    )]
+    RowsBeyondCount {
+        /// Rows that must stay together.
+        rows: usize,
+        /// Elements that they have.
+        elements: usize,
+        /// Elements of the largest matrix.
+        limit: usize,
+    },
     /// A device stopped working.
     #[error("the device failed: {0}")]
     Device(String),

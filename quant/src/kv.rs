@@ -16,6 +16,14 @@ pub enum KvFormat {
     F16,
 }
 
+impl KvFormat {
+    /// The format that a store on this backend has when this one is asked for: where gradients are recorded always F32. Halves are
+    /// integers there, and no gradient of keys and values passes through an integer.
+    pub fn on<B: Backend>(self, device: &B::Device) -> Self {
+        if B::ad_enabled(device) { Self::F32 } else { self }
+    }
+}
+
 /// Rows of past tokens: `[b, heads, capacity, width]`, filled from the front.
 #[derive(Clone, Debug)]
 pub enum KvStore<B: Backend> {
@@ -26,9 +34,9 @@ pub enum KvStore<B: Backend> {
 }
 
 impl<B: Backend> KvStore<B> {
-    /// An empty store. An odd width is stored as F32.
+    /// An empty store. An odd width is stored as F32, and [where gradients are recorded](KvFormat::on) every width.
     pub fn new(format: KvFormat, [b, heads, capacity, width]: [usize; 4], device: &B::Device) -> Self {
-        match format {
+        match format.on::<B>(device) {
             KvFormat::F16 if width.is_multiple_of(2) => {
                 Self::F16(Tensor::zeros([b, heads, capacity, width / 2], (device, DType::U32)))
             }

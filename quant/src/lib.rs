@@ -18,6 +18,6 @@ pub mod reference;
 pub mod self_test;
 mod split;
 
-pub use emberlm_backends::panics;
+pub use emberlm_backends::{environment, panics};
 pub use error::{Error, Result};
 pub use ops::CompactBackend;

@@ -25,6 +25,15 @@ pub struct AttentionShape {
     pub scale: f64,
 }
 
+/// A size of a model that the kernels of a device may have a limit on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelSize {
+    /// Elements of a head of [attention](CompactBackend::cached_attention).
+    AttentionHead(usize),
+    /// Elements of a key of the [gated delta rule](CompactBackend::gated_delta_rule).
+    DeltaKey(usize),
+}
+
 /// Inputs of the [gated delta rule](CompactBackend::gated_delta_rule), for `hk` key and `hv` value heads.
 #[derive(Clone, Debug)]
 pub struct DeltaRule<B: Backend> {
@@ -57,6 +66,26 @@ pub trait CompactBackend: Backend {
 
     /// Bytes of the largest buffer of a device, where something beside its memory limits it: a larger weight is held in parts.
     fn max_buffer(_device: &Self::Device) -> Option<usize> {
+        None
+    }
+
+    /// Elements of the largest tensor or matrix that kernels count: a larger weight is held in parts.
+    fn max_elements(_device: &Self::Device) -> Option<usize> {
+        None
+    }
+
+    /// Bytes of memory that all tensors of a device share, where that is known.
+    fn memory(_device: &Self::Device) -> Option<usize> {
+        None
+    }
+
+    /// Why the operations cannot take a size of a model, as what the limit is; `None` where they can.
+    fn limit(_device: &Self::Device, _size: ModelSize) -> Option<String> {
+        None
+    }
+
+    /// The first id that is not below `rows`, where the host can tell without waiting for the device.
+    fn first_unknown_id<const D: usize>(_ids: &Tensor<Self, D, Int>, _rows: usize) -> Option<i64> {
         None
     }
 
@@ -94,7 +123,7 @@ pub trait CompactBackend: Backend {
         layers.map(|layer| Self::packed_linear(x.clone(), &layer.weight, layer.bias.as_ref().map(Param::val)))
     }
 
-    /// Rows of a table.
+    /// Rows of a table; NaN for an id that has none.
     ///
     /// # Shapes
     /// `ids [m]`, `w [n, k]` `-> [m, k]`

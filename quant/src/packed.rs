@@ -159,12 +159,17 @@ impl<B: Backend> PackedWeight<B> {
         }
     }
 
-    /// As [`from_host`](Self::from_host), in parts when a buffer would be larger than `limit` bytes.
+    /// As [`from_host`](Self::from_host), in parts when a buffer would be beyond `limit`.
     ///
     /// # Errors
     /// When not even a few rows fit.
-    pub fn from_host_within(weight: HostWeight, limit: usize, device: &B::Device) -> Result<Self> {
-        if format::largest_buffer(&weight) <= limit {
+    pub fn from_host_within(
+        weight: HostWeight,
+        limit: impl Into<format::BufferLimit>,
+        device: &B::Device,
+    ) -> Result<Self> {
+        let limit = limit.into();
+        if limit.holds(&weight) {
             return Ok(Self::from_host(weight, device));
         }
         let (n, k) = (weight.n, weight.k);

@@ -68,16 +68,32 @@ pub fn self_test<B: CompactBackend, C: CompactBackend>(
     let mut theirs = Results::<C>::new(trusted, float, FloatType::F32);
     ours.run(extent);
     theirs.run(extent);
-    let check = |((name, got), (_, expected)): ((String, Vec<f32>), (String, Vec<f32>))| Check {
-        error: difference(&got, &expected),
-        name: if float == FloatType::F32 { name } else { format!("{float} {name}") },
-        bound: bound(float),
-    };
-    ours.results.into_iter().zip(theirs.results).map(check).collect()
+    compared(ours.results, theirs.results, float)
 }
 
+/// The name of an operation and what it gave; nothing where it failed.
+type Result = (String, Vec<f32>);
+
+/// One check for each operation that either side ran: what one of them lacks, or has in another place, has failed.
+fn compared(ours: Vec<Result>, theirs: Vec<Result>, float: FloatType) -> Vec<Check> {
+    let count = ours.len().max(theirs.len());
+    let pad = |results: Vec<Result>| results.into_iter().map(Some).chain(std::iter::repeat_with(|| None)).take(count);
+    let check = |(ours, theirs): (Option<Result>, Option<Result>)| {
+        let same = matches!((&ours, &theirs), (Some((a, _)), Some((b, _))) if a == b);
+        let (name, got) = ours.clone().or(theirs.clone()).unwrap_or_default();
+        let (_, expected) = theirs.unwrap_or_default();
+        Check {
+            error: if same { difference(&got, &expected) } else { f32::NAN },
+            name: if float == FloatType::F32 { name } else { format!("{float} {name}") },
+            bound: bound(float),
+        }
+    };
+    pad(ours).zip(pad(theirs)).map(check).collect()
+}
+
+/// NaN where there is nothing to compare: no operation gives no numbers.
 fn difference(got: &[f32], expected: &[f32]) -> f32 {
-    if got.len() != expected.len() {
+    if got.len() != expected.len() || got.is_empty() {
         return f32::NAN;
     }
     let scale = expected.iter().fold(f32::MIN_POSITIVE, |a, x| a.max(x.abs()));
@@ -94,7 +110,7 @@ struct Results<'a, B: CompactBackend> {
     rounded: FloatType,
     kept: FloatType,
     random: Random,
-    results: Vec<(String, Vec<f32>)>,
+    results: Vec<Result>,
 }
 
 impl<'a, B: CompactBackend> Results<'a, B> {
@@ -116,7 +132,8 @@ impl<'a, B: CompactBackend> Results<'a, B> {
     }
 
     fn keep<const D: usize>(&mut self, name: String, t: Tensor<B, D>) {
-        self.results.push((name, t.into_data().convert::<f32>().into_vec().unwrap_or_default()));
+        let numbers = t.try_into_data().ok().and_then(|data| data.convert::<f32>().into_vec().ok());
+        self.results.push((name, numbers.unwrap_or_default()));
     }
 
     fn tensor<const D: usize>(&mut self, shape: [usize; D]) -> Tensor<B, D> {
@@ -154,7 +171,16 @@ impl<'a, B: CompactBackend> Results<'a, B> {
                 ("2-bit rows", format::quantize_truequant(&source, 2, n / 3)),
             ]);
         }
-        weights.into_iter().filter_map(|(name, weight)| Some((name, weight.ok()?))).collect()
+        // One that cannot be made is no reason to test less: it counts as failed.
+        let failed = |name: &str| (format!("{name} [{n}, {k}]"), Vec::new());
+        let mut made = Vec::with_capacity(weights.len());
+        for (name, weight) in weights {
+            match weight {
+                Ok(weight) => made.push((name, weight)),
+                Err(_) => self.results.push(failed(name)),
+            }
+        }
+        made
     }
 
     fn linears(&mut self, m: usize, extent: Extent) {
@@ -298,5 +324,34 @@ impl Random {
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^ (z >> 31)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(name: &str, numbers: &[f32]) -> Result {
+        (name.into(), numbers.to_vec())
+    }
+
+    /// What one side lacks, what it could not read, and what stands in another place all count as failed.
+    #[test]
+    fn nothing_that_fails_is_dropped() {
+        let good = || vec![result("a", &[1.0, 2.0]), result("b", &[3.0])];
+        let failed = |ours: Vec<Result>, theirs: Vec<Result>| -> Vec<String> {
+            let checks = compared(ours, theirs, FloatType::F32);
+            checks.into_iter().filter(|check| !check.passed()).map(|check| check.name).collect()
+        };
+        let none: [&str; 0] = [];
+        assert_eq!(failed(good(), good()), none);
+        assert_eq!(failed(good()[..1].to_vec(), good()), ["b"]);
+        assert_eq!(failed(good(), good()[..1].to_vec()), ["b"]);
+        assert_eq!(failed(vec![], good()), ["a", "b"]);
+        assert_eq!(failed(vec![result("a", &[]), result("b", &[3.0])], good()), ["a"]);
+        assert_eq!(failed(vec![result("a", &[])], vec![result("a", &[])]), ["a"]);
+        assert_eq!(failed(vec![result("b", &[1.0, 2.0])], vec![result("a", &[1.0, 2.0])]), ["b"]);
+        assert_eq!(failed(vec![result("a", &[f32::NAN])], vec![result("a", &[1.0])]), ["a"]);
+        assert_eq!(failed(vec![result("a", &[1.0, 2.1])], vec![result("a", &[1.0, 2.0])]), ["a"]);
     }
 }

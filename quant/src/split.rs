@@ -22,7 +22,8 @@ pub(crate) fn linear<B: CompactBackend>(
     Tensor::cat(outputs.collect(), 1)
 }
 
-/// The rows of the part that has them. Every part is asked; one that has not the row gives another, which is not used.
+/// The rows of the part that has them. Every part is asked; one that has not the row gives another, which is not used. An id that
+/// no part has gives NaN, as it does in one part.
 pub(crate) fn embed<B: CompactBackend>(ids: Tensor<B, 1, Int>, w: &SplitWeight<B>) -> Tensor<B, 2> {
     let [m] = ids.dims();
     let mut first = 0;
@@ -41,7 +42,10 @@ pub(crate) fn embed<B: CompactBackend>(ids: Tensor<B, 1, Int>, w: &SplitWeight<B
         });
         first += n;
     }
-    rows.expect("a split weight has parts")
+    let rows = rows.expect("a split weight has parts");
+    let width = rows.dims()[1];
+    let unknown = ids.clone().lower_elem(0).bool_or(ids.greater_equal_elem(first as i64));
+    rows.mask_fill(unknown.unsqueeze_dim::<2>(1).expand([m, width]), f32::NAN)
 }
 
 /// Whether a part of the block is in parts, so that it has to be put together from its layers.

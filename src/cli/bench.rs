@@ -317,7 +317,7 @@ impl<B: CompactBackend> Bench<'_, B> {
             }
             for ((&depth, runs), measurements) in depths.iter().zip(&runs).zip(&mut measurements) {
                 self.set_depth(depth);
-                measurements.push(self.measurement(test, runs));
+                measurements.push(self.measurement(test, runs)?);
             }
         }
         Ok(measurements.into_iter().flatten().collect())
@@ -399,16 +399,18 @@ impl<B: CompactBackend> Bench<'_, B> {
     }
 
     /// Steps per layer and token when these tokens are run.
-    fn mean_steps(&self, ids: &[u32]) -> Option<f64> {
-        self.model.architecture().crest.as_ref()?;
+    fn mean_steps(&self, ids: &[u32]) -> Result<Option<f64>> {
+        if self.model.architecture().crest.is_none() {
+            return Ok(None);
+        }
         let mut cache = self.model.new_cache(KvFormat::F32);
         let options = ForwardOptions { logits: LogitsFor::Nothing, hidden: false };
-        let depth = self.model.forward(self.model.ids(&[ids]), &mut cache, options).depth;
+        let depth = self.model.forward(self.model.ids(&[ids])?, &mut cache, options)?.depth;
         let steps: Vec<f64> = depth
             .iter()
             .flat_map(|layer| layer.steps.to_data().convert::<f64>().into_vec::<f64>().unwrap_or_default())
             .collect();
-        Some(steps.iter().sum::<f64>() / steps.len().max(1) as f64)
+        Ok(Some(steps.iter().sum::<f64>() / steps.len().max(1) as f64))
     }
 
     /// Bytes of weights that one pass reads: all but the rows of an untied embedding that are not looked up, and of CREST's MLPs
@@ -428,7 +430,7 @@ impl<B: CompactBackend> Bench<'_, B> {
         read.sum()
     }
 
-    fn measurement(&self, test: Test, runs: &Runs) -> Measurement {
+    fn measurement(&self, test: Test, runs: &Runs) -> Result<Measurement> {
         let (name, n_prompt, n_gen) = match test {
             Test::Prompt(n) => (format!("pp{n}"), n, 0),
             Test::Generation(n) => (format!("tg{n}"), 0, n),
@@ -440,12 +442,12 @@ impl<B: CompactBackend> Bench<'_, B> {
         };
         let counted = if n_gen > 0 { passes } else { 1 };
         let counts = self.counts(runs.before, runs.after, counted);
-        let mean_steps = self.mean_steps(&runs.ids);
+        let mean_steps = self.mean_steps(&runs.ids)?;
         let bytes_per_token = self.weight_bytes(mean_steps) * passes as f64 / tokens;
         let mut seconds = runs.seconds[1..].to_vec();
         seconds.sort_by(f64::total_cmp);
         let tokens_per_second = tokens / seconds[seconds.len() / 2];
-        Measurement {
+        Ok(Measurement {
             test: name,
             n_prompt,
             n_gen,
@@ -459,7 +461,7 @@ impl<B: CompactBackend> Bench<'_, B> {
             cache_bytes: runs.cache_bytes,
             launches: counts.map(|[launches, _]| launches),
             read_backs: counts.map(|[_, read_backs]| read_backs),
-        }
+        })
     }
 }
 

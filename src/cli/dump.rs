@@ -132,7 +132,7 @@ fn dump<B: CompactBackend>(args: &DumpArgs, device: &Opened<B>) -> Result<()> {
     for pass in passes(t, args.prefill.unwrap_or(t), args.chunk.map_or(t, |n| n as usize)) {
         let ids: Vec<&[u32]> = tokens.rows.iter().filter_map(|row| row.get(pass.clone())).collect();
         let options = ForwardOptions { logits: LogitsFor::All, hidden: true };
-        let result = model.forward(model.ids(&ids), &mut cache, options);
+        let result = model.forward(model.ids(&ids)?, &mut cache, options)?;
         last = record.add(pass, result)?;
     }
     let mut tensors = record.finish();

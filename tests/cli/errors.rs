@@ -187,3 +187,28 @@ fn a_full_disk_is_an_error_of_its_own() {
         assert!(stderr.contains("error: cannot write to stdout: No space left on device"), "{stderr}");
     }
 }
+
+/// What kernels would obey silently: the value and what is allowed are named; an empty value is none.
+#[test]
+fn environment_variables_with_unknown_values_are_errors() {
+    let run = |name: &str, value: &str| {
+        let output = command(["generate", "-p", "x", "-n", "1", "--device", "cpu"]).env(name, value).output();
+        output.expect("the program ends")
+    };
+    for (name, value, allowed) in [
+        ("EMBERLM_CPU", "avx3", "scalar"),
+        ("EMBERLM_CPU", "Scalar", "scalar"),
+        ("EMBERLM_PRECISION", "f16", "exact, int8"),
+        ("EMBERLM_GPU", "cuda", "plain, planes, matrices"),
+    ] {
+        let output = run(name, value);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{name}={value}: {stderr}");
+        for part in ["error: ", name, value, allowed] {
+            assert!(stderr.contains(part), "{name}={value}: {stderr}");
+        }
+        assert!(!stderr.contains("panicked"), "{stderr}");
+        let output = run(name, "");
+        assert_eq!(output.status.code(), Some(0), "{name}=: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}

@@ -122,7 +122,7 @@ impl Fixture {
     /// The project's fixtures, and the folders below the one that `EMBERLM_FIXTURES` names.
     pub fn all() -> Vec<Self> {
         let own = own("");
-        let further = std::env::var_os("EMBERLM_FIXTURES").map(PathBuf::from);
+        let further = std::env::var_os("EMBERLM_FIXTURES").filter(|path| !path.is_empty()).map(PathBuf::from);
         let mut folders: Vec<PathBuf> = [Some(own), further]
             .into_iter()
             .flatten()

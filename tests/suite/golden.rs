@@ -20,7 +20,9 @@ pub(super) fn whole<B: CompactBackend>(model: &CausalLm<B>, case: &Case<'_>) -> 
     let ids = case.ids();
     let rows: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
     let mut cache = model.new_batch_cache(KvFormat::F32, case.left_pad());
-    model.forward(model.ids(&rows), &mut cache, ForwardOptions { logits: LogitsFor::All, hidden: true })
+    let ids = model.ids(&rows).expect("ids");
+    let options = ForwardOptions { logits: LogitsFor::All, hidden: true };
+    model.forward(ids, &mut cache, options).expect("a pass")
 }
 
 /// `[b, t, ..]` of a record of `b * t` tokens.

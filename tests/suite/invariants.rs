@@ -1,6 +1,6 @@
 //! What must hold of any model, whatever its numbers are: how a text is cut into passes and batched changes nothing.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor, TensorData};
 use emberlm::model::cache::{Cache, KvShape, LayerCache, LayerCacheShape};
 use emberlm::model::config::{CrestOverrides, Family, KStage, KvTarget};
 use emberlm::model::{Architecture, CausalLm, DEFAULT_CHUNK, Error, ForwardOptions, LogitsFor, WeightOptions};
@@ -25,7 +25,9 @@ fn feed<B: CompactBackend>(model: &CausalLm<B>, rows: &[Vec<u32>], cache: &mut C
     for start in (0..s).step_by(chunk) {
         let end = s.min(start + chunk);
         let piece: Vec<&[u32]> = rows.iter().map(|row| &row[start..end]).collect();
-        let out = model.forward(model.ids(&piece), cache, ForwardOptions { logits: LogitsFor::All, hidden: false });
+        let ids = model.ids(&piece).expect("ids");
+        let options = ForwardOptions { logits: LogitsFor::All, hidden: false };
+        let out = model.forward(ids, cache, options).expect("a pass");
         logits.push(out.logits.expect("logits"));
         steps.resize_with(out.depth.len(), Vec::new);
         for (layer, trace) in steps.iter_mut().zip(out.depth) {
@@ -265,7 +267,8 @@ pub fn last_is_the_last_of_all<B: CompactBackend>(device: &B::Device) {
         let rows: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
         let pass = |logits| {
             let mut cache = model.new_batch_cache(KvFormat::F32, pads.clone());
-            let out = model.forward(model.ids(&rows), &mut cache, ForwardOptions { logits, hidden: false });
+            let ids = model.ids(&rows).expect("ids");
+            let out = model.forward(ids, &mut cache, ForwardOptions { logits, hidden: false }).expect("a pass");
             assert!(out.hidden.is_empty());
             let next = model.decode(&[5; 3], &mut cache).expect("a token");
             (out.logits.map(|logits| Numbers::of(&logits)), Numbers::of(&next).values)
@@ -441,5 +444,77 @@ pub fn prompt_errors<B: CompactBackend>(device: &B::Device) {
             assert!(matches!(model.decode(&[id], &mut cache), Err(Error::Prompt(_))), "{}", fixture.name());
         }
         assert!(matches!(model.decode(&[], &mut cache), Err(Error::Prompt(_))), "{}", fixture.name());
+    }
+}
+
+/// A pass that cannot be computed is refused, and the cache is as before.
+pub fn forward_errors<B: CompactBackend>(device: &B::Device) {
+    let fixtures = Fixture::all();
+    let other =
+        fixtures.iter().find(|fixture| fixture.name().contains("nano")).expect("a Nano model").load::<B>(device);
+    for fixture in fixtures.iter().filter(|fixture| !fixture.name().contains("nano")) {
+        let model = fixture.load::<B>(device);
+        let vocabulary = model.architecture().config.vocab_size;
+        let mut cache = model.new_cache(KvFormat::F32);
+        model.prefill(&[&[1, 2]], &mut cache, 7).expect("a prompt");
+        let ids = |values: &[i64], shape: [usize; 2]| {
+            Tensor::<B, 2, Int>::from_data(TensorData::new(values.to_vec(), shape), device)
+        };
+        let forward = |ids, cache: &mut Cache<B>| {
+            let before = (cache.len(), cache.bytes());
+            let out = model.forward(ids, cache, ForwardOptions { logits: LogitsFor::All, hidden: false });
+            if out.is_err() {
+                assert_eq!((cache.len(), cache.bytes()), before, "{}: the cache has changed", fixture.name());
+            }
+            out
+        };
+        let refused = |ids, cache: &mut Cache<B>, message: &str| match forward(ids, cache) {
+            Err(error) => assert!(error.to_string().contains(message), "{}: {error}", fixture.name()),
+            Ok(_) => panic!("{}: {message} was accepted", fixture.name()),
+        };
+        refused(ids(&[], [1, 0]), &mut cache, "no tokens");
+        refused(ids(&[1, 2], [2, 1]), &mut cache, "2 rows for a cache of 1");
+        refused(ids(&[1], [1, 1]), &mut other.new_cache(KvFormat::F32), "not of this model");
+        let message = |rows: &[&[u32]]| model.ids(rows).expect_err("refused").to_string();
+        assert!(message(&[]).contains("no tokens") && message(&[&[], &[]]).contains("no tokens"));
+        assert!(message(&[&[1], &[1, 2]]).contains("different lengths"));
+        assert!(message(&[&[1, vocabulary as u32]]).contains(&format!("token {vocabulary} is outside")));
+        // In a tensor an unknown id is refused where the host can see it, and nowhere computed with.
+        for id in [vocabulary as i64, -1, 1 << 30] {
+            match forward(ids(&[1, id], [1, 2]), &mut cache.clone()) {
+                Err(error) => assert!(error.to_string().contains(&format!("token {id} is outside")), "{error}"),
+                Ok(out) => {
+                    assert!(!B::SHARES_HOST_MEMORY, "{}: {id} was accepted", fixture.name());
+                    let logits = Numbers::of(&out.logits.expect("logits")).values;
+                    let (known, unknown) = logits.split_at(vocabulary);
+                    assert!(known.iter().all(|x| x.is_finite()), "{}: the id before", fixture.name());
+                    assert!(unknown.iter().all(|x| x.is_nan()), "{}: id {id} gave numbers", fixture.name());
+                }
+            }
+        }
+        forward(ids(&[1], [1, 1]), &mut cache).expect("the cache is as good as before");
+    }
+}
+
+/// What is more than the memory of a machine is refused before it is made.
+pub fn caches_beyond_memory<B: CompactBackend>(device: &B::Device) {
+    for fixture in Fixture::all() {
+        let model = fixture.load::<B>(device);
+        let shapes = model.architecture().cache_shapes();
+        let mut cache = model.new_cache(KvFormat::F32);
+        cache.limit_memory(1);
+        assert_eq!(cache.bytes(), 0, "{}: nothing fits", fixture.name());
+        let error = model.prefill(&[&[1, 2]], &mut cache, 7).expect_err("no memory");
+        assert!(matches!(&error, Error::Memory { limit: 1, .. }), "{error}");
+        assert!(error.to_string().contains("the cache of 2 tokens in"), "{error}");
+
+        let per_token: usize = shapes.iter().map(|shape| shape.bytes_per_token(KvFormat::F32)).sum();
+        let fixed: usize = shapes.iter().map(|shape| shape.fixed_bytes()).sum();
+        let most = 300;
+        let mut cache = model.new_cache(KvFormat::F32);
+        cache.limit_memory(most * per_token + fixed);
+        cache.append_random(most);
+        assert!(cache.bytes() <= most * per_token + fixed, "{}: {} bytes", fixture.name(), cache.bytes());
+        assert!(matches!(cache.check_room(most + 1), Err(Error::Memory { .. })), "{}", fixture.name());
     }
 }

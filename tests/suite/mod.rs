@@ -22,10 +22,10 @@ macro_rules! whole_suite {
             invariants: prefill_is_prefill_and_decode, chunked_is_whole, chunked_is_whole_in_half_precision,
                 batch_is_its_rows, keys_compressed_before_rotation, snapshot_is_untouched, reset_is_new,
                 last_is_the_last_of_all, reserve_changes_nothing, cache_bytes_are_its_shapes, depth_set_is_depth_opened,
-                prompt_errors;
+                prompt_errors, forward_errors, caches_beyond_memory;
             kernels: reshape, linears, swiglu_mlp, norms, rotary, attention, delta_net, halting;
             training: linear_gradients, norm_gradients, attention_gradients, delta_net_gradients, halting_gradients,
-                crest_gradients, one_step_lowers_the_loss;
+                crest_gradients, one_step_lowers_the_loss, a_cache_of_halves_keeps_gradients;
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
             split: operations, models, caches;
             store: plain_weights_have_checkpoint_names, packed_weights_come_back;
@@ -38,7 +38,8 @@ macro_rules! whole_suite {
             golden: whole_pass, greedy, prefill_cache, decode_through_the_cache, overrides, rounded, half_precision_cache;
             activations: half_precision;
             units: crest_ffn, crest_ffn_parts, delta_rule, nf4, nano;
-            invariants: prefill_is_prefill_and_decode, snapshot_is_untouched, reset_is_new, depth_set_is_depth_opened;
+            invariants: prefill_is_prefill_and_decode, chunked_is_whole, batch_is_its_rows, keys_compressed_before_rotation,
+                snapshot_is_untouched, reset_is_new, last_is_the_last_of_all, depth_set_is_depth_opened, forward_errors;
             kernels: as_on_the_processor;
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
             split: models;

@@ -204,7 +204,8 @@ type Trusted = burn_ndarray::NdArray<f32>;
 
 fn all_logits<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32]) -> Numbers {
     let options = ForwardOptions { logits: LogitsFor::All, hidden: false };
-    let out = model.forward(model.ids(&[ids]), &mut model.new_cache(KvFormat::F32), options);
+    let ids = model.ids(&[ids]).expect("ids");
+    let out = model.forward(ids, &mut model.new_cache(KvFormat::F32), options).expect("a pass");
     Numbers::of(&out.logits.expect("logits"))
 }
 

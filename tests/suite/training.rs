@@ -218,6 +218,53 @@ pub fn attention_gradients<B: CompactBackend>(device: &B::Device) {
     });
 }
 
+/// Keys and values that are asked to be kept in half precision: halves are integers, through which no gradient passes, so they
+/// are kept in F32 where gradients are recorded.
+pub fn a_cache_of_halves_keeps_gradients<B: CompactBackend>(device: &B::Device) {
+    let (b, past, s, heads, kv_heads, hd) = (1, 2, 3, 4, 2, 4);
+    let t = past + s;
+    let shape = AttentionShape { past, kv_heads, scale: 0.5 };
+    let store = |new| Ad::<B>::store_kv(KvStore::new(KvFormat::F16, [b, kv_heads, t + 1, hd], device), new, 0);
+    check::<B>("attention over halves", device, |leaves| {
+        let (k, v) = (store(leaves.normal([b, t, kv_heads, hd])), store(leaves.normal([b, t, kv_heads, hd])));
+        let q = leaves.normal([b, s, heads, hd]);
+        vec![flat(Ad::<B>::cached_attention(q, KeyValue::Plain(&k), KeyValue::Plain(&v), None, shape))]
+    });
+    // Without gradients they stay halves.
+    assert!(matches!(KvStore::<B>::new(KvFormat::F16, [1, 1, 1, 2], device), KvStore::F16(_)));
+
+    let model = new_model::<B>(device);
+    let rows = [[3, 1, 4, 1, 5].as_slice()];
+    let gradients = |format| {
+        let mut cache = model.new_cache(format);
+        let ids = model.ids(&rows).expect("ids");
+        let options = ForwardOptions { logits: LogitsFor::All, hidden: false };
+        let out = model.forward(ids, &mut cache, options).expect("a pass");
+        let gradients = GradientsParams::from_grads(out.logits.expect("logits").square().mean().backward(), &model);
+        let mut found = Norms { gradients: &gradients, norms: Vec::new() };
+        burn::module::Module::<Ad<B>>::visit(&model, &mut found);
+        found.norms
+    };
+    let (exact, half) = (gradients(KvFormat::F32), gradients(KvFormat::F16));
+    assert!(exact.iter().all(|&norm| norm > 0.0), "a parameter without a gradient: {exact:?}");
+    assert_eq!(half, exact);
+}
+
+/// The length of the gradient of every parameter.
+struct Norms<'a> {
+    gradients: &'a GradientsParams,
+    norms: Vec<f32>,
+}
+
+impl<B: AutodiffBackend> ModuleVisitor<B> for Norms<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        let gradient = self.gradients.get::<B::InnerBackend, D>(param.id);
+        let norm =
+            gradient.map(|g| g.square().sum().into_data().convert::<f32>().into_vec::<f32>().expect("a number")[0]);
+        self.norms.push(norm.unwrap_or(0.0));
+    }
+}
+
 /// The convolution, and the delta rule in one step and over more than one chunk.
 pub fn delta_net_gradients<B: CompactBackend>(device: &B::Device) {
     check::<B>("conv", device, |leaves| {
@@ -355,7 +402,8 @@ fn logits<B: CompactBackend>(model: &CausalLm<B>, rows: &[Vec<u32>]) -> Tensor<B
     let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
     let mut cache = model.new_batch_cache(KvFormat::F32, vec![0; rows.len()]);
     let options = ForwardOptions { logits: LogitsFor::All, hidden: false };
-    let logits = model.forward(model.ids(&rows), &mut cache, options).logits.expect("logits");
+    let ids = model.ids(&rows).expect("ids");
+    let logits = model.forward(ids, &mut cache, options).expect("a pass").logits.expect("logits");
     let [b, s, v] = logits.dims();
     logits.reshape([b * s, v])
 }

@@ -1,5 +1,6 @@
 //! Which instruction set the kernels run on.
 
+use crate::environment::{EnvironmentError, Variable};
 use std::cell::Cell;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -55,22 +56,27 @@ impl Level {
         all.into_iter().filter(|level| level.is_available()).collect()
     }
 
-    fn from_name(name: &str) -> Option<Level> {
-        let all = [Level::Scalar, Level::Neon, Level::Avx2, Level::Avx512];
-        all.into_iter().find(|level| level.name() == name.trim())
-    }
-
     fn from_number(number: u8) -> Option<Level> {
         let all = [Level::Scalar, Level::Neon, Level::Avx2, Level::Avx512];
         all.into_iter().find(|level| *level as u8 == number)
     }
 
-    /// The fastest level of this machine, or what `EMBERLM_CPU` names if the machine has it. Read once.
+    /// What `EMBERLM_CPU` names; none when it is not set.
+    pub(crate) fn from_environment() -> Result<Option<Level>, EnvironmentError> {
+        let all = [Level::Scalar, Level::Neon, Level::Avx2, Level::Avx512];
+        let allowed: Vec<&'static str> = Level::available().into_iter().map(Level::name).collect();
+        let variable = Variable { name: "EMBERLM_CPU", names: all.map(Level::name) };
+        Ok(variable.index(&allowed)?.map(|place| all[place]))
+    }
+
+    /// The fastest level of this machine, or what `EMBERLM_CPU` names. Read once.
+    ///
+    /// # Panics
+    /// If it names none that this machine has.
     fn default_level() -> Level {
         static DEFAULT: OnceLock<Level> = OnceLock::new();
         *DEFAULT.get_or_init(|| {
-            let named = std::env::var("EMBERLM_CPU").ok().and_then(|name| Level::from_name(&name));
-            let named = named.filter(|level| level.is_available());
+            let named = Level::from_environment().unwrap_or_else(|error| panic!("{error}"));
             named.unwrap_or_else(|| Level::available().into_iter().max().unwrap_or(Level::Scalar))
         })
     }
@@ -88,6 +94,9 @@ thread_local! {
 }
 
 /// The level that a kernel called now, on this thread, runs on.
+///
+/// # Panics
+/// If nothing is forced and `EMBERLM_CPU` names no level of this machine; [`crate::environment::check`] tells before.
 pub fn level() -> Level {
     if let Some(level) = LOCAL.get() {
         return level;

@@ -1,4 +1,4 @@
-//! Memory for weights.
+//! Memory for weights, and how much there is.
 
 /// `len` zeros for a buffer that products will stream through: on pages as large as the system gives.
 ///
@@ -8,6 +8,29 @@ pub fn weight_buffer(len: usize) -> Vec<u8> {
     let mut buffer = vec![0u8; len];
     advise_large_pages(&mut buffer);
     buffer
+}
+
+/// Bytes of memory that this process may use: those of the machine, or of the container it runs in. None where the system does
+/// not tell.
+pub fn memory() -> Option<usize> {
+    static MEMORY: std::sync::OnceLock<Option<usize>> = std::sync::OnceLock::new();
+    *MEMORY.get_or_init(installed)
+}
+
+#[cfg(target_os = "linux")]
+fn installed() -> Option<usize> {
+    // SAFETY: it only asks, and takes any name.
+    let [pages, page] = [libc::_SC_PHYS_PAGES, libc::_SC_PAGESIZE].map(|name| unsafe { libc::sysconf(name) });
+    let machine = usize::try_from(pages).ok()?.checked_mul(usize::try_from(page).ok()?)?;
+    // "max" where there is no limit.
+    let container = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let container = container.and_then(|limit| limit.trim().parse::<usize>().ok());
+    Some(container.map_or(machine, |limit| limit.min(machine))).filter(|&bytes| bytes > 0)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn installed() -> Option<usize> {
+    None
 }
 
 #[cfg(target_os = "linux")]
@@ -27,6 +50,13 @@ fn advise_large_pages(_: &mut [u8]) {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(all(target_os = "linux", not(miri)))]
+    fn a_machine_has_some_memory() {
+        let bytes = memory().expect("known here");
+        assert!((16 << 20..1 << 50).contains(&bytes), "{bytes} bytes");
+    }
 
     #[test]
     fn a_buffer_has_its_length_and_zeros() {

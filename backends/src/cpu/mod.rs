@@ -1,7 +1,8 @@
 //! CPU kernels: slices in, slices out.
 //!
 //! Every function checks the lengths of its arguments once and panics with the name of the argument that does not fit; the
-//! code behind that border trusts them. All arithmetic is f32 unless a function or [`Precision`] says otherwise. Work is split over a rayon
+//! code behind that border trusts them. A kernel (a struct that is launched) is made by the function of its file alone, from
+//! slices whose lengths were checked there; that is what the safety comments below call checked. All arithmetic is f32 unless a function or [`Precision`] says otherwise. Work is split over a rayon
 //! pool (see [`set_threads`] and [`run`]), and every kernel exists for each instruction set in [`Level`].
 // Loops over constant bounds index several arrays at once: that is what keeps accumulators in registers.
 #![allow(clippy::needless_range_loop)]
@@ -32,6 +33,7 @@ mod precision;
 mod region;
 mod rotary;
 mod simd;
+mod sync;
 mod threads;
 mod weight;
 
@@ -43,7 +45,7 @@ pub use delta::{DeltaRule, gated_delta_rule};
 pub use gates::{delta_gates, sigmoid_gate};
 pub use level::{Level, features, level, set_level, with_level};
 pub use linear::{Product, dequantize_rows, embed, linear, linears};
-pub use memory::weight_buffer;
+pub use memory::{memory, weight_buffer};
 pub use mlp::{Mlp, swiglu_mlp};
 pub use norm::{add_rms_norm, rms_norm, rms_norm_gated};
 pub use precision::{Precision, precision, set_precision, with_precision};

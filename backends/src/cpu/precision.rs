@@ -1,5 +1,6 @@
 //! In which arithmetic products with quantised matrices run.
 
+use crate::environment::{EnvironmentError, Variable};
 use std::cell::Cell;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -32,11 +33,21 @@ impl Precision {
         [Precision::Exact, Precision::Int8Activations].into_iter().find(|precision| precision.name() == name.trim())
     }
 
+    /// What `EMBERLM_PRECISION` names; none when it is not set.
+    pub(crate) fn from_environment() -> Result<Option<Precision>, EnvironmentError> {
+        let all = [Precision::Exact, Precision::Int8Activations];
+        let variable = Variable { name: "EMBERLM_PRECISION", names: all.map(Precision::name) };
+        Ok(variable.index(&variable.names)?.map(|place| all[place]))
+    }
+
     /// What `EMBERLM_PRECISION` names, or exact. Read once.
+    ///
+    /// # Panics
+    /// If there is none of that name.
     fn default_precision() -> Precision {
         static DEFAULT: OnceLock<Precision> = OnceLock::new();
         *DEFAULT.get_or_init(|| {
-            let named = std::env::var("EMBERLM_PRECISION").ok().and_then(|name| Precision::from_name(&name));
+            let named = Precision::from_environment().unwrap_or_else(|error| panic!("{error}"));
             named.unwrap_or(Precision::Exact)
         })
     }
@@ -49,6 +60,9 @@ thread_local! {
 }
 
 /// The precision of a kernel called now, on this thread.
+///
+/// # Panics
+/// If nothing is set and `EMBERLM_PRECISION` names none; [`crate::environment::check`] tells before.
 pub fn precision() -> Precision {
     LOCAL.get().unwrap_or_else(|| match FORCED.load(Ordering::Relaxed) {
         1 => Precision::Exact,

@@ -1,4 +1,7 @@
 //! Row ranges of several matrices, computed in one hand-over to the threads.
+//!
+//! What the unsafe code of the kernels relies on here: the ranges of a part cover its rows without overlap, and each is run once,
+//! by one thread, before [`Region::run`] returns. So a kernel that writes the outputs of its rows alone shares none of them.
 
 use super::ahead::{self, Ahead};
 use super::threads::{MIN_WORK, parallel_then, threads};

@@ -1,4 +1,8 @@
 //! The thread pool of the kernels and how work is split over it.
+//!
+//! What the unsafe code of the kernels relies on here: [`parallel`] runs each task once, on one thread, and returns only when all
+//! of them have ended (`listeners` says how), so tasks may borrow from the caller, and two tasks never share what each owns by its
+//! number.
 
 use super::ahead::Ahead;
 use super::listeners;

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::sync::OnceLock;
 
+use crate::environment::GPU;
 use cubecl::features::Plane;
 use cubecl::ir::{ElemType, FloatKind, StorageType};
 use cubecl::prelude::*;
@@ -23,11 +24,7 @@ impl Instructions {
 
     /// As in the environment variable `EMBERLM_GPU`.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Plain => "plain",
-            Self::Planes => "planes",
-            Self::Matrices => "matrices",
-        }
+        GPU.names[self as usize]
     }
 }
 
@@ -50,12 +47,15 @@ pub fn with_instructions<T>(instructions: Instructions, f: impl FnOnce() -> T) -
 }
 
 /// What is forced: by [`with_instructions`], else by `EMBERLM_GPU` (read once).
+///
+/// # Panics
+/// If that names nothing; [`crate::environment::check`] tells before.
 fn forced() -> Option<Instructions> {
     static NAMED: OnceLock<Option<Instructions>> = OnceLock::new();
     LOCAL.get().or_else(|| {
         *NAMED.get_or_init(|| {
-            let name = std::env::var("EMBERLM_GPU").ok()?;
-            Instructions::ALL.into_iter().find(|instructions| instructions.name() == name.trim())
+            let place = GPU.index(&GPU.names).unwrap_or_else(|error| panic!("{error}"));
+            place.map(|place| Instructions::ALL[place])
         })
     })
 }

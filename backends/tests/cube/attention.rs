@@ -161,3 +161,26 @@ fn keys_and_values_of_different_widths_and_shared_rows() {
         close("shared rows", &download(client, &out), &want, 3e-6);
     });
 }
+
+/// Widths up to the limit are computed, those beyond are refused before a kernel starts.
+#[test]
+fn widths_at_the_limit() {
+    let client = crate::device::client();
+    let mut rng = Rng(77);
+    for (halves, widths) in [(false, [1024, 512, 510, 255]), (true, [1024, 512, 510, 2])] {
+        for head_dim in widths {
+            assert!(cube::fits_attention(head_dim), "{head_dim}");
+            let case = Case { batch: 1, seq: 1, past: 3, kv_heads: 1, group: 1, head_dim, left_pad: None };
+            check(&client, &mut rng, Float::F32, halves, &case);
+        }
+    }
+    for head_dim in [1028, 514, 257, 4096] {
+        assert!(!cube::fits_attention(head_dim), "{head_dim}");
+        let case = Case { batch: 1, seq: 1, past: 3, kv_heads: 1, group: 1, head_dim, left_pad: None };
+        let message = emberlm_backends::panics::catch_quietly(|| {
+            check(&client, &mut rng, Float::F32, false, &case);
+        });
+        let message = message.expect_err("beyond the kernel");
+        assert!(message.contains("too wide for attention"), "{message}");
+    }
+}

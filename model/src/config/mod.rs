@@ -9,6 +9,7 @@ mod fields;
 mod generation;
 pub(crate) mod json;
 mod kv;
+mod limits;
 mod nano;
 mod quantization;
 mod rope;
@@ -23,6 +24,7 @@ pub use crest::{CrestConfig, CrestFound, CrestOptions, CrestOverrides, GateInput
 use fields::{Fields, spelled};
 pub use generation::GenerationConfig;
 pub use kv::{KStage, KvActivation, KvCodec, KvCompression, KvCompressionConfig, KvCompressionFound, KvTarget};
+use limits::{MixerSizes, check_mixers};
 pub use nano::{NanoKind, NanoModule};
 pub use quantization::{QuantType, QuantizationConfig};
 pub use rope::{Llama3Scaling, RopeConfig};
@@ -255,6 +257,14 @@ impl ModelConfig {
 
         let layer_types = layer_types(&text, hybrid, num_hidden_layers)?;
         let linear_attention = hybrid.then(|| linear_attention(&text)).transpose()?;
+        let mixers = MixerSizes {
+            layer_types: &layer_types,
+            linear: linear_attention.as_ref(),
+            heads: num_attention_heads,
+            kv_heads: num_key_value_heads,
+            head_dim,
+        };
+        check_mixers(&text, &mixers)?;
         let crest = match (family, text.object("crest")?) {
             (Family::Crest, Some(object)) => Some(CrestConfig::read(&object)?),
             (Family::Crest, None) => Some(CrestConfig::default()),

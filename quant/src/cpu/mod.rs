@@ -57,6 +57,14 @@ macro_rules! host_operations {
     () => {
         const SHARES_HOST_MEMORY: bool = true;
 
+        fn memory(_device: &Self::Device) -> Option<usize> {
+            emberlm_backends::cpu::memory()
+        }
+
+        fn first_unknown_id<const D: usize>(ids: &Tensor<Self, D, Int>, rows: usize) -> Option<i64> {
+            operations::first_unknown_id(ids, rows)
+        }
+
         fn pass<T: Send>(f: impl FnOnce() -> T + Send) -> T {
             emberlm_backends::cpu::run(f)
         }

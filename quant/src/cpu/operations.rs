@@ -78,12 +78,24 @@ pub(super) fn packed_embed<B: HostTensors>(ids: Tensor<B, 1, Int>, w: &PackedWei
     if let PackedWeight::Split(w) = w {
         return split::embed(ids, w);
     }
-    let ids: Vec<usize> = B::integers(&ids.into_primitive()).into_iter().map(|id| id as usize).collect();
+    let ids = B::integers(&ids.into_primitive());
     HeldWeight::new(w).with(|w| {
-        let mut y = vec![0.0; ids.len() * w.k];
-        cpu::embed(&ids, &w, &mut y);
-        float_tensor(y, [ids.len(), w.k])
+        let row = |&id: &i64| usize::try_from(id).ok().filter(|&row| row < w.n);
+        let rows: Vec<usize> = ids.iter().map(|id| row(id).unwrap_or(0)).collect();
+        let mut y = vec![0.0; rows.len() * w.k];
+        cpu::embed(&rows, &w, &mut y);
+        for (id, y) in ids.iter().zip(y.chunks_exact_mut(w.k.max(1))) {
+            if row(id).is_none() {
+                y.fill(f32::NAN);
+            }
+        }
+        float_tensor(y, [rows.len(), w.k])
     })
+}
+
+pub(super) fn first_unknown_id<B: HostTensors, const D: usize>(ids: &Tensor<B, D, Int>, rows: usize) -> Option<i64> {
+    let known = |id: i64| usize::try_from(id).is_ok_and(|id| id < rows);
+    B::integers(&ids.clone().into_primitive()).into_iter().find(|&id| !known(id))
 }
 
 pub(super) fn swiglu_mlp<B: HostTensors>(

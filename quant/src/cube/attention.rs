@@ -105,8 +105,8 @@ where
         let [b, _, count, r] = codes.dims();
         let inner = hidden(codes.reshape([b * t * count, r]), decoder);
         let width = inner.dims()[1];
-        // What the kernel takes beside halves of any width.
-        let fits = width % 2 == 0 && width <= 512;
+        // What the kernel takes beside keys or values of any even width; units then share both in pieces of two.
+        let fits = width.is_multiple_of(2) && head_dim.is_multiple_of(2) && width.max(head_dim) <= 512;
         if moves_decoder && count == 1 && rotary.is_none() && fits {
             let buffer = buffer(&floats(inner));
             let (batch_stride, token_stride) = (t * width, width);

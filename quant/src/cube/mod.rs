@@ -18,7 +18,7 @@ use crate::halting::{HaltRecord, HaltRule, HaltState};
 use crate::host::FloatType;
 use crate::kv::{KeyValue, KvStore, Rotary};
 use crate::modules::SwiGlu;
-use crate::ops::{AttentionShape, DeltaRule};
+use crate::ops::{AttentionShape, DeltaRule, ModelSize};
 use crate::packed::PackedWeight;
 
 /// Any GPU that wgpu finds.
@@ -38,6 +38,23 @@ where
 
     fn max_buffer(device: &Self::Device) -> Option<usize> {
         Some(usize::try_from(R::client(device).properties().memory.max_page_size).unwrap_or(usize::MAX))
+    }
+
+    fn max_elements(_device: &Self::Device) -> Option<usize> {
+        Some(emberlm_backends::cube::MAX_ELEMENTS)
+    }
+
+    fn limit(_device: &Self::Device, size: ModelSize) -> Option<String> {
+        use emberlm_backends::cube::{MAX_KEY_DIM, fits_attention};
+        match size {
+            ModelSize::AttentionHead(width) if !fits_attention(width) => {
+                Some("attention on a GPU takes heads of at most 1024 (512 where only 2 divides them, 256 where they are odd)".into())
+            }
+            ModelSize::DeltaKey(width) if width > MAX_KEY_DIM => {
+                Some(format!("the delta rule on a GPU takes keys of at most {MAX_KEY_DIM}"))
+            }
+            _ => None,
+        }
     }
 
     fn computes_with(device: &Self::Device, float: FloatType) -> bool {

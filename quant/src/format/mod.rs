@@ -23,4 +23,4 @@ pub use dynamic_map::dynamic_map;
 pub use nf4::{FP4, NF4, quantize_fp4, quantize_nf4};
 pub use read::{dequantize, dequantize_rounded};
 pub use rows::{quantize_int8, quantize_truequant};
-pub use split::{largest_buffer, split_rows};
+pub use split::{BufferLimit, largest_buffer, split_rows};

@@ -5,22 +5,48 @@ use bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::host::{HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight};
 
-/// The weight in parts of whole rows, in order, no buffer of which is larger than `limit` bytes; one part where it fits.
+/// Where a matrix must end on a device. Made of a number, it is one of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BufferLimit {
+    /// Bytes of the largest buffer.
+    pub bytes: usize,
+    /// Elements that kernels count in one matrix.
+    pub elements: usize,
+}
+
+impl From<usize> for BufferLimit {
+    fn from(bytes: usize) -> Self {
+        Self { bytes, elements: usize::MAX }
+    }
+}
+
+impl BufferLimit {
+    /// Whether the whole weight keeps it.
+    pub fn holds(&self, weight: &HostWeight) -> bool {
+        largest_buffer(weight) <= self.bytes && weight.n.saturating_mul(weight.k) <= self.elements
+    }
+}
+
+/// The weight in parts of whole rows, in order, each within `limit`; one part where it fits.
 ///
 /// Parts are views of the weight's bytes, but for integer rows that are not stored in order: those are copied.
 ///
 /// # Errors
-/// [`Error::RowsBeyondBuffer`] when the fewest rows that can be cut off do not fit.
-pub fn split_rows(weight: HostWeight, limit: usize) -> Result<Vec<HostWeight>> {
-    if largest_buffer(&weight) <= limit {
+/// [`Error::RowsBeyondBuffer`] or [`Error::RowsBeyondCount`] when the fewest rows that can be cut off do not fit.
+pub fn split_rows(weight: HostWeight, limit: impl Into<BufferLimit>) -> Result<Vec<HostWeight>> {
+    let limit = limit.into();
+    if limit.holds(&weight) {
         return Ok(vec![weight]);
     }
     let (n, k) = (weight.n, weight.k);
     let step = step(&weight);
+    if step.saturating_mul(k) > limit.elements {
+        return Err(Error::RowsBeyondCount { rows: step, elements: step.saturating_mul(k), limit: limit.elements });
+    }
     // Bytes of the rows up to `rows` are at most this; every buffer is rounded up to a word.
-    let fits = |rows: usize| row_bytes(&weight, rows) <= limit;
+    let fits = |rows: usize| row_bytes(&weight, rows) <= limit.bytes && rows.saturating_mul(k) <= limit.elements;
     if !fits(step) {
-        return Err(Error::RowsBeyondBuffer { rows: step, bytes: row_bytes(&weight, step), limit });
+        return Err(Error::RowsBeyondBuffer { rows: step, bytes: row_bytes(&weight, step), limit: limit.bytes });
     }
     // The most that fit.
     let (mut low, mut high) = (1, (n / step).max(1));

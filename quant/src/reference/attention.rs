@@ -20,6 +20,8 @@ pub fn store_kv<B: Backend>(store: KvStore<B>, new: Tensor<B, 4>, at: usize) -> 
     match store {
         KvStore::F32(t) => KvStore::F32(t.slice_assign([0..b, 0..heads, at..at + s, 0..width], new)),
         KvStore::F16(t) => {
+            // `KvStore::new` makes none there.
+            assert!(!B::ad_enabled(&t.device()), "a store of halves loses the gradients of keys and values; use F32");
             let words = pack_f16(new);
             KvStore::F16(t.slice_assign([0..b, 0..heads, at..at + s, 0..width / 2], words))
         }

@@ -20,7 +20,11 @@ pub fn linear<B: Backend>(x: Tensor<B, 2>, w: &PackedWeight<B>, bias: Option<Ten
 
 /// See [`CompactBackend::packed_embed`](crate::CompactBackend::packed_embed).
 pub fn embed<B: Backend>(ids: Tensor<B, 1, Int>, w: &PackedWeight<B>) -> Tensor<B, 2> {
-    dequantize(w).select(0, ids)
+    let table = dequantize(w);
+    let ([m], [n, k]) = (ids.dims(), table.dims());
+    let known = ids.clone().clamp(0, n as i64 - 1);
+    let unknown = ids.not_equal(known.clone()).unsqueeze_dim::<2>(1).expand([m, k]);
+    table.select(0, known).mask_fill(unknown, f32::NAN)
 }
 
 /// See [`CompactBackend::swiglu_mlp`](crate::CompactBackend::swiglu_mlp).

@@ -326,8 +326,13 @@ mod loom_model {
     }
 
     #[test]
+    fn loom_two_helpers() {
+        explore(2, || turns(2, 1));
+    }
+
+    #[test]
     fn loom_two_helpers_in_two_turns() {
-        explore(2, || turns(2, 2));
+        explore(1, || turns(2, 2));
     }
 
     /// A panic, of the caller or of a helper, ends no turn early.

@@ -17,7 +17,7 @@ pub fn memory() -> Option<usize> {
     *MEMORY.get_or_init(installed)
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(miri)))]
 fn installed() -> Option<usize> {
     // SAFETY: it only asks, and takes any name.
     let [pages, page] = [libc::_SC_PHYS_PAGES, libc::_SC_PAGESIZE].map(|name| unsafe { libc::sysconf(name) });
@@ -28,12 +28,12 @@ fn installed() -> Option<usize> {
     Some(container.map_or(machine, |limit| limit.min(machine))).filter(|&bytes| bytes > 0)
 }
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(all(target_os = "linux", not(miri))))]
 fn installed() -> Option<usize> {
     None
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(miri)))]
 fn advise_large_pages(buffer: &mut [u8]) {
     const LARGE: usize = 2 << 20;
     let start = (buffer.as_mut_ptr() as usize).next_multiple_of(LARGE);
@@ -44,7 +44,7 @@ fn advise_large_pages(buffer: &mut [u8]) {
     }
 }
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(all(target_os = "linux", not(miri))))]
 fn advise_large_pages(_: &mut [u8]) {}
 
 #[cfg(test)]

@@ -174,6 +174,7 @@ pub struct Cache<B: Backend> {
     batch: usize,
     capacity: usize,
     len: usize,
+    expected: usize,
     left_pad: Vec<usize>,
     /// Bytes of the largest buffer.
     limit: Option<usize>,
@@ -186,8 +187,18 @@ impl<B: CompactBackend> Cache<B> {
     /// Where not even one slot fits the buffers of the device it holds nothing, and [`check_room`](Self::check_room) says why.
     pub fn new(shapes: Vec<LayerCacheShape>, format: KvFormat, left_pad: Vec<usize>, device: &B::Device) -> Self {
         let (batch, limit, device) = (left_pad.len(), B::max_buffer(device), device.clone());
-        let mut cache =
-            Self { layers: Vec::new(), shapes, format, batch, capacity: 0, len: 0, left_pad, limit, device };
+        let mut cache = Self {
+            layers: Vec::new(),
+            shapes,
+            format,
+            batch,
+            capacity: 0,
+            len: 0,
+            expected: 0,
+            left_pad,
+            limit,
+            device,
+        };
         cache.start();
         cache
     }
@@ -223,6 +234,18 @@ impl<B: CompactBackend> Cache<B> {
     /// Whether nothing was fed yet.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Says that a prompt that comes in several passes will fill the cache up to `slots`. Rotary embeddings whose frequencies depend
+    /// on the length of the sequence (`dynamic`, `longrope`) then rotate every pass of it for that length, so that a prompt in
+    /// chunks is the prompt at once. [`CausalLm::prefill`](crate::CausalLm::prefill) says it by itself.
+    pub fn expect(&mut self, slots: usize) {
+        self.expected = self.expected.max(slots);
+    }
+
+    /// Slots that are known to be filled.
+    pub(crate) fn expected(&self) -> usize {
+        self.expected
     }
 
     /// Bytes held on the device, free slots included.
@@ -293,6 +316,7 @@ impl<B: CompactBackend> Cache<B> {
     /// Forgets every token; the memory is kept.
     pub fn reset(&mut self) {
         self.len = 0;
+        self.expected = 0;
         for (layer, &shape) in self.layers.iter_mut().zip(&self.shapes) {
             if let LayerCache::DeltaNet(_) = layer {
                 *layer = new_layer(shape, self.format, self.batch, GROWTH, &self.device);

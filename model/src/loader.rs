@@ -18,7 +18,7 @@ use emberlm_quant::modules::{Embedding, Linear, SwiGlu};
 use emberlm_quant::packed::PackedWeight;
 
 use crate::checkpoint::{StorageKind, report};
-use crate::config::ModelConfig;
+use crate::config::{Family, ModelConfig};
 use crate::error::{Error, Result};
 use crate::norm::RmsNorm;
 use crate::plan::{LoadPlan, PlannedTensor, Progress, QuantizeOnLoad};
@@ -64,6 +64,13 @@ pub(crate) enum Bias {
     None,
     Required,
     IfPresent,
+}
+
+impl Bias {
+    /// Required or absent, as a config says.
+    pub fn when(stated: bool) -> Self {
+        if stated { Self::Required } else { Self::None }
+    }
 }
 
 /// How weights change on their way from the source to the device.
@@ -181,10 +188,12 @@ impl<B: CompactBackend> Loader<'_, B> {
     /// `gate_proj`, `up_proj` and `down_proj`.
     pub fn swiglu(&self, config: &ModelConfig) -> Result<SwiGlu<B>> {
         let (h, inner) = (config.hidden_size, config.intermediate_size);
+        // Which of the integer modules have biases is said module by module.
+        let bias = if config.family == Family::NanoCompact { Bias::IfPresent } else { Bias::when(config.mlp_bias) };
         Ok(SwiGlu {
-            gate_proj: self.linear("gate_proj", inner, h, Bias::IfPresent)?,
-            up_proj: self.linear("up_proj", inner, h, Bias::IfPresent)?,
-            down_proj: self.linear("down_proj", h, inner, Bias::IfPresent)?,
+            gate_proj: self.linear("gate_proj", inner, h, bias)?,
+            up_proj: self.linear("up_proj", inner, h, bias)?,
+            down_proj: self.linear("down_proj", h, inner, bias)?,
         })
     }
 

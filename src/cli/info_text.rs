@@ -34,6 +34,9 @@ pub fn write(out: &mut impl Write, info: &Info) -> Result<()> {
     if info.ignored_tensors > 0 {
         line("ignored tensors", &info.ignored_tensors.to_string())?;
     }
+    for note in &info.notes {
+        line("note", note)?;
+    }
 
     let weights = &info.weights;
     let stored = bytes(weights.stored_bytes);

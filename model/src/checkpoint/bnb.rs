@@ -125,7 +125,7 @@ impl Source {
             ));
         };
 
-        expect(checkpoint, base, Dtype::U8, Some(elements.div_ceil(2)))?;
+        expect_packed(checkpoint, base, elements.div_ceil(2))?;
         expect(checkpoint, &format!("{base}.quant_map"), Dtype::F32, Some(16))?;
         let blocks = elements.div_ceil(block);
         let is_nested = json.nested_offset.is_some() || json.nested_blocksize.is_some();
@@ -225,6 +225,20 @@ fn expect(checkpoint: &Checkpoint, name: &str, dtype: Dtype, elements: Option<us
         return Err(error(name, format!("is {:?} {:?}, expected{expected} {dtype:?}", info.dtype, info.shape)));
     }
     Ok(found)
+}
+
+/// A packed weight of so many bytes, which `bnb_4bit_quant_storage` lets authors store as a tensor of another type.
+fn expect_packed(checkpoint: &Checkpoint, name: &str, bytes: usize) -> Result<()> {
+    let info = checkpoint.info(name).ok_or_else(|| error(name, "is missing: this quantised tensor is incomplete"))?;
+    let storage = matches!(info.dtype, Dtype::U8 | Dtype::I8 | Dtype::F16 | Dtype::Bf16 | Dtype::F32 | Dtype::F64);
+    if storage && info.bytes == bytes {
+        return Ok(());
+    }
+    let message = format!(
+        "is {:?} {:?} of {} bytes, expected {bytes} bytes as U8, I8, F16, BF16, F32 or F64",
+        info.dtype, info.shape, info.bytes
+    );
+    Err(error(name, message))
 }
 
 fn element_count(shape: &[u64]) -> Option<usize> {

@@ -94,22 +94,22 @@ pub struct Entry {
 #[derive(Clone, Debug)]
 pub struct Weights {
     checkpoint: Checkpoint,
-    slots: BTreeMap<String, Slot>,
+    pub(super) slots: BTreeMap<String, Slot>,
     ignored: Vec<String>,
     crest: Option<CrestFound>,
     kv: Option<KvCompressionFound>,
 }
 
 #[derive(Clone, Debug)]
-struct Slot {
-    entry: Entry,
-    backing: Backing,
+pub(super) struct Slot {
+    pub(super) entry: Entry,
+    pub(super) backing: Backing,
     /// Rows of the stored tensor that this parameter is.
-    rows: Option<Range<usize>>,
+    pub(super) rows: Option<Range<usize>>,
 }
 
 #[derive(Clone, Debug)]
-enum Backing {
+pub(super) enum Backing {
     Dense { name: String, dtype: FloatType },
     CodeBook(bnb::Source),
     Rows(nano::Source),
@@ -280,6 +280,14 @@ impl Weights {
         let found = slot.is_some();
         self.ignored.extend(slot.into_iter().flat_map(|slot| slot.entry.source));
         found
+    }
+
+    /// Gives a parameter another canonical name that is free.
+    pub(crate) fn rename(&mut self, canonical: &str, to: &str) {
+        if let (Some(slot), false) = (self.slots.get(canonical).cloned(), self.slots.contains_key(to)) {
+            self.slots.remove(canonical);
+            self.slots.insert(to.to_owned(), slot);
+        }
     }
 
     /// Canonical names of all parameters, sorted.

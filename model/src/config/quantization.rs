@@ -32,9 +32,20 @@ pub struct QuantizationConfig {
 
 impl QuantizationConfig {
     pub(super) fn read(object: &Fields) -> Result<Self> {
-        let method = object.text("quant_method")?.unwrap_or("bitsandbytes");
+        let says = |key| object.boolean(key).map(|on| on == Some(true));
+        let bitsandbytes = says("load_in_4bit")? || says("_load_in_4bit")? || says("load_in_8bit")?;
+        // Without a method transformers knows the format by these switches only.
+        let Some(method) = object.text("quant_method")?.or(bitsandbytes.then_some("bitsandbytes")) else {
+            let message =
+                "is missing: only bitsandbytes 4-bit checkpoints are supported (not GPTQ, AWQ, FP8, MLX and others)";
+            return Err(object.error("quant_method", message));
+        };
         if method != "bitsandbytes" {
-            let message = format!("\"{}\" is not supported, only bitsandbytes 4-bit checkpoints are", shown(method));
+            let message = format!(
+                "\"{}\" is not supported, only bitsandbytes 4-bit checkpoints are: use the model in half precision, \
+                 which can be quantised while it is loaded",
+                shown(method)
+            );
             return Err(object.error("quant_method", message));
         }
         if object.boolean("load_in_8bit")? == Some(true) {

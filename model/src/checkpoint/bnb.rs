@@ -86,8 +86,8 @@ impl Source {
     fn check(checkpoint: &Checkpoint, base: &str, sides: &BTreeSet<&str>) -> Result<Self> {
         let states: Vec<&str> = sides.iter().copied().filter(|side| side.starts_with("quant_state")).collect();
         let (kind, state) = match states.as_slice() {
-            ["quant_state.bitsandbytes__nf4"] => (QuantType::Nf4, states[0]),
-            ["quant_state.bitsandbytes__fp4"] => (QuantType::Fp4, states[0]),
+            [state @ "quant_state.bitsandbytes__nf4"] => (QuantType::Nf4, *state),
+            [state @ "quant_state.bitsandbytes__fp4"] => (QuantType::Fp4, *state),
             [] => {
                 return Err(error(base, format!("has {}, but no quant_state", side_list(sides))));
             }
@@ -219,7 +219,7 @@ impl Source {
 /// Element count of a tensor that must exist with this type and (where stated) this many elements.
 fn expect(checkpoint: &Checkpoint, name: &str, dtype: Dtype, elements: Option<usize>) -> Result<usize> {
     let info = checkpoint.info(name).ok_or_else(|| error(name, "is missing: this quantised tensor is incomplete"))?;
-    let found = info.bytes / info.dtype.size();
+    let found = info.bytes.checked_div(info.dtype.size()).unwrap_or(0);
     if info.dtype != dtype || elements.is_some_and(|elements| elements != found) {
         let expected = elements.map_or_else(String::new, |elements| format!(" {elements} elements of"));
         return Err(error(name, format!("is {:?} {:?}, expected{expected} {dtype:?}", info.dtype, info.shape)));

@@ -9,6 +9,17 @@
 //! no two overlap; sizes are computed with checked arithmetic; nothing is allocated by a number that a file states, unless
 //! the file is at least as large. `.bin`, `.pt` and the like are never opened.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
+
 mod advice;
 mod bnb;
 mod convert;

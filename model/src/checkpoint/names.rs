@@ -25,7 +25,7 @@ pub(crate) fn shown_within(text: &str, limit: usize) -> String {
         return out;
     }
     let tail: Vec<char> = text.chars().rev().take(limit / 6).collect();
-    text.chars().take(limit * 2 / 3).for_each(|c| escape(&mut out, c));
+    text.chars().take(limit.saturating_mul(2) / 3).for_each(|c| escape(&mut out, c));
     out.push_str("...");
     tail.into_iter().rev().for_each(|c| escape(&mut out, c));
     out.push_str(&format!(" ({} bytes)", text.len()));
@@ -35,8 +35,8 @@ pub(crate) fn shown_within(text: &str, limit: usize) -> String {
 /// Names for a message, at most [`LISTED`] of them.
 pub(crate) fn list<S: AsRef<str>>(names: &[S]) -> String {
     let mut out: Vec<String> = names.iter().take(LISTED).map(|name| shown(name.as_ref())).collect();
-    if names.len() > LISTED {
-        out.push(format!("and {} more", names.len() - LISTED));
+    if let Some(more) = names.len().checked_sub(LISTED).filter(|&more| more > 0) {
+        out.push(format!("and {more} more"));
     }
     out.join(", ")
 }

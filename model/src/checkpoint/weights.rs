@@ -243,7 +243,7 @@ impl Weights {
             };
             let mut slot = slot.clone();
             if let (Some(rows), Some(&all)) = (rows, slot.entry.shape.first()) {
-                slot.entry.bytes = slot.entry.bytes / all.max(1) * rows.len();
+                slot.entry.bytes = slot.entry.bytes.checked_div(all).unwrap_or(0).saturating_mul(rows.len());
             }
             slot.entry.shape.clone_from(shape);
             slot.rows.clone_from(rows);
@@ -343,7 +343,8 @@ impl Weights {
             return Ok(weight);
         }
         // Rows of a quantised matrix need not start at a block: these are a few gates, read in full.
-        let numbers: Vec<u8> = dequantise(&weight).into_iter().flat_map(f32::to_le_bytes).collect();
+        let numbers = dequantise(&weight).ok_or_else(|| slot.error("has fewer numbers than its shape".into()))?;
+        let numbers: Vec<u8> = numbers.into_iter().flat_map(f32::to_le_bytes).collect();
         let data = slot.slice(numbers.into(), FloatType::F32.size())?;
         Ok(HostWeight { n, k, storage: HostStorage::Dense(FloatType::F32, data) })
     }
@@ -360,7 +361,8 @@ impl Weights {
                 slot.check_finite(*dtype, &data)?;
                 Ok(floats(*dtype, &data))
             }
-            _ => Ok(dequantise(&self.matrix(canonical)?)),
+            _ => dequantise(&self.matrix(canonical)?)
+                .ok_or_else(|| slot.error("has fewer numbers than its shape".into())),
         }
     }
 
@@ -383,12 +385,12 @@ impl Slot {
         let Some(rows) = &self.rows else {
             return Ok(data);
         };
-        let width: usize = self.entry.shape.iter().skip(1).product::<usize>() * size;
-        let range = rows.start * width..rows.end * width;
-        if range.end > data.len() {
-            return Err(self.error(format!("has no row {}", rows.end)));
+        let width = self.entry.shape.iter().skip(1).try_fold(size, |width, &dim| width.checked_mul(dim));
+        let range = width.and_then(|width| Some(rows.start.checked_mul(width)?..rows.end.checked_mul(width)?));
+        match range.filter(|range| range.end <= data.len()) {
+            Some(range) => Ok(data.slice(range)),
+            None => Err(self.error(format!("has no row {}", rows.end))),
         }
-        Ok(data.slice(range))
     }
 
     fn check_finite(&self, dtype: FloatType, data: &[u8]) -> Result<()> {

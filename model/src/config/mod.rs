@@ -4,6 +4,17 @@
 //! without a thought. Text keys may be flat or under `text_config`; the spellings of transformers 4 and 5 are both read.
 //! `auto_map` is noted, never followed.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
+
 mod body;
 mod crest;
 mod fields;
@@ -103,12 +114,12 @@ pub struct LinearAttentionConfig {
 impl LinearAttentionConfig {
     /// Numbers of all query heads, or of all key heads.
     pub fn key_width(&self) -> usize {
-        self.num_key_heads * self.key_head_dim
+        self.num_key_heads.saturating_mul(self.key_head_dim)
     }
 
     /// Numbers of all value heads.
     pub fn value_width(&self) -> usize {
-        self.num_value_heads * self.value_head_dim
+        self.num_value_heads.saturating_mul(self.value_head_dim)
     }
 }
 
@@ -228,7 +239,7 @@ impl ModelConfig {
 
     /// Width of the keys (or values) of one token, all heads together.
     pub fn kv_dim(&self) -> usize {
-        self.num_key_value_heads * self.head_dim
+        self.num_key_value_heads.saturating_mul(self.head_dim)
     }
 
     fn read(root: &Fields) -> Result<Self> {

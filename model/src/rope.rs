@@ -2,7 +2,8 @@
 //!
 //! The formulas are those of transformers 5 (`modeling_rope_utils.py`), in f64. Two kinds, `dynamic` and `longrope`, depend on the
 //! length of the sequence. As in transformers, a prompt is rotated with the frequencies of its whole length, a token that is
-//! generated with those of the length it brings the sequence to, and what is cached stays as it was rotated.
+//! generated with those of the length it brings the sequence to, and what is cached stays as it was rotated. (Keys that are compressed before
+//! rotation are rotated when they are read, all with the frequencies of the pass that reads them.)
 
 use std::borrow::Cow;
 use std::f64::consts::PI;

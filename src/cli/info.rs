@@ -18,7 +18,7 @@ use super::{info_text, load, output};
 
 const ABOUT: &str = "\
 With --json one object is printed, with the facts of the text: path, family, model_type, architecture, auto_map, sizes, \
-parameters, weights (stored_bytes, bytes, peak_load_bytes, by_storage, by_part), tied_head, ignored_tensors, notes, crest, \
+rope, parameters, weights (stored_bytes, bytes, peak_load_bytes, by_storage, by_part), tied_head, ignored_tensors, notes, crest, \
 kv_compression, cache (bytes_per_token f16 and f32, bytes_per_sequence), estimate (f16, f32, formula), generation, \
 stop_tokens, chat_template, tokenizer_error. Sizes are in bytes; what a model does not have is null.";
 
@@ -56,6 +56,8 @@ pub struct Info {
     pub auto_map: bool,
     /// Sizes of the model.
     pub sizes: Sizes,
+    /// Base and scaling of the rotary embedding.
+    pub rope: String,
     /// Weights, counted.
     pub parameters: usize,
     /// Bytes of the weights.
@@ -262,6 +264,7 @@ impl Info {
             architecture: config.architecture.clone(),
             auto_map: config.auto_map,
             sizes: Sizes::new(config),
+            rope: config.rope.to_string(),
             parameters: plan.parameters(),
             weights: WeightsInfo::new(plan),
             tied_head: architecture.tied_head,

@@ -54,11 +54,12 @@ impl QuantizationConfig {
                 "8-bit bitsandbytes checkpoints are not supported: use the 4-bit or the half precision one",
             ));
         }
-        let strings = object.strings("llm_int8_skip_modules")?.unwrap_or_default();
+        // The tensors decide how they are read: what is for display only stops nothing.
+        let strings = object.strings("llm_int8_skip_modules").ok().flatten().unwrap_or_default();
         Ok(Self {
             quant_type: object.choice("bnb_4bit_quant_type")?.unwrap_or(QuantType::Fp4),
-            double_quant: object.boolean("bnb_4bit_use_double_quant")?.unwrap_or(false),
-            compute_dtype: float_type(object, "bnb_4bit_compute_dtype")?,
+            double_quant: object.boolean("bnb_4bit_use_double_quant").ok().flatten().unwrap_or(false),
+            compute_dtype: float_type(object, "bnb_4bit_compute_dtype").ok().flatten(),
             skip_modules: strings.into_iter().map(String::from).collect(),
         })
     }

@@ -93,6 +93,17 @@ impl RopeConfig {
     }
 }
 
+impl std::fmt::Display for RopeConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { theta, rotary_dim, scaling } = self;
+        write!(f, "theta {theta}, {rotary_dim} dimensions of a head")?;
+        match scaling {
+            Some(scaling) => write!(f, ", {scaling}"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// The base: the one inside the object in force, the one beside it, or the default. `replaced` is an object that is not in force.
 fn theta(text: &Fields, object: Option<&Fields>, replaced: Option<&Fields>, notes: &mut Vec<String>) -> Result<f64> {
     let positive =

@@ -148,6 +148,25 @@ impl RopeScaling {
     }
 }
 
+impl std::fmt::Display for RopeScaling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Linear { factor } => write!(f, "linear by {factor}"),
+            Self::Dynamic(dynamic) => {
+                write!(f, "dynamic by {} beyond {} tokens", dynamic.factor, dynamic.max_position_embeddings)
+            }
+            Self::Yarn(yarn) => {
+                write!(f, "yarn by {} from {} tokens", yarn.factor, yarn.original_max_position_embeddings)
+            }
+            Self::LongRope(long) => write!(f, "longrope, long beyond {} tokens", long.original_max_position_embeddings),
+            Self::Llama3(llama3) => {
+                write!(f, "llama3 by {} from {} tokens", llama3.factor, llama3.original_max_position_embeddings)
+            }
+            Self::Proportional { factor, rotated } => write!(f, "proportional by {factor}, {rotated} frequencies"),
+        }
+    }
+}
+
 /// A factor by which contexts are stretched.
 fn stretch(fields: &Fields, key: &str) -> Result<Option<f64>> {
     fields.number(key, "a number from 1 to 1e6", |x| (1.0..=1e6).contains(&x))

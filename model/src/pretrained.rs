@@ -65,7 +65,7 @@ impl Pretrained {
         };
         let kv_compression = KvCompression::resolve(config.kv_compression.as_ref(), weights.kv_found())?;
         let mut config = config;
-        let mut notes = std::mem::take(&mut config.notes);
+        let mut notes = config.notes.unused.clone();
         let tied_head = tie_head(&mut weights, &config, &mut notes)?;
         if config.family == Family::Qwen2 && !weights.canonical_names().any(is_qkv_bias) {
             config.qkv_bias = false;
@@ -79,6 +79,7 @@ impl Pretrained {
         for note in &notes {
             tracing::warn!("{note}");
         }
+        let notes = config.notes.assumed.iter().cloned().chain(notes).collect();
         let architecture = Architecture { config, crest, kv_compression, tied_head };
         Ok(Self { architecture, generation, weights, notes })
     }

@@ -237,7 +237,7 @@ fn missing_values_are_the_defaults_of_transformers() {
             "{:?}",
             parsed.notes
         );
-        assert_eq!(parse(&config(name)).expect(name).notes, [""; 0], "{name}");
+        assert_eq!(parse(&config(name)).expect(name).notes, Notes::default(), "{name}");
     }
     assert_eq!(without("crest_k4", "head_dim").expect("default").head_dim, 256);
     let linear = without("crest_k4", "linear_value_head_dim").expect("default").linear_attention;
@@ -328,7 +328,7 @@ fn biases_are_those_that_the_config_states() {
 /// Keys that change the numbers of other model types change nothing here, as in transformers, but are not passed over in silence.
 #[test]
 fn keys_of_other_families_are_noted() {
-    let notes = |key: &str, value: Value| parse(&with("leanllama", &format!("/{key}"), value)).expect(key).notes;
+    let notes = |key: &str, value: Value| parse(&with("leanllama", &format!("/{key}"), value)).expect(key).notes.unused;
     for (key, value) in [
         ("attn_logit_softcapping", json!(50.0)),
         ("logit_scale", json!(0.0625)),

@@ -116,7 +116,7 @@ fn bad_parameters_are_named() {
 
 #[test]
 fn what_is_assumed_or_not_used_is_noted() {
-    let notes = |keys: Value| parse(&config(&keys)).expect("config").notes;
+    let notes = |keys: Value| -> Vec<String> { parse(&config(&keys)).expect("config").notes.iter().cloned().collect() };
     let llama = |rope: Value| {
         let mut keys = json!({ "model_type": "llama", "head_dim": 16, "max_position_embeddings": 64 });
         for (key, value) in rope.as_object().expect("keys") {

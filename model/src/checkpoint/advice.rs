@@ -2,9 +2,8 @@
 
 use std::path::Path;
 
-use super::dir::ModelDir;
+use super::dir::{INDEX, ModelDir, SINGLE};
 use super::names::{list, shown};
-use super::open::{INDEX, SINGLE};
 use crate::config::json;
 
 /// Largest `adapter_config.json`, in bytes.
@@ -111,7 +110,7 @@ fn models_below(dir: &ModelDir, folders: &[&String]) -> Vec<String> {
                 continue;
             }
             let inner = sub.entries().unwrap_or_default();
-            let inner = inner.iter().filter(|entry| sub.path().join(entry).is_dir());
+            let inner = inner.iter().take(10 * MOST).filter(|entry| sub.path().join(entry).is_dir());
             next.extend(inner.map(|entry| format!("{name}/{entry}")));
         }
         next.truncate(MOST);

@@ -8,6 +8,11 @@ use super::foreign::{LFS_ADVICE, is_lfs_pointer};
 use super::names::shown;
 use crate::{Error, Result};
 
+/// The weights of a model that are one file.
+pub(super) const SINGLE: &str = "model.safetensors";
+/// Which tensor is in which of several files.
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+
 /// A directory whose regular files may be read. Links may lead to files of the same directory, or from a hub snapshot to the
 /// blobs of the same repository; elsewhere only where the caller [allows](Self::allow_links) it.
 #[derive(Clone, Debug)]

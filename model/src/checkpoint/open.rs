@@ -10,16 +10,13 @@ use bytes::Bytes;
 use memmap2::Mmap;
 
 use super::advice;
-use super::dir::{EmbeddedFile, FoundFile, ModelDir};
+use super::dir::{EmbeddedFile, FoundFile, INDEX, ModelDir, SINGLE};
 use super::foreign;
 use super::header::{self, TensorInfo};
 use super::index::{self, Shards};
 use super::names::{is_ignored, list, shown};
 use crate::config::{GenerationConfig, ModelConfig};
 use crate::{Error, Result};
-
-pub(super) const SINGLE: &str = "model.safetensors";
-pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// How a model directory is opened.
 #[derive(Clone, Copy, Debug, Default)]

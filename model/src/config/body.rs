@@ -38,8 +38,24 @@ const FOREIGN: [(&str, &[f64]); 26] = [
     ("num_local_experts", &[1.0]),
 ];
 
+/// What a config leaves open or says in vain, as sentences without a full stop.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Notes {
+    /// What is assumed because it is not stated: the defaults of transformers.
+    pub assumed: Vec<String>,
+    /// What is stated and not used.
+    pub unused: Vec<String>,
+}
+
+impl Notes {
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &String> {
+        self.assumed.iter().chain(&self.unused)
+    }
+}
+
 /// Notes on keys of other families that are stated and not used.
-pub(super) fn note_foreign(text: &Fields, model_type: &str, notes: &mut Vec<String>) {
+pub(super) fn note_foreign(text: &Fields, model_type: &str, notes: &mut Notes) {
     for (key, neutral) in FOREIGN {
         let Some(value) = text.get(key) else { continue };
         let changes_nothing = match (value.as_f64(), value.as_bool(), value.as_str()) {
@@ -49,7 +65,7 @@ pub(super) fn note_foreign(text: &Fields, model_type: &str, notes: &mut Vec<Stri
             _ => value.as_array().is_some_and(Vec::is_empty),
         };
         if !changes_nothing {
-            notes.push(format!(
+            notes.unused.push(format!(
                 "{key} is not used: it is no key of model type {}, and transformers ignores it too",
                 shown(model_type)
             ));
@@ -58,14 +74,14 @@ pub(super) fn note_foreign(text: &Fields, model_type: &str, notes: &mut Vec<Stri
 }
 
 /// A size that transformers has a default for: what is stated, or the default with a note; null is an error.
-pub(super) fn size_or(text: &Fields, key: &str, max: usize, default: usize, notes: &mut Vec<String>) -> Result<usize> {
+pub(super) fn size_or(text: &Fields, key: &str, max: usize, default: usize, notes: &mut Notes) -> Result<usize> {
     if let Some(stated) = text.size(key, max)? {
         return Ok(stated);
     }
     if text.is_null(key) {
         return Err(text.error(key, "is missing or null"));
     }
-    notes.push(format!("{key} is not stated: {default} is assumed, as in transformers"));
+    notes.assumed.push(format!("{key} is not stated: {default} is assumed, as in transformers"));
     Ok(default)
 }
 
@@ -178,7 +194,7 @@ fn check_window(text: &Fields, family: Family, names: Option<&[&str]>, layers: u
 }
 
 /// Key and value heads where none are stated.
-pub(super) fn key_value_heads(text: &Fields, family: Family, heads: usize, notes: &mut Vec<String>) -> Result<usize> {
+pub(super) fn key_value_heads(text: &Fields, family: Family, heads: usize, notes: &mut Notes) -> Result<usize> {
     match family.is_hybrid() && !text.is_null("num_key_value_heads") {
         true => size_or(text, "num_key_value_heads", MAX_HEADS, 4, notes),
         false => Ok(text.size("num_key_value_heads", MAX_HEADS)?.unwrap_or(heads)),

@@ -32,6 +32,7 @@ use std::path::Path;
 use emberlm_quant::host::FloatType;
 use serde_json::Value;
 
+pub use body::Notes;
 pub use crest::{CrestConfig, CrestFound, CrestOptions, CrestOverrides, GateInput, HaltMode, HaltWeights, StepInput};
 use fields::{Fields, spelled};
 pub use generation::GenerationConfig;
@@ -39,7 +40,7 @@ pub use kv::{KStage, KvActivation, KvCodec, KvCompression, KvCompressionConfig, 
 pub use nano::{NanoKind, NanoModule};
 pub use quantization::{QuantType, QuantizationConfig};
 pub use rope::RopeConfig;
-use rope::RopeContext;
+use rope_scaling::RopeContext;
 pub use rope_scaling::{DynamicScaling, Llama3Scaling, LongRopeScaling, RopeScaling, YarnScaling};
 
 use crate::checkpoint::ModelDir;
@@ -186,8 +187,8 @@ pub struct ModelConfig {
     pub sliding_window: Option<usize>,
     /// The config asks for Python code of its own (`auto_map`), which is never run.
     pub auto_map: bool,
-    /// What was assumed because it is not stated, and what is stated but not used, as sentences without a full stop.
-    pub notes: Vec<String>,
+    /// What is assumed, and what is stated but not used.
+    pub notes: Notes,
 }
 
 impl ModelConfig {
@@ -247,7 +248,7 @@ impl ModelConfig {
         // Keys of rotary embedding count where the text config is, as in transformers.
         let own = nested.as_ref().unwrap_or(root).clone();
         let text = nested.map_or_else(|| root.clone(), |text| text.or_else(root));
-        let mut notes = Vec::new();
+        let mut notes = Notes::default();
         let (family, model_type, architecture) = family(root, &text, &mut notes)?;
         let hybrid = family.is_hybrid();
 
@@ -344,7 +345,7 @@ impl ModelConfig {
 
 /// The family of a config: additions that are present win over the name of the body they are added to, but the body must be
 /// that of the additions.
-fn family(root: &Fields, text: &Fields, notes: &mut Vec<String>) -> Result<(Family, String, Option<String>)> {
+fn family(root: &Fields, text: &Fields, notes: &mut Notes) -> Result<(Family, String, Option<String>)> {
     const CREST: [&str; 4] = ["sky-crest", "sky_crest", "qwen3_5", "qwen3_5_text"];
     let model_type = root.text("model_type")?.unwrap_or_default();
     let architectures = root.strings("architectures")?.unwrap_or_default();
@@ -374,7 +375,7 @@ fn family(root: &Fields, text: &Fields, notes: &mut Vec<String>) -> Result<(Fami
         }
     };
     if model_type.is_empty() {
-        notes.push(format!("model_type is not stated: that of {family} is assumed"));
+        notes.assumed.push(format!("model_type is not stated: that of {family} is assumed"));
     } else if !bodies.contains(&model_type) {
         let message = format!(
             "\"{}\" is not the body of {family}, which has model type {}",
@@ -387,7 +388,7 @@ fn family(root: &Fields, text: &Fields, notes: &mut Vec<String>) -> Result<(Fami
 }
 
 /// Below the smallest normal f32 it would vanish in the norms.
-fn rms_norm_eps(text: &Fields, notes: &mut Vec<String>) -> Result<f64> {
+fn rms_norm_eps(text: &Fields, notes: &mut Notes) -> Result<f64> {
     const DEFAULT: f64 = 1e-6;
     let allowed = |x| x >= f64::from(f32::MIN_POSITIVE) && x <= 1.0;
     if let Some(stated) = text.number("rms_norm_eps", "a number above 0, at most 1", allowed)? {
@@ -396,11 +397,11 @@ fn rms_norm_eps(text: &Fields, notes: &mut Vec<String>) -> Result<f64> {
     if text.is_null("rms_norm_eps") {
         return Err(text.error("rms_norm_eps", "is missing or null"));
     }
-    notes.push(format!("rms_norm_eps is not stated: {DEFAULT:e} is assumed, as in transformers"));
+    notes.assumed.push(format!("rms_norm_eps is not stated: {DEFAULT:e} is assumed, as in transformers"));
     Ok(DEFAULT)
 }
 
-fn linear_attention(text: &Fields, notes: &mut Vec<String>) -> Result<LinearAttentionConfig> {
+fn linear_attention(text: &Fields, notes: &mut Notes) -> Result<LinearAttentionConfig> {
     let mut size = |key, max, default| body::size_or(text, key, max, default, notes);
     let out = LinearAttentionConfig {
         num_key_heads: size("linear_num_key_heads", MAX_HEADS, 16)?,

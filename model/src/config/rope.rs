@@ -5,8 +5,9 @@
 //! `original_max_position_embeddings` beside the object wins over the one inside.
 
 use super::MAX_POSITIONS;
+use super::body::Notes;
 use super::fields::Fields;
-use super::rope_scaling::RopeScaling;
+use super::rope_scaling::{RopeContext, RopeScaling};
 use crate::Result;
 
 /// The base where none is stated: that of transformers for every family.
@@ -23,17 +24,9 @@ pub struct RopeConfig {
     pub scaling: Option<RopeScaling>,
 }
 
-/// What the keys of the embedding are read beside.
-pub(super) struct RopeContext {
-    /// The body is that of Qwen3.5: a quarter of each head is rotated where nothing is stated.
-    pub hybrid: bool,
-    pub head_dim: usize,
-    pub max_position_embeddings: usize,
-}
-
 impl RopeConfig {
     /// Reads the keys of a text config; `notes` takes what was assumed or not used.
-    pub(super) fn read(text: &Fields, context: &RopeContext, notes: &mut Vec<String>) -> Result<Self> {
+    pub(super) fn read(text: &Fields, context: &RopeContext, notes: &mut Notes) -> Result<Self> {
         let parameters = text.object("rope_parameters")?;
         let stated_scaling = text.object("rope_scaling")?.filter(|scaling| scaling.keys().next().is_some());
         let object = stated_scaling.as_ref().or(parameters.as_ref());
@@ -61,7 +54,9 @@ impl RopeConfig {
             (Some(factor), true) => part(factor),
             (Some(factor), false) if part(factor) == context.head_dim => context.head_dim,
             (Some(factor), false) if kind == "default" => {
-                notes.push(format!("partial_rotary_factor {factor} is not used: this model type rotates whole heads"));
+                notes
+                    .unused
+                    .push(format!("partial_rotary_factor {factor} is not used: this model type rotates whole heads"));
                 context.head_dim
             }
             (Some(factor), false) => {
@@ -105,7 +100,7 @@ impl std::fmt::Display for RopeConfig {
 }
 
 /// The base: the one inside the object in force, the one beside it, or the default. `replaced` is an object that is not in force.
-fn theta(text: &Fields, object: Option<&Fields>, replaced: Option<&Fields>, notes: &mut Vec<String>) -> Result<f64> {
+fn theta(text: &Fields, object: Option<&Fields>, replaced: Option<&Fields>, notes: &mut Notes) -> Result<f64> {
     let positive =
         |f: &Fields| f.number("rope_theta", "a number above 0, at most 1e12", |x| (1e-6..=1e12).contains(&x));
     let inner = object.map_or(Ok(None), positive)?;
@@ -113,15 +108,17 @@ fn theta(text: &Fields, object: Option<&Fields>, replaced: Option<&Fields>, note
     let replaced = replaced.map_or(Ok(None), positive)?;
     let theta = inner.or(flat).unwrap_or(DEFAULT_THETA);
     if inner.or(flat).is_none() {
-        notes.push(format!("rope_theta is not stated: {DEFAULT_THETA} is assumed, as in transformers"));
+        notes.assumed.push(format!("rope_theta is not stated: {DEFAULT_THETA} is assumed, as in transformers"));
     }
     if let (Some(inner), Some(flat)) = (inner, flat)
         && inner != flat
     {
-        notes.push(format!("rope_theta is stated twice: the {inner} in the rope parameters is used, not {flat}"));
+        notes
+            .unused
+            .push(format!("rope_theta is stated twice: the {inner} in the rope parameters is used, not {flat}"));
     }
     if let Some(other) = replaced.filter(|&other| other != theta) {
-        notes.push(format!("rope_theta {other} of rope_parameters is not used: rope_scaling takes their place, as in transformers; the base is {theta}"));
+        notes.unused.push(format!("rope_theta {other} of rope_parameters is not used: rope_scaling takes their place, as in transformers; the base is {theta}"));
     }
     Ok(theta)
 }

@@ -2,9 +2,16 @@
 
 use super::MAX_POSITIONS;
 use super::fields::Fields;
-use super::rope::RopeContext;
 use crate::Result;
 use crate::checkpoint::names::shown;
+
+/// What the keys of the embedding are read beside.
+pub(super) struct RopeContext {
+    /// The body is that of Qwen3.5: a quarter of each head is rotated where nothing is stated.
+    pub hybrid: bool,
+    pub head_dim: usize,
+    pub max_position_embeddings: usize,
+}
 
 /// Frequency scaling for long contexts.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,6 +3,7 @@
 mod checkpoint_support;
 
 use checkpoint_support::*;
+use emberlm_model::checkpoint::{Checkpoint, Weights};
 use emberlm_model::{Pretrained, Result};
 use serde_json::json;
 
@@ -153,4 +154,35 @@ fn a_model_without_a_head_says_so_where_its_config_does_not_tie() {
     // Nano is published like that.
     let nano = open(&Copy::of("nano_compact")).expect("nano");
     assert!(nano.architecture().tied_head && nano.notes().is_empty(), "{:?}", nano.notes());
+}
+
+/// Files are compared in blocks: a difference far from the start, and blocks of elements of different sizes.
+#[test]
+fn large_parameters_are_compared_to_the_end() {
+    let shape = [40_000, 64];
+    let count = shape[0] * shape[1];
+    let number = |i: usize| (i % 1024) as f32;
+    // 0 to 1023 in F16: exact.
+    let half = |i: usize| -> [u8; 2] {
+        let bits = number(i).to_bits();
+        let (exponent, mantissa) = ((bits >> 23) as i32 - 127, bits >> 13 & 0x3ff);
+        let half = if number(i) == 0.0 { 0 } else { ((exponent + 15) as u32) << 10 | mantissa };
+        (half as u16).to_le_bytes()
+    };
+    let halves = Tensor("F16".into(), shape.into(), (0..count).flat_map(half).collect());
+    let singles = f32s(&shape, &(0..count).map(number).collect::<Vec<_>>());
+    let copy = Copy::of("leanllama");
+    let same = |head: &Tensor| {
+        let tensors = Tensors::from([(EMBEDDING.into(), halves.clone()), (HEAD.into(), head.clone())]);
+        write_tensors(&copy.weights(), &tensors);
+        let checkpoint = Checkpoint::open(copy.path()).expect("open");
+        let weights = Weights::resolve(&checkpoint, &checkpoint.config().expect("config")).expect("resolve");
+        weights.same(EMBEDDING, HEAD).expect("read")
+    };
+    for mut head in [halves.clone(), singles] {
+        assert!(same(&head), "{}", head.0);
+        let last = head.2.len() - 2;
+        head.2[last] ^= 0x40;
+        assert!(!same(&head), "{} with another last number", head.0);
+    }
 }

@@ -1,6 +1,6 @@
 //! Full attention: rotary positions, grouped key-value heads, and what a family adds to it.
 //!
-//! Qwen2 adds biases to the projections, Qwen3.5 norms of queries and keys and a gate on the output, LeanLlama compressors of
+//! Qwen2 adds biases to the projections (Llama and Qwen3.5 where `attention_bias` says so), Qwen3.5 norms of queries and keys and a gate on the output, LeanLlama compressors of
 //! what is cached. A field that a family lacks is absent.
 
 use burn::module::Module;
@@ -14,7 +14,7 @@ use emberlm_quant::ops::AttentionShape;
 use crate::architecture::Architecture;
 use crate::cache::AttentionCache;
 use crate::causal_lm::Step;
-use crate::config::{KStage, KvTarget};
+use crate::config::{Family, KStage, KvTarget};
 use crate::error::Result;
 use crate::kv_compressor::KvCompressor;
 use crate::loader::{Bias, Loader};
@@ -54,7 +54,9 @@ impl<B: CompactBackend> Attention<B> {
         let (nh, nkv) = (config.num_attention_heads, config.num_key_value_heads);
         let output_gate = config.attn_output_gate;
         let q_rows = if output_gate { 2 * nh * hd } else { nh * hd };
-        let qkv_bias = if config.family.has_qkv_bias() { Bias::Required } else { Bias::IfPresent };
+        let qkv_bias = Bias::when(config.qkv_bias);
+        // Which of the integer modules have biases is said module by module.
+        let o_bias = if config.family == Family::NanoCompact { Bias::IfPresent } else { Bias::when(config.o_bias) };
         // The Qwen3.5 body norms queries and keys, the others do not.
         let norm = |name| config.family.is_hybrid().then(|| loader.at(name).rms_norm(hd, config)).transpose();
         let compression = architecture.kv_compression.as_ref();
@@ -66,7 +68,7 @@ impl<B: CompactBackend> Attention<B> {
             q_proj: loader.linear("q_proj", q_rows, h, qkv_bias)?,
             k_proj: loader.linear("k_proj", nkv * hd, h, qkv_bias)?,
             v_proj: loader.linear("v_proj", nkv * hd, h, qkv_bias)?,
-            o_proj: loader.linear("o_proj", h, nh * hd, Bias::IfPresent)?,
+            o_proj: loader.linear("o_proj", h, nh * hd, o_bias)?,
             q_norm: norm("q_norm")?,
             k_norm: norm("k_norm")?,
             k_compressor: compressor("k_compressor", KvTarget::Key)?,

@@ -180,6 +180,7 @@ pub struct Cache<B: Backend> {
     batch: usize,
     capacity: usize,
     len: usize,
+    expected: usize,
     left_pad: Vec<usize>,
     /// Bytes of the largest buffer.
     limit: Option<usize>,
@@ -196,8 +197,9 @@ impl<B: CompactBackend> Cache<B> {
     pub fn new(shapes: Vec<LayerCacheShape>, format: KvFormat, left_pad: Vec<usize>, device: &B::Device) -> Self {
         let (batch, device, format) = (left_pad.len(), device.clone(), format.on::<B>(device));
         let (limit, memory) = (buffer_limit::<B>(&device), B::memory(&device));
-        let (layers, capacity, len) = (Vec::new(), 0, 0);
-        let mut cache = Self { layers, shapes, format, batch, capacity, len, left_pad, limit, memory, device };
+        let (layers, capacity, len, expected) = (Vec::new(), 0, 0, 0);
+        let mut cache =
+            Self { layers, shapes, format, batch, capacity, len, expected, left_pad, limit, memory, device };
         cache.start();
         cache
     }
@@ -233,6 +235,18 @@ impl<B: CompactBackend> Cache<B> {
     /// Whether nothing was fed yet.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Says that a prompt that comes in several passes will fill the cache up to `slots`. Rotary embeddings whose frequencies depend
+    /// on the length of the sequence (`dynamic`, `longrope`) then rotate every pass of it for that length, so that a prompt in
+    /// chunks is the prompt at once. [`CausalLm::prefill`](crate::CausalLm::prefill) says it by itself.
+    pub fn expect(&mut self, slots: usize) {
+        self.expected = self.expected.max(slots);
+    }
+
+    /// Slots that are known to be filled.
+    pub(crate) fn expected(&self) -> usize {
+        self.expected
     }
 
     /// Bytes held on the device, free slots included.
@@ -321,6 +335,7 @@ impl<B: CompactBackend> Cache<B> {
     /// Forgets every token; the memory is kept.
     pub fn reset(&mut self) {
         self.len = 0;
+        self.expected = 0;
         for (layer, &shape) in self.layers.iter_mut().zip(&self.shapes) {
             if let LayerCache::DeltaNet(_) = layer {
                 *layer = new_layer(shape, self.format, self.batch, GROWTH, &self.device);

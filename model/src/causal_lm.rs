@@ -87,6 +87,8 @@ pub(crate) struct Step<B: Backend> {
     /// The type of the residual stream and of all that is made from it.
     pub activations: DType,
     new: usize,
+    /// Tokens that the rotation counts on.
+    length: usize,
     embedding: RotaryEmbedding,
     device: B::Device,
     from_start: OnceCell<Rotary<B>>,
@@ -95,7 +97,7 @@ pub(crate) struct Step<B: Backend> {
 impl<B: Backend> Step<B> {
     /// Of every position up to the last new one.
     pub fn rotary_from_start(&self) -> Rotary<B> {
-        self.from_start.get_or_init(|| self.embedding.at(0, self.past + self.new, &self.device)).clone()
+        self.from_start.get_or_init(|| self.embedding.at(0, self.past + self.new, self.length, &self.device)).clone()
     }
 }
 
@@ -257,13 +259,15 @@ impl<B: CompactBackend> CausalLm<B> {
         let [_, s] = ids.dims();
         cache.make_room(s)?;
         let (past, device) = (cache.len(), ids.device());
+        let length = (past + s).max(cache.expected());
         let step = Step {
             past,
-            rotary: self.rotary.at(past, s, &device),
+            rotary: self.rotary.at(past, s, length, &device),
             left_pad: cache.left_pad(),
             token_mask: cache.token_mask(s),
             activations: self.activations.into(),
             new: s,
+            length,
             embedding: self.rotary.clone(),
             device,
             from_start: OnceCell::new(),
@@ -289,6 +293,7 @@ impl<B: CompactBackend> CausalLm<B> {
         let s = ids.first().map_or(0, |row| row.len());
         self.check_prompt(ids, s, cache)?;
         cache.make_room(s)?;
+        cache.expect(cache.len() + s);
         let mut logits = None;
         for start in (0..s).step_by(chunk.max(1)) {
             let end = s.min(start + chunk.max(1));

@@ -78,6 +78,7 @@ fn evaluate_window<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32], chunk: u
     let mut cache = model.new_cache(KvFormat::F32);
     model.check_prompt(&[ids], ids.len(), &cache)?;
     cache.reserve(ids.len());
+    cache.expect(ids.len());
     let mut out = Evaluation::default();
     for (i, part) in ids.chunks(chunk).enumerate() {
         let started = Instant::now();

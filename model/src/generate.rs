@@ -178,6 +178,7 @@ impl<'a, B: CompactBackend> Generator<'a, B> {
         if cache.check_room(roomy).is_ok() {
             cache.reserve(roomy);
         }
+        cache.expect(cache.len() + prompt.len());
         seen.extend_from_slice(prompt);
         let seed = sampler.seed();
         Ok(Pieces {

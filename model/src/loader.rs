@@ -4,6 +4,17 @@
 //! and adds up bytes without loading anything, then the loading pass fills the modules. So a checkpoint that does not fit is
 //! refused with every difference at once, and the memory needed is known before the first large allocation.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
@@ -18,7 +29,7 @@ use emberlm_quant::modules::{Embedding, Linear, SwiGlu};
 use emberlm_quant::packed::PackedWeight;
 
 use crate::checkpoint::{StorageKind, report};
-use crate::config::ModelConfig;
+use crate::config::{Family, ModelConfig};
 use crate::error::{Error, Result};
 use crate::norm::RmsNorm;
 use crate::plan::{LoadPlan, PlannedTensor, Progress, QuantizeOnLoad};
@@ -64,6 +75,13 @@ pub(crate) enum Bias {
     None,
     Required,
     IfPresent,
+}
+
+impl Bias {
+    /// Required or absent, as a config says.
+    pub fn when(stated: bool) -> Self {
+        if stated { Self::Required } else { Self::None }
+    }
 }
 
 /// How weights change on their way from the source to the device.
@@ -181,10 +199,12 @@ impl<B: CompactBackend> Loader<'_, B> {
     /// `gate_proj`, `up_proj` and `down_proj`.
     pub fn swiglu(&self, config: &ModelConfig) -> Result<SwiGlu<B>> {
         let (h, inner) = (config.hidden_size, config.intermediate_size);
+        // Which of the integer modules have biases is said module by module.
+        let bias = if config.family == Family::NanoCompact { Bias::IfPresent } else { Bias::when(config.mlp_bias) };
         Ok(SwiGlu {
-            gate_proj: self.linear("gate_proj", inner, h, Bias::IfPresent)?,
-            up_proj: self.linear("up_proj", inner, h, Bias::IfPresent)?,
-            down_proj: self.linear("down_proj", h, inner, Bias::IfPresent)?,
+            gate_proj: self.linear("gate_proj", inner, h, bias)?,
+            up_proj: self.linear("up_proj", inner, h, bias)?,
+            down_proj: self.linear("down_proj", h, inner, bias)?,
         })
     }
 
@@ -197,8 +217,8 @@ impl<B: CompactBackend> Loader<'_, B> {
     /// A tensor that stays a plain f32 one.
     pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Param<Tensor<B, D>>> {
         let name = self.name(name);
-        let len = shape.iter().product();
-        let values = if self.planned(&name, &shape, |_| 4 * len) {
+        let len = elements(&name, &shape)?;
+        let values = if self.planned(&name, &shape, |_| len.saturating_mul(4)) {
             vec![0.0; len]
         } else {
             let values = self.shared.source.vector(&name, len)?;
@@ -234,7 +254,7 @@ impl<B: CompactBackend> Loader<'_, B> {
         let options = self.shared.options;
         let final_bytes = |entry: &SourceEntry| match (quantize, entry.storage) {
             (Some(quantize), storage) if storage.is_dense() => quantize.bytes(n, k),
-            (_, storage) if options.round_to_stored && !storage.is_dense() => 2 * n * k,
+            (_, storage) if options.round_to_stored && !storage.is_dense() => n.saturating_mul(k).saturating_mul(2),
             _ => entry.bytes,
         };
         if self.planned(&name, &[n, k], final_bytes) {
@@ -301,11 +321,17 @@ impl<B: CompactBackend> Loader<'_, B> {
         }
         let bytes = shared.source.entry(name, shape).map_or(0, |entry| entry.bytes);
         let mut loaded = shared.loaded.borrow_mut();
-        loaded.done += bytes;
+        loaded.done = loaded.done.saturating_add(bytes);
         if let Some(progress) = shared.progress {
             progress(*loaded);
         }
     }
+}
+
+/// Elements of a tensor that a model needs.
+fn elements(name: &str, shape: &[usize]) -> Result<usize> {
+    let count = shape.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim));
+    count.ok_or_else(|| Error::Tensor { tensor: name.into(), message: format!("{shape:?} would be too large") })
 }
 
 /// Stands in for a weight while planning.

@@ -7,8 +7,8 @@ use emberlm_quant::host::HostWeight;
 
 use crate::architecture::Architecture;
 use crate::causal_lm::CausalLm;
-use crate::checkpoint::{Checkpoint, Weights};
-use crate::config::{CrestConfig, CrestOptions, CrestOverrides, GenerationConfig, KvCompression};
+use crate::checkpoint::{Checkpoint, OpenOptions, Weights};
+use crate::config::{CrestConfig, CrestOptions, CrestOverrides, Family, GenerationConfig, KvCompression, ModelConfig};
 use crate::error::{Error, Result};
 use crate::loader::{SourceEntry, WeightOptions, WeightSource};
 use crate::plan::{LoadPlan, Progress};
@@ -20,10 +20,12 @@ pub struct Pretrained {
     architecture: Architecture,
     generation: GenerationConfig,
     weights: Weights,
+    notes: Vec<String>,
 }
 
 /// The head, when it is not the embedding.
 const HEAD: &str = "lm_head.weight";
+const EMBEDDING: &str = "model.embed_tokens.weight";
 
 impl Pretrained {
     /// Opens a model directory, a `.safetensors` file in one, or a directory with the model in its only subfolder.
@@ -31,7 +33,15 @@ impl Pretrained {
     /// # Errors
     /// Names the file, the key or the tensor that cannot be used, and what to do.
     pub fn open(path: &Path, depth: &CrestOverrides) -> Result<Self> {
-        Self::from_checkpoint(&Checkpoint::open(path)?, depth)
+        Self::open_with(path, depth, OpenOptions::default())
+    }
+
+    /// As [`Self::open`], with options of opening.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(path: &Path, depth: &CrestOverrides, options: OpenOptions) -> Result<Self> {
+        Self::from_checkpoint(&Checkpoint::open_with(path, options)?, depth)
     }
 
     /// As [`Self::open`], of a checkpoint that is already open.
@@ -54,15 +64,24 @@ impl Pretrained {
             None => None,
         };
         let kv_compression = KvCompression::resolve(config.kv_compression.as_ref(), weights.kv_found())?;
-        // As transformers does: a tied config ignores a stored head. Nano says untied but stores none.
-        let tied_head = config.tie_word_embeddings || weights.entry(HEAD).is_none();
-        if tied_head && weights.ignore(HEAD) {
-            tracing::warn!(
-                "{HEAD} is stored but not used: the config ties the head to the embedding (tie_word_embeddings)"
+        let mut config = config;
+        let mut notes = config.notes.unused.clone();
+        let tied_head = tie_head(&mut weights, &config, &mut notes)?;
+        if config.family == Family::Qwen2 && !weights.canonical_names().any(is_qkv_bias) {
+            config.qkv_bias = false;
+            notes.push(
+                "no biases of query, key and value projections are stored: they count as 0, as in transformers".into(),
             );
         }
+        if checkpoint.has_adapter() {
+            notes.push("the adapter in this directory is not applied: merge it into the model if it is wanted".into());
+        }
+        for note in &notes {
+            tracing::warn!("{note}");
+        }
+        let notes = config.notes.assumed.iter().cloned().chain(notes).collect();
         let architecture = Architecture { config, crest, kv_compression, tied_head };
-        Ok(Self { architecture, generation, weights })
+        Ok(Self { architecture, generation, weights, notes })
     }
 
     /// Sizes and options.
@@ -73,6 +92,11 @@ impl Pretrained {
     /// The defaults that the model's authors give for sampling.
     pub fn generation_config(&self) -> &GenerationConfig {
         &self.generation
+    }
+
+    /// What was assumed because the files do not state it, and what they state but is not used, as sentences without a full stop.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The tensors, under canonical names.
@@ -122,6 +146,45 @@ impl Pretrained {
     ) -> Result<CausalLm<B>> {
         let plan = self.plan::<B>(options, device)?;
         CausalLm::load(self.architecture.clone(), &self.weights, options, &plan, device, progress)
+    }
+}
+
+fn is_qkv_bias(name: &str) -> bool {
+    ["q_proj.bias", "k_proj.bias", "v_proj.bias"].iter().any(|bias| name.ends_with(bias))
+}
+
+/// Whether the head is the embedding, as transformers 5 decides it: where the config ties them and both are stored, they are tied
+/// when they are equal; where one is stored, it is both. Of two equal ones, one is left out.
+fn tie_head(weights: &mut Weights, config: &ModelConfig, notes: &mut Vec<String>) -> Result<bool> {
+    let stored = |name| weights.entry(name).is_some();
+    match (stored(EMBEDDING), stored(HEAD), config.tie_word_embeddings) {
+        (true, true, false) => Ok(false),
+        (true, true, true) => {
+            let tied = weights.same(EMBEDDING, HEAD)?;
+            if tied {
+                weights.ignore(HEAD);
+            } else {
+                notes.push(format!(
+                    "the config ties the head to the embedding (tie_word_embeddings), but the {HEAD} that is stored is another: \
+                     it is used, as in transformers"
+                ));
+            }
+            Ok(tied)
+        }
+        (false, true, true) => {
+            weights.rename(HEAD, EMBEDDING);
+            Ok(true)
+        }
+        (_, false, tied) => {
+            // Nano says untied and stores none.
+            if !tied && config.family != Family::NanoCompact {
+                notes.push(format!(
+                    "no {HEAD} is stored: the head is the embedding, although tie_word_embeddings is not true"
+                ));
+            }
+            Ok(true)
+        }
+        (false, true, false) => Ok(false),
     }
 }
 

@@ -1,60 +1,152 @@
-//! Rotary position embedding: plain, partial, and with Llama 3's frequency scaling.
+//! Rotary position embedding: plain, partial, and with every kind of frequency scaling that the configs know.
+//!
+//! The formulas are those of transformers 5 (`modeling_rope_utils.py`), in f64. Two kinds, `dynamic` and `longrope`, depend on the
+//! length of the sequence. As in transformers, a prompt is rotated with the frequencies of its whole length, a token that is
+//! generated with those of the length it brings the sequence to, and what is cached stays as it was rotated. (Keys that are compressed before
+//! rotation are rotated when they are read, all with the frequencies of the pass that reads them.)
 
+use std::borrow::Cow;
 use std::f64::consts::PI;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
 use emberlm_quant::kv::Rotary;
 
-use crate::config::RopeConfig;
+use crate::config::{DynamicScaling, Llama3Scaling, LongRopeScaling, RopeConfig, RopeScaling, YarnScaling};
 
 /// The inverse frequencies of a model, from which the angles of any position follow.
 #[derive(Clone, Debug)]
 pub struct RotaryEmbedding {
+    /// Of sequences that no scaling by length applies to.
     inverse_frequencies: Vec<f64>,
+    by_length: ByLength,
+    attention_factor: f64,
+}
+
+/// How frequencies depend on the length of the sequence.
+#[derive(Clone, Debug)]
+enum ByLength {
+    No,
+    Dynamic {
+        theta: f64,
+        scaling: DynamicScaling,
+    },
+    /// Others for sequences longer than a number of tokens.
+    Long {
+        inverse_frequencies: Vec<f64>,
+        above: usize,
+    },
 }
 
 impl RotaryEmbedding {
     /// Frequencies `theta^(-2i / rotary_dim)`, scaled where the config says so.
     pub fn new(config: &RopeConfig) -> Self {
-        let dim = config.rotary_dim;
-        let plain = (0..dim / 2).map(|i| config.theta.powf(-2.0 * i as f64 / dim as f64));
-        let inverse_frequencies = match &config.scaling {
-            None => plain.collect(),
-            Some(scaling) => {
-                // Long wavelengths are stretched by `factor`, short ones kept, those between interpolated.
-                let original = scaling.original_max_position_embeddings as f64;
-                plain
-                    .map(|f| {
-                        let turns = original * f / (2.0 * PI);
-                        if turns < scaling.low_freq_factor {
-                            f / scaling.factor
-                        } else if turns > scaling.high_freq_factor {
-                            f
-                        } else {
-                            let smooth = (turns - scaling.low_freq_factor)
-                                / (scaling.high_freq_factor - scaling.low_freq_factor);
-                            (1.0 - smooth) * f / scaling.factor + smooth * f
-                        }
-                    })
-                    .collect()
+        let (theta, dim) = (config.theta, config.rotary_dim);
+        let plain = plain(theta, dim);
+        let same = |inverse_frequencies| Self { inverse_frequencies, by_length: ByLength::No, attention_factor: 1.0 };
+        match &config.scaling {
+            None => same(plain),
+            Some(RopeScaling::Linear { factor }) => same(plain.into_iter().map(|f| f / factor).collect()),
+            Some(RopeScaling::Llama3(scaling)) => same(llama3(plain, scaling)),
+            Some(RopeScaling::Proportional { factor, rotated }) => {
+                let stretched = |(i, f): (usize, f64)| if i < *rotated { f / factor } else { 0.0 };
+                same(plain.into_iter().enumerate().map(stretched).collect())
             }
-        };
-        Self { inverse_frequencies }
+            Some(RopeScaling::Dynamic(scaling)) => {
+                Self { by_length: ByLength::Dynamic { theta, scaling: scaling.clone() }, ..same(plain) }
+            }
+            Some(RopeScaling::Yarn(scaling)) => {
+                Self { attention_factor: scaling.attention_factor, ..same(yarn(plain, theta, dim, scaling)) }
+            }
+            Some(RopeScaling::LongRope(scaling)) => {
+                let LongRopeScaling { short_factor, long_factor, attention_factor, original_max_position_embeddings } =
+                    scaling;
+                let divided = |divisors: &[f64]| plain.iter().zip(divisors).map(|(f, divisor)| f / divisor).collect();
+                Self {
+                    inverse_frequencies: divided(short_factor),
+                    by_length: ByLength::Long {
+                        inverse_frequencies: divided(long_factor),
+                        above: *original_max_position_embeddings,
+                    },
+                    attention_factor: *attention_factor,
+                }
+            }
+        }
     }
 
-    /// Cosines and sines of positions `start..start + count`, computed in f64.
-    pub fn at<B: Backend>(&self, start: usize, count: usize, device: &B::Device) -> Rotary<B> {
-        let r = self.inverse_frequencies.len();
+    /// The inverse frequencies for a sequence of `length` tokens, in radians per token.
+    pub fn inverse_frequencies(&self, length: usize) -> Cow<'_, [f64]> {
+        match &self.by_length {
+            ByLength::Dynamic { theta, scaling } if length > scaling.max_position_embeddings => {
+                let (factor, dim) = (scaling.factor, 2.0 * self.inverse_frequencies.len() as f64);
+                let ratio = length as f64 / scaling.max_position_embeddings as f64;
+                let base = theta * (factor * ratio - (factor - 1.0)).powf(dim / (dim - 2.0));
+                plain(base, 2 * self.inverse_frequencies.len()).into()
+            }
+            ByLength::Long { inverse_frequencies, above } if length > *above => inverse_frequencies.into(),
+            _ => (&self.inverse_frequencies).into(),
+        }
+    }
+
+    /// What sines and cosines are multiplied by: 1 unless the scaling says otherwise (`yarn`, `longrope`).
+    pub fn attention_factor(&self) -> f64 {
+        self.attention_factor
+    }
+
+    /// Cosines and sines of positions `start..start + count` in a sequence of `length` tokens, computed in f64.
+    pub fn at<B: Backend>(&self, start: usize, count: usize, length: usize, device: &B::Device) -> Rotary<B> {
+        let frequencies = self.inverse_frequencies(length);
+        let r = frequencies.len();
         let (mut cos, mut sin) = (Vec::with_capacity(count * r), Vec::with_capacity(count * r));
         for position in start..start + count {
-            for frequency in &self.inverse_frequencies {
+            for frequency in frequencies.iter() {
                 let (s, c) = (position as f64 * frequency).sin_cos();
-                cos.push(c as f32);
-                sin.push(s as f32);
+                cos.push((c * self.attention_factor) as f32);
+                sin.push((s * self.attention_factor) as f32);
             }
         }
         let tensor = |values| Tensor::from_data(TensorData::new(values, [count, r]), (device, DType::F32));
         Rotary { cos: tensor(cos), sin: tensor(sin) }
     }
+}
+
+/// `theta^(-2i / dim)`.
+fn plain(theta: f64, dim: usize) -> Vec<f64> {
+    (0..dim / 2).map(|i| theta.powf(-2.0 * i as f64 / dim as f64)).collect()
+}
+
+/// Long wavelengths are stretched by `factor`, short ones kept, those between interpolated.
+fn llama3(plain: Vec<f64>, scaling: &Llama3Scaling) -> Vec<f64> {
+    let original = scaling.original_max_position_embeddings as f64;
+    let stretched = |f: f64| {
+        let turns = original * f / (2.0 * PI);
+        if turns < scaling.low_freq_factor {
+            f / scaling.factor
+        } else if turns > scaling.high_freq_factor {
+            f
+        } else {
+            let smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor);
+            (1.0 - smooth) * f / scaling.factor + smooth * f
+        }
+    };
+    plain.into_iter().map(stretched).collect()
+}
+
+/// Frequencies up to the one that turns `beta_fast` times in the original context are kept, those from the one that turns
+/// `beta_slow` times on are divided by `factor`, and a ramp lies between.
+fn yarn(plain: Vec<f64>, theta: f64, dim: usize, scaling: &YarnScaling) -> Vec<f64> {
+    let dim = dim as f64;
+    let original = scaling.original_max_position_embeddings as f64;
+    // Index of the frequency that turns so many times in the original context.
+    let index = |turns: f64| dim * (original / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln());
+    let (low, high) = (index(scaling.beta_fast), index(scaling.beta_slow));
+    let (low, high) = if scaling.truncate { (low.floor(), high.ceil()) } else { (low, high) };
+    let (low, high) = (low.max(0.0), high.min(dim - 1.0));
+    // One that is empty is as in transformers.
+    let width = if low == high { 0.001 } else { high - low };
+    let stretched = |(i, f): (usize, f64)| {
+        let interpolated = ((i as f64 - low) / width).clamp(0.0, 1.0);
+        f / scaling.factor * interpolated + f * (1.0 - interpolated)
+    };
+    plain.into_iter().enumerate().map(stretched).collect()
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use checkpoint_support::*;
 use emberlm_model::Error;
-use emberlm_model::checkpoint::Checkpoint;
+use emberlm_model::checkpoint::{Checkpoint, OpenOptions};
 
 fn entry(name: &str, dtype: &str, shape: &str, begin: u64, end: u64) -> String {
     format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{begin},{end}]}}"#)
@@ -132,25 +132,28 @@ fn broken_indexes_are_named() {
     let absolute = outside.path().join("x.safetensors").display().to_string();
     let shard = |name: &str| format!(r#"{{"a":"{name}"}}"#);
     let cases = [
-        ("parent", "plain name", shard("../x.safetensors")),
-        ("parent with backslash", "plain name", shard("..\\\\x.safetensors")),
-        ("absolute", "plain name", shard(&absolute)),
-        ("drive", "plain name", shard("C:\\\\x.safetensors")),
-        ("drive relative", "plain name", shard("C:x.safetensors")),
-        ("share", "plain name", shard("\\\\\\\\host\\\\share\\\\x.safetensors")),
-        ("subfolder", "plain name", shard("sub/x.safetensors")),
-        ("dot", "plain name", shard(".")),
-        ("empty", "plain name", shard("")),
-        ("pickle", "plain name", shard("pytorch_model.bin")),
-        ("escape", "plain name", shard("\\u001b[2Jx.safetensors")),
-        ("NUL", "plain name", shard("x\\u0000.safetensors")),
+        ("parent", "not the name of a .safetensors", shard("../x.safetensors")),
+        ("parent with backslash", "not the name of a .safetensors", shard("..\\\\x.safetensors")),
+        ("absolute", "not the name of a .safetensors", shard(&absolute)),
+        ("drive", "not the name of a .safetensors", shard("C:\\\\x.safetensors")),
+        ("drive relative", "not the name of a .safetensors", shard("C:x.safetensors")),
+        ("share", "not the name of a .safetensors", shard("\\\\\\\\host\\\\share\\\\x.safetensors")),
+        ("parent of a subfolder", "not the name of a .safetensors", shard("sub/../../x.safetensors")),
+        ("parent at the end", "not the name of a .safetensors", shard("sub/..")),
+        ("drive in a subfolder", "not the name of a .safetensors", shard("sub/C:x.safetensors")),
+        ("folder", "not the name of a .safetensors", shard("sub.safetensors/")),
+        ("deep", "not the name of a .safetensors", shard(&format!("{}x.safetensors", "s/".repeat(20)))),
+        ("subfolder that is not there", "1 of 1 files are missing: sub/x.safetensors", shard("./sub/./x.safetensors")),
+        ("dot", "not the name of a .safetensors", shard(".")),
+        ("empty", "not the name of a .safetensors", shard("")),
+        ("pickle", "not the name of a .safetensors", shard("pytorch_model.bin")),
+        ("escape", "not the name of a .safetensors", shard("\\u001b[2Jx.safetensors")),
+        ("NUL", "not the name of a .safetensors", shard("x\\u0000.safetensors")),
         (
             "missing",
             "2 of 3 files are missing: x.safetensors, y.safetensors",
             r#"{"a":"m-1.safetensors","b":"x.safetensors","c":"y.safetensors"}"#.into(),
         ),
-        ("promised, not there", "promises", r#"{"a":"m-1.safetensors","c":"m-1.safetensors"}"#.into()),
-        ("in two", "also in", r#"{"a":"m-1.safetensors","b":"m-2.safetensors"}"#.into()),
         ("twice in the map", "twice", r#"{"a":"m-1.safetensors","a":"m-2.safetensors"}"#.into()),
         ("a list", "invalid type", "[1]".into()),
         ("a string", "invalid type", "\"x\"".into()),
@@ -170,23 +173,172 @@ fn broken_indexes_are_named() {
     assert_eq!(Checkpoint::open(dir.path()).expect("a good index").names().len(), 2);
 }
 
+/// As `os.path.join` of the directory and the name in the index.
+#[test]
+fn an_index_may_name_files_in_subfolders() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    fs::create_dir(dir.path().join("sub")).expect("create");
+    let one = |name: &str| Tensors::from([(name.to_owned(), zeros(&[1]))]);
+    write_tensors(&dir.path().join("a.safetensors"), &one("a"));
+    write_tensors(&dir.path().join("sub/b.safetensors"), &one("b"));
+    for (a, b) in [("a", "sub/b"), ("./a", "./sub/b"), (".//a", "sub//./b")] {
+        index(dir.path(), &format!(r#"{{"a":"{a}.safetensors","b":"{b}.safetensors"}}"#));
+        let checkpoint = Checkpoint::open(dir.path()).expect("an index with subfolders");
+        assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b"], "{b}");
+        assert_eq!(checkpoint.data("b").expect("data").len(), 4, "{b}");
+    }
+}
+
+/// What no file holds may be a part that is not run; what the model needs is named as missing by the plan.
+#[test]
+fn an_index_may_list_what_no_file_holds() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    write_tensors(&dir.path().join("m-1.safetensors"), &Tensors::from([("a".into(), zeros(&[1]))]));
+    write_tensors(&dir.path().join("m-2.safetensors"), &Tensors::from([("b".into(), zeros(&[1]))]));
+    index(dir.path(), r#"{"a":"m-2.safetensors","b":"m-1.safetensors","mtp.fc.weight":"m-1.safetensors"}"#);
+    let checkpoint = Checkpoint::open(dir.path()).expect("mtp is not run");
+    assert_eq!(checkpoint.names().len(), 2);
+    assert!(checkpoint.info("mtp.fc.weight").is_none());
+    for (name, shard) in [("a", "m-1.safetensors"), ("b", "m-2.safetensors")] {
+        assert!(
+            checkpoint.info(name).expect(name).file.ends_with(shard),
+            "{name} is where it is, not where the index says"
+        );
+    }
+}
+
+/// Overlays: the file that the index names; for a tensor that it does not list, the last by name, as in transformers.
+#[test]
+fn of_a_tensor_in_two_files_the_index_chooses() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let files = |names: [&str; 2]| {
+        for (name, x) in names.into_iter().zip([1.0, 2.0]) {
+            write_tensors(
+                &dir.path().join(name),
+                &Tensors::from([("a".into(), f32s(&[1], &[x])), (name.into(), zeros(&[1]))]),
+            );
+        }
+    };
+    let chosen = |map: String| {
+        index(dir.path(), &map);
+        let checkpoint = Checkpoint::open(dir.path()).expect("an overlay");
+        assert_eq!(checkpoint.names().len(), 3);
+        checkpoint.data("a").expect("data").to_vec()
+    };
+    let (one, two) = (1f32.to_le_bytes(), 2f32.to_le_bytes());
+    let names = ["m-1.safetensors", "m-2.safetensors"];
+    files(names);
+    let list = |rest: &str| format!(r#"{{"{0}":"{0}","{1}":"{1}"{rest}}}"#, names[0], names[1]);
+    assert_eq!(chosen(list(r#","a":"m-1.safetensors""#)), one);
+    assert_eq!(chosen(list(r#","a":"m-2.safetensors""#)), two);
+    assert_eq!(chosen(list("")), two);
+}
+
 #[test]
 fn other_formats_are_named_and_not_opened() {
     let dir = tempfile::tempdir().expect("tempdir");
-    for name in ["pytorch_model.bin", "model.pt", "model.gguf"] {
+    let formats = [
+        ("pytorch_model.bin", "pickles are never opened"),
+        ("model.pt", "pickles are never opened"),
+        ("consolidated.00.pth", "pickles are never opened"),
+        ("model.gguf", "llama.cpp's format is not read"),
+        ("model.GGUF", "llama.cpp's format is not read"),
+        ("model.onnx", "ONNX is not read"),
+        ("weights.npz", "convert the model to safetensors"),
+    ];
+    for (name, word) in formats {
         // A directory in its place: opening it would give another error.
         fs::create_dir(dir.path().join(name)).expect("create");
         fs::write(dir.path().join("config.json"), "{}").expect("write");
         fails(name, name, || Checkpoint::open(dir.path()));
+        fails(name, word, || Checkpoint::open(dir.path()));
         fs::remove_dir(dir.path().join(name)).expect("remove");
         fs::write(dir.path().join(name), "x").expect("write");
-        fails(name, "convert the model to safetensors", || Checkpoint::open(&dir.path().join(name)));
+        fails(name, word, || Checkpoint::open(&dir.path().join(name)));
         fs::remove_file(dir.path().join(name)).expect("remove");
     }
+    fails("a config alone", "download the weights", || Checkpoint::open(dir.path()));
     write_tensors(&dir.path().join("other.safetensors"), &Tensors::from([("a".into(), zeros(&[1]))]));
     fails("another name", "other.safetensors", || Checkpoint::open(dir.path()));
     Checkpoint::open(&dir.path().join("other.safetensors")).expect("by its path");
     fails("nothing there", "No such file", || Checkpoint::open(&dir.path().join("absent")));
+}
+
+#[test]
+fn other_contents_are_named() {
+    let copy = Copy::of("leanllama");
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n";
+    for (contents, word) in [
+        (pointer, "git lfs pull"),
+        ("GGUF\u{3}\0\0\0\0\0\0", "GGUF"),
+        ("PK\u{3}\u{4}archive/data.pkl", "zip"),
+        ("<!DOCTYPE html><title>Sign in</title>", "web page"),
+    ] {
+        let kept = fs::read(copy.weights()).expect("read");
+        fs::write(copy.weights(), contents).expect("write");
+        fails(contents, word, || copy.load());
+        fails(contents, word, || Checkpoint::open(&copy.weights()));
+        fs::write(copy.weights(), kept).expect("write");
+    }
+    // The texts beside the weights as well.
+    fs::write(copy.path().join("config.json"), pointer).expect("write");
+    fails("config", "git lfs pull", || copy.load());
+    index(copy.path(), "{}");
+    fs::remove_file(copy.weights()).expect("remove");
+    fs::write(copy.path().join("model.safetensors.index.json"), pointer).expect("write");
+    fails("index", "git lfs pull", || copy.load());
+}
+
+#[test]
+fn adapters_are_named_with_their_base() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let lora =
+        Tensors::from([("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight".into(), zeros(&[4, 8]))]);
+    let file = dir.path().join("adapter_model.safetensors");
+    write_tensors(&file, &lora);
+    let config = dir.path().join("adapter_config.json");
+    for (text, word) in [
+        (r#"{"peft_type":"LORA","base_model_name_or_path":"org/base-model"}"#, "LoRA adapter of org/base-model"),
+        (r#"{"fine_tune_type":"lora","model":"mlx-community/base"}"#, "LoRA adapter of mlx-community/base"),
+        (r#"{"base_model_name_or_path":null}"#, "does not name"),
+        (r#"{"base_model_name_or_path":"a\u001b[2J"}"#, "a\\u{1b}[2J"),
+        ("not JSON", "does not name"),
+    ] {
+        fs::write(&config, text).expect("write");
+        fails(text, word, || Checkpoint::open(dir.path()));
+        fails(text, word, || Checkpoint::open(&file));
+    }
+    // Whatever the names of the tensors are.
+    write_tensors(&file, &Tensors::from([("prompt_embeddings".into(), zeros(&[4, 8]))]));
+    fails("prompt tuning", "adapter", || Checkpoint::open(&file));
+    // Unmerged weights under the name of a model's.
+    fs::remove_file(&config).expect("remove");
+    fs::remove_file(&file).expect("remove");
+    write_tensors(&dir.path().join("model.safetensors"), &lora);
+    fails("unmerged", "merge it into its base", || Checkpoint::open(dir.path()));
+    // A model beside an adapter is the model.
+    let copy = Copy::of("leanllama");
+    fs::write(copy.path().join("adapter_config.json"), r#"{"base_model_name_or_path":"org/base-model"}"#)
+        .expect("write");
+    copy.load().expect("the model");
+    let pretrained = emberlm_model::Pretrained::open(copy.path(), &Default::default()).expect("the model");
+    assert!(pretrained.notes().iter().any(|note| note.contains("adapter")), "{:?}", pretrained.notes());
+}
+
+#[test]
+fn directories_without_a_model_get_advice() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let open = || Checkpoint::open(dir.path());
+    fails("empty", "it is empty", open);
+    fs::create_dir_all(dir.path().join("a/b")).expect("create");
+    fs::create_dir(dir.path().join("logs")).expect("create");
+    fails("only subfolders", "only the subfolders a, logs", open);
+    fs::write(dir.path().join("a/b/config.json"), "{}").expect("write");
+    fails("a model further down", "there are models in a/b", open);
+    let hub = dir.path().join("models--org--name/snapshots/0123abc");
+    fs::create_dir_all(&hub).expect("create");
+    fs::write(hub.join("config.json"), "{}").expect("write");
+    fails("a hub cache", "models--org--name/snapshots/0123abc", open);
 }
 
 #[test]
@@ -242,6 +394,29 @@ mod links {
         fails("the only subfolder", "no model.safetensors", || Checkpoint::open(empty.path()));
         symlink("nowhere", empty.path().join("model.safetensors")).expect("link");
         fails("dangling", "No such file", || Checkpoint::open(empty.path()));
+    }
+
+    #[test]
+    fn links_are_followed_where_the_caller_allows_it() {
+        let elsewhere = tempfile::tempdir().expect("tempdir");
+        fs::copy(fixture("leanllama/model.safetensors"), elsewhere.path().join("weights.safetensors")).expect("copy");
+        let copy = Copy::of("leanllama");
+        fs::remove_file(copy.weights()).expect("remove");
+        symlink(elsewhere.path().join("weights.safetensors"), copy.weights()).expect("link");
+        let open = |path: &Path, allow_links: bool| Checkpoint::open_with(path, OpenOptions { allow_links });
+        fails("not allowed", "--allow-links", || open(copy.path(), false));
+        fails("the file, not allowed", "--allow-links", || open(&copy.weights(), false));
+        for path in [copy.path(), &copy.weights()] {
+            let checkpoint = open(path, true).expect("allowed");
+            checkpoint.config().expect("the config beside it");
+        }
+        // A folder of links to the files of another, and a link to the only subfolder.
+        let links = tempfile::tempdir().expect("tempdir");
+        symlink(copy.path(), links.path().join("sub")).expect("link");
+        fails("a linked subfolder", "no model.safetensors", || open(links.path(), false));
+        open(links.path(), true).expect("a linked subfolder");
+        symlink("nowhere", elsewhere.path().join("model.safetensors")).expect("link");
+        fails("dangling", "No such file", || open(elsewhere.path(), true));
     }
 
     #[test]

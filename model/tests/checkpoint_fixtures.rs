@@ -253,7 +253,8 @@ fn configs_of_the_fixtures() {
     };
     for name in ["leanllama", "leanllama_kv"] {
         let (_, lean, _) = load(name);
-        assert_eq!(lean.rope, RopeConfig { theta: 5e5, rotary_dim: 16, scaling: Some(scaling.clone()) }, "{name}");
+        let scaling = Some(RopeScaling::Llama3(scaling.clone()));
+        assert_eq!(lean.rope, RopeConfig { theta: 5e5, rotary_dim: 16, scaling }, "{name}");
         assert_eq!(lean.eos_token_ids, [523, 527, 528]);
     }
     let (checkpoint, nano, _) = load("nano_compact");

@@ -70,8 +70,20 @@ fn broken_bitsandbytes_tensors_are_named() {
         ("nested scale short", "elements of F32", side("nested_absmax", |t| resize(t, 1))),
         ("absmax one short", "320 elements", side("absmax", |t| resize(t, 319))),
         ("absmax one long", "320 elements", side("absmax", |t| resize(t, 321))),
-        ("codes one short", "10240 elements", Box::new(|t| resize(t.get_mut(DOUBLE).expect("weight"), 10239))),
-        ("codes of another type", "expected 10240", Box::new(|t| t.get_mut(DOUBLE).expect("weight").0 = "I8".into())),
+        ("codes one short", "expected 10240 bytes", Box::new(|t| resize(t.get_mut(DOUBLE).expect("weight"), 10239))),
+        (
+            "codes of another type",
+            "expected 10240 bytes",
+            Box::new(|t| t.get_mut(DOUBLE).expect("weight").0 = "BOOL".into()),
+        ),
+        (
+            "half the codes as F16",
+            "expected 10240 bytes",
+            Box::new(|t| {
+                let weight = t.get_mut(DOUBLE).expect("weight");
+                *weight = Tensor("F16".into(), vec![2560, 1], weight.2[..5120].to_vec());
+            }),
+        ),
         ("no absmax", "is missing", remove(".absmax")),
         ("no code book", "is missing", remove(".quant_map")),
         ("no nested scales", "is missing", remove(".nested_absmax")),
@@ -123,6 +135,47 @@ fn broken_bitsandbytes_tensors_are_named() {
     }
     write_tensors(&copy.weights(), &good);
     copy.load().expect("unchanged");
+}
+
+/// `bnb_4bit_quant_storage`: the packed bytes of every weight as a tensor of another type, whatever the code book and the scales.
+#[test]
+fn packed_weights_may_be_stored_as_any_type() {
+    for name in ["leanllama_nf4", "crest_k4_nf4"] {
+        let copy = Copy::of(name);
+        let good = read_tensors(&copy.weights());
+        // Read before the file is written anew: what is loaded are views of it.
+        let numbers = |weights: &Weights| -> Vec<(String, Vec<usize>, Vec<f32>)> {
+            let read = |name: &str| {
+                let shape = weights.entry(name).expect(name).shape.clone();
+                (name.to_owned(), shape, weights.vector(name).expect(name))
+            };
+            weights.canonical_names().map(read).collect()
+        };
+        let plain = numbers(&copy.load().expect(name));
+        for (dtype, size) in [("I8", 1), ("BF16", 2), ("F16", 2), ("F32", 4), ("F64", 8)] {
+            for fp4 in [false, true] {
+                let mut tensors = good.clone();
+                let states: Vec<String> =
+                    good.keys().filter(|name| name.ends_with("quant_state.bitsandbytes__nf4")).cloned().collect();
+                for state in &states {
+                    let weight = state.trim_end_matches(".quant_state.bitsandbytes__nf4");
+                    let packed = tensors.get_mut(weight).expect("weight");
+                    assert_eq!(packed.2.len() % size, 0, "{weight}");
+                    *packed = Tensor(dtype.into(), vec![packed.2.len() / size, 1], packed.2.clone());
+                    if fp4 {
+                        change_state(&mut tensors, weight, |json| json["quant_type"] = json!("fp4"));
+                        let tensor = tensors.remove(state).expect("state");
+                        tensors.insert(state.replace("__nf4", "__fp4"), tensor);
+                    }
+                }
+                write_tensors(&copy.weights(), &tensors);
+                let loaded = copy.load().unwrap_or_else(|e| panic!("{name} as {dtype}: {e}"));
+                // The code book is stored beside the codes, so that the numbers are the same under either name.
+                assert!(numbers(&loaded) == plain, "{name} as {dtype}, fp4 {fp4}");
+            }
+        }
+        write_tensors(&copy.weights(), &good);
+    }
 }
 
 #[test]

@@ -18,6 +18,10 @@ pub struct ModelArgs {
     #[arg(short, long, value_name = "DIR")]
     pub model: Option<PathBuf>,
 
+    /// Follow links in the model directory that lead out of it; for links that you made, not for a directory from a stranger
+    #[arg(long)]
+    pub allow_links: bool,
+
     /// Quantise the dense linear layers while loading
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub quant: Quant,

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use emberlm::demo;
 use emberlm::model::cache::Cache;
+use emberlm::model::checkpoint::OpenOptions;
 use emberlm::model::config::{CrestOverrides, Family};
 use emberlm::model::sampling::{Sampler, SamplingConfig};
 use emberlm::model::shapes;
@@ -30,6 +31,10 @@ pub struct BenchArgs {
     /// Model directory [default: a small model that is part of the program]
     #[arg(short, long, value_name = "DIR", conflicts_with = "shape")]
     model: Option<PathBuf>,
+
+    /// Follow links in the model directory that lead out of it
+    #[arg(long)]
+    allow_links: bool,
 
     /// Random weights of a known shape (bench-1b, crest-2b, crest-11b, sky-lite, lean-8b, nano-3b) or of a config.json
     #[arg(long, value_name = "NAME|FILE.json")]
@@ -228,7 +233,7 @@ fn load<B: CompactBackend>(
     let quantize = args.quant.option();
     let Some(name) = args.shape.clone() else {
         let pretrained = match &args.model {
-            Some(path) => Pretrained::open(path, depth)?,
+            Some(path) => Pretrained::open_with(path, depth, OpenOptions { allow_links: args.allow_links })?,
             None => demo::open(depth)?,
         };
         fits(args, pretrained.architecture())?;

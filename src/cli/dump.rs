@@ -103,7 +103,7 @@ fn dump<B: CompactBackend>(args: &DumpArgs, device: &Opened<B>) -> Result<()> {
         "--out {} would replace the input",
         args.out.display()
     );
-    let pretrained = load::open(args.model.model.as_deref(), &args.depth)?;
+    let pretrained = load::open(&args.model, &args.depth)?;
     let config = &pretrained.architecture().config;
     let tokens = Tokens::read(&args.input, config.vocab_size)?;
     let (t, n) = (tokens.rows.first().map_or(0, Vec::len), args.greedy.map_or(0, |n| n as usize));
@@ -127,6 +127,7 @@ fn dump<B: CompactBackend>(args: &DumpArgs, device: &Opened<B>) -> Result<()> {
     };
     let model = load::load(&pretrained, options, device, |_| String::new())?;
     let mut cache = model.new_batch_cache(KvFormat::F32, tokens.left_pad.clone());
+    cache.expect(args.prefill.unwrap_or(t).min(t));
     let mut record = Record::new(&tokens);
     let mut last = None;
     for pass in passes(t, args.prefill.unwrap_or(t), args.chunk.map_or(t, |n| n as usize)) {

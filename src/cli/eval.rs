@@ -77,7 +77,7 @@ impl Work for &EvalArgs {
 }
 
 fn eval<B: CompactBackend>(args: &EvalArgs, device: &Opened<B>) -> Result<()> {
-    let pretrained = load::open(args.model.model.as_deref(), &args.depth)?;
+    let pretrained = load::open(&args.model, &args.depth)?;
     let text = read(&args.text)?;
     let ids = pretrained.text()?.encode(&text, true)?;
     ensure!(ids.len() > 1, "{}: has {} tokens; a perplexity takes at least 2", args.text.display(), ids.len());

@@ -128,7 +128,7 @@ impl Work for &GenerateArgs {
 }
 
 fn generate<B: CompactBackend>(args: &GenerateArgs, device: &Opened<B>) -> Result<bool> {
-    let pretrained = load::open(args.model.model.as_deref(), &args.depth)?;
+    let pretrained = load::open(&args.model, &args.depth)?;
     let architecture = pretrained.architecture();
     if args.trace && architecture.crest.is_none() {
         bail!("--trace is for models with adaptive depth; this is {}", architecture.config.family);

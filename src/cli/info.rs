@@ -18,7 +18,7 @@ use super::{info_text, load, output};
 
 const ABOUT: &str = "\
 With --json one object is printed, with the facts of the text: path, family, model_type, architecture, auto_map, sizes, \
-parameters, weights (stored_bytes, bytes, peak_load_bytes, by_storage, by_part), tied_head, ignored_tensors, crest, \
+rope, parameters, weights (stored_bytes, bytes, peak_load_bytes, by_storage, by_part), tied_head, ignored_tensors, notes, crest, \
 kv_compression, cache (bytes_per_token f16 and f32, bytes_per_sequence), estimate (f16, f32, formula), generation, \
 stop_tokens, chat_template, tokenizer_error. Sizes are in bytes; what a model does not have is null.";
 
@@ -56,6 +56,8 @@ pub struct Info {
     pub auto_map: bool,
     /// Sizes of the model.
     pub sizes: Sizes,
+    /// Base and scaling of the rotary embedding.
+    pub rope: String,
     /// Weights, counted.
     pub parameters: usize,
     /// Bytes of the weights.
@@ -64,6 +66,8 @@ pub struct Info {
     pub tied_head: bool,
     /// Tensors of the file that the model does not need.
     pub ignored_tensors: usize,
+    /// What was assumed because the files do not state it, and what they state but is not used.
+    pub notes: Vec<String>,
     /// Adaptive depth.
     pub crest: Option<CrestInfo>,
     /// Compressed caches.
@@ -223,7 +227,7 @@ pub struct StopToken {
 
 /// Runs the command.
 pub fn run(args: &InfoArgs) -> Result<()> {
-    let pretrained = load::open(args.model.model.as_deref(), &args.depth)?;
+    let pretrained = load::open(&args.model, &args.depth)?;
     let (quant, head) = (args.model.quant, args.model.quant_head);
     let options = load::weight_options::<Cpu>(quant, head, &pretrained, &CpuDevice::default())?;
     let plan = load::plan::<Cpu>(&pretrained, options, &CpuDevice::default())?;
@@ -260,10 +264,12 @@ impl Info {
             architecture: config.architecture.clone(),
             auto_map: config.auto_map,
             sizes: Sizes::new(config),
+            rope: config.rope.to_string(),
             parameters: plan.parameters(),
             weights: WeightsInfo::new(plan),
             tied_head: architecture.tied_head,
             ignored_tensors: pretrained.weights().ignored().len(),
+            notes: pretrained.notes().to_vec(),
             crest: crest_info(pretrained, depth),
             kv_compression: kv_info(pretrained),
             cache: CacheInfo {

@@ -31,8 +31,12 @@ pub fn write(out: &mut impl Write, info: &Info) -> Result<()> {
     let head = if info.tied_head { "the embedding (tied)" } else { "of its own" };
     line("vocabulary, head", &format!("{}, {head}", sizes.vocab_size))?;
     line("context", &format!("{} tokens", sizes.context))?;
+    line("rotary embedding", &info.rope)?;
     if info.ignored_tensors > 0 {
         line("ignored tensors", &info.ignored_tensors.to_string())?;
+    }
+    for note in &info.notes {
+        line("note", note)?;
     }
 
     let weights = &info.weights;

@@ -1,24 +1,24 @@
 //! Opening and loading a model, with its plan on stderr first and a progress bar after.
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
 use emberlm::demo;
+use emberlm::model::checkpoint::OpenOptions;
 use emberlm::model::{CausalLm, LoadPlan, Pretrained, Progress, WeightOptions};
 use emberlm::quant::CompactBackend;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::args::{DepthArgs, Quant, QuantHead};
+use super::args::{DepthArgs, ModelArgs, Quant, QuantHead};
 use super::backend::Opened;
 use super::output;
 
 /// Opens a model directory, or the demo model when none is given; nothing is loaded yet.
-pub fn open(path: Option<&Path>, depth: &DepthArgs) -> Result<Pretrained> {
+pub fn open(model: &ModelArgs, depth: &DepthArgs) -> Result<Pretrained> {
     let with = depth.given();
-    let Some(path) = path else {
+    let Some(path) = &model.model else {
         return demo::open(&depth.overrides()).with_context(|| format!("cannot open the demo model{with}"));
     };
-    Pretrained::open(path, &depth.overrides())
+    let options = OpenOptions { allow_links: model.allow_links };
+    Pretrained::open_with(path, &depth.overrides(), options)
         .with_context(|| format!("cannot open the model {}{with}", path.display()))
 }
 

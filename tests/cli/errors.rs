@@ -70,19 +70,35 @@ fn missing_and_foreign_models_are_named() {
     }
 }
 
-/// What is stored and not used is told.
+/// A stored head that is another than the embedding is used, and told, where the config ties the two.
 #[test]
 fn a_head_beside_a_tied_config_is_told() {
     let scratch = Scratch::new();
     let copy = scratch.copy_of("leanllama");
-    let ignored = |model: &Path| {
+    let told = |model: &Path| {
         let ended = ember(["info", "-m", model.to_str().expect("UTF-8"), "--json"]).with_code(0);
         let info: Value = serde_json::from_str(&ended.stdout).expect("JSON");
-        (info["ignored_tensors"].clone(), ended.stderr.contains("lm_head.weight is stored but not used"))
+        let notes = info["notes"].as_array().expect("notes").len();
+        (info["ignored_tensors"].clone(), info["tied_head"].clone(), notes, ended.stderr.contains("lm_head.weight"))
     };
-    assert_eq!(ignored(&copy), (json!(0), false));
+    assert_eq!(told(&copy), (json!(0), json!(false), 0, false));
     edit_config(&copy, |config| config["tie_word_embeddings"] = json!(true));
-    assert_eq!(ignored(&copy), (json!(1), true));
+    assert_eq!(told(&copy), (json!(0), json!(false), 1, true));
+}
+
+/// Links that lead out of a model directory, by every command that opens one.
+#[cfg(unix)]
+#[test]
+fn links_are_followed_on_demand() {
+    let scratch = Scratch::new();
+    let copy = scratch.copy_of("leanllama");
+    let elsewhere = scratch.path("elsewhere.safetensors");
+    std::fs::rename(copy.join("model.safetensors"), &elsewhere).expect("moved");
+    std::os::unix::fs::symlink(&elsewhere, copy.join("model.safetensors")).expect("a link");
+    for args in each_command(&copy) {
+        ember(&args).fails_with(&["leads out of the model directory", "--allow-links"]);
+        ember(args.iter().map(String::as_str).chain(["--allow-links"])).with_code(0);
+    }
 }
 
 /// What cannot be measured is refused before a model is made.

@@ -1,6 +1,7 @@
 //! What must hold on every backend; each backend's test binary runs all of it.
 
 pub mod activations;
+pub mod bodies;
 pub mod choice;
 mod fixture;
 pub mod golden;
@@ -18,6 +19,7 @@ macro_rules! whole_suite {
         whole_suite! {
             golden: whole_pass, greedy, prefill_cache, decode_through_the_cache, overrides, rounded, half_precision_cache;
             activations: half_precision;
+            bodies: rope_scalings_and_biases, biases_by_config_and_tensors;
             units: crest_ffn, crest_ffn_parts, delta_rule, nf4, nano;
             invariants: prefill_is_prefill_and_decode, chunked_is_whole, chunked_is_whole_in_half_precision,
                 batch_is_its_rows, keys_compressed_before_rotation, snapshot_is_untouched, reset_is_new,
@@ -37,6 +39,7 @@ macro_rules! whole_suite {
         whole_suite! {
             golden: whole_pass, greedy, prefill_cache, decode_through_the_cache, overrides, rounded, half_precision_cache;
             activations: half_precision;
+            bodies: rope_scalings_and_biases;
             units: crest_ffn, crest_ffn_parts, delta_rule, nf4, nano;
             invariants: prefill_is_prefill_and_decode, chunked_is_whole, batch_is_its_rows, keys_compressed_before_rotation,
                 snapshot_is_untouched, reset_is_new, last_is_the_last_of_all, depth_set_is_depth_opened, forward_errors;

@@ -86,8 +86,8 @@ impl Source {
     fn check(checkpoint: &Checkpoint, base: &str, sides: &BTreeSet<&str>) -> Result<Self> {
         let states: Vec<&str> = sides.iter().copied().filter(|side| side.starts_with("quant_state")).collect();
         let (kind, state) = match states.as_slice() {
-            ["quant_state.bitsandbytes__nf4"] => (QuantType::Nf4, states[0]),
-            ["quant_state.bitsandbytes__fp4"] => (QuantType::Fp4, states[0]),
+            [state @ "quant_state.bitsandbytes__nf4"] => (QuantType::Nf4, *state),
+            [state @ "quant_state.bitsandbytes__fp4"] => (QuantType::Fp4, *state),
             [] => {
                 return Err(error(base, format!("has {}, but no quant_state", side_list(sides))));
             }
@@ -125,7 +125,7 @@ impl Source {
             ));
         };
 
-        expect(checkpoint, base, Dtype::U8, Some(elements.div_ceil(2)))?;
+        expect_packed(checkpoint, base, elements.div_ceil(2))?;
         expect(checkpoint, &format!("{base}.quant_map"), Dtype::F32, Some(16))?;
         let blocks = elements.div_ceil(block);
         let is_nested = json.nested_offset.is_some() || json.nested_blocksize.is_some();
@@ -219,12 +219,26 @@ impl Source {
 /// Element count of a tensor that must exist with this type and (where stated) this many elements.
 fn expect(checkpoint: &Checkpoint, name: &str, dtype: Dtype, elements: Option<usize>) -> Result<usize> {
     let info = checkpoint.info(name).ok_or_else(|| error(name, "is missing: this quantised tensor is incomplete"))?;
-    let found = info.bytes / info.dtype.size();
+    let found = info.bytes.checked_div(info.dtype.size()).unwrap_or(0);
     if info.dtype != dtype || elements.is_some_and(|elements| elements != found) {
         let expected = elements.map_or_else(String::new, |elements| format!(" {elements} elements of"));
         return Err(error(name, format!("is {:?} {:?}, expected{expected} {dtype:?}", info.dtype, info.shape)));
     }
     Ok(found)
+}
+
+/// A packed weight of so many bytes, which `bnb_4bit_quant_storage` lets authors store as a tensor of another type.
+fn expect_packed(checkpoint: &Checkpoint, name: &str, bytes: usize) -> Result<()> {
+    let info = checkpoint.info(name).ok_or_else(|| error(name, "is missing: this quantised tensor is incomplete"))?;
+    let storage = matches!(info.dtype, Dtype::U8 | Dtype::I8 | Dtype::F16 | Dtype::Bf16 | Dtype::F32 | Dtype::F64);
+    if storage && info.bytes == bytes {
+        return Ok(());
+    }
+    let message = format!(
+        "is {:?} {:?} of {} bytes, expected {bytes} bytes as U8, I8, F16, BF16, F32 or F64",
+        info.dtype, info.shape, info.bytes
+    );
+    Err(error(name, message))
 }
 
 fn element_count(shape: &[u64]) -> Option<usize> {

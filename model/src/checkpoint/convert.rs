@@ -26,41 +26,54 @@ pub(super) fn first_non_finite(dtype: FloatType, bytes: &[u8]) -> Option<usize> 
     }
 }
 
-/// The matrix in f32. For tensors that are read as vectors; large ones stay quantised.
-pub(super) fn dequantise(weight: &HostWeight) -> Vec<f32> {
-    match &weight.storage {
+/// The matrix in f32; `None` when its parts are too short for its shape. For tensors that are read as vectors; large ones stay
+/// quantised.
+pub(super) fn dequantise(weight: &HostWeight) -> Option<Vec<f32>> {
+    let elements = weight.n.checked_mul(weight.k)?;
+    let out = match &weight.storage {
         HostStorage::Dense(dtype, bytes) => floats(*dtype, bytes),
-        HostStorage::CodeBook4(book) => code_book(book, weight.n * weight.k),
-        HostStorage::Rows(rows) => (0..weight.n).flat_map(|row| integer_row(rows, row, weight.k)).collect(),
-    }
+        HostStorage::CodeBook4(book) => code_book(book, elements),
+        HostStorage::Rows(rows) => {
+            let rows: Option<Vec<Vec<f32>>> = (0..weight.n).map(|row| integer_row(rows, row, weight.k)).collect();
+            rows?.concat()
+        }
+    };
+    (out.len() == elements).then_some(out)
 }
 
 fn code_book(book: &HostCodeBook4, elements: usize) -> Vec<f32> {
+    let value = |map: &[f32], code: u8| map.get(usize::from(code)).copied().unwrap_or(f32::NAN);
     let scales: Vec<f32> = match &book.scales {
         HostScales::Single(bytes) => floats(FloatType::F32, bytes),
         HostScales::Double { codes, map, absmax, block, offset } => {
-            let scale = |(i, &code): (usize, &u8)| map[usize::from(code)] * absmax[i / block] + offset;
-            codes.iter().enumerate().map(scale).collect()
+            let blocks = codes.chunks((*block).max(1)).zip(absmax);
+            blocks
+                .flat_map(|(codes, absmax)| codes.iter().map(move |&code| value(map, code) * absmax + offset))
+                .collect()
         }
     };
-    let value = |i: usize| {
-        let byte = book.codes[i / 2];
-        let code = if i.is_multiple_of(2) { byte >> 4 } else { byte & 15 };
-        book.code_book[usize::from(code)] * scales[i / book.block]
-    };
-    (0..elements).map(value).collect()
+    let codes = book.codes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    let scales = scales.iter().flat_map(|scale| std::iter::repeat_n(scale, book.block));
+    codes.zip(scales).map(|(code, scale)| value(&book.code_book, code) * scale).take(elements).collect()
 }
 
-fn integer_row(rows: &HostRows, row: usize, k: usize) -> Vec<f32> {
-    let slot = rows.slots.as_ref().map_or(row, |slots| slots[row] as usize);
-    let scale = rows.scales[slot];
+fn integer_row(rows: &HostRows, row: usize, k: usize) -> Option<Vec<f32>> {
+    let slot = match &rows.slots {
+        Some(slots) => usize::try_from(*slots.get(row)?).ok()?,
+        None => row,
+    };
+    let scale = *rows.scales.get(slot)?;
+    let section = |bytes: &[u8], row: usize, stride: usize| -> Option<Vec<u8>> {
+        let start = row.checked_mul(stride)?;
+        bytes.get(start..start.checked_add(stride)?).map(<[u8]>::to_vec)
+    };
     if slot < rows.wide_rows {
-        return rows.wide[slot * k..(slot + 1) * k].iter().map(|&q| f32::from(q as i8) * scale).collect();
+        let codes = section(&rows.wide, slot, k)?;
+        return Some(codes.into_iter().map(|q| f32::from(q as i8) * scale).collect());
     }
-    let bits = rows.narrow_bits as usize;
-    let stride = (k * bits).div_ceil(8);
-    let start = (slot - rows.wide_rows) * stride;
+    let bits = usize::try_from(rows.narrow_bits).ok()?;
+    let bytes = section(&rows.narrow, slot.checked_sub(rows.wide_rows)?, k.checked_mul(bits)?.div_ceil(8))?;
     let (mask, zero) = if bits == 2 { (3, 1.0) } else { (15, 7.0) };
-    let code = |j: usize| (rows.narrow[start + j * bits / 8] >> (j * bits % 8)) & mask;
-    (0..k).map(|j| (f32::from(code(j)) - zero) * scale).collect()
+    let codes = bytes.iter().flat_map(|byte| (0..8).step_by(bits.max(1)).map(move |shift| (byte >> shift) & mask));
+    Some(codes.take(k).map(|code| (f32::from(code) - zero) * scale).collect())
 }

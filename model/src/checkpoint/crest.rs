@@ -82,7 +82,11 @@ impl<'a> Search<'a, '_> {
             let says = |name: &str, words: [&str; 2]| words.iter().any(|word| leaf(name).contains(word));
             // A square MLP can be told apart by its names only.
             let is_down = |name: &str| {
-                if up == down { says(name, ["down", "w2"]) } else { *self.loose[name] == down }
+                if up == down {
+                    says(name, ["down", "w2"])
+                } else {
+                    self.loose.get(name).is_some_and(|shape| **shape == down)
+                }
             };
             let (downs, ups): (Vec<&str>, Vec<&str>) = names.iter().copied().partition(|name| is_down(name));
             let (gates, ups): (Vec<&str>, Vec<&str>) = ups.into_iter().partition(|name| says(name, ["gate", "w1"]));
@@ -177,14 +181,14 @@ impl<'a> Search<'a, '_> {
     fn place_gates(&mut self, num_steps: usize, gates: Vec<Gate<'a>>) -> Result<CrestFound> {
         let kind = |gate: &Gate| gate.key.1.replace(|c: char| c.is_ascii_digit(), "");
         let kinds: BTreeSet<String> = gates.iter().map(kind).collect();
-        if kinds.len() > 1 || gates.iter().any(|gate| gate.hidden != gates[0].hidden) {
+        if kinds.len() > 1 || gates.iter().any(|gate| Some(gate.hidden) != gates.first().map(|first| first.hidden)) {
             let paths: Vec<&str> = gates.iter().map(|gate| gate.key.1).collect();
             return Err(self.error(&format!("which of these is the gate: {}", list(&paths))));
         }
-        if gates.windows(2).any(|pair| pair[0].key.0 == pair[1].key.0) {
+        if gates.iter().zip(gates.iter().skip(1)).any(|(before, after)| before.key.0 == after.key.0) {
             return Err(self.error("no number tells which gate belongs to which step"));
         }
-        let enough = [1, num_steps, num_steps - 1].contains(&gates.len());
+        let enough = [1, num_steps, num_steps.saturating_sub(1)].contains(&gates.len());
         if !enough {
             return Err(self.error(&format!("{num_steps} steps, but {} gates", gates.len())));
         }
@@ -193,7 +197,7 @@ impl<'a> Search<'a, '_> {
         let mut biases = Vec::new();
         for (k, gate) in gates.iter().enumerate() {
             // The last step needs no gate.
-            let spare = k + 1 == num_steps && (num_steps == 1 || !gate_shared);
+            let spare = k.saturating_add(1) == num_steps && (num_steps == 1 || !gate_shared);
             let home = if gate_shared { "mlp.halt_gate".to_owned() } else { format!("mlp.halt_gates.{k}") };
             for (place, linear) in &gate.linears {
                 let outputs = if *place == "0." { gate.hidden.unwrap_or(1) } else { 1 };
@@ -226,7 +230,7 @@ impl<'a> Search<'a, '_> {
                 }
             }
         }
-        if biases.iter().any(|bias| *bias != biases[0]) {
+        if biases.contains(&true) && biases.contains(&false) {
             return Err(self.error("some layers of gates have a bias, others have none"));
         }
         let used: BTreeSet<String> =
@@ -255,7 +259,7 @@ impl<'a> Search<'a, '_> {
             from: format!("{layer}{name}"),
             to: format!("{layer}{to}"),
             shape,
-            rows: row.map(|row| row..row + 1),
+            rows: row.map(|row| row..row.saturating_add(1)),
         });
     }
 

@@ -4,11 +4,17 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use super::foreign::{LFS_ADVICE, is_lfs_pointer};
 use super::names::shown;
 use crate::{Error, Result};
 
+/// The weights of a model that are one file.
+pub(super) const SINGLE: &str = "model.safetensors";
+/// Which tensor is in which of several files.
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+
 /// A directory whose regular files may be read. Links may lead to files of the same directory, or from a hub snapshot to the
-/// blobs of the same repository.
+/// blobs of the same repository; elsewhere only where the caller [allows](Self::allow_links) it.
 #[derive(Clone, Debug)]
 pub struct ModelDir {
     path: PathBuf,
@@ -18,7 +24,7 @@ pub struct ModelDir {
 /// Where the files are.
 #[derive(Clone, Debug)]
 enum Files {
-    OnDisk { real: PathBuf, blobs: Option<PathBuf> },
+    OnDisk { real: PathBuf, blobs: Option<PathBuf>, any_links: bool },
     Embedded(&'static [EmbeddedFile]),
 }
 
@@ -44,7 +50,16 @@ impl ModelDir {
             return Err(refuse(path, "is not a directory"));
         }
         let blobs = hub_blobs(&real);
-        Ok(Self { path: path.into(), files: Files::OnDisk { real, blobs } })
+        Ok(Self { path: path.into(), files: Files::OnDisk { real, blobs, any_links: false } })
+    }
+
+    /// The same directory with links that may lead anywhere: for one whose links its user made. A directory from a stranger may
+    /// hold links to files that are nobody else's business; parts of those could then be printed in messages.
+    pub fn allow_links(mut self) -> Self {
+        if let Files::OnDisk { any_links, .. } = &mut self.files {
+            *any_links = true;
+        }
+        self
     }
 
     /// A directory without subfolders that is part of the program; `name` is for messages.
@@ -68,6 +83,7 @@ impl ModelDir {
             return Err(refuse(&path, "is not the name of a subfolder"));
         };
         match (&self.files, &sub.files) {
+            (Files::OnDisk { any_links: true, .. }, _) => Ok(sub.allow_links()),
             (Files::OnDisk { real, .. }, Files::OnDisk { real: inner, .. }) if inner.starts_with(real) => Ok(sub),
             _ => Err(refuse(&path, "leads out of the model directory")),
         }
@@ -86,20 +102,21 @@ impl ModelDir {
         }
     }
 
-    /// A regular file; `None` when there is none of this name.
+    /// A regular file by its [relative] path; `None` when there is none of this name.
     ///
     /// # Errors
-    /// [`Error::Source`] when the name is not a plain file name, leads out of the directory, or is not a regular file.
+    /// [`Error::Source`] when the path is not one within the directory, leads out of it, or is not a regular file.
     pub(super) fn file(&self, name: &str) -> Result<Option<FoundFile>> {
-        if !is_plain(name) {
+        let Some(name) = relative(name) else {
             let path = self.path.join("?");
-            return Err(refuse(&path, &format!("\"{}\" is not a plain file name", shown(name))));
-        }
+            return Err(refuse(&path, &format!("\"{}\" is not the name of a file in the directory", shown(name))));
+        };
+        let name = name.as_str();
         if !self.contains(name) {
             return Ok(None);
         }
-        let (root, blobs) = match &self.files {
-            Files::OnDisk { real, blobs } => (real, blobs),
+        let (root, blobs, any_links) = match &self.files {
+            Files::OnDisk { real, blobs, any_links } => (real, blobs, *any_links),
             Files::Embedded(files) => {
                 let found = files.iter().find(|(known, _)| *known == name);
                 return Ok(found.map(|(_, bytes)| FoundFile::Embedded(bytes)));
@@ -109,8 +126,10 @@ impl ModelDir {
         let io = |source| Error::Io { path: path.clone(), source };
         let real = path.canonicalize().map_err(io)?;
         let inside = real.starts_with(root) || blobs.as_deref().is_some_and(|blobs| real.parent() == Some(blobs));
-        if !inside {
-            return Err(refuse(&path, "is a link that leads out of the model directory: put the file itself there"));
+        if !inside && !any_links {
+            let message = "is a link that leads out of the model directory: put the file itself there, or allow links (--allow-links) if \
+                 you made this one";
+            return Err(refuse(&path, message));
         }
         // Checked before opening: opening a FIFO would wait for a writer.
         if !fs::metadata(&real).map_err(io)?.is_file() {
@@ -122,8 +141,8 @@ impl ModelDir {
     /// The contents of a file; `None` when there is none of this name.
     ///
     /// # Errors
-    /// [`Error::Io`] when it cannot be read; [`Error::Source`] when it lies outside the directory, is no regular file, or is longer
-    /// than `limit` bytes, before anything is read.
+    /// [`Error::Io`] when it cannot be read; [`Error::Source`] when it lies outside the directory, is no regular file, is longer
+    /// than `limit` bytes (before anything is read), or is a git-lfs pointer to the file that was meant.
     pub fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
         let path = self.path.join(name);
         let real = match self.file(name)? {
@@ -139,9 +158,12 @@ impl ModelDir {
         }
         let mut bytes = Vec::new();
         // One byte more than promised shows that the file grew.
-        file.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
+        file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(io)?;
         if bytes.len() as u64 > limit {
             return Err(refuse(&path, &format!("is longer than the {limit} bytes that are accepted")));
+        }
+        if is_lfs_pointer(&bytes) {
+            return Err(refuse(&path, LFS_ADVICE));
         }
         Ok(Some(bytes))
     }
@@ -169,8 +191,20 @@ impl ModelDir {
     }
 }
 
+/// The path of a file in a directory or its subfolders, as `a/b` without `.` parts; `None` when, on any platform, it could
+/// mean another place (absolute, `..`, a drive, a share, backslashes).
+pub(super) fn relative(name: &str) -> Option<String> {
+    const DEPTH: usize = 16;
+    if name.starts_with('/') || name.ends_with('/') || name.len() > 4096 {
+        return None;
+    }
+    let parts: Vec<&str> = name.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    let plain = !parts.is_empty() && parts.len() <= DEPTH && parts.iter().all(|part| is_plain(part));
+    plain.then(|| parts.join("/"))
+}
+
 /// Whether a name, on every platform, can only mean an entry of the directory it is looked up in.
-pub(super) fn is_plain(name: &str) -> bool {
+fn is_plain(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= 255
         && name != "."

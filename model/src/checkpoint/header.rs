@@ -169,7 +169,7 @@ pub(super) fn parse(file: &[u8], path: &Arc<Path>, shard: usize) -> Result<BTree
     let (header, data) = rest.split_at(at);
     let RawHeader(raw) = json::from_slice(header).map_err(|e| broken(format!("the header {e}")))?;
 
-    let start = 8 + header.len();
+    let start = header.len().saturating_add(8);
     let mut tensors = BTreeMap::new();
     for (name, tensor) in raw {
         let bad = |message: String| broken(format!("tensor {}: {message}", shown(&name)));
@@ -193,16 +193,20 @@ pub(super) fn parse(file: &[u8], path: &Arc<Path>, shard: usize) -> Result<BTree
         let (Some(shape), Some(bytes)) = (dims, bytes) else {
             return Err(bad(format!("the shape {:?} is too large", tensor.shape)));
         };
-        if bytes != end - begin {
-            return Err(bad(format!("{dtype:?} {shape:?} takes {bytes} bytes, but its range has {}", end - begin)));
+        let range = end.saturating_sub(begin);
+        if bytes != range {
+            return Err(bad(format!("{dtype:?} {shape:?} takes {bytes} bytes, but its range has {range}")));
         }
-        let offset = start + begin;
+        let offset = start.saturating_add(begin);
         tensors.insert(name, TensorInfo { dtype, shape, bytes, file: path.clone(), offset, shard });
     }
 
     let mut ranges: Vec<(usize, usize, &str)> = tensors
         .iter()
-        .map(|(name, info)| (info.offset - start, info.offset - start + info.bytes, name.as_str()))
+        .map(|(name, info)| {
+            let begin = info.offset.saturating_sub(start);
+            (begin, begin.saturating_add(info.bytes), name.as_str())
+        })
         .collect();
     ranges.sort_unstable();
     let mut cursor = 0;
@@ -214,7 +218,8 @@ pub(super) fn parse(file: &[u8], path: &Arc<Path>, shard: usize) -> Result<BTree
         cursor = *end;
     }
     if cursor != data.len() {
-        return Err(broken(format!("{} bytes after the last tensor belong to none", data.len() - cursor)));
+        let rest = data.len().saturating_sub(cursor);
+        return Err(broken(format!("{rest} bytes after the last tensor belong to none")));
     }
     Ok(tensors)
 }

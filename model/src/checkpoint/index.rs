@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
-use super::dir::is_plain;
+use super::dir::relative;
 use super::header::MAX_TENSORS;
 use super::names::shown;
 use crate::config::json;
@@ -56,20 +56,20 @@ impl<'de> Deserialize<'de> for RawMap {
     }
 }
 
-/// Parses an index; every shard is a plain file name that ends in `.safetensors`.
+/// Parses an index; every shard is a path within the directory of the index that ends in `.safetensors`.
 pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Shards> {
     let broken = |message: String| Error::Container { path: path.into(), message };
     let RawIndex { weight_map: RawMap(map), .. } = json::from_slice(bytes).map_err(&broken)?;
     let mut shards = Shards::new();
     for (tensor, file) in map {
-        if !is_plain(&file) || !file.ends_with(".safetensors") {
+        let Some(file) = relative(&file).filter(|file| file.ends_with(".safetensors")) else {
             let message = format!(
-                "tensor {} is in \"{}\", which is not the plain name of a .safetensors file",
+                "tensor {} is in \"{}\", which is not the name of a .safetensors file in this directory or below it",
                 shown(&tensor),
                 shown(&file)
             );
             return Err(broken(message));
-        }
+        };
         shards.entry(file).or_default().push(tensor);
         if shards.len() > MAX_SHARDS {
             return Err(broken(format!("names more than {MAX_SHARDS} files")));

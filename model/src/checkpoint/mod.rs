@@ -4,25 +4,40 @@
 //! which tensor), [`Weights`] (which tensors are which parameter of the model, under canonical names).
 //!
 //! # Untrusted input
-//! Files come from strangers. Only files in the model directory are opened (a hub snapshot's links into its own blobs
-//! included); headers are checked completely before any tensor is read, so that every tensor is a range inside its file and
+//! Files come from strangers. Only files in the model directory and its subfolders are opened (a hub snapshot's links
+//! into its own blobs included; a user's own links where [`OpenOptions::allow_links`] says so); headers are checked completely before any tensor is read, so that every tensor is a range inside its file and
 //! no two overlap; sizes are computed with checked arithmetic; nothing is allocated by a number that a file states, unless
 //! the file is at least as large. `.bin`, `.pt` and the like are never opened.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
+
+mod advice;
 mod bnb;
 mod convert;
 mod crest;
 mod dir;
+mod foreign;
 mod header;
 mod index;
 mod kv;
 pub(crate) mod names;
 mod nano;
 mod open;
+mod tied;
 mod weights;
 
 pub use dir::{EmbeddedFile, ModelDir};
+pub use foreign::{LFS_ADVICE, is_lfs_pointer};
 pub use header::{Dtype, TensorInfo};
 pub use names::report;
-pub use open::Checkpoint;
+pub use open::{Checkpoint, OpenOptions};
 pub use weights::{Entry, StorageKind, Weights};

@@ -25,7 +25,7 @@ pub(crate) fn shown_within(text: &str, limit: usize) -> String {
         return out;
     }
     let tail: Vec<char> = text.chars().rev().take(limit / 6).collect();
-    text.chars().take(limit * 2 / 3).for_each(|c| escape(&mut out, c));
+    text.chars().take(limit.saturating_mul(2) / 3).for_each(|c| escape(&mut out, c));
     out.push_str("...");
     tail.into_iter().rev().for_each(|c| escape(&mut out, c));
     out.push_str(&format!(" ({} bytes)", text.len()));
@@ -35,8 +35,8 @@ pub(crate) fn shown_within(text: &str, limit: usize) -> String {
 /// Names for a message, at most [`LISTED`] of them.
 pub(crate) fn list<S: AsRef<str>>(names: &[S]) -> String {
     let mut out: Vec<String> = names.iter().take(LISTED).map(|name| shown(name.as_ref())).collect();
-    if names.len() > LISTED {
-        out.push(format!("and {} more", names.len() - LISTED));
+    if let Some(more) = names.len().checked_sub(LISTED).filter(|&more| more > 0) {
+        out.push(format!("and {more} more"));
     }
     out.join(", ")
 }
@@ -56,15 +56,16 @@ pub fn report<S: AsRef<str>>(missing: &[S], unused: &[S], mismatched: &[S]) -> E
 pub(super) fn is_ignored(name: &str) -> bool {
     let name = &canonical(name);
     let bare = name.strip_prefix("model.").unwrap_or(name);
-    bare.starts_with("mtp.")
-        || name.ends_with("rotary_emb.inv_freq")
-        || name.split('.').any(|part| part.contains("visual"))
+    bare.starts_with("mtp.") || name.split('.').any(|part| part == "rotary_emb" || part.contains("visual"))
 }
 
-/// The name with the prefix `model.`, whichever prefix it had; the head has none.
+/// The name with the prefix `model.`, whichever prefix it had (`model.` and `language_model.` in any order, each more than
+/// once); the head has none.
 pub(super) fn canonical(name: &str) -> String {
-    const PREFIXES: [&str; 4] = ["model.language_model.", "language_model.model.", "language_model.", "model."];
-    let bare = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name);
+    let mut bare = name;
+    while let Some(shorter) = bare.strip_prefix("model.").or_else(|| bare.strip_prefix("language_model.")) {
+        bare = shorter;
+    }
     let known = ["layers.", "embed_tokens.", "norm."].iter().any(|part| bare.starts_with(part));
     if bare.starts_with("lm_head.") {
         bare.to_owned()
@@ -108,12 +109,13 @@ mod tests {
 
     #[test]
     fn every_prefix_becomes_one() {
-        for name in
-            ["model.layers.0.x", "layers.0.x", "model.language_model.layers.0.x", "language_model.model.layers.0.x"]
-        {
-            assert_eq!(canonical(name), "model.layers.0.x");
+        let prefixes = ["model.", "", "model.language_model.", "language_model.model.", "model.language_model.model."];
+        for prefix in prefixes.into_iter().chain(["language_model.", "model.model."]) {
+            assert_eq!(canonical(&format!("{prefix}layers.0.x")), "model.layers.0.x");
+            assert_eq!(canonical(&format!("{prefix}lm_head.weight")), "lm_head.weight");
+            assert!(is_ignored(&format!("{prefix}mtp.fc.weight")), "{prefix}");
         }
-        assert_eq!(canonical("language_model.lm_head.weight"), "lm_head.weight");
+        assert_eq!(canonical("model.other.weight"), "model.other.weight");
         assert_eq!(canonical("lm_head.weight"), "lm_head.weight");
         assert_eq!(canonical("other.weight"), "other.weight");
         assert_eq!(layer_of("model.layers.12.mlp.x"), Some((12, "mlp.x")));

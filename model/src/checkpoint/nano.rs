@@ -152,7 +152,7 @@ impl Source {
     }
 
     fn narrow_stride(&self) -> usize {
-        if self.narrow_bits == 8 { self.k } else { (self.k * self.narrow_bits as usize).div_ceil(8) }
+        if self.narrow_bits == 8 { self.k } else { self.k.saturating_mul(self.narrow_bits as usize).div_ceil(8) }
     }
 
     fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
@@ -182,7 +182,7 @@ impl Source {
             // One section: output order, whichever part a row came from.
             let parts = [&wide, &narrow];
             let order: Vec<(usize, usize)> = place;
-            let (codes, scales) = gather(&parts, &order, self.k);
+            let (codes, scales) = self.gather(&parts, &order, self.k)?;
             HostRows {
                 wide: codes,
                 wide_rows: self.n,
@@ -196,8 +196,8 @@ impl Source {
                 |part: usize| -> Vec<(usize, usize)> { place.iter().copied().filter(|(p, _)| *p == part).collect() };
             let (wide_order, narrow_order) = (of(0), of(1));
             let parts = [&wide, &narrow];
-            let (wide_codes, mut scales) = gather(&parts, &wide_order, self.k);
-            let (narrow_codes, narrow_scales) = gather(&parts, &narrow_order, self.narrow_stride());
+            let (wide_codes, mut scales) = self.gather(&parts, &wide_order, self.k)?;
+            let (narrow_codes, narrow_scales) = self.gather(&parts, &narrow_order, self.narrow_stride())?;
             scales.extend(narrow_scales);
             HostRows {
                 wide: wide_codes,
@@ -209,6 +209,10 @@ impl Source {
             }
         };
         Ok(HostWeight { n: self.n, k: self.k, storage: HostStorage::Rows(host) })
+    }
+
+    fn gather(&self, parts: &[&Rows; 2], order: &[(usize, usize)], stride: usize) -> Result<(Bytes, Vec<f32>)> {
+        gather(parts, order, stride).ok_or_else(|| error(&self.weight, "has fewer rows than it says"))
     }
 
     fn rows(&self, checkpoint: &Checkpoint, part: &Part) -> Result<Rows> {
@@ -267,20 +271,24 @@ struct Rows {
     numbers: Vec<usize>,
 }
 
-/// The codes and scales of stored rows in a new order; the file's own bytes when the order is already right.
-fn gather(parts: &[&Rows; 2], order: &[(usize, usize)], stride: usize) -> (Bytes, Vec<f32>) {
-    let scales = order.iter().map(|&(part, at)| parts[part].scales[at]).collect();
+/// The codes and scales of stored rows in a new order; the file's own bytes when the order is already right. `None` when a row is
+/// not stored.
+fn gather(parts: &[&Rows; 2], order: &[(usize, usize)], stride: usize) -> Option<(Bytes, Vec<f32>)> {
+    let scales = order.iter().map(|&(part, at)| parts.get(part)?.scales.get(at).copied());
+    let scales: Vec<f32> = scales.collect::<Option<_>>()?;
+    let length = order.len().checked_mul(stride)?;
     for (index, part) in parts.iter().enumerate() {
-        let whole = order.len() * stride == part.codes.len();
+        let whole = length == part.codes.len();
         if whole && order.iter().enumerate().all(|(row, &place)| place == (index, row)) {
-            return (part.codes.clone(), scales);
+            return Some((part.codes.clone(), scales));
         }
     }
-    let mut codes = Vec::with_capacity(order.len() * stride);
+    let mut codes = Vec::with_capacity(length);
     for &(part, at) in order {
-        codes.extend_from_slice(&parts[part].codes[at * stride..(at + 1) * stride]);
+        let start = at.checked_mul(stride)?;
+        codes.extend_from_slice(parts.get(part)?.codes.get(start..start.checked_add(stride)?)?);
     }
-    (codes.into(), scales)
+    Some((codes.into(), scales))
 }
 
 /// Which stored row holds each output row, when the wide rows come first and both sections are sorted.
@@ -288,8 +296,9 @@ fn slots(place: &[(usize, usize)], wide_rows: usize) -> Option<Vec<u32>> {
     let (mut wide, mut narrow) = (0, wide_rows as u32);
     let slot = |&(part, _): &(usize, usize)| {
         let next = if part == 0 { &mut wide } else { &mut narrow };
-        *next += 1;
-        *next - 1
+        let this = *next;
+        *next = next.saturating_add(1);
+        this
     };
     let slots: Vec<u32> = place.iter().map(slot).collect();
     let in_order = slots.iter().enumerate().all(|(row, &slot)| row == slot as usize);
@@ -301,7 +310,8 @@ fn expect(checkpoint: &Checkpoint, name: &str, dtypes: &[Dtype], shape: &[usize]
     if dtypes.contains(&info.dtype) && info.shape == shape {
         return Ok(());
     }
-    Err(error(name, format!("is {:?} {:?}, expected {:?} {shape:?}", info.dtype, info.shape, dtypes[0])))
+    let expected = dtypes.first().map_or_else(String::new, |dtype| format!("{dtype:?} "));
+    Err(error(name, format!("is {:?} {:?}, expected {expected}{shape:?}", info.dtype, info.shape)))
 }
 
 fn error(tensor: &str, message: impl Into<String>) -> Error {

@@ -9,17 +9,21 @@ use std::sync::Arc;
 use bytes::Bytes;
 use memmap2::Mmap;
 
-use super::dir::{EmbeddedFile, FoundFile, ModelDir};
+use super::advice;
+use super::dir::{EmbeddedFile, FoundFile, INDEX, ModelDir, SINGLE};
+use super::foreign;
 use super::header::{self, TensorInfo};
 use super::index::{self, Shards};
-use super::names::{list, shown};
+use super::names::{is_ignored, list, shown};
 use crate::config::{GenerationConfig, ModelConfig};
 use crate::{Error, Result};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-/// Weight formats that are recognised in order to say that they are not read.
-const UNSUPPORTED: [&str; 9] = ["bin", "pt", "pth", "gguf", "ggml", "ckpt", "h5", "msgpack", "onnx"];
+/// How a model directory is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenOptions {
+    /// Follow links that lead out of the directory; see [`ModelDir::allow_links`].
+    pub allow_links: bool,
+}
 
 /// An open checkpoint. Cloning is cheap; the files stay mapped while a clone or a view of a tensor lives.
 #[derive(Clone, Debug)]
@@ -60,8 +64,18 @@ impl Checkpoint {
     /// [`Error::Source`] when there are no weights in a supported format, [`Error::Container`] when a file is damaged: every
     /// header is checked completely, nothing else is read.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_with(path, OpenOptions::default())
+    }
+
+    /// As [`Self::open`], with options.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(path: &Path, options: OpenOptions) -> Result<Self> {
+        let open =
+            |path: &Path| ModelDir::open(path).map(|dir| if options.allow_links { dir.allow_links() } else { dir });
         if path.is_dir() {
-            let dir = ModelDir::open(path)?;
+            let dir = open(path)?;
             return Self::open_dir(only_subfolder(&dir)?.unwrap_or(dir));
         }
         let source = |message: String| Error::Source { path: path.into(), message };
@@ -72,13 +86,15 @@ impl Checkpoint {
             _ => Path::new("."),
         };
         if name.ends_with(".safetensors.index.json") {
-            let dir = ModelDir::open(parent)?;
-            return Self::open_index(dir, name);
+            return Self::open_index(open(parent)?, name);
         }
         if !name.ends_with(".safetensors") {
             return Err(source(unsupported(name)));
         }
-        let dir = ModelDir::open(parent)?;
+        let dir = open(parent)?;
+        if name.starts_with("adapter") && advice::has_adapter(&dir) {
+            return Err(source(advice::of_adapter(&dir)));
+        }
         Self::open_shards(dir, Shards::from([(name.to_owned(), Vec::new())]))
     }
 
@@ -105,20 +121,7 @@ impl Checkpoint {
         if dir.contains(INDEX) {
             return Self::open_index(dir, INDEX);
         }
-        let entries = dir.entries()?;
-        let has = |ext: &[&str]| -> Vec<&String> {
-            let matches =
-                |name: &&String| Path::new(name).extension().and_then(|e| e.to_str()).is_some_and(|e| ext.contains(&e));
-            entries.iter().filter(matches).collect()
-        };
-        let mut message = format!("no {SINGLE} or {INDEX} in this directory");
-        let (other, foreign) = (has(&["safetensors"]), has(&UNSUPPORTED));
-        if !other.is_empty() {
-            message = format!("{message}; to load one of {}, give the path of the file", list(&other));
-        } else if !foreign.is_empty() {
-            message = format!("{message}; {} cannot be read: convert the model to safetensors", list(&foreign));
-        }
-        Err(Error::Source { path: dir.path().into(), message })
+        Err(Error::Source { path: dir.path().into(), message: advice::of_directory(&dir)? })
     }
 
     fn open_index(dir: ModelDir, name: &str) -> Result<Self> {
@@ -148,20 +151,40 @@ impl Checkpoint {
             return Err(Error::Source { path: dir.path().into(), message });
         }
 
+        let shard_of: BTreeMap<&str, usize> = shards
+            .values()
+            .enumerate()
+            .flat_map(|(i, promised)| promised.iter().map(move |name| (name.as_str(), i)))
+            .collect();
         let mut tensors: BTreeMap<String, TensorInfo> = BTreeMap::new();
         let mut maps = Vec::new();
         for (shard, (name, file)) in files.into_iter().enumerate() {
             let path: Arc<Path> = dir.path().join(name).into();
             let opened = Shard::open(&path, file)?;
+            if let Some(advice) = foreign::recognise(&opened.bytes) {
+                return Err(Error::Source { path: path.as_ref().into(), message: advice.into() });
+            }
             for (tensor, info) in header::parse(&opened.bytes, &path, shard)? {
                 match tensors.entry(tensor) {
                     Entry::Vacant(free) => {
                         free.insert(info);
                     }
-                    Entry::Occupied(other) => {
-                        let (name, file) = (shown(other.key()), other.get().file.display());
-                        let message = format!("tensor {name} is also in {file}");
-                        return Err(Error::Container { path: path.as_ref().into(), message });
+                    Entry::Occupied(mut other) => {
+                        // The shard that the index names; else the last by name, as in transformers.
+                        let named = shard_of.get(other.key().as_str()).copied();
+                        let chosen = if named == Some(other.get().shard) { other.get() } else { &info };
+                        let files = [other.get(), &info].map(|info| info.file.display().to_string());
+                        tracing::warn!(
+                            "tensor {} is in {} and in {}; the one in {} is used{}",
+                            shown(other.key()),
+                            files[0],
+                            files[1],
+                            chosen.file.display(),
+                            if named == Some(chosen.shard) { ", as the index says" } else { ", the last by name" }
+                        );
+                        if chosen.shard == shard {
+                            other.insert(info);
+                        }
                     }
                 }
             }
@@ -171,16 +194,17 @@ impl Checkpoint {
             }
             maps.push(opened);
         }
-
-        // What the index promises must be where it promises.
-        for (shard, promised) in shards.values().enumerate() {
-            let absent: Vec<&String> =
-                promised.iter().filter(|name| tensors.get(*name).is_none_or(|info| info.shard != shard)).collect();
-            if !absent.is_empty() {
-                let name = shards.keys().nth(shard).map_or("", String::as_str);
-                let message = format!("the index promises tensors that are not in it: {}", list(&absent));
-                return Err(Error::Container { path: dir.path().join(name), message });
-            }
+        if let Some(lora) = tensors.keys().find(|name| advice::is_adapter_tensor(name)) {
+            let message = format!("{} (it holds {})", advice::of_adapter(&dir), shown(lora));
+            return Err(Error::Source { path: dir.path().into(), message });
+        }
+        // A tensor that is in another shard than the index says is found all the same. One that is in none may be a part that is
+        // not run; where the model needs it, the plan names it as missing.
+        let absent = shard_of.keys().filter(|name| !tensors.contains_key(**name) && !is_ignored(name));
+        let absent: Vec<&&str> = absent.collect();
+        if !absent.is_empty() {
+            let count = absent.len();
+            tracing::warn!("the index lists {count} tensors that are in none of its files: {}", list(&absent));
         }
         Ok(Self { inner: Arc::new(Inner { dir, shards: maps, tensors }) })
     }
@@ -204,6 +228,11 @@ impl Checkpoint {
     /// As [`GenerationConfig::from_dir`].
     pub fn generation_config(&self) -> Result<GenerationConfig> {
         GenerationConfig::from_dir(&self.inner.dir)
+    }
+
+    /// Whether the directory holds an adapter beside the model (LoRA), which is not applied.
+    pub fn has_adapter(&self) -> bool {
+        advice::has_adapter(&self.inner.dir)
     }
 
     /// Names of all tensors, sorted.
@@ -232,12 +261,16 @@ impl Checkpoint {
     /// Tells the system that the pages of a tensor are not needed for now, so that a copied tensor does not occupy memory
     /// twice. Existing views stay valid: their pages are read again when touched. Does nothing where unsupported.
     pub fn release(&self, name: &str) {
+        self.release_part(name, 0, usize::MAX);
+    }
+
+    /// As [`Self::release`], of the bytes of a tensor from `start` on.
+    pub(super) fn release_part(&self, name: &str, start: usize, length: usize) {
         let Some(info) = self.info(name) else { return };
-        let Some(shard) = self.inner.shards.get(info.shard) else {
-            return;
-        };
-        if let Some(map) = &shard.map {
-            release_range(map, info.offset, info.bytes);
+        let map = self.inner.shards.get(info.shard).and_then(|shard| shard.map.as_ref());
+        let (start, rest) = (info.offset.saturating_add(start), info.bytes.saturating_sub(start));
+        if let Some(map) = map {
+            release_range(map, start, length.min(rest));
         }
     }
 
@@ -294,7 +327,7 @@ fn release_range(_: &Mmap, _: usize, _: usize) {}
 /// The subfolder that a directory without config and weights stands for.
 fn only_subfolder(dir: &ModelDir) -> Result<Option<ModelDir>> {
     let is_model = |dir: &ModelDir| [ModelConfig::FILE, SINGLE, INDEX].iter().any(|name| dir.contains(name));
-    if is_model(dir) {
+    if is_model(dir) || advice::has_adapter(dir) {
         return Ok(None);
     }
     let mut models = Vec::new();
@@ -315,7 +348,6 @@ fn only_subfolder(dir: &ModelDir) -> Result<Option<ModelDir>> {
 }
 
 fn unsupported(name: &str) -> String {
-    let extension = Path::new(name).extension().and_then(|e| e.to_str()).unwrap_or_default();
-    let advice = if UNSUPPORTED.contains(&extension) { ": convert the model to safetensors" } else { "" };
+    let advice = advice::of_extension(name).map_or_else(String::new, |advice| format!(" ({advice})"));
     format!("is not supported{advice}. Supported: a model directory, a .safetensors file, a .safetensors.index.json")
 }

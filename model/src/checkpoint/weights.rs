@@ -94,22 +94,22 @@ pub struct Entry {
 #[derive(Clone, Debug)]
 pub struct Weights {
     checkpoint: Checkpoint,
-    slots: BTreeMap<String, Slot>,
+    pub(super) slots: BTreeMap<String, Slot>,
     ignored: Vec<String>,
     crest: Option<CrestFound>,
     kv: Option<KvCompressionFound>,
 }
 
 #[derive(Clone, Debug)]
-struct Slot {
-    entry: Entry,
-    backing: Backing,
+pub(super) struct Slot {
+    pub(super) entry: Entry,
+    pub(super) backing: Backing,
     /// Rows of the stored tensor that this parameter is.
-    rows: Option<Range<usize>>,
+    pub(super) rows: Option<Range<usize>>,
 }
 
 #[derive(Clone, Debug)]
-enum Backing {
+pub(super) enum Backing {
     Dense { name: String, dtype: FloatType },
     CodeBook(bnb::Source),
     Rows(nano::Source),
@@ -243,7 +243,7 @@ impl Weights {
             };
             let mut slot = slot.clone();
             if let (Some(rows), Some(&all)) = (rows, slot.entry.shape.first()) {
-                slot.entry.bytes = slot.entry.bytes / all.max(1) * rows.len();
+                slot.entry.bytes = slot.entry.bytes.checked_div(all).unwrap_or(0).saturating_mul(rows.len());
             }
             slot.entry.shape.clone_from(shape);
             slot.rows.clone_from(rows);
@@ -280,6 +280,14 @@ impl Weights {
         let found = slot.is_some();
         self.ignored.extend(slot.into_iter().flat_map(|slot| slot.entry.source));
         found
+    }
+
+    /// Gives a parameter another canonical name that is free.
+    pub(crate) fn rename(&mut self, canonical: &str, to: &str) {
+        if let (Some(slot), false) = (self.slots.get(canonical).cloned(), self.slots.contains_key(to)) {
+            self.slots.remove(canonical);
+            self.slots.insert(to.to_owned(), slot);
+        }
     }
 
     /// Canonical names of all parameters, sorted.
@@ -335,7 +343,8 @@ impl Weights {
             return Ok(weight);
         }
         // Rows of a quantised matrix need not start at a block: these are a few gates, read in full.
-        let numbers: Vec<u8> = dequantise(&weight).into_iter().flat_map(f32::to_le_bytes).collect();
+        let numbers = dequantise(&weight).ok_or_else(|| slot.error("has fewer numbers than its shape".into()))?;
+        let numbers: Vec<u8> = numbers.into_iter().flat_map(f32::to_le_bytes).collect();
         let data = slot.slice(numbers.into(), FloatType::F32.size())?;
         Ok(HostWeight { n, k, storage: HostStorage::Dense(FloatType::F32, data) })
     }
@@ -352,7 +361,8 @@ impl Weights {
                 slot.check_finite(*dtype, &data)?;
                 Ok(floats(*dtype, &data))
             }
-            _ => Ok(dequantise(&self.matrix(canonical)?)),
+            _ => dequantise(&self.matrix(canonical)?)
+                .ok_or_else(|| slot.error("has fewer numbers than its shape".into())),
         }
     }
 
@@ -375,12 +385,12 @@ impl Slot {
         let Some(rows) = &self.rows else {
             return Ok(data);
         };
-        let width: usize = self.entry.shape.iter().skip(1).product::<usize>() * size;
-        let range = rows.start * width..rows.end * width;
-        if range.end > data.len() {
-            return Err(self.error(format!("has no row {}", rows.end)));
+        let width = self.entry.shape.iter().skip(1).try_fold(size, |width, &dim| width.checked_mul(dim));
+        let range = width.and_then(|width| Some(rows.start.checked_mul(width)?..rows.end.checked_mul(width)?));
+        match range.filter(|range| range.end <= data.len()) {
+            Some(range) => Ok(data.slice(range)),
+            None => Err(self.error(format!("has no row {}", rows.end))),
         }
-        Ok(data.slice(range))
     }
 
     fn check_finite(&self, dtype: FloatType, data: &[u8]) -> Result<()> {

@@ -144,6 +144,16 @@ impl<'a> Fields<'a> {
         numbers.collect::<Result<_>>().map(Some)
     }
 
+    /// An array of finite numbers in a range, which is named by `expected`.
+    pub(crate) fn numbers(&self, key: &str, expected: &str, allowed: impl Fn(f64) -> bool) -> Result<Option<Vec<f64>>> {
+        let Some(items) = self.array(key)? else {
+            return Ok(None);
+        };
+        let number = |v: &Value| v.as_f64().filter(|&x| x.is_finite() && allowed(x));
+        let numbers = items.iter().map(|v| number(v).ok_or_else(|| self.wrong(key, v, expected)));
+        numbers.collect::<Result<_>>().map(Some)
+    }
+
     /// A token id or a list of them; empty when absent.
     pub(crate) fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
         let id = |v: &Value| {

@@ -4,6 +4,18 @@
 //! without a thought. Text keys may be flat or under `text_config`; the spellings of transformers 4 and 5 are both read.
 //! `auto_map` is noted, never followed.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
+
+mod body;
 mod crest;
 mod fields;
 mod generation;
@@ -13,6 +25,7 @@ mod limits;
 mod nano;
 mod quantization;
 mod rope;
+mod rope_scaling;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,6 +33,7 @@ use std::path::Path;
 use emberlm_quant::host::FloatType;
 use serde_json::Value;
 
+pub use body::Notes;
 pub use crest::{CrestConfig, CrestFound, CrestOptions, CrestOverrides, GateInput, HaltMode, HaltWeights, StepInput};
 use fields::{Fields, spelled};
 pub use generation::GenerationConfig;
@@ -27,7 +41,9 @@ pub use kv::{KStage, KvActivation, KvCodec, KvCompression, KvCompressionConfig, 
 use limits::{MixerSizes, check_mixers};
 pub use nano::{NanoKind, NanoModule};
 pub use quantization::{QuantType, QuantizationConfig};
-pub use rope::{Llama3Scaling, RopeConfig};
+pub use rope::RopeConfig;
+use rope_scaling::RopeContext;
+pub use rope_scaling::{DynamicScaling, Llama3Scaling, LongRopeScaling, RopeScaling, YarnScaling};
 
 use crate::checkpoint::ModelDir;
 use crate::checkpoint::names::shown;
@@ -67,7 +83,7 @@ impl Family {
         matches!(self, Self::Crest | Self::Qwen3_5)
     }
 
-    /// Whether the query, key and value projections have biases (the Qwen2 body).
+    /// Whether the query, key and value projections have biases whatever the config says (the Qwen2 body).
     pub fn has_qkv_bias(self) -> bool {
         matches!(self, Self::NanoCompact | Self::Qwen2)
     }
@@ -101,12 +117,12 @@ pub struct LinearAttentionConfig {
 impl LinearAttentionConfig {
     /// Numbers of all query heads, or of all key heads.
     pub fn key_width(&self) -> usize {
-        self.num_key_heads * self.key_head_dim
+        self.num_key_heads.saturating_mul(self.key_head_dim)
     }
 
     /// Numbers of all value heads.
     pub fn value_width(&self) -> usize {
-        self.num_value_heads * self.value_head_dim
+        self.num_value_heads.saturating_mul(self.value_head_dim)
     }
 }
 
@@ -133,12 +149,18 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Rows of the embedding.
     pub vocab_size: usize,
-    /// Context length, in tokens.
+    /// Context length, in tokens: the key of this name, longer where the rope scaling stretches it (`linear`, `dynamic`, `yarn`).
     pub max_position_embeddings: usize,
     /// Added to the mean square in RMS norms.
     pub rms_norm_eps: f64,
     /// Rotary position embedding.
     pub rope: RopeConfig,
+    /// The query, key and value projections have biases.
+    pub qkv_bias: bool,
+    /// The output projection of attention has a bias.
+    pub o_bias: bool,
+    /// The projections of the feed-forward block have biases.
+    pub mlp_bias: bool,
     /// The head is the embedding. Files may contradict this: the tensors decide.
     pub tie_word_embeddings: bool,
     /// Mixer of each layer.
@@ -167,6 +189,8 @@ pub struct ModelConfig {
     pub sliding_window: Option<usize>,
     /// The config asks for Python code of its own (`auto_map`), which is never run.
     pub auto_map: bool,
+    /// What is assumed, and what is stated but not used.
+    pub notes: Notes,
 }
 
 impl ModelConfig {
@@ -218,33 +242,38 @@ impl ModelConfig {
 
     /// Width of the keys (or values) of one token, all heads together.
     pub fn kv_dim(&self) -> usize {
-        self.num_key_value_heads * self.head_dim
+        self.num_key_value_heads.saturating_mul(self.head_dim)
     }
 
     fn read(root: &Fields) -> Result<Self> {
         let nested = root.object("text_config")?;
+        // Keys of rotary embedding count where the text config is, as in transformers.
+        let own = nested.as_ref().unwrap_or(root).clone();
         let text = nested.map_or_else(|| root.clone(), |text| text.or_else(root));
-        let (family, model_type, architecture) = family(root, &text)?;
+        let mut notes = Notes::default();
+        let (family, model_type, architecture) = family(root, &text, &mut notes)?;
         let hybrid = family.is_hybrid();
 
         let size = |key, max| text.required(key, |f, key| f.size(key, max));
         let hidden_size = size("hidden_size", MAX_WIDTH)?;
         let num_hidden_layers = size("num_hidden_layers", MAX_LAYERS)?;
         let num_attention_heads = size("num_attention_heads", MAX_HEADS)?;
-        let num_key_value_heads = text.size("num_key_value_heads", MAX_HEADS)?.unwrap_or(num_attention_heads);
-        if num_attention_heads % num_key_value_heads != 0 {
+        let num_key_value_heads = body::key_value_heads(&text, family, num_attention_heads, &mut notes)?;
+        if !num_attention_heads.is_multiple_of(num_key_value_heads) {
             let message =
                 format!("is {num_key_value_heads}, which does not divide num_attention_heads {num_attention_heads}");
             return Err(text.error("num_key_value_heads", message));
         }
         let head_dim = match text.size("head_dim", MAX_HEAD_DIM)? {
             Some(head_dim) => head_dim,
-            None if hybrid => return Err(text.error("head_dim", "is missing or null")),
-            None if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
-            None => {
-                let message = format!("is {num_attention_heads}, which does not divide hidden_size {hidden_size}");
-                return Err(text.error("num_attention_heads", message));
-            }
+            None if hybrid => body::size_or(&text, "head_dim", MAX_HEAD_DIM, 256, &mut notes)?,
+            None => match hidden_size.checked_div(num_attention_heads) {
+                Some(head_dim) if hidden_size.is_multiple_of(num_attention_heads) => head_dim,
+                _ => {
+                    let message = format!("is {num_attention_heads}, which does not divide hidden_size {hidden_size}");
+                    return Err(text.error("num_attention_heads", message));
+                }
+            },
         };
         if head_dim > MAX_HEAD_DIM {
             return Err(text.error(
@@ -252,11 +281,16 @@ impl ModelConfig {
                 format!("makes heads of {head_dim}, at most {MAX_HEAD_DIM} are supported"),
             ));
         }
-        let max_position_embeddings = size("max_position_embeddings", MAX_POSITIONS)?;
-        check_unsupported(&text, family, max_position_embeddings)?;
-
-        let layer_types = layer_types(&text, hybrid, num_hidden_layers)?;
-        let linear_attention = hybrid.then(|| linear_attention(&text)).transpose()?;
+        let positions = body::default_positions(family);
+        let positions = body::size_or(&text, "max_position_embeddings", MAX_POSITIONS, positions, &mut notes)?;
+        let rope = RopeContext { hybrid, head_dim, max_position_embeddings: positions };
+        let rope = RopeConfig::read(&own, &rope, &mut notes)?;
+        let max_position_embeddings = rope.context(positions);
+        body::check_activation(&text)?;
+        body::note_foreign(&text, &model_type, &mut notes);
+        let biases = body::Biases::read(&text, family)?;
+        let layer_types = body::layer_types(&text, family, num_hidden_layers, max_position_embeddings)?;
+        let linear_attention = hybrid.then(|| linear_attention(&text, &mut notes)).transpose()?;
         let mixers = MixerSizes {
             layer_types: &layer_types,
             linear: linear_attention.as_ref(),
@@ -272,7 +306,7 @@ impl ModelConfig {
         };
         let kv_compression = match (family, text.object("kv_compression")?) {
             (Family::LeanLlama, Some(object)) => {
-                let kv_dim = num_key_value_heads * head_dim;
+                let kv_dim = num_key_value_heads.saturating_mul(head_dim);
                 Some(KvCompressionConfig::read(&object, num_hidden_layers, kv_dim)?)
             }
             _ => None,
@@ -294,11 +328,11 @@ impl ModelConfig {
             head_dim,
             vocab_size: size("vocab_size", MAX_VOCABULARY)?,
             max_position_embeddings,
-            // Below the smallest normal f32 it would vanish in the norms.
-            rms_norm_eps: text.required("rms_norm_eps", |f, key| {
-                f.number(key, "a number above 0, at most 1", |x| x >= f64::from(f32::MIN_POSITIVE) && x <= 1.0)
-            })?,
-            rope: RopeConfig::read(&text, family, head_dim)?,
+            rms_norm_eps: rms_norm_eps(&text, &mut notes)?,
+            rope,
+            qkv_bias: biases.qkv,
+            o_bias: biases.o,
+            mlp_bias: biases.mlp,
             tie_word_embeddings: text.boolean("tie_word_embeddings")?.unwrap_or(false),
             layer_types,
             linear_attention,
@@ -310,31 +344,36 @@ impl ModelConfig {
             dtype: if dtype.is_some() { dtype } else { float_type(&text, "torch_dtype")? },
             eos_token_ids: text.token_ids("eos_token_id")?,
             bos_token_id: text.token_id("bos_token_id")?,
-            pad_token_id: text.token_id("pad_token_id")?,
-            sliding_window: text.size("sliding_window", MAX_POSITIONS)?,
+            // Nothing is padded by id, so a value that is no id (-1, a list) is as good as none.
+            pad_token_id: text.token_id("pad_token_id").ok().flatten(),
+            sliding_window: text.size("sliding_window", MAX_POSITIONS).ok().flatten(),
             auto_map: root.get("auto_map").is_some(),
+            notes,
         })
     }
 }
 
-/// The family of a config: additions that are present win over the name of the body they are added to.
-fn family(root: &Fields, text: &Fields) -> Result<(Family, String, Option<String>)> {
+/// The family of a config: additions that are present win over the name of the body they are added to, but the body must be
+/// that of the additions.
+fn family(root: &Fields, text: &Fields, notes: &mut Notes) -> Result<(Family, String, Option<String>)> {
+    const CREST: [&str; 4] = ["sky-crest", "sky_crest", "qwen3_5", "qwen3_5_text"];
     let model_type = root.text("model_type")?.unwrap_or_default();
     let architectures = root.strings("architectures")?.unwrap_or_default();
     let is = |name: &str| architectures.contains(&name);
-    let family = if text.get("nanollm_modules").is_some() || is("NanoQwenForCausalLM") {
-        Family::NanoCompact
-    } else if is("SkyCRESTForCausalLM") || matches!(model_type, "sky-crest" | "sky_crest") {
-        Family::Crest
+    let (family, bodies): (_, &[&str]) = if is("NanoQwenForCausalLM") || text.get("nanollm_modules").is_some() {
+        (Family::NanoCompact, &["qwen2"])
+    } else if is("SkyCRESTForCausalLM") {
+        (Family::Crest, &CREST)
     } else if is("LeanLlamaForCausalLM") {
-        Family::LeanLlama
+        (Family::LeanLlama, &["llama"])
     } else {
         match model_type {
-            "qwen3_5" | "qwen3_5_text" if text.get("crest").is_some() => Family::Crest,
-            "qwen3_5" | "qwen3_5_text" => Family::Qwen3_5,
-            "qwen2" => Family::Qwen2,
-            "llama" if text.get("kv_compression").is_some() => Family::LeanLlama,
-            "llama" => Family::Llama,
+            "sky-crest" | "sky_crest" => (Family::Crest, &CREST),
+            "qwen3_5" | "qwen3_5_text" if text.get("crest").is_some() => (Family::Crest, &CREST),
+            "qwen3_5" | "qwen3_5_text" => (Family::Qwen3_5, &["qwen3_5", "qwen3_5_text"]),
+            "qwen2" => (Family::Qwen2, &["qwen2"]),
+            "llama" if text.get("kv_compression").is_some() => (Family::LeanLlama, &["llama"]),
+            "llama" => (Family::Llama, &["llama"]),
             other => {
                 let message = format!(
                     "\"{}\" is not supported. Supported: sky-crest, qwen3_5, qwen3_5_text, qwen2, llama; and the architectures \
@@ -345,70 +384,41 @@ fn family(root: &Fields, text: &Fields) -> Result<(Family, String, Option<String
             }
         }
     };
+    if model_type.is_empty() {
+        notes.assumed.push(format!("model_type is not stated: that of {family} is assumed"));
+    } else if !bodies.contains(&model_type) {
+        let message = format!(
+            "\"{}\" is not the body of {family}, which has model type {}",
+            shown(model_type),
+            bodies.join(" or ")
+        );
+        return Err(root.error("model_type", message));
+    }
     Ok((family, model_type.to_owned(), architectures.first().map(|s| s.to_string())))
 }
 
-/// Switches that would change the computation in ways that are not implemented.
-fn check_unsupported(text: &Fields, family: Family, max_positions: usize) -> Result<()> {
-    if let Some(activation) = text.text("hidden_act")?
-        && !matches!(activation, "silu" | "swish")
-    {
-        return Err(text.error("hidden_act", format!("\"{}\" is not supported, only silu is", shown(activation))));
+/// Below the smallest normal f32 it would vanish in the norms.
+fn rms_norm_eps(text: &Fields, notes: &mut Notes) -> Result<f64> {
+    const DEFAULT: f64 = 1e-6;
+    let allowed = |x| x >= f64::from(f32::MIN_POSITIVE) && x <= 1.0;
+    if let Some(stated) = text.number("rms_norm_eps", "a number above 0, at most 1", allowed)? {
+        return Ok(stated);
     }
-    for key in ["attention_bias", "mlp_bias"] {
-        let known = key == "attention_bias" && family.has_qkv_bias();
-        if text.boolean(key)? == Some(true) && !known {
-            return Err(text.error(key, "true is not supported: no model of the supported families has these biases"));
-        }
+    if text.is_null("rms_norm_eps") {
+        return Err(text.error("rms_norm_eps", "is missing or null"));
     }
-    if text.boolean("use_sliding_window")? == Some(true) {
-        let window = text.size("sliding_window", MAX_POSITIONS)?.unwrap_or(0);
-        if window < max_positions {
-            let message = format!(
-                "true with a window of {window} is not supported: it is shorter than the context of {max_positions}"
-            );
-            return Err(text.error("use_sliding_window", message));
-        }
-    }
-    Ok(())
+    notes.assumed.push(format!("rms_norm_eps is not stated: {DEFAULT:e} is assumed, as in transformers"));
+    Ok(DEFAULT)
 }
 
-fn layer_types(text: &Fields, hybrid: bool, layers: usize) -> Result<Vec<LayerType>> {
-    if let Some(names) = text.strings("layer_types")? {
-        if names.len() != layers {
-            let message = format!("has {} entries, but num_hidden_layers is {layers}", names.len());
-            return Err(text.error("layer_types", message));
-        }
-        let parse = |name: &str| match name.parse() {
-            // Windows shorter than the context were refused before.
-            Err(_) if name == "sliding_attention" && !hybrid => Ok(LayerType::FullAttention),
-            Ok(LayerType::LinearAttention) if !hybrid => {
-                Err(text.error("layer_types", "linear_attention is not part of this model type"))
-            }
-            Ok(kind) => Ok(kind),
-            Err(Error::Option { message, .. }) => Err(text.error("layer_types", message)),
-            Err(other) => Err(other),
-        };
-        return names.into_iter().map(parse).collect();
-    }
-    if !hybrid {
-        return Ok(vec![LayerType::FullAttention; layers]);
-    }
-    let interval = text.size("full_attention_interval", MAX_LAYERS)?.unwrap_or(4);
-    let kind = |layer: usize| {
-        if (layer + 1).is_multiple_of(interval) { LayerType::FullAttention } else { LayerType::LinearAttention }
-    };
-    Ok((0..layers).map(kind).collect())
-}
-
-fn linear_attention(text: &Fields) -> Result<LinearAttentionConfig> {
-    let size = |key, max| text.required(key, |f, key| f.size(key, max));
+fn linear_attention(text: &Fields, notes: &mut Notes) -> Result<LinearAttentionConfig> {
+    let mut size = |key, max, default| body::size_or(text, key, max, default, notes);
     let out = LinearAttentionConfig {
-        num_key_heads: size("linear_num_key_heads", MAX_HEADS)?,
-        num_value_heads: size("linear_num_value_heads", MAX_HEADS)?,
-        key_head_dim: size("linear_key_head_dim", MAX_HEAD_DIM)?,
-        value_head_dim: size("linear_value_head_dim", MAX_HEAD_DIM)?,
-        conv_kernel_dim: size("linear_conv_kernel_dim", 64)?,
+        num_key_heads: size("linear_num_key_heads", MAX_HEADS, 16)?,
+        num_value_heads: size("linear_num_value_heads", MAX_HEADS, 32)?,
+        key_head_dim: size("linear_key_head_dim", MAX_HEAD_DIM, 128)?,
+        value_head_dim: size("linear_value_head_dim", MAX_HEAD_DIM, 128)?,
+        conv_kernel_dim: size("linear_conv_kernel_dim", 64, 4)?,
     };
     if !out.num_value_heads.is_multiple_of(out.num_key_heads) {
         let message =

@@ -65,7 +65,7 @@ impl NanoModule {
         if kind == NanoKind::TruequantLinear {
             prot_rows = spec.required("prot_rows", |f, key| f.integer(key, 0, out_features))?;
             deg_rows = spec.required("deg_rows", |f, key| f.integer(key, 0, out_features))?;
-            if prot_rows + deg_rows != out_features {
+            if prot_rows.checked_add(deg_rows) != Some(out_features) {
                 let message =
                     format!("{deg_rows} and prot_rows {prot_rows} do not add up to out_features {out_features}");
                 return Err(spec.error("deg_rows", message));

@@ -32,9 +32,20 @@ pub struct QuantizationConfig {
 
 impl QuantizationConfig {
     pub(super) fn read(object: &Fields) -> Result<Self> {
-        let method = object.text("quant_method")?.unwrap_or("bitsandbytes");
+        let says = |key| object.boolean(key).map(|on| on == Some(true));
+        let bitsandbytes = says("load_in_4bit")? || says("_load_in_4bit")? || says("load_in_8bit")?;
+        // Without a method transformers knows the format by these switches only.
+        let Some(method) = object.text("quant_method")?.or(bitsandbytes.then_some("bitsandbytes")) else {
+            let message =
+                "is missing: only bitsandbytes 4-bit checkpoints are supported (not GPTQ, AWQ, FP8, MLX and others)";
+            return Err(object.error("quant_method", message));
+        };
         if method != "bitsandbytes" {
-            let message = format!("\"{}\" is not supported, only bitsandbytes 4-bit checkpoints are", shown(method));
+            let message = format!(
+                "\"{}\" is not supported, only bitsandbytes 4-bit checkpoints are: use the model in half precision, \
+                 which can be quantised while it is loaded",
+                shown(method)
+            );
             return Err(object.error("quant_method", message));
         }
         if object.boolean("load_in_8bit")? == Some(true) {
@@ -43,11 +54,12 @@ impl QuantizationConfig {
                 "8-bit bitsandbytes checkpoints are not supported: use the 4-bit or the half precision one",
             ));
         }
-        let strings = object.strings("llm_int8_skip_modules")?.unwrap_or_default();
+        // The tensors decide how they are read: what is for display only stops nothing.
+        let strings = object.strings("llm_int8_skip_modules").ok().flatten().unwrap_or_default();
         Ok(Self {
             quant_type: object.choice("bnb_4bit_quant_type")?.unwrap_or(QuantType::Fp4),
-            double_quant: object.boolean("bnb_4bit_use_double_quant")?.unwrap_or(false),
-            compute_dtype: float_type(object, "bnb_4bit_compute_dtype")?,
+            double_quant: object.boolean("bnb_4bit_use_double_quant").ok().flatten().unwrap_or(false),
+            compute_dtype: float_type(object, "bnb_4bit_compute_dtype").ok().flatten(),
             skip_modules: strings.into_iter().map(String::from).collect(),
         })
     }

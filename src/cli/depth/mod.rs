@@ -101,7 +101,7 @@ impl Work for &DepthCommandArgs {
 }
 
 fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &Opened<B>) -> Result<()> {
-    let pretrained = load::open(args.model.model.as_deref(), &args.depth)?;
+    let pretrained = load::open(&args.model, &args.depth)?;
     let architecture = pretrained.architecture();
     let Some(crest) = architecture.crest.clone() else {
         bail!("depth is for models with adaptive depth; this is {}", architecture.config.family);

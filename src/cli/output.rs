@@ -15,7 +15,10 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
-/// An error and its causes in one line, each cause once.
+/// Longest error, in bytes: a name or a message out of a file may be as long as the file.
+const LONGEST_ERROR: usize = 8 << 10;
+
+/// An error and its causes in one line, each cause once; without its middle when it is too long to read.
 pub fn with_causes(error: &anyhow::Error) -> String {
     let mut message = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
@@ -24,6 +27,12 @@ pub fn with_causes(error: &anyhow::Error) -> String {
             message.push_str(": ");
             message.push_str(&cause);
         }
+    }
+    if message.len() > LONGEST_ERROR {
+        // What failed stands at the end, where at the beginning.
+        let (from, to) = (LONGEST_ERROR / 2, message.len() - LONGEST_ERROR / 2);
+        let (from, to) = (message.floor_char_boundary(from), message.ceil_char_boundary(to));
+        message.replace_range(from..to, &format!(" ... ({} bytes left out) ... ", to - from));
     }
     printable(&message)
 }
@@ -93,5 +102,8 @@ mod tests {
         let inner = io::Error::other("disk on fire");
         let error = anyhow::Error::new(inner).context("a.safetensors: disk on fire").context("cannot load");
         assert_eq!(with_causes(&error), "cannot load: a.safetensors: disk on fire");
+        let long = with_causes(&anyhow::anyhow!("a{}z", "é".repeat(50_000)));
+        assert!(long.starts_with("aé") && long.contains(" bytes left out) ... é") && long.ends_with("éz"), "{long}");
+        assert!(long.len() < 9000, "{}", long.len());
     }
 }

@@ -1,0 +1,80 @@
+//! What the fuzz targets share.
+
+use std::path::{Path, PathBuf};
+
+use burn_ndarray::NdArray;
+use emberlm_model::checkpoint::{Checkpoint, EmbeddedFile};
+use emberlm_model::config::CrestOverrides;
+use emberlm_model::{Pretrained, WeightOptions};
+use emberlm_quant::format::dequantize;
+
+/// A file of the fixtures.
+pub fn fixture(name: &str) -> Vec<u8> {
+    let path = fixtures().join(name);
+    std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
+}
+
+/// A safetensors file.
+pub fn container(header: &[u8], data: &[u8]) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes(), header, data].concat()
+}
+
+/// Opens a model of these files, checks all its tensors against its config and reads every weight, as loading does.
+pub fn open(files: &[(&'static str, &[u8])]) {
+    let files: Vec<EmbeddedFile> = files
+        .iter()
+        .map(|&(name, bytes)| {
+            // SAFETY: nothing that is made of the files below outlives this function, and so the caller's borrow.
+            (name, unsafe { std::slice::from_raw_parts::<'static, u8>(bytes.as_ptr(), bytes.len()) })
+        })
+        .collect();
+    // SAFETY: as above; `files` is dropped last.
+    let listed = unsafe { std::slice::from_raw_parts::<'static, EmbeddedFile>(files.as_ptr(), files.len()) };
+    let Ok(checkpoint) = Checkpoint::open_embedded("fuzz", listed) else { return };
+    for name in checkpoint.names() {
+        checkpoint.data(name).expect("a tensor that is listed");
+    }
+    let Ok(pretrained) = Pretrained::from_checkpoint(&checkpoint, &CrestOverrides::default()) else { return };
+    let weights = pretrained.weights();
+    let names: Vec<String> = weights.canonical_names().map(String::from).collect();
+    for name in &names {
+        let entry = weights.entry(name).expect("a weight that is listed");
+        match entry.shape.len() {
+            // What cannot be read says so; what can is as large as it says.
+            2 => {
+                if let Ok(matrix) = weights.matrix(name) {
+                    assert_eq!(dequantize(&matrix).len(), matrix.n * matrix.k);
+                }
+            }
+            _ => drop(weights.vector(name)),
+        }
+    }
+    if let Ok(plan) = pretrained.plan::<NdArray<f32>>(WeightOptions::default(), &Default::default()) {
+        assert!(plan.weight_bytes() > 0);
+    }
+}
+
+/// `tokenizer.json` in the manner of SentencePiece: `▁` for spaces, `<0x..>` for bytes, a space stripped at the start.
+pub fn byte_fallback() -> Vec<u8> {
+    let pieces = ["<unk>", "<s>", "▁", "▁Hello", "▁w", "or", "ld", "!", "日", "▁日"];
+    let bytes = (0..=255u8).map(|byte| format!("<0x{byte:02X}>"));
+    let tokens = pieces.into_iter().map(String::from).chain(bytes);
+    let vocab: serde_json::Map<_, _> = tokens.enumerate().map(|(id, token)| (token, serde_json::json!(id))).collect();
+    let json = serde_json::json!({
+        "version": "1.0",
+        "added_tokens": [{"id": 1, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
+                          "normalized": false, "special": true}],
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        ]},
+        "model": {"type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": true, "unk_token": "<unk>"},
+    });
+    json.to_string().into_bytes()
+}

@@ -118,7 +118,7 @@ fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &Opened<B>) -> Resul
     if ids.len() > limit {
         bail!("the text has {} tokens, but the context of this model is {limit}; shorten it", ids.len());
     }
-    let evaluated = evaluate(&model, &ids, EvaluateOptions::default())?;
+    let evaluated = evaluate(&model, &ids, &EvaluateOptions::default())?;
     let map = DepthMap::new(&load::name(&pretrained), &crest, &text, &ids, &evaluated)?;
     let sweep = args.sweep.then(|| sweep::measure(&mut model, &crest, &ids)).transpose()?;
 

@@ -201,7 +201,10 @@ impl Tokens {
         let named = processor.special_tokens().bos.as_ref().and_then(|token| token.id);
         if bos == WindowBos::Always && prefix.is_empty() {
             prefix = named.as_slice();
-            ensure!(!prefix.is_empty(), "--window-bos always: the tokenizer of this model has no BOS token; leave it out");
+            ensure!(
+                !prefix.is_empty(),
+                "--window-bos always: the tokenizer of this model has no BOS token; leave it out"
+            );
         }
         let (window_prefix, text_prefix) = match bos {
             WindowBos::Always => (prefix, &[][..]),
@@ -261,17 +264,22 @@ impl Report {
             stride if stride >= self.context => String::new(),
             _ => format!(", one every {}", self.stride),
         };
-        let skip = if self.skip > 0 { format!(", the first {} tokens of each skipped", self.skip) } else { String::new() };
+        let skip =
+            if self.skip > 0 { format!(", the first {} tokens of each skipped", self.skip) } else { String::new() };
         let steps = self.mean_steps.map_or_else(String::new, |steps| format!(", {steps:.2} steps per layer"));
         format!(
             "perplexity {:.4} over {} tokens ({} window{plural} of {}{stride}{bos}{skip}), {:.4} bits per byte{steps}, \
-             {} activations, {} cache, {:.0} tokens/s",
+             {}, {} cache, {:.0} tokens/s",
             self.perplexity,
             self.tokens,
             self.windows,
             self.context,
             self.bits_per_byte,
-            self.activations,
+            if self.activations == "exact" {
+                "exact arithmetic".to_owned()
+            } else {
+                format!("{} activations", self.activations)
+            },
             self.cache,
             self.tokens_per_second
         )

@@ -100,6 +100,11 @@ impl EvaluateOptions {
     }
 }
 
+/// Tokens that [`evaluate`] feeds at once at most; their logits, four bytes each, are held together.
+pub fn tokens_per_pass(vocab_size: usize) -> usize {
+    (MOST_LOGITS / vocab_size.max(1)).clamp(1, DEFAULT_CHUNK)
+}
+
 /// Feeds a text to a model and records the probability of its tokens, and the depth of each.
 ///
 /// # Errors
@@ -111,7 +116,7 @@ pub fn evaluate<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32], options: &E
     if ids.is_empty() {
         return Err(Error::Prompt("it has no tokens".into()));
     }
-    let most = (MOST_LOGITS / config.vocab_size).clamp(1, DEFAULT_CHUNK);
+    let most = tokens_per_pass(config.vocab_size);
     let chunk = options.chunk.map_or(most, |chunk| chunk.clamp(1, most));
     let mut out = Evaluation::default();
     let (mut begin, mut done) = (0, 0);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
-use emberlm::model::evaluate::{EvaluateOptions, Evaluation, evaluate};
+use emberlm::model::evaluate::{EvaluateOptions, Evaluation, evaluate, tokens_per_pass};
 use emberlm::model::text::TextProcessor;
 use emberlm::quant::CompactBackend;
 use serde::Serialize;
@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::args::{Activations, CacheType, DepthArgs, DeviceArgs, ModelArgs, QuantHead};
 use super::backend::{Opened, Work, on_device};
 use super::estimate::Estimate;
+use super::memory::{TokenizerMemory, peak_rss};
 use super::{load, output};
 
 /// Longest text, in bytes.
@@ -36,7 +37,8 @@ Bits per byte compare between tokenizers: the bits of the scored tokens over the
 
 With --json one object is printed: perplexity, bits_per_byte, tokens (scored), bytes (of the scored tokens), text_tokens, \
 text_bytes, windows, context, stride, skip, window_bos (always, first or never), prefix (the ids before each window, or before \
-the text), activations, cache, mean_steps (CREST), seconds, tokens_per_second.";
+the text), activations, cache, mean_steps (CREST), seconds, tokens_per_second, estimated_bytes (of memory, \
+before loading), peak_rss_bytes.";
 
 /// Flags of `ember eval`.
 #[derive(Debug, Args)]
@@ -121,6 +123,9 @@ struct Report {
     mean_steps: Option<f64>,
     seconds: f64,
     tokens_per_second: f64,
+    /// Memory that was said before loading, and the most that was resident; none where the system does not tell.
+    estimated_bytes: usize,
+    peak_rss_bytes: Option<u64>,
 }
 
 /// Runs the command.
@@ -139,7 +144,8 @@ impl Work for &EvalArgs {
 fn eval<B: CompactBackend>(args: &EvalArgs, device: &Opened<B>) -> Result<()> {
     let pretrained = load::open(args.model.model.as_deref(), &args.depth)?;
     let text = read(&args.text)?;
-    let tokens = Tokens::new(&pretrained.text()?, &text, args.window_bos)?;
+    let processor = pretrained.text()?;
+    let tokens = Tokens::new(&processor, &text, args.window_bos)?;
     let all = tokens.ids.len() + tokens.window_prefix.len();
     ensure!(all > 1, "{}: has {all} tokens; a perplexity takes at least 2", args.text.display());
     let architecture = pretrained.architecture();
@@ -159,11 +165,19 @@ fn eval<B: CompactBackend>(args: &EvalArgs, device: &Opened<B>) -> Result<()> {
         chosen => chosen,
     };
     let weights = load::weight_options::<B>(args.model.quant, head, &pretrained, &device.device)?;
+    let mut estimated = 0;
     let model = load::load(&pretrained, weights, device, |plan| {
-        Estimate::new(architecture, plan, options.cache, context.min(all), context.min(all)).note()
+        let longest = context.min(all);
+        let vocabulary = architecture.config.vocab_size;
+        let estimate = Estimate::new(architecture, plan, options.cache, longest, tokens_per_pass(vocabulary));
+        let tokenizer = TokenizerMemory::of(&pretrained, &processor);
+        let estimate = estimate.with_logits(vocabulary).with_tokenizer(tokenizer);
+        estimated = estimate.total;
+        estimate.note()
     })?;
     let evaluated = evaluate(&model, &tokens.ids, &options)?;
-    let report = Report::new(&tokens, &evaluated, &options, args, &device.arithmetic());
+    let report =
+        Report { estimated_bytes: estimated, ..Report::new(&tokens, &evaluated, &options, args, &device.arithmetic()) };
     ensure!(
         report.tokens > 0,
         "no token was scored: the text has {all} tokens, and --skip {} are context only; give a longer text or a smaller --skip",
@@ -250,6 +264,8 @@ impl Report {
             mean_steps: evaluated.mean_steps(),
             seconds: evaluated.seconds,
             tokens_per_second: evaluated.depth.len() as f64 / evaluated.seconds,
+            estimated_bytes: 0,
+            peak_rss_bytes: peak_rss(),
         }
     }
 

@@ -15,6 +15,7 @@ mod generate;
 mod info;
 mod info_text;
 mod load;
+mod memory;
 mod output;
 mod sampling;
 mod tensor_file;

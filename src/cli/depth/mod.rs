@@ -22,6 +22,7 @@ use self::sweep::Threshold;
 use super::args::{Activations, DepthArgs, DeviceArgs, ModelArgs};
 use super::backend::{Opened, Work, on_device};
 use super::estimate::Estimate;
+use super::memory::TokenizerMemory;
 use super::{load, output};
 
 const ABOUT: &str = "\
@@ -112,7 +113,8 @@ fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &Opened<B>) -> Resul
     let (quant, head) = (args.model.quant, args.model.quant_head);
     let weights = load::weight_options::<B>(quant, head, &pretrained, &device.device)?;
     let mut model = load::load(&pretrained, weights, device, |plan| {
-        Estimate::new(architecture, plan, KvFormat::F32, ids.len(), ids.len()).note()
+        let estimate = Estimate::new(architecture, plan, KvFormat::F32, ids.len(), ids.len());
+        estimate.with_tokenizer(TokenizerMemory::of(&pretrained, &text)).note()
     })?;
     let limit = architecture.config.max_position_embeddings;
     if ids.len() > limit {

@@ -1,4 +1,4 @@
-//! How well a model foretells a text, and how deep it goes for each token.
+//! How well a model predicts a text, and how deep it goes for each token.
 
 use std::time::Instant;
 
@@ -15,19 +15,28 @@ const MOST_LOGITS: usize = 16 << 20;
 /// What a model says about a text, token by token.
 #[derive(Clone, Debug, Default)]
 pub struct Evaluation {
-    /// Of every token that had one before it: the natural logarithm of its probability.
+    /// Places of the scored tokens in the text, ascending: those that one window or another predicted.
+    pub scored: Vec<usize>,
+    /// Of every scored token: the natural logarithm of its probability.
     pub log_probabilities: Vec<f32>,
-    /// Depth of the pass over each token (CREST; otherwise without layers). The pass over a token foretells the next one.
+    /// Depth of the pass over every token that was read, window after window (CREST; otherwise without layers). The pass over a
+    /// token predicts the next one.
     pub depth: Vec<TokenDepth>,
+    /// Windows that were read.
+    pub windows: usize,
     /// Seconds that the passes took.
     pub seconds: f64,
 }
 
 impl Evaluation {
-    /// `exp` of the mean negative log probability; NaN when nothing was foretold.
+    /// `exp` of the mean negative log probability; NaN when nothing was scored.
     pub fn perplexity(&self) -> f64 {
-        let sum: f64 = self.log_probabilities.iter().map(|&p| f64::from(p)).sum();
-        (-sum / self.log_probabilities.len() as f64).exp()
+        (self.nats() / self.log_probabilities.len() as f64).exp()
+    }
+
+    /// The negative log probability of all scored tokens, in nats.
+    pub fn nats(&self) -> f64 {
+        -self.log_probabilities.iter().map(|&p| f64::from(p)).sum::<f64>()
     }
 
     /// Steps per layer and token, on average; none without adaptive depth.
@@ -38,63 +47,132 @@ impl Evaluation {
     }
 }
 
-/// How a text is fed in.
-#[derive(Clone, Copy, Debug, Default)]
+/// How a text is fed in, and which of its tokens count.
+///
+/// A text that is longer than a window is read in several, each from an empty cache. Of a window, the tokens are scored that have
+/// one before them in it, that no window before has scored, and that are beyond the first [`skip`](Self::skip).
+#[derive(Clone, Debug)]
 pub struct EvaluateOptions {
-    /// Tokens that the model sees at most before it begins afresh; none: its context.
+    /// Tokens that the model sees at most before it begins afresh, the prefix included; none: its context.
     pub window: Option<usize>,
+    /// Tokens from the beginning of one window to that of the next; none: all of a window, so that no token is read twice. Fewer
+    /// give every scored token more context and take longer.
+    pub stride: Option<usize>,
+    /// Tokens of the text at the beginning of every window that are context only.
+    pub skip: usize,
+    /// Tokens that are read at the beginning of every window, such as BOS. They are not part of the text and not scored, and the
+    /// first token of a window is scored after them.
+    pub prefix: Vec<u32>,
     /// Tokens per pass; none: as many as pay. One at a time costs what decoding costs.
     pub chunk: Option<usize>,
+    /// Number format of cached keys and values.
+    pub cache: KvFormat,
 }
 
-/// Feeds a text to a model and records the probability of every token but the first of each window, and the depth of each.
+impl Default for EvaluateOptions {
+    /// Windows of the model's context, one after the other, without a prefix, and an exact cache.
+    fn default() -> Self {
+        Self { window: None, stride: None, skip: 0, prefix: Vec::new(), chunk: None, cache: KvFormat::F32 }
+    }
+}
+
+impl EvaluateOptions {
+    /// Tokens of the text in a window, and from one window to the next.
+    fn steps(&self, context: usize) -> Result<(usize, usize)> {
+        let wrong = |option: &str, message: String| Err(Error::Option { option: option.into(), message });
+        let window = self.window.unwrap_or(context).min(context);
+        let text = window.saturating_sub(self.prefix.len());
+        let scored = text.saturating_sub(self.skip.max(usize::from(self.prefix.is_empty())));
+        if window < 2 {
+            return wrong("window", format!("is {window}, expected at least 2 tokens"));
+        }
+        if scored == 0 {
+            let message = format!("is {}, which leaves no token of a window of {window} to score", self.skip);
+            return wrong("skip", message);
+        }
+        match self.stride.unwrap_or(text) {
+            stride if stride == 0 || stride > text => {
+                let message = format!("is {stride}, expected 1 to {text}, the tokens of the text in a window");
+                wrong("stride", message)
+            }
+            stride => Ok((text, stride)),
+        }
+    }
+}
+
+/// Tokens that [`evaluate`] feeds at once at most; their logits, four bytes each, are held together.
+pub fn tokens_per_pass(vocab_size: usize) -> usize {
+    (MOST_LOGITS / vocab_size.max(1)).clamp(1, DEFAULT_CHUNK)
+}
+
+/// Feeds a text to a model and records the probability of its tokens, and the depth of each.
 ///
 /// # Errors
-/// [`Error::Prompt`] when the text is empty or has ids outside the vocabulary; [`Error::Option`] when the window is shorter than
-/// two tokens; [`Error::NonFinite`] when the model gives logits that are not numbers.
-pub fn evaluate<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32], options: EvaluateOptions) -> Result<Evaluation> {
+/// [`Error::Prompt`] when the text is empty or has ids outside the vocabulary; [`Error::Option`] when the options leave nothing to
+/// score; [`Error::NonFinite`] when the model gives logits that are not numbers.
+pub fn evaluate<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32], options: &EvaluateOptions) -> Result<Evaluation> {
     let config = &model.architecture().config;
-    let window = options.window.unwrap_or(config.max_position_embeddings);
-    if window < 2 {
-        let message = format!("is {window}, expected at least 2 tokens");
-        return Err(Error::Option { option: "window".into(), message });
-    }
+    let (text, stride) = options.steps(config.max_position_embeddings)?;
     if ids.is_empty() {
         return Err(Error::Prompt("it has no tokens".into()));
     }
-    let most = (MOST_LOGITS / config.vocab_size).clamp(1, DEFAULT_CHUNK);
+    let most = tokens_per_pass(config.vocab_size);
     let chunk = options.chunk.map_or(most, |chunk| chunk.clamp(1, most));
     let mut out = Evaluation::default();
-    for part in ids.chunks(window.min(config.max_position_embeddings)) {
-        let evaluated = evaluate_window(model, part, chunk)?;
-        out.log_probabilities.extend(evaluated.log_probabilities);
-        out.depth.extend(evaluated.depth);
-        out.seconds += evaluated.seconds;
+    let (mut begin, mut done) = (0, 0);
+    while done < ids.len() {
+        let end = ids.len().min(begin + text);
+        let first = done.max(begin + options.skip);
+        read_window(model, Window { ids, begin, end, first }, options, chunk, &mut out)?;
+        done = end;
+        begin += stride;
     }
     Ok(out)
 }
 
-fn evaluate_window<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32], chunk: usize) -> Result<Evaluation> {
-    let mut cache = model.new_cache(KvFormat::F32);
-    model.check_prompt(&[ids], ids.len(), &cache)?;
-    cache.reserve(ids.len());
-    cache.expect(ids.len());
-    let mut out = Evaluation::default();
-    for (i, part) in ids.chunks(chunk).enumerate() {
+/// Tokens `begin..end` of a text, those from `first` on to be scored.
+#[derive(Clone, Copy)]
+struct Window<'a> {
+    ids: &'a [u32],
+    begin: usize,
+    end: usize,
+    first: usize,
+}
+
+fn read_window<B: CompactBackend>(
+    model: &CausalLm<B>,
+    Window { ids, begin, end, first }: Window<'_>,
+    options: &EvaluateOptions,
+    chunk: usize,
+    out: &mut Evaluation,
+) -> Result<()> {
+    let read: Vec<u32> = options.prefix.iter().chain(ids.get(begin..end).unwrap_or_default()).copied().collect();
+    let mut cache = model.new_cache(options.cache);
+    model.check_prompt(&[&read], read.len(), &cache)?;
+    cache.reserve(read.len());
+    cache.expect(read.len());
+    // Of the first token that has one before it and is to be scored, in `read`.
+    let first = (first.saturating_sub(begin) + options.prefix.len()).max(1);
+    for (i, part) in read.chunks(chunk).enumerate() {
         let started = Instant::now();
-        let options = ForwardOptions { logits: LogitsFor::All, hidden: false };
-        let pass = model.forward(model.ids(&[part])?, &mut cache, options)?;
+        // What follows the pass over a token predicts the token after it.
+        let targets = i * chunk + 1..(i * chunk + 1 + part.len()).min(read.len());
+        let wanted = if first < targets.end { LogitsFor::All } else { LogitsFor::Nothing };
+        let pass =
+            model.forward(model.ids(&[part])?, &mut cache, ForwardOptions { logits: wanted, hidden: false })?;
         let depth = depths(&pass, part.len())?;
-        let Some(logits) = pass.logits else { continue };
-        let [_, _, vocabulary] = logits.dims();
-        let logits = numbers(logits)?;
+        let vocabulary = pass.logits.as_ref().map_or(1, |logits| logits.dims()[2]);
+        let logits = pass.logits.map(numbers).transpose()?.unwrap_or_default();
         out.seconds += started.elapsed().as_secs_f64();
         out.depth.extend(depth);
-        for (row, &target) in logits.chunks_exact(vocabulary).zip(ids.iter().skip(i * chunk + 1)) {
+        for (row, place) in logits.chunks_exact(vocabulary).zip(targets).filter(|&(_, place)| place >= first) {
+            let target = read.get(place).copied().unwrap_or(u32::MAX);
             out.log_probabilities.push(log_probability(row, target, out.log_probabilities.len())?);
+            out.scored.push((begin + place).saturating_sub(options.prefix.len()));
         }
     }
-    Ok(out)
+    out.windows += 1;
+    Ok(())
 }
 
 fn log_probability(logits: &[f32], target: u32, step: usize) -> Result<f32> {

@@ -218,7 +218,7 @@ impl<B: CompactBackend> Loader<'_, B> {
     pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Param<Tensor<B, D>>> {
         let name = self.name(name);
         let len = elements(&name, &shape)?;
-        let values = if self.planned(&name, &shape, |_| len.saturating_mul(4)) {
+        let values = if self.planned(&name, &shape, |_| (StorageKind::F32, len.saturating_mul(4))) {
             vec![0.0; len]
         } else {
             let values = self.shared.source.vector(&name, len)?;
@@ -252,12 +252,12 @@ impl<B: CompactBackend> Loader<'_, B> {
     fn weight(&self, n: usize, k: usize, quantize: Option<QuantizeOnLoad>) -> Result<PackedWeight<B>> {
         let name = self.name("weight");
         let options = self.shared.options;
-        let final_bytes = |entry: &SourceEntry| match (quantize, entry.storage) {
-            (Some(quantize), storage) if storage.is_dense() => quantize.bytes(n, k),
-            (_, storage) if options.round_to_stored && !storage.is_dense() => n.saturating_mul(k).saturating_mul(2),
-            _ => entry.bytes,
+        let held = |entry: &SourceEntry| match (quantize, entry.storage) {
+            (Some(quantize), storage) if storage.is_dense() => (quantize.storage(), quantize.bytes(n, k)),
+            (_, storage) if options.round_to_stored && !storage.is_dense() => (StorageKind::Bf16, n.saturating_mul(k).saturating_mul(2)),
+            (_, storage) => (storage, entry.bytes),
         };
-        if self.planned(&name, &[n, k], final_bytes) {
+        if self.planned(&name, &[n, k], held) {
             return Ok(placeholder(&self.shared.device));
         }
         let source = self.shared.source.matrix(&name, n, k)?;
@@ -293,7 +293,8 @@ impl<B: CompactBackend> Loader<'_, B> {
     }
 
     /// In the planning pass: notes the tensor, and says that there is nothing to load.
-    fn planned(&self, name: &str, shape: &[usize], final_bytes: impl FnOnce(&SourceEntry) -> usize) -> bool {
+    /// `held` says how the device will hold it, in how many bytes.
+    fn planned(&self, name: &str, shape: &[usize], held: impl FnOnce(&SourceEntry) -> (StorageKind, usize)) -> bool {
         let Some(notes) = &self.shared.notes else { return false };
         let mut notes = notes.borrow_mut();
         notes.used.insert(name.to_string());
@@ -302,13 +303,17 @@ impl<B: CompactBackend> Loader<'_, B> {
             Some(entry) if entry.shape != shape => {
                 notes.mismatched.push(format!("{name}: {:?} in the file, {shape:?} in the model", entry.shape));
             }
-            Some(entry) => notes.tensors.push(PlannedTensor {
-                name: name.to_string(),
-                shape: shape.to_vec(),
-                stored: entry.storage,
-                stored_bytes: entry.bytes,
-                bytes: final_bytes(&entry),
-            }),
+            Some(entry) => {
+                let (storage, bytes) = held(&entry);
+                notes.tensors.push(PlannedTensor {
+                    name: name.to_string(),
+                    shape: shape.to_vec(),
+                    stored: entry.storage,
+                    stored_bytes: entry.bytes,
+                    storage,
+                    bytes,
+                });
+            }
         }
         true
     }

@@ -27,6 +27,15 @@ impl QuantizeOnLoad {
         }
     }
 
+    /// How a quantised matrix is held.
+    pub fn storage(self) -> StorageKind {
+        match self {
+            Self::Nf4 => StorageKind::Nf4 { double: false },
+            Self::Nf4Double => StorageKind::Nf4 { double: true },
+            Self::Int8 => StorageKind::Int8Rows,
+        }
+    }
+
     pub(crate) fn apply(self, weight: &HostWeight) -> Result<HostWeight, emberlm_quant::Error> {
         match self {
             Self::Nf4 => format::quantize_nf4(weight, false),
@@ -56,6 +65,8 @@ pub struct PlannedTensor {
     pub stored: StorageKind,
     /// Bytes in the source.
     pub stored_bytes: usize,
+    /// How the device holds it.
+    pub storage: StorageKind,
     /// Bytes on the device.
     pub bytes: usize,
 }

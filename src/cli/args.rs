@@ -34,7 +34,7 @@ pub struct ModelArgs {
 /// Storages of embedding and head.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum QuantHead {
-    /// int8 beside quantised layers, else none
+    /// int8 beside quantised layers, else none (eval and dump: none)
     #[default]
     Auto,
     /// Keep them as they are stored
@@ -132,7 +132,7 @@ pub struct DeviceArgs {
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
 
-    /// Type of activations [default: int8 where the processor has it, f32 on GPUs; dump: f32]
+    /// Type of activations [default: int8 where the processor has it, f32 on GPUs; dump, eval: f32]
     #[arg(long, value_enum, value_name = "TYPE")]
     pub activations: Option<Activations>,
 
@@ -181,6 +181,16 @@ pub enum CacheType {
     F16,
     /// Exact
     F32,
+}
+
+impl CacheType {
+    /// As the flag has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+        }
+    }
 }
 
 impl From<CacheType> for KvFormat {

@@ -23,6 +23,7 @@ use serde::Serialize;
 
 use super::args::{Activations, CacheType, DeviceArgs, Quant, QuantHead};
 use super::backend::{DeviceChoice, Opened, Work, on_device};
+use super::memory::peak_rss;
 use super::{load, output};
 
 /// Flags of `ember bench`.
@@ -513,12 +514,4 @@ fn table(report: &Report) -> String {
         report.cpu_features.join(" ")
     );
     out
-}
-
-/// Peak resident memory of this process, where the system tells it.
-fn peak_rss() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kilobytes * 1024)
 }

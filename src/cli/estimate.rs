@@ -5,12 +5,15 @@ use emberlm::model::{Architecture, DEFAULT_CHUNK, LoadPlan};
 use emberlm::quant::kv::KvFormat;
 use serde::Serialize;
 
+use super::memory::{PROGRAM, TokenizerMemory};
 use super::output::bytes;
 
 /// In words, what [`Estimate`] computes.
-pub const FORMULA: &str = "weights + sequence state + tokens * cache bytes per token + scratch, where scratch = \
-     4 bytes * (tokens per pass * (6 * hidden + widest block) + vocabulary) and widest block = the larger of 4 * intermediate \
-     and 2 * (rows of the query, key and value projections)";
+pub const FORMULA: &str = "weights + cache + scratch + tokenizer + program, where cache = sequence state + tokens * cache bytes \
+     per token, scratch = 4 bytes * (tokens per pass * (6 * hidden + widest block) + vocabulary), widest block = the larger of \
+     4 * intermediate and 2 * (rows of the query, key and value projections), tokenizer = 260 bytes * tokens of its vocabulary, \
+     program = 14 MiB; at least what parsing tokenizer.json takes for a moment, 10 MiB + 1040 bytes * tokens (720 where the \
+     file writes a merge as one text)";
 
 /// Bytes for one sequence of some length.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -25,7 +28,11 @@ pub struct Estimate {
     pub cache: usize,
     /// Intermediate results of one pass.
     pub scratch: usize,
-    /// All of it.
+    /// The tokenizer.
+    pub tokenizer: usize,
+    /// Code, threads and small things.
+    pub program: usize,
+    /// The most at any time: all of it together, or the program while it parses the tokenizer.
     pub total: usize,
 }
 
@@ -46,17 +53,36 @@ impl Estimate {
         let widest = (4 * config.intermediate_size).max(2 * mixer.max().unwrap_or(0));
         let scratch = 4 * (chunk.saturating_mul(6 * config.hidden_size + widest) + config.vocab_size);
         let weights = plan.weight_bytes();
-        let total = weights.saturating_add(cache).saturating_add(scratch);
-        Self { context, chunk, weights, cache, scratch, total }
+        Self { context, chunk, weights, cache, scratch, tokenizer: 0, program: PROGRAM, total: 0 }
+            .with_tokenizer(TokenizerMemory::default())
     }
 
-    /// What a line about loading says of it.
+    /// With logits of every token of a pass, as evaluating takes: on the device, and read back.
+    pub fn with_logits(mut self, vocab_size: usize) -> Self {
+        let logits = self.chunk.saturating_sub(1).saturating_mul(vocab_size).saturating_mul(2 * size_of::<f32>());
+        self.scratch = self.scratch.saturating_add(logits);
+        self.with_tokenizer(TokenizerMemory::default())
+    }
+
+    /// With a tokenizer beside the model.
+    pub fn with_tokenizer(mut self, tokenizer: TokenizerMemory) -> Self {
+        let parts = [self.weights, self.cache, self.scratch, tokenizer.resident, self.program];
+        let sum = parts.into_iter().fold(0usize, usize::saturating_add);
+        self.tokenizer = tokenizer.resident;
+        self.total = sum.max(tokenizer.peak);
+        self
+    }
+
+    /// What a line about loading says of it, after the weights.
     pub fn note(&self) -> String {
-        let Self { context, cache, scratch, total, .. } = *self;
+        let Self { context, cache, scratch, tokenizer, program, total, .. } = *self;
+        let tokens = if context == 1 { "token" } else { "tokens" };
         format!(
-            " + {} of cache for {context} tokens + {} of scratch = about {}",
+            " + cache {} ({context} {tokens}) + scratch {} + tokenizer {} + program {} = about {} of memory",
             bytes(cache),
             bytes(scratch),
+            bytes(tokenizer),
+            bytes(program),
             bytes(total)
         )
     }

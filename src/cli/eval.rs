@@ -1,18 +1,19 @@
-//! `ember eval`: how well a model foretells a text.
+//! `ember eval`: how well a model predicts a text.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
-use emberlm::model::evaluate::{EvaluateOptions, evaluate};
+use clap::{Args, ValueEnum};
+use emberlm::model::evaluate::{EvaluateOptions, Evaluation, evaluate, tokens_per_pass};
+use emberlm::model::text::TextProcessor;
 use emberlm::quant::CompactBackend;
-use emberlm::quant::kv::KvFormat;
 use serde::Serialize;
 
-use super::args::{Activations, DepthArgs, DeviceArgs, ModelArgs};
+use super::args::{Activations, CacheType, DepthArgs, DeviceArgs, ModelArgs, QuantHead};
 use super::backend::{Opened, Work, on_device};
 use super::estimate::Estimate;
+use super::memory::{TokenizerMemory, peak_rss};
 use super::{load, output};
 
 /// Longest text, in bytes.
@@ -21,8 +22,27 @@ const MAX_TEXT: u64 = 256 << 20;
 /// Tokens that a model sees at most before it begins afresh.
 const WINDOW: usize = 2048;
 
+const ABOUT: &str = "\
+A text that is longer than --context is read in windows, each from an empty cache. Every token that has one before it in its \
+window is scored once. Unlike generate, eval computes exactly unless asked otherwise: activations in f32, the cache in f32, \
+embedding and head as they are stored (--quant-head auto is none here). --activations int8, --cache-type f16 and --quant-head \
+int8 measure what each of these costs.
+
+Perplexities compare between programs only when the windows are the same:
+  transformers' guide   --stride 512 --window-bos first
+  llama-perplexity      --skip HALF --window-bos auto, HALF being half of --context (it leaves out a last window that is not \
+full, and its window has one token of text less where there is BOS)
+
+Bits per byte compare between tokenizers: the bits of the scored tokens over the bytes of the text that these tokens spell.
+
+With --json one object is printed: perplexity, bits_per_byte, tokens (scored), bytes (of the scored tokens), text_tokens, \
+text_bytes, windows, context, stride, skip, window_bos (always, first or never), prefix (the ids before each window, or before \
+the text), activations, cache, mean_steps (CREST), seconds, tokens_per_second, estimated_bytes (of memory, \
+before loading), peak_rss_bytes.";
+
 /// Flags of `ember eval`.
 #[derive(Debug, Args)]
+#[command(after_long_help = ABOUT)]
 pub struct EvalArgs {
     #[command(flatten)]
     model: ModelArgs,
@@ -35,6 +55,23 @@ pub struct EvalArgs {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     context: Option<u32>,
 
+    /// Tokens from the beginning of one window to that of the next; fewer than a window holds give every token more context and
+    /// take longer [default: all that a window holds]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    stride: Option<u32>,
+
+    /// Tokens at the beginning of each window that are context only
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    skip: u32,
+
+    /// Which windows begin with BOS, the token that begins a text
+    #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
+    window_bos: WindowBos,
+
+    /// Number format of cached keys and values
+    #[arg(long, value_enum, default_value = "f32", value_name = "TYPE")]
+    cache_type: CacheType,
+
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -46,26 +83,54 @@ pub struct EvalArgs {
     device: DeviceArgs,
 }
 
+/// Which windows begin with BOS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+enum WindowBos {
+    /// Every one if the tokenizer puts BOS before a text, else none
+    #[default]
+    Auto,
+    /// Every one
+    Always,
+    /// The first one if the tokenizer puts BOS before a text
+    First,
+    /// None
+    Never,
+}
+
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
 struct Report {
     /// `exp` of the mean negative log probability of a token.
     perplexity: f64,
-    /// Tokens that were foretold: all but the first of each window.
+    /// Comparable between tokenizers.
+    bits_per_byte: f64,
+    /// Tokens that were scored.
     tokens: usize,
+    /// Of the text that the scored tokens spell.
+    bytes: f64,
+    text_tokens: usize,
+    text_bytes: usize,
     windows: usize,
     context: usize,
-    /// Of the whole text; comparable between tokenizers.
-    bits_per_byte: f64,
+    stride: usize,
+    skip: usize,
+    window_bos: WindowBos,
+    prefix: Vec<u32>,
+    activations: String,
+    cache: String,
     /// Steps per layer and token (CREST).
     mean_steps: Option<f64>,
     seconds: f64,
     tokens_per_second: f64,
+    /// Memory that was said before loading, and the most that was resident; none where the system does not tell.
+    estimated_bytes: usize,
+    peak_rss_bytes: Option<u64>,
 }
 
 /// Runs the command.
 pub fn run(args: &EvalArgs) -> Result<()> {
-    on_device(&args.device, Activations::Int8, args)
+    on_device(&args.device, Activations::F32, args)
 }
 
 impl Work for &EvalArgs {
@@ -79,39 +144,160 @@ impl Work for &EvalArgs {
 fn eval<B: CompactBackend>(args: &EvalArgs, device: &Opened<B>) -> Result<()> {
     let pretrained = load::open(&args.model, &args.depth)?;
     let text = read(&args.text)?;
-    let ids = pretrained.text()?.encode(&text, true)?;
-    ensure!(ids.len() > 1, "{}: has {} tokens; a perplexity takes at least 2", args.text.display(), ids.len());
+    let processor = pretrained.text()?;
+    let tokens = Tokens::new(&processor, &text, args.window_bos)?;
+    let all = tokens.ids.len() + tokens.window_prefix.len();
+    ensure!(all > 1, "{}: has {all} tokens; a perplexity takes at least 2", args.text.display());
     let architecture = pretrained.architecture();
     let limit = architecture.config.max_position_embeddings;
     let context = args.context.map_or(WINDOW.min(limit), |n| n as usize);
     ensure!(context <= limit, "--context {context} is more than the {limit} tokens of the model");
-    let (quant, head) = (args.model.quant, args.model.quant_head);
-    let weights = load::weight_options::<B>(quant, head, &pretrained, &device.device)?;
-    let model = load::load(&pretrained, weights, device, |plan| {
-        Estimate::new(architecture, plan, KvFormat::F32, context.min(ids.len()), context.min(ids.len())).note()
-    })?;
-    let evaluated = evaluate(&model, &ids, EvaluateOptions { window: Some(context), chunk: None })?;
-    let nats = -evaluated.log_probabilities.iter().map(|&p| f64::from(p)).sum::<f64>();
-    let report = Report {
-        perplexity: evaluated.perplexity(),
-        tokens: evaluated.log_probabilities.len(),
-        windows: ids.len().div_ceil(context),
-        context,
-        bits_per_byte: nats / std::f64::consts::LN_2 / text.len() as f64,
-        mean_steps: evaluated.mean_steps(),
-        seconds: evaluated.seconds,
-        tokens_per_second: ids.len() as f64 / evaluated.seconds,
+    let options = EvaluateOptions {
+        window: Some(context),
+        stride: args.stride.map(|stride| stride as usize),
+        skip: args.skip as usize,
+        prefix: tokens.window_prefix.clone(),
+        cache: args.cache_type.into(),
+        ..EvaluateOptions::default()
     };
+    let head = match args.model.quant_head {
+        QuantHead::Auto => QuantHead::None,
+        chosen => chosen,
+    };
+    let weights = load::weight_options::<B>(args.model.quant, head, &pretrained, &device.device)?;
+    let mut estimated = 0;
+    let model = load::load(&pretrained, weights, device, |plan| {
+        let longest = context.min(all);
+        let vocabulary = architecture.config.vocab_size;
+        let estimate = Estimate::new(architecture, plan, options.cache, longest, tokens_per_pass(vocabulary));
+        let tokenizer = TokenizerMemory::of(&pretrained, &processor);
+        let estimate = estimate.with_logits(vocabulary).with_tokenizer(tokenizer);
+        estimated = estimate.total;
+        estimate.note()
+    })?;
+    let evaluated = evaluate(&model, &tokens.ids, &options)?;
+    let report =
+        Report { estimated_bytes: estimated, ..Report::new(&tokens, &evaluated, &options, args, &device.arithmetic()) };
+    ensure!(
+        report.tokens > 0,
+        "no token was scored: the text has {all} tokens, and --skip {} are context only; give a longer text or a smaller --skip",
+        args.skip
+    );
     let line = if args.json { serde_json::to_string(&report)? } else { report.line() };
     writeln!(io::stdout(), "{line}").context(output::STDOUT)
 }
 
+/// A text as the model reads it.
+struct Tokens {
+    ids: Vec<u32>,
+    /// Of the text, per id.
+    bytes: Vec<f64>,
+    /// Before every window.
+    window_prefix: Vec<u32>,
+    /// Before the text: the first of `ids`.
+    text_prefix: Vec<u32>,
+    bos: WindowBos,
+}
+
+impl Tokens {
+    fn new(processor: &TextProcessor, text: &str, bos: WindowBos) -> Result<Self> {
+        let plain = processor.encode(text, false)?;
+        let around = processor.encode(text, true)?;
+        // What the tokenizer puts before the text, and after it.
+        let at = around.windows(plain.len().max(1)).position(|ids| ids == plain).unwrap_or(0);
+        let (mut prefix, rest) = around.split_at(if plain.is_empty() { around.len() } else { at });
+        let bos = match bos {
+            WindowBos::Auto if prefix.is_empty() => WindowBos::Never,
+            WindowBos::Auto => WindowBos::Always,
+            WindowBos::First if prefix.is_empty() => WindowBos::Never,
+            other => other,
+        };
+        let named = processor.special_tokens().bos.as_ref().and_then(|token| token.id);
+        if bos == WindowBos::Always && prefix.is_empty() {
+            prefix = named.as_slice();
+            ensure!(
+                !prefix.is_empty(),
+                "--window-bos always: the tokenizer of this model has no BOS token; leave it out"
+            );
+        }
+        let (window_prefix, text_prefix) = match bos {
+            WindowBos::Always => (prefix, &[][..]),
+            WindowBos::First => (&[][..], prefix),
+            _ => (&[][..], &[][..]),
+        };
+        let ids = [text_prefix, rest].concat();
+        // Tokens around the text spell nothing of it.
+        let mut bytes = vec![0.0; text_prefix.len()];
+        bytes.extend(processor.bytes_of_tokens(text, &plain));
+        bytes.resize(ids.len(), 0.0);
+        Ok(Self { ids, bytes, window_prefix: window_prefix.to_vec(), text_prefix: text_prefix.to_vec(), bos })
+    }
+}
+
 impl Report {
+    fn new(
+        tokens: &Tokens,
+        evaluated: &Evaluation,
+        options: &EvaluateOptions,
+        args: &EvalArgs,
+        activations: &str,
+    ) -> Self {
+        let scored = evaluated.scored.iter();
+        let bytes: f64 = scored.filter_map(|&place| tokens.bytes.get(place)).sum();
+        let context = options.window.unwrap_or_default();
+        let held = context.saturating_sub(tokens.window_prefix.len());
+        Self {
+            perplexity: evaluated.perplexity(),
+            bits_per_byte: evaluated.nats() / std::f64::consts::LN_2 / bytes,
+            tokens: evaluated.scored.len(),
+            bytes,
+            text_tokens: tokens.ids.len(),
+            text_bytes: tokens.bytes.iter().sum::<f64>().round() as usize,
+            windows: evaluated.windows,
+            context,
+            stride: options.stride.unwrap_or(held),
+            skip: options.skip,
+            window_bos: tokens.bos,
+            prefix: [tokens.window_prefix.as_slice(), &tokens.text_prefix].concat(),
+            activations: activations.to_owned(),
+            cache: args.cache_type.name().to_owned(),
+            mean_steps: evaluated.mean_steps(),
+            seconds: evaluated.seconds,
+            tokens_per_second: evaluated.depth.len() as f64 / evaluated.seconds,
+            estimated_bytes: 0,
+            peak_rss_bytes: peak_rss(),
+        }
+    }
+
     fn line(&self) -> String {
+        let plural = if self.windows == 1 { "" } else { "s" };
+        let bos = match self.window_bos {
+            WindowBos::Always => ", BOS before each",
+            WindowBos::First => ", BOS before the text",
+            _ => ", no BOS",
+        };
+        let stride = match self.stride + self.prefix.len() {
+            stride if stride >= self.context => String::new(),
+            _ => format!(", one every {}", self.stride),
+        };
+        let skip =
+            if self.skip > 0 { format!(", the first {} tokens of each skipped", self.skip) } else { String::new() };
         let steps = self.mean_steps.map_or_else(String::new, |steps| format!(", {steps:.2} steps per layer"));
         format!(
-            "perplexity {:.4} over {} tokens ({} windows of {}), {:.4} bits per byte{steps}, {:.0} tokens/s",
-            self.perplexity, self.tokens, self.windows, self.context, self.bits_per_byte, self.tokens_per_second
+            "perplexity {:.4} over {} tokens ({} window{plural} of {}{stride}{bos}{skip}), {:.4} bits per byte{steps}, \
+             {}, {} cache, {:.0} tokens/s",
+            self.perplexity,
+            self.tokens,
+            self.windows,
+            self.context,
+            self.bits_per_byte,
+            if self.activations == "exact" {
+                "exact arithmetic".to_owned()
+            } else {
+                format!("{} activations", self.activations)
+            },
+            self.cache,
+            self.tokens_per_second
         )
     }
 }

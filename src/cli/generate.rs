@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::args::{Activations, CacheType, DepthArgs, DeviceArgs, ModelArgs};
 use super::backend::{Opened, Work, on_device};
 use super::estimate::Estimate;
+use super::memory::TokenizerMemory;
 use super::sampling::{SamplingArgs, or_minus_one};
 use super::terminal::TerminalFilter;
 use super::{load, output};
@@ -154,7 +155,8 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &Opened<B>) -> Resul
     let (quant, head) = (args.model.quant, args.model.quant_head);
     let weights = load::weight_options::<B>(quant, head, &pretrained, &device.device)?;
     let model = load::load(&pretrained, weights, device, |plan| {
-        Estimate::new(architecture, plan, options.cache, context, options.chunk).note()
+        let estimate = Estimate::new(architecture, plan, options.cache, context, options.chunk);
+        estimate.with_tokenizer(TokenizerMemory::of(&pretrained, &text)).note()
     })?;
     let generator = Generator::new(&model, &text, options)?;
     cancel_on_interrupt(generator.cancel_handle());

@@ -14,12 +14,13 @@ use serde::Serialize;
 use super::args::{DepthArgs, ModelArgs};
 use super::backend::{Cpu, CpuDevice};
 use super::estimate::{self, Estimate};
+use super::memory::TokenizerMemory;
 use super::{info_text, load, output};
 
 const ABOUT: &str = "\
 With --json one object is printed, with the facts of the text: path, family, model_type, architecture, auto_map, sizes, \
-rope, parameters, weights (stored_bytes, bytes, peak_load_bytes, by_storage, by_part), tied_head, ignored_tensors, notes, crest, \
-kv_compression, cache (bytes_per_token f16 and f32, bytes_per_sequence), estimate (f16, f32, formula), generation, \
+rope, parameters, weights (stored_bytes, bytes, peak_load_bytes, by_storage in memory, by_part), tied_head, ignored_tensors, notes, \
+crest, kv_compression, cache (bytes_per_token f16 and f32, bytes_per_sequence), estimate (f16, f32, formula), generation, \
 stop_tokens, chat_template, tokenizer_error. Sizes are in bytes; what a model does not have is null.";
 
 /// Flags of `ember info`.
@@ -111,7 +112,7 @@ pub struct WeightsInfo {
     pub bytes: usize,
     /// On the device and in flight while loading.
     pub peak_load_bytes: usize,
-    /// By the way they are stored in the files.
+    /// By the way they are held on the device.
     pub by_storage: Vec<Share>,
     /// By part of the model.
     pub by_part: Vec<Share>,
@@ -255,7 +256,9 @@ impl Info {
         let architecture = pretrained.architecture();
         let config = &architecture.config;
         let text = pretrained.text();
-        let estimate = |format| Estimate::new(architecture, plan, format, context, DEFAULT_CHUNK);
+        let tokenizer = text.as_ref().map(|text| TokenizerMemory::of(pretrained, text)).unwrap_or_default();
+        let estimate =
+            |format| Estimate::new(architecture, plan, format, context, DEFAULT_CHUNK).with_tokenizer(tokenizer);
         let per_token = |format| estimate::cache_bytes(architecture, format).0;
         Self {
             path: pretrained.directory().display().to_string(),
@@ -312,7 +315,7 @@ impl WeightsInfo {
             stored_bytes: plan.tensors.iter().map(|tensor| tensor.stored_bytes).sum(),
             bytes: plan.weight_bytes(),
             peak_load_bytes: plan.peak_bytes(),
-            by_storage: shares(plan, |tensor| tensor.stored.to_string(), |a, b| b.bytes.cmp(&a.bytes)),
+            by_storage: shares(plan, |tensor| tensor.storage.to_string(), |a, b| b.bytes.cmp(&a.bytes)),
             by_part: shares(plan, |tensor| tensor.part().to_string(), |_, _| std::cmp::Ordering::Equal),
         }
     }

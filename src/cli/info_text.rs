@@ -44,7 +44,7 @@ pub fn write(out: &mut impl Write, info: &Info) -> Result<()> {
     let peak = bytes(weights.peak_load_bytes);
     line("weights", &format!("{} ({stored} stored, {peak} while loading)", bytes(weights.bytes)))?;
     for share in &weights.by_storage {
-        line(&format!("  {}", share.name), &share_text(share))?;
+        line(&format!("  as {}", share.name), &share_text(share))?;
     }
     for share in &weights.by_part {
         line(&format!("  {}", share.name), &share_text(share))?;
@@ -53,11 +53,7 @@ pub fn write(out: &mut impl Write, info: &Info) -> Result<()> {
     let (f16, f32) = (bytes(cache.bytes_per_token.f16), bytes(cache.bytes_per_token.f32));
     let fixed = bytes(cache.bytes_per_sequence);
     line("cache", &format!("{f16} per token in f16, {f32} in f32; {fixed} per sequence besides"))?;
-    for (name, estimate) in [("f16", info.estimate.by_format.f16), ("f32", info.estimate.by_format.f32)] {
-        let text = format!("{}{}", bytes(estimate.weights), estimate.note());
-        line(&format!("estimate, {name} cache"), &text)?;
-    }
-    line("", &format!("= {}", info.estimate.formula))?;
+    memory_lines(info, &mut line)?;
 
     if let Some(crest) = &info.crest {
         line("adaptive depth", &format!("{} steps in the checkpoint", crest.steps_in_checkpoint))?;
@@ -79,6 +75,18 @@ pub fn write(out: &mut impl Write, info: &Info) -> Result<()> {
         (None, Some(true)) => line("chat template", "yes"),
         (None, _) => line("chat template", "none"),
     }
+}
+
+/// What running takes, by part.
+fn memory_lines(info: &Info, line: &mut impl FnMut(&str, &str) -> Result<()>) -> Result<()> {
+    let (f16, f32) = (&info.estimate.by_format.f16, &info.estimate.by_format.f32);
+    let (half, single) = (bytes(f16.total), bytes(f32.total));
+    line("memory", &format!("about {half} for {} tokens with an f16 cache, {single} with f32", f16.context))?;
+    line("  weights", &format!("{:>10}", bytes(f16.weights)))?;
+    line("  cache", &format!("{:>10} in f16, {} in f32", bytes(f16.cache), bytes(f32.cache)))?;
+    line("  scratch", &format!("{:>10} ({} tokens per pass)", bytes(f16.scratch), f16.chunk))?;
+    line("  tokenizer", &format!("{:>10}", bytes(f16.tokenizer)))?;
+    line("  program", &format!("{:>10}", bytes(f16.program)))
 }
 
 fn share_text(share: &Share) -> String {

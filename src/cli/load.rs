@@ -5,6 +5,7 @@ use emberlm::demo;
 use emberlm::model::checkpoint::OpenOptions;
 use emberlm::model::{CausalLm, LoadPlan, Pretrained, Progress, WeightOptions};
 use emberlm::quant::CompactBackend;
+use emberlm_backends::cpu;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::{DepthArgs, ModelArgs, Quant, QuantHead};
@@ -59,12 +60,16 @@ pub fn load<B: CompactBackend>(
 ) -> Result<CausalLm<B>> {
     let plan = plan::<B>(pretrained, options, &device.device)?;
     output::note(&format!(
-        "{}: {} parameters, {} of weights{}",
+        "{}: {} parameters; weights {}{}",
         pretrained.architecture().config.family,
         output::count(plan.parameters()),
         output::bytes(plan.weight_bytes()),
         estimate(&plan)
     ));
+    // What the parser of the tokenizer has freed, and what planning has read of the files.
+    cpu::release_free_memory();
+    let weights = pretrained.weights();
+    weights.canonical_names().for_each(|name| weights.release(name));
     let bar = progress_bar();
     let progress = |progress: Progress| {
         bar.set_length(progress.total as u64);

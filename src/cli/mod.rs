@@ -15,6 +15,7 @@ mod generate;
 mod info;
 mod info_text;
 mod load;
+mod memory;
 mod output;
 mod sampling;
 mod tensor_file;
@@ -46,7 +47,7 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     /// List the devices, and test one
     Doctor(doctor::DoctorArgs),
-    /// Measure how well a model foretells a text
+    /// Measure how well a model predicts a text
     Eval(Box<eval::EvalArgs>),
     /// Show how deep a model with adaptive depth thinks about each token of a text
     Depth(Box<depth::DepthCommandArgs>),

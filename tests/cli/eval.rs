@@ -1,5 +1,7 @@
 //! `ember eval`.
 
+use emberlm::model::evaluate::{EvaluateOptions, evaluate};
+use emberlm::model::text::TextProcessor;
 use serde_json::{Value, json};
 
 use crate::fixture::Fixture;
@@ -17,22 +19,23 @@ fn report(name: &str, flags: &[&str]) -> Value {
     serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("{e}: {}", ended.stdout))
 }
 
+fn number(report: &Value, key: &str) -> f64 {
+    report[key].as_f64().unwrap_or_else(|| panic!("{key} is {}", report[key]))
+}
+
 /// Every family; the perplexity of random weights is near the size of the vocabulary, and depends on what is read before.
 #[test]
 fn every_family_has_a_perplexity() {
     let mut checked = 0;
     for fixture in Fixture::all() {
         let name = fixture.name();
-        let whole = report(&name, &[]);
-        let perplexity = whole["perplexity"].as_f64().expect("a number");
+        let whole = report(&name, &["--window-bos", "first"]);
+        let perplexity = number(&whole, "perplexity");
         assert!(perplexity > 50.0 && perplexity.is_finite(), "{name}: {perplexity}");
         let tokens = whole["tokens"].as_u64().expect("a number");
-        let bits = whole["bits_per_byte"].as_f64().expect("a number");
-        let expected = perplexity.log2() * tokens as f64 / TEXT.len() as f64;
-        assert!((bits / expected - 1.0).abs() < 1e-4, "{name}: {bits} bits per byte, expected {expected}");
         assert_eq!(whole["mean_steps"].is_null(), !name.starts_with("crest"), "{name}");
 
-        let short = report(&name, &["--context", "16"]);
+        let short = report(&name, &["--context", "16", "--window-bos", "first"]);
         let windows = short["windows"].as_u64().expect("a number");
         assert_eq!((windows, &short["context"]), ((tokens + 1).div_ceil(16), &json!(16)), "{name}");
         assert_eq!(short["tokens"].as_u64().expect("a number"), tokens + 1 - windows, "{name}");
@@ -40,6 +43,131 @@ fn every_family_has_a_perplexity() {
         checked += 1;
     }
     assert!(checked >= 6, "{checked} fixtures");
+}
+
+/// Bits of the scored tokens over bytes of the same tokens, whatever the windows leave out.
+#[test]
+fn bits_per_byte_are_of_the_scored_tokens() {
+    for name in ["crest_k4", "leanllama"] {
+        let text = TextProcessor::from_dir(&model(name)).expect("a tokenizer");
+        let ids = text.encode(TEXT, false).expect("ids");
+        // A character of the byte-level alphabet is a byte.
+        let bytes: Vec<usize> = ids.iter().map(|&id| text.token(id).expect("a token").chars().count()).collect();
+        assert_eq!(bytes.iter().sum::<usize>(), TEXT.len(), "{name}");
+        for context in [2, 3, 16, 256] {
+            let told = report(name, &["--context", &context.to_string(), "--window-bos", "never"]);
+            let scored = (0..ids.len()).filter(|i| i % context > 0);
+            let expected: usize = scored.clone().map(|i| bytes[i]).sum();
+            assert_eq!(told["tokens"], json!(scored.count()), "{name}, windows of {context}");
+            assert_eq!(number(&told, "bytes"), expected as f64, "{name}, windows of {context}");
+            let bits = number(&told, "perplexity").log2() * number(&told, "tokens") / expected as f64;
+            assert!((number(&told, "bits_per_byte") / bits - 1.0).abs() < 1e-9, "{name}: {told}, expected {bits}");
+        }
+    }
+}
+
+/// Tokens inside a character have the bytes that they spell, and what is normalised first counts with its own bytes.
+#[test]
+fn bytes_of_tokens_are_those_of_the_text() {
+    let greek = "\u{1f18}ν ἀρχῇ ἦν ὁ λόγος, καὶ ὁ λόγος ἦν πρὸς τὸν θεόν. 日本語 👩\u{200d}👧 ✅ <|im_end|>";
+    let combining = "cafe\u{301} e\u{301}tude";
+    let mut inside = 0;
+    for name in ["crest_k4", "leanllama", "nano_compact"] {
+        let text = TextProcessor::from_dir(&model(name)).expect("a tokenizer");
+        for sample in [greek, combining, ""] {
+            let ids = text.encode(sample, false).expect("ids");
+            let bytes = text.bytes_of_tokens(sample, &ids);
+            let sum: f64 = bytes.iter().sum();
+            assert!((sum - sample.len() as f64).abs() < 1e-9, "{name}: {sum} bytes of {sample:?}");
+            assert_eq!(bytes.len(), ids.len(), "{name}");
+            inside += bytes.iter().filter(|&&bytes| bytes == 1.0).count();
+        }
+    }
+    assert!(inside > 20, "{inside} tokens of one byte");
+    // Every window begins with BOS, so that every token of the text is scored.
+    let model = model("leanllama");
+    let args = ["eval", "-m", model.to_str().expect("UTF-8"), "-f", "-", "-c", "4", "--json"];
+    let ended = ember_reading(greek, args).with_code(0);
+    let told: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+    assert_eq!((number(&told, "bytes"), &told["text_bytes"]), (greek.len() as f64, &json!(greek.len())));
+}
+
+/// Windows are what the model is given: BOS where it is asked for, then a part of the text.
+#[test]
+fn windows_begin_with_bos_where_asked_for() {
+    type Cpu = burn_ndarray::NdArray<f32>;
+    let text = TextProcessor::from_dir(&model("leanllama")).expect("a tokenizer");
+    let bos = text.special_tokens().bos.as_ref().and_then(|token| token.id).expect("a BOS token");
+    let ids = text.encode(TEXT, false).expect("ids");
+    let loaded = Fixture::all().iter().find(|f| f.name() == "leanllama").expect("it").load::<Cpu>(&Default::default());
+    // Each window alone, as one text.
+    let sum = |windows: &[Vec<u32>], scored_from: usize| {
+        let mut nats = 0.0;
+        for window in windows {
+            let evaluated = evaluate(&loaded, window, &EvaluateOptions::default()).expect("an evaluation");
+            let from = scored_from.max(1) - 1;
+            nats -=
+                evaluated.log_probabilities[from.min(window.len() - 1)..].iter().map(|&p| f64::from(p)).sum::<f64>();
+        }
+        nats
+    };
+    let parts = |ids: &[u32], n: usize, before: &[u32]| -> Vec<Vec<u32>> {
+        ids.chunks(n).map(|part| [before, part].concat()).collect()
+    };
+    let with_bos = [&[bos], ids.as_slice()].concat();
+    let cases = [
+        (vec![], "always", json!([bos]), sum(&parts(&ids, 15, &[bos]), 0)),
+        (vec!["--window-bos", "always"], "always", json!([bos]), sum(&parts(&ids, 15, &[bos]), 0)),
+        (vec!["--window-bos", "first"], "first", json!([bos]), sum(&parts(&with_bos, 16, &[]), 0)),
+        (vec!["--window-bos", "never"], "never", json!([]), sum(&parts(&ids, 16, &[]), 0)),
+        (vec!["--skip", "7"], "always", json!([bos]), sum(&parts(&ids, 15, &[bos]), 8)),
+    ];
+    for (flags, used, prefix, nats) in cases {
+        let told = report("leanllama", &[&["-c", "16"], flags.as_slice()].concat());
+        assert_eq!((&told["window_bos"], &told["prefix"]), (&json!(used), &prefix), "{flags:?}");
+        let got = number(&told, "perplexity").ln() * number(&told, "tokens");
+        assert!((got / nats - 1.0).abs() < 1e-6, "{flags:?}: {got} nats, expected {nats}");
+    }
+    // This tokenizer puts nothing before a text, and has no BOS.
+    assert_eq!(report("crest_k4", &[])["window_bos"], json!("never"));
+    eval("crest_k4", &["--window-bos", "always"]).fails_with(&["--window-bos always", "no BOS token"]);
+}
+
+/// Every token is scored once, after at least as many tokens as a window holds beyond the stride.
+#[test]
+fn a_stride_gives_every_token_context() {
+    let told = |flags: &[&str]| report("crest_k4", &[&["-c", "16"], flags].concat());
+    let (whole, strided) = (told(&[]), told(&["--stride", "4"]));
+    let tokens = number(&strided, "text_tokens");
+    assert_eq!((number(&strided, "tokens"), number(&whole, "stride")), (tokens - 1.0, 16.0));
+    assert_eq!(number(&strided, "windows"), ((tokens - 16.0) / 4.0).ceil() + 1.0);
+    assert_ne!(strided["perplexity"], whole["perplexity"]);
+    assert_eq!(told(&["--stride", "16"])["perplexity"], whole["perplexity"]);
+    eval("crest_k4", &["-c", "16", "--stride", "17"]).fails_with(&["stride", "17", "1 to 16"]);
+    eval("crest_k4", &["-c", "16", "--skip", "16"]).fails_with(&["skip", "16"]);
+    eval("crest_k4", &["--skip", "100"]).fails_with(&["no token was scored", "--skip 100"]);
+    eval("crest_k4", &["--stride", "0"]).with_code(2);
+}
+
+/// Nothing is approximated unless it is asked for; then the report says so.
+#[test]
+fn measuring_is_exact_unless_asked_otherwise() {
+    let told = |flags: &[&str]| report("crest_k4_nf4", flags);
+    let exact = told(&["--activations", "f32", "--quant-head", "none", "--cache-type", "f32"]);
+    let usual = told(&[]);
+    assert_eq!(usual["perplexity"], exact["perplexity"]);
+    assert_eq!((&usual["activations"], &usual["cache"]), (&json!("exact"), &json!("f32")));
+    assert_ne!(told(&["--quant-head", "int8"])["perplexity"], exact["perplexity"]);
+    let halves = told(&["--cache-type", "f16"]);
+    assert_ne!(halves["perplexity"], exact["perplexity"]);
+    assert_eq!(halves["cache"], json!("f16"));
+    let rounded = told(&["--activations", "int8"]);
+    assert_eq!(rounded["activations"] == "int8", rounded["perplexity"] != exact["perplexity"], "{rounded}");
+    let line = eval("crest_k4_nf4", &[]).with_code(0).stdout;
+    assert!(
+        line.contains("exact arithmetic, f32 cache") && line.contains("1 window of") && line.contains("no BOS"),
+        "{line}"
+    );
 }
 
 /// The sum that `ember depth` shows token by token.

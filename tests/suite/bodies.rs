@@ -53,7 +53,8 @@ pub fn rope_scalings_and_biases<B: CompactBackend>(device: &B::Device) {
 
         let options = ForwardOptions { logits: LogitsFor::Last, hidden: false };
         let mut cache = model.new_cache(KvFormat::F32);
-        let whole = model.forward(model.ids(&[&prompt]), &mut cache, options).logits.expect("logits");
+        let ids = model.ids(&[&prompt]).expect("ids");
+        let whole = model.forward(ids, &mut cache, options).expect("a pass").logits.expect("logits");
         let whole = Numbers::of(&whole.squeeze_dim::<2>(1));
         whole.assert_close(&format!("{name}: logits of the prompt at once"), &row(&golden["logits"]), tolerance);
 

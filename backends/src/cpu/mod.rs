@@ -45,7 +45,7 @@ pub use delta::{DeltaRule, gated_delta_rule};
 pub use gates::{delta_gates, sigmoid_gate};
 pub use level::{Level, features, level, set_level, with_level};
 pub use linear::{Product, dequantize_rows, embed, linear, linears};
-pub use memory::{memory, weight_buffer};
+pub use memory::{memory, release_free_memory, weight_buffer};
 pub use mlp::{Mlp, swiglu_mlp};
 pub use norm::{add_rms_norm, rms_norm, rms_norm_gated};
 pub use precision::{Precision, precision, set_precision, with_precision};

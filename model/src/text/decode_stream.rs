@@ -37,8 +37,7 @@ struct Window {
 
 impl DecodeStream {
     pub(super) fn new(text: TextProcessor, skip_special: bool) -> Self {
-        let byte_level = matches!(text.tokenizer().get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
-        let state = if byte_level { State::Bytes(Vec::new()) } else { State::Window(Window::default()) };
+        let state = if is_byte_level(&text) { State::Bytes(Vec::new()) } else { State::Window(Window::default()) };
         Self { text, skip_special, state }
     }
 
@@ -77,6 +76,11 @@ impl DecodeStream {
             State::Window(window) => std::mem::take(window).finish(&self.text, self.skip_special),
         }
     }
+}
+
+/// Whether tokens are bytes in a printable alphabet.
+pub(super) fn is_byte_level(text: &TextProcessor) -> bool {
+    matches!(text.tokenizer().get_decoder(), Some(DecoderWrapper::ByteLevel(_)))
 }
 
 impl Window {
@@ -142,14 +146,14 @@ fn is_incomplete(bytes: &[u8]) -> bool {
 }
 
 /// Whether a token stands for one byte, such as `<0xE6>`.
-fn is_byte_token(token: &str) -> bool {
+pub(super) fn is_byte_token(token: &str) -> bool {
     let hex = token.strip_prefix("<0x").and_then(|t| t.strip_suffix('>'));
     hex.is_some_and(|h| h.len() == 2 && u8::from_str_radix(h, 16).is_ok())
 }
 
 /// Appends the bytes that a byte-level token spells. A token with a character outside the alphabet, which only added tokens
 /// have, stands for itself.
-fn push_token_bytes(token: &str, bytes: &mut Vec<u8>) {
+pub(super) fn push_token_bytes(token: &str, bytes: &mut Vec<u8>) {
     let start = bytes.len();
     for c in token.chars() {
         let byte = alphabet().get(c as usize).copied().flatten();

@@ -20,6 +20,7 @@ mod decode_stream;
 mod files;
 mod literal;
 mod special_tokens;
+mod spelling;
 mod stop;
 mod tokenizer;
 

@@ -22,12 +22,13 @@ use self::sweep::Threshold;
 use super::args::{Activations, DepthArgs, DeviceArgs, ModelArgs};
 use super::backend::{Opened, Work, on_device};
 use super::estimate::Estimate;
+use super::memory::TokenizerMemory;
 use super::{load, output};
 
 const ABOUT: &str = "\
-What is shown for a token is the pass that foretold it: its mean steps per layer colour the text, the steps of every layer the \
-heat map (layers downwards, tokens to the right). Nothing foretells the first token; the last column, marked with three dots, \
-is the pass that foretells what comes after the text.
+What is shown for a token is the pass that predicted it: its mean steps per layer colour the text, the steps of every layer the \
+heat map (layers downwards, tokens to the right). Nothing predicts the first token; the last column, marked with three dots, \
+is the pass that predicts what comes after the text.
 
 Colours: as many as the terminal says it has (COLORTERM, TERM), none into a file or pipe or when NO_COLOR is set.
 
@@ -67,7 +68,7 @@ pub struct DepthCommandArgs {
     #[arg(long, visible_alias = "colour", value_enum, default_value_t, value_name = "WHEN")]
     color: ColourChoice,
 
-    /// Columns of the terminal; as the variable COLUMNS says, or 80
+    /// Columns to use [default: the variable COLUMNS, else those of the terminal, else 80]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(20..))]
     width: Option<u16>,
 
@@ -112,13 +113,14 @@ fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &Opened<B>) -> Resul
     let (quant, head) = (args.model.quant, args.model.quant_head);
     let weights = load::weight_options::<B>(quant, head, &pretrained, &device.device)?;
     let mut model = load::load(&pretrained, weights, device, |plan| {
-        Estimate::new(architecture, plan, KvFormat::F32, ids.len(), ids.len()).note()
+        let estimate = Estimate::new(architecture, plan, KvFormat::F32, ids.len(), ids.len());
+        estimate.with_tokenizer(TokenizerMemory::of(&pretrained, &text)).note()
     })?;
     let limit = architecture.config.max_position_embeddings;
     if ids.len() > limit {
         bail!("the text has {} tokens, but the context of this model is {limit}; shorten it", ids.len());
     }
-    let evaluated = evaluate(&model, &ids, EvaluateOptions::default())?;
+    let evaluated = evaluate(&model, &ids, &EvaluateOptions::default())?;
     let map = DepthMap::new(&load::name(&pretrained), &crest, &text, &ids, &evaluated)?;
     let sweep = args.sweep.then(|| sweep::measure(&mut model, &crest, &ids)).transpose()?;
 
@@ -131,13 +133,20 @@ fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &Opened<B>) -> Resul
     let shown = if args.json {
         serde_json::to_string(&Report { map: &map, sweep: sweep.as_deref() })? + "\n"
     } else {
-        let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
-        let width = args.width.or(columns).unwrap_or(80).max(20);
-        let map = terminal::paint(&map, args.color.resolve(), width.into());
+        let width = args.width.map_or_else(terminal_width, usize::from);
+        let map = terminal::paint(&map, args.color.resolve(), width);
         map + &sweep.as_deref().map_or_else(String::new, |sweep| format!("\n{}", sweep::table(sweep)))
     };
     let mut out = io::stdout().lock();
     out.write_all(shown.as_bytes()).and_then(|()| out.flush()).context(output::STDOUT)
+}
+
+/// What the variable COLUMNS says, which shells set but do not export, else what the terminal has.
+fn terminal_width() -> usize {
+    let exported =
+        std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).filter(|&columns| columns > 0);
+    let terminal = || terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| usize::from(width.0));
+    exported.or_else(terminal).unwrap_or(80).max(20)
 }
 
 fn write(path: &Path, contents: &str) -> Result<()> {

@@ -1,13 +1,13 @@
 //! Depth as a picture: SVG, or a page around it. Self-contained, with colours for light and for dark surroundings.
 
 use super::colour::{DARK, LIGHT, Rgb, ink};
-use super::map::{DepthMap, Pass};
+use super::map::{DepthMap, Pass, columns_of, cut, is_noncharacter};
 use super::sweep::Threshold;
 
 /// Sizes, in pixels.
 const WIDTH: f64 = 900.0;
 const MARGIN: f64 = 16.0;
-const LABELS: f64 = 28.0;
+const LABELS: f64 = 38.0;
 const CHARACTER: f64 = 7.8;
 const TEXT_HEIGHT: f64 = 20.0;
 const CELL_HEIGHT: f64 = 14.0;
@@ -15,18 +15,28 @@ const GAP: f64 = 2.0;
 const BLOCK_GAP: f64 = 14.0;
 const HEADER: f64 = 52.0;
 
+/// Longest label, in characters.
+const LONGEST: usize = 40;
+
+/// Type of everything, so that labels fit their columns.
+const FONT: &str = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace";
+
 /// A picture of the heat map.
 pub fn svg(map: &DepthMap) -> String {
     let (body, height) = blocks(map);
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" viewBox=\"0 0 {WIDTH} {height}\" \
-         role=\"img\" font-family=\"ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace\" \
+         role=\"img\" font-family=\"{FONT}\" \
          font-size=\"13\">\n<title>{}</title>\n<style>\n{}</style>\n<rect class=\"paper\" width=\"100%\" height=\"100%\"/>\n",
         escaped(&map.summary()),
         style()
     );
-    out +=
-        &format!("<text class=\"ink\" x=\"{MARGIN}\" y=\"22\" font-size=\"12\">{}</text>\n", escaped(&map.summary()));
+    let name = cut(&map.model, 40);
+    out += &format!(
+        "<text class=\"ink\" x=\"{MARGIN}\" y=\"22\" font-size=\"12\">{}: {}</text>\n",
+        escaped(&name),
+        escaped(&map.figures())
+    );
     out += &legend(map);
     out += &body;
     out += "</svg>\n";
@@ -49,12 +59,18 @@ pub fn html(map: &DepthMap, sweep: Option<&[Threshold]>) -> String {
         ),
     };
     format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<title>Depth of {}</title>\n<style>\n\
-         body {{ font-family: system-ui, sans-serif; margin: 2rem auto; max-width: {WIDTH}px; background: #fff; color: #14181c }}\n\
-         svg {{ max-width: 100%; height: auto }}\n\
-         td, th {{ padding: 0.2rem 1rem; text-align: right; font-variant-numeric: tabular-nums }}\n\
-         @media (prefers-color-scheme: dark) {{ body {{ background: #14181c; color: #e6eaee }} }}\n\
-         </style>\n</head>\n<body>\n{}{table}</body>\n</html>\n",
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>Depth of {}</title>\n<style>\n\
+         body {{ font-family: {FONT}; margin: 2rem auto; max-width: {WIDTH}px; background: #fff; color: #14181c }}\n\
+         .figure {{ overflow-x: auto }}\n\
+         .figure svg {{ display: block }}\n\
+         table {{ margin: 1rem {MARGIN}px; border-collapse: collapse; font-size: 11px }}\n\
+         td, th {{ padding: 0.15rem 1.2em 0.15rem 0; text-align: right; font-weight: normal }}\n\
+         th {{ color: #5c6670; border-bottom: 1px solid #c8ced4 }}\n\
+         @media (max-width: {WIDTH}px) {{ body {{ margin: 0 }} }}\n\
+         @media (prefers-color-scheme: dark) {{\n\
+         body {{ background: #14181c; color: #e6eaee }}\nth {{ color: #9aa4ae; border-color: #3a424a }}\n}}\n\
+         </style>\n</head>\n<body>\n<div class=\"figure\">\n{}</div>\n{table}</body>\n</html>\n",
         escaped(&map.model),
         svg(map)
     )
@@ -76,23 +92,26 @@ fn style() -> String {
     )
 }
 
+/// The numbers of steps that occur, in their colours.
 fn legend(map: &DepthMap) -> String {
-    let (x, y, side) = (MARGIN, 32.0, 14.0);
-    let mut out = format!("<text class=\"faint\" x=\"{x}\" y=\"{}\" font-size=\"11\">1 step</text>\n", y + 11.0);
-    let start = x + 48.0;
-    for level in 0..LIGHT.len() {
-        let x = start + level as f64 * side;
-        out += &format!("<rect class=\"g{level}\" x=\"{x}\" y=\"{y}\" width=\"{side}\" height=\"{side}\"/>\n");
+    let (mut x, y, height) = (MARGIN, 32.0, 14.0);
+    let faint = |x: f64, text: &str| {
+        format!("<text class=\"faint\" x=\"{x:.1}\" y=\"{}\" font-size=\"11\">{text}</text>\n", y + 11.0)
+    };
+    let mut out = faint(x, "steps");
+    x += 42.0;
+    for steps in map.steps_taken() {
+        let (level, text) = (map.level(f64::from(steps)), steps.to_string());
+        let width = text.len() as f64 * CHARACTER + 12.0;
+        out += &format!(
+            "<rect class=\"g{level}\" x=\"{x:.1}\" y=\"{y}\" width=\"{width:.1}\" height=\"{height}\" rx=\"2\"/>\
+             <text class=\"i{level}\" x=\"{:.1}\" y=\"{}\" font-size=\"11\" text-anchor=\"middle\">{text}</text>\n",
+            x + width / 2.0,
+            y + 11.0
+        );
+        x += width + GAP;
     }
-    let end = start + LIGHT.len() as f64 * side + 6.0;
-    out += &format!(
-        "<text class=\"faint\" x=\"{end}\" y=\"{}\" font-size=\"11\">{} steps. Words: mean of the layers; cells: layer 0 above, \
-         {} below</text>\n",
-        y + 11.0,
-        map.num_steps,
-        map.layers.saturating_sub(1)
-    );
-    out
+    out + &faint(x + 10.0, "a word has the colour of the mean of its layers, which are below it")
 }
 
 /// The tokens in lines, each with a cell per layer below it, and the height of it all.
@@ -101,9 +120,8 @@ fn blocks(map: &DepthMap) -> (String, f64) {
     let (mut x, mut y) = (MARGIN + LABELS, HEADER);
     let mut out = labels(map, y);
     for (label, pass) in map.columns() {
-        // A character that is not of this script may be twice as wide.
-        let characters: f64 = label.chars().map(|c| if c < '\u{1100}' { 1.0 } else { 2.0 }).sum();
-        let width = characters * CHARACTER + 4.0;
+        let label = cut(&label, LONGEST);
+        let width = columns_of(&label) as f64 * CHARACTER + 4.0;
         if x + width > WIDTH - MARGIN && x > MARGIN + LABELS {
             x = MARGIN + LABELS;
             y += block_height;
@@ -115,19 +133,21 @@ fn blocks(map: &DepthMap) -> (String, f64) {
     (out, y + block_height)
 }
 
+/// The axis of the layers.
 fn labels(map: &DepthMap, y: f64) -> String {
+    let end = MARGIN + LABELS - 6.0;
+    let label = |y: f64, text: &str| {
+        format!("<text class=\"faint\" x=\"{end}\" y=\"{y}\" font-size=\"10\" text-anchor=\"end\">{text}</text>\n")
+    };
     let rows = (0..map.layers).map(|layer| {
         let y = y + TEXT_HEIGHT + (layer as f64 + 1.0) * CELL_HEIGHT - 3.0;
-        format!(
-            "<text class=\"faint\" x=\"{}\" y=\"{y}\" font-size=\"10\" text-anchor=\"end\">{layer}</text>\n",
-            MARGIN + 20.0
-        )
+        label(y, &layer.to_string())
     });
-    rows.collect()
+    label(y + 13.5, "layer") + &rows.collect::<String>()
 }
 
 fn column(map: &DepthMap, label: &str, pass: Option<&Pass>, x: f64, y: f64, width: f64) -> String {
-    let title = pass.map_or("not foretold".to_owned(), |pass| {
+    let title = pass.map_or("not predicted".to_owned(), |pass| {
         let steps: Vec<String> = pass.steps.iter().map(u32::to_string).collect();
         format!("{:.2} steps: {}", pass.mean_steps, steps.join(" "))
     });
@@ -166,8 +186,9 @@ fn escaped(text: &str) -> String {
             '<' => out += "&lt;",
             '>' => out += "&gt;",
             '"' => out += "&quot;",
-            // Not allowed in XML.
-            c if c.is_control() => out.push('\u{fffd}'),
+            '\'' => out += "&#39;",
+            // XML allows none of U+FFFE, U+FFFF and most control characters, however they are written.
+            c if c.is_control() || is_noncharacter(c) => out.push('\u{fffd}'),
             c => out.push(c),
         }
     }

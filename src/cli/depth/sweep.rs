@@ -32,7 +32,7 @@ pub fn measure<B: CompactBackend>(
     for repetition in 0..REPETITIONS {
         for (i, threshold) in THRESHOLDS.into_iter().enumerate() {
             model.set_depth(crest.num_steps, true, threshold);
-            let evaluated = evaluate(model, ids, EvaluateOptions { window: None, chunk: Some(1) })?;
+            let evaluated = evaluate(model, ids, &EvaluateOptions { chunk: Some(1), ..EvaluateOptions::default() })?;
             let milliseconds_per_token = evaluated.seconds * 1e3 / ids.len() as f64;
             match out.get_mut(i) {
                 Some(best) if repetition > 0 => {

@@ -1,7 +1,7 @@
 //! Depth on a terminal: the text in the colours of its mean steps, then a heat map in lines of the terminal's width.
 
 use super::colour::{Colours, LIGHT, Rgb, indexed, ink};
-use super::map::{DepthMap, LEVELS, Pass};
+use super::map::{DepthMap, LEVELS, Pass, columns_of, cut};
 
 /// Everything, ending with a line break.
 pub fn paint(map: &DepthMap, colours: Colours, width: usize) -> String {
@@ -26,14 +26,16 @@ pub fn paint(map: &DepthMap, colours: Colours, width: usize) -> String {
 
 /// Blocks of as many tokens as fit; in each, the tokens and below them a line per layer.
 fn heat_map(map: &DepthMap, colours: Colours, width: usize) -> String {
-    let margin = 4;
-    let columns: Vec<(String, Option<&Pass>)> = map.columns().collect();
-    let mut out = String::new();
+    let digits = map.layers.saturating_sub(1).to_string().len().max(2);
+    let margin = digits + 2;
+    let room = width.saturating_sub(margin).max(1);
+    let columns: Vec<(String, Option<&Pass>)> = map.columns().map(|(label, pass)| (cut(&label, room), pass)).collect();
+    let mut out = "layer\n".to_owned();
     let mut rest = columns.as_slice();
     while !rest.is_empty() {
         let mut used = margin;
         let fitting = rest.iter().take_while(|(label, _)| {
-            used += cells(label) + 1;
+            used += columns_of(label) + 1;
             used <= width + 1
         });
         let (block, after) = rest.split_at(fitting.count().max(1));
@@ -41,12 +43,12 @@ fn heat_map(map: &DepthMap, colours: Colours, width: usize) -> String {
         let labels: Vec<&str> = block.iter().map(|(label, _)| label.as_str()).collect();
         out += &format!("{:margin$}{}\n", "", labels.join(" "));
         for layer in 0..map.layers {
-            out += &format!("{layer:>2}  ");
+            out += &format!("{layer:>digits$}  ");
             let row: Vec<String> = block
                 .iter()
                 .map(|(label, pass)| {
                     let steps = pass.and_then(|pass| pass.steps.get(layer));
-                    let text = format!("{:^1$}", steps.map_or("-".to_owned(), u32::to_string), cells(label));
+                    let text = format!("{:^1$}", steps.map_or("-".to_owned(), u32::to_string), columns_of(label));
                     on(&text, steps.map(|&steps| map.level(f64::from(steps))), colours)
                 })
                 .collect();
@@ -58,12 +60,16 @@ fn heat_map(map: &DepthMap, colours: Colours, width: usize) -> String {
     out
 }
 
+/// The numbers of steps that occur, in their colours.
 fn legend(map: &DepthMap, colours: Colours) -> String {
     if colours == Colours::None {
-        return "steps per layer (rows) and token (columns); - is the first token, which nothing foretold\n".to_owned();
+        return "steps per layer (rows) and token (columns); - is the first token, which nothing predicted\n"
+            .to_owned();
     }
-    let cells: String = (0..LEVELS).map(|level| on("  ", Some(level), colours)).collect();
-    format!("1 step {cells} {} steps\n", map.num_steps)
+    let taken = map.steps_taken();
+    let swatches: Vec<String> =
+        taken.iter().map(|&steps| on(&format!(" {steps} "), Some(map.level(f64::from(steps))), colours)).collect();
+    format!("steps: {}   a word has the colour of the mean of its layers\n", swatches.join(" "))
 }
 
 /// Text on the ground of a level.
@@ -82,14 +88,5 @@ fn on(text: &str, level: Option<usize>, colours: Colours) -> String {
 
 /// Text without what could steer the terminal.
 fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
-
-/// Columns of a text on a terminal: two for East Asian characters and emoji, by their ranges.
-fn cells(text: &str) -> usize {
-    let wide = |c: char| {
-        matches!(c, '\u{1100}'..='\u{115f}' | '\u{2e80}'..='\u{a4cf}' | '\u{ac00}'..='\u{d7a3}' | '\u{f900}'..='\u{faff}'
-            | '\u{fe30}'..='\u{fe6f}' | '\u{ff00}'..='\u{ff60}' | '\u{1f300}'..='\u{1faff}' | '\u{20000}'..='\u{3fffd}')
-    };
-    text.chars().map(|c| if wide(c) { 2 } else { 1 }).sum()
+    text.chars().map(|c| if c.is_control() && c != '\t' { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }

@@ -19,6 +19,7 @@ mod output;
 mod sampling;
 mod tensor_file;
 mod terminal;
+mod threads;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -12,6 +12,7 @@ mod dump;
 mod estimate;
 mod eval;
 mod generate;
+mod habits;
 mod info;
 mod info_text;
 mod load;
@@ -24,10 +25,13 @@ mod threads;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Exit code after Ctrl-C: 128 and the number of the signal, as shells have it.
 const INTERRUPTED: u8 = 130;
+
+/// Exit code of a wrong command line, as clap has it.
+const USAGE: u8 = 2;
 
 /// Compact language models: CREST, Nano compact, LeanLlama
 #[derive(Debug, Parser)]
@@ -57,7 +61,17 @@ enum Command {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let args = match habits::translate(std::env::args_os().collect(), &Cli::command()) {
+        Ok(translated) => {
+            translated.notes.iter().for_each(|note| output::note(&format!("note: {}", output::printable(note))));
+            translated.args
+        }
+        Err(message) => {
+            output::note(&format!("error: {}\n\nFor more information, try '--help'.", output::printable(&message)));
+            return ExitCode::from(USAGE);
+        }
+    };
+    let cli = Cli::parse_from(args);
     // Warnings of the library: what was found odd but could be used.
     let warnings = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)

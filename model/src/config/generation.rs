@@ -123,8 +123,8 @@ impl GenerationConfig {
             repetition_penalty: usable(
                 root.number("repetition_penalty", "a number above 0, at most 100", |x| x > 0.0 && x <= 100.0),
             ),
-            max_new_tokens: count("max_new_tokens"),
-            max_length: count("max_length"),
+            max_new_tokens: usable(root.size("max_new_tokens", MAX_POSITIONS)),
+            max_length: usable(root.size("max_length", MAX_POSITIONS)),
             eos_token_ids: usable_ids(root, "eos_token_id"),
             bos_token_id: usable(root.token_id("bos_token_id")),
             pad_token_id: usable(root.token_id("pad_token_id")),
@@ -329,6 +329,7 @@ mod tests {
             "\"do_sample\": \"true\"",
             "\"do_sample\": 1",
             "\"max_new_tokens\": -5",
+            "\"max_new_tokens\": 0",
             "\"max_length\": \"20\"",
             "\"bad_words_ids\": [5]",
             "\"bad_words_ids\": [[]]",

@@ -18,11 +18,11 @@ pub fn start(flag: Option<u16>) -> Result<()> {
     }
     if let Some(wanted) = cpu::refused_threads() {
         let threads = match cpu::threads() {
-            1 => "1 thread".to_owned(),
-            threads => format!("{threads} threads"),
+            1 => "1 thread computes".to_owned(),
+            threads => format!("{threads} threads compute"),
         };
         output::note(&format!(
-            "warning: the system refuses {wanted} threads, so {threads} compute; a limit on processes (ulimit -u, a container's \
+            "warning: the system refuses {wanted} threads, so {threads}; a limit on processes (ulimit -u, a container's \
              pids) or on memory (ulimit -v) can be the reason"
         ));
     }

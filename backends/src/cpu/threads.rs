@@ -87,8 +87,34 @@ fn pool() -> &'static Pool {
             wanted => wanted,
         };
         let wanted = wanted.min(MAX_THREADS);
-        Pool { threads: build(wanted).or_else(|| build_fewer(wanted)), wanted }
+        let fitting = wanted.min(memory_for_threads().unwrap_or(wanted));
+        let built = (fitting > 0).then(|| build(fitting).or_else(|| build_fewer(fitting))).flatten();
+        Pool { threads: built, wanted }
     })
+}
+
+/// How many threads fit half of the address space that a limit (`ulimit -v`) leaves; none without a limit.
+///
+/// The system would give more, but a process that has used up its addresses is killed where its first stack grows.
+#[cfg(target_os = "linux")]
+fn memory_for_threads() -> Option<usize> {
+    /// A stack of Rust's usual size, and the addresses that the allocator of glibc reserves for a thread.
+    const PER_THREAD: u64 = (2 << 20) + (64 << 20);
+    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: `limit` is a struct of the type that the call fills.
+    let (read, page) = unsafe { (libc::getrlimit(libc::RLIMIT_AS, &mut limit), libc::sysconf(libc::_SC_PAGESIZE)) };
+    if read != 0 || limit.rlim_cur == libc::RLIM_INFINITY {
+        return None;
+    }
+    let pages = std::fs::read_to_string("/proc/self/statm").ok();
+    let pages: u64 = pages.as_deref()?.split(' ').next()?.parse().ok()?;
+    let used = pages.saturating_mul(u64::try_from(page).ok()?);
+    usize::try_from(u64::from(limit.rlim_cur).saturating_sub(used) / 2 / PER_THREAD).ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn memory_for_threads() -> Option<usize> {
+    None
 }
 
 /// As rayon counts them.

@@ -3,6 +3,8 @@
 //! Exit codes: 0 when the work is done (a closed pipe included), 1 after an error, 2 when the command line is wrong, 130 after
 //! Ctrl-C.
 
+#![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
+
 mod args;
 mod backend;
 mod bench;

@@ -23,7 +23,7 @@ macro_rules! whole_suite {
                 batch_is_its_rows, keys_compressed_before_rotation, snapshot_is_untouched, reset_is_new,
                 last_is_the_last_of_all, reserve_changes_nothing, cache_bytes_are_its_shapes, depth_set_is_depth_opened,
                 prompt_errors;
-            kernels: reshape, linears, swiglu_mlp, norms, rotary, attention, delta_net, halting;
+            kernels: reshape, linears, swiglu_mlp, norms, rotary, attention, store_beyond_half_precision, delta_net, halting;
             training: linear_gradients, norm_gradients, attention_gradients, delta_net_gradients, halting_gradients,
                 crest_gradients, one_step_lowers_the_loss;
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
@@ -39,7 +39,7 @@ macro_rules! whole_suite {
             activations: half_precision;
             units: crest_ffn, crest_ffn_parts, delta_rule, nf4, nano;
             invariants: prefill_is_prefill_and_decode, snapshot_is_untouched, reset_is_new, depth_set_is_depth_opened;
-            kernels: as_on_the_processor;
+            kernels: as_on_the_processor, store_beyond_half_precision;
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
             split: models;
             store: packed_weights_come_back;

@@ -109,7 +109,9 @@ fn memory_for_threads() -> Option<usize> {
     let pages = std::fs::read_to_string("/proc/self/statm").ok();
     let pages: u64 = pages.as_deref()?.split(' ').next()?.parse().ok()?;
     let used = pages.saturating_mul(u64::try_from(page).ok()?);
-    usize::try_from(u64::from(limit.rlim_cur).saturating_sub(used) / 2 / PER_THREAD).ok()
+    #[allow(clippy::useless_conversion)] // 32 bits on some systems
+    let limit = u64::from(limit.rlim_cur);
+    usize::try_from(limit.saturating_sub(used) / 2 / PER_THREAD).ok()
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -17,7 +17,13 @@ mod eval;
 mod fixture;
 #[path = "cli/generate.rs"]
 mod generate;
+#[path = "cli/habits.rs"]
+mod habits;
 #[path = "cli/info.rs"]
 mod info;
+#[path = "cli/limits.rs"]
+mod limits;
 #[path = "cli/program.rs"]
 mod program;
+#[path = "cli/sampling.rs"]
+mod sampling;

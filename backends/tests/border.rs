@@ -124,7 +124,7 @@ fn caches_whose_shapes_wrap_around() {
     let store = |batch, seq, capacity, at| {
         let mut cache = [0.0f32; 2];
         let p = StoreKv { batch, seq, heads: 1, capacity, width: 2, at };
-        cpu::store_kv(&[1.0; 2], CacheSliceMut::F32(&mut cache), &p);
+        assert!(cpu::store_kv(&[1.0; 2], CacheSliceMut::F32(&mut cache), &p));
     };
     refused("store", "src [", || store(HALF + 1, 1, 1, 0));
     refused("capacity", "exceed", || store(1, 1, 1, 1));

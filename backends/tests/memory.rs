@@ -146,7 +146,7 @@ fn caches_and_attention() {
         let mut halves = vec![0u16; kv_heads * t * head_dim].into_boxed_slice();
         let src = rng.floats(halves.len(), 1.5).into_boxed_slice();
         let store = StoreKv { batch: 1, seq: t, heads: kv_heads, capacity: t, width: head_dim, at: 0 };
-        cpu::store_kv(&src, CacheSliceMut::F16(&mut halves), &store);
+        assert!(cpu::store_kv(&src, CacheSliceMut::F16(&mut halves), &store));
         let floats: Box<[f32]> = halves.iter().map(|&bits| f16::from_bits(bits).to_f32()).collect();
         let q = rng.floats(seq * heads * head_dim, 2.0).into_boxed_slice();
         let (r, inner) = (3, 5);

@@ -148,8 +148,8 @@ fn the_cache_is_appended_in_place_and_rounded_to_even() {
     let src = Rng(15).floats(2 * 3 * 2 * 3, 2.0);
     let mut floats = vec![-1.0f32; 2 * 2 * 5 * 3];
     let mut halves = vec![7u16; floats.len()];
-    cpu::store_kv(&src, CacheSliceMut::F32(&mut floats), &p);
-    cpu::store_kv(&src, CacheSliceMut::F16(&mut halves), &p);
+    assert!(cpu::store_kv(&src, CacheSliceMut::F32(&mut floats), &p));
+    assert!(cpu::store_kv(&src, CacheSliceMut::F16(&mut halves), &p));
     for i in 0..floats.len() {
         let (d, t, h, b) = (i % 3, i / 3 % 5, i / 15 % 2, i / 30);
         let stored = (1..4).contains(&t).then(|| src[((b * 3 + t - 1) * 2 + h) * 3 + d]);
@@ -159,13 +159,34 @@ fn the_cache_is_appended_in_place_and_rounded_to_even() {
     // Half way between 1 and the next half: to the even one.
     let mut one = [0u16; 1];
     let p = StoreKv { batch: 1, seq: 1, heads: 1, capacity: 1, width: 1, at: 0 };
-    cpu::store_kv(&[1.0 + f32::powi(2.0, -11)], CacheSliceMut::F16(&mut one), &p);
+    assert!(cpu::store_kv(&[1.0 + f32::powi(2.0, -11)], CacheSliceMut::F16(&mut one), &p));
     assert_eq!(one, [0x3c00]);
+}
+
+/// The largest half is 65504; from 65520 on a number is rounded to infinity.
+#[test]
+fn a_number_that_halves_cannot_hold_is_told() {
+    let (batch, seq, heads, capacity, width) = (1, 2, 3, 4, 10);
+    let p = StoreKv { batch, seq, heads, capacity, width, at: 1 };
+    for (number, fits) in
+        [(65519.0, true), (65520.0, false), (7e4, false), (f32::MAX, false), (f32::INFINITY, true), (f32::NAN, true)]
+    {
+        for number in [number, -number] {
+            for at in [0, 17, seq * heads * width - 1] {
+                let mut src = vec![1.0; seq * heads * width];
+                src[at] = number;
+                let mut halves = vec![0u16; heads * capacity * width];
+                assert_eq!(cpu::store_kv(&src, CacheSliceMut::F16(&mut halves), &p), fits, "{number} at {at}");
+                let mut floats = vec![0.0; halves.len()];
+                assert!(cpu::store_kv(&src, CacheSliceMut::F32(&mut floats), &p), "{number} at {at}");
+            }
+        }
+    }
 }
 
 #[test]
 #[should_panic(expected = "exceed the capacity")]
 fn an_append_beyond_the_capacity_is_refused() {
     let p = StoreKv { batch: 1, seq: 2, heads: 1, capacity: 2, width: 1, at: 1 };
-    cpu::store_kv(&[0.0; 2], CacheSliceMut::F32(&mut [0.0; 2]), &p);
+    let _ = cpu::store_kv(&[0.0; 2], CacheSliceMut::F32(&mut [0.0; 2]), &p);
 }

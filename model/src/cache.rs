@@ -105,14 +105,29 @@ pub struct AttentionCache<B: Backend> {
     /// `None` only while an append owns the store.
     k: Option<KvStore<B>>,
     v: Option<KvStore<B>>,
+    /// Of the model, for messages.
+    layer: usize,
 }
 
 impl<B: CompactBackend> AttentionCache<B> {
     /// Appends keys and values `[b, s, heads, width]` of new tokens at slot `at`.
     pub(crate) fn append(&mut self, k: Tensor<B, 4>, v: Tensor<B, 4>, at: usize) {
         // The store is moved out, so that the operation owns it and can write in place.
-        self.k = self.k.take().map(|store| B::store_kv(store, k, at));
-        self.v = self.v.take().map(|store| B::store_kv(store, v, at));
+        self.k = self.k.take().map(|store| self.store("keys", store, k, at));
+        self.v = self.v.take().map(|store| self.store("values", store, v, at));
+    }
+
+    fn store(&self, what: &str, store: KvStore<B>, new: Tensor<B, 4>, at: usize) -> KvStore<B> {
+        let halves = matches!(store, KvStore::F16(_));
+        let store = B::store_kv(store, new, at);
+        if halves && matches!(store, KvStore::F32(_)) {
+            tracing::warn!(
+                "layer {}: {what} are beyond 65504, where the F16 of the cache ends, and are kept in F32 from here on; \
+                 a cache of F32 (--cache-type f32) is exact from the first token",
+                self.layer
+            );
+        }
+        store
     }
 
     /// Stored keys or their codes.
@@ -209,8 +224,8 @@ impl<B: CompactBackend> Cache<B> {
         let fits = |&slots: &usize| self.refusal(slots).is_none();
         let first = std::iter::successors(Some(GROWTH), |slots| (*slots > 1).then(|| slots / 2)).find(fits);
         self.capacity = first.unwrap_or(0);
-        let shapes = self.shapes.iter().filter(|_| first.is_some());
-        let layer = |&shape| new_layer(shape, self.format, self.batch, self.capacity, &self.device);
+        let shapes = self.shapes.iter().enumerate().filter(|_| first.is_some());
+        let layer = |(i, &shape)| new_layer(i, shape, self.format, self.batch, self.capacity, &self.device);
         self.layers = shapes.map(layer).collect();
     }
 
@@ -336,9 +351,9 @@ impl<B: CompactBackend> Cache<B> {
     pub fn reset(&mut self) {
         self.len = 0;
         self.expected = 0;
-        for (layer, &shape) in self.layers.iter_mut().zip(&self.shapes) {
+        for (i, (layer, &shape)) in self.layers.iter_mut().zip(&self.shapes).enumerate() {
             if let LayerCache::DeltaNet(_) = layer {
-                *layer = new_layer(shape, self.format, self.batch, GROWTH, &self.device);
+                *layer = new_layer(i, shape, self.format, self.batch, GROWTH, &self.device);
             }
         }
     }
@@ -415,6 +430,7 @@ impl<B: CompactBackend> Cache<B> {
 }
 
 fn new_layer<B: Backend>(
+    layer: usize,
     shape: LayerCacheShape,
     format: KvFormat,
     batch: usize,
@@ -425,6 +441,7 @@ fn new_layer<B: Backend>(
         LayerCacheShape::Attention { k, v } => LayerCache::Attention(AttentionCache {
             k: Some(k.store(format, batch, capacity, device)),
             v: Some(v.store(format, batch, capacity, device)),
+            layer,
         }),
         LayerCacheShape::DeltaNet { conv_tail, conv_channels, state: [heads, dk, dv] } => {
             LayerCache::DeltaNet(DeltaNetCache {

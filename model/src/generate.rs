@@ -1,5 +1,7 @@
 //! Text generation: prompt in, pieces of text out.
 
+#![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -11,9 +13,10 @@ use emberlm_quant::kv::KvFormat;
 use crate::cache::Cache;
 use crate::causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, ForwardOutput, LogitsFor};
 use crate::crest::DepthTrace;
+use crate::diagnose::{self, Run};
 use crate::error::{Error, Result};
 use crate::read::{elements, read_back};
-use crate::sampling::{Sampler, SamplingConfig};
+use crate::sampling::{LogitsProcessors, Sampler, SamplingConfig};
 use crate::text::{DecodeStream, StopSet, StopStrings, TextProcessor};
 
 /// Output tokens that the cache gets room for at once; a longer text grows it.
@@ -24,11 +27,13 @@ const RESERVED: usize = 1024;
 pub struct GenerateOptions {
     /// How tokens are chosen.
     pub sampling: SamplingConfig,
+    /// Rules about single tokens, which change logits before one is chosen.
+    pub processors: LogitsProcessors,
     /// Tokens to generate at most.
     pub max_tokens: usize,
     /// Tokens that end the text; they are not part of it.
     pub stop_tokens: StopSet,
-    /// Strings that end the text; they are not part of it.
+    /// Strings that end the text; they are not part of it. Names of special tokens count as text here.
     pub stop_strings: Vec<String>,
     /// Tokens per pass over the prompt.
     pub chunk: usize,
@@ -43,6 +48,7 @@ impl Default for GenerateOptions {
     fn default() -> Self {
         Self {
             sampling: SamplingConfig::greedy(),
+            processors: LogitsProcessors::default(),
             max_tokens: 256,
             stop_tokens: StopSet::default(),
             stop_strings: Vec::new(),
@@ -145,7 +151,8 @@ impl<'a, B: CompactBackend> Generator<'a, B> {
     pub fn new(model: &'a CausalLm<B>, text: &TextProcessor, options: GenerateOptions) -> Result<Self> {
         Ok(Self {
             model,
-            sampler: Sampler::new(&options.sampling)?,
+            sampler: Sampler::new(&options.sampling)?
+                .with_processors(options.processors.clone(), options.stop_tokens.ids()),
             stream: text.decode_stream(true),
             stops: StopStrings::new(options.stop_strings.iter().cloned())?,
             options,
@@ -262,7 +269,7 @@ impl<B: CompactBackend> Pieces<'_, B> {
         }
         let started = Instant::now();
         let Some((logits, depth)) = self.feed()? else { return self.finish(Finish::Cancelled) };
-        let token = self.sampler.choose(logits, &self.seen)?;
+        let token = self.sampler.choose(logits, &self.seen).map_err(|error| self.explained(error))?;
         if self.decode_started.is_none() {
             self.summary.prefill_seconds = started.elapsed().as_secs_f64();
             self.decode_started = Some(Instant::now());
@@ -274,11 +281,27 @@ impl<B: CompactBackend> Pieces<'_, B> {
         self.summary.generated.push(token);
         self.seen.push(token);
         self.next.push(token);
-        let stopped = self.stops.push(&self.stream.push(token)?);
+        let hidden = self.stream.left_out(token).map(|name| self.stops.push_hidden(&name));
+        let stopped = match hidden {
+            Some(stopped) => stopped,
+            None => self.stops.push(&self.stream.push(token)?),
+        };
         if stopped.stop.is_some() {
             self.end(Finish::Stop);
         }
         Ok(Some(Piece { text: stopped.text, token: Some(token), depth }))
+    }
+
+    /// With the layer where numbers stopped being finite.
+    fn explained(&self, error: Error) -> Error {
+        let Error::NonFinite { step, message } = error else { return error };
+        let run = Run { chunk: self.options.chunk, format: self.options.cache };
+        // An error on the way explains nothing.
+        let place = diagnose::first_non_finite(self.model, &self.seen, run, || self.cancel.is_cancelled());
+        match place.ok().flatten() {
+            Some(place) => Error::NonFinite { step, message: format!("{message}; {place}") },
+            None => Error::NonFinite { step, message },
+        }
     }
 
     /// Runs the model over the tokens that the cache lacks; none when it was cancelled.
@@ -287,13 +310,16 @@ impl<B: CompactBackend> Pieces<'_, B> {
         let chunk = self.options.chunk.max(1);
         let first_pass = self.decode_started.is_none();
         let mut last = None;
-        for (i, part) in tokens.chunks(chunk).enumerate() {
+        let mut rest = tokens.as_slice();
+        while !rest.is_empty() {
             if self.cancel.is_cancelled() {
-                self.next = tokens[i * chunk..].to_vec();
+                self.next = rest.to_vec();
                 return Ok(None);
             }
+            let (part, after) = rest.split_at_checked(chunk).unwrap_or((rest, &[]));
+            rest = after;
             self.cache.check_room(self.cache.len() + part.len())?;
-            let wanted = if (i + 1) * chunk >= tokens.len() { LogitsFor::Last } else { LogitsFor::Nothing };
+            let wanted = if rest.is_empty() { LogitsFor::Last } else { LogitsFor::Nothing };
             let options = ForwardOptions { logits: wanted, hidden: false };
             let out = self.model.forward(self.model.ids(&[part])?, &mut self.cache, options)?;
             if self.options.trace {

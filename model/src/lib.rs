@@ -9,6 +9,7 @@ pub mod config;
 mod crest;
 mod decoder;
 mod delta_net;
+mod diagnose;
 mod error;
 pub mod evaluate;
 pub mod generate;

@@ -4,7 +4,9 @@
 
 use bytes::Bytes;
 use emberlm_quant::format;
-use emberlm_quant::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight, weight_buffer};
+use emberlm_quant::host::{
+    FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight, on_threads, weight_buffer,
+};
 use rayon::prelude::*;
 
 use crate::architecture::Architecture;
@@ -160,17 +162,18 @@ impl Stream {
 
     fn bytes(self, len: usize) -> Bytes {
         let mut out = weight_buffer(len.next_multiple_of(8));
-        out.par_chunks_mut(1 << 16).enumerate().for_each(|(chunk, out)| {
+        let fill = |(chunk, out): (usize, &mut [u8])| {
             for (i, word) in out.chunks_exact_mut(8).enumerate() {
                 word.copy_from_slice(&self.word((chunk << 13) + i).to_le_bytes());
             }
-        });
+        };
+        on_threads(|| out.par_chunks_mut(1 << 16).enumerate().for_each(fill));
         Bytes::from(out).slice(..len)
     }
 
     fn halves(self, count: usize, float: FloatType) -> Bytes {
         let mut out = weight_buffer(2 * count);
-        out.par_chunks_mut(1 << 16).enumerate().for_each(|(chunk, out)| {
+        let fill = |(chunk, out): (usize, &mut [u8])| {
             for (i, number) in out.chunks_exact_mut(2).enumerate() {
                 let x = SPREAD * self.signed((chunk << 15) + i);
                 let bits = match float {
@@ -179,7 +182,8 @@ impl Stream {
                 };
                 number.copy_from_slice(&bits.to_le_bytes());
             }
-        });
+        };
+        on_threads(|| out.par_chunks_mut(1 << 16).enumerate().for_each(fill));
         out.into()
     }
 

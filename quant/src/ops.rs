@@ -180,6 +180,9 @@ pub trait CompactBackend: Backend {
 
     /// Writes new tokens into a store from slot `at` on, in place where the store is not shared.
     ///
+    /// F16 ends at 65504. Where a finite number of `new` is too large for it, the store that comes back is F32; a GPU, which
+    /// would have to wait for the numbers to know, stores NaN instead, so that logits are never silently wrong.
+    ///
     /// # Shapes
     /// `new [b, s, heads, width]`, `store [b, heads, capacity, width]`
     ///

@@ -136,7 +136,7 @@ pub struct DeviceArgs {
     #[arg(long, value_enum, value_name = "TYPE")]
     pub activations: Option<Activations>,
 
-    /// Threads; all that the machine runs at once when absent
+    /// Threads; without it RAYON_NUM_THREADS, or all that the machine runs at once. Where the system refuses some, fewer
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
 }

@@ -15,6 +15,7 @@ use emberlm_backends::{cube, device};
 use super::args::{Activations, DeviceArgs};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use super::output;
+use super::threads;
 
 /// The backend of the CPU.
 pub type Cpu = burn_ndarray::NdArray<f32>;
@@ -95,9 +96,7 @@ pub trait Work {
 /// Opens the device that the arguments ask for, tests it when it is a GPU, and works on it with the activations that are `usual`
 /// for the command unless a flag says otherwise.
 pub fn on_device<W: Work>(args: &DeviceArgs, usual: Activations, work: W) -> Result<W::Output> {
-    if let Some(threads) = args.threads {
-        ensure!(cpu::set_threads(threads.into()), "--threads {threads}: the threads are already running");
-    }
+    threads::start(args.threads)?;
     let activations = args.activations.unwrap_or(usual);
     let float = activations.float();
     let choice = match args.device {

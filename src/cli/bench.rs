@@ -357,7 +357,7 @@ impl<B: CompactBackend> Bench<'_, B> {
                 runs.ids = prompt;
             }
             Test::Generation(n) => {
-                let mut id = prompt[0];
+                let mut id = prompt.first().copied().unwrap_or_default();
                 for _ in 0..n {
                     let logits = self.model.decode(&[id], cache)?;
                     id = sampler.choose(logits, &[])?;
@@ -450,9 +450,10 @@ impl<B: CompactBackend> Bench<'_, B> {
         let counts = self.counts(runs.before, runs.after, counted);
         let mean_steps = self.mean_steps(&runs.ids)?;
         let bytes_per_token = self.weight_bytes(mean_steps) * passes as f64 / tokens;
-        let mut seconds = runs.seconds[1..].to_vec();
+        let mut seconds: Vec<f64> = runs.seconds.iter().skip(1).copied().collect();
         seconds.sort_by(f64::total_cmp);
-        let tokens_per_second = tokens / seconds[seconds.len() / 2];
+        let nth = |i: usize| seconds.get(i).copied().unwrap_or(f64::NAN);
+        let tokens_per_second = tokens / nth(seconds.len() / 2);
         Ok(Measurement {
             test: name,
             n_prompt,
@@ -460,7 +461,7 @@ impl<B: CompactBackend> Bench<'_, B> {
             n_depth: self.args.depth,
             threads: self.threads,
             tokens_per_second,
-            best_tokens_per_second: tokens / seconds[0],
+            best_tokens_per_second: tokens / nth(0),
             bytes_per_token,
             gb_per_second: tokens_per_second * bytes_per_token / 1e9,
             mean_steps,

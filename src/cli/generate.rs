@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use emberlm::model::config::GenerationConfig;
 use emberlm::model::generate::{CancelHandle, Finish, GenerateOptions, Generator, Summary, TokenDepth};
+use emberlm::model::sampling::SamplingConfig;
 use emberlm::model::text::{ChatOptions, Message, StopSet, StopStrings, TextProcessor};
 use emberlm::model::{DEFAULT_CHUNK, Error, Pretrained};
 use emberlm::quant::CompactBackend;
@@ -18,6 +20,9 @@ use super::memory::TokenizerMemory;
 use super::sampling::{SamplingArgs, or_minus_one};
 use super::terminal::TerminalFilter;
 use super::{load, output};
+
+/// Tokens to generate where nobody says how many.
+const MAX_TOKENS: usize = 256;
 
 /// Largest prompt read from stdin, in bytes.
 const MAX_PROMPT: u64 = 64 << 20;
@@ -41,11 +46,11 @@ pub struct GenerateArgs {
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
 
-    /// Tokens to generate at most; -1: as many as the context holds
-    #[arg(short = 'n', long, value_name = "N", default_value = "256", value_parser = or_minus_one(usize::MAX), allow_negative_numbers = true)]
-    max_tokens: usize,
+    /// Tokens to generate at most; -1: as many as the context holds [default: max_new_tokens of generation_config.json, or 256]
+    #[arg(short = 'n', long, value_name = "N", value_parser = or_minus_one(usize::MAX), allow_negative_numbers = true)]
+    max_tokens: Option<usize>,
 
-    /// End the text before this string (may be repeated)
+    /// End the text before this string, which may be or contain the name of a special token (may be repeated)
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     stop: Vec<String>,
 
@@ -65,7 +70,7 @@ pub struct GenerateArgs {
     #[arg(long, requires = "chat")]
     no_think: bool,
 
-    /// Tokens per pass over the prompt
+    /// Tokens per pass over the prompt; beside quantised weights another N can change a text slightly, unless --activations f32
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CHUNK as u32, value_parser = clap::value_parser!(u32).range(1..))]
     chunk: u32,
 
@@ -136,7 +141,7 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &Opened<B>) -> Resul
     }
     let text = pretrained.text()?;
     // Everything that can be wrong is looked at before the weights are.
-    let mut options = options(args, &pretrained, &text)?;
+    let (mut options, sampling) = options(args, &pretrained, &text)?;
     if device.gpu.is_some() {
         // Mean steps are a read-back more per token, which a GPU waits for.
         options.trace &= args.trace;
@@ -151,6 +156,15 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &Opened<B>) -> Resul
         return Err(Error::Prompt(message).into());
     }
 
+    if let (None, Some(length)) = (args.max_tokens, pretrained.generation_config().max_length) {
+        match length.checked_sub(prompt.len()) {
+            Some(room @ 1..) => options.max_tokens = options.max_tokens.min(room),
+            _ => output::note(&format!(
+                "warning: max_length {length} of generation_config.json leaves nothing after a prompt of {} tokens, and is not used",
+                prompt.len()
+            )),
+        }
+    }
     let context = prompt.len().saturating_add(options.max_tokens).min(limit);
     let (quant, head) = (args.model.quant, args.model.quant_head);
     let weights = load::weight_options::<B>(quant, head, &pretrained, &device.device)?;
@@ -158,6 +172,7 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &Opened<B>) -> Resul
         let estimate = Estimate::new(architecture, plan, options.cache, context, options.chunk);
         estimate.with_tokenizer(TokenizerMemory::of(&pretrained, &text)).note()
     })?;
+    output::note(&sampling);
     let generator = Generator::new(&model, &text, options)?;
     cancel_on_interrupt(generator.cancel_handle());
 
@@ -184,20 +199,40 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &Opened<B>) -> Resul
     Ok(summary.finish != Finish::Cancelled)
 }
 
-fn options(args: &GenerateArgs, pretrained: &Pretrained, text: &TextProcessor) -> Result<GenerateOptions> {
-    let sampling = args.sampling.config(pretrained.generation_config());
+/// How the text is continued, and a line about how tokens are chosen.
+fn options(args: &GenerateArgs, pretrained: &Pretrained, text: &TextProcessor) -> Result<(GenerateOptions, String)> {
+    let defaults = pretrained.generation_config();
+    let (sampling, line) = args.sampling.config(defaults);
     sampling.validate()?;
     StopStrings::new(args.stop.iter().cloned())?;
-    Ok(GenerateOptions {
+    warn_of_unsupported(defaults, &sampling);
+    let rules: Vec<&str> = defaults.processors.names();
+    let rules =
+        if rules.is_empty() { String::new() } else { format!("; {} (generation_config.json)", rules.join(", ")) };
+    let options = GenerateOptions {
         sampling,
-        max_tokens: args.max_tokens,
+        processors: defaults.processors.clone(),
+        max_tokens: args.max_tokens.or(defaults.max_new_tokens).unwrap_or(MAX_TOKENS),
         stop_tokens: if args.ignore_eos { StopSet::default() } else { pretrained.stop_tokens(text) },
-        stop_strings: args.stop.clone(),
+        stop_strings: args.stop.iter().chain(&defaults.stop_strings).cloned().collect(),
         chunk: args.chunk as usize,
         cache: args.cache_type.into(),
         // Mean steps belong to the summary of every CREST run.
         trace: pretrained.architecture().crest.is_some(),
-    })
+    };
+    Ok((options, format!("sampling: {line}{rules}")))
+}
+
+/// Names what generation_config.json asks for and is not done.
+fn warn_of_unsupported(defaults: &GenerationConfig, sampling: &SamplingConfig) {
+    let in_draws = if sampling.is_greedy() { &[][..] } else { &defaults.unsupported_in_draws };
+    let keys: Vec<&str> = defaults.unsupported.iter().chain(in_draws).map(String::as_str).collect();
+    if !keys.is_empty() {
+        output::note(&format!(
+            "warning: {} of generation_config.json would change the text, but is not supported and has no effect",
+            keys.join(", ")
+        ));
+    }
 }
 
 /// The tokens of the prompt.

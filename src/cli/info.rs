@@ -335,7 +335,7 @@ fn shares(
             shares.push(Share { name, ..Share::default() });
             shares.len() - 1
         });
-        let share = &mut shares[at];
+        let Some(share) = shares.get_mut(at) else { continue };
         share.tensors += 1;
         share.parameters += tensor.parameters();
         share.stored_bytes += tensor.stored_bytes;

@@ -3,6 +3,8 @@
 //! Exit codes: 0 when the work is done (a closed pipe included), 1 after an error, 2 when the command line is wrong, 130 after
 //! Ctrl-C.
 
+#![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
+
 mod args;
 mod backend;
 mod bench;
@@ -12,6 +14,7 @@ mod dump;
 mod estimate;
 mod eval;
 mod generate;
+mod habits;
 mod info;
 mod info_text;
 mod load;
@@ -20,14 +23,18 @@ mod output;
 mod sampling;
 mod tensor_file;
 mod terminal;
+mod threads;
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Exit code after Ctrl-C: 128 and the number of the signal, as shells have it.
 const INTERRUPTED: u8 = 130;
+
+/// Exit code of a wrong command line, as clap has it.
+const USAGE: u8 = 2;
 
 /// Compact language models: CREST, Nano compact, LeanLlama
 #[derive(Debug, Parser)]
@@ -57,7 +64,17 @@ enum Command {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let args = match habits::translate(std::env::args_os().collect(), &Cli::command()) {
+        Ok(translated) => {
+            translated.notes.iter().for_each(|note| output::note(&format!("note: {}", output::printable(note))));
+            translated.args
+        }
+        Err(message) => {
+            output::note(&format!("error: {}\n\nFor more information, try '--help'.", output::printable(&message)));
+            return ExitCode::from(USAGE);
+        }
+    };
+    let cli = Cli::parse_from(args);
     // Warnings of the library: what was found odd but could be used.
     let warnings = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)

@@ -69,9 +69,14 @@ fn text_goes_to_stdout_and_the_rest_to_stderr() {
     let ended = generate("leanllama", &flags).with_code(0);
     assert_eq!(ended.stdout.strip_suffix('\n').expect("a line"), told["text"].as_str().expect("a text"));
     let lines: Vec<&str> = ended.stderr.lines().collect();
-    assert_eq!(lines.len(), 2, "{}", ended.stderr);
+    assert_eq!(lines.len(), 3, "{}", ended.stderr);
     assert!(lines[0].contains("parameters") && lines[0].contains("of cache for"), "{}", lines[0]);
-    assert!(lines[1].contains("12 generated") && lines[1].contains("seed 3, finish: length"), "{}", lines[1]);
+    assert!(
+        lines[1].starts_with("sampling: temperature 0.6, top-p 0.9 (generation_config.json), top-k"),
+        "{}",
+        lines[1]
+    );
+    assert!(lines[2].contains("12 generated") && lines[2].contains("seed 3, finish: length"), "{}", lines[2]);
     assert_eq!((&told["finish"], &told["seed"], &told["depth"]), (&json!("length"), &json!(3), &Value::Null));
     assert_eq!(told["tokens"].as_array().expect("a list").len(), 12);
     assert_eq!(told["mean_steps"], Value::Null);
@@ -171,7 +176,7 @@ fn minus_one_is_no_limit() {
     assert_eq!(prompt + tokens.len(), 13);
     assert_eq!(run(&["-n", "5", "--top-k", "0"]).1, tokens[..5]);
     let model = copy.to_str().expect("UTF-8");
-    for flags in [["-n", "-2"], ["--top-k", "-2"], ["--seed", "-1"]] {
+    for flags in [["-n", "-2"], ["--top-k", "-2"], ["--seed", "-2"]] {
         let ended = ember([&["generate", "-m", model, "-p", "x"], &flags[..]].concat()).with_code(2);
         assert!(ended.stderr.contains(&format!("invalid value '{}'", flags[1])), "{}", ended.stderr);
     }

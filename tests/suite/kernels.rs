@@ -244,6 +244,43 @@ pub fn attention<B: CompactBackend>(device: &B::Device) {
     }
 }
 
+/// What F16 cannot hold is kept in F32. A GPU, which would have to wait for the numbers to look at them, stores NaN, so that
+/// logits are never silently wrong.
+pub fn store_beyond_half_precision<B: CompactBackend>(device: &B::Device) {
+    let (heads, capacity, width, large) = (2, 3, 4, 5);
+    let numbers = |at_large: f32| (0..8).map(|i| if i == large { at_large } else { i as f32 / 3.0 }).collect();
+    let append = |at_large: f32| {
+        let new = |values: Vec<f32>| {
+            Tensor::<B, 4>::from_data(TensorData::new(values, [1, 1, heads, width]), (device, DType::F32))
+        };
+        let empty = KvStore::<B>::new(KvFormat::F16, [1, heads, capacity, width], device);
+        B::store_kv(B::store_kv(empty, new(numbers(1.0)), 0), new(numbers(at_large)), 1)
+    };
+    let half = half::f16::from_f32;
+    for at_large in [65519.0, 65520.0, -7e4, 1e30] {
+        let (head, d) = (large / width, large % width);
+        match append(at_large) {
+            KvStore::F16(words) => {
+                let words = words.into_data().convert::<u32>().into_vec::<u32>().expect("words");
+                let word = words[(head * capacity + 1) * (width / 2) + d / 2];
+                let stored = half::f16::from_bits((word >> (16 * (d % 2))) as u16);
+                assert!(if at_large < 65520.0 && at_large > 0.0 { stored == half(at_large) } else { stored.is_nan() });
+            }
+            KvStore::F32(stored) => {
+                assert!(half(at_large).is_infinite(), "{at_large} fits");
+                let stored = stored.into_data().convert::<f32>().into_vec::<f32>().expect("floats");
+                for (i, (first, second)) in
+                    Vec::into_iter(numbers(1.0)).zip(Vec::into_iter(numbers(at_large))).enumerate()
+                {
+                    let at = i / width * capacity * width + i % width;
+                    // The token before was rounded when it was stored.
+                    assert_eq!((stored[at], stored[at + width]), (half(first).to_f32(), second), "{at_large}: {i}");
+                }
+            }
+        }
+    }
+}
+
 fn same_rows<B: CompactBackend>(a: &KvStore<B>, b: &KvStore<B>) {
     match (a, b) {
         (KvStore::F32(a), KvStore::F32(b)) => assert_eq!(a.to_data(), b.to_data()),

@@ -4,6 +4,7 @@ use super::threads;
 use crate::check::check_len;
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A borrowed cache `[b, heads, capacity, width]`.
 #[derive(Clone, Copy, Debug)]
@@ -51,22 +52,37 @@ impl CacheSlice<'_> {
 
 /// Appends `src` to the cache; halves are rounded to nearest, ties to even.
 ///
+/// False when halves cannot hold it: a finite number from 65520 on became infinite.
+///
 /// # Shapes
 /// `src [b, s, heads, width]`, `cache [b, heads, capacity, width]`.
 ///
 /// # Panics
 /// If a slice does not have its shape, or `at + s` exceeds the capacity.
-pub fn store_kv(src: &[f32], cache: CacheSliceMut, p: &StoreKv) {
+#[must_use = "what does not fit is infinite in the cache"]
+pub fn store_kv(src: &[f32], cache: CacheSliceMut, p: &StoreKv) -> bool {
     let &StoreKv { batch, seq, heads, capacity, width, at } = p;
     check_len("src", src.len(), &[batch, seq, heads, width]);
     let end = at.checked_add(seq).expect("at + s overflows");
     assert!(end <= capacity, "{seq} tokens at {at} exceed the capacity {capacity}");
+    let fits = AtomicBool::new(true);
     match cache {
         CacheSliceMut::F32(cache) => append(src, cache, p, <[f32]>::copy_from_slice),
         CacheSliceMut::F16(cache) => append(src, cache, p, |cache, src| {
             cache.reinterpret_cast_mut::<f16>().convert_from_f32_slice(src);
+            if holds_infinity(cache) && src.iter().any(|x| x.is_finite() && f16::from_f32(*x).is_infinite()) {
+                fits.store(false, Ordering::Relaxed);
+            }
         }),
     }
+    fits.into_inner()
+}
+
+/// Whether one of the halves is infinite or NaN. They were just written and are read from the nearest cache: 2 bytes per number
+/// beside the 4 bytes of every weight that it was made from.
+fn holds_infinity(halves: &[u16]) -> bool {
+    const EXPONENT: u16 = 0x7c00;
+    halves.iter().fold(false, |found, &half| found | (half & EXPONENT == EXPONENT))
 }
 
 fn append<T: Send>(src: &[f32], cache: &mut [T], p: &StoreKv, store: impl Fn(&mut [T], &[f32]) + Sync) {

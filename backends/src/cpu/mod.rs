@@ -50,5 +50,5 @@ pub use mlp::{Mlp, swiglu_mlp};
 pub use norm::{add_rms_norm, rms_norm, rms_norm_gated};
 pub use precision::{Precision, precision, set_precision, with_precision};
 pub use rotary::rotary;
-pub use threads::{run, set_threads, threads, with_threads};
+pub use threads::{MAX_THREADS, refused_threads, run, set_threads, threads, with_threads};
 pub use weight::{BlockScales, CodeBook4, Matrix, Rows, Weight};

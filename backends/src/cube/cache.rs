@@ -22,7 +22,8 @@ pub struct StoreKv {
     pub width: usize,
     /// The slot of the first new token.
     pub at: usize,
-    /// Whether the store holds F16, two in a U32 word, rounded to nearest with ties to even; else it holds F32.
+    /// Whether the store holds F16, two in a U32 word, rounded to nearest with ties to even; else it holds F32. A number from
+    /// 65520 on, which F16 cannot hold, becomes NaN: an infinite key could give a weight of 0, and nobody would notice.
     pub halves: bool,
 }
 
@@ -90,10 +91,16 @@ fn store_kernel<F: Float>(
     let token = item / words / heads;
     let to = ((token / seq * heads + head) * capacity + at + token % seq) * words + i;
     if comptime!(halves) {
-        let low = float_to_half(f32::cast_from(new[(2 * item) as usize]));
-        let high = float_to_half(f32::cast_from(new[(2 * item + 1) as usize]));
+        let low = infinity_to_nan(float_to_half(f32::cast_from(new[(2 * item) as usize])));
+        let high = infinity_to_nan(float_to_half(f32::cast_from(new[(2 * item + 1) as usize])));
         store[to as usize] = low | (high << 16);
     } else {
         store[to as usize] = u32::reinterpret(f32::cast_from(new[item as usize]));
     }
+}
+
+/// Infinite F16 bits made NaN.
+#[cube]
+fn infinity_to_nan(bits: u32) -> u32 {
+    select(bits & 0x7fff == 0x7c00, bits | 0x0200, bits)
 }

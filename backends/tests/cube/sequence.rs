@@ -72,14 +72,16 @@ fn tokens_are_stored_where_they_belong_and_halves_are_rounded_as_on_the_cpu() {
                     let words: Vec<u32> = want.chunks(2).map(|p| u32::from(p[0]) | u32::from(p[1]) << 16).collect();
                     let store = upload_words(&client, &words);
                     cube::store_kv(&client, &on_new, &store, shape);
-                    cpu::store_kv(&new, cpu::CacheSliceMut::F16(&mut want), &twin);
+                    let _ = cpu::store_kv(&new, cpu::CacheSliceMut::F16(&mut want), &twin);
+                    // A GPU cannot tell that a number did not fit, and so stores NaN.
+                    want.iter_mut().filter(|half| **half & 0x7fff == 0x7c00).for_each(|half| *half |= 0x0200);
                     let want: Vec<u32> = want.chunks(2).map(|p| u32::from(p[0]) | u32::from(p[1]) << 16).collect();
                     assert!(download_words(&client, &store) == want, "{what}");
                 } else {
                     let mut want = before.clone();
                     let store = Float::F32.upload(&client, &before);
                     cube::store_kv(&client, &on_new, &store, shape);
-                    cpu::store_kv(&new, cpu::CacheSliceMut::F32(&mut want), &twin);
+                    assert!(cpu::store_kv(&new, cpu::CacheSliceMut::F32(&mut want), &twin));
                     assert!(download(&client, &store) == want, "{what}");
                 }
             }

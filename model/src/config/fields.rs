@@ -57,7 +57,8 @@ impl<'a> Fields<'a> {
         Error::Config { path: self.file.into(), field: format!("{}{}", self.at, shown(key)), message: message.into() }
     }
 
-    fn wrong(&self, key: &str, value: &Value, expected: &str) -> Error {
+    /// An error about the type or range of a value.
+    pub(crate) fn wrong(&self, key: &str, value: &Value, expected: &str) -> Error {
         self.error(key, format!("is {}, expected {expected}", describe(value)))
     }
 

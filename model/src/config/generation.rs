@@ -1,10 +1,22 @@
 //! The author's generation defaults (`generation_config.json`).
+//!
+//! # Untrusted input
+//! Nothing in this file is needed to run a model, so nothing in it stops a run: what cannot be used is told in a warning and counts
+//! as not stated. transformers loads a model beside a damaged file too.
+
+use std::path::Path;
+
+use serde_json::Value;
 
 use super::MAX_POSITIONS;
 use super::fields::Fields;
 use super::json;
 use crate::Result;
 use crate::checkpoint::ModelDir;
+use crate::sampling::{LogitsProcessors, SamplingConfig};
+
+/// Most entries of a list, and tokens of one sequence in it.
+const MAX_ENTRIES: usize = 1 << 20;
 
 /// The author's generation defaults; everything is optional.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -17,50 +29,341 @@ pub struct GenerationConfig {
     pub top_k: Option<usize>,
     /// Candidates kept by cumulative probability, in (0, 1].
     pub top_p: Option<f64>,
-    /// Candidates kept by probability relative to the best, in [0, 1].
+    /// Candidates kept by probability relative to the best, in [0, 1).
     pub min_p: Option<f64>,
     /// Above 1 discourages tokens already seen.
     pub repetition_penalty: Option<f64>,
     /// Tokens to generate at most.
     pub max_new_tokens: Option<usize>,
+    /// Tokens of prompt and output at most.
+    pub max_length: Option<usize>,
     /// Tokens that end a generation.
     pub eos_token_ids: Vec<u32>,
     /// First token of a text.
     pub bos_token_id: Option<u32>,
     /// Token for padding.
     pub pad_token_id: Option<u32>,
+    /// Strings that end a text.
+    pub stop_strings: Vec<String>,
+    /// Rules about single tokens.
+    pub processors: LogitsProcessors,
+    /// Keys that are stated and would change the text, but are not supported.
+    pub unsupported: Vec<String>,
+    /// The same for keys that would change drawn texts only.
+    pub unsupported_in_draws: Vec<String>,
 }
+
+/// Keys that change the text and are not supported, and the value that changes nothing; null never does.
+const UNSUPPORTED: &[(&str, Option<f64>)] = &[
+    ("num_beams", Some(1.0)),
+    ("num_beam_groups", Some(1.0)),
+    ("diversity_penalty", Some(0.0)),
+    ("penalty_alpha", Some(0.0)),
+    ("guidance_scale", Some(1.0)),
+    ("encoder_repetition_penalty", Some(1.0)),
+    ("encoder_no_repeat_ngram_size", Some(0.0)),
+    ("forced_bos_token_id", None),
+    ("forced_eos_token_id", None),
+    ("forced_decoder_ids", None),
+    ("force_words_ids", None),
+    ("constraints", None),
+    ("dola_layers", None),
+    ("watermarking_config", None),
+    ("token_healing", Some(0.0)),
+    ("max_time", None),
+];
+const UNSUPPORTED_IN_DRAWS: &[(&str, Option<f64>)] =
+    &[("typical_p", Some(1.0)), ("epsilon_cutoff", Some(0.0)), ("eta_cutoff", Some(0.0)), ("top_h", None)];
 
 impl GenerationConfig {
     /// File name in a model directory.
     pub const FILE: &str = "generation_config.json";
 
-    /// Reads the file; without one, every option is unset.
+    /// Candidates that a draw keeps where nothing is stated, as in transformers.
+    pub const DEFAULT_TOP_K: usize = 50;
+
+    /// Reads the file; without one, every option is unset. What cannot be used is unset too, and a warning names it.
     ///
     /// # Errors
-    /// [`crate::Error::Config`] when the file is not valid JSON or a value is out of range.
+    /// When the file cannot be read, or is beyond every size.
     pub fn from_dir(dir: &ModelDir) -> Result<Self> {
-        let Some(bytes) = dir.read(Self::FILE, super::MAX_CONFIG_BYTES)? else {
-            return Ok(Self::default());
-        };
-        let path = dir.path().join(Self::FILE);
-        let value = json::parse(&bytes).map_err(|message| super::not_json(&path, message))?;
-        Self::read(&Fields::root(&path, &value)?)
+        Ok(match dir.read(Self::FILE, super::MAX_CONFIG_BYTES)? {
+            Some(bytes) => Self::from_json(&dir.path().join(Self::FILE), &bytes),
+            None => Self::default(),
+        })
     }
 
-    fn read(root: &Fields) -> Result<Self> {
-        Ok(Self {
-            do_sample: root.boolean("do_sample")?,
-            temperature: root.number("temperature", "a number from 0 to 100", |x| (0.0..=100.0).contains(&x))?,
-            top_k: root.integer("top_k", 0, u32::MAX as usize)?,
-            top_p: root.number("top_p", "a number above 0, at most 1", |x| x > 0.0 && x <= 1.0)?,
-            min_p: root.number("min_p", "a number from 0 to 1", |x| (0.0..=1.0).contains(&x))?,
-            repetition_penalty: root
-                .number("repetition_penalty", "a number above 0, at most 100", |x| x > 0.0 && x <= 100.0)?,
-            max_new_tokens: root.integer("max_new_tokens", 0, MAX_POSITIONS)?,
-            eos_token_ids: root.token_ids("eos_token_id")?,
-            bos_token_id: root.token_id("bos_token_id")?,
-            pad_token_id: root.token_id("pad_token_id")?,
-        })
+    /// Reads the bytes of the file; `path` is for warnings.
+    pub fn from_json(path: &Path, bytes: &[u8]) -> Self {
+        // As Python's json, and unlike the other files: the last of equal keys counts.
+        let value: Value = match json::from_slice(bytes) {
+            Ok(value) => value,
+            Err(message) => {
+                tracing::warn!("{}: {message}; no generation default is taken from it", path.display());
+                return Self::default();
+            }
+        };
+        match Fields::root(path, &value) {
+            Ok(root) => Self::read(&root),
+            Err(error) => {
+                tracing::warn!("{error}; no generation default is taken from it");
+                Self::default()
+            }
+        }
+    }
+
+    fn read(root: &Fields) -> Self {
+        let count = |key| usable(root.integer(key, 0, MAX_POSITIONS));
+        Self {
+            do_sample: usable(root.boolean("do_sample")),
+            temperature: usable(root.number("temperature", "a number from 0 to 100", |x| (0.0..=100.0).contains(&x))),
+            top_k: usable(root.integer("top_k", 0, u32::MAX as usize)),
+            top_p: usable(root.number("top_p", "a number above 0, at most 1", |x| x > 0.0 && x <= 1.0)),
+            min_p: usable(root.number("min_p", "a number from 0 to below 1", |x| (0.0..1.0).contains(&x))),
+            repetition_penalty: usable(
+                root.number("repetition_penalty", "a number above 0, at most 100", |x| x > 0.0 && x <= 100.0),
+            ),
+            max_new_tokens: usable(root.size("max_new_tokens", MAX_POSITIONS)),
+            max_length: usable(root.size("max_length", MAX_POSITIONS)),
+            eos_token_ids: usable_ids(root, "eos_token_id"),
+            bos_token_id: usable(root.token_id("bos_token_id")),
+            pad_token_id: usable(root.token_id("pad_token_id")),
+            stop_strings: usable(stop_strings(root)),
+            processors: LogitsProcessors {
+                sequence_bias: usable(sequence_bias(root)),
+                no_repeat_ngram_size: count("no_repeat_ngram_size").unwrap_or_default(),
+                bad_words_ids: usable(bad_words(root)),
+                min_length: count("min_length").unwrap_or_default(),
+                min_new_tokens: count("min_new_tokens").unwrap_or_default(),
+                exponential_decay_length_penalty: usable(decay(root)),
+                suppress_tokens: usable_ids(root, "suppress_tokens"),
+                begin_suppress_tokens: usable_ids(root, "begin_suppress_tokens"),
+            },
+            unsupported: stated(root, UNSUPPORTED),
+            unsupported_in_draws: stated(root, UNSUPPORTED_IN_DRAWS),
+        }
+    }
+
+    /// How tokens are chosen where nobody says otherwise, by the rules of transformers: greedily unless `do_sample` is true; a draw
+    /// is at temperature 1 among the [`DEFAULT_TOP_K`](Self::DEFAULT_TOP_K) best unless the file says otherwise.
+    pub fn sampling(&self) -> SamplingConfig {
+        let off = SamplingConfig::default();
+        let or = |stated: Option<f64>, off: f32| stated.map_or(off, |x| x as f32);
+        let repetition_penalty = or(self.repetition_penalty, off.repetition_penalty);
+        if self.do_sample != Some(true) {
+            return SamplingConfig { repetition_penalty, ..SamplingConfig::greedy() };
+        }
+        SamplingConfig {
+            temperature: or(self.temperature, off.temperature),
+            top_k: self.top_k.unwrap_or(Self::DEFAULT_TOP_K),
+            top_p: or(self.top_p, off.top_p),
+            min_p: or(self.min_p, off.min_p),
+            repetition_penalty,
+            seed: None,
+        }
+    }
+}
+
+/// The value of a key, or nothing and a warning.
+fn usable<T: Default>(read: Result<T>) -> T {
+    read.unwrap_or_else(|error| {
+        tracing::warn!("{error}; it counts as not stated");
+        T::default()
+    })
+}
+
+/// A token id or a list of them; those that are none are left out with a warning.
+fn usable_ids(root: &Fields, key: &str) -> Vec<u32> {
+    let Some(value) = root.get(key) else { return Vec::new() };
+    let entries = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+    let ids = entries.iter().take(MAX_ENTRIES).filter_map(|entry| {
+        let id = token_id(entry);
+        if id.is_none() {
+            tracing::warn!("{}; it is left out", root.wrong(key, entry, "a token id (or a list of them)"));
+        }
+        id
+    });
+    ids.collect()
+}
+
+fn token_id(value: &Value) -> Option<u32> {
+    u32::try_from(value.as_u64()?).ok()
+}
+
+/// A sequence of at least one token.
+fn sequence(value: &Value) -> Option<Vec<u32>> {
+    let ids = value.as_array().filter(|ids| (1..=MAX_ENTRIES).contains(&ids.len()))?;
+    ids.iter().map(token_id).collect()
+}
+
+fn bad_words(root: &Fields) -> Result<Vec<Vec<u32>>> {
+    const KEY: &str = "bad_words_ids";
+    let words = root.array(KEY)?.unwrap_or_default().iter();
+    words.map(|word| sequence(word).ok_or_else(|| root.wrong(KEY, word, "lists of token ids in the array"))).collect()
+}
+
+/// `[[[ids], bias], ...]`; of equal sequences the last counts.
+fn sequence_bias(root: &Fields) -> Result<Vec<(Vec<u32>, f32)>> {
+    const KEY: &str = "sequence_bias";
+    let pair = |entry: &Value| {
+        let [ids, bias] = entry.as_array()?.as_slice() else { return None };
+        Some((sequence(ids)?, bias.as_f64()? as f32))
+    };
+    let mut biases: Vec<(Vec<u32>, f32)> = Vec::new();
+    for entry in root.array(KEY)?.unwrap_or_default() {
+        let (ids, bias) =
+            pair(entry).ok_or_else(|| root.wrong(KEY, entry, "pairs of a list of token ids and a number"))?;
+        biases.retain(|(others, _)| *others != ids);
+        biases.push((ids, bias));
+    }
+    Ok(biases)
+}
+
+/// `[start, factor]`.
+fn decay(root: &Fields) -> Result<Option<(usize, f64)>> {
+    const KEY: &str = "exponential_decay_length_penalty";
+    let Some(pair) = root.array(KEY)? else { return Ok(None) };
+    let read = match pair {
+        [start, factor] => start.as_u64().and_then(|start| usize::try_from(start).ok()).zip(factor.as_f64()),
+        _ => None,
+    };
+    read.map(Some).ok_or_else(|| root.error(KEY, "expected a number of tokens and a factor"))
+}
+
+/// One string or a list of them; an empty one would end every text.
+fn stop_strings(root: &Fields) -> Result<Vec<String>> {
+    const KEY: &str = "stop_strings";
+    let strings = match root.get(KEY) {
+        Some(Value::String(one)) => vec![one.clone()],
+        _ => root.strings(KEY)?.unwrap_or_default().into_iter().map(str::to_owned).collect(),
+    };
+    if strings.iter().any(String::is_empty) {
+        return Err(root.error(KEY, "has an empty string, which would end every text before it begins"));
+    }
+    Ok(strings)
+}
+
+/// Keys of a list whose value is not neutral.
+fn stated(root: &Fields, keys: &[(&str, Option<f64>)]) -> Vec<String> {
+    let stated = |&&(key, neutral): &&(&str, Option<f64>)| match root.get(key) {
+        None => false,
+        Some(Value::Bool(on)) => neutral != Some(f64::from(u8::from(*on))),
+        Some(Value::Array(entries)) if entries.is_empty() => false,
+        Some(value) => value.as_f64().is_none_or(|x| neutral != Some(x)),
+    };
+    keys.iter().filter(stated).map(|(key, _)| (*key).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> GenerationConfig {
+        GenerationConfig::from_json(Path::new("generation_config.json"), json.as_bytes())
+    }
+
+    #[test]
+    fn sampling_follows_the_rules_of_transformers() {
+        let greedy = SamplingConfig::greedy();
+        for json in [
+            "{}",
+            "{\"temperature\": 0.6, \"top_p\": 0.9, \"top_k\": 5}",
+            "{\"do_sample\": false}",
+            "{\"do_sample\": null}",
+        ] {
+            assert_eq!(read(json).sampling(), greedy, "{json}");
+        }
+        let drawn = SamplingConfig { top_k: 50, ..SamplingConfig::default() };
+        assert_eq!(read("{\"do_sample\": true}").sampling(), drawn);
+        assert_eq!(read("{\"do_sample\": true, \"top_k\": null}").sampling(), drawn);
+        assert_eq!(read("{\"do_sample\": true, \"top_k\": 0}").sampling(), SamplingConfig { top_k: 0, ..drawn });
+        let all = read("{\"do_sample\": true, \"temperature\": 0.5, \"top_k\": 20, \"top_p\": 0.75, \"min_p\": 0.25}");
+        let wanted = SamplingConfig { temperature: 0.5, top_k: 20, top_p: 0.75, min_p: 0.25, ..drawn };
+        assert_eq!(all.sampling(), wanted);
+        let penalised = SamplingConfig { repetition_penalty: 1.5, ..greedy };
+        assert_eq!(read("{\"repetition_penalty\": 1.5}").sampling(), penalised);
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_not_stated() {
+        let nothing = GenerationConfig::default();
+        let files = [
+            "",
+            " ",
+            "[]",
+            "3",
+            "null",
+            "{",
+            "{\"top_k\": 5,}",
+            "\u{feff}{\"top_k\": 5}",
+            "{\"top_k\": 5} x",
+            "// a\n{}",
+            "'a'",
+        ];
+        for file in files {
+            assert_eq!(read(file), nothing, "{file:?}");
+        }
+        assert_eq!(GenerationConfig::from_json(Path::new("x"), b"\xff\xfe{\0}\0"), nothing);
+        assert_eq!(read(&"[".repeat(100_000)), nothing);
+        let values = [
+            "\"pad_token_id\": -1",
+            "\"pad_token_id\": [1, 2]",
+            "\"pad_token_id\": \"5\"",
+            "\"bos_token_id\": -1",
+            "\"bos_token_id\": {}",
+            "\"eos_token_id\": -1",
+            "\"eos_token_id\": \"</s>\"",
+            "\"eos_token_id\": 4294967296",
+            "\"eos_token_id\": null",
+            "\"top_k\": -1",
+            "\"top_k\": 2.5",
+            "\"top_k\": \"50\"",
+            "\"top_p\": 0",
+            "\"top_p\": 1.5",
+            "\"top_p\": \"0.9\"",
+            "\"min_p\": 1",
+            "\"temperature\": -1",
+            "\"temperature\": \"0.7\"",
+            "\"temperature\": [0.7]",
+            "\"repetition_penalty\": 0",
+            "\"do_sample\": \"true\"",
+            "\"do_sample\": 1",
+            "\"max_new_tokens\": -5",
+            "\"max_new_tokens\": 0",
+            "\"max_length\": \"20\"",
+            "\"bad_words_ids\": [5]",
+            "\"bad_words_ids\": [[]]",
+            "\"bad_words_ids\": [[1, -1]]",
+            "\"suppress_tokens\": \"5\"",
+            "\"suppress_tokens\": [-1]",
+            "\"sequence_bias\": {\"5\": 1}",
+            "\"sequence_bias\": [[[5]]]",
+            "\"no_repeat_ngram_size\": -1",
+            "\"exponential_decay_length_penalty\": [1]",
+            "\"stop_strings\": \"\"",
+            "\"stop_strings\": [5]",
+        ];
+        for value in values {
+            assert_eq!(read(&format!("{{{value}}}")), nothing, "{value}");
+            // The other keys count.
+            let beside = read(&format!("{{\"do_sample\": true, {value}, \"num_beams\": 1}}")).do_sample;
+            assert!(beside == Some(true) || value.contains("do_sample"), "{value}");
+        }
+        assert_eq!(read("{\"eos_token_id\": [7, -1, 9]}").eos_token_ids, [7, 9]);
+        assert_eq!(read("{\"top_k\": 4, \"top_k\": 5}").top_k, Some(5));
+    }
+
+    #[test]
+    fn keys_that_would_change_the_text_are_named() {
+        let neutral = "{\"num_beams\": 1, \"typical_p\": 1.0, \"guidance_scale\": null, \"token_healing\": false, \
+                       \"encoder_no_repeat_ngram_size\": 0, \"epsilon_cutoff\": 0.0, \"constraints\": [], \"use_cache\": true}";
+        assert_eq!(read(neutral), GenerationConfig::default());
+        let stated =
+            read("{\"num_beams\": 4, \"forced_eos_token_id\": 0, \"typical_p\": 0.9, \"token_healing\": true}");
+        assert_eq!(stated.unsupported, ["num_beams", "forced_eos_token_id", "token_healing"]);
+        assert_eq!(stated.unsupported_in_draws, ["typical_p"]);
+        let biased = read("{\"sequence_bias\": [[[1, 2], 0.5], [[3], -1], [[1, 2], 0.25]]}").processors;
+        assert_eq!(biased.sequence_bias, [(vec![3], -1.0), (vec![1, 2], 0.25)]);
+        assert_eq!(biased.names(), ["sequence_bias"]);
     }
 }

@@ -1,7 +1,8 @@
 //! Choosing the next token from the logits of one position.
 //!
-//! The order is that of transformers' `generate`: repetition penalty, temperature, top-k, top-p, min-p, then one draw. Each
-//! truncation sees what the one before it left: top-p counts probability mass among the tokens that top-k kept.
+//! The order is that of transformers' `generate`: repetition penalty and other [`LogitsProcessors`], temperature, top-k, top-p,
+//! min-p, then one draw. Each truncation sees what the one before it left: top-p counts probability mass among the tokens that
+//! top-k kept.
 //!
 //! - **Repetition penalty**: for every token of prompt and output, a positive logit is divided by the penalty, any other multiplied.
 //! - **Temperature** 0 is greedy: the largest logit, the lowest id among equals. Truncation then changes nothing.
@@ -18,6 +19,7 @@
 #![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
 
 mod exponential;
+mod processors;
 mod shortlist;
 mod truncate;
 
@@ -29,6 +31,8 @@ use rand_pcg::rand_core::{Rng, SeedableRng};
 
 use crate::{Error, Result};
 use exponential::exp;
+use processors::Context;
+pub use processors::LogitsProcessors;
 
 /// How the next token is chosen; see the [module](self) for the meaning and order of the parts.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -121,6 +125,9 @@ struct Truncation {
 pub struct Sampler {
     strategy: Strategy,
     repetition_penalty: f32,
+    processors: LogitsProcessors,
+    /// Tokens that end the text, for the processors.
+    end: Vec<u32>,
     seed: u64,
     rng: Pcg64,
     step: usize,
@@ -166,6 +173,8 @@ impl Sampler {
         Ok(Self {
             strategy,
             repetition_penalty: config.repetition_penalty,
+            processors: LogitsProcessors::default(),
+            end: Vec::new(),
             seed,
             rng: Pcg64::seed_from_u64(seed),
             step: 0,
@@ -174,6 +183,13 @@ impl Sampler {
             candidates: Vec::new(),
             scratch: Vec::new(),
         })
+    }
+
+    /// With these changes to the logits, in a text that the tokens of `end` end.
+    pub fn with_processors(mut self, processors: LogitsProcessors, end: &[u32]) -> Self {
+        self.processors = processors;
+        self.end = end.to_vec();
+        self
     }
 
     /// The seed in use; giving it to [`SamplingConfig::seed`] repeats the run.
@@ -192,15 +208,18 @@ impl Sampler {
         self.step = 0;
     }
 
-    /// Chooses one token. `logits` is one row of the vocabulary and is changed by the penalty; `seen` holds prompt and output
-    /// without padding, in any order, repeats allowed. Ids beyond the vocabulary have no logit and are passed over.
+    /// Chooses one token. `logits` is one row of the vocabulary and is changed by penalty and processors; `seen` holds prompt and
+    /// output without padding, in order where a processor looks at it. Ids beyond the vocabulary have no logit and are passed over.
     ///
     /// # Errors
     /// [`Error::NonFinite`] with the step when a logit is NaN or `+Inf`, or when all are `-Inf`.
     pub fn sample(&mut self, logits: &mut [f32], seen: &[u32]) -> Result<u32> {
+        let context = Context { seen, generated: self.step, end: &self.end };
+        self.processors.before_penalty(logits, context);
         if self.repetition_penalty != 1.0 {
-            self.penalise(logits, seen);
+            penalise(self.repetition_penalty, &mut self.penalised, logits, seen);
         }
+        self.processors.after_penalty(logits, context);
         let (best, largest) = largest(logits, self.step)?;
         let id = match self.strategy {
             Strategy::Greedy => best,
@@ -208,27 +227,6 @@ impl Sampler {
         };
         self.step += 1;
         Ok(id)
-    }
-
-    /// Applies the repetition penalty once to every distinct id of `seen`.
-    fn penalise(&mut self, logits: &mut [f32], seen: &[u32]) {
-        self.penalised.resize(logits.len().div_ceil(64), 0);
-        for &id in seen {
-            let index = id as usize;
-            let (Some(logit), Some(word)) = (logits.get_mut(index), self.penalised.get_mut(index / 64)) else {
-                continue;
-            };
-            let bit = 1u64 << (index % 64);
-            if *word & bit == 0 {
-                *word |= bit;
-                *logit = if *logit > 0.0 { *logit / self.repetition_penalty } else { *logit * self.repetition_penalty };
-            }
-        }
-        for &id in seen {
-            if let Some(word) = self.penalised.get_mut(id as usize / 64) {
-                *word = 0;
-            }
-        }
     }
 
     /// Draws among the tokens that the truncations keep, in the order of their ids.
@@ -307,6 +305,27 @@ fn pick(candidates: impl Iterator<Item = Candidate>, mut rest: f64) -> Option<u3
     last
 }
 
+/// Applies the repetition penalty once to every distinct id of `seen`. `penalised` has one bit per token, all clear between calls.
+fn penalise(penalty: f32, penalised: &mut Vec<u64>, logits: &mut [f32], seen: &[u32]) {
+    penalised.resize(logits.len().div_ceil(64), 0);
+    for &id in seen {
+        let index = id as usize;
+        let (Some(logit), Some(word)) = (logits.get_mut(index), penalised.get_mut(index / 64)) else {
+            continue;
+        };
+        let bit = 1u64 << (index % 64);
+        if *word & bit == 0 {
+            *word |= bit;
+            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+        }
+    }
+    for &id in seen {
+        if let Some(word) = penalised.get_mut(id as usize / 64) {
+            *word = 0;
+        }
+    }
+}
+
 /// Id and value of the largest logit, the lowest id among equals.
 fn largest(logits: &[f32], step: usize) -> Result<(u32, f32)> {
     let error = |message: String| Error::NonFinite { step, message };
@@ -324,7 +343,10 @@ fn largest(logits: &[f32], step: usize) -> Result<(u32, f32)> {
     let best = logits.iter().position(|&l| l == largest);
     match best.map(u32::try_from) {
         Some(Ok(id)) if largest > f32::NEG_INFINITY => Ok((id, largest)),
-        _ => Err(error(format!("all {} are -Inf, so no token is possible", logits.len()))),
+        _ => Err(error(format!(
+            "all {} are -Inf, so no token is possible (rules of generation_config.json can ban tokens)",
+            logits.len()
+        ))),
     }
 }
 
@@ -347,6 +369,8 @@ fn uniform(rng: &mut Pcg64) -> f64 {
 }
 
 /// A seed that differs between runs: the standard library keys its hash maps from the system's entropy.
+///
+/// 53 bits of it: a seed is written as a JSON number, and many readers hold such a number as a double.
 fn seed_from_system() -> u64 {
-    RandomState::new().build_hasher().finish()
+    RandomState::new().build_hasher().finish() >> 11
 }

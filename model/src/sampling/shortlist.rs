@@ -28,7 +28,8 @@ impl Sampler {
 
     /// How many of the largest logits a choice needs; none where it needs all of them.
     fn shortlist(&self, vocabulary: usize) -> Option<usize> {
-        if self.repetition_penalty != 1.0 {
+        // Whatever changes single logits can change which are the largest.
+        if self.repetition_penalty != 1.0 || !self.processors.is_neutral() {
             return None;
         }
         match self.strategy {
@@ -67,7 +68,7 @@ impl Sampler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sampling::SamplingConfig;
+    use crate::sampling::{LogitsProcessors, SamplingConfig};
 
     /// Logits of 500 tokens; rounded ones have equals nearly everywhere.
     fn logits(step: usize, coarse: bool) -> Vec<f32> {
@@ -122,6 +123,9 @@ mod tests {
         assert_eq!(needed(SamplingConfig { top_k: 0, ..config }), None);
         assert_eq!(needed(SamplingConfig { repetition_penalty: 1.1, ..config }), None);
         assert_eq!(needed(SamplingConfig { repetition_penalty: 1.1, ..SamplingConfig::greedy() }), None);
+        let processors = LogitsProcessors { suppress_tokens: vec![3], ..LogitsProcessors::default() };
+        let suppressing = Sampler::new(&SamplingConfig::greedy()).unwrap().with_processors(processors, &[]);
+        assert_eq!(suppressing.shortlist(500), None);
         let mut sampler = Sampler::new(&SamplingConfig::greedy()).unwrap();
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             assert_eq!((sampler.choose_among(&[bad], &[3]), sampler.step()), (None, 0), "{bad}");

@@ -62,6 +62,12 @@ impl DecodeStream {
         }
     }
 
+    /// The name of a special token that [`push`](Self::push) gives no text for; stop strings may contain it.
+    pub fn left_out(&self, id: u32) -> Option<String> {
+        let vocabulary = self.text.tokenizer().get_added_vocabulary();
+        self.text.token(id).filter(|token| self.skip_special && vocabulary.is_special_token(token))
+    }
+
     /// The text still held: an incomplete character, as U+FFFD. The stream is then as new.
     ///
     /// # Errors

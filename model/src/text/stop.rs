@@ -1,5 +1,6 @@
 //! When a generation ends: token ids and texts.
 
+use std::ops::Range;
 use std::path::Path;
 
 use serde_json::Value;
@@ -76,11 +77,14 @@ pub struct Stopped {
 /// Finds stop strings in streamed text.
 ///
 /// Text that may be the beginning of a stop string is held back until it is one or is not. The result does not depend on how
-/// the text is cut into pieces: the stop string that is complete first wins, the longest of those that end together.
+/// the text is cut into pieces: the stop string that is complete first wins, the longest of those that end together. Names of
+/// special tokens are no part of the text shown, but a stop string may be one, or contain one, as in transformers.
 #[derive(Debug, Clone, Default)]
 pub struct StopStrings {
     stops: Vec<String>,
     held: String,
+    /// Bytes of `held` that are not shown, in order.
+    hidden: Vec<Range<usize>>,
     found: bool,
 }
 
@@ -97,7 +101,7 @@ impl StopStrings {
                 message: "an empty stop string would end every text before it begins; leave it out".to_owned(),
             });
         }
-        Ok(Self { stops, held: String::new(), found: false })
+        Ok(Self { stops, ..Self::default() })
     }
 
     /// Takes the next piece of text. After a stop string was found, further pieces give nothing.
@@ -113,18 +117,44 @@ impl StopStrings {
             .min_by_key(|&(start, stop)| (start + stop.len(), start));
         if let Some((start, stop)) = first {
             let stop = stop.clone();
-            self.held.truncate(start);
             self.found = true;
-            return Stopped { text: std::mem::take(&mut self.held), stop: Some(stop) };
+            let text = self.take(start);
+            self.finish();
+            return Stopped { text, stop: Some(stop) };
         }
-        let keep = self.undecided();
-        let rest = self.held.split_off(self.held.len() - keep);
-        Stopped { text: std::mem::replace(&mut self.held, rest), stop: None }
+        let decided = self.held.len() - self.undecided();
+        Stopped { text: self.take(decided), stop: None }
+    }
+
+    /// Takes the name of a special token, which is not shown. A stop string may contain it.
+    pub fn push_hidden(&mut self, name: &str) -> Stopped {
+        if !self.found && !self.stops.is_empty() {
+            self.hidden.push(self.held.len()..self.held.len() + name.len());
+            return self.push(name);
+        }
+        Stopped { text: String::new(), stop: None }
     }
 
     /// The text still held back, when the generation ends for another reason.
     pub fn finish(&mut self) -> String {
-        std::mem::take(&mut self.held)
+        self.take(self.held.len())
+    }
+
+    /// Removes the first `end` bytes of what is held, and returns what of them is shown.
+    fn take(&mut self, end: usize) -> String {
+        let rest = self.held.split_off(end);
+        let mut text = std::mem::replace(&mut self.held, rest);
+        let (mut gone, later): (Vec<_>, Vec<_>) = self.hidden.drain(..).partition(|hidden| hidden.start < end);
+        let mut after = later;
+        // A name that is cut stays hidden in both parts.
+        after.extend(gone.iter().filter(|hidden| hidden.end > end).map(|hidden| end..hidden.end));
+        after.sort_by_key(|hidden| hidden.start);
+        self.hidden = after.into_iter().map(|hidden| hidden.start - end..hidden.end - end).collect();
+        gone.reverse();
+        for hidden in gone {
+            text.drain(hidden.start..hidden.end.min(end));
+        }
+        text
     }
 
     /// Bytes at the end of the held text that begin a stop string.
@@ -151,5 +181,45 @@ mod tests {
         assert_eq!(stops.push("a<<</").text, "a<<");
         assert_eq!(stops.held, "</");
         assert_eq!(stops.finish(), "</");
+    }
+
+    #[test]
+    fn names_of_special_tokens_are_matched_and_not_shown() {
+        let pieces = [
+            (" one", false),
+            (" two", false),
+            ("<|a|>", true),
+            ("\n", false),
+            ("<|b|>", true),
+            ("user", false),
+            ("!", false),
+        ];
+        let run = |stop: &str| {
+            let mut stops = StopStrings::new([stop]).unwrap();
+            let mut shown = String::new();
+            for (piece, hidden) in pieces {
+                let stopped = if hidden { stops.push_hidden(piece) } else { stops.push(piece) };
+                shown.push_str(&stopped.text);
+                if stopped.stop.is_some() {
+                    return (shown, true);
+                }
+            }
+            (shown + &stops.finish(), false)
+        };
+        for (stop, text) in [
+            ("<|a|>", " one two"),
+            ("<|b|>user", " one two\n"),
+            ("two<|a|>", " one "),
+            ("|a|>\n<|b|>us", " one two"),
+            ("a|>\n", " one two"),
+            ("\n<|b|>", " one two"),
+            ("!", " one two\nuser"),
+        ] {
+            assert_eq!(run(stop), (text.to_owned(), true), "{stop:?}");
+        }
+        // What only began like a stop string is shown without the names.
+        for stop in ["two<|a|>\n<|b|>nobody", "<|a|>x", "user!!", "twouser", "two\n"] {
+            assert_eq!(run(stop), (" one two\nuser!".to_owned(), false), "{stop:?}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use burn::module::Param;
 use burn::tensor::{Bool, Int, Shape, Tensor, TensorPrimitive};
 use emberlm_backends::cpu;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use super::held::{HeldLinear, HeldWeight};
 use super::{HostTensors, bool_tensor, float_primitive, float_tensor, int_tensor};
@@ -209,12 +210,18 @@ pub(super) fn store_kv<B: HostTensors>(store: KvStore<B>, new: Tensor<B, 4>, at:
     match store {
         KvStore::F32(t) => {
             let mut data = B::into_floats(float_primitive(t));
-            cpu::store_kv(&B::floats(&new), cpu::CacheSliceMut::F32(&mut data), &shape);
+            let _ = cpu::store_kv(&B::floats(&new), cpu::CacheSliceMut::F32(&mut data), &shape);
             KvStore::F32(float_tensor(data, [batch, heads, capacity, width]))
         }
         KvStore::F16(t) => {
             let mut words = B::into_words(t.into_primitive());
-            cpu::store_kv(&B::floats(&new), cpu::CacheSliceMut::F16(bytemuck::cast_slice_mut(&mut words)), &shape);
+            let halves: &mut [u16] = bytemuck::cast_slice_mut(&mut words);
+            if !cpu::store_kv(&B::floats(&new), cpu::CacheSliceMut::F16(halves), &shape) {
+                let mut data = vec![0.0; halves.len()];
+                halves.reinterpret_cast::<half::f16>().convert_to_f32_slice(&mut data);
+                let _ = cpu::store_kv(&B::floats(&new), cpu::CacheSliceMut::F32(&mut data), &shape);
+                return KvStore::F32(float_tensor(data, [batch, heads, capacity, width]));
+            }
             let dims = Shape::from([batch, heads, capacity, width / 2]);
             KvStore::F16(Tensor::from_primitive(B::from_words(words, dims)))
         }

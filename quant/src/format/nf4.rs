@@ -7,6 +7,7 @@
 //! the 8-bit scale codes by one. bitsandbytes on a GPU has kernels of its own, which may choose the neighbouring code for a value
 //! that lies half-way.
 
+use emberlm_backends::cpu::run;
 use rayon::prelude::*;
 
 use super::dense::Dense;
@@ -81,6 +82,11 @@ pub fn quantize_fp4(weight: &HostWeight, double_quant: bool) -> Result<HostWeigh
 }
 
 fn quantize(weight: &HostWeight, code_book: &[f32; 16], double_quant: bool) -> Result<HostWeight> {
+    run(|| quantize_inside(weight, code_book, double_quant))
+}
+
+/// On the threads of the kernels.
+fn quantize_inside(weight: &HostWeight, code_book: &[f32; 16], double_quant: bool) -> Result<HostWeight> {
     let dense = Dense::new(weight)?;
     let search = Search::new(code_book);
     let elements = dense.elements();

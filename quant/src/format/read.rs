@@ -1,6 +1,7 @@
 //! Plain readers of every storage: the reference for all kernels, exact to the bit.
 
 use bytes::Bytes;
+use emberlm_backends::cpu::run;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -24,7 +25,7 @@ const TASK: usize = 1 << 15;
 pub fn dequantize(weight: &HostWeight) -> Vec<f32> {
     trust(weight);
     let mut values = vec![0.0; weight.n * weight.k];
-    values.par_chunks_mut(TASK).enumerate().for_each(|(task, out)| read(weight, task * TASK, false, out));
+    run(|| values.par_chunks_mut(TASK).enumerate().for_each(|(task, out)| read(weight, task * TASK, false, out)));
     values
 }
 
@@ -62,7 +63,7 @@ fn trust(weight: &HostWeight) {
 fn rounded<const SIZE: usize>(weight: &HostWeight, encode: impl Fn(f32) -> [u8; SIZE] + Sync) -> Bytes {
     const PIECE: usize = 256;
     let mut data = vec![0; weight.n * weight.k * SIZE];
-    data.par_chunks_mut(TASK * SIZE).enumerate().for_each(|(task, out)| {
+    let encode_task = |(task, out): (usize, &mut [u8])| {
         let mut values = [0.0; PIECE];
         for (piece, out) in out.chunks_mut(PIECE * SIZE).enumerate() {
             let out = out.as_chunks_mut::<SIZE>().0;
@@ -72,7 +73,8 @@ fn rounded<const SIZE: usize>(weight: &HostWeight, encode: impl Fn(f32) -> [u8; 
                 *out = encode(value);
             }
         }
-    });
+    };
+    run(|| data.par_chunks_mut(TASK * SIZE).enumerate().for_each(encode_task));
     data.into()
 }
 

@@ -4,6 +4,7 @@
 //! scale in f32 and ties to even; the scale is then stored in f16. A row whose scale is below 3e-8 is therefore stored as zeros.
 
 use bytes::Bytes;
+use emberlm_backends::cpu::run;
 use half::f16;
 use rayon::prelude::*;
 
@@ -29,6 +30,11 @@ const TASK: usize = 1 << 14;
 /// # Errors
 /// If the weight is not dense, does not fit its shape, or holds a number that is not finite or too large for an f16 scale.
 pub fn quantize_int8(weight: &HostWeight) -> Result<HostWeight> {
+    run(|| int8(weight))
+}
+
+/// On the threads of the kernels.
+fn int8(weight: &HostWeight) -> Result<HostWeight> {
     let dense = Dense::new(weight)?;
     let (n, k) = (dense.n, dense.k);
     let mut wide = weight_buffer(n * k);
@@ -68,6 +74,11 @@ pub fn quantize_int8(weight: &HostWeight) -> Result<HostWeight> {
 /// # Errors
 /// As [`quantize_int8`], and if `bits` is not 2, 4, 6 or 8.
 pub fn quantize_truequant(weight: &HostWeight, bits: u32, keep: usize) -> Result<HostWeight> {
+    run(|| truequant(weight, bits, keep))
+}
+
+/// On the threads of the kernels.
+fn truequant(weight: &HostWeight, bits: u32, keep: usize) -> Result<HostWeight> {
     let qmax = match bits {
         2 => 1.0,
         4 => 7.0,

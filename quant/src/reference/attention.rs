@@ -22,21 +22,35 @@ pub fn store_kv<B: Backend>(store: KvStore<B>, new: Tensor<B, 4>, at: usize) -> 
         KvStore::F16(t) => {
             // `KvStore::new` makes none there.
             assert!(!B::ad_enabled(&t.device()), "a store of halves loses the gradients of keys and values; use F32");
-            let words = pack_f16(new);
-            KvStore::F16(t.slice_assign([0..b, 0..heads, at..at + s, 0..width / 2], words))
+            match pack_f16(new.clone()) {
+                Some(words) => KvStore::F16(t.slice_assign([0..b, 0..heads, at..at + s, 0..width / 2], words)),
+                None => {
+                    let wide = numbers_of(t);
+                    KvStore::F32(wide.slice_assign([0..b, 0..heads, at..at + s, 0..width], new))
+                }
+            }
         }
     }
 }
 
-/// Rounds to F16 on the host: plain burn operations have no bit casts.
-fn pack_f16<B: Backend>(t: Tensor<B, 4>) -> Tensor<B, 4, Int> {
+/// The numbers of words of two halves, `[b, heads, t, width / 2] -> [b, heads, t, width]`.
+fn numbers_of<B: Backend>(words: Tensor<B, 4, Int>) -> Tensor<B, 4> {
+    let [b, heads, t, w] = words.dims();
+    unpack_f16(words.reshape([b * heads * t * w])).reshape([b, heads, t, 2 * w])
+}
+
+/// Rounds to F16 on the host: plain burn operations have no bit casts. None where a finite number is too large for it.
+fn pack_f16<B: Backend>(t: Tensor<B, 4>) -> Option<Tensor<B, 4, Int>> {
     let [b, heads, s, width] = t.dims();
     let device = t.device();
     let data = t.into_data().convert::<f32>();
     let numbers: &[f32] = data.as_slice().unwrap_or(&[]);
+    if numbers.iter().any(|&x| x.is_finite() && half::f16::from_f32(x).is_infinite()) {
+        return None;
+    }
     let bits = |x: f32| u32::from(half::f16::from_f32(x).to_bits());
     let words: Vec<u32> = numbers.chunks_exact(2).map(|pair| bits(pair[0]) | bits(pair[1]) << 16).collect();
-    Tensor::from_data(TensorData::new(words, [b, heads, s, width / 2]), (&device, DType::U32))
+    Some(Tensor::from_data(TensorData::new(words, [b, heads, s, width / 2]), (&device, DType::U32)))
 }
 
 /// See [`CompactBackend::cached_attention`](crate::CompactBackend::cached_attention).
@@ -104,8 +118,7 @@ fn read<B: Backend>(store: &KvStore<B>, t: usize) -> Tensor<B, 4> {
         KvStore::F32(data) => data.clone().slice_dim(2, 0..t),
         KvStore::F16(words) => {
             let words = words.clone().slice_dim(2, 0..t);
-            let [b, heads, t, w] = words.dims();
-            unpack_f16(words.reshape([b * heads * t * w])).reshape([b, heads, t, 2 * w])
+            numbers_of(words)
         }
     }
 }

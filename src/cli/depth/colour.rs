@@ -108,8 +108,9 @@ pub fn indexed(colour: Rgb) -> u8 {
         let apart = colour.iter().zip(other).map(|(&a, b)| u32::from(a.abs_diff(b)).pow(2));
         apart.sum()
     };
-    let nearest = colour.map(|c| (0..6u8).min_by_key(|&i| STEPS[usize::from(i)].abs_diff(c)).unwrap_or(0));
-    let cube = nearest.map(|i| STEPS[usize::from(i)]);
+    let step = |i: u8| STEPS.get(usize::from(i)).copied().unwrap_or_default();
+    let nearest = colour.map(|c| (0..6u8).min_by_key(|&i| step(i).abs_diff(c)).unwrap_or(0));
+    let cube = nearest.map(step);
     let grey = (0..24u8).min_by_key(|&i| distance([8 + 10 * i; 3])).unwrap_or(0);
     if distance([8 + 10 * grey; 3]) < distance(cube) {
         232 + grey

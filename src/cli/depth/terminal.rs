@@ -74,7 +74,9 @@ fn legend(map: &DepthMap, colours: Colours) -> String {
 
 /// Text on the ground of a level.
 fn on(text: &str, level: Option<usize>, colours: Colours) -> String {
-    let Some(ground) = level.map(|level| LIGHT[level.min(LEVELS - 1)]) else { return text.to_owned() };
+    let Some(ground) = level.and_then(|level| LIGHT.get(level.min(LEVELS - 1)).copied()) else {
+        return text.to_owned();
+    };
     if text.is_empty() {
         return String::new();
     }

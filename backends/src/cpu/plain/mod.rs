@@ -6,7 +6,7 @@
 
 mod attention;
 
-pub use attention::attention;
+pub use attention::{activate, attention};
 
 use super::{DeltaRule, Mlp, Weight};
 use rayon::prelude::*;

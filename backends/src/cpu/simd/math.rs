@@ -2,7 +2,9 @@
 
 use super::Simd;
 
-/// `e^x`, relative error below 2e-7; 0 below -87.3, where f32 has no normal numbers left, and large above 88.3.
+/// `e^x`, relative error below 2e-7 or 1.3e-38 absolute; 0 below -87.3, and 1.7e38 above 88.
+///
+/// For weights that are at most 1; where the result may be large, [`exp_or_infinity`].
 ///
 /// # Safety
 /// `S` must be enabled.
@@ -12,6 +14,37 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
     unsafe {
         // A NaN passes both bounds.
         let x = S::max(S::splat(-87.3), S::min(S::splat(88.0), x));
+        let (mantissa, n) = exp_parts::<S>(x);
+        // e^-87.3 and what is below count as 0: times a huge value they would be seen. A NaN passes here too.
+        S::max(S::splat(0.0), S::sub(S::scale_exponent(mantissa, n), S::splat(1.23e-38)))
+    }
+}
+
+/// `e^x`, relative error below 2e-7; infinite above 88.73 as in f32, 0 (or at most 1.2e-38) below -87.
+///
+/// For denominators: `x / (1 + e^-x)` must go to 0 with `-x`, not stay at `x / e^88`.
+///
+/// # Safety
+/// `S` must be enabled.
+#[inline(always)]
+unsafe fn exp_or_infinity<S: Simd>(x: S::V) -> S::V {
+    // SAFETY: `S` is enabled, and nothing here touches memory.
+    unsafe {
+        // The bounds are those of n - 1 in -127..=127; e^88.8 is beyond f32. A NaN passes both.
+        let x = S::max(S::splat(-87.3), S::min(S::splat(88.8), x));
+        let (mantissa, n) = exp_parts::<S>(x);
+        S::mul(S::scale_exponent(mantissa, S::sub(n, S::splat(1.0))), S::splat(2.0))
+    }
+}
+
+/// `m` and whole `n` with `e^x = m 2^n`, `m` between 0.7 and 1.5.
+///
+/// # Safety
+/// `S` must be enabled.
+#[inline(always)]
+unsafe fn exp_parts<S: Simd>(x: S::V) -> (S::V, S::V) {
+    // SAFETY: `S` is enabled, and nothing here touches memory.
+    unsafe {
         let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
         let r = S::fma(n, S::splat(-0.693_359_4), x);
         let r = S::fma(n, S::splat(2.121_944_4e-4), r);
@@ -21,19 +54,18 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
         let p = S::fma(p, r, S::splat(4.166_579_6e-2));
         let p = S::fma(p, r, S::splat(1.666_666_5e-1));
         let p = S::fma(p, r, S::splat(0.5));
-        let p = S::add(S::fma(p, S::mul(r, r), r), S::splat(1.0));
-        S::scale_exponent(p, n)
+        (S::add(S::fma(p, S::mul(r, r), r), S::splat(1.0)), n)
     }
 }
 
-/// `x / (1 + e^-x)`.
+/// `x / (1 + e^-x)`; 0 far below zero.
 ///
 /// # Safety
 /// `S` must be enabled.
 #[inline(always)]
 pub(crate) unsafe fn silu<S: Simd>(x: S::V) -> S::V {
     // SAFETY: `S` is enabled.
-    unsafe { S::div(x, S::add(S::splat(1.0), exp::<S>(S::sub(S::splat(0.0), x)))) }
+    unsafe { S::div(x, S::add(S::splat(1.0), exp_or_infinity::<S>(S::sub(S::splat(0.0), x)))) }
 }
 
 /// `x Φ(x)`; the complementary error function by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7).
@@ -69,7 +101,7 @@ pub(crate) unsafe fn gelu_tanh<S: Simd>(x: S::V) -> S::V {
         let cube = S::mul(S::mul(x, x), x);
         let inner = S::mul(S::fma(cube, S::splat(0.044_715), x), S::splat(0.797_884_6));
         // 0.5 x (1 + tanh a) = x / (1 + e^-2a)
-        S::div(x, S::add(S::splat(1.0), exp::<S>(S::mul(inner, S::splat(-2.0)))))
+        S::div(x, S::add(S::splat(1.0), exp_or_infinity::<S>(S::mul(inner, S::splat(-2.0)))))
     }
 }
 
@@ -121,7 +153,7 @@ function!(#[doc = "`e^(a + offset)`"] ExpOffset(f32), self, a => exp::<S>(S::add
 function!(#[doc = "`silu(a) * b`"] SiluMul, self, a, b => S::mul(silu::<S>(a), b));
 function!(#[doc = "`a * silu(b)`"] MulSilu, self, a, b => S::mul(a, silu::<S>(b)));
 function!(#[doc = "`a * sigmoid(b)`"] MulSigmoid, self, a, b => {
-    S::div(a, S::add(S::splat(1.0), exp::<S>(S::sub(S::splat(0.0), b))))
+    S::div(a, S::add(S::splat(1.0), exp_or_infinity::<S>(S::sub(S::splat(0.0), b))))
 });
 function!(#[doc = "`a + b`"] Add, self, a, b => S::add(a, b));
 function!(
@@ -247,4 +279,85 @@ pub(crate) unsafe fn highest<S: Simd>(a: &[f32]) -> f32 {
         S::store(lanes.as_mut_ptr(), highest);
     }
     lanes.iter().chain(&a[whole..]).fold(f32::NEG_INFINITY, |highest, &a| highest.max(a))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::simd::{Kernel, launch};
+    use crate::cpu::{Activation, Level, plain};
+
+    struct Map<'a, F>(&'a mut [f32], F);
+    impl<F: Unary> Kernel for Map<'_, F> {
+        type Output = ();
+        #[inline(always)]
+        unsafe fn call<S: Simd>(self) {
+            // SAFETY: `S` is enabled.
+            unsafe { map::<S, F>(self.0, self.1) }
+        }
+    }
+
+    struct Zip<'a, F>(&'a mut [f32], &'a [f32], F);
+    impl<F: Binary> Kernel for Zip<'_, F> {
+        type Output = ();
+        #[inline(always)]
+        unsafe fn call<S: Simd>(self) {
+            // SAFETY: `S` is enabled.
+            unsafe { zip::<S, F>(self.0, self.1, self.2) }
+        }
+    }
+
+    /// From 0 to the end of f32, both signs, and closely around the ends of the exponential.
+    fn whole_range() -> Vec<f32> {
+        let far = (-40..128).map(|n| 2f32.powi(n) * 1.37);
+        let near = (0..2000).map(|i| i as f32 * 0.05);
+        let ends = (0..400).map(|i| 86.0 + i as f32 * 0.01);
+        far.chain(near).chain(ends).chain([f32::MAX]).flat_map(|x| [x, -x]).collect()
+    }
+
+    /// Beside `exact` in f64, on every level that the machine has.
+    fn check(name: &str, f: impl Unary, exact: impl Fn(f64) -> f64, relative: f64, absolute: f64) {
+        let x = whole_range();
+        for level in Level::available() {
+            let mut got = x.clone();
+            launch(level, Map(&mut got, f));
+            for (&x, got) in x.iter().zip(got) {
+                let want = exact(f64::from(x));
+                let error = (f64::from(got) - want).abs();
+                let level = level.name();
+                assert!(error <= want.abs() * relative + absolute, "{name}({x:e}) on {level}: {got:e}, not {want:e}");
+            }
+        }
+    }
+
+    /// Far from 0 as well as near it.
+    #[test]
+    fn activations_over_the_whole_range_of_f32() {
+        check("silu", Silu, plain::silu, 4e-7, 1e-36);
+        check("gelu", Gelu, |x| plain::activate(Activation::Gelu, x), 4e-7, 1e-6);
+        // As a sigmoid, for 1 + tanh(a) has no digits left where it is small. An ulp of a, which ends at 44, is one of 2a's e^2a.
+        let tanh_gelu =
+            |x: f64| x / (1.0 + (-2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).exp());
+        check("gelu_tanh", GeluTanh, tanh_gelu, 1.2e-5, 1e-35);
+        check("exp", ExpOffset(0.0), |x| x.min(88.0).exp(), 1e-6, 2e-38);
+    }
+
+    /// A gate that is closed leaves nothing of any factor.
+    #[test]
+    fn closed_gates_and_weights_of_0_beside_huge_factors() {
+        for level in Level::available() {
+            for gate in [-89.0f32, -1e3, -1e10, -1e19, -1e30, f32::MIN] {
+                let name = level.name();
+                let mut y = [gate; 19];
+                launch(level, Zip(&mut y, &[f32::MAX; 19], SiluMul));
+                assert_eq!(y, [0.0; 19], "silu({gate:e}) on {name}");
+                let mut y = [f32::MAX; 19];
+                launch(level, Zip(&mut y, &[gate; 19], MulSigmoid));
+                assert_eq!(y, [0.0; 19], "sigmoid({gate:e}) on {name}");
+                let mut y = [gate; 19];
+                launch(level, Map(&mut y, ExpOffset(0.0)));
+                assert_eq!(y, [0.0; 19], "exp({gate:e}) on {name}");
+            }
+        }
+    }
 }

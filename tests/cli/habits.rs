@@ -1,0 +1,52 @@
+//! Flags of other programs.
+
+use crate::program::{Ended, ember};
+
+fn story(flags: &[&str]) -> Ended {
+    ember([&["generate", "-p", "Once"], flags].concat())
+}
+
+#[test]
+fn flags_of_other_programs_are_translated_and_named() {
+    let wanted = story(&["-n", "6", "--greedy"]).with_code(0).stdout;
+    for (flags, note) in [
+        (&["--n-predict", "6", "--greedy"][..], "--n-predict is --max-tokens here"),
+        (&["--max_new_tokens=6", "--greedy"], "--max_new_tokens is --max-tokens here"),
+        (&["-n", "6", "-ngl", "99", "--greedy"], "-ngl changes nothing: a whole model runs on one device"),
+        (&["-n", "6", "-t", "2", "--greedy"], "-t is --threads here"),
+        (&["-n", "6", "-c", "512", "--greedy"], "-c changes nothing: the context grows by itself"),
+        (&["-n", "6", "-no-cnv", "--no-mmap", "--greedy"], "-no-cnv changes nothing"),
+        (&["-n", "6", "--no-do-sample"], "--no-do-sample is --greedy here"),
+        (&["-n", "6", "--repetition-penalty", "1", "--greedy"], "--repetition-penalty is --repeat-penalty here"),
+    ] {
+        let ended = story(flags).with_code(0);
+        assert_eq!(ended.stdout, wanted, "{flags:?}");
+        assert!(ended.stderr.contains(&format!("note: {note}")), "{flags:?}: {}", ended.stderr);
+    }
+    assert!(story(&["-n", "1", "--seed", "-1", "--temp", "1"]).with_code(0).stderr.contains(", seed "));
+}
+
+#[test]
+fn what_other_programs_have_and_this_has_not_is_explained() {
+    for (flags, part) in [
+        (&["-f", "prompt.txt"][..], "from stdin: -p - < FILE"),
+        (&["--dtype", "float16"], "--activations"),
+        (&["--num_beams", "4"], "the samplers are"),
+        (&["-hf", "a/b"], "hf download"),
+        (&["--repeat-last-n", "64"], "--repeat-penalty counts all tokens"),
+    ] {
+        let ended = story(flags).with_code(2);
+        assert!(ended.stderr.starts_with(&format!("error: {} is not a flag of emberlm", flags[0])), "{}", ended.stderr);
+        assert!(
+            ended.stderr.contains(part) && ended.stderr.contains("--help") && ended.stdout.is_empty(),
+            "{}",
+            ended.stderr
+        );
+    }
+    let flags = ["bench", "-p", "4", "-n", "2", "-r", "1", "-t", "1", "-ngl", "99", "-fa", "1"];
+    assert!(ember(flags).with_code(0).stderr.contains("note: -ngl changes nothing"));
+    let info = ember(["info", "-c", "512"]).with_code(0);
+    assert_eq!(info.stdout, ember(["info", "--context", "512"]).with_code(0).stdout);
+    assert!(ember(["-m", "x", "-p", "y"]).with_code(2).stderr.contains("a command comes first"));
+    assert!(ember(["chat"]).with_code(2).stderr.contains("ember generate"));
+}

@@ -4,6 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use emberlm::model::config::{CrestOverrides, Family};
+use emberlm::model::evaluate::{EvaluateOptions, evaluate};
+use emberlm::model::generate::{GenerateOptions, Generator};
+use emberlm::model::sampling::SamplingConfig;
 use emberlm::model::{CausalLm, ForwardOptions, LogitsFor, Pretrained, WeightOptions};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::KvFormat;
@@ -40,6 +43,9 @@ fn row(value: &Value) -> Numbers {
 pub fn rope_scalings_and_biases<B: CompactBackend>(device: &B::Device) {
     let goldens = read_json(&own("unit_rope/golden.json"));
     let tolerance = logit_tolerance::<B>(Family::Llama);
+    // Any tokenizer that has the ids.
+    let text =
+        Pretrained::open(&own("leanllama"), &CrestOverrides::default()).and_then(|p| p.text()).expect("a tokenizer");
     for golden in goldens.as_array().expect("a list") {
         let name = golden["name"].as_str().expect("a name");
         let ids = |key: &str| -> Vec<u32> {
@@ -65,6 +71,27 @@ pub fn rope_scalings_and_biases<B: CompactBackend>(device: &B::Device) {
             Numbers::of(&logits).assert_close(&what, &row(expected), tolerance);
             logits = model.decode(&generated[step..=step], &mut cache).expect(name);
         }
+
+        // The same by way of a generation, and probabilities of a text in chunks.
+        let options = GenerateOptions {
+            sampling: SamplingConfig::greedy(),
+            max_tokens: generated.len(),
+            chunk: 7,
+            cache: KvFormat::F32,
+            ..Default::default()
+        };
+        let mut pieces = Generator::new(&model, &text, options).expect("options").run(&prompt).expect(name);
+        for piece in pieces.by_ref() {
+            piece.expect(name);
+        }
+        assert_eq!(pieces.summary().generated, generated, "{name}: generated");
+        let probabilities = |chunk: usize| {
+            let options = EvaluateOptions { window: None, chunk: Some(chunk) };
+            let values = evaluate(&model, &prompt, options).expect(name).log_probabilities;
+            Numbers { shape: vec![values.len()], values }
+        };
+        let what = format!("{name}: log probabilities in chunks");
+        probabilities(7).assert_close(&what, &probabilities(prompt.len()), tolerance);
     }
 }
 

@@ -90,7 +90,8 @@ fn norms_and_rotations() {
             cpu::rms_norm_gated(&x, &z, m, &w, 1e-6, &mut y);
             close(&format!("norm of {d} on {level}"), &y, &want, 1e-5);
         });
-        let (dim, rotary) = (d + 1, (d + 1) / 2 * 2);
+        let rotary = 2 * d.div_ceil(2);
+        let dim = rotary + 1;
         let x = rng.floats(3 * dim, 2.0).into_boxed_slice();
         let (cos, sin) = (rng.floats(3 * rotary / 2, 1.0), rng.floats(3 * rotary / 2, 1.0));
         let mut want = x.clone();

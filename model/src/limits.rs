@@ -16,8 +16,8 @@ pub(crate) fn check_device<B: CompactBackend>(architecture: &Architecture, devic
         .map_err(|error| Error::Option { option: error.variable.into(), message: error.to_string() })?;
     let config = &architecture.config;
     let has = |kind| config.layer_types.contains(&kind);
-    let head =
-        has(LayerType::FullAttention).then(|| ("head_dim", config.head_dim, ModelSize::AttentionHead(config.head_dim)));
+    let head = ("head_dim", config.head_dim, ModelSize::AttentionHead(config.head_dim));
+    let head = has(LayerType::FullAttention).then_some(head);
     let key = config.linear_attention.as_ref().filter(|_| has(LayerType::LinearAttention));
     let key = key.map(|dims| ("linear_key_head_dim", dims.key_head_dim, ModelSize::DeltaKey(dims.key_head_dim)));
     for (size, found, of) in head.into_iter().chain(key) {

@@ -2,7 +2,7 @@
 
 use emberlm_quant::Error;
 use emberlm_quant::format::{
-    check, dequantize, largest_buffer, quantize_int8, quantize_nf4, quantize_truequant, split_rows,
+    BufferLimit, check, dequantize, largest_buffer, quantize_int8, quantize_nf4, quantize_truequant, split_rows,
 };
 use emberlm_quant::host::{FloatType, HostStorage, HostWeight};
 use half::bf16;
@@ -57,6 +57,25 @@ proptest! {
                 }
                 Err(Error::RowsBeyondBuffer { rows, bytes, limit: stated }) => {
                     prop_assert!(rows > 0 && bytes > limit && stated == limit && largest_buffer(&weight) > limit);
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+
+    /// Kernels that count elements in fewer bits than the buffers have bytes: NF4 has two elements to a byte.
+    #[test]
+    fn parts_are_no_longer_than_kernels_count(n in 1usize..400, k in 1usize..70, elements in 64usize..20_000) {
+        for weight in storages(n, k) {
+            let limit = BufferLimit { bytes: usize::MAX, elements };
+            match split_rows(weight.clone(), limit) {
+                Ok(parts) => {
+                    prop_assert_eq!(parts.len() == 1, n * k <= elements);
+                    prop_assert!(parts.iter().all(|part| part.n * part.k <= elements && limit.holds(part)));
+                    prop_assert_eq!(parts.iter().flat_map(dequantize).collect::<Vec<_>>(), dequantize(&weight));
+                }
+                Err(Error::RowsBeyondCount { rows, elements: found, limit: stated }) => {
+                    prop_assert!(found == rows * k && found > elements && stated == elements && n * k > elements);
                 }
                 Err(other) => panic!("{other}"),
             }

@@ -51,8 +51,11 @@ pub fn write(out: &mut impl Write, info: &Info) -> Result<()> {
     }
     let cache = &info.cache;
     let (f16, f32) = (bytes(cache.bytes_per_token.f16), bytes(cache.bytes_per_token.f32));
-    let fixed = bytes(cache.bytes_per_sequence);
-    line("cache", &format!("{f16} per token in f16, {f32} in f32; {fixed} per sequence besides"))?;
+    let fixed = match cache.bytes_per_sequence {
+        0 => String::new(),
+        fixed => format!("; {} per sequence besides", bytes(fixed)),
+    };
+    line("cache", &format!("{f16} per token in f16, {f32} in f32{fixed}"))?;
     memory_lines(info, &mut line)?;
 
     if let Some(crest) = &info.crest {
@@ -94,7 +97,9 @@ fn share_text(share: &Share) -> String {
         stored if stored == share.bytes => String::new(),
         stored => format!(" ({} stored)", bytes(stored)),
     };
-    format!("{:>10}{stored} in {} tensors, {} parameters", bytes(share.bytes), share.tensors, count(share.parameters))
+    let plural = if share.tensors == 1 { "" } else { "s" };
+    let (held, parameters) = (bytes(share.bytes), count(share.parameters));
+    format!("{held:>10}{stored} in {} tensor{plural}, {parameters} parameters", share.tensors)
 }
 
 fn crest_lines(crest: &CrestInfo, line: &mut impl FnMut(&str, &str) -> Result<()>) -> Result<()> {

@@ -1,7 +1,14 @@
 //! `ember depth`.
 
+#[cfg(unix)]
+use rustix::{
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{Winsize, tcsetwinsize},
+};
 use serde_json::{Value, json};
 
+#[cfg(unix)]
+use crate::program::command;
 use crate::program::{Ended, Scratch, ember, ember_reading, model};
 
 const PROMPT: &str = "the quick brown fox";
@@ -77,6 +84,9 @@ fn the_terminal_gets_the_colours_asked_for() {
     let rows = |shown: &str| shown.lines().filter(|line| line.starts_with(" 3  ")).count();
     let narrow = shown(&["--width", "30"]);
     assert!(rows(&narrow) > rows(&plain), "{narrow}");
+    assert!(plain.contains("\nlayer\n"), "the axis: {plain}");
+    // The legend has the steps that occur, in their colours.
+    assert!(full.contains("\nsteps: \x1b[48;2;") && !full.contains(" 5 \x1b[0m"), "{full}");
     let map: Vec<&str> = narrow.lines().skip(2).take_while(|line| !line.starts_with("steps per layer")).collect();
     assert!(map.iter().all(|line| line.trim_end().chars().count() <= 30), "{narrow}");
     // The digits of the map are the steps.
@@ -107,6 +117,102 @@ fn pictures_are_whole_and_need_nothing_else() {
         assert!(opened == closed && opened > 8, "{what}: {opened} groups, {closed} closed");
     }
     assert!(html.contains("<tr><td>0.999</td>"), "the table of thresholds");
+}
+
+/// What no XML file may hold, and what has a meaning in one; the page scrolls where the picture is wider than it.
+#[test]
+fn pictures_of_any_text_can_be_read() {
+    let scratch = Scratch::new();
+    let (svg, html) = (scratch.path("a.svg"), scratch.path("a.html"));
+    let files = ["--svg", svg.to_str().expect("UTF-8"), "--html", html.to_str().expect("UTF-8")];
+    for text in [
+        "\u{ffff} \u{fffe} \u{fdd0} \u{10fffe}",
+        "a \0 \u{1} \x1b[2J \u{85} \u{9b}m \x7f b",
+        "]]> <!-- '\"&lt; --> \u{202e}x",
+    ] {
+        let args = ["depth", "-p", "-", "--json"];
+        let ended = ember_reading(text, args.iter().chain(&files)).with_code(0);
+        let told: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+        let whole: String = list(&told["tokens"]).iter().filter_map(|token| token["text"].as_str()).collect();
+        assert_eq!(whole, text, "JSON has the text as it is");
+        for path in [&svg, &html] {
+            let picture = std::fs::read_to_string(path).expect("a picture");
+            let wrong = |c: &char| {
+                (c.is_control() && *c != '\n')
+                    || matches!(*c, '\u{fdd0}'..='\u{fdef}' | '\u{202e}')
+                    || u32::from(*c) & 0xfffe == 0xfffe
+            };
+            assert_eq!(picture.chars().find(wrong), None, "{}: {text:?}", path.display());
+            assert!(!picture.contains("]]>") && !picture.contains("<!-- "), "{}", path.display());
+        }
+    }
+    let (svg, html) =
+        (std::fs::read_to_string(svg).expect("a picture"), std::fs::read_to_string(html).expect("a page"));
+    assert!(html.contains("width=device-width") && html.contains("overflow-x: auto"));
+    assert!(!html.contains("max-width: 100%"), "a picture that shrinks cannot be read on a phone");
+    assert!(svg.contains(">layer</text>") && svg.contains(">steps</text>"), "the axis and the legend");
+}
+
+/// Characters of two columns, and of none.
+#[test]
+fn the_map_is_in_line_under_every_character() {
+    let columns = |line: &str| -> usize {
+        let wide = |c: char| {
+            matches!(c, '✅' | '⚡' | '⌚' | '⭐' | '你' | '好' | '\u{1f469}' | '\u{1f467}' | '\u{1f44d}' | '\u{1f3fd}')
+        };
+        let none = |c: char| matches!(c, '\u{301}' | '\u{200d}' | '\u{fe0f}');
+        line.chars().map(|c| if wide(c) { 2 } else { usize::from(!none(c)) }).sum()
+    };
+    for text in [
+        "a b",
+        "a ✅ b ⚡ c",
+        "x ⌚ y ⭐",
+        "e\u{301} x",
+        "\u{1f469}\u{200d}\u{1f467} x",
+        "你 好 x",
+        "\u{1f44d}\u{1f3fd} ⚡\u{fe0f}",
+    ] {
+        let shown = ember(["depth", "-p", text, "--width", "200"]).with_code(0).stdout;
+        let map: Vec<&str> = shown.lines().skip_while(|line| *line != "layer").skip(1).take(5).collect();
+        let widths: Vec<usize> = map.iter().map(|line| columns(line)).collect();
+        assert!(widths.iter().all(|width| width == &widths[0] && *width > 4), "{text:?}: {widths:?} in {shown}");
+    }
+}
+
+/// A terminal says how wide it is; COLUMNS, where it is exported, wins.
+#[cfg(unix)]
+#[test]
+fn the_map_has_the_width_of_the_terminal() {
+    use std::io::Read;
+
+    let longest = |terminal: u16, exported: Option<&str>| {
+        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+        grantpt(&controller).expect("granted");
+        unlockpt(&controller).expect("unlocked");
+        let size = Winsize { ws_row: 24, ws_col: terminal, ws_xpixel: 0, ws_ypixel: 0 };
+        let name = ptsname(&controller, Vec::new()).expect("a name");
+        let user = std::fs::File::options().read(true).write(true).open(name.to_str().expect("UTF-8")).expect("opened");
+        tcsetwinsize(&user, size).expect("a size");
+        let text = "Once upon a time there was a little girl who wanted to go to the sea";
+        let mut run = command(["depth", "-p", text, "--color", "none"]);
+        run.env_remove("COLUMNS").stdout(user);
+        if let Some(columns) = exported {
+            run.env("COLUMNS", columns);
+        }
+        let mut child = run.spawn().expect("the program starts");
+        drop(run);
+        let mut shown = Vec::new();
+        // Linux ends a terminal that nobody has open with an error.
+        let _ = std::fs::File::from(controller).read_to_end(&mut shown);
+        assert!(child.wait().expect("the program ends").success());
+        let shown = String::from_utf8(shown).expect("UTF-8");
+        let rows = shown.lines().filter(|line| line.starts_with(" 0  "));
+        rows.map(|row| row.trim_end().len()).max().unwrap_or_else(|| panic!("no rows in {shown}"))
+    };
+    let (narrow, wide) = (longest(40, None), longest(120, None));
+    assert!((30..=40).contains(&narrow) && (80..=120).contains(&wide), "{narrow} and {wide} columns");
+    assert!(longest(120, Some("60")) <= 60);
+    assert_eq!(longest(40, Some("many")), narrow);
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! `ember eval`.
 
+use std::path::Path;
+
 use emberlm::model::evaluate::{EvaluateOptions, evaluate};
 use emberlm::model::text::TextProcessor;
+use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 
 use crate::fixture::Fixture;
@@ -183,6 +186,95 @@ fn perplexity_is_that_of_the_tokens() {
     let line = eval("crest_k2", &[]).with_code(0).stdout;
     assert!(line.starts_with("perplexity ") && line.contains("steps per layer"), "{line}");
     assert_ne!(report("crest_k2", &["--steps", "1"])["perplexity"], told["perplexity"]);
+}
+
+/// What is said of memory before loading is near what is used at most: of a small model, and of one whose tokenizer takes most.
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_is_told_before_loading() {
+    let near = |told: &Value| {
+        let (said, measured) = (number(told, "estimated_bytes"), number(told, "peak_rss_bytes"));
+        assert!((said / measured - 1.0).abs() < 0.1, "{said} bytes said, {measured} measured");
+    };
+    let run = |args: &[&str]| -> Value {
+        let ended = ember_reading(TEXT, ["eval", "-f", "-", "--json"].iter().chain(args)).with_code(0);
+        assert!(ended.stderr.contains("tokenizer") && ended.stderr.contains("program"), "{}", ended.stderr);
+        serde_json::from_str(&ended.stdout).expect("JSON")
+    };
+    near(&run(&[]));
+    let scratch = Scratch::new();
+    let large = scratch.path("large");
+    large_vocabulary(&large, 60_000);
+    let told = run(&["-m", large.to_str().expect("UTF-8"), "-c", "8"]);
+    near(&told);
+    assert!(number(&told, "estimated_bytes") > 60e6, "{told}");
+}
+
+/// A model whose tokenizer has `tokens` tokens, all pairs and triples of letters and their merges.
+fn large_vocabulary(to: &Path, tokens: usize) {
+    let letters: Vec<String> = ('a'..='z').chain('A'..='Z').map(String::from).collect();
+    let base: Vec<String> = TEXT
+        .chars()
+        .map(|c| {
+            if c == ' ' {
+                'Ġ'
+            } else if c == '\n' {
+                'Ċ'
+            } else {
+                c
+            }
+            .to_string()
+        })
+        .collect();
+    let mut vocabulary: Vec<String> = letters.iter().cloned().chain(base).collect();
+    vocabulary.sort();
+    vocabulary.dedup();
+    let mut merges = Vec::new();
+    let mut last = letters.clone();
+    while vocabulary.len() < tokens {
+        let longer: Vec<(String, String)> =
+            last.iter().flat_map(|a| letters.iter().map(|b| (a.clone(), b.clone()))).collect();
+        last = longer.iter().map(|(a, b)| format!("{a}{b}")).collect();
+        let room = tokens - vocabulary.len();
+        vocabulary.extend(last.iter().take(room).cloned());
+        merges.extend(longer.into_iter().take(room));
+    }
+    let ids: serde_json::Map<String, Value> =
+        vocabulary.iter().enumerate().map(|(i, t)| (t.clone(), json!(i))).collect();
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": ids, "merges": merges}
+    });
+    std::fs::create_dir_all(to).expect("a directory");
+    std::fs::write(to.join("tokenizer.json"), tokenizer.to_string()).expect("written");
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 16, "intermediate_size": 32,
+        "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": tokens,
+        "rms_norm_eps": 1e-5, "max_position_embeddings": 64, "tie_word_embeddings": true, "rope_theta": 10000.0
+    });
+    std::fs::write(to.join("config.json"), config.to_string()).expect("written");
+    let shapes = [
+        ("model.embed_tokens.weight", vec![tokens, 16]),
+        ("model.norm.weight", vec![16]),
+        ("model.layers.0.input_layernorm.weight", vec![16]),
+        ("model.layers.0.post_attention_layernorm.weight", vec![16]),
+        ("model.layers.0.self_attn.q_proj.weight", vec![16, 16]),
+        ("model.layers.0.self_attn.k_proj.weight", vec![16, 16]),
+        ("model.layers.0.self_attn.v_proj.weight", vec![16, 16]),
+        ("model.layers.0.self_attn.o_proj.weight", vec![16, 16]),
+        ("model.layers.0.mlp.gate_proj.weight", vec![32, 16]),
+        ("model.layers.0.mlp.up_proj.weight", vec![32, 16]),
+        ("model.layers.0.mlp.down_proj.weight", vec![16, 32]),
+    ];
+    let data: Vec<Vec<u8>> = shapes.iter().map(|(_, shape)| [0x80, 0x3c].repeat(shape.iter().product())).collect();
+    let views = shapes
+        .iter()
+        .zip(&data)
+        .map(|((name, shape), data)| (*name, TensorView::new(Dtype::BF16, shape.clone(), data).expect("a tensor")));
+    safetensors::serialize_to_file(views, None, &to.join("model.safetensors")).expect("written");
 }
 
 #[test]

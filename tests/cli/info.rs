@@ -67,7 +67,9 @@ fn info_agrees_with_the_loaded_model() {
             let part = |part: &str| estimate[part].as_u64().expect("bytes");
             assert_eq!(part("cache"), (100 * per_token + fixed) as u64, "{name}");
             assert_eq!(part("weights"), plan.weight_bytes() as u64, "{name}");
-            assert_eq!(part("total"), part("weights") + part("cache") + part("scratch"), "{name}");
+            let parts = ["weights", "cache", "scratch", "tokenizer", "program"].map(part);
+            assert!(parts.iter().all(|&bytes| bytes > 0), "{name}: {parts:?}");
+            assert_eq!(part("total"), parts.iter().sum::<u64>(), "{name}");
         }
         assert_eq!(told["family"], json!(loaded.architecture().config.family.as_str()), "{name}");
         assert_eq!(told["parameters"], json!(plan.parameters()), "{name}");
@@ -113,6 +115,29 @@ fn info_counts_what_quantising_saves() {
     assert!(bytes(&quantised) < bytes(&plain) * 6 / 10, "{} of {}", bytes(&quantised), bytes(&plain));
 }
 
+/// Storages are those that the weights will have in memory, not those of the file.
+#[test]
+fn storages_are_those_in_memory() {
+    let held = |name: &str, flags: &[&str]| -> Vec<String> {
+        let told = info(name, flags);
+        let shares = told["weights"]["by_storage"].as_array().expect("a table").clone();
+        let mut names: Vec<String> = shares.iter().filter_map(|s| s["name"].as_str().map(str::to_owned)).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(held("leanllama", &[]), ["f16", "f32"]);
+    assert_eq!(held("leanllama", &["--quant", "int8"]), ["f16", "f32", "int8"], "compressors stay as they are");
+    assert_eq!(held("crest_k4", &["--quant", "nf4-dq"]), ["bf16", "f32", "int8", "nf4-dq"], "the gates stay");
+    assert_eq!(held("crest_k4", &["--quant", "nf4", "--quant-head", "nf4"]), ["bf16", "f32", "nf4"]);
+    assert_eq!(held("crest_k4", &["--quant-head", "int8"]), ["bf16", "f32", "int8"]);
+    assert_eq!(held("crest_k4_nf4", &[]), held("crest_k4_nf4", &["--quant-head", "int8"]));
+    // Norms are stored in 16 bits and held in 32.
+    let told = info("leanllama", &[]);
+    let norms = told["weights"]["by_storage"].as_array().expect("a table").iter().find(|s| s["name"] == "f32").cloned();
+    let norms = norms.expect("norms");
+    assert_eq!(norms["bytes"].as_u64(), norms["stored_bytes"].as_u64().map(|bytes| 2 * bytes));
+}
+
 #[test]
 fn info_as_text_names_the_same_facts() {
     let text = |name: &str| {
@@ -126,6 +151,9 @@ fn info_as_text_names_the_same_facts() {
         assert!(crest.contains(part), "{part:?} is not in {crest}");
     }
     let lean = text("leanllama_kv");
-    assert!(lean.contains("k: 32 numbers to 4") && lean.contains("estimate, f16 cache"), "{lean}");
+    assert!(lean.contains("k: 32 numbers to 4"), "{lean}");
+    for part in ["memory  ", "tokens with an f16 cache", "  scratch  ", "  tokenizer  ", "  program  "] {
+        assert!(lean.contains(part), "{part:?} is not in {lean}");
+    }
     assert!(crest.lines().all(|line| !line.contains('\x1b')));
 }

@@ -86,8 +86,8 @@ pub fn rope_scalings_and_biases<B: CompactBackend>(device: &B::Device) {
         }
         assert_eq!(pieces.summary().generated, generated, "{name}: generated");
         let probabilities = |chunk: usize| {
-            let options = EvaluateOptions { window: None, chunk: Some(chunk) };
-            let values = evaluate(&model, &prompt, options).expect(name).log_probabilities;
+            let options = EvaluateOptions { chunk: Some(chunk), ..Default::default() };
+            let values = evaluate(&model, &prompt, &options).expect(name).log_probabilities;
             Numbers { shape: vec![values.len()], values }
         };
         let what = format!("{name}: log probabilities in chunks");

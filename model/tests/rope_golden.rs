@@ -148,7 +148,9 @@ fn what_is_assumed_or_not_used_is_noted() {
     let mut outer = config(&json!({ "model_type": "qwen3_5", "rope_theta": 5e6 }));
     outer["text_config"] =
         config(&json!({ "model_type": "qwen3_5_text", "head_dim": 32, "max_position_embeddings": 64 }));
-    assert_eq!(parse(&outer).expect("config").rope.theta, 1e4);
+    let parsed = parse(&outer).expect("config");
+    assert_eq!(parsed.rope.theta, 1e4);
+    assert!(parsed.notes.unused.iter().any(|note| note.contains("beside text_config")), "{:?}", parsed.notes);
 }
 
 #[test]

@@ -148,7 +148,9 @@ fn what_is_assumed_or_not_used_is_noted() {
     let mut outer = config(&json!({ "model_type": "qwen3_5", "rope_theta": 5e6 }));
     outer["text_config"] =
         config(&json!({ "model_type": "qwen3_5_text", "head_dim": 32, "max_position_embeddings": 64 }));
-    assert_eq!(parse(&outer).expect("config").rope.theta, 1e4);
+    let parsed = parse(&outer).expect("config");
+    assert_eq!(parsed.rope.theta, 1e4);
+    assert!(parsed.notes.unused.iter().any(|note| note.contains("beside text_config")), "{:?}", parsed.notes);
 }
 
 #[test]
@@ -164,4 +166,72 @@ fn contexts_are_stretched_where_the_scaling_says_so() {
     assert_eq!(context(json!({ "type": "yarn", "factor": 4, "original_max_position_embeddings": 32 })), 128);
     assert_eq!(context(json!({ "type": "yarn", "factor": 4, "original_max_position_embeddings": 8 })), 64);
     assert_eq!(context(json!({ "type": "linear", "factor": 1e6 })), 64_000_000);
+}
+
+/// Whatever a config says: an error, or numbers that a model can compute with.
+#[test]
+fn random_parameters_never_panic_and_give_finite_numbers() {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) as usize) % below
+    };
+    let kinds = ["default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional", "mrope", "su", ""];
+    let numbers: Vec<Value> = [0.0, 1.0, -1.0, 0.5, 1.5, 2.0, 8.0, 32.0, 1e-9, 1e6, 1e12, 1e300, 1e-300]
+        .into_iter()
+        .map(Value::from)
+        .chain([json!(0), json!(1), json!(2), json!(16), json!(64), json!(1u64 << 28), json!(u64::MAX), json!(-3)])
+        .chain([Value::Null, json!("2"), json!(true), json!([]), json!({})])
+        .collect();
+    let keys = [
+        "factor",
+        "rope_theta",
+        "partial_rotary_factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+        "low_freq_factor",
+        "high_freq_factor",
+    ];
+    let mut accepted = 0;
+    for _ in 0..8_000 {
+        let mut scaling = json!({ "rope_type": kinds[random(kinds.len())], "factor": 4.0 });
+        // One or two odd values beside usual ones: all odd would hardly ever be accepted.
+        for (key, usual) in [("low_freq_factor", 1.0), ("high_freq_factor", 4.0)] {
+            scaling[key] = json!(usual);
+        }
+        for key in ["short_factor", "long_factor"] {
+            let divisor = numbers[random(13)].clone();
+            let divisor = if random(2) == 0 { json!(2.0) } else { divisor };
+            scaling[key] = Value::Array(vec![divisor; if random(8) == 0 { random(20) } else { 8 }]);
+        }
+        for _ in 0..random(4) {
+            scaling[keys[random(keys.len())]] = numbers[random(numbers.len())].clone();
+        }
+        let hybrid = random(4) == 0;
+        let model_type = if hybrid { "qwen3_5_text" } else { "llama" };
+        let head_dim = if hybrid { 64 } else { [2, 16, 16, 16, 15, 4][random(6)] };
+        let max = [1, 2, 64, 64, 4096, 1 << 28][random(6)];
+        let mut beside = json!({ "model_type": model_type, "head_dim": head_dim, "max_position_embeddings": max });
+        beside[if random(2) == 0 { "rope_scaling" } else { "rope_parameters" }] = scaling;
+        if random(4) == 0 {
+            beside[keys[1 + random(3)]] = numbers[random(numbers.len())].clone();
+        }
+        let Ok(config) = parse(&config(&beside)) else { continue };
+        accepted += 1;
+        let rotary = RotaryEmbedding::new(&config.rope);
+        let max = config.max_position_embeddings;
+        assert!((1..=1 << 28).contains(&max), "{beside}: a context of {max}");
+        for length in [1, max / 2, max] {
+            let frequencies = rotary.inverse_frequencies(length);
+            assert_eq!(2 * frequencies.len(), config.rope.rotary_dim, "{beside}");
+            assert!(frequencies.iter().all(|f| f.is_finite() && *f >= 0.0), "{beside}: {frequencies:?}");
+        }
+        assert!(rotary.attention_factor().is_finite() && rotary.attention_factor() > 0.0, "{beside}");
+    }
+    assert!(accepted > 800, "only {accepted} of 8000 were accepted");
 }

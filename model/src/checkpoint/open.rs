@@ -158,6 +158,7 @@ impl Checkpoint {
             .collect();
         let mut tensors: BTreeMap<String, TensorInfo> = BTreeMap::new();
         let mut maps = Vec::new();
+        let mut overlaid = Vec::new();
         for (shard, (name, file)) in files.into_iter().enumerate() {
             let path: Arc<Path> = dir.path().join(name).into();
             let opened = Shard::open(&path, file)?;
@@ -171,18 +172,9 @@ impl Checkpoint {
                     }
                     Entry::Occupied(mut other) => {
                         // The shard that the index names; else the last by name, as in transformers.
-                        let named = shard_of.get(other.key().as_str()).copied();
-                        let chosen = if named == Some(other.get().shard) { other.get() } else { &info };
-                        let files = [other.get(), &info].map(|info| info.file.display().to_string());
-                        tracing::warn!(
-                            "tensor {} is in {} and in {}; the one in {} is used{}",
-                            shown(other.key()),
-                            files[0],
-                            files[1],
-                            chosen.file.display(),
-                            if named == Some(chosen.shard) { ", as the index says" } else { ", the last by name" }
-                        );
-                        if chosen.shard == shard {
+                        let named = shard_of.get(other.key().as_str());
+                        overlaid.push(other.key().clone());
+                        if named != Some(&other.get().shard) {
                             other.insert(info);
                         }
                     }
@@ -193,6 +185,13 @@ impl Checkpoint {
                 return Err(Error::Source { path: dir.path().into(), message });
             }
             maps.push(opened);
+        }
+        if !overlaid.is_empty() {
+            tracing::warn!(
+                "{} tensors are in several files: {}. That of the file that the index names is used, else that of the last file by name",
+                overlaid.len(),
+                list(&overlaid)
+            );
         }
         if let Some(lora) = tensors.keys().find(|name| advice::is_adapter_tensor(name)) {
             let message = format!("{} (it holds {})", advice::of_adapter(&dir), shown(lora));

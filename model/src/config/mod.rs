@@ -251,6 +251,9 @@ impl ModelConfig {
         let own = nested.as_ref().unwrap_or(root).clone();
         let text = nested.map_or_else(|| root.clone(), |text| text.or_else(root));
         let mut notes = Notes::default();
+        if nested_rope(root, &own) {
+            notes.unused.push("rope parameters beside text_config are not used: those inside count".into());
+        }
         let (family, model_type, architecture) = family(root, &text, &mut notes)?;
         let hybrid = family.is_hybrid();
 
@@ -395,6 +398,12 @@ fn family(root: &Fields, text: &Fields, notes: &mut Notes) -> Result<(Family, St
         return Err(root.error("model_type", message));
     }
     Ok((family, model_type.to_owned(), architectures.first().map(|s| s.to_string())))
+}
+
+/// Whether rope parameters stand beside a text config that has none of the same name.
+fn nested_rope(root: &Fields, own: &Fields) -> bool {
+    const KEYS: [&str; 4] = ["rope_theta", "rope_parameters", "rope_scaling", "partial_rotary_factor"];
+    KEYS.iter().any(|key| root.get(key).is_some() && own.get(key).is_none())
 }
 
 /// Below the smallest normal f32 it would vanish in the norms.

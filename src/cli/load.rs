@@ -64,7 +64,7 @@ pub fn load<B: CompactBackend>(
 ) -> Result<CausalLm<B>> {
     let plan = plan::<B>(pretrained, options, &device.device)?;
     output::note(&format!(
-        "{}: {} parameters; weights {}{}",
+        "{}: {} parameters, {} of weights{}",
         pretrained.architecture().config.family,
         output::count(plan.parameters()),
         output::bytes(plan.weight_bytes()),

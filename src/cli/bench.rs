@@ -492,9 +492,12 @@ fn table(report: &Report) -> String {
             ..
         } = result;
         let mb = bytes_per_token / 1e6;
+        // A small model's are not zero.
+        let digits = |value: f64| if value < 1.0 { 3 } else { 1 };
+        let (mb_digits, gb_digits) = (digits(mb), digits(*gb_per_second));
         let _ = write!(
             out,
-            "\n{test:<8} {threads:>7} {tokens_per_second:>12.2} {best_tokens_per_second:>12.2} {mb:>14.1} {gb_per_second:>9.1}"
+            "\n{test:<8} {threads:>7} {tokens_per_second:>12.2} {best_tokens_per_second:>12.2} {mb:>14.mb_digits$} {gb_per_second:>9.gb_digits$}"
         );
         if let Some(steps) = result.mean_steps {
             let _ = write!(out, " {steps:>7.2}");

@@ -78,7 +78,7 @@ impl Estimate {
         let Self { context, cache, scratch, tokenizer, program, total, .. } = *self;
         let tokens = if context == 1 { "token" } else { "tokens" };
         format!(
-            " + cache {} ({context} {tokens}) + scratch {} + tokenizer {} + program {} = about {} of memory",
+            " + {} of cache for {context} {tokens} + {} of scratch + {} of tokenizer + {} of program = about {}",
             bytes(cache),
             bytes(scratch),
             bytes(tokenizer),

@@ -30,8 +30,8 @@ int8 measure what each of these costs.
 
 Perplexities compare between programs only when the windows are the same:
   transformers' guide   --stride 512 --window-bos first
-  llama-perplexity      --skip HALF --window-bos auto, HALF being half of --context (it leaves out a last window that is not \
-full, and its window has one token of text less where there is BOS)
+  llama-perplexity      --skip N, N being half of --context and one more: the same windows but for a last one that is not \
+full, which it leaves out; where there is BOS, it puts BOS in place of the first token of a window, eval before it
 
 Bits per byte compare between tokenizers: the bits of the scored tokens over the bytes of the text that these tokens spell.
 

@@ -31,7 +31,11 @@ pub fn weight_options<B: CompactBackend>(
     device: &B::Device,
 ) -> Result<WeightOptions> {
     let quantize = quant.option();
-    let quantized = quantize.is_some() || plan::<B>(pretrained, WeightOptions::default(), device)?.is_quantized();
+    let stored_quantized = plan::<B>(pretrained, WeightOptions::default(), device)?.is_quantized();
+    if quantize.is_some() && stored_quantized {
+        output::note("--quant is for dense matrices; those that are stored quantised stay as they are");
+    }
+    let quantized = quantize.is_some() || stored_quantized;
     Ok(WeightOptions { quantize, quantize_head: head.option(quantized), ..WeightOptions::default() })
 }
 
@@ -60,7 +64,7 @@ pub fn load<B: CompactBackend>(
 ) -> Result<CausalLm<B>> {
     let plan = plan::<B>(pretrained, options, &device.device)?;
     output::note(&format!(
-        "{}: {} parameters; weights {}{}",
+        "{}: {} parameters, {} of weights{}",
         pretrained.architecture().config.family,
         output::count(plan.parameters()),
         output::bytes(plan.weight_bytes()),

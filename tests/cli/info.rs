@@ -131,6 +131,10 @@ fn storages_are_those_in_memory() {
     assert_eq!(held("crest_k4", &["--quant", "nf4", "--quant-head", "nf4"]), ["bf16", "f32", "nf4"]);
     assert_eq!(held("crest_k4", &["--quant-head", "int8"]), ["bf16", "f32", "int8"]);
     assert_eq!(held("crest_k4_nf4", &[]), held("crest_k4_nf4", &["--quant-head", "int8"]));
+    let stored = model("crest_k4_nf4");
+    let args = ["info", "-m", stored.to_str().expect("UTF-8"), "--quant", "int8"];
+    let ended = ember(args).with_code(0);
+    assert!(ended.stdout.contains("as nf4") && ended.stderr.contains("stay as they are"), "{}", ended.stderr);
     // Norms are stored in 16 bits and held in 32.
     let told = info("leanllama", &[]);
     let norms = told["weights"]["by_storage"].as_array().expect("a table").iter().find(|s| s["name"] == "f32").cloned();

@@ -69,7 +69,7 @@ fn legend(map: &DepthMap, colours: Colours) -> String {
     let taken = map.steps_taken();
     let swatches: Vec<String> =
         taken.iter().map(|&steps| on(&format!(" {steps} "), Some(map.level(f64::from(steps))), colours)).collect();
-    format!("steps: {}   a word has the colour of the mean of its layers\n", swatches.join(" "))
+    format!("steps: {}   words: mean of their layers\n", swatches.join(" "))
 }
 
 /// Text on the ground of a level.

@@ -32,6 +32,26 @@ pub(crate) fn first_non_finite<B: CompactBackend>(
     run: Run,
     cancelled: impl Fn() -> bool,
 ) -> Result<Option<String>> {
+    let exact = Run { format: KvFormat::F32, ..run };
+    if let Some(place) = look(model, ids, exact, &cancelled)? {
+        let f16 = model.activations() == FloatType::F16;
+        let range =
+            if f16 { "; activations of F16 end at 65504: use F32 or BF16 (--activations f32 or bf16)" } else { "" };
+        return Ok(Some(format!("{place}{range}")));
+    }
+    if run.format == KvFormat::F32 {
+        return Ok(None);
+    }
+    let place = look(model, ids, run, &cancelled)?;
+    Ok(place.map(|place| format!("{place}; F16 ends at 65504: use a cache of F32 (--cache-type f32)")))
+}
+
+fn look<B: CompactBackend>(
+    model: &CausalLm<B>,
+    ids: &[u32],
+    run: Run,
+    cancelled: &impl Fn() -> bool,
+) -> Result<Option<String>> {
     let mut cache = model.new_cache(run.format);
     cache.check_room(ids.len())?;
     let mut start = 0;
@@ -41,38 +61,30 @@ pub(crate) fn first_non_finite<B: CompactBackend>(
         }
         let options = ForwardOptions { logits: LogitsFor::Last, hidden: true };
         let out = model.forward(model.ids(&[part])?, &mut cache, options)?;
-        let place = |row: usize| {
+        let from = |what: &str, row: usize| {
             let (at, id) = (start + row, part.get(row).copied().unwrap_or_default());
-            format!("at position {at} (token {id})")
+            Ok(Some(format!("they come from {what}, at position {at} (token {id})")))
         };
         for (i, hidden) in out.hidden.into_iter().enumerate() {
             let Some(row) = bad_row(hidden)? else { continue };
-            let Some(layer) = i.checked_sub(1) else {
-                return Ok(Some(format!("they come from the embedding, {}", place(row))));
-            };
+            let Some(layer) = i.checked_sub(1) else { return from("the embedding", row) };
             let cached = match cache.layers.get(layer) {
                 Some(LayerCache::Attention(kv)) => bad_cache(kv.k(), kv.v())?,
                 _ => None,
             };
-            let cause = match (cached, model.activations()) {
-                (Some((what, true)), _) => format!(
-                    ": its cached {what} are beyond 65504, where F16 ends; use a cache of F32 (--cache-type f32)"
-                ),
-                (Some((what, false)), _) => format!(": its {what} are not finite"),
-                (None, FloatType::F16) => {
-                    "; activations of F16 end at 65504: use F32 or BF16 (--activations f32 or bf16)".to_owned()
-                }
-                (None, _) => String::new(),
-            };
-            return Ok(Some(format!("they come from layer {layer}, {}{cause}", place(row))));
+            let place = from(&format!("layer {layer}"), row)?;
+            return Ok(place.map(|place| match cached {
+                Some(what) => format!("{place}: its {what} are not finite"),
+                None => place,
+            }));
         }
         if let Some(row) = bad_row(out.final_hidden)? {
-            return Ok(Some(format!("they come from the last norm, {}", place(row))));
+            return from("the last norm", row);
         }
         if let Some(logits) = out.logits
             && bad_row(logits)?.is_some()
         {
-            return Ok(Some(format!("they come from the head, {}", place(part.len().saturating_sub(1)))));
+            return from("the head", part.len().saturating_sub(1));
         }
         start += part.len();
     }
@@ -86,8 +98,8 @@ fn bad_row<B: CompactBackend>(t: Tensor<B, 3>) -> Result<Option<usize>> {
     Ok(numbers.iter().position(|x| !x.is_finite()).and_then(|at| at.checked_div(width)))
 }
 
-/// Whether keys or values are not finite, and whether they are F16, which may be why.
-fn bad_cache<B: CompactBackend>(k: &KvStore<B>, v: &KvStore<B>) -> Result<Option<(&'static str, bool)>> {
+/// Whether keys or values are not finite.
+fn bad_cache<B: CompactBackend>(k: &KvStore<B>, v: &KvStore<B>) -> Result<Option<&'static str>> {
     for (what, store) in [("keys", k), ("values", v)] {
         let bad = match store {
             KvStore::F32(t) => {
@@ -101,7 +113,7 @@ fn bad_cache<B: CompactBackend>(k: &KvStore<B>, v: &KvStore<B>) -> Result<Option
             }
         };
         if bad {
-            return Ok(Some((what, matches!(store, KvStore::F16(_)))));
+            return Ok(Some(what));
         }
     }
     Ok(None)

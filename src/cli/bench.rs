@@ -213,7 +213,8 @@ fn bench<B: CompactBackend>(args: &BenchArgs, device: &Opened<B>) -> Result<()> 
         Some(gpu) => report.read_gb_per_second.push((1, (gpu.read_bandwidth)() / 1e9)),
         None => {
             for &threads in &counts {
-                let speed = cpu::with_threads(threads, || cpu::read_bandwidth(READ_BUFFER, 3))?;
+                let speed = cpu::with_threads(threads, || cpu::read_bandwidth(READ_BUFFER, 3))
+                    .with_context(|| format!("--threads {threads}"))?;
                 report.read_gb_per_second.push((threads, speed));
             }
         }

@@ -33,6 +33,10 @@ prefill_seconds, decode_seconds, prefill_tokens_per_second, decode_tokens_per_se
 belongs to the prefill), mean_steps (per layer and token; CREST), and with --trace depth: per token its id, the steps of \
 every layer and the halting probabilities.
 
+How tokens are chosen follows generation_config.json by the rules of transformers: the most likely token unless do_sample is true \
+or a flag asks for draws; a draw is at temperature 1 among the 50 best unless the file or a flag says otherwise. A line on stderr \
+tells what is in force.
+
 Ctrl-C ends the text; a second one ends the program.";
 
 /// Flags of `ember generate`.

@@ -163,6 +163,22 @@ const EVERYWHERE: &[Habit] = &[
     (&["-np", "--parallel", "--num-return-sequences", "--best-of"], Instead("one run makes one text")),
 ];
 
+/// Words that flags which change nothing take as values, besides numbers.
+const SETTINGS: &[&str] = &[
+    "on",
+    "off",
+    "auto",
+    "true",
+    "false",
+    "all",
+    "distribute",
+    "isolate",
+    "numactl",
+    "eager",
+    "sdpa",
+    "flash_attention_2",
+];
+
 /// Names of other programs' commands.
 const COMMANDS: &[(&[&str], &str)] = &[
     (
@@ -304,8 +320,7 @@ fn replace(
             out.notes.push(format!("{name} is {} here", target.join(" ")));
         }
         Found::Habit(Needless(reason)) => {
-            let value = |word: &OsString| word.to_str().is_none_or(|word| !word.starts_with('-') || is_number(word));
-            // No command takes words without a flag.
+            let value = |word: &OsString| word.to_str().is_some_and(|word| is_number(word) || SETTINGS.contains(&word));
             if flag.value.is_none() && words.front().is_some_and(value) {
                 words.pop_front();
             }
@@ -372,6 +387,9 @@ mod tests {
             ("ember generate -p x -n 8 -ngl 99", "ember generate -p x -n 8"),
             ("ember generate -p x -no-cnv -fa --no-mmap -c 512 -n 8", "ember generate -p x -n 8"),
             ("ember eval -f x -ngl -1 -m d", "ember eval -f x -m d"),
+            ("ember generate -fa on --numa distribute -p x -ngl auto", "ember generate -p x"),
+            // A word that is no setting is left for an error.
+            ("ember generate -p x --no-mmap file", "ember generate -p x file"),
         ] {
             let (got, notes) = run(line).unwrap();
             assert_eq!(got, wanted, "{line}");

@@ -8,10 +8,7 @@ use emberlm::model::sampling::SamplingConfig;
 
 /// Flags of sampling. What is absent comes from generation_config.json.
 #[derive(Debug, Default, Args)]
-#[command(
-    next_help_heading = "Sampling (default: as generation_config.json says, by the rules of transformers: the most likely \
-                         token unless do_sample is true; a draw is at temperature 1 among the 50 best unless it says otherwise)"
-)]
+#[command(next_help_heading = "Sampling (default: as generation_config.json says; greedy unless it states do_sample)")]
 pub struct SamplingArgs {
     /// Temperature of a draw; 0 takes the most likely token. This flag or one of the next three asks for draws
     #[arg(long, visible_alias = "temperature", value_name = "T", allow_negative_numbers = true)]

@@ -1,6 +1,8 @@
 //! What the system refuses.
 
-use crate::program::{Ended, command, ember};
+#[cfg(target_os = "linux")]
+use crate::program::ember;
+use crate::program::{Ended, command};
 
 /// `ember` under a limit of the shell; none where the shell does not know it.
 #[cfg(target_os = "linux")]

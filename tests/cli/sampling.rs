@@ -180,13 +180,20 @@ fn a_special_token_as_stop_string_ends_the_text() {
     assert_eq!(run("xy"), ("xyz".to_owned(), false));
 }
 
-/// Keys a power of two larger and queries as much smaller give the same scores, in F32 exactly.
+/// Keys a power of two larger and queries as much smaller give the same scores, in F32 exactly; so do values and the projection
+/// of what is read.
 #[test]
-fn keys_beyond_the_range_of_a_half_precision_cache() {
+fn keys_and_values_beyond_the_range_of_a_half_precision_cache() {
+    for (what, large, small) in [("keys", "k_proj", "q_proj"), ("values", "v_proj", "o_proj")] {
+        beyond_half_precision(what, large, small);
+    }
+}
+
+fn beyond_half_precision(what: &str, large: &str, small: &str) {
     let scratch = Scratch::new();
     let copy = scratch.copy_of("leanllama");
-    scale(&copy, "layers.2.self_attn.k_proj.weight", 131_072.0);
-    scale(&copy, "layers.2.self_attn.q_proj.weight", 1.0 / 131_072.0);
+    scale(&copy, &format!("layers.2.self_attn.{large}.weight"), 131_072.0);
+    scale(&copy, &format!("layers.2.self_attn.{small}.weight"), 1.0 / 131_072.0);
     let flags = |cache| ["-n", "12", "--greedy", "--ignore-eos", "--cache-type", cache, "--chunk", "2"];
     let wanted = report(&model("leanllama"), &flags("f32")).0["tokens"].clone();
     assert_eq!(report(&copy, &flags("f32")).0["tokens"], wanted);
@@ -194,7 +201,8 @@ fn keys_beyond_the_range_of_a_half_precision_cache() {
     assert_eq!(got["tokens"], wanted);
     let warnings: Vec<&str> = stderr.lines().filter(|line| line.contains("WARN")).collect();
     assert_eq!(warnings.len(), 1, "{stderr}");
-    assert!(["layer 2: keys", "65504", "--cache-type f32"].iter().all(|part| warnings[0].contains(part)), "{stderr}");
+    let named = [&format!("layer 2: {what}"), "65504", "--cache-type f32"];
+    assert!(named.iter().all(|part| warnings[0].contains(part)), "{stderr}");
 }
 
 #[test]
@@ -203,11 +211,20 @@ fn numbers_that_are_none_name_step_and_layer() {
     let copy = scratch.copy_of("leanllama");
     scale(&copy, "layers.1.mlp.down_proj.weight", 1e36);
     scale(&copy, "layers.1.mlp.up_proj.weight", 1e36);
+    let keys = scratch.path("keys");
+    fs::create_dir_all(&keys).expect("a directory");
+    for entry in fs::read_dir(model("leanllama")).expect("the fixture") {
+        let from = entry.expect("an entry").path();
+        fs::copy(&from, keys.join(from.file_name().expect("a name"))).expect("a copy");
+    }
+    // Infinite by themselves, so another cache would not help.
+    scale(&keys, "layers.3.self_attn.k_proj.weight", 3e38);
     for cache in ["f16", "f32"] {
-        generate(&copy, &["-n", "4", "--greedy", "--cache-type", cache]).fails_with(&[
-            "logits of generated token 0 are not finite",
-            "they come from layer 1, at position 0 (token ",
-        ]);
+        let run = |model| generate(model, &["-n", "4", "--greedy", "--cache-type", cache]);
+        let step = "logits of generated token 0 are not finite";
+        run(&copy).fails_with(&[step, "they come from layer 1, at position 0 (token "]);
+        assert!(!run(&keys).stderr.lines().any(|line| line.starts_with("error: ") && line.contains("--cache-type")));
+        run(&keys).fails_with(&[step, "they come from layer 3, at position", ": its keys are not finite"]);
     }
 }
 

@@ -9,7 +9,7 @@ use emberlm_quant::kv::{KvFormat, KvStore};
 
 use crate::cache::LayerCache;
 use crate::causal_lm::{CausalLm, ForwardOptions, LogitsFor};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::read::{elements, read_back};
 
 /// How the tokens were run.
@@ -21,12 +21,28 @@ pub(crate) struct Run {
     pub format: KvFormat,
 }
 
+/// An error of a run over `ids`: one about numbers that are not finite also names the layer where they arise.
+pub(crate) fn explained<B: CompactBackend>(
+    error: Error,
+    model: &CausalLm<B>,
+    ids: &[u32],
+    run: Run,
+    cancelled: impl Fn() -> bool,
+) -> Error {
+    let Error::NonFinite { step, message } = error else { return error };
+    // An error on the way explains nothing.
+    match first_non_finite(model, ids, run, cancelled).ok().flatten() {
+        Some(place) => Error::NonFinite { step, message: format!("{message}; {place}") },
+        None => Error::NonFinite { step, message },
+    }
+}
+
 /// A sentence about the first layer of the first pass over `ids` whose result is not finite, and what may help; none where every
 /// layer's is, or when it was cancelled.
 ///
 /// # Errors
 /// When the device gives no numbers.
-pub(crate) fn first_non_finite<B: CompactBackend>(
+fn first_non_finite<B: CompactBackend>(
     model: &CausalLm<B>,
     ids: &[u32],
     run: Run,

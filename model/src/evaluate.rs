@@ -6,6 +6,7 @@ use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::KvFormat;
 
 use crate::causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, LogitsFor};
+use crate::diagnose::{Run, explained};
 use crate::error::{Error, Result};
 use crate::generate::{TokenDepth, depths, numbers};
 
@@ -123,7 +124,10 @@ pub fn evaluate<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32], options: &E
     while done < ids.len() {
         let end = ids.len().min(begin + text);
         let first = done.max(begin + options.skip);
-        read_window(model, Window { ids, begin, end, first }, options, chunk, &mut out)?;
+        let window = Window { ids, begin, end, first };
+        let run = Run { chunk, format: options.cache };
+        read_window(model, window, options, chunk, &mut out)
+            .map_err(|error| explained(error, model, &window.read(&options.prefix), run, || false))?;
         done = end;
         begin += stride;
     }
@@ -139,14 +143,21 @@ struct Window<'a> {
     first: usize,
 }
 
+impl Window<'_> {
+    /// The tokens that are read: the prefix and those of the text.
+    fn read(&self, prefix: &[u32]) -> Vec<u32> {
+        prefix.iter().chain(self.ids.get(self.begin..self.end).unwrap_or_default()).copied().collect()
+    }
+}
+
 fn read_window<B: CompactBackend>(
     model: &CausalLm<B>,
-    Window { ids, begin, end, first }: Window<'_>,
+    window: Window<'_>,
     options: &EvaluateOptions,
     chunk: usize,
     out: &mut Evaluation,
 ) -> Result<()> {
-    let read: Vec<u32> = options.prefix.iter().chain(ids.get(begin..end).unwrap_or_default()).copied().collect();
+    let (Window { begin, first, .. }, read) = (window, window.read(&options.prefix));
     let mut cache = model.new_cache(options.cache);
     model.check_prompt(&[&read], read.len(), &cache)?;
     cache.reserve(read.len());

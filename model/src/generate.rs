@@ -294,14 +294,8 @@ impl<B: CompactBackend> Pieces<'_, B> {
 
     /// With the layer where numbers stopped being finite.
     fn explained(&self, error: Error) -> Error {
-        let Error::NonFinite { step, message } = error else { return error };
         let run = Run { chunk: self.options.chunk, format: self.options.cache };
-        // An error on the way explains nothing.
-        let place = diagnose::first_non_finite(self.model, &self.seen, run, || self.cancel.is_cancelled());
-        match place.ok().flatten() {
-            Some(place) => Error::NonFinite { step, message: format!("{message}; {place}") },
-            None => Error::NonFinite { step, message },
-        }
+        diagnose::explained(error, self.model, &self.seen, run, || self.cancel.is_cancelled())
     }
 
     /// Runs the model over the tokens that the cache lacks; none when it was cancelled.

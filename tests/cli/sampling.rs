@@ -211,6 +211,11 @@ fn numbers_that_are_none_name_step_and_layer() {
     let copy = scratch.copy_of("leanllama");
     scale(&copy, "layers.1.mlp.down_proj.weight", 1e36);
     scale(&copy, "layers.1.mlp.up_proj.weight", 1e36);
+    let text = scratch.path("text");
+    fs::write(&text, "some words to measure").expect("written");
+    let [text, broken] = [&text, &copy].map(|path| path.to_str().expect("UTF-8"));
+    ember(["eval", "-m", broken, "-f", text])
+        .fails_with(&["not finite", "they come from layer 1, at position 0 (token "]);
     let keys = scratch.path("keys");
     fs::create_dir_all(&keys).expect("a directory");
     for entry in fs::read_dir(model("leanllama")).expect("the fixture") {

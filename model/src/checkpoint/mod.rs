@@ -13,6 +13,7 @@ mod bnb;
 mod convert;
 mod crest;
 mod dir;
+mod foreign;
 mod header;
 mod index;
 mod kv;
@@ -22,6 +23,7 @@ mod open;
 mod weights;
 
 pub use dir::{EmbeddedFile, ModelDir};
+pub use foreign::{LFS_ADVICE, is_lfs_pointer};
 pub use header::{Dtype, TensorInfo};
 pub use names::report;
 pub use open::Checkpoint;

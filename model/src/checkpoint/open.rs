@@ -10,6 +10,7 @@ use bytes::Bytes;
 use memmap2::Mmap;
 
 use super::dir::{EmbeddedFile, FoundFile, ModelDir};
+use super::foreign;
 use super::header::{self, TensorInfo};
 use super::index::{self, Shards};
 use super::names::{list, shown};
@@ -153,6 +154,9 @@ impl Checkpoint {
         for (shard, (name, file)) in files.into_iter().enumerate() {
             let path: Arc<Path> = dir.path().join(name).into();
             let opened = Shard::open(&path, file)?;
+            if let Some(advice) = foreign::recognise(&opened.bytes) {
+                return Err(Error::Source { path: path.as_ref().into(), message: advice.into() });
+            }
             for (tensor, info) in header::parse(&opened.bytes, &path, shard)? {
                 match tensors.entry(tensor) {
                     Entry::Vacant(free) => {

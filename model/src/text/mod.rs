@@ -10,20 +10,23 @@
 //!
 //! # Untrusted input
 //! All files are size-limited and read from inside the model directory only. Panics of the tokenizer library on crafted files
-//! become errors (its message still reaches the panic hook). Templates run in a sandbox without files, includes or the
+//! become errors; a program keeps their messages from being printed with [`silence_contained_panics`]. Templates run in a sandbox without files, includes or the
 //! environment, with bounds on instructions, recursion, memory and time.
 
 #![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
 
 mod chat;
+mod contain;
 mod decode_stream;
 mod files;
 mod literal;
 mod special_tokens;
 mod stop;
+mod templates;
 mod tokenizer;
 
 pub use chat::{ChatOptions, ChatTemplate, Message};
+pub use contain::silence_contained_panics;
 pub use decode_stream::DecodeStream;
 pub use files::TextFiles;
 pub use special_tokens::{SpecialToken, SpecialTokens};

@@ -21,3 +21,5 @@ mod generate;
 mod info;
 #[path = "cli/program.rs"]
 mod program;
+#[path = "cli/tokenize.rs"]
+mod tokenize;

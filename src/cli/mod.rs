@@ -6,6 +6,7 @@
 mod args;
 mod backend;
 mod bench;
+mod chat_input;
 mod depth;
 mod doctor;
 mod dump;
@@ -16,9 +17,11 @@ mod info;
 mod info_text;
 mod load;
 mod output;
+mod render;
 mod sampling;
 mod tensor_file;
 mod terminal;
+mod tokenize;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -52,10 +55,16 @@ enum Command {
     Depth(Box<depth::DepthCommandArgs>),
     /// Write what a model computes for given tokens, for comparison with another implementation
     Dump(Box<dump::DumpArgs>),
+    /// Show the tokens of a text or of a chat
+    Tokenize(Box<tokenize::TokenizeArgs>),
+    /// Show the prompt that a chat becomes
+    Render(Box<render::RenderArgs>),
 }
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    // What the tokenizer library panics on becomes an error, and is reported as one.
+    emberlm::model::text::silence_contained_panics();
     let cli = Cli::parse();
     // Warnings of the library: what was found odd but could be used.
     let warnings = tracing_subscriber::fmt()
@@ -70,6 +79,8 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args).map(|()| true),
         Command::Depth(args) => depth::run(&args).map(|()| true),
         Command::Dump(args) => dump::run(&args).map(|()| true),
+        Command::Tokenize(args) => tokenize::run(&args).map(|()| true),
+        Command::Render(args) => render::run(&args).map(|()| true),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

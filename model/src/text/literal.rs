@@ -27,6 +27,11 @@ pub(super) fn encode_chat(text: &TextProcessor, messages: &[Message], options: &
     encode_cut(text, &stand_ins.restore(&rendered), &cuts)
 }
 
+/// Encodes a text without looking for added tokens.
+pub(super) fn encode(text: &TextProcessor, plain: &str) -> Result<Vec<u32>> {
+    encode_cut(text, plain, &[])
+}
+
 /// An added token in a text.
 #[derive(Debug, Clone, Copy)]
 struct Cut {

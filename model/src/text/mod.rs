@@ -31,4 +31,4 @@ pub use decode_stream::DecodeStream;
 pub use files::TextFiles;
 pub use special_tokens::{SpecialToken, SpecialTokens};
 pub use stop::{StopSet, StopStrings, Stopped, eos_token_ids};
-pub use tokenizer::{SpecialText, TextProcessor};
+pub use tokenizer::{SpecialText, TextProcessor, TokenKind};

@@ -244,8 +244,11 @@ fn read_older_files(
     Ok(())
 }
 
+/// Names of roles and their tokens.
+type Roles = Vec<(String, Named)>;
+
 /// Tokens with a role, the usual ones first, and those without.
-fn roles_and_extra(values: &Map<String, Value>, path: &Path) -> Result<(Vec<(String, Named)>, Vec<Named>)> {
+fn roles_and_extra(values: &Map<String, Value>, path: &Path) -> Result<(Roles, Vec<Named>)> {
     let mut roles = Vec::new();
     let one = |name: &str, value: &Value| -> Result<Option<Named>> {
         match value {

@@ -26,6 +26,17 @@ pub enum SpecialText {
     Literal,
 }
 
+/// What a token is to its tokenizer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenKind {
+    /// Part of the vocabulary, or no token at all.
+    Ordinary,
+    /// Found in a text as a whole, before the rest is cut into ordinary tokens.
+    Added,
+    /// Added, and left out of decoded text on demand.
+    Special,
+}
+
 /// Tokenizer, special tokens and chat templates of one model. Clones share one copy; use from several threads is fine.
 #[derive(Debug, Clone)]
 pub struct TextProcessor {
@@ -83,6 +94,17 @@ impl TextProcessor {
         Self { rows: Some(rows), ..self }
     }
 
+    /// The same processor without that check, for looking at tokens.
+    #[must_use]
+    pub fn without_embedding(self) -> Self {
+        Self { rows: None, ..self }
+    }
+
+    /// Rows of the embedding that the ids are for, where that is known.
+    pub fn embedding(&self) -> Option<usize> {
+        self.rows
+    }
+
     /// The ids of a text. With `add_special`, also those that the tokenizer puts around a text, such as a leading BOS; that is as
     /// `tokenizer.json` has it, as in transformers 5, whatever `add_bos_token` says. The text of special tokens becomes those tokens.
     ///
@@ -93,6 +115,26 @@ impl TextProcessor {
         let encoding = contain(|| tokenizer.encode_fast(text, add_special))?;
         self.check_ids(encoding.get_ids())?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// As [`Self::encode`], with the text of special tokens and of all added ones as ordinary text.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_literal(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let mut ids = literal::encode(self, text)?;
+        if add_special {
+            // What stands around a text does not depend on it.
+            let sample = "x";
+            let (plain, whole) = (self.encode(sample, false)?, self.encode(sample, true)?);
+            let at = whole.windows(plain.len().max(1)).position(|window| window == plain);
+            if let Some((before, rest)) = at.and_then(|at| whole.split_at_checked(at)) {
+                let after = rest.get(plain.len()..).unwrap_or_default();
+                ids = [before, ids.as_slice(), after].concat();
+            }
+        }
+        self.check_ids(&ids)?;
+        Ok(ids)
     }
 
     /// Whether every id has a row in the embedding.
@@ -129,6 +171,15 @@ impl TextProcessor {
     /// The token of an id as the vocabulary spells it (byte-level tokens in their printable alphabet).
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.tokenizer.id_to_token(id)
+    }
+
+    /// What the token of an id is to the tokenizer.
+    pub fn kind(&self, id: u32) -> TokenKind {
+        match self.inner.tokenizer.get_added_vocabulary().get_added_tokens_decoder().get(&id) {
+            None => TokenKind::Ordinary,
+            Some(token) if token.special => TokenKind::Special,
+            Some(_) => TokenKind::Added,
+        }
     }
 
     /// Tokens known, added ones included. The embedding of a model may have more rows.

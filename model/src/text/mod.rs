@@ -16,6 +16,7 @@
 #![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
 
 mod chat;
+mod class;
 mod contain;
 mod decode_stream;
 mod files;

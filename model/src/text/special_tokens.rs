@@ -11,6 +11,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer};
 
+use super::class;
 use super::contain::contain;
 use super::files::{TextFiles, parse_object};
 use crate::{Error, Result};
@@ -120,9 +121,8 @@ impl Declared {
         if let Some(pad) = pad_of_tokenizer(&files.tokenizer_json) {
             values.entry("pad_token").or_insert(Value::String(pad));
         }
-        let class = values.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
-        let class = class.strip_suffix("Fast").unwrap_or(class).to_owned();
-        for (role, text) in class_defaults(&class) {
+        let class = class::name(config);
+        for (role, text) in class_defaults(class, &files.tokenizer_json) {
             values.entry(*role).or_insert(Value::String((*text).to_owned()));
         }
 
@@ -192,10 +192,12 @@ impl Declared {
 }
 
 /// Tokens that a tokenizer class of transformers has where the files name none.
-fn class_defaults(class: &str) -> &'static [(&'static str, &'static str)] {
+fn class_defaults(class: &str, json: &[u8]) -> &'static [(&'static str, &'static str)] {
     const END: &str = "<|endoftext|>";
     match class {
-        "LlamaTokenizer" => &[("unk_token", "<unk>"), ("bos_token", "<s>"), ("eos_token", "</s>")],
+        "LlamaTokenizer" if !class::is_byte_level(json) => {
+            &[("unk_token", "<unk>"), ("bos_token", "<s>"), ("eos_token", "</s>")]
+        }
         "Qwen2Tokenizer" => &[("unk_token", END), ("eos_token", END), ("pad_token", END)],
         _ => &[],
     }

@@ -8,6 +8,7 @@ use serde_json::Map;
 use tokenizers::Tokenizer;
 
 use super::chat::{ChatOptions, Message};
+use super::class;
 use super::contain::contain;
 use super::decode_stream::DecodeStream;
 use super::files::{TextFiles, check_json, parse_object};
@@ -70,15 +71,18 @@ impl TextProcessor {
     pub fn from_files(files: &TextFiles) -> Result<Self> {
         let path = files.directory.join("tokenizer.json");
         check_json(&files.tokenizer_json, &path)?;
-        let mut tokenizer = load(&files.tokenizer_json).map_err(|e| match e {
-            Error::Tokenizer(message) => Error::Tokenizer(format!("{}: {message}", path.display())),
-            other => other,
-        })?;
-        check_added_tokens(&tokenizer, &files.tokenizer_json)?;
         let config = match &files.tokenizer_config {
             Some(bytes) => parse_object(bytes, &files.directory.join("tokenizer_config.json"))?,
             None => Map::new(),
         };
+        let in_file = |e| match e {
+            Error::Tokenizer(message) => Error::Tokenizer(format!("{}: {message}", path.display())),
+            other => other,
+        };
+        let rebuilt = class::rebuild(&files.tokenizer_json, &config).map_err(in_file)?;
+        let json = rebuilt.as_deref().unwrap_or(&files.tokenizer_json);
+        let mut tokenizer = load(json).map_err(in_file)?;
+        check_added_tokens(&tokenizer, json)?;
         let declared = Declared::parse(files, &config)?;
         declared.add_to(&mut tokenizer)?;
         let special = declared.special_tokens(&tokenizer);

@@ -19,9 +19,9 @@ Examples:
   ember tokenize -m DIR --messages chat.json --json   a chat, as JSON
   ember tokenize -m DIR -p \"a <|im_end|> b\" --literal  special tokens as the characters they are spelled with
 
-A token is shown as the text it gives; where it gives no whole character, as the vocabulary spells it.
+A token is shown as the text it gives, or as its bytes (\\xf0\\x9f) where these are no whole characters.
 
-With --json one object is printed: count, ids, tokens (per token id, token as the vocabulary spells it, text that it gives, kind: \
+With --json one object is printed: count, ids, tokens (per token id, token as the vocabulary spells it, text that it gives, bytes where these are no text, kind: \
 ordinary, added or special), and the model's special_tokens (bos, eos, pad, unk).";
 
 /// Flags of `ember tokenize`.
@@ -80,6 +80,9 @@ struct Row {
     token: String,
     /// What it gives.
     text: String,
+    /// Its bytes, where they are no whole text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<Vec<u8>>,
     kind: &'static str,
     /// Whether the embedding has no row for it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -128,7 +131,7 @@ pub fn run(args: &TokenizeArgs) -> Result<()> {
 
     let rate = match ids.len() - special {
         0 => String::new(),
-        ordinary => format!(", {:.2} bytes per token without them", bytes as f64 / ordinary as f64),
+        ordinary => format!("; {:.2} bytes of text per other token", bytes as f64 / ordinary as f64),
     };
     output::note(&format!("{} tokens, {special} special{rate}", ids.len()));
     if let (1.., Some(rows)) = (beyond, rows) {
@@ -146,6 +149,7 @@ fn row(text: &TextProcessor, id: u32, rows: Option<usize>) -> Result<Row> {
     Ok(Row {
         id,
         token: text.token(id).unwrap_or_default(),
+        bytes: text.bytes(id).filter(|bytes| std::str::from_utf8(bytes).is_err()),
         text: text.decode(&[id], false)?,
         kind,
         beyond_embedding: rows.is_some_and(|rows| id as usize >= rows),
@@ -194,12 +198,15 @@ fn table(out: &mut impl Write, tokens: &[Row], colours: bool) -> io::Result<()> 
     Ok(())
 }
 
-/// A token between quotes: the text it gives, or its spelling where that is no whole text or lost a space.
+/// A token between quotes: the text it gives, its bytes where these are no whole text, or its spelling where a decoder would drop
+/// the space at its front.
 fn shown(token: &Row) -> String {
-    let whole =
-        !token.text.is_empty() && !token.text.contains(char::REPLACEMENT_CHARACTER) && !token.token.contains('▁');
-    let text = if whole { &token.text } else { &token.token };
     let mut out = String::from("\"");
+    if let Some(bytes) = &token.bytes {
+        bytes.iter().for_each(|byte| out.push_str(&format!("\\x{byte:02x}")));
+        return out + "\"";
+    }
+    let text = if token.text.is_empty() || token.token.contains('▁') { &token.token } else { &token.text };
     for c in text.chars() {
         match c {
             '"' | '\\' => out.extend(['\\', c]),

@@ -73,6 +73,18 @@ fn the_table_shows_what_a_token_is() {
     assert_eq!(lines.last().expect("a line")[2..], ["\"<think>\"", "added"]);
     assert!(shown.stderr.contains("1 special"), "{}", shown.stderr);
     assert!(!shown.stdout.contains('\x1b'));
+    // What is no whole character is shown by its bytes.
+    let bytes = ember(["tokenize", "-m", &dir, "-p", "🙂", "--json"]).with_code(0);
+    let report: Value = serde_json::from_str(&bytes.stdout).expect("JSON");
+    let tokens = report["tokens"].as_array().expect("a list");
+    let bytes: Vec<u8> = tokens
+        .iter()
+        .flat_map(|t| t["bytes"].as_array().expect("bytes").iter())
+        .map(|b| b.as_u64().expect("a byte") as u8)
+        .collect();
+    assert_eq!(bytes, "🙂".as_bytes());
+    let shown = ember(["tokenize", "-m", &dir, "-p", "🙂"]).with_code(0);
+    assert!(shown.stdout.contains("\"\\xf0"), "{}", shown.stdout);
 
     let literal = ember(["tokenize", "-m", &dir, "-p", "a<|im_end|>", "--literal", "--json"]).with_code(0);
     let report: Value = serde_json::from_str(&literal.stdout).expect("JSON");

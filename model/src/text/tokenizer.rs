@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::Map;
-use tokenizers::Tokenizer;
+use tokenizers::{DecoderWrapper, Tokenizer};
 
 use super::chat::{ChatOptions, Message};
 use super::class;
 use super::contain::contain;
-use super::decode_stream::DecodeStream;
+use super::decode_stream::{self, DecodeStream};
 use super::files::{TextFiles, check_json, parse_object};
 use super::literal;
 use super::special_tokens::{Declared, SpecialTokens};
@@ -175,6 +175,20 @@ impl TextProcessor {
     /// The token of an id as the vocabulary spells it (byte-level tokens in their printable alphabet).
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.tokenizer.id_to_token(id)
+    }
+
+    /// The bytes that a token stands for, with byte-level tokenizers and for tokens of one byte (`<0xE6>`); `None` for others.
+    pub fn bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let token = self.token(id)?;
+        if let Some(byte) = decode_stream::single_byte(&token) {
+            return Some(vec![byte]);
+        }
+        let byte_level = matches!(self.inner.tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+        let mut bytes = Vec::new();
+        if byte_level {
+            decode_stream::push_token_bytes(&token, &mut bytes);
+        }
+        byte_level.then_some(bytes)
     }
 
     /// What the token of an id is to the tokenizer.

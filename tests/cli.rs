@@ -27,3 +27,5 @@ mod limits;
 mod program;
 #[path = "cli/sampling.rs"]
 mod sampling;
+#[path = "cli/tokenize.rs"]
+mod tokenize;

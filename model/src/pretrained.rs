@@ -112,11 +112,11 @@ impl Pretrained {
     /// The tokenizer and the chat template.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] or [`Error::Template`], or when the tokenizer has more tokens than the model.
+    /// [`Error::Tokenizer`] and what else [`TextProcessor::from_files`] names. A token beyond the embedding is an error when a text
+    /// holds it.
     pub fn text(&self) -> Result<TextProcessor> {
         let text = TextProcessor::from_files(&TextFiles::from_dir(self.weights.checkpoint().dir())?)?;
-        text.check_vocabulary(self.architecture.config.vocab_size)?;
-        Ok(text)
+        Ok(text.for_embedding(self.architecture.config.vocab_size))
     }
 
     /// Every token that ends a text: those of the generation config, the config and the tokenizer.

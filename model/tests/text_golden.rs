@@ -108,7 +108,8 @@ fn special_tokens_and_sizes() {
     assert_eq!(text.vocab_size(), 530);
     assert_eq!(text.token(529).as_deref(), Some("<|python_tag|>"));
     assert_eq!(text.token(530), None);
-    assert!(text.check_vocabulary(530).is_ok());
-    let error = text.check_vocabulary(529).unwrap_err().to_string();
+    let text = text.for_embedding(529);
+    assert_eq!(text.encode("a", true).unwrap(), [522, 64]);
+    let error = text.encode("a<|python_tag|>", true).unwrap_err().to_string();
     assert!(error.contains("<|python_tag|>") && error.contains("529"), "{error}");
 }

@@ -177,8 +177,8 @@ fn errors_of_templates_name_the_line() {
         ("\n{% import '/etc/passwd' as x %}", 2, "import"),
         ("\n{% from 'x' import y %}", 2, "from"),
         ("\n{% extends 'x' %}", 2, "extends"),
-        ("\n{% block b %}{% endblock %}", 2, "block"),
-        ("\n{% autoescape true %}{% endautoescape %}", 2, "autoescape"),
+        ("\n{% do x %}", 2, "do"),
+        ("\n{% block b required %}{% endblock %}", 2, "block"),
         ("\n{{ strftime_now('%Q') }}", 2, "%Q"),
         ("\n{{ 'x' * 10**9 }}", 2, "grows"),
     ] {
@@ -193,7 +193,7 @@ fn attributes_lead_nowhere() {
     let template = "{{ ''.__class__ }}{{ messages.__init__ }}{{ namespace.__globals__ }}{{ self }}{{ debug is defined }}{{ cycler is defined }}";
     let template = ChatTemplate::new("default", template).unwrap();
     let text = template.render(&[], &ChatOptions::default(), []).unwrap();
-    assert_eq!(text, "FalseFalse");
+    assert_eq!(text, "<TemplateReference None>FalseTrue");
 }
 
 #[test]
@@ -257,24 +257,79 @@ fn templates_are_found_where_models_keep_them() {
         TextProcessor::from_files(files).unwrap().render_chat(&[], options).map_err(|e| e.to_string())
     };
     let plain = ChatOptions::default();
-    let config = json!({"chat_template": [
+    let with_tools = plain.clone().with("tools", json!([]));
+    let named = |name: &str| ChatOptions { template: Some(name.to_owned()), ..ChatOptions::default() };
+    let list = json!([
         {"name": "default", "template": "D{{ eos_token }}"},
         {"name": "tool_use", "template": "T"},
         {"name": "rag", "template": "R"},
-    ], "eos_token": {"content": "<|im_end|>", "lstrip": false}});
-    let mut files = TextFiles {
-        tokenizer_config: Some(serde_json::to_vec(&config).unwrap()),
+    ]);
+    let object = json!({"default": "D{{ eos_token }}", "tool_use": "T", "rag": "R"});
+    for templates in [list, object] {
+        let config = json!({"chat_template": templates, "eos_token": {"content": "<|im_end|>", "lstrip": false}});
+        let mut files = TextFiles {
+            tokenizer_config: Some(serde_json::to_vec(&config).unwrap()),
+            chat_template_jinja: None,
+            chat_template_json: Some(br#"{"chat_template": "J"}"#.to_vec()),
+            ..files("crest_k4")
+        };
+        assert_eq!(render(&files, &plain).unwrap(), "D<|im_end|>");
+        assert_eq!(render(&files, &with_tools).unwrap(), "T");
+        assert_eq!(render(&files, &named("rag")).unwrap(), "R");
+        let error = render(&files, &named("other")).unwrap_err();
+        assert!(error.contains("default, tool_use, rag"), "{error}");
+        // Files of their own win over the config, all of it.
+        files.named_templates = vec![("tool_use".to_owned(), b"U".to_vec())];
+        assert_eq!(render(&files, &with_tools).unwrap(), "U");
+        let error = render(&files, &plain).unwrap_err();
+        assert!(error.contains("none is called \"default\"") && error.contains("tool_use"), "{error}");
+        files.chat_template_jinja = Some(b"F".to_vec());
+        assert_eq!(render(&files, &plain).unwrap(), "F");
+        assert_eq!(render(&files, &with_tools).unwrap(), "U");
+    }
+    // Where transformers would find none.
+    let files = TextFiles {
+        tokenizer_config: None,
         chat_template_jinja: None,
+        chat_template_json: Some(br#"{"chat_template": "J"}"#.to_vec()),
         ..files("crest_k4")
     };
-    assert_eq!(render(&files, &plain).unwrap(), "D<|im_end|>");
-    assert_eq!(render(&files, &plain.clone().with("tools", json!([]))).unwrap(), "T");
-    let named = |name: &str| ChatOptions { template: Some(name.to_owned()), ..ChatOptions::default() };
-    assert_eq!(render(&files, &named("rag")).unwrap(), "R");
-    let error = render(&files, &named("other")).unwrap_err();
-    assert!(error.contains("default, tool_use, rag"), "{error}");
-    files.chat_template_json = Some(br#"{"chat_template": "J"}"#.to_vec());
     assert_eq!(render(&files, &plain).unwrap(), "J");
-    files.chat_template_jinja = Some(b"F".to_vec());
-    assert_eq!(render(&files, &plain).unwrap(), "F");
+}
+
+#[test]
+fn named_templates_are_read_from_their_folder() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name);
+    std::fs::copy(fixture("crest_k4").join("tokenizer.json"), path("tokenizer.json")).unwrap();
+    std::fs::create_dir(path("additional_chat_templates")).unwrap();
+    std::fs::write(path("chat_template.jinja"), "D").unwrap();
+    std::fs::write(path("additional_chat_templates/rag.jinja"), "R").unwrap();
+    std::fs::write(path("additional_chat_templates/notes.txt"), "{{").unwrap();
+    let text = TextProcessor::from_dir(scratch.path()).unwrap();
+    assert_eq!(text.render_chat(&[], &ChatOptions::default()).unwrap(), "D");
+    let named = ChatOptions { template: Some("rag".to_owned()), ..ChatOptions::default() };
+    assert_eq!(text.render_chat(&[], &named).unwrap(), "R");
+}
+
+#[test]
+fn templates_of_wrong_types_do_not_stop_plain_prompts() {
+    for (config, jinja, part) in [
+        (r#"{"chat_template": 5}"#, None, "tokenizer_config.json: chat_template"),
+        (r#"{"chat_template": [{"name": "default"}]}"#, None, "must be a text"),
+        (r#"{"chat_template": ["x"]}"#, None, "`name` and `template`"),
+        (r#"{"chat_template": {"default": null}}"#, None, "must be a text"),
+        (r#"{"chat_template": {}}"#, None, "plain prompt"),
+        ("{}", Some(vec![b'a', 0xff]), "chat_template.jinja: is not UTF-8"),
+    ] {
+        let files = TextFiles {
+            tokenizer_config: Some(config.as_bytes().to_vec()),
+            chat_template_jinja: jinja,
+            ..files("crest_k4")
+        };
+        let text = TextProcessor::from_files(&files).unwrap();
+        assert_eq!(text.encode("a", true).unwrap(), [64], "{config}");
+        let error = text.render_chat(&[Message::user("x")], &ChatOptions::prompt()).unwrap_err().to_string();
+        assert!(error.contains(part), "{config}: {error}");
+    }
 }

@@ -39,8 +39,14 @@ fn tokenizers_that_are_damaged() {
         for json in cases {
             let shown = String::from_utf8_lossy(&json[..json.len().min(60)]).into_owned();
             let start = Instant::now();
+            let empty = json.is_empty();
             let result = TextProcessor::from_files(&TextFiles { tokenizer_json: json, ..TextFiles::default() });
-            assert!(matches!(result, Err(Error::Tokenizer(_))), "{shown}");
+            let named = match result {
+                Err(Error::Tokenizer(message)) => message.contains("tokenizer.json"),
+                Err(Error::Source { message, .. }) => empty && message.contains("is empty"),
+                _ => false,
+            };
+            assert!(named, "{shown}");
             assert!(start.elapsed() < Duration::from_secs(2), "{shown}");
         }
     });
@@ -132,9 +138,6 @@ fn configs_that_are_wrong() {
         ("[]", "JSON object"),
         ("{\"eos_token\": 3}", "eos_token"),
         ("{\"bos_token\": {\"text\": \"x\"}}", "bos_token"),
-        ("{\"pad_token\": \"\"}", "pad_token"),
-        ("{\"chat_template\": 5}", "chat_template"),
-        ("{\"chat_template\": [{\"name\": \"x\"}]}", "chat_template"),
         ("{\"eos_token\": \"<|im_end|>\"", "EOF"),
         ("\u{feff}{}", "JSON object"),
     ] {
@@ -142,13 +145,27 @@ fn configs_that_are_wrong() {
         let error = TextProcessor::from_files(&files).unwrap_err().to_string();
         assert!(error.contains("tokenizer_config.json") && error.contains(part), "{config}: {error}");
     }
-    let files = TextFiles { chat_template_jinja: Some(vec![b'a', 0xff]), ..files("crest_k4") };
-    let error = TextProcessor::from_files(&files).unwrap_err().to_string();
-    assert!(error.contains("chat_template.jinja") && error.contains("UTF-8"), "{error}");
 }
 
 #[test]
-fn bos_follows_the_config() {
+fn what_is_no_tokenizer_is_named_as_what_it_is() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n";
+    let page = "\n<!DOCTYPE html><html></html>";
+    for (content, part) in [("", "is empty"), (" \n", "is empty"), (pointer, "git-lfs pointer"), (page, "web page")] {
+        let bytes = content.as_bytes().to_vec();
+        let whole = || TextFiles { directory: "dir".into(), ..files("crest_k4") };
+        for (name, files) in [
+            ("tokenizer.json", TextFiles { tokenizer_json: bytes.clone(), ..whole() }),
+            ("tokenizer_config.json", TextFiles { tokenizer_config: Some(bytes.clone()), ..whole() }),
+        ] {
+            let error = TextProcessor::from_files(&files).unwrap_err().to_string();
+            assert!(error.contains(&format!("dir/{name}: ")) && error.contains(part), "{content:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn bos_follows_tokenizer_json() {
     let ids = |fixture: &str, add_bos: Value| {
         let files = files(fixture);
         let mut config: Value = serde_json::from_slice(files.tokenizer_config.as_ref().unwrap()).unwrap();
@@ -163,8 +180,8 @@ fn bos_follows_the_config() {
     };
     assert_eq!(ids("leanllama", Value::Null), [522, 64]);
     assert_eq!(ids("leanllama", json!(true)), [522, 64]);
-    assert_eq!(ids("leanllama", json!(false)), [64]);
-    assert_eq!(ids("crest_k4", json!(true)), [505, 64]);
+    assert_eq!(ids("leanllama", json!(false)), [522, 64]);
+    assert_eq!(ids("crest_k4", json!(true)), [64]);
     assert_eq!(ids("crest_k4", json!(false)), [64]);
 }
 
@@ -260,4 +277,52 @@ fn special_text_of_users_can_stay_text() {
         let expected = text.encode_chat(&chat, &parse).unwrap();
         assert_eq!(text.encode_chat(&chat, &literal).unwrap(), expected, "{fixture_name}");
     }
+}
+
+/// A tokenizer that the library panics on.
+fn panicking() -> Value {
+    let mut json = tokenizer_json();
+    json["model"]["continuing_subword_prefix"] = json!("é".repeat(7));
+    json["model"]["merges"] = json!([["a", "b"]]);
+    json["model"]["vocab"]["ab"] = json!(900);
+    json
+}
+
+/// What a child process of this test prints on stderr while the library panics in one thread and others panic by themselves.
+fn printed(mode: &str) -> String {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["a_contained_panic_prints_nothing", "--exact", "--nocapture", "--test-threads=1"])
+        .env("EMBERLM_CHILD", mode)
+        .env("RUST_BACKTRACE", "1")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_contained_panic_prints_nothing() {
+    let Ok(mode) = std::env::var("EMBERLM_CHILD") else {
+        assert_eq!(printed("quiet"), "");
+        // Panics of others are reported, while threads of the library go in and out.
+        let both = printed("both");
+        assert_eq!(both.matches("panicked at").count(), 20, "{both}");
+        assert_eq!(both.matches("mine").count(), 20, "{both}");
+        return;
+    };
+    let json = panicking();
+    let contained = || assert!(with_tokenizer(&json).unwrap_err().to_string().contains("the tokenizer library failed"));
+    if mode != "both" {
+        return contained();
+    }
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| (0..50).for_each(|_| contained()));
+        }
+        for _ in 0..20 {
+            let _ = scope.spawn(|| panic!("mine")).join();
+        }
+    });
+    // After the library, a panic of the same thread is reported again.
+    contained();
 }

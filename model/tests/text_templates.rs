@@ -1,6 +1,7 @@
 //! Chat templates against jinja2, set up as transformers does.
 //!
-//! `data/chat_templates.json` holds templates with the features of published ones, and what jinja2 3.1 rendered.
+//! `data/chat_templates.json` holds templates with the features of published ones, and what jinja2 3.1 rendered;
+//! `data/template_constructs.json` the constructs of the language by themselves.
 
 use emberlm_model::text::{ChatOptions, ChatTemplate, Message};
 use serde::Deserialize;
@@ -47,4 +48,38 @@ fn as_jinja2_renders() {
         }
     }
     assert!(failures.is_empty(), "{failures}");
+}
+
+#[derive(Deserialize)]
+struct Constructs {
+    cases: Vec<(String, Option<String>)>,
+}
+
+#[test]
+fn constructs_render_as_in_jinja2() {
+    let constructs: Constructs = serde_json::from_str(include_str!("data/template_constructs.json")).unwrap();
+    assert!(constructs.cases.len() >= 2_000);
+    let messages = [Message::user("hi")];
+    let mut failures = String::new();
+    for (template, wanted) in &constructs.cases {
+        let found = render(template, &messages, &ChatOptions::default());
+        if found.as_ref().ok() != wanted.as_ref() {
+            failures += &format!("{template}\n  found  {found:?}\n  wanted {wanted:?}\n");
+        }
+    }
+    assert!(failures.is_empty(), "{failures}");
+}
+
+#[test]
+fn the_time_can_be_given() {
+    let template = "{{ strftime_now('%Y-%m-%d %H:%M:%S|%d %b %Y|%-d|%f|%z%Z|%%') }}";
+    let shown =
+        |date: &str| render(template, &[Message::user("hi")], &ChatOptions::default().at(date).unwrap()).unwrap();
+    assert_eq!(shown("2026-01-05 09:30"), "2026-01-05 09:30:00|05 Jan 2026|5|000000||%");
+    assert_eq!(shown("2026-01-05T09:30:15"), "2026-01-05 09:30:15|05 Jan 2026|5|000000||%");
+    assert_eq!(shown(" 2026-12-31 "), "2026-12-31 12:00:00|31 Dec 2026|31|000000||%");
+    for wrong in ["", "today", "2026-13-01", "2026-02-30", "31.12.2026"] {
+        let error = ChatOptions::default().at(wrong).unwrap_err().to_string();
+        assert!(error.contains("date") && error.contains("2026-01-31"), "{error}");
+    }
 }

@@ -1,6 +1,7 @@
 //! `ember generate`: a prompt in, text out as it is generated.
 
 use std::io::{self, IsTerminal, Read, Write};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
@@ -19,7 +20,7 @@ use super::estimate::Estimate;
 use super::memory::TokenizerMemory;
 use super::sampling::{SamplingArgs, or_minus_one};
 use super::terminal::TerminalFilter;
-use super::{load, output};
+use super::{chat_input, load, output};
 
 /// Tokens to generate where nobody says how many.
 const MAX_TOKENS: usize = 256;
@@ -69,6 +70,10 @@ pub struct GenerateArgs {
     /// System message before the prompt
     #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
     system: Option<String>,
+
+    /// Tools that the model may call: a JSON list of function schemas
+    #[arg(long, value_name = "FILE", requires = "chat")]
+    tools: Option<PathBuf>,
 
     /// Tell the chat template not to think first (enable_thinking false)
     #[arg(long, requires = "chat")]
@@ -250,6 +255,9 @@ fn prompt(args: &GenerateArgs, text: &TextProcessor) -> Result<Vec<u32>> {
     let mut options = ChatOptions::prompt();
     if args.no_think {
         options = options.with("enable_thinking", false);
+    }
+    if let Some(path) = &args.tools {
+        options = options.with("tools", chat_input::tools(path)?);
     }
     Ok(text.encode_chat(&messages, &options)?)
 }

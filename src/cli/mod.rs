@@ -8,6 +8,7 @@
 mod args;
 mod backend;
 mod bench;
+mod chat_input;
 mod depth;
 mod doctor;
 mod dump;
@@ -20,10 +21,12 @@ mod info_text;
 mod load;
 mod memory;
 mod output;
+mod render;
 mod sampling;
 mod tensor_file;
 mod terminal;
 mod threads;
+mod tokenize;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -60,6 +63,10 @@ enum Command {
     Depth(Box<depth::DepthCommandArgs>),
     /// Write what a model computes for given tokens, for comparison with another implementation
     Dump(Box<dump::DumpArgs>),
+    /// Show the tokens of a text or of a chat
+    Tokenize(Box<tokenize::TokenizeArgs>),
+    /// Show the prompt that a chat becomes
+    Render(Box<render::RenderArgs>),
 }
 
 /// Runs the program.
@@ -92,6 +99,8 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args).map(|()| true),
         Command::Depth(args) => depth::run(&args).map(|()| true),
         Command::Dump(args) => dump::run(&args).map(|()| true),
+        Command::Tokenize(args) => tokenize::run(&args).map(|()| true),
+        Command::Render(args) => render::run(&args).map(|()| true),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -14,8 +14,8 @@ pub fn is_lfs_pointer(bytes: &[u8]) -> bool {
     LFS_VERSIONS.iter().any(|version| bytes.starts_with(version))
 }
 
-/// What a file that should be safetensors is instead, as the rest of a sentence; `None` for what is not recognised.
-pub(super) fn recognise(bytes: &[u8]) -> Option<&'static str> {
+/// What a file of a model is instead of what it should be, as the rest of a sentence; `None` for what is not recognised.
+pub(crate) fn recognise(bytes: &[u8]) -> Option<&'static str> {
     const CONVERT: [(&[u8], &str); 4] = [
         (b"GGUF", "is a GGUF file by its contents, which is not read: get the model's safetensors files"),
         (

@@ -36,6 +36,7 @@ mod tied;
 mod weights;
 
 pub use dir::{EmbeddedFile, ModelDir};
+pub(crate) use foreign::recognise;
 pub use foreign::{LFS_ADVICE, is_lfs_pointer};
 pub use header::{Dtype, TensorInfo};
 pub use names::report;

@@ -93,7 +93,7 @@ impl Window {
     fn push(&mut self, id: u32, token: &str, text: &TextProcessor, skip_special: bool) -> Result<String> {
         self.ids.push(id);
         // A run of byte tokens decodes as a whole or not at all, so wait for its end.
-        if is_byte_token(token) {
+        if single_byte(token).is_some() {
             return Ok(String::new());
         }
         let before = self.decode(self.read, text, skip_special)?;
@@ -151,10 +151,15 @@ fn is_incomplete(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_err_and(|e| e.error_len().is_none())
 }
 
-/// Whether a token stands for one byte, such as `<0xE6>`.
+/// The byte that a token such as `<0xE6>` stands for.
+pub(super) fn single_byte(token: &str) -> Option<u8> {
+    let hex = token.strip_prefix("<0x").and_then(|t| t.strip_suffix('>'))?;
+    if hex.len() == 2 { u8::from_str_radix(hex, 16).ok() } else { None }
+}
+
+/// Whether a token stands for one byte.
 pub(super) fn is_byte_token(token: &str) -> bool {
-    let hex = token.strip_prefix("<0x").and_then(|t| t.strip_suffix('>'));
-    hex.is_some_and(|h| h.len() == 2 && u8::from_str_radix(h, 16).is_ok())
+    single_byte(token).is_some()
 }
 
 /// Appends the bytes that a byte-level token spells. A token with a character outside the alphabet, which only added tokens

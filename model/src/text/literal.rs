@@ -1,10 +1,12 @@
 //! Chats in which the text of special tokens inside messages stays text.
 
+use tokenizers::tokenizer::normalizer::Range;
 use tokenizers::tokenizer::{PreTokenizedString, PreTokenizer};
-use tokenizers::{Model, NormalizedString, Normalizer, OffsetReferential, OffsetType};
+use tokenizers::{Model, NormalizedString, Normalizer, OffsetReferential, OffsetType, Token};
 
 use super::chat::{ChatOptions, Message};
-use super::tokenizer::{TextProcessor, contain};
+use super::contain::contain;
+use super::tokenizer::TextProcessor;
 use crate::{Error, Result};
 
 /// Stand-ins come from the last private-use plane, which templates and tokenizers have no reason to know.
@@ -14,29 +16,30 @@ const LAST_STAND_IN: u32 = 0x10_FFFD;
 /// Encodes a chat so that what users and tools wrote never becomes an added token.
 ///
 /// The text of each added token in those messages is replaced by a private-use character before rendering. In the rendered chat
-/// the added tokens are then only the template's own; the text between them gets the original spelling back and is encoded
-/// without looking for added tokens.
+/// the added tokens are then only the template's own. With the original spelling back in place, the text is cut at these, and at
+/// no others, and goes through the steps that the tokenizer library takes, so that each stretch of text knows where in the whole
+/// it stands: some tokenizers put a space before the first stretch only.
 pub(super) fn encode_chat(text: &TextProcessor, messages: &[Message], options: &ChatOptions) -> Result<Vec<u32>> {
     let stand_ins = StandIns::new(text, messages)?;
     let messages: Vec<Message> = messages.iter().map(|m| stand_ins.hide_in(m)).collect();
     let rendered = text.render_chat(&messages, options)?;
+    let cuts = stand_ins.cuts(text, &rendered)?;
+    encode_cut(text, &stand_ins.restore(&rendered), &cuts)
+}
 
-    let tokenizer = text.tokenizer();
-    let encoding = contain(|| tokenizer.encode(rendered.as_str(), false))?;
-    let added = tokenizer.get_added_tokens_decoder();
-    let mut ids = Vec::with_capacity(encoding.len());
-    let mut done = 0;
-    for (&id, &(start, end)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
-        if added.contains_key(&id) {
-            let between = rendered.get(done..start).unwrap_or_default();
-            ids.extend(encode_plain(text, &stand_ins.restore(between))?);
-            ids.push(id);
-            done = end;
-        }
-    }
-    let rest = rendered.get(done..).unwrap_or_default();
-    ids.extend(encode_plain(text, &stand_ins.restore(rest))?);
-    Ok(ids)
+/// Encodes a text without looking for added tokens.
+pub(super) fn encode(text: &TextProcessor, plain: &str) -> Result<Vec<u32>> {
+    encode_cut(text, plain, &[])
+}
+
+/// An added token in a text.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    start: usize,
+    end: usize,
+    id: u32,
+    /// Found in the text as the normalizer leaves it.
+    normalized: bool,
 }
 
 /// Texts of added tokens and the characters that stand for them.
@@ -80,26 +83,76 @@ impl StandIns {
     fn restore(&self, text: &str) -> String {
         self.pairs.iter().fold(text.to_owned(), |text, (content, c)| text.replace(*c, content))
     }
+
+    /// The added tokens of a rendered chat, at their places in the restored text.
+    fn cuts(&self, text: &TextProcessor, rendered: &str) -> Result<Vec<Cut>> {
+        let tokenizer = text.tokenizer();
+        let encoding = contain(|| tokenizer.encode(rendered, false))?;
+        let added = tokenizer.get_added_tokens_decoder();
+        let mut cuts = Vec::new();
+        let (mut done, mut restored) = (0, 0);
+        for (&id, &(start, end)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
+            let Some(token) = added.get(&id).filter(|_| end > start && start >= done) else { continue };
+            // A normalizer may drop a stand-in, and what stood around it then reads like a token.
+            let found = rendered.get(start..end).unwrap_or_default();
+            if self.pairs.iter().any(|(_, c)| found.contains(*c)) {
+                continue;
+            }
+            let before = rendered.get(done..start).unwrap_or_default();
+            let start_at = restored + self.restore(before).len();
+            let end_at = start_at + (end - start);
+            cuts.push(Cut { start: start_at, end: end_at, id, normalized: token.normalized });
+            (done, restored) = (end, end_at);
+        }
+        Ok(cuts)
+    }
 }
 
-/// Encodes text without looking for added tokens.
-fn encode_plain(text: &TextProcessor, plain: &str) -> Result<Vec<u32>> {
-    if plain.is_empty() {
-        return Ok(Vec::new());
-    }
+/// Encodes a text whose added tokens are these and no others.
+fn encode_cut(text: &TextProcessor, plain: &str, cuts: &[Cut]) -> Result<Vec<u32>> {
     let tokenizer = text.tokenizer();
     contain(|| {
-        let mut normalized = NormalizedString::from(plain);
-        if let Some(normalizer) = tokenizer.get_normalizer() {
-            normalizer.normalize(&mut normalized)?;
-        }
-        let mut pieces = PreTokenizedString::from(normalized);
+        let mut pieces = PreTokenizedString::from(plain);
+        // As the library does: tokens of the text as it is, then the normalizer, then tokens of the text as that leaves it.
+        pieces.split(|_, piece| Ok(cut(&piece, cuts, false)))?;
+        pieces.split(|_, mut piece| {
+            if let Some(normalizer) = tokenizer.get_normalizer() {
+                normalizer.normalize(&mut piece)?;
+            }
+            Ok(cut(&piece, cuts, true))
+        })?;
         if let Some(pre_tokenizer) = tokenizer.get_pre_tokenizer() {
             pre_tokenizer.pre_tokenize(&mut pieces)?;
         }
-        pieces.tokenize(|piece| tokenizer.get_model().tokenize(piece.get()))?;
+        tokenizer.get_model().tokenize_in_pretokenized(&mut pieces, None)?;
         let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::None);
         let tokens = splits.into_iter().filter_map(|(_, _, tokens)| tokens.as_ref());
         Ok(tokens.flatten().map(|token| token.id).collect())
     })
+}
+
+/// A piece of text, cut at the tokens of one kind that lie in it.
+fn cut(piece: &NormalizedString, cuts: &[Cut], normalized: bool) -> Vec<(NormalizedString, Option<Vec<Token>>)> {
+    let (from, to) = piece.offsets_original();
+    let mut parts = Vec::new();
+    let mut done = 0;
+    let inside = cuts.iter().filter(|c| c.normalized == normalized && c.start >= from && c.end <= to);
+    for c in inside {
+        let Some(range) = piece.convert_offsets(Range::Original(c.start - from..c.end - from)) else { continue };
+        if range.start < done {
+            continue;
+        }
+        parts.extend(piece.slice(Range::Normalized(done..range.start)).map(|part| (part, None)));
+        if let Some(part) = piece.slice(Range::Normalized(range.clone())) {
+            let value = part.get().to_owned();
+            let length = value.len();
+            parts.push((part, Some(vec![Token::new(c.id, value, (0, length))])));
+        }
+        done = range.end;
+    }
+    if done == 0 {
+        return vec![(piece.clone(), None)];
+    }
+    parts.extend(piece.slice(Range::Normalized(done..piece.len())).map(|part| (part, None)));
+    parts
 }

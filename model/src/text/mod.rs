@@ -10,18 +10,21 @@
 //!
 //! # Untrusted input
 //! All files are size-limited and read from inside the model directory only. Panics of the tokenizer library on crafted files
-//! become errors (its message still reaches the panic hook). Templates run in a sandbox without files, includes or the
-//! environment, with bounds on instructions, recursion, memory and time.
+//! become errors and print nothing. Templates run in a sandbox without files, includes or the environment, with bounds on
+//! instructions, recursion, memory and time.
 
 #![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
 
 mod chat;
+mod class;
+mod contain;
 mod decode_stream;
 mod files;
 mod literal;
 mod special_tokens;
 mod spelling;
 mod stop;
+mod templates;
 mod tokenizer;
 
 pub use chat::{ChatOptions, ChatTemplate, Message};
@@ -29,4 +32,4 @@ pub use decode_stream::DecodeStream;
 pub use files::TextFiles;
 pub use special_tokens::{SpecialToken, SpecialTokens};
 pub use stop::{StopSet, StopStrings, Stopped, eos_token_ids};
-pub use tokenizer::{SpecialText, TextProcessor};
+pub use tokenizer::{SpecialText, TextProcessor, TokenKind};

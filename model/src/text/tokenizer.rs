@@ -1,17 +1,20 @@
 //! Text to ids and back, with everything a model directory says about its text.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use tokenizers::Tokenizer;
+use serde_json::Map;
+use tokenizers::{DecoderWrapper, Tokenizer};
 
-use super::chat::{ChatOptions, ChatTemplate, Message};
-use super::decode_stream::DecodeStream;
-use super::files::TextFiles;
+use super::chat::{ChatOptions, Message};
+use super::class;
+use super::contain::contain;
+use super::decode_stream::{self, DecodeStream};
+use super::files::{TextFiles, check_json, parse_object};
 use super::literal;
-use super::special_tokens::{self, SpecialTokens, TokenizerConfig};
+use super::special_tokens::{Declared, SpecialTokens};
+use super::templates::Templates;
 use crate::{Error, Result};
 
 /// How the text of special tokens inside messages is encoded.
@@ -24,39 +27,34 @@ pub enum SpecialText {
     Literal,
 }
 
+/// What a token is to its tokenizer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenKind {
+    /// Part of the vocabulary, or no token at all.
+    Ordinary,
+    /// Found in a text as a whole, before the rest is cut into ordinary tokens.
+    Added,
+    /// Added, and left out of decoded text on demand.
+    Special,
+}
+
 /// Tokenizer, special tokens and chat templates of one model. Clones share one copy; use from several threads is fine.
 #[derive(Debug, Clone)]
 pub struct TextProcessor {
     inner: Arc<Inner>,
+    /// Rows of the embedding that the ids are for, where that is known.
+    rows: Option<usize>,
 }
 
 #[derive(Debug)]
 struct Inner {
     tokenizer: Tokenizer,
     special: SpecialTokens,
-    templates: Vec<NamedTemplate>,
-    /// One above the largest id.
-    id_bound: usize,
-    bos: BosRule,
-}
-
-/// A template, or why it does not parse: a model with a broken template still completes plain prompts.
-#[derive(Debug)]
-struct NamedTemplate {
-    name: String,
-    parsed: std::result::Result<ChatTemplate, String>,
-}
-
-/// What to do with the ids that the post-processor of `tokenizer.json` gives when `tokenizer_config.json` disagrees.
-#[derive(Debug, Clone, Copy)]
-enum BosRule {
-    Keep,
-    Insert(u32),
-    Remove,
+    templates: Templates,
 }
 
 impl TextProcessor {
-    /// Reads `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` and `chat_template.json` of a model directory.
+    /// Reads the [text files](TextFiles) of a model directory.
     ///
     /// # Errors
     /// See [`TextFiles::read`] and [`Self::from_files`].
@@ -64,49 +62,95 @@ impl TextProcessor {
         Self::from_files(&TextFiles::read(directory)?)
     }
 
-    /// Parses the files. `chat_template.jinja` wins over `chat_template.json`, and that over `tokenizer_config.json`.
+    /// Parses the files.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] when the tokenizer library refuses the file or panics on it, or when an added token does not get the
-    /// id that the file declares; [`Error::Source`] and [`Error::Config`] for the other files. A template that does not parse is
-    /// an error when a chat is rendered, not here.
+    /// id that `tokenizer.json` declares; [`Error::Source`] and [`Error::Config`] for the other files, and for one that is empty, a
+    /// git-lfs pointer or a web page. A template that does not parse is an error when a chat is rendered, not here.
     pub fn from_files(files: &TextFiles) -> Result<Self> {
-        let tokenizer = load(&files.tokenizer_json)?;
-        check_added_tokens(&tokenizer, &files.tokenizer_json)?;
-        let path = files.directory.join("tokenizer_config.json");
+        let path = files.directory.join("tokenizer.json");
+        check_json(&files.tokenizer_json, &path)?;
         let config = match &files.tokenizer_config {
-            Some(bytes) => TokenizerConfig::parse(bytes, &path, |t| tokenizer.token_to_id(t))?,
-            None => TokenizerConfig::default(),
+            Some(bytes) => parse_object(bytes, &files.directory.join("tokenizer_config.json"))?,
+            None => Map::new(),
         };
-        let templates = templates(files, config.templates)?;
-        let largest = contain(|| Ok(tokenizer.get_vocab(true).into_values().max()))?;
-        let bos = bos_rule(&tokenizer, &config.special, config.add_bos_token)?;
-        Ok(Self {
-            inner: Arc::new(Inner {
-                special: config.special,
-                templates,
-                id_bound: largest.map_or(0, |id| id as usize + 1),
-                bos,
-                tokenizer,
-            }),
-        })
+        let in_file = |e| match e {
+            Error::Tokenizer(message) => Error::Tokenizer(format!("{}: {message}", path.display())),
+            other => other,
+        };
+        let rebuilt = class::rebuild(&files.tokenizer_json, &config).map_err(in_file)?;
+        let json = rebuilt.as_deref().unwrap_or(&files.tokenizer_json);
+        let mut tokenizer = load(json).map_err(in_file)?;
+        check_added_tokens(&tokenizer, json)?;
+        let declared = Declared::parse(files, &config)?;
+        declared.add_to(&mut tokenizer)?;
+        let special = declared.special_tokens(&tokenizer);
+        warn_of_ignored(&declared, &tokenizer, &special)?;
+        let templates = Templates::new(files, &config);
+        Ok(Self { inner: Arc::new(Inner { tokenizer, special, templates }), rows: None })
     }
 
-    /// The ids of a text. With `add_special`, also those that the tokenizer puts around a text, such as a leading BOS. The text of
-    /// special tokens becomes those tokens.
+    /// The same processor for a model whose embedding has `rows` rows: encoding then refuses a text with a token beyond them.
+    /// Tokenizers may have such tokens, as one that was added for training and that no text holds.
+    #[must_use]
+    pub fn for_embedding(self, rows: usize) -> Self {
+        Self { rows: Some(rows), ..self }
+    }
+
+    /// The same processor without that check, for looking at tokens.
+    #[must_use]
+    pub fn without_embedding(self) -> Self {
+        Self { rows: None, ..self }
+    }
+
+    /// Rows of the embedding that the ids are for, where that is known.
+    pub fn embedding(&self) -> Option<usize> {
+        self.rows
+    }
+
+    /// The ids of a text. With `add_special`, also those that the tokenizer puts around a text, such as a leading BOS; that is as
+    /// `tokenizer.json` has it, as in transformers 5, whatever `add_bos_token` says. The text of special tokens becomes those tokens.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] when the tokenizer fails.
+    /// [`Error::Tokenizer`] when the tokenizer fails; [`Error::Prompt`] when a token is beyond the [embedding](Self::for_embedding).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let tokenizer = &self.inner.tokenizer;
         let encoding = contain(|| tokenizer.encode_fast(text, add_special))?;
-        let mut ids = encoding.get_ids().to_vec();
-        match self.inner.bos {
-            BosRule::Insert(bos) if add_special => ids.insert(0, bos),
-            BosRule::Remove if add_special && !ids.is_empty() => drop(ids.remove(0)),
-            _ => {}
+        self.check_ids(encoding.get_ids())?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// As [`Self::encode`], with the text of special tokens and of all added ones as ordinary text.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_literal(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let mut ids = literal::encode(self, text)?;
+        if add_special {
+            // What stands around a text does not depend on it.
+            let sample = "x";
+            let (plain, whole) = (self.encode(sample, false)?, self.encode(sample, true)?);
+            let at = whole.windows(plain.len().max(1)).position(|window| window == plain);
+            if let Some((before, rest)) = at.and_then(|at| whole.split_at_checked(at)) {
+                let after = rest.get(plain.len()..).unwrap_or_default();
+                ids = [before, ids.as_slice(), after].concat();
+            }
         }
+        self.check_ids(&ids)?;
         Ok(ids)
+    }
+
+    /// Whether every id has a row in the embedding.
+    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        let Some(rows) = self.rows else { return Ok(()) };
+        let beyond = |id: &&u32| usize::try_from(**id).map_or(true, |id| id >= rows);
+        let Some(&id) = ids.iter().find(beyond) else { return Ok(()) };
+        let token = self.token(id).unwrap_or_default();
+        Err(Error::Prompt(format!(
+            "token {token:?} has id {id}, but the embedding of this model has {rows} rows; leave it out of the text, or take the \
+             tokenizer and the weights of one model"
+        )))
     }
 
     /// The text of `ids`, exactly as the tokens spell it: spaces before punctuation are not cleaned up. With `skip_special`,
@@ -133,6 +177,29 @@ impl TextProcessor {
         self.inner.tokenizer.id_to_token(id)
     }
 
+    /// The bytes that a token stands for, with byte-level tokenizers and for tokens of one byte (`<0xE6>`); `None` for others.
+    pub fn bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let token = self.token(id)?;
+        if let Some(byte) = decode_stream::single_byte(&token) {
+            return Some(vec![byte]);
+        }
+        let byte_level = matches!(self.inner.tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+        let mut bytes = Vec::new();
+        if byte_level {
+            decode_stream::push_token_bytes(&token, &mut bytes);
+        }
+        byte_level.then_some(bytes)
+    }
+
+    /// What the token of an id is to the tokenizer.
+    pub fn kind(&self, id: u32) -> TokenKind {
+        match self.inner.tokenizer.get_added_vocabulary().get_added_tokens_decoder().get(&id) {
+            None => TokenKind::Ordinary,
+            Some(token) if token.special => TokenKind::Special,
+            Some(_) => TokenKind::Added,
+        }
+    }
+
     /// Tokens known, added ones included. The embedding of a model may have more rows.
     pub fn vocab_size(&self) -> usize {
         self.inner.tokenizer.get_vocab_size(true)
@@ -148,22 +215,6 @@ impl TextProcessor {
         self.inner.special.eos.as_ref()?.id
     }
 
-    /// Checks that every id the tokenizer can give has a row in an embedding of `rows` rows.
-    ///
-    /// # Errors
-    /// [`Error::Tokenizer`] with the largest id.
-    pub fn check_vocabulary(&self, rows: usize) -> Result<()> {
-        let bound = self.inner.id_bound;
-        if bound <= rows {
-            return Ok(());
-        }
-        let id = u32::try_from(bound - 1).unwrap_or(u32::MAX);
-        let token = self.token(id).unwrap_or_default();
-        Err(Error::Tokenizer(format!(
-            "token {token:?} has id {id}, but the model has {rows} embedding rows; tokenizer.json and the weights belong to different models"
-        )))
-    }
-
     /// Whether the model has a chat template.
     pub fn has_chat_template(&self) -> bool {
         !self.inner.templates.is_empty()
@@ -174,7 +225,7 @@ impl TextProcessor {
     /// # Errors
     /// [`Error::Template`] when there is no template, or when it fails; with the line.
     pub fn render_chat(&self, messages: &[Message], options: &ChatOptions) -> Result<String> {
-        let template = self.template(options)?;
+        let template = self.inner.templates.choose(options)?;
         template.render(messages, options, self.inner.special.names())
     }
 
@@ -185,32 +236,11 @@ impl TextProcessor {
     pub fn encode_chat(&self, messages: &[Message], options: &ChatOptions) -> Result<Vec<u32>> {
         match options.special_text {
             SpecialText::Parse => self.encode(&self.render_chat(messages, options)?, false),
-            SpecialText::Literal => literal::encode_chat(self, messages, options),
-        }
-    }
-
-    /// The template that the options ask for: by name, or `tool_use` when there are tools and the model has one, or the default.
-    fn template(&self, options: &ChatOptions) -> Result<&ChatTemplate> {
-        let templates = &self.inner.templates;
-        let find = |name: &str| templates.iter().find(|t| t.name == name);
-        let known = || {
-            let names: Vec<&str> = templates.iter().map(|t| t.name.as_str()).collect();
-            names.join(", ")
-        };
-        let found = match &options.template {
-            Some(name) => find(name).ok_or_else(|| format!("none is called {name:?}")),
-            None => {
-                let for_tools = options.has_tools().then(|| find("tool_use")).flatten();
-                let found = for_tools.or_else(|| find("default"));
-                found.ok_or_else(|| "none is called \"default\"".to_owned())
+            SpecialText::Literal => {
+                let ids = literal::encode_chat(self, messages, options)?;
+                self.check_ids(&ids)?;
+                Ok(ids)
             }
-        };
-        match found {
-            Ok(template) => template.parsed.as_ref().map_err(|e| Error::Template(e.clone())),
-            Err(_) if templates.is_empty() => Err(Error::Template(
-                "this model has none (no chat_template.jinja and no chat_template in tokenizer_config.json); give it a plain prompt instead".to_owned(),
-            )),
-            Err(message) => Err(Error::Template(format!("{message}; there are: {}", known()))),
         }
     }
 
@@ -257,61 +287,21 @@ fn check_added_tokens(tokenizer: &Tokenizer, json: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// The templates of a model directory, from the file that wins.
-fn templates(files: &TextFiles, in_config: Vec<(String, String)>) -> Result<Vec<NamedTemplate>> {
-    let sources = if let Some(bytes) = &files.chat_template_jinja {
-        let path = files.directory.join("chat_template.jinja");
-        let source = String::from_utf8(bytes.clone())
-            .map_err(|e| Error::Source { path, message: format!("is not UTF-8: {e}") })?;
-        vec![("default".to_owned(), source)]
-    } else if let Some(bytes) = &files.chat_template_json {
-        let path = files.directory.join("chat_template.json");
-        special_tokens::templates(&special_tokens::parse_object(bytes, &path)?, &path)?
-    } else {
-        in_config
-    };
-    let parse = |(name, source): (String, String)| {
-        let parsed = match ChatTemplate::new(name.clone(), source) {
-            Ok(template) => Ok(template),
-            Err(Error::Template(message)) => {
-                tracing::warn!("chat template {name:?}: {message}");
-                Err(message)
-            }
-            Err(other) => return Err(other),
-        };
-        Ok(NamedTemplate { name, parsed })
-    };
-    sources.into_iter().map(parse).collect()
-}
-
-/// Compares `add_bos_token` with what the post-processor does.
-fn bos_rule(tokenizer: &Tokenizer, special: &SpecialTokens, add_bos_token: Option<bool>) -> Result<BosRule> {
-    let (Some(bos), Some(wanted)) = (special.bos.as_ref().and_then(|t| t.id), add_bos_token) else {
-        return Ok(BosRule::Keep);
-    };
-    let empty = contain(|| tokenizer.encode_fast("", true))?;
-    let added = empty.get_ids().first() == Some(&bos);
-    Ok(match (wanted, added) {
-        (true, false) => BosRule::Insert(bos),
-        (false, true) => BosRule::Remove,
-        _ => BosRule::Keep,
-    })
-}
-
-/// Runs the tokenizer library, which panics on some crafted files and texts, and turns a panic into an error.
-pub(super) fn contain<T>(run: impl FnOnce() -> std::result::Result<T, tokenizers::Error>) -> Result<T> {
-    // The tokenizer is only read (or just being made) here, so no half-changed state survives a panic.
-    match catch_unwind(AssertUnwindSafe(run)) {
-        Ok(result) => result.map_err(|e| Error::Tokenizer(e.to_string())),
-        Err(panic) => {
-            let message = panic
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("no message");
-            Err(Error::Tokenizer(format!(
-                "the tokenizer library failed on this file or text ({message}); tokenizer.json is probably damaged"
-            )))
+/// Says where `add_bos_token` or `add_eos_token` disagree with what the post-processor of `tokenizer.json` adds.
+fn warn_of_ignored(declared: &Declared, tokenizer: &Tokenizer, special: &SpecialTokens) -> Result<()> {
+    if declared.add.iter().all(|(_, wanted)| wanted.is_none()) {
+        return Ok(());
+    }
+    let around = contain(|| tokenizer.encode_fast("", true))?;
+    let ends = [around.get_ids().first(), around.get_ids().last()];
+    for ((name, wanted), (token, end)) in declared.add.iter().zip([&special.bos, &special.eos].into_iter().zip(ends)) {
+        let (Some(wanted), Some(id)) = (wanted, token.as_ref().and_then(|t| t.id)) else { continue };
+        if *wanted != (end == Some(&id)) {
+            let adds = if *wanted { "adds none" } else { "adds one" };
+            tracing::warn!(
+                "tokenizer_config.json says {name} {wanted}, but tokenizer.json {adds}; tokenizer.json counts, as in transformers 5"
+            );
         }
     }
+    Ok(())
 }

@@ -1,10 +1,10 @@
-//! What one rendering may use.
+//! What one rendering may use: steps, memory, output and time.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use minijinja::value::ValueKind;
-use minijinja::{Error, ErrorKind, Value};
+use super::value::{Dict, Fail, List, R, Value};
 
 /// Templates of published models render in milliseconds.
 const TIME: Duration = Duration::from_secs(1);
@@ -12,20 +12,24 @@ const TIME: Duration = Duration::from_secs(1);
 const VALUE_BYTES: usize = 2 << 20;
 const TOTAL_BYTES: usize = 48 << 20;
 /// Nesting of lists and objects; deeper ones exhaust the stack when they are compared, printed or dropped.
-const DEPTH: usize = 100;
-/// Instructions of the template engine, per rendering and per message.
-const FUEL: u64 = 300_000;
-const FUEL_PER_MESSAGE: u64 = 2_000;
+pub(super) const DEPTH: usize = 100;
+/// Expressions and statements evaluated, per rendering and per message.
+const STEPS: usize = 1_000_000;
+const STEPS_PER_MESSAGE: usize = 5_000;
 /// Bytes a value costs besides its text.
-const NODE: usize = 24;
+pub(super) const NODE: usize = 24;
+/// Bytes worked on between two looks at the clock, and what a step counts for.
+const WORK: usize = 1 << 16;
+const STEP_WORK: usize = 64;
 
-/// Bounds on memory and time. Every operation of a template that makes something larger asks here.
+/// Bounds on steps, memory and time. Whatever makes a value larger, or takes time that grows with a value, asks here.
 #[derive(Debug)]
 pub(super) struct Budget {
     value_bytes: usize,
-    left: AtomicUsize,
+    bytes_left: Cell<usize>,
+    steps_left: Cell<usize>,
+    work: Cell<usize>,
     deadline: Instant,
-    pub(super) fuel: u64,
 }
 
 impl Budget {
@@ -34,111 +38,113 @@ impl Budget {
         let per_byte = messages.saturating_add(32);
         Self {
             value_bytes: VALUE_BYTES.saturating_add(bytes.saturating_mul(4)),
-            left: AtomicUsize::new(TOTAL_BYTES.saturating_add(bytes.saturating_mul(per_byte))),
+            bytes_left: Cell::new(TOTAL_BYTES.saturating_add(bytes.saturating_mul(per_byte))),
+            steps_left: Cell::new(STEPS.saturating_add(STEPS_PER_MESSAGE.saturating_mul(messages))),
+            work: Cell::new(0),
             deadline: Instant::now() + TIME,
-            fuel: FUEL.saturating_add(FUEL_PER_MESSAGE.saturating_mul(messages as u64)),
         }
     }
 
+    /// Takes one step.
+    pub(super) fn step(&self) -> R<()> {
+        match self.steps_left.get().checked_sub(1) {
+            Some(left) => self.steps_left.set(left),
+            None => return Err(Fail::new("it runs for too many steps; an endless loop?")),
+        }
+        self.work(STEP_WORK)
+    }
+
+    /// Counts work on `bytes` bytes, and looks at the clock now and then.
+    pub(super) fn work(&self, bytes: usize) -> R<()> {
+        let work = self.work.get().saturating_add(bytes);
+        if work < WORK {
+            self.work.set(work);
+            return Ok(());
+        }
+        self.work.set(0);
+        if Instant::now() > self.deadline {
+            return Err(Fail::new(format!("the template runs longer than {TIME:?}")));
+        }
+        Ok(())
+    }
+
     /// Whether `bytes` bytes fit into one value.
-    pub(super) fn check_size(&self, bytes: Option<usize>) -> Result<(), Error> {
+    pub(super) fn check_size(&self, bytes: Option<usize>) -> R<()> {
         match bytes {
             Some(bytes) if bytes <= self.value_bytes => Ok(()),
-            _ => Err(refuse(format!("a value of the template grows beyond {} bytes", self.value_bytes))),
+            _ => Err(Fail::new(format!("a value of the template grows beyond {} bytes", self.value_bytes))),
         }
     }
 
     /// Takes `bytes` bytes, of output or of a new value.
-    pub(super) fn spend(&self, bytes: usize) -> Result<(), Error> {
-        self.check_time()?;
-        let take = |left: usize| left.checked_sub(bytes);
-        match self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
-            Ok(_) => Ok(()),
-            Err(_) => Err(refuse("the template uses too much memory".to_owned())),
-        }
-    }
-
-    /// Passes a new value on if it is not too large, too deep or too much.
-    pub(super) fn admit(&self, value: Value) -> Result<Value, Error> {
-        let mut room = self.value_bytes;
-        self.weigh(&value, &mut room, 0)?;
-        let shallow = match value.as_str() {
-            Some(text) => text.len(),
-            None => value.len().unwrap_or(0).saturating_mul(NODE),
-        };
-        self.spend(shallow.saturating_add(NODE))?;
-        Ok(value)
-    }
-
-    /// Passes on what a loop goes over. The engine cuts a text into characters first.
-    pub(super) fn iterate(&self, value: Value) -> Result<Value, Error> {
-        let characters = value.as_str().map_or(0, str::len);
-        self.spend(characters.saturating_mul(NODE))?;
-        Ok(value)
-    }
-
-    /// Takes the size of `value` from `room`; a part that occurs twice counts twice, as it does for whatever walks the value.
-    fn weigh(&self, value: &Value, room: &mut usize, depth: usize) -> Result<(), Error> {
-        if depth > DEPTH {
-            return Err(refuse(format!("values are nested more than {DEPTH} deep")));
-        }
-        let text = value.as_str().map_or(0, str::len);
-        *room = match room.checked_sub(text.saturating_add(NODE)) {
-            Some(room) => room,
-            None => return self.check_size(None),
-        };
-        match value.kind() {
-            ValueKind::Seq | ValueKind::Iterable => {
-                for item in value.try_iter()? {
-                    self.weigh(&item, room, depth + 1)?;
-                }
-            }
-            ValueKind::Map => {
-                let pairs = value.as_object().and_then(|o| o.try_iter_pairs());
-                for (key, item) in pairs.into_iter().flatten() {
-                    self.weigh(&key, room, depth + 1)?;
-                    self.weigh(&item, room, depth + 1)?;
-                }
-            }
-            _ => return Ok(()),
-        }
-        self.check_time()
-    }
-
-    /// Whether there is time left.
-    pub(super) fn check_time(&self) -> Result<(), Error> {
-        if Instant::now() > self.deadline {
-            return Err(refuse(format!("the template runs longer than {TIME:?}")));
+    pub(super) fn spend(&self, bytes: usize) -> R<()> {
+        self.work(bytes)?;
+        match self.bytes_left.get().checked_sub(bytes) {
+            Some(left) => self.bytes_left.set(left),
+            None => return Err(Fail::new("the template uses too much memory")),
         }
         Ok(())
     }
-}
 
-/// Refuses a value for an attribute of a namespace when it holds a namespace: such values can contain themselves.
-pub(super) fn without_namespace(value: Value) -> Result<Value, Error> {
-    if holds_namespace(&value) {
-        return Err(refuse("a namespace cannot be stored in a namespace".to_owned()));
+    /// A new text.
+    pub(super) fn text(&self, text: impl Into<Rc<str>> + AsRef<str>) -> R<Value> {
+        self.charge_text(text.as_ref())?;
+        Ok(Value::Str(text.into()))
     }
-    Ok(value)
-}
 
-fn holds_namespace(value: &Value) -> bool {
-    let Some(object) = value.as_object() else {
-        return false;
-    };
-    // The type is private to the engine; its name is the only mark.
-    if object.type_name().ends_with("::Namespace") {
-        return true;
+    /// A new text that needs no HTML escapes.
+    pub(super) fn markup(&self, text: String) -> R<Value> {
+        self.charge_text(&text)?;
+        Ok(Value::Markup(text.into()))
     }
-    match value.kind() {
-        ValueKind::Seq | ValueKind::Iterable => {
-            value.try_iter().is_ok_and(|mut items| items.any(|v| holds_namespace(&v)))
+
+    fn charge_text(&self, text: &str) -> R<()> {
+        self.check_size(Some(text.len()))?;
+        self.spend(text.len().saturating_add(NODE))
+    }
+
+    /// A new list.
+    pub(super) fn list(&self, items: Vec<Value>) -> R<Value> {
+        Ok(Value::List(self.sequence(items)?))
+    }
+
+    /// A new tuple.
+    pub(super) fn tuple(&self, items: Vec<Value>) -> R<Value> {
+        Ok(Value::Tuple(self.sequence(items)?))
+    }
+
+    /// A group of `groupby`.
+    pub(super) fn group(&self, key: Value, items: Vec<Value>) -> R<Value> {
+        let items = vec![key, self.list(items)?];
+        let (weight, depth) = self.weigh(items.iter())?;
+        Ok(Value::Tuple(Rc::new(List { items, grouped: true, weight, depth })))
+    }
+
+    fn sequence(&self, items: Vec<Value>) -> R<Rc<List>> {
+        self.spend(items.len().saturating_mul(NODE).saturating_add(NODE))?;
+        let (weight, depth) = self.weigh(items.iter())?;
+        Ok(Rc::new(List { items, grouped: false, weight, depth }))
+    }
+
+    /// A new dictionary.
+    pub(super) fn dict(&self, mut dict: Dict) -> R<Value> {
+        self.spend(dict.len().saturating_mul(4 * NODE).saturating_add(NODE))?;
+        (dict.weight, dict.depth) = self.weigh(dict.iter().flat_map(|(k, v)| [k, v]))?;
+        Ok(Value::Dict(Rc::new(dict)))
+    }
+
+    /// Size and nesting of a container of these values. A part that occurs twice counts twice, as it does for whatever walks the
+    /// container.
+    pub(super) fn weigh<'v>(&self, items: impl Iterator<Item = &'v Value>) -> R<(usize, usize)> {
+        let (mut weight, mut depth) = (NODE, 0);
+        for item in items {
+            weight = item.weight().saturating_add(weight);
+            depth = depth.max(item.depth());
         }
-        ValueKind::Map => object.try_iter_pairs().is_some_and(|mut pairs| pairs.any(|(_, v)| holds_namespace(&v))),
-        _ => false,
+        self.check_size(Some(weight))?;
+        if depth >= DEPTH {
+            return Err(Fail::new(format!("values are nested more than {DEPTH} deep")));
+        }
+        Ok((weight, depth + 1))
     }
-}
-
-pub(super) fn refuse(message: String) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message)
 }

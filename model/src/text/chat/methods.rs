@@ -1,117 +1,305 @@
-//! Methods and filters as Python has them, within a budget.
-//!
-//! What is safe and right in `minijinja_contrib::pycompat` is used from there.
+//! The methods of texts, lists, dictionaries and ranges.
 
-use std::sync::Arc;
+use std::rc::Rc;
 
-use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, from_args};
-use minijinja::{Environment, Error, State, Value};
-use minijinja_contrib::pycompat;
+use super::arguments::{Args, int_or, text_of};
+use super::budget::Budget;
+use super::compare::equal;
+use super::format::{self, WIDTH};
+use super::python::{self, escape_html, is_space};
+use super::strings;
+use super::value::{Dict, Fail, R, Value, View};
 
-use super::budget::{Budget, refuse};
-use super::python;
+const TEXT: [&str; 47] = [
+    "capitalize",
+    "casefold",
+    "center",
+    "count",
+    "encode",
+    "endswith",
+    "expandtabs",
+    "find",
+    "format",
+    "format_map",
+    "index",
+    "isalnum",
+    "isalpha",
+    "isascii",
+    "isdecimal",
+    "isdigit",
+    "isidentifier",
+    "islower",
+    "isnumeric",
+    "isprintable",
+    "isspace",
+    "istitle",
+    "isupper",
+    "join",
+    "ljust",
+    "lower",
+    "lstrip",
+    "maketrans",
+    "partition",
+    "removeprefix",
+    "removesuffix",
+    "replace",
+    "rfind",
+    "rindex",
+    "rjust",
+    "rpartition",
+    "rsplit",
+    "rstrip",
+    "split",
+    "splitlines",
+    "startswith",
+    "strip",
+    "swapcase",
+    "title",
+    "translate",
+    "upper",
+    "zfill",
+];
+const MARKUP: [&str; 3] = ["escape", "striptags", "unescape"];
+const LIST: [&str; 3] = ["copy", "count", "index"];
+const LIST_UNSAFE: [&str; 8] = ["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
+const DICT: [&str; 6] = ["copy", "fromkeys", "get", "items", "keys", "values"];
+const DICT_UNSAFE: [&str; 5] = ["clear", "pop", "popitem", "setdefault", "update"];
 
-/// The widest column that a format or an indent may ask for.
-const WIDTH: usize = 9_999;
+/// Attributes that every object of Python has.
+const INTERNAL: [&str; 12] = [
+    "__class__",
+    "__delattr__",
+    "__dir__",
+    "__doc__",
+    "__eq__",
+    "__format__",
+    "__getattribute__",
+    "__hash__",
+    "__init__",
+    "__new__",
+    "__reduce__",
+    "__str__",
+];
 
-/// Adds the methods, filters and tests of this file.
-pub(super) fn add_to(environment: &mut Environment<'static>, budget: &Arc<Budget>) {
-    let b = budget.clone();
-    environment.set_unknown_method_callback(move |state, value, method, args| {
-        let result = match value.as_str() {
-            Some(text) => text_method(&b, state, value, text, method, args),
-            None => pycompat::unknown_method_callback(state, value, method, args),
-        };
-        result.and_then(|value| b.admit(value))
-    });
-    let b = budget.clone();
-    environment.add_filter("trim", move |value: Value, chars: Option<String>| {
-        let text = python::text(&b, &value)?;
-        Ok::<_, Error>(strip(&text, chars.as_deref(), true, true).to_owned())
-    });
-    let b = budget.clone();
-    environment.add_filter("replace", move |value: Value, old: Value, new: Value, count: Option<i64>| {
-        let text = python::text(&b, &value)?;
-        let (old, new) = (python::text(&b, &old)?, python::text(&b, &new)?);
-        replace(&b, &text, &old, &new, count.unwrap_or(-1))
-    });
-    let b = budget.clone();
-    environment.add_filter("join", move |items: Value, separator: Option<Value>, options: Kwargs| {
-        let separator = match separator {
-            Some(separator) => separator,
-            None => options.get::<Option<Value>>("d")?.unwrap_or_default(),
-        };
-        let separator = python::text(&b, &separator)?;
-        let attribute = options.get::<Option<String>>("attribute")?;
-        options.assert_all_used()?;
-        join(&b, &items, &separator, attribute.as_deref())
-    });
-    let b = budget.clone();
-    environment.add_filter(
-        "indent",
-        move |value: Value, width: Option<Value>, first: Option<bool>, blank: Option<bool>, options: Kwargs| {
-            let text = python::text(&b, &value)?;
-            let width = width.map_or_else(|| options.get::<Option<Value>>("width"), |w| Ok(Some(w)))?;
-            let first = first.map_or_else(|| options.get::<Option<bool>>("first"), |f| Ok(Some(f)))?;
-            let blank = blank.map_or_else(|| options.get::<Option<bool>>("blank"), |f| Ok(Some(f)))?;
-            options.assert_all_used()?;
-            indent(&b, &text, width, first.unwrap_or(false), blank.unwrap_or(false))
-        },
-    );
-    let b = budget.clone();
-    environment.add_filter("string", move |value: Value| python::text(&b, &value).map(|text| text.into_owned()));
-    environment.add_filter(
-        "format",
-        |state: &mut State, format: Value, args: Rest<minijinja::value::ValueOrKwargs>| {
-            check_widths(format.as_str().unwrap_or_default())?;
-            minijinja::filters::format(state, &format, args)
-        },
-    );
-    // Texts and objects have a length and items, which is all that jinja2 asks of a sequence.
-    environment.add_test("sequence", |value: Value| {
-        matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
-    });
-    environment.add_test("callable", |value: Value| value.kind() == ValueKind::Plain);
+/// A method that a value has, and whether a template may use it.
+pub(super) enum Found {
+    Safe,
+    /// It would change the value.
+    Unsafe,
 }
 
-fn text_method(
-    budget: &Budget,
-    state: &mut State,
-    value: &Value,
-    text: &str,
-    method: &str,
-    args: &[Value],
-) -> Result<Value, Error> {
-    let list = |pieces: Vec<&str>| Value::from_iter(pieces);
-    Ok(match method {
-        "strip" | "lstrip" | "rstrip" => {
-            let (chars,): (Option<&str>,) = from_args(args)?;
-            Value::from(strip(text, chars, method != "rstrip", method != "lstrip"))
+pub(super) fn find(value: &Value, name: &str) -> Option<Found> {
+    if INTERNAL.contains(&name) {
+        return Some(Found::Unsafe);
+    }
+    let (safe, changing): (&[&str], &[&str]) = match value {
+        Value::Str(_) => (&TEXT, &[]),
+        Value::Markup(_) if MARKUP.contains(&name) => return Some(Found::Safe),
+        Value::Markup(_) => (&TEXT, &[]),
+        Value::List(_) => (&LIST, &LIST_UNSAFE),
+        Value::Tuple(_) | Value::Range(_) => (&["count", "index"], &[]),
+        Value::Dict(_) => (&DICT, &DICT_UNSAFE),
+        Value::Function("dict") => (&["fromkeys"], &[]),
+        Value::Int(_) | Value::Bool(_) => (&["bit_length", "conjugate", "is_integer"], &[]),
+        Value::Float(_) => (&["conjugate", "is_integer"], &[]),
+        Value::Cycler(_) => (&["next", "reset"], &[]),
+        Value::Loop(_) => (&["cycle", "changed"], &[]),
+        _ => return None,
+    };
+    if safe.contains(&name) {
+        Some(Found::Safe)
+    } else if changing.contains(&name) {
+        Some(Found::Unsafe)
+    } else {
+        None
+    }
+}
+
+/// Calls a method other than those of loops.
+pub(super) fn call(budget: &Budget, value: &Value, name: &str, args: Args) -> R<Value> {
+    match value {
+        Value::Str(text) => of_text(budget, text, name, args, false),
+        Value::Markup(text) => of_markup(budget, text, name, args),
+        Value::List(list) | Value::Tuple(list) => of_items(budget, value, &list.items, name, args),
+        Value::Range(_) => of_items(budget, value, &value.iterate(budget)?, name, args),
+        Value::Dict(dict) => of_dict(budget, dict, name, args),
+        Value::Function(_) => from_keys(budget, args),
+        Value::Cycler(cycler) => {
+            let [] = args.positional(name, 0)?;
+            let (items, at) = &**cycler;
+            if name == "reset" {
+                at.set(0);
+                return Ok(Value::None);
+            }
+            let current = items.get(at.get()).cloned().unwrap_or(Value::None);
+            at.set(at.get().saturating_add(1) % items.len().max(1));
+            Ok(current)
         }
-        "replace" => {
-            let (old, new, count): (&str, &str, Option<i64>) = from_args(args)?;
-            replace(budget, text, old, new, count.unwrap_or(-1))?
+        Value::Float(x) => {
+            let [] = args.positional(name, 0)?;
+            Ok(if name == "is_integer" { Value::Bool(x.fract() == 0.0) } else { value.clone() })
+        }
+        other => {
+            let [] = args.positional(name, 0)?;
+            let n = other.as_int().unwrap_or(0);
+            Ok(match name {
+                "bit_length" => Value::Int((128 - n.unsigned_abs().leading_zeros()).into()),
+                "is_integer" => return Err(no_method(other, name)),
+                _ => Value::Int(n),
+            })
+        }
+    }
+}
+
+fn no_method(value: &Value, name: &str) -> Fail {
+    Fail::new(format!("the method {name} of a {} is not supported", value.kind()))
+}
+
+/// A safe text gives safe texts, and what goes into it is escaped.
+fn of_markup(budget: &Budget, text: &str, name: &str, mut args: Args) -> R<Value> {
+    match name {
+        "unescape" => return budget.text(strings::unescape_html(text)),
+        "striptags" => return budget.text(strings::strip_tags(text)),
+        "escape" => {
+            let value = args.positional.first().cloned().unwrap_or(Value::None);
+            return budget.markup(escape_html(&python::text(budget, &value)?));
         }
         "join" => {
-            let (items,): (Value,) = from_args(args)?;
-            join(budget, &items, text, None)?
+            let [items] = args.positional(name, 1)?;
+            let mut parts = Vec::new();
+            for item in items.unwrap_or(Value::None).iterate(budget)? {
+                let shown = python::text(budget, &item)?;
+                parts.push(budget.text(if matches!(item, Value::Markup(_)) {
+                    shown.into()
+                } else {
+                    escape_html(&shown)
+                })?);
+            }
+            args = Args::new(vec![budget.list(parts)?]);
+        }
+        "replace" => {
+            if let Some(Value::Str(new)) = args.positional.get(1) {
+                let escaped = budget.text(escape_html(new))?;
+                if let Some(slot) = args.positional.get_mut(1) {
+                    *slot = escaped;
+                }
+            }
+        }
+        _ => {}
+    }
+    let safe = |value: Value| match value {
+        Value::Str(text) => Value::Markup(text),
+        other => other,
+    };
+    Ok(match of_text(budget, text, name, args, true)? {
+        Value::List(list) => budget.list(list.items.iter().cloned().map(safe).collect())?,
+        Value::Tuple(list) => budget.tuple(list.items.iter().cloned().map(safe).collect())?,
+        other => safe(other),
+    })
+}
+
+fn of_items(budget: &Budget, value: &Value, items: &[Value], name: &str, args: Args) -> R<Value> {
+    match name {
+        "count" => {
+            let [item] = args.positional(name, 1)?;
+            let item = item.unwrap_or(Value::None);
+            let mut count = 0usize;
+            for other in items {
+                count += usize::from(equal(budget, other, &item)?);
+            }
+            Ok(Value::int(count))
+        }
+        "index" => {
+            let [item, start, stop] = args.positional(name, 1)?;
+            let item = item.unwrap_or(Value::None);
+            let (start, stop) = strings::bounds(items.len(), start, stop)?;
+            for (at, other) in items.iter().enumerate().take(stop).skip(start) {
+                if equal(budget, other, &item)? {
+                    return Ok(Value::int(at));
+                }
+            }
+            Err(Fail::new("index: there is no such item"))
+        }
+        "copy" => Ok(value.clone()),
+        _ => Err(no_method(value, name)),
+    }
+}
+
+fn of_dict(budget: &Budget, dict: &Rc<Dict>, name: &str, args: Args) -> R<Value> {
+    match name {
+        "get" => {
+            let [key, default] = args.positional(name, 1)?;
+            let found = dict.get(&key.unwrap_or(Value::None))?.cloned();
+            return Ok(found.unwrap_or(default.unwrap_or(Value::None)));
+        }
+        "fromkeys" => return from_keys(budget, args),
+        _ => {}
+    }
+    let [] = args.positional(name, 0)?;
+    Ok(match name {
+        "keys" => Value::View(dict.clone(), View::Keys),
+        "values" => Value::View(dict.clone(), View::Values),
+        "items" => Value::View(dict.clone(), View::Items),
+        _ => Value::Dict(dict.clone()),
+    })
+}
+
+fn from_keys(budget: &Budget, args: Args) -> R<Value> {
+    let [keys, value] = args.positional("fromkeys", 1)?;
+    let value = value.unwrap_or(Value::None);
+    let mut dict = Dict::default();
+    for key in keys.unwrap_or(Value::None).iterate(budget)? {
+        dict.insert(key, value.clone())?;
+    }
+    budget.dict(dict)
+}
+
+fn width(function: &str, value: Option<Value>) -> R<usize> {
+    let width = int_or(function, value, 0)?.max(0);
+    usize::try_from(width)
+        .ok()
+        .filter(|w| *w <= WIDTH)
+        .ok_or_else(|| Fail::new(format!("{function}: the width grows beyond {WIDTH}")))
+}
+
+fn fill(function: &str, value: Option<Value>) -> R<char> {
+    let Some(value) = value else { return Ok(' ') };
+    let text = text_of(function, Some(value))?;
+    let mut chars = text.chars();
+    match (chars.next(), chars.next()) {
+        (Some(c), None) => Ok(c),
+        _ => Err(Fail::new(format!("{function} fills with one character"))),
+    }
+}
+
+fn of_text(budget: &Budget, text: &str, name: &str, args: Args, escapes: bool) -> R<Value> {
+    budget.work(text.len())?;
+    let list = |pieces: Vec<&str>| {
+        let pieces = pieces.into_iter().map(|piece| budget.text(piece)).collect::<R<_>>()?;
+        budget.list(pieces)
+    };
+    match name {
+        "format" => return budget.text(format::str_format(budget, text, &args, escapes)?),
+        "format_map" => {
+            let [map] = args.positional(name, 1)?;
+            let Some(Value::Dict(dict)) = map else { return Err(Fail::new("format_map needs a mapping")) };
+            let mut args = Args::default();
+            for (key, value) in dict.iter() {
+                args.named.extend(key.as_str().map(|key| (Rc::from(key), value.clone())));
+            }
+            return budget.text(format::str_format(budget, text, &args, escapes)?);
         }
         "split" | "rsplit" => {
-            let (separator, most, options): (Option<&str>, Option<i64>, Kwargs) = from_args(args)?;
-            let separator = match separator {
-                None => options.get::<Option<&str>>("sep")?,
-                given => given,
-            };
-            let most = match most {
-                None => options.get::<Option<i64>>("maxsplit")?,
-                given => given,
-            };
-            options.assert_all_used()?;
+            let [separator, most] = args.bind(name, ["sep", "maxsplit"], 0)?;
             // Python: a negative number is no limit.
-            let most = most.and_then(|n| usize::try_from(n).ok());
-            match separator {
-                Some("") => return Err(refuse(format!("{method}: the separator is empty"))),
-                Some(separator) if method == "split" => list(match most {
+            let most = usize::try_from(int_or(name, most, -1)?).ok();
+            let separator = match separator {
+                None | Some(Value::None) => None,
+                given => Some(text_of(name, given)?),
+            };
+            return match separator.as_deref() {
+                Some("") => Err(Fail::new(format!("{name}: the separator is empty"))),
+                Some(separator) if name == "split" => list(match most {
                     Some(n) => text.splitn(n.saturating_add(1), separator).collect(),
                     None => text.split(separator).collect(),
                 }),
@@ -121,196 +309,153 @@ fn text_method(
                     pieces.reverse();
                     list(pieces)
                 }
-                None => list(split_space(text, most, method == "rsplit")),
-            }
+                None => list(strings::split_space(text, most, name == "rsplit")),
+            };
         }
         "splitlines" => {
-            let (keep_ends, options): (Option<bool>, Kwargs) = from_args(args)?;
-            let keep_ends = match keep_ends {
-                None => options.get::<Option<bool>>("keepends")?,
-                given => given,
+            let [keep] = args.bind(name, ["keepends"], 0)?;
+            return list(strings::split_lines(text, keep.is_some_and(|k| k.truth())));
+        }
+        "expandtabs" => {
+            let [size] = args.bind(name, ["tabsize"], 0)?;
+            let size = width(name, Some(Value::Int(int_or(name, size, 8)?)))?;
+            budget.check_size(text.matches('\t').count().checked_mul(size).and_then(|n| n.checked_add(text.len())))?;
+            return budget.text(strings::expand_tabs(text, size));
+        }
+        "strip" | "lstrip" | "rstrip" => {
+            let [chars] = args.positional(name, 0)?;
+            let chars = match chars {
+                None | Some(Value::None) => None,
+                given => Some(text_of(name, given)?),
             };
-            options.assert_all_used()?;
-            list(split_lines(text, keep_ends.unwrap_or(false)))
+            return budget.text(strings::strip(text, chars.as_deref(), name != "rstrip", name != "lstrip"));
+        }
+        "replace" => {
+            let [old, new, count] = args.positional(name, 2)?;
+            let (old, new) = (text_of(name, old)?, text_of(name, new)?);
+            return strings::replace(budget, text, &old, &new, int_or(name, count, -1)?);
+        }
+        "join" => {
+            let [items] = args.positional(name, 1)?;
+            let items = items.unwrap_or(Value::None).iterate(budget)?;
+            let mut out = String::new();
+            for (i, item) in items.into_iter().enumerate() {
+                let item = text_of("join", Some(item))?;
+                budget.check_size(out.len().checked_add(item.len()).and_then(|n| n.checked_add(text.len())))?;
+                if i > 0 {
+                    out.push_str(text);
+                }
+                out.push_str(&item);
+            }
+            return budget.text(out);
+        }
+        "center" | "ljust" | "rjust" => {
+            let [size, with] = args.positional(name, 1)?;
+            return budget.text(strings::justify(text, width(name, size)?, fill(name, with)?, name));
+        }
+        "zfill" => {
+            let [size] = args.positional(name, 1)?;
+            return budget.text(strings::zero_fill(text, width(name, size)?));
+        }
+        "count" | "find" | "index" | "rfind" | "rindex" => {
+            let [part, start, stop] = args.positional(name, 1)?;
+            return strings::search(text, name, &text_of(name, part)?, start, stop);
+        }
+        "startswith" | "endswith" => {
+            let [parts, start, stop] = args.positional(name, 1)?;
+            let inside = strings::between(text, start, stop)?;
+            let parts = match parts {
+                Some(Value::Tuple(list)) => list.items.clone(),
+                other => other.into_iter().collect(),
+            };
+            for part in parts {
+                let part = text_of(name, Some(part))?;
+                let found = if name == "startswith" {
+                    inside.map(|t| t.starts_with(&*part))
+                } else {
+                    inside.map(|t| t.ends_with(&*part))
+                };
+                if found == Some(true) {
+                    return Ok(Value::Bool(true));
+                }
+            }
+            return Ok(Value::Bool(false));
         }
         "partition" | "rpartition" => {
-            let (separator,): (&str,) = from_args(args)?;
-            let (cut, missing) = if method == "partition" {
-                (text.split_once(separator), (text, "", ""))
+            let [separator] = args.positional(name, 1)?;
+            let separator = text_of(name, separator)?;
+            if separator.is_empty() {
+                return Err(Fail::new(format!("{name}: the separator is empty")));
+            }
+            let (cut, missing) = if name == "partition" {
+                (text.split_once(&*separator), (text, "", ""))
             } else {
-                (text.rsplit_once(separator), ("", "", text))
+                (text.rsplit_once(&*separator), ("", "", text))
             };
-            let (a, b, c) = cut.map_or(missing, |(a, c)| (a, separator, c));
-            Value::from(Tuple::from(vec![a.into(), b.into(), c.into()]))
+            let (a, b, c) = cut.map_or(missing, |(a, c)| (a, &*separator, c));
+            return budget.tuple(vec![budget.text(a)?, budget.text(b)?, budget.text(c)?]);
         }
         "removeprefix" => {
-            let (prefix,): (&str,) = from_args(args)?;
-            Value::from(text.strip_prefix(prefix).unwrap_or(text))
+            let [prefix] = args.positional(name, 1)?;
+            return budget.text(text.strip_prefix(&*text_of(name, prefix)?).unwrap_or(text));
         }
         "removesuffix" => {
-            let (suffix,): (&str,) = from_args(args)?;
-            Value::from(text.strip_suffix(suffix).unwrap_or(text))
+            let [suffix] = args.positional(name, 1)?;
+            return budget.text(text.strip_suffix(&*text_of(name, suffix)?).unwrap_or(text));
         }
-        "title" => {
-            let () = from_args(args)?;
-            Value::from(title(text))
-        }
-        "format" => {
-            check_widths(text)?;
-            pycompat::unknown_method_callback(state, value, method, args)?
-        }
-        _ => pycompat::unknown_method_callback(state, value, method, args)?,
-    })
-}
-
-/// `str.isspace` of one character.
-fn is_space(c: char) -> bool {
-    c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
-}
-
-fn strip<'t>(text: &'t str, chars: Option<&str>, start: bool, end: bool) -> &'t str {
-    let chars = chars.map(|chars| {
-        let mut set: Vec<char> = chars.chars().collect();
-        set.sort_unstable();
-        set.dedup();
-        set
-    });
-    let strips = |c: char| match &chars {
-        Some(set) => set.binary_search(&c).is_ok(),
-        None => is_space(c),
-    };
-    let text = if start { text.trim_start_matches(strips) } else { text };
-    if end { text.trim_end_matches(strips) } else { text }
-}
-
-fn replace(budget: &Budget, text: &str, old: &str, new: &str, count: i64) -> Result<Value, Error> {
-    let limit = usize::try_from(count).unwrap_or(usize::MAX);
-    let found = text.matches(old).take(limit).count();
-    let grown = found.checked_mul(new.len()).and_then(|n| n.checked_add(text.len()));
-    budget.check_size(grown)?;
-    Ok(Value::from(text.replacen(old, new, limit)))
-}
-
-fn join(budget: &Budget, items: &Value, separator: &str, attribute: Option<&str>) -> Result<Value, Error> {
-    let mut out = String::new();
-    // Jinja's undefined value is an empty list.
-    if items.is_undefined() {
-        return Ok(Value::from(out));
+        "encode" | "maketrans" | "translate" => return Err(no_method(&Value::str(""), name)),
+        _ => {}
     }
-    for (i, item) in items.try_iter()?.enumerate() {
-        if i > 0 {
-            out.push_str(separator);
+    let [] = args.positional(name, 0)?;
+    let all = |holds: fn(char) -> bool| Ok(Value::Bool(!text.is_empty() && text.chars().all(holds)));
+    match name {
+        "upper" => budget.text(text.to_uppercase()),
+        "lower" => budget.text(text.to_lowercase()),
+        "casefold" => budget.text(text.to_lowercase().replace('ß', "ss")),
+        "capitalize" => budget.text(capitalize(text)),
+        "title" => budget.text(strings::title(text)),
+        "swapcase" => budget.text(strings::swap_case(text)),
+        "isalnum" => all(char::is_alphanumeric),
+        "isalpha" => all(char::is_alphabetic),
+        "isascii" => Ok(Value::Bool(text.is_ascii())),
+        "isdecimal" => all(strings::is_decimal),
+        "isdigit" => all(strings::is_digit),
+        "isnumeric" => all(char::is_numeric),
+        "isspace" => all(is_space),
+        "islower" => Ok(Value::Bool(is_lower(text))),
+        "isupper" => Ok(Value::Bool(is_upper(text))),
+        "istitle" => Ok(Value::Bool(text.chars().any(char::is_alphabetic) && strings::title(text) == text)),
+        "isidentifier" => {
+            let first = text.chars().next().is_some_and(|c| c.is_alphabetic() || c == '_');
+            Ok(Value::Bool(first && text.chars().all(|c| c.is_alphanumeric() || c == '_')))
         }
-        let item = match attribute {
-            Some(name) => item.get_attr(name)?,
-            None => item,
-        };
-        out.push_str(&python::text(budget, &item)?);
-        budget.check_size(Some(out.len()))?;
+        "isprintable" => {
+            let mut shown = String::new();
+            python::repr_text(text, &mut shown);
+            let plain = |c: char| c == '\\' || c == '\'' || !shown.contains('\\') || !c.is_control();
+            Ok(Value::Bool(text.chars().all(|c| plain(c) && (c == ' ' || !is_space(c)))))
+        }
+        _ => Err(no_method(&Value::str(""), name)),
     }
-    Ok(Value::from(out))
 }
 
-/// Jinja's `indent`: every line but the first, unless `first`; blank lines only with `blank`.
-fn indent(budget: &Budget, text: &str, width: Option<Value>, first: bool, blank: bool) -> Result<Value, Error> {
-    let indent = match width {
-        None => " ".repeat(4),
-        Some(width) => match (width.as_str(), width.as_usize()) {
-            (Some(text), _) => text.to_owned(),
-            (None, Some(n)) if n <= WIDTH => " ".repeat(n),
-            _ => return Err(refuse(format!("indent: the width must be at most {WIDTH}"))),
-        },
-    };
-    // As in jinja2, a newline is added first, so that a text that ends with one keeps an empty last line.
-    let text = format!("{text}\n");
-    let lines = split_lines(&text, false);
-    let size = indent.len().checked_mul(lines.len()).and_then(|n| n.checked_add(text.len()));
-    budget.check_size(size)?;
-    let mut out = String::new();
-    for (i, line) in lines.into_iter().enumerate() {
-        if i > 0 {
-            out.push('\n');
-        }
-        if if i == 0 { first } else { blank || !line.is_empty() } {
-            out.push_str(&indent);
-        }
-        out.push_str(line);
+/// `str.capitalize`.
+pub(super) fn capitalize(text: &str) -> String {
+    let mut chars = text.chars();
+    let mut out = String::with_capacity(text.len());
+    if let Some(first) = chars.next() {
+        strings::push_title_case(&mut out, first);
     }
-    Ok(Value::from(out))
-}
-
-/// `str.splitlines`.
-fn split_lines(text: &str, keep_ends: bool) -> Vec<&str> {
-    let mut lines = Vec::new();
-    let mut rest = text;
-    let ends =
-        |c: char| matches!(c, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}');
-    while !rest.is_empty() {
-        let length = rest.find(ends).unwrap_or(rest.len());
-        let (line, tail) = rest.split_at(length);
-        let end = if tail.starts_with("\r\n") { 2 } else { tail.chars().next().map_or(0, char::len_utf8) };
-        lines.push(if keep_ends { rest.get(..length + end).unwrap_or(line) } else { line });
-        rest = tail.get(end..).unwrap_or_default();
-    }
-    lines
-}
-
-/// `str.split()` and `str.rsplit()` at runs of white space, at most `most` times.
-fn split_space(text: &str, most: Option<usize>, from_end: bool) -> Vec<&str> {
-    let most = most.unwrap_or(usize::MAX);
-    let mut pieces = Vec::new();
-    let mut rest = strip(text, None, true, true);
-    while !rest.is_empty() {
-        let cut = if from_end { rest.rfind(is_space) } else { rest.find(is_space) };
-        let Some(at) = cut.filter(|_| pieces.len() < most) else {
-            pieces.push(rest);
-            break;
-        };
-        let (before, after) = rest.split_at(at);
-        if from_end {
-            pieces.push(after.trim_start_matches(is_space));
-            rest = before.trim_end_matches(is_space);
-        } else {
-            pieces.push(before);
-            rest = after.trim_start_matches(is_space);
-        }
-    }
-    if from_end {
-        pieces.reverse();
-    } else if let Some(last) = pieces.last_mut() {
-        // The remainder keeps its trailing space in Python when the number of splits ran out.
-        let offset = text.trim_end_matches(is_space).len() - last.len();
-        if most != usize::MAX {
-            *last = text.get(offset..).unwrap_or(last);
-        }
-    }
-    pieces
-}
-
-/// `str.title`: a capital after every character that has no case.
-fn title(text: &str) -> String {
-    let mut out = String::new();
-    let mut inside = false;
-    for c in text.chars() {
-        if inside {
-            out.extend(c.to_lowercase());
-        } else {
-            out.extend(c.to_uppercase());
-        }
-        inside = c.is_lowercase() || c.is_uppercase();
-    }
+    out.push_str(&chars.as_str().to_lowercase());
     out
 }
 
-/// Refuses widths and precisions in a format that would fill memory.
-fn check_widths(format: &str) -> Result<(), Error> {
-    let digits = WIDTH.ilog10() as usize + 1;
-    let mut run = 0;
-    for c in format.chars() {
-        run = if c.is_numeric() { run + 1 } else { 0 };
-        if run > digits || c == '*' {
-            return Err(refuse(format!("format: widths must be numbers of at most {digits} digits")));
-        }
-    }
-    Ok(())
+/// `str.islower`.
+pub(super) fn is_lower(text: &str) -> bool {
+    text.chars().any(char::is_lowercase) && !text.chars().any(char::is_uppercase)
+}
+
+/// `str.isupper`.
+pub(super) fn is_upper(text: &str) -> bool {
+    text.chars().any(char::is_uppercase) && !text.chars().any(char::is_lowercase)
 }

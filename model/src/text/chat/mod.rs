@@ -1,16 +1,37 @@
 //! Chat templates: messages to one prompt text, as jinja2 in transformers renders them.
 //!
-//! Differences that remain: there are no `include`, `import`, `extends`, `block` and `autoescape` tags (transformers gives templates
-//! no files to load either), `{% generation %}` marks nothing, and the filters `batch`, `slice`, `pprint` and a few more that no
-//! chat template uses are missing.
+//! Templates are run by an interpreter of this crate with the values and the arithmetic of Python, because published templates lean
+//! on both, and because it can bound the memory of every operation.
+//!
+//! Differences that remain: there is nothing that `include`, `import` and `extends` could load (transformers gives templates no files
+//! either), `{% generation %}` marks nothing, integers end at 128 bits, and `random`, `lipsum`, `urlize` and `wordwrap`, which no
+//! chat template uses, are errors.
 
+mod arguments;
+mod ast;
 mod budget;
+mod clock;
+mod compare;
 mod environment;
+mod evaluate;
+mod expressions;
+mod filters;
+mod format;
+mod interpreter;
+mod json;
+mod lexer;
+mod lookup;
 mod methods;
+mod numbers;
 mod operators;
+mod parser;
+mod predicates;
 mod python;
-mod rewrite;
+mod sequences;
+mod strings;
+mod value;
 
+use chrono::NaiveDateTime;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -19,7 +40,8 @@ use crate::{Error, Result};
 
 /// One message of a chat: `role`, `content` and what else the template knows (`tool_calls`, `reasoning_content`, `name`).
 ///
-/// The fields keep their order, and a field that is missing differs from one that is null, because templates can see both.
+/// The fields keep their order. A template does not see fields that are null, such as the `content` of a turn that only calls tools;
+/// what the model thought (`reasoning_content`, `thinking` or `reasoning`) it sees as `reasoning_content` and as `thinking`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>", into = "Map<String, Value>")]
 pub struct Message {
@@ -70,6 +92,22 @@ impl Message {
     /// All fields.
     pub fn fields(&self) -> &Map<String, Value> {
         &self.fields
+    }
+
+    /// The fields as transformers hands them to a template: those that are null are dropped, and what the model thought is there
+    /// under both names that templates read.
+    fn as_templates_see_it(&self) -> Map<String, Value> {
+        let present = self.fields.iter().filter(|(_, value)| !value.is_null());
+        let present = present.map(|(name, value)| (name.clone(), value.clone()));
+        let thought = ["reasoning_content", "thinking", "reasoning"]
+            .into_iter()
+            .find_map(|name| self.fields.get(name).filter(|v| !v.is_null()));
+        let Some(thought) = thought.cloned() else { return present.collect() };
+        let mut fields = Map::new();
+        fields.insert("thinking".to_owned(), thought.clone());
+        fields.extend(present);
+        fields.insert("reasoning_content".to_owned(), thought);
+        fields
     }
 
     /// Whether a text anywhere in the message contains `part`.
@@ -128,6 +166,8 @@ pub struct ChatOptions {
     pub special_text: SpecialText,
     /// The name of the template, where a model has several; `None` chooses as transformers does.
     pub template: Option<String>,
+    /// The time that `strftime_now` tells; `None` is the local time of the clock. See [`Self::at`].
+    pub now: Option<NaiveDateTime>,
     /// Further variables: `tools` (a list of JSON schemas), `documents`, `enable_thinking`, `date_string` and so on.
     pub variables: Map<String, Value>,
 }
@@ -143,6 +183,19 @@ impl ChatOptions {
     pub fn with(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.variables.insert(name.into(), value.into());
         self
+    }
+
+    /// Sets the time that `strftime_now` tells: `2026-01-31`, `2026-01-31 09:30` or `2026-01-31 09:30:15`.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when that is no date.
+    pub fn at(mut self, date: &str) -> Result<Self> {
+        let now = clock::parse(date);
+        self.now = Some(now.ok_or_else(|| Error::Option {
+            option: "date".to_owned(),
+            message: format!("{date:?} is no date; write 2026-01-31, or with a time 2026-01-31 09:30"),
+        })?);
+        Ok(self)
     }
 
     pub(super) fn has_tools(&self) -> bool {
@@ -163,7 +216,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Template`] with the line of a syntax error.
     pub fn new(name: impl Into<String>, source: impl Into<String>) -> Result<Self> {
-        let template = Self { name: name.into(), source: environment::prepare_source(source.into()) };
+        let template = Self { name: name.into(), source: source.into() };
         environment::check(&template.name, &template.source)?;
         Ok(template)
     }
@@ -201,10 +254,10 @@ impl ChatTemplate {
             }
             context.insert(name.clone(), value.clone());
         }
-        let list = messages.iter().map(|m| Value::Object(m.fields.clone())).collect();
+        let list = messages.iter().map(|m| Value::Object(m.as_templates_see_it())).collect();
         context.insert("messages".to_owned(), Value::Array(list));
         let prompt = options.add_generation_prompt.into();
         context.insert("add_generation_prompt".to_owned(), prompt);
-        environment::render(&self.name, &self.source, context, messages.len())
+        environment::render(&self.name, &self.source, context, messages.len(), options.now)
     }
 }

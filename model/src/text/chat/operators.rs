@@ -1,93 +1,263 @@
-//! `+`, `*`, `~` and slices as Python computes them, within a budget.
+//! Arithmetic, concatenation, items and slices as Python computes them, within a budget.
 
-use minijinja::value::{Tuple, ValueKind};
-use minijinja::{Error, Value};
+use super::ast::Operator;
+use super::budget::{Budget, NODE};
+use super::compare::{undefined, unsupported};
+use super::format;
+use super::python::{self, escape_html};
+use super::value::{Fail, List, R, Range, Value};
 
-use super::budget::{Budget, refuse};
-use super::python;
-
-/// Bytes of an item of a list.
-const ITEM: usize = 24;
-
-/// `left + right`: numbers, two texts, two lists or two tuples.
-pub(super) fn add(budget: &Budget, left: &Value, right: &Value) -> Result<Value, Error> {
-    if let (Some(a), Some(b)) = (left.as_str(), right.as_str()) {
-        return join_text(budget, a, b);
+/// `left <operator> right`.
+pub(super) fn binary(budget: &Budget, operator: Operator, left: &Value, right: &Value) -> R<Value> {
+    match operator {
+        Operator::Add => add(budget, left, right),
+        Operator::Multiply => multiply(budget, left, right),
+        Operator::Remainder if left.as_str().is_some() => format::percent(budget, left, right),
+        _ => arithmetic(operator, left, right),
     }
-    if is_list(left) && is_list(right) {
-        let size = left.len().zip(right.len());
-        budget.check_size(size.and_then(|(a, b)| a.checked_add(b)?.checked_mul(ITEM)))?;
-        let items: Vec<Value> = left.try_iter()?.chain(right.try_iter()?).collect();
-        return match (left.is_tuple(), right.is_tuple()) {
-            (true, true) => budget.admit(Value::from(Tuple::from(items))),
-            (false, false) => budget.admit(Value::from(items)),
-            _ => Err(unsupported("+", left, right)),
+}
+
+fn add(budget: &Budget, left: &Value, right: &Value) -> R<Value> {
+    if let (Some(a), Some(b)) = (left.as_str(), right.as_str()) {
+        budget.check_size(a.len().checked_add(b.len()))?;
+        // A safe text stays one: what is added to it is escaped.
+        return match (left, right) {
+            (Value::Str(_), Value::Str(_)) => budget.text([a, b].concat()),
+            (Value::Markup(_), Value::Markup(_)) => budget.markup([a, b].concat()),
+            (Value::Markup(_), _) => budget.markup([a, &escape_html(b)].concat()),
+            _ => budget.markup([&escape_html(a), b].concat()),
         };
     }
-    arithmetic("+", left, right, i128::checked_add, |a, b| a + b)
+    let joined = |a: &List, b: &List| {
+        let count = a.items.len().checked_add(b.items.len());
+        budget.check_size(count.and_then(|n| n.checked_mul(NODE)))?;
+        Ok(a.items.iter().chain(&b.items).cloned().collect())
+    };
+    match (left, right) {
+        (Value::List(a), Value::List(b)) => budget.list(joined(a, b)?),
+        (Value::Tuple(a), Value::Tuple(b)) => budget.tuple(joined(a, b)?),
+        _ => arithmetic(Operator::Add, left, right),
+    }
 }
 
-/// `left * right`: numbers, or a text or list and how often to repeat it.
-pub(super) fn repeat(budget: &Budget, left: &Value, right: &Value) -> Result<Value, Error> {
-    let (repeated, times) =
-        if left.is_number() || left.kind() == ValueKind::Bool { (right, left) } else { (left, right) };
-    let times = || {
-        let times = i128::try_from(times.clone()).map_err(|_| unsupported("*", left, right))?;
-        // Python takes a negative number for none.
-        usize::try_from(times.max(0)).map_err(|_| refuse("a value is repeated too often".to_owned()))
+fn multiply(budget: &Budget, left: &Value, right: &Value) -> R<Value> {
+    let (repeated, times) = if left.as_int().is_some() { (right, left) } else { (left, right) };
+    let Some(times) = times.as_int() else {
+        return arithmetic(Operator::Multiply, left, right);
     };
-    if let Some(text) = repeated.as_str() {
-        let times = times()?;
+    // Python takes a negative number for none.
+    let times = usize::try_from(times.max(0)).unwrap_or(usize::MAX);
+    let list = |list: &List| {
+        budget.check_size(list.items.len().checked_mul(times).and_then(|n| n.checked_mul(NODE)))?;
+        let times = if list.items.is_empty() { 0 } else { times };
+        Ok(std::iter::repeat_n(&list.items, times).flatten().cloned().collect())
+    };
+    let text = |text: &str| {
         budget.check_size(text.len().checked_mul(times))?;
-        return budget.admit(Value::from(text.repeat(times)));
-    }
-    if is_list(repeated) {
-        let times = times()?;
-        let size = repeated.len().and_then(|n| n.checked_mul(times)?.checked_mul(ITEM));
-        budget.check_size(size)?;
-        let once: Vec<Value> = repeated.try_iter()?.collect();
-        let times = if once.is_empty() { 0 } else { times };
-        let repeats = std::iter::repeat_n(once, times);
-        let items: Vec<Value> = repeats.flatten().collect();
-        return budget.admit(if repeated.is_tuple() { Value::from(Tuple::from(items)) } else { Value::from(items) });
-    }
-    arithmetic("*", left, right, i128::checked_mul, |a, b| a * b)
-}
-
-/// `left ~ right`: both as text.
-pub(super) fn concat(budget: &Budget, left: &Value, right: &Value) -> Result<Value, Error> {
-    let (a, b) = (python::text(budget, left)?, python::text(budget, right)?);
-    join_text(budget, &a, &b)
-}
-
-/// `value[start:stop:step]` of a text, a list or a tuple; parts left out are none.
-pub(super) fn slice(budget: &Budget, value: &Value, start: &Value, stop: &Value, step: &Value) -> Result<Value, Error> {
-    let number = |part: &Value| match part.is_none() {
-        true => Ok(None),
-        false => i64::try_from(part.clone()).map(Some),
+        Ok(text.repeat(times))
     };
-    let (start, stop, step) = (number(start)?, number(stop)?, number(step)?.unwrap_or(1));
-    let items = value.len().unwrap_or(0).saturating_mul(ITEM);
-    budget.spend(value.as_str().map_or(items, str::len))?;
-    if step == 0 {
-        return Err(refuse("the step of a slice cannot be zero".to_owned()));
+    match repeated {
+        Value::Str(t) => budget.text(text(t)?),
+        Value::Markup(t) => budget.markup(text(t)?),
+        Value::List(l) => budget.list(list(l)?),
+        Value::Tuple(l) => budget.tuple(list(l)?),
+        _ => arithmetic(Operator::Multiply, left, right),
     }
-    if let Some(text) = value.as_str() {
+}
+
+fn as_float(value: &Value) -> Option<f64> {
+    match value {
+        Value::Float(x) => Some(*x),
+        other => other.as_int().map(|n| n as f64),
+    }
+}
+
+fn arithmetic(operator: Operator, left: &Value, right: &Value) -> R<Value> {
+    let sign = operator.sign();
+    let (Some(x), Some(y)) = (as_float(left), as_float(right)) else {
+        return Err(unsupported(sign, left, right));
+    };
+    let zero = || Err(Fail::new(format!("{sign} is not possible with 0 on the right")));
+    let ints = left.as_int().zip(right.as_int());
+    if let Some((a, b)) = ints {
+        let result = match operator {
+            Operator::Add => a.checked_add(b),
+            Operator::Subtract => a.checked_sub(b),
+            Operator::Multiply => a.checked_mul(b),
+            Operator::FloorDivide | Operator::Remainder if b == 0 => return zero(),
+            Operator::FloorDivide => a.checked_rem(b).and_then(|r| {
+                let quotient = a.checked_div(b)?;
+                if r != 0 && (r < 0) != (b < 0) { quotient.checked_sub(1) } else { Some(quotient) }
+            }),
+            Operator::Remainder => {
+                a.checked_rem(b).and_then(|r| if r != 0 && (r < 0) != (b < 0) { r.checked_add(b) } else { Some(r) })
+            }
+            Operator::Power if b >= 0 => u32::try_from(b).ok().and_then(|b| a.checked_pow(b)).or(match a {
+                0 | 1 => Some(a),
+                -1 => Some(if b % 2 == 0 { 1 } else { -1 }),
+                _ => None,
+            }),
+            Operator::Power if a == 0 => return zero(),
+            Operator::Power => return power(x, y),
+            Operator::Divide if b == 0 => return zero(),
+            Operator::Divide => return Ok(Value::Float(x / y)),
+        };
+        return match result {
+            Some(n) => Ok(Value::Int(n)),
+            None => Err(Fail::new(format!("{a} {sign} {b} is too large: it grows beyond 128 bits"))),
+        };
+    }
+    Ok(Value::Float(match operator {
+        Operator::Add => x + y,
+        Operator::Subtract => x - y,
+        Operator::Multiply => x * y,
+        Operator::Divide | Operator::FloorDivide | Operator::Remainder if y == 0.0 => return zero(),
+        Operator::Divide => x / y,
+        Operator::FloorDivide => float_divmod(x, y).0,
+        Operator::Remainder => float_divmod(x, y).1,
+        Operator::Power if x == 0.0 && y < 0.0 => return zero(),
+        Operator::Power if x < 0.0 && y.fract() != 0.0 => {
+            return Err(Fail::new("** of a negative number and a fraction is no real number"));
+        }
+        Operator::Power => return power(x, y),
+    }))
+}
+
+/// Unlike other operations, a power of numbers that is too large is an error in Python.
+fn power(x: f64, y: f64) -> R<Value> {
+    let result = x.powf(y);
+    if result.is_infinite() && x.is_finite() && y.is_finite() {
+        return Err(Fail::new(format!("{x} ** {y} is too large")));
+    }
+    Ok(Value::Float(result))
+}
+
+/// Quotient and remainder as CPython computes them: the remainder has the sign of the divisor.
+fn float_divmod(x: f64, y: f64) -> (f64, f64) {
+    let mut remainder = x % y;
+    let mut quotient = (x - remainder) / y;
+    if remainder != 0.0 {
+        if (y < 0.0) != (remainder < 0.0) {
+            remainder += y;
+            quotient -= 1.0;
+        }
+    } else {
+        remainder = 0.0f64.copysign(y);
+    }
+    let floor = if quotient != 0.0 {
+        let floor = quotient.floor();
+        if quotient - floor > 0.5 { floor + 1.0 } else { floor }
+    } else {
+        0.0f64.copysign(x / y)
+    };
+    (floor, remainder)
+}
+
+/// `-value` and `+value`.
+pub(super) fn signed(value: &Value, negative: bool) -> R<Value> {
+    let fail = || match value.is_undefined() {
+        true => undefined(value),
+        false => Fail::new(format!("a {} has no sign", value.kind())),
+    };
+    match value {
+        Value::Float(x) => Ok(Value::Float(if negative { -x } else { *x })),
+        other => {
+            let n = other.as_int().ok_or_else(fail)?;
+            Ok(Value::Int(if negative { n.checked_neg().ok_or_else(fail)? } else { n }))
+        }
+    }
+}
+
+/// All of them as one text.
+pub(super) fn concat(budget: &Budget, parts: &[Value], escapes: bool) -> R<Value> {
+    let mut out = String::new();
+    let mut markup = false;
+    for part in parts {
+        let text = python::text(budget, part)?;
+        budget.check_size(out.len().checked_add(text.len()))?;
+        if escapes && !markup && matches!(part, Value::Markup(_)) {
+            markup = true;
+            out = escape_html(&out);
+        } else if markup && !matches!(part, Value::Markup(_)) {
+            out.push_str(&escape_html(&text));
+            continue;
+        }
+        out.push_str(&text);
+    }
+    if markup { budget.markup(out) } else { budget.text(out) }
+}
+
+/// `value[index]` of what has numbered items; none where there is no such item or the value is not numbered.
+pub(super) fn numbered(budget: &Budget, value: &Value, index: i128) -> R<Option<Value>> {
+    let position = |length: usize| {
+        let length = i128::try_from(length).ok()?;
+        let index = if index < 0 { index.checked_add(length)? } else { index };
+        usize::try_from(index).ok().filter(|_| index < length)
+    };
+    Ok(match value {
+        Value::List(list) | Value::Tuple(list) => position(list.items.len()).and_then(|i| list.items.get(i)).cloned(),
+        Value::Range(range) => position(range.len()).and_then(|i| range.get(i)).map(Value::Int),
+        Value::Str(text) | Value::Markup(text) => {
+            budget.work(text.len())?;
+            let at = if text.is_ascii() { position(text.len()) } else { position(text.chars().count()) };
+            let c = at.and_then(|i| {
+                if text.is_ascii() { text.as_bytes().get(i).map(|b| char::from(*b)) } else { text.chars().nth(i) }
+            });
+            match (c, value) {
+                (Some(c), Value::Markup(_)) => Some(budget.markup(c.to_string())?),
+                (Some(c), _) => Some(budget.text(c.to_string())?),
+                (None, _) => None,
+            }
+        }
+        _ => None,
+    })
+}
+
+/// `value[start:stop:step]`.
+pub(super) fn slice(budget: &Budget, value: &Value, bounds: [Value; 3]) -> R<Value> {
+    if value.is_undefined() {
+        return Err(undefined(value));
+    }
+    let number = |part: &Value| match part {
+        Value::None => Ok(None),
+        part => match part.as_int() {
+            Some(n) => Ok(Some(i64::try_from(n).unwrap_or(if n < 0 { i64::MIN } else { i64::MAX }))),
+            None => Err(Fail::new(format!("a slice has numbers, not a {}", part.kind()))),
+        },
+    };
+    let [start, stop, step] = &bounds;
+    let (start, stop, step) = (number(start)?, number(stop)?, number(step)?.unwrap_or(1));
+    if step == 0 {
+        return Err(Fail::new("the step of a slice cannot be 0"));
+    }
+    let characters = |text: &str| {
+        budget.work(text.len())?;
         let chars: Vec<char> = text.chars().collect();
         let picked = positions(chars.len(), start, stop, step);
-        return Ok(Value::from(picked.filter_map(|i| chars.get(i)).collect::<String>()));
+        Ok(picked.filter_map(|i| chars.get(i)).collect::<String>())
+    };
+    let picked = |list: &List| {
+        let picked = positions(list.items.len(), start, stop, step);
+        picked.filter_map(|i| list.items.get(i).cloned()).collect()
+    };
+    match value {
+        Value::Str(text) => budget.text(characters(text)?),
+        Value::Markup(text) => budget.markup(characters(text)?),
+        Value::List(list) => budget.list(picked(list)),
+        Value::Tuple(list) => budget.tuple(picked(list)),
+        Value::Range(range) => {
+            let (first, end) = indices(range.len(), start, stop, step);
+            let place = |at: i64| i128::from(at).checked_mul(range.step).and_then(|n| n.checked_add(range.start));
+            let bounds = place(first).zip(place(end)).zip(range.step.checked_mul(step.into()));
+            let ((start, stop), step) = bounds.ok_or_else(|| Fail::new("a slice of a range is too large"))?;
+            Ok(Value::Range(Range { start, stop, step }))
+        }
+        other => Err(Fail::new(format!("a {} cannot be sliced", other.kind()))),
     }
-    if !is_list(value) {
-        return Err(refuse(format!("a {} cannot be sliced", value.kind())));
-    }
-    let items: Vec<Value> = value.try_iter()?.collect();
-    let picked = positions(items.len(), start, stop, step);
-    let picked: Vec<Value> = picked.filter_map(|i| items.get(i).cloned()).collect();
-    Ok(if value.is_tuple() { Value::from(Tuple::from(picked)) } else { Value::from(picked) })
 }
 
-/// The positions of a slice of `length` items, as Python's `slice.indices` gives them.
-fn positions(length: usize, start: Option<i64>, stop: Option<i64>, step: i64) -> impl Iterator<Item = usize> {
+/// Where a slice of `length` items begins and ends, as Python's `slice.indices` gives it.
+fn indices(length: usize, start: Option<i64>, stop: Option<i64>, step: i64) -> (i64, i64) {
     let length = i64::try_from(length).unwrap_or(i64::MAX);
     let (lowest, highest) = if step > 0 { (0, length) } else { (-1, length - 1) };
     let clamp = |i: i64| {
@@ -95,51 +265,16 @@ fn positions(length: usize, start: Option<i64>, stop: Option<i64>, step: i64) ->
         from_end.clamp(lowest, highest)
     };
     let (first, end) = if step > 0 { (lowest, highest) } else { (highest, lowest) };
-    let mut at = start.map_or(first, clamp);
-    let stop = stop.map_or(end, clamp);
+    (start.map_or(first, clamp), stop.map_or(end, clamp))
+}
+
+/// The positions of a slice of `length` items.
+fn positions(length: usize, start: Option<i64>, stop: Option<i64>, step: i64) -> impl Iterator<Item = usize> {
+    let (mut at, stop) = indices(length, start, stop, step);
     std::iter::from_fn(move || {
         let inside = if step > 0 { at < stop } else { at > stop };
         let position = usize::try_from(at).ok().filter(|_| inside)?;
         at = at.saturating_add(step);
         Some(position)
     })
-}
-
-fn join_text(budget: &Budget, a: &str, b: &str) -> Result<Value, Error> {
-    budget.check_size(a.len().checked_add(b.len()))?;
-    budget.admit(Value::from([a, b].concat()))
-}
-
-fn arithmetic(
-    name: &str,
-    left: &Value,
-    right: &Value,
-    integers: impl Fn(i128, i128) -> Option<i128>,
-    floats: impl Fn(f64, f64) -> f64,
-) -> Result<Value, Error> {
-    let number = |v: &Value| v.is_number() || v.kind() == ValueKind::Bool;
-    if !number(left) || !number(right) {
-        return Err(unsupported(name, left, right));
-    }
-    let is_float = |v: &Value| v.is_number() && !v.is_integer();
-    if is_float(left) || is_float(right) {
-        let a = f64::try_from(left.clone())?;
-        let b = f64::try_from(right.clone())?;
-        return Ok(Value::from(floats(a, b)));
-    }
-    let a = i128::try_from(left.clone())?;
-    let b = i128::try_from(right.clone())?;
-    let result = integers(a, b).ok_or_else(|| refuse(format!("{a} {name} {b} is too large")))?;
-    Ok(i64::try_from(result).map_or_else(|_| Value::from(result), Value::from))
-}
-
-fn is_list(value: &Value) -> bool {
-    matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable)
-}
-
-fn unsupported(name: &str, left: &Value, right: &Value) -> Error {
-    let kind = |v: &Value| {
-        if v.is_undefined() { "an undefined value".to_owned() } else { format!("a {}", v.kind()) }
-    };
-    refuse(format!("{name} is not possible between {} and {}", kind(left), kind(right)))
 }

@@ -1,18 +1,18 @@
-//! Values as Python prints them: `str`, `repr` and `json.dumps`.
+//! Values as Python prints them: `str` and `repr`; and its idea of white space.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Error, Value};
+use super::budget::{Budget, DEPTH};
+use super::value::{Fail, R, Value, View};
 
-use super::budget::{Budget, refuse};
-
-/// Deeper values come from no message; the engine itself refuses to build them.
-const DEPTH: usize = 200;
+/// `str.isspace` of one character.
+pub(super) fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
+}
 
 /// `str(value)`. An undefined value prints nothing, as jinja2 has it.
-pub(super) fn text<'v>(budget: &Budget, value: &'v Value) -> Result<Cow<'v, str>, Error> {
+pub(super) fn text<'v>(budget: &Budget, value: &'v Value) -> R<Cow<'v, str>> {
     if let Some(text) = value.as_str() {
         return Ok(Cow::Borrowed(text));
     }
@@ -24,69 +24,115 @@ pub(super) fn text<'v>(budget: &Budget, value: &'v Value) -> Result<Cow<'v, str>
 }
 
 /// `repr(value)`.
-fn repr(budget: &Budget, value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
-    descend(budget, out, depth)?;
-    match value.kind() {
-        ValueKind::Undefined => out.push_str("Undefined"),
-        ValueKind::None => out.push_str("None"),
-        ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
-        ValueKind::Number => number(value, out),
-        ValueKind::String => repr_text(value.as_str().unwrap_or_default(), out),
-        ValueKind::Seq | ValueKind::Iterable => {
-            let tuple = value.is_tuple();
-            out.push(if tuple { '(' } else { '[' });
-            let mut count = 0;
-            for item in value.try_iter()? {
-                if count > 0 {
-                    out.push_str(", ");
-                }
-                repr(budget, &item, out, depth + 1)?;
-                count += 1;
-            }
-            if tuple && count == 1 {
-                out.push(',');
-            }
-            out.push(if tuple { ')' } else { ']' });
+pub(super) fn repr(budget: &Budget, value: &Value, out: &mut String, depth: usize) -> R<()> {
+    if depth > 2 * DEPTH {
+        return Err(Fail::new(format!("a printed value is nested more than {} deep", 2 * DEPTH)));
+    }
+    budget.check_size(Some(out.len()))?;
+    budget.work(16)?;
+    match value {
+        Value::Undefined(_) => out.push_str("Undefined"),
+        Value::None => out.push_str("None"),
+        Value::Bool(b) => out.push_str(if *b { "True" } else { "False" }),
+        Value::Int(n) => {
+            let _ = write!(out, "{n}");
         }
-        ValueKind::Map => {
-            out.push('{');
-            let pairs = value.as_object().and_then(|o| o.try_iter_pairs());
-            for (i, (key, item)) in pairs.into_iter().flatten().enumerate() {
-                if i > 0 {
-                    out.push_str(", ");
-                }
-                repr(budget, &key, out, depth + 1)?;
-                out.push_str(": ");
-                repr(budget, &item, out, depth + 1)?;
-            }
-            out.push('}');
+        Value::Float(x) => float(*x, out),
+        Value::Str(text) => repr_text(text, out),
+        Value::Markup(text) => {
+            out.push_str("Markup(");
+            repr_text(text, out);
+            out.push(')');
         }
-        kind => {
-            // Macros and functions; Python prints an address here, so nothing depends on it.
-            let _ = write!(out, "<{kind}>");
+        Value::List(list) => {
+            out.push('[');
+            items(budget, list.items.iter(), out, depth)?;
+            out.push(']');
+        }
+        Value::Tuple(list) => {
+            out.push('(');
+            items(budget, list.items.iter(), out, depth)?;
+            out.push_str(if list.items.len() == 1 { ",)" } else { ")" });
+        }
+        Value::Dict(dict) => pairs(budget, dict.iter(), out, depth)?,
+        Value::Range(range) => {
+            let _ = write!(out, "range({}, {}", range.start, range.stop);
+            if range.step != 1 {
+                let _ = write!(out, ", {}", range.step);
+            }
+            out.push(')');
+        }
+        Value::View(dict, view) => {
+            let _ = write!(out, "{}([", value.kind());
+            match view {
+                View::Keys => items(budget, dict.iter().map(|(k, _)| k), out, depth)?,
+                View::Values => items(budget, dict.iter().map(|(_, v)| v), out, depth)?,
+                View::Items => {
+                    for (i, (key, item)) in dict.iter().enumerate() {
+                        out.push_str(if i > 0 { ", (" } else { "(" });
+                        items(budget, [key, item].into_iter(), out, depth)?;
+                        out.push(')');
+                    }
+                }
+            }
+            out.push_str("])");
+        }
+        Value::Namespace(namespace) => {
+            out.push_str("<Namespace ");
+            pairs(budget, namespace.attributes.borrow().iter(), out, depth)?;
+            out.push('>');
+        }
+        Value::Macro(code) => match &code.code.name {
+            Some(name) => {
+                out.push_str("<Macro ");
+                repr_text(name, out);
+                out.push('>');
+            }
+            None => out.push_str("<Macro anonymous>"),
+        },
+        Value::Loop(state) => {
+            let _ = write!(out, "<LoopContext {}/{}>", state.index0.get().saturating_add(1), state.known_length());
+        }
+        Value::Template => out.push_str("<TemplateReference None>"),
+        // Python prints an address here, so nothing depends on it.
+        other => {
+            let _ = write!(out, "<{}>", other.kind());
         }
     }
     Ok(())
 }
 
-fn descend(budget: &Budget, out: &str, depth: usize) -> Result<(), Error> {
-    if depth > DEPTH {
-        return Err(refuse(format!("a printed value is nested more than {DEPTH} deep")));
+fn items<'v>(budget: &Budget, values: impl Iterator<Item = &'v Value>, out: &mut String, depth: usize) -> R<()> {
+    for (i, value) in values.enumerate() {
+        if i > 0 {
+            out.push_str(", ");
+        }
+        repr(budget, value, out, depth + 1)?;
     }
-    budget.check_size(Some(out.len()))?;
-    budget.spend(0)
+    Ok(())
 }
 
-fn number(value: &Value, out: &mut String) {
-    if value.is_integer() {
-        let _ = write!(out, "{value}");
-    } else {
-        float(f64::try_from(value.clone()).unwrap_or(f64::NAN), out);
+fn pairs<'v>(
+    budget: &Budget,
+    values: impl Iterator<Item = (&'v Value, &'v Value)>,
+    out: &mut String,
+    depth: usize,
+) -> R<()> {
+    out.push('{');
+    for (i, (key, value)) in values.enumerate() {
+        if i > 0 {
+            out.push_str(", ");
+        }
+        repr(budget, key, out, depth + 1)?;
+        out.push_str(": ");
+        repr(budget, value, out, depth + 1)?;
     }
+    out.push('}');
+    Ok(())
 }
 
 /// `repr` of a float: the shortest digits that read back, positional between 1e-4 and 1e16.
-fn float(x: f64, out: &mut String) {
+pub(super) fn float(x: f64, out: &mut String) {
     if x.is_nan() {
         return out.push_str("nan");
     }
@@ -109,7 +155,7 @@ fn float(x: f64, out: &mut String) {
 }
 
 /// `repr` of a text: single quotes unless only double quotes avoid escapes.
-fn repr_text(text: &str, out: &mut String) {
+pub(super) fn repr_text(text: &str, out: &mut String) {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push(quote);
     for c in text.chars() {
@@ -138,161 +184,18 @@ fn repr_text(text: &str, out: &mut String) {
     out.push(quote);
 }
 
-/// How `json.dumps` is asked to write.
-struct Json {
-    indent: Option<String>,
-    item_separator: String,
-    key_separator: String,
-    ascii: bool,
-    sort_keys: bool,
-}
-
-/// The `tojson` filter of transformers: `json.dumps` without escapes for HTML and, unless asked, for other scripts.
-pub(super) fn to_json(budget: &Budget, value: &Value, kwargs: &Kwargs) -> Result<Value, Error> {
-    let indent = kwargs.get::<Option<Value>>("indent")?.filter(|v| !v.is_none());
-    let indent = indent
-        .map(|v| match v.as_str() {
-            Some(text) => Ok(text.to_owned()),
-            None => match i64::try_from(v) {
-                Ok(n) if n <= 64 => Ok(" ".repeat(n.max(0) as usize)),
-                _ => Err(refuse("tojson: indent must be a text or at most 64".to_owned())),
-            },
-        })
-        .transpose()?;
-    let separators = kwargs.get::<Option<Value>>("separators")?.filter(|v| !v.is_none());
-    let (item_separator, key_separator) = match separators {
-        Some(pair) => {
-            let pair: Vec<String> = pair.try_iter()?.take(3).map(|v| v.to_string()).collect();
-            match <[String; 2]>::try_from(pair) {
-                Ok([item, key]) => (item, key),
-                Err(_) => return Err(refuse("tojson: separators must be two texts".to_owned())),
-            }
-        }
-        None => {
-            let item = if indent.is_some() { "," } else { ", " };
-            (item.to_owned(), ": ".to_owned())
-        }
-    };
-    let json = Json {
-        indent,
-        item_separator,
-        key_separator,
-        ascii: kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
-        sort_keys: kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
-    };
-    kwargs.assert_all_used()?;
-    let mut out = String::new();
-    json.write(budget, value, &mut out, 0)?;
-    Ok(Value::from(out))
-}
-
-impl Json {
-    fn write(&self, budget: &Budget, value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
-        descend(budget, out, depth)?;
-        match value.kind() {
-            ValueKind::None => out.push_str("null"),
-            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => {
-                let start = out.len();
-                number(value, out);
-                let spelled = match out.get(start..) {
-                    Some("nan") => "NaN",
-                    Some("inf") => "Infinity",
-                    Some("-inf") => "-Infinity",
-                    _ => return Ok(()),
-                };
-                out.truncate(start);
-                out.push_str(spelled);
-            }
-            ValueKind::String => self.string(value.as_str().unwrap_or_default(), out),
-            ValueKind::Seq | ValueKind::Iterable => {
-                out.push('[');
-                let mut empty = true;
-                for item in value.try_iter()? {
-                    self.before_item(empty, out, depth);
-                    self.write(budget, &item, out, depth + 1)?;
-                    empty = false;
-                }
-                self.after_items(empty, out, depth);
-                out.push(']');
-            }
-            ValueKind::Map => {
-                let pairs = value.as_object().and_then(|o| o.try_iter_pairs());
-                let mut pairs: Vec<(Value, Value)> = pairs.into_iter().flatten().collect();
-                if self.sort_keys {
-                    pairs.sort_by(|a, b| a.0.cmp(&b.0));
-                }
-                out.push('{');
-                for (i, (key, item)) in pairs.iter().enumerate() {
-                    self.before_item(i == 0, out, depth);
-                    self.key(key, out)?;
-                    out.push_str(&self.key_separator);
-                    self.write(budget, item, out, depth + 1)?;
-                }
-                self.after_items(pairs.is_empty(), out, depth);
-                out.push('}');
-            }
-            kind => return Err(refuse(format!("tojson: a {kind} value is not JSON"))),
-        }
-        Ok(())
-    }
-
-    /// Keys that are no texts become texts, as in Python.
-    fn key(&self, key: &Value, out: &mut String) -> Result<(), Error> {
-        let spelled = match key.kind() {
-            ValueKind::String => key.to_string(),
-            ValueKind::None => "null".to_owned(),
-            ValueKind::Bool => key.is_true().to_string(),
-            ValueKind::Number => {
-                let mut spelled = String::new();
-                number(key, &mut spelled);
-                spelled
-            }
-            kind => return Err(refuse(format!("tojson: a {kind} cannot be a key"))),
-        };
-        self.string(&spelled, out);
-        Ok(())
-    }
-
-    fn before_item(&self, first: bool, out: &mut String, depth: usize) {
-        if !first {
-            out.push_str(&self.item_separator);
-        }
-        self.new_line(out, depth + 1);
-    }
-
-    fn after_items(&self, empty: bool, out: &mut String, depth: usize) {
-        if !empty {
-            self.new_line(out, depth);
+/// A text with the escapes of HTML, as markupsafe writes them.
+pub(super) fn escape_html(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&#34;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
         }
     }
-
-    fn new_line(&self, out: &mut String, depth: usize) {
-        if let Some(indent) = &self.indent {
-            out.push('\n');
-            out.extend(std::iter::repeat_n(indent.as_str(), depth));
-        }
-    }
-
-    fn string(&self, text: &str, out: &mut String) {
-        out.push('"');
-        for c in text.chars() {
-            match c {
-                '"' => out.push_str("\\\""),
-                '\\' => out.push_str("\\\\"),
-                '\n' => out.push_str("\\n"),
-                '\r' => out.push_str("\\r"),
-                '\t' => out.push_str("\\t"),
-                '\x08' => out.push_str("\\b"),
-                '\x0c' => out.push_str("\\f"),
-                c if c < ' ' || (self.ascii && !c.is_ascii()) || (self.ascii && c == '\x7f') => {
-                    for unit in c.encode_utf16(&mut [0; 2]) {
-                        let _ = write!(out, "\\u{unit:04x}");
-                    }
-                }
-                c => out.push(c),
-            }
-        }
-        out.push('"');
-    }
+    out
 }

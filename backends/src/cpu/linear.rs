@@ -85,14 +85,14 @@ pub fn linears(x: &[f32], m: usize, products: &mut [Product]) {
             check_len("bias", bias.len(), &[w.n]);
         }
     }
-    compute(x, m, products);
+    compute(x, m, int8::Input::Usual, products);
 }
 
 /// Rows of x up to which passes of [`MAX_COLUMNS`] are faster than tiles, whose vectors would be mostly empty.
 const FEW: usize = 2 * MAX_COLUMNS;
 
-/// [`linears`] on lengths that were checked.
-pub(crate) fn compute(x: &[f32], m: usize, products: &mut [Product]) {
+/// [`linears`] on lengths that were checked, of such an x.
+pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [Product]) {
     let Some(k) = products.first().map(|product| product.weight.k).filter(|_| m > 0) else {
         return;
     };
@@ -109,14 +109,14 @@ pub(crate) fn compute(x: &[f32], m: usize, products: &mut [Product]) {
         Precision::Int8Activations => int8::kernels(level, m),
     };
     let mut columns = MAX_COLUMNS;
-    let mut few = Vec::new();
+    let (mut few, mut many) = (Vec::new(), Vec::new());
     for product in products {
         let rounded = rounded.filter(|_| int8::fits(&product.weight));
         if product.weight.n == 0 {
             continue;
         }
         if rounded == Some(int8::Kernels::Vnni) && m > int8::FEW {
-            int8::gemm(x, m, product);
+            many.push(product);
         } else if rounded.is_none() && m > FEW {
             gemm(level, x, m, &product.weight, product.bias, Output::new(product.y, product.weight.n));
         } else {
@@ -124,12 +124,15 @@ pub(crate) fn compute(x: &[f32], m: usize, products: &mut [Product]) {
             few.push((product, rounded));
         }
     }
+    if !many.is_empty() {
+        int8::gemm(x, m, input, &mut many);
+    }
     if few.is_empty() {
         return;
     }
     for first in (0..m).step_by(columns) {
         let count = columns.min(m - first);
-        let x = Rows::new(&x[first * k..(first + count) * k], count, k, level);
+        let x = Rows::new(&x[first * k..(first + count) * k], count, k, level, input);
         // Rows that are not stored in order are computed as they are, then put where they belong.
         let mut stored: Vec<Vec<f32>> = few
             .iter()
@@ -163,7 +166,7 @@ pub(crate) fn compute(x: &[f32], m: usize, products: &mut [Product]) {
 
 /// One of [`compute`].
 pub(crate) fn product(x: &[f32], m: usize, weight: &Weight, bias: Option<&[f32]>, y: &mut [f32]) {
-    compute(x, m, &mut [Product { weight: *weight, bias, y }]);
+    compute(x, m, int8::Input::Usual, &mut [Product { weight: *weight, bias, y }]);
 }
 
 /// The stored row of each output, when they are not in order.
@@ -180,13 +183,14 @@ pub(crate) struct Rows<'a> {
     pub(crate) m: usize,
     pub(crate) k: usize,
     pub(crate) level: Level,
+    pub(crate) input: int8::Input,
     permuted: Made<(usize, Order), PermutedX>,
     pub(crate) rounded: int8::Rounded,
 }
 
 impl<'a> Rows<'a> {
-    fn new(x: &'a [f32], m: usize, k: usize, level: Level) -> Self {
-        Self { x, m, k, level, permuted: Made::default(), rounded: int8::Rounded::default() }
+    fn new(x: &'a [f32], m: usize, k: usize, level: Level, input: int8::Input) -> Self {
+        Self { x, m, k, level, input, permuted: Made::default(), rounded: int8::Rounded::default() }
     }
 
     fn permuted(&self, bits: usize, order: Order) -> Arc<PermutedX> {

@@ -1,7 +1,8 @@
 //! The SwiGLU feed-forward block, with rows that may be skipped.
 
 use super::elementwise::zip;
-use super::linear::{Product, compute, product};
+use super::int8::Input;
+use super::linear::{Product, compute};
 use super::simd::math;
 use super::threads::with_scratch;
 use super::{Weight, level, run};
@@ -69,9 +70,9 @@ fn block(x: &[f32], m: usize, mlp: &Mlp, y: &mut [f32]) {
             with_scratch(2 * m * inner, |scratch| {
                 let (gate, up) = scratch.split_at_mut(m * inner);
                 let to_gate = Product { weight: mlp.gate, bias: None, y: gate };
-                compute(x, m, &mut [to_gate, Product { weight: mlp.up, bias: None, y: up }]);
+                compute(x, m, Input::Usual, &mut [to_gate, Product { weight: mlp.up, bias: None, y: up }]);
                 zip(level, gate, up, math::SiluMul);
-                product(gate, m, &mlp.down, None, y);
+                compute(gate, m, Input::Gated, &mut [Product { weight: mlp.down, bias: None, y }]);
             });
         };
         super::with_level(level, || super::with_precision(precision, block));

@@ -7,7 +7,9 @@ use super::super::region::Region;
 use super::super::simd::bytes::{self, ByteKernel, Bytes};
 use super::super::threads::Output;
 use super::super::weight::{CodeBook4, Matrix, Weight};
-use super::{BLOCK, MAX_COLUMNS, code_book};
+use super::book::{Book, Shift};
+use super::round::{Block, Detail};
+use super::{BLOCK, MAX_COLUMNS};
 use std::sync::Arc;
 
 /// Rows of x up to which this is faster than tiles in f32.
@@ -15,7 +17,7 @@ pub(crate) const FEW: usize = 32;
 
 /// Where the codes of a block lie in its bytes, hence the order of x.
 #[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Layout {
+pub(crate) enum Codes {
     /// One byte each.
     Bytes,
     /// Two in a byte, the even element in the high (or the low) nibble.
@@ -24,23 +26,51 @@ pub(crate) enum Layout {
     Pairs,
 }
 
-impl Layout {
+impl Codes {
     /// The element whose code [`Bytes`] puts at `place`.
-    fn element(self, place: usize) -> usize {
+    fn element<S: Bytes>(self, place: usize) -> usize {
         match self {
-            Layout::Bytes => place,
-            Layout::Nibbles { high_first } => place % 32 * 2 + usize::from((place < 32) != high_first),
-            Layout::Pairs => place % 16 * 4 + place / 16,
+            Codes::Bytes => S::byte_at(place),
+            Codes::Nibbles { high_first } => {
+                let (byte, high) = S::nibble_at(place);
+                byte * 2 + usize::from(high != high_first)
+            }
+            Codes::Pairs => place % 16 * 4 + place / 16,
+        }
+    }
+
+    /// Which step the elements of a lane have.
+    fn part<S: Bytes>(self, lane: usize) -> usize {
+        match self {
+            Codes::Pairs => lane % 4 / 2,
+            _ => lane / (S::LANES / 2),
         }
     }
 }
 
+/// What the order and the sums of x depend on.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) struct Layout {
+    codes: Codes,
+    shift: Shift,
+    detail: Detail,
+}
+
+/// Where a sum starts at 0.
+static NOTHING: [i32; 8] = [0; 8];
+
 /// x in bytes, in the order of the codes.
 pub(crate) struct Columns {
     /// `[block][column][place]`.
-    codes: Vec<i8>,
-    /// `[block][column]`.
-    scales: Vec<f32>,
+    low: Vec<i8>,
+    /// As `low`; empty without outliers.
+    high: Vec<i8>,
+    /// `[block][column]`: whether there are outliers.
+    outliers: Vec<bool>,
+    /// `[block][column][lane]`: what the shift of the weights adds.
+    start: Vec<i32>,
+    /// `[block][column][lane]`.
+    steps: Vec<f32>,
     columns: usize,
 }
 
@@ -57,72 +87,77 @@ impl ByteKernel for Arrange<'_> {
     #[inline(always)]
     unsafe fn call<S: Bytes>(self) -> Columns {
         let Self { x, m, k, layout } = self;
+        let Layout { codes, shift, detail } = layout;
         let columns = m.next_power_of_two();
-        let mut codes = vec![0i8; k * columns];
-        let mut scales = vec![0.0; k / BLOCK * columns];
-        let elements: [usize; BLOCK] = std::array::from_fn(|place| layout.element(place));
+        let cells = k / BLOCK * columns;
+        let mut made = Columns {
+            low: vec![0; cells * BLOCK],
+            high: Vec::new(),
+            outliers: vec![false; cells],
+            start: vec![0; cells * S::LANES],
+            steps: vec![0.0; cells * S::LANES],
+            columns,
+        };
+        let elements: [usize; BLOCK] = std::array::from_fn(|place| codes.element::<S>(place));
         for (column, x) in x.chunks_exact(k).enumerate().take(m) {
+            let threshold = detail.threshold(x);
             for (block, x) in x.chunks_exact(BLOCK).enumerate() {
                 let at = block * columns + column;
-                let mut q = [0i8; BLOCK];
-                scales[at] = quantize(x, &mut q);
-                for (to, element) in codes[at * BLOCK..(at + 1) * BLOCK].iter_mut().zip(elements) {
-                    *to = q[element];
+                let block = Block::new(x, threshold, detail.joint);
+                let ordered = |bytes: &[i8; BLOCK], to: &mut [i8]| {
+                    for (to, element) in to[at * BLOCK..(at + 1) * BLOCK].iter_mut().zip(elements) {
+                        *to = bytes[element];
+                    }
+                };
+                ordered(&block.low, &mut made.low);
+                if block.outliers {
+                    made.outliers[at] = true;
+                    made.high.resize(cells * BLOCK, 0);
+                    ordered(&block.high, &mut made.high);
+                }
+                for (lane, step) in made.steps[at * S::LANES..(at + 1) * S::LANES].iter_mut().enumerate() {
+                    *step = block.steps[codes.part::<S>(lane)];
+                }
+                if shift != Shift::NONE {
+                    let start = &mut made.start[at * S::LANES..(at + 1) * S::LANES];
+                    block.sums::<8>(|group, sum| start[8 * group * S::LANES / BLOCK] += shift.of(sum));
                 }
             }
         }
-        Columns { codes, scales, columns }
+        made
     }
-}
-
-/// Rounds a block to `scale * q`; the scale is NaN where an element is not finite.
-#[inline(always)]
-fn quantize(x: &[f32], q: &mut [i8; BLOCK]) -> f32 {
-    let mut largest = [0.0f32; 8];
-    let mut finite = [true; 8];
-    for x in x.chunks_exact(8) {
-        for i in 0..8 {
-            let size = x[i].abs();
-            finite[i] &= size <= f32::MAX;
-            largest[i] = if size > largest[i] { size } else { largest[i] };
-        }
-    }
-    let largest = largest.iter().fold(0.0f32, |a, &b| a.max(b));
-    // Below this the reciprocal is not finite; such a block is 0.
-    let inverse = if largest > 1e-30 { 127.0 / largest } else { 0.0 };
-    for (q, x) in q.iter_mut().zip(x) {
-        *q = (x * inverse).round_ties_even() as i8;
-    }
-    if finite == [true; 8] { largest / 127.0 } else { f32::NAN }
 }
 
 /// Adds a product with at most [`MAX_COLUMNS`] rows of x. Rows go where they are stored.
 pub(crate) fn few<'a>(rows: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, region: &mut Region<'a>) {
     let &Rows { x, m, k, level, .. } = rows;
-    let ordered = |layout| rows.rounded.blocks.get(layout, || bytes::launch(level, Arrange { x, m, k, layout }));
+    let ordered = |codes, shift| {
+        let layout = Layout { codes, shift, detail: Detail::of(&w, rows.input) };
+        rows.rounded.blocks.get(layout, || bytes::launch(level, Arrange { x, m, k, layout }))
+    };
     match w.data {
         Matrix::CodeBook4(data) => {
-            let (table, factor) = code_book(data.code_book);
-            let layout = Layout::Nibbles { high_first: true };
-            let (x, scales) = (ordered(layout), Scales::Blocks(data, factor));
+            let Book { bytes: table, factor, shift } = Book::new(data.code_book);
+            let layout = Codes::Nibbles { high_first: true };
+            let (x, scales) = (ordered(layout, shift), Scales::Blocks(data, factor));
             Pass { codes: data.codes, stride: k / 2, layout, table, scales, x, m, k, column: 0, bias, y }
                 .split(w.n, level, region);
         }
         Matrix::Rows(data) => {
             let wide = data.wide_rows;
             if wide > 0 {
-                let (layout, scales) = (Layout::Bytes, Scales::Rows(data.scales));
-                let (x, table) = (ordered(layout), [0; 16]);
+                let (layout, scales) = (Codes::Bytes, Scales::Rows(data.scales));
+                let (x, table) = (ordered(layout, Shift::NONE), [0; 16]);
                 Pass { codes: data.wide, stride: k, layout, table, scales, x, m, k, column: 0, bias, y }
                     .split(wide, level, region);
             }
             if wide < w.n {
                 let (layout, offset) = match data.narrow_bits {
-                    2 => (Layout::Pairs, 1),
-                    _ => (Layout::Nibbles { high_first: false }, 7),
+                    2 => (Codes::Pairs, 1),
+                    _ => (Codes::Nibbles { high_first: false }, 7),
                 };
                 let scales = Scales::Rows(&data.scales[wide..]);
-                let (x, table) = (ordered(layout), std::array::from_fn(|code| code as i8 - offset));
+                let (x, table) = (ordered(layout, Shift::NONE), std::array::from_fn(|code| code as i8 - offset));
                 let (codes, stride) = (data.narrow, data.narrow_stride);
                 Pass { codes, stride, layout, table, scales, x, m, k, column: wide, bias, y }.split(
                     w.n - wide,
@@ -145,7 +180,7 @@ enum Scales<'a> {
 struct Pass<'a> {
     codes: &'a [u8],
     stride: usize,
-    layout: Layout,
+    layout: Codes,
     table: [i8; 16],
     scales: Scales<'a>,
     x: Arc<Columns>,
@@ -211,9 +246,9 @@ impl Range<'_> {
             // SAFETY: the rows lie before `last`, so that all of their blocks exist; x has `M` columns of as many.
             unsafe {
                 match pass.layout {
-                    Layout::Bytes => pass.product::<S, R, M, 8>(row, apart, &scales),
-                    Layout::Nibbles { .. } => pass.product::<S, R, M, 4>(row, apart, &scales),
-                    Layout::Pairs => pass.product::<S, R, M, 2>(row, apart, &scales),
+                    Codes::Bytes => pass.product::<S, R, M, 8>(row, apart, &scales),
+                    Codes::Nibbles { .. } => pass.product::<S, R, M, 4>(row, apart, &scales),
+                    Codes::Pairs => pass.product::<S, R, M, 2>(row, apart, &scales),
                 }
             }
         }
@@ -240,8 +275,10 @@ impl Pass<'_> {
                 std::array::from_fn(|r| self.codes.as_ptr().add((row + r * apart) * self.stride));
             let mut total = [[S::splat(0.0); M]; R];
             for b in 0..blocks {
-                let x = self.x.codes.as_ptr().add(b * M * BLOCK);
-                let x_scales = &self.x.scales[b * M..(b + 1) * M];
+                let low = self.x.low.as_ptr().add(b * M * BLOCK);
+                let start = self.x.start.as_ptr().add(b * M * S::LANES);
+                let steps = self.x.steps.as_ptr().add(b * M * S::LANES);
+                let outliers = &self.x.outliers[b * M..(b + 1) * M];
                 for r in 0..R {
                     let at = codes[r].add(b * (BLOCK * BITS / 8));
                     S::prefetch(at.wrapping_add(AHEAD));
@@ -250,10 +287,15 @@ impl Pass<'_> {
                         4 => S::nibbles(at, table),
                         _ => S::pairs(at, table),
                     };
-                    let scale = scales[r * blocks + b];
+                    let scale = S::splat(scales[r * blocks + b]);
                     for m in 0..M {
-                        let sum = S::dot(w, x.add(m * BLOCK));
-                        total[r][m] = S::fma(sum, S::splat(scale * x_scales[m]), total[r][m]);
+                        let mut sum = S::dot(w, low.add(m * BLOCK), S::sums(start.add(m * S::LANES)));
+                        if outliers[m] {
+                            let high = self.x.high.as_ptr().add((b * M + m) * BLOCK);
+                            sum = S::add_high(sum, S::dot(w, high, S::sums(NOTHING.as_ptr())));
+                        }
+                        let step = S::load(steps.add(m * S::LANES));
+                        total[r][m] = S::fma(S::floats(sum), S::mul(step, scale), total[r][m]);
                     }
                 }
             }

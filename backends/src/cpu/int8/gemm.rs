@@ -1,11 +1,15 @@
 //! Many rows of x: tiles of the matrix become bytes once and are multiplied from the cache.
 //!
-//! The lanes are tokens: x is packed into panels `[k / 4][tokens][4]`, and four bytes of the weight are broadcast.
+//! The lanes are tokens: x is packed into panels `[k / 4][tokens][4]`, and four bytes of the weight are broadcast. Words in which a
+//! token has an outlier are multiplied a second time, by the high bytes.
 
+use super::super::linear::Product;
 use super::super::packed::block_scales;
-use super::super::threads::{Output, for_each_chunk, parallel, threads};
+use super::super::threads::{Output, for_each_chunk, parallel, threads, with_scratch};
 use super::super::weight::{Matrix, Weight};
-use super::{BLOCK, OFFSET, code_book, quantize};
+use super::book::{Book, Shift};
+use super::round::{Block, Detail, Input, PARTS, STEP};
+use super::{BLOCK, OFFSET};
 use std::arch::x86_64::*;
 
 /// Inputs per tile.
@@ -16,70 +20,142 @@ const WIDTH: usize = 96;
 const PANEL: usize = 32;
 /// Rows of the tile per call with two vectors of tokens; twice as many with one.
 const STRIP: usize = 6;
+/// Words of x that share a step.
+const WORDS: usize = STEP / 4;
 
 /// Up to [`PANEL`] tokens.
 #[derive(Default)]
 struct Panel {
-    /// `[k / 4][token]`: four bytes each.
-    words: Vec<i32>,
-    /// `[k / 64][token]`: what the offset of the weights adds, negated.
+    /// `[k / 4][token]`: four low bytes each.
+    low: Vec<i32>,
+    /// `[k / 32][token]`: what the offset of the weights adds, negated.
     start: Vec<i32>,
-    /// `[k / 64][token]`.
-    scales: Vec<f32>,
+    /// `[k / 32][token]`.
+    steps: Vec<f32>,
+    /// `[i][token]`: the high bytes of the words with outliers.
+    high: Vec<i32>,
+    /// `[i]`: which word of its block each is.
+    places: Vec<u32>,
+    /// `[k / 32 + 1]`: where those of each step begin.
+    begins: Vec<u32>,
 }
 
 impl Panel {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn new(x: &[f32], k: usize) -> Panel {
+    unsafe fn new(x: &[f32], k: usize, shift: Shift, detail: Detail) -> Panel {
         let mut panel = Panel {
-            words: vec![0; k / 4 * PANEL],
-            start: vec![0; k / BLOCK * PANEL],
-            scales: vec![0.0; k / BLOCK * PANEL],
+            low: vec![0; k / 4 * PANEL],
+            start: vec![0; k / STEP * PANEL],
+            steps: vec![0.0; k / STEP * PANEL],
+            ..Panel::default()
         };
+        panel.begins.push(0);
+        let mut thresholds = [0.0; PANEL];
+        for (threshold, x) in thresholds.iter_mut().zip(x.chunks_exact(k)) {
+            *threshold = detail.threshold(x);
+        }
+        // High bytes of a block, and which of its words have some.
+        let mut high = [[0; PANEL]; BLOCK / 4];
         for b in 0..k / BLOCK {
-            for (token, x) in x.chunks_exact(k).enumerate() {
-                let mut q = [0i8; BLOCK];
-                panel.scales[b * PANEL + token] = quantize(&x[b * BLOCK..(b + 1) * BLOCK], &mut q);
-                panel.start[b * PANEL + token] = -OFFSET * q.iter().map(|&q| i32::from(q)).sum::<i32>();
-                for (i, q) in q.chunks_exact(4).enumerate() {
-                    let bytes = [q[0] as u8, q[1] as u8, q[2] as u8, q[3] as u8];
-                    panel.words[(b * BLOCK / 4 + i) * PANEL + token] = i32::from_le_bytes(bytes);
+            let mut used = 0u32;
+            for (token, (x, threshold)) in x.chunks_exact(k).zip(thresholds).enumerate() {
+                let block = Block::avx512(&x[b * BLOCK..(b + 1) * BLOCK], threshold, detail.joint);
+                let words = |bytes: &[i8; BLOCK], i: usize| {
+                    i32::from_le_bytes([4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3].map(|at| bytes[at] as u8))
+                };
+                for i in 0..BLOCK / 4 {
+                    panel.low[(b * BLOCK / 4 + i) * PANEL + token] = words(&block.low, i);
                 }
+                if block.outliers {
+                    for (i, high) in high.iter_mut().enumerate() {
+                        let word = words(&block.high, i);
+                        high[token] = word;
+                        used |= u32::from(word != 0) << i;
+                    }
+                }
+                // Where a step counts for the whole block, so does the first start.
+                let mut starts = [0; PARTS];
+                let part = |group: usize| if detail.joint { 0 } else { 8 * group / STEP };
+                block.sums::<8>(|group, sum| starts[part(group)] += shift.of(sum) - OFFSET * sum);
+                for (part, (start, step)) in starts.into_iter().zip(block.steps).enumerate() {
+                    let at = (b * PARTS + part) * PANEL + token;
+                    panel.start[at] = start;
+                    panel.steps[at] = step;
+                }
+            }
+            for part in 0..PARTS {
+                for place in (part * WORDS..(part + 1) * WORDS).filter(|place| used >> place & 1 == 1) {
+                    panel.places.push(place as u32);
+                    panel.high.extend_from_slice(&high[place]);
+                }
+                panel.begins.push(panel.places.len() as u32);
+            }
+            if used != 0 {
+                high = [[0; PANEL]; BLOCK / 4];
             }
         }
         panel
     }
 }
 
-/// `y = x Wᵀ + b`.
-pub(super) fn gemm(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: Output) {
-    let mut panels: Vec<Panel> = (0..m.div_ceil(PANEL)).map(|_| Panel::default()).collect();
-    for_each_chunk(&mut panels, 1, PANEL * w.k, |p, panel| {
-        // SAFETY: `kernels` has found the features.
-        panel[0] = unsafe { Panel::new(&x[p * PANEL * w.k..m.min((p + 1) * PANEL) * w.k], w.k) };
-    });
-    let book = match &w.data {
-        Matrix::CodeBook4(w) => {
-            let (book, factor) = code_book(w.code_book);
-            (book.map(|value| (i32::from(value) + OFFSET) as u8), factor)
-        }
-        // What a 4-bit code of a row stands for.
-        _ => (std::array::from_fn(|code| (code as i32 - 7 + OFFSET) as u8), 1.0),
-    };
-    let even = w.n.div_ceil(16 * threads());
-    let width = even.next_multiple_of(2 * STRIP).clamp(2 * STRIP, WIDTH);
-    parallel(w.n.div_ceil(width), |task| {
-        let first = task * width;
-        let task = Task { panels: &panels, m, w, book, bias, first, last: w.n.min(first + width), y };
-        // SAFETY: `kernels` has found AVX-512 VNNI, the matrix was checked, and tasks have different columns of y.
-        unsafe { task.run() };
+/// Panels of all tokens for matrices with such bytes.
+struct Panels {
+    shift: Shift,
+    detail: Detail,
+    panels: Vec<Panel>,
+}
+
+/// `y = x Wᵀ + b` for each product.
+pub(super) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Product]) {
+    let mut made: Vec<Panels> = Vec::new();
+    let mut tasks = Vec::new();
+    for product in products.iter_mut() {
+        let (w, bias, y) = (product.weight, product.bias, Output::new(product.y, product.weight.n));
+        let (book, factor, shift) = match &w.data {
+            Matrix::CodeBook4(w) => {
+                let Book { bytes, factor, shift } = Book::new(w.code_book);
+                (bytes.map(|byte| (i32::from(byte) + OFFSET) as u8), factor, shift)
+            }
+            // What a 4-bit code of a row stands for.
+            _ => (std::array::from_fn(|code| (code as i32 - 7 + OFFSET) as u8), 1.0, Shift::NONE),
+        };
+        let detail = Detail::of(&w, input);
+        let same = |made: &Panels| made.shift == shift && made.detail == detail;
+        let panels = made.iter().position(same).unwrap_or_else(|| {
+            let panels = panels(x, m, w.k, shift, detail);
+            made.push(Panels { shift, detail, panels });
+            made.len() - 1
+        });
+        let even = w.n.div_ceil(16 * threads());
+        let width = even.next_multiple_of(2 * STRIP).clamp(2 * STRIP, WIDTH);
+        let book = (book, factor);
+        let ranges = (0..w.n).step_by(width).map(|first| (first, w.n.min(first + width)));
+        tasks.extend(ranges.map(|(first, last)| Task { panels, joint: detail.joint, m, w, book, bias, first, last, y }));
+    }
+    parallel(tasks.len(), |task| {
+        let task = &tasks[task];
+        // SAFETY: `kernels` has found AVX-512 VNNI, the matrices were checked, and tasks have different columns of y.
+        unsafe { task.run(&made[task.panels].panels) };
     });
 }
 
+fn panels(x: &[f32], m: usize, k: usize, shift: Shift, detail: Detail) -> Vec<Panel> {
+    let mut panels: Vec<Panel> = (0..m.div_ceil(PANEL)).map(|_| Panel::default()).collect();
+    for_each_chunk(&mut panels, 1, PANEL * k, |p, panel| {
+        let x = &x[p * PANEL * k..m.min((p + 1) * PANEL) * k];
+        // SAFETY: `kernels` has found the features.
+        panel[0] = unsafe { Panel::new(x, k, shift, detail) };
+    });
+    panels
+}
+
 struct Task<'a> {
-    panels: &'a [Panel],
+    /// Which panels.
+    panels: usize,
+    /// Whether a step counts for a whole block.
+    joint: bool,
     m: usize,
-    w: &'a Weight<'a>,
+    w: Weight<'a>,
     /// The byte of each code and what it stands for.
     book: ([u8; 16], f32),
     bias: Option<&'a [f32]>,
@@ -90,13 +166,21 @@ struct Task<'a> {
 
 impl Task<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn run(&self) {
+    unsafe fn run(&self, panels: &[Panel]) {
+        let rows = (self.last - self.first).next_multiple_of(2 * STRIP);
+        // SAFETY: the caller's promise.
+        with_scratch(rows * panels.len() * PANEL, |sums| unsafe { self.sum(panels, sums) });
+    }
+
+    /// [`run`](Task::run) with memory for the sums `[rows, tokens]`, of any value.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn sum(&self, panels: &[Panel], sums: &mut [f32]) {
         let used = self.last - self.first;
         let rows = used.next_multiple_of(2 * STRIP);
-        let tokens = self.panels.len() * PANEL;
+        let tokens = panels.len() * PANEL;
+        let by_row = matches!(self.w.data, Matrix::Rows(_));
         let mut tile = vec![0u8; rows * DEPTH];
         let mut scales = vec![0f32; rows * (DEPTH / BLOCK)];
-        let mut sums = vec![0f32; rows * tokens];
         for from in (0..self.w.k).step_by(DEPTH) {
             let depth = DEPTH.min(self.w.k - from);
             for r in 0..used {
@@ -105,22 +189,33 @@ impl Task<'_> {
                 // SAFETY: the features are enabled, and the part of the row exists.
                 unsafe { self.expand(self.first + r, from, tile, scales) };
             }
-            for (p, panel) in self.panels.iter().enumerate() {
+            for (p, panel) in panels.iter().enumerate() {
                 let one = self.m - p * PANEL <= PANEL / 2;
                 for strip in (0..rows).step_by(if one { 2 * STRIP } else { STRIP }) {
                     // SAFETY: the strip lies in the tile, the blocks in the panel, the sums in `[rows, tokens]`.
                     unsafe {
                         let part = Part {
                             blocks: depth / BLOCK,
+                            first: from == 0,
                             w: tile.as_ptr().add(strip * DEPTH),
                             w_scales: scales.as_ptr().add(strip * (DEPTH / BLOCK)),
-                            x: panel.words.as_ptr().add(from / 4 * PANEL),
-                            start: panel.start.as_ptr().add(from / BLOCK * PANEL),
-                            x_scales: panel.scales.as_ptr().add(from / BLOCK * PANEL),
+                            low: panel.low.as_ptr().add(from / 4 * PANEL),
+                            start: panel.start.as_ptr().add(from / STEP * PANEL),
+                            steps: panel.steps.as_ptr().add(from / STEP * PANEL),
+                            high: panel.high.as_ptr(),
+                            places: panel.places.as_ptr(),
+                            begins: panel.begins.as_ptr().add(from / STEP),
                             sums: sums.as_mut_ptr().add(strip * tokens + p * PANEL),
                             tokens,
                         };
-                        if one { part.add::<{ 2 * STRIP }, 1>() } else { part.add::<STRIP, 2>() }
+                        match (one, by_row, self.joint) {
+                            (true, true, _) => part.add_by_row::<{ 2 * STRIP }, 1>(),
+                            (true, false, true) => part.add_joint::<{ 2 * STRIP }, 1>(),
+                            (true, false, false) => part.add::<{ 2 * STRIP }, 1>(),
+                            (false, true, _) => part.add_by_row::<STRIP, 2>(),
+                            (false, false, true) => part.add_joint::<STRIP, 2>(),
+                            (false, false, false) => part.add::<STRIP, 2>(),
+                        }
                     }
                 }
             }
@@ -195,11 +290,16 @@ unsafe fn nibbles<const HIGH_FIRST: bool>(codes: &[u8], book: &[u8; 16], tile: &
 /// A strip of a tile and a panel.
 struct Part {
     blocks: usize,
+    /// Nothing was added before.
+    first: bool,
     w: *const u8,
     w_scales: *const f32,
-    x: *const i32,
+    low: *const i32,
     start: *const i32,
-    x_scales: *const f32,
+    steps: *const f32,
+    high: *const i32,
+    places: *const u32,
+    begins: *const u32,
     sums: *mut f32,
     /// From one row of the sums to the next.
     tokens: usize,
@@ -215,45 +315,175 @@ impl Part {
     unsafe fn add<const NR: usize, const V: usize>(&self) {
         // SAFETY: the caller's promise.
         unsafe {
-            let mut total = [[_mm512_setzero_ps(); V]; NR];
-            for r in 0..NR {
-                for v in 0..V {
-                    total[r][v] = _mm512_loadu_ps(self.sums.add(r * self.tokens + 16 * v));
+            for b in 0..self.blocks {
+                let mut total = [[_mm512_setzero_ps(); V]; NR];
+                self.block::<NR, V>(b, &mut total);
+                self.scaled(b, self.first && b == 0, &total);
+            }
+        }
+    }
+
+    /// As `add`, with one scale for each row, that of its first block.
+    ///
+    /// # Safety
+    /// As for `add`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn add_by_row<const NR: usize, const V: usize>(&self) {
+        let mut total = [[_mm512_setzero_ps(); V]; NR];
+        // SAFETY: the caller's promise.
+        unsafe {
+            for b in 0..self.blocks {
+                self.block::<NR, V>(b, &mut total);
+            }
+            self.scaled(0, self.first, &total);
+        }
+    }
+
+    /// As `add`, with the first step and start of each block for all of it.
+    ///
+    /// # Safety
+    /// As for `add`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn add_joint<const NR: usize, const V: usize>(&self) {
+        let mut total = [[_mm512_setzero_ps(); V]; NR];
+        // SAFETY: the caller's promise.
+        unsafe {
+            if !self.first {
+                for (r, total) in total.iter_mut().enumerate() {
+                    for (v, total) in total.iter_mut().enumerate() {
+                        *total = _mm512_loadu_ps(self.sums.add(r * self.tokens + 16 * v));
+                    }
                 }
             }
             for b in 0..self.blocks {
-                let mut start = [_mm512_setzero_si512(); V];
-                let mut scales = [_mm512_setzero_ps(); V];
-                for v in 0..V {
-                    start[v] = _mm512_loadu_si512(self.start.add(b * PANEL + 16 * v).cast());
-                    scales[v] = _mm512_loadu_ps(self.x_scales.add(b * PANEL + 16 * v));
-                }
-                let mut sums = [start; NR];
-                for i in 0..BLOCK / 4 {
-                    let mut x = [_mm512_setzero_si512(); V];
-                    for v in 0..V {
-                        x[v] = _mm512_loadu_si512(self.x.add((b * BLOCK / 4 + i) * PANEL + 16 * v).cast());
-                    }
-                    for r in 0..NR {
-                        let word = self.w.add(r * DEPTH + b * BLOCK + 4 * i).cast::<i32>().read_unaligned();
-                        let w = _mm512_set1_epi32(word);
-                        for v in 0..V {
-                            sums[r][v] = _mm512_dpbusd_epi32(sums[r][v], w, x[v]);
-                        }
-                    }
-                }
+                let sums = self.products::<NR, V, PARTS>(b * PARTS);
+                let steps = self.steps::<V>(b * PARTS);
                 for r in 0..NR {
                     let w = _mm512_set1_ps(*self.w_scales.add(r * (DEPTH / BLOCK) + b));
                     for v in 0..V {
                         let sum = _mm512_cvtepi32_ps(sums[r][v]);
-                        total[r][v] = _mm512_fmadd_ps(sum, _mm512_mul_ps(w, scales[v]), total[r][v]);
+                        total[r][v] = _mm512_fmadd_ps(sum, _mm512_mul_ps(w, steps[v]), total[r][v]);
                     }
                 }
             }
+            for (r, total) in total.iter().enumerate() {
+                for (v, total) in total.iter().enumerate() {
+                    _mm512_storeu_ps(self.sums.add(r * self.tokens + 16 * v), *total);
+                }
+            }
+        }
+    }
+
+    /// Adds a block to `total`.
+    ///
+    /// # Safety
+    /// As for `add`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn block<const NR: usize, const V: usize>(&self, block: usize, total: &mut [[__m512; V]; NR]) {
+        for part in block * PARTS..(block + 1) * PARTS {
+            // SAFETY: the caller's promise.
+            let (sums, steps) = unsafe { (self.products::<NR, V, 1>(part), self.steps::<V>(part)) };
             for r in 0..NR {
                 for v in 0..V {
-                    _mm512_storeu_ps(self.sums.add(r * self.tokens + 16 * v), total[r][v]);
+                    total[r][v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r][v]), steps[v], total[r][v]);
                 }
+            }
+        }
+    }
+
+    /// The products of `N` parts under one step.
+    ///
+    /// # Safety
+    /// As for `add`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn products<const NR: usize, const V: usize, const N: usize>(&self, part: usize) -> [[__m512i; V]; NR] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let w = self.w.add(part * STEP);
+            let block = self.w.add(part / PARTS * BLOCK);
+            let mut start = [_mm512_setzero_si512(); V];
+            for v in 0..V {
+                start[v] = _mm512_loadu_si512(self.start.add(part * PANEL + 16 * v).cast());
+            }
+            let mut sums = [start; NR];
+            let (begin, end) = (*self.begins.add(part) as usize, *self.begins.add(part + N) as usize);
+            if begin < end {
+                sums = [[_mm512_setzero_si512(); V]; NR];
+                for i in begin..end {
+                    let at = block.add(4 * *self.places.add(i) as usize);
+                    dot::<NR, V>(at, self.high.add(i * PANEL), &mut sums);
+                }
+                for sums in &mut sums {
+                    for v in 0..V {
+                        sums[v] = _mm512_add_epi32(_mm512_slli_epi32::<7>(sums[v]), start[v]);
+                    }
+                }
+            }
+            for i in 0..N * WORDS {
+                dot::<NR, V>(w.add(4 * i), self.low.add((part * WORDS + i) * PANEL), &mut sums);
+            }
+            sums
+        }
+    }
+
+    /// # Safety
+    /// As for `add`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn steps<const V: usize>(&self, part: usize) -> [__m512; V] {
+        let mut steps = [_mm512_setzero_ps(); V];
+        for (v, steps) in steps.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            *steps = unsafe { _mm512_loadu_ps(self.steps.add(part * PANEL + 16 * v)) };
+        }
+        steps
+    }
+
+    /// Adds `total` times the scale of a block of each row to the sums, or sets them where it comes first.
+    ///
+    /// # Safety
+    /// As for `add`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn scaled<const NR: usize, const V: usize>(&self, block: usize, first: bool, total: &[[__m512; V]; NR]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            for (r, total) in total.iter().enumerate() {
+                let w = _mm512_set1_ps(*self.w_scales.add(r * (DEPTH / BLOCK) + block));
+                for (v, total) in total.iter().enumerate() {
+                    let at = self.sums.add(r * self.tokens + 16 * v);
+                    let sum = match first {
+                        true => _mm512_mul_ps(*total, w),
+                        false => _mm512_fmadd_ps(*total, w, _mm512_loadu_ps(at)),
+                    };
+                    _mm512_storeu_ps(at, sum);
+                }
+            }
+        }
+    }
+}
+
+/// Adds the products of a word of each row with a word of each token.
+///
+/// # Safety
+/// The pointers are valid for them, rows [`DEPTH`] bytes apart.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn dot<const NR: usize, const V: usize>(w: *const u8, x: *const i32, sums: &mut [[__m512i; V]; NR]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut words = [_mm512_setzero_si512(); V];
+        for v in 0..V {
+            words[v] = _mm512_loadu_si512(x.add(16 * v).cast());
+        }
+        for (r, sums) in sums.iter_mut().enumerate() {
+            let w = _mm512_set1_epi32(w.add(r * DEPTH).cast::<i32>().read_unaligned());
+            for v in 0..V {
+                sums[v] = _mm512_dpbusd_epi32(sums[v], w, words[v]);
             }
         }
     }

@@ -5,7 +5,9 @@ use super::super::packed::{AHEAD, block_scales};
 use super::super::region::Region;
 use super::super::threads::Output;
 use super::super::weight::{BlockScales, CodeBook4, Matrix, Weight};
-use super::{BLOCK, OFFSET, code_book, quantize};
+use super::book::{Book, Shift};
+use super::round::{Block, Detail, STEP};
+use super::{BLOCK, OFFSET};
 use std::arch::x86_64::*;
 use std::sync::Arc;
 
@@ -17,79 +19,105 @@ const R: usize = 4;
 /// x in the order in which codes leave the bytes.
 pub(crate) struct Columns {
     /// `[group][column][code of a byte][byte]`.
-    codes: Vec<i8>,
+    low: Vec<i8>,
+    /// As `low`; empty without outliers.
+    high: Vec<i8>,
+    /// `[group][column]`: whether there are outliers.
+    outliers: Vec<bool>,
     /// `[group][column][lane]`: what the offset of the weights adds, negated.
     start: Vec<i32>,
     /// `[group][column][lane]`.
-    scales: Vec<f32>,
+    steps: Vec<f32>,
     columns: usize,
 }
 
 /// How codes leave the bytes. Groups are 64 bytes of codes; the element at `e` of a byte is multiplied by the code at bit
-/// `bits * (e ^ flip)`, which is `offset` too large.
+/// `bits * (e ^ flip)`, which is `offset` too large and `shift` too small.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) struct Layout {
     bits: usize,
     flip: usize,
     offset: i32,
+    shift: Shift,
+    detail: Detail,
 }
 
 impl Columns {
     fn new(x: &[f32], m: usize, k: usize, layout: Layout) -> Columns {
-        let Layout { bits, flip, offset } = layout;
         // SAFETY: `kernels` has found the features.
         unsafe {
-            match bits {
-                8 => Columns::order::<1>(x, m, k, flip, offset),
-                4 => Columns::order::<2>(x, m, k, flip, offset),
-                _ => Columns::order::<4>(x, m, k, flip, offset),
+            match layout.bits {
+                8 => Columns::order::<1>(x, m, k, layout),
+                4 => Columns::order::<2>(x, m, k, layout),
+                _ => Columns::order::<4>(x, m, k, layout),
             }
         }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn order<const PER_BYTE: usize>(x: &[f32], m: usize, k: usize, flip: usize, offset: i32) -> Columns {
+    unsafe fn order<const PER_BYTE: usize>(x: &[f32], m: usize, k: usize, layout: Layout) -> Columns {
         let columns = m.next_power_of_two();
         let group = 64 * PER_BYTE;
         let groups = k.div_ceil(group);
-        let mut codes = vec![0i8; groups * columns * group];
+        let mut low = vec![0i8; groups * columns * group];
+        let mut high = Vec::new();
+        let mut outliers = vec![false; groups * columns];
         let mut start = vec![0i32; groups * columns * 16];
-        let mut scales = vec![0f32; groups * columns * 16];
+        let mut steps = vec![0f32; groups * columns * 16];
         for (column, x) in x.chunks_exact(k).enumerate().take(m) {
+            let threshold = layout.detail.threshold(x);
             for (block, x) in x.chunks_exact(BLOCK).enumerate() {
-                let mut q = [0i8; BLOCK];
-                let scale = quantize(x, &mut q);
                 let at = block / PER_BYTE * columns + column;
                 // The bytes of the group that this block fills.
                 let bytes = BLOCK / PER_BYTE;
                 let from = block % PER_BYTE * bytes;
-                let mut sums = [0i32; 16];
-                // SAFETY: the stores write `bytes` bytes to each slice, and 16 sums.
-                unsafe {
-                    let q = _mm512_loadu_si512(q.as_ptr().cast());
-                    for e in 0..PER_BYTE {
-                        let to = codes[at * group + (e ^ flip) * 64 + from..][..bytes].as_mut_ptr();
-                        match PER_BYTE {
-                            1 => _mm512_storeu_si512(to.cast(), q),
-                            2 if e == 0 => _mm256_storeu_si256(to.cast(), _mm512_cvtepi16_epi8(q)),
-                            2 => _mm256_storeu_si256(to.cast(), _mm512_cvtepi16_epi8(_mm512_srli_epi16::<8>(q))),
-                            _ => {
-                                let by = _mm_cvtsi32_si128(8 * e as i32);
-                                _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_srl_epi32(q, by)));
-                            }
-                        }
-                    }
-                    let fours = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), q);
-                    _mm512_storeu_si512(sums.as_mut_ptr().cast(), fours);
+                let block = Block::avx512(x, threshold, layout.detail.joint);
+                // SAFETY: as above.
+                unsafe { spread::<PER_BYTE>(&block.low, &mut low[at * group + from..], layout.flip) };
+                if block.outliers {
+                    outliers[at] = true;
+                    high.resize(low.len(), 0);
+                    // SAFETY: as above.
+                    unsafe { spread::<PER_BYTE>(&block.high, &mut high[at * group + from..], layout.flip) };
                 }
-                for (lane, sums) in sums.chunks_exact(PER_BYTE).enumerate() {
-                    let lane = at * 16 + from / 4 + lane;
-                    start[lane] = -offset * sums.iter().sum::<i32>();
-                    scales[lane] = scale;
+                // Lanes hold 4, 8 or 16 elements.
+                let lanes = BLOCK / (4 * PER_BYTE);
+                let first = at * 16 + from / 4;
+                let starts = &mut start[first..][..lanes];
+                match PER_BYTE {
+                    1 => block.sums::<4>(|lane, sum| starts[lane] = -layout.offset * sum),
+                    2 => block.sums::<8>(|lane, sum| starts[lane] = layout.shift.of(sum) - layout.offset * sum),
+                    _ => block.sums::<16>(|lane, sum| starts[lane] = -layout.offset * sum),
+                }
+                for (steps, step) in steps[first..][..lanes].chunks_exact_mut(lanes * STEP / BLOCK).zip(block.steps) {
+                    steps.fill(step);
                 }
             }
         }
-        Columns { codes, start, scales, columns }
+        Columns { low, high, outliers, start, steps, columns }
+    }
+}
+
+/// Puts the bytes of a block where the codes of a group are multiplied by them.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline]
+unsafe fn spread<const PER_BYTE: usize>(block: &[i8; BLOCK], to: &mut [i8], flip: usize) {
+    let bytes = BLOCK / PER_BYTE;
+    // SAFETY: the stores write `bytes` bytes to each slice.
+    unsafe {
+        let q = _mm512_loadu_si512(block.as_ptr().cast());
+        for e in 0..PER_BYTE {
+            let to = to[(e ^ flip) * 64..][..bytes].as_mut_ptr();
+            match PER_BYTE {
+                1 => _mm512_storeu_si512(to.cast(), q),
+                2 if e == 0 => _mm256_storeu_si256(to.cast(), _mm512_cvtepi16_epi8(q)),
+                2 => _mm256_storeu_si256(to.cast(), _mm512_cvtepi16_epi8(_mm512_srli_epi16::<8>(q))),
+                _ => {
+                    let by = _mm_cvtsi32_si128(8 * e as i32);
+                    _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_srl_epi32(q, by)));
+                }
+            }
+        }
     }
 }
 
@@ -97,26 +125,28 @@ impl Columns {
 pub(crate) fn few<'a>(rows: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, region: &mut Region<'a>) {
     let &Rows { x, m, k, .. } = rows;
     let ordered = |layout| rows.rounded.groups.get(layout, || Columns::new(x, m, k, layout));
+    let (shift, detail) = (Shift::NONE, Detail::of(&w, rows.input));
     match w.data {
         Matrix::CodeBook4(data) => {
-            let (book, factor) = code_book(data.code_book);
-            let x = ordered(Layout { bits: 4, flip: 1, offset: OFFSET });
-            let book = book.map(|value| (i32::from(value) + OFFSET) as u8);
-            let scales = Scales::Blocks(data, k, factor);
+            let book = Book::new(data.code_book);
+            let x = ordered(Layout { bits: 4, flip: 1, offset: OFFSET, shift: book.shift, detail });
+            let scales = Scales::Blocks(data, k, book.factor);
+            let book = book.bytes.map(|byte| (i32::from(byte) + OFFSET) as u8);
             Pass { codes: data.codes, stride: k / 2, row_bytes: k / 2, book, scales, x, m, column: 0, bias, y }
                 .split(w.n, 4, region);
         }
         Matrix::Rows(data) => {
             let wide = data.wide_rows;
             if wide > 0 {
-                let x = ordered(Layout { bits: 8, flip: 0, offset: OFFSET });
+                let x = ordered(Layout { bits: 8, flip: 0, offset: OFFSET, shift, detail });
                 let scales = Scales::Rows(data.scales);
                 let (codes, book) = (data.wide, [0; 16]);
                 Pass { codes, stride: k, row_bytes: k, book, scales, x, m, column: 0, bias, y }.split(wide, 8, region);
             }
             if wide < w.n {
                 let bits = data.narrow_bits as usize;
-                let x = ordered(Layout { bits, flip: 0, offset: if bits == 2 { 1 } else { 7 } });
+                let offset = if bits == 2 { 1 } else { 7 };
+                let x = ordered(Layout { bits, flip: 0, offset, shift, detail });
                 let scales = Scales::Rows(&data.scales[wide..]);
                 let book = std::array::from_fn(|code| code as u8);
                 let (codes, stride, row_bytes) = (data.narrow, data.narrow_stride, k * bits / 8);
@@ -327,9 +357,10 @@ impl<'a> Pass<'a> {
                         turn = turn.min(g + ((((block >> nested.shift) + 1) << nested.shift) - block) / 2);
                     }
                 }
-                let x = self.x.codes.as_ptr().add(g * M * planes * 64);
+                let x = self.x.low.as_ptr().add(g * M * planes * 64);
                 let start = self.x.start.as_ptr().add(g * M * 16);
-                let x_scales = self.x.scales.as_ptr().add(g * M * 16);
+                let steps = self.x.steps.as_ptr().add(g * M * 16);
+                let outliers = self.x.outliers.as_ptr().add(g * M);
                 let mut weights = [[_mm512_setzero_si512(); 4]; R];
                 let mut w_scale = [_mm512_set1_ps(1.0); R];
                 for r in 0..R {
@@ -376,13 +407,23 @@ impl<'a> Pass<'a> {
                         xs[plane] = _mm512_loadu_si512(x.add((m * planes + plane) * 64).cast());
                     }
                     let start = _mm512_loadu_si512(start.add(m * 16).cast());
-                    let x_scale = _mm512_loadu_ps(x_scales.add(m * 16));
+                    let step = _mm512_loadu_ps(steps.add(m * 16));
+                    let outliers = *outliers.add(m);
                     for r in 0..R {
                         let mut sum = start;
                         for plane in 0..planes {
                             sum = _mm512_dpbusd_epi32(sum, weights[r][plane], xs[plane]);
                         }
-                        let scale = if SCALES == ROWS { x_scale } else { _mm512_mul_ps(x_scale, w_scale[r]) };
+                        if outliers {
+                            let high = self.x.high.as_ptr().add((g * M + m) * planes * 64);
+                            let mut sums = _mm512_setzero_si512();
+                            for plane in 0..planes {
+                                let x = _mm512_loadu_si512(high.add(plane * 64).cast());
+                                sums = _mm512_dpbusd_epi32(sums, weights[r][plane], x);
+                            }
+                            sum = _mm512_add_epi32(sum, _mm512_slli_epi32::<7>(sums));
+                        }
+                        let scale = if SCALES == ROWS { step } else { _mm512_mul_ps(step, w_scale[r]) };
                         total[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, total[r][m]);
                     }
                 }

@@ -11,16 +11,30 @@ pub(crate) trait Bytes: Simd {
     type Bytes: Copy;
     /// A table of 16 signed bytes.
     type Table: Copy;
+    /// Whole numbers of 32 bits, as many as floats.
+    type Sums: Copy;
+
+    /// The byte that [`bytes`](Bytes::bytes) puts at a place below 64.
+    fn byte_at(place: usize) -> usize;
+    /// The nibble that [`nibbles`](Bytes::nibbles) puts at a place below 64, and whether it is a high one: from which byte.
+    fn nibble_at(place: usize) -> (usize, bool);
 
     unsafe fn table(values: &[i8; 16]) -> Self::Table;
-    /// 64 bytes as they lie.
+    /// 64 bytes. Here and below, of the lanes of a [`dot`](Bytes::dot), those of the first 32 codes come first, then the others; with
+    /// [`pairs`](Bytes::pairs) so in every four lanes.
     unsafe fn bytes(from: *const u8) -> Self::Bytes;
-    /// The values of the high nibbles of 32 bytes, then those of the low ones.
+    /// The values of the nibbles of 32 bytes.
     unsafe fn nibbles(from: *const u8, table: Self::Table) -> Self::Bytes;
     /// The values of the lowest pairs of bits of 16 bytes, then those of the next higher, to the highest.
     unsafe fn pairs(from: *const u8, table: Self::Table) -> Self::Bytes;
-    /// Whole numbers that add up to the product with the 64 bytes at `x`, which are above -128.
-    unsafe fn dot(w: Self::Bytes, x: *const i8) -> Self::V;
+    /// `start` and whole numbers that add up to the product with the 64 bytes at `x`, which are above -128.
+    unsafe fn dot(w: Self::Bytes, x: *const i8, start: Self::Sums) -> Self::Sums;
+    /// Whole numbers, one per lane of [`Simd::V`].
+    unsafe fn sums(from: *const i32) -> Self::Sums;
+    /// `sums + 128 * high`.
+    unsafe fn add_high(sums: Self::Sums, high: Self::Sums) -> Self::Sums;
+    /// As floats.
+    unsafe fn floats(sums: Self::Sums) -> Self::V;
 }
 
 /// A computation on bytes that is compiled once per instruction set.
@@ -90,14 +104,21 @@ mod avx2 {
     impl Bytes for Avx2 {
         type Bytes = [__m256i; 2];
         type Table = __m256i;
+        type Sums = __m256i;
 
+        fn byte_at(place: usize) -> usize {
+            place / 32 * 16 + place % 32 / 16 * 32 + place % 16
+        }
+        fn nibble_at(place: usize) -> (usize, bool) {
+            (place % 32, place < 32)
+        }
         #[inline(always)]
         unsafe fn table(values: &[i8; 16]) -> __m256i {
             unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(values.as_ptr().cast())) }
         }
         #[inline(always)]
         unsafe fn bytes(from: *const u8) -> [__m256i; 2] {
-            unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())] }
+            unsafe { [0, 16].map(|at| _mm256_loadu2_m128i(from.add(32 + at).cast(), from.add(at).cast())) }
         }
         #[inline(always)]
         unsafe fn nibbles(from: *const u8, table: __m256i) -> [__m256i; 2] {
@@ -120,17 +141,29 @@ mod avx2 {
             }
         }
         #[inline(always)]
-        unsafe fn dot(w: [__m256i; 2], x: *const i8) -> __m256 {
+        unsafe fn dot(w: [__m256i; 2], x: *const i8, start: __m256i) -> __m256i {
             unsafe {
-                let mut sums = _mm256_setzero_si256();
+                let mut sums = start;
                 for i in 0..2 {
                     // One factor must have no sign: the other takes it over. Two products of 128 * 127 still fit 16 bits.
                     let x = _mm256_sign_epi8(_mm256_loadu_si256(x.add(32 * i).cast()), w[i]);
                     let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), x);
                     sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
                 }
-                _mm256_cvtepi32_ps(sums)
+                sums
             }
+        }
+        #[inline(always)]
+        unsafe fn sums(from: *const i32) -> __m256i {
+            unsafe { _mm256_loadu_si256(from.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn add_high(sums: __m256i, high: __m256i) -> __m256i {
+            unsafe { _mm256_add_epi32(sums, _mm256_slli_epi32::<7>(high)) }
+        }
+        #[inline(always)]
+        unsafe fn floats(sums: __m256i) -> __m256 {
+            unsafe { _mm256_cvtepi32_ps(sums) }
         }
     }
 }
@@ -147,7 +180,14 @@ mod neon {
     impl Bytes for Neon {
         type Bytes = [int8x16_t; 4];
         type Table = int8x16_t;
+        type Sums = int32x4_t;
 
+        fn byte_at(place: usize) -> usize {
+            place / 16 * 8 + place % 16 / 8 * 32 + place % 8
+        }
+        fn nibble_at(place: usize) -> (usize, bool) {
+            (place % 32 / 16 * 8 + place % 16 / 8 * 16 + place % 8, place < 32)
+        }
         #[inline(always)]
         unsafe fn table(values: &[i8; 16]) -> int8x16_t {
             unsafe { vld1q_s8(values.as_ptr()) }
@@ -155,18 +195,15 @@ mod neon {
         #[inline(always)]
         unsafe fn bytes(from: *const u8) -> [int8x16_t; 4] {
             unsafe {
-                [
-                    vld1q_s8(from.cast()),
-                    vld1q_s8(from.add(16).cast()),
-                    vld1q_s8(from.add(32).cast()),
-                    vld1q_s8(from.add(48).cast()),
-                ]
+                let halves = |at: usize| vcombine_s8(vld1_s8(from.add(at).cast()), vld1_s8(from.add(32 + at).cast()));
+                [halves(0), halves(8), halves(16), halves(24)]
             }
         }
         #[inline(always)]
         unsafe fn nibbles(from: *const u8, table: int8x16_t) -> [int8x16_t; 4] {
             unsafe {
-                let (a, b) = (vld1q_u8(from), vld1q_u8(from.add(16)));
+                let halves = |at: usize| vcombine_u8(vld1_u8(from.add(at)), vld1_u8(from.add(16 + at)));
+                let (a, b) = (halves(0), halves(8));
                 let low = vdupq_n_u8(15);
                 [
                     vqtbl1q_s8(table, vshrq_n_u8::<4>(a)),
@@ -189,9 +226,9 @@ mod neon {
             }
         }
         #[inline(always)]
-        unsafe fn dot(w: [int8x16_t; 4], x: *const i8) -> float32x4_t {
+        unsafe fn dot(w: [int8x16_t; 4], x: *const i8, start: int32x4_t) -> int32x4_t {
             unsafe {
-                let mut sums = vdupq_n_s32(0);
+                let mut sums = start;
                 for i in 0..4 {
                     let x = vld1q_s8(x.add(16 * i));
                     // Its intrinsic is not stable.
@@ -203,8 +240,20 @@ mod neon {
                         options(pure, nomem, nostack, preserves_flags)
                     );
                 }
-                vcvtq_f32_s32(sums)
+                sums
             }
+        }
+        #[inline(always)]
+        unsafe fn sums(from: *const i32) -> int32x4_t {
+            unsafe { vld1q_s32(from) }
+        }
+        #[inline(always)]
+        unsafe fn add_high(sums: int32x4_t, high: int32x4_t) -> int32x4_t {
+            unsafe { vaddq_s32(sums, vshlq_n_s32::<7>(high)) }
+        }
+        #[inline(always)]
+        unsafe fn floats(sums: int32x4_t) -> float32x4_t {
+            unsafe { vcvtq_f32_s32(sums) }
         }
     }
 }

@@ -43,7 +43,9 @@ fn prefill(model: &CausalLm<Backend>, case: &Case<'_>) {
     let ids = case.ids();
     let rows: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
     let mut cache = model.new_batch_cache(KvFormat::F32, case.left_pad());
-    let out = model.forward(model.ids(&rows), &mut cache, ForwardOptions { logits: LogitsFor::All, hidden: false });
+    let out = model
+        .forward(model.ids(&rows).expect("ids"), &mut cache, ForwardOptions { logits: LogitsFor::All, hidden: false })
+        .expect("a pass");
     let positions = case.need("positions").indices();
     let got = Numbers::of(out.logits.as_ref().expect("logits")).at_positions(&positions);
     // At padding there is nothing to compare.
@@ -94,11 +96,17 @@ fn compare(what: &str, rows: &[(&[f32], &[f32])]) {
             // Two logits, four times their usual error each.
             let allowed = 8.0 * (off / got.len() as f64).sqrt();
             let lead = f64::from(golden[theirs] - golden[ours]);
-            assert!(lead <= allowed, "{what}: {ours} is best, expected {theirs}, which leads by {lead}; allowed {allowed}");
+            assert!(
+                lead <= allowed,
+                "{what}: {ours} is best, expected {theirs}, which leads by {lead}; allowed {allowed}"
+            );
         }
     }
     let (logits, divergence) = ((error / size).sqrt(), divergence / rows.len() as f64);
-    println!("{what}: logits {logits:.4} of their size off, KL {divergence:.2e}, {others} of {} best tokens others", rows.len());
+    println!(
+        "{what}: logits {logits:.4} of their size off, KL {divergence:.2e}, {others} of {} best tokens others",
+        rows.len()
+    );
     assert!(logits <= LOGITS, "{what}: logits are off by {logits}, allowed {LOGITS}");
     assert!(divergence <= KL, "{what}: KL {divergence}, allowed {KL}");
     // Not exact by accident: the option was taken where the processor has it.

@@ -102,7 +102,8 @@ fn rounded(book: &[f32; 16]) -> Book {
             }
             let (x, y) = (mean(&bytes), mean(&exact));
             let pairs = || bytes.iter().zip(&exact);
-            let slope = pairs().map(|(b, v)| (b - x) * (v - y)).sum::<f64>() / pairs().map(|(b, _)| (b - x).powi(2)).sum::<f64>();
+            let slope = pairs().map(|(b, v)| (b - x) * (v - y)).sum::<f64>()
+                / pairs().map(|(b, _)| (b - x).powi(2)).sum::<f64>();
             let start = y - slope * x;
             let error: f64 = pairs().map(|(b, v)| (slope * b + start - v).powi(2)).sum();
             if error < best.0 {
@@ -166,7 +167,8 @@ fn twin(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, rounding: Roundin
         for (b, step) in steps.iter().enumerate() {
             // What the shift adds to 8 elements is rounded.
             let eights = q[32 * b..][..32].chunks_exact(8);
-            let shifts: i32 = eights.map(|q| (book.shift * q.iter().sum::<i32>() as f32).round_ties_even() as i32).sum();
+            let shifts: i32 =
+                eights.map(|q| (book.shift * q.iter().sum::<i32>() as f32).round_ties_even() as i32).sum();
             for j in 0..w.n {
                 let scale = element(w, j, 32 * b, &values, &book).1;
                 let sum: i64 = (32 * b..32 * b + 32)

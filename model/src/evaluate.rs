@@ -169,8 +169,7 @@ fn read_window<B: CompactBackend>(
         // What follows the pass over a token predicts the token after it.
         let targets = i * chunk + 1..(i * chunk + 1 + part.len()).min(read.len());
         let wanted = if first < targets.end { LogitsFor::All } else { LogitsFor::Nothing };
-        let pass =
-            model.forward(model.ids(&[part])?, &mut cache, ForwardOptions { logits: wanted, hidden: false })?;
+        let pass = model.forward(model.ids(&[part])?, &mut cache, ForwardOptions { logits: wanted, hidden: false })?;
         let depth = depths(&pass, part.len())?;
         let vocabulary = pass.logits.as_ref().map_or(1, |logits| logits.dims()[2]);
         let logits = pass.logits.map(numbers).transpose()?.unwrap_or_default();

@@ -254,7 +254,9 @@ impl<B: CompactBackend> Loader<'_, B> {
         let options = self.shared.options;
         let held = |entry: &SourceEntry| match (quantize, entry.storage) {
             (Some(quantize), storage) if storage.is_dense() => (quantize.storage(), quantize.bytes(n, k)),
-            (_, storage) if options.round_to_stored && !storage.is_dense() => (StorageKind::Bf16, n.saturating_mul(k).saturating_mul(2)),
+            (_, storage) if options.round_to_stored && !storage.is_dense() => {
+                (StorageKind::Bf16, n.saturating_mul(k).saturating_mul(2))
+            }
             (_, storage) => (storage, entry.bytes),
         };
         if self.planned(&name, &[n, k], held) {

@@ -46,7 +46,8 @@ pub(super) fn check_mixers(text: &Fields, sizes: &MixerSizes) -> Result<()> {
     widths("linear_num_value_heads", dims.num_value_heads, dims.value_head_dim)?;
     let layers = count(LayerType::LinearAttention);
     let state = bytes(&[dims.num_value_heads, dims.key_head_dim, dims.value_head_dim, layers]);
-    let tail = bytes(&[dims.conv_kernel_dim - 1, 2 * dims.key_width() + dims.value_width(), layers]);
+    let channels = dims.key_width().saturating_mul(2).saturating_add(dims.value_width());
+    let tail = bytes(&[dims.conv_kernel_dim.saturating_sub(1), channels, layers]);
     let kept = state.saturating_add(tail);
     if kept > MAX_STATE_BYTES {
         let message = format!(

@@ -130,7 +130,17 @@ pub(super) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Produ
         let width = even.next_multiple_of(2 * STRIP).clamp(2 * STRIP, WIDTH);
         let book = (book, factor);
         let ranges = (0..w.n).step_by(width).map(|first| (first, w.n.min(first + width)));
-        tasks.extend(ranges.map(|(first, last)| Task { panels, joint: detail.joint, m, w, book, bias, first, last, y }));
+        tasks.extend(ranges.map(|(first, last)| Task {
+            panels,
+            joint: detail.joint,
+            m,
+            w,
+            book,
+            bias,
+            first,
+            last,
+            y,
+        }));
     }
     parallel(tasks.len(), |task| {
         let task = &tasks[task];

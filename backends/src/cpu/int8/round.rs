@@ -283,7 +283,8 @@ mod tests {
             for (threshold, joint) in [(detail.threshold(&x), true), (detail.threshold(&x), false), (0.0, false)] {
                 for x in x.chunks_exact(BLOCK) {
                     // SAFETY: the features were detected; AVX-512 F and VL come with them.
-                    let (fast, plain) = (unsafe { Block::avx512(x, threshold, joint) }, Block::new(x, threshold, joint));
+                    let (fast, plain) =
+                        (unsafe { Block::avx512(x, threshold, joint) }, Block::new(x, threshold, joint));
                     assert_eq!(fast.steps.map(f32::to_bits), plain.steps.map(f32::to_bits));
                     if fast.steps.iter().all(|step| step.is_finite()) {
                         assert_eq!((fast.low, fast.high), (plain.low, plain.high));

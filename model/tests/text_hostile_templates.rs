@@ -63,6 +63,29 @@ fn templates_that_never_end() {
     });
 }
 
+/// As deep as statements, expressions and macros can go inside each other together.
+#[test]
+fn recursion_through_everything() {
+    in_child("recursion_through_everything", || {
+        let around = |open: &str, close: &str, n: usize| {
+            format!("{{% macro m() %}}{}{{{{ m() }}}}{}{{% endmacro %}}{{{{ m() }}}}", open.repeat(n), close.repeat(n))
+        };
+        for template in [
+            around("{% if true %}", "{% endif %}", 90),
+            around("{% for x in [1] %}", "{% endfor %}", 90),
+            around("{% filter upper %}", "{% endfilter %}", 90),
+            around("{% set x %}", "{% endset %}{{ x }}", 90),
+            format!("{{% macro m() %}}{{{{ {}m(){} }}}}{{% endmacro %}}{{{{ m() }}}}", "[".repeat(90), "]|first".repeat(90)),
+            format!("{{% macro m() %}}{{{{ 0{} }}}}{{% endmacro %}}{{{{ m() }}}}", " or m()".repeat(900)),
+            format!("{{% macro m() %}}{{{{ {}m() }}}}{{% endmacro %}}{{{{ m() }}}}", "not ".repeat(900)),
+            "{% for x in [1] recursive %}{% for y in [1] %}{{ [loop]|first and loop([1]) }}{% endfor %}{{ loop([1]) }}{% endfor %}".to_owned(),
+        ] {
+            let message = refused(&template);
+            assert!(["recursion", "recursive"].iter().any(|part| message.contains(part)), "{message}");
+        }
+    });
+}
+
 #[test]
 fn templates_that_fill_memory() {
     in_child("templates_that_fill_memory", || {

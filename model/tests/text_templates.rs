@@ -53,6 +53,8 @@ fn as_jinja2_renders() {
 #[derive(Deserialize)]
 struct Constructs {
     cases: Vec<(String, Option<String>)>,
+    chats: Vec<Vec<Message>>,
+    nested: Vec<(String, usize, Option<String>)>,
 }
 
 #[test]
@@ -61,8 +63,11 @@ fn constructs_render_as_in_jinja2() {
     assert!(constructs.cases.len() >= 2_000);
     let messages = [Message::user("hi")];
     let mut failures = String::new();
-    for (template, wanted) in &constructs.cases {
-        let found = render(template, &messages, &ChatOptions::default());
+    let alone = constructs.cases.iter().map(|(template, wanted)| (template, &messages[..], wanted));
+    let nested =
+        constructs.nested.iter().map(|(template, chat, wanted)| (template, &constructs.chats[*chat][..], wanted));
+    for (template, messages, wanted) in alone.chain(nested) {
+        let found = render(template, messages, &ChatOptions::default());
         if found.as_ref().ok() != wanted.as_ref() {
             failures += &format!("{template}\n  found  {found:?}\n  wanted {wanted:?}\n");
         }

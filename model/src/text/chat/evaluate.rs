@@ -165,6 +165,19 @@ impl Interpreter<'_> {
                     *bound = self.eval(part, scope)?;
                 }
             }
+            let sliceable = matches!(
+                value,
+                Value::Undefined(_)
+                    | Value::Str(_)
+                    | Value::Markup(_)
+                    | Value::List(_)
+                    | Value::Tuple(_)
+                    | Value::Range(_)
+            );
+            // jinja2 computes constants before it runs the template, and looks a slice of one up like any other item.
+            if !sliceable && is_constant(operand) {
+                return Ok(Value::undefined(format!("a {} cannot be sliced", value.kind())));
+            }
             return operators::slice(self.budget, &value, bounds);
         }
         let key = self.eval(index, scope)?;
@@ -309,6 +322,36 @@ impl Interpreter<'_> {
             dict.insert(Value::Str(name), value)?;
         }
         Ok(dict)
+    }
+}
+
+/// Whether an expression has no names and no calls in it.
+fn is_constant(expr: &Expr) -> bool {
+    let all = |exprs: &[Expr]| exprs.iter().all(is_constant);
+    let args = |args: &CallArgs| {
+        all(&args.positional)
+            && args.named.iter().all(|(_, value)| is_constant(value))
+            && args.star.is_none()
+            && args.double_star.is_none()
+    };
+    match &expr.kind {
+        Kind::Const(_) => true,
+        Kind::List(items) | Kind::Tuple(items) | Kind::Concat(items) => all(items),
+        Kind::Dict(pairs) => pairs.iter().all(|(key, value)| is_constant(key) && is_constant(value)),
+        Kind::Not(operand) | Kind::Negative(operand) | Kind::Positive(operand) | Kind::Attribute(operand, _) => {
+            is_constant(operand)
+        }
+        Kind::Binary(_, operands) | Kind::And(operands) | Kind::Or(operands) | Kind::Item(operands) => {
+            is_constant(&operands.0) && is_constant(&operands.1)
+        }
+        Kind::Compare(left, rest) => is_constant(left) && rest.iter().all(|(_, right)| is_constant(right)),
+        Kind::Choice(branch, otherwise) => {
+            is_constant(&branch.0) && is_constant(&branch.1) && otherwise.as_deref().is_none_or(is_constant)
+        }
+        Kind::Slice(parts) => parts.iter().flatten().all(is_constant),
+        Kind::Filter(operand, _, given) => operand.as_deref().is_some_and(is_constant) && args(given),
+        Kind::Test(operand, _, given) => is_constant(operand) && args(given),
+        Kind::Name(_) | Kind::Call(..) => false,
     }
 }
 

@@ -173,10 +173,6 @@ impl<'s> Lexer<'s> {
         let mut count = 0;
         let mut after_dot = false;
         loop {
-            count += 1;
-            if count > TOKENS_PER_TAG {
-                return Err(Fail::new(format!("a tag has more than {TOKENS_PER_TAG} parts")));
-            }
             if open.is_empty() {
                 let end = if block { block_end(self.rest) } else { variable_end(self.rest) };
                 if let Some(after) = end {
@@ -193,6 +189,10 @@ impl<'s> Lexer<'s> {
                 after_dot = false;
                 self.advance(self.rest.trim_start_matches(is_space));
                 continue;
+            }
+            count += 1;
+            if count > TOKENS_PER_TAG {
+                return Err(Fail::new(format!("a tag has more than {TOKENS_PER_TAG} parts")));
             }
             let line = self.line;
             let (token, length) = if let Some((token, length)) = number(self.rest, after_dot)? {

@@ -23,8 +23,17 @@ pub fn container(header: &[u8], data: &[u8]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes(), header, data].concat()
 }
 
-/// Opens a model of these files, checks all its tensors against its config and reads every weight, as loading does.
-pub fn open(files: &[(&'static str, &[u8])]) {
+/// Opens a model of these files and checks all its tensors against its config, as `ember info` does.
+pub fn plan(files: &[(&'static str, &[u8])]) {
+    open(files, false);
+}
+
+/// As [`plan`], and reads every weight, as loading does.
+pub fn load(files: &[(&'static str, &[u8])]) {
+    open(files, true);
+}
+
+fn open(files: &[(&'static str, &[u8])], read: bool) {
     let files: Vec<EmbeddedFile> = files
         .iter()
         .map(|&(name, bytes)| {
@@ -41,7 +50,7 @@ pub fn open(files: &[(&'static str, &[u8])]) {
     let Ok(pretrained) = Pretrained::from_checkpoint(&checkpoint, &CrestOverrides::default()) else { return };
     let weights = pretrained.weights();
     let names: Vec<String> = weights.canonical_names().map(String::from).collect();
-    for name in &names {
+    for name in names.iter().filter(|_| read) {
         let entry = weights.entry(name).expect("a weight that is listed");
         match entry.shape.len() {
             // What cannot be read says so; what can is as large as it says.

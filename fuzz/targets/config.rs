@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use emberlm_fuzz::{fixture, open};
+use emberlm_fuzz::{fixture, plan};
 use libfuzzer_sys::fuzz_target;
 
 static WEIGHTS: LazyLock<[Vec<u8>; 2]> =
@@ -15,5 +15,5 @@ fuzz_target!(|data: &[u8]| {
     let weights = &WEIGHTS[usize::from(config.windows(5).any(|w| w == b"crest"))];
     let mut files = vec![("config.json", config), ("model.safetensors", weights)];
     files.extend(parts.next().map(|generation| ("generation_config.json", generation)));
-    open(&files);
+    plan(&files);
 });

@@ -4,7 +4,7 @@
 
 use std::sync::LazyLock;
 
-use emberlm_fuzz::{container, fixture, open};
+use emberlm_fuzz::{container, fixture, load};
 use libfuzzer_sys::fuzz_target;
 
 static CONFIGS: LazyLock<[Vec<u8>; 3]> =
@@ -16,7 +16,7 @@ const MOST: usize = 1 << 20;
 fuzz_target!(|data: &[u8]| {
     let Some((&kind, rest)) = data.split_first() else { return };
     let file = if kind % 4 == 0 { rest.to_vec() } else { container(rest, &vec![0; end(rest)]) };
-    open(&[("config.json", &CONFIGS[usize::from(kind / 4) % 3]), ("model.safetensors", &file)]);
+    load(&[("config.json", &CONFIGS[usize::from(kind / 4) % 3]), ("model.safetensors", &file)]);
 });
 
 /// The largest end of a range.

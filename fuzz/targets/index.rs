@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use emberlm_fuzz::{fixture, open};
+use emberlm_fuzz::{fixture, plan};
 use libfuzzer_sys::fuzz_target;
 
 static FILES: LazyLock<Vec<(&str, Vec<u8>)>> = LazyLock::new(|| {
@@ -19,5 +19,5 @@ static FILES: LazyLock<Vec<(&str, Vec<u8>)>> = LazyLock::new(|| {
 fuzz_target!(|data: &[u8]| {
     let mut files: Vec<(&str, &[u8])> = FILES.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
     files.push(("model.safetensors.index.json", data));
-    open(&files);
+    plan(&files);
 });

@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use emberlm_fuzz::{fixture, open};
+use emberlm_fuzz::{fixture, load};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 
@@ -15,5 +15,5 @@ static FILES: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
 
 fuzz_target!(|data: &[u8]| {
     let [config, weights] = &*FILES;
-    open(&[("config.json", config), ("model.safetensors", weights), ("nano_compact_spec.json", data)]);
+    load(&[("config.json", config), ("model.safetensors", weights), ("nano_compact_spec.json", data)]);
 });

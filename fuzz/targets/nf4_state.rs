@@ -4,7 +4,7 @@
 
 use std::sync::LazyLock;
 
-use emberlm_fuzz::{container, fixture, open};
+use emberlm_fuzz::{container, fixture, load};
 use libfuzzer_sys::fuzz_target;
 use serde_json::json;
 
@@ -36,5 +36,5 @@ fuzz_target!(|data: &[u8]| {
         header.insert(format!("{NAME}{suffix}"), info);
     }
     let header = serde_json::Value::Object(header).to_string();
-    open(&[("config.json", &CONFIG), ("model.safetensors", &container(header.as_bytes(), &bytes))]);
+    load(&[("config.json", &CONFIG), ("model.safetensors", &container(header.as_bytes(), &bytes))]);
 });

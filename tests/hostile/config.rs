@@ -169,6 +169,7 @@ fn texts() {
         text("null", NAMED, |_| b"null".into()),
         text("a text with an escape sequence", NAMED, |_| b"\"\\u001b[31m\"".into()),
         case("100 MB", NAMED, |place| place.write_sparse(FILE, 100 << 20)),
+        text("white space that makes it too long", NAMED, |text| (text + &" ".repeat(5 << 20)).into()),
         case("none", Fail(&["/model", "config.json"]), |place| place.remove(FILE)),
         case("unknown model", Fail(&["/config.json", "mamba", "qwen3_5"]), |place| {
             place.write(FILE, r#"{"model_type":"mamba"}"#);

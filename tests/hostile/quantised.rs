@@ -106,6 +106,8 @@ fn bitsandbytes() {
         state("shape", json!([160, 129])),
         state("shape", json!([1u64 << 32, 1u64 << 32])),
         state("shape", json!([u64::MAX, u64::MAX])),
+        // 3 times the other is 20,480 more than a multiple of 2^64.
+        state("shape", json!([3, 20_480u64.wrapping_mul(0xaaaa_aaaa_aaaa_aaab)])),
         state("shape", json!([0, 160])),
         state("shape", json!([20480])),
         state("shape", json!([2, 64, 160])),
@@ -116,7 +118,11 @@ fn bitsandbytes() {
         state_bytes("a state of nothing", vec![]),
         state_bytes("a state that is no JSON", vec![0xff; 8]),
         state_bytes("a state 4,000 deep", "[".repeat(4000).into()),
-        state_bytes("a state of 1 MB", vec![b' '; 1 << 20]),
+        change("a state of 1 MB", OF_DOUBLE, |t| {
+            let tensor = t.get_mut(&format!("{DOUBLE}.quant_state.bitsandbytes__nf4")).expect("a state");
+            tensor.2.resize(1 << 20, b' ');
+            tensor.1 = vec![1 << 20];
+        }),
         copied("two formats", "quant_state.bitsandbytes__nf4", "quant_state.bitsandbytes__fp4"),
         copied("8-bit scales as well", "nested_absmax", "SCB"),
         change("stored twice", OF_DOUBLE, |t| {

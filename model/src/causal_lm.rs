@@ -206,7 +206,7 @@ impl<B: CompactBackend> CausalLm<B> {
     /// One pass over new tokens, which are appended to the cache.
     ///
     /// [`ids`](Self::ids) checks that every id is in the vocabulary. Of a tensor that was made in another way the host can tell only
-    /// where it shares the memory of the device; elsewhere everything that an unknown id reaches is NaN.
+    /// where it shares the memory of the device; elsewhere an unknown id makes the logits of its pass NaN.
     ///
     /// # Shapes
     /// `ids [b, s]`, ids below the vocabulary size

@@ -486,8 +486,8 @@ pub fn forward_errors<B: CompactBackend>(device: &B::Device) {
                 Ok(out) => {
                     assert!(!B::SHARES_HOST_MEMORY, "{}: {id} was accepted", fixture.name());
                     let logits = Numbers::of(&out.logits.expect("logits")).values;
-                    let (known, unknown) = logits.split_at(vocabulary);
-                    assert!(known.iter().all(|x| x.is_finite()), "{}: the id before", fixture.name());
+                    // Tokens before it may see it as well: a weight of 0 does not hide NaN.
+                    let (_, unknown) = logits.split_at(vocabulary);
                     assert!(unknown.iter().all(|x| x.is_nan()), "{}: id {id} gave numbers", fixture.name());
                 }
             }

@@ -42,39 +42,24 @@ fn int8(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>) -> Vec<f32> {
     y
 }
 
-/// How a row of x is rounded.
-#[derive(Clone, Copy)]
-struct Rounding {
-    /// Times the average size: above it are outliers, which keep 15 bits.
-    outlier: f64,
-    /// Elements that share a step.
-    block: usize,
+/// Times the average size of a row, above which elements are outliers, which keep 15 bits: for a product with `w`.
+fn outlier(w: &Weight) -> f64 {
+    // A head keeps 15 bits of everything.
+    if w.n >= 8 * w.k { 0.0 } else { 8.0 }
 }
 
-impl Rounding {
-    /// For a product with `w`, where x is no product itself.
-    fn of(w: &Weight) -> Rounding {
-        match w.data {
-            // A head keeps 15 bits of everything.
-            _ if w.n >= 8 * w.k => Rounding { outlier: 0.0, block: 32 },
-            Matrix::CodeBook4(_) => Rounding { outlier: 10.0, block: 64 },
-            _ => Rounding { outlier: 10.0, block: 32 },
-        }
-    }
-}
-
-/// A row of x as integers, and the step of every 32.
-fn quantize(x: &[f32], rounding: Rounding) -> (Vec<i32>, Vec<f32>) {
+/// A row of x as integers, and the step of every 64.
+fn quantize(x: &[f32], outlier: f64) -> (Vec<i32>, Vec<f32>) {
     let average = x.iter().map(|x| f64::from(x.abs())).sum::<f64>() / x.len() as f64;
-    let threshold = (rounding.outlier * average) as f32;
+    let threshold = (outlier * average) as f32;
     let largest = |x: &[f32], limit: f32| x.iter().map(|x| x.abs()).filter(|x| *x <= limit).fold(0.0f32, f32::max);
     let (mut integers, mut steps) = (Vec::new(), Vec::new());
-    for x in x.chunks_exact(rounding.block) {
+    for x in x.chunks_exact(64) {
         let all = largest(x, f32::INFINITY);
         let top = if all > threshold { largest(x, threshold).max(all / 128.0) } else { all };
         let inverse = if top > 1e-30 { 127.0 / top } else { 0.0 };
         integers.extend(x.iter().map(|x| (x * inverse).round_ties_even() as i32));
-        steps.extend(vec![if top > 1e-30 { top / 127.0 } else { 0.0 }; rounding.block / 32]);
+        steps.push(if top > 1e-30 { top / 127.0 } else { 0.0 });
     }
     (integers, steps)
 }
@@ -154,7 +139,7 @@ impl ScalesOf for cpu::CodeBook4<'_> {
 }
 
 /// The same integers in a loop; also the sum of the sizes of the terms, the measure of what f32 sums may lose.
-fn twin(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, rounding: Rounding) -> (Vec<f64>, Vec<f64>) {
+fn twin(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, outlier: f64) -> (Vec<f64>, Vec<f64>) {
     let book = match &w.data {
         Matrix::CodeBook4(data) => rounded(data.code_book),
         _ => Book { bytes: [0; 16], factor: 0.0, shift: 0.0 },
@@ -163,21 +148,21 @@ fn twin(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, rounding: Roundin
     plain::dequantize_rows(w, 0, w.n, &mut values);
     let (mut y, mut size) = (vec![0.0; m * w.n], vec![0.0; m * w.n]);
     for i in 0..m {
-        let (q, steps) = quantize(&x[i * w.k..(i + 1) * w.k], rounding);
+        let (q, steps) = quantize(&x[i * w.k..(i + 1) * w.k], outlier);
         for (b, step) in steps.iter().enumerate() {
             // What the shift adds to 8 elements is rounded.
-            let eights = q[32 * b..][..32].chunks_exact(8);
+            let eights = q[64 * b..][..64].chunks_exact(8);
             let shifts: i32 =
                 eights.map(|q| (book.shift * q.iter().sum::<i32>() as f32).round_ties_even() as i32).sum();
             for j in 0..w.n {
-                let scale = element(w, j, 32 * b, &values, &book).1;
-                let sum: i64 = (32 * b..32 * b + 32)
+                let scale = element(w, j, 64 * b, &values, &book).1;
+                let sum: i64 = (64 * b..64 * b + 64)
                     .map(|e| i64::from(q[e]) * i64::from(element(w, j, e, &values, &book).0))
                     .sum();
                 let unit = f64::from(*step) * scale;
                 y[i * w.n + j] += (sum + i64::from(shifts)) as f64 * unit;
                 // A lane adds 4 elements or more before it is a float.
-                let lanes = (32 * b..32 * b + 32).step_by(4).map(|e| {
+                let lanes = (64 * b..64 * b + 64).step_by(4).map(|e| {
                     (e..e + 4).map(|e| i64::from(q[e]) * i64::from(element(w, j, e, &values, &book).0)).sum::<i64>()
                 });
                 size[i * w.n + j] += lanes.map(|lane| (lane as f64 * unit).abs()).sum::<f64>();
@@ -219,7 +204,7 @@ fn linear_matches_a_loop_of_the_same_integers() {
                     x[(37 * row + 5) % k] *= 60.0;
                 }
                 let bias = (m % 2 == 1).then_some(&bias[..]);
-                let (want, size) = twin(&x, m, &stored.weight(), bias, Rounding::of(&stored.weight()));
+                let (want, size) = twin(&x, m, &stored.weight(), bias, outlier(&stored.weight()));
                 for level in Level::available() {
                     let got = cpu::with_level(level, || int8(&x, m, &stored.weight(), bias));
                     if !rounds(level, m) {
@@ -422,11 +407,11 @@ fn the_mlp_matches_a_loop_of_the_same_integers() {
         for m in [1, 3, 20, 33] {
             let mut x = rng.floats(m * 128, 3.0);
             x.chunks_exact_mut(128).for_each(|x| x[9] *= 50.0);
-            let wide = |w: &Weight| -> Vec<f64> { twin(&x, m, w, None, Rounding::of(w)).0 };
+            let wide = |w: &Weight| -> Vec<f64> { twin(&x, m, w, None, outlier(w)).0 };
             let silu = |x: f64| x / (1.0 + (-x).exp());
             let inner: Vec<f32> =
                 wide(&mlp.gate).iter().zip(wide(&mlp.up)).map(|(gate, up)| (silu(*gate) * up) as f32).collect();
-            let want = twin(&inner, m, &mlp.down, None, Rounding { outlier: 40.0, block: 32 }).0;
+            let want = twin(&inner, m, &mlp.down, None, 24.0).0;
             let size = want.iter().fold(0.0f64, |a, b| a.max(b.abs()));
             for level in Level::available().into_iter().filter(|&level| rounds(level, m)) {
                 let mut got = vec![f32::NAN; m * 96];

@@ -38,14 +38,6 @@ impl Codes {
             Codes::Pairs => place % 16 * 4 + place / 16,
         }
     }
-
-    /// Which step the elements of a lane have.
-    fn part<S: Bytes>(self, lane: usize) -> usize {
-        match self {
-            Codes::Pairs => lane % 4 / 2,
-            _ => lane / (S::LANES / 2),
-        }
-    }
 }
 
 /// What the order and the sums of x depend on.
@@ -69,7 +61,7 @@ pub(crate) struct Columns {
     outliers: Vec<bool>,
     /// `[block][column][lane]`: what the shift of the weights adds.
     start: Vec<i32>,
-    /// `[block][column][lane]`.
+    /// `[block][column]`.
     steps: Vec<f32>,
     columns: usize,
 }
@@ -95,7 +87,7 @@ impl ByteKernel for Arrange<'_> {
             high: Vec::new(),
             outliers: vec![false; cells],
             start: vec![0; cells * S::LANES],
-            steps: vec![0.0; cells * S::LANES],
+            steps: vec![0.0; cells],
             columns,
         };
         let elements: [usize; BLOCK] = std::array::from_fn(|place| codes.element::<S>(place));
@@ -103,7 +95,7 @@ impl ByteKernel for Arrange<'_> {
             let threshold = detail.threshold(x);
             for (block, x) in x.chunks_exact(BLOCK).enumerate() {
                 let at = block * columns + column;
-                let block = Block::new(x, threshold, detail.joint);
+                let block = Block::new(x, threshold);
                 let ordered = |bytes: &[i8; BLOCK], to: &mut [i8]| {
                     for (to, element) in to[at * BLOCK..(at + 1) * BLOCK].iter_mut().zip(elements) {
                         *to = bytes[element];
@@ -115,9 +107,7 @@ impl ByteKernel for Arrange<'_> {
                     made.high.resize(cells * BLOCK, 0);
                     ordered(&block.high, &mut made.high);
                 }
-                for (lane, step) in made.steps[at * S::LANES..(at + 1) * S::LANES].iter_mut().enumerate() {
-                    *step = block.steps[codes.part::<S>(lane)];
-                }
+                made.steps[at] = block.step;
                 if shift != Shift::NONE {
                     let start = &mut made.start[at * S::LANES..(at + 1) * S::LANES];
                     block.sums::<8>(|group, sum| start[8 * group * S::LANES / BLOCK] += shift.of(sum));
@@ -277,7 +267,7 @@ impl Pass<'_> {
             for b in 0..blocks {
                 let low = self.x.low.as_ptr().add(b * M * BLOCK);
                 let start = self.x.start.as_ptr().add(b * M * S::LANES);
-                let steps = self.x.steps.as_ptr().add(b * M * S::LANES);
+                let steps = &self.x.steps[b * M..(b + 1) * M];
                 let outliers = &self.x.outliers[b * M..(b + 1) * M];
                 for r in 0..R {
                     let at = codes[r].add(b * (BLOCK * BITS / 8));
@@ -287,15 +277,14 @@ impl Pass<'_> {
                         4 => S::nibbles(at, table),
                         _ => S::pairs(at, table),
                     };
-                    let scale = S::splat(scales[r * blocks + b]);
+                    let scale = scales[r * blocks + b];
                     for m in 0..M {
                         let mut sum = S::dot(w, low.add(m * BLOCK), S::sums(start.add(m * S::LANES)));
                         if outliers[m] {
                             let high = self.x.high.as_ptr().add((b * M + m) * BLOCK);
                             sum = S::add_high(sum, S::dot(w, high, S::sums(NOTHING.as_ptr())));
                         }
-                        let step = S::load(steps.add(m * S::LANES));
-                        total[r][m] = S::fma(S::floats(sum), S::mul(step, scale), total[r][m]);
+                        total[r][m] = S::fma(S::floats(sum), S::splat(scale * steps[m]), total[r][m]);
                     }
                 }
             }

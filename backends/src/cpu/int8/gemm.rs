@@ -8,7 +8,7 @@ use super::super::packed::block_scales;
 use super::super::threads::{Output, for_each_chunk, parallel, threads, with_scratch};
 use super::super::weight::{Matrix, Weight};
 use super::book::{Book, Shift};
-use super::round::{Block, Detail, Input, PARTS, STEP};
+use super::round::{Block, Detail, Input};
 use super::{BLOCK, OFFSET};
 use std::arch::x86_64::*;
 
@@ -20,23 +20,23 @@ const WIDTH: usize = 96;
 const PANEL: usize = 32;
 /// Rows of the tile per call with two vectors of tokens; twice as many with one.
 const STRIP: usize = 6;
-/// Words of x that share a step.
-const WORDS: usize = STEP / 4;
+/// Words of a block.
+const WORDS: usize = BLOCK / 4;
 
 /// Up to [`PANEL`] tokens.
 #[derive(Default)]
 struct Panel {
     /// `[k / 4][token]`: four low bytes each.
     low: Vec<i32>,
-    /// `[k / 32][token]`: what the offset of the weights adds, negated.
+    /// `[k / 64][token]`: what the offset of the weights adds, negated.
     start: Vec<i32>,
-    /// `[k / 32][token]`.
+    /// `[k / 64][token]`.
     steps: Vec<f32>,
     /// `[i][token]`: the high bytes of the words with outliers.
     high: Vec<i32>,
     /// `[i]`: which word of its block each is.
     places: Vec<u32>,
-    /// `[k / 32 + 1]`: where those of each step begin.
+    /// `[k / 64 + 1]`: where those of each block begin.
     begins: Vec<u32>,
 }
 
@@ -45,8 +45,8 @@ impl Panel {
     unsafe fn new(x: &[f32], k: usize, shift: Shift, detail: Detail) -> Panel {
         let mut panel = Panel {
             low: vec![0; k / 4 * PANEL],
-            start: vec![0; k / STEP * PANEL],
-            steps: vec![0.0; k / STEP * PANEL],
+            start: vec![0; k / BLOCK * PANEL],
+            steps: vec![0.0; k / BLOCK * PANEL],
             ..Panel::default()
         };
         panel.begins.push(0);
@@ -59,7 +59,7 @@ impl Panel {
         for b in 0..k / BLOCK {
             let mut used = 0u32;
             for (token, (x, threshold)) in x.chunks_exact(k).zip(thresholds).enumerate() {
-                let block = Block::avx512(&x[b * BLOCK..(b + 1) * BLOCK], threshold, detail.joint);
+                let block = Block::avx512(&x[b * BLOCK..(b + 1) * BLOCK], threshold);
                 let words = |bytes: &[i8; BLOCK], i: usize| {
                     i32::from_le_bytes([4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3].map(|at| bytes[at] as u8))
                 };
@@ -73,23 +73,15 @@ impl Panel {
                         used |= u32::from(word != 0) << i;
                     }
                 }
-                // Where a step counts for the whole block, so does the first start.
-                let mut starts = [0; PARTS];
-                let part = |group: usize| if detail.joint { 0 } else { 8 * group / STEP };
-                block.sums::<8>(|group, sum| starts[part(group)] += shift.of(sum) - OFFSET * sum);
-                for (part, (start, step)) in starts.into_iter().zip(block.steps).enumerate() {
-                    let at = (b * PARTS + part) * PANEL + token;
-                    panel.start[at] = start;
-                    panel.steps[at] = step;
-                }
+                let at = b * PANEL + token;
+                block.sums::<8>(|_, sum| panel.start[at] += shift.of(sum) - OFFSET * sum);
+                panel.steps[at] = block.step;
             }
-            for part in 0..PARTS {
-                for place in (part * WORDS..(part + 1) * WORDS).filter(|place| used >> place & 1 == 1) {
-                    panel.places.push(place as u32);
-                    panel.high.extend_from_slice(&high[place]);
-                }
-                panel.begins.push(panel.places.len() as u32);
+            for place in (0..WORDS).filter(|place| used >> place & 1 == 1) {
+                panel.places.push(place as u32);
+                panel.high.extend_from_slice(&high[place]);
             }
+            panel.begins.push(panel.places.len() as u32);
             if used != 0 {
                 high = [[0; PANEL]; BLOCK / 4];
             }
@@ -130,17 +122,7 @@ pub(super) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Produ
         let width = even.next_multiple_of(2 * STRIP).clamp(2 * STRIP, WIDTH);
         let book = (book, factor);
         let ranges = (0..w.n).step_by(width).map(|first| (first, w.n.min(first + width)));
-        tasks.extend(ranges.map(|(first, last)| Task {
-            panels,
-            joint: detail.joint,
-            m,
-            w,
-            book,
-            bias,
-            first,
-            last,
-            y,
-        }));
+        tasks.extend(ranges.map(|(first, last)| Task { panels, m, w, book, bias, first, last, y }));
     }
     parallel(tasks.len(), |task| {
         let task = &tasks[task];
@@ -162,8 +144,6 @@ fn panels(x: &[f32], m: usize, k: usize, shift: Shift, detail: Detail) -> Vec<Pa
 struct Task<'a> {
     /// Which panels.
     panels: usize,
-    /// Whether a step counts for a whole block.
-    joint: bool,
     m: usize,
     w: Weight<'a>,
     /// The byte of each code and what it stands for.
@@ -188,7 +168,6 @@ impl Task<'_> {
         let used = self.last - self.first;
         let rows = used.next_multiple_of(2 * STRIP);
         let tokens = panels.len() * PANEL;
-        let by_row = matches!(self.w.data, Matrix::Rows(_));
         let mut tile = vec![0u8; rows * DEPTH];
         let mut scales = vec![0f32; rows * (DEPTH / BLOCK)];
         for from in (0..self.w.k).step_by(DEPTH) {
@@ -210,22 +189,15 @@ impl Task<'_> {
                             w: tile.as_ptr().add(strip * DEPTH),
                             w_scales: scales.as_ptr().add(strip * (DEPTH / BLOCK)),
                             low: panel.low.as_ptr().add(from / 4 * PANEL),
-                            start: panel.start.as_ptr().add(from / STEP * PANEL),
-                            steps: panel.steps.as_ptr().add(from / STEP * PANEL),
+                            start: panel.start.as_ptr().add(from / BLOCK * PANEL),
+                            steps: panel.steps.as_ptr().add(from / BLOCK * PANEL),
                             high: panel.high.as_ptr(),
                             places: panel.places.as_ptr(),
-                            begins: panel.begins.as_ptr().add(from / STEP),
+                            begins: panel.begins.as_ptr().add(from / BLOCK),
                             sums: sums.as_mut_ptr().add(strip * tokens + p * PANEL),
                             tokens,
                         };
-                        match (one, by_row, self.joint) {
-                            (true, true, _) => part.add_by_row::<{ 2 * STRIP }, 1>(),
-                            (true, false, true) => part.add_joint::<{ 2 * STRIP }, 1>(),
-                            (true, false, false) => part.add::<{ 2 * STRIP }, 1>(),
-                            (false, true, _) => part.add_by_row::<STRIP, 2>(),
-                            (false, false, true) => part.add_joint::<STRIP, 2>(),
-                            (false, false, false) => part.add::<STRIP, 2>(),
-                        }
+                        if one { part.add::<{ 2 * STRIP }, 1>() } else { part.add::<STRIP, 2>() }
                     }
                 }
             }
@@ -323,40 +295,6 @@ impl Part {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[inline]
     unsafe fn add<const NR: usize, const V: usize>(&self) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            for b in 0..self.blocks {
-                let mut total = [[_mm512_setzero_ps(); V]; NR];
-                self.block::<NR, V>(b, &mut total);
-                self.scaled(b, self.first && b == 0, &total);
-            }
-        }
-    }
-
-    /// As `add`, with one scale for each row, that of its first block.
-    ///
-    /// # Safety
-    /// As for `add`.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    #[inline]
-    unsafe fn add_by_row<const NR: usize, const V: usize>(&self) {
-        let mut total = [[_mm512_setzero_ps(); V]; NR];
-        // SAFETY: the caller's promise.
-        unsafe {
-            for b in 0..self.blocks {
-                self.block::<NR, V>(b, &mut total);
-            }
-            self.scaled(0, self.first, &total);
-        }
-    }
-
-    /// As `add`, with the first step and start of each block for all of it.
-    ///
-    /// # Safety
-    /// As for `add`.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    #[inline]
-    unsafe fn add_joint<const NR: usize, const V: usize>(&self) {
         let mut total = [[_mm512_setzero_ps(); V]; NR];
         // SAFETY: the caller's promise.
         unsafe {
@@ -368,8 +306,8 @@ impl Part {
                 }
             }
             for b in 0..self.blocks {
-                let sums = self.products::<NR, V, PARTS>(b * PARTS);
-                let steps = self.steps::<V>(b * PARTS);
+                let sums = self.products::<NR, V>(b);
+                let steps = self.steps::<V>(b);
                 for r in 0..NR {
                     let w = _mm512_set1_ps(*self.w_scales.add(r * (DEPTH / BLOCK) + b));
                     for v in 0..V {
@@ -386,45 +324,26 @@ impl Part {
         }
     }
 
-    /// Adds a block to `total`.
+    /// The products of a block.
     ///
     /// # Safety
     /// As for `add`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[inline]
-    unsafe fn block<const NR: usize, const V: usize>(&self, block: usize, total: &mut [[__m512; V]; NR]) {
-        for part in block * PARTS..(block + 1) * PARTS {
-            // SAFETY: the caller's promise.
-            let (sums, steps) = unsafe { (self.products::<NR, V, 1>(part), self.steps::<V>(part)) };
-            for r in 0..NR {
-                for v in 0..V {
-                    total[r][v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r][v]), steps[v], total[r][v]);
-                }
-            }
-        }
-    }
-
-    /// The products of `N` parts under one step.
-    ///
-    /// # Safety
-    /// As for `add`.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    #[inline]
-    unsafe fn products<const NR: usize, const V: usize, const N: usize>(&self, part: usize) -> [[__m512i; V]; NR] {
+    unsafe fn products<const NR: usize, const V: usize>(&self, block: usize) -> [[__m512i; V]; NR] {
         // SAFETY: the caller's promise.
         unsafe {
-            let w = self.w.add(part * STEP);
-            let block = self.w.add(part / PARTS * BLOCK);
+            let w = self.w.add(block * BLOCK);
             let mut start = [_mm512_setzero_si512(); V];
             for v in 0..V {
-                start[v] = _mm512_loadu_si512(self.start.add(part * PANEL + 16 * v).cast());
+                start[v] = _mm512_loadu_si512(self.start.add(block * PANEL + 16 * v).cast());
             }
             let mut sums = [start; NR];
-            let (begin, end) = (*self.begins.add(part) as usize, *self.begins.add(part + N) as usize);
+            let (begin, end) = (*self.begins.add(block) as usize, *self.begins.add(block + 1) as usize);
             if begin < end {
                 sums = [[_mm512_setzero_si512(); V]; NR];
                 for i in begin..end {
-                    let at = block.add(4 * *self.places.add(i) as usize);
+                    let at = w.add(4 * *self.places.add(i) as usize);
                     dot::<NR, V>(at, self.high.add(i * PANEL), &mut sums);
                 }
                 for sums in &mut sums {
@@ -433,8 +352,8 @@ impl Part {
                     }
                 }
             }
-            for i in 0..N * WORDS {
-                dot::<NR, V>(w.add(4 * i), self.low.add((part * WORDS + i) * PANEL), &mut sums);
+            for i in 0..WORDS {
+                dot::<NR, V>(w.add(4 * i), self.low.add((block * WORDS + i) * PANEL), &mut sums);
             }
             sums
         }
@@ -444,36 +363,13 @@ impl Part {
     /// As for `add`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[inline]
-    unsafe fn steps<const V: usize>(&self, part: usize) -> [__m512; V] {
+    unsafe fn steps<const V: usize>(&self, block: usize) -> [__m512; V] {
         let mut steps = [_mm512_setzero_ps(); V];
         for (v, steps) in steps.iter_mut().enumerate() {
             // SAFETY: the caller's promise.
-            *steps = unsafe { _mm512_loadu_ps(self.steps.add(part * PANEL + 16 * v)) };
+            *steps = unsafe { _mm512_loadu_ps(self.steps.add(block * PANEL + 16 * v)) };
         }
         steps
-    }
-
-    /// Adds `total` times the scale of a block of each row to the sums, or sets them where it comes first.
-    ///
-    /// # Safety
-    /// As for `add`.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    #[inline]
-    unsafe fn scaled<const NR: usize, const V: usize>(&self, block: usize, first: bool, total: &[[__m512; V]; NR]) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            for (r, total) in total.iter().enumerate() {
-                let w = _mm512_set1_ps(*self.w_scales.add(r * (DEPTH / BLOCK) + block));
-                for (v, total) in total.iter().enumerate() {
-                    let at = self.sums.add(r * self.tokens + 16 * v);
-                    let sum = match first {
-                        true => _mm512_mul_ps(*total, w),
-                        false => _mm512_fmadd_ps(*total, w, _mm512_loadu_ps(at)),
-                    };
-                    _mm512_storeu_ps(at, sum);
-                }
-            }
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Products in which x is rounded to 8 bits.
 //!
-//! Every 32 or 64 elements of x become signed bytes and a step, and outliers a second byte (`round`). For VNNI weights become unsigned
+//! Every 64 elements of x become signed bytes and a step, and outliers a second byte (`round`). For VNNI weights become unsigned
 //! bytes, 128 (or the offset of the storage) too large, because the instruction multiplies unsigned by signed; the sum of the integers
 //! of x, known before the first weight is read, takes that back. Elsewhere (`blocks`) they stay signed. Sums under one step are exact
 //! integers; they are added in f32.

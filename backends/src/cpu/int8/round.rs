@@ -1,18 +1,12 @@
 //! How x becomes integers.
 //!
-//! Some elements of a row, [`STEP`] or [`BLOCK`], share a step: `x[i] ≈ step * (128 * high[i] + low[i])`. The step is 1/127 of the
+//! The elements of a block share a step: `x[i] ≈ step * (128 * high[i] + low[i])`. The step is 1/127 of the
 //! largest element that is no outlier, so that `high` is 0 but for outliers: elements far above the average of their row. Without it
 //! one channel 100 times the others would leave its neighbours a few steps. What a row becomes depends on nothing but that row, and is
 //! the same for every kernel.
 
-use super::super::weight::{Matrix, Weight};
+use super::super::weight::Weight;
 use super::BLOCK;
-
-/// The fewest elements of x that share a step.
-pub(crate) const STEP: usize = 32;
-
-/// Parts of a block that may have steps of their own.
-pub(super) const PARTS: usize = BLOCK / STEP;
 
 /// What a unit of `high` counts.
 const HIGH: f32 = 128.0;
@@ -32,8 +26,6 @@ pub(crate) struct Detail {
     /// Multiples of the average size of a row above which an element is an outlier; with 0 every element keeps 15 bits, for twice the
     /// products.
     outlier: f32,
-    /// Whether a whole block shares a step.
-    pub(super) joint: bool,
 }
 
 impl Detail {
@@ -41,13 +33,13 @@ impl Detail {
     ///
     /// A head has many more outputs than inputs; its results are compared with each other, and where speed matters it is computed for
     /// one token, when reading it takes longer than twice the products. Tiles multiply outliers for 32 tokens at once, so that those at
-    /// other places in each token cost most: there fewer count as outliers, and blocks are halved instead. With scales of rows that costs
-    /// no time. Normal numbers are no outliers in either case: 10 times their average size is 8 standard deviations.
+    /// other places in each token cost most: behind a gate fewer count as outliers. Normal numbers are none: 8 times their average size
+    /// is 6.4 standard deviations.
     pub(crate) fn of(w: &Weight, input: Input) -> Detail {
         match input {
-            _ if w.n >= 8 * w.k => Detail { outlier: 0.0, joint: false },
-            Input::Gated => Detail { outlier: 40.0, joint: false },
-            Input::Usual => Detail { outlier: 10.0, joint: matches!(w.data, Matrix::CodeBook4(_)) },
+            _ if w.n >= 8 * w.k => Detail { outlier: 0.0 },
+            Input::Usual => Detail { outlier: 8.0 },
+            Input::Gated => Detail { outlier: 24.0 },
         }
     }
 
@@ -74,7 +66,7 @@ pub(super) struct Block {
     /// Zeros unless `outliers`.
     pub(super) high: [i8; BLOCK],
     /// NaN where an element is not finite.
-    pub(super) steps: [f32; PARTS],
+    pub(super) step: f32,
     pub(super) outliers: bool,
 }
 
@@ -84,39 +76,33 @@ impl Block {
     /// # Panics
     /// If `x` is shorter than a block.
     #[inline(always)]
-    pub(super) fn new(x: &[f32], threshold: f32, joint: bool) -> Block {
+    pub(super) fn new(x: &[f32], threshold: f32) -> Block {
         let x = &x[..BLOCK];
-        let mut sizes = [Sizes::default(); PARTS];
-        for (sizes, x) in sizes.iter_mut().zip(x.chunks_exact(STEP)) {
-            let (mut largest, mut usual, mut finite) = ([0.0f32; 8], [0.0f32; 8], [true; 8]);
-            for x in x.chunks_exact(8) {
-                for i in 0..8 {
-                    let size = x[i].abs();
-                    finite[i] &= size <= f32::MAX;
-                    largest[i] = if size > largest[i] { size } else { largest[i] };
-                    usual[i] = if size > usual[i] && size <= threshold { size } else { usual[i] };
-                }
+        let (mut largest, mut usual, mut finite) = ([0.0f32; 8], [0.0f32; 8], [true; 8]);
+        for x in x.chunks_exact(8) {
+            for i in 0..8 {
+                let size = x[i].abs();
+                finite[i] &= size <= f32::MAX;
+                largest[i] = if size > largest[i] { size } else { largest[i] };
+                usual[i] = if size > usual[i] && size <= threshold { size } else { usual[i] };
             }
-            *sizes = Sizes { largest: highest(largest), usual: highest(usual), finite: finite == [true; 8] };
         }
         let mut block = Block::empty();
-        for (part, (x, sizes)) in x.chunks_exact(STEP).zip(Sizes::shared(sizes, joint)).enumerate() {
-            let (step, inverse, outliers) = sizes.step(threshold);
-            block.steps[part] = step;
-            block.outliers |= outliers;
-            for (i, x) in x.iter().enumerate() {
-                let whole = (x * inverse).round_ties_even() as i32;
-                // Halves upwards.
-                let high = if outliers && whole.abs() > 127 { (whole + 64) >> 7 } else { 0 };
-                block.low[part * STEP + i] = (whole - (high << 7)) as i8;
-                block.high[part * STEP + i] = high as i8;
-            }
+        let (step, inverse, outliers) = step(highest(largest), highest(usual), threshold);
+        block.step = if finite == [true; 8] { step } else { f32::NAN };
+        block.outliers = outliers;
+        for (i, x) in x.iter().enumerate() {
+            let whole = (x * inverse).round_ties_even() as i32;
+            // Halves upwards.
+            let high = if outliers && whole.abs() > 127 { (whole + 64) >> 7 } else { 0 };
+            block.low[i] = (whole - (high << 7)) as i8;
+            block.high[i] = high as i8;
         }
         block
     }
 
     fn empty() -> Block {
-        Block { low: [0; BLOCK], high: [0; BLOCK], steps: [0.0; PARTS], outliers: false }
+        Block { low: [0; BLOCK], high: [0; BLOCK], step: 0.0, outliers: false }
     }
 
     /// The same with AVX-512.
@@ -126,48 +112,43 @@ impl Block {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     #[inline]
-    pub(super) fn avx512(x: &[f32], threshold: f32, joint: bool) -> Block {
+    pub(super) fn avx512(x: &[f32], threshold: f32) -> Block {
         use std::arch::x86_64::*;
         let x = &x[..BLOCK];
         /// Quiet NaN, both infinities, signalling NaN.
         const NOT_FINITE: i32 = 0x01 | 0x08 | 0x10 | 0x80;
         let mut block = Block::empty();
-        let mut parts = [[_mm512_setzero_ps(); 2]; PARTS];
-        let mut sizes = [Sizes::default(); PARTS];
-        for (part, (parts, of)) in parts.iter_mut().zip(&mut sizes).enumerate() {
-            for (i, x) in parts.iter_mut().zip(x[part * STEP..].chunks_exact(16)) {
-                // SAFETY: 16 floats.
-                *i = unsafe { _mm512_loadu_ps(x.as_ptr()) };
-            }
-            let absolute = parts.map(|x| _mm512_abs_ps(x));
-            of.finite = parts.map(|x| _mm512_fpclass_ps_mask::<NOT_FINITE>(x)) == [0; 2];
-            of.largest = _mm512_reduce_max_ps(_mm512_max_ps(absolute[0], absolute[1]));
-            of.usual = of.largest;
-            if of.largest > threshold {
-                let limit = _mm512_set1_ps(threshold);
-                let kept = absolute.map(|x| _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_LE_OQ>(x, limit), x));
-                of.usual = _mm512_reduce_max_ps(_mm512_max_ps(kept[0], kept[1]));
-            }
+        let mut parts = [_mm512_setzero_ps(); 4];
+        for (part, x) in parts.iter_mut().zip(x.chunks_exact(16)) {
+            // SAFETY: 16 floats.
+            *part = unsafe { _mm512_loadu_ps(x.as_ptr()) };
         }
-        for (part, (parts, sizes)) in parts.into_iter().zip(Sizes::shared(sizes, joint)).enumerate() {
-            let (step, inverse, outliers) = sizes.step(threshold);
-            block.steps[part] = step;
-            block.outliers |= outliers;
-            let inverse = _mm512_set1_ps(inverse);
-            for (i, x) in parts.into_iter().enumerate() {
-                let at = part * STEP + 16 * i;
-                let mut whole = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
-                if outliers {
-                    let large = _mm512_cmpgt_epi32_mask(_mm512_abs_epi32(whole), _mm512_set1_epi32(127));
-                    let high = _mm512_srai_epi32::<7>(_mm512_add_epi32(whole, _mm512_set1_epi32(64)));
-                    let high = _mm512_maskz_mov_epi32(large, high);
-                    whole = _mm512_sub_epi32(whole, _mm512_slli_epi32::<7>(high));
-                    // SAFETY: 16 of the bytes of a block, from a multiple of 16 on.
-                    unsafe { _mm_storeu_si128(block.high.as_mut_ptr().add(at).cast(), _mm512_cvtepi32_epi8(high)) };
-                }
-                // SAFETY: as above.
-                unsafe { _mm_storeu_si128(block.low.as_mut_ptr().add(at).cast(), _mm512_cvtepi32_epi8(whole)) };
+        let highest =
+            |[a, b, c, d]: [__m512; 4]| _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(a, b), _mm512_max_ps(c, d)));
+        let sizes = parts.map(|x| _mm512_abs_ps(x));
+        let largest = highest(sizes);
+        let mut usual = largest;
+        if largest > threshold {
+            let limit = _mm512_set1_ps(threshold);
+            usual = highest(sizes.map(|x| _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_LE_OQ>(x, limit), x)));
+        }
+        let finite = parts.map(|x| _mm512_fpclass_ps_mask::<NOT_FINITE>(x)) == [0; 4];
+        let (step, inverse, outliers) = step(largest, usual, threshold);
+        block.step = if finite { step } else { f32::NAN };
+        block.outliers = outliers;
+        let inverse = _mm512_set1_ps(inverse);
+        for (i, x) in parts.into_iter().enumerate() {
+            let mut whole = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
+            if outliers {
+                let large = _mm512_cmpgt_epi32_mask(_mm512_abs_epi32(whole), _mm512_set1_epi32(127));
+                let high = _mm512_srai_epi32::<7>(_mm512_add_epi32(whole, _mm512_set1_epi32(64)));
+                let high = _mm512_maskz_mov_epi32(large, high);
+                whole = _mm512_sub_epi32(whole, _mm512_slli_epi32::<7>(high));
+                // SAFETY: 16 of the bytes of a block, from a multiple of 16 on.
+                unsafe { _mm_storeu_si128(block.high.as_mut_ptr().add(16 * i).cast(), _mm512_cvtepi32_epi8(high)) };
             }
+            // SAFETY: as above.
+            unsafe { _mm_storeu_si128(block.low.as_mut_ptr().add(16 * i).cast(), _mm512_cvtepi32_epi8(whole)) };
         }
         block
     }
@@ -182,39 +163,14 @@ impl Block {
     }
 }
 
-/// Of elements that share a step.
-#[derive(Clone, Copy, Default)]
-struct Sizes {
-    largest: f32,
-    /// The largest that is no outlier.
-    usual: f32,
-    finite: bool,
-}
-
-impl Sizes {
-    /// Those of the whole block if it is joint.
-    #[inline(always)]
-    fn shared(parts: [Sizes; PARTS], joint: bool) -> [Sizes; PARTS] {
-        if !joint {
-            return parts;
-        }
-        let [a, b] = parts;
-        let larger = |a: f32, b: f32| if b > a { b } else { a };
-        let (largest, usual) = (larger(a.largest, b.largest), larger(a.usual, b.usual));
-        [Sizes { largest, usual, finite: a.finite && b.finite }; PARTS]
-    }
-
-    /// Step (NaN where an element is not finite), its reciprocal, and whether there are outliers.
-    #[inline(always)]
-    fn step(self, threshold: f32) -> (f32, f32, bool) {
-        let outliers = self.largest > threshold;
-        // `high` is 127 at the most.
-        let top = if outliers { self.usual.max(self.largest / HIGH) } else { self.largest };
-        // Below this the reciprocal is not finite; such a block is 0.
-        let (step, inverse, outliers) =
-            if top > 1e-30 { (top / 127.0, 127.0 / top, outliers) } else { (0.0, 0.0, false) };
-        (if self.finite { step } else { f32::NAN }, inverse, outliers)
-    }
+/// Step, its reciprocal and whether there are outliers, from the largest element, and the largest that is no outlier.
+#[inline(always)]
+fn step(largest: f32, usual: f32, threshold: f32) -> (f32, f32, bool) {
+    let outliers = largest > threshold;
+    // `high` is 127 at the most.
+    let top = if outliers { usual.max(largest / HIGH) } else { largest };
+    // Below this the reciprocal is not finite; such a block is 0.
+    if top > 1e-30 { (top / 127.0, 127.0 / top, outliers) } else { (0.0, 0.0, false) }
 }
 
 #[inline(always)]
@@ -245,20 +201,17 @@ mod tests {
     fn every_element_is_within_half_a_step_and_steps_follow_the_usual_elements() {
         for (seed, k) in [(1, 64), (2, 192), (3, 1024)] {
             let x = row(seed, k);
-            for (outlier, joint) in [(10.0, true), (40.0, false), (0.0, false)] {
-                let threshold = Detail { outlier, joint }.threshold(&x);
+            for outlier in [8.0, 24.0, 0.0] {
+                let threshold = Detail { outlier }.threshold(&x);
                 for x in x.chunks_exact(BLOCK) {
-                    let block = Block::new(x, threshold, joint);
+                    let block = Block::new(x, threshold);
                     for (i, x) in x.iter().enumerate() {
-                        let step = block.steps[i / STEP];
+                        let step = block.step;
                         let got = step * (128.0 * f32::from(block.high[i]) + f32::from(block.low[i]));
                         assert!((got - x).abs() <= 0.50001 * step, "{x} became {got} in steps of {step}");
                     }
-                    let size = if joint { BLOCK } else { STEP };
-                    for (x, step) in x.chunks_exact(size).zip(block.steps) {
-                        let largest = x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
-                        assert!(step <= (threshold / 127.0).max(largest / (127.0 * 128.0)) * 1.0001);
-                    }
+                    let largest = x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+                    assert!(block.step <= (threshold / 127.0).max(largest / (127.0 * 128.0)) * 1.0001);
                 }
             }
         }
@@ -279,14 +232,12 @@ mod tests {
                 4 => x.iter_mut().for_each(|x| *x = (*x * 4.0).round() / 4.0),
                 _ => {}
             }
-            let detail = Detail { outlier: 10.0, joint: true };
-            for (threshold, joint) in [(detail.threshold(&x), true), (detail.threshold(&x), false), (0.0, false)] {
+            for threshold in [Detail { outlier: 8.0 }.threshold(&x), 0.0] {
                 for x in x.chunks_exact(BLOCK) {
                     // SAFETY: the features were detected; AVX-512 F and VL come with them.
-                    let (fast, plain) =
-                        (unsafe { Block::avx512(x, threshold, joint) }, Block::new(x, threshold, joint));
-                    assert_eq!(fast.steps.map(f32::to_bits), plain.steps.map(f32::to_bits));
-                    if fast.steps.iter().all(|step| step.is_finite()) {
+                    let (fast, plain) = (unsafe { Block::avx512(x, threshold) }, Block::new(x, threshold));
+                    assert_eq!(fast.step.to_bits(), plain.step.to_bits());
+                    if fast.step.is_finite() {
                         assert_eq!((fast.low, fast.high), (plain.low, plain.high));
                         assert_eq!(fast.outliers, plain.outliers);
                     }

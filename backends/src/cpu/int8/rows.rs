@@ -6,7 +6,7 @@ use super::super::region::Region;
 use super::super::threads::Output;
 use super::super::weight::{BlockScales, CodeBook4, Matrix, Weight};
 use super::book::{Book, Shift};
-use super::round::{Block, Detail, STEP};
+use super::round::{Block, Detail};
 use super::{BLOCK, OFFSET};
 use std::arch::x86_64::*;
 use std::sync::Arc;
@@ -71,7 +71,7 @@ impl Columns {
                 // The bytes of the group that this block fills.
                 let bytes = BLOCK / PER_BYTE;
                 let from = block % PER_BYTE * bytes;
-                let block = Block::avx512(x, threshold, layout.detail.joint);
+                let block = Block::avx512(x, threshold);
                 // SAFETY: as above.
                 unsafe { spread::<PER_BYTE>(&block.low, &mut low[at * group + from..], layout.flip) };
                 if block.outliers {
@@ -89,9 +89,7 @@ impl Columns {
                     2 => block.sums::<8>(|lane, sum| starts[lane] = layout.shift.of(sum) - layout.offset * sum),
                     _ => block.sums::<16>(|lane, sum| starts[lane] = -layout.offset * sum),
                 }
-                for (steps, step) in steps[first..][..lanes].chunks_exact_mut(lanes * STEP / BLOCK).zip(block.steps) {
-                    steps.fill(step);
-                }
+                steps[first..][..lanes].fill(block.step);
             }
         }
         Columns { low, high, outliers, start, steps, columns }

@@ -406,23 +406,28 @@ impl<'a> Pass<'a> {
                     }
                     let start = _mm512_loadu_si512(start.add(m * 16).cast());
                     let step = _mm512_loadu_ps(steps.add(m * 16));
-                    let outliers = *outliers.add(m);
+                    let mut sums = [start; R];
                     for r in 0..R {
-                        let mut sum = start;
                         for plane in 0..planes {
-                            sum = _mm512_dpbusd_epi32(sum, weights[r][plane], xs[plane]);
+                            sums[r] = _mm512_dpbusd_epi32(sums[r], weights[r][plane], xs[plane]);
                         }
-                        if outliers {
-                            let high = self.x.high.as_ptr().add((g * M + m) * planes * 64);
-                            let mut sums = _mm512_setzero_si512();
+                    }
+                    if *outliers.add(m) {
+                        let high = self.x.high.as_ptr().add((g * M + m) * planes * 64);
+                        for plane in 0..planes {
+                            xs[plane] = _mm512_loadu_si512(high.add(plane * 64).cast());
+                        }
+                        for r in 0..R {
+                            let mut high = _mm512_setzero_si512();
                             for plane in 0..planes {
-                                let x = _mm512_loadu_si512(high.add(plane * 64).cast());
-                                sums = _mm512_dpbusd_epi32(sums, weights[r][plane], x);
+                                high = _mm512_dpbusd_epi32(high, weights[r][plane], xs[plane]);
                             }
-                            sum = _mm512_add_epi32(sum, _mm512_slli_epi32::<7>(sums));
+                            sums[r] = _mm512_add_epi32(sums[r], _mm512_slli_epi32::<7>(high));
                         }
+                    }
+                    for r in 0..R {
                         let scale = if SCALES == ROWS { step } else { _mm512_mul_ps(step, w_scale[r]) };
-                        total[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, total[r][m]);
+                        total[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r]), scale, total[r][m]);
                     }
                 }
             }

@@ -28,6 +28,9 @@ const KL_NF4: f64 = 2.5e-2;
 /// ... and to int8 rows.
 const KL_INT8: f64 = 2.0e-2;
 
+/// Positions at the beginning that are not counted.
+const CONTEXT: usize = 16;
+
 static GOLDEN: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_str(include_str!("real_model/golden.json")).expect("JSON"));
 
@@ -157,10 +160,12 @@ fn logits_are_those_of_transformers_and_8_bits_change_them_little() {
     let text = TextProcessor::from_files(&TextFiles::read(&MODEL).expect("files")).expect("a tokenizer");
     let ids = text.encode(&fs::read_to_string(TEXT).expect("the text"), true).expect("ids");
     for (quant, most) in [("nf4", KL_NF4), ("int8", KL_INT8)] {
-        let exact = logits(&ids[..512], &["--quant", quant, "--activations", "f32"]);
+        let exact = logits(&ids[..512], &["--quant", quant, "--activations", "f32", "--quant-head", "none"]);
         let rounded = logits(&ids[..512], &["--quant", quant, "--activations", "int8", "--quant-head", "int8"]);
-        let kl = exact.iter().zip(&rounded).map(|(p, q)| divergence(p, q)).sum::<f64>() / exact.len() as f64;
-        let same = exact.iter().zip(&rounded).filter(|(p, q)| argmax(p) == argmax(q)).count();
+        // The text begins with a long run of spaces: what follows it without more context flips at any change.
+        let (exact, rounded) = (&exact[CONTEXT..], &rounded[CONTEXT..]);
+        let kl = exact.iter().zip(rounded).map(|(p, q)| divergence(p, q)).sum::<f64>() / exact.len() as f64;
+        let same = exact.iter().zip(rounded).filter(|(p, q)| argmax(p) == argmax(q)).count();
         println!("{quant}: KL {kl:.2e} nats, the same best token at {same} of {} positions", exact.len());
         assert!(kl < most, "{quant}: 8 bits change the distribution by {kl} nats, at most {most} are expected");
         assert!(kl > 1e-6, "{quant}: {kl}: is anything rounded?");

@@ -14,6 +14,13 @@ pub fn is_lfs_pointer(bytes: &[u8]) -> bool {
     LFS_VERSIONS.iter().any(|version| bytes.starts_with(version))
 }
 
+/// Whether the bytes begin as a safetensors file does: eight bytes of a length, any of whose values may look like the first bytes of another
+/// format (the header of 640 bytes like a pickle), then the header's JSON object.
+fn begins_safetensors(bytes: &[u8]) -> bool {
+    bytes.get(8) == Some(&b'{')
+        && bytes.first_chunk().is_some_and(|length| u64::from_le_bytes(*length) <= super::header::MAX_HEADER)
+}
+
 /// What a file of a model is instead of what it should be, as the rest of a sentence; `None` for what is not recognised.
 pub(crate) fn recognise(bytes: &[u8]) -> Option<&'static str> {
     const CONVERT: [(&[u8], &str); 4] = [
@@ -25,6 +32,9 @@ pub(crate) fn recognise(bytes: &[u8]) -> Option<&'static str> {
         (b"\x80\x02", "is a Python pickle by its contents, which is never read: convert it to safetensors"),
         (b"\x89HDF", "is an HDF5 file by its contents, which is not read: convert it to safetensors"),
     ];
+    if begins_safetensors(bytes) {
+        return None;
+    }
     if is_lfs_pointer(bytes) {
         return Some(LFS_ADVICE);
     }
@@ -38,6 +48,14 @@ pub(crate) fn recognise(bytes: &[u8]) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_header_of_any_length_is_not_another_format() {
+        for length in [0x0280_u64, 0x0001_0280] {
+            let file = [&length.to_le_bytes()[..], b"{\"a\":"].concat();
+            assert_eq!(recognise(&file), None, "a header of {length} bytes");
+        }
+    }
 
     #[test]
     fn pointers_are_told_from_files() {

@@ -15,7 +15,7 @@ use crate::config::json;
 use crate::{Error, Result};
 
 /// Longest header, in bytes.
-const MAX_HEADER: u64 = 16 << 20;
+pub(super) const MAX_HEADER: u64 = 16 << 20;
 /// Most tensors in one file: eight times as many as the largest supported model has.
 pub(super) const MAX_TENSORS: usize = 1 << 15;
 /// Longest tensor name, in bytes.

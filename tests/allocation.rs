@@ -81,13 +81,13 @@ fn a_decoded_token_allocates_only_its_activations() {
             CausalLm::<NdArray<f32>>::load(architecture.clone(), &weights, options, &plan, &device, None).unwrap();
         let mut cache = model.new_cache(KvFormat::F16);
         cache.reserve(1024);
-        model.prefill(&[&[1, 2, 3]], &mut cache, 512).unwrap();
-        model.decode(&[4], &mut cache).unwrap(); // what is made once, such as the threads
+        model.prefill(&[1, 2, 3], &mut cache, 512).unwrap();
+        model.decode(4, &mut cache).unwrap(); // what is made once, such as the threads
         // A thread makes its scratch at its first task, in whichever token that is.
         let mut tokens: Vec<usize> = (5..13 + THREADS as u32)
             .map(|id| {
                 largest(|| {
-                    model.decode(&[id], &mut cache).unwrap();
+                    model.decode(id, &mut cache).unwrap();
                 })
             })
             .collect();

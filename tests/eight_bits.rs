@@ -10,7 +10,7 @@ use emberlm::model::config::CrestOverrides;
 use emberlm::model::{CausalLm, DEFAULT_CHUNK, ForwardOptions, LogitsFor, QuantizeOnLoad, WeightOptions};
 use emberlm::quant::kv::KvFormat;
 use emberlm_backends::cpu::{self, Precision};
-use fixture::{Case, Fixture, Numbers};
+use fixture::{Case, Fixture, Numbers, Rows};
 
 type Backend = NdArray<f32>;
 
@@ -37,14 +37,14 @@ fn eight_bit_activations_and_an_int8_head_drift_this_far() {
 
 /// The logits of a whole prompt.
 fn prefill(model: &CausalLm<Backend>, case: &Case<'_>, allowed: (f64, f64)) {
-    let ids = case.ids();
-    let rows: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
-    let mut cache = model.new_batch_cache(KvFormat::F32, case.left_pad());
-    let out = model
-        .forward(model.ids(&rows).expect("ids"), &mut cache, ForwardOptions { logits: LogitsFor::All, hidden: false })
-        .expect("a pass");
+    let sequences = case.sequences();
+    let tokens: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+    let options = ForwardOptions { logits: LogitsFor::All, hidden: false };
+    let out = Rows::new(model, KvFormat::F32, &case.left_pad()).pass(&tokens, options);
     let positions = case.need("positions").indices();
-    let got = Numbers::of(out.logits.as_ref().expect("logits")).at_positions(&positions);
+    let lengths: Vec<usize> = sequences.iter().map(Vec::len).collect();
+    let logits = Numbers::of(out.logits.as_ref().expect("logits")).in_rows(&lengths, case.ids()[0].len());
+    let got = logits.at_positions(&positions);
     // At padding there is nothing to compare.
     let [b, t] = case.need("input_ids").shape[..] else { panic!("rows of ids") };
     let (mask, golden) = (case.mask(), case.need("logits"));
@@ -68,9 +68,9 @@ fn decode(model: &CausalLm<Backend>, case: &Case<'_>, allowed: (f64, f64)) {
     let steps = golden.values.len() / v;
     let tokens = case.need("greedy").ids();
     let mut cache = model.new_cache(KvFormat::F16);
-    let mut got = Numbers::of(&model.prefill(&[&case.ids()[0]], &mut cache, DEFAULT_CHUNK).expect("a prompt")).values;
+    let mut got = Numbers::of(&model.prefill(&case.ids()[0], &mut cache, DEFAULT_CHUNK).expect("a prompt")).values;
     for id in &tokens[..steps - 1] {
-        got.extend(Numbers::of(&model.decode(&[*id], &mut cache).expect("a token")).values);
+        got.extend(Numbers::of(&model.decode(*id, &mut cache).expect("a token")).values);
     }
     let rows: Vec<(&[f32], &[f32])> = got.chunks(v).zip(golden.values.chunks(v)).collect();
     compare(&case.label("greedy_logits"), &rows, allowed);

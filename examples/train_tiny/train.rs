@@ -18,7 +18,6 @@ use burn_autodiff::Autodiff;
 use clap::Args;
 use emberlm::model::{CausalLm, FeedForward, ForwardOptions, LogitsFor};
 use emberlm::quant::CompactBackend;
-use emberlm::quant::kv::KvFormat;
 use emberlm::quant::packed::PackedWeight;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
@@ -146,14 +145,11 @@ pub struct Told<B: Backend> {
 pub fn tell<B: CompactBackend>(model: &CausalLm<B>, batch: &Batch) -> Told<B> {
     let inputs: Vec<&[u32]> = batch.rows.iter().map(|row| &row[..row.len() - 1]).collect();
     let targets: Vec<i64> = batch.rows.iter().flat_map(|row| row[1..].iter().map(|&id| i64::from(id))).collect();
-    let mut cache = model.new_batch_cache(KvFormat::F32, vec![0; inputs.len()]);
+    let (b, m) = (inputs.len(), targets.len());
+    let ids = model.ids(&inputs.concat()).expect("ids of the vocabulary").reshape([b, m / b]);
     let options = ForwardOptions { logits: LogitsFor::All, hidden: false };
-    let ids = model.ids(&inputs).expect("ids of the vocabulary");
-    let out = model.forward(ids, &mut cache, options).expect("room for a batch");
-    let m = targets.len();
+    let out = model.forward_uncached(ids, options).expect("room for a batch");
     let logits = out.logits.expect("asked for");
-    let [_, _, vocabulary] = logits.dims();
-    let logits = logits.reshape([m, vocabulary]);
     let targets = Tensor::<B, 2, Int>::from_data(TensorData::new(targets, [m, 1]), &logits.device());
     let right = logits.clone().argmax(1).equal(targets.clone()).int().squeeze_dim(1);
     let loss = log_softmax(logits, 1).gather(1, targets).neg().squeeze_dim(1);

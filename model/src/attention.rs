@@ -12,13 +12,12 @@ use emberlm_quant::modules::{Linear, forward_all};
 use emberlm_quant::ops::AttentionShape;
 
 use crate::architecture::Architecture;
-use crate::cache::AttentionCache;
-use crate::causal_lm::Step;
 use crate::config::{Family, KStage, KvTarget};
 use crate::error::Result;
 use crate::kv_compressor::KvCompressor;
 use crate::loader::{Bias, Loader};
 use crate::norm::RmsNorm;
+use crate::step::{LayerCaches, SpanStep, Step};
 
 /// Grouped-query attention of one layer.
 #[derive(Module, Debug)]
@@ -81,11 +80,11 @@ impl<B: CompactBackend> Attention<B> {
         })
     }
 
-    /// Attends from new tokens to all that came before.
+    /// Attends from new tokens to all of their sequence that came before.
     ///
     /// # Shapes
     /// `[b, s, hidden] -> [b, s, hidden]`
-    pub(crate) fn forward(&self, x: Tensor<B, 3>, step: &Step<B>, cache: &mut AttentionCache<B>) -> Tensor<B, 3> {
+    pub(crate) fn forward(&self, x: Tensor<B, 3>, step: &Step<B>, caches: LayerCaches<'_, B>) -> Result<Tensor<B, 3>> {
         let [b, s, _] = x.dims();
         let (nh, nkv, hd) = (self.num_attention_heads, self.num_key_value_heads, self.head_dim);
 
@@ -110,22 +109,46 @@ impl<B: CompactBackend> Attention<B> {
             Some(compressor) => compressor.encode(v),
             None => v,
         };
-        cache.append(k, v, step.past);
-
-        // Keys compressed before rotation are rotated after decoding, all of them.
-        let key_rotary = match (&self.k_compressor, self.k_stage) {
-            (Some(_), KStage::PreRope) => Some(step.rotary_from_start()),
-            _ => None,
+        let [q, k, v] = [q, k, v].map(|t| step.split(t));
+        let spans = step.spans.iter().zip(q).zip(k.into_iter().zip(v));
+        let o = match caches {
+            None => {
+                let store = |t: Tensor<B, 4>| KvStore::F32(t.swap_dims(1, 2));
+                spans.map(|((span, q), (k, v))| self.attend(q, &store(k), &store(v), span)).collect()
+            }
+            Some(caches) => {
+                let spans = spans.zip(caches);
+                let o = spans.map(|(((span, q), (k, v)), cache)| {
+                    let cache = cache.attention_mut()?;
+                    cache.append(k, v, span.past)?;
+                    Ok(self.attend(q, cache.k()?, cache.v()?, span))
+                });
+                o.collect::<Result<_>>()?
+            }
         };
-        let k = key_value(cache.k(), &self.k_compressor, key_rotary.as_ref());
-        let v = key_value(cache.v(), &self.v_compressor, None);
-        let shape = AttentionShape { past: step.past, kv_heads: nkv, scale: (hd as f64).powf(-0.5) };
-        let o = B::reshape(B::cached_attention(q, k, v, step.left_pad.clone(), shape), [b * s, nh * hd]);
+        let o = B::reshape(step.join(o), [b * s, nh * hd]);
         let o = match gate {
             Some(gate) => B::sigmoid_gate(o, gate),
             None => o,
         };
-        self.o_proj.forward(B::reshape(o, [b, s, nh * hd]))
+        Ok(self.o_proj.forward(B::reshape(o, [b, s, nh * hd])))
+    }
+
+    /// Attends from the queries of a span to what is stored of its sequence, new tokens included.
+    ///
+    /// # Shapes
+    /// `[b, s, heads, head_dim] -> [b, s, heads, head_dim]`
+    fn attend(&self, q: Tensor<B, 4>, k: &KvStore<B>, v: &KvStore<B>, span: &SpanStep<B>) -> Tensor<B, 4> {
+        // Keys compressed before rotation are rotated after decoding, all of them.
+        let key_rotary = match (&self.k_compressor, self.k_stage) {
+            (Some(_), KStage::PreRope) => Some(span.rotary_from_start()),
+            _ => None,
+        };
+        let k = key_value(k, &self.k_compressor, key_rotary.as_ref());
+        let v = key_value(v, &self.v_compressor, None);
+        let scale = (self.head_dim as f64).powf(-0.5);
+        let shape = AttentionShape { past: span.past, kv_heads: self.num_key_value_heads, scale };
+        B::cached_attention(q, k, v, None, shape)
     }
 }
 

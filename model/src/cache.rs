@@ -1,10 +1,10 @@
-//! What a sequence batch leaves behind for its next tokens.
+//! What a sequence leaves behind for its next tokens.
 //!
 //! Full attention keeps keys and values (or the codes they were compressed to), linear attention the last inputs of its
-//! convolution and its state. Slots are the same for every row of the batch; shorter rows are padded on the left.
+//! convolution and its state.
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Distribution, Int, Tensor, TensorData};
+use burn::tensor::{DType, Distribution, Tensor};
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::{KvFormat, KvStore};
 
@@ -58,10 +58,10 @@ pub enum KvShape {
 }
 
 impl KvShape {
-    fn store<B: Backend>(self, format: KvFormat, batch: usize, capacity: usize, device: &B::Device) -> KvStore<B> {
+    fn store<B: Backend>(self, format: KvFormat, capacity: usize, device: &B::Device) -> KvStore<B> {
         match self {
-            Self::Heads { heads, width } => KvStore::new(format, [batch, heads, capacity, width], device),
-            Self::Codes { count, width } => KvStore::new(KvFormat::F32, [batch, count, capacity, width], device),
+            Self::Heads { heads, width } => KvStore::new(format, [1, heads, capacity, width], device),
+            Self::Codes { count, width } => KvStore::new(KvFormat::F32, [1, count, capacity, width], device),
         }
     }
 
@@ -102,19 +102,29 @@ impl LayerCacheShape {
 /// Keys and values of one attention layer.
 #[derive(Clone, Debug)]
 pub struct AttentionCache<B: Backend> {
-    /// `None` only while an append owns the store.
+    /// Absent while an append owns the store, and after one that panicked.
     k: Option<KvStore<B>>,
+    /// As `k`.
     v: Option<KvStore<B>>,
     /// Of the model, for messages.
     layer: usize,
 }
 
+/// A pass over the cache panicked between taking a tensor out and putting it back.
+fn broken() -> Error {
+    let message = "lost a tensor in a pass that failed; call `reset`, or make another one".into();
+    Error::Option { option: "cache".into(), message }
+}
+
 impl<B: CompactBackend> AttentionCache<B> {
-    /// Appends keys and values `[b, s, heads, width]` of new tokens at slot `at`.
-    pub(crate) fn append(&mut self, k: Tensor<B, 4>, v: Tensor<B, 4>, at: usize) {
+    /// Appends keys and values `[1, s, heads, width]` of new tokens at slot `at`.
+    pub(crate) fn append(&mut self, k: Tensor<B, 4>, v: Tensor<B, 4>, at: usize) -> Result<()> {
         // The store is moved out, so that the operation owns it and can write in place.
-        self.k = self.k.take().map(|store| self.store("keys", store, k, at));
-        self.v = self.v.take().map(|store| self.store("values", store, v, at));
+        let store = self.k.take().ok_or_else(broken)?;
+        self.k = Some(self.store("keys", store, k, at));
+        let store = self.v.take().ok_or_else(broken)?;
+        self.v = Some(self.store("values", store, v, at));
+        Ok(())
     }
 
     fn store(&self, what: &str, store: KvStore<B>, new: Tensor<B, 4>, at: usize) -> KvStore<B> {
@@ -130,48 +140,76 @@ impl<B: CompactBackend> AttentionCache<B> {
         store
     }
 
-    /// Stored keys or their codes.
-    pub fn k(&self) -> &KvStore<B> {
-        self.k.as_ref().expect("a store is only absent inside append")
+    /// Stored keys or their codes, `[1, heads, capacity, width]`.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when a pass that failed has lost them.
+    pub fn k(&self) -> Result<&KvStore<B>> {
+        self.k.as_ref().ok_or_else(broken)
     }
 
-    /// Stored values or their codes.
-    pub fn v(&self) -> &KvStore<B> {
-        self.v.as_ref().expect("a store is only absent inside append")
+    /// Stored values or their codes, `[1, heads, capacity, width]`.
+    ///
+    /// # Errors
+    /// As [`k`](Self::k).
+    pub fn v(&self) -> Result<&KvStore<B>> {
+        self.v.as_ref().ok_or_else(broken)
     }
 
     fn grow(&mut self, capacity: usize) {
         self.k = self.k.take().map(|store| store.with_capacity(capacity));
         self.v = self.v.take().map(|store| store.with_capacity(capacity));
     }
+
+    fn bytes(&self) -> usize {
+        [&self.k, &self.v].into_iter().flatten().map(KvStore::bytes).sum()
+    }
 }
 
 /// State of one Gated DeltaNet layer. It cannot be rolled back, only copied.
 #[derive(Clone, Debug)]
 pub struct DeltaNetCache<B: Backend> {
-    /// `None` only while an operation owns the tensor.
-    pub(crate) conv: Option<Tensor<B, 3>>,
-    pub(crate) state: Option<Tensor<B, 4>>,
+    /// Absent while an operation owns the tensor, and after one that panicked.
+    conv: Option<Tensor<B, 3>>,
+    /// As `conv`.
+    state: Option<Tensor<B, 4>>,
 }
 
 impl<B: Backend> DeltaNetCache<B> {
-    /// The last inputs of the convolution, oldest first: `[b, width - 1, channels]`.
-    pub fn conv(&self) -> &Tensor<B, 3> {
-        self.conv.as_ref().expect("absent only inside a pass")
+    /// The last inputs of the convolution, oldest first: `[1, width - 1, channels]`.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when a pass that failed has lost them.
+    pub fn conv(&self) -> Result<&Tensor<B, 3>> {
+        self.conv.as_ref().ok_or_else(broken)
     }
 
-    /// `[b, value_heads, key_dim, value_dim]`.
-    pub fn state(&self) -> &Tensor<B, 4> {
-        self.state.as_ref().expect("absent only inside a pass")
+    /// `[1, value_heads, key_dim, value_dim]`.
+    ///
+    /// # Errors
+    /// As [`conv`](Self::conv).
+    pub fn state(&self) -> Result<&Tensor<B, 4>> {
+        self.state.as_ref().ok_or_else(broken)
     }
 
-    /// Moved out, so that the operation owns it and can write in place.
-    pub(crate) fn take_conv(&mut self) -> Tensor<B, 3> {
-        self.conv.take().expect("absent only inside a pass")
+    /// Replaces the convolution's inputs by what `f` makes of them; it owns them and can write in place.
+    pub(crate) fn update_conv<T>(&mut self, f: impl FnOnce(Tensor<B, 3>) -> (T, Tensor<B, 3>)) -> Result<T> {
+        let (out, conv) = f(self.conv.take().ok_or_else(broken)?);
+        self.conv = Some(conv);
+        Ok(out)
     }
 
-    pub(crate) fn take_state(&mut self) -> Tensor<B, 4> {
-        self.state.take().expect("absent only inside a pass")
+    /// Replaces the state by what `f` makes of it; it owns it and can write in place.
+    pub(crate) fn update_state<T>(&mut self, f: impl FnOnce(Tensor<B, 4>) -> (T, Tensor<B, 4>)) -> Result<T> {
+        let (out, state) = f(self.state.take().ok_or_else(broken)?);
+        self.state = Some(state);
+        Ok(out)
+    }
+
+    fn bytes(&self) -> usize {
+        let conv = self.conv.as_ref().map_or(0, |conv| conv.shape().num_elements());
+        let state = self.state.as_ref().map_or(0, |state| state.shape().num_elements());
+        4 * (conv + state)
     }
 }
 
@@ -184,19 +222,40 @@ pub enum LayerCache<B: Backend> {
     DeltaNet(DeltaNetCache<B>),
 }
 
-/// Everything a batch of sequences keeps between calls.
+impl<B: Backend> LayerCache<B> {
+    /// The cache of a full-attention layer.
+    pub(crate) fn attention_mut(&mut self) -> Result<&mut AttentionCache<B>> {
+        match self {
+            Self::Attention(cache) => Ok(cache),
+            Self::DeltaNet(_) => Err(foreign()),
+        }
+    }
+
+    /// The cache of a linear-attention layer.
+    pub(crate) fn delta_net_mut(&mut self) -> Result<&mut DeltaNetCache<B>> {
+        match self {
+            Self::DeltaNet(cache) => Ok(cache),
+            Self::Attention(_) => Err(foreign()),
+        }
+    }
+}
+
+fn foreign() -> Error {
+    Error::Option { option: "cache".into(), message: "is not of this model; make one with `new_cache`".into() }
+}
+
+/// Everything one sequence keeps between calls.
 ///
-/// Cloning takes a snapshot: tensors are shared until one side appends.
+/// Cloning forks the sequence: tensors are shared until one side appends.
 #[derive(Clone, Debug)]
 pub struct Cache<B: Backend> {
     pub(crate) layers: Vec<LayerCache<B>>,
     shapes: Vec<LayerCacheShape>,
     format: KvFormat,
-    batch: usize,
     capacity: usize,
     len: usize,
     expected: usize,
-    left_pad: Vec<usize>,
+    first_position: usize,
     /// Bytes of the largest buffer.
     limit: Option<usize>,
     /// Bytes of all memory.
@@ -205,16 +264,15 @@ pub struct Cache<B: Backend> {
 }
 
 impl<B: CompactBackend> Cache<B> {
-    /// An empty cache for `left_pad.len()` sequences, whose first `left_pad[i]` slots will hold no token.
+    /// An empty cache.
     ///
     /// Where not even one slot fits the buffers and the memory of the device it holds nothing, and
     /// [`check_room`](Self::check_room) says why. Where gradients are recorded the format is [always F32](KvFormat::on).
-    pub fn new(shapes: Vec<LayerCacheShape>, format: KvFormat, left_pad: Vec<usize>, device: &B::Device) -> Self {
-        let (batch, device, format) = (left_pad.len(), device.clone(), format.on::<B>(device));
+    pub fn new(shapes: Vec<LayerCacheShape>, format: KvFormat, device: &B::Device) -> Self {
+        let (device, format) = (device.clone(), format.on::<B>(device));
         let (limit, memory) = (buffer_limit::<B>(&device), B::memory(&device));
-        let (layers, capacity, len, expected) = (Vec::new(), 0, 0, 0);
-        let mut cache =
-            Self { layers, shapes, format, batch, capacity, len, expected, left_pad, limit, memory, device };
+        let (layers, capacity, len, expected, first_position) = (Vec::new(), 0, 0, 0, 0);
+        let mut cache = Self { layers, shapes, format, capacity, len, expected, first_position, limit, memory, device };
         cache.start();
         cache
     }
@@ -225,13 +283,8 @@ impl<B: CompactBackend> Cache<B> {
         let first = std::iter::successors(Some(GROWTH), |slots| (*slots > 1).then(|| slots / 2)).find(fits);
         self.capacity = first.unwrap_or(0);
         let shapes = self.shapes.iter().enumerate().filter(|_| first.is_some());
-        let layer = |(i, &shape)| new_layer(i, shape, self.format, self.batch, self.capacity, &self.device);
+        let layer = |(i, &shape)| new_layer(i, shape, self.format, self.capacity, &self.device);
         self.layers = shapes.map(layer).collect();
-    }
-
-    /// Sequences.
-    pub fn batch(&self) -> usize {
-        self.batch
     }
 
     /// What layer `i` keeps.
@@ -242,7 +295,7 @@ impl<B: CompactBackend> Cache<B> {
         &self.layers[i]
     }
 
-    /// Slots used, padding included.
+    /// Tokens that it holds.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -250,6 +303,29 @@ impl<B: CompactBackend> Cache<B> {
     /// Whether nothing was fed yet.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Counts the positions of the sequence from `position` on instead of from 0, until [`reset`](Self::reset). Attention does not
+    /// mind where a sequence begins, but keys that are compressed after their rotation do.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when it holds tokens.
+    pub fn begin_at(&mut self, position: usize) -> Result<()> {
+        if !self.is_empty() {
+            let message = format!("holds {} tokens; only an empty one begins elsewhere", self.len);
+            return Err(Error::Option { option: "cache".into(), message });
+        }
+        if u32::try_from(position).is_err() {
+            let message = format!("cannot begin at position {position}, beyond every context");
+            return Err(Error::Option { option: "cache".into(), message });
+        }
+        self.first_position = position;
+        Ok(())
+    }
+
+    /// The position of the first token.
+    pub(crate) fn first_position(&self) -> usize {
+        self.first_position
     }
 
     /// Says that a prompt that comes in several passes will fill the cache up to `slots`. Rotary embeddings whose frequencies depend
@@ -267,8 +343,8 @@ impl<B: CompactBackend> Cache<B> {
     /// Bytes held on the device, free slots included.
     pub fn bytes(&self) -> usize {
         let layers = self.layers.iter().map(|layer| match layer {
-            LayerCache::Attention(kv) => kv.k().bytes() + kv.v().bytes(),
-            LayerCache::DeltaNet(c) => 4 * (c.conv().shape().num_elements() + c.state().shape().num_elements()),
+            LayerCache::Attention(kv) => kv.bytes(),
+            LayerCache::DeltaNet(delta) => delta.bytes(),
         });
         layers.sum()
     }
@@ -308,16 +384,15 @@ impl<B: CompactBackend> Cache<B> {
         let layer = |shape: &LayerCacheShape| {
             shape.bytes_per_token(self.format).saturating_mul(slots).saturating_add(shape.fixed_bytes())
         };
-        let bytes = self.shapes.iter().map(layer).fold(0, usize::saturating_add).saturating_mul(self.batch);
+        let bytes = self.shapes.iter().map(layer).fold(0, usize::saturating_add);
         let limit = self.memory.filter(|&limit| bytes > limit)?;
-        let what = format!("the cache of {slots} tokens in {} layers, {} rows", self.shapes.len(), self.batch);
+        let what = format!("the cache of {slots} tokens in {} layers", self.shapes.len());
         Some(Error::Memory { what, bytes, limit })
     }
 
     /// The first tensor that is too large with `slots` slots, its bytes, and the limit.
     fn beyond_buffers(&self, slots: usize) -> Option<(String, usize, usize)> {
         let limit = self.limit?;
-        // Bytes of a row of the batch.
         let tensors = self.shapes.iter().enumerate().flat_map(|(i, shape)| match *shape {
             LayerCacheShape::Attention { k, v } => [("keys", k), ("values", v)]
                 .map(|(what, shape)| (what, i, shape.bytes_per_token(self.format).saturating_mul(slots))),
@@ -325,10 +400,9 @@ impl<B: CompactBackend> Cache<B> {
                 [("inputs", i, bytes_of(&[conv_tail, conv_channels])), ("state", i, bytes_of(&state))]
             }
         });
-        tensors.into_iter().find_map(|(what, i, bytes)| {
-            let bytes = bytes.saturating_mul(self.batch);
-            (bytes > limit).then(|| (format!("cached {what} of layer {i}"), bytes, limit))
-        })
+        tensors
+            .into_iter()
+            .find_map(|(what, i, bytes)| (bytes > limit).then(|| (format!("cached {what} of layer {i}"), bytes, limit)))
     }
 
     /// Lowers the memory that the cache may take, to try out what happens there. An empty cache begins anew under it.
@@ -349,22 +423,23 @@ impl<B: CompactBackend> Cache<B> {
 
     /// Forgets every token; the memory is kept.
     pub fn reset(&mut self) {
-        self.len = 0;
-        self.expected = 0;
+        (self.len, self.expected, self.first_position) = (0, 0, 0);
         for (i, (layer, &shape)) in self.layers.iter_mut().zip(&self.shapes).enumerate() {
-            if let LayerCache::DeltaNet(_) = layer {
-                *layer = new_layer(i, shape, self.format, self.batch, GROWTH, &self.device);
+            // Slots are written before they are read; a state is read first.
+            if !matches!(layer, LayerCache::Attention(AttentionCache { k: Some(_), v: Some(_), .. })) {
+                *layer = new_layer(i, shape, self.format, self.capacity, &self.device);
             }
         }
     }
 
     /// Appends `tokens` tokens that were never computed: random numbers, to measure speed at a long context.
     ///
-    /// # Panics
+    /// # Errors
     /// When there is no [room](Self::check_room).
-    pub fn append_random(&mut self, tokens: usize) {
+    pub fn append_random(&mut self, tokens: usize) -> Result<()> {
         const AT_ONCE: usize = 512;
-        let end = self.len + tokens;
+        let end = self.len.saturating_add(tokens);
+        self.check_room(end)?;
         self.reserve(end);
         while self.len < end {
             let s = AT_ONCE.min(end - self.len);
@@ -375,17 +450,18 @@ impl<B: CompactBackend> Cache<B> {
                             let [b, heads, _, width] = store.dims();
                             Tensor::random([b, s, heads, width], NOISE, &self.device)
                         };
-                        let (k, v) = (new(kv.k()), new(kv.v()));
-                        kv.append(k, v, self.len);
+                        let (k, v) = (new(kv.k()?), new(kv.v()?));
+                        kv.append(k, v, self.len)?;
                     }
-                    LayerCache::DeltaNet(state) => {
-                        state.conv = Some(state.take_conv().random_like(NOISE));
-                        state.state = Some(state.take_state().random_like(NOISE));
+                    LayerCache::DeltaNet(delta) => {
+                        delta.update_conv(|conv| ((), conv.random_like(NOISE)))?;
+                        delta.update_state(|state| ((), state.random_like(NOISE)))?;
                     }
                 }
             }
             self.len += s;
         }
+        Ok(())
     }
 
     /// Makes room for `s` tokens more. Growth is by half, so that a long generation copies each slot a few times at most.
@@ -402,30 +478,16 @@ impl<B: CompactBackend> Cache<B> {
         Ok(())
     }
 
-    /// Whether it was made for a model with these layers.
-    pub(crate) fn is_for(&self, shapes: &[LayerCacheShape]) -> bool {
-        self.shapes == shapes
+    /// Checks that it was made for a model with these layers.
+    ///
+    /// # Errors
+    /// [`Error::Option`] with what to do.
+    pub(crate) fn check_model(&self, shapes: &[LayerCacheShape]) -> Result<()> {
+        if self.shapes == shapes { Ok(()) } else { Err(foreign()) }
     }
 
     pub(crate) fn advance(&mut self, s: usize) {
         self.len += s;
-    }
-
-    /// Leading empty slots of each row, on the device; none when no row is padded.
-    pub(crate) fn left_pad(&self) -> Option<Tensor<B, 1, Int>> {
-        self.left_pad.iter().any(|&pad| pad > 0).then(|| {
-            let pads: Vec<i64> = self.left_pad.iter().map(|&pad| pad as i64).collect();
-            Tensor::from_data(TensorData::new(pads, [self.batch]), &self.device)
-        })
-    }
-
-    /// 1 where slots `len..len + s` hold a token, 0 in the padding; none when all of them do.
-    pub(crate) fn token_mask(&self, s: usize) -> Option<Tensor<B, 3>> {
-        self.left_pad.iter().any(|&pad| pad > self.len).then(|| {
-            let slots = |&pad: &usize| (self.len..self.len + s).map(move |slot| if slot < pad { 0.0 } else { 1.0 });
-            let mask: Vec<f32> = self.left_pad.iter().flat_map(slots).collect();
-            Tensor::from_data(TensorData::new(mask, [self.batch, s, 1]), (&self.device, DType::F32))
-        })
     }
 }
 
@@ -433,20 +495,19 @@ fn new_layer<B: Backend>(
     layer: usize,
     shape: LayerCacheShape,
     format: KvFormat,
-    batch: usize,
     capacity: usize,
     device: &B::Device,
 ) -> LayerCache<B> {
     match shape {
         LayerCacheShape::Attention { k, v } => LayerCache::Attention(AttentionCache {
-            k: Some(k.store(format, batch, capacity, device)),
-            v: Some(v.store(format, batch, capacity, device)),
+            k: Some(k.store(format, capacity, device)),
+            v: Some(v.store(format, capacity, device)),
             layer,
         }),
         LayerCacheShape::DeltaNet { conv_tail, conv_channels, state: [heads, dk, dv] } => {
             LayerCache::DeltaNet(DeltaNetCache {
-                conv: Some(Tensor::zeros([batch, conv_tail, conv_channels], (device, DType::F32))),
-                state: Some(Tensor::zeros([batch, heads, dk, dv], (device, DType::F32))),
+                conv: Some(Tensor::zeros([1, conv_tail, conv_channels], (device, DType::F32))),
+                state: Some(Tensor::zeros([1, heads, dk, dv], (device, DType::F32))),
             })
         }
     }

@@ -1,6 +1,5 @@
 //! A causal language model of any family: token ids in, logits out, a cache in between.
 
-use std::cell::OnceCell;
 use std::sync::Arc;
 
 use burn::module::Module;
@@ -8,7 +7,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use emberlm_quant::CompactBackend;
 use emberlm_quant::host::FloatType;
-use emberlm_quant::kv::{KvFormat, Rotary};
+use emberlm_quant::kv::KvFormat;
 use emberlm_quant::modules::Linear;
 
 use crate::architecture::Architecture;
@@ -20,6 +19,7 @@ use crate::limits::{check_device, check_pass};
 use crate::loader::{self, Loader, WeightOptions, WeightSource};
 use crate::plan::{LoadPlan, Progress};
 use crate::rope::RotaryEmbedding;
+use crate::step::{Place, Span, Step};
 
 /// Tokens per pass when a long prompt is fed in.
 pub const DEFAULT_CHUNK: usize = 512;
@@ -42,16 +42,16 @@ pub struct CausalLm<B: Backend> {
 /// Which positions get logits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogitsFor {
-    /// None: the cache alone is wanted.
+    /// None: the caches alone are wanted.
     Nothing,
-    /// The last new position.
+    /// The last token of every span, or of every row of a pass without caches.
     #[default]
     Last,
-    /// Every new position.
+    /// Every token.
     All,
 }
 
-/// What a [`forward`](CausalLm::forward) pass should return.
+/// What a pass should return.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ForwardOptions {
     /// Positions that get logits.
@@ -60,45 +60,18 @@ pub struct ForwardOptions {
     pub hidden: bool,
 }
 
-/// The result of a [`forward`](CausalLm::forward) pass over `s` new tokens.
+/// The result of a pass over `n` tokens.
 #[derive(Clone, Debug)]
 pub struct ForwardOutput<B: Backend> {
-    /// `[b, positions, vocabulary]` F32, for the positions asked for.
-    pub logits: Option<Tensor<B, 3>>,
-    /// The residual stream before each layer and after the last, `[b, s, hidden]` in the type of activations; empty unless
-    /// asked for.
-    pub hidden: Vec<Tensor<B, 3>>,
-    /// After the last norm, `[b, s, hidden]` in the type of activations.
-    pub final_hidden: Tensor<B, 3>,
-    /// Per CREST layer, the depth of each of the `b * s` tokens.
+    /// `[positions, vocabulary]` F32, for the positions asked for, in order.
+    pub logits: Option<Tensor<B, 2>>,
+    /// The residual stream before each layer and after the last, `[n, hidden]` in the type of activations; empty unless asked
+    /// for.
+    pub hidden: Vec<Tensor<B, 2>>,
+    /// After the last norm, `[n, hidden]` in the type of activations.
+    pub final_hidden: Tensor<B, 2>,
+    /// Per CREST layer, the depth of each token.
     pub depth: Vec<DepthTrace<B>>,
-}
-
-/// What the layers need to know about the tokens of one pass.
-pub(crate) struct Step<B: Backend> {
-    /// Slots before the new ones.
-    pub past: usize,
-    /// Of the new positions.
-    pub rotary: Rotary<B>,
-    /// `[b]`, where rows are padded.
-    pub left_pad: Option<Tensor<B, 1, Int>>,
-    /// `[b, s, 1]`: 0 in the padding; absent when no new slot is padding.
-    pub token_mask: Option<Tensor<B, 3>>,
-    /// The type of the residual stream and of all that is made from it.
-    pub activations: DType,
-    new: usize,
-    /// Tokens that the rotation counts on.
-    length: usize,
-    embedding: RotaryEmbedding,
-    device: B::Device,
-    from_start: OnceCell<Rotary<B>>,
-}
-
-impl<B: Backend> Step<B> {
-    /// Of every position up to the last new one.
-    pub fn rotary_from_start(&self) -> Rotary<B> {
-        self.from_start.get_or_init(|| self.embedding.at(0, self.past + self.new, self.length, &self.device)).clone()
-    }
 }
 
 impl<B: CompactBackend> CausalLm<B> {
@@ -159,15 +132,7 @@ impl<B: CompactBackend> CausalLm<B> {
 
     /// An empty cache for one sequence.
     pub fn new_cache(&self, format: KvFormat) -> Cache<B> {
-        self.new_batch_cache(format, vec![0])
-    }
-
-    /// An empty cache for a batch whose row `i` starts after `left_pad[i]` empty slots.
-    ///
-    /// Rotary positions count slots, so a padded row is the row alone, moved. Attention does not mind, with one exception: keys
-    /// that are compressed after rotation (LeanLlama's `k_stage` `post_rope`) depend on the slot, and so does such a row.
-    pub fn new_batch_cache(&self, format: KvFormat, left_pad: Vec<usize>) -> Cache<B> {
-        Cache::new(self.architecture.cache_shapes(), format, left_pad, &self.device())
+        Cache::new(self.architecture.cache_shapes(), format, &self.device())
     }
 
     /// Changes how deep CREST tokens go from now on; other families have no depth.
@@ -203,160 +168,210 @@ impl<B: CompactBackend> CausalLm<B> {
         Ok(())
     }
 
-    /// One pass over new tokens, which are appended to the cache.
+    /// One pass over new tokens of any number of sequences, which are appended to their caches.
+    ///
+    /// The tokens of the spans follow one another in `ids`. What does not depend on other tokens is computed for all of them at
+    /// once; a token sees those of its own sequence alone.
     ///
     /// [`ids`](Self::ids) checks that every id is in the vocabulary. Of a tensor that was made in another way the host can tell only
-    /// where it shares the memory of the device; elsewhere an unknown id makes the logits of its pass NaN.
+    /// where it shares the memory of the device; elsewhere an unknown id makes the logits of its span NaN.
     ///
     /// # Shapes
-    /// `ids [b, s]`, ids below the vocabulary size
+    /// `ids [n]`, ids below the vocabulary size
     ///
     /// # Errors
-    /// [`Error::Prompt`] when there are no tokens, the rows are not those of the cache, or an id is outside the vocabulary;
-    /// [`Error::Option`] when the cache is another model's; [`Error::Buffer`] or [`Error::Memory`] when there is no room. The cache
-    /// is then as it was.
+    /// [`Error::Prompt`] when a span has no tokens, the spans are not all of `ids`, or an id is outside the vocabulary;
+    /// [`Error::Option`] when a cache is another model's; [`Error::Buffer`] or [`Error::Memory`] when there is no room. The caches
+    /// then hold the tokens that they held.
     pub fn forward(
         &self,
-        ids: Tensor<B, 2, Int>,
-        cache: &mut Cache<B>,
+        ids: Tensor<B, 1, Int>,
+        spans: &mut [Span<'_, B>],
         options: ForwardOptions,
     ) -> Result<ForwardOutput<B>> {
-        B::pass(|| self.forward_inside(ids, cache, options))
+        B::pass(|| self.forward_spans(ids, spans, options))
     }
 
-    fn check_pass(&self, ids: &Tensor<B, 2, Int>, cache: &Cache<B>, logits: LogitsFor) -> Result<()> {
-        let [b, s] = ids.dims();
-        let fail = |message: String| Err(Error::Prompt(message));
-        if b == 0 || s == 0 {
-            return fail("it has no tokens".into());
-        }
-        if b != cache.batch() {
-            return fail(format!("{b} rows for a cache of {}", cache.batch()));
-        }
-        if !cache.is_for(&self.architecture.cache_shapes()) {
-            let message = "is not of this model; make one with `new_cache`".into();
-            return Err(Error::Option { option: "cache".into(), message });
-        }
-        let vocabulary = self.architecture.config.vocab_size;
-        if let Some(id) = B::first_unknown_id(ids, vocabulary) {
-            return fail(format!("token {id} is outside the vocabulary of {vocabulary}"));
-        }
-        let logits = match logits {
-            LogitsFor::Nothing => 0,
-            LogitsFor::Last => 1,
-            LogitsFor::All => s,
-        };
-        check_pass::<B>(&self.architecture, &ids.device(), (b, cache.len(), s), logits)
-    }
-
-    fn forward_inside(
-        &self,
-        ids: Tensor<B, 2, Int>,
-        cache: &mut Cache<B>,
-        options: ForwardOptions,
-    ) -> Result<ForwardOutput<B>> {
-        self.check_pass(&ids, cache, options.logits)?;
-        let [_, s] = ids.dims();
-        cache.make_room(s)?;
-        let (past, device) = (cache.len(), ids.device());
-        let length = (past + s).max(cache.expected());
-        let step = Step {
-            past,
-            rotary: self.rotary.at(past, s, length, &device),
-            left_pad: cache.left_pad(),
-            token_mask: cache.token_mask(s),
-            activations: self.activations.into(),
-            new: s,
-            length,
-            embedding: self.rotary.clone(),
-            device,
-            from_start: OnceCell::new(),
-        };
-        let (final_hidden, kept) = self.model.forward(ids, &step, cache, options.hidden);
-        cache.advance(s);
-        let logits = match options.logits {
-            LogitsFor::Nothing => None,
-            LogitsFor::Last => Some(self.head(final_hidden.clone().slice_dim(1, s - 1..s))),
-            LogitsFor::All => Some(self.head(final_hidden.clone())),
-        };
-        Ok(ForwardOutput { logits, hidden: kept.hidden, final_hidden, depth: kept.depth })
-    }
-
-    /// Feeds a prompt `[b][s]` in chunks and returns the logits of the last position.
+    /// One pass over rows of tokens of one length that begin a sequence each and leave nothing behind: what training runs, since
+    /// gradients pass through all of it.
     ///
     /// # Shapes
-    /// `-> [b, vocabulary]`
+    /// `ids [b, s]`; the result is about `n = b * s` tokens, row after row
     ///
     /// # Errors
-    /// [`Error::Prompt`] when it is empty, too long, ragged, or has ids outside the vocabulary.
-    pub fn prefill(&self, ids: &[&[u32]], cache: &mut Cache<B>, chunk: usize) -> Result<Tensor<B, 2>> {
-        let s = ids.first().map_or(0, |row| row.len());
-        self.check_prompt(ids, s, cache)?;
-        cache.make_room(s)?;
-        cache.expect(cache.len() + s);
-        let mut logits = None;
-        for start in (0..s).step_by(chunk.max(1)) {
-            let end = s.min(start + chunk.max(1));
-            let rows: Vec<&[u32]> = ids.iter().map(|row| &row[start..end]).collect();
-            let wanted = if end == s { LogitsFor::Last } else { LogitsFor::Nothing };
-            let options = ForwardOptions { logits: wanted, hidden: false };
-            logits = self.forward(self.ids(&rows)?, cache, options)?.logits;
-        }
-        let [b, _, v] = logits.as_ref().map_or([0; 3], Tensor::dims);
-        logits.map(|t| B::reshape(t, [b, v])).ok_or_else(|| Error::Prompt("it has no tokens".into()))
+    /// As [`forward`](Self::forward).
+    pub fn forward_uncached(&self, ids: Tensor<B, 2, Int>, options: ForwardOptions) -> Result<ForwardOutput<B>> {
+        B::pass(|| {
+            let [b, s] = ids.dims();
+            self.check_tensor(&ids)?;
+            self.check_size((b, 0, s), b, options.logits)?;
+            let place = Place { first: 0, past: 0, new: s, expected: 0 };
+            let step = Step::new(&[place], &self.rotary, self.activations.into(), &ids.device());
+            self.run(ids, &step, None, options)
+        })
     }
 
-    /// Feeds one token per row.
+    fn forward_spans(
+        &self,
+        ids: Tensor<B, 1, Int>,
+        spans: &mut [Span<'_, B>],
+        options: ForwardOptions,
+    ) -> Result<ForwardOutput<B>> {
+        let [n] = ids.dims();
+        self.check_tensor(&ids)?;
+        self.check_spans(n, spans)?;
+        let past = spans.iter().map(|span| span.cache.len()).max().unwrap_or(0);
+        self.check_size((1, past, n), spans.len(), options.logits)?;
+        spans.iter_mut().try_for_each(|span| span.cache.make_room(span.tokens))?;
+        let places: Vec<Place> = spans
+            .iter()
+            .map(|Span { tokens, cache }| Place {
+                first: cache.first_position(),
+                past: cache.len(),
+                new: *tokens,
+                expected: cache.expected(),
+            })
+            .collect();
+        let step = Step::new(&places, &self.rotary, self.activations.into(), &ids.device());
+        let out = self.run(ids.reshape([1, n]), &step, Some(spans), options)?;
+        spans.iter_mut().for_each(|span| span.cache.advance(span.tokens));
+        Ok(out)
+    }
+
+    /// `[b, s]` tokens through decoder and head.
+    fn run(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        step: &Step<B>,
+        spans: Option<&mut [Span<'_, B>]>,
+        options: ForwardOptions,
+    ) -> Result<ForwardOutput<B>> {
+        let [b, s] = ids.dims();
+        let h = self.architecture.config.hidden_size;
+        let flat = |x: Tensor<B, 3>| B::reshape(x, [b * s, h]);
+        let (x, kept) = self.model.forward(ids, step, spans, options.hidden)?;
+        let logits = match options.logits {
+            LogitsFor::Nothing => None,
+            LogitsFor::All => Some(self.head(flat(x.clone()))),
+            LogitsFor::Last => {
+                let last = |x: Tensor<B, 3>| {
+                    let [_, s, _] = x.dims();
+                    if s == 1 { x } else { x.slice_dim(1, s - 1..s) }
+                };
+                let last = step.join(step.split(x.clone()).into_iter().map(last).collect());
+                let [_, spans, _] = last.dims();
+                Some(self.head(B::reshape(last, [b * spans, h])))
+            }
+        };
+        let hidden = kept.hidden.into_iter().map(flat).collect();
+        Ok(ForwardOutput { logits, hidden, final_hidden: flat(x), depth: kept.depth })
+    }
+
+    /// What can be told from the tensor of ids.
+    fn check_tensor<const D: usize>(&self, ids: &Tensor<B, D, Int>) -> Result<()> {
+        if ids.shape().num_elements() == 0 {
+            return Err(Error::Prompt("it has no tokens".into()));
+        }
+        let vocabulary = self.architecture.config.vocab_size;
+        match B::first_unknown_id(ids, vocabulary) {
+            Some(id) => Err(Error::Prompt(format!("token {id} is outside the vocabulary of {vocabulary}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn check_spans(&self, n: usize, spans: &[Span<'_, B>]) -> Result<()> {
+        let shapes = self.architecture.cache_shapes();
+        let mut tokens = 0usize;
+        for span in spans {
+            if span.tokens == 0 {
+                return Err(Error::Prompt("it has no tokens".into()));
+            }
+            tokens = tokens.saturating_add(span.tokens);
+            span.cache.check_model(&shapes)?;
+        }
+        if tokens != n {
+            return Err(Error::Prompt(format!("{n} ids for spans of {tokens} tokens")));
+        }
+        Ok(())
+    }
+
+    /// Of `(rows, tokens before them, tokens)` of a pass; logits of the last token of `spans` places.
+    fn check_size(&self, pass: (usize, usize, usize), spans: usize, logits: LogitsFor) -> Result<()> {
+        let (rows, _, new) = pass;
+        let logits = match logits {
+            LogitsFor::Nothing => 0,
+            LogitsFor::Last => spans.div_ceil(rows.max(1)),
+            LogitsFor::All => new,
+        };
+        check_pass::<B>(&self.architecture, &self.device(), pass, logits)
+    }
+
+    /// Feeds a prompt in chunks and returns the logits after its last token.
+    ///
+    /// # Shapes
+    /// `-> [1, vocabulary]`
+    ///
+    /// # Errors
+    /// [`Error::Prompt`] when it is empty, too long, or has ids outside the vocabulary.
+    pub fn prefill(&self, ids: &[u32], cache: &mut Cache<B>, chunk: usize) -> Result<Tensor<B, 2>> {
+        self.check_prompt(ids, cache)?;
+        cache.make_room(ids.len())?;
+        cache.expect(cache.len() + ids.len());
+        let mut logits = None;
+        let chunk = chunk.max(1);
+        for start in (0..ids.len()).step_by(chunk) {
+            let part = &ids[start..ids.len().min(start + chunk)];
+            let wanted = if start + part.len() == ids.len() { LogitsFor::Last } else { LogitsFor::Nothing };
+            let mut spans = [Span { tokens: part.len(), cache: &mut *cache }];
+            let options = ForwardOptions { logits: wanted, hidden: false };
+            logits = self.forward(self.ids(part)?, &mut spans, options)?.logits;
+        }
+        logits.ok_or_else(|| Error::Prompt("it has no tokens".into()))
+    }
+
+    /// Feeds one token.
+    ///
+    /// # Shapes
+    /// `-> [1, vocabulary]`
     ///
     /// # Errors
     /// As [`prefill`](Self::prefill).
-    pub fn decode(&self, ids: &[u32], cache: &mut Cache<B>) -> Result<Tensor<B, 2>> {
-        let rows: Vec<&[u32]> = ids.chunks(1).collect();
-        self.prefill(&rows, cache, 1)
+    pub fn decode(&self, id: u32, cache: &mut Cache<B>) -> Result<Tensor<B, 2>> {
+        self.prefill(&[id], cache, 1)
     }
 
-    /// Token ids as a tensor `[b, s]`.
+    /// Token ids as a tensor `[n]`.
     ///
     /// # Errors
-    /// [`Error::Prompt`] when there are none, rows differ in length, or an id is outside the vocabulary.
-    pub fn ids(&self, rows: &[&[u32]]) -> Result<Tensor<B, 2, Int>> {
-        let s = self.check_ids(rows)?;
-        let ids: Vec<i64> = rows.iter().flat_map(|row| row.iter().map(|&id| i64::from(id))).collect();
-        Ok(Tensor::from_data(TensorData::new(ids, [rows.len(), s]), &self.device()))
-    }
-
-    /// The length of the rows.
-    fn check_ids(&self, rows: &[&[u32]]) -> Result<usize> {
-        let fail = |message: String| Err(Error::Prompt(message));
-        let s = rows.first().map_or(0, |row| row.len());
-        if s == 0 {
-            return fail("it has no tokens".into());
-        }
-        if rows.iter().any(|row| row.len() != s) {
-            return fail("its rows are of different lengths".into());
-        }
-        let vocabulary = self.architecture.config.vocab_size;
-        match rows.iter().flat_map(|row| row.iter()).find(|&&id| id as usize >= vocabulary) {
-            Some(id) => fail(format!("token {id} is outside the vocabulary of {vocabulary}")),
-            None => Ok(s),
-        }
-    }
-
-    pub(crate) fn check_prompt(&self, ids: &[&[u32]], s: usize, cache: &Cache<B>) -> Result<()> {
-        let fail = |message: String| Err(Error::Prompt(message));
+    /// [`Error::Prompt`] when there are none, or an id is outside the vocabulary.
+    pub fn ids(&self, ids: &[u32]) -> Result<Tensor<B, 1, Int>> {
         self.check_ids(ids)?;
-        if ids.len() != cache.batch() {
-            return fail(format!("{} rows for a cache of {}", ids.len(), cache.batch()));
+        let numbers: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+        Ok(Tensor::from_data(TensorData::new(numbers, [ids.len()]), &self.device()))
+    }
+
+    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        let fail = |message: String| Err(Error::Prompt(message));
+        let vocabulary = self.architecture.config.vocab_size;
+        match ids.iter().find(|&&id| id as usize >= vocabulary) {
+            Some(id) => fail(format!("token {id} is outside the vocabulary of {vocabulary}")),
+            None if ids.is_empty() => fail("it has no tokens".into()),
+            None => Ok(()),
         }
-        let (total, limit) = (cache.len().saturating_add(s), self.architecture.config.max_position_embeddings);
+    }
+
+    pub(crate) fn check_prompt(&self, ids: &[u32], cache: &Cache<B>) -> Result<()> {
+        self.check_ids(ids)?;
+        let (total, limit) = (cache.len().saturating_add(ids.len()), self.architecture.config.max_position_embeddings);
         if total > limit {
-            return fail(format!("{total} tokens, but the context of this model is {limit}; shorten it"));
+            let message = format!("{total} tokens, but the context of this model is {limit}; shorten it");
+            return Err(Error::Prompt(message));
         }
         cache.check_room(total)
     }
 
     /// Logits of normed hidden states, not rounded to the type of activations: large ones would tie.
-    fn head(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+    fn head(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let x = x.cast(DType::F32);
         match &self.lm_head {
             Some(head) => head.forward(x),

@@ -8,14 +8,13 @@ use emberlm_quant::modules::{Embedding, SwiGlu};
 
 use crate::architecture::Architecture;
 use crate::attention::Attention;
-use crate::cache::{Cache, LayerCache};
-use crate::causal_lm::Step;
 use crate::config::LayerType;
 use crate::crest::{CrestFfn, DepthTrace};
 use crate::delta_net::GatedDeltaNet;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::loader::Loader;
 use crate::norm::RmsNorm;
+use crate::step::{LayerCaches, Span, Step, layer_caches};
 
 /// Embedding, layers and last norm; the fields are named as in checkpoints.
 #[derive(Module, Debug)]
@@ -79,23 +78,23 @@ impl<B: CompactBackend> Decoder<B> {
         &self,
         ids: Tensor<B, 2, Int>,
         step: &Step<B>,
-        cache: &mut Cache<B>,
+        mut spans: Option<&mut [Span<'_, B>]>,
         keep_hidden: bool,
-    ) -> (Tensor<B, 3>, Intermediates<B>) {
+    ) -> Result<(Tensor<B, 3>, Intermediates<B>)> {
         let mut x = Residual { sum: self.embed_tokens.forward(ids).cast(step.activations), term: None };
         let mut kept = Intermediates { hidden: Vec::new(), depth: Vec::new() };
-        for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
+        for (i, layer) in self.layers.iter().enumerate() {
             if keep_hidden {
                 kept.hidden.push(x.clone().value());
             }
             let depth;
-            (x, depth) = layer.forward(x, step, cache);
+            (x, depth) = layer.forward(x, step, layer_caches(&mut spans, i))?;
             kept.depth.extend(depth);
         }
         if keep_hidden {
             kept.hidden.push(x.clone().value());
         }
-        (x.normed(&self.norm).1, kept)
+        Ok((x.normed(&self.norm).1, kept))
     }
 }
 
@@ -155,14 +154,16 @@ impl<B: CompactBackend> DecoderLayer<B> {
         &self,
         x: Residual<B>,
         step: &Step<B>,
-        cache: &mut LayerCache<B>,
-    ) -> (Residual<B>, Option<DepthTrace<B>>) {
+        caches: LayerCaches<'_, B>,
+    ) -> Result<(Residual<B>, Option<DepthTrace<B>>)> {
         let (x, normed) = x.normed(&self.input_layernorm);
         let [b, s, h] = normed.dims();
-        let mixed = match (&self.self_attn, &self.linear_attn, cache) {
-            (Some(attention), _, LayerCache::Attention(cache)) => attention.forward(normed, step, cache),
-            (_, Some(delta_net), LayerCache::DeltaNet(cache)) => delta_net.forward(normed, step, cache),
-            _ => unreachable!("the cache was made by another model"),
+        let mixed = match (&self.self_attn, &self.linear_attn) {
+            (Some(attention), _) => attention.forward(normed, step, caches)?,
+            (None, Some(delta_net)) => delta_net.forward(normed, step, caches)?,
+            (None, None) => {
+                return Err(Error::Option { option: "layers".into(), message: "has a layer without a mixer".into() });
+            }
         };
         let (x, normed) = x.plus(mixed).normed(&self.post_attention_layernorm);
         let normed = B::reshape(normed, [b * s, h]);
@@ -173,6 +174,6 @@ impl<B: CompactBackend> DecoderLayer<B> {
                 (y, Some(depth))
             }
         };
-        (x.plus(B::reshape(y, [b, s, h])), depth)
+        Ok((x.plus(B::reshape(y, [b, s, h])), depth))
     }
 }

@@ -4,18 +4,17 @@
 //! projections.
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
 use emberlm_quant::CompactBackend;
 use emberlm_quant::modules::{Linear, forward_all};
 use emberlm_quant::ops::DeltaRule;
 
-use crate::cache::DeltaNetCache;
-use crate::causal_lm::Step;
 use crate::config::{LinearAttentionConfig, ModelConfig};
 use crate::error::Result;
 use crate::loader::{Bias, Loader};
 use crate::norm::RmsNorm;
+use crate::step::{LayerCaches, Step};
 
 /// The linear attention of one layer.
 #[derive(Module, Debug)]
@@ -72,40 +71,61 @@ impl<B: CompactBackend> GatedDeltaNet<B> {
         })
     }
 
-    /// Updates the state with new tokens and reads it for each.
+    /// Updates the states of the sequences with their new tokens and reads them for each.
     ///
     /// # Shapes
     /// `[b, s, hidden] -> [b, s, hidden]`
-    pub(crate) fn forward(&self, x: Tensor<B, 3>, step: &Step<B>, cache: &mut DeltaNetCache<B>) -> Tensor<B, 3> {
-        let [b, s, _] = x.dims();
+    pub(crate) fn forward(&self, x: Tensor<B, 3>, step: &Step<B>, caches: LayerCaches<'_, B>) -> Result<Tensor<B, 3>> {
+        let ([b, s, _], device) = (x.dims(), x.device());
         let LinearAttentionConfig {
             num_key_heads: hk, num_value_heads: hv, key_head_dim: dk, value_head_dim: dv, ..
         } = self.dims;
         let (kd, vd) = (hk * dk, hv * dv);
-        // Padding must leave the convolution and the state as if it were not there.
-        let x = match &step.token_mask {
-            Some(mask) => {
-                let mask = mask.clone().cast(x.dtype());
-                x * mask
-            }
-            None => x,
-        };
+        let mut caches = caches
+            .map(|caches| caches.into_iter().map(|cache| cache.delta_net_mut()).collect::<Result<Vec<_>>>())
+            .transpose()?;
 
         let projections = [&self.in_proj_qkv, &self.in_proj_z, &self.in_proj_b, &self.in_proj_a];
         let [u, z, beta, dt] = forward_all(projections, x);
-        let (qkv, tail) = B::causal_conv1d_silu(u, cache.take_conv(), self.conv1d.weight.val());
-        cache.conv = Some(tail);
+        let weight = self.conv1d.weight.val();
+        let qkv = match &mut caches {
+            None => {
+                let [channels, _, width] = weight.dims();
+                B::causal_conv1d_silu(u, zeros([b, width - 1, channels], &device), weight).0
+            }
+            Some(caches) => {
+                let spans = step.split(u).into_iter().zip(caches);
+                let outputs =
+                    spans.map(|(u, cache)| cache.update_conv(|tail| B::causal_conv1d_silu(u, tail, weight.clone())));
+                step.join(outputs.collect::<Result<_>>()?)
+            }
+        };
 
         let q = B::reshape(qkv.clone().slice_dim(2, 0..kd), [b, s, hk, dk]);
         let k = B::reshape(qkv.clone().slice_dim(2, kd..2 * kd), [b, s, hk, dk]);
         let v = B::reshape(qkv.slice_dim(2, 2 * kd..2 * kd + vd), [b, s, hv, dv]);
         let (g, beta) = B::delta_gates(dt, beta, self.dt_bias.val(), self.a_log.val());
 
-        let (o, state) = B::gated_delta_rule(DeltaRule { q, k, v, g, beta }, cache.take_state());
-        cache.state = Some(state);
+        let o = match caches {
+            None => B::gated_delta_rule(DeltaRule { q, k, v, g, beta }, zeros([b, hv, dk, dv], &device)).0,
+            Some(caches) => {
+                let [q, k, v] = [q, k, v].map(|t| step.split(t));
+                let [g, beta] = [g, beta].map(|t| step.split(t));
+                let inputs = q.into_iter().zip(k).zip(v).zip(g.into_iter().zip(beta));
+                let outputs = inputs.zip(caches).map(|((((q, k), v), (g, beta)), cache)| {
+                    cache.update_state(|state| B::gated_delta_rule(DeltaRule { q, k, v, g, beta }, state))
+                });
+                step.join(outputs.collect::<Result<_>>()?)
+            }
+        };
 
         let [o, z] = [B::reshape(o, [b * s * hv, dv]), B::reshape(z, [b * s * hv, dv])];
         let o = B::rms_norm_gated(o, z, self.norm.weight.val(), self.norm.eps);
-        self.out_proj.forward(B::reshape(o, [b, s, vd]))
+        Ok(self.out_proj.forward(B::reshape(o, [b, s, vd])))
     }
+}
+
+/// The state of sequences that begin.
+fn zeros<B: Backend, const D: usize>(shape: [usize; D], device: &B::Device) -> Tensor<B, D> {
+    Tensor::zeros(shape, (device, DType::F32))
 }

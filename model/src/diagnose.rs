@@ -11,6 +11,7 @@ use crate::cache::LayerCache;
 use crate::causal_lm::{CausalLm, ForwardOptions, LogitsFor};
 use crate::error::{Error, Result};
 use crate::read::{elements, read_back};
+use crate::step::Span;
 
 /// How the tokens were run.
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +77,8 @@ fn look<B: CompactBackend>(
             return Ok(None);
         }
         let options = ForwardOptions { logits: LogitsFor::Last, hidden: true };
-        let out = model.forward(model.ids(&[part])?, &mut cache, options)?;
+        let mut spans = [Span { tokens: part.len(), cache: &mut cache }];
+        let out = model.forward(model.ids(part)?, &mut spans, options)?;
         let from = |what: &str, row: usize| {
             let (at, id) = (start + row, part.get(row).copied().unwrap_or_default());
             Ok(Some(format!("they come from {what}, at position {at} (token {id})")))
@@ -85,7 +87,7 @@ fn look<B: CompactBackend>(
             let Some(row) = bad_row(hidden)? else { continue };
             let Some(layer) = i.checked_sub(1) else { return from("the embedding", row) };
             let cached = match cache.layers.get(layer) {
-                Some(LayerCache::Attention(kv)) => bad_cache(kv.k(), kv.v())?,
+                Some(LayerCache::Attention(kv)) => bad_cache(kv.k()?, kv.v()?)?,
                 _ => None,
             };
             let place = from(&format!("layer {layer}"), row)?;
@@ -107,9 +109,9 @@ fn look<B: CompactBackend>(
     Ok(None)
 }
 
-/// The first row of `[1, rows, width]` with a number that is not finite.
-fn bad_row<B: CompactBackend>(t: Tensor<B, 3>) -> Result<Option<usize>> {
-    let [_, _, width] = t.dims();
+/// The first row of `[rows, width]` with a number that is not finite.
+fn bad_row<B: CompactBackend>(t: Tensor<B, 2>) -> Result<Option<usize>> {
+    let [_, width] = t.dims();
     let numbers: Vec<f32> = elements(read_back(Transaction::default().register(t.cast(DType::F32)))?.next())?;
     Ok(numbers.iter().position(|x| !x.is_finite()).and_then(|at| at.checked_div(width)))
 }

@@ -9,6 +9,7 @@ use crate::causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, LogitsFor};
 use crate::diagnose::{Run, explained};
 use crate::error::{Error, Result};
 use crate::generate::{TokenDepth, depths, numbers};
+use crate::step::Span;
 
 /// Most logits that are held at once, in numbers: 64 MiB.
 const MOST_LOGITS: usize = 16 << 20;
@@ -159,7 +160,7 @@ fn read_window<B: CompactBackend>(
 ) -> Result<()> {
     let (Window { begin, first, .. }, read) = (window, window.read(&options.prefix));
     let mut cache = model.new_cache(options.cache);
-    model.check_prompt(&[&read], read.len(), &cache)?;
+    model.check_prompt(&read, &cache)?;
     cache.reserve(read.len());
     cache.expect(read.len());
     // Of the first token that has one before it and is to be scored, in `read`.
@@ -169,9 +170,11 @@ fn read_window<B: CompactBackend>(
         // What follows the pass over a token predicts the token after it.
         let targets = i * chunk + 1..(i * chunk + 1 + part.len()).min(read.len());
         let wanted = if first < targets.end { LogitsFor::All } else { LogitsFor::Nothing };
-        let pass = model.forward(model.ids(&[part])?, &mut cache, ForwardOptions { logits: wanted, hidden: false })?;
+        let mut spans = [Span { tokens: part.len(), cache: &mut cache }];
+        let want = ForwardOptions { logits: wanted, hidden: false };
+        let pass = model.forward(model.ids(part)?, &mut spans, want)?;
         let depth = depths(&pass, part.len())?;
-        let vocabulary = pass.logits.as_ref().map_or(1, |logits| logits.dims()[2]);
+        let vocabulary = pass.logits.as_ref().map_or(1, |logits| logits.dims()[1]);
         let logits = pass.logits.map(numbers).transpose()?.unwrap_or_default();
         out.seconds += started.elapsed().as_secs_f64();
         out.depth.extend(depth);

@@ -17,6 +17,7 @@ use crate::diagnose::{self, Run};
 use crate::error::{Error, Result};
 use crate::read::{elements, read_back};
 use crate::sampling::{LogitsProcessors, Sampler, SamplingConfig};
+use crate::step::Span;
 use crate::text::{DecodeStream, StopSet, StopStrings, TextProcessor};
 
 /// Output tokens that the cache gets room for at once; a longer text grows it.
@@ -179,7 +180,7 @@ impl<'a, B: CompactBackend> Generator<'a, B> {
     pub fn run(self, prompt: &[u32]) -> Result<Pieces<'a, B>> {
         let Self { model, options, sampler, stream, stops, cancel, cache } = self;
         let (mut cache, mut seen) = cache.unwrap_or_else(|| (model.new_cache(options.cache), Vec::new()));
-        model.check_prompt(&[prompt], prompt.len(), &cache)?;
+        model.check_prompt(prompt, &cache)?;
         let context = model.architecture().config.max_position_embeddings;
         let roomy = (cache.len() + prompt.len() + options.max_tokens.min(RESERVED)).min(context);
         if cache.check_room(roomy).is_ok() {
@@ -315,7 +316,8 @@ impl<B: CompactBackend> Pieces<'_, B> {
             self.cache.check_room(self.cache.len() + part.len())?;
             let wanted = if rest.is_empty() { LogitsFor::Last } else { LogitsFor::Nothing };
             let options = ForwardOptions { logits: wanted, hidden: false };
-            let out = self.model.forward(self.model.ids(&[part])?, &mut self.cache, options)?;
+            let mut spans = [Span { tokens: part.len(), cache: &mut self.cache }];
+            let out = self.model.forward(self.model.ids(part)?, &mut spans, options)?;
             if self.options.trace {
                 let depth = depths(&out, part.len())?;
                 last = depth.last().cloned();
@@ -324,7 +326,7 @@ impl<B: CompactBackend> Pieces<'_, B> {
                 }
             }
             if let Some(logits) = out.logits {
-                return Ok(Some((logits.flatten(0, 1), last)));
+                return Ok(Some((logits, last)));
             }
         }
         Err(Error::Prompt("it has no tokens".into()))
@@ -367,11 +369,11 @@ impl<B: CompactBackend> Iterator for Pieces<'_, B> {
     }
 }
 
-pub(crate) fn numbers<B: CompactBackend>(logits: Tensor<B, 3>) -> Result<Vec<f32>> {
+pub(crate) fn numbers<B: CompactBackend>(logits: Tensor<B, 2>) -> Result<Vec<f32>> {
     elements(read_back(Transaction::default().register(logits))?.next())
 }
 
-/// Depth of each of the `s` tokens of a pass over one sequence.
+/// Depth of each of the `s` tokens of a pass.
 pub(crate) fn depths<B: CompactBackend>(out: &ForwardOutput<B>, s: usize) -> Result<Vec<TokenDepth>> {
     let mut tokens = vec![TokenDepth::default(); s];
     if out.depth.is_empty() {

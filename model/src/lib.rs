@@ -24,6 +24,7 @@ mod read;
 mod rope;
 pub mod sampling;
 pub mod shapes;
+mod step;
 pub mod text;
 
 pub use architecture::Architecture;
@@ -40,3 +41,4 @@ pub use plan::{LoadPlan, Part, PlannedTensor, Progress, QuantizeOnLoad};
 pub use pretrained::Pretrained;
 pub use random_weights::RandomWeights;
 pub use rope::RotaryEmbedding;
+pub use step::Span;

@@ -13,7 +13,7 @@ use emberlm::model::config::{CrestOverrides, Family};
 use emberlm::model::sampling::{Sampler, SamplingConfig};
 use emberlm::model::shapes;
 use emberlm::model::{
-    Architecture, CausalLm, ForwardOptions, LoadPlan, LogitsFor, Part, Pretrained, RandomWeights, WeightOptions,
+    Architecture, CausalLm, ForwardOptions, LoadPlan, LogitsFor, Part, Pretrained, RandomWeights, Span, WeightOptions,
 };
 use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::KvFormat;
@@ -354,13 +354,13 @@ impl<B: CompactBackend> Bench<'_, B> {
         let start = Instant::now();
         match test {
             Test::Prompt(_) => {
-                self.model.prefill(&[&prompt], cache, self.args.chunk)?;
+                self.model.prefill(&prompt, cache, self.args.chunk)?;
                 runs.ids = prompt;
             }
             Test::Generation(n) => {
                 let mut id = prompt.first().copied().unwrap_or_default();
                 for _ in 0..n {
-                    let logits = self.model.decode(&[id], cache)?;
+                    let logits = self.model.decode(id, cache)?;
                     id = sampler.choose(logits, &[])?;
                     runs.ids.push(id);
                 }
@@ -390,10 +390,9 @@ impl<B: CompactBackend> Bench<'_, B> {
     fn fill(&self, cache: &mut Cache<B>) -> Result<()> {
         cache.reset();
         if self.args.random_depth {
-            cache.check_room(self.args.depth)?;
-            cache.append_random(self.args.depth);
+            cache.append_random(self.args.depth)?;
         } else if self.args.depth > 0 {
-            self.model.prefill(&[&self.ids(self.args.depth)], cache, self.args.chunk)?;
+            self.model.prefill(&self.ids(self.args.depth), cache, self.args.chunk)?;
         }
         Ok(())
     }
@@ -412,7 +411,8 @@ impl<B: CompactBackend> Bench<'_, B> {
         }
         let mut cache = self.model.new_cache(KvFormat::F32);
         let options = ForwardOptions { logits: LogitsFor::Nothing, hidden: false };
-        let depth = self.model.forward(self.model.ids(&[ids])?, &mut cache, options)?.depth;
+        let mut spans = [Span { tokens: ids.len(), cache: &mut cache }];
+        let depth = self.model.forward(self.model.ids(ids)?, &mut spans, options)?.depth;
         let steps: Vec<f64> = depth
             .iter()
             .flat_map(|layer| layer.steps.to_data().convert::<f64>().into_vec::<f64>().unwrap_or_default())

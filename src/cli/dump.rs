@@ -8,7 +8,7 @@ use burn::tensor::{Int, Tensor};
 use clap::{Args, ValueEnum};
 use emberlm::model::cache::Cache;
 use emberlm::model::sampling::{Sampler, SamplingConfig};
-use emberlm::model::{CausalLm, ForwardOptions, ForwardOutput, LogitsFor, WeightOptions};
+use emberlm::model::{CausalLm, ForwardOptions, ForwardOutput, LogitsFor, Span, WeightOptions};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::KvFormat;
 
@@ -126,19 +126,32 @@ fn dump<B: CompactBackend>(args: &DumpArgs, device: &Opened<B>) -> Result<()> {
         ..WeightOptions::default()
     };
     let model = load::load(&pretrained, options, device, |_| String::new())?;
-    let mut cache = model.new_batch_cache(KvFormat::F32, tokens.left_pad.clone());
-    cache.expect(args.prefill.unwrap_or(t).min(t));
+    let mut caches = Vec::new();
+    for &pad in &tokens.left_pad {
+        let mut cache = model.new_cache(KvFormat::F32);
+        // Positions count slots, as transformers counts them without position ids.
+        cache.begin_at(pad)?;
+        cache.expect(args.prefill.unwrap_or(t).min(t).saturating_sub(pad));
+        caches.push(cache);
+    }
     let mut record = Record::new(&tokens);
     let mut last = None;
     for pass in passes(t, args.prefill.unwrap_or(t), args.chunk.map_or(t, |n| n as usize)) {
-        let ids: Vec<&[u32]> = tokens.rows.iter().filter_map(|row| row.get(pass.clone())).collect();
+        let slots: Vec<Range<usize>> = tokens.left_pad.iter().map(|&pad| pad.max(pass.start)..pass.end).collect();
+        let rows = tokens.rows.iter().zip(&slots).filter_map(|(row, slots)| row.get(slots.clone()));
+        let ids: Vec<u32> = rows.flatten().copied().collect();
+        if ids.is_empty() {
+            continue;
+        }
+        let spans = caches.iter_mut().zip(&slots).filter(|(_, slots)| !slots.is_empty());
+        let mut spans: Vec<_> = spans.map(|(cache, slots)| Span { tokens: slots.len(), cache }).collect();
         let options = ForwardOptions { logits: LogitsFor::All, hidden: true };
-        let result = model.forward(model.ids(&ids)?, &mut cache, options)?;
-        last = record.add(pass, result)?;
+        let result = model.forward(model.ids(&ids)?, &mut spans, options)?;
+        last = record.add(&slots, result)?;
     }
     let mut tensors = record.finish();
     if let Some(logits) = last.filter(|_| n > 0) {
-        tensors.push(("greedy".into(), greedy(&model, &mut cache, &tokens, logits, n, &sampling)?));
+        tensors.push(("greedy".into(), greedy(&model, &mut caches, &tokens, logits, n, &sampling)?));
     }
     let bytes = out.finish(&tensors)?;
     output::note(&format!("{}: {} tensors, {bytes} bytes", args.out.display(), tensors.len()));
@@ -155,7 +168,7 @@ fn passes(t: usize, prefill: usize, chunk: usize) -> Vec<Range<usize>> {
 /// Continues every row by `n` tokens, from the logits of the last prompt token.
 fn greedy<B: CompactBackend>(
     model: &CausalLm<B>,
-    cache: &mut Cache<B>,
+    caches: &mut [Cache<B>],
     tokens: &Tokens,
     logits: Tensor<B, 2>,
     n: usize,
@@ -168,7 +181,10 @@ fn greedy<B: CompactBackend>(
     let (mut logits, mut next) = (logits, Vec::new());
     for step in 0..n {
         if step > 0 {
-            logits = model.decode(&next, cache)?;
+            let mut spans: Vec<_> = caches.iter_mut().map(|cache| Span { tokens: 1, cache }).collect();
+            let options = ForwardOptions { logits: LogitsFor::Last, hidden: false };
+            let out = model.forward(model.ids(&next)?, &mut spans, options)?;
+            logits = out.logits.ok_or_else(|| anyhow!("the pass gave no logits"))?;
         }
         let [_, v] = logits.dims();
         let mut values = floats(logits.clone())?;
@@ -185,7 +201,7 @@ fn greedy<B: CompactBackend>(
 
 /// What the passes over a prompt gave, put together.
 struct Record {
-    left_pad: Vec<usize>,
+    b: usize,
     t: usize,
     logits: ByToken<f32>,
     final_hidden: ByToken<f32>,
@@ -204,7 +220,7 @@ struct Depth {
 impl Record {
     fn new(tokens: &Tokens) -> Self {
         Self {
-            left_pad: tokens.left_pad.clone(),
+            b: tokens.rows.len(),
             t: tokens.rows.first().map_or(0, Vec::len),
             logits: ByToken::default(),
             final_hidden: ByToken::default(),
@@ -213,9 +229,13 @@ impl Record {
         }
     }
 
-    /// Takes what one pass gave; returns the logits of its last token, `[b, v]`.
-    fn add<B: CompactBackend>(&mut self, pass: Range<usize>, out: ForwardOutput<B>) -> Result<Option<Tensor<B, 2>>> {
-        let place = Place { left_pad: &self.left_pad, t: self.t, pass };
+    /// Takes what one pass over these slots of each row gave; returns the logits of the last of each, `[b, v]`.
+    fn add<B: CompactBackend>(
+        &mut self,
+        slots: &[Range<usize>],
+        out: ForwardOutput<B>,
+    ) -> Result<Option<Tensor<B, 2>>> {
+        let place = Place { b: self.b, t: self.t, slots };
         self.final_hidden.place(&place, &floats(out.final_hidden)?);
         self.hidden.resize_with(out.hidden.len(), ByToken::default);
         for (record, hidden) in self.hidden.iter_mut().zip(out.hidden) {
@@ -229,12 +249,16 @@ impl Record {
         }
         let Some(logits) = out.logits else { return Ok(None) };
         self.logits.place(&place, &floats(logits.clone())?);
-        let [b, s, v] = logits.dims();
-        Ok(Some(logits.slice_dim(1, s - 1..s).reshape([b, v])))
+        let mut end = 0;
+        let last = slots.iter().filter(|slots| !slots.is_empty()).map(|slots| {
+            end += slots.len();
+            logits.clone().slice_dim(0, end - 1..end)
+        });
+        Ok(Some(Tensor::cat(last.collect(), 0)))
     }
 
     fn finish(self) -> Vec<(String, Array)> {
-        let (b, t) = (self.left_pad.len(), self.t);
+        let (b, t) = (self.b, self.t);
         let by_token = |x: ByToken<f32>| Array { shape: vec![b, t, x.width], numbers: Numbers::F32(x.values) };
         let mut out =
             vec![("logits".into(), by_token(self.logits)), ("final_hidden".into(), by_token(self.final_hidden))];
@@ -261,9 +285,10 @@ impl Record {
 
 /// Which slots of which rows a pass was about.
 struct Place<'a> {
-    left_pad: &'a [usize],
+    b: usize,
     t: usize,
-    pass: Range<usize>,
+    /// Of each row; empty where it took no part.
+    slots: &'a [Range<usize>],
 }
 
 /// Numbers per token, `[b, t, width]`; 0 in the padding.
@@ -274,22 +299,20 @@ struct ByToken<T> {
 }
 
 impl<T: Copy + Default> ByToken<T> {
-    /// Puts the values `[b, s, width]` of a pass into their place, those of padding left out.
+    /// Puts the values `[tokens, width]` of a pass into their place, row after row.
     fn place(&mut self, place: &Place<'_>, values: &[T]) {
-        let (b, t, s) = (place.left_pad.len(), place.t, place.pass.len());
         if self.values.is_empty() {
-            self.width = values.len() / (b * s).max(1);
-            self.values = vec![T::default(); b * t * self.width];
+            let tokens: usize = place.slots.iter().map(ExactSizeIterator::len).sum();
+            self.width = values.len() / tokens.max(1);
+            self.values = vec![T::default(); place.b * place.t * self.width];
         }
         if self.width == 0 {
             return;
         }
-        let rows = self.values.chunks_mut(t * self.width).zip(values.chunks(s * self.width)).zip(place.left_pad);
-        for ((to, from), &pad) in rows {
-            let slots = to.chunks_mut(self.width).skip(place.pass.start).zip(from.chunks(self.width));
-            for (to, from) in slots.skip(pad.saturating_sub(place.pass.start)) {
-                to.copy_from_slice(from);
-            }
+        let mut values = values.chunks(self.width);
+        for (to, slots) in self.values.chunks_mut(place.t * self.width).zip(place.slots) {
+            let to = to.chunks_mut(self.width).skip(slots.start).take(slots.len());
+            to.zip(&mut values).for_each(|(to, from)| to.copy_from_slice(from));
         }
     }
 }
@@ -323,11 +346,10 @@ mod tests {
 
     #[test]
     fn padding_stays_zero() {
-        let left_pad = [0, 2];
         let mut record = ByToken::default();
-        for (pass, values) in [(0..1, vec![1, 2, 3, 4]), (1..4, (5..17).collect())] {
-            record.place(&Place { left_pad: &left_pad, t: 4, pass }, &values);
+        for (slots, values) in [([0..1, 0..0], vec![1, 2]), ([1..4, 2..4], (3..13).collect())] {
+            record.place(&Place { b: 2, t: 4, slots: &slots }, &values);
         }
-        assert_eq!(record.values, [1, 2, 5, 6, 7, 8, 9, 10, 0, 0, 0, 0, 13, 14, 15, 16]);
+        assert_eq!(record.values, [1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 9, 10, 11, 12]);
     }
 }

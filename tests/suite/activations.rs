@@ -57,18 +57,17 @@ fn one_pass<B: CompactBackend>(model: &CausalLm<B>, case: &Case<'_>, float: Floa
     let (mut worst, mut moved) = (0f32, 0);
     for (l, hidden) in out.hidden.iter().enumerate() {
         let key = format!("hidden.{l}");
-        let got = Numbers::of(hidden).at_positions(&at_hidden);
+        let got = hidden.at_positions(&at_hidden);
         let off = off(&got, case.need(&key), &known, &at_hidden, t) / rounding;
         assert!(off <= allowed, "{float} {}: off by {off} roundings, allowed {allowed}", case.label(&key));
         worst = worst.max(off);
         if let (Some(trace), Some(options)) = (out.depth.get(l), &model.architecture().crest) {
-            let steps: Vec<usize> = Numbers::of(&trace.steps.clone().float()).indices();
+            let steps = trace.steps.indices();
             moved += halted_elsewhere(case, l, &steps, &mut known, t, options, rounding);
         }
     }
-    let got = Numbers::of(&out.final_hidden);
-    let final_hidden = off(&got, case.need("final_hidden"), &known, &all, t) / rounding;
-    let got = Numbers::of(out.logits.as_ref().expect("logits")).at_positions(&at_logits);
+    let final_hidden = off(&out.final_hidden, case.need("final_hidden"), &known, &all, t) / rounding;
+    let got = out.logits.at_positions(&at_logits);
     let logits = off(&got, case.need("logits"), &known, &at_logits, t) / rounding;
     println!(
         "{float} {}: {worst:.1} roundings in the layers, {final_hidden:.1} after the norm, logits {logits:.1}; {moved} of {} \
@@ -148,8 +147,8 @@ fn continuation<B: CompactBackend>(
     let (prompt, tokens) = (&case.ids()[0], case.need("greedy").ids());
     let run = |model: &CausalLm<B>| -> Vec<Vec<f32>> {
         let mut cache = model.new_cache(KvFormat::F16);
-        let first = model.prefill(&[prompt], &mut cache, DEFAULT_CHUNK).expect("a prompt");
-        let others = tokens.iter().map(|&id| model.decode(&[id], &mut cache).expect("a token"));
+        let first = model.prefill(prompt, &mut cache, DEFAULT_CHUNK).expect("a prompt");
+        let others = tokens.iter().map(|&id| model.decode(id, &mut cache).expect("a token"));
         std::iter::once(first).chain(others).map(|logits| Numbers::of(&logits).values).collect()
     };
     let (mut worst, mut others) = (0f32, 0);

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
+use emberlm::model::cache::Cache;
 use emberlm::model::config::{CrestOverrides, Family};
-use emberlm::model::{CausalLm, Pretrained, WeightOptions};
+use emberlm::model::{CausalLm, ForwardOptions, ForwardOutput, LogitsFor, Pretrained, Span, WeightOptions};
 use emberlm::quant::CompactBackend;
+use emberlm::quant::kv::KvFormat;
 use safetensors::{Dtype, SafeTensors};
 
 /// Named tensors of a `.safetensors` file, as numbers.
@@ -82,6 +84,21 @@ impl Numbers {
             value.iter_mut().for_each(|x| *x *= keep);
         }
         self
+    }
+
+    /// `[tokens, ..]` of sequences one after the other as `[b, t, ..]`, each at the end of its row of `t`, 0 before it.
+    pub fn in_rows(&self, lengths: &[usize], t: usize) -> Self {
+        let width: usize = self.shape[1..].iter().product();
+        let mut values = Vec::with_capacity(lengths.len() * t * width);
+        let mut rest = self.values.as_slice();
+        for length in lengths {
+            let (row, after) = rest.split_at(length * width);
+            values.extend(std::iter::repeat_n(0.0, (t - length) * width).chain(row.iter().copied()));
+            rest = after;
+        }
+        assert!(rest.is_empty(), "{} numbers too many", rest.len());
+        let shape = [&[lengths.len(), t], &self.shape[1..]].concat();
+        Self { shape, values }
     }
 
     pub fn largest(&self) -> f32 {
@@ -192,6 +209,11 @@ impl Case<'_> {
         ids.ids().chunks(ids.shape[1]).map(<[u32]>::to_vec).collect()
     }
 
+    /// The tokens of each row without its padding.
+    pub fn sequences(&self) -> Vec<Vec<u32>> {
+        self.ids().iter().zip(self.left_pad()).map(|(row, pad)| row[pad..].to_vec()).collect()
+    }
+
     /// 1 for a token, 0 for padding: `[b * t]`.
     pub fn mask(&self) -> Vec<f32> {
         self.need("attention_mask").values.clone()
@@ -202,6 +224,39 @@ impl Case<'_> {
         let mask = self.need("attention_mask");
         mask.values.chunks(mask.shape[1]).map(|row| row.iter().take_while(|&&x| x == 0.0).count()).collect()
     }
+}
+
+/// Passes over several sequences, one span for each that takes part.
+pub struct Rows<'a, B: CompactBackend> {
+    pub model: &'a CausalLm<B>,
+    pub caches: Vec<Cache<B>>,
+}
+
+impl<'a, B: CompactBackend> Rows<'a, B> {
+    /// Empty caches; the positions of sequence `i` begin at `begin[i]`.
+    pub fn new(model: &'a CausalLm<B>, format: KvFormat, begin: &[usize]) -> Self {
+        let cache = |&position: &usize| {
+            let mut cache = model.new_cache(format);
+            cache.begin_at(position).expect("an empty cache");
+            cache
+        };
+        Self { model, caches: begin.iter().map(cache).collect() }
+    }
+
+    /// Feeds each sequence these tokens, some of them none.
+    pub fn pass(&mut self, tokens: &[&[u32]], options: ForwardOptions) -> ForwardOutput<B> {
+        let spans = self.caches.iter_mut().zip(tokens).filter(|(_, tokens)| !tokens.is_empty());
+        let mut spans: Vec<_> = spans.map(|(cache, tokens)| Span { tokens: tokens.len(), cache }).collect();
+        let ids = self.model.ids(&tokens.concat()).expect("ids");
+        self.model.forward(ids, &mut spans, options).expect("a pass")
+    }
+}
+
+/// Logits of every token of a text, `[1, n, vocabulary]`.
+pub fn all_logits<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32]) -> Numbers {
+    let options = ForwardOptions { logits: LogitsFor::All, hidden: false };
+    let out = Rows::new(model, KvFormat::F32, &[0]).pass(&[ids], options);
+    Numbers::of(&out.logits.expect("logits")).in_rows(&[ids.len()], ids.len())
 }
 
 /// Bound of absolute differences of logits, by the fixtures' README; devices sum in other orders.

@@ -1,14 +1,15 @@
 //! Models against the goldens of their fixture folders.
 
+use burn::tensor::Tensor;
 use emberlm::model::cache::LayerCache;
 use emberlm::model::config::CrestOverrides;
 use emberlm::model::sampling::{Sampler, SamplingConfig};
-use emberlm::model::{CausalLm, DEFAULT_CHUNK, DepthTrace, ForwardOptions, ForwardOutput, LogitsFor, WeightOptions};
+use emberlm::model::{CausalLm, DEFAULT_CHUNK, DepthTrace, ForwardOptions, LogitsFor, WeightOptions};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::{KvFormat, KvStore};
 use emberlm::quant::reference;
 
-use super::fixture::{Case, Fixture, Numbers, logit_tolerance};
+use super::fixture::{Case, Fixture, Numbers, Rows, logit_tolerance};
 
 /// Bound of `crest.halt` and `crest.weights`.
 const HALT: f32 = 1e-4;
@@ -16,25 +17,50 @@ const HALT: f32 = 1e-4;
 /// Relative to the largest magnitude of the tensor, at least 1.
 const HIDDEN: f32 = 1e-4;
 
-pub(super) fn whole<B: CompactBackend>(model: &CausalLm<B>, case: &Case<'_>) -> ForwardOutput<B> {
-    let ids = case.ids();
-    let rows: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
-    let mut cache = model.new_batch_cache(KvFormat::F32, case.left_pad());
-    let ids = model.ids(&rows).expect("ids");
-    let options = ForwardOptions { logits: LogitsFor::All, hidden: true };
-    model.forward(ids, &mut cache, options).expect("a pass")
+/// What one pass over the rows of a case gives, `[b, t, ..]` as the goldens have it; 0 in the padding.
+pub(super) struct Whole {
+    pub hidden: Vec<Numbers>,
+    pub final_hidden: Numbers,
+    pub logits: Numbers,
+    pub depth: Vec<Depth>,
 }
 
-/// `[b, t, ..]` of a record of `b * t` tokens.
-fn by_token(numbers: Vec<Numbers>, b: usize, t: usize) -> Numbers {
-    let per_token = numbers.len();
-    let mut values = vec![0.0; b * t * per_token];
-    for (k, step) in numbers.iter().enumerate() {
-        for (token, x) in step.values.iter().enumerate() {
-            values[token * per_token + k] = *x;
-        }
+/// Of one CREST layer.
+pub(super) struct Depth {
+    /// `[b, t]`.
+    pub steps: Numbers,
+    /// `[b, t, steps - 1]`.
+    pub halt: Numbers,
+    /// `[b, t, steps]`.
+    pub weights: Numbers,
+}
+
+/// All rows in one pass: a span each, whose positions begin where its padding ends.
+pub(super) fn whole<B: CompactBackend>(model: &CausalLm<B>, case: &Case<'_>) -> Whole {
+    let sequences = case.sequences();
+    let tokens: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+    let options = ForwardOptions { logits: LogitsFor::All, hidden: true };
+    let out = Rows::new(model, KvFormat::F32, &case.left_pad()).pass(&tokens, options);
+    let (lengths, t) = (sequences.iter().map(Vec::len).collect::<Vec<_>>(), case.ids()[0].len());
+    let in_rows = |numbers: &Numbers| numbers.in_rows(&lengths, t);
+    let depth = |trace: &DepthTrace<B>| {
+        let columns = |columns: &[Tensor<B, 1>]| in_rows(&by_token(columns.iter().map(Numbers::of).collect()));
+        let steps = Numbers::of(&trace.steps.clone().float());
+        Depth { steps: in_rows(&steps), halt: columns(&trace.halt), weights: columns(&trace.weights) }
+    };
+    Whole {
+        hidden: out.hidden.iter().map(|hidden| in_rows(&Numbers::of(hidden))).collect(),
+        final_hidden: in_rows(&Numbers::of(&out.final_hidden)),
+        logits: in_rows(&Numbers::of(&out.logits.expect("logits"))),
+        depth: out.depth.iter().map(depth).collect(),
     }
-    Numbers { shape: vec![b, t, per_token], values }
+}
+
+/// `[tokens, columns]`.
+fn by_token(columns: Vec<Numbers>) -> Numbers {
+    let tokens = columns.first().map_or(0, |column| column.values.len());
+    let values = (0..tokens).flat_map(|token| columns.iter().map(move |column| column.values[token])).collect();
+    Numbers { shape: vec![tokens, columns.len()], values }
 }
 
 /// Layer `l` of a golden `[L, ..]`.
@@ -43,22 +69,16 @@ pub(super) fn layer(golden: &Numbers, l: usize) -> Numbers {
     Numbers { shape: golden.shape[1..].to_vec(), values: golden.values[l * size..(l + 1) * size].to_vec() }
 }
 
-fn check_depth<B: CompactBackend>(case: &Case<'_>, prefix: &str, l: usize, trace: &DepthTrace<B>) {
-    let (mask, shape) = (case.mask(), case.need("input_ids").shape.clone());
-    let (b, t) = (shape[0], shape[1]);
+fn check_depth(case: &Case<'_>, prefix: &str, l: usize, depth: &Depth) {
     let at = |what: &str| case.label(&format!("{prefix}crest.{what} of layer {l}"));
     let golden = |what: &str| case.get(&format!("{prefix}crest.{what}")).map(|golden| layer(golden, l));
 
-    let halt = by_token(trace.halt.iter().map(Numbers::of).collect(), b, t).masked(&mask);
     if let Some(golden) = golden("halt") {
-        halt.assert_close(&at("halt"), &golden, HALT);
+        depth.halt.assert_close(&at("halt"), &golden, HALT);
     }
-    let steps =
-        Numbers { shape: vec![b, t], values: trace.steps.to_data().convert::<f32>().into_vec().expect("numbers") };
-    steps.masked(&mask).assert_close(&at("steps"), &golden("steps").expect("steps"), 0.0);
+    depth.steps.assert_close(&at("steps"), &golden("steps").expect("steps"), 0.0);
     if let Some(golden) = golden("weights") {
-        let weights = by_token(trace.weights.iter().map(Numbers::of).collect(), b, t).masked(&mask);
-        weights.assert_close(&at("weights"), &golden, HALT);
+        depth.weights.assert_close(&at("weights"), &golden, HALT);
     }
 }
 
@@ -74,20 +94,18 @@ pub fn whole_pass<B: CompactBackend>(device: &B::Device) {
             for (l, hidden) in out.hidden.iter().enumerate() {
                 let key = format!("hidden.{l}");
                 let golden = case.need(&key);
-                let got = Numbers::of(hidden).masked(&mask).at_positions(&positions);
+                let got = hidden.at_positions(&positions);
                 got.assert_close(&case.label(&key), golden, HIDDEN * golden.largest().max(1.0));
                 if let Some(trace) = out.depth.get(l) {
                     check_depth(&case, "", l, trace);
                 }
             }
             let golden = case.need("final_hidden");
-            let got = Numbers::of(&out.final_hidden).masked(&mask);
-            got.assert_close(&case.label("final_hidden"), golden, HIDDEN * golden.largest().max(1.0));
+            out.final_hidden.assert_close(&case.label("final_hidden"), golden, HIDDEN * golden.largest().max(1.0));
 
-            let logits = Numbers::of(out.logits.as_ref().expect("logits"));
             let tolerance = logit_tolerance::<B>(family);
-            check_argmax(&case, &logits, &mask, tolerance);
-            let kept = logits.masked(&mask).at_positions(&case.need("positions").indices());
+            check_argmax(&case, &out.logits, &mask, tolerance);
+            let kept = out.logits.at_positions(&case.need("positions").indices());
             kept.assert_close(&case.label("logits"), case.need("logits"), tolerance);
         }
     }
@@ -141,13 +159,13 @@ fn rows(golden: &Numbers) -> Vec<Vec<u32>> {
 
 /// 32 tokens per row, and the logits of the first row.
 fn continuation<B: CompactBackend>(model: &CausalLm<B>, case: &Case<'_>, penalty: f32) -> (Vec<Vec<u32>>, Vec<f32>) {
-    let (ids, pads) = (case.ids(), case.left_pad());
-    let prompt: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
-    let mut cache = model.new_batch_cache(KvFormat::F32, pads.clone());
-    let mut seen: Vec<Vec<u32>> = ids.iter().zip(&pads).map(|(row, &pad)| row[pad..].to_vec()).collect();
-    let mut tokens = vec![Vec::new(); ids.len()];
+    let mut seen = case.sequences();
+    let mut tokens = vec![Vec::new(); seen.len()];
     let mut kept = Vec::new();
-    let mut logits = model.prefill(&prompt, &mut cache, DEFAULT_CHUNK).expect("a prompt");
+    let mut rows = Rows::new(model, KvFormat::F32, &case.left_pad());
+    let last = ForwardOptions { logits: LogitsFor::Last, hidden: false };
+    let prompt: Vec<&[u32]> = seen.iter().map(Vec::as_slice).collect();
+    let mut logits = rows.pass(&prompt, last).logits.expect("logits");
     let config = SamplingConfig { repetition_penalty: penalty, ..SamplingConfig::greedy() };
     let mut sampler = Sampler::new(&config).expect("a sampler");
     for _ in 0..32 {
@@ -161,7 +179,8 @@ fn continuation<B: CompactBackend>(model: &CausalLm<B>, case: &Case<'_>, penalty
             tokens.push(best);
             next.push(best);
         }
-        logits = model.decode(&next, &mut cache).expect("a token");
+        let next: Vec<&[u32]> = next.chunks(1).collect();
+        logits = rows.pass(&next, last).logits.expect("logits");
     }
     (tokens, kept)
 }
@@ -174,7 +193,7 @@ pub fn prefill_cache<B: CompactBackend>(device: &B::Device) {
         let ids = case.ids();
         let kept = ids[0].len() - 6;
         let mut cache = model.new_cache(KvFormat::F32);
-        model.prefill(&[&ids[0][..kept]], &mut cache, DEFAULT_CHUNK).expect("a prompt");
+        model.prefill(&ids[0][..kept], &mut cache, DEFAULT_CHUNK).expect("a prompt");
         for l in 0..model.architecture().config.num_hidden_layers {
             let check = |got: Numbers, what: &str| {
                 let key = format!("prefill_cache.{l}.{what}");
@@ -188,8 +207,8 @@ pub fn prefill_cache<B: CompactBackend>(device: &B::Device) {
                         KvStore::F32(t) => Numbers::of(&t.clone().slice_dim(2, 0..kept)),
                         KvStore::F16(_) => panic!("an F32 cache was asked for"),
                     };
-                    check(filled(kv.k()), "key");
-                    check(filled(kv.v()), "value");
+                    check(filled(kv.k().expect("keys")), "key");
+                    check(filled(kv.v().expect("values")), "value");
                 }
                 LayerCache::DeltaNet(delta) => {
                     // The golden holds four columns; only the last three matter.
@@ -197,9 +216,9 @@ pub fn prefill_cache<B: CompactBackend>(device: &B::Device) {
                     let golden = case.need(&key);
                     let last: Vec<f32> = golden.values.chunks(4).flat_map(|column| column[1..].to_vec()).collect();
                     let golden = Numbers { shape: vec![1, golden.shape[1], 3], values: last };
-                    let got = Numbers::of(&delta.conv().clone().swap_dims(1, 2));
+                    let got = Numbers::of(&delta.conv().expect("inputs").clone().swap_dims(1, 2));
                     got.assert_close(&case.label(&key), &golden, HIDDEN * golden.largest().max(1.0));
-                    check(Numbers::of(delta.state()), "recurrent");
+                    check(Numbers::of(delta.state().expect("a state")), "recurrent");
                 }
             }
         }
@@ -216,9 +235,9 @@ pub fn decode_through_the_cache<B: CompactBackend>(device: &B::Device) {
         let golden = case.need("logits");
         let mut cache = model.new_cache(KvFormat::F32);
         let start = ids.len() - 6;
-        model.prefill(&[&ids[..start]], &mut cache, DEFAULT_CHUNK).expect("a prompt");
+        model.prefill(&ids[..start], &mut cache, DEFAULT_CHUNK).expect("a prompt");
         for (i, &id) in ids.iter().enumerate().skip(start) {
-            let got = Numbers::of(&model.decode(&[id], &mut cache).expect("a token"));
+            let got = Numbers::of(&model.decode(id, &mut cache).expect("a token"));
             let expected = golden.at_positions(&[i]);
             let got = Numbers { shape: expected.shape.clone(), values: got.values };
             got.assert_close(&case.label(&format!("logits decoded at {i}")), &expected, tolerance);
@@ -243,16 +262,18 @@ pub fn overrides<B: CompactBackend>(device: &B::Device) {
                 check_depth(&case, &format!("{name}."), l, trace);
             }
             let tolerance = logit_tolerance::<B>(model.architecture().config.family);
-            let logits = Numbers::of(&out.logits.expect("logits"));
-            logits.assert_close(&case.label(&format!("{name}.logits")), golden, tolerance);
+            out.logits.assert_close(&case.label(&format!("{name}.logits")), golden, tolerance);
 
             // The same, changed on a model that was loaded without the override.
             let mut model = fixture.load::<B>(device);
             let options = model.architecture().crest.clone().expect("a CREST model");
             let steps = depth.num_steps.unwrap_or(options.num_steps);
             model.set_depth(steps, depth.halt_enabled.unwrap_or(true), options.halt_threshold);
-            let logits = Numbers::of(&whole(&model, &case).logits.expect("logits"));
-            logits.assert_close(&case.label(&format!("{name}.logits by set_depth")), golden, tolerance);
+            whole(&model, &case).logits.assert_close(
+                &case.label(&format!("{name}.logits by set_depth")),
+                golden,
+                tolerance,
+            );
             checked += 1;
         }
     }
@@ -268,8 +289,7 @@ pub fn rounded<B: CompactBackend>(device: &B::Device) {
         let options = WeightOptions { round_to_stored: true, ..Default::default() };
         let model = fixture.load_with::<B>(&CrestOverrides::default(), options, device);
         let tolerance = logit_tolerance::<B>(model.architecture().config.family);
-        let logits = Numbers::of(&whole(&model, &case).logits.expect("logits"));
-        logits.assert_close(&case.label("logits_rounded"), golden, tolerance);
+        whole(&model, &case).logits.assert_close(&case.label("logits_rounded"), golden, tolerance);
         checked += 1;
     }
     assert!(checked >= 3, "no fixture has rounded goldens");
@@ -286,8 +306,8 @@ pub fn half_precision_cache<B: CompactBackend>(device: &B::Device) {
         let ids = case.ids();
         let logits = |format| {
             let mut cache = model.new_cache(format);
-            model.prefill(&[&ids[0]], &mut cache, 7).expect("a prompt");
-            let last = model.decode(&[ids[0][0]], &mut cache).expect("a token");
+            model.prefill(&ids[0], &mut cache, 7).expect("a prompt");
+            let last = model.decode(ids[0][0], &mut cache).expect("a token");
             (Numbers::of(&last), cache)
         };
         let (half, half_cache) = logits(KvFormat::F16);
@@ -296,7 +316,7 @@ pub fn half_precision_cache<B: CompactBackend>(device: &B::Device) {
         assert_ne!(half.values, exact.values, "{}: the cache was not rounded", fixture.name());
         assert!(half_cache.bytes() < exact_cache.bytes());
         if let (LayerCache::Attention(half), LayerCache::Attention(exact)) = (half_cache.layer(0), exact_cache.layer(0))
-            && let (KvStore::F16(half), KvStore::F32(exact)) = (half.k(), exact.k())
+            && let (KvStore::F16(half), KvStore::F32(exact)) = (half.k().expect("keys"), exact.k().expect("keys"))
         {
             let shape = exact.dims();
             let words = half.clone().reshape([shape.iter().product::<usize>() / 2]);

@@ -22,8 +22,8 @@ macro_rules! whole_suite {
             bodies: rope_scalings_and_biases, biases_by_config_and_tensors;
             units: crest_ffn, crest_ffn_parts, delta_rule, nf4, nano;
             invariants: prefill_is_prefill_and_decode, chunked_is_whole, chunked_is_whole_in_half_precision,
-                batch_is_its_rows, keys_compressed_before_rotation, snapshot_is_untouched, reset_is_new,
-                last_is_the_last_of_all, reserve_changes_nothing, cache_bytes_are_its_shapes, depth_set_is_depth_opened,
+                spans_are_their_sequences, another_first_position, uncached_is_cached, keys_compressed_before_rotation,
+                snapshot_is_untouched, reset_is_new, last_is_the_last_of_all, reserve_changes_nothing, cache_bytes_are_its_shapes, depth_set_is_depth_opened,
                 prompt_errors, forward_errors, caches_beyond_memory;
             kernels: reshape, linears, swiglu_mlp, norms, rotary, attention, store_beyond_half_precision, delta_net, halting;
             training: linear_gradients, norm_gradients, attention_gradients, delta_net_gradients, halting_gradients,
@@ -41,7 +41,7 @@ macro_rules! whole_suite {
             activations: half_precision;
             bodies: rope_scalings_and_biases;
             units: crest_ffn, crest_ffn_parts, delta_rule, nf4, nano;
-            invariants: prefill_is_prefill_and_decode, chunked_is_whole, batch_is_its_rows, keys_compressed_before_rotation,
+            invariants: prefill_is_prefill_and_decode, chunked_is_whole, spans_are_their_sequences, uncached_is_cached, keys_compressed_before_rotation,
                 snapshot_is_untouched, reset_is_new, last_is_the_last_of_all, depth_set_is_depth_opened, forward_errors;
             kernels: as_on_the_processor, store_beyond_half_precision;
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;

@@ -73,10 +73,7 @@ fn escaped(name: &str) -> String {
 }
 
 fn logits<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32]) -> Vec<f32> {
-    let options = ForwardOptions { logits: LogitsFor::All, hidden: false };
-    let ids = model.ids(&[ids]).expect("ids");
-    let out = model.forward(ids, &mut model.new_cache(KvFormat::F32), options).expect("a pass");
-    Numbers::of(&out.logits.expect("logits")).values
+    all_logits(model, ids).values
 }
 
 /// Models of plain floats: the names in the file are those of the checkpoint, what is loaded is what was saved, and the file

@@ -21,7 +21,7 @@ use emberlm::quant::modules::{Linear, SwiGlu};
 use emberlm::quant::ops::{AttentionShape, DeltaRule};
 use emberlm::quant::packed::PackedWeight;
 
-use super::fixture::Numbers;
+use super::fixture::{Numbers, Rows};
 use super::random::Random;
 
 type Gradients<B> = <Autodiff<B> as AutodiffBackend>::Gradients;
@@ -234,12 +234,9 @@ pub fn a_cache_of_halves_keeps_gradients<B: CompactBackend>(device: &B::Device) 
     assert!(matches!(KvStore::<B>::new(KvFormat::F16, [1, 1, 1, 2], device), KvStore::F16(_)));
 
     let model = new_model::<B>(device);
-    let rows = [[3, 1, 4, 1, 5].as_slice()];
     let gradients = |format| {
-        let mut cache = model.new_cache(format);
-        let ids = model.ids(&rows).expect("ids");
         let options = ForwardOptions { logits: LogitsFor::All, hidden: false };
-        let out = model.forward(ids, &mut cache, options).expect("a pass");
+        let out = Rows::new(&model, format, &[0]).pass(&[&[3, 1, 4, 1, 5]], options);
         let gradients = GradientsParams::from_grads(out.logits.expect("logits").square().mean().backward(), &model);
         let mut found = Norms { gradients: &gradients, norms: Vec::new() };
         burn::module::Module::<Ad<B>>::visit(&model, &mut found);
@@ -399,13 +396,9 @@ fn new_model<B: CompactBackend>(device: &B::Device) -> CausalLm<Ad<B>> {
 
 /// Logits of every position, `[b * s, vocabulary]`.
 fn logits<B: CompactBackend>(model: &CausalLm<B>, rows: &[Vec<u32>]) -> Tensor<B, 2> {
-    let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
-    let mut cache = model.new_batch_cache(KvFormat::F32, vec![0; rows.len()]);
     let options = ForwardOptions { logits: LogitsFor::All, hidden: false };
-    let ids = model.ids(&rows).expect("ids");
-    let logits = model.forward(ids, &mut cache, options).expect("a pass").logits.expect("logits");
-    let [b, s, v] = logits.dims();
-    logits.reshape([b * s, v])
+    let ids = model.ids(&rows.concat()).expect("ids").reshape([rows.len(), rows[0].len()]);
+    model.forward_uncached(ids, options).expect("a pass").logits.expect("logits")
 }
 
 /// Parameters that an optimiser step leaves where they were.

@@ -1,6 +1,5 @@
 //! A causal language model of any family: token ids in, logits out, a cache in between.
 
-use std::cell::OnceCell;
 use std::sync::Arc;
 
 use burn::module::Module;
@@ -8,18 +7,16 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use emberlm_quant::CompactBackend;
 use emberlm_quant::host::FloatType;
-use emberlm_quant::kv::{KvFormat, Rotary};
+use emberlm_quant::kv::KvFormat;
 use emberlm_quant::modules::Linear;
 
 use crate::architecture::Architecture;
 use crate::cache::Cache;
-use crate::crest::DepthTrace;
-use crate::decoder::{Decoder, FeedForward};
 use crate::error::{Error, Result};
 use crate::limits::{check_device, check_pass};
 use crate::loader::{self, Loader, WeightOptions, WeightSource};
+use crate::nn::{Decoder, DepthTrace, FeedForward, ForwardContext, RotaryEmbedding};
 use crate::plan::{LoadPlan, Progress};
-use crate::rope::RotaryEmbedding;
 
 /// Tokens per pass when a long prompt is fed in.
 pub const DEFAULT_CHUNK: usize = 512;
@@ -72,33 +69,6 @@ pub struct ForwardOutput<B: Backend> {
     pub final_hidden: Tensor<B, 3>,
     /// Per CREST layer, the depth of each of the `b * s` tokens.
     pub depth: Vec<DepthTrace<B>>,
-}
-
-/// What the layers need to know about the tokens of one pass.
-pub(crate) struct Step<B: Backend> {
-    /// Slots before the new ones.
-    pub past: usize,
-    /// Of the new positions.
-    pub rotary: Rotary<B>,
-    /// `[b]`, where rows are padded.
-    pub left_pad: Option<Tensor<B, 1, Int>>,
-    /// `[b, s, 1]`: 0 in the padding; absent when no new slot is padding.
-    pub token_mask: Option<Tensor<B, 3>>,
-    /// The type of the residual stream and of all that is made from it.
-    pub activations: DType,
-    new: usize,
-    /// Tokens that the rotation counts on.
-    length: usize,
-    embedding: RotaryEmbedding,
-    device: B::Device,
-    from_start: OnceCell<Rotary<B>>,
-}
-
-impl<B: Backend> Step<B> {
-    /// Of every position up to the last new one.
-    pub fn rotary_from_start(&self) -> Rotary<B> {
-        self.from_start.get_or_init(|| self.embedding.at(0, self.past + self.new, self.length, &self.device)).clone()
-    }
 }
 
 impl<B: CompactBackend> CausalLm<B> {
@@ -258,21 +228,8 @@ impl<B: CompactBackend> CausalLm<B> {
         self.check_pass(&ids, cache, options.logits)?;
         let [_, s] = ids.dims();
         cache.make_room(s)?;
-        let (past, device) = (cache.len(), ids.device());
-        let length = (past + s).max(cache.expected());
-        let step = Step {
-            past,
-            rotary: self.rotary.at(past, s, length, &device),
-            left_pad: cache.left_pad(),
-            token_mask: cache.token_mask(s),
-            activations: self.activations.into(),
-            new: s,
-            length,
-            embedding: self.rotary.clone(),
-            device,
-            from_start: OnceCell::new(),
-        };
-        let (final_hidden, kept) = self.model.forward(ids, &step, cache, options.hidden);
+        let context = ForwardContext::new(cache, s, &self.rotary, self.activations.into(), ids.device());
+        let (final_hidden, kept) = self.model.forward(ids, &context, cache, options.hidden);
         cache.advance(s);
         let logits = match options.logits {
             LogitsFor::Nothing => None,

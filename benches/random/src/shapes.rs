@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::architecture::Architecture;
-use crate::config::{
+use emberlm_model::config::{
     CrestConfig, CrestFound, CrestOptions, CrestOverrides, KvCodec, KvCompression, KvCompressionConfig,
     KvCompressionFound, KvTarget, ModelConfig,
 };
-use crate::error::{Error, Result};
+use emberlm_model::{Architecture, Error, Result};
 
 /// Names and configs. `lean-8b` compresses the values of its upper half with codes of 4 (sizes of the published 70B
 /// sibling; those of the 8B are not published).

@@ -3,17 +3,13 @@
 //! Numbers have the spread of an initialised model, so that activations stay in range; they mean nothing.
 
 use bytes::Bytes;
+use emberlm_model::checkpoint::StorageKind;
+use emberlm_model::{Architecture, QuantizeOnLoad, Result, SourceEntry, WeightSource};
 use emberlm_quant::format;
 use emberlm_quant::host::{
     FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight, on_threads, weight_buffer,
 };
 use rayon::prelude::*;
-
-use crate::architecture::Architecture;
-use crate::checkpoint::StorageKind;
-use crate::error::Result;
-use crate::loader::{SourceEntry, WeightSource};
-use crate::plan::QuantizeOnLoad;
 
 /// Standard deviation of a weight.
 const SPREAD: f32 = 0.02;

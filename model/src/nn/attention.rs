@@ -11,14 +11,14 @@ use emberlm_quant::kv::{KeyValue, KvStore, Rotary};
 use emberlm_quant::modules::{Linear, forward_all};
 use emberlm_quant::ops::AttentionShape;
 
+use super::forward_context::ForwardContext;
+use super::kv_compressor::KvCompressor;
+use super::norm::RmsNorm;
 use crate::architecture::Architecture;
 use crate::cache::AttentionCache;
-use crate::causal_lm::Step;
 use crate::config::{Family, KStage, KvTarget};
 use crate::error::Result;
-use crate::kv_compressor::KvCompressor;
 use crate::loader::{Bias, Loader};
-use crate::norm::RmsNorm;
 
 /// Grouped-query attention of one layer.
 #[derive(Module, Debug)]
@@ -85,7 +85,12 @@ impl<B: CompactBackend> Attention<B> {
     ///
     /// # Shapes
     /// `[b, s, hidden] -> [b, s, hidden]`
-    pub(crate) fn forward(&self, x: Tensor<B, 3>, step: &Step<B>, cache: &mut AttentionCache<B>) -> Tensor<B, 3> {
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        context: &ForwardContext<B>,
+        cache: &mut AttentionCache<B>,
+    ) -> Tensor<B, 3> {
         let [b, s, _] = x.dims();
         let (nh, nkv, hd) = (self.num_attention_heads, self.num_key_value_heads, self.head_dim);
 
@@ -98,29 +103,29 @@ impl<B: CompactBackend> Attention<B> {
             (B::reshape(q, [b, s, nh, hd]), None)
         };
         let [k, v] = [k, v].map(|t| B::reshape(t, [b, s, nkv, hd]));
-        let q = B::rotary(normed(&self.q_norm, q), &step.rotary);
+        let q = B::rotary(normed(&self.q_norm, q), &context.rotary);
         let k = normed(&self.k_norm, k);
 
         let k = match (&self.k_compressor, self.k_stage) {
             (Some(compressor), KStage::PreRope) => compressor.encode(k),
-            (Some(compressor), KStage::PostRope) => compressor.encode(B::rotary(k, &step.rotary)),
-            (None, _) => B::rotary(k, &step.rotary),
+            (Some(compressor), KStage::PostRope) => compressor.encode(B::rotary(k, &context.rotary)),
+            (None, _) => B::rotary(k, &context.rotary),
         };
         let v = match &self.v_compressor {
             Some(compressor) => compressor.encode(v),
             None => v,
         };
-        cache.append(k, v, step.past);
+        cache.append(k, v, context.past);
 
         // Keys compressed before rotation are rotated after decoding, all of them.
         let key_rotary = match (&self.k_compressor, self.k_stage) {
-            (Some(_), KStage::PreRope) => Some(step.rotary_from_start()),
+            (Some(_), KStage::PreRope) => Some(context.rotary_from_start()),
             _ => None,
         };
         let k = key_value(cache.k(), &self.k_compressor, key_rotary.as_ref());
         let v = key_value(cache.v(), &self.v_compressor, None);
-        let shape = AttentionShape { past: step.past, kv_heads: nkv, scale: (hd as f64).powf(-0.5) };
-        let o = B::reshape(B::cached_attention(q, k, v, step.left_pad.clone(), shape), [b * s, nh * hd]);
+        let shape = AttentionShape { past: context.past, kv_heads: nkv, scale: (hd as f64).powf(-0.5) };
+        let o = B::reshape(B::cached_attention(q, k, v, context.left_pad.clone(), shape), [b * s, nh * hd]);
         let o = match gate {
             Some(gate) => B::sigmoid_gate(o, gate),
             None => o,

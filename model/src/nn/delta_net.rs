@@ -10,12 +10,12 @@ use emberlm_quant::CompactBackend;
 use emberlm_quant::modules::{Linear, forward_all};
 use emberlm_quant::ops::DeltaRule;
 
+use super::forward_context::ForwardContext;
+use super::norm::RmsNorm;
 use crate::cache::DeltaNetCache;
-use crate::causal_lm::Step;
 use crate::config::{LinearAttentionConfig, ModelConfig};
 use crate::error::Result;
 use crate::loader::{Bias, Loader};
-use crate::norm::RmsNorm;
 
 /// The linear attention of one layer.
 #[derive(Module, Debug)]
@@ -76,14 +76,19 @@ impl<B: CompactBackend> GatedDeltaNet<B> {
     ///
     /// # Shapes
     /// `[b, s, hidden] -> [b, s, hidden]`
-    pub(crate) fn forward(&self, x: Tensor<B, 3>, step: &Step<B>, cache: &mut DeltaNetCache<B>) -> Tensor<B, 3> {
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        context: &ForwardContext<B>,
+        cache: &mut DeltaNetCache<B>,
+    ) -> Tensor<B, 3> {
         let [b, s, _] = x.dims();
         let LinearAttentionConfig {
             num_key_heads: hk, num_value_heads: hv, key_head_dim: dk, value_head_dim: dv, ..
         } = self.dims;
         let (kd, vd) = (hk * dk, hv * dv);
         // Padding must leave the convolution and the state as if it were not there.
-        let x = match &step.token_mask {
+        let x = match &context.token_mask {
             Some(mask) => {
                 let mask = mask.clone().cast(x.dtype());
                 x * mask

@@ -6,16 +6,16 @@ use burn::tensor::{Int, Tensor};
 use emberlm_quant::CompactBackend;
 use emberlm_quant::modules::{Embedding, SwiGlu};
 
+use super::attention::Attention;
+use super::crest::{CrestFfn, DepthTrace};
+use super::delta_net::GatedDeltaNet;
+use super::forward_context::ForwardContext;
+use super::norm::RmsNorm;
 use crate::architecture::Architecture;
-use crate::attention::Attention;
 use crate::cache::{Cache, LayerCache};
-use crate::causal_lm::Step;
 use crate::config::LayerType;
-use crate::crest::{CrestFfn, DepthTrace};
-use crate::delta_net::GatedDeltaNet;
 use crate::error::Result;
 use crate::loader::Loader;
-use crate::norm::RmsNorm;
 
 /// Embedding, layers and last norm; the fields are named as in checkpoints.
 #[derive(Module, Debug)]
@@ -78,18 +78,18 @@ impl<B: CompactBackend> Decoder<B> {
     pub(crate) fn forward(
         &self,
         ids: Tensor<B, 2, Int>,
-        step: &Step<B>,
+        context: &ForwardContext<B>,
         cache: &mut Cache<B>,
         keep_hidden: bool,
     ) -> (Tensor<B, 3>, Intermediates<B>) {
-        let mut x = Residual { sum: self.embed_tokens.forward(ids).cast(step.activations), term: None };
+        let mut x = Residual { sum: self.embed_tokens.forward(ids).cast(context.activations), term: None };
         let mut kept = Intermediates { hidden: Vec::new(), depth: Vec::new() };
         for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
             if keep_hidden {
                 kept.hidden.push(x.clone().value());
             }
             let depth;
-            (x, depth) = layer.forward(x, step, cache);
+            (x, depth) = layer.forward(x, context, cache);
             kept.depth.extend(depth);
         }
         if keep_hidden {
@@ -154,14 +154,14 @@ impl<B: CompactBackend> DecoderLayer<B> {
     fn forward(
         &self,
         x: Residual<B>,
-        step: &Step<B>,
+        context: &ForwardContext<B>,
         cache: &mut LayerCache<B>,
     ) -> (Residual<B>, Option<DepthTrace<B>>) {
         let (x, normed) = x.normed(&self.input_layernorm);
         let [b, s, h] = normed.dims();
         let mixed = match (&self.self_attn, &self.linear_attn, cache) {
-            (Some(attention), _, LayerCache::Attention(cache)) => attention.forward(normed, step, cache),
-            (_, Some(delta_net), LayerCache::DeltaNet(cache)) => delta_net.forward(normed, step, cache),
+            (Some(attention), _, LayerCache::Attention(cache)) => attention.forward(normed, context, cache),
+            (_, Some(delta_net), LayerCache::DeltaNet(cache)) => delta_net.forward(normed, context, cache),
             _ => unreachable!("the cache was made by another model"),
         };
         let (x, normed) = x.plus(mixed).normed(&self.post_attention_layernorm);

@@ -3,10 +3,18 @@
 //! Full attention keeps keys and values (or the codes they were compressed to), linear attention the last inputs of its
 //! convolution and its state. Slots are the same for every row of the batch; shorter rows are padded on the left.
 
+mod layer;
+mod shape;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Distribution, Int, Tensor, TensorData};
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::{KvFormat, KvStore};
+
+use layer::new_layer;
+pub use layer::{AttentionCache, DeltaNetCache, LayerCache};
+use shape::bytes_of;
+pub use shape::{KvShape, LayerCacheShape};
 
 use crate::error::{Error, Result};
 use crate::limits::buffer_limit;
@@ -16,173 +24,6 @@ const GROWTH: usize = 256;
 
 /// Of the numbers that stand in for tokens.
 const NOISE: Distribution = Distribution::Uniform(-1.0, 1.0);
-
-/// What one layer keeps per token or per sequence; the shapes of a [`Cache`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LayerCacheShape {
-    /// `heads` vectors of `width` numbers per token for keys and for values.
-    Attention {
-        /// Of the keys.
-        k: KvShape,
-        /// Of the values.
-        v: KvShape,
-    },
-    /// A fixed size per sequence.
-    DeltaNet {
-        /// Inputs of the convolution kept, its width less one.
-        conv_tail: usize,
-        /// Channels of the convolution.
-        conv_channels: usize,
-        /// `[heads, key_dim, value_dim]` of the state.
-        state: [usize; 3],
-    },
-}
-
-/// What is stored per token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvShape {
-    /// One vector of `width` for each of `heads`, in the cache's format.
-    Heads {
-        /// Key-value heads.
-        heads: usize,
-        /// Head size.
-        width: usize,
-    },
-    /// `count` codes of `width` numbers, always F32: they are a few bytes and stand for whole vectors.
-    Codes {
-        /// One for all heads, or one for each.
-        count: usize,
-        /// Numbers per code.
-        width: usize,
-    },
-}
-
-impl KvShape {
-    fn store<B: Backend>(self, format: KvFormat, batch: usize, capacity: usize, device: &B::Device) -> KvStore<B> {
-        match self {
-            Self::Heads { heads, width } => KvStore::new(format, [batch, heads, capacity, width], device),
-            Self::Codes { count, width } => KvStore::new(KvFormat::F32, [batch, count, capacity, width], device),
-        }
-    }
-
-    fn bytes_per_token(self, format: KvFormat) -> usize {
-        match (self, format) {
-            (Self::Heads { heads, width }, KvFormat::F16) if width.is_multiple_of(2) => bytes_of(&[heads, width]) / 2,
-            (Self::Heads { heads, width }, _) => bytes_of(&[heads, width]),
-            (Self::Codes { count, width }, _) => bytes_of(&[count, width]),
-        }
-    }
-}
-
-/// Of F32 numbers.
-fn bytes_of(shape: &[usize]) -> usize {
-    shape.iter().fold(4usize, |bytes, &side| bytes.saturating_mul(side))
-}
-
-impl LayerCacheShape {
-    /// Bytes that grow with every token.
-    pub fn bytes_per_token(&self, format: KvFormat) -> usize {
-        match self {
-            Self::Attention { k, v } => k.bytes_per_token(format) + v.bytes_per_token(format),
-            Self::DeltaNet { .. } => 0,
-        }
-    }
-
-    /// Bytes per sequence, whatever its length.
-    pub fn fixed_bytes(&self) -> usize {
-        match self {
-            Self::Attention { .. } => 0,
-            Self::DeltaNet { conv_tail, conv_channels, state } => {
-                bytes_of(&[*conv_tail, *conv_channels]).saturating_add(bytes_of(state))
-            }
-        }
-    }
-}
-
-/// Keys and values of one attention layer.
-#[derive(Clone, Debug)]
-pub struct AttentionCache<B: Backend> {
-    /// `None` only while an append owns the store.
-    k: Option<KvStore<B>>,
-    v: Option<KvStore<B>>,
-    /// Of the model, for messages.
-    layer: usize,
-}
-
-impl<B: CompactBackend> AttentionCache<B> {
-    /// Appends keys and values `[b, s, heads, width]` of new tokens at slot `at`.
-    pub(crate) fn append(&mut self, k: Tensor<B, 4>, v: Tensor<B, 4>, at: usize) {
-        // The store is moved out, so that the operation owns it and can write in place.
-        self.k = self.k.take().map(|store| self.store("keys", store, k, at));
-        self.v = self.v.take().map(|store| self.store("values", store, v, at));
-    }
-
-    fn store(&self, what: &str, store: KvStore<B>, new: Tensor<B, 4>, at: usize) -> KvStore<B> {
-        let halves = matches!(store, KvStore::F16(_));
-        let store = B::store_kv(store, new, at);
-        if halves && matches!(store, KvStore::F32(_)) {
-            tracing::warn!(
-                "layer {}: {what} are beyond 65504, where the F16 of the cache ends, and are kept in F32 from here on; \
-                 a cache of F32 (--cache-type f32) is exact from the first token",
-                self.layer
-            );
-        }
-        store
-    }
-
-    /// Stored keys or their codes.
-    pub fn k(&self) -> &KvStore<B> {
-        self.k.as_ref().expect("a store is only absent inside append")
-    }
-
-    /// Stored values or their codes.
-    pub fn v(&self) -> &KvStore<B> {
-        self.v.as_ref().expect("a store is only absent inside append")
-    }
-
-    fn grow(&mut self, capacity: usize) {
-        self.k = self.k.take().map(|store| store.with_capacity(capacity));
-        self.v = self.v.take().map(|store| store.with_capacity(capacity));
-    }
-}
-
-/// State of one Gated DeltaNet layer. It cannot be rolled back, only copied.
-#[derive(Clone, Debug)]
-pub struct DeltaNetCache<B: Backend> {
-    /// `None` only while an operation owns the tensor.
-    pub(crate) conv: Option<Tensor<B, 3>>,
-    pub(crate) state: Option<Tensor<B, 4>>,
-}
-
-impl<B: Backend> DeltaNetCache<B> {
-    /// The last inputs of the convolution, oldest first: `[b, width - 1, channels]`.
-    pub fn conv(&self) -> &Tensor<B, 3> {
-        self.conv.as_ref().expect("absent only inside a pass")
-    }
-
-    /// `[b, value_heads, key_dim, value_dim]`.
-    pub fn state(&self) -> &Tensor<B, 4> {
-        self.state.as_ref().expect("absent only inside a pass")
-    }
-
-    /// Moved out, so that the operation owns it and can write in place.
-    pub(crate) fn take_conv(&mut self) -> Tensor<B, 3> {
-        self.conv.take().expect("absent only inside a pass")
-    }
-
-    pub(crate) fn take_state(&mut self) -> Tensor<B, 4> {
-        self.state.take().expect("absent only inside a pass")
-    }
-}
-
-/// What one layer keeps.
-#[derive(Clone, Debug)]
-pub enum LayerCache<B: Backend> {
-    /// Full attention.
-    Attention(AttentionCache<B>),
-    /// Linear attention.
-    DeltaNet(DeltaNetCache<B>),
-}
 
 /// Everything a batch of sequences keeps between calls.
 ///
@@ -426,28 +267,5 @@ impl<B: CompactBackend> Cache<B> {
             let mask: Vec<f32> = self.left_pad.iter().flat_map(slots).collect();
             Tensor::from_data(TensorData::new(mask, [self.batch, s, 1]), (&self.device, DType::F32))
         })
-    }
-}
-
-fn new_layer<B: Backend>(
-    layer: usize,
-    shape: LayerCacheShape,
-    format: KvFormat,
-    batch: usize,
-    capacity: usize,
-    device: &B::Device,
-) -> LayerCache<B> {
-    match shape {
-        LayerCacheShape::Attention { k, v } => LayerCache::Attention(AttentionCache {
-            k: Some(k.store(format, batch, capacity, device)),
-            v: Some(v.store(format, batch, capacity, device)),
-            layer,
-        }),
-        LayerCacheShape::DeltaNet { conv_tail, conv_channels, state: [heads, dk, dv] } => {
-            LayerCache::DeltaNet(DeltaNetCache {
-                conv: Some(Tensor::zeros([batch, conv_tail, conv_channels], (device, DType::F32))),
-                state: Some(Tensor::zeros([batch, heads, dk, dv], (device, DType::F32))),
-            })
-        }
     }
 }

@@ -2,9 +2,9 @@
 
 use cubecl::prelude::*;
 
-use super::half::half_to_float;
-use super::launch::{Buffer, MAX_ELEMENTS};
 use crate::check::elements as count;
+use crate::cube::half::half_to_float;
+use crate::cube::launch::{Buffer, MAX_ELEMENTS};
 
 /// A matrix `[n, k]`, row-major: n outputs, k inputs.
 #[derive(Clone, Debug)]

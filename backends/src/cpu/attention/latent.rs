@@ -4,13 +4,13 @@
 //! `q · (W₂ u_t + b₂) = (W₂ᵀ q) · u_t + q · b₂` and `Σ p_t (W₂ u_t + b₂) = W₂ Σ p_t u_t + b₂`: attention runs on `u`, which
 //! all heads share, and `W₂` touches each query once instead of each token.
 
-use super::Level;
-use super::attention::{Activation, Attention, CodeDecoder};
-use super::linear::{dequantize_rows, product};
-use super::simd::{Kernel, Simd, launch, math};
-use super::threads::for_each_chunk;
-use super::weight::{Matrix, Weight};
 use crate::check::elements;
+use crate::cpu::Level;
+use crate::cpu::attention::{Activation, Attention, CodeDecoder};
+use crate::cpu::matmul::linear::{dequantize_rows, product};
+use crate::cpu::matmul::weight::{Matrix, Weight};
+use crate::cpu::pool::threads::for_each_chunk;
+use crate::cpu::simd::{Kernel, Simd, launch, math};
 
 /// `u [b, t, h]` of every token seen; the codes themselves (`h = r`) without a hidden layer.
 pub(crate) fn hidden(level: Level, codes: &[f32], decoder: &CodeDecoder, p: &Attention) -> Vec<f32> {

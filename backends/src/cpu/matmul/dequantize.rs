@@ -1,8 +1,8 @@
 //! Part of a row of any storage as floats: what tables, tiles and the general path read.
 
-use super::dense::{self, Element};
-use super::simd::{Kernel, Simd};
-use super::weight::{CodeBook4, Matrix, Rows, Weight};
+use crate::cpu::matmul::dense::{self, Element};
+use crate::cpu::matmul::weight::{CodeBook4, Matrix, Rows, Weight};
+use crate::cpu::simd::{Kernel, Simd};
 
 /// Decodes elements `first..first + out.len()` of a row; the values are exact (one f32 product).
 pub(crate) struct Decode<'a> {

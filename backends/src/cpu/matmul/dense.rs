@@ -1,8 +1,8 @@
 //! Matrix-vector products on rows of floats, halves and bytes, a few columns of x at a time.
 
-use super::packed::MAX_COLUMNS;
-use super::simd::{Kernel, Simd};
-use super::threads::Output;
+use crate::cpu::matmul::packed::MAX_COLUMNS;
+use crate::cpu::pool::threads::Output;
+use crate::cpu::simd::{Kernel, Simd};
 
 /// How one element of a dense row is stored.
 pub(crate) trait Element: Copy + Sync {

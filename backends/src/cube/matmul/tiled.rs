@@ -4,10 +4,10 @@
 use cubecl::ir::{ElemType, StorageType, UIntKind};
 use cubecl::prelude::*;
 
-use super::cmma;
-use super::launch::{Buffer, UNITS, grid, grid_of_units};
-use super::linear::{Linear, eight_of_x};
-use super::weight::{Four, Packed, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor};
+use crate::cube::launch::{Buffer, UNITS, grid, grid_of_units};
+use crate::cube::matmul::cmma;
+use crate::cube::matmul::linear::{Linear, eight_of_x};
+use crate::cube::matmul::weight::{Four, Packed, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor};
 
 /// Rows of `x`, and of the weight, per cube.
 const TILE: u32 = 64;

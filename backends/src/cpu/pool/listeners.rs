@@ -26,8 +26,8 @@
 //!
 //! The test module `loom_model` checks 2 to 5 and 7 in every order of a few threads.
 
-use super::ahead::{Ahead, Fetch};
-use super::sync::{self, AtomicU64, Mutex, Ordering, Patience, UnsafeCell, pause};
+use crate::cpu::pool::ahead::{Ahead, Fetch};
+use crate::cpu::pool::sync::{self, AtomicU64, Mutex, Ordering, Patience, UnsafeCell, pause};
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

@@ -1,15 +1,15 @@
 //! A few rows of x on AVX2 and NEON: 64 codes at a time become signed bytes and are multiplied.
 
-use super::super::Level;
-use super::super::linear::Rows;
-use super::super::packed::{AHEAD, block_scales};
-use super::super::region::Region;
-use super::super::simd::bytes::{self, ByteKernel, Bytes};
-use super::super::threads::Output;
-use super::super::weight::{CodeBook4, Matrix, Weight};
 use super::book::{Book, Shift};
 use super::round::{Block, Detail};
 use super::{BLOCK, MAX_COLUMNS};
+use crate::cpu::Level;
+use crate::cpu::matmul::linear::Rows;
+use crate::cpu::matmul::packed::{AHEAD, block_scales};
+use crate::cpu::matmul::weight::{CodeBook4, Matrix, Weight};
+use crate::cpu::pool::region::Region;
+use crate::cpu::pool::threads::Output;
+use crate::cpu::simd::bytes::{self, ByteKernel, Bytes};
 use std::sync::Arc;
 
 /// Rows of x up to which this is faster than tiles in f32.

@@ -9,11 +9,13 @@ use cubecl::cmma::{Matrix, MatrixIdent, MatrixLayout};
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::instructions::{MatrixShape, matrix_shape};
-use super::launch::{UNITS, grid};
-use super::linear::eight_of_x;
-use super::tiled::{Product, row_of};
-use super::weight::{Packed, Storage, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor};
+use crate::cube::instructions::{MatrixShape, matrix_shape};
+use crate::cube::launch::{UNITS, grid};
+use crate::cube::matmul::linear::eight_of_x;
+use crate::cube::matmul::tiled::{Product, row_of};
+use crate::cube::matmul::weight::{
+    Packed, Storage, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor,
+};
 
 /// Rows of the weight per cube.
 const COLUMNS: u32 = 64;

@@ -3,8 +3,8 @@
 //! What the unsafe code of the kernels relies on here: the ranges of a part cover its rows without overlap, and each is run once,
 //! by one thread, before [`Region::run`] returns. So a kernel that writes the outputs of its rows alone shares none of them.
 
-use super::ahead::{self, Ahead};
-use super::threads::{MIN_WORK, parallel_then, threads};
+use crate::cpu::pool::ahead::{self, Ahead};
+use crate::cpu::pool::threads::{MIN_WORK, parallel_then, threads};
 use std::sync::Arc;
 
 /// Bytes below which a task is not worth handing out: each should read long runs of rows.

@@ -1,15 +1,16 @@
 //! Linear layers, embeddings and dequantisation for every storage.
 
-use super::dense::{self, DenseRows, Element};
-use super::dequantize::{Decode, NARROW2, NARROW4};
-use super::gemm::gemm;
-use super::packed::{MAX_COLUMNS, Order, PackedRows, PermutedX, Scales};
-use super::region::Region;
-use super::simd::{self, launch};
-use super::threads::{Output, with_scratch};
-use super::weight::{self, CodeBook4, Matrix};
-use super::{Level, Precision, Weight, int8, level, precision};
 use crate::check::check_len;
+use crate::cpu::matmul::dense::{self, DenseRows, Element};
+use crate::cpu::matmul::dequantize::{Decode, NARROW2, NARROW4};
+use crate::cpu::matmul::gemm::gemm;
+use crate::cpu::matmul::int8;
+use crate::cpu::matmul::packed::{MAX_COLUMNS, Order, PackedRows, PermutedX, Scales};
+use crate::cpu::matmul::weight::{self, CodeBook4, Matrix};
+use crate::cpu::pool::region::Region;
+use crate::cpu::pool::threads::{Output, with_scratch};
+use crate::cpu::simd::{self, launch};
+use crate::cpu::{Level, Precision, Weight, level, precision};
 use std::cell::RefCell;
 use std::sync::Arc;
 
@@ -44,7 +45,7 @@ pub fn embed(ids: &[usize], w: &Weight, y: &mut [f32]) {
 fn gather(w: &Weight, count: usize, row: impl Fn(usize) -> usize + Sync, y: &mut [f32]) {
     let level = level();
     if w.k > 0 && count > 0 {
-        super::threads::for_each_chunk(y, w.k, w.k, |i, out| {
+        crate::cpu::pool::threads::for_each_chunk(y, w.k, w.k, |i, out| {
             launch(level, Decode { w, row: row(i), first: 0, out });
         });
     }

@@ -4,9 +4,9 @@
 //! looked up, so lane `l` of shift `s` holds element `(word l, code s)`; x is permuted once per call to that order. Four rows
 //! are in flight, each prefetched ahead: one alone waits for memory.
 
-use super::simd::{Kernel, Simd};
-use super::threads::Output;
-use super::weight::CodeBook4;
+use crate::cpu::matmul::weight::CodeBook4;
+use crate::cpu::pool::threads::Output;
+use crate::cpu::simd::{Kernel, Simd};
 
 /// The most columns of x that one pass handles.
 pub(crate) const MAX_COLUMNS: usize = 8;
@@ -286,7 +286,7 @@ unsafe fn group<S: Simd, const BITS: usize, const BLOCKS: bool, const R: usize, 
 
 /// The scale of every 64 elements from `element` on; `w.block` and `element` are multiples of 64.
 pub(crate) fn block_scales(w: &CodeBook4, element: usize, out: &mut [f32]) {
-    use super::weight::BlockScales;
+    use crate::cpu::matmul::weight::BlockScales;
     let first = element / w.block;
     if w.block != 64 {
         for (i, out) in out.iter_mut().enumerate() {

@@ -3,8 +3,8 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::launch::{Buffer, UNITS, grid_of_units};
-use super::weight::{Packed, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor};
+use crate::cube::launch::{Buffer, UNITS, grid_of_units};
+use crate::cube::matmul::weight::{Packed, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor};
 
 /// Row `ids[i]` of the weight at row `i` of `y`. Where there is no such row, NaN.
 ///

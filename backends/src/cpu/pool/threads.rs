@@ -4,8 +4,8 @@
 //! of them have ended (`listeners` says how), so tasks may borrow from the caller, and two tasks never share what each owns by its
 //! number.
 
-use super::ahead::Ahead;
-use super::listeners;
+use crate::cpu::pool::ahead::Ahead;
+use crate::cpu::pool::listeners;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;

@@ -7,11 +7,11 @@
 use cubecl::ir::{ElemType, FloatKind, StorageType};
 use cubecl::prelude::*;
 
-use super::half::{high_half, low_half, reads_halves};
-use super::instructions::plane_size;
-use super::launch::{Buffer, MAX_ELEMENTS, UNITS, grid};
-use super::reduce::{max_of_lanes, sum_of_lanes};
 use crate::check::elements;
+use crate::cube::half::{high_half, low_half, reads_halves};
+use crate::cube::instructions::plane_size;
+use crate::cube::launch::{Buffer, MAX_ELEMENTS, UNITS, grid};
+use crate::cube::reduce::{max_of_lanes, sum_of_lanes};
 
 /// Keys of a tile.
 const TILE: usize = 64;

@@ -1,8 +1,11 @@
 //! Softmax attention over a cache that holds keys and values, or their compressed codes.
 
-use super::attend::{Attend, Source};
-use super::{CacheSlice, Weight, compressed, level};
+mod flash;
+mod latent;
+
 use crate::check::{check_len, elements};
+use crate::cpu::{CacheSlice, Weight, level};
+use flash::{Attend, Source};
 
 /// The shape of one attention call.
 #[derive(Clone, Copy, Debug)]
@@ -147,22 +150,22 @@ pub fn attention(q: &[f32], k: &KeyValue, v: &KeyValue, p: &Attention, out: &mut
     let keys = match k {
         KeyValue::Plain(cache) => Source::of_heads(*cache, p),
         KeyValue::Compressed { codes, decoder } => {
-            key_codes = compressed::hidden(level, codes, decoder, p);
-            (queries, bias) = compressed::project_queries(&queries, rows, decoder, p);
+            key_codes = latent::hidden(level, codes, decoder, p);
+            (queries, bias) = latent::project_queries(&queries, rows, decoder, p);
             Source::of_tokens(&key_codes, decoder.output.weight.k, p)
         }
     };
     let values = match v {
         KeyValue::Plain(cache) => Source::of_heads(*cache, p),
         KeyValue::Compressed { codes, decoder } => {
-            value_codes = compressed::hidden(level, codes, decoder, p);
+            value_codes = latent::hidden(level, codes, decoder, p);
             Source::of_tokens(&value_codes, decoder.output.weight.k, p)
         }
     };
     let attend = Attend { q: &queries, bias: bias.as_deref(), keys, values, p, rows };
     let (mut results, seen) = attend.run(level);
     if let KeyValue::Compressed { decoder, .. } = v {
-        results = compressed::project_values(&results, &seen, rows, decoder, p);
+        results = latent::project_values(&results, &seen, rows, decoder, p);
     }
     each_row(p, |row, at| {
         out[at..at + p.head_dim].copy_from_slice(&results[row * p.head_dim..][..p.head_dim]);

@@ -4,13 +4,14 @@
 //! Per tile of positions: scores, the running maximum and sum of each query, then the weighted sum of values. Ranges of a
 //! long cache are merged at the end, so that one decoded token keeps every thread busy.
 
-use super::attention::Attention;
-use super::cache::CacheSlice;
-use super::gemm::small;
-use super::simd::{Kernel, Simd, launch, math};
-use super::threads::{Output, parallel, threads, with_scratch};
-use super::{Level, dense, dense::Element};
 use crate::check::elements;
+use crate::cpu::Level;
+use crate::cpu::attention::Attention;
+use crate::cpu::cache::CacheSlice;
+use crate::cpu::matmul::dense::{self, Element};
+use crate::cpu::matmul::gemm::small;
+use crate::cpu::pool::threads::{Output, parallel, threads, with_scratch};
+use crate::cpu::simd::{Kernel, Simd, launch, math};
 
 /// Positions per tile.
 const TILE: usize = 64;
@@ -90,7 +91,7 @@ impl Attend<'_> {
                 launch(level, task);
             });
         };
-        if all.saturating_mul(t).saturating_mul(p.head_dim) < super::threads::MIN_WORK {
+        if all.saturating_mul(t).saturating_mul(p.head_dim) < crate::cpu::pool::threads::MIN_WORK {
             (0..heads * tiles * ranges).for_each(task);
         } else {
             parallel(heads * tiles * ranges, task);

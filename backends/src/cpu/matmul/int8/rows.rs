@@ -1,13 +1,13 @@
 //! A few rows of x: codes are looked up and multiplied as they are read, four rows of the matrix in flight.
 
-use super::super::linear::Rows;
-use super::super::packed::{AHEAD, block_scales};
-use super::super::region::Region;
-use super::super::threads::Output;
-use super::super::weight::{BlockScales, CodeBook4, Matrix, Weight};
 use super::book::{Book, Shift};
 use super::round::{Block, Detail};
 use super::{BLOCK, OFFSET};
+use crate::cpu::matmul::linear::Rows;
+use crate::cpu::matmul::packed::{AHEAD, block_scales};
+use crate::cpu::matmul::weight::{BlockScales, CodeBook4, Matrix, Weight};
+use crate::cpu::pool::region::Region;
+use crate::cpu::pool::threads::Output;
 use std::arch::x86_64::*;
 use std::sync::Arc;
 

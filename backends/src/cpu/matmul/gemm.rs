@@ -3,11 +3,11 @@
 //! The lanes of a vector are rows of x (tokens): x is packed once into panels `[k][tokens]`, and an element of the weight is
 //! broadcast. So a dequantised tile stays row-major and needs no packing.
 
-use super::dequantize::decode;
-use super::simd::{Kernel, Simd};
-use super::threads::{Output, parallel, with_scratch};
-use super::weight::Weight;
-use super::{Level, simd};
+use crate::cpu::matmul::dequantize::decode;
+use crate::cpu::matmul::weight::Weight;
+use crate::cpu::pool::threads::{Output, parallel, with_scratch};
+use crate::cpu::simd::{Kernel, Simd};
+use crate::cpu::{Level, simd};
 
 /// Inputs per tile: a panel of x and a strip of the tile stay in the L1 and L2 caches.
 const DEPTH: usize = 512;
@@ -27,7 +27,7 @@ pub(crate) fn gemm(level: Level, x: &[f32], m: usize, w: &Weight, bias: Option<&
     let panels = m.div_ceil(panel);
     let packed = pack(x, m, w.k, panel);
     let strip = strip(if level == Level::Avx512 || level == Level::Neon { 32 } else { 16 });
-    let even = w.n.div_ceil(16 * super::threads());
+    let even = w.n.div_ceil(16 * crate::cpu::threads());
     let width = even.next_multiple_of(strip).clamp(2 * strip, WIDTH);
     parallel(w.n.div_ceil(width), |task| {
         let first = task * width;
@@ -46,7 +46,7 @@ pub(crate) fn gemm(level: Level, x: &[f32], m: usize, w: &Weight, bias: Option<&
 /// x as `[panel][k][tokens]`, padded with zeros.
 fn pack(x: &[f32], m: usize, k: usize, panel: usize) -> Vec<f32> {
     let mut packed = vec![0.0; m.div_ceil(panel) * panel * k];
-    super::threads::for_each_chunk(&mut packed, panel * k, panel * k, |p, packed| {
+    crate::cpu::pool::threads::for_each_chunk(&mut packed, panel * k, panel * k, |p, packed| {
         let x = &x[p * panel * k..m.min((p + 1) * panel) * k];
         // A cache line of each token at a time: the rows may lie a multiple of the cache's size apart.
         for first in (0..k).step_by(16) {

@@ -5,8 +5,8 @@
 //! one channel 100 times the others would leave its neighbours a few steps. What a row becomes depends on nothing but that row, and is
 //! the same for every kernel.
 
-use super::super::weight::Weight;
 use super::BLOCK;
+use crate::cpu::matmul::weight::Weight;
 
 /// What a unit of `high` counts.
 const HIGH: f32 = 128.0;

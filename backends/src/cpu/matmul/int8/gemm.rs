@@ -3,13 +3,13 @@
 //! The lanes are tokens: x is packed into panels `[k / 4][tokens][4]`, and four bytes of the weight are broadcast. Words in which a
 //! token has an outlier are multiplied a second time, by the high bytes.
 
-use super::super::linear::Product;
-use super::super::packed::block_scales;
-use super::super::threads::{Output, for_each_chunk, parallel, threads, with_scratch};
-use super::super::weight::{Matrix, Weight};
 use super::book::{Book, Shift};
 use super::round::{Block, Detail, Input};
 use super::{BLOCK, OFFSET};
+use crate::cpu::matmul::linear::Product;
+use crate::cpu::matmul::packed::block_scales;
+use crate::cpu::matmul::weight::{Matrix, Weight};
+use crate::cpu::pool::threads::{Output, for_each_chunk, parallel, threads, with_scratch};
 use std::arch::x86_64::*;
 
 /// Inputs per tile.

@@ -13,11 +13,11 @@ mod round;
 #[cfg(target_arch = "x86_64")]
 mod rows;
 
-use super::linear::{self, Product, Rows};
-use super::region::Region;
-use super::simd::bytes;
-use super::threads::Output;
-use super::{Level, Matrix, Weight};
+use crate::cpu::matmul::linear::{self, Product, Rows};
+use crate::cpu::pool::region::Region;
+use crate::cpu::pool::threads::Output;
+use crate::cpu::simd::bytes;
+use crate::cpu::{Level, Matrix, Weight};
 
 /// Elements of a matrix that share a scale, or a divisor of them.
 pub(crate) const BLOCK: usize = 64;

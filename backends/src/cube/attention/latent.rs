@@ -7,9 +7,9 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::instructions::plane_size;
-use super::launch::{Buffer, UNITS, grid};
-use super::reduce::sum_of_lanes;
+use crate::cube::instructions::plane_size;
+use crate::cube::launch::{Buffer, UNITS, grid};
+use crate::cube::reduce::sum_of_lanes;
 
 /// Units that work on one sum.
 const LANES: u32 = 32;

@@ -6,10 +6,12 @@
 use cubecl::ir::{ElemType, FloatKind, StorageType};
 use cubecl::prelude::*;
 
-use super::instructions::plane_size;
-use super::launch::{Buffer, grid};
-use super::tiled;
-use super::weight::{Eight, Four, Packed, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor};
+use crate::cube::instructions::plane_size;
+use crate::cube::launch::{Buffer, grid};
+use crate::cube::matmul::tiled;
+use crate::cube::matmul::weight::{
+    Eight, Four, Packed, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor,
+};
 
 /// Rows of `x` up to which weights are streamed.
 pub(super) const FEW: usize = 8;
@@ -86,7 +88,7 @@ fn check(x: &Buffer, m: usize, weight: &Weight, y: &Buffer, p: Linear<'_>) {
     }
 }
 
-pub(super) fn f32_type() -> StorageType {
+pub(in crate::cube) fn f32_type() -> StorageType {
     ElemType::Float(FloatKind::F32).into()
 }
 

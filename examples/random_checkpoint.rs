@@ -13,8 +13,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use emberlm::model::config::CrestOverrides;
-use emberlm::model::{CausalLm, QuantizeOnLoad, RandomWeights, WeightOptions, WeightSource, shapes};
+use emberlm::model::{CausalLm, QuantizeOnLoad, WeightOptions, WeightSource};
 use emberlm::quant::host::{FloatType, HostRows, HostScales, HostStorage};
+use emberlm_random::{RandomWeights, shapes};
 use safetensors::tensor::{Dtype, TensorView};
 
 type Backend = burn_ndarray::NdArray<f32>;

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn_ndarray::NdArray;
 use emberlm::model::config::CrestOverrides;
-use emberlm::model::{CausalLm, QuantizeOnLoad, RandomWeights, WeightOptions, shapes};
+use emberlm::model::{CausalLm, QuantizeOnLoad, WeightOptions};
 use emberlm::quant::kv::KvFormat;
+use emberlm_random::{RandomWeights, shapes};
 
 /// The system's allocator, which notes the largest request.
 struct Watching;

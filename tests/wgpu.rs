@@ -33,7 +33,8 @@ fn a_device_that_is_not_there_is_an_error() {
 /// Sizes that configs may have and kernels may not are refused by name when a model is planned, not by a panic when it runs.
 #[test]
 fn sizes_beyond_the_kernels_are_refused_when_a_model_is_planned() {
-    use emberlm::model::{CausalLm, Error, RandomWeights, WeightOptions, shapes};
+    use emberlm::model::{CausalLm, Error, WeightOptions};
+    use emberlm_random::{RandomWeights, shapes};
 
     let folder = std::env::temp_dir().join(format!("emberlm-limits-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");

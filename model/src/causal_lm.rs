@@ -12,14 +12,11 @@ use emberlm_quant::modules::Linear;
 
 use crate::architecture::Architecture;
 use crate::cache::Cache;
-use crate::crest::DepthTrace;
-use crate::decoder::{Decoder, FeedForward};
 use crate::error::{Error, Result};
 use crate::limits::{check_device, check_pass};
 use crate::loader::{self, Loader, WeightOptions, WeightSource};
+use crate::nn::{Decoder, DepthTrace, FeedForward, ForwardContext, RotaryEmbedding, Span, SpanPosition};
 use crate::plan::{LoadPlan, Progress};
-use crate::rope::RotaryEmbedding;
-use crate::step::{Place, Span, Step};
 
 /// Tokens per pass when a long prompt is fed in.
 pub const DEFAULT_CHUNK: usize = 512;
@@ -205,9 +202,9 @@ impl<B: CompactBackend> CausalLm<B> {
             let [b, s] = ids.dims();
             self.check_tensor(&ids)?;
             self.check_size((b, 0, s), b, options.logits)?;
-            let place = Place { first: 0, past: 0, new: s, expected: 0 };
-            let step = Step::new(&[place], &self.rotary, self.activations.into(), &ids.device());
-            self.run(ids, &step, None, options)
+            let position = SpanPosition { first: 0, past: 0, new: s, expected: 0 };
+            let context = ForwardContext::new(&[position], &self.rotary, self.activations.into(), &ids.device());
+            self.run(ids, &context, None, options)
         })
     }
 
@@ -223,17 +220,17 @@ impl<B: CompactBackend> CausalLm<B> {
         let past = spans.iter().map(|span| span.cache.len()).max().unwrap_or(0);
         self.check_size((1, past, n), spans.len(), options.logits)?;
         spans.iter_mut().try_for_each(|span| span.cache.make_room(span.tokens))?;
-        let places: Vec<Place> = spans
+        let positions: Vec<SpanPosition> = spans
             .iter()
-            .map(|Span { tokens, cache }| Place {
+            .map(|Span { tokens, cache }| SpanPosition {
                 first: cache.first_position(),
                 past: cache.len(),
                 new: *tokens,
                 expected: cache.expected(),
             })
             .collect();
-        let step = Step::new(&places, &self.rotary, self.activations.into(), &ids.device());
-        let out = self.run(ids.reshape([1, n]), &step, Some(spans), options)?;
+        let context = ForwardContext::new(&positions, &self.rotary, self.activations.into(), &ids.device());
+        let out = self.run(ids.reshape([1, n]), &context, Some(spans), options)?;
         spans.iter_mut().for_each(|span| span.cache.advance(span.tokens));
         Ok(out)
     }
@@ -242,14 +239,14 @@ impl<B: CompactBackend> CausalLm<B> {
     fn run(
         &self,
         ids: Tensor<B, 2, Int>,
-        step: &Step<B>,
+        context: &ForwardContext<B>,
         spans: Option<&mut [Span<'_, B>]>,
         options: ForwardOptions,
     ) -> Result<ForwardOutput<B>> {
         let [b, s] = ids.dims();
         let h = self.architecture.config.hidden_size;
         let flat = |x: Tensor<B, 3>| B::reshape(x, [b * s, h]);
-        let (x, kept) = self.model.forward(ids, step, spans, options.hidden)?;
+        let (x, kept) = self.model.forward(ids, context, spans, options.hidden)?;
         let logits = match options.logits {
             LogitsFor::Nothing => None,
             LogitsFor::All => Some(self.head(flat(x.clone()))),
@@ -258,7 +255,7 @@ impl<B: CompactBackend> CausalLm<B> {
                     let [_, s, _] = x.dims();
                     if s == 1 { x } else { x.slice_dim(1, s - 1..s) }
                 };
-                let last = step.join(step.split(x.clone()).into_iter().map(last).collect());
+                let last = context.join(context.split(x.clone()).into_iter().map(last).collect());
                 let [_, spans, _] = last.dims();
                 Some(self.head(B::reshape(last, [b * spans, h])))
             }

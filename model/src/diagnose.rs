@@ -10,8 +10,8 @@ use emberlm_quant::kv::{KvFormat, KvStore};
 use crate::cache::LayerCache;
 use crate::causal_lm::{CausalLm, ForwardOptions, LogitsFor};
 use crate::error::{Error, Result};
+use crate::nn::Span;
 use crate::read::{elements, read_back};
-use crate::step::Span;
 
 /// How the tokens were run.
 #[derive(Clone, Copy, Debug)]

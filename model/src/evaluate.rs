@@ -9,7 +9,7 @@ use crate::causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, LogitsFor};
 use crate::diagnose::{Run, explained};
 use crate::error::{Error, Result};
 use crate::generate::{TokenDepth, depths, numbers};
-use crate::step::Span;
+use crate::nn::Span;
 
 /// Most logits that are held at once, in numbers: 64 MiB.
 const MOST_LOGITS: usize = 16 << 20;

@@ -12,12 +12,12 @@ use emberlm_quant::kv::KvFormat;
 
 use crate::cache::Cache;
 use crate::causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, ForwardOutput, LogitsFor};
-use crate::crest::DepthTrace;
 use crate::diagnose::{self, Run};
 use crate::error::{Error, Result};
+use crate::nn::DepthTrace;
+use crate::nn::Span;
 use crate::read::{elements, read_back};
 use crate::sampling::{LogitsProcessors, Sampler, SamplingConfig};
-use crate::step::Span;
 use crate::text::{DecodeStream, StopSet, StopStrings, TextProcessor};
 
 /// Output tokens that the cache gets room for at once; a longer text grows it.

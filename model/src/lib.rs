@@ -1,44 +1,30 @@
 //! The model families of emberlm: configs, modules, loading, text and generation.
 
 mod architecture;
-mod attention;
 pub mod cache;
 mod causal_lm;
 pub mod checkpoint;
 pub mod config;
-mod crest;
-mod decoder;
-mod delta_net;
 mod diagnose;
 mod error;
 pub mod evaluate;
 pub mod generate;
-mod kv_compressor;
 mod limits;
 mod loader;
-mod norm;
+mod nn;
 mod plan;
 mod pretrained;
-mod random_weights;
 mod read;
-mod rope;
 pub mod sampling;
-pub mod shapes;
-mod step;
 pub mod text;
 
 pub use architecture::Architecture;
-pub use attention::Attention;
 pub use causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, ForwardOutput, LogitsFor};
-pub use crest::{CrestFfn, DepthTrace, HaltGate};
-pub use decoder::{Decoder, DecoderLayer, FeedForward};
-pub use delta_net::{CausalConv1d, GatedDeltaNet};
 pub use error::{Error, Result};
-pub use kv_compressor::KvCompressor;
 pub use loader::{SourceEntry, WeightOptions, WeightSource};
-pub use norm::RmsNorm;
+pub use nn::{
+    Attention, CausalConv1d, CrestFfn, Decoder, DecoderLayer, DepthTrace, FeedForward, GatedDeltaNet, HaltGate,
+    KvCompressor, RmsNorm, RotaryEmbedding, Span,
+};
 pub use plan::{LoadPlan, Part, PlannedTensor, Progress, QuantizeOnLoad};
 pub use pretrained::Pretrained;
-pub use random_weights::RandomWeights;
-pub use rope::RotaryEmbedding;
-pub use step::Span;

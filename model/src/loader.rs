@@ -31,7 +31,7 @@ use emberlm_quant::packed::PackedWeight;
 use crate::checkpoint::{StorageKind, report};
 use crate::config::{Family, ModelConfig};
 use crate::error::{Error, Result};
-use crate::norm::RmsNorm;
+use crate::nn::RmsNorm;
 use crate::plan::{LoadPlan, PlannedTensor, Progress, QuantizeOnLoad};
 
 /// Where weights come from: a checkpoint, or a generator of random ones.

@@ -11,14 +11,14 @@ use emberlm::model::cache::Cache;
 use emberlm::model::checkpoint::OpenOptions;
 use emberlm::model::config::{CrestOverrides, Family};
 use emberlm::model::sampling::{Sampler, SamplingConfig};
-use emberlm::model::shapes;
 use emberlm::model::{
-    Architecture, CausalLm, ForwardOptions, LoadPlan, LogitsFor, Part, Pretrained, RandomWeights, Span, WeightOptions,
+    Architecture, CausalLm, ForwardOptions, LoadPlan, LogitsFor, Part, Pretrained, Span, WeightOptions,
 };
 use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::KvFormat;
 use emberlm::quant::read::reads;
 use emberlm_backends::cpu;
+use emberlm_random::{RandomWeights, shapes};
 use serde::Serialize;
 
 use super::args::{Activations, CacheType, DeviceArgs, Quant, QuantHead};

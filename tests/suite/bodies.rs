@@ -7,7 +7,7 @@ use emberlm::model::config::{CrestOverrides, Family};
 use emberlm::model::evaluate::{EvaluateOptions, evaluate};
 use emberlm::model::generate::{GenerateOptions, Generator};
 use emberlm::model::sampling::SamplingConfig;
-use emberlm::model::{CausalLm, ForwardOptions, LogitsFor, Pretrained, WeightOptions};
+use emberlm::model::{CausalLm, Pretrained, WeightOptions};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::KvFormat;
 use safetensors::SafeTensors;

@@ -77,15 +77,6 @@ impl Numbers {
         Self { shape: vec![b, positions.len(), d], values }
     }
 
-    /// Zero where the mask `[b, t]` is, for a tensor `[b, t, ..]`.
-    pub fn masked(mut self, mask: &[f32]) -> Self {
-        let per_token = self.values.len() / mask.len().max(1);
-        for (value, keep) in self.values.chunks_mut(per_token.max(1)).zip(mask) {
-            value.iter_mut().for_each(|x| *x *= keep);
-        }
-        self
-    }
-
     /// `[tokens, ..]` of sequences one after the other as `[b, t, ..]`, each at the end of its row of `t`, 0 before it.
     pub fn in_rows(&self, lengths: &[usize], t: usize) -> Self {
         let width: usize = self.shape[1..].iter().product();

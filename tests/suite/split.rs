@@ -3,16 +3,15 @@
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 use emberlm::model::cache::LayerCacheShape;
 use emberlm::model::config::CrestOverrides;
-use emberlm::model::{
-    CausalLm, Error, ForwardOptions, LogitsFor, RandomWeights, Result, SourceEntry, WeightOptions, WeightSource, shapes,
-};
+use emberlm::model::{CausalLm, Error, Result, SourceEntry, WeightOptions, WeightSource};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::host::{FloatType, HostStorage, HostWeight};
 use emberlm::quant::kv::KvFormat;
 use emberlm::quant::modules::{Linear, SwiGlu};
 use emberlm::quant::packed::PackedWeight;
+use emberlm_random::{RandomWeights, shapes};
 
-use super::fixture::{Fixture, Numbers, logit_tolerance};
+use super::fixture::{Fixture, all_logits, logit_tolerance};
 use super::kernels::{storages, tensor};
 use super::random::Random;
 

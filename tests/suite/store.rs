@@ -7,15 +7,12 @@ use burn::tensor::{Int, Tensor};
 use burn_store::{ModuleSnapshot, SafetensorsStore};
 use emberlm::model::checkpoint::{StorageKind, Weights};
 use emberlm::model::config::CrestOverrides;
-use emberlm::model::{
-    Architecture, CausalLm, ForwardOptions, LogitsFor, Pretrained, Result, SourceEntry, WeightOptions, WeightSource,
-};
+use emberlm::model::{Architecture, CausalLm, Pretrained, Result, SourceEntry, WeightOptions, WeightSource};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::host::{FloatType, HostStorage, HostWeight};
-use emberlm::quant::kv::KvFormat;
 use safetensors::SafeTensors;
 
-use super::fixture::{Fixture, Numbers};
+use super::fixture::{Fixture, all_logits};
 
 /// The tensors of a checkpoint as F32, whatever they are stored as.
 struct Widened<'a>(&'a Weights);

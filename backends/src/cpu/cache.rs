@@ -1,7 +1,7 @@
 //! The key and value cache: its storage and the append.
 
-use super::threads;
 use crate::check::check_len;
+use crate::cpu::pool::threads;
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use std::sync::atomic::{AtomicBool, Ordering};

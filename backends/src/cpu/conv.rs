@@ -2,8 +2,8 @@
 
 use super::level;
 use super::simd::{Kernel, Simd, launch, math};
-use super::threads::{MIN_WORK, Output, parallel};
 use crate::check::check_len;
+use crate::cpu::pool::threads::{MIN_WORK, Output, parallel};
 
 /// Depthwise causal convolution and SiLU: `y_t = silu(sum_j W[:, j] u_{t - (w-1) + j})`.
 ///

@@ -2,8 +2,8 @@
 
 use super::level;
 use super::simd::{Kernel, Simd, launch, math};
-use super::threads::{MIN_WORK, Output, for_each_chunk, parallel};
 use crate::check::check_len;
+use crate::cpu::pool::threads::{MIN_WORK, Output, for_each_chunk, parallel};
 
 /// The shape of a delta rule call.
 #[derive(Clone, Copy, Debug)]

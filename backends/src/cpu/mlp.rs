@@ -1,12 +1,12 @@
 //! The SwiGLU feed-forward block, with rows that may be skipped.
 
 use super::elementwise::zip;
-use super::int8::Input;
-use super::linear::{Product, compute};
 use super::simd::math;
-use super::threads::with_scratch;
 use super::{Weight, level, run};
 use crate::check::{check_len, elements};
+use crate::cpu::matmul::int8::Input;
+use crate::cpu::matmul::linear::{Product, compute};
+use crate::cpu::pool::threads::with_scratch;
 
 /// The three matrices of a SwiGLU block: `gate` and `up` `[inner, hidden]`, `down` `[hidden, inner]`.
 #[derive(Clone, Copy, Debug)]

@@ -7,35 +7,23 @@
 // Loops over constant bounds index several arrays at once: that is what keeps accumulators in registers.
 #![allow(clippy::needless_range_loop)]
 
-mod ahead;
-mod attend;
 mod attention;
 mod bandwidth;
 mod cache;
-mod compressed;
 mod conv;
 mod delta;
-mod dense;
-mod dequantize;
 mod elementwise;
 mod gates;
-mod gemm;
-mod int8;
 mod level;
-mod linear;
-mod listeners;
+mod matmul;
 mod memory;
 mod mlp;
 mod norm;
-mod packed;
 pub mod plain;
+mod pool;
 mod precision;
-mod region;
 mod rotary;
 mod simd;
-mod sync;
-mod threads;
-mod weight;
 
 pub use attention::{Activation, Attention, CodeDecoder, KeyValue, Layer, attention};
 pub use bandwidth::{read, read_bandwidth};
@@ -44,11 +32,11 @@ pub use conv::causal_conv1d_silu;
 pub use delta::{DeltaRule, gated_delta_rule};
 pub use gates::{delta_gates, sigmoid_gate};
 pub use level::{Level, features, level, set_level, with_level};
-pub use linear::{Product, dequantize_rows, embed, linear, linears};
+pub use matmul::linear::{Product, dequantize_rows, embed, linear, linears};
+pub use matmul::weight::{BlockScales, CodeBook4, Matrix, Rows, Weight};
 pub use memory::{memory, release_free_memory, weight_buffer};
 pub use mlp::{Mlp, swiglu_mlp};
 pub use norm::{add_rms_norm, rms_norm, rms_norm_gated};
+pub use pool::threads::{MAX_THREADS, refused_threads, run, set_threads, threads, with_threads};
 pub use precision::{Precision, precision, set_precision, with_precision};
 pub use rotary::rotary;
-pub use threads::{MAX_THREADS, refused_threads, run, set_threads, threads, with_threads};
-pub use weight::{BlockScales, CodeBook4, Matrix, Rows, Weight};

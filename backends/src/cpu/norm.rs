@@ -3,8 +3,8 @@
 use super::elementwise::zip;
 use super::level;
 use super::simd::{Kernel, Simd, launch, math};
-use super::threads::for_each_chunk;
 use crate::check::check_len;
+use crate::cpu::pool::threads::for_each_chunk;
 
 /// `y = x * rsqrt(mean(x²) + eps) * w` per row, or `* (1 + w)` with `unit_offset`.
 ///

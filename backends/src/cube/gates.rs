@@ -4,7 +4,7 @@ use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use super::launch::{Buffer, UNITS, grid_of_units};
-use super::linear::f32_type;
+use crate::cube::matmul::linear::f32_type;
 
 /// `y = x * sigmoid(gate)`.
 ///

@@ -4,7 +4,7 @@ use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use super::launch::{Buffer, UNITS, grid, grid_of_units};
-use super::linear::f32_type;
+use crate::cube::matmul::linear::f32_type;
 
 /// When a token stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

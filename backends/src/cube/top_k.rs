@@ -7,8 +7,8 @@ use cubecl::ir::{ElemType, IntKind, StorageType, UIntKind};
 use cubecl::prelude::*;
 
 use super::launch::{Buffer, UNITS, grid};
-use super::linear::f32_type;
 use crate::check::elements;
+use crate::cube::matmul::linear::f32_type;
 
 /// Numbers that a cube sorts: a power of two.
 const CHUNK: u32 = 1024;

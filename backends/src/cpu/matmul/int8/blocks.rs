@@ -1,0 +1,304 @@
+//! A few rows of x on AVX2 and NEON: 64 codes at a time become signed bytes and are multiplied.
+
+use super::book::{Book, Shift};
+use super::round::{Block, Detail};
+use super::{BLOCK, MAX_COLUMNS};
+use crate::cpu::Level;
+use crate::cpu::matmul::linear::Rows;
+use crate::cpu::matmul::packed::{AHEAD, block_scales};
+use crate::cpu::matmul::weight::{CodeBook4, Matrix, Weight};
+use crate::cpu::pool::region::Region;
+use crate::cpu::pool::threads::Output;
+use crate::cpu::simd::bytes::{self, ByteKernel, Bytes};
+use std::sync::Arc;
+
+/// Rows of x up to which this is faster than tiles in f32.
+pub(crate) const FEW: usize = 32;
+
+/// Where the codes of a block lie in its bytes, hence the order of x.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Codes {
+    /// One byte each.
+    Bytes,
+    /// Two in a byte, the even element in the high (or the low) nibble.
+    Nibbles { high_first: bool },
+    /// Four in a byte, from the lowest bits on.
+    Pairs,
+}
+
+impl Codes {
+    /// The element whose code [`Bytes`] puts at `place`.
+    fn element<S: Bytes>(self, place: usize) -> usize {
+        match self {
+            Codes::Bytes => S::byte_at(place),
+            Codes::Nibbles { high_first } => {
+                let (byte, high) = S::nibble_at(place);
+                byte * 2 + usize::from(high != high_first)
+            }
+            Codes::Pairs => place % 16 * 4 + place / 16,
+        }
+    }
+}
+
+/// What the order and the sums of x depend on.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) struct Layout {
+    codes: Codes,
+    shift: Shift,
+    detail: Detail,
+}
+
+/// Where a sum starts at 0.
+static NOTHING: [i32; 8] = [0; 8];
+
+/// x in bytes, in the order of the codes.
+pub(crate) struct Columns {
+    /// `[block][column][place]`.
+    low: Vec<i8>,
+    /// As `low`; empty without outliers.
+    high: Vec<i8>,
+    /// `[block][column]`: whether there are outliers.
+    outliers: Vec<bool>,
+    /// `[block][column][lane]`: what the shift of the weights adds.
+    start: Vec<i32>,
+    /// `[block][column]`.
+    steps: Vec<f32>,
+    columns: usize,
+}
+
+/// Makes [`Columns`] of `m` rows of `k`.
+struct Arrange<'a> {
+    x: &'a [f32],
+    m: usize,
+    k: usize,
+    layout: Layout,
+}
+
+impl ByteKernel for Arrange<'_> {
+    type Output = Columns;
+    #[inline(always)]
+    unsafe fn call<S: Bytes>(self) -> Columns {
+        let Self { x, m, k, layout } = self;
+        let Layout { codes, shift, detail } = layout;
+        let columns = m.next_power_of_two();
+        let cells = k / BLOCK * columns;
+        let mut made = Columns {
+            low: vec![0; cells * BLOCK],
+            high: Vec::new(),
+            outliers: vec![false; cells],
+            start: vec![0; cells * S::LANES],
+            steps: vec![0.0; cells],
+            columns,
+        };
+        let elements: [usize; BLOCK] = std::array::from_fn(|place| codes.element::<S>(place));
+        for (column, x) in x.chunks_exact(k).enumerate().take(m) {
+            let threshold = detail.threshold(x);
+            for (block, x) in x.chunks_exact(BLOCK).enumerate() {
+                let at = block * columns + column;
+                let block = Block::new(x, threshold);
+                let ordered = |bytes: &[i8; BLOCK], to: &mut [i8]| {
+                    for (to, element) in to[at * BLOCK..(at + 1) * BLOCK].iter_mut().zip(elements) {
+                        *to = bytes[element];
+                    }
+                };
+                ordered(&block.low, &mut made.low);
+                if block.outliers {
+                    made.outliers[at] = true;
+                    made.high.resize(cells * BLOCK, 0);
+                    ordered(&block.high, &mut made.high);
+                }
+                made.steps[at] = block.step;
+                if shift != Shift::NONE {
+                    let start = &mut made.start[at * S::LANES..(at + 1) * S::LANES];
+                    block.sums::<8>(|group, sum| start[8 * group * S::LANES / BLOCK] += shift.of(sum));
+                }
+            }
+        }
+        made
+    }
+}
+
+/// Adds a product with at most [`MAX_COLUMNS`] rows of x. Rows go where they are stored.
+pub(crate) fn few<'a>(rows: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, region: &mut Region<'a>) {
+    let &Rows { x, m, k, level, .. } = rows;
+    let ordered = |codes, shift| {
+        let layout = Layout { codes, shift, detail: Detail::of(&w, rows.input) };
+        rows.rounded.blocks.get(layout, || bytes::launch(level, Arrange { x, m, k, layout }))
+    };
+    match w.data {
+        Matrix::CodeBook4(data) => {
+            let Book { bytes: table, factor, shift } = Book::new(data.code_book);
+            let layout = Codes::Nibbles { high_first: true };
+            let (x, scales) = (ordered(layout, shift), Scales::Blocks(data, factor));
+            Pass { codes: data.codes, stride: k / 2, layout, table, scales, x, m, k, column: 0, bias, y }
+                .split(w.n, level, region);
+        }
+        Matrix::Rows(data) => {
+            let wide = data.wide_rows;
+            if wide > 0 {
+                let (layout, scales) = (Codes::Bytes, Scales::Rows(data.scales));
+                let (x, table) = (ordered(layout, Shift::NONE), [0; 16]);
+                Pass { codes: data.wide, stride: k, layout, table, scales, x, m, k, column: 0, bias, y }
+                    .split(wide, level, region);
+            }
+            if wide < w.n {
+                let (layout, offset) = match data.narrow_bits {
+                    2 => (Codes::Pairs, 1),
+                    _ => (Codes::Nibbles { high_first: false }, 7),
+                };
+                let scales = Scales::Rows(&data.scales[wide..]);
+                let (x, table) = (ordered(layout, Shift::NONE), std::array::from_fn(|code| code as i8 - offset));
+                let (codes, stride) = (data.narrow, data.narrow_stride);
+                Pass { codes, stride, layout, table, scales, x, m, k, column: wide, bias, y }.split(
+                    w.n - wide,
+                    level,
+                    region,
+                );
+            }
+        }
+        _ => unreachable!("`fits` lets no other storage through"),
+    }
+}
+
+enum Scales<'a> {
+    Rows(&'a [f32]),
+    /// Of blocks, and the scale of the code book.
+    Blocks(CodeBook4<'a>, f32),
+}
+
+/// A matrix times [`Columns`].
+struct Pass<'a> {
+    codes: &'a [u8],
+    stride: usize,
+    layout: Codes,
+    table: [i8; 16],
+    scales: Scales<'a>,
+    x: Arc<Columns>,
+    m: usize,
+    k: usize,
+    /// Column of the output that row 0 goes to.
+    column: usize,
+    bias: Option<&'a [f32]>,
+    y: Output<'a>,
+}
+
+impl<'a> Pass<'a> {
+    fn split(self, n: usize, level: Level, region: &mut Region<'a>) {
+        region.add(self.codes.as_ptr(), (n, self.stride), self.m * self.k, move |first, last| {
+            bytes::launch(level, Range { pass: &self, first, last });
+        });
+    }
+}
+
+/// Rows `first..last` of a pass.
+struct Range<'a> {
+    pass: &'a Pass<'a>,
+    first: usize,
+    last: usize,
+}
+
+impl ByteKernel for Range<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn call<S: Bytes>(self) {
+        // SAFETY: `S` is enabled. Fewer rows in flight where columns take the registers.
+        unsafe {
+            match self.pass.x.columns {
+                1 => self.rows::<S, 4, 1>(),
+                2 => self.rows::<S, 2, 2>(),
+                _ => self.rows::<S, 1, MAX_COLUMNS>(),
+            }
+        }
+    }
+}
+
+impl Range<'_> {
+    /// `R` rows in flight, times `M` columns.
+    ///
+    /// # Safety
+    /// `S` is enabled, x has `M` columns, the rows exist, and no other task writes their outputs.
+    #[inline(always)]
+    unsafe fn rows<S: Bytes, const R: usize, const M: usize>(self) {
+        let Self { pass, first, last } = self;
+        let blocks = pass.k / BLOCK;
+        let mut scales = vec![1.0; R * blocks];
+        // `R` streams far apart, each read in order: that is what hardware prefetchers follow.
+        let apart = (last - first) / R;
+        // The rest one at a time: `R` times the same row, to spare a kernel of its own.
+        let rest = first + apart * R;
+        for row in (first..first + apart).chain(rest..last) {
+            let apart = if row < rest { apart } else { 0 };
+            if let Scales::Blocks(w, _) = &pass.scales {
+                for (r, scales) in scales.chunks_exact_mut(blocks).enumerate() {
+                    block_scales(w, (row + r * apart) * pass.k, scales);
+                }
+            }
+            // SAFETY: the rows lie before `last`, so that all of their blocks exist; x has `M` columns of as many.
+            unsafe {
+                match pass.layout {
+                    Codes::Bytes => pass.product::<S, R, M, 8>(row, apart, &scales),
+                    Codes::Nibbles { .. } => pass.product::<S, R, M, 4>(row, apart, &scales),
+                    Codes::Pairs => pass.product::<S, R, M, 2>(row, apart, &scales),
+                }
+            }
+        }
+    }
+}
+
+impl Pass<'_> {
+    /// Rows `row`, `row + apart`, ... of codes of `BITS` bits, times `M` columns.
+    ///
+    /// # Safety
+    /// `S` is enabled, the rows exist, and x has `M` columns.
+    #[inline(always)]
+    unsafe fn product<S: Bytes, const R: usize, const M: usize, const BITS: usize>(
+        &self,
+        row: usize,
+        apart: usize,
+        scales: &[f32],
+    ) {
+        let blocks = self.k / BLOCK;
+        // SAFETY: the caller's promise, and every row has `blocks` blocks.
+        unsafe {
+            let table = S::table(&self.table);
+            let codes: [*const u8; R] =
+                std::array::from_fn(|r| self.codes.as_ptr().add((row + r * apart) * self.stride));
+            let mut total = [[S::splat(0.0); M]; R];
+            for b in 0..blocks {
+                let low = self.x.low.as_ptr().add(b * M * BLOCK);
+                let start = self.x.start.as_ptr().add(b * M * S::LANES);
+                let steps = &self.x.steps[b * M..(b + 1) * M];
+                let outliers = &self.x.outliers[b * M..(b + 1) * M];
+                for r in 0..R {
+                    let at = codes[r].add(b * (BLOCK * BITS / 8));
+                    S::prefetch(at.wrapping_add(AHEAD));
+                    let w = match BITS {
+                        8 => S::bytes(at),
+                        4 => S::nibbles(at, table),
+                        _ => S::pairs(at, table),
+                    };
+                    let scale = scales[r * blocks + b];
+                    for m in 0..M {
+                        let mut sum = S::dot(w, low.add(m * BLOCK), S::sums(start.add(m * S::LANES)));
+                        if outliers[m] {
+                            let high = self.x.high.as_ptr().add((b * M + m) * BLOCK);
+                            sum = S::add_high(sum, S::dot(w, high, S::sums(NOTHING.as_ptr())));
+                        }
+                        total[r][m] = S::fma(S::floats(sum), S::splat(scale * steps[m]), total[r][m]);
+                    }
+                }
+            }
+            for (r, total) in total.iter().enumerate() {
+                let j = row + r * apart;
+                let scale = match &self.scales {
+                    Scales::Rows(scales) => scales[j],
+                    Scales::Blocks(_, factor) => *factor,
+                };
+                let bias = self.bias.map_or(0.0, |bias| bias[self.column + j]);
+                for (m, total) in total.iter().enumerate().take(self.m) {
+                    self.y.set(m, self.column + j, S::sum(*total) * scale + bias);
+                }
+            }
+        }
+    }
+}

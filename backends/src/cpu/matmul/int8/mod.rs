@@ -1,0 +1,102 @@
+//! Products in which x is rounded to 8 bits.
+//!
+//! Every 64 elements of x become signed bytes and a step, and outliers a second byte (`round`). For VNNI weights become unsigned
+//! bytes, 128 (or the offset of the storage) too large, because the instruction multiplies unsigned by signed; the sum of the integers
+//! of x, known before the first weight is read, takes that back. Elsewhere (`blocks`) they stay signed. Sums under one step are exact
+//! integers; they are added in f32.
+
+mod blocks;
+mod book;
+#[cfg(target_arch = "x86_64")]
+mod gemm;
+mod round;
+#[cfg(target_arch = "x86_64")]
+mod rows;
+
+use crate::cpu::matmul::linear::{self, Product, Rows};
+use crate::cpu::pool::region::Region;
+use crate::cpu::pool::threads::Output;
+use crate::cpu::simd::bytes;
+use crate::cpu::{Level, Matrix, Weight};
+
+/// Elements of a matrix that share a scale, or a divisor of them.
+pub(crate) const BLOCK: usize = 64;
+
+/// What unsigned bytes of weights exceed them by.
+#[cfg(target_arch = "x86_64")]
+const OFFSET: i32 = 128;
+
+/// The kernels of a processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kernels {
+    /// AVX-512 with VNNI and VBMI: for any number of rows of x.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    Vnni,
+    /// AVX2, or NEON with the dot product: for a few rows. With many, f32 is as fast.
+    Blocks,
+}
+
+/// What products of `m` rows of x can use at `level` on this machine.
+pub(crate) fn kernels(level: Level, m: usize) -> Option<Kernels> {
+    #[cfg(target_arch = "x86_64")]
+    if level == Level::Avx512 && is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi") {
+        return Some(Kernels::Vnni);
+    }
+    (bytes::available(level) && m <= blocks::FEW).then_some(Kernels::Blocks)
+}
+
+/// Whether this matrix can take part.
+pub(crate) fn fits(w: &Weight) -> bool {
+    w.k.is_multiple_of(BLOCK)
+        && match &w.data {
+            Matrix::CodeBook4(w) => w.block.is_multiple_of(BLOCK) && w.code_book.iter().all(|value| value.is_finite()),
+            Matrix::Rows(_) => true,
+            _ => false,
+        }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use rows::FEW;
+
+pub(crate) use round::Input;
+
+/// The most columns of x in one pass.
+pub(crate) const MAX_COLUMNS: usize = 4;
+
+/// x as the kernels of a region want it.
+#[derive(Default)]
+pub(crate) struct Rounded {
+    blocks: linear::Made<blocks::Layout, blocks::Columns>,
+    #[cfg(target_arch = "x86_64")]
+    groups: linear::Made<rows::Layout, rows::Columns>,
+}
+
+/// Adds a product with at most [`MAX_COLUMNS`] rows of x, of a matrix that fits. Rows go where they are stored.
+pub(crate) fn few<'a>(
+    kernels: Kernels,
+    rows: &Rows<'a>,
+    w: Weight<'a>,
+    bias: Option<&'a [f32]>,
+    y: Output<'a>,
+    region: &mut Region<'a>,
+) {
+    match kernels {
+        #[cfg(target_arch = "x86_64")]
+        Kernels::Vnni => rows::few(rows, w, bias, y, region),
+        _ => blocks::few(rows, w, bias, y, region),
+    }
+}
+
+/// Products with more than [`FEW`] rows of x, of matrices that fit, for [`Kernels::Vnni`].
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Product]) {
+    gemm::gemm(x, m, input, products);
+}
+
+/// The other processors never have that many.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) const FEW: usize = usize::MAX;
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn gemm(_: &[f32], _: usize, _: Input, _: &mut [&mut Product]) {
+    unreachable!("no more than `FEW` rows")
+}

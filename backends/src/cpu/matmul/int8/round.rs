@@ -1,0 +1,248 @@
+//! How x becomes integers.
+//!
+//! The elements of a block share a step: `x[i] ≈ step * (128 * high[i] + low[i])`. The step is 1/127 of the
+//! largest element that is no outlier, so that `high` is 0 but for outliers: elements far above the average of their row. Without it
+//! one channel 100 times the others would leave its neighbours a few steps. What a row becomes depends on nothing but that row, and is
+//! the same for every kernel.
+
+use super::BLOCK;
+use crate::cpu::matmul::weight::Weight;
+
+/// What a unit of `high` counts.
+const HIGH: f32 = 128.0;
+
+/// Where x comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Input {
+    /// A norm or a mixer: about normal, but for outlier channels.
+    Usual,
+    /// A gate times another activation: long tails, other elements for each token.
+    Gated,
+}
+
+/// How much of x is kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Detail {
+    /// Multiples of the average size of a row above which an element is an outlier; with 0 every element keeps 15 bits, for twice the
+    /// products.
+    outlier: f32,
+}
+
+impl Detail {
+    /// What a product needs.
+    ///
+    /// A head has many more outputs than inputs; its results are compared with each other, and where speed matters it is computed for
+    /// one token, when reading it takes longer than twice the products. Tiles multiply outliers for 32 tokens at once, so that those at
+    /// other places in each token cost most: behind a gate fewer count as outliers. Normal numbers are none: 8 times their average size
+    /// is 6.4 standard deviations.
+    pub(crate) fn of(w: &Weight, input: Input) -> Detail {
+        match input {
+            _ if w.n >= 8 * w.k => Detail { outlier: 0.0 },
+            Input::Usual => Detail { outlier: 8.0 },
+            Input::Gated => Detail { outlier: 24.0 },
+        }
+    }
+
+    /// The size above which elements of this row are outliers.
+    #[inline(always)]
+    pub(super) fn threshold(self, x: &[f32]) -> f32 {
+        if self.outlier == 0.0 {
+            return 0.0;
+        }
+        // In this order on every processor.
+        let mut sums = [0.0f32; 16];
+        for x in x.chunks_exact(16) {
+            for (sum, x) in sums.iter_mut().zip(x) {
+                *sum += x.abs();
+            }
+        }
+        self.outlier * sums.iter().sum::<f32>() / x.len() as f32
+    }
+}
+
+/// [`BLOCK`] elements of x as integers.
+pub(super) struct Block {
+    pub(super) low: [i8; BLOCK],
+    /// Zeros unless `outliers`.
+    pub(super) high: [i8; BLOCK],
+    /// NaN where an element is not finite.
+    pub(super) step: f32,
+    pub(super) outliers: bool,
+}
+
+impl Block {
+    /// Rounds to the nearest, halves to even.
+    ///
+    /// # Panics
+    /// If `x` is shorter than a block.
+    #[inline(always)]
+    pub(super) fn new(x: &[f32], threshold: f32) -> Block {
+        let x = &x[..BLOCK];
+        let (mut largest, mut usual, mut finite) = ([0.0f32; 8], [0.0f32; 8], [true; 8]);
+        for x in x.chunks_exact(8) {
+            for i in 0..8 {
+                let size = x[i].abs();
+                finite[i] &= size <= f32::MAX;
+                largest[i] = if size > largest[i] { size } else { largest[i] };
+                usual[i] = if size > usual[i] && size <= threshold { size } else { usual[i] };
+            }
+        }
+        let mut block = Block::empty();
+        let (step, inverse, outliers) = step(highest(largest), highest(usual), threshold);
+        block.step = if finite == [true; 8] { step } else { f32::NAN };
+        block.outliers = outliers;
+        for (i, x) in x.iter().enumerate() {
+            let whole = (x * inverse).round_ties_even() as i32;
+            // Halves upwards.
+            let high = if outliers && whole.abs() > 127 { (whole + 64) >> 7 } else { 0 };
+            block.low[i] = (whole - (high << 7)) as i8;
+            block.high[i] = high as i8;
+        }
+        block
+    }
+
+    fn empty() -> Block {
+        Block { low: [0; BLOCK], high: [0; BLOCK], step: 0.0, outliers: false }
+    }
+
+    /// The same with AVX-512.
+    ///
+    /// # Panics
+    /// If `x` is shorter than a block.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    #[inline]
+    pub(super) fn avx512(x: &[f32], threshold: f32) -> Block {
+        use std::arch::x86_64::*;
+        let x = &x[..BLOCK];
+        /// Quiet NaN, both infinities, signalling NaN.
+        const NOT_FINITE: i32 = 0x01 | 0x08 | 0x10 | 0x80;
+        let mut block = Block::empty();
+        let mut parts = [_mm512_setzero_ps(); 4];
+        for (part, x) in parts.iter_mut().zip(x.chunks_exact(16)) {
+            // SAFETY: 16 floats.
+            *part = unsafe { _mm512_loadu_ps(x.as_ptr()) };
+        }
+        let highest =
+            |[a, b, c, d]: [__m512; 4]| _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(a, b), _mm512_max_ps(c, d)));
+        let sizes = parts.map(|x| _mm512_abs_ps(x));
+        let largest = highest(sizes);
+        let mut usual = largest;
+        if largest > threshold {
+            let limit = _mm512_set1_ps(threshold);
+            usual = highest(sizes.map(|x| _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_LE_OQ>(x, limit), x)));
+        }
+        let finite = parts.map(|x| _mm512_fpclass_ps_mask::<NOT_FINITE>(x)) == [0; 4];
+        let (step, inverse, outliers) = step(largest, usual, threshold);
+        block.step = if finite { step } else { f32::NAN };
+        block.outliers = outliers;
+        let inverse = _mm512_set1_ps(inverse);
+        for (i, x) in parts.into_iter().enumerate() {
+            let mut whole = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
+            if outliers {
+                let large = _mm512_cmpgt_epi32_mask(_mm512_abs_epi32(whole), _mm512_set1_epi32(127));
+                let high = _mm512_srai_epi32::<7>(_mm512_add_epi32(whole, _mm512_set1_epi32(64)));
+                let high = _mm512_maskz_mov_epi32(large, high);
+                whole = _mm512_sub_epi32(whole, _mm512_slli_epi32::<7>(high));
+                // SAFETY: 16 of the bytes of a block, from a multiple of 16 on.
+                unsafe { _mm_storeu_si128(block.high.as_mut_ptr().add(16 * i).cast(), _mm512_cvtepi32_epi8(high)) };
+            }
+            // SAFETY: as above.
+            unsafe { _mm_storeu_si128(block.low.as_mut_ptr().add(16 * i).cast(), _mm512_cvtepi32_epi8(whole)) };
+        }
+        block
+    }
+
+    /// The sums of every `N` elements.
+    #[inline(always)]
+    pub(super) fn sums<const N: usize>(&self, mut store: impl FnMut(usize, i32)) {
+        let sum = |bytes: &[i8]| bytes.iter().map(|&q| i32::from(q)).sum::<i32>();
+        for (i, (low, high)) in self.low.chunks_exact(N).zip(self.high.chunks_exact(N)).enumerate() {
+            store(i, sum(low) + ((if self.outliers { sum(high) } else { 0 }) << 7));
+        }
+    }
+}
+
+/// Step, its reciprocal and whether there are outliers, from the largest element, and the largest that is no outlier.
+#[inline(always)]
+fn step(largest: f32, usual: f32, threshold: f32) -> (f32, f32, bool) {
+    let outliers = largest > threshold;
+    // `high` is 127 at the most.
+    let top = if outliers { usual.max(largest / HIGH) } else { largest };
+    // Below this the reciprocal is not finite; such a block is 0.
+    if top > 1e-30 { (top / 127.0, 127.0 / top, outliers) } else { (0.0, 0.0, false) }
+}
+
+#[inline(always)]
+fn highest(sizes: [f32; 8]) -> f32 {
+    sizes.iter().fold(0.0f32, |a, &b| if b > a { b } else { a })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Normal numbers with an outlier here and there.
+    fn row(seed: u64, k: usize) -> Vec<f32> {
+        let mut state = seed;
+        let mut uniform = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+        };
+        (0..k)
+            .map(|i| {
+                let x = (0..12).map(|_| uniform()).sum::<f32>();
+                if i % 41 == 7 { x * 10f32.powi(i as i32 % 5) } else { x }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_element_is_within_half_a_step_and_steps_follow_the_usual_elements() {
+        for (seed, k) in [(1, 64), (2, 192), (3, 1024)] {
+            let x = row(seed, k);
+            for outlier in [8.0, 24.0, 0.0] {
+                let threshold = Detail { outlier }.threshold(&x);
+                for x in x.chunks_exact(BLOCK) {
+                    let block = Block::new(x, threshold);
+                    for (i, x) in x.iter().enumerate() {
+                        let step = block.step;
+                        let got = step * (128.0 * f32::from(block.high[i]) + f32::from(block.low[i]));
+                        assert!((got - x).abs() <= 0.50001 * step, "{x} became {got} in steps of {step}");
+                    }
+                    let largest = x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+                    assert!(block.step <= (threshold / 127.0).max(largest / (127.0 * 128.0)) * 1.0001);
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn avx512_rounds_as_portable_code_does() {
+        if !(is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512dq")) {
+            return;
+        }
+        for seed in 0..200 {
+            let mut x = row(seed, 128);
+            match seed % 5 {
+                1 => x[3] = f32::INFINITY,
+                2 => x.fill(0.0),
+                3 => x[64..].fill(1e-38),
+                4 => x.iter_mut().for_each(|x| *x = (*x * 4.0).round() / 4.0),
+                _ => {}
+            }
+            for threshold in [Detail { outlier: 8.0 }.threshold(&x), 0.0] {
+                for x in x.chunks_exact(BLOCK) {
+                    // SAFETY: the features were detected; AVX-512 F and VL come with them.
+                    let (fast, plain) = (unsafe { Block::avx512(x, threshold) }, Block::new(x, threshold));
+                    assert_eq!(fast.step.to_bits(), plain.step.to_bits());
+                    if fast.step.is_finite() {
+                        assert_eq!((fast.low, fast.high), (plain.low, plain.high));
+                        assert_eq!(fast.outliers, plain.outliers);
+                    }
+                }
+            }
+        }
+    }
+}

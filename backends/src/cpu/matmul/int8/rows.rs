@@ -1,0 +1,449 @@
+//! A few rows of x: codes are looked up and multiplied as they are read, four rows of the matrix in flight.
+
+use super::book::{Book, Shift};
+use super::round::{Block, Detail};
+use super::{BLOCK, OFFSET};
+use crate::cpu::matmul::linear::Rows;
+use crate::cpu::matmul::packed::{AHEAD, block_scales};
+use crate::cpu::matmul::weight::{BlockScales, CodeBook4, Matrix, Weight};
+use crate::cpu::pool::region::Region;
+use crate::cpu::pool::threads::Output;
+use std::arch::x86_64::*;
+use std::sync::Arc;
+
+/// Rows of x up to which passes are faster than tiles.
+pub(crate) const FEW: usize = 12;
+/// Rows in flight.
+const R: usize = 4;
+
+/// x in the order in which codes leave the bytes.
+pub(crate) struct Columns {
+    /// `[group][column][code of a byte][byte]`.
+    low: Vec<i8>,
+    /// As `low`; empty without outliers.
+    high: Vec<i8>,
+    /// `[group][column]`: whether there are outliers.
+    outliers: Vec<bool>,
+    /// `[group][column][lane]`: what the offset of the weights adds, negated.
+    start: Vec<i32>,
+    /// `[group][column][lane]`.
+    steps: Vec<f32>,
+    columns: usize,
+}
+
+/// How codes leave the bytes. Groups are 64 bytes of codes; the element at `e` of a byte is multiplied by the code at bit
+/// `bits * (e ^ flip)`, which is `offset` too large and `shift` too small.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) struct Layout {
+    bits: usize,
+    flip: usize,
+    offset: i32,
+    shift: Shift,
+    detail: Detail,
+}
+
+impl Columns {
+    fn new(x: &[f32], m: usize, k: usize, layout: Layout) -> Columns {
+        // SAFETY: `kernels` has found the features.
+        unsafe {
+            match layout.bits {
+                8 => Columns::order::<1>(x, m, k, layout),
+                4 => Columns::order::<2>(x, m, k, layout),
+                _ => Columns::order::<4>(x, m, k, layout),
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn order<const PER_BYTE: usize>(x: &[f32], m: usize, k: usize, layout: Layout) -> Columns {
+        let columns = m.next_power_of_two();
+        let group = 64 * PER_BYTE;
+        let groups = k.div_ceil(group);
+        let mut low = vec![0i8; groups * columns * group];
+        let mut high = Vec::new();
+        let mut outliers = vec![false; groups * columns];
+        let mut start = vec![0i32; groups * columns * 16];
+        let mut steps = vec![0f32; groups * columns * 16];
+        for (column, x) in x.chunks_exact(k).enumerate().take(m) {
+            let threshold = layout.detail.threshold(x);
+            for (block, x) in x.chunks_exact(BLOCK).enumerate() {
+                let at = block / PER_BYTE * columns + column;
+                // The bytes of the group that this block fills.
+                let bytes = BLOCK / PER_BYTE;
+                let from = block % PER_BYTE * bytes;
+                let block = Block::avx512(x, threshold);
+                // SAFETY: as above.
+                unsafe { spread::<PER_BYTE>(&block.low, &mut low[at * group + from..], layout.flip) };
+                if block.outliers {
+                    outliers[at] = true;
+                    high.resize(low.len(), 0);
+                    // SAFETY: as above.
+                    unsafe { spread::<PER_BYTE>(&block.high, &mut high[at * group + from..], layout.flip) };
+                }
+                // Lanes hold 4, 8 or 16 elements.
+                let lanes = BLOCK / (4 * PER_BYTE);
+                let first = at * 16 + from / 4;
+                let starts = &mut start[first..][..lanes];
+                match PER_BYTE {
+                    1 => block.sums::<4>(|lane, sum| starts[lane] = -layout.offset * sum),
+                    2 => block.sums::<8>(|lane, sum| starts[lane] = layout.shift.of(sum) - layout.offset * sum),
+                    _ => block.sums::<16>(|lane, sum| starts[lane] = -layout.offset * sum),
+                }
+                steps[first..][..lanes].fill(block.step);
+            }
+        }
+        Columns { low, high, outliers, start, steps, columns }
+    }
+}
+
+/// Puts the bytes of a block where the codes of a group are multiplied by them.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline]
+unsafe fn spread<const PER_BYTE: usize>(block: &[i8; BLOCK], to: &mut [i8], flip: usize) {
+    let bytes = BLOCK / PER_BYTE;
+    // SAFETY: the stores write `bytes` bytes to each slice.
+    unsafe {
+        let q = _mm512_loadu_si512(block.as_ptr().cast());
+        for e in 0..PER_BYTE {
+            let to = to[(e ^ flip) * 64..][..bytes].as_mut_ptr();
+            match PER_BYTE {
+                1 => _mm512_storeu_si512(to.cast(), q),
+                2 if e == 0 => _mm256_storeu_si256(to.cast(), _mm512_cvtepi16_epi8(q)),
+                2 => _mm256_storeu_si256(to.cast(), _mm512_cvtepi16_epi8(_mm512_srli_epi16::<8>(q))),
+                _ => {
+                    let by = _mm_cvtsi32_si128(8 * e as i32);
+                    _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_srl_epi32(q, by)));
+                }
+            }
+        }
+    }
+}
+
+/// Adds a product with at most [`MAX_COLUMNS`] rows of x. Rows go where they are stored.
+pub(crate) fn few<'a>(rows: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, region: &mut Region<'a>) {
+    let &Rows { x, m, k, .. } = rows;
+    let ordered = |layout| rows.rounded.groups.get(layout, || Columns::new(x, m, k, layout));
+    let (shift, detail) = (Shift::NONE, Detail::of(&w, rows.input));
+    match w.data {
+        Matrix::CodeBook4(data) => {
+            let book = Book::new(data.code_book);
+            let x = ordered(Layout { bits: 4, flip: 1, offset: OFFSET, shift: book.shift, detail });
+            let scales = Scales::Blocks(data, k, book.factor);
+            let book = book.bytes.map(|byte| (i32::from(byte) + OFFSET) as u8);
+            Pass { codes: data.codes, stride: k / 2, row_bytes: k / 2, book, scales, x, m, column: 0, bias, y }
+                .split(w.n, 4, region);
+        }
+        Matrix::Rows(data) => {
+            let wide = data.wide_rows;
+            if wide > 0 {
+                let x = ordered(Layout { bits: 8, flip: 0, offset: OFFSET, shift, detail });
+                let scales = Scales::Rows(data.scales);
+                let (codes, book) = (data.wide, [0; 16]);
+                Pass { codes, stride: k, row_bytes: k, book, scales, x, m, column: 0, bias, y }.split(wide, 8, region);
+            }
+            if wide < w.n {
+                let bits = data.narrow_bits as usize;
+                let offset = if bits == 2 { 1 } else { 7 };
+                let x = ordered(Layout { bits, flip: 0, offset, shift, detail });
+                let scales = Scales::Rows(&data.scales[wide..]);
+                let book = std::array::from_fn(|code| code as u8);
+                let (codes, stride, row_bytes) = (data.narrow, data.narrow_stride, k * bits / 8);
+                Pass { codes, stride, row_bytes, book, scales, x, m, column: wide, bias, y }.split(
+                    w.n - wide,
+                    bits,
+                    region,
+                );
+            }
+        }
+        _ => unreachable!("`fits` lets no other storage through"),
+    }
+}
+
+enum Scales<'a> {
+    Rows(&'a [f32]),
+    /// Rows of so many elements, and the scale of the code book.
+    Blocks(CodeBook4<'a>, usize, f32),
+}
+
+/// Quantised block scales of which the two of a group share their absmax.
+#[derive(Clone, Copy)]
+struct Nested<'a> {
+    codes: &'a [u8],
+    map: &'a [f32; 256],
+    absmax: &'a [f32],
+    /// Scales per absmax are two to this.
+    shift: u32,
+    offset: f32,
+}
+
+impl<'a> Nested<'a> {
+    fn new(w: &CodeBook4<'a>, k: usize) -> Option<Nested<'a>> {
+        let BlockScales::Double { codes, map, absmax, block, offset } = w.scales else {
+            return None;
+        };
+        let fits = w.block == BLOCK && k.is_multiple_of(2 * BLOCK) && block.is_power_of_two() && block > 1;
+        let map = <&[f32; 256]>::try_from(map).ok().filter(|_| fits)?;
+        Some(Nested { codes, map, absmax, shift: block.trailing_zeros(), offset })
+    }
+}
+
+/// How a pass gets at the scales.
+const ROWS: u8 = 0;
+/// Of blocks, decoded row by row.
+const DECODED: u8 = 1;
+/// Of blocks, looked up on the way in a table for the absmax that they share.
+const NESTED: u8 = 2;
+
+/// The scale of each code under one absmax, for one row in flight.
+struct ScaleTable {
+    absmax: usize,
+    scales: [f32; 256],
+}
+
+impl ScaleTable {
+    fn new() -> ScaleTable {
+        ScaleTable { absmax: usize::MAX, scales: [0.0; 256] }
+    }
+
+    /// Makes it the table of this absmax.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    fn turn_to(&mut self, absmax: usize, nested: &Nested) {
+        if self.absmax != absmax {
+            let by = nested.absmax[absmax];
+            for (scale, value) in self.scales.iter_mut().zip(nested.map) {
+                *scale = value * by + nested.offset;
+            }
+            self.absmax = absmax;
+        }
+    }
+}
+
+/// A matrix times [`Columns`].
+struct Pass<'a> {
+    codes: &'a [u8],
+    stride: usize,
+    row_bytes: usize,
+    /// The byte of each 4-bit code.
+    book: [u8; 16],
+    scales: Scales<'a>,
+    x: Arc<Columns>,
+    m: usize,
+    /// Column of the output that row 0 goes to.
+    column: usize,
+    bias: Option<&'a [f32]>,
+    y: Output<'a>,
+}
+
+impl<'a> Pass<'a> {
+    fn split(self, n: usize, bits: usize, region: &mut Region<'a>) {
+        region.add(self.codes.as_ptr(), (n, self.stride), self.m * self.row_bytes, move |first, last| {
+            // SAFETY: `kernels` has found AVX-512 VNNI and VBMI, the matrix was checked, and tasks have different rows.
+            unsafe {
+                match (bits, &self.scales) {
+                    (4, Scales::Blocks(w, k, _)) if Nested::new(w, *k).is_some() => {
+                        self.columns::<4, NESTED>(first, last)
+                    }
+                    (4, Scales::Blocks(..)) => self.columns::<4, DECODED>(first, last),
+                    (4, _) => self.columns::<4, ROWS>(first, last),
+                    (8, _) => self.columns::<8, ROWS>(first, last),
+                    _ => self.columns::<2, ROWS>(first, last),
+                }
+            }
+        });
+    }
+
+    /// # Safety
+    /// As for `range`.
+    unsafe fn columns<const BITS: usize, const SCALES: u8>(&self, first: usize, last: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.x.columns {
+                1 => self.range::<BITS, SCALES, 1>(first, last),
+                2 => self.range::<BITS, SCALES, 2>(first, last),
+                _ => self.range::<BITS, SCALES, 4>(first, last),
+            }
+        }
+    }
+
+    /// Rows `first..last`.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 VNNI and VBMI, the rows exist, and no other task writes their outputs.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+    unsafe fn range<const BITS: usize, const SCALES: u8, const M: usize>(&self, first: usize, last: usize) {
+        let per_row = match self.scales {
+            // One more: a group covers two blocks.
+            Scales::Blocks(_, k, _) if SCALES == DECODED => k / BLOCK + 1,
+            _ => 0,
+        };
+        let mut scales = vec![0.0; R * per_row];
+        let mut tables: [ScaleTable; R] = std::array::from_fn(|_| ScaleTable::new());
+        // `R` streams far apart, each read in order: that is what hardware prefetchers follow.
+        let apart = (last - first) / R;
+        // The rest one at a time: `R` times the same row, to spare a kernel of its own.
+        let rest = first + apart * R;
+        for row in (first..first + apart).chain(rest..last) {
+            let apart = if row < rest { apart } else { 0 };
+            // SAFETY: the rows lie before `last`.
+            unsafe { self.rows::<BITS, SCALES, M>(row, apart, per_row, &mut scales, &mut tables) };
+        }
+    }
+
+    /// Rows `row`, `row + apart`, ... (`R` of them) times `M` columns.
+    ///
+    /// # Safety
+    /// As for `range`, and x has `M` columns ordered for `BITS`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+    #[inline]
+    unsafe fn rows<const BITS: usize, const SCALES: u8, const M: usize>(
+        &self,
+        row: usize,
+        apart: usize,
+        per_row: usize,
+        scales: &mut [f32],
+        tables: &mut [ScaleTable; R],
+    ) {
+        let mut factor = 1.0;
+        // Where the scales of row `r` of `R` lie.
+        let (mut w_scales, mut scale_stride) = (std::ptr::null(), per_row);
+        let mut nested = Nested { codes: &[], map: &[0.0; 256], absmax: &[], shift: 0, offset: 0.0 };
+        if let Scales::Blocks(w, k, book) = &self.scales {
+            let (k, book) = (*k, *book);
+            factor = book;
+            if SCALES == NESTED {
+                nested = Nested::new(w, k).unwrap_or(nested);
+            } else {
+                w_scales = scales.as_ptr();
+                match w.scales {
+                    BlockScales::Single(stored) if w.block == BLOCK && k.is_multiple_of(2 * BLOCK) => {
+                        w_scales = stored[row * k / BLOCK..].as_ptr();
+                        scale_stride = apart * k / BLOCK;
+                    }
+                    _ => {
+                        for r in 0..R {
+                            block_scales(w, (row + r * apart) * k, &mut scales[r * per_row..(r + 1) * per_row - 1]);
+                        }
+                    }
+                }
+            }
+        }
+        // SAFETY: the last group of a row is read under a mask; x and decoded scales are padded to whole groups, and
+        // the check of the matrix found a nested scale for each of its blocks.
+        unsafe {
+            let book = _mm512_broadcast_i32x4(_mm_loadu_si128(self.book.as_ptr().cast()));
+            let (nibble, pair, flip) = (_mm512_set1_epi8(15), _mm512_set1_epi8(3), _mm512_set1_epi8(-128));
+            let codes: [*const u8; R] =
+                std::array::from_fn(|r| self.codes.as_ptr().add((row + r * apart) * self.stride));
+            let scale_codes: [*const u8; R] =
+                std::array::from_fn(|r| nested.codes.as_ptr().wrapping_add((row + r * apart) * (self.row_bytes / 32)));
+            let planes = 8 / BITS;
+            // Whole groups only, where the storage says so.
+            let even = SCALES == NESTED || BITS == 8;
+            let whole = self.row_bytes / 64;
+            let tail = (1u64 << (self.row_bytes % 64)) - 1;
+            let mut total = [[_mm512_setzero_ps(); M]; R];
+            let groups = self.row_bytes.div_ceil(64);
+            let mut turn = 0;
+            for g in 0..groups {
+                if SCALES == NESTED && g == turn {
+                    // The next group at which a row comes to another absmax.
+                    turn = groups;
+                    for (r, table) in tables.iter_mut().enumerate() {
+                        let block = (row + r * apart) * (self.row_bytes / 32) + 2 * g;
+                        table.turn_to(block >> nested.shift, &nested);
+                        turn = turn.min(g + ((((block >> nested.shift) + 1) << nested.shift) - block) / 2);
+                    }
+                }
+                let x = self.x.low.as_ptr().add(g * M * planes * 64);
+                let start = self.x.start.as_ptr().add(g * M * 16);
+                let steps = self.x.steps.as_ptr().add(g * M * 16);
+                let outliers = self.x.outliers.as_ptr().add(g * M);
+                let mut weights = [[_mm512_setzero_si512(); 4]; R];
+                let mut w_scale = [_mm512_set1_ps(1.0); R];
+                for r in 0..R {
+                    let at = codes[r].add(g * 64);
+                    // Into L2: rows are often a power of two apart, and would push each other and x out of L1.
+                    _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(AHEAD).cast());
+                    let bytes = if even || g < whole {
+                        _mm512_loadu_si512(at.cast())
+                    } else {
+                        _mm512_maskz_loadu_epi8(tail, at.cast())
+                    };
+                    weights[r] = match BITS {
+                        8 => [_mm512_xor_si512(bytes, flip); 4],
+                        4 if SCALES != ROWS => {
+                            // The book lies in the register four times, so that the upper bits do not matter.
+                            let high = _mm512_permutexvar_epi8(_mm512_srli_epi16::<4>(bytes), book);
+                            let low = _mm512_permutexvar_epi8(bytes, book);
+                            [low, high, low, high]
+                        }
+                        4 => {
+                            let low = _mm512_and_si512(bytes, nibble);
+                            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), nibble);
+                            [low, high, low, high]
+                        }
+                        _ => [
+                            _mm512_and_si512(bytes, pair),
+                            _mm512_and_si512(_mm512_srli_epi16::<2>(bytes), pair),
+                            _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), pair),
+                            _mm512_and_si512(_mm512_srli_epi16::<6>(bytes), pair),
+                        ],
+                    };
+                    if SCALES == DECODED {
+                        let at = w_scales.add(r * scale_stride + 2 * g);
+                        w_scale[r] = _mm512_mask_broadcastss_ps(_mm512_set1_ps(*at), 0xff00, _mm_load_ss(at.add(1)));
+                    }
+                    if SCALES == NESTED {
+                        let at = |i: usize| tables[r].scales.as_ptr().add(usize::from(*scale_codes[r].add(2 * g + i)));
+                        w_scale[r] = _mm512_mask_broadcastss_ps(_mm512_set1_ps(*at(0)), 0xff00, _mm_load_ss(at(1)));
+                    }
+                }
+                for m in 0..M {
+                    let mut xs = [_mm512_setzero_si512(); 4];
+                    for plane in 0..planes {
+                        xs[plane] = _mm512_loadu_si512(x.add((m * planes + plane) * 64).cast());
+                    }
+                    let start = _mm512_loadu_si512(start.add(m * 16).cast());
+                    let step = _mm512_loadu_ps(steps.add(m * 16));
+                    let mut sums = [start; R];
+                    for r in 0..R {
+                        for plane in 0..planes {
+                            sums[r] = _mm512_dpbusd_epi32(sums[r], weights[r][plane], xs[plane]);
+                        }
+                    }
+                    if *outliers.add(m) {
+                        let high = self.x.high.as_ptr().add((g * M + m) * planes * 64);
+                        for plane in 0..planes {
+                            xs[plane] = _mm512_loadu_si512(high.add(plane * 64).cast());
+                        }
+                        for r in 0..R {
+                            let mut high = _mm512_setzero_si512();
+                            for plane in 0..planes {
+                                high = _mm512_dpbusd_epi32(high, weights[r][plane], xs[plane]);
+                            }
+                            sums[r] = _mm512_add_epi32(sums[r], _mm512_slli_epi32::<7>(high));
+                        }
+                    }
+                    for r in 0..R {
+                        let scale = if SCALES == ROWS { step } else { _mm512_mul_ps(step, w_scale[r]) };
+                        total[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r]), scale, total[r][m]);
+                    }
+                }
+            }
+            for r in 0..R {
+                let j = row + r * apart;
+                let scale = match &self.scales {
+                    Scales::Rows(scales) => scales[j],
+                    Scales::Blocks(..) => factor,
+                };
+                let bias = self.bias.map_or(0.0, |bias| bias[self.column + j]);
+                for m in 0..M {
+                    if m < self.m {
+                        self.y.set(m, self.column + j, _mm512_reduce_add_ps(total[r][m]) * scale + bias);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! Linear layers, embeddings and dequantisation for every storage.
+
+use crate::check::check_len;
+use crate::cpu::matmul::dense::{self, DenseRows, Element};
+use crate::cpu::matmul::dequantize::{Decode, NARROW2, NARROW4};
+use crate::cpu::matmul::gemm::gemm;
+use crate::cpu::matmul::int8;
+use crate::cpu::matmul::packed::{MAX_COLUMNS, Order, PackedRows, PermutedX, Scales};
+use crate::cpu::matmul::weight::{self, CodeBook4, Matrix};
+use crate::cpu::pool::region::Region;
+use crate::cpu::pool::threads::{Output, with_scratch};
+use crate::cpu::simd::{self, launch};
+use crate::cpu::{Level, Precision, Weight, level, precision};
+use std::cell::RefCell;
+use std::sync::Arc;
+
+/// Rows `first..first + count` as floats, row-major; each value is exactly the stored one (one f32 product).
+///
+/// # Panics
+/// If the rows exceed the matrix, `out` is not `count * k` long, or the storage is too short.
+pub fn dequantize_rows(w: &Weight, first: usize, count: usize, out: &mut [f32]) {
+    w.check();
+    let end = first.checked_add(count).expect("first + count overflows");
+    assert!(end <= w.n, "rows {first}..{end} of {}", w.n);
+    check_len("out", out.len(), &[count, w.k]);
+    gather(w, count, |i| first + i, out);
+}
+
+/// Gathers rows: `y[i] = W[ids[i]]`.
+///
+/// # Shapes
+/// `w [v, k]`, `y [ids, k]`.
+///
+/// # Panics
+/// If an id is not below `v`, or a slice does not have its shape.
+pub fn embed(ids: &[usize], w: &Weight, y: &mut [f32]) {
+    w.check();
+    check_len("y", y.len(), &[ids.len(), w.k]);
+    if let Some(id) = ids.iter().find(|&&id| id >= w.n) {
+        panic!("id {id} in a table of {} rows", w.n);
+    }
+    gather(w, ids.len(), |i| ids[i], y);
+}
+
+fn gather(w: &Weight, count: usize, row: impl Fn(usize) -> usize + Sync, y: &mut [f32]) {
+    let level = level();
+    if w.k > 0 && count > 0 {
+        crate::cpu::pool::threads::for_each_chunk(y, w.k, w.k, |i, out| {
+            launch(level, Decode { w, row: row(i), first: 0, out });
+        });
+    }
+}
+
+/// One matrix of several that share x: `y = x Wᵀ + b`.
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// `[n, k]`.
+    pub weight: Weight<'a>,
+    /// `[n]`.
+    pub bias: Option<&'a [f32]>,
+    /// `[m, n]`.
+    pub y: &'a mut [f32],
+}
+
+/// `y = x Wᵀ + b`, in the arithmetic of [`precision`].
+///
+/// # Shapes
+/// `x [m, k]`, `w [n, k]`, `bias [n]`, `y [m, n]`.
+///
+/// # Panics
+/// If a slice does not have its shape.
+pub fn linear(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: &mut [f32]) {
+    linears(x, m, &mut [Product { weight: *w, bias, y }]);
+}
+
+/// Several [`linear`]s of the same x: it is prepared once, and the threads are called once.
+///
+/// # Panics
+/// If a slice does not have its shape.
+pub fn linears(x: &[f32], m: usize, products: &mut [Product]) {
+    for Product { weight: w, bias, y } in products.iter() {
+        w.check();
+        check_len("x", x.len(), &[m, w.k]);
+        check_len("y", y.len(), &[m, w.n]);
+        if let Some(bias) = bias {
+            check_len("bias", bias.len(), &[w.n]);
+        }
+    }
+    compute(x, m, int8::Input::Usual, products);
+}
+
+/// Rows of x up to which passes of [`MAX_COLUMNS`] are faster than tiles, whose vectors would be mostly empty.
+const FEW: usize = 2 * MAX_COLUMNS;
+
+/// [`linears`] on lengths that were checked, of such an x.
+pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [Product]) {
+    let Some(k) = products.first().map(|product| product.weight.k).filter(|_| m > 0) else {
+        return;
+    };
+    if k == 0 {
+        for Product { weight, bias, y } in products {
+            let rows = y.chunks_exact_mut(weight.n.max(1));
+            rows.for_each(|y| y.iter_mut().enumerate().for_each(|(j, y)| *y = bias.map_or(0.0, |bias| bias[j])));
+        }
+        return;
+    }
+    let level = level();
+    let rounded = match precision() {
+        Precision::Exact => None,
+        Precision::Int8Activations => int8::kernels(level, m),
+    };
+    let mut columns = MAX_COLUMNS;
+    let (mut few, mut many) = (Vec::new(), Vec::new());
+    for product in products {
+        let rounded = rounded.filter(|_| int8::fits(&product.weight));
+        if product.weight.n == 0 {
+            continue;
+        }
+        if rounded == Some(int8::Kernels::Vnni) && m > int8::FEW {
+            many.push(product);
+        } else if rounded.is_none() && m > FEW {
+            gemm(level, x, m, &product.weight, product.bias, Output::new(product.y, product.weight.n));
+        } else {
+            columns = if rounded.is_some() { columns.min(int8::MAX_COLUMNS) } else { columns };
+            few.push((product, rounded));
+        }
+    }
+    if !many.is_empty() {
+        int8::gemm(x, m, input, &mut many);
+    }
+    if few.is_empty() {
+        return;
+    }
+    for first in (0..m).step_by(columns) {
+        let count = columns.min(m - first);
+        let x = Rows::new(&x[first * k..(first + count) * k], count, k, level, input);
+        // Rows that are not stored in order are computed as they are, then put where they belong.
+        let mut stored: Vec<Vec<f32>> = few
+            .iter()
+            .map(|(product, _)| vec![0.0; if slots(&product.weight).is_some() { count * product.weight.n } else { 0 }])
+            .collect();
+        let mut region = Region::default();
+        for ((product, rounded), stored) in few.iter_mut().zip(&mut stored) {
+            let (w, n) = (product.weight, product.weight.n);
+            let (bias, y) = match slots(&w) {
+                Some(_) => (None, &mut stored[..]),
+                None => (product.bias, &mut product.y[first * n..(first + count) * n]),
+            };
+            let y = Output::new(y, n);
+            match *rounded {
+                Some(kernels) => int8::few(kernels, &x, w, bias, y, &mut region),
+                None => add(&x, w, bias, y, &mut region),
+            }
+        }
+        region.run();
+        for ((product, _), stored) in few.iter_mut().zip(&stored) {
+            let n = product.weight.n;
+            let Some(slots) = slots(&product.weight) else { continue };
+            for (y, stored) in product.y[first * n..].chunks_exact_mut(n).zip(stored.chunks_exact(n)) {
+                for (j, (y, &slot)) in y.iter_mut().zip(slots).enumerate() {
+                    *y = stored[slot as usize] + product.bias.map_or(0.0, |bias| bias[j]);
+                }
+            }
+        }
+    }
+}
+
+/// One of [`compute`].
+pub(crate) fn product(x: &[f32], m: usize, weight: &Weight, bias: Option<&[f32]>, y: &mut [f32]) {
+    compute(x, m, int8::Input::Usual, &mut [Product { weight: *weight, bias, y }]);
+}
+
+/// The stored row of each output, when they are not in order.
+fn slots<'a>(w: &Weight<'a>) -> Option<&'a [u32]> {
+    match w.data {
+        Matrix::Rows(rows) => rows.slots,
+        _ => None,
+    }
+}
+
+/// A few rows of x, in the orders that the products of a region ask for.
+pub(crate) struct Rows<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) m: usize,
+    pub(crate) k: usize,
+    pub(crate) level: Level,
+    pub(crate) input: int8::Input,
+    permuted: Made<(usize, Order), PermutedX>,
+    pub(crate) rounded: int8::Rounded,
+}
+
+impl<'a> Rows<'a> {
+    fn new(x: &'a [f32], m: usize, k: usize, level: Level, input: int8::Input) -> Self {
+        Self { x, m, k, level, input, permuted: Made::default(), rounded: int8::Rounded::default() }
+    }
+
+    fn permuted(&self, bits: usize, order: Order) -> Arc<PermutedX> {
+        let make = || PermutedX::new(self.x, self.m, self.k, simd::lanes(self.level), bits, order);
+        self.permuted.get((bits, order), make)
+    }
+}
+
+/// Values made once per key.
+pub(crate) struct Made<K, T>(RefCell<Vec<(K, Arc<T>)>>);
+
+impl<K: PartialEq, T> Made<K, T> {
+    /// The value made before for this key, or a new one.
+    pub(crate) fn get(&self, key: K, make: impl FnOnce() -> T) -> Arc<T> {
+        let mut made = self.0.borrow_mut();
+        if let Some((_, value)) = made.iter().find(|(other, _)| *other == key) {
+            return value.clone();
+        }
+        let value = Arc::new(make());
+        made.push((key, value.clone()));
+        value
+    }
+}
+
+impl<K, T> Default for Made<K, T> {
+    fn default() -> Self {
+        Self(RefCell::default())
+    }
+}
+
+/// Adds a product with at most [`MAX_COLUMNS`] rows of x, in f32. Rows go where they are stored.
+fn add<'a>(x: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, region: &mut Region<'a>) {
+    match w.data {
+        Matrix::F32(data) => dense_product(x, data, None, w.n, bias, y, region),
+        Matrix::F16(data) => dense_product(x, dense::f16(data), None, w.n, bias, y, region),
+        Matrix::Bf16(data) => dense_product(x, dense::bf16(data), None, w.n, bias, y, region),
+        Matrix::CodeBook4(data) if w.k.is_multiple_of(64) && data.block.is_multiple_of(64) => {
+            code_book_product(x, data, w.n, bias, y, region);
+        }
+        Matrix::CodeBook4(data) => decoded_product(x, w, data.codes, bias, y, region),
+        Matrix::Rows(data) => rows_product(x, data, w.n, bias, y, region),
+    }
+}
+
+fn dense_product<'a, E: Element>(
+    rows: &Rows<'a>,
+    w: &'a [E],
+    scales: Option<&'a [f32]>,
+    n: usize,
+    bias: Option<&'a [f32]>,
+    y: Output<'a>,
+    region: &mut Region<'a>,
+) {
+    let &Rows { x, m, k, level, .. } = rows;
+    region.add(w.as_ptr().cast(), (n, k * E::SIZE), m * k, move |first, last| {
+        launch(level, DenseRows { w, k, scales, x, m, first, last, bias, y });
+    });
+}
+
+fn code_book_product<'a>(
+    rows: &Rows<'a>,
+    w: CodeBook4<'a>,
+    n: usize,
+    bias: Option<&'a [f32]>,
+    y: Output<'a>,
+    region: &mut Region<'a>,
+) {
+    let &Rows { m, k, level, .. } = rows;
+    let x = rows.permuted(4, Order::HighFirst);
+    let stride = k / 2;
+    region.add(w.codes.as_ptr(), (n, stride), m * k, move |first, last| {
+        let scales = Scales::Blocks(&w, k);
+        let (codes, book) = (w.codes, w.code_book);
+        let (x, row_bytes, bits, column) = (&*x, stride, 4, 0);
+        launch(level, PackedRows { codes, stride, row_bytes, bits, book, scales, x, m, first, last, column, bias, y });
+    });
+}
+
+/// Any code book matrix: rows are decoded into the cache a few at a time.
+fn decoded_product<'a>(
+    rows: &Rows<'a>,
+    w: Weight<'a>,
+    codes: &'a [u8],
+    bias: Option<&'a [f32]>,
+    y: Output<'a>,
+    region: &mut Region<'a>,
+) {
+    const ROWS: usize = 4;
+    let &Rows { x, m, level, .. } = rows;
+    region.add(codes.as_ptr(), (w.n, w.k.div_ceil(2)), m * w.k, move |first, last| {
+        with_scratch(ROWS * w.k, |rows| {
+            for first in (first..last).step_by(ROWS) {
+                let count = ROWS.min(last - first);
+                for (i, out) in rows.chunks_exact_mut(w.k).enumerate().take(count) {
+                    launch(level, Decode { w: &w, row: first + i, first: 0, out });
+                }
+                let bias = bias.map(|bias| &bias[first..]);
+                let y = y.columns_from(first);
+                launch(level, DenseRows { w: &*rows, k: w.k, scales: None, x, m, first: 0, last: count, bias, y });
+            }
+        });
+    });
+}
+
+fn rows_product<'a>(
+    rows: &Rows<'a>,
+    w: weight::Rows<'a>,
+    n: usize,
+    bias: Option<&'a [f32]>,
+    y: Output<'a>,
+    region: &mut Region<'a>,
+) {
+    let &Rows { m, k, level, .. } = rows;
+    let wide = w.wide_rows;
+    if wide > 0 {
+        dense_product(rows, dense::i8(w.wide), Some(w.scales), wide, bias, y, region);
+    }
+    if wide < n {
+        let bits = w.narrow_bits as usize;
+        let book = if bits == 2 { &NARROW2 } else { &NARROW4 };
+        let x = rows.permuted(bits, Order::LowFirst);
+        let (stride, row_bytes) = (w.narrow_stride, (k * bits).div_ceil(8));
+        region.add(w.narrow.as_ptr(), (n - wide, row_bytes), m * k, move |first, last| {
+            let scales = Scales::Rows(&w.scales[wide..]);
+            let (x, codes, column) = (&*x, w.narrow, wide);
+            launch(
+                level,
+                PackedRows { codes, stride, row_bytes, bits, book, scales, x, m, first, last, column, bias, y },
+            );
+        });
+    }
+}

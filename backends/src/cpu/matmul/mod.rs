@@ -1,0 +1,9 @@
+//! Products with weights in every storage: dispatch, and the kernels of each arithmetic.
+
+pub(super) mod dense;
+pub(super) mod dequantize;
+pub(super) mod gemm;
+pub(super) mod int8;
+pub(super) mod linear;
+pub(super) mod packed;
+pub(super) mod weight;

@@ -1,0 +1,7 @@
+//! Products with weights in every storage: a matrix is streamed for a few rows of activations, tiled for many.
+
+mod cmma;
+pub(super) mod embed;
+pub(super) mod linear;
+mod tiled;
+pub(super) mod weight;

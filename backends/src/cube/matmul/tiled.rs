@@ -1,0 +1,295 @@
+//! Products of many rows: tiles of `x` and of the unpacked weight in shared memory, multiplied by matrix instructions where
+//! the device has them for the type of `x` ([`super::cmma`]), else as here.
+
+use cubecl::ir::{ElemType, StorageType, UIntKind};
+use cubecl::prelude::*;
+
+use crate::cube::launch::{Buffer, UNITS, grid, grid_of_units};
+use crate::cube::matmul::cmma;
+use crate::cube::matmul::linear::{Linear, eight_of_x};
+use crate::cube::matmul::weight::{Four, Packed, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor};
+
+/// Rows of `x`, and of the weight, per cube.
+const TILE: u32 = 64;
+
+/// Units of eight elements along k per pass: one unit of `x` and one of the weight for each unit of the cube.
+const DEPTH: u32 = 4;
+
+/// Vectors from one row of a tile in shared memory to the next: odd, so that rows lie in different banks.
+const STRIDE: u32 = 2 * DEPTH + 1;
+
+/// Units of a cube along each side of a tile.
+const SIDE: u32 = 16;
+
+/// Products of each unit along each side.
+const EACH: u32 = TILE / SIDE;
+
+pub(super) fn linear<R: Runtime>(
+    client: &ComputeClient<R>,
+    x: &Buffer,
+    m: usize,
+    weight: &Weight,
+    y: &Buffer,
+    p: Linear<'_>,
+) {
+    let rows = p.active.map(|active| running(client, active, m));
+    if p.active.is_some() {
+        zero(client, y);
+    }
+    launch(client, &Product { x, m, weight, gate: None, y, bias: p.bias, rows: rows.as_ref() });
+}
+
+pub(super) fn gated_linear<R: Runtime>(
+    client: &ComputeClient<R>,
+    x: &Buffer,
+    m: usize,
+    gate: &Weight,
+    up: &Weight,
+    y: &Buffer,
+    active: Option<&Buffer>,
+) {
+    let rows = active.map(|active| running(client, active, m));
+    // What is not written of either is not read: rows that have halted are left as they are.
+    let gated = Buffer::new(client.empty(y.len * y.dtype.size()), y.len, y.dtype);
+    if active.is_some() {
+        zero(client, y);
+    }
+    let rows = rows.as_ref();
+    launch(client, &Product { x, m, weight: gate, gate: None, y: &gated, bias: None, rows });
+    launch(client, &Product { x, m, weight: up, gate: Some(&gated), y, bias: None, rows });
+}
+
+/// One product: `y = x Wᵀ`.
+pub(super) struct Product<'a> {
+    /// `[m, k]`
+    pub x: &'a Buffer,
+    pub m: usize,
+    /// `[n, k]`
+    pub weight: &'a Weight,
+    /// `[m, n]`: the result is multiplied by its silu.
+    pub gate: Option<&'a Buffer>,
+    /// `[m, n]`
+    pub y: &'a Buffer,
+    /// `[n]`, added.
+    pub bias: Option<&'a Buffer>,
+    /// Only these rows of `x` and `y`: how many, then which.
+    pub rows: Option<&'a Buffer>,
+}
+
+fn launch<R: Runtime>(client: &ComputeClient<R>, p: &Product<'_>) {
+    if cmma::launch(client, p) {
+        return;
+    }
+    let &Product { x, m, weight, gate, y, bias, rows } = p;
+    let Weight { n, k, .. } = *weight;
+    let aligned = weight.layout().aligned;
+    let (across, down) = (n.div_ceil(TILE as usize), m.div_ceil(TILE as usize));
+    // SAFETY: the lengths were checked, and the kernel stays inside them.
+    unsafe {
+        tile_kernel::launch_unchecked::<R>(
+            client,
+            grid(across * down),
+            CubeDim::new_1d(UNITS),
+            if aligned { 4 } else { 1 },
+            weight.vector(),
+            x.arg(),
+            weight.arg(),
+            bias.unwrap_or(x).arg(),
+            gate.unwrap_or(x).arg(),
+            rows.unwrap_or(x).arg(),
+            y.arg(),
+            m as u32,
+            n as u32,
+            k as u32,
+            Plan { bias: bias.is_some(), gate: gate.is_some(), rows: rows.is_some(), aligned },
+            x.dtype,
+        );
+    }
+}
+
+/// What the kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Plan {
+    bias: bool,
+    /// The result is multiplied by the silu of another.
+    gate: bool,
+    /// Only the rows of a list.
+    rows: bool,
+    aligned: bool,
+}
+
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+fn tile_kernel<F: Float, V: Size, W: Size>(
+    x: &Array<Vector<F, V>>,
+    weight: &Packed<W>,
+    bias: &Array<f32>,
+    gate: &Array<F>,
+    rows: &Array<u32>,
+    y: &mut Array<F>,
+    m: u32,
+    n: u32,
+    k: u32,
+    #[comptime] plan: Plan,
+    #[define(F)] _x_type: StorageType,
+) {
+    let across = n.div_ceil(TILE);
+    let first_column = CUBE_POS as u32 % across * TILE;
+    let first_row = CUBE_POS as u32 / across * TILE;
+    // The list begins with its length.
+    let mut count = m;
+    if comptime!(plan.rows) {
+        count = rows[0];
+    }
+    if first_row >= count {
+        terminate!();
+    }
+    let book = shared_code_book(weight);
+    let mut of_x = SharedMemory::<Four>::new(comptime!((TILE * STRIDE) as usize));
+    let mut of_w = SharedMemory::<Four>::new(comptime!((TILE * STRIDE) as usize));
+
+    // What this unit brings to the tiles.
+    let own = UNIT_POS / DEPTH;
+    let own_unit = UNIT_POS % DEPTH;
+    let own_stored = stored_row(weight, min(first_column + own, n - 1));
+    let own_row = row_of(rows, min(first_row + own, count - 1), plan.rows);
+
+    // What this unit computes.
+    let (tx, ty) = (UNIT_POS % SIDE, UNIT_POS / SIDE);
+    let mut sums = Array::<f32>::new(comptime!((EACH * EACH) as usize));
+    #[unroll]
+    for i in 0..comptime!((EACH * EACH) as usize) {
+        sums[i] = 0.0;
+    }
+
+    let units = k.div_ceil(8);
+    let mut start = 0u32;
+    while start < units {
+        let unit = start + own_unit;
+        let to = own * STRIDE + own_unit * 2;
+        let mut x_low = Four::new(0.0);
+        let mut x_high = Four::new(0.0);
+        let mut w_low = Four::new(0.0);
+        let mut w_high = Four::new(0.0);
+        if unit < units {
+            let values = eight_of_x::<F, V>(x, own_row, unit, k, plan.aligned);
+            let weights = eight(weight, &book, own_stored, unit, k);
+            let factor = Four::new(unit_factor(weight, own_stored, unit, k));
+            x_low = values.low;
+            x_high = values.high;
+            w_low = weights.low * factor;
+            w_high = weights.high * factor;
+        }
+        of_x[to as usize] = x_low;
+        of_x[(to + 1) as usize] = x_high;
+        of_w[to as usize] = w_low;
+        of_w[(to + 1) as usize] = w_high;
+        sync_cube();
+        for vector in 0..comptime!(2 * DEPTH) {
+            let mut columns = Array::<Four>::new(comptime!(EACH as usize));
+            #[unroll]
+            for j in 0..EACH {
+                columns[j as usize] = of_w[((tx + j * SIDE) * STRIDE + vector) as usize];
+            }
+            #[unroll]
+            for i in 0..EACH {
+                let row = of_x[((ty + i * SIDE) * STRIDE + vector) as usize];
+                #[unroll]
+                for j in 0..EACH {
+                    sums[comptime!((i * EACH + j) as usize)] += row.dot(columns[j as usize]);
+                }
+            }
+        }
+        sync_cube();
+        start += DEPTH;
+    }
+
+    #[unroll]
+    for j in 0..EACH {
+        let column = first_column + tx + j * SIDE;
+        if column < n {
+            let factor = row_factor(weight, stored_row(weight, column));
+            #[unroll]
+            for i in 0..EACH {
+                let listed = first_row + ty + i * SIDE;
+                if listed < count {
+                    let at = (row_of(rows, listed, plan.rows) * n + column) as usize;
+                    let mut sum = sums[comptime!((i * EACH + j) as usize)] * factor;
+                    if comptime!(plan.bias) {
+                        sum += bias[column as usize];
+                    }
+                    if comptime!(plan.gate) {
+                        let gate = f32::cast_from(gate[at]);
+                        sum *= gate / (1.0 + f32::exp(-gate));
+                    }
+                    y[at] = F::cast_from(sum);
+                }
+            }
+        }
+    }
+}
+
+/// The row at place `listed` of the list, or of all.
+#[cube]
+pub(super) fn row_of(rows: &Array<u32>, listed: u32, #[comptime] is_list: bool) -> u32 {
+    if comptime!(is_list) { rows[(listed + 1) as usize] } else { listed }
+}
+
+/// How many of `m` rows are active, and which: `[1 + m]` U32.
+fn running<R: Runtime>(client: &ComputeClient<R>, active: &Buffer, m: usize) -> Buffer {
+    let list = Buffer::new(client.empty((m + 1) * 4), m + 1, ElemType::UInt(UIntKind::U32));
+    // SAFETY: the kernel stays inside `m` flags and `m + 1` places.
+    unsafe {
+        list_kernel::launch_unchecked::<R>(client, grid(1), CubeDim::new_1d(UNITS), active.arg(), list.arg(), m as u32);
+    }
+    list
+}
+
+#[cube(launch_unchecked)]
+fn list_kernel(active: &Array<u32>, list: &mut Array<u32>, m: u32) {
+    let mut counts = SharedMemory::<u32>::new(UNITS as usize);
+    let each = m.div_ceil(UNITS);
+    let start = min(UNIT_POS * each, m);
+    let end = min(start + each, m);
+    let mut count = 0u32;
+    for i in start..end {
+        count += select(active[i as usize] == 0, 0u32, 1u32);
+    }
+    counts[UNIT_POS as usize] = count;
+    sync_cube();
+    let mut at = 0u32;
+    for i in 0..UNIT_POS {
+        at += counts[i as usize];
+    }
+    for i in start..end {
+        if active[i as usize] != 0 {
+            at += 1;
+            list[at as usize] = i;
+        }
+    }
+    if UNIT_POS == UNITS - 1 {
+        list[0] = at;
+    }
+}
+
+fn zero<R: Runtime>(client: &ComputeClient<R>, y: &Buffer) {
+    // SAFETY: the kernel stays inside `y`.
+    unsafe {
+        zero_kernel::launch_unchecked::<R>(
+            client,
+            grid_of_units(y.len),
+            CubeDim::new_1d(UNITS),
+            y.arg(),
+            y.len as u32,
+            y.dtype,
+        );
+    }
+}
+
+#[cube(launch_unchecked)]
+fn zero_kernel<F: Float>(y: &mut Array<F>, len: u32, #[define(F)] _y_type: StorageType) {
+    let at = ABSOLUTE_POS;
+    if at < len as usize {
+        y[at] = F::cast_from(0.0f32);
+    }
+}

@@ -1,0 +1,221 @@
+//! Random weights, made directly in the storage asked for: no dense copy exists at any time.
+//!
+//! Numbers have the spread of an initialised model, so that activations stay in range; they mean nothing.
+
+use bytes::Bytes;
+use emberlm_model::checkpoint::StorageKind;
+use emberlm_model::{Architecture, QuantizeOnLoad, Result, SourceEntry, WeightSource};
+use emberlm_quant::format;
+use emberlm_quant::host::{
+    FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight, on_threads, weight_buffer,
+};
+use rayon::prelude::*;
+
+/// Standard deviation of a weight.
+const SPREAD: f32 = 0.02;
+
+/// Elements per block of 4-bit storages, and scales per nested scale.
+const BLOCK: usize = 64;
+const NESTED: usize = 256;
+
+/// A generator of the weights of one architecture.
+#[derive(Clone, Debug)]
+pub struct RandomWeights {
+    seed: u64,
+    linears: StorageKind,
+    query_key_value: StorageKind,
+    table: StorageKind,
+    unit_offset: bool,
+}
+
+impl RandomWeights {
+    /// Linears as `quantize` says, or BF16; embedding and head as `quantize_head` says, or BF16.
+    pub fn new(
+        architecture: &Architecture,
+        quantize: Option<QuantizeOnLoad>,
+        quantize_head: Option<QuantizeOnLoad>,
+        seed: u64,
+    ) -> Self {
+        let linears = stored(quantize);
+        let unit_offset = architecture.config.family.is_hybrid();
+        Self { seed, linears, query_key_value: linears, table: stored(quantize_head), unit_offset }
+    }
+
+    /// The storages of Nano compact: F16 query, key and value projections, an int8 embedding, the other linears in rows of 4 and
+    /// of 8 bits mixed so that the published size of the 3B model comes out.
+    pub fn nano(architecture: &Architecture, seed: u64) -> Self {
+        let plain = Self::new(architecture, None, Some(QuantizeOnLoad::Int8), seed);
+        Self { linears: StorageKind::MixedRows { bits: 4 }, query_key_value: StorageKind::F16, ..plain }
+    }
+
+    fn storage(&self, name: &str) -> StorageKind {
+        if name.starts_with("lm_head") || name.starts_with("model.embed_tokens") {
+            self.table
+        } else if name.contains("halt_gate") || name.contains("_compressor.") {
+            StorageKind::F16
+        } else if ["q_proj", "k_proj", "v_proj"].iter().any(|part| name.contains(part)) {
+            self.query_key_value
+        } else {
+            self.linears
+        }
+    }
+
+    /// A generator for one tensor.
+    fn stream(&self, name: &str) -> Stream {
+        Stream(
+            name.bytes()
+                .fold(self.seed ^ 0xCBF2_9CE4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01B3)),
+        )
+    }
+}
+
+fn stored(quantize: Option<QuantizeOnLoad>) -> StorageKind {
+    match quantize {
+        None => StorageKind::Bf16,
+        Some(QuantizeOnLoad::Nf4) => StorageKind::Nf4 { double: false },
+        Some(QuantizeOnLoad::Nf4Double) => StorageKind::Nf4 { double: true },
+        Some(QuantizeOnLoad::Int8) => StorageKind::Int8Rows,
+    }
+}
+
+/// Rows of 8 bits among `n` mixed ones: the share that gives the published 2.34 GiB of the 3B model.
+fn wide_rows(n: usize) -> usize {
+    n * 41 / 100
+}
+
+impl WeightSource for RandomWeights {
+    fn entry(&self, name: &str, expected: &[usize]) -> Option<SourceEntry> {
+        let elements: usize = expected.iter().product();
+        let (storage, bytes) = match expected {
+            &[n, k] => {
+                let storage = self.storage(name);
+                let bytes = match storage {
+                    StorageKind::Nf4 { double: false } => QuantizeOnLoad::Nf4.bytes(n, k),
+                    StorageKind::Nf4 { double: true } => QuantizeOnLoad::Nf4Double.bytes(n, k),
+                    StorageKind::Int8Rows => QuantizeOnLoad::Int8.bytes(n, k),
+                    StorageKind::MixedRows { .. } => wide_rows(n) * k + (n - wide_rows(n)) * k.div_ceil(2) + 4 * n,
+                    _ => 2 * n * k,
+                };
+                (storage, bytes)
+            }
+            _ => (StorageKind::F32, 4 * elements),
+        };
+        Some(SourceEntry { shape: expected.to_vec(), storage, bytes })
+    }
+
+    fn optional(&self, _name: &str) -> Option<Vec<usize>> {
+        None
+    }
+
+    fn matrix(&self, name: &str, n: usize, k: usize) -> Result<HostWeight> {
+        let stream = self.stream(name);
+        let storage = match self.storage(name) {
+            StorageKind::Nf4 { double } | StorageKind::Fp4 { double } => stream.nf4(n * k, double),
+            StorageKind::Int8Rows => stream.rows(n, k, n),
+            StorageKind::MixedRows { .. } => stream.rows(n, k, wide_rows(n)),
+            StorageKind::F16 => HostStorage::Dense(FloatType::F16, stream.halves(n * k, FloatType::F16)),
+            _ => HostStorage::Dense(FloatType::Bf16, stream.halves(n * k, FloatType::Bf16)),
+        };
+        Ok(HostWeight { n, k, storage })
+    }
+
+    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        let stream = self.stream(name);
+        let around = |centre: f32| (0..len).map(|i| centre + SPREAD * stream.signed(i)).collect();
+        Ok(if name.ends_with("A_log") {
+            (0..len).map(|i| (1.0 + 15.0 * stream.unit(i)).ln()).collect()
+        } else if name.ends_with("linear_attn.norm.weight") || (name.ends_with("norm.weight") && !self.unit_offset) {
+            around(1.0)
+        } else if name.contains("conv1d") {
+            (0..len).map(|i| 0.5 * stream.signed(i)).collect()
+        } else {
+            around(0.0)
+        })
+    }
+}
+
+/// Random numbers by position, so that they can be made in parallel.
+#[derive(Clone, Copy)]
+struct Stream(u64);
+
+impl Stream {
+    fn word(self, i: usize) -> u64 {
+        let z = self.0.wrapping_add((i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in `[0, 1)`.
+    fn unit(self, i: usize) -> f32 {
+        (self.word(i) >> 40) as f32 / (1u32 << 24) as f32
+    }
+
+    /// Uniform with standard deviation 1.
+    fn signed(self, i: usize) -> f32 {
+        (self.unit(i) - 0.5) * 12f32.sqrt()
+    }
+
+    fn bytes(self, len: usize) -> Bytes {
+        let mut out = weight_buffer(len.next_multiple_of(8));
+        let fill = |(chunk, out): (usize, &mut [u8])| {
+            for (i, word) in out.chunks_exact_mut(8).enumerate() {
+                word.copy_from_slice(&self.word((chunk << 13) + i).to_le_bytes());
+            }
+        };
+        on_threads(|| out.par_chunks_mut(1 << 16).enumerate().for_each(fill));
+        Bytes::from(out).slice(..len)
+    }
+
+    fn halves(self, count: usize, float: FloatType) -> Bytes {
+        let mut out = weight_buffer(2 * count);
+        let fill = |(chunk, out): (usize, &mut [u8])| {
+            for (i, number) in out.chunks_exact_mut(2).enumerate() {
+                let x = SPREAD * self.signed((chunk << 15) + i);
+                let bits = match float {
+                    FloatType::F16 => half::f16::from_f32(x).to_bits(),
+                    _ => half::bf16::from_f32(x).to_bits(),
+                };
+                number.copy_from_slice(&bits.to_le_bytes());
+            }
+        };
+        on_threads(|| out.par_chunks_mut(1 << 16).enumerate().for_each(fill));
+        out.into()
+    }
+
+    fn nf4(self, elements: usize, double: bool) -> HostStorage {
+        let blocks = elements.div_ceil(BLOCK);
+        let codes = self.bytes(elements.div_ceil(2));
+        // Uniform codes of the NF4 book have a standard deviation of about 0.6.
+        let absmax = SPREAD / 0.6;
+        let scales = if double {
+            let nested = blocks.div_ceil(NESTED);
+            HostScales::Double {
+                codes: Stream(!self.0).bytes(blocks),
+                map: format::dynamic_map().to_vec(),
+                absmax: vec![0.2 * absmax; nested],
+                block: NESTED,
+                offset: absmax,
+            }
+        } else {
+            let scales = (0..blocks).flat_map(|i| (absmax * (0.8 + 0.4 * self.unit(i))).to_le_bytes());
+            HostScales::Single(scales.collect::<Vec<u8>>().into())
+        };
+        let storage = HostCodeBook4 { codes, code_book: format::NF4, block: BLOCK, scales, stored: FloatType::Bf16 };
+        HostStorage::CodeBook4(storage)
+    }
+
+    /// `wide` rows of 8 bits, the others of 4, in order of the outputs.
+    fn rows(self, n: usize, k: usize, wide: usize) -> HostStorage {
+        let scale = |codes: f32| SPREAD * 3f32.sqrt() / codes;
+        let scales = (0..n).map(|row| scale(if row < wide { 127.0 } else { 7.0 })).collect();
+        HostStorage::Rows(HostRows {
+            wide: self.bytes(wide * k),
+            wide_rows: wide,
+            narrow: Stream(!self.0).bytes((n - wide) * k.div_ceil(2)),
+            narrow_bits: 4,
+            scales,
+            slots: None,
+        })
+    }
+}

@@ -1,0 +1,181 @@
+//! What one layer keeps for the next tokens.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
+use emberlm_quant::CompactBackend;
+use emberlm_quant::kv::{KvFormat, KvStore};
+
+use super::shape::LayerCacheShape;
+use crate::error::{Error, Result};
+
+/// Keys and values of one attention layer.
+#[derive(Clone, Debug)]
+pub struct AttentionCache<B: Backend> {
+    /// Absent while an append owns the store, and after one that panicked.
+    k: Option<KvStore<B>>,
+    /// As `k`.
+    v: Option<KvStore<B>>,
+    /// Of the model, for messages.
+    layer: usize,
+}
+
+/// A pass over the cache panicked between taking a tensor out and putting it back.
+fn broken() -> Error {
+    let message = "lost a tensor in a pass that failed; call `reset`, or make another one".into();
+    Error::Option { option: "cache".into(), message }
+}
+
+impl<B: CompactBackend> AttentionCache<B> {
+    /// Appends keys and values `[1, s, heads, width]` of new tokens at slot `at`.
+    pub(crate) fn append(&mut self, k: Tensor<B, 4>, v: Tensor<B, 4>, at: usize) -> Result<()> {
+        // The store is moved out, so that the operation owns it and can write in place.
+        let store = self.k.take().ok_or_else(broken)?;
+        self.k = Some(self.store("keys", store, k, at));
+        let store = self.v.take().ok_or_else(broken)?;
+        self.v = Some(self.store("values", store, v, at));
+        Ok(())
+    }
+
+    fn store(&self, what: &str, store: KvStore<B>, new: Tensor<B, 4>, at: usize) -> KvStore<B> {
+        let halves = matches!(store, KvStore::F16(_));
+        let store = B::store_kv(store, new, at);
+        if halves && matches!(store, KvStore::F32(_)) {
+            tracing::warn!(
+                "layer {}: {what} are beyond 65504, where the F16 of the cache ends, and are kept in F32 from here on; \
+                 a cache of F32 (--cache-type f32) is exact from the first token",
+                self.layer
+            );
+        }
+        store
+    }
+
+    /// Stored keys or their codes, `[1, heads, capacity, width]`.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when a pass that failed has lost them.
+    pub fn k(&self) -> Result<&KvStore<B>> {
+        self.k.as_ref().ok_or_else(broken)
+    }
+
+    /// Stored values or their codes, `[1, heads, capacity, width]`.
+    ///
+    /// # Errors
+    /// As [`k`](Self::k).
+    pub fn v(&self) -> Result<&KvStore<B>> {
+        self.v.as_ref().ok_or_else(broken)
+    }
+
+    pub(super) fn grow(&mut self, capacity: usize) {
+        self.k = self.k.take().map(|store| store.with_capacity(capacity));
+        self.v = self.v.take().map(|store| store.with_capacity(capacity));
+    }
+
+    /// Whether nothing was lost.
+    pub(super) fn is_whole(&self) -> bool {
+        self.k.is_some() && self.v.is_some()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        [&self.k, &self.v].into_iter().flatten().map(KvStore::bytes).sum()
+    }
+}
+
+/// State of one Gated DeltaNet layer. It cannot be rolled back, only copied.
+#[derive(Clone, Debug)]
+pub struct DeltaNetCache<B: Backend> {
+    /// Absent while an operation owns the tensor, and after one that panicked.
+    conv: Option<Tensor<B, 3>>,
+    /// As `conv`.
+    state: Option<Tensor<B, 4>>,
+}
+
+impl<B: Backend> DeltaNetCache<B> {
+    /// The last inputs of the convolution, oldest first: `[1, width - 1, channels]`.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when a pass that failed has lost them.
+    pub fn conv(&self) -> Result<&Tensor<B, 3>> {
+        self.conv.as_ref().ok_or_else(broken)
+    }
+
+    /// `[1, value_heads, key_dim, value_dim]`.
+    ///
+    /// # Errors
+    /// As [`conv`](Self::conv).
+    pub fn state(&self) -> Result<&Tensor<B, 4>> {
+        self.state.as_ref().ok_or_else(broken)
+    }
+
+    /// Replaces the convolution's inputs by what `f` makes of them; it owns them and can write in place.
+    pub(crate) fn update_conv<T>(&mut self, f: impl FnOnce(Tensor<B, 3>) -> (T, Tensor<B, 3>)) -> Result<T> {
+        let (out, conv) = f(self.conv.take().ok_or_else(broken)?);
+        self.conv = Some(conv);
+        Ok(out)
+    }
+
+    /// Replaces the state by what `f` makes of it; it owns it and can write in place.
+    pub(crate) fn update_state<T>(&mut self, f: impl FnOnce(Tensor<B, 4>) -> (T, Tensor<B, 4>)) -> Result<T> {
+        let (out, state) = f(self.state.take().ok_or_else(broken)?);
+        self.state = Some(state);
+        Ok(out)
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        let conv = self.conv.as_ref().map_or(0, |conv| conv.shape().num_elements());
+        let state = self.state.as_ref().map_or(0, |state| state.shape().num_elements());
+        4 * (conv + state)
+    }
+}
+
+/// What one layer keeps.
+#[derive(Clone, Debug)]
+pub enum LayerCache<B: Backend> {
+    /// Full attention.
+    Attention(AttentionCache<B>),
+    /// Linear attention.
+    DeltaNet(DeltaNetCache<B>),
+}
+
+impl<B: Backend> LayerCache<B> {
+    /// The cache of a full-attention layer.
+    pub(crate) fn attention_mut(&mut self) -> Result<&mut AttentionCache<B>> {
+        match self {
+            Self::Attention(cache) => Ok(cache),
+            Self::DeltaNet(_) => Err(foreign()),
+        }
+    }
+
+    /// The cache of a linear-attention layer.
+    pub(crate) fn delta_net_mut(&mut self) -> Result<&mut DeltaNetCache<B>> {
+        match self {
+            Self::DeltaNet(cache) => Ok(cache),
+            Self::Attention(_) => Err(foreign()),
+        }
+    }
+}
+
+pub(super) fn foreign() -> Error {
+    Error::Option { option: "cache".into(), message: "is not of this model; make one with `new_cache`".into() }
+}
+
+pub(super) fn new_layer<B: Backend>(
+    layer: usize,
+    shape: LayerCacheShape,
+    format: KvFormat,
+    capacity: usize,
+    device: &B::Device,
+) -> LayerCache<B> {
+    match shape {
+        LayerCacheShape::Attention { k, v } => LayerCache::Attention(AttentionCache {
+            k: Some(k.store(format, capacity, device)),
+            v: Some(v.store(format, capacity, device)),
+            layer,
+        }),
+        LayerCacheShape::DeltaNet { conv_tail, conv_channels, state: [heads, dk, dv] } => {
+            LayerCache::DeltaNet(DeltaNetCache {
+                conv: Some(Tensor::zeros([1, conv_tail, conv_channels], (device, DType::F32))),
+                state: Some(Tensor::zeros([1, heads, dk, dv], (device, DType::F32))),
+            })
+        }
+    }
+}

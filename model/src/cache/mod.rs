@@ -1,0 +1,273 @@
+//! What a sequence leaves behind for its next tokens.
+//!
+//! Full attention keeps keys and values (or the codes they were compressed to), linear attention the last inputs of its
+//! convolution and its state.
+
+mod layer;
+mod shape;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Distribution, Tensor};
+use emberlm_quant::CompactBackend;
+use emberlm_quant::kv::{KvFormat, KvStore};
+
+pub use layer::{AttentionCache, DeltaNetCache, LayerCache};
+use layer::{foreign, new_layer};
+use shape::bytes_of;
+pub use shape::{KvShape, LayerCacheShape};
+
+use crate::error::{Error, Result};
+use crate::limits::buffer_limit;
+
+/// Slots are added in multiples of this.
+const GROWTH: usize = 256;
+
+/// Of the numbers that stand in for tokens.
+const NOISE: Distribution = Distribution::Uniform(-1.0, 1.0);
+
+/// Everything one sequence keeps between calls.
+///
+/// Cloning forks the sequence: tensors are shared until one side appends.
+#[derive(Clone, Debug)]
+pub struct Cache<B: Backend> {
+    pub(crate) layers: Vec<LayerCache<B>>,
+    shapes: Vec<LayerCacheShape>,
+    format: KvFormat,
+    capacity: usize,
+    len: usize,
+    expected: usize,
+    first_position: usize,
+    /// Bytes of the largest buffer.
+    limit: Option<usize>,
+    /// Bytes of all memory.
+    memory: Option<usize>,
+    device: B::Device,
+}
+
+impl<B: CompactBackend> Cache<B> {
+    /// An empty cache.
+    ///
+    /// Where not even one slot fits the buffers and the memory of the device it holds nothing, and
+    /// [`check_room`](Self::check_room) says why. Where gradients are recorded the format is [always F32](KvFormat::on).
+    pub fn new(shapes: Vec<LayerCacheShape>, format: KvFormat, device: &B::Device) -> Self {
+        let (device, format) = (device.clone(), format.on::<B>(device));
+        let (limit, memory) = (buffer_limit::<B>(&device), B::memory(&device));
+        let (layers, capacity, len, expected, first_position) = (Vec::new(), 0, 0, 0, 0);
+        let mut cache = Self { layers, shapes, format, capacity, len, expected, first_position, limit, memory, device };
+        cache.start();
+        cache
+    }
+
+    /// Makes the tensors of an empty cache, with as many slots as fit up to those that it grows by.
+    fn start(&mut self) {
+        let fits = |&slots: &usize| self.refusal(slots).is_none();
+        let first = std::iter::successors(Some(GROWTH), |slots| (*slots > 1).then(|| slots / 2)).find(fits);
+        self.capacity = first.unwrap_or(0);
+        let shapes = self.shapes.iter().enumerate().filter(|_| first.is_some());
+        let layer = |(i, &shape)| new_layer(i, shape, self.format, self.capacity, &self.device);
+        self.layers = shapes.map(layer).collect();
+    }
+
+    /// What layer `i` keeps.
+    ///
+    /// # Panics
+    /// When the model has no such layer, or nothing fits the device's buffers.
+    pub fn layer(&self, i: usize) -> &LayerCache<B> {
+        &self.layers[i]
+    }
+
+    /// Tokens that it holds.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing was fed yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Counts the positions of the sequence from `position` on instead of from 0, until [`reset`](Self::reset). Attention does not
+    /// mind where a sequence begins, but keys that are compressed after their rotation do.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when it holds tokens.
+    pub fn begin_at(&mut self, position: usize) -> Result<()> {
+        if !self.is_empty() {
+            let message = format!("holds {} tokens; only an empty one begins elsewhere", self.len);
+            return Err(Error::Option { option: "cache".into(), message });
+        }
+        if u32::try_from(position).is_err() {
+            let message = format!("cannot begin at position {position}, beyond every context");
+            return Err(Error::Option { option: "cache".into(), message });
+        }
+        self.first_position = position;
+        Ok(())
+    }
+
+    /// The position of the first token.
+    pub(crate) fn first_position(&self) -> usize {
+        self.first_position
+    }
+
+    /// Says that a prompt that comes in several passes will fill the cache up to `slots`. Rotary embeddings whose frequencies depend
+    /// on the length of the sequence (`dynamic`, `longrope`) then rotate every pass of it for that length, so that a prompt in
+    /// chunks is the prompt at once. [`CausalLm::prefill`](crate::CausalLm::prefill) says it by itself.
+    pub fn expect(&mut self, slots: usize) {
+        self.expected = self.expected.max(slots);
+    }
+
+    /// Slots that are known to be filled.
+    pub(crate) fn expected(&self) -> usize {
+        self.expected
+    }
+
+    /// Bytes held on the device, free slots included.
+    pub fn bytes(&self) -> usize {
+        let layers = self.layers.iter().map(|layer| match layer {
+            LayerCache::Attention(kv) => kv.bytes(),
+            LayerCache::DeltaNet(delta) => delta.bytes(),
+        });
+        layers.sum()
+    }
+
+    /// Makes room for `slots` in all, so that later appends do not grow.
+    ///
+    /// # Panics
+    /// When that is more than [`check_room`](Self::check_room) allows.
+    pub fn reserve(&mut self, slots: usize) {
+        if slots <= self.capacity {
+            return;
+        }
+        self.check_room(slots).unwrap_or_else(|error| panic!("{error}"));
+        // Room to spare only where a buffer has it.
+        let spare = slots.next_multiple_of(GROWTH);
+        self.capacity = if self.refusal(spare).is_some() { slots } else { spare };
+        for layer in &mut self.layers {
+            if let LayerCache::Attention(kv) = layer {
+                kv.grow(self.capacity);
+            }
+        }
+    }
+
+    /// Checks that every tensor of `slots` slots fits a buffer of the device, and all of them its memory.
+    ///
+    /// # Errors
+    /// [`Error::Buffer`] with the first that does not, [`Error::Memory`].
+    pub fn check_room(&self, slots: usize) -> Result<()> {
+        self.refusal(slots.max(self.capacity)).map_or(Ok(()), Err)
+    }
+
+    /// Why the device cannot hold `slots` slots.
+    fn refusal(&self, slots: usize) -> Option<Error> {
+        if let Some((tensor, bytes, limit)) = self.beyond_buffers(slots) {
+            return Some(Error::Buffer { tensor, slots, bytes, limit });
+        }
+        let layer = |shape: &LayerCacheShape| {
+            shape.bytes_per_token(self.format).saturating_mul(slots).saturating_add(shape.fixed_bytes())
+        };
+        let bytes = self.shapes.iter().map(layer).fold(0, usize::saturating_add);
+        let limit = self.memory.filter(|&limit| bytes > limit)?;
+        let what = format!("the cache of {slots} tokens in {} layers", self.shapes.len());
+        Some(Error::Memory { what, bytes, limit })
+    }
+
+    /// The first tensor that is too large with `slots` slots, its bytes, and the limit.
+    fn beyond_buffers(&self, slots: usize) -> Option<(String, usize, usize)> {
+        let limit = self.limit?;
+        let tensors = self.shapes.iter().enumerate().flat_map(|(i, shape)| match *shape {
+            LayerCacheShape::Attention { k, v } => [("keys", k), ("values", v)]
+                .map(|(what, shape)| (what, i, shape.bytes_per_token(self.format).saturating_mul(slots))),
+            LayerCacheShape::DeltaNet { conv_tail, conv_channels, state } => {
+                [("inputs", i, bytes_of(&[conv_tail, conv_channels])), ("state", i, bytes_of(&state))]
+            }
+        });
+        tensors
+            .into_iter()
+            .find_map(|(what, i, bytes)| (bytes > limit).then(|| (format!("cached {what} of layer {i}"), bytes, limit)))
+    }
+
+    /// Lowers the memory that the cache may take, to try out what happens there. An empty cache begins anew under it.
+    pub fn limit_memory(&mut self, bytes: usize) {
+        self.memory = Some(self.memory.map_or(bytes, |limit| limit.min(bytes)));
+        if self.is_empty() {
+            self.start();
+        }
+    }
+
+    /// Lowers the limit of the device's buffers, to try out what happens there. An empty cache begins anew under it.
+    pub fn limit_buffers(&mut self, bytes: usize) {
+        self.limit = Some(self.limit.map_or(bytes, |limit| limit.min(bytes)));
+        if self.is_empty() {
+            self.start();
+        }
+    }
+
+    /// Forgets every token; the memory is kept.
+    pub fn reset(&mut self) {
+        (self.len, self.expected, self.first_position) = (0, 0, 0);
+        for (i, (layer, &shape)) in self.layers.iter_mut().zip(&self.shapes).enumerate() {
+            // Slots are written before they are read; a state is read first.
+            if !matches!(layer, LayerCache::Attention(kv) if kv.is_whole()) {
+                *layer = new_layer(i, shape, self.format, self.capacity, &self.device);
+            }
+        }
+    }
+
+    /// Appends `tokens` tokens that were never computed: random numbers, to measure speed at a long context.
+    ///
+    /// # Errors
+    /// When there is no [room](Self::check_room).
+    pub fn append_random(&mut self, tokens: usize) -> Result<()> {
+        const AT_ONCE: usize = 512;
+        let end = self.len.saturating_add(tokens);
+        self.check_room(end)?;
+        self.reserve(end);
+        while self.len < end {
+            let s = AT_ONCE.min(end - self.len);
+            for layer in &mut self.layers {
+                match layer {
+                    LayerCache::Attention(kv) => {
+                        let new = |store: &KvStore<B>| {
+                            let [b, heads, _, width] = store.dims();
+                            Tensor::random([b, s, heads, width], NOISE, &self.device)
+                        };
+                        let (k, v) = (new(kv.k()?), new(kv.v()?));
+                        kv.append(k, v, self.len)?;
+                    }
+                    LayerCache::DeltaNet(delta) => {
+                        delta.update_conv(|conv| ((), conv.random_like(NOISE)))?;
+                        delta.update_state(|state| ((), state.random_like(NOISE)))?;
+                    }
+                }
+            }
+            self.len += s;
+        }
+        Ok(())
+    }
+
+    /// Makes room for `s` tokens more. Growth is by half, so that a long generation copies each slot a few times at most.
+    ///
+    /// # Errors
+    /// As [`check_room`](Self::check_room).
+    pub(crate) fn make_room(&mut self, s: usize) -> Result<()> {
+        let needed = self.len.saturating_add(s);
+        self.check_room(needed)?;
+        if needed > self.capacity {
+            let roomy = needed.max(self.capacity + self.capacity / 2);
+            self.reserve(if self.refusal(roomy).is_some() { needed } else { roomy });
+        }
+        Ok(())
+    }
+
+    /// Checks that it was made for a model with these layers.
+    ///
+    /// # Errors
+    /// [`Error::Option`] with what to do.
+    pub(crate) fn check_model(&self, shapes: &[LayerCacheShape]) -> Result<()> {
+        if self.shapes == shapes { Ok(()) } else { Err(foreign()) }
+    }
+
+    pub(crate) fn advance(&mut self, s: usize) {
+        self.len += s;
+    }
+}

@@ -1,0 +1,86 @@
+//! The shapes of what a layer keeps, and the bytes they take.
+
+use burn::tensor::backend::Backend;
+use emberlm_quant::kv::{KvFormat, KvStore};
+
+/// What one layer keeps per token or per sequence; the shapes of a [`Cache`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerCacheShape {
+    /// `heads` vectors of `width` numbers per token for keys and for values.
+    Attention {
+        /// Of the keys.
+        k: KvShape,
+        /// Of the values.
+        v: KvShape,
+    },
+    /// A fixed size per sequence.
+    DeltaNet {
+        /// Inputs of the convolution kept, its width less one.
+        conv_tail: usize,
+        /// Channels of the convolution.
+        conv_channels: usize,
+        /// `[heads, key_dim, value_dim]` of the state.
+        state: [usize; 3],
+    },
+}
+
+/// What is stored per token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvShape {
+    /// One vector of `width` for each of `heads`, in the cache's format.
+    Heads {
+        /// Key-value heads.
+        heads: usize,
+        /// Head size.
+        width: usize,
+    },
+    /// `count` codes of `width` numbers, always F32: they are a few bytes and stand for whole vectors.
+    Codes {
+        /// One for all heads, or one for each.
+        count: usize,
+        /// Numbers per code.
+        width: usize,
+    },
+}
+
+impl KvShape {
+    pub(super) fn store<B: Backend>(self, format: KvFormat, capacity: usize, device: &B::Device) -> KvStore<B> {
+        match self {
+            Self::Heads { heads, width } => KvStore::new(format, [1, heads, capacity, width], device),
+            Self::Codes { count, width } => KvStore::new(KvFormat::F32, [1, count, capacity, width], device),
+        }
+    }
+
+    pub(super) fn bytes_per_token(self, format: KvFormat) -> usize {
+        match (self, format) {
+            (Self::Heads { heads, width }, KvFormat::F16) if width.is_multiple_of(2) => bytes_of(&[heads, width]) / 2,
+            (Self::Heads { heads, width }, _) => bytes_of(&[heads, width]),
+            (Self::Codes { count, width }, _) => bytes_of(&[count, width]),
+        }
+    }
+}
+
+/// Of F32 numbers.
+pub(super) fn bytes_of(shape: &[usize]) -> usize {
+    shape.iter().fold(4usize, |bytes, &side| bytes.saturating_mul(side))
+}
+
+impl LayerCacheShape {
+    /// Bytes that grow with every token.
+    pub fn bytes_per_token(&self, format: KvFormat) -> usize {
+        match self {
+            Self::Attention { k, v } => k.bytes_per_token(format) + v.bytes_per_token(format),
+            Self::DeltaNet { .. } => 0,
+        }
+    }
+
+    /// Bytes per sequence, whatever its length.
+    pub fn fixed_bytes(&self) -> usize {
+        match self {
+            Self::Attention { .. } => 0,
+            Self::DeltaNet { conv_tail, conv_channels, state } => {
+                bytes_of(&[*conv_tail, *conv_channels]).saturating_add(bytes_of(state))
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Full attention: rotary positions, grouped key-value heads, and what a family adds to it.
+//!
+//! Qwen2 adds biases to the projections (Llama and Qwen3.5 where `attention_bias` says so), Qwen3.5 norms of queries and keys and a gate on the output, LeanLlama compressors of
+//! what is cached. A field that a family lacks is absent.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use emberlm_quant::CompactBackend;
+use emberlm_quant::kv::{KeyValue, KvStore, Rotary};
+use emberlm_quant::modules::{Linear, forward_all};
+use emberlm_quant::ops::AttentionShape;
+
+use super::forward_context::{ForwardContext, LayerCaches, SpanContext};
+use super::kv_compressor::KvCompressor;
+use super::norm::RmsNorm;
+use crate::architecture::Architecture;
+use crate::config::{Family, KStage, KvTarget};
+use crate::error::Result;
+use crate::loader::{Bias, Loader};
+
+/// Grouped-query attention of one layer.
+#[derive(Module, Debug)]
+pub struct Attention<B: Backend> {
+    /// Queries; with an output gate, per head `head_dim` query rows, then `head_dim` gate rows.
+    pub q_proj: Linear<B>,
+    /// Keys.
+    pub k_proj: Linear<B>,
+    /// Values.
+    pub v_proj: Linear<B>,
+    /// Back to the hidden size.
+    pub o_proj: Linear<B>,
+    /// Per head, before rotation.
+    pub q_norm: Option<RmsNorm<B>>,
+    /// Per head, before rotation.
+    pub k_norm: Option<RmsNorm<B>>,
+    /// Keys are cached as codes.
+    pub k_compressor: Option<KvCompressor<B>>,
+    /// Values are cached as codes.
+    pub v_compressor: Option<KvCompressor<B>>,
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+    head_dim: usize,
+    output_gate: bool,
+    #[module(skip)]
+    k_stage: KStage,
+}
+
+impl<B: CompactBackend> Attention<B> {
+    pub(crate) fn load(loader: &Loader<'_, B>, architecture: &Architecture, layer: usize) -> Result<Self> {
+        let config = &architecture.config;
+        let (h, hd) = (config.hidden_size, config.head_dim);
+        let (nh, nkv) = (config.num_attention_heads, config.num_key_value_heads);
+        let output_gate = config.attn_output_gate;
+        let q_rows = if output_gate { 2 * nh * hd } else { nh * hd };
+        let qkv_bias = Bias::when(config.qkv_bias);
+        // Which of the integer modules have biases is said module by module.
+        let o_bias = if config.family == Family::NanoCompact { Bias::IfPresent } else { Bias::when(config.o_bias) };
+        // The Qwen3.5 body norms queries and keys, the others do not.
+        let norm = |name| config.family.is_hybrid().then(|| loader.at(name).rms_norm(hd, config)).transpose();
+        let compression = architecture.kv_compression.as_ref();
+        let compressor = |name, target| match compression.and_then(|c| Some((c, c.codec(layer, target)?))) {
+            Some((compression, codec)) => KvCompressor::load(&loader.at(name), compression, codec).map(Some),
+            None => Ok(None),
+        };
+        Ok(Self {
+            q_proj: loader.linear("q_proj", q_rows, h, qkv_bias)?,
+            k_proj: loader.linear("k_proj", nkv * hd, h, qkv_bias)?,
+            v_proj: loader.linear("v_proj", nkv * hd, h, qkv_bias)?,
+            o_proj: loader.linear("o_proj", h, nh * hd, o_bias)?,
+            q_norm: norm("q_norm")?,
+            k_norm: norm("k_norm")?,
+            k_compressor: compressor("k_compressor", KvTarget::Key)?,
+            v_compressor: compressor("v_compressor", KvTarget::Value)?,
+            num_attention_heads: nh,
+            num_key_value_heads: nkv,
+            head_dim: hd,
+            output_gate,
+            k_stage: compression.map_or(KStage::PostRope, |c| c.k_stage),
+        })
+    }
+
+    /// Attends from new tokens to all of their sequence that came before.
+    ///
+    /// # Shapes
+    /// `[b, s, hidden] -> [b, s, hidden]`
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        context: &ForwardContext<B>,
+        caches: LayerCaches<'_, B>,
+    ) -> Result<Tensor<B, 3>> {
+        let [b, s, _] = x.dims();
+        let (nh, nkv, hd) = (self.num_attention_heads, self.num_key_value_heads, self.head_dim);
+
+        let [q, k, v] = forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x);
+        let (q, gate) = if self.output_gate {
+            let q = B::reshape(q, [b, s, nh, 2 * hd]);
+            let gate = B::reshape(q.clone().slice_dim(3, hd..2 * hd), [b * s, nh * hd]);
+            (q.slice_dim(3, 0..hd), Some(gate))
+        } else {
+            (B::reshape(q, [b, s, nh, hd]), None)
+        };
+        let [k, v] = [k, v].map(|t| B::reshape(t, [b, s, nkv, hd]));
+        let q = B::rotary(normed(&self.q_norm, q), &context.rotary);
+        let k = normed(&self.k_norm, k);
+
+        let k = match (&self.k_compressor, self.k_stage) {
+            (Some(compressor), KStage::PreRope) => compressor.encode(k),
+            (Some(compressor), KStage::PostRope) => compressor.encode(B::rotary(k, &context.rotary)),
+            (None, _) => B::rotary(k, &context.rotary),
+        };
+        let v = match &self.v_compressor {
+            Some(compressor) => compressor.encode(v),
+            None => v,
+        };
+        let [q, k, v] = [q, k, v].map(|t| context.split(t));
+        let spans = context.spans.iter().zip(q).zip(k.into_iter().zip(v));
+        let o = match caches {
+            None => {
+                let store = |t: Tensor<B, 4>| KvStore::F32(t.swap_dims(1, 2));
+                spans.map(|((span, q), (k, v))| self.attend(q, &store(k), &store(v), span)).collect()
+            }
+            Some(caches) => {
+                let spans = spans.zip(caches);
+                let o = spans.map(|(((span, q), (k, v)), cache)| {
+                    let cache = cache.attention_mut()?;
+                    cache.append(k, v, span.past)?;
+                    Ok(self.attend(q, cache.k()?, cache.v()?, span))
+                });
+                o.collect::<Result<_>>()?
+            }
+        };
+        let o = B::reshape(context.join(o), [b * s, nh * hd]);
+        let o = match gate {
+            Some(gate) => B::sigmoid_gate(o, gate),
+            None => o,
+        };
+        Ok(self.o_proj.forward(B::reshape(o, [b, s, nh * hd])))
+    }
+
+    /// Attends from the queries of a span to what is stored of its sequence, new tokens included.
+    ///
+    /// # Shapes
+    /// `[b, s, heads, head_dim] -> [b, s, heads, head_dim]`
+    fn attend(&self, q: Tensor<B, 4>, k: &KvStore<B>, v: &KvStore<B>, span: &SpanContext<B>) -> Tensor<B, 4> {
+        // Keys compressed before rotation are rotated after decoding, all of them.
+        let key_rotary = match (&self.k_compressor, self.k_stage) {
+            (Some(_), KStage::PreRope) => Some(span.rotary_from_start()),
+            _ => None,
+        };
+        let k = key_value(k, &self.k_compressor, key_rotary.as_ref());
+        let v = key_value(v, &self.v_compressor, None);
+        let scale = (self.head_dim as f64).powf(-0.5);
+        let shape = AttentionShape { past: span.past, kv_heads: self.num_key_value_heads, scale };
+        B::cached_attention(q, k, v, None, shape)
+    }
+}
+
+fn normed<B: CompactBackend>(norm: &Option<RmsNorm<B>>, x: Tensor<B, 4>) -> Tensor<B, 4> {
+    match norm {
+        Some(norm) => norm.forward(x),
+        None => x,
+    }
+}
+
+fn key_value<'a, B: Backend>(
+    store: &'a KvStore<B>,
+    compressor: &'a Option<KvCompressor<B>>,
+    rotary: Option<&'a Rotary<B>>,
+) -> KeyValue<'a, B> {
+    match compressor {
+        Some(compressor) => KeyValue::Compressed { codes: store, decoder: &compressor.decoder, rotary },
+        None => KeyValue::Plain(store),
+    }
+}

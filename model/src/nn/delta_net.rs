@@ -1,0 +1,136 @@
+//! Gated DeltaNet, the linear attention of Qwen3.5.
+//!
+//! Source: Yang, Kautz and Hatamizadeh, "Gated Delta Networks: Improving Mamba2 with Delta Rule" (2024), with Qwen3.5's
+//! projections.
+
+use burn::module::{Module, Param};
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
+use emberlm_quant::CompactBackend;
+use emberlm_quant::modules::{Linear, forward_all};
+use emberlm_quant::ops::DeltaRule;
+
+use super::forward_context::{ForwardContext, LayerCaches};
+use super::norm::RmsNorm;
+use crate::config::{LinearAttentionConfig, ModelConfig};
+use crate::error::Result;
+use crate::loader::{Bias, Loader};
+
+/// The linear attention of one layer.
+#[derive(Module, Debug)]
+pub struct GatedDeltaNet<B: Backend> {
+    /// Queries, keys and values, before the convolution.
+    pub in_proj_qkv: Linear<B>,
+    /// The output gate.
+    pub in_proj_z: Linear<B>,
+    /// The writing strength, per value head.
+    pub in_proj_b: Linear<B>,
+    /// The decay, per value head.
+    pub in_proj_a: Linear<B>,
+    /// Depthwise and causal.
+    pub conv1d: CausalConv1d<B>,
+    /// `[value_heads]`; `A_log` in the checkpoint.
+    pub a_log: Param<Tensor<B, 1>>,
+    /// `[value_heads]`.
+    pub dt_bias: Param<Tensor<B, 1>>,
+    /// Of the output, per value head; its weight is not zero-centred.
+    pub norm: RmsNorm<B>,
+    /// Back to the hidden size.
+    pub out_proj: Linear<B>,
+    #[module(skip)]
+    dims: LinearAttentionConfig,
+}
+
+/// Depthwise causal convolution over time.
+#[derive(Module, Debug)]
+pub struct CausalConv1d<B: Backend> {
+    /// `[channels, 1, width]`.
+    pub weight: Param<Tensor<B, 3>>,
+}
+
+impl<B: CompactBackend> GatedDeltaNet<B> {
+    pub(crate) fn load(loader: &Loader<'_, B>, config: &ModelConfig, dims: &LinearAttentionConfig) -> Result<Self> {
+        let h = config.hidden_size;
+        let (kd, vd, hv) = (dims.key_width(), dims.value_width(), dims.num_value_heads);
+        let channels = 2 * kd + vd;
+        Ok(Self {
+            in_proj_qkv: loader.linear("in_proj_qkv", channels, h, Bias::None)?,
+            in_proj_z: loader.linear("in_proj_z", vd, h, Bias::None)?,
+            in_proj_b: loader.linear("in_proj_b", hv, h, Bias::None)?,
+            in_proj_a: loader.linear("in_proj_a", hv, h, Bias::None)?,
+            conv1d: CausalConv1d { weight: loader.at("conv1d").tensor("weight", [channels, 1, dims.conv_kernel_dim])? },
+            a_log: loader.tensor("A_log", [hv])?,
+            dt_bias: loader.tensor("dt_bias", [hv])?,
+            norm: RmsNorm {
+                weight: loader.at("norm").tensor("weight", [dims.value_head_dim])?,
+                eps: config.rms_norm_eps,
+                unit_offset: false,
+            },
+            out_proj: loader.linear("out_proj", h, vd, Bias::None)?,
+            dims: dims.clone(),
+        })
+    }
+
+    /// Updates the states of the sequences with their new tokens and reads them for each.
+    ///
+    /// # Shapes
+    /// `[b, s, hidden] -> [b, s, hidden]`
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        context: &ForwardContext<B>,
+        caches: LayerCaches<'_, B>,
+    ) -> Result<Tensor<B, 3>> {
+        let ([b, s, _], device) = (x.dims(), x.device());
+        let LinearAttentionConfig {
+            num_key_heads: hk, num_value_heads: hv, key_head_dim: dk, value_head_dim: dv, ..
+        } = self.dims;
+        let (kd, vd) = (hk * dk, hv * dv);
+        let mut caches = caches
+            .map(|caches| caches.into_iter().map(|cache| cache.delta_net_mut()).collect::<Result<Vec<_>>>())
+            .transpose()?;
+
+        let projections = [&self.in_proj_qkv, &self.in_proj_z, &self.in_proj_b, &self.in_proj_a];
+        let [u, z, beta, dt] = forward_all(projections, x);
+        let weight = self.conv1d.weight.val();
+        let qkv = match &mut caches {
+            None => {
+                let [channels, _, width] = weight.dims();
+                B::causal_conv1d_silu(u, zeros([b, width - 1, channels], &device), weight).0
+            }
+            Some(caches) => {
+                let spans = context.split(u).into_iter().zip(caches);
+                let outputs =
+                    spans.map(|(u, cache)| cache.update_conv(|tail| B::causal_conv1d_silu(u, tail, weight.clone())));
+                context.join(outputs.collect::<Result<_>>()?)
+            }
+        };
+
+        let q = B::reshape(qkv.clone().slice_dim(2, 0..kd), [b, s, hk, dk]);
+        let k = B::reshape(qkv.clone().slice_dim(2, kd..2 * kd), [b, s, hk, dk]);
+        let v = B::reshape(qkv.slice_dim(2, 2 * kd..2 * kd + vd), [b, s, hv, dv]);
+        let (g, beta) = B::delta_gates(dt, beta, self.dt_bias.val(), self.a_log.val());
+
+        let o = match caches {
+            None => B::gated_delta_rule(DeltaRule { q, k, v, g, beta }, zeros([b, hv, dk, dv], &device)).0,
+            Some(caches) => {
+                let [q, k, v] = [q, k, v].map(|t| context.split(t));
+                let [g, beta] = [g, beta].map(|t| context.split(t));
+                let inputs = q.into_iter().zip(k).zip(v).zip(g.into_iter().zip(beta));
+                let outputs = inputs.zip(caches).map(|((((q, k), v), (g, beta)), cache)| {
+                    cache.update_state(|state| B::gated_delta_rule(DeltaRule { q, k, v, g, beta }, state))
+                });
+                context.join(outputs.collect::<Result<_>>()?)
+            }
+        };
+
+        let [o, z] = [B::reshape(o, [b * s * hv, dv]), B::reshape(z, [b * s * hv, dv])];
+        let o = B::rms_norm_gated(o, z, self.norm.weight.val(), self.norm.eps);
+        Ok(self.out_proj.forward(B::reshape(o, [b, s, vd])))
+    }
+}
+
+/// The state of sequences that begin.
+fn zeros<B: Backend, const D: usize>(shape: [usize; D], device: &B::Device) -> Tensor<B, D> {
+    Tensor::zeros(shape, (device, DType::F32))
+}

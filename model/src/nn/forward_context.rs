@@ -1,0 +1,123 @@
+//! The tokens of one pass and the sequences that they belong to.
+
+use std::cell::OnceCell;
+use std::ops::Range;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
+use emberlm_quant::CompactBackend;
+use emberlm_quant::kv::Rotary;
+
+use super::rope::RotaryEmbedding;
+use crate::cache::{Cache, LayerCache};
+
+/// Consecutive tokens of one pass that belong to one sequence, after what its cache holds.
+#[derive(Debug)]
+pub struct Span<'a, B: Backend> {
+    /// How many tokens of the pass.
+    pub tokens: usize,
+    /// Of the sequence.
+    pub cache: &'a mut Cache<B>,
+}
+
+/// What the layers need to know about the tokens of one pass, `[1, s, ..]`: those of all its spans, one after the other. A pass
+/// without caches has `[b, s, ..]`, rows of one length that begin a sequence each.
+pub(crate) struct ForwardContext<B: Backend> {
+    /// Of the position of every token, `[s, ..]`.
+    pub rotary: Rotary<B>,
+    /// The type of the residual stream and of all that is made from it.
+    pub activations: DType,
+    /// In order; one over all tokens in a pass without caches.
+    pub spans: Vec<SpanContext<B>>,
+}
+
+/// The part of one span in a [`ForwardContext`].
+pub(crate) struct SpanContext<B: Backend> {
+    /// Of the pass.
+    pub tokens: Range<usize>,
+    /// Tokens of the sequence before them.
+    pub past: usize,
+    position: SpanPosition,
+    embedding: RotaryEmbedding,
+    device: B::Device,
+    from_start: OnceCell<Rotary<B>>,
+}
+
+/// Positions of the new tokens of a sequence.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SpanPosition {
+    /// The position of the sequence's first token.
+    pub first: usize,
+    /// Tokens in the cache.
+    pub past: usize,
+    /// New tokens.
+    pub new: usize,
+    /// Tokens that the sequence is known to get in all: frequencies may depend on them.
+    pub expected: usize,
+}
+
+impl SpanPosition {
+    fn rotary<B: Backend>(&self, embedding: &RotaryEmbedding, from: usize, device: &B::Device) -> Rotary<B> {
+        let tokens = self.past + self.new;
+        embedding.at(self.first + from, tokens - from, self.first + tokens.max(self.expected), device)
+    }
+}
+
+impl<B: Backend> SpanContext<B> {
+    /// Of every position of the sequence up to the last new one.
+    pub fn rotary_from_start(&self) -> Rotary<B> {
+        self.from_start.get_or_init(|| self.position.rotary(&self.embedding, 0, &self.device)).clone()
+    }
+}
+
+impl<B: Backend> ForwardContext<B> {
+    pub fn new(
+        positions: &[SpanPosition],
+        embedding: &RotaryEmbedding,
+        activations: DType,
+        device: &B::Device,
+    ) -> Self {
+        let mut end = 0;
+        let spans = positions.iter().map(|&position| {
+            let tokens = end..end + position.new;
+            end = tokens.end;
+            let (embedding, device, from_start) = (embedding.clone(), device.clone(), OnceCell::new());
+            SpanContext { tokens, past: position.past, position, embedding, device, from_start }
+        });
+        let spans = spans.collect();
+        let tables = positions.iter().map(|position| position.rotary(embedding, position.past, device));
+        let (cos, sin) = tables.map(|Rotary { cos, sin }| (cos, sin)).unzip();
+        Self { rotary: Rotary { cos: joined(cos, 0), sin: joined(sin, 0) }, activations, spans }
+    }
+
+    /// The tokens of each span of `[.., s, ..]`, whose dimension 1 are the tokens.
+    pub fn split<const D: usize>(&self, x: Tensor<B, D>) -> Vec<Tensor<B, D>> {
+        match &self.spans[..] {
+            [_] => vec![x],
+            spans => spans.iter().map(|span| x.clone().slice_dim(1, span.tokens.clone())).collect(),
+        }
+    }
+
+    /// What [`split`](Self::split) took apart.
+    pub fn join<const D: usize>(&self, parts: Vec<Tensor<B, D>>) -> Tensor<B, D> {
+        joined(parts, 1)
+    }
+}
+
+fn joined<B: Backend, const D: usize>(mut parts: Vec<Tensor<B, D>>, dim: usize) -> Tensor<B, D> {
+    match parts.len() {
+        1 => parts.remove(0),
+        _ => Tensor::cat(parts, dim),
+    }
+}
+
+/// The caches of one layer, one per span; none in a pass without caches.
+pub(crate) type LayerCaches<'a, B> = Option<Vec<&'a mut LayerCache<B>>>;
+
+/// The caches of layer `i`.
+pub(crate) fn layer_caches<'a, B: CompactBackend>(
+    spans: &'a mut Option<&mut [Span<'_, B>]>,
+    i: usize,
+) -> LayerCaches<'a, B> {
+    spans.as_mut().map(|spans| spans.iter_mut().filter_map(|span| span.cache.layers.get_mut(i)).collect())
+}

@@ -1,0 +1,20 @@
+//! The layers of all families: each reads like its equations, and has the names that checkpoints have.
+
+mod attention;
+mod crest;
+mod decoder;
+mod delta_net;
+mod forward_context;
+mod kv_compressor;
+mod norm;
+mod rope;
+
+pub use attention::Attention;
+pub use crest::{CrestFfn, DepthTrace, HaltGate};
+pub use decoder::{Decoder, DecoderLayer, FeedForward};
+pub use delta_net::{CausalConv1d, GatedDeltaNet};
+pub use forward_context::Span;
+pub(crate) use forward_context::{ForwardContext, SpanPosition};
+pub use kv_compressor::KvCompressor;
+pub use norm::RmsNorm;
+pub use rope::RotaryEmbedding;

@@ -1,7 +1,5 @@
 //! The devices of this build; the one place where a command chooses among them.
 
-use std::str::FromStr;
-
 use anyhow::{Result, bail, ensure};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::host::FloatType;
@@ -12,7 +10,7 @@ use emberlm_backends::cpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use emberlm_backends::{cube, device};
 
-use super::args::{Activations, DeviceArgs};
+use super::device_args::{Activations, DeviceArgs, DeviceChoice};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use super::output;
 use super::threads;
@@ -22,37 +20,6 @@ pub type Cpu = burn_ndarray::NdArray<f32>;
 
 /// A device of [`Cpu`].
 pub type CpuDevice = burn_ndarray::NdArrayDevice;
-
-/// A device by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// A GPU if this build and this machine have one, else the processor.
-    Auto,
-    /// The processor.
-    Cpu,
-    /// A device that wgpu finds.
-    Wgpu(usize),
-    /// A device of the CUDA driver.
-    Cuda(usize),
-}
-
-impl FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        let (kind, index) = name.split_once(':').unwrap_or((name, "0"));
-        let index = index.parse().map_err(|_| format!("{index:?} is no device number"))?;
-        match (kind, name.contains(':')) {
-            ("auto", false) => Ok(Self::Auto),
-            ("cpu", false) => Ok(Self::Cpu),
-            ("wgpu", _) if cfg!(feature = "wgpu") => Ok(Self::Wgpu(index)),
-            ("wgpu", _) => Err("this build has no wgpu; build with --features wgpu (or vulkan, metal)".to_owned()),
-            ("cuda", _) if cfg!(feature = "cuda") => Ok(Self::Cuda(index)),
-            ("cuda", _) => Err("this build has no CUDA; build with --features cuda".to_owned()),
-            _ => Err("use auto, cpu, wgpu, wgpu:N, cuda or cuda:N".to_owned()),
-        }
-    }
-}
 
 /// A device that a command runs on.
 pub struct Opened<B: CompactBackend> {

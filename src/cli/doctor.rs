@@ -7,7 +7,8 @@ use anyhow::{Result, bail};
 use clap::Args;
 use emberlm_backends::cpu;
 
-use super::backend::{self, DeviceChoice};
+use super::backend;
+use super::device_args::DeviceChoice;
 use super::output;
 
 /// Flags of `ember doctor`.

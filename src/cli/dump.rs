@@ -12,8 +12,9 @@ use emberlm::model::{CausalLm, ForwardOptions, ForwardOutput, LogitsFor, WeightO
 use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::KvFormat;
 
-use super::args::{Activations, DepthArgs, DeviceArgs, ModelArgs};
+use super::args::{DepthArgs, ModelArgs};
 use super::backend::{Opened, Work, on_device};
+use super::device_args::{Activations, DeviceArgs};
 use super::tensor_file::{Array, Numbers, OutputFile, Tokens};
 use super::{load, output};
 

@@ -10,8 +10,9 @@ use emberlm::model::text::TextProcessor;
 use emberlm::quant::CompactBackend;
 use serde::Serialize;
 
-use super::args::{Activations, CacheType, DepthArgs, DeviceArgs, ModelArgs, QuantHead};
+use super::args::{CacheType, DepthArgs, ModelArgs, QuantHead};
 use super::backend::{Opened, Work, on_device};
+use super::device_args::{Activations, DeviceArgs};
 use super::estimate::Estimate;
 use super::memory::{TokenizerMemory, peak_rss};
 use super::{load, output};

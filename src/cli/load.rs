@@ -1,8 +1,12 @@
 //! Opening and loading a model, with its plan on stderr first and a progress bar after.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use emberlm::demo;
 use emberlm::model::checkpoint::OpenOptions;
+use emberlm::model::config::CrestOverrides;
+use emberlm::model::text::TextProcessor;
 use emberlm::model::{CausalLm, LoadPlan, Pretrained, Progress, WeightOptions};
 use emberlm::quant::CompactBackend;
 use emberlm_backends::cpu;
@@ -21,6 +25,20 @@ pub fn open(model: &ModelArgs, depth: &DepthArgs) -> Result<Pretrained> {
     let options = OpenOptions { allow_links: model.allow_links };
     Pretrained::open_with(path, &depth.overrides(), options)
         .with_context(|| format!("cannot open the model {}{with}", path.display()))
+}
+
+/// Tokenizer and templates of a model directory, or of the demo model; a directory with its text files alone will do.
+pub fn tokenizer(model: Option<&Path>) -> Result<TextProcessor> {
+    let depth = CrestOverrides::default();
+    let Some(path) = model else {
+        return Ok(demo::open(&depth).context("cannot open the demo model")?.text()?);
+    };
+    // With weights and config the size of the embedding is known.
+    let text = match Pretrained::open(path, &depth) {
+        Ok(pretrained) => pretrained.text(),
+        Err(_) => TextProcessor::from_dir(path),
+    };
+    text.with_context(|| format!("cannot open the tokenizer of {}", path.display()))
 }
 
 /// How weights change on their way in: as the flags say, the storage of the head following that of the layers.

@@ -23,15 +23,16 @@
 mod advice;
 mod bnb;
 mod convert;
-mod crest;
 mod dir;
+mod discovery;
 mod foreign;
 mod header;
 mod index;
-mod kv;
 pub(crate) mod names;
 mod nano;
 mod open;
+mod resolve;
+mod storage_kind;
 mod tied;
 mod weights;
 
@@ -41,4 +42,5 @@ pub use foreign::{LFS_ADVICE, is_lfs_pointer};
 pub use header::{Dtype, TensorInfo};
 pub use names::report;
 pub use open::{Checkpoint, OpenOptions};
-pub use weights::{Entry, StorageKind, Weights};
+pub use storage_kind::StorageKind;
+pub use weights::{Entry, Weights};

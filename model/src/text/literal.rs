@@ -1,10 +1,10 @@
-//! Chats in which the text of special tokens inside messages stays text.
+//! Texts and chats in which the text of special tokens stays text.
 
 use tokenizers::tokenizer::normalizer::Range;
 use tokenizers::tokenizer::{PreTokenizedString, PreTokenizer};
 use tokenizers::{Model, NormalizedString, Normalizer, OffsetReferential, OffsetType, Token};
 
-use super::chat::{ChatOptions, Message};
+use super::chat::{ChatOptions, Message, SpecialText};
 use super::contain::contain;
 use super::tokenizer::TextProcessor;
 use crate::{Error, Result};
@@ -13,13 +13,50 @@ use crate::{Error, Result};
 const FIRST_STAND_IN: u32 = 0x10_0000;
 const LAST_STAND_IN: u32 = 0x10_FFFD;
 
+impl TextProcessor {
+    /// As [`Self::encode`], with the text of special tokens and of all added ones as ordinary text.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_literal(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let mut ids = encode(self, text)?;
+        if add_special {
+            // What stands around a text does not depend on it.
+            let sample = "x";
+            let (plain, whole) = (self.encode(sample, false)?, self.encode(sample, true)?);
+            let at = whole.windows(plain.len().max(1)).position(|window| window == plain);
+            if let Some((before, rest)) = at.and_then(|at| whole.split_at_checked(at)) {
+                let after = rest.get(plain.len()..).unwrap_or_default();
+                ids = [before, ids.as_slice(), after].concat();
+            }
+        }
+        self.check_ids(&ids)?;
+        Ok(ids)
+    }
+
+    /// The prompt ids of a chat. The template has written its special tokens, so none are added again.
+    ///
+    /// # Errors
+    /// As [`Self::render_chat`] and [`Self::encode`].
+    pub fn encode_chat(&self, messages: &[Message], options: &ChatOptions) -> Result<Vec<u32>> {
+        match options.special_text {
+            SpecialText::Parse => self.encode(&self.render_chat(messages, options)?, false),
+            SpecialText::Literal => {
+                let ids = encode_chat(self, messages, options)?;
+                self.check_ids(&ids)?;
+                Ok(ids)
+            }
+        }
+    }
+}
+
 /// Encodes a chat so that what users and tools wrote never becomes an added token.
 ///
 /// The text of each added token in those messages is replaced by a private-use character before rendering. In the rendered chat
 /// the added tokens are then only the template's own. With the original spelling back in place, the text is cut at these, and at
 /// no others, and goes through the steps that the tokenizer library takes, so that each stretch of text knows where in the whole
 /// it stands: some tokenizers put a space before the first stretch only.
-pub(super) fn encode_chat(text: &TextProcessor, messages: &[Message], options: &ChatOptions) -> Result<Vec<u32>> {
+fn encode_chat(text: &TextProcessor, messages: &[Message], options: &ChatOptions) -> Result<Vec<u32>> {
     let stand_ins = StandIns::new(text, messages)?;
     let messages: Vec<Message> = messages.iter().map(|m| stand_ins.hide_in(m)).collect();
     let rendered = text.render_chat(&messages, options)?;
@@ -28,7 +65,7 @@ pub(super) fn encode_chat(text: &TextProcessor, messages: &[Message], options: &
 }
 
 /// Encodes a text without looking for added tokens.
-pub(super) fn encode(text: &TextProcessor, plain: &str) -> Result<Vec<u32>> {
+fn encode(text: &TextProcessor, plain: &str) -> Result<Vec<u32>> {
     encode_cut(text, plain, &[])
 }
 

@@ -2,8 +2,8 @@
 
 use std::io::{Result, Write};
 
-use super::info::{CrestInfo, Generation, Info, KvInfo, Share, Source};
-use super::output::{bytes, count, printable};
+use super::facts::{CrestInfo, Generation, Info, KvInfo, Share, Source};
+use crate::cli::output::{bytes, count, printable};
 
 /// Width of the names on the left.
 const NAMES: usize = 23;

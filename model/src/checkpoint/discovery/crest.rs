@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::names::{integers, list, owner, shown};
-use super::weights::{Found, Layers, Move};
+use super::{Discovered, LayerTensors, Rename};
+use crate::checkpoint::names::{integers, list, owner, shown};
 use crate::config::CrestFound;
 use crate::{Error, Result};
 
@@ -18,8 +18,12 @@ const BODY: [&str; 4] = ["self_attn.", "linear_attn.", "input_layernorm.", "post
 type Shapes<'a> = BTreeMap<&'a str, &'a [usize]>;
 
 /// Finds steps and gates in every layer; all layers must agree.
-pub(super) fn discover(layers: &Layers, hidden: usize, intermediate: usize) -> Result<Found<CrestFound>> {
-    let mut out = Found { moves: Vec::new(), spare: Vec::new(), found: None };
+pub(in crate::checkpoint) fn discover(
+    layers: &LayerTensors,
+    hidden: usize,
+    intermediate: usize,
+) -> Result<Discovered<CrestFound>> {
+    let mut out = Discovered { renames: Vec::new(), spare: Vec::new(), found: None };
     for (&layer, tensors) in layers {
         let loose: Shapes = tensors
             .iter()
@@ -48,7 +52,7 @@ struct Search<'a, 'b> {
     hidden: usize,
     intermediate: usize,
     loose: Shapes<'a>,
-    out: &'b mut Found<CrestFound>,
+    out: &'b mut Discovered<CrestFound>,
 }
 
 /// A halting gate: its linears, each with the place in the canonical name ("", "0." or "2.").
@@ -255,7 +259,7 @@ impl<'a> Search<'a, '_> {
     fn place(&mut self, name: &str, to: String, shape: Option<Vec<usize>>, row: Option<usize>) {
         let layer = format!("model.layers.{}.", self.layer);
         let shape = shape.or_else(|| self.loose.get(name).map(|shape| shape.to_vec())).unwrap_or_default();
-        self.out.moves.push(Move {
+        self.out.renames.push(Rename {
             from: format!("{layer}{name}"),
             to: format!("{layer}{to}"),
             shape,

@@ -22,7 +22,7 @@ pub type Cpu = burn_ndarray::NdArray<f32>;
 pub type CpuDevice = burn_ndarray::NdArrayDevice;
 
 /// A device that a command runs on.
-pub struct Opened<B: CompactBackend> {
+pub struct OpenDevice<B: CompactBackend> {
     /// As burn has it.
     pub device: B::Device,
     /// For messages and reports.
@@ -33,7 +33,7 @@ pub struct Opened<B: CompactBackend> {
     pub gpu: Option<Gpu>,
 }
 
-impl<B: CompactBackend> Opened<B> {
+impl<B: CompactBackend> OpenDevice<B> {
     /// The type of activations, for reports: on the CPU that of products with quantised weights.
     pub fn arithmetic(&self) -> String {
         match self.gpu {
@@ -52,17 +52,17 @@ pub struct Gpu {
 }
 
 /// What a command does, on any backend.
-pub trait Work {
+pub trait WithBackend {
     /// What comes out.
     type Output;
 
     /// Does it.
-    fn run<B: CompactBackend>(self, device: &Opened<B>) -> Result<Self::Output>;
+    fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<Self::Output>;
 }
 
 /// Opens the device that the arguments ask for, tests it when it is a GPU, and works on it with the activations that are `usual`
 /// for the command unless a flag says otherwise.
-pub fn on_device<W: Work>(args: &DeviceArgs, usual: Activations, work: W) -> Result<W::Output> {
+pub fn on_device<W: WithBackend>(args: &DeviceArgs, usual: Activations, work: W) -> Result<W::Output> {
     threads::start(args.threads)?;
     let activations = args.activations.unwrap_or(usual);
     let float = activations.float();
@@ -75,17 +75,17 @@ pub fn on_device<W: Work>(args: &DeviceArgs, usual: Activations, work: W) -> Res
             let device = CpuDevice::default();
             check_activations::<Cpu>(float, &device, "cpu")?;
             cpu::set_precision(Some(activations.precision()));
-            work.run(&Opened::<Cpu> { device, name: "cpu".into(), activations: float, gpu: None })
+            work.run(&OpenDevice::<Cpu> { device, name: "cpu".into(), activations: float, gpu: None })
         }
         #[cfg(feature = "wgpu")]
         DeviceChoice::Wgpu(index) => {
             let (found, device, limits) = device::open_wgpu(index)?;
-            gpu::<cubecl::wgpu::WgpuRuntime, emberlm::quant::cube::Wgpu, W>(found, device, &limits, float, work)
+            with_gpu::<cubecl::wgpu::WgpuRuntime, emberlm::quant::cube::Wgpu, W>(found, device, &limits, float, work)
         }
         #[cfg(feature = "cuda")]
         DeviceChoice::Cuda(index) => {
             let (found, device, limits) = device::open_cuda(index)?;
-            gpu::<cubecl::cuda::CudaRuntime, emberlm::quant::cube::Cuda, W>(found, device, &limits, float, work)
+            with_gpu::<cubecl::cuda::CudaRuntime, emberlm::quant::cube::Cuda, W>(found, device, &limits, float, work)
         }
         #[allow(unreachable_patterns)] // with both features there is no other
         other => bail!("this build does not have {other:?}"),
@@ -124,7 +124,7 @@ fn best() -> DeviceChoice {
 
 /// Works on a GPU once it has shown that its kernels compute.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn gpu<R, B, W>(
+fn with_gpu<R, B, W>(
     found: device::Found,
     device: R::Device,
     limits: &device::Limits,
@@ -134,7 +134,7 @@ fn gpu<R, B, W>(
 where
     R: cubecl::Runtime,
     B: CompactBackend<Device = R::Device>,
-    W: Work,
+    W: WithBackend,
 {
     check_activations::<B>(activations, &device, &found.name)?;
     // The head and some other small things are in F32 always.
@@ -142,7 +142,7 @@ where
     if activations != FloatType::F32 {
         tests.push((activations, Extent::Short));
     }
-    let checks = tested::<B>(&device, tests);
+    let checks = compare_operations::<B>(&device, tests);
     if let Some(check) = checks.iter().find(|check| !check.passed()) {
         bail!(
             "{} computes wrongly: {} is off by {:e}; see `ember doctor`, update the driver, or use --device cpu",
@@ -155,12 +155,15 @@ where
     let client = R::client(&device);
     let size = limits.max_buffer.min(1 << 30) as usize;
     let gpu = Gpu { read_bandwidth: Box::new(move || cube::read_bandwidth(&client, size)), launches: cube::launches };
-    work.run(&Opened::<B> { device, name: found.name, activations, gpu: Some(gpu) })
+    work.run(&OpenDevice::<B> { device, name: found.name, activations, gpu: Some(gpu) })
 }
 
 /// Operations of a GPU against those of the processor.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn tested<B: CompactBackend>(device: &B::Device, tests: impl IntoIterator<Item = (FloatType, Extent)>) -> Vec<Check> {
+fn compare_operations<B: CompactBackend>(
+    device: &B::Device,
+    tests: impl IntoIterator<Item = (FloatType, Extent)>,
+) -> Vec<Check> {
     cpu::set_precision(Some(cpu::Precision::Exact));
     let trusted = CpuDevice::default();
     tests.into_iter().flat_map(|(float, extent)| self_test::<B, Cpu>(device, &trusted, float, extent)).collect()
@@ -168,13 +171,13 @@ fn tested<B: CompactBackend>(device: &B::Device, tests: impl IntoIterator<Item =
 
 /// Every operation of a GPU in every type of activations. The unpacking of a storage is the same code in all of them.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn examined<B: CompactBackend>(device: &B::Device) -> Vec<Check> {
+fn full_self_test<B: CompactBackend>(device: &B::Device) -> Vec<Check> {
     let extent = |float| if float == FloatType::F32 { Extent::Whole } else { Extent::OneStorage };
-    tested::<B>(device, floats::<B>(device).map(|float| (float, extent(float))))
+    compare_operations::<B>(device, floats::<B>(device).map(|float| (float, extent(float))))
 }
 
 /// One line for each GPU that this build could use, or why there is none.
-pub fn list() -> Vec<String> {
+pub fn describe_devices() -> Vec<String> {
     #[allow(unused_mut)] // without features there is nothing to add
     let mut lines = Vec::new();
     #[cfg(feature = "wgpu")]
@@ -184,14 +187,14 @@ pub fn list() -> Vec<String> {
             lines.push(format!("wgpu: {error}"));
         }
         lines.extend(
-            (0..devices.len()).map(|i| line(&format!("wgpu:{i}"), device::open_wgpu(i).map(|(f, _, l)| (f, l)))),
+            (0..devices.len()).map(|i| describe(&format!("wgpu:{i}"), device::open_wgpu(i).map(|(f, _, l)| (f, l)))),
         );
     }
     #[cfg(feature = "cuda")]
     match device::cuda_devices() {
         Err(error) => lines.push(format!("cuda: {error}")),
         Ok(devices) => lines.extend(
-            (0..devices.len()).map(|i| line(&format!("cuda:{i}"), device::open_cuda(i).map(|(f, _, l)| (f, l)))),
+            (0..devices.len()).map(|i| describe(&format!("cuda:{i}"), device::open_cuda(i).map(|(f, _, l)| (f, l)))),
         ),
     }
     if lines.is_empty() {
@@ -201,7 +204,7 @@ pub fn list() -> Vec<String> {
 }
 
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn line(name: &str, opened: Result<(device::Found, device::Limits), device::DeviceError>) -> String {
+fn describe(name: &str, opened: Result<(device::Found, device::Limits), device::DeviceError>) -> String {
     let (found, limits) = match opened {
         Ok(opened) => opened,
         Err(error) => return format!("{name}: {error}"),
@@ -231,19 +234,19 @@ fn line(name: &str, opened: Result<(device::Found, device::Limits), device::Devi
 ///
 /// # Errors
 /// When there is no such device.
-pub fn examine(choice: DeviceChoice) -> Result<Option<(String, Vec<Check>)>> {
+pub fn run_self_test(choice: DeviceChoice) -> Result<Option<(String, Vec<Check>)>> {
     let choice = if choice == DeviceChoice::Auto { best() } else { choice };
     match choice {
         DeviceChoice::Auto | DeviceChoice::Cpu => Ok(None),
         #[cfg(feature = "wgpu")]
         DeviceChoice::Wgpu(index) => {
             let (found, device, _) = device::open_wgpu(index)?;
-            Ok(Some((found.name, examined::<emberlm::quant::cube::Wgpu>(&device))))
+            Ok(Some((found.name, full_self_test::<emberlm::quant::cube::Wgpu>(&device))))
         }
         #[cfg(feature = "cuda")]
         DeviceChoice::Cuda(index) => {
             let (found, device, _) = device::open_cuda(index)?;
-            Ok(Some((found.name, examined::<emberlm::quant::cube::Cuda>(&device))))
+            Ok(Some((found.name, full_self_test::<emberlm::quant::cube::Cuda>(&device))))
         }
         #[allow(unreachable_patterns)] // with both features there is no other
         other => bail!("this build does not have {other:?}"),

@@ -13,7 +13,7 @@ use emberlm_backends::cpu;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::{DepthArgs, ModelArgs, Quant, QuantHead};
-use super::backend::Opened;
+use super::backend::OpenDevice;
 use super::output;
 
 /// Opens a model directory, or the demo model when none is given; nothing is loaded yet.
@@ -77,7 +77,7 @@ pub fn plan<B: CompactBackend>(
 pub fn load<B: CompactBackend>(
     pretrained: &Pretrained,
     options: WeightOptions,
-    device: &Opened<B>,
+    device: &OpenDevice<B>,
     estimate: impl FnOnce(&LoadPlan) -> String,
 ) -> Result<CausalLm<B>> {
     let plan = plan::<B>(pretrained, options, &device.device)?;

@@ -32,6 +32,7 @@ mod tokenize;
 use std::io::Write;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser, Subcommand};
 
 /// Exit code after Ctrl-C: 128 and the number of the signal, as shells have it.
@@ -82,7 +83,12 @@ pub fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    let cli = Cli::parse_from(args);
+    let cli = Cli::try_parse_from(&args).unwrap_or_else(|mut error| {
+        if let Some(tip) = habits::tip_for_stray_word(&error, &args, &Cli::command()) {
+            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+        }
+        error.exit()
+    });
     // Warnings of the library: what was found odd but could be used.
     let warnings = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)

@@ -43,4 +43,4 @@ pub use header::{Dtype, TensorInfo};
 pub use names::report;
 pub use open::{Checkpoint, OpenOptions};
 pub use storage_kind::StorageKind;
-pub use weights::{Entry, Weights};
+pub use weights::{ParameterInfo, Weights};

@@ -9,7 +9,7 @@ use super::header::Dtype;
 use super::names::{canonical, is_ignored, layer_of, list, shown};
 use super::open::Checkpoint;
 use super::storage_kind::StorageKind;
-use super::weights::{Backing, Entry, Slot, Weights};
+use super::weights::{Parameter, ParameterInfo, StoredAs, Weights};
 use super::{bnb, nano};
 use crate::config::{Family, ModelConfig, QuantType};
 use crate::{Error, Result};
@@ -28,23 +28,24 @@ impl Weights {
         let (ignored, used): (Vec<String>, Vec<String>) =
             checkpoint.names().map(String::from).partition(|name| is_ignored(name));
         let mut names: BTreeSet<String> = used.into_iter().collect();
-        let mut out = Self { checkpoint: checkpoint.clone(), slots: BTreeMap::new(), ignored, crest: None, kv: None };
-        for source in bnb::group(checkpoint, &mut names)? {
-            let double = source.double();
-            let storage = match source.kind {
+        let mut out =
+            Self { checkpoint: checkpoint.clone(), parameters: BTreeMap::new(), ignored, crest: None, kv: None };
+        for weight in bnb::group(checkpoint, &mut names)? {
+            let double = weight.double();
+            let storage = match weight.kind {
                 QuantType::Nf4 => StorageKind::Nf4 { double },
                 QuantType::Fp4 => StorageKind::Fp4 { double },
             };
-            let (name, shape) = (canonical(&source.weight), vec![source.n, source.k]);
-            out.insert(name, shape, storage, source.tensors(), Backing::CodeBook(source))?;
+            let (name, shape) = (canonical(&weight.name), vec![weight.n, weight.k]);
+            out.insert(name, shape, storage, weight.tensors(), StoredAs::CodeBook(weight))?;
         }
-        for source in nano::group(checkpoint, &config.nanollm_modules, &mut names)? {
-            let storage = match source.bits() {
+        for module in nano::group(checkpoint, &config.nanollm_modules, &mut names)? {
+            let storage = match module.bits() {
                 8 => StorageKind::Int8Rows,
                 bits => StorageKind::MixedRows { bits },
             };
-            let (name, shape) = (source.weight.clone(), vec![source.n, source.k]);
-            out.insert(name, shape, storage, source.tensors(), Backing::Rows(source))?;
+            let (name, shape) = (module.weight.clone(), vec![module.n, module.k]);
+            out.insert(name, shape, storage, module.tensors(), StoredAs::Rows(module))?;
         }
         for name in names {
             let Some(info) = checkpoint.info(&name) else {
@@ -63,7 +64,7 @@ impl Weights {
                 }
             };
             let shape = info.shape.clone();
-            out.insert(canonical(&name), shape, storage, vec![name.clone()], Backing::Dense { name, dtype })?;
+            out.insert(canonical(&name), shape, storage, vec![name.clone()], StoredAs::Dense { name, dtype })?;
         }
         match config.family {
             Family::Crest => {
@@ -88,23 +89,23 @@ impl Weights {
         name: String,
         shape: Vec<usize>,
         storage: StorageKind,
-        source: Vec<String>,
-        backing: Backing,
+        tensors: Vec<String>,
+        stored: StoredAs,
     ) -> Result<()> {
-        if let Some(other) = self.slots.get(&name) {
-            let both: Vec<&String> = other.entry.source.iter().chain(&source).collect();
+        if let Some(other) = self.parameters.get(&name) {
+            let both: Vec<&String> = other.info.tensors.iter().chain(&tensors).collect();
             return Err(Error::Tensors(format!("{} is stored twice, as {}", shown(&name), list(&both))));
         }
-        let bytes = source.iter().filter_map(|name| self.checkpoint.info(name)).map(|info| info.bytes).sum();
-        let entry = Entry { shape, storage, bytes, source };
-        self.slots.insert(name, Slot { entry, backing, rows: None });
+        let bytes = tensors.iter().filter_map(|name| self.checkpoint.info(name)).map(|info| info.bytes).sum();
+        let info = ParameterInfo { shape, storage, bytes, tensors };
+        self.parameters.insert(name, Parameter { info, stored, rows: None });
         Ok(())
     }
 
     /// The tensors of the first `count` layers. Those of further layers stay as they are, and are unused.
     fn layers(&self, count: usize) -> Result<LayerTensors> {
         let mut layers = LayerTensors::new();
-        for (name, slot) in &self.slots {
+        for (name, parameter) in &self.parameters {
             let Some((layer, rest)) = layer_of(name).filter(|(layer, _)| *layer < count) else {
                 continue;
             };
@@ -112,7 +113,7 @@ impl Weights {
             if tensors.len() == MAX_PER_LAYER {
                 return Err(Error::Discovery(format!("layer {layer} holds more than {MAX_PER_LAYER} tensors")));
             }
-            tensors.insert(rest.to_owned(), slot.entry.shape.clone());
+            tensors.insert(rest.to_owned(), parameter.info.shape.clone());
         }
         Ok(layers)
     }
@@ -121,31 +122,31 @@ impl Weights {
     fn apply<T>(&mut self, found: Discovered<T>) -> Result<Option<T>> {
         let mut placed = Vec::new();
         for Rename { from, to, shape, rows } in &found.renames {
-            let Some(slot) = self.slots.get(from) else {
+            let Some(parameter) = self.parameters.get(from) else {
                 continue;
             };
-            let mut slot = slot.clone();
-            if let (Some(rows), Some(&all)) = (rows, slot.entry.shape.first()) {
-                slot.entry.bytes = slot.entry.bytes.checked_div(all).unwrap_or(0).saturating_mul(rows.len());
+            let mut parameter = parameter.clone();
+            if let (Some(rows), Some(&all)) = (rows, parameter.info.shape.first()) {
+                parameter.info.bytes = parameter.info.bytes.checked_div(all).unwrap_or(0).saturating_mul(rows.len());
             }
-            slot.entry.shape.clone_from(shape);
-            slot.rows.clone_from(rows);
-            placed.push((to.clone(), slot));
+            parameter.info.shape.clone_from(shape);
+            parameter.rows.clone_from(rows);
+            placed.push((to.clone(), parameter));
         }
         for Rename { from, .. } in &found.renames {
-            self.slots.remove(from);
+            self.parameters.remove(from);
         }
         for name in &found.spare {
-            if let Some(slot) = self.slots.remove(name) {
-                self.ignored.extend(slot.entry.source);
+            if let Some(parameter) = self.parameters.remove(name) {
+                self.ignored.extend(parameter.info.tensors);
             }
         }
-        for (name, slot) in placed {
-            if let Some(other) = self.slots.insert(name.clone(), slot) {
+        for (name, parameter) in placed {
+            if let Some(other) = self.parameters.insert(name.clone(), parameter) {
                 return Err(Error::Tensors(format!(
                     "{} is stored twice, once as {}",
                     shown(&name),
-                    list(&other.entry.source)
+                    list(&other.info.tensors)
                 )));
             }
         }

@@ -11,7 +11,7 @@ use super::names::shown;
 use super::open::Checkpoint;
 use super::storage_kind::StorageKind;
 use super::{bnb, nano};
-use crate::config::{CrestFound, KvCompressionFound};
+use crate::config::{DiscoveredCrest, DiscoveredKvCompression};
 use crate::{Error, Result};
 
 /// Largest dense matrix that is checked for NaN and infinity when it is read, in bytes: gates and compressors are below,
@@ -20,7 +20,7 @@ const CHECKED: usize = 1 << 20;
 
 /// A parameter of the checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct ParameterInfo {
     /// The true shape, not that of packed bytes.
     pub shape: Vec<usize>,
     /// How it is stored.
@@ -28,59 +28,61 @@ pub struct Entry {
     /// Bytes in the file, side tensors included.
     pub bytes: usize,
     /// Names of its tensors in the file.
-    pub source: Vec<String>,
+    pub tensors: Vec<String>,
 }
 
 /// The parameters of a checkpoint under canonical names (`model.layers.{i}....`), to be read one by one.
 #[derive(Clone, Debug)]
 pub struct Weights {
     pub(super) checkpoint: Checkpoint,
-    pub(super) slots: BTreeMap<String, Slot>,
+    pub(super) parameters: BTreeMap<String, Parameter>,
     pub(super) ignored: Vec<String>,
-    pub(super) crest: Option<CrestFound>,
-    pub(super) kv: Option<KvCompressionFound>,
+    pub(super) crest: Option<DiscoveredCrest>,
+    pub(super) kv: Option<DiscoveredKvCompression>,
 }
 
+/// A parameter and where its numbers are.
 #[derive(Clone, Debug)]
-pub(super) struct Slot {
-    pub(super) entry: Entry,
-    pub(super) backing: Backing,
+pub(super) struct Parameter {
+    pub(super) info: ParameterInfo,
+    pub(super) stored: StoredAs,
     /// Rows of the stored tensor that this parameter is.
     pub(super) rows: Option<Range<usize>>,
 }
 
+/// The tensors of the file that hold a parameter.
 #[derive(Clone, Debug)]
-pub(super) enum Backing {
+pub(super) enum StoredAs {
     Dense { name: String, dtype: FloatType },
-    CodeBook(bnb::Source),
-    Rows(nano::Source),
+    CodeBook(bnb::Params4bit),
+    Rows(nano::IntegerModule),
 }
 
 impl Weights {
     /// Shape and storage of a parameter.
-    pub fn entry(&self, canonical: &str) -> Option<&Entry> {
-        self.slots.get(canonical).map(|slot| &slot.entry)
+    pub fn entry(&self, canonical: &str) -> Option<&ParameterInfo> {
+        self.parameters.get(canonical).map(|parameter| &parameter.info)
     }
 
     /// Leaves a parameter out; false if there is none of this name.
     pub(crate) fn ignore(&mut self, canonical: &str) -> bool {
-        let slot = self.slots.remove(canonical);
-        let found = slot.is_some();
-        self.ignored.extend(slot.into_iter().flat_map(|slot| slot.entry.source));
+        let parameter = self.parameters.remove(canonical);
+        let found = parameter.is_some();
+        self.ignored.extend(parameter.into_iter().flat_map(|parameter| parameter.info.tensors));
         found
     }
 
     /// Gives a parameter another canonical name that is free.
     pub(crate) fn rename(&mut self, canonical: &str, to: &str) {
-        if let (Some(slot), false) = (self.slots.get(canonical).cloned(), self.slots.contains_key(to)) {
-            self.slots.remove(canonical);
-            self.slots.insert(to.to_owned(), slot);
+        if let (Some(parameter), false) = (self.parameters.get(canonical).cloned(), self.parameters.contains_key(to)) {
+            self.parameters.remove(canonical);
+            self.parameters.insert(to.to_owned(), parameter);
         }
     }
 
     /// Canonical names of all parameters, sorted.
     pub fn canonical_names(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.slots.keys().map(String::as_str)
+        self.parameters.keys().map(String::as_str)
     }
 
     /// Names in the file of tensors that the model does not need.
@@ -89,12 +91,12 @@ impl Weights {
     }
 
     /// What the tensors show about adaptive depth (CREST).
-    pub fn crest_found(&self) -> Option<&CrestFound> {
+    pub fn discovered_crest(&self) -> Option<&DiscoveredCrest> {
         self.crest.as_ref()
     }
 
     /// The cache compressors that the tensors hold (LeanLlama).
-    pub fn kv_found(&self) -> Option<&KvCompressionFound> {
+    pub fn discovered_kv_compression(&self) -> Option<&DiscoveredKvCompression> {
         self.kv.as_ref()
     }
 
@@ -109,31 +111,31 @@ impl Weights {
     /// [`Error::Tensors`] when there is no such parameter; [`Error::Tensor`] when it is not a matrix, its scales (or, for
     /// small ones, its numbers) are not finite, or its rows are not a partition.
     pub fn matrix(&self, canonical: &str) -> Result<HostWeight> {
-        let slot = self.slot(canonical)?;
-        let &[n, k] = slot.entry.shape.as_slice() else {
-            return Err(slot.error(format!("has shape {:?}, expected a matrix", slot.entry.shape)));
+        let parameter = self.parameter(canonical)?;
+        let &[n, k] = parameter.info.shape.as_slice() else {
+            return Err(parameter.error(format!("has shape {:?}, expected a matrix", parameter.info.shape)));
         };
         if n == 0 || k == 0 {
-            return Err(slot.error(format!("has shape {:?}, expected sizes above 0", slot.entry.shape)));
+            return Err(parameter.error(format!("has shape {:?}, expected sizes above 0", parameter.info.shape)));
         }
-        let weight = match &slot.backing {
-            Backing::Dense { name, dtype } => {
-                let data = slot.slice(self.checkpoint.data(name)?, dtype.size())?;
+        let weight = match &parameter.stored {
+            StoredAs::Dense { name, dtype } => {
+                let data = parameter.slice(self.checkpoint.data(name)?, dtype.size())?;
                 if data.len() <= CHECKED {
-                    slot.check_finite(*dtype, &data)?;
+                    parameter.check_finite(*dtype, &data)?;
                 }
                 return Ok(HostWeight { n, k, storage: HostStorage::Dense(*dtype, data) });
             }
-            Backing::CodeBook(source) => source.read(&self.checkpoint)?,
-            Backing::Rows(source) => source.read(&self.checkpoint)?,
+            StoredAs::CodeBook(weight) => weight.read(&self.checkpoint)?,
+            StoredAs::Rows(module) => module.read(&self.checkpoint)?,
         };
-        if slot.rows.is_none() && (weight.n, weight.k) == (n, k) {
+        if parameter.rows.is_none() && (weight.n, weight.k) == (n, k) {
             return Ok(weight);
         }
         // Rows of a quantised matrix need not start at a block: these are a few gates, read in full.
-        let numbers = dequantise(&weight).ok_or_else(|| slot.error("has fewer numbers than its shape".into()))?;
+        let numbers = dequantise(&weight).ok_or_else(|| parameter.error("has fewer numbers than its shape".into()))?;
         let numbers: Vec<u8> = numbers.into_iter().flat_map(f32::to_le_bytes).collect();
-        let data = slot.slice(numbers.into(), FloatType::F32.size())?;
+        let data = parameter.slice(numbers.into(), FloatType::F32.size())?;
         Ok(HostWeight { n, k, storage: HostStorage::Dense(FloatType::F32, data) })
     }
 
@@ -142,38 +144,38 @@ impl Weights {
     /// # Errors
     /// As [`Self::matrix`], and [`Error::Tensor`] when any number is NaN or infinite.
     pub fn vector(&self, canonical: &str) -> Result<Vec<f32>> {
-        let slot = self.slot(canonical)?;
-        match &slot.backing {
-            Backing::Dense { name, dtype } => {
-                let data = slot.slice(self.checkpoint.data(name)?, dtype.size())?;
-                slot.check_finite(*dtype, &data)?;
+        let parameter = self.parameter(canonical)?;
+        match &parameter.stored {
+            StoredAs::Dense { name, dtype } => {
+                let data = parameter.slice(self.checkpoint.data(name)?, dtype.size())?;
+                parameter.check_finite(*dtype, &data)?;
                 Ok(floats(*dtype, &data))
             }
             _ => dequantise(&self.matrix(canonical)?)
-                .ok_or_else(|| slot.error("has fewer numbers than its shape".into())),
+                .ok_or_else(|| parameter.error("has fewer numbers than its shape".into())),
         }
     }
 
     /// Tells the system that the pages of a parameter are not needed for now; see [`Checkpoint::release`].
     pub fn release(&self, canonical: &str) {
-        if let Some(slot) = self.slots.get(canonical) {
-            slot.entry.source.iter().for_each(|name| self.checkpoint.release(name));
+        if let Some(parameter) = self.parameters.get(canonical) {
+            parameter.info.tensors.iter().for_each(|name| self.checkpoint.release(name));
         }
     }
 
-    fn slot(&self, canonical: &str) -> Result<&Slot> {
+    fn parameter(&self, canonical: &str) -> Result<&Parameter> {
         let missing = || Error::Tensors(format!("the checkpoint has no {}", shown(canonical)));
-        self.slots.get(canonical).ok_or_else(missing)
+        self.parameters.get(canonical).ok_or_else(missing)
     }
 }
 
-impl Slot {
+impl Parameter {
     /// The rows of this parameter out of the data of the stored tensor.
     fn slice(&self, data: Bytes, size: usize) -> Result<Bytes> {
         let Some(rows) = &self.rows else {
             return Ok(data);
         };
-        let width = self.entry.shape.iter().skip(1).try_fold(size, |width, &dim| width.checked_mul(dim));
+        let width = self.info.shape.iter().skip(1).try_fold(size, |width, &dim| width.checked_mul(dim));
         let range = width.and_then(|width| Some(rows.start.checked_mul(width)?..rows.end.checked_mul(width)?));
         match range.filter(|range| range.end <= data.len()) {
             Some(range) => Ok(data.slice(range)),
@@ -189,7 +191,7 @@ impl Slot {
     }
 
     fn error(&self, message: String) -> Error {
-        let tensor = self.entry.source.first().map_or_else(String::new, |name| shown(name));
+        let tensor = self.info.tensors.first().map_or_else(String::new, |name| shown(name));
         Error::Tensor { tensor, message }
     }
 }

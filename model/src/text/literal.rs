@@ -4,8 +4,8 @@ use tokenizers::tokenizer::normalizer::Range;
 use tokenizers::tokenizer::{PreTokenizedString, PreTokenizer};
 use tokenizers::{Model, NormalizedString, Normalizer, OffsetReferential, OffsetType, Token};
 
+use super::catch_panic::catch_panic;
 use super::chat::{ChatOptions, Message, SpecialText};
-use super::contain::contain;
 use super::tokenizer::TextProcessor;
 use crate::{Error, Result};
 
@@ -124,7 +124,7 @@ impl StandIns {
     /// The added tokens of a rendered chat, at their places in the restored text.
     fn cuts(&self, text: &TextProcessor, rendered: &str) -> Result<Vec<Cut>> {
         let tokenizer = text.tokenizer();
-        let encoding = contain(|| tokenizer.encode(rendered, false))?;
+        let encoding = catch_panic(|| tokenizer.encode(rendered, false))?;
         let added = tokenizer.get_added_tokens_decoder();
         let mut cuts = Vec::new();
         let (mut done, mut restored) = (0, 0);
@@ -148,7 +148,7 @@ impl StandIns {
 /// Encodes a text whose added tokens are these and no others.
 fn encode_cut(text: &TextProcessor, plain: &str, cuts: &[Cut]) -> Result<Vec<u32>> {
     let tokenizer = text.tokenizer();
-    contain(|| {
+    catch_panic(|| {
         let mut pieces = PreTokenizedString::from(plain);
         // As the library does: tokens of the text as it is, then the normalizer, then tokens of the text as that leaves it.
         pieces.split(|_, piece| Ok(cut(&piece, cuts, false)))?;

@@ -16,9 +16,9 @@
 #![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
 
 mod byte_tokens;
+mod catch_panic;
 mod chat;
 mod class;
-mod contain;
 mod decode_stream;
 mod files;
 mod literal;

@@ -8,9 +8,9 @@ use serde_json::Map;
 use tokenizers::Tokenizer;
 
 use super::byte_tokens::{is_byte_level, push_token_bytes, single_byte};
+use super::catch_panic::catch_panic;
 use super::chat::{ChatOptions, Message};
 use super::class;
-use super::contain::contain;
 use super::files::{TextFiles, check_json, parse_object};
 use super::special_tokens::{Declared, SpecialTokens};
 use super::templates::Templates;
@@ -105,7 +105,7 @@ impl TextProcessor {
     /// [`Error::Tokenizer`] when the tokenizer fails; [`Error::Prompt`] when a token is beyond the [embedding](Self::for_embedding).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let tokenizer = &self.inner.tokenizer;
-        let encoding = contain(|| tokenizer.encode_fast(text, add_special))?;
+        let encoding = catch_panic(|| tokenizer.encode_fast(text, add_special))?;
         self.check_ids(encoding.get_ids())?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -128,7 +128,7 @@ impl TextProcessor {
     /// # Errors
     /// [`Error::Tokenizer`] when the tokenizer fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        contain(|| self.inner.tokenizer.decode(ids, skip_special))
+        catch_panic(|| self.inner.tokenizer.decode(ids, skip_special))
     }
 
     /// The id of a token by its text in the vocabulary.
@@ -201,7 +201,7 @@ impl TextProcessor {
 
 /// Parses `tokenizer.json`, without the truncation and padding it may ask for: a prompt is never cut silently.
 fn load(json: &[u8]) -> Result<Tokenizer> {
-    contain(|| {
+    catch_panic(|| {
         let mut tokenizer = Tokenizer::from_bytes(json)?;
         tokenizer.with_truncation(None)?;
         tokenizer.with_padding(None);
@@ -241,7 +241,7 @@ fn warn_of_ignored(declared: &Declared, tokenizer: &Tokenizer, special: &Special
     if declared.add.iter().all(|(_, wanted)| wanted.is_none()) {
         return Ok(());
     }
-    let around = contain(|| tokenizer.encode_fast("", true))?;
+    let around = catch_panic(|| tokenizer.encode_fast("", true))?;
     let ends = [around.get_ids().first(), around.get_ids().last()];
     for ((name, wanted), (token, end)) in declared.add.iter().zip([&special.bos, &special.eos].into_iter().zip(ends)) {
         let (Some(wanted), Some(id)) = (wanted, token.as_ref().and_then(|t| t.id)) else { continue };

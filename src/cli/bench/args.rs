@@ -39,12 +39,12 @@ pub struct BenchArgs {
     pub n_gen: usize,
 
     /// Tokens already in the cache before a measurement
-    #[arg(short = 'd', long, default_value_t = 0, value_name = "N")]
-    pub depth: usize,
+    #[arg(short = 'd', long, aliases = ["n-depth", "depth"], default_value_t = 0, value_name = "N")]
+    pub context: usize,
 
-    /// Fill the cache of `--depth` with random numbers instead of computing it
-    #[arg(long, requires = "depth")]
-    pub random_depth: bool,
+    /// Fill the cache of `--context` with random numbers instead of computing it
+    #[arg(long, alias = "random-depth", requires = "context")]
+    pub random_context: bool,
 
     /// Thread counts to measure
     #[arg(short, long, value_delimiter = ',', value_name = "N,..", value_parser = clap::value_parser!(u16).range(1..=1024))]

@@ -1,18 +1,18 @@
-//! The measurements: repetitions of prompts and generations, in turns over the depths of CREST.
+//! The measurements: repetitions of prompts and generations, in turns over the step_counts of CREST.
 
 use std::time::Instant;
 
 use anyhow::Result;
 use emberlm::model::cache::Cache;
 use emberlm::model::sampling::{Sampler, SamplingConfig};
-use emberlm::model::{CausalLm, ForwardOptions, LoadPlan, LogitsFor, Part};
+use emberlm::model::{CausalLm, ForwardOptions, LoadPlan, LogitsFor, ModelPart};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::KvFormat;
 use emberlm::quant::read::reads;
 
 use super::args::BenchArgs;
 use super::report::Measurement;
-use crate::cli::backend::Opened;
+use crate::cli::backend::OpenDevice;
 
 /// Of the process so far.
 #[derive(Clone, Copy, Default)]
@@ -27,7 +27,7 @@ pub struct Bench<'a, B: CompactBackend> {
     pub model: &'a mut CausalLm<B>,
     pub plan: &'a LoadPlan,
     pub threads: usize,
-    pub device: &'a Opened<B>,
+    pub device: &'a OpenDevice<B>,
 }
 
 /// What is repeated.
@@ -39,9 +39,9 @@ enum Test {
     Generation(usize),
 }
 
-/// The repetitions of one test at one depth; the first is for warming up.
+/// The repetitions of one test at one number of steps; the first is for warming up.
 #[derive(Default)]
-struct Runs {
+struct Samples {
     seconds: Vec<f64>,
     /// Of the last one.
     before: Counts,
@@ -51,68 +51,69 @@ struct Runs {
 }
 
 impl<B: CompactBackend> Bench<'_, B> {
-    /// Every test at every depth, by depth. Depths take turns, so that a machine whose speed drifts treats them alike.
-    pub fn all(&mut self) -> Result<Vec<Measurement>> {
+    /// Every test at every number of CREST steps, sorted by steps. The numbers take turns, so that a machine whose speed drifts treats
+    /// them alike.
+    pub fn run_all(&mut self) -> Result<Vec<Measurement>> {
         let prompts = self.args.n_prompt.iter().filter(|&&n| n > 0).map(|&n| Test::Prompt(n));
         let generation = (self.args.n_gen > 0).then_some(Test::Generation(self.args.n_gen));
-        let depths = self.depths();
-        let mut measurements: Vec<Vec<Measurement>> = depths.iter().map(|_| Vec::new()).collect();
+        let step_counts = self.step_counts();
+        let mut measurements: Vec<Vec<Measurement>> = step_counts.iter().map(|_| Vec::new()).collect();
         for test in prompts.chain(generation) {
             let mut cache = self.model.new_cache(self.args.cache_type.into());
-            let mut runs: Vec<Runs> = depths.iter().map(|_| Runs::default()).collect();
+            let mut samples: Vec<Samples> = step_counts.iter().map(|_| Samples::default()).collect();
             for _ in 0..=self.args.repetitions {
-                for (&depth, runs) in depths.iter().zip(&mut runs) {
-                    self.set_depth(depth);
-                    self.once(test, &mut cache, runs)?;
+                for (&steps, samples) in step_counts.iter().zip(&mut samples) {
+                    self.set_steps(steps);
+                    self.run_once(test, &mut cache, samples)?;
                 }
             }
-            for ((&depth, runs), measurements) in depths.iter().zip(&runs).zip(&mut measurements) {
-                self.set_depth(depth);
-                measurements.push(self.measurement(test, runs)?);
+            for ((&steps, samples), measurements) in step_counts.iter().zip(&samples).zip(&mut measurements) {
+                self.set_steps(steps);
+                measurements.push(self.measurement(test, samples)?);
             }
         }
         Ok(measurements.into_iter().flatten().collect())
     }
 
     /// The steps to force, or the model's own rule.
-    fn depths(&self) -> Vec<Option<usize>> {
+    fn step_counts(&self) -> Vec<Option<usize>> {
         let forced: Vec<_> = self.args.force_steps.iter().copied().map(Some).collect();
         if forced.is_empty() { vec![None] } else { forced }
     }
 
-    fn set_depth(&mut self, steps: Option<usize>) {
+    fn set_steps(&mut self, steps: Option<usize>) {
         if let Some(steps) = steps {
             self.model.set_depth(steps, false, 1.0);
         }
     }
 
-    fn once(&self, test: Test, cache: &mut Cache<B>, runs: &mut Runs) -> Result<()> {
+    fn run_once(&self, test: Test, cache: &mut Cache<B>, samples: &mut Samples) -> Result<()> {
         self.fill(cache)?;
         let prompt = match test {
             Test::Prompt(n) => self.ids(n),
             Test::Generation(_) => self.ids(1),
         };
         let mut sampler = Sampler::new(&SamplingConfig::greedy())?;
-        runs.ids.clear();
-        runs.before = self.finished();
+        samples.ids.clear();
+        samples.before = self.finished();
         let start = Instant::now();
         match test {
             Test::Prompt(_) => {
                 self.model.prefill(&[&prompt], cache, self.args.chunk)?;
-                runs.ids = prompt;
+                samples.ids = prompt;
             }
             Test::Generation(n) => {
                 let mut id = prompt.first().copied().unwrap_or_default();
                 for _ in 0..n {
                     let logits = self.model.decode(&[id], cache)?;
                     id = sampler.choose(logits, &[])?;
-                    runs.ids.push(id);
+                    samples.ids.push(id);
                 }
             }
         }
-        runs.after = self.finished();
-        runs.seconds.push(start.elapsed().as_secs_f64());
-        runs.cache_bytes = cache.bytes();
+        samples.after = self.finished();
+        samples.seconds.push(start.elapsed().as_secs_f64());
+        samples.cache_bytes = cache.bytes();
         Ok(())
     }
 
@@ -133,11 +134,11 @@ impl<B: CompactBackend> Bench<'_, B> {
     /// Empties the cache and puts in the tokens that a measurement starts from.
     fn fill(&self, cache: &mut Cache<B>) -> Result<()> {
         cache.reset();
-        if self.args.random_depth {
-            cache.check_room(self.args.depth)?;
-            cache.append_random(self.args.depth);
-        } else if self.args.depth > 0 {
-            self.model.prefill(&[&self.ids(self.args.depth)], cache, self.args.chunk)?;
+        if self.args.random_context {
+            cache.check_room(self.args.context)?;
+            cache.append_random(self.args.context);
+        } else if self.args.context > 0 {
+            self.model.prefill(&[&self.ids(self.args.context)], cache, self.args.chunk)?;
         }
         Ok(())
     }
@@ -165,7 +166,7 @@ impl<B: CompactBackend> Bench<'_, B> {
     }
 
     /// Bytes of weights that one pass reads: all but the rows of an untied embedding that are not looked up, and of CREST's MLPs
-    /// the share that runs.
+    /// the share that samples.
     fn weight_bytes(&self, mean_steps: Option<f64>) -> f64 {
         let architecture = self.model.architecture();
         let steps = architecture.crest.as_ref().map_or(1, |crest| crest.num_steps) as f64;
@@ -173,15 +174,15 @@ impl<B: CompactBackend> Bench<'_, B> {
         let read = self.plan.tensors.iter().map(|tensor| {
             let bytes = tensor.bytes as f64;
             match tensor.part() {
-                Part::Embedding if !architecture.tied_head => 0.0,
-                Part::FeedForward => bytes * share,
+                ModelPart::Embedding if !architecture.tied_head => 0.0,
+                ModelPart::FeedForward => bytes * share,
                 _ => bytes,
             }
         });
         read.sum()
     }
 
-    fn measurement(&self, test: Test, runs: &Runs) -> Result<Measurement> {
+    fn measurement(&self, test: Test, samples: &Samples) -> Result<Measurement> {
         let (name, n_prompt, n_gen) = match test {
             Test::Prompt(n) => (format!("pp{n}"), n, 0),
             Test::Generation(n) => (format!("tg{n}"), 0, n),
@@ -192,10 +193,10 @@ impl<B: CompactBackend> Bench<'_, B> {
             Test::Generation(n) => n,
         };
         let counted = if n_gen > 0 { passes } else { 1 };
-        let counts = self.counts(runs.before, runs.after, counted);
-        let mean_steps = self.mean_steps(&runs.ids)?;
+        let counts = self.counts(samples.before, samples.after, counted);
+        let mean_steps = self.mean_steps(&samples.ids)?;
         let bytes_per_token = self.weight_bytes(mean_steps) * passes as f64 / tokens;
-        let mut seconds: Vec<f64> = runs.seconds.iter().skip(1).copied().collect();
+        let mut seconds: Vec<f64> = samples.seconds.iter().skip(1).copied().collect();
         seconds.sort_by(f64::total_cmp);
         let nth = |i: usize| seconds.get(i).copied().unwrap_or(f64::NAN);
         let tokens_per_second = tokens / nth(seconds.len() / 2);
@@ -203,14 +204,14 @@ impl<B: CompactBackend> Bench<'_, B> {
             test: name,
             n_prompt,
             n_gen,
-            n_depth: self.args.depth,
+            n_depth: self.args.context,
             threads: self.threads,
             tokens_per_second,
             best_tokens_per_second: tokens / nth(0),
             bytes_per_token,
             gb_per_second: tokens_per_second * bytes_per_token / 1e9,
             mean_steps,
-            cache_bytes: runs.cache_bytes,
+            cache_bytes: samples.cache_bytes,
             launches: counts.map(|[launches, _]| launches),
             read_backs: counts.map(|[_, read_backs]| read_backs),
         })

@@ -19,26 +19,26 @@ use emberlm_random::{RandomWeights, shapes};
 use measure::Bench;
 use report::{Report, table};
 
-use super::backend::{Opened, Work, on_device};
+use super::backend::{OpenDevice, WithBackend, on_device};
 use super::device_args::DeviceArgs;
 use super::memory::peak_rss;
 use super::{load, output};
 
-/// Runs the command.
+/// Samples the command.
 pub fn run(args: &BenchArgs) -> Result<()> {
     let device = DeviceArgs { device: args.device, activations: Some(args.activations), threads: None };
     on_device(&device, args.activations, args)
 }
 
-impl Work for &BenchArgs {
+impl WithBackend for &BenchArgs {
     type Output = ();
 
-    fn run<B: CompactBackend>(self, device: &Opened<B>) -> Result<()> {
+    fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<()> {
         bench(self, device)
     }
 }
 
-fn bench<B: CompactBackend>(args: &BenchArgs, device: &Opened<B>) -> Result<()> {
+fn bench<B: CompactBackend>(args: &BenchArgs, device: &OpenDevice<B>) -> Result<()> {
     let depth = CrestOverrides {
         num_steps: args.force_steps.iter().copied().max(),
         halt_enabled: (!args.force_steps.is_empty()).then_some(false),
@@ -79,9 +79,9 @@ fn bench<B: CompactBackend>(args: &BenchArgs, device: &Opened<B>) -> Result<()> 
     for &threads in &counts {
         let mut bench = Bench { args, model: &mut model, plan: &plan, threads, device };
         let results = if device.gpu.is_some() {
-            bench.all()?
+            bench.run_all()?
         } else {
-            cpu::with_threads(threads, || bench.all()).with_context(|| format!("--threads {threads}"))??
+            cpu::with_threads(threads, || bench.run_all()).with_context(|| format!("--threads {threads}"))??
         };
         report.results.extend(results);
         // Before the buffer below adds to it.
@@ -108,7 +108,7 @@ const READ_BUFFER: usize = 512 << 20;
 fn load<B: CompactBackend>(
     args: &BenchArgs,
     depth: &CrestOverrides,
-    device: &Opened<B>,
+    device: &OpenDevice<B>,
 ) -> Result<(String, LoadPlan, CausalLm<B>)> {
     let quantize = args.quant.option();
     let Some(name) = args.shape.clone() else {
@@ -142,7 +142,7 @@ fn load<B: CompactBackend>(
 fn fits(args: &BenchArgs, architecture: &Architecture) -> Result<()> {
     let context = architecture.config.max_position_embeddings;
     let longest = args.n_prompt.iter().copied().chain([args.n_gen]).max().unwrap_or(0);
-    let needed = args.depth.saturating_add(longest);
+    let needed = args.context.saturating_add(longest);
     ensure!(needed <= context, "{needed} tokens do not fit the context of {context}");
     Ok(())
 }

@@ -29,6 +29,7 @@ pub struct Measurement {
     pub test: String,
     pub n_prompt: usize,
     pub n_gen: usize,
+    /// Tokens in the cache before; the key is that of llama-bench.
     pub n_depth: usize,
     pub threads: usize,
     /// Median.

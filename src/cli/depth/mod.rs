@@ -20,7 +20,7 @@ use self::colour::ColourChoice;
 use self::map::DepthMap;
 use self::sweep::Threshold;
 use super::args::{DepthArgs, ModelArgs};
-use super::backend::{Opened, Work, on_device};
+use super::backend::{OpenDevice, WithBackend, on_device};
 use super::device_args::{Activations, DeviceArgs};
 use super::estimate::Estimate;
 use super::memory::TokenizerMemory;
@@ -94,15 +94,15 @@ pub fn run(args: &DepthCommandArgs) -> Result<()> {
     on_device(&args.device, Activations::Int8, args)
 }
 
-impl Work for &DepthCommandArgs {
+impl WithBackend for &DepthCommandArgs {
     type Output = ();
 
-    fn run<B: CompactBackend>(self, device: &Opened<B>) -> Result<()> {
+    fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<()> {
         show(self, device)
     }
 }
 
-fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &Opened<B>) -> Result<()> {
+fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &OpenDevice<B>) -> Result<()> {
     let pretrained = load::open(&args.model, &args.depth)?;
     let architecture = pretrained.architecture();
     let Some(crest) = architecture.crest.clone() else {

@@ -16,7 +16,7 @@ use emberlm::model::{DEFAULT_CHUNK, Error, Pretrained};
 use emberlm::quant::CompactBackend;
 
 use super::args::{CacheType, DepthArgs, ModelArgs};
-use super::backend::{Opened, Work, on_device};
+use super::backend::{OpenDevice, WithBackend, on_device};
 use super::device_args::{Activations, DeviceArgs};
 use super::estimate::Estimate;
 use super::memory::TokenizerMemory;
@@ -110,15 +110,15 @@ pub fn run(args: &GenerateArgs) -> Result<bool> {
     on_device(&args.device, Activations::Int8, args)
 }
 
-impl Work for &GenerateArgs {
+impl WithBackend for &GenerateArgs {
     type Output = bool;
 
-    fn run<B: CompactBackend>(self, device: &Opened<B>) -> Result<bool> {
+    fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<bool> {
         generate(self, device)
     }
 }
 
-fn generate<B: CompactBackend>(args: &GenerateArgs, device: &Opened<B>) -> Result<bool> {
+fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> Result<bool> {
     let pretrained = load::open(&args.model, &args.depth)?;
     let architecture = pretrained.architecture();
     if args.trace && architecture.crest.is_none() {

@@ -8,8 +8,8 @@ use emberlm::model::{DEFAULT_CHUNK, LoadPlan, PlannedTensor, Pretrained};
 use emberlm::quant::kv::KvFormat;
 
 use super::facts::{
-    ByFormat, CacheInfo, Compressor, CrestInfo, CrestOption, Estimates, Generation, Info, KvInfo, Share, Sizes, Source,
-    StopToken, WeightsInfo,
+    ByFormat, CacheInfo, Compressor, CrestInfo, CrestOption, Estimates, Generation, Info, KvInfo, OptionSource, Sizes,
+    StopToken, WeightGroup, WeightsInfo,
 };
 use crate::cli::args::DepthArgs;
 use crate::cli::estimate::{self, Estimate};
@@ -80,45 +80,45 @@ impl WeightsInfo {
             stored_bytes: plan.tensors.iter().map(|tensor| tensor.stored_bytes).sum(),
             bytes: plan.weight_bytes(),
             peak_load_bytes: plan.peak_bytes(),
-            by_storage: shares(plan, |tensor| tensor.storage.to_string(), |a, b| b.bytes.cmp(&a.bytes)),
-            by_part: shares(plan, |tensor| tensor.part().to_string(), |_, _| std::cmp::Ordering::Equal),
+            by_storage: groups(plan, |tensor| tensor.storage.to_string(), |a, b| b.bytes.cmp(&a.bytes)),
+            by_part: groups(plan, |tensor| tensor.part().to_string(), |_, _| std::cmp::Ordering::Equal),
         }
     }
 }
 
 /// Sums by a property, in an order; equals stay in the order of the model.
-fn shares(
+fn groups(
     plan: &LoadPlan,
     name: impl Fn(&PlannedTensor) -> String,
-    order: impl Fn(&Share, &Share) -> std::cmp::Ordering,
-) -> Vec<Share> {
-    let mut shares: Vec<Share> = Vec::new();
+    order: impl Fn(&WeightGroup, &WeightGroup) -> std::cmp::Ordering,
+) -> Vec<WeightGroup> {
+    let mut groups: Vec<WeightGroup> = Vec::new();
     let mut index = BTreeMap::new();
     for tensor in &plan.tensors {
         let name = name(tensor);
         let at = *index.entry(name.clone()).or_insert_with(|| {
-            shares.push(Share { name, ..Share::default() });
-            shares.len() - 1
+            groups.push(WeightGroup { name, ..WeightGroup::default() });
+            groups.len() - 1
         });
-        let Some(share) = shares.get_mut(at) else { continue };
-        share.tensors += 1;
-        share.parameters += tensor.parameters();
-        share.stored_bytes += tensor.stored_bytes;
-        share.bytes += tensor.bytes;
+        let Some(group) = groups.get_mut(at) else { continue };
+        group.tensors += 1;
+        group.parameters += tensor.parameters();
+        group.stored_bytes += tensor.stored_bytes;
+        group.bytes += tensor.bytes;
     }
-    shares.sort_by(order);
-    shares
+    groups.sort_by(order);
+    groups
 }
 
 fn crest_info(pretrained: &Pretrained, depth: &DepthArgs) -> Option<CrestInfo> {
     let options = pretrained.architecture().crest.as_ref()?;
-    let found = pretrained.weights().crest_found()?;
+    let found = pretrained.weights().discovered_crest()?;
     let silent = CrestConfig::default();
     let stated = pretrained.architecture().config.crest.as_ref().unwrap_or(&silent);
     let flags = depth.overrides();
-    let source = |overridden: bool, stated: bool, otherwise: Source| match (overridden, stated) {
-        (true, _) => Source::Overridden,
-        (false, true) => Source::Stated,
+    let source = |overridden: bool, stated: bool, otherwise: OptionSource| match (overridden, stated) {
+        (true, _) => OptionSource::Overridden,
+        (false, true) => OptionSource::Stated,
         (false, false) => otherwise,
     };
     let CrestOptions {
@@ -136,7 +136,7 @@ fn crest_info(pretrained: &Pretrained, depth: &DepthArgs) -> Option<CrestInfo> {
     let option = |name, value, source| CrestOption { name, value, source };
     // The shortest decimal that is this f32, not the digits of the f64 beside it.
     let threshold = halt_threshold.to_string().parse::<f64>().unwrap_or_default();
-    use Source::{Default, Found};
+    use OptionSource::{Default, Found};
     let options = vec![
         option("num_steps", num_steps.into(), source(flags.num_steps.is_some(), stated.num_steps.is_some(), Found)),
         option("step_input", step_input.as_str().into(), source(false, stated.step_input.is_some(), Default)),

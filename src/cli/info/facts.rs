@@ -75,14 +75,14 @@ pub struct WeightsInfo {
     /// On the device and in flight while loading.
     pub peak_load_bytes: usize,
     /// By the way they are held on the device.
-    pub by_storage: Vec<Share>,
+    pub by_storage: Vec<WeightGroup>,
     /// By part of the model.
-    pub by_part: Vec<Share>,
+    pub by_part: Vec<WeightGroup>,
 }
 
 /// Some of the weights.
 #[derive(Debug, Default, Serialize)]
-pub struct Share {
+pub struct WeightGroup {
     pub name: String,
     pub tensors: usize,
     pub parameters: usize,
@@ -106,13 +106,13 @@ pub struct CrestInfo {
 pub struct CrestOption {
     pub name: &'static str,
     pub value: serde_json::Value,
-    pub source: Source,
+    pub source: OptionSource,
 }
 
 /// Where an option comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Source {
+pub enum OptionSource {
     /// A flag of this command.
     Overridden,
     /// config.json or crest.json.

@@ -5,6 +5,7 @@ mod facts;
 mod text;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -24,6 +25,10 @@ stop_tokens, chat_template, tokenizer_error. Sizes are in bytes; what a model do
 #[derive(Debug, Args)]
 #[command(after_long_help = ABOUT)]
 pub struct InfoArgs {
+    /// Model directory, as with -m
+    #[arg(value_name = "DIR", conflicts_with = "model")]
+    directory: Option<PathBuf>,
+
     #[command(flatten)]
     model: ModelArgs,
 
@@ -41,7 +46,9 @@ pub struct InfoArgs {
 
 /// Runs the command.
 pub fn run(args: &InfoArgs) -> Result<()> {
-    let pretrained = load::open(&args.model, &args.depth)?;
+    let directory = args.directory.as_ref().or(args.model.model.as_ref());
+    let model = ModelArgs { model: directory.cloned(), ..args.model };
+    let pretrained = load::open(&model, &args.depth)?;
     let (quant, head) = (args.model.quant, args.model.quant_head);
     let options = load::weight_options::<Cpu>(quant, head, &pretrained, &CpuDevice::default())?;
     let plan = load::plan::<Cpu>(&pretrained, options, &CpuDevice::default())?;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::{Discovered, LayerTensors, Rename};
 use crate::checkpoint::names::{list, owner, shown};
-use crate::config::{KvCodec, KvCompressionFound, KvTarget};
+use crate::config::{DiscoveredKvCompression, KvCodec, KvTarget};
 use crate::{Error, Result};
 
 /// Parts of a layer that belong to the body.
@@ -35,9 +35,9 @@ pub(in crate::checkpoint) fn discover(
     layers: &LayerTensors,
     kv_dim: usize,
     head_dim: usize,
-) -> Result<Discovered<KvCompressionFound>> {
+) -> Result<Discovered<DiscoveredKvCompression>> {
     let mut out = Discovered { renames: Vec::new(), spare: Vec::new(), found: None };
-    let mut found = KvCompressionFound::default();
+    let mut found = DiscoveredKvCompression::default();
     for (&layer, tensors) in layers {
         let mut targets: BTreeMap<KvTarget, BTreeMap<&str, &[usize]>> = BTreeMap::new();
         for (name, shape) in tensors {

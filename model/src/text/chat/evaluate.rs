@@ -356,12 +356,7 @@ fn is_constant(expr: &Expr) -> bool {
     }
 }
 
-fn loop_method(
-    interpreter: &mut Interpreter<'_>,
-    state: &Rc<LoopState>,
-    name: &str,
-    args: Args,
-) -> R<Value> {
+fn loop_method(interpreter: &mut Interpreter<'_>, state: &Rc<LoopState>, name: &str, args: Args) -> R<Value> {
     if let Some((name, _)) = args.named.first() {
         return Err(Fail::new(format!("loop has no parameter {name}")));
     }

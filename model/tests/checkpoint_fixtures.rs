@@ -114,7 +114,7 @@ fn every_tensor_is_mapped_or_ignored_and_has_its_true_shape() {
 
         let mut used = BTreeSet::new();
         for canonical in weights.canonical_names() {
-            for source in &weights.entry(canonical).expect(canonical).source {
+            for source in &weights.entry(canonical).expect(canonical).tensors {
                 assert!(used.insert(source.clone()), "{name}: {source} is used twice");
             }
         }

@@ -43,7 +43,7 @@ impl<B: CompactBackend> OpenDevice<B> {
     }
 }
 
-/// What a GPU tells of itself.
+/// Counters and measurements of a GPU.
 pub struct Gpu {
     /// Bytes per second of a plain read, measured when asked.
     pub read_bandwidth: Box<dyn Fn() -> f64 + Send + Sync>,

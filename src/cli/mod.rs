@@ -115,7 +115,7 @@ pub fn main() -> ExitCode {
         // The reader has seen enough, as in `ember ... | head`.
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody is left to tell when stderr is closed too.
+            // When stderr is closed too, there is nowhere left to report the error.
             let _ = writeln!(std::io::stderr(), "error: {}", output::with_causes(&error));
             ExitCode::FAILURE
         }

@@ -62,7 +62,7 @@ impl std::str::FromStr for Seed {
     }
 }
 
-/// Who says how tokens are chosen.
+/// Where a sampling parameter comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum ParameterSource {
     File,
@@ -80,7 +80,7 @@ impl fmt::Display for ParameterSource {
     }
 }
 
-/// A value, and who says so.
+/// The value in force, and where it comes from.
 fn stated<T>(flag: Option<T>, file: Option<T>, default: T) -> (T, ParameterSource) {
     match (flag, file) {
         (Some(value), _) => (value, ParameterSource::Flags),

@@ -156,7 +156,7 @@ impl Weights {
         }
     }
 
-    /// Tells the system that the pages of a parameter are not needed for now; see [`Checkpoint::release`].
+    /// Advises the system that the pages of a parameter are not needed for now; see [`Checkpoint::release`].
     pub fn release(&self, canonical: &str) {
         if let Some(parameter) = self.parameters.get(canonical) {
             parameter.info.tensors.iter().for_each(|name| self.checkpoint.release(name));

@@ -1,4 +1,5 @@
-//! What a config may leave out or say in vain: the defaults of transformers 5, switches of attention, and keys of other families.
+//! Keys that a config may omit, with the defaults of transformers 5; switches of attention; and keys of other families, which have
+//! no effect.
 //!
 //! The rule: what would change the numbers is computed or refused by name, what would not is ignored. Keys that the model type of
 //! a config does not have are ignored by transformers too; where they change the numbers of other families, a note says so.

@@ -73,7 +73,7 @@ impl From<HaltWeights> for halting::HaltWeights {
     }
 }
 
-/// The options that a config states; `None` where it is silent.
+/// The options that a config states; `None` where it states none.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CrestConfig {
     /// Steps to run at most.
@@ -148,7 +148,7 @@ impl CrestConfig {
         }
     }
 
-    /// These options, and where they are silent those of `other`.
+    /// These options; where one is not stated, that of `other`.
     pub(super) fn or(self, other: Self) -> Self {
         Self {
             num_steps: self.num_steps.or(other.num_steps),

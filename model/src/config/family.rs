@@ -1,4 +1,4 @@
-//! Model families, and how a config tells them.
+//! Model families, and the keys by which a config identifies them.
 
 use super::fields::{Fields, spelled};
 use super::notes::Notes;

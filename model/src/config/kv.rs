@@ -52,7 +52,7 @@ impl From<KvActivation> for CodeActivation {
     }
 }
 
-/// The options that a config states (`kv_compression`); `None` where it is silent.
+/// The options that a config states (`kv_compression`); `None` where it states none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KvCompressionConfig {
     /// Compressed layers.

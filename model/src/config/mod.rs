@@ -1,7 +1,7 @@
-//! `config.json` and its companions, parsed into types that cannot be wrong.
+//! `config.json` and the files beside it, parsed into validated types.
 //!
-//! Every number is checked against a range when it is read, so that model code may multiply sizes and divide by heads
-//! without a thought. Text keys may be flat or under `text_config`; the spellings of transformers 4 and 5 are both read.
+//! Every number is checked against a range when it is read, so that model code may multiply sizes and divide by the number of heads
+//! without checks of its own. Text keys may be flat or under `text_config`; the spellings of transformers 4 and 5 are both read.
 //! `auto_map` is noted, never followed.
 
 #![cfg_attr(

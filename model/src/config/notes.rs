@@ -1,6 +1,6 @@
-//! What a config leaves open, and what it states in vain.
+//! Notes on a config: defaults that were assumed, and keys that have no effect.
 
-/// What a config leaves open or says in vain, as sentences without a full stop.
+/// Defaults that were assumed and keys that have no effect, as sentences without a full stop.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Notes {
     /// What is assumed because it is not stated: the defaults of transformers.

@@ -1,4 +1,4 @@
-//! The measurements: repetitions of prompts and generations, in turns over the step_counts of CREST.
+//! The measurements: repetitions of prompts and generations, alternating between the numbers of CREST steps.
 
 use std::time::Instant;
 
@@ -51,8 +51,8 @@ struct Samples {
 }
 
 impl<B: CompactBackend> Bench<'_, B> {
-    /// Every test at every number of CREST steps, sorted by steps. The numbers take turns, so that a machine whose speed drifts treats
-    /// them alike.
+    /// Every test at every number of CREST steps, sorted by steps. The numbers alternate within each
+    /// repetition, so that a drift of the machine's speed affects all of them alike.
     pub fn run_all(&mut self) -> Result<Vec<Measurement>> {
         let prompts = self.args.n_prompt.iter().filter(|&&n| n > 0).map(|&n| Test::Prompt(n));
         let generation = (self.args.n_gen > 0).then_some(Test::Generation(self.args.n_gen));
@@ -117,7 +117,7 @@ impl<B: CompactBackend> Bench<'_, B> {
         Ok(())
     }
 
-    /// Waits until everything is computed, and tells how many kernels were launched and how often numbers were read so far.
+    /// Waits until the device has finished, and returns the number of kernels launched and of reads from the device so far.
     fn finished(&self) -> Counts {
         // An error shows in whatever is read next.
         let _ = B::sync(&self.device.device);

@@ -25,7 +25,7 @@ use super::terminal::TerminalFilter;
 use super::{chat_input, input, load, output};
 use report::TracedToken;
 
-/// Tokens to generate where nobody says how many.
+/// Tokens to generate where neither a flag nor generation_config.json gives a number.
 const MAX_TOKENS: usize = 256;
 
 const ABOUT: &str = "\
@@ -125,7 +125,7 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> R
         bail!("--trace is for models with adaptive depth; this is {}", architecture.config.family);
     }
     let text = pretrained.text()?;
-    // Everything that can be wrong is looked at before the weights are.
+    // Options and prompt are checked before the weights are loaded, which can take minutes.
     let (mut options, sampling) = options(args, &pretrained, &text)?;
     if device.gpu.is_some() {
         // Mean steps are a read-back more per token, which a GPU waits for.
@@ -208,7 +208,7 @@ fn options(args: &GenerateArgs, pretrained: &Pretrained, text: &TextProcessor) -
     Ok((options, format!("sampling: {line}{rules}")))
 }
 
-/// Names what generation_config.json asks for and is not done.
+/// Warns of the keys of generation_config.json that would change the text and are not supported.
 fn warn_of_unsupported(defaults: &GenerationConfig, sampling: &SamplingConfig) {
     let in_draws = if sampling.is_greedy() { &[][..] } else { &defaults.unsupported_in_draws };
     let keys: Vec<&str> = defaults.unsupported.iter().chain(in_draws).map(String::as_str).collect();

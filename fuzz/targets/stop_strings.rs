@@ -2,16 +2,19 @@
 //! bytes; every 0x01 in the text is a cut.
 #![no_main]
 
-use emberlm_model::text::StopStrings;
+#[path = "../../model/tests/text_support/stop_strings.rs"]
+mod stop_strings;
+
 use libfuzzer_sys::fuzz_target;
+use stop_strings::shown_and_stop;
 
 fuzz_target!(|data: &[u8]| {
     let Ok(data) = std::str::from_utf8(data) else { return };
     let mut parts = data.split('\0');
     let pieces: Vec<&str> = parts.next().unwrap_or_default().split('\u{1}').collect();
     let stops: Vec<&str> = parts.filter(|stop| !stop.is_empty()).take(8).collect();
-    let whole = run(&stops, &[&pieces.concat()]);
-    assert_eq!(run(&stops, &pieces), whole);
+    let whole = shown_and_stop(&stops, &[&pieces.concat()]);
+    assert_eq!(shown_and_stop(&stops, &pieces), whole);
     let (shown, stop) = whole;
     match stop {
         // Nothing of a stop string is shown before one is found.
@@ -19,18 +22,3 @@ fuzz_target!(|data: &[u8]| {
         None => assert_eq!(shown, pieces.concat()),
     }
 });
-
-/// Everything shown, and the stop string found.
-fn run(stops: &[&str], pieces: &[&str]) -> (String, Option<String>) {
-    let mut matcher = StopStrings::new(stops.iter().copied()).expect("no empty one");
-    let mut shown = String::new();
-    for piece in pieces {
-        let stopped = matcher.push(piece);
-        shown.push_str(&stopped.text);
-        if stopped.stop.is_some() {
-            return (shown, stopped.stop);
-        }
-    }
-    shown.push_str(&matcher.finish());
-    (shown, None)
-}

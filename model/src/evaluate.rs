@@ -2,14 +2,16 @@
 
 use std::time::Instant;
 
+use burn::tensor::Transaction;
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::KvFormat;
 
 use crate::causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, LogitsFor};
 use crate::diagnose::{Run, explained};
 use crate::error::{Error, Result};
-use crate::generate::{TokenDepth, depths, numbers};
 use crate::nn::Span;
+use crate::read::{elements, read_back};
+use crate::token_depth::{TokenDepth, token_depths};
 
 /// Most logits that are held at once, in numbers: 64 MiB.
 const MOST_LOGITS: usize = 16 << 20;
@@ -173,9 +175,12 @@ fn read_window<B: CompactBackend>(
         let mut spans = [Span { tokens: part.len(), cache: &mut cache }];
         let want = ForwardOptions { logits: wanted, hidden: false };
         let pass = model.forward(model.ids(part)?, &mut spans, want)?;
-        let depth = depths(&pass, part.len())?;
+        let depth = token_depths(&pass, part.len())?;
         let vocabulary = pass.logits.as_ref().map_or(1, |logits| logits.dims()[1]);
-        let logits = pass.logits.map(numbers).transpose()?.unwrap_or_default();
+        let logits = match pass.logits {
+            Some(logits) => elements(read_back(Transaction::default().register(logits))?.next())?,
+            None => Vec::<f32>::new(),
+        };
         out.seconds += started.elapsed().as_secs_f64();
         out.depth.extend(depth);
         for (row, place) in logits.chunks_exact(vocabulary).zip(targets).filter(|&(_, place)| place >= first) {

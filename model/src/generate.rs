@@ -6,19 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use burn::tensor::{Tensor, Transaction};
+use burn::tensor::Tensor;
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::KvFormat;
 
 use crate::cache::Cache;
-use crate::causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, ForwardOutput, LogitsFor};
+use crate::causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, LogitsFor};
 use crate::diagnose::{self, Run};
 use crate::error::{Error, Result};
-use crate::nn::DepthTrace;
 use crate::nn::Span;
-use crate::read::{elements, read_back};
 use crate::sampling::{LogitsProcessors, Sampler, SamplingConfig};
 use crate::text::{DecodeStream, StopSet, StopStrings, TextProcessor};
+pub use crate::token_depth::TokenDepth;
+use crate::token_depth::token_depths;
 
 /// Output tokens that the cache gets room for at once; a longer text grows it.
 const RESERVED: usize = 1024;
@@ -96,22 +96,6 @@ pub enum Finish {
     Length,
     /// It was cancelled.
     Cancelled,
-}
-
-/// How deep one token went.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct TokenDepth {
-    /// Per layer: steps run.
-    pub steps: Vec<u32>,
-    /// Per layer: halting probability of each step but the last; 0 after the token halted.
-    pub halt: Vec<Vec<f32>>,
-}
-
-impl TokenDepth {
-    /// Steps per layer, on average.
-    pub fn mean_steps(&self) -> f64 {
-        self.steps.iter().map(|&steps| f64::from(steps)).sum::<f64>() / self.steps.len().max(1) as f64
-    }
 }
 
 /// One token's worth of a generated text.
@@ -319,7 +303,7 @@ impl<B: CompactBackend> Pieces<'_, B> {
             let mut spans = [Span { tokens: part.len(), cache: &mut self.cache }];
             let out = self.model.forward(self.model.ids(part)?, &mut spans, options)?;
             if self.options.trace {
-                let depth = depths(&out, part.len())?;
+                let depth = token_depths(&out, part.len())?;
                 last = depth.last().cloned();
                 if first_pass {
                     self.prompt_depth.extend(depth);
@@ -367,29 +351,4 @@ impl<B: CompactBackend> Iterator for Pieces<'_, B> {
         }
         piece.transpose()
     }
-}
-
-pub(crate) fn numbers<B: CompactBackend>(logits: Tensor<B, 2>) -> Result<Vec<f32>> {
-    elements(read_back(Transaction::default().register(logits))?.next())
-}
-
-/// Depth of each of the `s` tokens of a pass.
-pub(crate) fn depths<B: CompactBackend>(out: &ForwardOutput<B>, s: usize) -> Result<Vec<TokenDepth>> {
-    let mut tokens = vec![TokenDepth::default(); s];
-    if out.depth.is_empty() {
-        return Ok(tokens);
-    }
-    let everything = out.depth.iter().fold(Transaction::default(), |all, DepthTrace { steps, halt, .. }| {
-        halt.iter().fold(all.register(steps.clone()), |all, halt| all.register(halt.clone()))
-    });
-    let mut data = read_back(everything)?;
-    for DepthTrace { halt, .. } in &out.depth {
-        let steps: Vec<i64> = elements(data.next())?;
-        let halt: Vec<Vec<f32>> = halt.iter().map(|_| elements(data.next())).collect::<Result<_>>()?;
-        for (i, (token, &steps)) in tokens.iter_mut().zip(&steps).enumerate() {
-            token.steps.push(steps.unsigned_abs() as u32);
-            token.halt.push(halt.iter().filter_map(|h| h.get(i).copied()).collect());
-        }
-    }
-    Ok(tokens)
 }

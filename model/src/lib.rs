@@ -17,6 +17,7 @@ mod pretrained;
 mod read;
 pub mod sampling;
 pub mod text;
+mod token_depth;
 
 pub use architecture::Architecture;
 pub use causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, ForwardOutput, LogitsFor};
@@ -26,5 +27,5 @@ pub use nn::{
     Attention, CausalConv1d, CrestFfn, Decoder, DecoderLayer, DepthTrace, FeedForward, GatedDeltaNet, HaltGate,
     KvCompressor, RmsNorm, RotaryEmbedding, Span,
 };
-pub use plan::{LoadPlan, Part, PlannedTensor, Progress, QuantizeOnLoad};
+pub use plan::{LoadPlan, ModelPart, PlannedTensor, Progress, QuantizeOnLoad};
 pub use pretrained::Pretrained;

@@ -50,7 +50,7 @@ pub trait WeightSource {
     /// # Errors
     /// When the stored data is damaged.
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>>;
-    /// Tells that the stored bytes of a tensor are not needed again.
+    /// Hint that the stored bytes of a tensor will not be read again.
     fn release(&self, _name: &str) {}
     /// Every tensor that a model should use.
     fn names(&self) -> Vec<String> {

@@ -78,25 +78,25 @@ impl PlannedTensor {
     }
 
     /// Which part of the model it belongs to.
-    pub fn part(&self) -> Part {
+    pub fn part(&self) -> ModelPart {
         let name = self.name.as_str();
         if name.starts_with("model.embed_tokens") {
-            Part::Embedding
+            ModelPart::Embedding
         } else if name.starts_with("lm_head") {
-            Part::Head
+            ModelPart::Head
         } else if name.contains(".mlp.") {
-            Part::FeedForward
+            ModelPart::FeedForward
         } else if name.contains("_attn.") {
-            Part::Attention
+            ModelPart::Attention
         } else {
-            Part::Norms
+            ModelPart::Norms
         }
     }
 }
 
 /// Parts of a model, for reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
+pub enum ModelPart {
     /// Token embedding (and the head, when tied).
     Embedding,
     /// Full and linear attention.
@@ -109,7 +109,7 @@ pub enum Part {
     Head,
 }
 
-impl std::fmt::Display for Part {
+impl std::fmt::Display for ModelPart {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Embedding => "embedding",
@@ -136,7 +136,7 @@ impl LoadPlan {
 
     /// Whether the source stores the matrices of the layers quantised.
     pub fn is_quantized(&self) -> bool {
-        self.tensors.iter().any(|tensor| tensor.part() == Part::FeedForward && tensor.stored.is_quantized())
+        self.tensors.iter().any(|tensor| tensor.part() == ModelPart::FeedForward && tensor.stored.is_quantized())
     }
 
     /// Bytes on the device.

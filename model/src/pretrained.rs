@@ -52,7 +52,7 @@ impl Pretrained {
         let config = checkpoint.config()?;
         let generation = checkpoint.generation_config()?;
         let mut weights = Weights::resolve(checkpoint, &config)?;
-        let crest = match weights.crest_found() {
+        let crest = match weights.discovered_crest() {
             Some(found) => {
                 let silent = CrestConfig::default();
                 Some(CrestOptions::resolve(config.crest.as_ref().unwrap_or(&silent), found, depth)?)
@@ -63,7 +63,8 @@ impl Pretrained {
             }
             None => None,
         };
-        let kv_compression = KvCompression::resolve(config.kv_compression.as_ref(), weights.kv_found())?;
+        let kv_compression =
+            KvCompression::resolve(config.kv_compression.as_ref(), weights.discovered_kv_compression())?;
         let mut config = config;
         let mut notes = config.notes.unused.clone();
         let tied_head = tie_head(&mut weights, &config, &mut notes)?;

@@ -427,15 +427,15 @@ fn stated_options_that_contradict_the_tensors_are_named() {
     for (name, pointer, value, word) in cases {
         let weights = load(&fixture(name)).expect(name);
         let config = parse(&with(name, pointer, value)).expect(pointer);
-        fails(pointer, word, || match (&config.crest, weights.crest_found()) {
+        fails(pointer, word, || match (&config.crest, weights.discovered_crest()) {
             (Some(stated), Some(found)) => CrestOptions::resolve(stated, found, &CrestOverrides::default()).map(drop),
-            _ => KvCompression::resolve(config.kv_compression.as_ref(), weights.kv_found()).map(drop),
+            _ => KvCompression::resolve(config.kv_compression.as_ref(), weights.discovered_kv_compression()).map(drop),
         });
     }
     // Two steps have one gate, shared or not.
     let weights = load(&fixture("crest_k2")).expect("load");
     let stated = CrestConfig { gate_shared: Some(false), ..Default::default() };
-    let found = weights.crest_found().expect("found");
+    let found = weights.discovered_crest().expect("found");
     CrestOptions::resolve(&stated, found, &CrestOverrides::default()).expect("either is right");
 }
 

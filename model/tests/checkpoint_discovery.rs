@@ -34,8 +34,12 @@ fn rows(n: usize) -> Tensor {
 #[test]
 fn crest_layouts_that_the_fixtures_do_not_have() {
     let steps = ["mlp.m.0", "mlp.m.1", "mlp.m.2"];
-    let found =
-        |num_steps, gate_shared, gate_hidden, gate_bias| CrestFound { num_steps, gate_shared, gate_hidden, gate_bias };
+    let found = |num_steps, gate_shared, gate_hidden, gate_bias| DiscoveredCrest {
+        num_steps,
+        gate_shared,
+        gate_hidden,
+        gate_bias,
+    };
     let bias = |numbers: &[f32]| f32s(&[numbers.len()], numbers);
     let cases = [
         (
@@ -87,7 +91,7 @@ fn crest_layouts_that_the_fixtures_do_not_have() {
     ];
     for (case, gates, expected) in cases {
         let weights = crest(&crest_layer(&steps, gates)).expect(case);
-        assert_eq!(weights.crest_found(), Some(&expected), "{case}");
+        assert_eq!(weights.discovered_crest(), Some(&expected), "{case}");
         for name in weights.canonical_names() {
             assert!(name.contains(".steps.") || name.contains("halt_gate"), "{case}: {name}");
         }
@@ -134,7 +138,7 @@ fn crest_steps_are_ordered_by_number() {
     assert_eq!((first(&renamed, 0), first(&renamed, 1)), (0.0, 1.0));
     // One MLP and no gate: a dense model.
     let dense = crest(&crest_layer(&["mlp"], vec![])).expect("dense");
-    assert_eq!(dense.crest_found().map(|found| found.num_steps), Some(1));
+    assert_eq!(dense.discovered_crest().map(|found| found.num_steps), Some(1));
 }
 
 #[test]
@@ -261,7 +265,7 @@ fn compressor_layouts_that_the_fixtures_do_not_have() {
     ];
     for (case, target, codec, parts) in cases {
         let weights = compressor(parts).expect(case);
-        let found = weights.kv_found().expect(case);
+        let found = weights.discovered_kv_compression().expect(case);
         assert_eq!(found.layers[&0][&target], codec, "{case}");
         let at = format!("model.layers.0.self_attn.{target}_compressor");
         let names: Vec<&str> = weights.canonical_names().collect();
@@ -337,8 +341,8 @@ fn quantised_gates_are_found_by_their_true_shape() {
         }
     });
     let weights = copy.load().expect("load");
-    let expected = CrestFound { num_steps: 3, gate_shared: false, gate_hidden: None, gate_bias: false };
-    assert_eq!(weights.crest_found(), Some(&expected));
+    let expected = DiscoveredCrest { num_steps: 3, gate_shared: false, gate_hidden: None, gate_bias: false };
+    assert_eq!(weights.discovered_crest(), Some(&expected));
     for k in 0..2 {
         let name = format!("model.layers.2.mlp.halt_gates.{k}.weight");
         let entry = weights.entry(&name).expect("gate");

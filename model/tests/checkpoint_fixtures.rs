@@ -24,7 +24,7 @@ fn load(name: &str) -> (Checkpoint, ModelConfig, Weights) {
 /// Every canonical name of a model with its shape, from the config alone.
 fn expected(
     config: &ModelConfig,
-    found: Option<&CrestFound>,
+    found: Option<&DiscoveredCrest>,
     kv: Option<&KvCompression>,
 ) -> BTreeMap<String, Vec<usize>> {
     let (d, i, hd) = (config.hidden_size, config.intermediate_size, config.head_dim);
@@ -105,15 +105,16 @@ fn expected(
 fn every_tensor_is_mapped_or_ignored_and_has_its_true_shape() {
     for name in FOLDERS {
         let (checkpoint, config, weights) = load(name);
-        let kv = KvCompression::resolve(config.kv_compression.as_ref(), weights.kv_found()).expect(name);
-        let expected = expected(&config, weights.crest_found(), kv.as_ref());
+        let kv =
+            KvCompression::resolve(config.kv_compression.as_ref(), weights.discovered_kv_compression()).expect(name);
+        let expected = expected(&config, weights.discovered_crest(), kv.as_ref());
         let found: BTreeMap<String, Vec<usize>> =
             weights.canonical_names().map(|n| (n.to_owned(), weights.entry(n).expect(n).shape.clone())).collect();
         assert_eq!(found, expected, "{name}");
 
         let mut used = BTreeSet::new();
         for canonical in weights.canonical_names() {
-            for source in &weights.entry(canonical).expect(canonical).source {
+            for source in &weights.entry(canonical).expect(canonical).tensors {
                 assert!(used.insert(source.clone()), "{name}: {source} is used twice");
             }
         }
@@ -193,8 +194,8 @@ fn crest_discovery_and_options() {
         ("crest_k4_nf4", 4, false, base.clone()),
     ] {
         let (_, config, weights) = load(name);
-        let found = weights.crest_found().expect(name);
-        assert_eq!(*found, CrestFound { num_steps, gate_shared, gate_hidden: None, gate_bias: true }, "{name}");
+        let found = weights.discovered_crest().expect(name);
+        assert_eq!(*found, DiscoveredCrest { num_steps, gate_shared, gate_hidden: None, gate_bias: true }, "{name}");
         let stated = config.crest.as_ref().expect(name);
         let resolved = CrestOptions::resolve(stated, found, &CrestOverrides::default()).expect(name);
         assert_eq!(resolved, CrestOptions { num_steps, gate_shared, ..options }, "{name}");
@@ -230,11 +231,12 @@ fn compressors_of_the_fixtures() {
         };
         let codecs: BTreeMap<_, _> = targets.iter().map(|t| (*t, codec)).collect();
         let layers: BTreeMap<_, _> = layers.iter().map(|l| (*l, codecs.clone())).collect();
-        let resolved = KvCompression::resolve(config.kv_compression.as_ref(), weights.kv_found()).expect(name);
+        let resolved =
+            KvCompression::resolve(config.kv_compression.as_ref(), weights.discovered_kv_compression()).expect(name);
         let expected = KvCompression { layers, activation: KvActivation::Gelu, k_stage: KStage::PostRope };
         assert_eq!(resolved, Some(expected), "{name}");
         // A config without the object finds the same.
-        let silent = KvCompression::resolve(None, weights.kv_found()).expect(name);
+        let silent = KvCompression::resolve(None, weights.discovered_kv_compression()).expect(name);
         assert_eq!(silent, resolved, "{name}");
     }
 }

@@ -11,7 +11,7 @@ fn matrices_are_views_of_the_file() {
     let views = |name: &str, canonical: &str| {
         let checkpoint = Checkpoint::open(&fixture(name)).expect(name);
         let weights = Weights::resolve(&checkpoint, &checkpoint.config().expect(name)).expect(name);
-        let source = &weights.entry(canonical).expect(canonical).source;
+        let source = &weights.entry(canonical).expect(canonical).tensors;
         let starts: Vec<_> = source.iter().map(|n| checkpoint.data(n).expect(n).as_ptr()).collect();
         let buffers = match weights.matrix(canonical).expect(canonical).storage {
             HostStorage::Dense(_, data) => vec![data],

@@ -1,14 +1,18 @@
 //! Properties for any input: what other programs write is read as it was, and streams do not depend on how they are cut.
 
+#[path = "text_support/stop_strings.rs"]
+mod stop_strings;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use emberlm_model::checkpoint::Checkpoint;
-use emberlm_model::text::{StopStrings, TextFiles, TextProcessor};
+use emberlm_model::text::{TextFiles, TextProcessor};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use stop_strings::shown_and_stop;
 
 /// Element types, the number of bytes of an element, and the name that the reader gives them.
 const TYPES: [(Dtype, usize, &str); 15] = [
@@ -59,21 +63,6 @@ fn assert_read(checkpoint: &Checkpoint, tensors: &BTreeMap<String, Tensor>) {
         assert_eq!((format!("{:?}", info.dtype).as_str(), &info.shape), (TYPES[*kind].2, shape), "{name}");
         assert_eq!(checkpoint.data(name).expect("listed"), data, "{name}");
     }
-}
-
-/// Everything shown, and the stop string found.
-fn run(stops: &[String], pieces: &[&str]) -> (String, Option<String>) {
-    let mut matcher = StopStrings::new(stops).expect("no empty one");
-    let mut shown = String::new();
-    for piece in pieces {
-        let stopped = matcher.push(piece);
-        shown.push_str(&stopped.text);
-        if stopped.stop.is_some() {
-            return (shown, stopped.stop);
-        }
-    }
-    shown.push_str(&matcher.finish());
-    (shown, None)
 }
 
 /// A text cut at these places, given in percent.
@@ -146,8 +135,8 @@ proptest! {
     fn stop_strings_do_not_depend_on_the_pieces(
         text in "[ab日<]{0,24}", stops in vec("[ab日<]{1,4}", 0..4), places in vec(0usize..=100, 0..8),
     ) {
-        let whole = run(&stops, &[&text]);
-        prop_assert_eq!(run(&stops, &cut(&text, &places)), whole.clone());
+        let whole = shown_and_stop(&stops, &[&text]);
+        prop_assert_eq!(shown_and_stop(&stops, &cut(&text, &places)), whole.clone());
         let (shown, stop) = whole;
         match stop {
             None => {

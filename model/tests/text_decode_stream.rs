@@ -1,9 +1,11 @@
 //! Streamed decoding: the pieces joined are the whole, and no piece ends inside a character.
 
+#[path = "text_support/byte_fallback.rs"]
+mod byte_fallback;
+
 use std::path::Path;
 
 use emberlm_model::text::{TextFiles, TextProcessor};
-use serde_json::{Value, json};
 
 /// A fixed sequence of numbers that looks random.
 struct Numbers(u64);
@@ -75,32 +77,8 @@ fn any_ids_of_byte_level_tokenizers() {
     }
 }
 
-/// A tokenizer in the manner of SentencePiece: `▁` for spaces, `<0x..>` for bytes, a space stripped at the start.
 fn byte_fallback() -> TextProcessor {
-    let mut vocab = serde_json::Map::new();
-    let pieces = ["<unk>", "<s>", "▁", "▁Hello", "▁w", "or", "ld", "!", "日", "▁日"];
-    for piece in pieces {
-        vocab.insert(piece.to_owned(), json!(vocab.len()));
-    }
-    for byte in 0..=255u8 {
-        vocab.insert(format!("<0x{byte:02X}>"), json!(vocab.len()));
-    }
-    let json: Value = json!({
-        "version": "1.0",
-        "added_tokens": [{"id": 1, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
-                          "normalized": false, "special": true}],
-        "normalizer": null,
-        "pre_tokenizer": null,
-        "post_processor": null,
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-            {"type": "ByteFallback"},
-            {"type": "Fuse"},
-            {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-        ]},
-        "model": {"type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": true, "unk_token": "<unk>"},
-    });
-    let files = TextFiles { tokenizer_json: serde_json::to_vec(&json).unwrap(), ..TextFiles::default() };
+    let files = TextFiles { tokenizer_json: byte_fallback::byte_fallback(), ..TextFiles::default() };
     TextProcessor::from_files(&files).unwrap()
 }
 

@@ -1,24 +1,13 @@
 //! Stop ids and stop strings.
 
+#[path = "text_support/stop_strings.rs"]
+mod stop_strings;
+
 use std::path::Path;
 
 use emberlm_model::text::{StopSet, StopStrings, eos_token_ids};
 use serde_json::json;
-
-/// Everything shown and the stop string found, for a text pushed in these pieces.
-fn run(stops: &[&str], pieces: &[&str]) -> (String, Option<String>) {
-    let mut matcher = StopStrings::new(stops.iter().copied()).unwrap();
-    let mut shown = String::new();
-    for piece in pieces {
-        let stopped = matcher.push(piece);
-        shown.push_str(&stopped.text);
-        if stopped.stop.is_some() {
-            return (shown, stopped.stop);
-        }
-    }
-    shown.push_str(&matcher.finish());
-    (shown, None)
-}
+use stop_strings::shown_and_stop;
 
 #[test]
 fn the_union_of_all_sources() {
@@ -46,9 +35,9 @@ fn ids_that_are_no_ids() {
 #[test]
 fn a_stop_string_split_across_pieces() {
     let stop = Some("</s>".to_owned());
-    assert_eq!(run(&["</s>"], &["one <", "/", "s", "> two"]), ("one ".to_owned(), stop.clone()));
-    assert_eq!(run(&["</s>"], &["one </s> two"]), ("one ".to_owned(), stop.clone()));
-    assert_eq!(run(&["</s>"], &["</s>"]), (String::new(), stop));
+    assert_eq!(shown_and_stop(&["</s>"], &["one <", "/", "s", "> two"]), ("one ".to_owned(), stop.clone()));
+    assert_eq!(shown_and_stop(&["</s>"], &["one </s> two"]), ("one ".to_owned(), stop.clone()));
+    assert_eq!(shown_and_stop(&["</s>"], &["</s>"]), (String::new(), stop));
 }
 
 #[test]
@@ -60,7 +49,7 @@ fn a_partial_match_is_held_and_then_given() {
     assert_eq!(matcher.push(" ST").text, " ");
     assert_eq!(matcher.finish(), "ST");
     // A failed match may contain the start of another.
-    assert_eq!(run(&["aab"], &["a", "a", "a", "b"]), ("a".to_owned(), Some("aab".to_owned())));
+    assert_eq!(shown_and_stop(&["aab"], &["a", "a", "a", "b"]), ("a".to_owned(), Some("aab".to_owned())));
 }
 
 #[test]
@@ -79,18 +68,18 @@ fn the_result_does_not_depend_on_the_pieces() {
     let sets: [&[&str]; 6] =
         [&[], &["abd"], &["日本🙂"], &["b<", "</s>"], &["bc", "abcabd", "ca"], &["🙂ab", "本", "日本🙂abc"]];
     for stops in sets {
-        let whole = run(stops, &[text]);
+        let whole = shown_and_stop(stops, &[text]);
         // Every way to cut the text into three.
         for i in 0..=chars.len() {
             for j in i..=chars.len() {
                 let cut: Vec<String> =
                     [&chars[..i], &chars[i..j], &chars[j..]].iter().map(|c| c.iter().collect()).collect();
                 let pieces: Vec<&str> = cut.iter().map(String::as_str).collect();
-                assert_eq!(run(stops, &pieces), whole, "{stops:?} {pieces:?}");
+                assert_eq!(shown_and_stop(stops, &pieces), whole, "{stops:?} {pieces:?}");
             }
         }
     }
-    assert_eq!(run(&["bc", "abcabd", "ca"], &[text]).1.as_deref(), Some("bc"));
+    assert_eq!(shown_and_stop(&["bc", "abcabd", "ca"], &[text]).1.as_deref(), Some("bc"));
 }
 
 #[test]

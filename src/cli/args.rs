@@ -5,11 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use emberlm::model::QuantizeOnLoad;
 use emberlm::model::config::CrestOverrides;
-use emberlm::quant::host::FloatType;
 use emberlm::quant::kv::KvFormat;
-use emberlm_backends::cpu::Precision;
-
-use super::backend::DeviceChoice;
 
 /// Where the model is.
 #[derive(Debug, Args)]
@@ -120,55 +116,6 @@ impl DepthArgs {
             halt_threshold: self.threshold,
             halt_enabled: self.no_halt.then_some(false),
             ..CrestOverrides::default()
-        }
-    }
-}
-
-/// What computes.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Device")]
-pub struct DeviceArgs {
-    /// Device: auto, cpu, wgpu, wgpu:N, cuda or cuda:N
-    #[arg(long, default_value = "auto", value_name = "DEVICE")]
-    pub device: DeviceChoice,
-
-    /// Type of activations [default: int8 where the processor has it, f32 on GPUs; dump, eval: f32]
-    #[arg(long, value_enum, value_name = "TYPE")]
-    pub activations: Option<Activations>,
-
-    /// Threads; without it RAYON_NUM_THREADS, or all that the machine runs at once. Where the system refuses some, fewer
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
-}
-
-/// Types of activations. Sums are in f32 beside all but int8.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Activations {
-    /// Exact
-    F32,
-    /// Half precision between operations; GPUs
-    F16,
-    /// As f16 with the range of f32 and 8 bits; GPUs with CUDA
-    Bf16,
-    /// Rounded to 8 bits per 64 numbers, outliers to 15, in products with quantised weights: twice as fast; on a real model a hundredth of what NF4 changes, a third of what int8 weights change. AVX-512 VNNI and VBMI; AVX2 and NEON for up to 32 tokens at a time; else f32
-    Int8,
-}
-
-impl Activations {
-    /// In products with quantised weights on the processor.
-    pub fn precision(self) -> Precision {
-        match self {
-            Self::Int8 => Precision::Int8Activations,
-            _ => Precision::Exact,
-        }
-    }
-
-    /// Between operations.
-    pub fn float(self) -> FloatType {
-        match self {
-            Self::F32 | Self::Int8 => FloatType::F32,
-            Self::F16 => FloatType::F16,
-            Self::Bf16 => FloatType::Bf16,
         }
     }
 }

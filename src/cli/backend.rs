@@ -1,7 +1,5 @@
 //! The devices of this build; the one place where a command chooses among them.
 
-use std::str::FromStr;
-
 use anyhow::{Result, bail, ensure};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::host::FloatType;
@@ -12,7 +10,7 @@ use emberlm_backends::cpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use emberlm_backends::{cube, device};
 
-use super::args::{Activations, DeviceArgs};
+use super::device_args::{Activations, DeviceArgs, DeviceChoice};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use super::output;
 use super::threads;
@@ -23,39 +21,8 @@ pub type Cpu = burn_ndarray::NdArray<f32>;
 /// A device of [`Cpu`].
 pub type CpuDevice = burn_ndarray::NdArrayDevice;
 
-/// A device by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// A GPU if this build and this machine have one, else the processor.
-    Auto,
-    /// The processor.
-    Cpu,
-    /// A device that wgpu finds.
-    Wgpu(usize),
-    /// A device of the CUDA driver.
-    Cuda(usize),
-}
-
-impl FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        let (kind, index) = name.split_once(':').unwrap_or((name, "0"));
-        let index = index.parse().map_err(|_| format!("{index:?} is no device number"))?;
-        match (kind, name.contains(':')) {
-            ("auto", false) => Ok(Self::Auto),
-            ("cpu", false) => Ok(Self::Cpu),
-            ("wgpu", _) if cfg!(feature = "wgpu") => Ok(Self::Wgpu(index)),
-            ("wgpu", _) => Err("this build has no wgpu; build with --features wgpu (or vulkan, metal)".to_owned()),
-            ("cuda", _) if cfg!(feature = "cuda") => Ok(Self::Cuda(index)),
-            ("cuda", _) => Err("this build has no CUDA; build with --features cuda".to_owned()),
-            _ => Err("use auto, cpu, wgpu, wgpu:N, cuda or cuda:N".to_owned()),
-        }
-    }
-}
-
 /// A device that a command runs on.
-pub struct Opened<B: CompactBackend> {
+pub struct OpenDevice<B: CompactBackend> {
     /// As burn has it.
     pub device: B::Device,
     /// For messages and reports.
@@ -66,7 +33,7 @@ pub struct Opened<B: CompactBackend> {
     pub gpu: Option<Gpu>,
 }
 
-impl<B: CompactBackend> Opened<B> {
+impl<B: CompactBackend> OpenDevice<B> {
     /// The type of activations, for reports: on the CPU that of products with quantised weights.
     pub fn arithmetic(&self) -> String {
         match self.gpu {
@@ -76,7 +43,7 @@ impl<B: CompactBackend> Opened<B> {
     }
 }
 
-/// What a GPU tells of itself.
+/// Counters and measurements of a GPU.
 pub struct Gpu {
     /// Bytes per second of a plain read, measured when asked.
     pub read_bandwidth: Box<dyn Fn() -> f64 + Send + Sync>,
@@ -85,17 +52,17 @@ pub struct Gpu {
 }
 
 /// What a command does, on any backend.
-pub trait Work {
+pub trait WithBackend {
     /// What comes out.
     type Output;
 
     /// Does it.
-    fn run<B: CompactBackend>(self, device: &Opened<B>) -> Result<Self::Output>;
+    fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<Self::Output>;
 }
 
 /// Opens the device that the arguments ask for, tests it when it is a GPU, and works on it with the activations that are `usual`
 /// for the command unless a flag says otherwise.
-pub fn on_device<W: Work>(args: &DeviceArgs, usual: Activations, work: W) -> Result<W::Output> {
+pub fn on_device<W: WithBackend>(args: &DeviceArgs, usual: Activations, work: W) -> Result<W::Output> {
     threads::start(args.threads)?;
     let activations = args.activations.unwrap_or(usual);
     let float = activations.float();
@@ -108,17 +75,17 @@ pub fn on_device<W: Work>(args: &DeviceArgs, usual: Activations, work: W) -> Res
             let device = CpuDevice::default();
             check_activations::<Cpu>(float, &device, "cpu")?;
             cpu::set_precision(Some(activations.precision()));
-            work.run(&Opened::<Cpu> { device, name: "cpu".into(), activations: float, gpu: None })
+            work.run(&OpenDevice::<Cpu> { device, name: "cpu".into(), activations: float, gpu: None })
         }
         #[cfg(feature = "wgpu")]
         DeviceChoice::Wgpu(index) => {
             let (found, device, limits) = device::open_wgpu(index)?;
-            gpu::<cubecl::wgpu::WgpuRuntime, emberlm::quant::cube::Wgpu, W>(found, device, &limits, float, work)
+            with_gpu::<cubecl::wgpu::WgpuRuntime, emberlm::quant::cube::Wgpu, W>(found, device, &limits, float, work)
         }
         #[cfg(feature = "cuda")]
         DeviceChoice::Cuda(index) => {
             let (found, device, limits) = device::open_cuda(index)?;
-            gpu::<cubecl::cuda::CudaRuntime, emberlm::quant::cube::Cuda, W>(found, device, &limits, float, work)
+            with_gpu::<cubecl::cuda::CudaRuntime, emberlm::quant::cube::Cuda, W>(found, device, &limits, float, work)
         }
         #[allow(unreachable_patterns)] // with both features there is no other
         other => bail!("this build does not have {other:?}"),
@@ -157,7 +124,7 @@ fn best() -> DeviceChoice {
 
 /// Works on a GPU once it has shown that its kernels compute.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn gpu<R, B, W>(
+fn with_gpu<R, B, W>(
     found: device::Found,
     device: R::Device,
     limits: &device::Limits,
@@ -167,7 +134,7 @@ fn gpu<R, B, W>(
 where
     R: cubecl::Runtime,
     B: CompactBackend<Device = R::Device>,
-    W: Work,
+    W: WithBackend,
 {
     check_activations::<B>(activations, &device, &found.name)?;
     // The head and some other small things are in F32 always.
@@ -175,7 +142,7 @@ where
     if activations != FloatType::F32 {
         tests.push((activations, Extent::Short));
     }
-    let checks = tested::<B>(&device, tests);
+    let checks = compare_operations::<B>(&device, tests);
     if let Some(check) = checks.iter().find(|check| !check.passed()) {
         bail!(
             "{} computes wrongly: {} is off by {:e}; see `ember doctor`, update the driver, or use --device cpu",
@@ -188,12 +155,15 @@ where
     let client = R::client(&device);
     let size = limits.max_buffer.min(1 << 30) as usize;
     let gpu = Gpu { read_bandwidth: Box::new(move || cube::read_bandwidth(&client, size)), launches: cube::launches };
-    work.run(&Opened::<B> { device, name: found.name, activations, gpu: Some(gpu) })
+    work.run(&OpenDevice::<B> { device, name: found.name, activations, gpu: Some(gpu) })
 }
 
 /// Operations of a GPU against those of the processor.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn tested<B: CompactBackend>(device: &B::Device, tests: impl IntoIterator<Item = (FloatType, Extent)>) -> Vec<Check> {
+fn compare_operations<B: CompactBackend>(
+    device: &B::Device,
+    tests: impl IntoIterator<Item = (FloatType, Extent)>,
+) -> Vec<Check> {
     cpu::set_precision(Some(cpu::Precision::Exact));
     let trusted = CpuDevice::default();
     tests.into_iter().flat_map(|(float, extent)| self_test::<B, Cpu>(device, &trusted, float, extent)).collect()
@@ -201,13 +171,13 @@ fn tested<B: CompactBackend>(device: &B::Device, tests: impl IntoIterator<Item =
 
 /// Every operation of a GPU in every type of activations. The unpacking of a storage is the same code in all of them.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn examined<B: CompactBackend>(device: &B::Device) -> Vec<Check> {
+fn full_self_test<B: CompactBackend>(device: &B::Device) -> Vec<Check> {
     let extent = |float| if float == FloatType::F32 { Extent::Whole } else { Extent::OneStorage };
-    tested::<B>(device, floats::<B>(device).map(|float| (float, extent(float))))
+    compare_operations::<B>(device, floats::<B>(device).map(|float| (float, extent(float))))
 }
 
 /// One line for each GPU that this build could use, or why there is none.
-pub fn list() -> Vec<String> {
+pub fn describe_devices() -> Vec<String> {
     #[allow(unused_mut)] // without features there is nothing to add
     let mut lines = Vec::new();
     #[cfg(feature = "wgpu")]
@@ -217,14 +187,14 @@ pub fn list() -> Vec<String> {
             lines.push(format!("wgpu: {error}"));
         }
         lines.extend(
-            (0..devices.len()).map(|i| line(&format!("wgpu:{i}"), device::open_wgpu(i).map(|(f, _, l)| (f, l)))),
+            (0..devices.len()).map(|i| describe(&format!("wgpu:{i}"), device::open_wgpu(i).map(|(f, _, l)| (f, l)))),
         );
     }
     #[cfg(feature = "cuda")]
     match device::cuda_devices() {
         Err(error) => lines.push(format!("cuda: {error}")),
         Ok(devices) => lines.extend(
-            (0..devices.len()).map(|i| line(&format!("cuda:{i}"), device::open_cuda(i).map(|(f, _, l)| (f, l)))),
+            (0..devices.len()).map(|i| describe(&format!("cuda:{i}"), device::open_cuda(i).map(|(f, _, l)| (f, l)))),
         ),
     }
     if lines.is_empty() {
@@ -234,7 +204,7 @@ pub fn list() -> Vec<String> {
 }
 
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn line(name: &str, opened: Result<(device::Found, device::Limits), device::DeviceError>) -> String {
+fn describe(name: &str, opened: Result<(device::Found, device::Limits), device::DeviceError>) -> String {
     let (found, limits) = match opened {
         Ok(opened) => opened,
         Err(error) => return format!("{name}: {error}"),
@@ -264,19 +234,19 @@ fn line(name: &str, opened: Result<(device::Found, device::Limits), device::Devi
 ///
 /// # Errors
 /// When there is no such device.
-pub fn examine(choice: DeviceChoice) -> Result<Option<(String, Vec<Check>)>> {
+pub fn run_self_test(choice: DeviceChoice) -> Result<Option<(String, Vec<Check>)>> {
     let choice = if choice == DeviceChoice::Auto { best() } else { choice };
     match choice {
         DeviceChoice::Auto | DeviceChoice::Cpu => Ok(None),
         #[cfg(feature = "wgpu")]
         DeviceChoice::Wgpu(index) => {
             let (found, device, _) = device::open_wgpu(index)?;
-            Ok(Some((found.name, examined::<emberlm::quant::cube::Wgpu>(&device))))
+            Ok(Some((found.name, full_self_test::<emberlm::quant::cube::Wgpu>(&device))))
         }
         #[cfg(feature = "cuda")]
         DeviceChoice::Cuda(index) => {
             let (found, device, _) = device::open_cuda(index)?;
-            Ok(Some((found.name, examined::<emberlm::quant::cube::Cuda>(&device))))
+            Ok(Some((found.name, full_self_test::<emberlm::quant::cube::Cuda>(&device))))
         }
         #[allow(unreachable_patterns)] // with both features there is no other
         other => bail!("this build does not have {other:?}"),

@@ -1,21 +1,13 @@
 //! A chat as the command line gives it: messages, tools, documents and what else a template is told.
 
-use std::fs::File;
-use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use emberlm::demo;
-use emberlm::model::Pretrained;
-use emberlm::model::config::CrestOverrides;
-use emberlm::model::text::{ChatOptions, Message, TextProcessor};
+use emberlm::model::text::{ChatOptions, Message};
 use serde_json::{Map, Value};
 
-use super::output;
-
-/// Largest file of a chat, in bytes.
-const MAX_FILE: u64 = 64 << 20;
+use super::input::{read, shown};
 
 /// Flags that make a chat.
 #[derive(Debug, Args)]
@@ -158,48 +150,4 @@ fn objects(value: Value, name: &str, shown: &str) -> Result<Value> {
 fn json(path: &Path) -> Result<Value> {
     let text = read(path)?;
     serde_json::from_str(&text).with_context(|| format!("{} is no JSON", shown(path)))
-}
-
-fn shown(path: &Path) -> String {
-    if path == Path::new("-") { "stdin".to_owned() } else { path.display().to_string() }
-}
-
-/// A text file; `-` is stdin.
-fn read(path: &Path) -> Result<String> {
-    let shown = shown(path);
-    let open = || -> io::Result<Box<dyn Read>> {
-        Ok(if path == Path::new("-") { Box::new(io::stdin().lock()) } else { Box::new(File::open(path)?) })
-    };
-    let mut bytes = Vec::new();
-    let read = open().and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
-    read.with_context(|| format!("cannot read {shown}"))?;
-    ensure!(bytes.len() as u64 <= MAX_FILE, "{shown} is longer than {}", output::bytes(MAX_FILE as usize));
-    String::from_utf8(bytes).with_context(|| format!("{shown} is not UTF-8"))
-}
-
-/// A text from `-p`, from `-f`, or else from stdin. A `-` stands for stdin.
-pub fn text(prompt: Option<&str>, file: Option<&Path>) -> Result<String> {
-    match (prompt, file) {
-        (Some(prompt), _) if prompt != "-" => Ok(prompt.to_owned()),
-        (None, Some(file)) => read(file),
-        (prompt, _) => {
-            let waits = prompt.is_none() && io::stdin().is_terminal();
-            ensure!(!waits, "there is no text: give one with -p, a file with -f, or pipe one in");
-            super::generate::given_or_stdin("-")
-        }
-    }
-}
-
-/// Tokenizer and templates of a model directory, or of the demo model; a directory with its text files alone will do.
-pub fn open(model: Option<&Path>) -> Result<TextProcessor> {
-    let depth = CrestOverrides::default();
-    let Some(path) = model else {
-        return Ok(demo::open(&depth).context("cannot open the demo model")?.text()?);
-    };
-    // With weights and config the size of the embedding is known.
-    let text = match Pretrained::open(path, &depth) {
-        Ok(pretrained) => pretrained.text(),
-        Err(_) => TextProcessor::from_dir(path),
-    };
-    text.with_context(|| format!("cannot open the tokenizer of {}", path.display()))
 }

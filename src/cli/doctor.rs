@@ -7,7 +7,8 @@ use anyhow::{Result, bail};
 use clap::Args;
 use emberlm_backends::cpu;
 
-use super::backend::{self, DeviceChoice};
+use super::backend;
+use super::device_args::DeviceChoice;
 use super::output;
 
 /// Flags of `ember doctor`.
@@ -25,11 +26,11 @@ pub struct DoctorArgs {
 /// Runs the command.
 pub fn run(args: &DoctorArgs) -> Result<()> {
     let mut text = format!("cpu: {} threads, {}\n", cpu::threads(), cpu::features().join(" "));
-    for line in backend::list() {
+    for line in backend::describe_devices() {
         let _ = writeln!(text, "{line}");
     }
     std::io::stdout().write_all(text.as_bytes())?;
-    let Some((name, checks)) = backend::examine(args.device)? else {
+    let Some((name, checks)) = backend::run_self_test(args.device)? else {
         output::note("no GPU to test: the kernels of the processor are tested when emberlm is built");
         return Ok(());
     };

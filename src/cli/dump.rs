@@ -12,8 +12,9 @@ use emberlm::model::{CausalLm, ForwardOptions, ForwardOutput, LogitsFor, Span, W
 use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::KvFormat;
 
-use super::args::{Activations, DepthArgs, DeviceArgs, ModelArgs};
-use super::backend::{Opened, Work, on_device};
+use super::args::{DepthArgs, ModelArgs};
+use super::backend::{OpenDevice, WithBackend, on_device};
+use super::device_args::{Activations, DeviceArgs};
 use super::tensor_file::{Array, Numbers, OutputFile, Tokens};
 use super::{load, output};
 
@@ -88,15 +89,15 @@ pub fn run(args: &DumpArgs) -> Result<()> {
     on_device(&args.device, Activations::F32, args)
 }
 
-impl Work for &DumpArgs {
+impl WithBackend for &DumpArgs {
     type Output = ();
 
-    fn run<B: CompactBackend>(self, device: &Opened<B>) -> Result<()> {
+    fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<()> {
         dump(self, device)
     }
 }
 
-fn dump<B: CompactBackend>(args: &DumpArgs, device: &Opened<B>) -> Result<()> {
+fn dump<B: CompactBackend>(args: &DumpArgs, device: &OpenDevice<B>) -> Result<()> {
     let same = |path: &PathBuf| std::fs::canonicalize(path).ok();
     ensure!(
         same(&args.out).is_none_or(|out| same(&args.input) != Some(out)),

@@ -10,8 +10,9 @@ use emberlm::model::text::TextProcessor;
 use emberlm::quant::CompactBackend;
 use serde::Serialize;
 
-use super::args::{Activations, CacheType, DepthArgs, DeviceArgs, ModelArgs, QuantHead};
-use super::backend::{Opened, Work, on_device};
+use super::args::{CacheType, DepthArgs, ModelArgs, QuantHead};
+use super::backend::{OpenDevice, WithBackend, on_device};
+use super::device_args::{Activations, DeviceArgs};
 use super::estimate::Estimate;
 use super::memory::{TokenizerMemory, peak_rss};
 use super::{load, output};
@@ -133,15 +134,15 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     on_device(&args.device, Activations::F32, args)
 }
 
-impl Work for &EvalArgs {
+impl WithBackend for &EvalArgs {
     type Output = ();
 
-    fn run<B: CompactBackend>(self, device: &Opened<B>) -> Result<()> {
+    fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<()> {
         eval(self, device)
     }
 }
 
-fn eval<B: CompactBackend>(args: &EvalArgs, device: &Opened<B>) -> Result<()> {
+fn eval<B: CompactBackend>(args: &EvalArgs, device: &OpenDevice<B>) -> Result<()> {
     let pretrained = load::open(&args.model, &args.depth)?;
     let text = read(&args.text)?;
     let processor = pretrained.text()?;

@@ -1,15 +1,19 @@
 //! Opening and loading a model, with its plan on stderr first and a progress bar after.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use emberlm::demo;
 use emberlm::model::checkpoint::OpenOptions;
+use emberlm::model::config::CrestOverrides;
+use emberlm::model::text::TextProcessor;
 use emberlm::model::{CausalLm, LoadPlan, Pretrained, Progress, WeightOptions};
 use emberlm::quant::CompactBackend;
 use emberlm_backends::cpu;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::{DepthArgs, ModelArgs, Quant, QuantHead};
-use super::backend::Opened;
+use super::backend::OpenDevice;
 use super::output;
 
 /// Opens a model directory, or the demo model when none is given; nothing is loaded yet.
@@ -21,6 +25,20 @@ pub fn open(model: &ModelArgs, depth: &DepthArgs) -> Result<Pretrained> {
     let options = OpenOptions { allow_links: model.allow_links };
     Pretrained::open_with(path, &depth.overrides(), options)
         .with_context(|| format!("cannot open the model {}{with}", path.display()))
+}
+
+/// Tokenizer and templates of a model directory, or of the demo model; a directory with its text files alone will do.
+pub fn tokenizer(model: Option<&Path>) -> Result<TextProcessor> {
+    let depth = CrestOverrides::default();
+    let Some(path) = model else {
+        return Ok(demo::open(&depth).context("cannot open the demo model")?.text()?);
+    };
+    // With weights and config the size of the embedding is known.
+    let text = match Pretrained::open(path, &depth) {
+        Ok(pretrained) => pretrained.text(),
+        Err(_) => TextProcessor::from_dir(path),
+    };
+    text.with_context(|| format!("cannot open the tokenizer of {}", path.display()))
 }
 
 /// How weights change on their way in: as the flags say, the storage of the head following that of the layers.
@@ -59,7 +77,7 @@ pub fn plan<B: CompactBackend>(
 pub fn load<B: CompactBackend>(
     pretrained: &Pretrained,
     options: WeightOptions,
-    device: &Opened<B>,
+    device: &OpenDevice<B>,
     estimate: impl FnOnce(&LoadPlan) -> String,
 ) -> Result<CausalLm<B>> {
     let plan = plan::<B>(pretrained, options, &device.device)?;

@@ -41,7 +41,7 @@ fn merges_are_pairs(pretrained: &Pretrained) -> bool {
     rest.take(2).eq(b"[[")
 }
 
-/// Peak resident memory of this process in bytes, where the system tells it.
+/// Peak resident memory of this process in bytes, where the system reports it.
 pub fn peak_rss() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;

@@ -10,6 +10,7 @@ mod backend;
 mod bench;
 mod chat_input;
 mod depth;
+mod device_args;
 mod doctor;
 mod dump;
 mod estimate;
@@ -17,7 +18,7 @@ mod eval;
 mod generate;
 mod habits;
 mod info;
-mod info_text;
+mod input;
 mod load;
 mod memory;
 mod output;
@@ -31,6 +32,7 @@ mod tokenize;
 use std::io::Write;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser, Subcommand};
 
 /// Exit code after Ctrl-C: 128 and the number of the signal, as shells have it.
@@ -81,7 +83,12 @@ pub fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    let cli = Cli::parse_from(args);
+    let cli = Cli::try_parse_from(&args).unwrap_or_else(|mut error| {
+        if let Some(tip) = habits::tip_for_stray_word(&error, &args, &Cli::command()) {
+            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+        }
+        error.exit()
+    });
     // Warnings of the library: what was found odd but could be used.
     let warnings = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
@@ -108,7 +115,7 @@ pub fn main() -> ExitCode {
         // The reader has seen enough, as in `ember ... | head`.
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody is left to tell when stderr is closed too.
+            // When stderr is closed too, there is nowhere left to report the error.
             let _ = writeln!(std::io::stderr(), "error: {}", output::with_causes(&error));
             ExitCode::FAILURE
         }

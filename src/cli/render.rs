@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde::Serialize;
 
-use super::chat_input::{self, ChatArgs};
-use super::output;
+use super::chat_input::ChatArgs;
 use super::terminal::TerminalFilter;
+use super::{input, load, output};
 
 const ABOUT: &str = "\
 Examples:
@@ -57,8 +57,8 @@ struct Report<'a> {
 
 /// Runs the command.
 pub fn run(args: &RenderArgs) -> Result<()> {
-    let text = chat_input::open(args.model.as_deref())?;
-    let (messages, options) = args.chat.chat(|| chat_input::text(args.prompt.as_deref(), args.file.as_deref()))?;
+    let text = load::tokenizer(args.model.as_deref())?;
+    let (messages, options) = args.chat.chat(|| input::text(args.prompt.as_deref(), args.file.as_deref()))?;
     let prompt = text.render_chat(&messages, &options)?;
     // A prompt with a token that the model lacks is worth a look too.
     let tokens = text.without_embedding().encode(&prompt, false)?.len();

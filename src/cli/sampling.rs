@@ -62,30 +62,30 @@ impl std::str::FromStr for Seed {
     }
 }
 
-/// Who says how tokens are chosen.
+/// Where a sampling parameter comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Source {
+enum ParameterSource {
     File,
     Flags,
-    Nobody,
+    Default,
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for ParameterSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::File => GenerationConfig::FILE,
             Self::Flags => "flags",
-            Self::Nobody => "default",
+            Self::Default => "default",
         })
     }
 }
 
-/// A value, and who says so.
-fn stated<T>(flag: Option<T>, file: Option<T>, default: T) -> (T, Source) {
+/// The value in force, and where it comes from.
+fn stated<T>(flag: Option<T>, file: Option<T>, default: T) -> (T, ParameterSource) {
     match (flag, file) {
-        (Some(value), _) => (value, Source::Flags),
-        (None, Some(value)) => (value, Source::File),
-        (None, None) => (default, Source::Nobody),
+        (Some(value), _) => (value, ParameterSource::Flags),
+        (None, Some(value)) => (value, ParameterSource::File),
+        (None, None) => (default, ParameterSource::Default),
     }
 }
 
@@ -145,12 +145,12 @@ impl SamplingArgs {
 }
 
 /// What each source says, with its name.
-fn grouped(mut parts: Vec<(String, Source)>) -> Vec<String> {
+fn grouped(mut parts: Vec<(String, ParameterSource)>) -> Vec<String> {
     parts.sort_by_key(|&(_, source)| source);
     let groups = parts.chunk_by(|(_, a), (_, b)| a == b);
-    let group = |group: &[(String, Source)]| {
+    let group = |group: &[(String, ParameterSource)]| {
         let words: Vec<&str> = group.iter().map(|(word, _)| word.as_str()).collect();
-        let source = group.first().map_or(Source::Nobody, |&(_, source)| source);
+        let source = group.first().map_or(ParameterSource::Default, |&(_, source)| source);
         format!("{} ({source})", words.join(", "))
     };
     groups.map(group).collect()

@@ -7,7 +7,7 @@ use super::output;
 
 const VARIABLE: &str = "RAYON_NUM_THREADS";
 
-/// Starts the threads; a line on stderr tells when the system refuses some of them, and the work goes on with the others.
+/// Starts the threads. Where the system refuses some of them, a line on stderr says so and the others are used.
 pub fn start(flag: Option<u16>) -> Result<()> {
     let wanted = match flag {
         Some(threads) => Some(threads.into()),

@@ -8,8 +8,8 @@ use clap::Args;
 use emberlm::model::text::{SpecialText, SpecialToken, TextProcessor, TokenKind};
 use serde::Serialize;
 
-use super::chat_input::{self, ChatArgs};
-use super::output;
+use super::chat_input::ChatArgs;
+use super::{input, load, output};
 
 const ABOUT: &str = "\
 Examples:
@@ -105,11 +105,11 @@ struct Role<'a> {
 
 /// Runs the command.
 pub fn run(args: &TokenizeArgs) -> Result<()> {
-    let text = chat_input::open(args.model.as_deref())?;
+    let text = load::tokenizer(args.model.as_deref())?;
     let rows = text.embedding();
     // Tokens beyond the embedding are shown, not refused.
     let text = text.without_embedding();
-    let given = || chat_input::text(args.prompt.as_deref(), args.file.as_deref());
+    let given = || input::text(args.prompt.as_deref(), args.file.as_deref());
     let ids = if args.chat || args.options.has_messages() {
         let (messages, mut options) = args.options.chat(given)?;
         if args.literal {

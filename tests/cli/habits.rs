@@ -50,3 +50,36 @@ fn what_other_programs_have_and_this_has_not_is_explained() {
     assert!(ember(["-m", "x", "-p", "y"]).with_code(2).stderr.contains("a command comes first"));
     assert!(ember(["chat"]).with_code(2).stderr.contains("ember generate"));
 }
+
+/// A model and a prompt without their flags, as in some other programs.
+#[test]
+fn words_without_a_flag_are_taken_or_explained() {
+    let model = "tests/fixtures/crest_k4";
+    let info = ember(["info", model]).with_code(0);
+    assert_eq!(info.stdout, ember(["info", "-m", model]).with_code(0).stdout);
+    assert!(ember(["info", model, "-m", model]).with_code(2).stderr.contains("cannot be used with"));
+    for (flags, tip) in [
+        (&["generate", "a story"][..], "tip: a text comes after -p, in quotes where it has spaces: ember generate -p"),
+        (&["generate", "-p", "a", "story"], "tip: a text comes after -p, in quotes"),
+        (&["generate", model, "-p", "a"], "tip: a model directory comes after -m: ember generate -m tests/"),
+        (&["bench", model], "tip: a model directory comes after -m: ember bench -m tests/"),
+        (&["depth", "a story"], "tip: a text comes after -p"),
+        (&["eval", "story.txt"], "tip: a file with the text comes after -f: ember eval -f story.txt"),
+    ] {
+        let ended = ember(flags).with_code(2);
+        assert!(ended.stderr.contains(tip) && ended.stdout.is_empty(), "{flags:?}: {}", ended.stderr);
+    }
+}
+
+/// The number of tokens in the cache of a measurement, under the names that it had and that llama-bench has.
+#[test]
+fn bench_takes_the_context_under_its_older_names() {
+    for flag in ["--context", "-d", "--depth", "--n-depth"] {
+        let ended = ember(["bench", "-p", "4", "-n", "0", "-r", "1", "-t", "1", flag, "8", "--json"]).with_code(0);
+        let report: serde_json::Value = serde_json::from_str(&ended.stdout).expect("JSON");
+        assert_eq!(report["results"][0]["n_depth"], 8, "{flag}: {report}");
+    }
+    for flag in ["--random-context", "--random-depth"] {
+        ember(["bench", "-p", "4", "-n", "0", "-r", "1", "-t", "1", "-d", "8", flag]).with_code(0);
+    }
+}

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use emberlm_model::config::{
-    CrestConfig, CrestFound, CrestOptions, CrestOverrides, KvCodec, KvCompression, KvCompressionConfig,
-    KvCompressionFound, KvTarget, ModelConfig,
+    CrestConfig, CrestOptions, CrestOverrides, DiscoveredCrest, DiscoveredKvCompression, KvCodec, KvCompression,
+    KvCompressionConfig, KvTarget, ModelConfig,
 };
 use emberlm_model::{Architecture, Error, Result};
 
@@ -56,8 +56,8 @@ pub fn shape_json(name: &str) -> Result<String> {
 }
 
 /// What tensors would show, had they been made from the stated options.
-fn stated_steps(stated: &CrestConfig) -> CrestFound {
-    CrestFound {
+fn stated_steps(stated: &CrestConfig) -> DiscoveredCrest {
+    DiscoveredCrest {
         num_steps: stated.num_steps.unwrap_or(4),
         gate_shared: stated.gate_shared.unwrap_or(true),
         gate_hidden: stated.gate_hidden.flatten(),
@@ -65,7 +65,7 @@ fn stated_steps(stated: &CrestConfig) -> CrestFound {
     }
 }
 
-fn stated_compressors(stated: &KvCompressionConfig, config: &ModelConfig) -> KvCompressionFound {
+fn stated_compressors(stated: &KvCompressionConfig, config: &ModelConfig) -> DiscoveredKvCompression {
     let codec = KvCodec {
         code_dim: stated.code_dim.unwrap_or(4),
         width: config.kv_dim(),
@@ -77,5 +77,5 @@ fn stated_compressors(stated: &KvCompressionConfig, config: &ModelConfig) -> KvC
     let targets = stated.targets.as_ref().unwrap_or(&values_only);
     let codecs: BTreeMap<KvTarget, KvCodec> = targets.iter().map(|&target| (target, codec)).collect();
     let layers = stated.layers.clone().unwrap_or_default();
-    KvCompressionFound { layers: layers.into_iter().map(|layer| (layer, codecs.clone())).collect() }
+    DiscoveredKvCompression { layers: layers.into_iter().map(|layer| (layer, codecs.clone())).collect() }
 }

@@ -26,10 +26,11 @@ const SIDES: [&str; 6] = [
 /// Longest JSON of a quant state, in bytes.
 const MAX_STATE: usize = 4096;
 
-/// A 4-bit tensor whose parts have been found and whose sizes agree.
+/// A 4-bit weight whose parts have been found and whose sizes agree (`Params4bit` of bitsandbytes).
 #[derive(Clone, Debug)]
-pub(super) struct Source {
-    pub(super) weight: String,
+pub(super) struct Params4bit {
+    /// Of the packed weight, as in the file.
+    pub(super) name: String,
     pub(super) kind: QuantType,
     pub(super) n: usize,
     pub(super) k: usize,
@@ -47,7 +48,7 @@ struct Nested {
 
 /// The JSON of a quant state. Unknown keys are allowed: newer versions may add some.
 #[derive(Deserialize)]
-struct State {
+struct QuantState {
     quant_type: String,
     blocksize: u64,
     dtype: String,
@@ -58,7 +59,7 @@ struct State {
 }
 
 /// Takes every 4-bit tensor with its side tensors out of `names`.
-pub(super) fn group(checkpoint: &Checkpoint, names: &mut BTreeSet<String>) -> Result<Vec<Source>> {
+pub(super) fn group(checkpoint: &Checkpoint, names: &mut BTreeSet<String>) -> Result<Vec<Params4bit>> {
     let mut bases: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
     for name in names.iter() {
         if let Some((base, side)) =
@@ -71,18 +72,18 @@ pub(super) fn group(checkpoint: &Checkpoint, names: &mut BTreeSet<String>) -> Re
             return Err(error(name, message));
         }
     }
-    let mut sources = Vec::new();
+    let mut weights = Vec::new();
     for (base, sides) in bases {
-        sources.push(Source::check(checkpoint, &base, &sides)?);
+        weights.push(Params4bit::check(checkpoint, &base, &sides)?);
         names.remove(&base);
         for side in sides {
             names.remove(&format!("{base}.{side}"));
         }
     }
-    Ok(sources)
+    Ok(weights)
 }
 
-impl Source {
+impl Params4bit {
     fn check(checkpoint: &Checkpoint, base: &str, sides: &BTreeSet<&str>) -> Result<Self> {
         let states: Vec<&str> = sides.iter().copied().filter(|side| side.starts_with("quant_state")).collect();
         let (kind, state) = match states.as_slice() {
@@ -98,7 +99,7 @@ impl Source {
         if json > MAX_STATE {
             return Err(error(&state, format!("is {json} bytes long, at most {MAX_STATE} are accepted")));
         }
-        let json: State = json::from_slice(&checkpoint.data(&state)?).map_err(|e| error(&state, e))?;
+        let json: QuantState = json::from_slice(&checkpoint.data(&state)?).map_err(|e| error(&state, e))?;
         if json.quant_type != kind.as_str() {
             let message = format!("says quant_type \"{}\", the name says {kind}", shown(&json.quant_type));
             return Err(error(&state, message));
@@ -156,7 +157,7 @@ impl Source {
             expect(checkpoint, &absmax, Dtype::F32, Some(blocks))?;
             None
         };
-        Ok(Self { weight: base.to_owned(), kind, n, k, block, stored, nested, state })
+        Ok(Self { name: base.to_owned(), kind, n, k, block, stored, nested, state })
     }
 
     pub(super) fn double(&self) -> bool {
@@ -165,8 +166,8 @@ impl Source {
 
     /// Names of all its tensors.
     pub(super) fn tensors(&self) -> Vec<String> {
-        let side = |side: &str| format!("{}.{side}", self.weight);
-        let mut out = vec![self.weight.clone(), side("absmax"), side("quant_map"), self.state.clone()];
+        let side = |side: &str| format!("{}.{side}", self.name);
+        let mut out = vec![self.name.clone(), side("absmax"), side("quant_map"), self.state.clone()];
         if self.nested.is_some() {
             out.extend([side("nested_absmax"), side("nested_quant_map")]);
         }
@@ -176,7 +177,7 @@ impl Source {
     /// The weight: codes and block scales are views of the file. Scales are checked for NaN and infinity.
     pub(super) fn read(&self, checkpoint: &Checkpoint) -> Result<HostWeight> {
         let side = |side: &str| {
-            let name = format!("{}.{side}", self.weight);
+            let name = format!("{}.{side}", self.name);
             checkpoint.data(&name).map(|data| (name, data))
         };
         let finite = |(name, data): (String, bytes::Bytes)| match first_non_finite(FloatType::F32, &data) {
@@ -185,7 +186,7 @@ impl Source {
         };
         let map = finite(side("quant_map")?)?;
         let code_book =
-            <[f32; 16]>::try_from(floats(FloatType::F32, &map)).map_err(|_| error(&self.weight, "needs 16 codes"))?;
+            <[f32; 16]>::try_from(floats(FloatType::F32, &map)).map_err(|_| error(&self.name, "needs 16 codes"))?;
         let (scales, largest_scale) = match &self.nested {
             None => {
                 let absmax = finite(side("absmax")?)?;
@@ -208,9 +209,9 @@ impl Source {
             }
         };
         if !(largest(code_book.into_iter()) * largest_scale).is_finite() {
-            return Err(error(&self.weight, "has scales that overflow"));
+            return Err(error(&self.name, "has scales that overflow"));
         }
-        let codes = checkpoint.data(&self.weight)?;
+        let codes = checkpoint.data(&self.name)?;
         let book = HostCodeBook4 { codes, code_book, block: self.block, scales, stored: self.stored };
         Ok(HostWeight { n: self.n, k: self.k, storage: HostStorage::CodeBook4(book) })
     }

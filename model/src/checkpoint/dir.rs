@@ -54,7 +54,7 @@ impl ModelDir {
     }
 
     /// The same directory with links that may lead anywhere: for one whose links its user made. A directory from a stranger may
-    /// hold links to files that are nobody else's business; parts of those could then be printed in messages.
+    /// hold links to private files of the user, parts of which could then be printed in messages.
     pub fn allow_links(mut self) -> Self {
         if let Files::OnDisk { any_links, .. } = &mut self.files {
             *any_links = true;

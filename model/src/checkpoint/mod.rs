@@ -5,8 +5,8 @@
 //!
 //! # Untrusted input
 //! Files come from strangers. Only files in the model directory and its subfolders are opened (a hub snapshot's links
-//! into its own blobs included; a user's own links where [`OpenOptions::allow_links`] says so); headers are checked completely before any tensor is read, so that every tensor is a range inside its file and
-//! no two overlap; sizes are computed with checked arithmetic; nothing is allocated by a number that a file states, unless
+//! into its own blobs included; other links only with [`OpenOptions::allow_links`]). Headers are checked completely before any
+//! tensor is read, so that every tensor is a range inside its file and no two overlap; sizes are computed with checked arithmetic; nothing is allocated by a number that a file states, unless
 //! the file is at least as large. `.bin`, `.pt` and the like are never opened.
 
 #![cfg_attr(
@@ -23,15 +23,16 @@
 mod advice;
 mod bnb;
 mod convert;
-mod crest;
 mod dir;
+mod discovery;
 mod foreign;
 mod header;
 mod index;
-mod kv;
 pub(crate) mod names;
 mod nano;
 mod open;
+mod resolve;
+mod storage_kind;
 mod tied;
 mod weights;
 
@@ -41,4 +42,5 @@ pub use foreign::{LFS_ADVICE, is_lfs_pointer};
 pub use header::{Dtype, TensorInfo};
 pub use names::report;
 pub use open::{Checkpoint, OpenOptions};
-pub use weights::{Entry, StorageKind, Weights};
+pub use storage_kind::StorageKind;
+pub use weights::{ParameterInfo, Weights};

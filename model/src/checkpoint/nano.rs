@@ -14,13 +14,13 @@ use crate::{Error, Result};
 
 /// A module whose tensors have been found and whose sizes agree.
 #[derive(Clone, Debug)]
-pub(super) struct Source {
+pub(super) struct IntegerModule {
     /// `<module>.weight` in canonical names.
     pub(super) weight: String,
     pub(super) n: usize,
     pub(super) k: usize,
-    wide: Part,
-    narrow: Part,
+    wide: RowGroup,
+    narrow: RowGroup,
     /// Bits of the narrow rows as stored: 2 or 4 packed, 8 otherwise.
     narrow_bits: u32,
     /// `bits` of the spec, where it says nothing about the file any more.
@@ -29,14 +29,14 @@ pub(super) struct Source {
 
 /// Rows of one width: names of their tensors. No names: no rows. No row numbers: all rows, in order.
 #[derive(Clone, Debug, Default)]
-struct Part {
+struct RowGroup {
     rows: usize,
     codes: Option<String>,
     scales: Option<String>,
     numbers: Option<String>,
 }
 
-impl Part {
+impl RowGroup {
     fn tensors(&self) -> impl Iterator<Item = &String> {
         self.codes.iter().chain(&self.scales).chain(&self.numbers)
     }
@@ -47,21 +47,21 @@ pub(super) fn group(
     checkpoint: &Checkpoint,
     modules: &BTreeMap<String, NanoModule>,
     names: &mut BTreeSet<String>,
-) -> Result<Vec<Source>> {
+) -> Result<Vec<IntegerModule>> {
     if modules.is_empty() {
         return Ok(Vec::new());
     }
     let by_canonical: BTreeMap<String, String> = names.iter().map(|name| (canonical(name), name.clone())).collect();
     let mut missing = Vec::new();
-    let mut sources = Vec::new();
+    let mut found = Vec::new();
     for (path, spec) in modules {
         let leaf = |leaf: &str| by_canonical.get(&canonical(&format!("{path}.{leaf}"))).cloned();
-        let source = match spec.kind {
-            NanoKind::Embedding | NanoKind::Int8Linear => Source::int8(path, spec, leaf),
-            NanoKind::TruequantLinear => Source::truequant(path, spec, leaf)?,
+        let module = match spec.kind {
+            NanoKind::Embedding | NanoKind::Int8Linear => IntegerModule::int8(path, spec, leaf),
+            NanoKind::TruequantLinear => IntegerModule::truequant(path, spec, leaf)?,
         };
-        match source {
-            Ok(source) => sources.push(source),
+        match module {
+            Ok(module) => found.push(module),
             Err(leaf) => missing.push(format!("{path}.{leaf}")),
         }
         if !spec.has_bias
@@ -73,29 +73,29 @@ pub(super) fn group(
     if !missing.is_empty() {
         return Err(report(&missing, &[], &[]));
     }
-    for source in &sources {
-        source.check(checkpoint)?;
-        for name in source.tensors() {
+    for module in &found {
+        module.check(checkpoint)?;
+        for name in module.tensors() {
             names.remove(&name);
         }
     }
-    Ok(sources)
+    Ok(found)
 }
 
-impl Source {
+impl IntegerModule {
     /// `Err` names a missing leaf.
     fn int8(
         path: &str,
         spec: &NanoModule,
         leaf: impl Fn(&str) -> Option<String>,
     ) -> std::result::Result<Self, &'static str> {
-        let wide = Part {
+        let wide = RowGroup {
             rows: spec.out_features,
             codes: Some(leaf("q").ok_or("q")?),
             scales: Some(leaf("scale").or_else(|| leaf("scales")).ok_or("scale")?),
             numbers: None,
         };
-        Ok(Self::new(path, spec, wide, Part::default(), 8))
+        Ok(Self::new(path, spec, wide, RowGroup::default(), 8))
     }
 
     fn truequant(
@@ -120,7 +120,7 @@ impl Source {
             let needed = |found: Option<String>, name| {
                 if found.is_none() && rows > 0 { Err(name) } else { Ok(found) }
             };
-            Ok::<_, &'static str>(Part {
+            Ok::<_, &'static str>(RowGroup {
                 rows,
                 codes: needed(codes, names[0])?,
                 scales: needed(leaf(names[1]), names[1])?,
@@ -135,7 +135,7 @@ impl Source {
         Ok(parts())
     }
 
-    fn new(path: &str, spec: &NanoModule, wide: Part, narrow: Part, narrow_bits: u32) -> Self {
+    fn new(path: &str, spec: &NanoModule, wide: RowGroup, narrow: RowGroup, narrow_bits: u32) -> Self {
         let (n, k) = (spec.out_features, spec.in_features);
         let weight = canonical(&format!("{path}.weight"));
         Self { weight, n, k, wide, narrow, narrow_bits, spec_bits: spec.bits }
@@ -211,11 +211,11 @@ impl Source {
         Ok(HostWeight { n: self.n, k: self.k, storage: HostStorage::Rows(host) })
     }
 
-    fn gather(&self, parts: &[&Rows; 2], order: &[(usize, usize)], stride: usize) -> Result<(Bytes, Vec<f32>)> {
+    fn gather(&self, parts: &[&StoredRows; 2], order: &[(usize, usize)], stride: usize) -> Result<(Bytes, Vec<f32>)> {
         gather(parts, order, stride).ok_or_else(|| error(&self.weight, "has fewer rows than it says"))
     }
 
-    fn rows(&self, checkpoint: &Checkpoint, part: &Part) -> Result<Rows> {
+    fn rows(&self, checkpoint: &Checkpoint, part: &RowGroup) -> Result<StoredRows> {
         let codes = part.codes.as_ref().map_or(Ok(Bytes::new()), |name| checkpoint.data(name))?;
         let scales = match &part.scales {
             None => Vec::new(),
@@ -242,7 +242,7 @@ impl Source {
                 indices(&checkpoint.data(name)?).into_iter().enumerate().map(valid).collect::<Result<_>>()?
             }
         };
-        Ok(Rows { codes, scales, numbers })
+        Ok(StoredRows { codes, scales, numbers })
     }
 
     /// For every output row, which part holds it and where.
@@ -264,8 +264,8 @@ impl Source {
     }
 }
 
-/// The rows of one part, as stored.
-struct Rows {
+/// The rows of one group, as stored.
+struct StoredRows {
     codes: Bytes,
     scales: Vec<f32>,
     numbers: Vec<usize>,
@@ -273,7 +273,7 @@ struct Rows {
 
 /// The codes and scales of stored rows in a new order; the file's own bytes when the order is already right. `None` when a row is
 /// not stored.
-fn gather(parts: &[&Rows; 2], order: &[(usize, usize)], stride: usize) -> Option<(Bytes, Vec<f32>)> {
+fn gather(parts: &[&StoredRows; 2], order: &[(usize, usize)], stride: usize) -> Option<(Bytes, Vec<f32>)> {
     let scales = order.iter().map(|&(part, at)| parts.get(part)?.scales.get(at).copied());
     let scales: Vec<f32> = scales.collect::<Option<_>>()?;
     let length = order.len().checked_mul(stride)?;

@@ -257,7 +257,7 @@ impl Checkpoint {
         found.ok_or_else(|| Error::Tensors(format!("no tensor {} in {}", shown(name), self.inner.dir.path().display())))
     }
 
-    /// Tells the system that the pages of a tensor are not needed for now, so that a copied tensor does not occupy memory
+    /// Advises the system that the pages of a tensor are not needed for now, so that a copied tensor does not occupy memory
     /// twice. Existing views stay valid: their pages are read again when touched. Does nothing where unsupported.
     pub fn release(&self, name: &str) {
         self.release_part(name, 0, usize::MAX);

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::convert::floats;
-use super::weights::{Backing, Slot, Weights};
+use super::weights::{StoredAs, Weights};
 use crate::Result;
 
 /// Bytes of one of the two that are compared at once, and given back before the next.
@@ -17,21 +17,21 @@ impl Weights {
     /// # Errors
     /// When the files cannot be read.
     pub fn same(&self, a: &str, b: &str) -> Result<bool> {
-        let (Some(a), Some(b)) = (self.found(a), self.found(b)) else { return Ok(false) };
-        if a.entry.shape != b.entry.shape || a.rows.is_some() || b.rows.is_some() {
+        let (Some(a), Some(b)) = (self.parameters.get(a), self.parameters.get(b)) else { return Ok(false) };
+        if a.info.shape != b.info.shape || a.rows.is_some() || b.rows.is_some() {
             return Ok(false);
         }
-        match (&a.backing, &b.backing) {
-            (Backing::Dense { name: x, dtype: dx }, Backing::Dense { name: y, dtype: dy }) => {
+        match (&a.stored, &b.stored) {
+            (StoredAs::Dense { name: x, dtype: dx }, StoredAs::Dense { name: y, dtype: dy }) => {
                 self.same_data((x, dx.size()), (y, dy.size()), |x, y| {
                     // Bits alone do not tell 0 from -0, nor one type from another.
                     (dx == dy && x == y) || floats(*dx, x) == floats(*dy, y)
                 })
             }
-            (Backing::Dense { .. }, _) | (_, Backing::Dense { .. }) => Ok(false),
-            _ if a.entry.storage != b.entry.storage || a.entry.source.len() != b.entry.source.len() => Ok(false),
+            (StoredAs::Dense { .. }, _) | (_, StoredAs::Dense { .. }) => Ok(false),
+            _ if a.info.storage != b.info.storage || a.info.tensors.len() != b.info.tensors.len() => Ok(false),
             _ => {
-                for (x, y) in a.entry.source.iter().zip(&b.entry.source) {
+                for (x, y) in a.info.tensors.iter().zip(&b.info.tensors) {
                     if !self.same_data((x, 1), (y, 1), |x, y| x == y)? {
                         return Ok(false);
                     }
@@ -60,9 +60,5 @@ impl Weights {
             at = (at.0.saturating_add(x.len()), at.1.saturating_add(y.len()));
         }
         Ok(true)
-    }
-
-    fn found(&self, canonical: &str) -> Option<&Slot> {
-        self.slots.get(canonical)
     }
 }

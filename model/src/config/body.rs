@@ -1,10 +1,14 @@
-//! What a config may leave out or say in vain: the defaults of transformers 5, switches of attention, and keys of other families.
+//! Keys that a config may omit, with the defaults of transformers 5; switches of attention; and keys of other families, which have
+//! no effect.
 //!
 //! The rule: what would change the numbers is computed or refused by name, what would not is ignored. Keys that the model type of
 //! a config does not have are ignored by transformers too; where they change the numbers of other families, a note says so.
 
+use super::family::Family;
 use super::fields::Fields;
-use super::{Family, LayerType, MAX_HEADS, MAX_LAYERS, MAX_POSITIONS};
+use super::layers::{LayerType, LinearAttentionConfig};
+use super::limits::{MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_POSITIONS};
+use super::notes::Notes;
 use crate::checkpoint::names::shown;
 use crate::{Error, Result};
 
@@ -37,22 +41,6 @@ const FOREIGN: [(&str, &[f64]); 26] = [
     ("activation_function", &[]),
     ("num_local_experts", &[1.0]),
 ];
-
-/// What a config leaves open or says in vain, as sentences without a full stop.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Notes {
-    /// What is assumed because it is not stated: the defaults of transformers.
-    pub assumed: Vec<String>,
-    /// What is stated and not used.
-    pub unused: Vec<String>,
-}
-
-impl Notes {
-    /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = &String> {
-        self.assumed.iter().chain(&self.unused)
-    }
-}
 
 /// Notes on keys of other families that are stated and not used.
 pub(super) fn note_foreign(text: &Fields, model_type: &str, notes: &mut Notes) {
@@ -199,4 +187,22 @@ pub(super) fn key_value_heads(text: &Fields, family: Family, heads: usize, notes
         true => size_or(text, "num_key_value_heads", MAX_HEADS, 4, notes),
         false => Ok(text.size("num_key_value_heads", MAX_HEADS)?.unwrap_or(heads)),
     }
+}
+
+/// The sizes of linear attention, with transformers' defaults.
+pub(super) fn linear_attention(text: &Fields, notes: &mut Notes) -> Result<LinearAttentionConfig> {
+    let mut size = |key, max, default| size_or(text, key, max, default, notes);
+    let out = LinearAttentionConfig {
+        num_key_heads: size("linear_num_key_heads", MAX_HEADS, 16)?,
+        num_value_heads: size("linear_num_value_heads", MAX_HEADS, 32)?,
+        key_head_dim: size("linear_key_head_dim", MAX_HEAD_DIM, 128)?,
+        value_head_dim: size("linear_value_head_dim", MAX_HEAD_DIM, 128)?,
+        conv_kernel_dim: size("linear_conv_kernel_dim", 64, 4)?,
+    };
+    if !out.num_value_heads.is_multiple_of(out.num_key_heads) {
+        let message =
+            format!("is {}, which does not divide linear_num_value_heads {}", out.num_key_heads, out.num_value_heads);
+        return Err(text.error("linear_num_key_heads", message));
+    }
+    Ok(out)
 }

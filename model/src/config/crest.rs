@@ -73,7 +73,7 @@ impl From<HaltWeights> for halting::HaltWeights {
     }
 }
 
-/// The options that a config states; `None` where it is silent.
+/// The options that a config states; `None` where it states none.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CrestConfig {
     /// Steps to run at most.
@@ -121,7 +121,7 @@ impl CrestConfig {
     pub const FILE: &str = "crest.json";
 
     pub(super) fn read(object: &Fields) -> Result<Self> {
-        let gate_hidden = object.size("gate_hidden", super::MAX_WIDTH)?;
+        let gate_hidden = object.size("gate_hidden", super::limits::MAX_WIDTH)?;
         let threshold = object.number("halt_threshold", "a number from 0 to 1", |x| (0.0..=1.0).contains(&x))?;
         let ignored = object.keys().filter(|key| !KEYS.contains(&key.as_str())).cloned().collect();
         Ok(Self {
@@ -148,7 +148,7 @@ impl CrestConfig {
         }
     }
 
-    /// These options, and where they are silent those of `other`.
+    /// These options; where one is not stated, that of `other`.
     pub(super) fn or(self, other: Self) -> Self {
         Self {
             num_steps: self.num_steps.or(other.num_steps),
@@ -168,7 +168,7 @@ impl CrestConfig {
 
 /// What the tensors of a checkpoint show about its adaptive depth.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CrestFound {
+pub struct DiscoveredCrest {
     /// MLPs per layer, K.
     pub num_steps: usize,
     /// One gate per layer, rather than one per step. Always so for K = 2, where the two cannot be told apart.
@@ -247,7 +247,7 @@ impl CrestOptions {
     ///
     /// # Errors
     /// [`Error::Option`] when a stated value contradicts the tensors, or a value is out of range.
-    pub fn resolve(stated: &CrestConfig, found: &CrestFound, overrides: &CrestOverrides) -> Result<Self> {
+    pub fn resolve(stated: &CrestConfig, found: &DiscoveredCrest, overrides: &CrestOverrides) -> Result<Self> {
         // With two steps there is one gate either way.
         if found.num_steps > 2 {
             agrees("gate_shared", &stated.gate_shared, &found.gate_shared)?;

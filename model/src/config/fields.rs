@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::str::FromStr;
 
+use emberlm_quant::host::FloatType;
 use serde_json::{Map, Value};
 
 use crate::checkpoint::names::shown;
@@ -253,3 +254,17 @@ macro_rules! spelled {
     };
 }
 pub(crate) use spelled;
+
+/// A float type as configs spell it; `auto` and null count as absent.
+pub(super) fn float_type(fields: &Fields, key: &str) -> Result<Option<FloatType>> {
+    match fields.text(key)?.map(|text| text.trim_start_matches("torch.")) {
+        None | Some("auto") => Ok(None),
+        Some("float32" | "float") => Ok(Some(FloatType::F32)),
+        Some("float16" | "half") => Ok(Some(FloatType::F16)),
+        Some("bfloat16") => Ok(Some(FloatType::Bf16)),
+        Some(other) => {
+            Err(fields
+                .error(key, format!("\"{}\" is not supported: expected float32, float16 or bfloat16", shown(other))))
+        }
+    }
+}

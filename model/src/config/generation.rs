@@ -8,9 +8,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::MAX_POSITIONS;
 use super::fields::Fields;
 use super::json;
+use super::limits::{MAX_CONFIG_BYTES, MAX_POSITIONS};
 use crate::Result;
 use crate::checkpoint::ModelDir;
 use crate::sampling::{LogitsProcessors, SamplingConfig};
@@ -87,7 +87,7 @@ impl GenerationConfig {
     /// # Errors
     /// When the file cannot be read, or is beyond every size.
     pub fn from_dir(dir: &ModelDir) -> Result<Self> {
-        Ok(match dir.read(Self::FILE, super::MAX_CONFIG_BYTES)? {
+        Ok(match dir.read(Self::FILE, MAX_CONFIG_BYTES)? {
             Some(bytes) => Self::from_json(&dir.path().join(Self::FILE), &bytes),
             None => Self::default(),
         })

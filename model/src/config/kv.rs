@@ -52,7 +52,7 @@ impl From<KvActivation> for CodeActivation {
     }
 }
 
-/// The options that a config states (`kv_compression`); `None` where it is silent.
+/// The options that a config states (`kv_compression`); `None` where it states none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KvCompressionConfig {
     /// Compressed layers.
@@ -85,7 +85,7 @@ impl KvCompressionConfig {
             None => None,
         };
         let last = layers.saturating_sub(1);
-        let hidden = object.size("hidden_dim", super::MAX_WIDTH)?;
+        let hidden = object.size("hidden_dim", super::limits::MAX_WIDTH)?;
         Ok(Self {
             layers: object.integers("layers", last)?.map(|l| l.into_iter().collect()),
             targets,
@@ -116,7 +116,7 @@ pub struct KvCodec {
 
 /// The compressors that the tensors hold: layer, then target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct KvCompressionFound {
+pub struct DiscoveredKvCompression {
     /// Compressed layers.
     pub layers: BTreeMap<usize, BTreeMap<KvTarget, KvCodec>>,
 }
@@ -142,10 +142,13 @@ impl KvCompression {
     ///
     /// # Errors
     /// [`Error::Option`] when a stated value contradicts the tensors.
-    pub fn resolve(stated: Option<&KvCompressionConfig>, found: Option<&KvCompressionFound>) -> Result<Option<Self>> {
+    pub fn resolve(
+        stated: Option<&KvCompressionConfig>,
+        found: Option<&DiscoveredKvCompression>,
+    ) -> Result<Option<Self>> {
         let silent = KvCompressionConfig::default();
         let stated = stated.unwrap_or(&silent);
-        let empty = KvCompressionFound::default();
+        let empty = DiscoveredKvCompression::default();
         let found = found.unwrap_or(&empty);
         let layers: BTreeSet<usize> = found.layers.keys().copied().collect();
         agrees("layers", &stated.layers, &layers)?;

@@ -1,9 +1,19 @@
-//! Sizes that are fine one by one and absurd together: what a sequence keeps must stay in proportion to known models, because a
+//! Bounds on what a config may state, one by one and together: what a sequence keeps must stay in proportion to known models, because a
 //! small file can state any product of them.
 
 use super::fields::Fields;
-use super::{LayerType, LinearAttentionConfig, MAX_WIDTH};
+use super::layers::{LayerType, LinearAttentionConfig};
 use crate::Result;
+
+/// Largest `config.json`, in bytes: two hundred times the largest known one.
+pub(super) const MAX_CONFIG_BYTES: u64 = 4 << 20;
+/// Largest hidden or intermediate size.
+pub(super) const MAX_WIDTH: usize = 1 << 22;
+pub(super) const MAX_LAYERS: usize = 1024;
+pub(super) const MAX_HEADS: usize = 4096;
+pub(super) const MAX_HEAD_DIM: usize = 4096;
+pub(super) const MAX_VOCABULARY: usize = 1 << 24;
+pub(super) const MAX_POSITIONS: usize = 1 << 28;
 
 /// Bytes that linear attention may keep per sequence, all layers together: eighty times what the largest known model keeps.
 const MAX_STATE_BYTES: usize = 16 << 30;

@@ -58,8 +58,8 @@ impl NanoModule {
             NanoKind::Embedding => ("num_embeddings", "embedding_dim"),
             NanoKind::Int8Linear | NanoKind::TruequantLinear => ("out_features", "in_features"),
         };
-        let out_features = spec.required(rows, |f, key| f.size(key, super::MAX_VOCABULARY))?;
-        let in_features = spec.required(columns, |f, key| f.size(key, super::MAX_WIDTH))?;
+        let out_features = spec.required(rows, |f, key| f.size(key, super::limits::MAX_VOCABULARY))?;
+        let in_features = spec.required(columns, |f, key| f.size(key, super::limits::MAX_WIDTH))?;
         let has_bias = spec.boolean("has_bias")?.unwrap_or(false);
         let (mut prot_rows, mut deg_rows, mut bits) = (out_features, 0, 8);
         if kind == NanoKind::TruequantLinear {

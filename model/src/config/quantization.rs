@@ -2,8 +2,7 @@
 
 use emberlm_quant::host::FloatType;
 
-use super::fields::{Fields, spelled};
-use super::float_type;
+use super::fields::{Fields, float_type, spelled};
 use crate::Result;
 use crate::checkpoint::names::shown;
 

@@ -4,9 +4,9 @@
 //! `rope_scaling` replaces `rope_parameters` as a whole, a base inside the object in force wins over `rope_theta` beside it, and
 //! `original_max_position_embeddings` beside the object wins over the one inside.
 
-use super::MAX_POSITIONS;
-use super::body::Notes;
 use super::fields::Fields;
+use super::limits::MAX_POSITIONS;
+use super::notes::Notes;
 use super::rope_scaling::{RopeContext, RopeScaling};
 use crate::Result;
 

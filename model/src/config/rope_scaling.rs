@@ -1,7 +1,7 @@
 //! The ways in which rotary frequencies are stretched for long contexts, with every parameter that transformers 5 reads.
 
-use super::MAX_POSITIONS;
 use super::fields::Fields;
+use super::limits::MAX_POSITIONS;
 use crate::Result;
 use crate::checkpoint::names::shown;
 

@@ -1,7 +1,7 @@
 //! Full attention: rotary positions, grouped key-value heads, and what a family adds to it.
 //!
-//! Qwen2 adds biases to the projections (Llama and Qwen3.5 where `attention_bias` says so), Qwen3.5 norms of queries and keys and a gate on the output, LeanLlama compressors of
-//! what is cached. A field that a family lacks is absent.
+//! Qwen2 adds biases to the query, key and value projections (Llama and Qwen3.5 where `attention_bias` is true), Qwen3.5 adds norms of
+//! queries and keys and a gate on the output, LeanLlama compresses the cached keys and values. A field that a family lacks is `None`.
 
 use burn::module::Module;
 use burn::tensor::Tensor;

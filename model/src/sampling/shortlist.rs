@@ -3,7 +3,9 @@
 use burn::tensor::{Tensor, Transaction};
 use emberlm_quant::CompactBackend;
 
-use super::{Candidate, Sampler, Strategy, weigh};
+use super::candidates::{Candidate, weigh};
+use super::config::Strategy;
+use super::sampler::Sampler;
 use crate::Result;
 use crate::read::{elements, read_back};
 

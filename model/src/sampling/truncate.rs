@@ -5,7 +5,7 @@
 
 use std::cmp::Ordering;
 
-use super::Candidate;
+use super::candidates::Candidate;
 
 /// The `k`-th largest of `values` (`1 <= k <= values.len()`), in time linear in their number.
 ///

@@ -1,11 +1,11 @@
-//! Chats in which the text of special tokens inside messages stays text.
+//! Texts and chats in which the text of special tokens stays text.
 
 use tokenizers::tokenizer::normalizer::Range;
 use tokenizers::tokenizer::{PreTokenizedString, PreTokenizer};
 use tokenizers::{Model, NormalizedString, Normalizer, OffsetReferential, OffsetType, Token};
 
-use super::chat::{ChatOptions, Message};
-use super::contain::contain;
+use super::catch_panic::catch_panic;
+use super::chat::{ChatOptions, Message, SpecialText};
 use super::tokenizer::TextProcessor;
 use crate::{Error, Result};
 
@@ -13,13 +13,50 @@ use crate::{Error, Result};
 const FIRST_STAND_IN: u32 = 0x10_0000;
 const LAST_STAND_IN: u32 = 0x10_FFFD;
 
+impl TextProcessor {
+    /// As [`Self::encode`], with the text of special tokens and of all added ones as ordinary text.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_literal(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let mut ids = encode(self, text)?;
+        if add_special {
+            // What stands around a text does not depend on it.
+            let sample = "x";
+            let (plain, whole) = (self.encode(sample, false)?, self.encode(sample, true)?);
+            let at = whole.windows(plain.len().max(1)).position(|window| window == plain);
+            if let Some((before, rest)) = at.and_then(|at| whole.split_at_checked(at)) {
+                let after = rest.get(plain.len()..).unwrap_or_default();
+                ids = [before, ids.as_slice(), after].concat();
+            }
+        }
+        self.check_ids(&ids)?;
+        Ok(ids)
+    }
+
+    /// The prompt ids of a chat. The template has written its special tokens, so none are added again.
+    ///
+    /// # Errors
+    /// As [`Self::render_chat`] and [`Self::encode`].
+    pub fn encode_chat(&self, messages: &[Message], options: &ChatOptions) -> Result<Vec<u32>> {
+        match options.special_text {
+            SpecialText::Parse => self.encode(&self.render_chat(messages, options)?, false),
+            SpecialText::Literal => {
+                let ids = encode_chat(self, messages, options)?;
+                self.check_ids(&ids)?;
+                Ok(ids)
+            }
+        }
+    }
+}
+
 /// Encodes a chat so that what users and tools wrote never becomes an added token.
 ///
 /// The text of each added token in those messages is replaced by a private-use character before rendering. In the rendered chat
 /// the added tokens are then only the template's own. With the original spelling back in place, the text is cut at these, and at
 /// no others, and goes through the steps that the tokenizer library takes, so that each stretch of text knows where in the whole
 /// it stands: some tokenizers put a space before the first stretch only.
-pub(super) fn encode_chat(text: &TextProcessor, messages: &[Message], options: &ChatOptions) -> Result<Vec<u32>> {
+fn encode_chat(text: &TextProcessor, messages: &[Message], options: &ChatOptions) -> Result<Vec<u32>> {
     let stand_ins = StandIns::new(text, messages)?;
     let messages: Vec<Message> = messages.iter().map(|m| stand_ins.hide_in(m)).collect();
     let rendered = text.render_chat(&messages, options)?;
@@ -28,7 +65,7 @@ pub(super) fn encode_chat(text: &TextProcessor, messages: &[Message], options: &
 }
 
 /// Encodes a text without looking for added tokens.
-pub(super) fn encode(text: &TextProcessor, plain: &str) -> Result<Vec<u32>> {
+fn encode(text: &TextProcessor, plain: &str) -> Result<Vec<u32>> {
     encode_cut(text, plain, &[])
 }
 
@@ -87,7 +124,7 @@ impl StandIns {
     /// The added tokens of a rendered chat, at their places in the restored text.
     fn cuts(&self, text: &TextProcessor, rendered: &str) -> Result<Vec<Cut>> {
         let tokenizer = text.tokenizer();
-        let encoding = contain(|| tokenizer.encode(rendered, false))?;
+        let encoding = catch_panic(|| tokenizer.encode(rendered, false))?;
         let added = tokenizer.get_added_tokens_decoder();
         let mut cuts = Vec::new();
         let (mut done, mut restored) = (0, 0);
@@ -111,7 +148,7 @@ impl StandIns {
 /// Encodes a text whose added tokens are these and no others.
 fn encode_cut(text: &TextProcessor, plain: &str, cuts: &[Cut]) -> Result<Vec<u32>> {
     let tokenizer = text.tokenizer();
-    contain(|| {
+    catch_panic(|| {
         let mut pieces = PreTokenizedString::from(plain);
         // As the library does: tokens of the text as it is, then the normalizer, then tokens of the text as that leaves it.
         pieces.split(|_, piece| Ok(cut(&piece, cuts, false)))?;

@@ -15,9 +15,10 @@
 
 #![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
 
+mod byte_tokens;
+mod catch_panic;
 mod chat;
 mod class;
-mod contain;
 mod decode_stream;
 mod files;
 mod literal;
@@ -27,9 +28,9 @@ mod stop;
 mod templates;
 mod tokenizer;
 
-pub use chat::{ChatOptions, ChatTemplate, Message};
+pub use chat::{ChatOptions, ChatTemplate, Message, SpecialText};
 pub use decode_stream::DecodeStream;
 pub use files::TextFiles;
 pub use special_tokens::{SpecialToken, SpecialTokens};
 pub use stop::{StopSet, StopStrings, Stopped, eos_token_ids};
-pub use tokenizer::{SpecialText, TextProcessor, TokenKind};
+pub use tokenizer::{TextProcessor, TokenKind};

@@ -11,8 +11,8 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer};
 
+use super::catch_panic::catch_panic;
 use super::class;
-use super::contain::contain;
 use super::files::{TextFiles, parse_object};
 use crate::{Error, Result};
 
@@ -150,7 +150,7 @@ impl Declared {
         for token in &mut new {
             token.special |= self.roles.iter().any(|(_, named)| named.text == token.content);
         }
-        contain(|| {
+        catch_panic(|| {
             if !new.is_empty() {
                 tokenizer.add_tokens(new)?;
             }

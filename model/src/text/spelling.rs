@@ -1,6 +1,6 @@
 //! How many bytes of a text each of its tokens stands for.
 
-use super::decode_stream::{is_byte_level, is_byte_token, push_token_bytes};
+use super::byte_tokens::{is_byte_level, is_byte_token, push_token_bytes};
 use super::tokenizer::TextProcessor;
 
 impl TextProcessor {
@@ -8,7 +8,7 @@ impl TextProcessor {
     /// tokens around. A token inside a character has the bytes that it spells. The sum is the length of the text: where the
     /// tokenizer normalises a text before it cuts it, the bytes are those of the normalised text, scaled.
     pub fn bytes_of_tokens(&self, text: &str, ids: &[u32]) -> Vec<f64> {
-        let byte_level = is_byte_level(self);
+        let byte_level = is_byte_level(self.tokenizer());
         let mut spelled: Vec<Vec<u8>> = ids.iter().map(|&id| self.spelled(id, byte_level)).collect();
         // Many tokenizers put a space before the first word.
         if let Some(first) = spelled.first_mut().filter(|first| first.starts_with(b" ") && !text.starts_with(' ')) {

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// The token ids that end a text.
 ///
 /// It is the union of what `generation_config.json`, `config.json`, the tokenizer and the user name: models list different
-/// ids in each, and missing one makes them talk on past the end of their turn.
+/// ids in each, and missing one makes a chat model generate past the end of its turn.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StopSet {
     /// Sorted, without repeats.

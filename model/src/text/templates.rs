@@ -20,7 +20,7 @@ pub(super) struct Templates {
 }
 
 /// A name and a source, or why there is none.
-type Source = (String, std::result::Result<String, String>);
+type NamedSource = (String, std::result::Result<String, String>);
 
 impl Templates {
     /// The templates of a model directory, from where transformers takes them: the files `chat_template.jinja` and
@@ -32,7 +32,7 @@ impl Templates {
         let text = |bytes: &Vec<u8>| String::from_utf8(bytes.clone()).map_err(|e| format!("is not UTF-8: {e}"));
         let file =
             |name: &str| if name == "default" { "chat_template.jinja".to_owned() } else { format!("{name}.jinja") };
-        let mut sources: Vec<Source> = default
+        let mut sources: Vec<NamedSource> = default
             .chain(named)
             .map(|(name, bytes)| {
                 let source = text(bytes).map_err(|e| format!("{}: {e}", files.directory.join(file(&name)).display()));
@@ -52,7 +52,7 @@ impl Templates {
                 Err(e) => vec![("default".to_owned(), Err(e.to_string()))],
             };
         }
-        let parse = |(name, source): Source| {
+        let parse = |(name, source): NamedSource| {
             let template = source.and_then(|source| {
                 ChatTemplate::new(name.clone(), source).map_err(|e| match e {
                     Error::Template(message) => message,
@@ -97,7 +97,7 @@ impl Templates {
 }
 
 /// `chat_template`: one source, a list of `{name, template}`, or an object of names and sources.
-fn in_json(json: &Map<String, Value>, path: &str) -> Vec<Source> {
+fn in_json(json: &Map<String, Value>, path: &str) -> Vec<NamedSource> {
     let wrong = |what: &str| Err(format!("{path}: chat_template: {what}"));
     let text = |value: Option<&Value>| match value.and_then(Value::as_str) {
         Some(source) => Ok(source.to_owned()),

@@ -5,27 +5,16 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::Map;
-use tokenizers::{DecoderWrapper, Tokenizer};
+use tokenizers::Tokenizer;
 
+use super::byte_tokens::{is_byte_level, push_token_bytes, single_byte};
+use super::catch_panic::catch_panic;
 use super::chat::{ChatOptions, Message};
 use super::class;
-use super::contain::contain;
-use super::decode_stream::{self, DecodeStream};
 use super::files::{TextFiles, check_json, parse_object};
-use super::literal;
 use super::special_tokens::{Declared, SpecialTokens};
 use super::templates::Templates;
 use crate::{Error, Result};
-
-/// How the text of special tokens inside messages is encoded.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum SpecialText {
-    /// As the special token, like transformers.
-    #[default]
-    Parse,
-    /// As ordinary text in messages of the roles `user` and `tool`; elsewhere as the special token.
-    Literal,
-}
 
 /// What a token is to its tokenizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,33 +105,13 @@ impl TextProcessor {
     /// [`Error::Tokenizer`] when the tokenizer fails; [`Error::Prompt`] when a token is beyond the [embedding](Self::for_embedding).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let tokenizer = &self.inner.tokenizer;
-        let encoding = contain(|| tokenizer.encode_fast(text, add_special))?;
+        let encoding = catch_panic(|| tokenizer.encode_fast(text, add_special))?;
         self.check_ids(encoding.get_ids())?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// As [`Self::encode`], with the text of special tokens and of all added ones as ordinary text.
-    ///
-    /// # Errors
-    /// As [`Self::encode`].
-    pub fn encode_literal(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let mut ids = literal::encode(self, text)?;
-        if add_special {
-            // What stands around a text does not depend on it.
-            let sample = "x";
-            let (plain, whole) = (self.encode(sample, false)?, self.encode(sample, true)?);
-            let at = whole.windows(plain.len().max(1)).position(|window| window == plain);
-            if let Some((before, rest)) = at.and_then(|at| whole.split_at_checked(at)) {
-                let after = rest.get(plain.len()..).unwrap_or_default();
-                ids = [before, ids.as_slice(), after].concat();
-            }
-        }
-        self.check_ids(&ids)?;
-        Ok(ids)
-    }
-
     /// Whether every id has a row in the embedding.
-    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+    pub(super) fn check_ids(&self, ids: &[u32]) -> Result<()> {
         let Some(rows) = self.rows else { return Ok(()) };
         let beyond = |id: &&u32| usize::try_from(**id).map_or(true, |id| id >= rows);
         let Some(&id) = ids.iter().find(beyond) else { return Ok(()) };
@@ -159,12 +128,7 @@ impl TextProcessor {
     /// # Errors
     /// [`Error::Tokenizer`] when the tokenizer fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        contain(|| self.inner.tokenizer.decode(ids, skip_special))
-    }
-
-    /// A stream that turns generated ids into text as they come.
-    pub fn decode_stream(&self, skip_special: bool) -> DecodeStream {
-        DecodeStream::new(self.clone(), skip_special)
+        catch_panic(|| self.inner.tokenizer.decode(ids, skip_special))
     }
 
     /// The id of a token by its text in the vocabulary.
@@ -180,13 +144,13 @@ impl TextProcessor {
     /// The bytes that a token stands for, with byte-level tokenizers and for tokens of one byte (`<0xE6>`); `None` for others.
     pub fn bytes(&self, id: u32) -> Option<Vec<u8>> {
         let token = self.token(id)?;
-        if let Some(byte) = decode_stream::single_byte(&token) {
+        if let Some(byte) = single_byte(&token) {
             return Some(vec![byte]);
         }
-        let byte_level = matches!(self.inner.tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+        let byte_level = is_byte_level(&self.inner.tokenizer);
         let mut bytes = Vec::new();
         if byte_level {
-            decode_stream::push_token_bytes(&token, &mut bytes);
+            push_token_bytes(&token, &mut bytes);
         }
         byte_level.then_some(bytes)
     }
@@ -229,21 +193,6 @@ impl TextProcessor {
         template.render(messages, options, self.inner.special.names())
     }
 
-    /// The prompt ids of a chat. The template has written its special tokens, so none are added again.
-    ///
-    /// # Errors
-    /// As [`Self::render_chat`] and [`Self::encode`].
-    pub fn encode_chat(&self, messages: &[Message], options: &ChatOptions) -> Result<Vec<u32>> {
-        match options.special_text {
-            SpecialText::Parse => self.encode(&self.render_chat(messages, options)?, false),
-            SpecialText::Literal => {
-                let ids = literal::encode_chat(self, messages, options)?;
-                self.check_ids(&ids)?;
-                Ok(ids)
-            }
-        }
-    }
-
     /// The tokenizer itself, for the parts of this module.
     pub(super) fn tokenizer(&self) -> &Tokenizer {
         &self.inner.tokenizer
@@ -252,7 +201,7 @@ impl TextProcessor {
 
 /// Parses `tokenizer.json`, without the truncation and padding it may ask for: a prompt is never cut silently.
 fn load(json: &[u8]) -> Result<Tokenizer> {
-    contain(|| {
+    catch_panic(|| {
         let mut tokenizer = Tokenizer::from_bytes(json)?;
         tokenizer.with_truncation(None)?;
         tokenizer.with_padding(None);
@@ -292,7 +241,7 @@ fn warn_of_ignored(declared: &Declared, tokenizer: &Tokenizer, special: &Special
     if declared.add.iter().all(|(_, wanted)| wanted.is_none()) {
         return Ok(());
     }
-    let around = contain(|| tokenizer.encode_fast("", true))?;
+    let around = catch_panic(|| tokenizer.encode_fast("", true))?;
     let ends = [around.get_ids().first(), around.get_ids().last()];
     for ((name, wanted), (token, end)) in declared.add.iter().zip([&special.bos, &special.eos].into_iter().zip(ends)) {
         let (Some(wanted), Some(id)) = (wanted, token.as_ref().and_then(|t| t.id)) else { continue };

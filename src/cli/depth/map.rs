@@ -30,7 +30,7 @@ pub struct DepthMap {
     pub perplexity: Option<f64>,
     pub tokens: Vec<Token>,
     /// The pass that predicts what comes after the text.
-    pub next: Option<Pass>,
+    pub next: Option<PassDepth>,
 }
 
 /// A token and the pass that predicted it.
@@ -41,12 +41,12 @@ pub struct Token {
     pub text: String,
     pub log_probability: Option<f32>,
     #[serde(flatten)]
-    pub pass: Option<Pass>,
+    pub pass: Option<PassDepth>,
 }
 
 /// The depth of one pass.
 #[derive(Clone, Debug, Serialize)]
-pub struct Pass {
+pub struct PassDepth {
     pub mean_steps: f64,
     /// Per layer.
     pub steps: Vec<u32>,
@@ -54,7 +54,7 @@ pub struct Pass {
     pub halt: Vec<Vec<f32>>,
 }
 
-impl Pass {
+impl PassDepth {
     fn new(depth: &TokenDepth) -> Self {
         Self { mean_steps: depth.mean_steps(), steps: depth.steps.clone(), halt: depth.halt.clone() }
     }
@@ -69,7 +69,7 @@ impl DepthMap {
         ids: &[u32],
         evaluated: &Evaluation,
     ) -> Result<Self> {
-        let passes: Vec<Pass> = evaluated.depth.iter().map(Pass::new).collect();
+        let passes: Vec<PassDepth> = evaluated.depth.iter().map(PassDepth::new).collect();
         let mut stream = text.decode_stream(false);
         let mut tokens = Vec::new();
         for (i, &id) in ids.iter().enumerate() {
@@ -84,7 +84,7 @@ impl DepthMap {
         if let Some(token) = tokens.last_mut() {
             token.text.push_str(&stream.finish()?);
         }
-        let predicted: Vec<&Pass> = tokens.iter().filter_map(|token| token.pass.as_ref()).collect();
+        let predicted: Vec<&PassDepth> = tokens.iter().filter_map(|token| token.pass.as_ref()).collect();
         let sum: f64 = predicted.iter().map(|pass| pass.mean_steps).sum();
         let mean_steps = (!predicted.is_empty()).then(|| sum / predicted.len() as f64);
         Ok(Self {
@@ -107,7 +107,7 @@ impl DepthMap {
     }
 
     /// What is shown of each column: its text on one line, and its pass.
-    pub fn columns(&self) -> impl Iterator<Item = (String, Option<&Pass>)> {
+    pub fn columns(&self) -> impl Iterator<Item = (String, Option<&PassDepth>)> {
         let tokens = self.tokens.iter().map(|token| (label(&token.text), token.pass.as_ref()));
         tokens.chain(self.next.as_ref().map(|pass| ("...".to_owned(), Some(pass))))
     }

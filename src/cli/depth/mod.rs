@@ -19,8 +19,9 @@ use serde::Serialize;
 use self::colour::ColourChoice;
 use self::map::DepthMap;
 use self::sweep::Threshold;
-use super::args::{Activations, DepthArgs, DeviceArgs, ModelArgs};
-use super::backend::{Opened, Work, on_device};
+use super::args::{DepthArgs, ModelArgs};
+use super::backend::{OpenDevice, WithBackend, on_device};
+use super::device_args::{Activations, DeviceArgs};
 use super::estimate::Estimate;
 use super::memory::TokenizerMemory;
 use super::{load, output};
@@ -93,22 +94,22 @@ pub fn run(args: &DepthCommandArgs) -> Result<()> {
     on_device(&args.device, Activations::Int8, args)
 }
 
-impl Work for &DepthCommandArgs {
+impl WithBackend for &DepthCommandArgs {
     type Output = ();
 
-    fn run<B: CompactBackend>(self, device: &Opened<B>) -> Result<()> {
+    fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<()> {
         show(self, device)
     }
 }
 
-fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &Opened<B>) -> Result<()> {
+fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &OpenDevice<B>) -> Result<()> {
     let pretrained = load::open(&args.model, &args.depth)?;
     let architecture = pretrained.architecture();
     let Some(crest) = architecture.crest.clone() else {
         bail!("depth is for models with adaptive depth; this is {}", architecture.config.family);
     };
     let text = pretrained.text()?;
-    let prompt = super::generate::given_or_stdin(&args.prompt)?;
+    let prompt = super::input::given_or_stdin(&args.prompt)?;
     let ids = text.encode(&prompt, true)?;
     let (quant, head) = (args.model.quant, args.model.quant_head);
     let weights = load::weight_options::<B>(quant, head, &pretrained, &device.device)?;

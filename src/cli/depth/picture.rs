@@ -1,7 +1,7 @@
 //! Depth as a picture: SVG, or a page around it. Self-contained, with colours for light and for dark surroundings.
 
 use super::colour::{DARK, LIGHT, Rgb, ink};
-use super::map::{DepthMap, Pass, columns_of, cut, is_noncharacter};
+use super::map::{DepthMap, PassDepth, columns_of, cut, is_noncharacter};
 use super::sweep::Threshold;
 
 /// Sizes, in pixels.
@@ -146,7 +146,7 @@ fn labels(map: &DepthMap, y: f64) -> String {
     label(y + 13.5, "layer") + &rows.collect::<String>()
 }
 
-fn column(map: &DepthMap, label: &str, pass: Option<&Pass>, x: f64, y: f64, width: f64) -> String {
+fn column(map: &DepthMap, label: &str, pass: Option<&PassDepth>, x: f64, y: f64, width: f64) -> String {
     let title = pass.map_or("not predicted".to_owned(), |pass| {
         let steps: Vec<String> = pass.steps.iter().map(u32::to_string).collect();
         format!("{:.2} steps: {}", pass.mean_steps, steps.join(" "))

@@ -1,7 +1,7 @@
 //! Depth on a terminal: the text in the colours of its mean steps, then a heat map in lines of the terminal's width.
 
 use super::colour::{Colours, LIGHT, Rgb, indexed, ink};
-use super::map::{DepthMap, LEVELS, Pass, columns_of, cut};
+use super::map::{DepthMap, LEVELS, PassDepth, columns_of, cut};
 
 /// Everything, ending with a line break.
 pub fn paint(map: &DepthMap, colours: Colours, width: usize) -> String {
@@ -29,7 +29,8 @@ fn heat_map(map: &DepthMap, colours: Colours, width: usize) -> String {
     let digits = map.layers.saturating_sub(1).to_string().len().max(2);
     let margin = digits + 2;
     let room = width.saturating_sub(margin).max(1);
-    let columns: Vec<(String, Option<&Pass>)> = map.columns().map(|(label, pass)| (cut(&label, room), pass)).collect();
+    let columns: Vec<(String, Option<&PassDepth>)> =
+        map.columns().map(|(label, pass)| (cut(&label, room), pass)).collect();
     let mut out = "layer\n".to_owned();
     let mut rest = columns.as_slice();
     while !rest.is_empty() {

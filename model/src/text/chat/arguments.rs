@@ -2,7 +2,8 @@
 
 use std::rc::Rc;
 
-use super::value::{Fail, R, Value};
+use super::fail::{Fail, R};
+use super::value::Value;
 
 /// What a call gives.
 #[derive(Debug, Default, Clone)]

@@ -2,8 +2,6 @@
 
 use std::rc::Rc;
 
-use super::value::Value;
-
 #[derive(Debug)]
 pub(super) struct Expr {
     pub(super) line: u32,
@@ -12,7 +10,7 @@ pub(super) struct Expr {
 
 #[derive(Debug)]
 pub(super) enum Kind {
-    Const(Value),
+    Const(Literal),
     Name(Rc<str>),
     List(Vec<Expr>),
     Tuple(Vec<Expr>),
@@ -35,6 +33,16 @@ pub(super) enum Kind {
     /// Without an operand, the filter of a block.
     Filter(Option<Box<Expr>>, Rc<str>, CallArgs),
     Test(Box<Expr>, Rc<str>, CallArgs),
+}
+
+/// A constant as it is written.
+#[derive(Debug)]
+pub(super) enum Literal {
+    None,
+    Bool(bool),
+    Int(i128),
+    Float(f64),
+    Str(Rc<str>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,10 +1,9 @@
 //! What one rendering may use: steps, memory, output and time.
 
 use std::cell::Cell;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::value::{Dict, Fail, List, R, Value};
+use super::fail::{Fail, R};
 
 /// Templates of published models render in milliseconds.
 const TIME: Duration = Duration::from_secs(1);
@@ -84,67 +83,5 @@ impl Budget {
             None => return Err(Fail::new("the template uses too much memory")),
         }
         Ok(())
-    }
-
-    /// A new text.
-    pub(super) fn text(&self, text: impl Into<Rc<str>> + AsRef<str>) -> R<Value> {
-        self.charge_text(text.as_ref())?;
-        Ok(Value::Str(text.into()))
-    }
-
-    /// A new text that needs no HTML escapes.
-    pub(super) fn markup(&self, text: String) -> R<Value> {
-        self.charge_text(&text)?;
-        Ok(Value::Markup(text.into()))
-    }
-
-    fn charge_text(&self, text: &str) -> R<()> {
-        self.check_size(Some(text.len()))?;
-        self.spend(text.len().saturating_add(NODE))
-    }
-
-    /// A new list.
-    pub(super) fn list(&self, items: Vec<Value>) -> R<Value> {
-        Ok(Value::List(self.sequence(items)?))
-    }
-
-    /// A new tuple.
-    pub(super) fn tuple(&self, items: Vec<Value>) -> R<Value> {
-        Ok(Value::Tuple(self.sequence(items)?))
-    }
-
-    /// A group of `groupby`.
-    pub(super) fn group(&self, key: Value, items: Vec<Value>) -> R<Value> {
-        let items = vec![key, self.list(items)?];
-        let (weight, depth) = self.weigh(items.iter())?;
-        Ok(Value::Tuple(Rc::new(List { items, grouped: true, weight, depth })))
-    }
-
-    fn sequence(&self, items: Vec<Value>) -> R<Rc<List>> {
-        self.spend(items.len().saturating_mul(NODE).saturating_add(NODE))?;
-        let (weight, depth) = self.weigh(items.iter())?;
-        Ok(Rc::new(List { items, grouped: false, weight, depth }))
-    }
-
-    /// A new dictionary.
-    pub(super) fn dict(&self, mut dict: Dict) -> R<Value> {
-        self.spend(dict.len().saturating_mul(4 * NODE).saturating_add(NODE))?;
-        (dict.weight, dict.depth) = self.weigh(dict.iter().flat_map(|(k, v)| [k, v]))?;
-        Ok(Value::Dict(Rc::new(dict)))
-    }
-
-    /// Size and nesting of a container of these values. A part that occurs twice counts twice, as it does for whatever walks the
-    /// container.
-    pub(super) fn weigh<'v>(&self, items: impl Iterator<Item = &'v Value>) -> R<(usize, usize)> {
-        let (mut weight, mut depth) = (NODE, 0);
-        for item in items {
-            weight = item.weight().saturating_add(weight);
-            depth = depth.max(item.depth());
-        }
-        self.check_size(Some(weight))?;
-        if depth >= DEPTH {
-            return Err(Fail::new(format!("values are nested more than {DEPTH} deep")));
-        }
-        Ok((weight, depth + 1))
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use chrono::NaiveDateTime;
 
-use super::value::{Fail, R};
+use super::fail::{Fail, R};
 
 /// The local time, or the one given, in a `strftime` format.
 pub(super) fn strftime(now: Option<NaiveDateTime>, format: &str) -> R<String> {

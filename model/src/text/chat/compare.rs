@@ -3,7 +3,8 @@
 use std::cmp::Ordering;
 
 use super::budget::Budget;
-use super::value::{Dict, Fail, R, Value, View, whole};
+use super::fail::{Fail, R};
+use super::value::{Dict, Value, View, whole};
 
 /// `left == right`.
 pub(super) fn equal(budget: &Budget, left: &Value, right: &Value) -> R<bool> {

@@ -8,9 +8,10 @@ use serde_json::{Map, Value as Json};
 
 use super::budget::Budget;
 use super::evaluate::FUNCTIONS;
+use super::fail::{Fail, R};
 use super::interpreter::Interpreter;
 use super::parser::parse;
-use super::value::{Fail, R, Value};
+use super::value::Value;
 use crate::{Error, Result};
 
 /// Parser and interpreter recurse over the syntax tree and over values, within their bounds. Only what is used is ever backed by

@@ -6,9 +6,10 @@ use std::rc::Rc;
 use super::arguments::{Args, text_of};
 use super::ast::{CallArgs, Comparison, Expr, Kind};
 use super::compare::{contains, equal, order, undefined};
-use super::interpreter::{Interpreter, Scope};
-use super::value::{Dict, Fail, Namespace, R, Range, Value};
-use super::{filters, lookup, methods, operators, predicates};
+use super::fail::{Fail, R};
+use super::interpreter::Interpreter;
+use super::value::{Dict, LoopState, Namespace, Range, Scope, Value};
+use super::{filters, lookup, methods, operators, predicates, subscript};
 
 /// The functions of jinja2, and those that transformers adds.
 pub(super) const FUNCTIONS: [&str; 8] =
@@ -28,7 +29,7 @@ impl Interpreter<'_> {
 
     fn kind(&mut self, kind: &Kind, scope: &Rc<Scope>) -> R<Value> {
         match kind {
-            Kind::Const(value) => Ok(value.clone()),
+            Kind::Const(literal) => Ok(literal.into()),
             Kind::Name(name) => Ok(scope.get(name).unwrap_or_else(|| Value::undefined(format!("{name} is undefined")))),
             Kind::List(items) => {
                 let items = self.evals(items, scope)?;
@@ -178,7 +179,7 @@ impl Interpreter<'_> {
             if !sliceable && is_constant(operand) {
                 return Ok(Value::undefined(format!("a {} cannot be sliced", value.kind())));
             }
-            return operators::slice(self.budget, &value, bounds);
+            return subscript::slice(self.budget, &value, bounds);
         }
         let key = self.eval(index, scope)?;
         if let (Value::Loop(_), Some(name)) = (&value, key.as_str()) {
@@ -355,12 +356,7 @@ fn is_constant(expr: &Expr) -> bool {
     }
 }
 
-fn loop_method(
-    interpreter: &mut Interpreter<'_>,
-    state: &Rc<super::interpreter::LoopState>,
-    name: &str,
-    args: Args,
-) -> R<Value> {
+fn loop_method(interpreter: &mut Interpreter<'_>, state: &Rc<LoopState>, name: &str, args: Args) -> R<Value> {
     if let Some((name, _)) = args.named.first() {
         return Err(Fail::new(format!("loop has no parameter {name}")));
     }

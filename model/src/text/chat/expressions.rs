@@ -2,10 +2,10 @@
 
 use std::rc::Rc;
 
-use super::ast::{CallArgs, Comparison, Expr, Kind, Operator};
+use super::ast::{CallArgs, Comparison, Expr, Kind, Literal, Operator};
+use super::fail::{Fail, R};
 use super::lexer::Token;
 use super::parser::{Parser, constant};
-use super::value::{Fail, R, Value};
 
 /// Nesting of brackets, as the parser of Python bounds it.
 const BRACKETS: usize = 200;
@@ -170,9 +170,9 @@ impl Parser {
         let line = self.line();
         let kind = match self.next() {
             Token::Name(name) => match &*name {
-                "true" | "True" => Kind::Const(Value::Bool(true)),
-                "false" | "False" => Kind::Const(Value::Bool(false)),
-                "none" | "None" => Kind::Const(Value::None),
+                "true" | "True" => Kind::Const(Literal::Bool(true)),
+                "false" | "False" => Kind::Const(Literal::Bool(false)),
+                "none" | "None" => Kind::Const(Literal::None),
                 _ => {
                     if let Some(names) = self.names.last_mut() {
                         names.varargs |= *name == *"varargs";
@@ -188,10 +188,10 @@ impl Parser {
                     text.push_str(more);
                     self.next();
                 }
-                Kind::Const(Value::Str(text.into()))
+                Kind::Const(Literal::Str(text.into()))
             }
-            Token::Int(n) => Kind::Const(Value::Int(n)),
-            Token::Float(x) => Kind::Const(Value::Float(x)),
+            Token::Int(n) => Kind::Const(Literal::Int(n)),
+            Token::Float(x) => Kind::Const(Literal::Float(x)),
             Token::Operator("(") => {
                 if self.skip_operator(")") {
                     return Ok(Expr { line, kind: Kind::Tuple(Vec::new()) });
@@ -247,7 +247,7 @@ impl Parser {
                     self.next();
                     let kind = match self.next() {
                         Token::Name(name) => Kind::Attribute(Box::new(expr), name),
-                        Token::Int(n) => Kind::Item(Box::new((expr, constant(line, Value::Int(n))))),
+                        Token::Int(n) => Kind::Item(Box::new((expr, constant(line, Literal::Int(n))))),
                         token => return Err(Fail::new(format!("unexpected {}, expected a name", token.describe()))),
                     };
                     expr = Expr { line, kind };

@@ -3,13 +3,11 @@
 use super::arguments::Args;
 use super::budget::Budget;
 use super::compare::undefined;
+use super::fail::{Fail, R};
 use super::lookup;
-use super::numbers::{Spec, float_of, format_value, pad, plain_float, with_sign};
+use super::numbers::{Spec, float_of, format_value, leading_number, pad, plain_float, small, with_sign};
 use super::python::{self, escape_html};
-use super::value::{Fail, R, Value};
-
-/// The widest column, and the most digits, that a format may ask for.
-pub(super) const WIDTH: usize = 9_999;
+use super::value::Value;
 
 /// `left % right` where the left is a text.
 pub(super) fn percent(budget: &Budget, left: &Value, right: &Value) -> R<Value> {
@@ -195,23 +193,6 @@ fn closing(text: &str) -> Option<(&str, &str)> {
         }
     }
     None
-}
-
-/// Digits at the front of the text.
-pub(super) fn leading_number(rest: &mut &str) -> R<Option<i128>> {
-    let length = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-    let digits = rest.get(..length).unwrap_or_default();
-    *rest = rest.get(length..).unwrap_or_default();
-    if digits.is_empty() {
-        return Ok(None);
-    }
-    digits.parse().map(Some).map_err(|_| Fail::new(format!("a width of {digits} grows beyond {WIDTH}")))
-}
-
-/// A width or precision that does not fill memory.
-pub(super) fn small(n: u128) -> R<usize> {
-    let small = usize::try_from(n).ok().filter(|n| *n <= WIDTH);
-    small.ok_or_else(|| Fail::new(format!("a width of {n} grows beyond {WIDTH}")))
 }
 
 /// Characters beyond ASCII as escapes.

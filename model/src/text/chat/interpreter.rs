@@ -4,7 +4,7 @@
 //! with them. An `if` has none. A macro sees the scope that it was written in, as it is when the macro is called.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use chrono::NaiveDateTime;
@@ -12,8 +12,9 @@ use chrono::NaiveDateTime;
 use super::arguments::Args;
 use super::ast::{self, Body, Expr, For, Stmt, StmtKind, Target};
 use super::budget::Budget;
+use super::fail::{Fail, R};
 use super::python::{self, escape_html};
-use super::value::{Dict, Fail, Macro, Namespace, R, Value};
+use super::value::{Dict, LoopState, Macro, Namespace, Scope, Value};
 
 /// Expressions and statements inside each other, across macros. A level takes about a kilobyte of stack, several without
 /// optimisation.
@@ -22,59 +23,6 @@ const NESTING: usize = 5_000;
 const CALLS: usize = 200;
 /// Nesting that is looked through for a namespace that would contain itself.
 const LINKS: usize = 50;
-
-/// Names and their values, and the scope around.
-#[derive(Debug, Default)]
-pub(super) struct Scope {
-    variables: RefCell<HashMap<Rc<str>, Value>>,
-    parent: Option<Rc<Scope>>,
-}
-
-impl Scope {
-    pub(super) fn inside(parent: &Rc<Self>) -> Rc<Self> {
-        Rc::new(Self { variables: RefCell::default(), parent: Some(parent.clone()) })
-    }
-
-    pub(super) fn get(&self, name: &str) -> Option<Value> {
-        let mut scope = self;
-        loop {
-            if let Some(value) = scope.variables.borrow().get(name) {
-                return Some(value.clone());
-            }
-            scope = scope.parent.as_deref()?;
-        }
-    }
-
-    pub(super) fn set(&self, name: Rc<str>, value: Value) {
-        self.variables.borrow_mut().insert(name, value);
-    }
-}
-
-/// `loop` of a loop.
-#[derive(Debug)]
-pub(super) struct LoopState {
-    pub(super) index0: Cell<usize>,
-    pub(super) depth0: usize,
-    /// What is left of the iterated value.
-    rest: RefCell<VecDeque<Value>>,
-    /// The next item, where it was looked at before its turn.
-    after: RefCell<Option<Value>>,
-    pub(super) before: RefCell<Option<Value>>,
-    current: RefCell<Option<Value>>,
-    pub(super) changed: RefCell<Option<Vec<Value>>>,
-    /// Whether the filter has still to be asked for what is left.
-    filtered: Cell<bool>,
-    pub(super) code: Rc<For>,
-    pub(super) scope: Rc<Scope>,
-}
-
-impl LoopState {
-    /// The length as far as it is known without asking the filter.
-    pub(super) fn known_length(&self) -> usize {
-        let after = usize::from(self.after.borrow().is_some());
-        self.index0.get().saturating_add(1).saturating_add(after).saturating_add(self.rest.borrow().len())
-    }
-}
 
 /// What a statement asks the loop around it to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,8 +5,9 @@ use std::fmt::Write;
 use super::arguments::Args;
 use super::budget::{Budget, DEPTH};
 use super::compare;
+use super::fail::{Fail, R};
 use super::python::{self, float};
-use super::value::{Fail, R, Value};
+use super::value::Value;
 
 /// How `json.dumps` is asked to write.
 struct Json {

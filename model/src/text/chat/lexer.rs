@@ -2,8 +2,8 @@
 
 use std::rc::Rc;
 
+use super::fail::{Fail, R};
 use super::python::is_space;
-use super::value::{Fail, R};
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Token {

@@ -4,9 +4,10 @@ use std::rc::Rc;
 
 use super::budget::Budget;
 use super::compare::undefined;
-use super::methods;
-use super::operators::numbered;
-use super::value::{R, Value};
+use super::fail::R;
+use super::method_names::{self, Access};
+use super::subscript::numbered;
+use super::value::Value;
 
 /// `value.name`: an attribute, else an item.
 pub(super) fn attribute(value: &Value, name: &str) -> R<Value> {
@@ -67,9 +68,9 @@ pub(super) fn own_attribute(value: &Value, name: &str) -> R<Option<Value>> {
     if found.is_some() {
         return Ok(found);
     }
-    Ok(match methods::find(value, name) {
-        Some(methods::Found::Safe) => Some(Value::Method(Rc::new((value.clone(), name.into())))),
-        Some(methods::Found::Unsafe) => Some(Value::undefined(format!(
+    Ok(match method_names::find(value, name) {
+        Some(Access::Safe) => Some(Value::Method(Rc::new((value.clone(), name.into())))),
+        Some(Access::Unsafe) => Some(Value::undefined(format!(
             "{name} is undefined: a template may not use this attribute of a {}",
             value.kind()
         ))),

@@ -2,9 +2,12 @@
 
 use super::budget::Budget;
 use super::compare::undefined;
-use super::format::{leading_number, small};
+use super::fail::{Fail, R};
 use super::python::{self, float};
-use super::value::{Fail, R, Value};
+use super::value::Value;
+
+/// The widest column, and the most digits, that a format may ask for.
+pub(super) const WIDTH: usize = 9_999;
 
 /// `[[fill]align][sign][#][0][width][grouping][.precision][type]`.
 #[derive(Debug, Default)]
@@ -60,6 +63,23 @@ impl Spec {
         }
         Ok(spec)
     }
+}
+
+/// Digits at the front of the text.
+pub(super) fn leading_number(rest: &mut &str) -> R<Option<i128>> {
+    let length = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    let digits = rest.get(..length).unwrap_or_default();
+    *rest = rest.get(length..).unwrap_or_default();
+    if digits.is_empty() {
+        return Ok(None);
+    }
+    digits.parse().map(Some).map_err(|_| Fail::new(format!("a width of {digits} grows beyond {WIDTH}")))
+}
+
+/// A width or precision that does not fill memory.
+pub(super) fn small(n: u128) -> R<usize> {
+    let small = usize::try_from(n).ok().filter(|n| *n <= WIDTH);
+    small.ok_or_else(|| Fail::new(format!("a width of {n} grows beyond {WIDTH}")))
 }
 
 /// `format(value, spec)`.

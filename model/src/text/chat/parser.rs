@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 use std::rc::Rc;
 
-use super::ast::{Body, Expr, For, Kind, Macro, Stmt, StmtKind, Target};
+use super::ast::{Body, Expr, For, Kind, Literal, Macro, Stmt, StmtKind, Target};
+use super::fail::{Fail, R};
 use super::lexer::{Token, tokenize};
-use super::value::{Fail, R, Value};
-use super::{filters, predicates};
+use super::{filter_names, predicates};
 
 /// The largest published templates have 30 KB.
 const SOURCE_LIMIT: usize = 256 << 10;
@@ -442,7 +442,7 @@ impl Parser {
 
     /// Whether a filter or test is known; inside an `if` that is asked when it is used.
     pub(super) fn check_known(&mut self, what: &str, name: &str, line: u32) -> R<()> {
-        let known = if what == "filter" { filters::is_known(name) } else { predicates::is_known(name) };
+        let known = if what == "filter" { filter_names::is_known(name) } else { predicates::is_known(name) };
         if known {
             return Ok(());
         }
@@ -487,6 +487,6 @@ impl Parser {
     }
 }
 
-pub(super) fn constant(line: u32, value: Value) -> Expr {
+pub(super) fn constant(line: u32, value: Literal) -> Expr {
     Expr { line, kind: Kind::Const(value) }
 }

@@ -6,11 +6,12 @@ use super::arguments::Args;
 use super::ast::Operator;
 use super::budget::Budget;
 use super::compare::{contains, equal, order, same};
-use super::filters;
+use super::fail::{Fail, R};
+use super::filter_names;
 use super::methods::{is_lower, is_upper};
 use super::operators::binary;
 use super::python;
-use super::value::{Fail, Key, R, Value};
+use super::value::{Key, Value};
 
 const TESTS: [&str; 39] = [
     "odd",
@@ -90,7 +91,7 @@ pub(super) fn apply(budget: &Budget, name: &str, value: &Value, args: Args) -> R
         "even" => remainder(&Value::Int(2), 0)?,
         "defined" => !value.is_undefined(),
         "undefined" => value.is_undefined(),
-        "filter" => Key::new(value).map(|_| value.as_str().is_some_and(filters::is_known))?,
+        "filter" => Key::new(value).map(|_| value.as_str().is_some_and(filter_names::is_known))?,
         "test" => Key::new(value).map(|_| value.as_str().is_some_and(is_known))?,
         "none" => matches!(value, Value::None),
         "boolean" => matches!(value, Value::Bool(_)),

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::fmt::Write;
 
 use super::budget::{Budget, DEPTH};
-use super::value::{Fail, R, Value, View};
+use super::fail::{Fail, R};
+use super::value::{Value, View};
 
 /// `str.isspace` of one character.
 pub(super) fn is_space(c: char) -> bool {

@@ -1,15 +1,16 @@
-//! The filters of jinja2 that go through sequences.
+//! The filters of jinja2 that go through sequences, but for those that apply another filter or a test.
 
 use std::collections::HashSet;
 
 use super::arguments::{Args, int_or};
+use super::ast::Operator;
 use super::budget::{Budget, NODE};
 use super::compare::{equal, fold, less, sort};
-use super::filters;
+use super::fail::{Fail, R};
 use super::lookup;
-use super::predicates;
+use super::operators::binary;
 use super::python;
-use super::value::{Fail, Key, R, Value, View};
+use super::value::{Key, Value, View};
 
 /// `value|name(args)`, where it is a filter of this file.
 pub(super) fn apply(budget: &Budget, name: &str, value: &Value, args: &Args) -> Option<R<Value>> {
@@ -21,9 +22,7 @@ pub(super) fn apply(budget: &Budget, name: &str, value: &Value, args: &Args) -> 
         "items" => items,
         "join" => join,
         "list" => list,
-        "map" => map,
         "max" | "min" => extreme,
-        "reject" | "rejectattr" | "select" | "selectattr" => select,
         "reverse" => reverse,
         "slice" => slice,
         "sort" => sorted,
@@ -35,7 +34,7 @@ pub(super) fn apply(budget: &Budget, name: &str, value: &Value, args: &Args) -> 
 }
 
 /// What `attribute='a.0.b'` names in an item.
-fn attribute(budget: &Budget, item: Value, path: &Value, default: Option<&Value>) -> R<Value> {
+pub(super) fn attribute(budget: &Budget, item: Value, path: &Value, default: Option<&Value>) -> R<Value> {
     let default = default.filter(|d| !matches!(d, Value::None));
     let mut value = item;
     let mut step = |key: &Value| -> R<()> {
@@ -218,72 +217,6 @@ fn list(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
     budget.list(value.iterate(budget)?)
 }
 
-fn map(budget: &Budget, _: &str, value: &Value, mut args: Args) -> R<Value> {
-    let by_attribute = args.positional.is_empty() && args.named.iter().any(|(n, _)| **n == *"attribute");
-    let mut out = Vec::new();
-    if by_attribute {
-        let [path, default] = args.bind("map", ["attribute", "default"], 1)?;
-        let path = path.unwrap_or(Value::None);
-        for item in passed(budget, value)? {
-            out.push(attribute(budget, item, &path, default.as_ref())?);
-        }
-        return Ok(Value::generator(out));
-    }
-    let items = passed(budget, value)?;
-    if items.is_empty() {
-        return Ok(Value::generator(out));
-    }
-    if args.positional.is_empty() {
-        return Err(Fail::new("map needs a filter or attribute="));
-    }
-    let filter = args.positional.remove(0);
-    let filter = filter.as_str().ok_or_else(|| Fail::new("map needs the name of a filter"))?;
-    for item in items {
-        budget.step()?;
-        out.push(filters::apply(budget, filter, &item, args.clone())?);
-    }
-    Ok(Value::generator(out))
-}
-
-/// The items of what `map` and `select` go through: they ask first whether there is anything.
-fn passed(budget: &Budget, value: &Value) -> R<Vec<Value>> {
-    if value.truth() { value.iterate(budget) } else { Ok(Vec::new()) }
-}
-
-fn select(budget: &Budget, name: &str, value: &Value, mut args: Args) -> R<Value> {
-    let by_attribute = name.ends_with("attr");
-    let wanted = name.starts_with("select");
-    let items = passed(budget, value)?;
-    if items.is_empty() {
-        return Ok(Value::generator(items));
-    }
-    let path = if by_attribute {
-        if args.positional.is_empty() {
-            return Err(Fail::new(format!("{name} needs the name of an attribute")));
-        }
-        args.positional.remove(0)
-    } else {
-        Value::None
-    };
-    let test = if args.positional.is_empty() { None } else { Some(args.positional.remove(0)) };
-    let mut out = Vec::new();
-    for item in items {
-        budget.step()?;
-        let looked_at = attribute(budget, item.clone(), &path, None)?;
-        let holds = match &test {
-            Some(test) => {
-                let test = test.as_str().ok_or_else(|| Fail::new(format!("{name} needs the name of a test")))?;
-                predicates::apply(budget, test, &looked_at, args.clone())?
-            }
-            None => looked_at.truth(),
-        };
-        if holds == wanted {
-            out.push(item);
-        }
-    }
-    Ok(Value::generator(out))
-}
-
 fn extreme(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
     let [case, path] = args.bind(name, ["case_sensitive", "attribute"], 0)?;
     let (case, path) = (truth(case), path.unwrap_or(Value::None));
@@ -335,7 +268,7 @@ fn sum(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
             Some(path) => attribute(budget, item, path, None)?,
             None => item,
         };
-        total = filters::add(budget, &total, &item)?;
+        total = binary(budget, Operator::Add, &total, &item)?;
     }
     Ok(total)
 }

@@ -2,8 +2,9 @@
 
 use super::arguments::int_or;
 use super::budget::Budget;
+use super::fail::{Fail, R};
 use super::python::is_space;
-use super::value::{Fail, R, Value};
+use super::value::Value;
 
 pub(super) fn strip<'t>(text: &'t str, chars: Option<&str>, start: bool, end: bool) -> &'t str {
     let chars = chars.map(|chars| {

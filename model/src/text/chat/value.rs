@@ -1,36 +1,12 @@
-//! The values of a template: those of Python that jinja2 can meet.
+//! The values of a template: those of Python that jinja2 can meet; and the scopes that hold them, which macros and loops hold in turn.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
-use serde_json::Value as Json;
-
-use super::ast;
-use super::budget::{Budget, NODE};
-use super::interpreter::{LoopState, Scope};
-
-/// The result of what a template does.
-pub(super) type R<T> = Result<T, Fail>;
-
-/// Why a template failed, and in which line where that is known.
-#[derive(Debug, Clone)]
-pub(super) struct Fail {
-    pub(super) message: String,
-    pub(super) line: Option<u32>,
-}
-
-impl Fail {
-    pub(super) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), line: None }
-    }
-
-    /// Sets the line unless an inner part has set it.
-    pub(super) fn at(mut self, line: u32) -> Self {
-        self.line.get_or_insert(line);
-        self
-    }
-}
+use super::ast::{self, Literal};
+use super::budget::NODE;
+use super::fail::{Fail, R};
 
 /// A value. Lists and dictionaries never change: the sandbox of jinja2 that transformers uses has no method that would.
 #[derive(Debug, Clone)]
@@ -124,6 +100,59 @@ pub(super) struct Macro {
     pub(super) scope: Rc<Scope>,
 }
 
+/// Names and their values, and the scope around.
+#[derive(Debug, Default)]
+pub(super) struct Scope {
+    pub(super) variables: RefCell<HashMap<Rc<str>, Value>>,
+    pub(super) parent: Option<Rc<Scope>>,
+}
+
+impl Scope {
+    pub(super) fn inside(parent: &Rc<Self>) -> Rc<Self> {
+        Rc::new(Self { variables: RefCell::default(), parent: Some(parent.clone()) })
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<Value> {
+        let mut scope = self;
+        loop {
+            if let Some(value) = scope.variables.borrow().get(name) {
+                return Some(value.clone());
+            }
+            scope = scope.parent.as_deref()?;
+        }
+    }
+
+    pub(super) fn set(&self, name: Rc<str>, value: Value) {
+        self.variables.borrow_mut().insert(name, value);
+    }
+}
+
+/// `loop` of a loop.
+#[derive(Debug)]
+pub(super) struct LoopState {
+    pub(super) index0: Cell<usize>,
+    pub(super) depth0: usize,
+    /// What is left of the iterated value.
+    pub(super) rest: RefCell<VecDeque<Value>>,
+    /// The next item, where it was looked at before its turn.
+    pub(super) after: RefCell<Option<Value>>,
+    pub(super) before: RefCell<Option<Value>>,
+    pub(super) current: RefCell<Option<Value>>,
+    pub(super) changed: RefCell<Option<Vec<Value>>>,
+    /// Whether the filter has still to be asked for what is left.
+    pub(super) filtered: Cell<bool>,
+    pub(super) code: Rc<ast::For>,
+    pub(super) scope: Rc<Scope>,
+}
+
+impl LoopState {
+    /// The length as far as it is known without asking the filter.
+    pub(super) fn known_length(&self) -> usize {
+        let after = usize::from(self.after.borrow().is_some());
+        self.index0.get().saturating_add(1).saturating_add(after).saturating_add(self.rest.borrow().len())
+    }
+}
+
 /// A dictionary in the order of insertion.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Dict {
@@ -164,6 +193,18 @@ impl Key {
             Value::Undefined(_) => Self::Undefined,
             other => Self::Address(other.address()),
         })
+    }
+}
+
+impl From<&Literal> for Value {
+    fn from(literal: &Literal) -> Self {
+        match literal {
+            Literal::None => Self::None,
+            Literal::Bool(b) => Self::Bool(*b),
+            Literal::Int(n) => Self::Int(*n),
+            Literal::Float(x) => Self::Float(*x),
+            Literal::Str(text) => Self::Str(text.clone()),
+        }
     }
 }
 
@@ -225,28 +266,6 @@ impl Value {
     /// A text of its own, of a JSON document or a constant of this program.
     pub(super) fn str(text: &str) -> Self {
         Self::Str(text.into())
-    }
-
-    /// The value of a JSON document.
-    pub(super) fn from_json(budget: &Budget, json: &Json) -> R<Self> {
-        Ok(match json {
-            Json::Null => Self::None,
-            Json::Bool(b) => Self::Bool(*b),
-            Json::Number(n) => match (n.as_i64(), n.as_u64()) {
-                (Some(n), _) => Self::Int(n.into()),
-                (None, Some(n)) => Self::Int(n.into()),
-                (None, None) => Self::Float(n.as_f64().unwrap_or(f64::NAN)),
-            },
-            Json::String(text) => Self::str(text),
-            Json::Array(items) => budget.list(items.iter().map(|v| Self::from_json(budget, v)).collect::<R<_>>()?)?,
-            Json::Object(map) => {
-                let mut dict = Dict::default();
-                for (key, value) in map {
-                    dict.insert(Self::str(key), Self::from_json(budget, value)?)?;
-                }
-                budget.dict(dict)?
-            }
-        })
     }
 
     /// The text of a `str`.
@@ -362,30 +381,5 @@ impl Value {
             Self::Function(name) => name.as_ptr() as usize,
             _ => 0,
         }
-    }
-
-    /// The items of a loop over the value; a generator is empty afterwards.
-    pub(super) fn iterate(&self, budget: &Budget) -> R<Vec<Value>> {
-        let count = match self {
-            // A character is shorter than the value that holds it.
-            Self::Str(text) | Self::Markup(text) => text.len(),
-            other => other.len().unwrap_or(0),
-        };
-        budget.spend(count.saturating_mul(NODE))?;
-        Ok(match self {
-            Self::Undefined(_) => Vec::new(),
-            Self::Str(text) => text.chars().map(|c| Self::str(c.encode_utf8(&mut [0; 4]))).collect(),
-            // Python goes through the characters of a Markup as plain texts.
-            Self::Markup(text) => text.chars().map(|c| Self::str(c.encode_utf8(&mut [0; 4]))).collect(),
-            Self::List(list) | Self::Tuple(list) => list.items.clone(),
-            Self::Dict(dict) | Self::View(dict, View::Keys) => dict.iter().map(|(k, _)| k.clone()).collect(),
-            Self::View(dict, View::Values) => dict.iter().map(|(_, v)| v.clone()).collect(),
-            Self::View(dict, View::Items) => {
-                dict.iter().map(|(k, v)| budget.tuple(vec![k.clone(), v.clone()])).collect::<R<_>>()?
-            }
-            Self::Range(range) => (0..range.len()).filter_map(|i| range.get(i)).map(Self::Int).collect(),
-            Self::Generator(items) => items.borrow_mut().drain(..).collect(),
-            other => return Err(Fail::new(format!("a {} cannot be iterated over", other.kind()))),
-        })
     }
 }

@@ -2,8 +2,8 @@
 
 use std::io::{Result, Write};
 
-use super::info::{CrestInfo, Generation, Info, KvInfo, Share, Source};
-use super::output::{bytes, count, printable};
+use super::facts::{CrestInfo, Generation, Info, KvInfo, OptionSource, WeightGroup};
+use crate::cli::output::{bytes, count, printable};
 
 /// Width of the names on the left.
 const NAMES: usize = 23;
@@ -42,12 +42,12 @@ pub fn write(out: &mut impl Write, info: &Info) -> Result<()> {
     let weights = &info.weights;
     let stored = bytes(weights.stored_bytes);
     let peak = bytes(weights.peak_load_bytes);
-    line("weights", &format!("{} ({stored} stored, {peak} while loading)", bytes(weights.bytes)))?;
-    for share in &weights.by_storage {
-        line(&format!("  as {}", share.name), &share_text(share))?;
+    line("weights", &format!("{} ({stored} stored, at most {peak} while loading)", bytes(weights.bytes)))?;
+    for group in &weights.by_storage {
+        line(&format!("  as {}", group.name), &group_text(group))?;
     }
-    for share in &weights.by_part {
-        line(&format!("  {}", share.name), &share_text(share))?;
+    for group in &weights.by_part {
+        line(&format!("  {}", group.name), &group_text(group))?;
     }
     let cache = &info.cache;
     let (f16, f32) = (bytes(cache.bytes_per_token.f16), bytes(cache.bytes_per_token.f32));
@@ -92,23 +92,23 @@ fn memory_lines(info: &Info, line: &mut impl FnMut(&str, &str) -> Result<()>) ->
     line("  program", &format!("{:>10}", bytes(f16.program)))
 }
 
-fn share_text(share: &Share) -> String {
-    let stored = match share.stored_bytes {
-        stored if stored == share.bytes => String::new(),
+fn group_text(group: &WeightGroup) -> String {
+    let stored = match group.stored_bytes {
+        stored if stored == group.bytes => String::new(),
         stored => format!(" ({} stored)", bytes(stored)),
     };
-    let plural = if share.tensors == 1 { "" } else { "s" };
-    let (held, parameters) = (bytes(share.bytes), count(share.parameters));
-    format!("{held:>10}{stored} in {} tensor{plural}, {parameters} parameters", share.tensors)
+    let plural = if group.tensors == 1 { "" } else { "s" };
+    let (held, parameters) = (bytes(group.bytes), count(group.parameters));
+    format!("{held:>10}{stored} in {} tensor{plural}, {parameters} parameters", group.tensors)
 }
 
 fn crest_lines(crest: &CrestInfo, line: &mut impl FnMut(&str, &str) -> Result<()>) -> Result<()> {
     for option in &crest.options {
         let source = match option.source {
-            Source::Overridden => "overridden",
-            Source::Stated => "stated",
-            Source::Found => "found in the tensors",
-            Source::Default => "default",
+            OptionSource::Overridden => "overridden",
+            OptionSource::Stated => "stated",
+            OptionSource::Found => "found in the tensors",
+            OptionSource::Default => "default",
         };
         let value = match &option.value {
             serde_json::Value::String(value) => value.clone(),

@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use super::names::{list, owner, shown};
-use super::weights::{Found, Layers, Move};
-use crate::config::{KvCodec, KvCompressionFound, KvTarget};
+use super::{Discovered, LayerTensors, Rename};
+use crate::checkpoint::names::{list, owner, shown};
+use crate::config::{DiscoveredKvCompression, KvCodec, KvTarget};
 use crate::{Error, Result};
 
 /// Parts of a layer that belong to the body.
@@ -31,9 +31,13 @@ struct Reading<'a> {
 }
 
 /// Finds the compressors of every layer.
-pub(super) fn discover(layers: &Layers, kv_dim: usize, head_dim: usize) -> Result<Found<KvCompressionFound>> {
-    let mut out = Found { moves: Vec::new(), spare: Vec::new(), found: None };
-    let mut found = KvCompressionFound::default();
+pub(in crate::checkpoint) fn discover(
+    layers: &LayerTensors,
+    kv_dim: usize,
+    head_dim: usize,
+) -> Result<Discovered<DiscoveredKvCompression>> {
+    let mut out = Discovered { renames: Vec::new(), spare: Vec::new(), found: None };
+    let mut found = DiscoveredKvCompression::default();
     for (&layer, tensors) in layers {
         let mut targets: BTreeMap<KvTarget, BTreeMap<&str, &[usize]>> = BTreeMap::new();
         for (name, shape) in tensors {
@@ -67,7 +71,7 @@ pub(super) fn discover(layers: &Layers, kv_dim: usize, head_dim: usize) -> Resul
                 }
                 _ => return Err(fail("several readings fit")),
             };
-            let codec = place(&mut out.moves, layer, target, &shapes, &reading).map_err(|message| fail(&message))?;
+            let codec = place(&mut out.renames, layer, target, &shapes, &reading).map_err(|message| fail(&message))?;
             found.layers.entry(layer).or_default().insert(target, codec);
         }
     }
@@ -133,7 +137,7 @@ fn readings<'a>(shapes: &BTreeMap<&'a str, &[usize]>, w: usize) -> Vec<Reading<'
 
 /// Records the canonical names of a compressor; its codec with the biases.
 fn place(
-    moves: &mut Vec<Move>,
+    renames: &mut Vec<Rename>,
     layer: usize,
     target: KvTarget,
     shapes: &BTreeMap<&str, &[usize]>,
@@ -141,7 +145,7 @@ fn place(
 ) -> std::result::Result<KvCodec, String> {
     let home = format!("model.layers.{layer}.self_attn.{target}_compressor");
     let mut add = |from: &str, to: String, shape: &[usize]| {
-        moves.push(Move {
+        renames.push(Rename {
             from: format!("model.layers.{layer}.{from}"),
             to: format!("{home}.{to}"),
             shape: shape.to_vec(),

@@ -1,32 +1,32 @@
 //! `ember generate`: a prompt in, text out as it is generated.
 
-use std::io::{self, IsTerminal, Read, Write};
+mod report;
+
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use emberlm::model::config::GenerationConfig;
-use emberlm::model::generate::{CancelHandle, Finish, GenerateOptions, Generator, Summary, TokenDepth};
+use emberlm::model::generate::{CancelHandle, Finish, GenerateOptions, Generator};
 use emberlm::model::sampling::SamplingConfig;
 use emberlm::model::text::{ChatOptions, Message, StopSet, StopStrings, TextProcessor};
 use emberlm::model::{DEFAULT_CHUNK, Error, Pretrained};
 use emberlm::quant::CompactBackend;
-use serde::Serialize;
 
-use super::args::{Activations, CacheType, DepthArgs, DeviceArgs, ModelArgs};
-use super::backend::{Opened, Work, on_device};
+use super::args::{CacheType, DepthArgs, ModelArgs};
+use super::backend::{OpenDevice, WithBackend, on_device};
+use super::device_args::{Activations, DeviceArgs};
 use super::estimate::Estimate;
 use super::memory::TokenizerMemory;
 use super::sampling::{SamplingArgs, or_minus_one};
 use super::terminal::TerminalFilter;
-use super::{chat_input, load, output};
+use super::{chat_input, input, load, output};
+use report::TracedToken;
 
-/// Tokens to generate where nobody says how many.
+/// Tokens to generate where neither a flag nor generation_config.json gives a number.
 const MAX_TOKENS: usize = 256;
-
-/// Largest prompt read from stdin, in bytes.
-const MAX_PROMPT: u64 = 64 << 20;
 
 const ABOUT: &str = "\
 With --json one object is printed at the end: text, tokens, prompt_tokens, finish (stop, length, cancelled), seed, \
@@ -105,51 +105,27 @@ pub struct GenerateArgs {
     device: DeviceArgs,
 }
 
-/// What `--json` prints.
-#[derive(Debug, Serialize)]
-struct Report<'a> {
-    text: &'a str,
-    tokens: &'a [u32],
-    prompt_tokens: usize,
-    finish: &'static str,
-    seed: u64,
-    prefill_seconds: f64,
-    decode_seconds: f64,
-    prefill_tokens_per_second: f64,
-    decode_tokens_per_second: f64,
-    mean_steps: Option<f64>,
-    depth: Option<Vec<TracedToken>>,
-}
-
-/// How deep a token went.
-#[derive(Debug, Serialize)]
-struct TracedToken {
-    token: u32,
-    steps: Vec<u32>,
-    halt: Vec<Vec<f32>>,
-}
-
 /// Runs the command. False when it was interrupted.
 pub fn run(args: &GenerateArgs) -> Result<bool> {
     on_device(&args.device, Activations::Int8, args)
 }
 
-impl Work for &GenerateArgs {
+impl WithBackend for &GenerateArgs {
     type Output = bool;
 
-    fn run<B: CompactBackend>(self, device: &Opened<B>) -> Result<bool> {
+    fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<bool> {
         generate(self, device)
     }
 }
 
-fn generate<B: CompactBackend>(args: &GenerateArgs, device: &Opened<B>) -> Result<bool> {
+fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> Result<bool> {
     let pretrained = load::open(&args.model, &args.depth)?;
     let architecture = pretrained.architecture();
     if args.trace && architecture.crest.is_none() {
         bail!("--trace is for models with adaptive depth; this is {}", architecture.config.family);
     }
     let text = pretrained.text()?;
-    // Everything that can be wrong is looked at before the weights are.
+    // Options and prompt are checked before the weights are loaded, which can take minutes.
     let (mut options, sampling) = options(args, &pretrained, &text)?;
     if device.gpu.is_some() {
         // Mean steps are a read-back more per token, which a GPU waits for.
@@ -192,7 +168,7 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &Opened<B>) -> Resul
         let piece = piece?;
         if let (true, Some(token), Some(went)) = (args.trace, piece.token, piece.depth) {
             if !args.json {
-                output::note(&trace_line(token, &text, &went));
+                output::note(&report::trace_line(token, &text, &went));
             }
             depth.push(TracedToken { token, steps: went.steps, halt: went.halt });
         }
@@ -200,11 +176,11 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &Opened<B>) -> Resul
     }
     let summary = pieces.summary();
     if args.json {
-        write_report(&shown.text, summary, args.trace.then_some(depth)).context(output::STDOUT)?;
+        report::write(&shown.text, summary, args.trace.then_some(depth)).context(output::STDOUT)?;
     } else {
         shown.finish().context(output::STDOUT)?;
     }
-    output::note(&summary_line(summary));
+    output::note(&report::summary_line(summary));
     Ok(summary.finish != Finish::Cancelled)
 }
 
@@ -232,7 +208,7 @@ fn options(args: &GenerateArgs, pretrained: &Pretrained, text: &TextProcessor) -
     Ok((options, format!("sampling: {line}{rules}")))
 }
 
-/// Names what generation_config.json asks for and is not done.
+/// Warns of the keys of generation_config.json that would change the text and are not supported.
 fn warn_of_unsupported(defaults: &GenerationConfig, sampling: &SamplingConfig) {
     let in_draws = if sampling.is_greedy() { &[][..] } else { &defaults.unsupported_in_draws };
     let keys: Vec<&str> = defaults.unsupported.iter().chain(in_draws).map(String::as_str).collect();
@@ -246,7 +222,7 @@ fn warn_of_unsupported(defaults: &GenerationConfig, sampling: &SamplingConfig) {
 
 /// The tokens of the prompt.
 fn prompt(args: &GenerateArgs, text: &TextProcessor) -> Result<Vec<u32>> {
-    let prompt = given_or_stdin(&args.prompt)?;
+    let prompt = input::given_or_stdin(&args.prompt)?;
     if !args.chat {
         return Ok(text.encode(&prompt, true)?);
     }
@@ -260,27 +236,6 @@ fn prompt(args: &GenerateArgs, text: &TextProcessor) -> Result<Vec<u32>> {
         options = options.with("tools", chat_input::tools(path)?);
     }
     Ok(text.encode_chat(&messages, &options)?)
-}
-
-/// A prompt as it is given; - stands for what is on stdin, without its last line break.
-pub fn given_or_stdin(prompt: &str) -> Result<String> {
-    if prompt == "-" { read_stdin() } else { Ok(prompt.to_owned()) }
-}
-
-fn read_stdin() -> Result<String> {
-    let mut bytes = Vec::new();
-    io::stdin().lock().take(MAX_PROMPT + 1).read_to_end(&mut bytes).context("cannot read the prompt from stdin")?;
-    if bytes.len() as u64 > MAX_PROMPT {
-        bail!("the prompt on stdin is longer than {}", output::bytes(MAX_PROMPT as usize));
-    }
-    let mut prompt = String::from_utf8(bytes).context("the prompt on stdin is not UTF-8")?;
-    if prompt.ends_with('\n') {
-        prompt.pop();
-        if prompt.ends_with('\r') {
-            prompt.pop();
-        }
-    }
-    Ok(prompt)
 }
 
 /// The first Ctrl-C ends the text, the second the program. Where signals cannot be handled, the first ends the program.
@@ -324,61 +279,4 @@ impl Shown {
     fn finish(&self) -> io::Result<()> {
         if self.text.ends_with('\n') { Ok(()) } else { writeln!(io::stdout()) }
     }
-}
-
-fn trace_line(token: u32, text: &TextProcessor, depth: &TokenDepth) -> String {
-    let spelled = text.token(token).unwrap_or_default();
-    let steps: Vec<String> = depth.steps.iter().map(u32::to_string).collect();
-    format!("{token:>7} {spelled:?}: {:.2} steps: {}", depth.mean_steps(), steps.join(" "))
-}
-
-fn rate(tokens: usize, seconds: f64) -> f64 {
-    if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 }
-}
-
-/// Tokens per second of the prompt, and of the output after its first token.
-fn rates(summary: &Summary) -> (f64, f64) {
-    let decoded = summary.generated.len().saturating_sub(1);
-    (rate(summary.prompt_tokens, summary.prefill_seconds), rate(decoded, summary.decode_seconds))
-}
-
-fn finish_name(finish: &Finish) -> &'static str {
-    match finish {
-        Finish::Stop => "stop",
-        Finish::Length => "length",
-        Finish::Cancelled => "cancelled",
-    }
-}
-
-fn summary_line(summary: &Summary) -> String {
-    let (prefill, decode) = rates(summary);
-    let steps = summary.mean_steps.map_or(String::new(), |steps| format!(", {steps:.2} steps per layer and token"));
-    format!(
-        "{} prompt tokens ({prefill:.1} tokens/s), {} generated ({decode:.1} tokens/s){steps}, seed {}, finish: {}",
-        summary.prompt_tokens,
-        summary.generated.len(),
-        summary.seed,
-        finish_name(&summary.finish)
-    )
-}
-
-fn write_report(text: &str, summary: &Summary, depth: Option<Vec<TracedToken>>) -> io::Result<()> {
-    let (prefill_tokens_per_second, decode_tokens_per_second) = rates(summary);
-    let report = Report {
-        text,
-        tokens: &summary.generated,
-        prompt_tokens: summary.prompt_tokens,
-        finish: finish_name(&summary.finish),
-        seed: summary.seed,
-        prefill_seconds: summary.prefill_seconds,
-        decode_seconds: summary.decode_seconds,
-        prefill_tokens_per_second,
-        decode_tokens_per_second,
-        mean_steps: summary.mean_steps,
-        depth,
-    };
-    let mut out = io::stdout().lock();
-    serde_json::to_writer(&mut out, &report)?;
-    writeln!(out)?;
-    out.flush()
 }

@@ -6,9 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::names::{integers, list, owner, shown};
-use super::weights::{Found, Layers, Move};
-use crate::config::CrestFound;
+use super::{Discovered, LayerTensors, Rename};
+use crate::checkpoint::names::{integers, list, owner, shown};
+use crate::config::DiscoveredCrest;
 use crate::{Error, Result};
 
 /// Parts of a layer that belong to the body.
@@ -18,8 +18,12 @@ const BODY: [&str; 4] = ["self_attn.", "linear_attn.", "input_layernorm.", "post
 type Shapes<'a> = BTreeMap<&'a str, &'a [usize]>;
 
 /// Finds steps and gates in every layer; all layers must agree.
-pub(super) fn discover(layers: &Layers, hidden: usize, intermediate: usize) -> Result<Found<CrestFound>> {
-    let mut out = Found { moves: Vec::new(), spare: Vec::new(), found: None };
+pub(in crate::checkpoint) fn discover(
+    layers: &LayerTensors,
+    hidden: usize,
+    intermediate: usize,
+) -> Result<Discovered<DiscoveredCrest>> {
+    let mut out = Discovered { renames: Vec::new(), spare: Vec::new(), found: None };
     for (&layer, tensors) in layers {
         let loose: Shapes = tensors
             .iter()
@@ -48,7 +52,7 @@ struct Search<'a, 'b> {
     hidden: usize,
     intermediate: usize,
     loose: Shapes<'a>,
-    out: &'b mut Found<CrestFound>,
+    out: &'b mut Discovered<DiscoveredCrest>,
 }
 
 /// A halting gate: its linears, each with the place in the canonical name ("", "0." or "2.").
@@ -61,7 +65,7 @@ struct Gate<'a> {
 }
 
 impl<'a> Search<'a, '_> {
-    fn run(&mut self) -> Result<CrestFound> {
+    fn run(&mut self) -> Result<DiscoveredCrest> {
         let num_steps = self.steps()?;
         let gates = self.gates(num_steps)?;
         self.place_gates(num_steps, gates)
@@ -178,7 +182,7 @@ impl<'a> Search<'a, '_> {
         Ok(gates)
     }
 
-    fn place_gates(&mut self, num_steps: usize, gates: Vec<Gate<'a>>) -> Result<CrestFound> {
+    fn place_gates(&mut self, num_steps: usize, gates: Vec<Gate<'a>>) -> Result<DiscoveredCrest> {
         let kind = |gate: &Gate| gate.key.1.replace(|c: char| c.is_ascii_digit(), "");
         let kinds: BTreeSet<String> = gates.iter().map(kind).collect();
         if kinds.len() > 1 || gates.iter().any(|gate| Some(gate.hidden) != gates.first().map(|first| first.hidden)) {
@@ -244,7 +248,7 @@ impl<'a> Search<'a, '_> {
         if !left.is_empty() {
             return Err(self.error(&format!("{} is neither a step nor a gate", list(&left))));
         }
-        Ok(CrestFound { num_steps, gate_shared, gate_hidden, gate_bias: biases.first().copied().unwrap_or(true) })
+        Ok(DiscoveredCrest { num_steps, gate_shared, gate_hidden, gate_bias: biases.first().copied().unwrap_or(true) })
     }
 
     fn take(&mut self, name: &str, to: String, shape: Option<Vec<usize>>, row: Option<usize>) {
@@ -255,7 +259,7 @@ impl<'a> Search<'a, '_> {
     fn place(&mut self, name: &str, to: String, shape: Option<Vec<usize>>, row: Option<usize>) {
         let layer = format!("model.layers.{}.", self.layer);
         let shape = shape.or_else(|| self.loose.get(name).map(|shape| shape.to_vec())).unwrap_or_default();
-        self.out.moves.push(Move {
+        self.out.renames.push(Rename {
             from: format!("{layer}{name}"),
             to: format!("{layer}{to}"),
             shape,

@@ -4,10 +4,16 @@
 //! short flag here with a value. What exists under another name is translated, what changes nothing is passed over (both with a
 //! note), and what does not exist is an error that says what to do instead.
 
+mod table;
+
 use std::collections::VecDeque;
 use std::ffi::OsString;
+use std::path::Path;
 
 use clap::Command;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use table::Equivalent::{self, Flag, Instead, NoEffect, Words};
+use table::{COMMANDS, EVERYWHERE, ForeignFlag, OF_A_COMMAND, SETTINGS};
 
 /// A command line without foreign flags, and what was done about them.
 #[derive(Debug, Default, PartialEq)]
@@ -17,180 +23,6 @@ pub struct Translated {
     /// One line for each flag that was translated or passed over.
     pub notes: Vec<String>,
 }
-
-/// What a foreign flag is here.
-#[derive(Clone, Copy)]
-enum Here {
-    /// This flag, with the value of the foreign one.
-    Flag(&'static str),
-    /// These words, whatever the foreign flag takes.
-    Words(&'static [&'static str]),
-    /// Nothing that is needed, for this reason; a value is passed over too.
-    Needless(&'static str),
-    /// Not there: what to do instead.
-    Instead(&'static str),
-}
-use Here::{Flag, Instead, Needless, Words};
-
-type Habit = (&'static [&'static str], Here);
-
-const DOWNLOADS: Here = Instead("nothing is downloaded here; run `hf download REPO --local-dir DIR`, then use -m DIR");
-const DEVICES: Here = Instead("--device chooses the device; a model runs on one");
-const PROMPT_FILES: Here = Instead("a prompt comes from -p, or from stdin: -p - < FILE");
-const TEMPLATE: Here = Instead("the template is that of the model; edit chat_template.jinja in its directory");
-const TOKEN_RULES: Here = Instead("state it in the model's generation_config.json, where it is obeyed");
-const SAMPLERS: Here =
-    Instead("the samplers are --repeat-penalty, --temp, --top-k, --top-p and --min-p, in this order");
-const PLAIN: Here = Needless("a prompt is plain text unless --chat is given");
-const WHOLE: Here = Needless("a whole model runs on one device; --device chooses it");
-const MEMORY: Here = Needless("weights are mapped from their files and packed in memory as they are");
-const GROWS: Here = Needless("the context grows by itself, up to that of the model");
-const QUIET: Here = Needless("only the text goes to stdout, and the prompt is not printed");
-
-/// Flags that mean something else in one command than in the others.
-const OF_A_COMMAND: &[(&str, &[Habit])] = &[
-    (
-        "bench",
-        &[
-            (&["--n-predict", "--predict", "--max-tokens", "--max-new-tokens"], Flag("--n-gen")),
-            (&["-o", "--output"], Instead("--json prints one JSON object, else it is a table")),
-            (&["-c", "--ctx-size", "--n-ctx", "--context"], Instead("--depth N fills the cache with N tokens first")),
-            (&["--ctk", "-ctk", "--ctv", "-ctv", "--cache-type-k", "--cache-type-v"], Flag("--cache-type")),
-        ],
-    ),
-    (
-        "eval",
-        &[
-            (&["--file", "--prompt-file", "--corpus", "--dataset"], Flag("--text")),
-            (&["-p", "--prompt"], Instead("the text is a file, or stdin: -f -")),
-            (&["-c", "--ctx-size", "--n-ctx", "--max-length", "--window"], Flag("--context")),
-            (
-                &["--ppl-stride", "--stride", "--chunks"],
-                Instead("windows of --context tokens follow each other and do not overlap"),
-            ),
-            (&["--perplexity"], Needless("it is what this command measures")),
-            (&["-b", "--batch-size", "-ub", "--ubatch-size"], Needless("passes are as long as memory allows")),
-        ],
-    ),
-    ("info", &[(&["-c", "--ctx-size", "--n-ctx", "--max-model-len"], Flag("--context"))]),
-];
-
-/// Flags of all commands.
-const EVERYWHERE: &[Habit] = &[
-    (&["--n-predict", "--predict", "--num-predict", "--max-new-tokens", "--max-gen-toks"], Flag("--max-tokens")),
-    (&["--max-length"], Instead("--max-tokens counts the tokens of the output alone")),
-    (&["-t", "--n-threads", "--num-threads", "--cpu-threads"], Flag("--threads")),
-    (&["-tb", "--threads-batch"], Needless("--threads counts for prompts too")),
-    (&["-c", "--ctx-size", "--n-ctx", "--context", "--context-length", "--context-size"], GROWS),
-    (&["--max-model-len", "--max-seq-len", "--no-context-shift", "--context-shift"], GROWS),
-    (&["--max-kv-size"], Instead("the cache is never cut; it grows up to the context of the model")),
-    (&["-f", "--file", "--prompt-file", "-bf", "--binary-file", "--input-file"], PROMPT_FILES),
-    (&["-sysf", "--system-prompt-file"], Instead("give the message itself: --system \"$(cat FILE)\"")),
-    (&["-ngl", "--n-gpu-layers", "--gpu-layers", "--num-gpu-layers", "-nkvo", "--no-kv-offload"], WHOLE),
-    (&["-dev", "-mg", "--main-gpu", "-sm", "--split-mode", "-ts", "--tensor-split", "--device-map"], DEVICES),
-    (&["--gpu", "--cuda", "--use-gpu", "--use-cpu", "--cpu", "--tensor-parallel-size"], DEVICES),
-    (&["--repetition-penalty", "--rep-penalty", "--rep-pen"], Flag("--repeat-penalty")),
-    (
-        &["--repeat-last-n", "--repetition-context-size"],
-        Instead("--repeat-penalty counts all tokens of prompt and output"),
-    ),
-    (&["--samplers", "--sampler-seq", "--sampling-seq", "--sampling-order"], SAMPLERS),
-    (&["--presence-penalty", "--frequency-penalty", "--typical", "--typical-p", "--tfs", "--mirostat"], SAMPLERS),
-    (&["--mirostat-lr", "--mirostat-ent", "--dynatemp-range", "--dynatemp-exp", "--top-nsigma", "--top-h"], SAMPLERS),
-    (&["--xtc-probability", "--xtc-threshold", "--dry-multiplier", "--dry-base", "--dry-allowed-length"], SAMPLERS),
-    (&["--epsilon-cutoff", "--eta-cutoff", "--penalty-alpha", "--min-tokens-to-keep"], SAMPLERS),
-    (&["--num-beams", "--num-beam-groups", "--length-penalty", "--early-stopping"], SAMPLERS),
-    (&["--no-repeat-ngram-size", "--bad-words-ids", "--suppress-tokens", "--begin-suppress-tokens"], TOKEN_RULES),
-    (&["--min-length", "--min-new-tokens", "--sequence-bias", "--logit-bias", "-l"], TOKEN_RULES),
-    (&["--grammar", "--grammar-file", "--json-schema", "-j", "-jf"], Instead("no grammar restricts the output")),
-    (&["--do-sample", "--sample"], Instead("--temp, --top-k, --top-p or --min-p ask for draws, --temp 1 plainly")),
-    (&["--no-do-sample", "--no-sample"], Words(&["--greedy"])),
-    (&["-s", "--random-seed"], Flag("--seed")),
-    (&["-r", "--reverse-prompt", "--stop-string", "--stop-strings", "--stop-word", "--stop-words"], Flag("--stop")),
-    (&["--stop-sequence", "--extra-eos-token", "--eos-token"], Flag("--stop")),
-    (&["-sys", "--system-prompt", "--system-message"], Flag("--system")),
-    (&["--input", "--input-text", "--message", "--user-prompt"], Flag("--prompt")),
-    (&["-cnv", "--conversation", "--apply-chat-template", "--use-default-chat-template"], Words(&["--chat"])),
-    (&["-no-cnv", "--no-conversation", "-no-conv", "--ignore-chat-template", "--no-chat-template"], PLAIN),
-    (&["-st", "--single-turn"], Needless("one prompt gets one answer")),
-    (
-        &["-i", "--interactive", "-if", "--interactive-first", "-mli", "--multiline-input"],
-        Instead("there is no interactive mode; --chat answers one prompt"),
-    ),
-    (&["--jinja"], Needless("the chat template is always rendered")),
-    (&["--chat-template", "--chat-template-file", "--chat-template-config", "--chat-template-args"], TEMPLATE),
-    (&["--chat-template-kwargs", "--no-jinja"], TEMPLATE),
-    (
-        &["-e", "--escape"],
-        Instead("a prompt is taken as it is; let the shell write it, as in $'two\\nlines', or use stdin"),
-    ),
-    (&["--no-escape"], Needless("a prompt is taken as it is")),
-    (&["-b", "--batch-size", "-ub", "--ubatch-size", "--prefill-step-size"], Flag("--chunk")),
-    (&["-fa", "--flash-attn", "--attn-implementation"], Needless("there is one attention, which works in blocks")),
-    (&["--mmap", "--no-mmap", "--mlock", "--numa", "--no-repack", "--low-cpu-mem-usage", "--low-vram"], MEMORY),
-    (
-        &["--warmup", "--no-warmup", "--perf", "--no-perf", "--prio", "--poll", "--use-cache"],
-        Needless("there is no such choice"),
-    ),
-    (&["--log-disable", "--simple-io", "--no-display-prompt", "--verbose-prompt", "-co"], QUIET),
-    (&["--verbose", "-v", "--stream", "--no-stream", "--special"], QUIET),
-    (&["--trust-remote-code"], Needless("code of a model is never run")),
-    (&["--offline", "--local-files-only"], Needless("nothing is ever downloaded")),
-    (
-        &["-ctk", "--cache-type-k", "-ctv", "--cache-type-v", "--kv-bits", "--kv-group-size", "--quantized-kv-start"],
-        Instead("--cache-type f16 or f32 holds for keys and values"),
-    ),
-    (
-        &["--dtype", "--torch-dtype", "--precision", "--bf16", "--fp16"],
-        Instead(
-            "weights keep the type they are stored in; --quant changes it, --activations is the type between operations",
-        ),
-    ),
-    (&["--load-in-4bit", "--4bit"], Words(&["--quant", "nf4"])),
-    (&["--load-in-8bit", "--8bit"], Words(&["--quant", "int8"])),
-    (&["--quantize", "--quantization", "--q-bits", "--bits"], Instead("--quant nf4, nf4-dq or int8 quantises at load")),
-    (&["--model-path", "--model-name-or-path", "--model-name", "--model-id", "--pretrained"], Flag("--model")),
-    (&["-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "--model-url", "--revision", "--hf-token"], DOWNLOADS),
-    (
-        &["--lora", "--lora-scaled", "--adapter-path", "--adapter"],
-        Instead("merge the adapter into its base model first"),
-    ),
-    (
-        &["--model-draft", "--draft-model", "--num-draft-tokens", "--draft-max", "--draft"],
-        Instead("there is no speculative decoding"),
-    ),
-    (&["--prompt-cache", "--prompt-cache-file", "--session"], Instead("no cache of prompts is kept on disk")),
-    (&["-np", "--parallel", "--num-return-sequences", "--best-of"], Instead("one run makes one text")),
-];
-
-/// Words that flags which change nothing take as values, besides numbers.
-const SETTINGS: &[&str] = &[
-    "on",
-    "off",
-    "auto",
-    "true",
-    "false",
-    "all",
-    "distribute",
-    "isolate",
-    "numactl",
-    "eager",
-    "sdpa",
-    "flash_attention_2",
-];
-
-/// Names of other programs' commands.
-const COMMANDS: &[(&[&str], &str)] = &[
-    (
-        &["chat", "run", "cli", "complete", "completion"],
-        "`ember generate -p TEXT` continues a text, with --chat it answers",
-    ),
-    (&["serve", "server", "api"], "there is no server"),
-    (&["perplexity", "ppl", "evaluate"], "`ember eval -f FILE` measures the perplexity of a text"),
-    (&["quantize", "convert"], "--quant quantises at load; nothing is written"),
-    (&["benchmark"], "`ember bench` measures speed"),
-    (&["download", "pull"], "nothing is downloaded here; run `hf download REPO --local-dir DIR`, then use -m DIR"),
-];
 
 /// Translates a whole command line, the program's name first.
 ///
@@ -230,7 +62,7 @@ pub fn translate(args: Vec<OsString>, program: &Command) -> Result<Translated, S
             continue;
         }
         let spelled = if flag.name.starts_with("--") { flag.name.replace('_', "-") } else { flag.name.clone() };
-        match lookup(command, &spelled).or_else(|| known(command, &spelled).map(|_| Same)) {
+        match lookup(command, &spelled).or_else(|| known(command, &spelled).map(|_| Match::SameName)) {
             None => out.args.push(word),
             Some(found) => replace(command, &flag, &spelled, found, &mut words, &mut out)?,
         }
@@ -240,12 +72,11 @@ pub fn translate(args: Vec<OsString>, program: &Command) -> Result<Translated, S
 
 /// What was found about a flag.
 #[derive(Clone, Copy)]
-enum Found {
-    Habit(Here),
+enum Match {
+    Foreign(Equivalent),
     /// It is a flag here when it is spelled with hyphens.
-    Same,
+    SameName,
 }
-use Found::Same;
 
 /// A word that is a flag, and the value after its `=`.
 struct Flagged {
@@ -282,17 +113,19 @@ fn known(command: &Command, name: &str) -> Option<bool> {
     command.get_arguments().find(is).map(|arg| arg.get_action().takes_values())
 }
 
-fn lookup(command: &Command, name: &str) -> Option<Found> {
-    let find = |habits: &[Habit]| habits.iter().find(|(names, _)| names.contains(&name)).map(|&(_, here)| here);
+fn lookup(command: &Command, name: &str) -> Option<Match> {
+    let find = |habits: &[ForeignFlag]| {
+        habits.iter().find(|(names, _)| names.contains(&name)).map(|&(_, equivalent)| equivalent)
+    };
     let own = OF_A_COMMAND.iter().find(|(of, _)| *of == command.get_name()).and_then(|(_, habits)| find(habits));
-    own.or_else(|| find(EVERYWHERE)).map(Found::Habit)
+    own.or_else(|| find(EVERYWHERE)).map(Match::Foreign)
 }
 
 fn replace(
     command: &Command,
     flag: &Flagged,
     spelled: &str,
-    found: Found,
+    found: Match,
     words: &mut VecDeque<OsString>,
     out: &mut Translated,
 ) -> Result<(), String> {
@@ -302,11 +135,11 @@ fn replace(
         None => Err(format!("{name} is {target} here, which `ember {}` does not have", command.get_name())),
     };
     match found {
-        Same => {
+        Match::SameName => {
             out.args.push(with_value(spelled, flag));
             out.notes.push(format!("{name} is {spelled} here"));
         }
-        Found::Habit(Flag(target)) => {
+        Match::Foreign(Flag(target)) => {
             here(target)?;
             out.args.push(with_value(target, flag));
             if flag.value.is_none() {
@@ -314,19 +147,19 @@ fn replace(
             }
             out.notes.push(format!("{name} is {target} here"));
         }
-        Found::Habit(Words(target)) => {
+        Match::Foreign(Words(target)) => {
             here(target.first().copied().unwrap_or_default())?;
             out.args.extend(target.iter().map(OsString::from));
             out.notes.push(format!("{name} is {} here", target.join(" ")));
         }
-        Found::Habit(Needless(reason)) => {
+        Match::Foreign(NoEffect(reason)) => {
             let value = |word: &OsString| word.to_str().is_some_and(|word| is_number(word) || SETTINGS.contains(&word));
             if flag.value.is_none() && words.front().is_some_and(value) {
                 words.pop_front();
             }
             out.notes.push(format!("{name} changes nothing: {reason}"));
         }
-        Found::Habit(Instead(hint)) => return Err(format!("{name} is not a flag of emberlm: {hint}")),
+        Match::Foreign(Instead(hint)) => return Err(format!("{name} is not a flag of emberlm: {hint}")),
     }
     Ok(())
 }
@@ -336,6 +169,26 @@ fn with_value(target: &str, flag: &Flagged) -> OsString {
         Some(value) => format!("{target}={value}").into(),
         None => target.into(),
     }
+}
+
+/// What to write instead of a word that clap refuses because the command takes none without a flag.
+///
+/// A model and a prompt come after flags, other than in some programs that users know.
+pub fn tip_for_stray_word(error: &clap::Error, args: &[OsString], program: &Command) -> Option<String> {
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else { return None };
+    if error.kind() != ErrorKind::UnknownArgument || word.starts_with('-') {
+        return None;
+    }
+    let command = program.find_subcommand(args.get(1)?)?;
+    let name = command.get_name();
+    let has = |flag: &str| known(command, flag).is_some();
+    if has("--model") && Path::new(word).is_dir() {
+        return Some(format!("a model directory comes after -m: ember {name} -m {word}"));
+    }
+    if has("--prompt") {
+        return Some(format!("a text comes after -p, in quotes where it has spaces: ember {name} -p \"...\""));
+    }
+    has("--text").then(|| format!("a file with the text comes after -f: ember {name} -f {word}"))
 }
 
 #[cfg(test)]

@@ -1,0 +1,23 @@
+//! Why a template fails.
+
+/// The result of what a template does.
+pub(super) type R<T> = Result<T, Fail>;
+
+/// Why a template failed, and in which line where that is known.
+#[derive(Debug, Clone)]
+pub(super) struct Fail {
+    pub(super) message: String,
+    pub(super) line: Option<u32>,
+}
+
+impl Fail {
+    pub(super) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), line: None }
+    }
+
+    /// Sets the line unless an inner part has set it.
+    pub(super) fn at(mut self, line: u32) -> Self {
+        self.line.get_or_insert(line);
+        self
+    }
+}

@@ -1,0 +1,123 @@
+//! Messages of a chat.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// One message of a chat: `role`, `content` and what else the template knows (`tool_calls`, `reasoning_content`, `name`).
+///
+/// The fields keep their order. A template does not see fields that are null, such as the `content` of a turn that only calls tools;
+/// what the model thought (`reasoning_content`, `thinking` or `reasoning`) it sees as `reasoning_content` and as `thinking`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Map<String, Value>", into = "Map<String, Value>")]
+pub struct Message {
+    fields: Map<String, Value>,
+}
+
+impl Message {
+    /// A message with a text.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        let mut fields = Map::new();
+        fields.insert("role".to_owned(), Value::String(role.into()));
+        fields.insert("content".to_owned(), Value::String(content.into()));
+        Self { fields }
+    }
+
+    /// A message of the role `system`.
+    pub fn system(content: impl Into<String>) -> Self {
+        Self::new("system", content)
+    }
+
+    /// A message of the role `user`.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self::new("user", content)
+    }
+
+    /// A message of the role `assistant`.
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Self::new("assistant", content)
+    }
+
+    /// Sets a field, such as `tool_calls`.
+    #[must_use]
+    pub fn with(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.fields.insert(name.into(), value.into());
+        self
+    }
+
+    /// Who speaks: `system`, `user`, `assistant`, `tool`, or what the template knows.
+    pub fn role(&self) -> &str {
+        self.fields.get("role").and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// What is said, if it is a text.
+    pub fn text(&self) -> Option<&str> {
+        self.fields.get("content")?.as_str()
+    }
+
+    /// All fields.
+    pub fn fields(&self) -> &Map<String, Value> {
+        &self.fields
+    }
+
+    /// The fields as transformers hands them to a template: those that are null are dropped, and what the model thought is there
+    /// under both names that templates read.
+    pub(super) fn as_templates_see_it(&self) -> Map<String, Value> {
+        let present = self.fields.iter().filter(|(_, value)| !value.is_null());
+        let present = present.map(|(name, value)| (name.clone(), value.clone()));
+        let thought = ["reasoning_content", "thinking", "reasoning"]
+            .into_iter()
+            .find_map(|name| self.fields.get(name).filter(|v| !v.is_null()));
+        let Some(thought) = thought.cloned() else { return present.collect() };
+        let mut fields = Map::new();
+        fields.insert("thinking".to_owned(), thought.clone());
+        fields.extend(present);
+        fields.insert("reasoning_content".to_owned(), thought);
+        fields
+    }
+
+    /// Whether a text anywhere in the message contains `part`.
+    pub(in crate::text) fn contains_text(&self, part: &str) -> bool {
+        self.fields.iter().any(|(k, v)| k.contains(part) || value_contains(v, part))
+    }
+
+    /// Changes every text of the fields other than the role.
+    pub(in crate::text) fn map_text(&mut self, map: &dyn Fn(&str) -> String) {
+        let fields = self.fields.iter_mut().filter(|(name, _)| *name != "role");
+        fields.for_each(|(_, value)| map_value(value, map));
+    }
+}
+
+impl TryFrom<Map<String, Value>> for Message {
+    type Error = &'static str;
+
+    fn try_from(fields: Map<String, Value>) -> std::result::Result<Self, Self::Error> {
+        match fields.get("role") {
+            Some(Value::String(_)) => Ok(Self { fields }),
+            _ => Err("a message needs a text `role`"),
+        }
+    }
+}
+
+impl From<Message> for Map<String, Value> {
+    fn from(message: Message) -> Self {
+        message.fields
+    }
+}
+
+fn value_contains(value: &Value, part: &str) -> bool {
+    match value {
+        Value::String(text) => text.contains(part),
+        Value::Array(items) => items.iter().any(|v| value_contains(v, part)),
+        Value::Object(map) => map.iter().any(|(k, v)| k.contains(part) || value_contains(v, part)),
+        _ => false,
+    }
+}
+
+fn map_value(value: &mut Value, map: &dyn Fn(&str) -> String) {
+    match value {
+        Value::String(text) => *text = map(text),
+        Value::Array(items) => items.iter_mut().for_each(|v| map_value(v, map)),
+        Value::Object(object) => object.values_mut().for_each(|v| map_value(v, map)),
+        _ => {}
+    }
+}

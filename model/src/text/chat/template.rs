@@ -1,0 +1,67 @@
+//! One chat template: parsed, and rendered with the variables that transformers gives it.
+
+use serde_json::{Map, Value};
+
+use super::environment;
+use super::message::Message;
+use super::options::ChatOptions;
+use crate::{Error, Result};
+
+/// One template of a model.
+#[derive(Debug, Clone)]
+pub struct ChatTemplate {
+    name: String,
+    source: String,
+}
+
+impl ChatTemplate {
+    /// Parses a template.
+    ///
+    /// # Errors
+    /// [`Error::Template`] with the line of a syntax error.
+    pub fn new(name: impl Into<String>, source: impl Into<String>) -> Result<Self> {
+        let template = Self { name: name.into(), source: source.into() };
+        environment::check(&template.name, &template.source)?;
+        Ok(template)
+    }
+
+    /// `default`, or the name in `tokenizer_config.json`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Renders a chat. `special` are the names and texts of the special tokens, such as `bos_token`.
+    ///
+    /// # Errors
+    /// [`Error::Template`] with the line when the template fails, refuses the chat or uses too much; [`Error::Option`] when a
+    /// variable has a name that the template is given otherwise.
+    pub fn render<'a>(
+        &self,
+        messages: &[Message],
+        options: &ChatOptions,
+        special: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<String> {
+        let mut context = Map::new();
+        for (name, text) in special {
+            context.insert(name.to_owned(), text.into());
+        }
+        // transformers passes these always, as None when there are none.
+        for name in ["tools", "documents"] {
+            context.insert(name.to_owned(), Value::Null);
+        }
+        for (name, value) in &options.variables {
+            if name == "messages" || name == "add_generation_prompt" {
+                return Err(Error::Option {
+                    option: name.clone(),
+                    message: "is no variable of its own; the messages and the options of the chat set it".to_owned(),
+                });
+            }
+            context.insert(name.clone(), value.clone());
+        }
+        let list = messages.iter().map(|m| Value::Object(m.as_templates_see_it())).collect();
+        context.insert("messages".to_owned(), Value::Array(list));
+        let prompt = options.add_generation_prompt.into();
+        context.insert("add_generation_prompt".to_owned(), prompt);
+        environment::render(&self.name, &self.source, context, messages.len(), options.now)
+    }
+}

@@ -1,0 +1,46 @@
+//! How deep the tokens of a pass went, read back from the device.
+
+use burn::tensor::Transaction;
+use emberlm_quant::CompactBackend;
+
+use crate::causal_lm::ForwardOutput;
+use crate::error::Result;
+use crate::nn::DepthTrace;
+use crate::read::{elements, read_back};
+
+/// How deep one token went.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TokenDepth {
+    /// Per layer: steps run.
+    pub steps: Vec<u32>,
+    /// Per layer: halting probability of each step but the last; 0 after the token halted.
+    pub halt: Vec<Vec<f32>>,
+}
+
+impl TokenDepth {
+    /// Steps per layer, on average.
+    pub fn mean_steps(&self) -> f64 {
+        self.steps.iter().map(|&steps| f64::from(steps)).sum::<f64>() / self.steps.len().max(1) as f64
+    }
+}
+
+/// Depth of each of the `s` tokens of a pass.
+pub(crate) fn token_depths<B: CompactBackend>(out: &ForwardOutput<B>, s: usize) -> Result<Vec<TokenDepth>> {
+    let mut tokens = vec![TokenDepth::default(); s];
+    if out.depth.is_empty() {
+        return Ok(tokens);
+    }
+    let everything = out.depth.iter().fold(Transaction::default(), |all, DepthTrace { steps, halt, .. }| {
+        halt.iter().fold(all.register(steps.clone()), |all, halt| all.register(halt.clone()))
+    });
+    let mut data = read_back(everything)?;
+    for DepthTrace { halt, .. } in &out.depth {
+        let steps: Vec<i64> = elements(data.next())?;
+        let halt: Vec<Vec<f32>> = halt.iter().map(|_| elements(data.next())).collect::<Result<_>>()?;
+        for (i, (token, &steps)) in tokens.iter_mut().zip(&steps).enumerate() {
+            token.steps.push(steps.unsigned_abs() as u32);
+            token.halt.push(halt.iter().filter_map(|h| h.get(i).copied()).collect());
+        }
+    }
+    Ok(tokens)
+}

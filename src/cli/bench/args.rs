@@ -1,0 +1,85 @@
+//! The flags of `ember bench`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::cli::args::{CacheType, Quant, QuantHead};
+use crate::cli::device_args::{Activations, DeviceChoice};
+
+/// Flags of `ember bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Model directory [default: a small model that is part of the program]
+    #[arg(short, long, value_name = "DIR", conflicts_with = "shape")]
+    pub model: Option<PathBuf>,
+
+    /// Follow links in the model directory that lead out of it
+    #[arg(long)]
+    pub allow_links: bool,
+
+    /// Random weights of a known shape (bench-1b, crest-2b, crest-11b, sky-lite, lean-8b, nano-3b) or of a config.json
+    #[arg(long, value_name = "NAME|FILE.json")]
+    pub shape: Option<String>,
+
+    /// Storage of the linear layers
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub quant: Quant,
+
+    /// Storage of the embedding and the head
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub quant_head: QuantHead,
+
+    /// Prompt lengths to measure
+    #[arg(short = 'p', long, value_delimiter = ',', default_value = "128,512", value_name = "N,..")]
+    pub n_prompt: Vec<usize>,
+
+    /// Tokens to generate; 0 leaves decoding out
+    #[arg(short = 'n', long, default_value_t = 64, value_name = "N")]
+    pub n_gen: usize,
+
+    /// Tokens already in the cache before a measurement
+    #[arg(short = 'd', long, aliases = ["n-depth", "depth"], default_value_t = 0, value_name = "N")]
+    pub context: usize,
+
+    /// Fill the cache of `--context` with random numbers instead of computing it
+    #[arg(long, alias = "random-depth", requires = "context")]
+    pub random_context: bool,
+
+    /// Thread counts to measure
+    #[arg(short, long, value_delimiter = ',', value_name = "N,..", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Vec<u16>,
+
+    /// Repetitions of each measurement
+    #[arg(short, long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub repetitions: u32,
+
+    /// Tokens per pass over a prompt
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub chunk: usize,
+
+    /// Type of activations; on a GPU int8 is f32
+    #[arg(long, value_enum, default_value = "int8", value_name = "TYPE")]
+    pub activations: Activations,
+
+    /// Number format of cached keys and values
+    #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
+    pub cache_type: CacheType,
+
+    /// Run exactly K steps for every token (CREST); several are measured in turns. Steps beyond the largest K are
+    /// not loaded
+    #[arg(long, value_delimiter = ',', value_name = "K,..", conflicts_with = "threshold")]
+    pub force_steps: Vec<usize>,
+
+    /// Threshold at which a token halts (CREST)
+    #[arg(long, value_name = "T")]
+    pub threshold: Option<f32>,
+
+    /// Device: auto, cpu, wgpu, wgpu:N, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceChoice,
+
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}

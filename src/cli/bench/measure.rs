@@ -1,0 +1,219 @@
+//! The measurements: repetitions of prompts and generations, alternating between the numbers of CREST steps.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use emberlm::model::cache::Cache;
+use emberlm::model::sampling::{Sampler, SamplingConfig};
+use emberlm::model::{CausalLm, ForwardOptions, LoadPlan, LogitsFor, ModelPart, Span};
+use emberlm::quant::CompactBackend;
+use emberlm::quant::kv::KvFormat;
+use emberlm::quant::read::reads;
+
+use super::args::BenchArgs;
+use super::report::Measurement;
+use crate::cli::backend::OpenDevice;
+
+/// Of the process so far.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    launches: u64,
+    read_backs: u64,
+}
+
+/// Measures one model at one thread count.
+pub struct Bench<'a, B: CompactBackend> {
+    pub args: &'a BenchArgs,
+    pub model: &'a mut CausalLm<B>,
+    pub plan: &'a LoadPlan,
+    pub threads: usize,
+    pub device: &'a OpenDevice<B>,
+}
+
+/// What is repeated.
+#[derive(Clone, Copy)]
+enum Test {
+    /// One pass over so many tokens from an empty cache, logits of the last.
+    Prompt(usize),
+    /// So many greedy tokens, one at a time.
+    Generation(usize),
+}
+
+/// The repetitions of one test at one number of steps; the first is for warming up.
+#[derive(Default)]
+struct Samples {
+    seconds: Vec<f64>,
+    /// Of the last one.
+    before: Counts,
+    after: Counts,
+    ids: Vec<u32>,
+    cache_bytes: usize,
+}
+
+impl<B: CompactBackend> Bench<'_, B> {
+    /// Every test at every number of CREST steps, sorted by steps. The numbers alternate within each
+    /// repetition, so that a drift of the machine's speed affects all of them alike.
+    pub fn run_all(&mut self) -> Result<Vec<Measurement>> {
+        let prompts = self.args.n_prompt.iter().filter(|&&n| n > 0).map(|&n| Test::Prompt(n));
+        let generation = (self.args.n_gen > 0).then_some(Test::Generation(self.args.n_gen));
+        let step_counts = self.step_counts();
+        let mut measurements: Vec<Vec<Measurement>> = step_counts.iter().map(|_| Vec::new()).collect();
+        for test in prompts.chain(generation) {
+            let mut cache = self.model.new_cache(self.args.cache_type.into());
+            let mut samples: Vec<Samples> = step_counts.iter().map(|_| Samples::default()).collect();
+            for _ in 0..=self.args.repetitions {
+                for (&steps, samples) in step_counts.iter().zip(&mut samples) {
+                    self.set_steps(steps);
+                    self.run_once(test, &mut cache, samples)?;
+                }
+            }
+            for ((&steps, samples), measurements) in step_counts.iter().zip(&samples).zip(&mut measurements) {
+                self.set_steps(steps);
+                measurements.push(self.measurement(test, samples)?);
+            }
+        }
+        Ok(measurements.into_iter().flatten().collect())
+    }
+
+    /// The steps to force, or the model's own rule.
+    fn step_counts(&self) -> Vec<Option<usize>> {
+        let forced: Vec<_> = self.args.force_steps.iter().copied().map(Some).collect();
+        if forced.is_empty() { vec![None] } else { forced }
+    }
+
+    fn set_steps(&mut self, steps: Option<usize>) {
+        if let Some(steps) = steps {
+            self.model.set_depth(steps, false, 1.0);
+        }
+    }
+
+    fn run_once(&self, test: Test, cache: &mut Cache<B>, samples: &mut Samples) -> Result<()> {
+        self.fill(cache)?;
+        let prompt = match test {
+            Test::Prompt(n) => self.ids(n),
+            Test::Generation(_) => self.ids(1),
+        };
+        let mut sampler = Sampler::new(&SamplingConfig::greedy())?;
+        samples.ids.clear();
+        samples.before = self.finished();
+        let start = Instant::now();
+        match test {
+            Test::Prompt(_) => {
+                self.model.prefill(&prompt, cache, self.args.chunk)?;
+                samples.ids = prompt;
+            }
+            Test::Generation(n) => {
+                let mut id = prompt.first().copied().unwrap_or_default();
+                for _ in 0..n {
+                    let logits = self.model.decode(id, cache)?;
+                    id = sampler.choose(logits, &[])?;
+                    samples.ids.push(id);
+                }
+            }
+        }
+        samples.after = self.finished();
+        samples.seconds.push(start.elapsed().as_secs_f64());
+        samples.cache_bytes = cache.bytes();
+        Ok(())
+    }
+
+    /// Waits until the device has finished, and returns the number of kernels launched and of reads from the device so far.
+    fn finished(&self) -> Counts {
+        // An error shows in whatever is read next.
+        let _ = B::sync(&self.device.device);
+        Counts { launches: self.device.gpu.as_ref().map_or(0, |gpu| (gpu.launches)()), read_backs: reads() }
+    }
+
+    /// Launches and read-backs per pass.
+    fn counts(&self, before: Counts, after: Counts, passes: usize) -> Option<[f64; 2]> {
+        let launches = after.launches - before.launches;
+        let read_backs = after.read_backs - before.read_backs;
+        self.device.gpu.as_ref().map(|_| [launches, read_backs].map(|count| count as f64 / passes as f64))
+    }
+
+    /// Empties the cache and puts in the tokens that a measurement starts from.
+    fn fill(&self, cache: &mut Cache<B>) -> Result<()> {
+        cache.reset();
+        if self.args.random_context {
+            cache.append_random(self.args.context)?;
+        } else if self.args.context > 0 {
+            self.model.prefill(&self.ids(self.args.context), cache, self.args.chunk)?;
+        }
+        Ok(())
+    }
+
+    fn ids(&self, n: usize) -> Vec<u32> {
+        let vocabulary = self.model.architecture().config.vocab_size;
+        (0..n)
+            .map(|i| ((i * 7919 + 13) % vocabulary.saturating_sub(300).max(1) + 300.min(vocabulary / 2)) as u32)
+            .collect()
+    }
+
+    /// Steps per layer and token when these tokens are run.
+    fn mean_steps(&self, ids: &[u32]) -> Result<Option<f64>> {
+        if self.model.architecture().crest.is_none() {
+            return Ok(None);
+        }
+        let mut cache = self.model.new_cache(KvFormat::F32);
+        let options = ForwardOptions { logits: LogitsFor::Nothing, hidden: false };
+        let mut spans = [Span { tokens: ids.len(), cache: &mut cache }];
+        let depth = self.model.forward(self.model.ids(ids)?, &mut spans, options)?.depth;
+        let steps: Vec<f64> = depth
+            .iter()
+            .flat_map(|layer| layer.steps.to_data().convert::<f64>().into_vec::<f64>().unwrap_or_default())
+            .collect();
+        Ok(Some(steps.iter().sum::<f64>() / steps.len().max(1) as f64))
+    }
+
+    /// Bytes of weights that one pass reads: all but the rows of an untied embedding that are not looked up, and of CREST's MLPs
+    /// the share that samples.
+    fn weight_bytes(&self, mean_steps: Option<f64>) -> f64 {
+        let architecture = self.model.architecture();
+        let steps = architecture.crest.as_ref().map_or(1, |crest| crest.num_steps) as f64;
+        let share = mean_steps.map_or(1.0, |mean| mean / steps);
+        let read = self.plan.tensors.iter().map(|tensor| {
+            let bytes = tensor.bytes as f64;
+            match tensor.part() {
+                ModelPart::Embedding if !architecture.tied_head => 0.0,
+                ModelPart::FeedForward => bytes * share,
+                _ => bytes,
+            }
+        });
+        read.sum()
+    }
+
+    fn measurement(&self, test: Test, samples: &Samples) -> Result<Measurement> {
+        let (name, n_prompt, n_gen) = match test {
+            Test::Prompt(n) => (format!("pp{n}"), n, 0),
+            Test::Generation(n) => (format!("tg{n}"), 0, n),
+        };
+        let tokens = (n_prompt + n_gen) as f64;
+        let passes = match test {
+            Test::Prompt(n) => n.div_ceil(self.args.chunk.max(1)),
+            Test::Generation(n) => n,
+        };
+        let counted = if n_gen > 0 { passes } else { 1 };
+        let counts = self.counts(samples.before, samples.after, counted);
+        let mean_steps = self.mean_steps(&samples.ids)?;
+        let bytes_per_token = self.weight_bytes(mean_steps) * passes as f64 / tokens;
+        let mut seconds: Vec<f64> = samples.seconds.iter().skip(1).copied().collect();
+        seconds.sort_by(f64::total_cmp);
+        let nth = |i: usize| seconds.get(i).copied().unwrap_or(f64::NAN);
+        let tokens_per_second = tokens / nth(seconds.len() / 2);
+        Ok(Measurement {
+            test: name,
+            n_prompt,
+            n_gen,
+            n_depth: self.args.context,
+            threads: self.threads,
+            tokens_per_second,
+            best_tokens_per_second: tokens / nth(0),
+            bytes_per_token,
+            gb_per_second: tokens_per_second * bytes_per_token / 1e9,
+            mean_steps,
+            cache_bytes: samples.cache_bytes,
+            launches: counts.map(|[launches, _]| launches),
+            read_backs: counts.map(|[_, read_backs]| read_backs),
+        })
+    }
+}

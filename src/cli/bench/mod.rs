@@ -1,0 +1,150 @@
+//! `ember bench`: prefill and decode speed, with the bytes that explain it.
+
+mod args;
+mod measure;
+mod report;
+
+use std::io::Write;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+pub use args::BenchArgs;
+use emberlm::demo;
+use emberlm::model::checkpoint::OpenOptions;
+use emberlm::model::config::{CrestOverrides, Family};
+use emberlm::model::{Architecture, CausalLm, LoadPlan, Pretrained, WeightOptions};
+use emberlm::quant::CompactBackend;
+use emberlm_backends::cpu;
+use emberlm_random::{RandomWeights, shapes};
+use measure::Bench;
+use report::{Report, table};
+
+use super::backend::{OpenDevice, WithBackend, on_device};
+use super::device_args::DeviceArgs;
+use super::memory::peak_rss;
+use super::{load, output};
+
+/// Samples the command.
+pub fn run(args: &BenchArgs) -> Result<()> {
+    let device = DeviceArgs { device: args.device, activations: Some(args.activations), threads: None };
+    on_device(&device, args.activations, args)
+}
+
+impl WithBackend for &BenchArgs {
+    type Output = ();
+
+    fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<()> {
+        bench(self, device)
+    }
+}
+
+fn bench<B: CompactBackend>(args: &BenchArgs, device: &OpenDevice<B>) -> Result<()> {
+    let depth = CrestOverrides {
+        num_steps: args.force_steps.iter().copied().max(),
+        halt_enabled: (!args.force_steps.is_empty()).then_some(false),
+        halt_threshold: args.threshold,
+        ..Default::default()
+    };
+    let started = Instant::now();
+    let (name, plan, mut model) = load(args, &depth, device)?;
+    model.set_activations(device.activations)?;
+    let _ = B::sync(&device.device);
+    let load_seconds = started.elapsed().as_secs_f64();
+    let family = model.architecture().config.family;
+    output::note(&format!(
+        "{name}: {} parameters, {} of weights, loaded in {load_seconds:.1} s",
+        output::count(plan.parameters()),
+        output::bytes(plan.weight_bytes())
+    ));
+
+    let mut report = Report {
+        results: Vec::new(),
+        peak_rss_bytes: 0,
+        load_seconds,
+        model: name,
+        family: family.to_string(),
+        parameters: plan.parameters(),
+        weight_bytes: plan.weight_bytes(),
+        device: device.name.clone(),
+        cpu_features: cpu::features(),
+        activations: device.arithmetic(),
+        read_gb_per_second: Vec::new(),
+    };
+    let counts = match &device.gpu {
+        // The processor only feeds a GPU.
+        Some(_) => vec![1],
+        None if args.threads.is_empty() => vec![cpu::threads()],
+        None => args.threads.iter().map(|&threads| threads.into()).collect(),
+    };
+    for &threads in &counts {
+        let mut bench = Bench { args, model: &mut model, plan: &plan, threads, device };
+        let results = if device.gpu.is_some() {
+            bench.run_all()?
+        } else {
+            cpu::with_threads(threads, || bench.run_all()).with_context(|| format!("--threads {threads}"))??
+        };
+        report.results.extend(results);
+        // Before the buffer below adds to it.
+        report.peak_rss_bytes = report.peak_rss_bytes.max(peak_rss().unwrap_or(0));
+    }
+    match &device.gpu {
+        Some(gpu) => report.read_gb_per_second.push((1, (gpu.read_bandwidth)() / 1e9)),
+        None => {
+            for &threads in &counts {
+                let speed = cpu::with_threads(threads, || cpu::read_bandwidth(READ_BUFFER, 3))
+                    .with_context(|| format!("--threads {threads}"))?;
+                report.read_gb_per_second.push((threads, speed));
+            }
+        }
+    }
+    let text = if args.json { serde_json::to_string(&report)? + "\n" } else { table(&report) };
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+/// Above four times the last-level cache of the machines that this is used on, in bytes.
+const READ_BUFFER: usize = 512 << 20;
+
+fn load<B: CompactBackend>(
+    args: &BenchArgs,
+    depth: &CrestOverrides,
+    device: &OpenDevice<B>,
+) -> Result<(String, LoadPlan, CausalLm<B>)> {
+    let quantize = args.quant.option();
+    let Some(name) = args.shape.clone() else {
+        let pretrained = match &args.model {
+            Some(path) => Pretrained::open_with(path, depth, OpenOptions { allow_links: args.allow_links })?,
+            None => demo::open(depth)?,
+        };
+        fits(args, pretrained.architecture())?;
+        let options = load::weight_options::<B>(args.quant, args.quant_head, &pretrained, &device.device)?;
+        let plan = pretrained.plan::<B>(options, &device.device)?;
+        let name = pretrained.directory().display().to_string();
+        return Ok((name, plan, pretrained.load(options, &device.device, None)?));
+    };
+    let architecture = shapes::shape(&name, depth)?;
+    fits(args, &architecture)?;
+    // The storage that the family is published in, unless another one is asked for.
+    let nano = architecture.config.family == Family::Qwen2 && quantize.is_none() && name.starts_with("nano");
+    let weights = if nano {
+        RandomWeights::nano(&architecture, SEED)
+    } else {
+        RandomWeights::new(&architecture, quantize, args.quant_head.option(quantize.is_some()), SEED)
+    };
+    let options = WeightOptions::default();
+    let plan = CausalLm::<B>::plan(&architecture, &weights, options, &device.device)?;
+    output::note(&format!("{name}: making {} of random weights", output::bytes(plan.weight_bytes())));
+    let model = CausalLm::load(architecture, &weights, options, &plan, &device.device, None)?;
+    Ok((name, plan, model))
+}
+
+/// Whether everything to be measured fits the context.
+fn fits(args: &BenchArgs, architecture: &Architecture) -> Result<()> {
+    let context = architecture.config.max_position_embeddings;
+    let longest = args.n_prompt.iter().copied().chain([args.n_gen]).max().unwrap_or(0);
+    let needed = args.context.saturating_add(longest);
+    ensure!(needed <= context, "{needed} tokens do not fit the context of {context}");
+    Ok(())
+}
+
+const SEED: u64 = 42;

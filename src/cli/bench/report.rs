@@ -1,0 +1,98 @@
+//! The results of `ember bench`, as JSON or as a table.
+
+use serde::Serialize;
+
+use crate::cli::output;
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub results: Vec<Measurement>,
+    pub peak_rss_bytes: u64,
+    pub load_seconds: f64,
+    pub model: String,
+    pub family: String,
+    pub parameters: usize,
+    pub weight_bytes: usize,
+    pub device: String,
+    pub cpu_features: Vec<&'static str>,
+    /// `exact` or `int8`; on a GPU `f32`, `f16` or `bf16`.
+    pub activations: String,
+    /// What a plain read loop reaches, per thread count, in the same process.
+    pub read_gb_per_second: Vec<(usize, f64)>,
+}
+
+/// One test at one thread count.
+#[derive(Debug, Serialize)]
+pub struct Measurement {
+    /// `pp128`: a prompt of 128 tokens; `tg64`: 64 tokens one at a time.
+    pub test: String,
+    pub n_prompt: usize,
+    pub n_gen: usize,
+    /// Tokens in the cache before; the key is that of llama-bench.
+    pub n_depth: usize,
+    pub threads: usize,
+    /// Median.
+    pub tokens_per_second: f64,
+    pub best_tokens_per_second: f64,
+    /// Weights that one token reads (for a prompt: that the whole pass reads, per token).
+    pub bytes_per_token: f64,
+    pub gb_per_second: f64,
+    /// Steps per layer and token (CREST).
+    pub mean_steps: Option<f64>,
+    pub cache_bytes: usize,
+    /// Kernels of this project per pass (a token, or a whole prompt); none on the CPU. Those of burn's own operations (copies,
+    /// small element-wise ones) are not counted: CubeCL keeps no count.
+    pub launches: Option<f64>,
+    /// How often a pass waited for the device to give numbers back (a generated token once, for its id); none on the CPU.
+    pub read_backs: Option<f64>,
+}
+
+/// The results for a reader.
+pub fn table(report: &Report) -> String {
+    use std::fmt::Write as _;
+    let mut out = format!(
+        "{:<8} {:>7} {:>12} {:>12} {:>14} {:>9}",
+        "test", "threads", "tokens/s", "best", "MB per token", "GB/s"
+    );
+    if report.results.iter().any(|result| result.mean_steps.is_some()) {
+        out.push_str("   steps");
+    }
+    for result in &report.results {
+        let Measurement {
+            test,
+            threads,
+            tokens_per_second,
+            best_tokens_per_second,
+            bytes_per_token,
+            gb_per_second,
+            ..
+        } = result;
+        let mb = bytes_per_token / 1e6;
+        // A small model's are not zero.
+        let digits = |value: f64| if value < 1.0 { 3 } else { 1 };
+        let (mb_digits, gb_digits) = (digits(mb), digits(*gb_per_second));
+        let _ = write!(
+            out,
+            "\n{test:<8} {threads:>7} {tokens_per_second:>12.2} {best_tokens_per_second:>12.2} {mb:>14.mb_digits$} {gb_per_second:>9.gb_digits$}"
+        );
+        if let Some(steps) = result.mean_steps {
+            let _ = write!(out, " {steps:>7.2}");
+        }
+        if let Some(launches) = result.launches {
+            let _ = write!(out, "   {launches:.0} launches, {:.0} read-backs", result.read_backs.unwrap_or_default());
+        }
+    }
+    for (threads, speed) in &report.read_gb_per_second {
+        let _ = write!(out, "\nplain read, {threads} threads: {speed:.1} GB/s");
+    }
+    let _ = write!(
+        out,
+        "\nload {:.2} s, peak memory {}, {} ({})\n",
+        report.load_seconds,
+        output::bytes(report.peak_rss_bytes as usize),
+        report.device,
+        report.cpu_features.join(" ")
+    );
+    out
+}

@@ -1,0 +1,87 @@
+//! Flags about what computes, and in which type of activations.
+
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+use emberlm::quant::host::FloatType;
+use emberlm_backends::cpu::Precision;
+
+/// A device by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// A GPU if this build and this machine have one, else the processor.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// A device that wgpu finds.
+    Wgpu(usize),
+    /// A device of the CUDA driver.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let (kind, index) = name.split_once(':').unwrap_or((name, "0"));
+        let index = index.parse().map_err(|_| format!("{index:?} is no device number"))?;
+        match (kind, name.contains(':')) {
+            ("auto", false) => Ok(Self::Auto),
+            ("cpu", false) => Ok(Self::Cpu),
+            ("wgpu", _) if cfg!(feature = "wgpu") => Ok(Self::Wgpu(index)),
+            ("wgpu", _) => Err("this build has no wgpu; build with --features wgpu (or vulkan, metal)".to_owned()),
+            ("cuda", _) if cfg!(feature = "cuda") => Ok(Self::Cuda(index)),
+            ("cuda", _) => Err("this build has no CUDA; build with --features cuda".to_owned()),
+            _ => Err("use auto, cpu, wgpu, wgpu:N, cuda or cuda:N".to_owned()),
+        }
+    }
+}
+
+/// What computes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Device")]
+pub struct DeviceArgs {
+    /// Device: auto, cpu, wgpu, wgpu:N, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceChoice,
+
+    /// Type of activations [default: int8 where the processor has it, f32 on GPUs; dump, eval: f32]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub activations: Option<Activations>,
+
+    /// Threads; without it RAYON_NUM_THREADS, or all that the machine runs at once. Where the system refuses some, fewer
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+/// Types of activations. Sums are in f32 beside all but int8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Activations {
+    /// Exact
+    F32,
+    /// Half precision between operations; GPUs
+    F16,
+    /// As f16 with the range of f32 and 8 bits; GPUs with CUDA
+    Bf16,
+    /// Rounded to 8 bits per 64 numbers, outliers to 15, in products with quantised weights: twice as fast; on a real model a hundredth of what NF4 changes, a third of what int8 weights change. AVX-512 VNNI and VBMI; AVX2 and NEON for up to 32 tokens at a time; else f32
+    Int8,
+}
+
+impl Activations {
+    /// In products with quantised weights on the processor.
+    pub fn precision(self) -> Precision {
+        match self {
+            Self::Int8 => Precision::Int8Activations,
+            _ => Precision::Exact,
+        }
+    }
+
+    /// Between operations.
+    pub fn float(self) -> FloatType {
+        match self {
+            Self::F32 | Self::Int8 => FloatType::F32,
+            Self::F16 => FloatType::F16,
+            Self::Bf16 => FloatType::Bf16,
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Flags and commands of llama.cpp, mlx-lm and transformers, and what they are here.
+
+/// What a foreign flag is here.
+#[derive(Clone, Copy)]
+pub enum Equivalent {
+    /// This flag, with the value of the foreign one.
+    Flag(&'static str),
+    /// These words, whatever the foreign flag takes.
+    Words(&'static [&'static str]),
+    /// Nothing that is needed, for this reason; a value is passed over too.
+    NoEffect(&'static str),
+    /// Not there: what to do instead.
+    Instead(&'static str),
+}
+use Equivalent::{Flag, Instead, NoEffect, Words};
+
+/// The spellings of a flag in other programs, and its equivalent.
+pub type ForeignFlag = (&'static [&'static str], Equivalent);
+
+const DOWNLOADS: Equivalent =
+    Instead("nothing is downloaded here; run `hf download REPO --local-dir DIR`, then use -m DIR");
+const DEVICES: Equivalent = Instead("--device chooses the device; a model runs on one");
+const PROMPT_FILES: Equivalent = Instead("a prompt comes from -p, or from stdin: -p - < FILE");
+const TEMPLATE: Equivalent = Instead("the template is that of the model; edit chat_template.jinja in its directory");
+const TOKEN_RULES: Equivalent = Instead("state it in the model's generation_config.json, where it is obeyed");
+const SAMPLERS: Equivalent =
+    Instead("the samplers are --repeat-penalty, --temp, --top-k, --top-p and --min-p, in this order");
+const PLAIN: Equivalent = NoEffect("a prompt is plain text unless --chat is given");
+const WHOLE: Equivalent = NoEffect("a whole model runs on one device; --device chooses it");
+const MEMORY: Equivalent = NoEffect("weights are mapped from their files and packed in memory as they are");
+const GROWS: Equivalent = NoEffect("the context grows by itself, up to that of the model");
+const QUIET: Equivalent = NoEffect("only the text goes to stdout, and the prompt is not printed");
+
+/// Flags that mean something else in one command than in the others.
+pub const OF_A_COMMAND: &[(&str, &[ForeignFlag])] = &[
+    (
+        "bench",
+        &[
+            (&["--n-predict", "--predict", "--max-tokens", "--max-new-tokens"], Flag("--n-gen")),
+            (&["-o", "--output"], Instead("--json prints one JSON object, else it is a table")),
+            (&["-c", "--ctx-size", "--n-ctx"], Instead("--context N fills the cache with N tokens first")),
+            (&["--ctk", "-ctk", "--ctv", "-ctv", "--cache-type-k", "--cache-type-v"], Flag("--cache-type")),
+        ],
+    ),
+    (
+        "eval",
+        &[
+            (&["--file", "--prompt-file", "--corpus", "--dataset"], Flag("--text")),
+            (&["-p", "--prompt"], Instead("the text is a file, or stdin: -f -")),
+            (&["-c", "--ctx-size", "--n-ctx", "--max-length", "--window"], Flag("--context")),
+            (
+                &["--ppl-stride", "--stride", "--chunks"],
+                Instead("windows of --context tokens follow each other and do not overlap"),
+            ),
+            (&["--perplexity"], NoEffect("it is what this command measures")),
+            (&["-b", "--batch-size", "-ub", "--ubatch-size"], NoEffect("passes are as long as memory allows")),
+        ],
+    ),
+    ("info", &[(&["-c", "--ctx-size", "--n-ctx", "--max-model-len"], Flag("--context"))]),
+];
+
+/// Flags of all commands.
+pub const EVERYWHERE: &[ForeignFlag] = &[
+    (&["--n-predict", "--predict", "--num-predict", "--max-new-tokens", "--max-gen-toks"], Flag("--max-tokens")),
+    (&["--max-length"], Instead("--max-tokens counts the tokens of the output alone")),
+    (&["-t", "--n-threads", "--num-threads", "--cpu-threads"], Flag("--threads")),
+    (&["-tb", "--threads-batch"], NoEffect("--threads counts for prompts too")),
+    (&["-c", "--ctx-size", "--n-ctx", "--context", "--context-length", "--context-size"], GROWS),
+    (&["--max-model-len", "--max-seq-len", "--no-context-shift", "--context-shift"], GROWS),
+    (&["--max-kv-size"], Instead("the cache is never cut; it grows up to the context of the model")),
+    (&["-f", "--file", "--prompt-file", "-bf", "--binary-file", "--input-file"], PROMPT_FILES),
+    (&["-sysf", "--system-prompt-file"], Instead("give the message itself: --system \"$(cat FILE)\"")),
+    (&["-ngl", "--n-gpu-layers", "--gpu-layers", "--num-gpu-layers", "-nkvo", "--no-kv-offload"], WHOLE),
+    (&["-dev", "-mg", "--main-gpu", "-sm", "--split-mode", "-ts", "--tensor-split", "--device-map"], DEVICES),
+    (&["--gpu", "--cuda", "--use-gpu", "--use-cpu", "--cpu", "--tensor-parallel-size"], DEVICES),
+    (&["--repetition-penalty", "--rep-penalty", "--rep-pen"], Flag("--repeat-penalty")),
+    (
+        &["--repeat-last-n", "--repetition-context-size"],
+        Instead("--repeat-penalty counts all tokens of prompt and output"),
+    ),
+    (&["--samplers", "--sampler-seq", "--sampling-seq", "--sampling-order"], SAMPLERS),
+    (&["--presence-penalty", "--frequency-penalty", "--typical", "--typical-p", "--tfs", "--mirostat"], SAMPLERS),
+    (&["--mirostat-lr", "--mirostat-ent", "--dynatemp-range", "--dynatemp-exp", "--top-nsigma", "--top-h"], SAMPLERS),
+    (&["--xtc-probability", "--xtc-threshold", "--dry-multiplier", "--dry-base", "--dry-allowed-length"], SAMPLERS),
+    (&["--epsilon-cutoff", "--eta-cutoff", "--penalty-alpha", "--min-tokens-to-keep"], SAMPLERS),
+    (&["--num-beams", "--num-beam-groups", "--length-penalty", "--early-stopping"], SAMPLERS),
+    (&["--no-repeat-ngram-size", "--bad-words-ids", "--suppress-tokens", "--begin-suppress-tokens"], TOKEN_RULES),
+    (&["--min-length", "--min-new-tokens", "--sequence-bias", "--logit-bias", "-l"], TOKEN_RULES),
+    (&["--grammar", "--grammar-file", "--json-schema", "-j", "-jf"], Instead("no grammar restricts the output")),
+    (&["--do-sample", "--sample"], Instead("--temp, --top-k, --top-p or --min-p ask for draws, --temp 1 plainly")),
+    (&["--no-do-sample", "--no-sample"], Words(&["--greedy"])),
+    (&["-s", "--random-seed"], Flag("--seed")),
+    (&["-r", "--reverse-prompt", "--stop-string", "--stop-strings", "--stop-word", "--stop-words"], Flag("--stop")),
+    (&["--stop-sequence", "--extra-eos-token", "--eos-token"], Flag("--stop")),
+    (&["-sys", "--system-prompt", "--system-message"], Flag("--system")),
+    (&["--input", "--input-text", "--message", "--user-prompt"], Flag("--prompt")),
+    (&["-cnv", "--conversation", "--apply-chat-template", "--use-default-chat-template"], Words(&["--chat"])),
+    (&["-no-cnv", "--no-conversation", "-no-conv", "--ignore-chat-template", "--no-chat-template"], PLAIN),
+    (&["-st", "--single-turn"], NoEffect("one prompt gets one answer")),
+    (
+        &["-i", "--interactive", "-if", "--interactive-first", "-mli", "--multiline-input"],
+        Instead("there is no interactive mode; --chat answers one prompt"),
+    ),
+    (&["--jinja"], NoEffect("the chat template is always rendered")),
+    (&["--chat-template", "--chat-template-file", "--chat-template-config", "--chat-template-args"], TEMPLATE),
+    (&["--chat-template-kwargs", "--no-jinja"], TEMPLATE),
+    (
+        &["-e", "--escape"],
+        Instead("a prompt is taken as it is; let the shell write it, as in $'two\\nlines', or use stdin"),
+    ),
+    (&["--no-escape"], NoEffect("a prompt is taken as it is")),
+    (&["-b", "--batch-size", "-ub", "--ubatch-size", "--prefill-step-size"], Flag("--chunk")),
+    (&["-fa", "--flash-attn", "--attn-implementation"], NoEffect("there is one attention, which works in blocks")),
+    (&["--mmap", "--no-mmap", "--mlock", "--numa", "--no-repack", "--low-cpu-mem-usage", "--low-vram"], MEMORY),
+    (
+        &["--warmup", "--no-warmup", "--perf", "--no-perf", "--prio", "--poll", "--use-cache"],
+        NoEffect("there is no such choice"),
+    ),
+    (&["--log-disable", "--simple-io", "--no-display-prompt", "--verbose-prompt", "-co"], QUIET),
+    (&["--verbose", "-v", "--stream", "--no-stream", "--special"], QUIET),
+    (&["--trust-remote-code"], NoEffect("code of a model is never run")),
+    (&["--offline", "--local-files-only"], NoEffect("nothing is ever downloaded")),
+    (
+        &["-ctk", "--cache-type-k", "-ctv", "--cache-type-v", "--kv-bits", "--kv-group-size", "--quantized-kv-start"],
+        Instead("--cache-type f16 or f32 holds for keys and values"),
+    ),
+    (
+        &["--dtype", "--torch-dtype", "--precision", "--bf16", "--fp16"],
+        Instead(
+            "weights keep the type they are stored in; --quant changes it, --activations is the type between operations",
+        ),
+    ),
+    (&["--load-in-4bit", "--4bit"], Words(&["--quant", "nf4"])),
+    (&["--load-in-8bit", "--8bit"], Words(&["--quant", "int8"])),
+    (&["--quantize", "--quantization", "--q-bits", "--bits"], Instead("--quant nf4, nf4-dq or int8 quantises at load")),
+    (&["--model-path", "--model-name-or-path", "--model-name", "--model-id", "--pretrained"], Flag("--model")),
+    (&["-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "--model-url", "--revision", "--hf-token"], DOWNLOADS),
+    (
+        &["--lora", "--lora-scaled", "--adapter-path", "--adapter"],
+        Instead("merge the adapter into its base model first"),
+    ),
+    (
+        &["--model-draft", "--draft-model", "--num-draft-tokens", "--draft-max", "--draft"],
+        Instead("there is no speculative decoding"),
+    ),
+    (&["--prompt-cache", "--prompt-cache-file", "--session"], Instead("no cache of prompts is kept on disk")),
+    (&["-np", "--parallel", "--num-return-sequences", "--best-of"], Instead("one run makes one text")),
+];
+
+/// Words that flags which change nothing take as values, besides numbers.
+pub const SETTINGS: &[&str] = &[
+    "on",
+    "off",
+    "auto",
+    "true",
+    "false",
+    "all",
+    "distribute",
+    "isolate",
+    "numactl",
+    "eager",
+    "sdpa",
+    "flash_attention_2",
+];
+
+/// Names of other programs' commands.
+pub const COMMANDS: &[(&[&str], &str)] = &[
+    (
+        &["chat", "run", "cli", "complete", "completion"],
+        "`ember generate -p TEXT` continues a text, with --chat it answers",
+    ),
+    (&["serve", "server", "api"], "there is no server"),
+    (&["perplexity", "ppl", "evaluate"], "`ember eval -f FILE` measures the perplexity of a text"),
+    (&["quantize", "convert"], "--quant quantises at load; nothing is written"),
+    (&["benchmark"], "`ember bench` measures speed"),
+    (&["download", "pull"], "nothing is downloaded here; run `hf download REPO --local-dir DIR`, then use -m DIR"),
+];

@@ -1,0 +1,67 @@
+//! Texts that a command reads: from a flag, a file or stdin.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Read};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::output;
+
+/// Largest prompt read from stdin, in bytes.
+const MAX_PROMPT: u64 = 64 << 20;
+
+/// Largest file, in bytes.
+const MAX_FILE: u64 = 64 << 20;
+
+/// The name of a file in messages.
+pub fn shown(path: &Path) -> String {
+    if path == Path::new("-") { "stdin".to_owned() } else { path.display().to_string() }
+}
+
+/// A text file; `-` is stdin.
+pub fn read(path: &Path) -> Result<String> {
+    let shown = shown(path);
+    let open = || -> io::Result<Box<dyn Read>> {
+        Ok(if path == Path::new("-") { Box::new(io::stdin().lock()) } else { Box::new(File::open(path)?) })
+    };
+    let mut bytes = Vec::new();
+    let read = open().and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
+    read.with_context(|| format!("cannot read {shown}"))?;
+    ensure!(bytes.len() as u64 <= MAX_FILE, "{shown} is longer than {}", output::bytes(MAX_FILE as usize));
+    String::from_utf8(bytes).with_context(|| format!("{shown} is not UTF-8"))
+}
+
+/// A text from `-p`, from `-f`, or else from stdin. A `-` stands for stdin.
+pub fn text(prompt: Option<&str>, file: Option<&Path>) -> Result<String> {
+    match (prompt, file) {
+        (Some(prompt), _) if prompt != "-" => Ok(prompt.to_owned()),
+        (None, Some(file)) => read(file),
+        (prompt, _) => {
+            let waits = prompt.is_none() && io::stdin().is_terminal();
+            ensure!(!waits, "there is no text: give one with -p, a file with -f, or pipe one in");
+            given_or_stdin("-")
+        }
+    }
+}
+
+/// A prompt as it is given; - stands for what is on stdin, without its last line break.
+pub fn given_or_stdin(prompt: &str) -> Result<String> {
+    if prompt == "-" { read_stdin() } else { Ok(prompt.to_owned()) }
+}
+
+fn read_stdin() -> Result<String> {
+    let mut bytes = Vec::new();
+    io::stdin().lock().take(MAX_PROMPT + 1).read_to_end(&mut bytes).context("cannot read the prompt from stdin")?;
+    if bytes.len() as u64 > MAX_PROMPT {
+        bail!("the prompt on stdin is longer than {}", output::bytes(MAX_PROMPT as usize));
+    }
+    let mut prompt = String::from_utf8(bytes).context("the prompt on stdin is not UTF-8")?;
+    if prompt.ends_with('\n') {
+        prompt.pop();
+        if prompt.ends_with('\r') {
+            prompt.pop();
+        }
+    }
+    Ok(prompt)
+}

@@ -7,6 +7,7 @@
 use std::io::Write;
 use std::path::Path;
 
+use anyhow::Context;
 use emberlm::prelude::*;
 
 /// The backend is chosen here and nowhere else.
@@ -23,7 +24,7 @@ fn stream<B: CompactBackend>(dir: &Path, prompt: &str, device: &B::Device) -> an
         print!("{}", piece?.text);
         std::io::stdout().flush()?;
     }
-    let summary = pieces.summary();
+    let summary = pieces.summary().context("it has not ended")?;
     println!("\n\n{} tokens in {:.2} s", summary.generated.len(), summary.decode_seconds);
     Ok(())
 }

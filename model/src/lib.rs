@@ -6,6 +6,7 @@ mod causal_lm;
 pub mod checkpoint;
 pub mod config;
 mod diagnose;
+pub mod engine;
 mod error;
 pub mod evaluate;
 pub mod generate;

@@ -81,7 +81,7 @@ pub fn rope_scalings_and_biases<B: CompactBackend>(device: &B::Device) {
         for piece in pieces.by_ref() {
             piece.expect(name);
         }
-        assert_eq!(pieces.summary().generated, generated, "{name}: generated");
+        assert_eq!(pieces.summary().expect("it has ended").generated, generated, "{name}: generated");
         let probabilities = |chunk: usize| {
             let options = EvaluateOptions { chunk: Some(chunk), ..Default::default() };
             let values = evaluate(&model, &prompt, &options).expect(name).log_probabilities;

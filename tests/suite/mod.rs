@@ -3,6 +3,7 @@
 pub mod activations;
 pub mod bodies;
 pub mod choice;
+pub mod engine;
 mod fixture;
 pub mod golden;
 pub mod invariants;
@@ -29,6 +30,7 @@ macro_rules! whole_suite {
             training: linear_gradients, norm_gradients, attention_gradients, delta_net_gradients, halting_gradients,
                 crest_gradients, one_step_lowers_the_loss, a_cache_of_halves_keeps_gradients;
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
+            engine: sequences_are_as_alone, one_that_fails_fails_alone, nobody_waits_for_a_long_prompt, memory_is_asked_for_first;
             split: operations, models, caches;
             store: plain_weights_have_checkpoint_names, packed_weights_come_back;
         }
@@ -45,6 +47,7 @@ macro_rules! whole_suite {
                 snapshot_is_untouched, reset_is_new, last_is_the_last_of_all, depth_set_is_depth_opened, forward_errors;
             kernels: as_on_the_processor, store_beyond_half_precision;
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
+            engine: nobody_waits_for_a_long_prompt;
             split: models;
             store: packed_weights_come_back;
         }

@@ -15,6 +15,11 @@ impl Random {
         z ^ (z >> 31)
     }
 
+    /// Below `end`.
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.next() % end as u64) as usize
+    }
+
     /// About normal, by the sum of four uniform numbers.
     pub fn normal(&mut self, count: usize) -> Vec<f32> {
         let mut uniform = || (self.next() >> 40) as f32 / (1u32 << 24) as f32 - 0.5;

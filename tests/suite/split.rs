@@ -123,7 +123,7 @@ pub fn caches<B: CompactBackend>(device: &B::Device) {
 fn first_slots<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32], per_token: usize) {
     let family = model.architecture().config.family;
     let mut cache = model.new_cache(KvFormat::F32);
-    let usual = cache.bytes();
+    let usual = cache.bytes_with_room(ids.len());
     let fixed: usize = model.architecture().cache_shapes().iter().map(LayerCacheShape::fixed_bytes).sum();
     cache.limit_buffers((40 * per_token).max(fixed));
     model.prefill(ids, &mut cache, 8).unwrap_or_else(|e| panic!("{family:?}: {e}"));

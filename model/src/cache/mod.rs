@@ -45,33 +45,19 @@ pub struct Cache<B: Backend> {
 }
 
 impl<B: CompactBackend> Cache<B> {
-    /// An empty cache.
-    ///
-    /// Where not even one slot fits the buffers and the memory of the device it holds nothing, and
-    /// [`check_room`](Self::check_room) says why. Where gradients are recorded the format is [always F32](KvFormat::on).
+    /// An empty cache, which takes no memory before it is used. Where gradients are recorded the format is
+    /// [always F32](KvFormat::on).
     pub fn new(shapes: Vec<LayerCacheShape>, format: KvFormat, device: &B::Device) -> Self {
         let (device, format) = (device.clone(), format.on::<B>(device));
         let (limit, memory) = (buffer_limit::<B>(&device), B::memory(&device));
         let (layers, capacity, len, expected, first_position) = (Vec::new(), 0, 0, 0, 0);
-        let mut cache = Self { layers, shapes, format, capacity, len, expected, first_position, limit, memory, device };
-        cache.start();
-        cache
-    }
-
-    /// Makes the tensors of an empty cache, with as many slots as fit up to those that it grows by.
-    fn start(&mut self) {
-        let fits = |&slots: &usize| self.refusal(slots).is_none();
-        let first = std::iter::successors(Some(GROWTH), |slots| (*slots > 1).then(|| slots / 2)).find(fits);
-        self.capacity = first.unwrap_or(0);
-        let shapes = self.shapes.iter().enumerate().filter(|_| first.is_some());
-        let layer = |(i, &shape)| new_layer(i, shape, self.format, self.capacity, &self.device);
-        self.layers = shapes.map(layer).collect();
+        Self { layers, shapes, format, capacity, len, expected, first_position, limit, memory, device }
     }
 
     /// What layer `i` keeps.
     ///
     /// # Panics
-    /// When the model has no such layer, or nothing fits the device's buffers.
+    /// When the model has no such layer, or the cache was never used.
     pub fn layer(&self, i: usize) -> &LayerCache<B> {
         &self.layers[i]
     }
@@ -130,6 +116,17 @@ impl<B: CompactBackend> Cache<B> {
         layers.sum()
     }
 
+    /// Tokens that fit without growth.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Bytes that it would take with room for `slots` tokens, at least what it takes now.
+    pub fn bytes_with_room(&self, slots: usize) -> usize {
+        let capacity = self.roomy(slots);
+        if capacity <= self.capacity { self.bytes() } else { self.bytes_of_slots(capacity).max(self.bytes()) }
+    }
+
     /// Makes room for `slots` in all, so that later appends do not grow.
     ///
     /// # Panics
@@ -139,14 +136,23 @@ impl<B: CompactBackend> Cache<B> {
             return;
         }
         self.check_room(slots).unwrap_or_else(|error| panic!("{error}"));
-        // Room to spare only where a buffer has it.
-        let spare = slots.next_multiple_of(GROWTH);
-        self.capacity = if self.refusal(spare).is_some() { slots } else { spare };
+        self.capacity = self.roomy(slots);
+        if self.layers.is_empty() {
+            let layer = |(i, &shape)| new_layer(i, shape, self.format, self.capacity, &self.device);
+            self.layers = self.shapes.iter().enumerate().map(layer).collect();
+            return;
+        }
         for layer in &mut self.layers {
             if let LayerCache::Attention(kv) = layer {
                 kv.grow(self.capacity);
             }
         }
+    }
+
+    /// The capacity that is made for `slots`: room to spare only where a buffer has it.
+    fn roomy(&self, slots: usize) -> usize {
+        let spare = slots.checked_next_multiple_of(GROWTH).unwrap_or(slots);
+        if self.refusal(spare).is_some() { slots } else { spare }
     }
 
     /// Checks that every tensor of `slots` slots fits a buffer of the device, and all of them its memory.
@@ -162,13 +168,18 @@ impl<B: CompactBackend> Cache<B> {
         if let Some((tensor, bytes, limit)) = self.beyond_buffers(slots) {
             return Some(Error::Buffer { tensor, slots, bytes, limit });
         }
-        let layer = |shape: &LayerCacheShape| {
-            shape.bytes_per_token(self.format).saturating_mul(slots).saturating_add(shape.fixed_bytes())
-        };
-        let bytes = self.shapes.iter().map(layer).fold(0, usize::saturating_add);
+        let bytes = self.bytes_of_slots(slots);
         let limit = self.memory.filter(|&limit| bytes > limit)?;
         let what = format!("the cache of {slots} tokens in {} layers", self.shapes.len());
         Some(Error::Memory { what, bytes, limit })
+    }
+
+    /// Of all tensors with `slots` slots.
+    fn bytes_of_slots(&self, slots: usize) -> usize {
+        let layer = |shape: &LayerCacheShape| {
+            shape.bytes_per_token(self.format).saturating_mul(slots).saturating_add(shape.fixed_bytes())
+        };
+        self.shapes.iter().map(layer).fold(0, usize::saturating_add)
     }
 
     /// The first tensor that is too large with `slots` slots, its bytes, and the limit.
@@ -186,20 +197,14 @@ impl<B: CompactBackend> Cache<B> {
             .find_map(|(what, i, bytes)| (bytes > limit).then(|| (format!("cached {what} of layer {i}"), bytes, limit)))
     }
 
-    /// Lowers the memory that the cache may take, to try out what happens there. An empty cache begins anew under it.
+    /// Lowers the memory that the cache may take, to try out what happens there.
     pub fn limit_memory(&mut self, bytes: usize) {
         self.memory = Some(self.memory.map_or(bytes, |limit| limit.min(bytes)));
-        if self.is_empty() {
-            self.start();
-        }
     }
 
-    /// Lowers the limit of the device's buffers, to try out what happens there. An empty cache begins anew under it.
+    /// Lowers the limit of the device's buffers, to try out what happens there.
     pub fn limit_buffers(&mut self, bytes: usize) {
         self.limit = Some(self.limit.map_or(bytes, |limit| limit.min(bytes)));
-        if self.is_empty() {
-            self.start();
-        }
     }
 
     /// Forgets every token; the memory is kept.

@@ -174,7 +174,7 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> R
         }
         shown.push(&piece.text).context(output::STDOUT)?;
     }
-    let summary = pieces.summary();
+    let summary = pieces.summary().context("the generation has not ended")?;
     if args.json {
         report::write(&shown.text, summary, args.trace.then_some(depth)).context(output::STDOUT)?;
     } else {

@@ -1,0 +1,446 @@
+//! Many sequences with one model: requests in, events out, a step at a time.
+//!
+//! A step is one pass of the model. It feeds one token of every sequence that generates and chunks of the prompts of those that do
+//! not yet, under a budget of tokens, so that nobody waits longer than a chunk. What does not depend on other tokens is computed for
+//! all of them at once, which costs little more than one sequence while the weights are what has to be read.
+//!
+//! Each sequence has its own cache, sampler, stop rules and text: what it gets does not depend on who else is there (but for the last
+//! bits of sums, which are taken in another order when more tokens share a pass). One that fails, fails alone.
+//!
+//! The engine is synchronous and owned by one thread.
+
+#![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
+
+mod request;
+mod schedule;
+mod sequence;
+
+use std::collections::VecDeque;
+
+use emberlm_quant::CompactBackend;
+use emberlm_quant::kv::KvFormat;
+
+use crate::cache::Cache;
+use crate::causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, ForwardOutput, LogitsFor};
+use crate::diagnose::{self, Run};
+use crate::error::{Error, Result};
+use crate::nn::Span;
+use crate::text::TextProcessor;
+use crate::token_depth::{TokenDepth, token_depths};
+pub use request::{Event, EventKind, Finish, Finished, Piece, Request, Summary};
+use schedule::shares;
+use sequence::Sequence;
+
+/// Output tokens that a cache gets room for at once; a longer text grows it.
+const RESERVED: usize = 1024;
+
+/// The name of a sequence in its engine; never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(u64);
+
+/// Limits and formats of an engine.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineOptions {
+    /// Number format of cached keys and values.
+    pub kv_format: KvFormat,
+    /// Tokens of a step while no sequence generates.
+    pub tokens_per_step: usize,
+    /// Tokens of prompts in a step in which others generate; they wait for it.
+    pub prompt_tokens_beside_decoding: usize,
+    /// Sequences that take part at once; others wait for their turn.
+    pub max_running: usize,
+    /// Bytes of all caches together, free slots included; none: what the device has. A cache that grows is for a moment there twice.
+    pub cache_bytes: Option<usize>,
+    /// After logits that are no numbers, find the layer where they come from; that takes a run over the whole text.
+    pub explain_failures: bool,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            kv_format: KvFormat::default(),
+            tokens_per_step: DEFAULT_CHUNK,
+            prompt_tokens_beside_decoding: 128,
+            max_running: 64,
+            cache_bytes: None,
+            explain_failures: true,
+        }
+    }
+}
+
+/// Runs requests with one model.
+#[derive(Debug)]
+pub struct Engine<'m, B: CompactBackend> {
+    model: &'m CausalLm<B>,
+    text: TextProcessor,
+    options: EngineOptions,
+    /// Those that take part, the oldest first.
+    running: Vec<Sequence<B>>,
+    /// Those that wait for room; their caches take none.
+    waiting: VecDeque<Sequence<B>>,
+    /// What the next step has to tell besides.
+    events: Vec<Event<B>>,
+    next_id: u64,
+}
+
+/// A sequence's part in a step.
+struct Turn {
+    /// In `running`.
+    at: usize,
+    tokens: usize,
+}
+
+impl<'m, B: CompactBackend> Engine<'m, B> {
+    /// An engine without sequences. `text` is what turns tokens into text.
+    pub fn new(model: &'m CausalLm<B>, text: &TextProcessor, options: EngineOptions) -> Self {
+        let (running, waiting, events) = (Vec::new(), VecDeque::new(), Vec::new());
+        Self { model, text: text.clone(), options, running, waiting, events, next_id: 0 }
+    }
+
+    /// Takes a request. Nothing is computed before the next [`step`](Self::step).
+    ///
+    /// # Errors
+    /// [`Error::Prompt`] when the prompt is empty, too long, or has ids outside the vocabulary; [`Error::Option`] when a sampling
+    /// option is out of range or a stop string is empty; [`Error::Memory`] when its prompt alone is beyond the budget of bytes.
+    pub fn submit(&mut self, request: Request) -> Result<SequenceId> {
+        let cache = self.model.new_cache(self.options.kv_format);
+        self.resume(cache, Vec::new(), request)
+    }
+
+    /// As [`submit`](Self::submit), after the `history` that the cache holds: its tokens are not computed again.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit); [`Error::Option`] when the cache does not hold that many tokens.
+    pub fn resume(&mut self, mut cache: Cache<B>, history: Vec<u32>, request: Request) -> Result<SequenceId> {
+        if cache.len() != history.len() {
+            let message = format!("holds {} tokens, and the history has {}", cache.len(), history.len());
+            return Err(Error::Option { option: "cache".into(), message });
+        }
+        self.model.check_prompt(&request.prompt, &cache)?;
+        let read = history.len() + request.prompt.len();
+        cache.expect(read);
+        if let Some(limit) = self.options.cache_bytes {
+            let bytes = cache.bytes_with_room(read);
+            if bytes > limit {
+                return Err(Error::Memory { what: format!("the cache of {read} tokens"), bytes, limit });
+            }
+        }
+        let id = self.new_id();
+        let context = self.model.architecture().config.max_position_embeddings;
+        self.waiting.push_back(Sequence::new(id, request, (cache, history), &self.text, context)?);
+        Ok(id)
+    }
+
+    /// Ends a sequence; its last events come with the next step. Nothing happens where it has ended already.
+    pub fn cancel(&mut self, id: SequenceId) {
+        if let Some(at) = self.running.iter().position(|sequence| sequence.id == id) {
+            let sequence = self.running.remove(at);
+            self.events.extend(sequence.finish(Finish::Cancelled));
+        } else if let Some(at) = self.waiting.iter().position(|sequence| sequence.id == id) {
+            self.events.extend(self.waiting.remove(at).into_iter().flat_map(|s| s.finish(Finish::Cancelled)));
+        }
+    }
+
+    /// A second sequence that has read and generated what this one has, and goes on by itself. Their caches are shared until one of
+    /// the two appends.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when there is no such sequence (any more), [`Error::Memory`] when there is no room for a second cache.
+    pub fn fork(&mut self, id: SequenceId) -> Result<SequenceId> {
+        let mut all = self.running.iter().chain(&self.waiting);
+        let Some(mut copy) = all.find(|sequence| sequence.id == id).cloned() else {
+            return Err(Error::Option { option: "sequence".into(), message: "has ended or never was".into() });
+        };
+        if let Some((bytes, limit)) = self.beyond_budget(copy.cache.bytes()) {
+            let what = format!("the caches of {} sequences", self.running.len() + self.waiting.len() + 1);
+            return Err(Error::Memory { what, bytes, limit });
+        }
+        copy.id = self.new_id();
+        let id = copy.id;
+        // What it holds takes room wherever it is; a turn of its own comes when there is a place.
+        self.waiting.push_front(copy);
+        Ok(id)
+    }
+
+    /// Sequences that take part, and those that wait.
+    pub fn sequences(&self) -> (usize, usize) {
+        (self.running.len(), self.waiting.len())
+    }
+
+    /// Whether there is nothing to do and nothing to tell.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty() && self.events.is_empty()
+    }
+
+    /// Bytes of all caches, free slots included.
+    pub fn cache_bytes(&self) -> usize {
+        self.running.iter().chain(&self.waiting).map(|sequence| sequence.cache.bytes()).sum()
+    }
+
+    /// One pass of the model, and what came of it. Without sequences that is nothing.
+    pub fn step(&mut self) -> Vec<Event<B>> {
+        let mut events = std::mem::take(&mut self.events);
+        self.admit(&mut events);
+        self.end_those_at_their_end(&mut events);
+        let turns = self.turns(&mut events);
+        if !turns.is_empty() {
+            self.pass(turns, &mut events);
+        }
+        events
+    }
+
+    fn new_id(&mut self) -> SequenceId {
+        let id = SequenceId(self.next_id);
+        self.next_id += 1;
+        id
+    }
+
+    /// What the caches would take with so many bytes more, and the budget, where it is beyond.
+    fn beyond_budget(&self, more: usize) -> Option<(usize, usize)> {
+        let bytes = self.cache_bytes().saturating_add(more);
+        self.options.cache_bytes.filter(|&limit| bytes > limit).map(|limit| (bytes, limit))
+    }
+
+    /// Lets those that wait take part, in order, as long as there is room for their prompts.
+    fn admit(&mut self, events: &mut Vec<Event<B>>) {
+        while self.running.len() < self.options.max_running.max(1) {
+            let Some(mut sequence) = self.waiting.pop_front() else { return };
+            let read = sequence.tokens.len();
+            let roomy = sequence.most_tokens().min(read.saturating_add(RESERVED));
+            let held = sequence.cache.bytes();
+            let fits = |engine: &Self, slots: usize| {
+                // Its own bytes count with those of the others.
+                let more = sequence.cache.bytes_with_room(slots).max(held);
+                engine.beyond_budget(more)
+            };
+            let refused = match [roomy, read].into_iter().find(|&slots| fits(self, slots).is_none()) {
+                Some(slots) => {
+                    // Where the device has less room than that, it grows step by step.
+                    if sequence.cache.check_room(slots).is_ok() {
+                        sequence.cache.reserve(slots);
+                    }
+                    self.running.push(sequence);
+                    continue;
+                }
+                None => fits(self, read),
+            };
+            match refused {
+                // Nobody will make room.
+                Some((bytes, limit)) if self.running.is_empty() => {
+                    let error = Error::Memory { what: "the caches of all sequences".into(), bytes, limit };
+                    events.push(Event { sequence: sequence.id, kind: EventKind::Failed(error) });
+                }
+                _ => {
+                    self.waiting.push_front(sequence);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn end_those_at_their_end(&mut self, events: &mut Vec<Event<B>>) {
+        let ended: Vec<Sequence<B>> = self.running.extract_if(.., |sequence| sequence.is_at_end()).collect();
+        events.extend(ended.into_iter().flat_map(|sequence| sequence.finish(Finish::Length)));
+    }
+
+    /// Whose tokens this step feeds, as far as there is room for them. Where none can go on for want of room, the youngest fail.
+    fn turns(&mut self, events: &mut Vec<Event<B>>) -> Vec<Turn> {
+        loop {
+            let decoding = self.running.iter().any(Sequence::decodes);
+            let budget =
+                if decoding { self.options.prompt_tokens_beside_decoding } else { self.options.tokens_per_step };
+            let prompts: Vec<usize> = self.running.iter().filter(|s| !s.decodes()).map(|s| s.pending().len()).collect();
+            let mut shares = shares(&prompts, budget).into_iter();
+            let tokens: Vec<usize> = (self.running.iter())
+                .map(|sequence| if sequence.decodes() { sequence.pending().len() } else { shares.next().unwrap_or(0) })
+                .collect();
+            let mut turns = Vec::new();
+            let mut refused = None;
+            for (at, tokens) in tokens.into_iter().enumerate() {
+                match self.make_room(at, tokens) {
+                    Ok(()) => turns.push(Turn { at, tokens }),
+                    Err(error) => refused = Some(error),
+                }
+            }
+            match refused {
+                Some(error) if turns.is_empty() => {
+                    let Some(youngest) = self.running.pop() else { return turns };
+                    events.push(Event { sequence: youngest.id, kind: EventKind::Failed(error) });
+                }
+                _ => return turns,
+            }
+        }
+    }
+
+    /// Makes room for `tokens` more of a sequence, half as much again where the budget has it.
+    fn make_room(&mut self, at: usize, tokens: usize) -> Result<()> {
+        let Some(sequence) = self.running.get(at) else { return Ok(()) };
+        let cache = &sequence.cache;
+        let (needed, held) = (cache.len() + tokens, cache.bytes());
+        cache.check_room(needed)?;
+        if needed <= cache.capacity() {
+            return Ok(());
+        }
+        let roomy = sequence.most_tokens().min(needed.max(cache.capacity() + cache.capacity() / 2));
+        let fits = |slots: usize| {
+            let more = cache.bytes_with_room(slots).saturating_sub(held);
+            self.beyond_budget(more).is_none() && cache.check_room(slots).is_ok()
+        };
+        let Some(slots) = [roomy, needed].into_iter().find(|&slots| slots >= needed && fits(slots)) else {
+            let bytes = self.cache_bytes() - held + cache.bytes_with_room(needed);
+            let limit = self.options.cache_bytes.unwrap_or(bytes);
+            let what = format!("the caches of {} sequences", self.running.len() + self.waiting.len());
+            return Err(Error::Memory { what, bytes, limit });
+        };
+        if let Some(sequence) = self.running.get_mut(at) {
+            sequence.cache.reserve(slots);
+        }
+        Ok(())
+    }
+
+    /// Feeds these tokens in one pass; where that is refused each sequence by itself, so that one that cannot go on fails alone.
+    fn pass(&mut self, turns: Vec<Turn>, events: &mut Vec<Event<B>>) {
+        let mut outcomes: Vec<Option<Outcome>> = self.running.iter().map(|_| None).collect();
+        match self.forward(&turns) {
+            Ok(out) => self.share_out(&turns, out, &mut outcomes),
+            Err(error) if turns.len() == 1 => {
+                if let Some(outcome) = turns.first().and_then(|turn| outcomes.get_mut(turn.at)) {
+                    *outcome = Some(Outcome::Failed(error));
+                }
+            }
+            Err(_) => {
+                for turn in turns {
+                    let turn = [turn];
+                    match self.forward(&turn) {
+                        Ok(out) => self.share_out(&turn, out, &mut outcomes),
+                        Err(error) => {
+                            if let Some(outcome) = turn.first().and_then(|turn| outcomes.get_mut(turn.at)) {
+                                *outcome = Some(Outcome::Failed(error));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        let mut kept = Vec::with_capacity(self.running.len());
+        for (sequence, outcome) in std::mem::take(&mut self.running).into_iter().zip(outcomes) {
+            kept.extend(self.after(sequence, outcome, events));
+        }
+        self.running = kept;
+    }
+
+    fn forward(&mut self, turns: &[Turn]) -> Result<ForwardOutput<B>> {
+        let mut ids = Vec::new();
+        let mut spans = Vec::with_capacity(turns.len());
+        let mut wanted = LogitsFor::Nothing;
+        let mut turns = turns.iter().peekable();
+        for (at, sequence) in self.running.iter_mut().enumerate() {
+            let Some(turn) = turns.next_if(|turn| turn.at == at) else { continue };
+            sequence.begin();
+            let pending = sequence.pending();
+            ids.extend_from_slice(pending.get(..turn.tokens).unwrap_or(pending));
+            if turn.tokens == pending.len() {
+                wanted = LogitsFor::Last;
+            }
+            spans.push(Span { tokens: turn.tokens, cache: &mut sequence.cache });
+        }
+        let ids = self.model.ids(&ids)?;
+        self.model.forward(ids, &mut spans, ForwardOptions { logits: wanted, hidden: false })
+    }
+
+    /// Chooses the next token of every sequence whose tokens are all fed.
+    fn share_out(&mut self, turns: &[Turn], out: ForwardOutput<B>, outcomes: &mut [Option<Outcome>]) {
+        let traced = turns.iter().any(|turn| self.running.get(turn.at).is_some_and(|sequence| sequence.trace));
+        let tokens = turns.iter().map(|turn| turn.tokens).sum();
+        let mut depth = match traced.then(|| token_depths(&out, tokens)).transpose() {
+            Ok(depth) => depth.unwrap_or_default().into_iter(),
+            // What a trace lacks is no reason to end a text, and the logits will not be read either.
+            Err(_) => Vec::new().into_iter(),
+        };
+        for (row, turn) in turns.iter().enumerate() {
+            let (Some(sequence), Some(outcome)) = (self.running.get_mut(turn.at), outcomes.get_mut(turn.at)) else {
+                continue;
+            };
+            let mut depth: Vec<_> = depth.by_ref().take(turn.tokens).collect();
+            if !sequence.trace {
+                depth.clear();
+            }
+            let read = if sequence.decodes() { 0 } else { turn.tokens };
+            let logits = out.logits.as_ref().filter(|_| sequence.pending().is_empty());
+            let chosen = logits.map(|logits| {
+                let row = logits.clone().slice_dim(0, row..row + 1);
+                sequence.choose(row, depth.last().cloned())
+            });
+            *outcome = Some(match chosen.transpose() {
+                Ok(chosen) => Outcome::Fed { read, depth, chosen },
+                Err(error) => Outcome::Failed(error),
+            });
+        }
+    }
+
+    /// Tells what became of a sequence in this step; it is given back where it goes on.
+    fn after(
+        &self,
+        sequence: Sequence<B>,
+        outcome: Option<Outcome>,
+        events: &mut Vec<Event<B>>,
+    ) -> Option<Sequence<B>> {
+        let id = sequence.id;
+        let event = |kind| Event { sequence: id, kind };
+        match outcome {
+            None => Some(sequence),
+            Some(Outcome::Failed(error)) => {
+                events.push(event(EventKind::Failed(self.explained(error, &sequence))));
+                None
+            }
+            Some(Outcome::Fed { read, depth, chosen }) => {
+                if read > 0 {
+                    events.push(event(EventKind::PromptRead { tokens: read, depth }));
+                }
+                match chosen {
+                    None => Some(sequence),
+                    Some(None) => {
+                        events.extend(sequence.finish(Finish::Stop));
+                        None
+                    }
+                    Some(Some((piece, stopped))) => {
+                        events.push(event(EventKind::Token(piece)));
+                        let finish = match stopped {
+                            true => Some(Finish::Stop),
+                            false => sequence.is_at_end().then_some(Finish::Length),
+                        };
+                        match finish {
+                            Some(finish) => {
+                                events.extend(sequence.finish(finish));
+                                None
+                            }
+                            None => Some(sequence),
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// With the layer where numbers stopped being finite.
+    fn explained(&self, error: Error, sequence: &Sequence<B>) -> Error {
+        if !self.options.explain_failures {
+            return error;
+        }
+        let run = Run { chunk: self.options.tokens_per_step, format: self.options.kv_format };
+        diagnose::explained(error, self.model, &sequence.tokens, run, || false)
+    }
+}
+
+/// What a step did to one sequence.
+enum Outcome {
+    Fed {
+        /// Tokens of its prompt.
+        read: usize,
+        /// Of every token fed, with a trace.
+        depth: Vec<TokenDepth>,
+        /// Where all its tokens are fed: what was chosen, and whether that ends the text; none for a stop token.
+        chosen: Option<Option<(Piece, bool)>>,
+    },
+    Failed(Error),
+}

@@ -1,0 +1,123 @@
+//! What is asked of an engine, and what it says.
+
+use emberlm_quant::CompactBackend;
+
+use super::SequenceId;
+use crate::cache::Cache;
+use crate::error::Error;
+use crate::sampling::{LogitsProcessors, SamplingConfig};
+use crate::text::StopSet;
+use crate::token_depth::TokenDepth;
+
+/// A prompt and how it is continued.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Token ids.
+    pub prompt: Vec<u32>,
+    /// How tokens are chosen.
+    pub sampling: SamplingConfig,
+    /// Rules about single tokens, which change logits before one is chosen.
+    pub processors: LogitsProcessors,
+    /// Tokens to generate at most.
+    pub max_tokens: usize,
+    /// Tokens that end the text; they are not part of it.
+    pub stop_tokens: StopSet,
+    /// Strings that end the text; they are not part of it. Names of special tokens count as text here.
+    pub stop_strings: Vec<String>,
+    /// Tell the depth of every token (CREST).
+    pub trace: bool,
+}
+
+impl Request {
+    /// Greedy, 256 tokens, no stop.
+    pub fn new(prompt: Vec<u32>) -> Self {
+        Self {
+            prompt,
+            sampling: SamplingConfig::greedy(),
+            processors: LogitsProcessors::default(),
+            max_tokens: 256,
+            stop_tokens: StopSet::default(),
+            stop_strings: Vec::new(),
+            trace: false,
+        }
+    }
+}
+
+/// Something that happened to a sequence.
+#[derive(Debug)]
+pub struct Event<B: CompactBackend> {
+    /// Which one.
+    pub sequence: SequenceId,
+    /// What.
+    pub kind: EventKind<B>,
+}
+
+/// What happened to a sequence. After `Finished` or `Failed` it is forgotten.
+#[derive(Debug)]
+pub enum EventKind<B: CompactBackend> {
+    /// So many tokens of its prompt were read in this step.
+    PromptRead {
+        /// Tokens.
+        tokens: usize,
+        /// Of each of them, with [`Request::trace`].
+        depth: Vec<TokenDepth>,
+    },
+    /// A token was chosen, or text that was held back to the end became certain.
+    Token(Piece),
+    /// The text has ended.
+    Finished(Box<Finished<B>>),
+    /// It could not go on; other sequences do.
+    Failed(Error),
+}
+
+/// One token's worth of a generated text.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    /// Text that became certain; often empty inside a character or a possible stop string.
+    pub text: String,
+    /// The token; none for text that was held back to the end.
+    pub token: Option<u32>,
+    /// Depth of the pass that chose the token; only with [`Request::trace`].
+    pub depth: Option<TokenDepth>,
+}
+
+/// A sequence that has ended.
+#[derive(Debug)]
+pub struct Finished<B: CompactBackend> {
+    /// What was generated, and why it ended.
+    pub summary: Summary,
+    /// To continue from: what `tokens` left behind.
+    pub cache: Cache<B>,
+    /// The tokens that the cache holds.
+    pub tokens: Vec<u32>,
+}
+
+/// Why a generation ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// A stop token or a stop string.
+    Stop,
+    /// As many tokens as were asked for, or the end of the context.
+    Length,
+    /// It was cancelled.
+    Cancelled,
+}
+
+/// What a generation was.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// Why it ended.
+    pub finish: Finish,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Every token chosen, stop tokens excluded.
+    pub generated: Vec<u32>,
+    /// Seconds from the first step that took part in it until the logits after the prompt.
+    pub prefill_seconds: f64,
+    /// Seconds since then.
+    pub decode_seconds: f64,
+    /// Steps per layer and token, on average over the passes that chose tokens; only with a trace.
+    pub mean_steps: Option<f64>,
+    /// Seed of the sampler: giving it again repeats the run.
+    pub seed: u64,
+}

@@ -1,0 +1,146 @@
+//! One sequence of an engine: its tokens, its cache, and how its next token is chosen.
+
+use std::time::Instant;
+
+use burn::tensor::Tensor;
+use emberlm_quant::CompactBackend;
+
+use super::SequenceId;
+use super::request::{Event, EventKind, Finish, Finished, Piece, Request, Summary};
+use crate::cache::Cache;
+use crate::error::Result;
+use crate::sampling::Sampler;
+use crate::text::{DecodeStream, StopSet, StopStrings, TextProcessor};
+use crate::token_depth::TokenDepth;
+
+/// The state of a request between steps.
+#[derive(Clone, Debug)]
+pub(super) struct Sequence<B: CompactBackend> {
+    pub id: SequenceId,
+    pub cache: Cache<B>,
+    /// Prompt and output; the cache holds the first of them.
+    pub tokens: Vec<u32>,
+    pub trace: bool,
+    sampler: Sampler,
+    stream: DecodeStream,
+    stops: StopStrings,
+    stop_tokens: StopSet,
+    max_tokens: usize,
+    context: usize,
+    steps_sum: f64,
+    begun: Option<Instant>,
+    decode_begun: Option<Instant>,
+    summary: Summary,
+}
+
+impl<B: CompactBackend> Sequence<B> {
+    /// A request whose first tokens the cache holds already.
+    pub fn new(
+        id: SequenceId,
+        request: Request,
+        (cache, mut tokens): (Cache<B>, Vec<u32>),
+        text: &TextProcessor,
+        context: usize,
+    ) -> Result<Self> {
+        let sampler = Sampler::new(&request.sampling)?.with_processors(request.processors, request.stop_tokens.ids());
+        tokens.extend_from_slice(&request.prompt);
+        Ok(Self {
+            id,
+            cache,
+            tokens,
+            trace: request.trace,
+            stream: text.decode_stream(true),
+            stops: StopStrings::new(request.stop_strings)?,
+            stop_tokens: request.stop_tokens,
+            max_tokens: request.max_tokens,
+            context,
+            steps_sum: 0.0,
+            begun: None,
+            decode_begun: None,
+            summary: Summary {
+                finish: Finish::Length,
+                prompt_tokens: request.prompt.len(),
+                generated: Vec::new(),
+                prefill_seconds: 0.0,
+                decode_seconds: 0.0,
+                mean_steps: None,
+                seed: sampler.seed(),
+            },
+            sampler,
+        })
+    }
+
+    /// Tokens that the cache lacks.
+    pub fn pending(&self) -> &[u32] {
+        self.tokens.get(self.cache.len()..).unwrap_or_default()
+    }
+
+    /// Whether its prompt was read: then one token is pending.
+    pub fn decodes(&self) -> bool {
+        self.decode_begun.is_some()
+    }
+
+    /// Tokens that it may still come to hold.
+    pub fn most_tokens(&self) -> usize {
+        let rest = self.max_tokens.saturating_sub(self.summary.generated.len());
+        self.tokens.len().saturating_add(rest).min(self.context)
+    }
+
+    /// Whether nothing more is to be chosen.
+    pub fn is_at_end(&self) -> bool {
+        self.summary.generated.len() >= self.max_tokens || self.tokens.len() > self.context
+    }
+
+    pub fn begin(&mut self) {
+        self.begun.get_or_insert_with(Instant::now);
+    }
+
+    /// Chooses the next token from the logits `[1, vocabulary]` after all tokens, and says what became of the text; none where a
+    /// stop token ends it.
+    ///
+    /// # Errors
+    /// When no token can be chosen or turned into text.
+    pub fn choose(&mut self, logits: Tensor<B, 2>, depth: Option<TokenDepth>) -> Result<Option<(Piece, bool)>> {
+        let token = self.sampler.choose(logits, &self.tokens)?;
+        if self.decode_begun.is_none() {
+            self.summary.prefill_seconds = seconds_since(self.begun);
+            self.decode_begun = Some(Instant::now());
+        }
+        if let Some(depth) = depth.as_ref().filter(|depth| !depth.steps.is_empty()) {
+            self.steps_sum += depth.mean_steps();
+            self.summary.mean_steps = Some(self.steps_sum / self.sampler.step() as f64);
+        }
+        if self.stop_tokens.contains(token) {
+            return Ok(None);
+        }
+        self.summary.generated.push(token);
+        self.tokens.push(token);
+        let hidden = self.stream.left_out(token).map(|name| self.stops.push_hidden(&name));
+        let stopped = match hidden {
+            Some(stopped) => stopped,
+            None => self.stops.push(&self.stream.push(token)?),
+        };
+        Ok(Some((Piece { text: stopped.text, token: Some(token), depth }, stopped.stop.is_some())))
+    }
+
+    /// Ends the text: what was held back, then the end.
+    pub fn finish(mut self, finish: Finish) -> Vec<Event<B>> {
+        let id = self.id;
+        let event = |kind| Event { sequence: id, kind };
+        let mut text = match self.stream.finish() {
+            Ok(rest) => self.stops.push(&rest).text,
+            Err(error) => return vec![event(EventKind::Failed(error))],
+        };
+        text.push_str(&self.stops.finish());
+        let held = (!text.is_empty()).then_some(Piece { text, token: None, depth: None });
+        self.summary.finish = finish;
+        self.summary.decode_seconds = seconds_since(self.decode_begun);
+        self.tokens.truncate(self.cache.len());
+        let finished = Finished { summary: self.summary, cache: self.cache, tokens: self.tokens };
+        held.map(EventKind::Token).into_iter().chain([EventKind::Finished(Box::new(finished))]).map(event).collect()
+    }
+}
+
+fn seconds_since(start: Option<Instant>) -> f64 {
+    start.map_or(0.0, |start| start.elapsed().as_secs_f64())
+}

@@ -1,0 +1,263 @@
+//! The engine: what a sequence gets does not depend on who else is there.
+
+use std::collections::BTreeMap;
+
+use emberlm::model::config::CrestOverrides;
+use emberlm::model::engine::{Engine, EngineOptions, EventKind, Finish, Request, SequenceId};
+use emberlm::model::sampling::{LogitsProcessors, SamplingConfig};
+use emberlm::model::text::TextProcessor;
+use emberlm::model::{CausalLm, Error, WeightOptions};
+use emberlm::quant::CompactBackend;
+use emberlm::quant::kv::KvFormat;
+
+use super::fixture::Fixture;
+use super::random::Random;
+
+/// Runs of random sequences per fixture; `EMBERLM_ENGINE_RUNS` asks for more.
+const RUNS: usize = 1;
+const SEQUENCES: usize = 32;
+
+struct Loaded<B: CompactBackend> {
+    name: String,
+    model: CausalLm<B>,
+    text: TextProcessor,
+    /// Tokens that prompts are cut from.
+    ids: Vec<u32>,
+}
+
+fn loaded<B: CompactBackend>(device: &B::Device) -> impl Iterator<Item = Loaded<B>> {
+    Fixture::all().into_iter().map(|fixture| {
+        let pretrained = fixture.open(&CrestOverrides::default());
+        Loaded {
+            name: fixture.name(),
+            model: pretrained.load(WeightOptions::default(), device, None).expect("a model"),
+            text: pretrained.text().expect("a tokenizer"),
+            ids: fixture.case("long").ids().remove(0),
+        }
+    })
+}
+
+/// An exact cache: rounded keys would turn the last bits of sums into differences that show.
+fn options() -> EngineOptions {
+    EngineOptions {
+        kv_format: KvFormat::F32,
+        tokens_per_step: 48,
+        prompt_tokens_beside_decoding: 12,
+        ..Default::default()
+    }
+}
+
+/// What became of a sequence.
+#[derive(Debug, Default, PartialEq)]
+struct Outcome {
+    text: String,
+    generated: Vec<u32>,
+    finish: Option<Finish>,
+}
+
+/// Runs steps until nothing is left to do; what became of each sequence.
+fn run<B: CompactBackend>(engine: &mut Engine<'_, B>, outcomes: &mut BTreeMap<SequenceId, Outcome>) {
+    while !engine.is_idle() {
+        step(engine, outcomes);
+    }
+}
+
+fn step<B: CompactBackend>(engine: &mut Engine<'_, B>, outcomes: &mut BTreeMap<SequenceId, Outcome>) {
+    for event in engine.step() {
+        let outcome = outcomes.entry(event.sequence).or_default();
+        match event.kind {
+            EventKind::PromptRead { tokens, .. } => assert!(tokens > 0),
+            EventKind::Token(piece) => {
+                outcome.text.push_str(&piece.text);
+                outcome.generated.extend(piece.token);
+            }
+            EventKind::Finished(finished) => {
+                assert_eq!(finished.summary.generated, outcome.generated);
+                assert_eq!(finished.cache.len(), finished.tokens.len());
+                outcome.finish = Some(finished.summary.finish);
+            }
+            EventKind::Failed(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn alone<B: CompactBackend>(loaded: &Loaded<B>, request: &Request) -> Outcome {
+    let mut engine = Engine::new(&loaded.model, &loaded.text, options());
+    let id = engine.submit(request.clone()).expect("a request");
+    let mut outcomes = BTreeMap::new();
+    run(&mut engine, &mut outcomes);
+    outcomes.remove(&id).expect("an outcome")
+}
+
+fn request(random: &mut Random, ids: &[u32]) -> Request {
+    let length = 1 + random.below(60);
+    let start = random.below(ids.len() - length);
+    let seed = random.below(1000) as u64;
+    let sampling = match random.below(3) {
+        0 => SamplingConfig::greedy(),
+        1 => SamplingConfig { temperature: 0.8, top_k: 20, seed: Some(seed), ..SamplingConfig::default() },
+        _ => SamplingConfig { top_p: 0.9, repetition_penalty: 1.1, seed: Some(seed), ..SamplingConfig::default() },
+    };
+    let max_tokens = random.below(24);
+    Request { sampling, max_tokens, ..Request::new(ids[start..start + length].to_vec()) }
+}
+
+/// Sequences that join, leave, are cancelled and forked in random order get the texts that they get alone, and leave no memory.
+pub fn sequences_are_as_alone<B: CompactBackend>(device: &B::Device) {
+    let runs = std::env::var("EMBERLM_ENGINE_RUNS").ok().map_or(RUNS, |runs| runs.parse().expect("a number"));
+    for loaded in loaded::<B>(device) {
+        for seed in 0..runs {
+            one_run(&loaded, seed as u64);
+        }
+    }
+}
+
+fn one_run<B: CompactBackend>(loaded: &Loaded<B>, seed: u64) {
+    let mut random = Random::new(seed);
+    let shapes = loaded.model.architecture().cache_shapes();
+    let per_token: usize = shapes.iter().map(|shape| shape.bytes_per_token(KvFormat::F32)).sum();
+    let fixed: usize = shapes.iter().map(|shape| shape.fixed_bytes()).sum();
+    // Room for about ten of them.
+    let budget = 10 * (256 * per_token + fixed);
+    let limits = EngineOptions { max_running: 12, cache_bytes: Some(budget), ..options() };
+    let mut engine = Engine::new(&loaded.model, &loaded.text, limits);
+    let (mut requests, mut outcomes) = (BTreeMap::new(), BTreeMap::new());
+    let (mut cancelled, mut forks) = (Vec::new(), 0);
+    while requests.len() < SEQUENCES {
+        match random.below(8) {
+            0..3 => {
+                let request = request(&mut random, &loaded.ids);
+                requests.insert(engine.submit(request.clone()).expect("a request"), request);
+            }
+            3 if !requests.is_empty() => {
+                let nth = random.below(requests.len());
+                let id = *requests.keys().nth(nth).expect("one");
+                engine.cancel(id);
+                cancelled.push(id);
+            }
+            4 if !requests.is_empty() => {
+                let nth = random.below(requests.len());
+                let (id, request) = requests.iter().nth(nth).map(|(id, request)| (*id, request.clone())).expect("one");
+                match engine.fork(id) {
+                    Ok(fork) => {
+                        // What it has said so far was said by the other one.
+                        let said: &Outcome = outcomes.entry(id).or_default();
+                        let said = Outcome { text: said.text.clone(), generated: said.generated.clone(), finish: None };
+                        outcomes.insert(fork, said);
+                        requests.insert(fork, request);
+                        forks += 1;
+                    }
+                    Err(Error::Option { message, .. }) => assert!(message.contains("has ended"), "{message}"),
+                    Err(Error::Memory { bytes, limit, .. }) => assert!(bytes > limit),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            _ => {
+                step(&mut engine, &mut outcomes);
+                assert!(engine.cache_bytes() <= budget, "{} bytes of {budget}", engine.cache_bytes());
+                assert!(engine.sequences().0 <= 12);
+            }
+        }
+    }
+    run(&mut engine, &mut outcomes);
+    assert_eq!((engine.cache_bytes(), engine.sequences()), (0, (0, 0)), "{}: something is left", loaded.name);
+    assert!(forks > 0 && !cancelled.is_empty(), "{} seed {seed}: nothing was forked or cancelled", loaded.name);
+    for (id, request) in &requests {
+        let what = format!("{} seed {seed}, {id:?}", loaded.name);
+        let (got, expected) = (&outcomes[id], alone(loaded, request));
+        if got.finish == Some(Finish::Cancelled) {
+            assert!(cancelled.contains(id), "{what}");
+            assert!(expected.generated.starts_with(&got.generated), "{what}: {got:?}, expected {expected:?}");
+        } else {
+            assert_eq!(*got, expected, "{what}");
+        }
+    }
+}
+
+/// One whose every token is banned fails; the others go on and get what they get alone.
+pub fn one_that_fails_fails_alone<B: CompactBackend>(device: &B::Device) {
+    for loaded in loaded::<B>(device) {
+        let vocabulary = loaded.model.architecture().config.vocab_size as u32;
+        let good = Request { max_tokens: 6, ..Request::new(loaded.ids[..9].to_vec()) };
+        let processors = LogitsProcessors { suppress_tokens: (0..vocabulary).collect(), ..Default::default() };
+        let bad = Request { processors, ..Request::new(loaded.ids[3..8].to_vec()) };
+        let limits = EngineOptions { explain_failures: false, ..options() };
+        let mut engine = Engine::new(&loaded.model, &loaded.text, limits);
+        let ids = [&good, &bad, &good].map(|request| engine.submit(request.clone()).expect("a request"));
+        let (mut failed, mut generated) = (Vec::new(), BTreeMap::<SequenceId, Vec<u32>>::new());
+        while !engine.is_idle() {
+            for event in engine.step() {
+                match event.kind {
+                    EventKind::Failed(error) => {
+                        assert!(matches!(error, Error::NonFinite { step: 0, .. }), "{error}");
+                        failed.push(event.sequence);
+                    }
+                    EventKind::Token(piece) => generated.entry(event.sequence).or_default().extend(piece.token),
+                    EventKind::PromptRead { .. } | EventKind::Finished(_) => {}
+                }
+            }
+        }
+        assert_eq!(failed, [ids[1]], "{}", loaded.name);
+        let expected = alone(&loaded, &good).generated;
+        assert_eq!(generated.into_values().collect::<Vec<_>>(), [expected.clone(), expected], "{}", loaded.name);
+    }
+}
+
+/// A long prompt is read in chunks while others generate, and a short one beside it does not wait for its end.
+pub fn nobody_waits_for_a_long_prompt<B: CompactBackend>(device: &B::Device) {
+    let loaded = loaded::<B>(device).find(|loaded| loaded.name == "leanllama").expect("a fixture");
+    let mut engine = Engine::new(&loaded.model, &loaded.text, options());
+    let first = engine.submit(Request { max_tokens: 40, ..Request::new(loaded.ids[..5].to_vec()) }).expect("a request");
+    engine.step();
+    let long = engine.submit(Request { max_tokens: 1, ..Request::new(loaded.ids[..200].to_vec()) }).expect("a request");
+    engine.step();
+    let short = engine.submit(Request { max_tokens: 1, ..Request::new(loaded.ids[..6].to_vec()) }).expect("a request");
+    let (mut steps, mut short_done, mut long_done) = (0, None, None);
+    while short_done.is_none() || long_done.is_none() {
+        steps += 1;
+        let (mut tokens, mut read) = (0, BTreeMap::new());
+        for event in engine.step() {
+            match event.kind {
+                EventKind::PromptRead { tokens, .. } => drop(read.insert(event.sequence, tokens)),
+                EventKind::Token(piece) if event.sequence == first => tokens += usize::from(piece.token.is_some()),
+                EventKind::Finished(_) if event.sequence == short => short_done = Some(steps),
+                EventKind::Finished(_) if event.sequence == long => long_done = Some(steps),
+                _ => {}
+            }
+        }
+        assert_eq!(tokens, 1, "the one that generates waits in step {steps}");
+        assert!(read.values().sum::<usize>() <= 12, "step {steps}: {read:?}");
+        assert!(long_done.is_some() || read.contains_key(&long), "the long one waits in step {steps}");
+    }
+    assert_eq!(short_done, Some(1));
+    assert!(long_done > Some(15), "{long_done:?}");
+}
+
+/// A budget of bytes that holds one sequence: others wait for it, and what alone is beyond it is refused.
+pub fn memory_is_asked_for_first<B: CompactBackend>(device: &B::Device) {
+    for loaded in loaded::<B>(device) {
+        let shapes = loaded.model.architecture().cache_shapes();
+        let per_token: usize = shapes.iter().map(|shape| shape.bytes_per_token(KvFormat::F32)).sum();
+        let fixed: usize = shapes.iter().map(|shape| shape.fixed_bytes()).sum();
+        let budget = 256 * per_token + fixed;
+        let limits = EngineOptions { cache_bytes: Some(budget), ..options() };
+        let mut engine = Engine::new(&loaded.model, &loaded.text, limits);
+        let request = Request { max_tokens: 4, ..Request::new(loaded.ids[..20].to_vec()) };
+        let ids = [0; 3].map(|_| engine.submit(request.clone()).expect("a request"));
+        let mut outcomes = BTreeMap::new();
+        while !engine.is_idle() {
+            step(&mut engine, &mut outcomes);
+            assert!(engine.sequences().0 <= 1 && engine.cache_bytes() <= budget, "{}", loaded.name);
+        }
+        let expected = alone(&loaded, &request);
+        assert!(ids.iter().all(|id| outcomes[id] == expected), "{}: {outcomes:?}", loaded.name);
+
+        let tiny = EngineOptions { cache_bytes: Some(fixed + per_token), ..options() };
+        let mut engine = Engine::new(&loaded.model, &loaded.text, tiny);
+        match engine.submit(request) {
+            Err(Error::Memory { bytes, limit, .. }) => assert!(bytes > limit && limit == fixed + per_token),
+            other => panic!("{}: {other:?}", loaded.name),
+        }
+        assert!(engine.is_idle());
+    }
+}

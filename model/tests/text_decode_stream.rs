@@ -130,3 +130,11 @@ fn a_finished_stream_is_as_new() {
         assert_eq!(first, text.decode(&ids, false).unwrap());
     }
 }
+
+/// A token such as `<0xC3>` is one byte of the text, however its name is spelled.
+#[test]
+fn byte_tokens_count_as_one_byte() {
+    let text = byte_fallback();
+    let ids = text.encode("日é", false).unwrap();
+    assert_eq!(text.bytes_of_tokens("日é", &ids), [3.0, 1.0, 1.0], "{ids:?}");
+}

@@ -51,12 +51,12 @@ pub struct Gpu {
     pub launches: fn() -> u64,
 }
 
-/// What a command does, on any backend.
+/// A command that runs on the backend of the chosen device: a closure would have to be generic over it.
 pub trait WithBackend {
-    /// What comes out.
+    /// The result of the command.
     type Output;
 
-    /// Does it.
+    /// Runs the command on a device.
     fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<Self::Output>;
 }
 
@@ -109,7 +109,7 @@ fn floats<B: CompactBackend>(device: &B::Device) -> impl Iterator<Item = FloatTy
     [FloatType::F32, FloatType::F16, FloatType::Bf16].into_iter().filter(|&float| B::computes_with(device, float))
 }
 
-/// A GPU before the processor, CUDA before wgpu; never a processor that poses as a GPU.
+/// A GPU before the processor, CUDA before wgpu; never a software adapter (llvmpipe), which is the processor by another way.
 fn best() -> DeviceChoice {
     #[cfg(feature = "cuda")]
     if device::cuda_devices().is_ok_and(|devices| !devices.is_empty()) {

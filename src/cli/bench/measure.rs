@@ -14,7 +14,7 @@ use super::args::BenchArgs;
 use super::report::Measurement;
 use crate::cli::backend::OpenDevice;
 
-/// Of the process so far.
+/// Kernels launched and reads from the device, since the process began.
 #[derive(Clone, Copy, Default)]
 struct Counts {
     launches: u64,
@@ -166,7 +166,7 @@ impl<B: CompactBackend> Bench<'_, B> {
     }
 
     /// Bytes of weights that one pass reads: all but the rows of an untied embedding that are not looked up, and of CREST's MLPs
-    /// the share that samples.
+    /// the share that runs.
     fn weight_bytes(&self, mean_steps: Option<f64>) -> f64 {
         let architecture = self.model.architecture();
         let steps = architecture.crest.as_ref().map_or(1, |crest| crest.num_steps) as f64;

@@ -24,7 +24,7 @@ use super::device_args::DeviceArgs;
 use super::memory::peak_rss;
 use super::{load, output};
 
-/// Samples the command.
+/// Runs the command.
 pub fn run(args: &BenchArgs) -> Result<()> {
     let device = DeviceArgs { device: args.device, activations: Some(args.activations), threads: None };
     on_device(&device, args.activations, args)

@@ -171,9 +171,8 @@ fn with_value(target: &str, flag: &Flagged) -> OsString {
     }
 }
 
-/// What to write instead of a word that clap refuses because the command takes none without a flag.
-///
-/// A model and a prompt come after flags, other than in some programs that users know.
+/// A tip for a word that clap refuses because the command takes no positional argument, or one fewer: models and prompts come after
+/// flags here, while `ollama run MODEL PROMPT` takes them as they are.
 pub fn tip_for_stray_word(error: &clap::Error, args: &[OsString], program: &Command) -> Option<String> {
     let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else { return None };
     if error.kind() != ErrorKind::UnknownArgument || word.starts_with('-') {

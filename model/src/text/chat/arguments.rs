@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 use super::value::Value;
 
 /// What a call gives.
@@ -23,10 +23,10 @@ impl Args {
         function: &str,
         names: [&str; N],
         required: usize,
-    ) -> R<[Option<Value>; N]> {
+    ) -> TemplateResult<[Option<Value>; N]> {
         let given = self.positional.len();
         if given > N {
-            return Err(Fail::new(format!("{function} takes at most {N} arguments, {given} are given")));
+            return Err(TemplateError::new(format!("{function} takes at most {N} arguments, {given} are given")));
         }
         let mut bound: [Option<Value>; N] = std::array::from_fn(|_| None);
         for (slot, value) in bound.iter_mut().zip(self.positional) {
@@ -35,51 +35,55 @@ impl Args {
         for (name, value) in self.named {
             let at = names.iter().position(|n| **n == *name);
             let Some(slot) = at.and_then(|at| bound.get_mut(at)) else {
-                return Err(Fail::new(format!("{function} has no parameter {name}")));
+                return Err(TemplateError::new(format!("{function} has no parameter {name}")));
             };
             if slot.replace(value).is_some() {
-                return Err(Fail::new(format!("{function} is given {name} twice")));
+                return Err(TemplateError::new(format!("{function} is given {name} twice")));
             }
         }
         for (slot, name) in bound.iter().zip(names).take(required) {
             if slot.is_none() {
-                return Err(Fail::new(format!("{function} needs {name}")));
+                return Err(TemplateError::new(format!("{function} needs {name}")));
             }
         }
         Ok(bound)
     }
 
     /// As [`Self::bind`] of a function that takes no names.
-    pub(super) fn positional<const N: usize>(self, function: &str, required: usize) -> R<[Option<Value>; N]> {
+    pub(super) fn positional<const N: usize>(
+        self,
+        function: &str,
+        required: usize,
+    ) -> TemplateResult<[Option<Value>; N]> {
         if let Some((name, _)) = self.named.first() {
-            return Err(Fail::new(format!("{function} has no parameter {name}")));
+            return Err(TemplateError::new(format!("{function} has no parameter {name}")));
         }
         let given = self.positional.len();
         if given < required {
-            return Err(Fail::new(format!("{function} needs {required} arguments, {given} are given")));
+            return Err(TemplateError::new(format!("{function} needs {required} arguments, {given} are given")));
         }
         self.bind(function, [""; N], 0)
     }
 }
 
 /// A number given, or `default`.
-pub(super) fn int_or(function: &str, value: Option<Value>, default: i128) -> R<i128> {
+pub(super) fn int_or(function: &str, value: Option<Value>, default: i128) -> TemplateResult<i128> {
     match value {
         None => Ok(default),
-        Some(value) => {
-            value.as_int().ok_or_else(|| Fail::new(format!("{function} needs a number, not a {}", value.kind())))
-        }
+        Some(value) => value
+            .as_int()
+            .ok_or_else(|| TemplateError::new(format!("{function} needs a number, not a {}", value.kind()))),
     }
 }
 
 /// A text given.
-pub(super) fn text_of(function: &str, value: Option<Value>) -> R<Rc<str>> {
+pub(super) fn text_of(function: &str, value: Option<Value>) -> TemplateResult<Rc<str>> {
     match value {
         Some(Value::Str(text) | Value::Markup(text)) => Ok(text),
-        Some(Value::Undefined(what)) => Err(Fail::new(format!("{function}: {what}"))),
+        Some(Value::Undefined(what)) => Err(TemplateError::new(format!("{function}: {what}"))),
         other => {
             let kind = other.map_or("nothing", |v| v.kind());
-            Err(Fail::new(format!("{function} needs a text, not a {kind}")))
+            Err(TemplateError::new(format!("{function} needs a text, not a {kind}")))
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 
 /// Templates of published models render in milliseconds.
 const TIME: Duration = Duration::from_secs(1);
@@ -45,16 +45,16 @@ impl Budget {
     }
 
     /// Takes one step.
-    pub(super) fn step(&self) -> R<()> {
+    pub(super) fn step(&self) -> TemplateResult<()> {
         match self.steps_left.get().checked_sub(1) {
             Some(left) => self.steps_left.set(left),
-            None => return Err(Fail::new("it runs for too many steps; an endless loop?")),
+            None => return Err(TemplateError::new("it runs for too many steps; an endless loop?")),
         }
         self.work(STEP_WORK)
     }
 
     /// Counts work on `bytes` bytes, and looks at the clock now and then.
-    pub(super) fn work(&self, bytes: usize) -> R<()> {
+    pub(super) fn work(&self, bytes: usize) -> TemplateResult<()> {
         let work = self.work.get().saturating_add(bytes);
         if work < WORK {
             self.work.set(work);
@@ -62,25 +62,25 @@ impl Budget {
         }
         self.work.set(0);
         if Instant::now() > self.deadline {
-            return Err(Fail::new(format!("the template runs longer than {TIME:?}")));
+            return Err(TemplateError::new(format!("the template runs longer than {TIME:?}")));
         }
         Ok(())
     }
 
     /// Whether `bytes` bytes fit into one value.
-    pub(super) fn check_size(&self, bytes: Option<usize>) -> R<()> {
+    pub(super) fn check_size(&self, bytes: Option<usize>) -> TemplateResult<()> {
         match bytes {
             Some(bytes) if bytes <= self.value_bytes => Ok(()),
-            _ => Err(Fail::new(format!("a value of the template grows beyond {} bytes", self.value_bytes))),
+            _ => Err(TemplateError::new(format!("a value of the template grows beyond {} bytes", self.value_bytes))),
         }
     }
 
     /// Takes `bytes` bytes, of output or of a new value.
-    pub(super) fn spend(&self, bytes: usize) -> R<()> {
+    pub(super) fn spend(&self, bytes: usize) -> TemplateResult<()> {
         self.work(bytes)?;
         match self.bytes_left.get().checked_sub(bytes) {
             Some(left) => self.bytes_left.set(left),
-            None => return Err(Fail::new("the template uses too much memory")),
+            None => return Err(TemplateError::new("the template uses too much memory")),
         }
         Ok(())
     }

@@ -4,15 +4,15 @@ use std::fmt::Write;
 
 use chrono::NaiveDateTime;
 
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 
 /// The local time, or the one given, in a `strftime` format.
-pub(super) fn strftime(now: Option<NaiveDateTime>, format: &str) -> R<String> {
+pub(super) fn strftime(now: Option<NaiveDateTime>, format: &str) -> TemplateResult<String> {
     let now = now.unwrap_or_else(|| chrono::Local::now().naive_local());
     let mut out = String::new();
     match write!(out, "{}", now.format(&as_chrono(format))) {
         Ok(()) => Ok(out),
-        Err(_) => Err(Fail::new(format!("strftime_now: {format:?} is no time format"))),
+        Err(_) => Err(TemplateError::new(format!("strftime_now: {format:?} is no time format"))),
     }
 }
 

@@ -3,11 +3,11 @@
 use std::cmp::Ordering;
 
 use super::budget::Budget;
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 use super::value::{Dict, Value, View, whole};
 
 /// `left == right`.
-pub(super) fn equal(budget: &Budget, left: &Value, right: &Value) -> R<bool> {
+pub(super) fn equal(budget: &Budget, left: &Value, right: &Value) -> TemplateResult<bool> {
     budget.work(16)?;
     if let (Some(a), Some(b)) = (left.as_str(), right.as_str()) {
         budget.work(if a.len() == b.len() { a.len() } else { 0 })?;
@@ -43,7 +43,7 @@ pub(super) fn equal(budget: &Budget, left: &Value, right: &Value) -> R<bool> {
     })
 }
 
-fn equal_dicts(budget: &Budget, a: &Dict, b: &Dict) -> R<bool> {
+fn equal_dicts(budget: &Budget, a: &Dict, b: &Dict) -> TemplateResult<bool> {
     if a.len() != b.len() {
         return Ok(false);
     }
@@ -82,7 +82,7 @@ fn int_and_float(a: i128, b: f64) -> Option<Ordering> {
 }
 
 /// The order of two values; none beside a NaN.
-pub(super) fn order(budget: &Budget, sign: &str, left: &Value, right: &Value) -> R<Option<Ordering>> {
+pub(super) fn order(budget: &Budget, sign: &str, left: &Value, right: &Value) -> TemplateResult<Option<Ordering>> {
     budget.work(16)?;
     if let (Some(a), Some(b)) = (left.as_str(), right.as_str()) {
         budget.work(a.len().min(b.len()))?;
@@ -105,12 +105,12 @@ pub(super) fn order(budget: &Budget, sign: &str, left: &Value, right: &Value) ->
 }
 
 /// `left < right`.
-pub(super) fn less(budget: &Budget, left: &Value, right: &Value) -> R<bool> {
+pub(super) fn less(budget: &Budget, left: &Value, right: &Value) -> TemplateResult<bool> {
     Ok(order(budget, "<", left, right)? == Some(Ordering::Less))
 }
 
 /// `item in container`.
-pub(super) fn contains(budget: &Budget, container: &Value, item: &Value) -> R<bool> {
+pub(super) fn contains(budget: &Budget, container: &Value, item: &Value) -> TemplateResult<bool> {
     if let Some(text) = container.as_str() {
         return match item.as_str() {
             Some(part) => {
@@ -118,7 +118,7 @@ pub(super) fn contains(budget: &Budget, container: &Value, item: &Value) -> R<bo
                 Ok(text.contains(part))
             }
             None if item.is_undefined() => Err(undefined(item)),
-            None => Err(Fail::new(format!("in: only a text can be in a text, not a {}", item.kind()))),
+            None => Err(TemplateError::new(format!("in: only a text can be in a text, not a {}", item.kind()))),
         };
     }
     match container {
@@ -146,7 +146,7 @@ pub(super) fn contains(budget: &Budget, container: &Value, item: &Value) -> R<bo
             }
             Ok(false)
         }
-        other => Err(Fail::new(format!("in: nothing can be in a {}", other.kind()))),
+        other => Err(TemplateError::new(format!("in: nothing can be in a {}", other.kind()))),
     }
 }
 
@@ -164,7 +164,7 @@ pub(super) fn same(left: &Value, right: &Value) -> bool {
 }
 
 /// Sorts by keys that are computed once, in a stable order. An order of Rust's own sort must not fail, and this one can.
-pub(super) fn sort(budget: &Budget, mut items: Vec<(Value, Value)>, reverse: bool) -> R<Vec<Value>> {
+pub(super) fn sort(budget: &Budget, mut items: Vec<(Value, Value)>, reverse: bool) -> TemplateResult<Vec<Value>> {
     // Python reverses before and after, so that equal items keep their order.
     if reverse {
         items.reverse();
@@ -176,7 +176,7 @@ pub(super) fn sort(budget: &Budget, mut items: Vec<(Value, Value)>, reverse: boo
     Ok(sorted.into_iter().map(|(_, item)| item).collect())
 }
 
-fn merge_sort(budget: &Budget, mut items: Vec<(Value, Value)>) -> R<Vec<(Value, Value)>> {
+fn merge_sort(budget: &Budget, mut items: Vec<(Value, Value)>) -> TemplateResult<Vec<(Value, Value)>> {
     if items.len() < 2 {
         return Ok(items);
     }
@@ -194,26 +194,26 @@ fn merge_sort(budget: &Budget, mut items: Vec<(Value, Value)>) -> R<Vec<(Value, 
 }
 
 /// The key that sorting ignores the case of.
-pub(super) fn fold(budget: &Budget, value: Value, case_sensitive: bool) -> R<Value> {
+pub(super) fn fold(budget: &Budget, value: Value, case_sensitive: bool) -> TemplateResult<Value> {
     match &value {
         Value::Str(text) | Value::Markup(text) if !case_sensitive => budget.text(text.to_lowercase()),
         _ => Ok(value),
     }
 }
 
-pub(super) fn undefined(value: &Value) -> Fail {
+pub(super) fn undefined(value: &Value) -> TemplateError {
     match value {
-        Value::Undefined(what) => Fail::new(what.to_string()),
-        other => Fail::new(format!("a {} was not expected", other.kind())),
+        Value::Undefined(what) => TemplateError::new(what.to_string()),
+        other => TemplateError::new(format!("a {} was not expected", other.kind())),
     }
 }
 
-pub(super) fn unsupported(sign: &str, left: &Value, right: &Value) -> Fail {
+pub(super) fn unsupported(sign: &str, left: &Value, right: &Value) -> TemplateError {
     for value in [left, right] {
         if value.is_undefined() {
-            let Fail { message, .. } = undefined(value);
-            return Fail::new(format!("{sign} is not possible: {message}"));
+            let TemplateError { message, .. } = undefined(value);
+            return TemplateError::new(format!("{sign} is not possible: {message}"));
         }
     }
-    Fail::new(format!("{sign} is not possible between a {} and a {}", left.kind(), right.kind()))
+    TemplateError::new(format!("{sign} is not possible between a {} and a {}", left.kind(), right.kind()))
 }

@@ -7,8 +7,8 @@ use chrono::NaiveDateTime;
 use serde_json::{Map, Value as Json};
 
 use super::budget::Budget;
+use super::error::{TemplateError, TemplateResult};
 use super::evaluate::FUNCTIONS;
-use super::fail::{Fail, R};
 use super::interpreter::Interpreter;
 use super::parser::parse;
 use super::value::Value;
@@ -43,7 +43,7 @@ pub(super) fn render(
 }
 
 /// What a template can name: the functions, and before them the variables.
-fn globals(budget: &Budget, variables: &Json) -> R<Vec<(Rc<str>, Value)>> {
+fn globals(budget: &Budget, variables: &Json) -> TemplateResult<Vec<(Rc<str>, Value)>> {
     let mut globals: Vec<(Rc<str>, Value)> =
         FUNCTIONS.into_iter().map(|name| (Rc::from(name), Value::Function(name))).collect();
     globals.push(("self".into(), Value::Template));
@@ -67,7 +67,7 @@ fn on_large_stack<T: Send>(run: impl FnOnce() -> Result<T> + Send) -> Result<T> 
     })
 }
 
-fn explain(name: &str, fail: &Fail) -> Error {
+fn explain(name: &str, fail: &TemplateError) -> Error {
     let place = match fail.line {
         Some(line) if name == "default" => format!("line {line}: "),
         Some(line) => format!("{name}, line {line}: "),

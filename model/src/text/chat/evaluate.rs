@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::arguments::{Args, text_of};
 use super::ast::{CallArgs, Comparison, Expr, Kind};
 use super::compare::{contains, equal, order, undefined};
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 use super::interpreter::Interpreter;
 use super::value::{Dict, LoopState, Namespace, Range, Scope, Value};
 use super::{filters, lookup, methods, operators, predicates, subscript};
@@ -19,15 +19,15 @@ pub(super) const FUNCTIONS: [&str; 8] =
 const LONGEST_RANGE: usize = 100_000;
 
 impl Interpreter<'_> {
-    pub(super) fn eval(&mut self, expr: &Expr, scope: &Rc<Scope>) -> R<Value> {
+    pub(super) fn eval(&mut self, expr: &Expr, scope: &Rc<Scope>) -> TemplateResult<Value> {
         self.nested(|i| i.kind(&expr.kind, scope)).map_err(|e| e.at(expr.line))
     }
 
-    fn evals(&mut self, exprs: &[Expr], scope: &Rc<Scope>) -> R<Vec<Value>> {
+    fn evals(&mut self, exprs: &[Expr], scope: &Rc<Scope>) -> TemplateResult<Vec<Value>> {
         exprs.iter().map(|expr| self.eval(expr, scope)).collect()
     }
 
-    fn kind(&mut self, kind: &Kind, scope: &Rc<Scope>) -> R<Value> {
+    fn kind(&mut self, kind: &Kind, scope: &Rc<Scope>) -> TemplateResult<Value> {
         match kind {
             Kind::Const(literal) => Ok(literal.into()),
             Kind::Name(name) => Ok(scope.get(name).unwrap_or_else(|| Value::undefined(format!("{name} is undefined")))),
@@ -75,7 +75,7 @@ impl Interpreter<'_> {
                 self.attribute(&value, name)
             }
             Kind::Item(operands) => self.item(&operands.0, &operands.1, scope),
-            Kind::Slice(_) => Err(Fail::new("a slice is possible only alone between brackets")),
+            Kind::Slice(_) => Err(TemplateError::new("a slice is possible only alone between brackets")),
             Kind::Call(callee, args) => {
                 let callee = self.eval(callee, scope)?;
                 let args = self.args(args, scope)?;
@@ -100,12 +100,12 @@ impl Interpreter<'_> {
         }
     }
 
-    fn truth(&mut self, expr: &Expr, scope: &Rc<Scope>) -> R<bool> {
+    fn truth(&mut self, expr: &Expr, scope: &Rc<Scope>) -> TemplateResult<bool> {
         let value = self.eval(expr, scope)?;
         self.value_truth(&value)
     }
 
-    fn value_truth(&mut self, value: &Value) -> R<bool> {
+    fn value_truth(&mut self, value: &Value) -> TemplateResult<bool> {
         match value {
             Value::Loop(state) => Ok(self.loop_length(state)? > 0),
             // A text is empty or not whatever its length in characters.
@@ -114,7 +114,7 @@ impl Interpreter<'_> {
         }
     }
 
-    fn dict_literal(&mut self, pairs: &[(Expr, Expr)], scope: &Rc<Scope>) -> R<Value> {
+    fn dict_literal(&mut self, pairs: &[(Expr, Expr)], scope: &Rc<Scope>) -> TemplateResult<Value> {
         let mut dict = Dict::default();
         for (key, value) in pairs {
             let key = self.eval(key, scope)?;
@@ -123,11 +123,11 @@ impl Interpreter<'_> {
         self.budget.dict(dict)
     }
 
-    fn compare(&mut self, left: &Expr, rest: &[(Comparison, Expr)], scope: &Rc<Scope>) -> R<Value> {
+    fn compare(&mut self, left: &Expr, rest: &[(Comparison, Expr)], scope: &Rc<Scope>) -> TemplateResult<Value> {
         let mut left = self.eval(left, scope)?;
         for (comparison, right) in rest {
             let right = self.eval(right, scope)?;
-            let ordered = |holds: fn(std::cmp::Ordering) -> bool| -> R<bool> {
+            let ordered = |holds: fn(std::cmp::Ordering) -> bool| -> TemplateResult<bool> {
                 Ok(order(self.budget, comparison.sign(), &left, &right)?.is_some_and(holds))
             };
             let holds = match comparison {
@@ -148,7 +148,7 @@ impl Interpreter<'_> {
         Ok(Value::Bool(true))
     }
 
-    fn attribute(&mut self, value: &Value, name: &str) -> R<Value> {
+    fn attribute(&mut self, value: &Value, name: &str) -> TemplateResult<Value> {
         if let Value::Loop(state) = value
             && let Some(found) = self.loop_attribute(state, name)?
         {
@@ -157,7 +157,7 @@ impl Interpreter<'_> {
         lookup::attribute(value, name)
     }
 
-    fn item(&mut self, operand: &Expr, index: &Expr, scope: &Rc<Scope>) -> R<Value> {
+    fn item(&mut self, operand: &Expr, index: &Expr, scope: &Rc<Scope>) -> TemplateResult<Value> {
         let value = self.eval(operand, scope)?;
         if let Kind::Slice(parts) = &index.kind {
             let mut bounds = [Value::None, Value::None, Value::None];
@@ -188,7 +188,7 @@ impl Interpreter<'_> {
         lookup::item(self.budget, &value, &key)
     }
 
-    fn args(&mut self, args: &CallArgs, scope: &Rc<Scope>) -> R<Args> {
+    fn args(&mut self, args: &CallArgs, scope: &Rc<Scope>) -> TemplateResult<Args> {
         let mut positional = self.evals(&args.positional, scope)?;
         if let Some(star) = &args.star {
             positional.extend(self.eval(star, scope)?.iterate(self.budget)?);
@@ -199,12 +199,12 @@ impl Interpreter<'_> {
         }
         if let Some(double) = &args.double_star {
             let Value::Dict(dict) = self.eval(double, scope)? else {
-                return Err(Fail::new("** in a call needs a mapping"));
+                return Err(TemplateError::new("** in a call needs a mapping"));
             };
             for (key, value) in dict.iter() {
                 let key = text_of("a name of an argument", Some(key.clone()))?;
                 if named.iter().any(|(name, _)| *name == key) {
-                    return Err(Fail::new(format!("the argument {key} is given twice")));
+                    return Err(TemplateError::new(format!("the argument {key} is given twice")));
                 }
                 named.push((key, value.clone()));
             }
@@ -213,9 +213,9 @@ impl Interpreter<'_> {
     }
 
     /// The call of a `call` block, whose body the callee gets as `caller`.
-    pub(super) fn call_with_caller(&mut self, call: &Expr, caller: Value, scope: &Rc<Scope>) -> R<Value> {
+    pub(super) fn call_with_caller(&mut self, call: &Expr, caller: Value, scope: &Rc<Scope>) -> TemplateResult<Value> {
         let Kind::Call(callee, args) = &call.kind else {
-            return Err(Fail::new("a call block needs a call"));
+            return Err(TemplateError::new("a call block needs a call"));
         };
         let callee = self.eval(callee, scope)?;
         let mut args = self.args(args, scope)?;
@@ -223,7 +223,7 @@ impl Interpreter<'_> {
         self.call(&callee, args).map_err(|e| e.at(call.line))
     }
 
-    fn call(&mut self, callee: &Value, args: Args) -> R<Value> {
+    fn call(&mut self, callee: &Value, args: Args) -> TemplateResult<Value> {
         match callee {
             Value::Undefined(_) => Err(undefined(callee)),
             Value::Macro(code) => self.call_macro(code, args),
@@ -241,11 +241,11 @@ impl Interpreter<'_> {
                 Ok(if used.replace(true) { separator.clone() } else { Value::str("") })
             }
             Value::Function(name) => self.function(name, args),
-            other => Err(Fail::new(format!("a {} cannot be called", other.kind()))),
+            other => Err(TemplateError::new(format!("a {} cannot be called", other.kind()))),
         }
     }
 
-    fn function(&mut self, name: &str, args: Args) -> R<Value> {
+    fn function(&mut self, name: &str, args: Args) -> TemplateResult<Value> {
         match name {
             "range" => range(args),
             "dict" => {
@@ -254,10 +254,10 @@ impl Interpreter<'_> {
             }
             "cycler" => {
                 if let Some((name, _)) = args.named.first() {
-                    return Err(Fail::new(format!("cycler has no parameter {name}")));
+                    return Err(TemplateError::new(format!("cycler has no parameter {name}")));
                 }
                 if args.positional.is_empty() {
-                    return Err(Fail::new("cycler needs an item"));
+                    return Err(TemplateError::new("cycler needs an item"));
                 }
                 self.budget.weigh(args.positional.iter())?;
                 Ok(Value::Cycler(Rc::new((args.positional, Cell::new(0)))))
@@ -270,7 +270,9 @@ impl Interpreter<'_> {
                 let attributes = self.new_dict(args)?;
                 for (key, _) in attributes.iter() {
                     if key.as_str().is_some_and(|key| key.starts_with('_')) {
-                        return Err(Fail::new("a namespace has no attributes whose names begin with an underscore"));
+                        return Err(TemplateError::new(
+                            "a namespace has no attributes whose names begin with an underscore",
+                        ));
                     }
                 }
                 let (weight, depth) = self.budget.weigh(attributes.iter().map(|(_, value)| value))?;
@@ -286,22 +288,22 @@ impl Interpreter<'_> {
             "raise_exception" => {
                 let [message] = args.bind(name, ["message"], 1)?;
                 let message = message.unwrap_or(Value::None);
-                Err(Fail::new(super::python::text(self.budget, &message)?.into_owned()))
+                Err(TemplateError::new(super::python::text(self.budget, &message)?.into_owned()))
             }
             "strftime_now" => {
                 let [format] = args.bind(name, ["format"], 1)?;
                 let text = super::clock::strftime(self.now, &text_of(name, format)?)?;
                 self.budget.text(text)
             }
-            other => Err(Fail::new(format!("the function {other} is not supported in chat templates"))),
+            other => Err(TemplateError::new(format!("the function {other} is not supported in chat templates"))),
         }
     }
 
     /// `dict(mapping or pairs, name=value)`.
-    fn new_dict(&mut self, args: Args) -> R<Dict> {
+    fn new_dict(&mut self, args: Args) -> TemplateResult<Dict> {
         let mut dict = Dict::default();
         if args.positional.len() > 1 {
-            return Err(Fail::new("dict takes one mapping or list of pairs"));
+            return Err(TemplateError::new("dict takes one mapping or list of pairs"));
         }
         for given in args.positional {
             if given.is_undefined() {
@@ -315,7 +317,7 @@ impl Interpreter<'_> {
             for pair in given.iterate(self.budget)? {
                 match pair.iterate(self.budget)?.as_slice() {
                     [key, value] => dict.insert(key.clone(), value.clone())?,
-                    _ => return Err(Fail::new("dict needs pairs of a key and a value")),
+                    _ => return Err(TemplateError::new("dict needs pairs of a key and a value")),
                 }
             }
         }
@@ -356,15 +358,20 @@ fn is_constant(expr: &Expr) -> bool {
     }
 }
 
-fn loop_method(interpreter: &mut Interpreter<'_>, state: &Rc<LoopState>, name: &str, args: Args) -> R<Value> {
+fn loop_method(
+    interpreter: &mut Interpreter<'_>,
+    state: &Rc<LoopState>,
+    name: &str,
+    args: Args,
+) -> TemplateResult<Value> {
     if let Some((name, _)) = args.named.first() {
-        return Err(Fail::new(format!("loop has no parameter {name}")));
+        return Err(TemplateError::new(format!("loop has no parameter {name}")));
     }
     let values = args.positional;
     if name == "cycle" {
         let at = state.index0.get().checked_rem(values.len());
         let item = at.and_then(|at| values.get(at)).cloned();
-        return item.ok_or_else(|| Fail::new("loop.cycle needs an item"));
+        return item.ok_or_else(|| TemplateError::new("loop.cycle needs an item"));
     }
     let same = match &*state.changed.borrow() {
         Some(last) if last.len() == values.len() => {
@@ -380,12 +387,12 @@ fn loop_method(interpreter: &mut Interpreter<'_>, state: &Rc<LoopState>, name: &
     Ok(Value::Bool(!same))
 }
 
-fn range(args: Args) -> R<Value> {
+fn range(args: Args) -> TemplateResult<Value> {
     let [a, b, c] = args.positional("range", 1)?;
     let number = |value: &Value| {
         let fail = || match value {
             Value::Undefined(_) => undefined(value),
-            other => Fail::new(format!("range needs integers, not a {}", other.kind())),
+            other => TemplateError::new(format!("range needs integers, not a {}", other.kind())),
         };
         value.as_int().ok_or_else(fail)
     };
@@ -396,11 +403,11 @@ fn range(args: Args) -> R<Value> {
     };
     let step = c.map_or(Ok(1), |step| number(&step))?;
     if step == 0 {
-        return Err(Fail::new("the step of range cannot be 0"));
+        return Err(TemplateError::new("the step of range cannot be 0"));
     }
     let range = Range { start, stop, step };
     if range.len() > LONGEST_RANGE {
-        return Err(Fail::new(format!("range grows beyond {LONGEST_RANGE} numbers")));
+        return Err(TemplateError::new(format!("range grows beyond {LONGEST_RANGE} numbers")));
     }
     Ok(Value::Range(range))
 }

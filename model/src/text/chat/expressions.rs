@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::ast::{CallArgs, Comparison, Expr, Kind, Literal, Operator};
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 use super::lexer::Token;
 use super::parser::{Parser, constant};
 
@@ -11,7 +11,7 @@ use super::parser::{Parser, constant};
 const BRACKETS: usize = 200;
 
 impl Parser {
-    pub(super) fn expression(&mut self) -> R<Expr> {
+    pub(super) fn expression(&mut self) -> TemplateResult<Expr> {
         self.descend()?;
         let line = self.line();
         // Whether this is a branch of a choice, in which filters may be unknown, shows behind it.
@@ -42,15 +42,15 @@ impl Parser {
     }
 
     /// Counts the nesting of expressions.
-    fn descend(&mut self) -> R<()> {
+    fn descend(&mut self) -> TemplateResult<()> {
         self.nested += 1;
         if self.nested > 5 * BRACKETS {
-            return Err(Fail::new("an expression is nested too deep"));
+            return Err(TemplateError::new("an expression is nested too deep"));
         }
         Ok(())
     }
 
-    pub(super) fn or(&mut self) -> R<Expr> {
+    pub(super) fn or(&mut self) -> TemplateResult<Expr> {
         let line = self.line();
         let mut left = self.and()?;
         while self.skip_name("or") {
@@ -59,7 +59,7 @@ impl Parser {
         Ok(left)
     }
 
-    fn and(&mut self) -> R<Expr> {
+    fn and(&mut self) -> TemplateResult<Expr> {
         let line = self.line();
         let mut left = self.not()?;
         while self.skip_name("and") {
@@ -68,7 +68,7 @@ impl Parser {
         Ok(left)
     }
 
-    fn not(&mut self) -> R<Expr> {
+    fn not(&mut self) -> TemplateResult<Expr> {
         let line = self.line();
         if !self.skip_name("not") {
             return self.compare();
@@ -79,7 +79,7 @@ impl Parser {
         Ok(Expr { line, kind: Kind::Not(Box::new(expr)) })
     }
 
-    fn compare(&mut self) -> R<Expr> {
+    fn compare(&mut self) -> TemplateResult<Expr> {
         let line = self.line();
         let left = self.sum()?;
         let mut rest = Vec::new();
@@ -107,11 +107,11 @@ impl Parser {
         Ok(if rest.is_empty() { left } else { Expr { line, kind: Kind::Compare(Box::new(left), rest) } })
     }
 
-    fn sum(&mut self) -> R<Expr> {
+    fn sum(&mut self) -> TemplateResult<Expr> {
         self.binary(Self::concat, &[("+", Operator::Add), ("-", Operator::Subtract)])
     }
 
-    fn concat(&mut self) -> R<Expr> {
+    fn concat(&mut self) -> TemplateResult<Expr> {
         let line = self.line();
         let first = self.product()?;
         if !self.is_operator("~") {
@@ -124,7 +124,7 @@ impl Parser {
         Ok(Expr { line, kind: Kind::Concat(parts) })
     }
 
-    fn product(&mut self) -> R<Expr> {
+    fn product(&mut self) -> TemplateResult<Expr> {
         let signs = [
             ("*", Operator::Multiply),
             ("/", Operator::Divide),
@@ -135,7 +135,11 @@ impl Parser {
     }
 
     /// Operators of one rank, from left to right.
-    fn binary(&mut self, operand: impl Fn(&mut Self) -> R<Expr>, signs: &[(&str, Operator)]) -> R<Expr> {
+    fn binary(
+        &mut self,
+        operand: impl Fn(&mut Self) -> TemplateResult<Expr>,
+        signs: &[(&str, Operator)],
+    ) -> TemplateResult<Expr> {
         let line = self.line();
         let mut left = operand(self)?;
         while let Token::Operator(sign) = *self.peek() {
@@ -146,7 +150,7 @@ impl Parser {
         Ok(left)
     }
 
-    fn unary(&mut self, filters: bool) -> R<Expr> {
+    fn unary(&mut self, filters: bool) -> TemplateResult<Expr> {
         let line = self.line();
         let sign = match self.peek() {
             Token::Operator(sign @ ("-" | "+")) => Some(*sign),
@@ -166,7 +170,7 @@ impl Parser {
         if filters { self.filters_and_tests(expr) } else { Ok(expr) }
     }
 
-    fn primary(&mut self) -> R<Expr> {
+    fn primary(&mut self) -> TemplateResult<Expr> {
         let line = self.line();
         let kind = match self.next() {
             Token::Name(name) => match &*name {
@@ -209,13 +213,13 @@ impl Parser {
                 };
                 Kind::Dict(self.bracket(|p| p.items("}", pair))?)
             }
-            token => return Err(Fail::new(format!("unexpected {}", token.describe())).at(line)),
+            token => return Err(TemplateError::new(format!("unexpected {}", token.describe())).at(line)),
         };
         Ok(Expr { line, kind })
     }
 
     /// Counts the nesting of brackets, which the parser descends ten functions for.
-    fn bracket<T>(&mut self, parse: impl FnOnce(&mut Self) -> R<T>) -> R<T> {
+    fn bracket<T>(&mut self, parse: impl FnOnce(&mut Self) -> TemplateResult<T>) -> TemplateResult<T> {
         self.nested += 4;
         self.descend()?;
         let parsed = parse(self)?;
@@ -224,7 +228,7 @@ impl Parser {
     }
 
     /// Items with commas between them up to `end`, which is read.
-    fn items<T>(&mut self, end: &str, item: impl Fn(&mut Self) -> R<T>) -> R<Vec<T>> {
+    fn items<T>(&mut self, end: &str, item: impl Fn(&mut Self) -> TemplateResult<T>) -> TemplateResult<Vec<T>> {
         let mut items = Vec::new();
         while !self.is_operator(end) {
             if !items.is_empty() {
@@ -239,7 +243,7 @@ impl Parser {
         Ok(items)
     }
 
-    fn postfix(&mut self, mut expr: Expr) -> R<Expr> {
+    fn postfix(&mut self, mut expr: Expr) -> TemplateResult<Expr> {
         loop {
             let line = self.line();
             match self.peek() {
@@ -248,7 +252,12 @@ impl Parser {
                     let kind = match self.next() {
                         Token::Name(name) => Kind::Attribute(Box::new(expr), name),
                         Token::Int(n) => Kind::Item(Box::new((expr, constant(line, Literal::Int(n))))),
-                        token => return Err(Fail::new(format!("unexpected {}, expected a name", token.describe()))),
+                        token => {
+                            return Err(TemplateError::new(format!(
+                                "unexpected {}, expected a name",
+                                token.describe()
+                            )));
+                        }
                     };
                     expr = Expr { line, kind };
                 }
@@ -270,9 +279,9 @@ impl Parser {
         }
     }
 
-    fn subscript(&mut self) -> R<Expr> {
+    fn subscript(&mut self) -> TemplateResult<Expr> {
         let line = self.line();
-        let part = |p: &mut Self| -> R<Option<Expr>> {
+        let part = |p: &mut Self| -> TemplateResult<Option<Expr>> {
             let absent = [":", "]", ","].iter().any(|sign| p.is_operator(sign));
             if absent { Ok(None) } else { p.expression().map(Some) }
         };
@@ -285,22 +294,22 @@ impl Parser {
         Ok(Expr { line, kind: Kind::Slice(Box::new([start, stop, step])) })
     }
 
-    fn call(&mut self, callee: Expr) -> R<Expr> {
+    fn call(&mut self, callee: Expr) -> TemplateResult<Expr> {
         let line = self.line();
         let args = self.call_args()?;
         Ok(Expr { line, kind: Kind::Call(Box::new(callee), args) })
     }
 
-    fn call_args(&mut self) -> R<CallArgs> {
+    fn call_args(&mut self) -> TemplateResult<CallArgs> {
         self.expect_operator("(")?;
         let args = self.bracket(Self::call_args_inside)?;
         self.expect_operator(")")?;
         Ok(args)
     }
 
-    fn call_args_inside(&mut self) -> R<CallArgs> {
+    fn call_args_inside(&mut self) -> TemplateResult<CallArgs> {
         let mut args = CallArgs::default();
-        let wrong = || Err(Fail::new("unexpected order of arguments in a call"));
+        let wrong = || Err(TemplateError::new("unexpected order of arguments in a call"));
         let mut first = true;
         while !self.is_operator(")") {
             if !first {
@@ -327,7 +336,7 @@ impl Parser {
                     return wrong();
                 }
                 if args.named.iter().any(|(n, _)| *n == name) {
-                    return Err(Fail::new(format!("unexpected second argument {name}")));
+                    return Err(TemplateError::new(format!("unexpected second argument {name}")));
                 }
                 args.named.push((name, self.expression()?));
             } else {
@@ -340,7 +349,7 @@ impl Parser {
         Ok(args)
     }
 
-    fn filters_and_tests(&mut self, mut expr: Expr) -> R<Expr> {
+    fn filters_and_tests(&mut self, mut expr: Expr) -> TemplateResult<Expr> {
         loop {
             expr = match self.peek() {
                 Token::Operator("|") => self.filter(Some(expr), false)?,
@@ -352,7 +361,7 @@ impl Parser {
     }
 
     /// Filters from here on, the first one without its `|` where `bare`.
-    pub(super) fn filter(&mut self, mut operand: Option<Expr>, mut bare: bool) -> R<Expr> {
+    pub(super) fn filter(&mut self, mut operand: Option<Expr>, mut bare: bool) -> TemplateResult<Expr> {
         while bare || self.is_operator("|") {
             if !bare {
                 self.next();
@@ -367,7 +376,7 @@ impl Parser {
         operand.ok_or_else(|| self.unexpected("a filter"))
     }
 
-    fn dotted_name(&mut self) -> R<Rc<str>> {
+    fn dotted_name(&mut self) -> TemplateResult<Rc<str>> {
         let mut name = self.expect_name()?.to_string();
         while self.skip_operator(".") {
             name.push('.');
@@ -376,7 +385,7 @@ impl Parser {
         Ok(name.into())
     }
 
-    fn test(&mut self, operand: Expr) -> R<Expr> {
+    fn test(&mut self, operand: Expr) -> TemplateResult<Expr> {
         let line = self.line();
         self.next();
         let negated = self.skip_name("not");
@@ -392,7 +401,7 @@ impl Parser {
             args = self.call_args()?;
         } else if argument {
             if self.is_name("is") {
-                return Err(Fail::new("unexpected second is: tests cannot be chained"));
+                return Err(TemplateError::new("unexpected second is: tests cannot be chained"));
             }
             let primary = self.primary()?;
             args.positional.push(self.postfix(primary)?);

@@ -2,14 +2,14 @@
 
 use super::arguments::Args;
 use super::budget::Budget;
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 use super::predicates;
 use super::scalars;
 use super::sequences::{self, attribute};
 use super::value::Value;
 
 /// `value|name(args)`.
-pub(super) fn apply(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
+pub(super) fn apply(budget: &Budget, name: &str, value: &Value, args: Args) -> TemplateResult<Value> {
     budget.work(value.as_str().map_or(0, str::len))?;
     match name {
         "map" => map(budget, value, args),
@@ -21,7 +21,7 @@ pub(super) fn apply(budget: &Budget, name: &str, value: &Value, args: Args) -> R
     }
 }
 
-fn map(budget: &Budget, value: &Value, mut args: Args) -> R<Value> {
+fn map(budget: &Budget, value: &Value, mut args: Args) -> TemplateResult<Value> {
     let by_attribute = args.positional.is_empty() && args.named.iter().any(|(n, _)| **n == *"attribute");
     let mut out = Vec::new();
     if by_attribute {
@@ -37,10 +37,10 @@ fn map(budget: &Budget, value: &Value, mut args: Args) -> R<Value> {
         return Ok(Value::generator(out));
     }
     if args.positional.is_empty() {
-        return Err(Fail::new("map needs a filter or attribute="));
+        return Err(TemplateError::new("map needs a filter or attribute="));
     }
     let filter = args.positional.remove(0);
-    let filter = filter.as_str().ok_or_else(|| Fail::new("map needs the name of a filter"))?;
+    let filter = filter.as_str().ok_or_else(|| TemplateError::new("map needs the name of a filter"))?;
     for item in items {
         budget.step()?;
         out.push(apply(budget, filter, &item, args.clone())?);
@@ -49,11 +49,11 @@ fn map(budget: &Budget, value: &Value, mut args: Args) -> R<Value> {
 }
 
 /// The items of what `map` and `select` go through: they ask first whether there is anything.
-fn passed(budget: &Budget, value: &Value) -> R<Vec<Value>> {
+fn passed(budget: &Budget, value: &Value) -> TemplateResult<Vec<Value>> {
     if value.truth() { value.iterate(budget) } else { Ok(Vec::new()) }
 }
 
-fn select(budget: &Budget, name: &str, value: &Value, mut args: Args) -> R<Value> {
+fn select(budget: &Budget, name: &str, value: &Value, mut args: Args) -> TemplateResult<Value> {
     let by_attribute = name.ends_with("attr");
     let wanted = name.starts_with("select");
     let items = passed(budget, value)?;
@@ -62,7 +62,7 @@ fn select(budget: &Budget, name: &str, value: &Value, mut args: Args) -> R<Value
     }
     let path = if by_attribute {
         if args.positional.is_empty() {
-            return Err(Fail::new(format!("{name} needs the name of an attribute")));
+            return Err(TemplateError::new(format!("{name} needs the name of an attribute")));
         }
         args.positional.remove(0)
     } else {
@@ -75,7 +75,8 @@ fn select(budget: &Budget, name: &str, value: &Value, mut args: Args) -> R<Value
         let looked_at = attribute(budget, item.clone(), &path, None)?;
         let holds = match &test {
             Some(test) => {
-                let test = test.as_str().ok_or_else(|| Fail::new(format!("{name} needs the name of a test")))?;
+                let test =
+                    test.as_str().ok_or_else(|| TemplateError::new(format!("{name} needs the name of a test")))?;
                 predicates::apply(budget, test, &looked_at, args.clone())?
             }
             None => looked_at.truth(),

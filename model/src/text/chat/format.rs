@@ -3,14 +3,14 @@
 use super::arguments::Args;
 use super::budget::Budget;
 use super::compare::undefined;
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 use super::lookup;
 use super::numbers::{Spec, float_of, format_value, leading_number, pad, plain_float, small, with_sign};
 use super::python::{self, escape_html};
 use super::value::Value;
 
 /// `left % right` where the left is a text.
-pub(super) fn percent(budget: &Budget, left: &Value, right: &Value) -> R<Value> {
+pub(super) fn percent(budget: &Budget, left: &Value, right: &Value) -> TemplateResult<Value> {
     let format = left.as_str().unwrap_or_default();
     let escapes = matches!(left, Value::Markup(_));
     let mapping = matches!(right, Value::Dict(_) | Value::List(_) | Value::Undefined(_) | Value::Range(_));
@@ -27,13 +27,14 @@ pub(super) fn percent(budget: &Budget, left: &Value, right: &Value) -> R<Value> 
         let mut spec = Spec::default();
         let mut named = None;
         if let Some(key) = rest.strip_prefix('(') {
-            let (key, after) = closing(key).ok_or_else(|| Fail::new("%: a key in the format is not closed"))?;
+            let (key, after) =
+                closing(key).ok_or_else(|| TemplateError::new("%: a key in the format is not closed"))?;
             named = Some(match right {
                 Value::Dict(dict) => {
                     let found = dict.get_str(key).cloned();
-                    found.ok_or_else(|| Fail::new(format!("%: the values have no key {key}")))?
+                    found.ok_or_else(|| TemplateError::new(format!("%: the values have no key {key}")))?
                 }
-                _ => return Err(Fail::new("%: a format with keys needs a mapping")),
+                _ => return Err(TemplateError::new("%: a format with keys needs a mapping")),
             });
             rest = after;
         }
@@ -47,12 +48,13 @@ pub(super) fn percent(budget: &Budget, left: &Value, right: &Value) -> R<Value> 
             }
             rest = rest.get(1..).unwrap_or_default();
         }
-        let mut next = || values.next().ok_or_else(|| Fail::new("%: there are fewer values than places in the format"));
-        let mut number = |rest: &mut &str| -> R<Option<i128>> {
+        let mut next =
+            || values.next().ok_or_else(|| TemplateError::new("%: there are fewer values than places in the format"));
+        let mut number = |rest: &mut &str| -> TemplateResult<Option<i128>> {
             if let Some(after) = rest.strip_prefix('*') {
                 *rest = after;
                 let value = next()?;
-                return value.as_int().map(Some).ok_or_else(|| Fail::new("%: * needs a number"));
+                return value.as_int().map(Some).ok_or_else(|| TemplateError::new("%: * needs a number"));
             }
             leading_number(rest)
         };
@@ -68,7 +70,7 @@ pub(super) fn percent(budget: &Budget, left: &Value, right: &Value) -> R<Value> 
         }
         rest = rest.trim_start_matches(['h', 'l', 'L']);
         let Some(kind) = rest.chars().next() else {
-            return Err(Fail::new("%: the format ends inside a place for a value"));
+            return Err(TemplateError::new("%: the format ends inside a place for a value"));
         };
         rest = rest.get(kind.len_utf8()..).unwrap_or_default();
         if kind == '%' {
@@ -85,13 +87,13 @@ pub(super) fn percent(budget: &Budget, left: &Value, right: &Value) -> R<Value> 
     }
     out.push_str(rest);
     if values.next().is_some() && !mapping {
-        return Err(Fail::new("%: there are more values than places in the format"));
+        return Err(TemplateError::new("%: there are more values than places in the format"));
     }
     if escapes { budget.markup(out) } else { budget.text(out) }
 }
 
 /// One value of a `%` format.
-fn converted(budget: &Budget, spec: &mut Spec, kind: char, value: &Value, escapes: bool) -> R<String> {
+fn converted(budget: &Budget, spec: &mut Spec, kind: char, value: &Value, escapes: bool) -> TemplateResult<String> {
     if spec.align == Some('<') {
         spec.zero = false;
     }
@@ -99,7 +101,7 @@ fn converted(budget: &Budget, spec: &mut Spec, kind: char, value: &Value, escape
         if value.is_undefined() {
             undefined(value)
         } else {
-            Fail::new(format!("%{kind} needs {wanted}, not a {}", value.kind()))
+            TemplateError::new(format!("%{kind} needs {wanted}, not a {}", value.kind()))
         }
     };
     let text = match kind {
@@ -159,7 +161,7 @@ fn converted(budget: &Budget, spec: &mut Spec, kind: char, value: &Value, escape
             let digits = plain_float(x.abs(), kind, spec.precision.unwrap_or(6), spec.alternate);
             return Ok(pad_number(spec, x.is_sign_negative() && !x.is_nan(), "", &digits));
         }
-        other => return Err(Fail::new(format!("%: there is no conversion {other:?}"))),
+        other => return Err(TemplateError::new(format!("%: there is no conversion {other:?}"))),
     };
     Ok(pad(&text, spec, '>'))
 }
@@ -212,7 +214,7 @@ fn ascii(text: &str) -> String {
 }
 
 /// `format.format(*args, **kwargs)`.
-pub(super) fn str_format(budget: &Budget, format: &str, args: &Args, escapes: bool) -> R<String> {
+pub(super) fn str_format(budget: &Budget, format: &str, args: &Args, escapes: bool) -> TemplateResult<String> {
     let mut automatic = Numbering::Unknown;
     fields(budget, format, args, escapes, &mut automatic, 0)
 }
@@ -231,9 +233,9 @@ fn fields(
     escapes: bool,
     numbering: &mut Numbering,
     depth: usize,
-) -> R<String> {
+) -> TemplateResult<String> {
     if depth > 2 {
-        return Err(Fail::new("format: fields are nested too deep"));
+        return Err(TemplateError::new("format: fields are nested too deep"));
     }
     let mut out = String::new();
     let mut rest = format;
@@ -247,9 +249,9 @@ fn fields(
             continue;
         }
         if brace.starts_with('}') {
-            return Err(Fail::new("format: a } stands alone"));
+            return Err(TemplateError::new("format: a } stands alone"));
         }
-        let (field, after) = matching(after).ok_or_else(|| Fail::new("format: a { is not closed"))?;
+        let (field, after) = matching(after).ok_or_else(|| TemplateError::new("format: a { is not closed"))?;
         rest = after;
         let shown = field_text(budget, field, args, escapes, numbering, depth)?;
         budget.check_size(out.len().checked_add(shown.len()))?;
@@ -285,7 +287,7 @@ fn field_text(
     escapes: bool,
     numbering: &mut Numbering,
     depth: usize,
-) -> R<String> {
+) -> TemplateResult<String> {
     let end = field.find(['!', ':']).unwrap_or(field.len());
     let (path, mut rest) = field.split_at(end);
     let mut value = field_value(budget, path, args, numbering)?;
@@ -294,7 +296,7 @@ fn field_text(
         conversion = after.chars().next();
         rest = after.get(conversion.map_or(0, char::len_utf8)..).unwrap_or_default();
         if !(rest.is_empty() || rest.starts_with(':')) {
-            return Err(Fail::new("format: : is expected after a conversion"));
+            return Err(TemplateError::new("format: : is expected after a conversion"));
         }
     }
     let spec = rest.strip_prefix(':').unwrap_or_default();
@@ -311,17 +313,17 @@ fn field_text(
             python::repr(budget, &value, &mut out, 0)?;
             value = budget.text(if kind == 'a' { ascii(&out) } else { out })?;
         }
-        Some(other) => return Err(Fail::new(format!("format: there is no conversion {other:?}"))),
+        Some(other) => return Err(TemplateError::new(format!("format: there is no conversion {other:?}"))),
     }
     let shown = format_value(budget, &value, &spec)?;
     Ok(if escapes && !matches!(value, Value::Markup(_)) { escape_html(&shown) } else { shown })
 }
 
 /// The value that a field names: `0.name[key]`.
-fn field_value(budget: &Budget, path: &str, args: &Args, numbering: &mut Numbering) -> R<Value> {
+fn field_value(budget: &Budget, path: &str, args: &Args, numbering: &mut Numbering) -> TemplateResult<Value> {
     let end = path.find(['.', '[']).unwrap_or(path.len());
     let (first, mut rest) = path.split_at(end);
-    let mixed = || Err(Fail::new("format: numbered and unnumbered fields cannot be mixed"));
+    let mixed = || Err(TemplateError::new("format: numbered and unnumbered fields cannot be mixed"));
     let index = if first.is_empty() && !rest.is_empty() {
         None
     } else if first.is_empty() {
@@ -349,13 +351,14 @@ fn field_value(budget: &Budget, path: &str, args: &Args, numbering: &mut Numberi
         Some(index) => args.positional.get(index),
         None => args.named.iter().find(|(name, _)| **name == *first).map(|(_, value)| value),
     };
-    let mut value = found.cloned().ok_or_else(|| Fail::new(format!("format: there is no value for {{{path}}}")))?;
+    let mut value =
+        found.cloned().ok_or_else(|| TemplateError::new(format!("format: there is no value for {{{path}}}")))?;
     while !rest.is_empty() {
         if let Some(after) = rest.strip_prefix('.') {
             let end = after.find(['.', '[']).unwrap_or(after.len());
             let (name, tail) = after.split_at(end);
             if name.is_empty() {
-                return Err(Fail::new("format: a field has an empty attribute"));
+                return Err(TemplateError::new("format: a field has an empty attribute"));
             }
             value = lookup::attribute(&value, name)?;
             rest = tail;
@@ -364,7 +367,7 @@ fn field_value(budget: &Budget, path: &str, args: &Args, numbering: &mut Numberi
             value = lookup::item(budget, &value, &key)?;
             rest = tail;
         } else {
-            return Err(Fail::new("format: a field is malformed"));
+            return Err(TemplateError::new("format: a field is malformed"));
         }
     }
     Ok(value)

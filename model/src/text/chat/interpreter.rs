@@ -12,7 +12,7 @@ use chrono::NaiveDateTime;
 use super::arguments::Args;
 use super::ast::{self, Body, Expr, For, Stmt, StmtKind, Target};
 use super::budget::Budget;
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 use super::python::{self, escape_html};
 use super::value::{Dict, LoopState, Macro, Namespace, Scope, Value};
 
@@ -87,7 +87,7 @@ impl<'b> Interpreter<'b> {
     }
 
     /// The text of a template.
-    pub(super) fn run(mut self, template: &Body) -> R<String> {
+    pub(super) fn run(mut self, template: &Body) -> TemplateResult<String> {
         let root = self.root.clone();
         self.captured.push(root.clone());
         self.body(template, &root)?;
@@ -95,10 +95,10 @@ impl<'b> Interpreter<'b> {
     }
 
     /// Counts nesting, so that the stack is not exhausted.
-    pub(super) fn nested<T>(&mut self, run: impl FnOnce(&mut Self) -> R<T>) -> R<T> {
+    pub(super) fn nested<T>(&mut self, run: impl FnOnce(&mut Self) -> TemplateResult<T>) -> TemplateResult<T> {
         self.budget.step()?;
         if self.nesting >= NESTING {
-            return Err(Fail::new("the template is nested too deep; an endless recursion?"));
+            return Err(TemplateError::new("the template is nested too deep; an endless recursion?"));
         }
         self.nesting += 1;
         let result = run(self);
@@ -107,9 +107,11 @@ impl<'b> Interpreter<'b> {
     }
 
     /// Counts macros and recursive loops inside each other.
-    pub(super) fn called<T>(&mut self, run: impl FnOnce(&mut Self) -> R<T>) -> R<T> {
+    pub(super) fn called<T>(&mut self, run: impl FnOnce(&mut Self) -> TemplateResult<T>) -> TemplateResult<T> {
         if self.calls >= CALLS {
-            return Err(Fail::new(format!("macros call each other more than {CALLS} deep; an endless recursion?")));
+            return Err(TemplateError::new(format!(
+                "macros call each other more than {CALLS} deep; an endless recursion?"
+            )));
         }
         self.calls += 1;
         let result = run(self);
@@ -117,7 +119,7 @@ impl<'b> Interpreter<'b> {
         result
     }
 
-    pub(super) fn write(&mut self, text: &str) -> R<()> {
+    pub(super) fn write(&mut self, text: &str) -> TemplateResult<()> {
         self.budget.spend(text.len())?;
         if let Some(out) = self.out.last_mut() {
             out.push_str(text);
@@ -126,7 +128,7 @@ impl<'b> Interpreter<'b> {
     }
 
     /// The text that something writes.
-    pub(super) fn collect(&mut self, run: impl FnOnce(&mut Self) -> R<()>) -> R<Value> {
+    pub(super) fn collect(&mut self, run: impl FnOnce(&mut Self) -> TemplateResult<()>) -> TemplateResult<Value> {
         self.out.push(String::new());
         let result = run(self);
         let text = self.out.pop().unwrap_or_default();
@@ -134,7 +136,7 @@ impl<'b> Interpreter<'b> {
         if self.escapes { self.budget.markup(text) } else { self.budget.text(text) }
     }
 
-    fn body(&mut self, body: &Body, scope: &Rc<Scope>) -> R<Flow> {
+    fn body(&mut self, body: &Body, scope: &Rc<Scope>) -> TemplateResult<Flow> {
         for statement in body {
             let flow = self.nested(|i| i.statement(statement, scope)).map_err(|e| e.at(statement.line))?;
             if flow != Flow::Next {
@@ -144,7 +146,7 @@ impl<'b> Interpreter<'b> {
         Ok(Flow::Next)
     }
 
-    fn statement(&mut self, statement: &Stmt, scope: &Rc<Scope>) -> R<Flow> {
+    fn statement(&mut self, statement: &Stmt, scope: &Rc<Scope>) -> TemplateResult<Flow> {
         match &statement.kind {
             StmtKind::Data(text) => self.write(text)?,
             StmtKind::Emit(values) => self.emit(values, scope)?,
@@ -213,7 +215,7 @@ impl<'b> Interpreter<'b> {
             }
             StmtKind::Block { scoped, required, body } => {
                 if *required {
-                    return Err(Fail::new("a required block needs a template that extends this one"));
+                    return Err(TemplateError::new("a required block needs a template that extends this one"));
                 }
                 let outer = if *scoped { scope } else { &self.root };
                 let inner = Scope::inside(outer);
@@ -228,7 +230,7 @@ impl<'b> Interpreter<'b> {
                 return flow;
             }
             StmtKind::Load(tag) => {
-                return Err(Fail::new(format!(
+                return Err(TemplateError::new(format!(
                     "the tag {tag} is not possible: a chat template is one file, there is no other to load"
                 )));
             }
@@ -238,7 +240,7 @@ impl<'b> Interpreter<'b> {
         Ok(Flow::Next)
     }
 
-    fn emit(&mut self, values: &[Expr], scope: &Rc<Scope>) -> R<()> {
+    fn emit(&mut self, values: &[Expr], scope: &Rc<Scope>) -> TemplateResult<()> {
         for expr in values {
             let value = self.eval(expr, scope)?;
             let text = python::text(self.budget, &value)?;
@@ -251,7 +253,7 @@ impl<'b> Interpreter<'b> {
         Ok(())
     }
 
-    fn filter_block(&mut self, filter: &Expr, value: Value, scope: &Rc<Scope>) -> R<Value> {
+    fn filter_block(&mut self, filter: &Expr, value: Value, scope: &Rc<Scope>) -> TemplateResult<Value> {
         let outer = self.piped.replace(value);
         let filtered = self.eval(filter, scope);
         self.piped = outer;
@@ -265,18 +267,22 @@ impl<'b> Interpreter<'b> {
         Value::Macro(Rc::new(Macro { code: code.clone(), scope: scope.clone() }))
     }
 
-    fn assign(&mut self, target: &Target, value: Value, scope: &Rc<Scope>) -> R<()> {
+    fn assign(&mut self, target: &Target, value: Value, scope: &Rc<Scope>) -> TemplateResult<()> {
         match target {
             Target::Name(name) => scope.set(name.clone(), value),
             Target::Attribute(name, attribute) => match scope.get(name) {
                 Some(Value::Namespace(namespace)) => self.set_attribute(&namespace, attribute, value)?,
-                _ => return Err(Fail::new(format!("{name} is no namespace, its attribute {attribute} cannot be set"))),
+                _ => {
+                    return Err(TemplateError::new(format!(
+                        "{name} is no namespace, its attribute {attribute} cannot be set"
+                    )));
+                }
             },
             Target::Tuple(targets) => {
                 let values = value.iterate(self.budget)?;
                 if values.len() != targets.len() {
                     let (n, m) = (values.len(), targets.len());
-                    return Err(Fail::new(format!("{n} values cannot be assigned to {m} names")));
+                    return Err(TemplateError::new(format!("{n} values cannot be assigned to {m} names")));
                 }
                 for (target, value) in targets.iter().zip(values) {
                     self.assign(target, value, scope)?;
@@ -286,14 +292,14 @@ impl<'b> Interpreter<'b> {
         Ok(())
     }
 
-    pub(super) fn set_attribute(&self, namespace: &Rc<Namespace>, name: &str, value: Value) -> R<()> {
+    pub(super) fn set_attribute(&self, namespace: &Rc<Namespace>, name: &str, value: Value) -> TemplateResult<()> {
         if name.starts_with('_') {
-            return Err(Fail::new(format!(
+            return Err(TemplateError::new(format!(
                 "a namespace cannot have the attribute {name}: names begin with no underscore"
             )));
         }
         if holds(self.budget, &value, namespace, 0)? {
-            return Err(Fail::new("a namespace cannot contain itself"));
+            return Err(TemplateError::new("a namespace cannot contain itself"));
         }
         let mut attributes = namespace.attributes.borrow_mut();
         attributes.insert(Value::str(name), value)?;
@@ -304,7 +310,7 @@ impl<'b> Interpreter<'b> {
     }
 
     /// Runs a loop over `iterated`.
-    fn for_loop(&mut self, code: &Rc<For>, iterated: Value, scope: &Rc<Scope>, depth0: usize) -> R<Flow> {
+    fn for_loop(&mut self, code: &Rc<For>, iterated: Value, scope: &Rc<Scope>, depth0: usize) -> TemplateResult<Flow> {
         let items: VecDeque<Value> = match &iterated {
             Value::Loop(state) => state.rest.borrow_mut().drain(..).collect(),
             other => other.iterate(self.budget)?.into(),
@@ -352,7 +358,7 @@ impl<'b> Interpreter<'b> {
     }
 
     /// The next item that passes the filter of the loop.
-    fn fetch(&mut self, state: &Rc<LoopState>) -> R<Option<Value>> {
+    fn fetch(&mut self, state: &Rc<LoopState>) -> TemplateResult<Option<Value>> {
         loop {
             let Some(item) = state.rest.borrow_mut().pop_front() else { return Ok(None) };
             let filter = state.code.filter.as_ref().filter(|_| state.filtered.get());
@@ -366,7 +372,7 @@ impl<'b> Interpreter<'b> {
     }
 
     /// The item after the current one.
-    fn peek(&mut self, state: &Rc<LoopState>) -> R<Option<Value>> {
+    fn peek(&mut self, state: &Rc<LoopState>) -> TemplateResult<Option<Value>> {
         if state.after.borrow().is_none() {
             let next = self.fetch(state)?;
             *state.after.borrow_mut() = next;
@@ -374,7 +380,7 @@ impl<'b> Interpreter<'b> {
         Ok(state.after.borrow().clone())
     }
 
-    pub(super) fn loop_length(&mut self, state: &Rc<LoopState>) -> R<usize> {
+    pub(super) fn loop_length(&mut self, state: &Rc<LoopState>) -> TemplateResult<usize> {
         if state.filtered.get() {
             let mut passed = VecDeque::new();
             while let Some(item) = self.fetch(state)? {
@@ -387,7 +393,7 @@ impl<'b> Interpreter<'b> {
     }
 
     /// An attribute of `loop`.
-    pub(super) fn loop_attribute(&mut self, state: &Rc<LoopState>, name: &str) -> R<Option<Value>> {
+    pub(super) fn loop_attribute(&mut self, state: &Rc<LoopState>, name: &str) -> TemplateResult<Option<Value>> {
         let index0 = state.index0.get();
         Ok(Some(match name {
             "index0" => Value::int(index0),
@@ -409,9 +415,9 @@ impl<'b> Interpreter<'b> {
     }
 
     /// `loop(items)` of a recursive loop.
-    pub(super) fn recurse(&mut self, state: &Rc<LoopState>, args: Args) -> R<Value> {
+    pub(super) fn recurse(&mut self, state: &Rc<LoopState>, args: Args) -> TemplateResult<Value> {
         if !state.code.recursive {
-            return Err(Fail::new("loop can be called only where the loop is marked recursive"));
+            return Err(TemplateError::new("loop can be called only where the loop is marked recursive"));
         }
         let [items] = args.positional("loop", 1)?;
         let items = items.unwrap_or(Value::None);
@@ -421,7 +427,7 @@ impl<'b> Interpreter<'b> {
     }
 
     /// Calls a macro.
-    pub(super) fn call_macro(&mut self, value: &Rc<Macro>, args: Args) -> R<Value> {
+    pub(super) fn call_macro(&mut self, value: &Rc<Macro>, args: Args) -> TemplateResult<Value> {
         let code = &value.code;
         let name = code.name.as_deref().unwrap_or("caller");
         let scope = Scope::inside(&value.scope);
@@ -433,7 +439,7 @@ impl<'b> Interpreter<'b> {
         for (i, parameter) in code.parameters.iter().enumerate() {
             let by_name = named.iter().position(|(n, _)| n == parameter);
             let value = match (values.next(), by_name) {
-                (Some(_), Some(_)) => return Err(Fail::new(format!("{name} is given {parameter} twice"))),
+                (Some(_), Some(_)) => return Err(TemplateError::new(format!("{name} is given {parameter} twice"))),
                 (Some(value), None) => value,
                 (None, Some(at)) => named.remove(at).1,
                 (None, None) => match i.checked_sub(first_default).and_then(|d| code.defaults.get(d)) {
@@ -458,25 +464,25 @@ impl<'b> Interpreter<'b> {
             }
             scope.set("kwargs".into(), self.budget.dict(dict)?);
         } else if let Some((key, _)) = named.first() {
-            return Err(Fail::new(format!("{name} has no parameter {key}")));
+            return Err(TemplateError::new(format!("{name} has no parameter {key}")));
         }
         let rest: Vec<Value> = values.collect();
         if code.takes_varargs {
             scope.set("varargs".into(), self.budget.tuple(rest)?);
         } else if !rest.is_empty() {
-            return Err(Fail::new(format!("{name} takes at most {count} arguments")));
+            return Err(TemplateError::new(format!("{name} takes at most {count} arguments")));
         }
         self.called(|i| i.collect(|i| i.body(&code.body, &scope).map(drop)))
     }
 }
 
 /// Whether a value contains the namespace.
-fn holds(budget: &Budget, value: &Value, namespace: &Rc<Namespace>, depth: usize) -> R<bool> {
+fn holds(budget: &Budget, value: &Value, namespace: &Rc<Namespace>, depth: usize) -> TemplateResult<bool> {
     budget.work(1)?;
     if depth > LINKS {
-        return Err(Fail::new(format!("values with a namespace in them are nested more than {LINKS} deep")));
+        return Err(TemplateError::new(format!("values with a namespace in them are nested more than {LINKS} deep")));
     }
-    let any = |values: &mut dyn Iterator<Item = &Value>| -> R<bool> {
+    let any = |values: &mut dyn Iterator<Item = &Value>| -> TemplateResult<bool> {
         for value in values {
             if holds(budget, value, namespace, depth + 1)? {
                 return Ok(true);

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::arguments::Args;
 use super::budget::{Budget, DEPTH};
 use super::compare;
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 use super::python::{self, float};
 use super::value::Value;
 
@@ -19,7 +19,7 @@ struct Json {
 }
 
 /// `value|tojson(ensure_ascii, indent, separators, sort_keys)`.
-pub(super) fn to_json(budget: &Budget, value: &Value, args: Args) -> R<Value> {
+pub(super) fn to_json(budget: &Budget, value: &Value, args: Args) -> TemplateResult<Value> {
     let [ascii, indent, separators, sort_keys] =
         args.bind("tojson", ["ensure_ascii", "indent", "separators", "sort_keys"], 0)?;
     let indent = match indent {
@@ -27,7 +27,7 @@ pub(super) fn to_json(budget: &Budget, value: &Value, args: Args) -> R<Value> {
         Some(indent) => match (indent.as_str(), indent.as_int()) {
             (Some(text), _) => Some(text.to_owned()),
             (None, Some(n)) if n <= 64 => Some(" ".repeat(usize::try_from(n).unwrap_or(0))),
-            _ => return Err(Fail::new("tojson: indent must be a text or a number of at most 64")),
+            _ => return Err(TemplateError::new("tojson: indent must be a text or a number of at most 64")),
         },
     };
     let (item_separator, key_separator) = match separators {
@@ -36,7 +36,7 @@ pub(super) fn to_json(budget: &Budget, value: &Value, args: Args) -> R<Value> {
             let pair = pair.iterate(budget)?;
             match pair.iter().map(Value::as_str).collect::<Option<Vec<_>>>().as_deref() {
                 Some([item, key]) => ((*item).to_owned(), (*key).to_owned()),
-                _ => return Err(Fail::new("tojson: separators must be two texts")),
+                _ => return Err(TemplateError::new("tojson: separators must be two texts")),
             }
         }
     };
@@ -48,9 +48,9 @@ pub(super) fn to_json(budget: &Budget, value: &Value, args: Args) -> R<Value> {
 }
 
 impl Json {
-    fn write(&self, budget: &Budget, value: &Value, out: &mut String, depth: usize) -> R<()> {
+    fn write(&self, budget: &Budget, value: &Value, out: &mut String, depth: usize) -> TemplateResult<()> {
         if depth > DEPTH {
-            return Err(Fail::new(format!("tojson: a value is nested more than {DEPTH} deep")));
+            return Err(TemplateError::new(format!("tojson: a value is nested more than {DEPTH} deep")));
         }
         budget.check_size(Some(out.len()))?;
         budget.work(16)?;
@@ -95,14 +95,14 @@ impl Json {
                 self.after_items(pairs.is_empty(), out, depth);
                 out.push('}');
             }
-            Value::Undefined(what) => return Err(Fail::new(format!("tojson: {what}"))),
-            other => return Err(Fail::new(format!("tojson: a {} is not JSON", other.kind()))),
+            Value::Undefined(what) => return Err(TemplateError::new(format!("tojson: {what}"))),
+            other => return Err(TemplateError::new(format!("tojson: a {} is not JSON", other.kind()))),
         }
         Ok(())
     }
 
     /// Keys that are no texts become texts, as in Python.
-    fn key(&self, key: &Value, out: &mut String) -> R<()> {
+    fn key(&self, key: &Value, out: &mut String) -> TemplateResult<()> {
         let mut spelled = String::new();
         match key {
             Value::Str(text) | Value::Markup(text) => spelled.push_str(text),
@@ -112,7 +112,7 @@ impl Json {
                 let _ = write!(spelled, "{n}");
             }
             Value::Float(x) => number(*x, &mut spelled),
-            other => return Err(Fail::new(format!("tojson: a {} cannot be a key", other.kind()))),
+            other => return Err(TemplateError::new(format!("tojson: a {} cannot be a key", other.kind()))),
         }
         self.string(&spelled, out);
         Ok(())
@@ -171,11 +171,11 @@ fn number(x: f64, out: &mut String) {
 }
 
 /// `pprint` of a value that fits into one line; longer ones are broken by rules that no template needs.
-pub(super) fn pretty(budget: &Budget, value: &Value) -> R<Value> {
+pub(super) fn pretty(budget: &Budget, value: &Value) -> TemplateResult<Value> {
     let mut out = String::new();
     python::repr(budget, value, &mut out, 0)?;
     if out.chars().count() > 80 {
-        return Err(Fail::new("pprint of a value longer than 80 characters is not supported"));
+        return Err(TemplateError::new("pprint of a value longer than 80 characters is not supported"));
     }
     budget.text(out)
 }

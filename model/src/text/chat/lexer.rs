@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 use super::python::is_space;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -48,7 +48,7 @@ const OPERATORS: [&str; 26] = [
 ];
 
 /// The tokens of a template with their lines.
-pub(super) fn tokenize(source: &str) -> R<Vec<(Token, u32)>> {
+pub(super) fn tokenize(source: &str) -> TemplateResult<Vec<(Token, u32)>> {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let source = source.strip_suffix('\n').unwrap_or(&source);
     let mut lexer = Lexer { rest: source, line: 1, line_starting: true, tokens: Vec::new() };
@@ -67,7 +67,7 @@ struct Lexer<'s> {
 }
 
 impl<'s> Lexer<'s> {
-    fn run(&mut self) -> R<()> {
+    fn run(&mut self) -> TemplateResult<()> {
         while let Some(at) = find_tag(self.rest) {
             let (text, tag) = self.rest.split_at(at);
             let (open, after) = tag.split_at(2);
@@ -133,9 +133,9 @@ impl<'s> Lexer<'s> {
         self.rest = after;
     }
 
-    fn comment(&mut self) -> R<()> {
+    fn comment(&mut self) -> TemplateResult<()> {
         let Some(at) = self.rest.find("#}") else {
-            return Err(Fail::new("unexpected end of comment: `#}` is missing"));
+            return Err(TemplateError::new("unexpected end of comment: `#}` is missing"));
         };
         let (text, end) = self.rest.split_at(at);
         let after = end.get(2..).unwrap_or_default();
@@ -148,7 +148,7 @@ impl<'s> Lexer<'s> {
         Ok(())
     }
 
-    fn raw(&mut self) -> R<()> {
+    fn raw(&mut self) -> TemplateResult<()> {
         let mut from = 0;
         while let Some(at) = self.rest.get(from..).and_then(|rest| rest.find("{%")).map(|at| at.saturating_add(from)) {
             let (text, tag) = self.rest.split_at(at);
@@ -164,11 +164,11 @@ impl<'s> Lexer<'s> {
             }
             from = at.saturating_add(2);
         }
-        Err(Fail::new("unexpected end of input: the tag endraw is missing"))
+        Err(TemplateError::new("unexpected end of input: the tag endraw is missing"))
     }
 
     /// The tokens between `{{` or `{%` and its end.
-    fn tag(&mut self, block: bool) -> R<()> {
+    fn tag(&mut self, block: bool) -> TemplateResult<()> {
         let mut open: Vec<&'static str> = Vec::new();
         let mut count = 0;
         let mut after_dot = false;
@@ -183,7 +183,7 @@ impl<'s> Lexer<'s> {
                 }
             }
             let Some(first) = self.rest.chars().next() else {
-                return Err(Fail::new("unexpected end of input: a tag is not closed"));
+                return Err(TemplateError::new("unexpected end of input: a tag is not closed"));
             };
             if is_space(first) {
                 after_dot = false;
@@ -192,7 +192,7 @@ impl<'s> Lexer<'s> {
             }
             count += 1;
             if count > TOKENS_PER_TAG {
-                return Err(Fail::new(format!("a tag has more than {TOKENS_PER_TAG} parts")));
+                return Err(TemplateError::new(format!("a tag has more than {TOKENS_PER_TAG} parts")));
             }
             let line = self.line;
             let (token, length) = if let Some((token, length)) = number(self.rest, after_dot)? {
@@ -201,7 +201,7 @@ impl<'s> Lexer<'s> {
                 let word = |c: char| !(c.is_alphanumeric() || c == '_');
                 let length = self.rest.find(word).unwrap_or(self.rest.len());
                 if first.is_numeric() {
-                    return Err(Fail::new("unexpected digit at the start of a name"));
+                    return Err(TemplateError::new("unexpected digit at the start of a name"));
                 }
                 (Token::Name(self.rest.get(..length).unwrap_or_default().into()), length)
             } else if first == '"' || first == '\'' {
@@ -210,7 +210,7 @@ impl<'s> Lexer<'s> {
                 (Token::Str(unescape(inner)?.into()), length)
             } else {
                 let Some(sign) = OPERATORS.into_iter().find(|sign| self.rest.starts_with(sign)) else {
-                    return Err(Fail::new(format!("unexpected character {first:?}")));
+                    return Err(TemplateError::new(format!("unexpected character {first:?}")));
                 };
                 match sign {
                     "(" => open.push(")"),
@@ -219,9 +219,9 @@ impl<'s> Lexer<'s> {
                     ")" | "]" | "}" => match open.pop() {
                         Some(expected) if expected == sign => {}
                         Some(expected) => {
-                            return Err(Fail::new(format!("unexpected {sign:?}, expected {expected:?}")));
+                            return Err(TemplateError::new(format!("unexpected {sign:?}, expected {expected:?}")));
                         }
-                        None => return Err(Fail::new(format!("unexpected {sign:?}"))),
+                        None => return Err(TemplateError::new(format!("unexpected {sign:?}"))),
                     },
                     _ => {}
                 }
@@ -279,7 +279,7 @@ fn variable_end(rest: &str) -> Option<&str> {
 }
 
 /// The length of a quoted string with its quotes.
-fn string_length(rest: &str, quote: char) -> R<usize> {
+fn string_length(rest: &str, quote: char) -> TemplateResult<usize> {
     let mut chars = rest.char_indices().skip(1);
     while let Some((at, c)) = chars.next() {
         if c == '\\' {
@@ -288,7 +288,7 @@ fn string_length(rest: &str, quote: char) -> R<usize> {
             return Ok(at + 1);
         }
     }
-    Err(Fail::new("unexpected end of string"))
+    Err(TemplateError::new("unexpected end of string"))
 }
 
 /// Digits with single underscores between them.
@@ -306,7 +306,7 @@ fn digits(text: &str, radix: u32) -> usize {
 }
 
 /// A number at the front of the text. After a dot there is no fraction: `x.0.1` are two items.
-fn number(text: &str, after_dot: bool) -> R<Option<(Token, usize)>> {
+fn number(text: &str, after_dot: bool) -> TemplateResult<Option<(Token, usize)>> {
     let whole = digits(text, 10);
     if whole == 0 {
         return Ok(None);
@@ -329,10 +329,10 @@ fn number(text: &str, after_dot: bool) -> R<Option<(Token, usize)>> {
     }
     let clean = |end: usize| text.get(..end).unwrap_or_default().replace('_', "");
     if end > whole {
-        let x = clean(end).parse().map_err(|_| Fail::new("unexpected number"))?;
+        let x = clean(end).parse().map_err(|_| TemplateError::new("unexpected number"))?;
         return Ok(Some((Token::Float(x), end)));
     }
-    let large = |_| Fail::new("an integer is too large");
+    let large = |_| TemplateError::new("an integer is too large");
     for (prefixes, radix) in [(["0b", "0B"], 2), (["0o", "0O"], 8), (["0x", "0X"], 16)] {
         if let Some(rest) = prefixes.into_iter().find_map(|p| text.strip_prefix(p)) {
             let n = digits(rest.strip_prefix('_').unwrap_or(rest), radix);
@@ -355,7 +355,7 @@ fn number(text: &str, after_dot: bool) -> R<Option<(Token, usize)>> {
 }
 
 /// The escapes of a Python string, as jinja2 undoes them: all but ASCII is written as escapes first.
-fn unescape(text: &str) -> R<String> {
+fn unescape(text: &str) -> TemplateResult<String> {
     if !text.contains('\\') {
         return Ok(text.to_owned());
     }
@@ -377,14 +377,15 @@ fn unescape(text: &str) -> R<String> {
         out.push_str(before);
         let mut chars = escape.chars().skip(1);
         let Some(kind) = chars.next() else {
-            return Err(Fail::new("unexpected end of string: \\ at its end"));
+            return Err(TemplateError::new("unexpected end of string: \\ at its end"));
         };
         let tail = escape.get(2..).unwrap_or_default();
         let hex = |n: usize| {
             let digits = tail.get(..n).filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()));
             let code = digits.and_then(|d| u32::from_str_radix(d, 16).ok());
             let code = code.and_then(char::from_u32);
-            let code = code.ok_or_else(|| Fail::new(format!("\\{kind} needs {n} hexadecimal digits of a character")));
+            let code =
+                code.ok_or_else(|| TemplateError::new(format!("\\{kind} needs {n} hexadecimal digits of a character")));
             code.map(|c| (c, n))
         };
         let (c, used) = match kind {
@@ -403,7 +404,7 @@ fn unescape(text: &str) -> R<String> {
             'x' => hex(2)?,
             'u' => hex(4)?,
             'U' => hex(8)?,
-            'N' => return Err(Fail::new("names of characters (\\N{...}) are not supported")),
+            'N' => return Err(TemplateError::new("names of characters (\\N{...}) are not supported")),
             '0'..='7' => {
                 let digits = tail.bytes().take(2).take_while(|b| (b'0'..=b'7').contains(b)).count();
                 let code = u32::from_str_radix(escape.get(1..2 + digits).unwrap_or_default(), 8);

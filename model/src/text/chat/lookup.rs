@@ -4,13 +4,13 @@ use std::rc::Rc;
 
 use super::budget::Budget;
 use super::compare::undefined;
-use super::fail::R;
+use super::error::TemplateResult;
 use super::method_names::{self, Access};
 use super::subscript::numbered;
 use super::value::Value;
 
 /// `value.name`: an attribute, else an item.
-pub(super) fn attribute(value: &Value, name: &str) -> R<Value> {
+pub(super) fn attribute(value: &Value, name: &str) -> TemplateResult<Value> {
     if let Some(found) = own_attribute(value, name)? {
         return Ok(found);
     }
@@ -21,7 +21,7 @@ pub(super) fn attribute(value: &Value, name: &str) -> R<Value> {
 }
 
 /// `value[key]`: an item, else an attribute where the key is a text.
-pub(super) fn item(budget: &Budget, value: &Value, key: &Value) -> R<Value> {
+pub(super) fn item(budget: &Budget, value: &Value, key: &Value) -> TemplateResult<Value> {
     let found = match value {
         Value::Undefined(_) => return Err(undefined(value)),
         // What cannot be a key is no key of any dictionary.
@@ -41,7 +41,7 @@ pub(super) fn item(budget: &Budget, value: &Value, key: &Value) -> R<Value> {
 }
 
 /// An attribute that is no item: a method or a property.
-pub(super) fn own_attribute(value: &Value, name: &str) -> R<Option<Value>> {
+pub(super) fn own_attribute(value: &Value, name: &str) -> TemplateResult<Option<Value>> {
     let found = match (value, name) {
         (Value::Undefined(_), _) => return Err(undefined(value)),
         (Value::Namespace(namespace), _) => namespace.attributes.borrow().get_str(name).cloned(),

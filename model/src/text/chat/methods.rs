@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::arguments::{Args, int_or, text_of};
 use super::budget::Budget;
 use super::compare::equal;
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 use super::format;
 use super::numbers::WIDTH;
 use super::python::{self, escape_html, is_space};
@@ -13,7 +13,7 @@ use super::strings;
 use super::value::{Dict, Value, View};
 
 /// Calls a method other than those of loops.
-pub(super) fn call(budget: &Budget, value: &Value, name: &str, args: Args) -> R<Value> {
+pub(super) fn call(budget: &Budget, value: &Value, name: &str, args: Args) -> TemplateResult<Value> {
     match value {
         Value::Str(text) => of_text(budget, text, name, args, false),
         Value::Markup(text) => of_markup(budget, text, name, args),
@@ -48,12 +48,12 @@ pub(super) fn call(budget: &Budget, value: &Value, name: &str, args: Args) -> R<
     }
 }
 
-fn no_method(value: &Value, name: &str) -> Fail {
-    Fail::new(format!("the method {name} of a {} is not supported", value.kind()))
+fn no_method(value: &Value, name: &str) -> TemplateError {
+    TemplateError::new(format!("the method {name} of a {} is not supported", value.kind()))
 }
 
 /// A safe text gives safe texts, and what goes into it is escaped.
-fn of_markup(budget: &Budget, text: &str, name: &str, mut args: Args) -> R<Value> {
+fn of_markup(budget: &Budget, text: &str, name: &str, mut args: Args) -> TemplateResult<Value> {
     match name {
         "unescape" => return budget.text(strings::unescape_html(text)),
         "striptags" => return budget.text(strings::strip_tags(text)),
@@ -95,7 +95,7 @@ fn of_markup(budget: &Budget, text: &str, name: &str, mut args: Args) -> R<Value
     })
 }
 
-fn of_items(budget: &Budget, value: &Value, items: &[Value], name: &str, args: Args) -> R<Value> {
+fn of_items(budget: &Budget, value: &Value, items: &[Value], name: &str, args: Args) -> TemplateResult<Value> {
     match name {
         "count" => {
             let [item] = args.positional(name, 1)?;
@@ -115,14 +115,14 @@ fn of_items(budget: &Budget, value: &Value, items: &[Value], name: &str, args: A
                     return Ok(Value::int(at));
                 }
             }
-            Err(Fail::new("index: there is no such item"))
+            Err(TemplateError::new("index: there is no such item"))
         }
         "copy" => Ok(value.clone()),
         _ => Err(no_method(value, name)),
     }
 }
 
-fn of_dict(budget: &Budget, dict: &Rc<Dict>, name: &str, args: Args) -> R<Value> {
+fn of_dict(budget: &Budget, dict: &Rc<Dict>, name: &str, args: Args) -> TemplateResult<Value> {
     match name {
         "get" => {
             let [key, default] = args.positional(name, 1)?;
@@ -141,7 +141,7 @@ fn of_dict(budget: &Budget, dict: &Rc<Dict>, name: &str, args: Args) -> R<Value>
     })
 }
 
-fn from_keys(budget: &Budget, args: Args) -> R<Value> {
+fn from_keys(budget: &Budget, args: Args) -> TemplateResult<Value> {
     let [keys, value] = args.positional("fromkeys", 1)?;
     let value = value.unwrap_or(Value::None);
     let mut dict = Dict::default();
@@ -151,35 +151,35 @@ fn from_keys(budget: &Budget, args: Args) -> R<Value> {
     budget.dict(dict)
 }
 
-fn width(function: &str, value: Option<Value>) -> R<usize> {
+fn width(function: &str, value: Option<Value>) -> TemplateResult<usize> {
     let width = int_or(function, value, 0)?.max(0);
     usize::try_from(width)
         .ok()
         .filter(|w| *w <= WIDTH)
-        .ok_or_else(|| Fail::new(format!("{function}: the width grows beyond {WIDTH}")))
+        .ok_or_else(|| TemplateError::new(format!("{function}: the width grows beyond {WIDTH}")))
 }
 
-fn fill(function: &str, value: Option<Value>) -> R<char> {
+fn fill(function: &str, value: Option<Value>) -> TemplateResult<char> {
     let Some(value) = value else { return Ok(' ') };
     let text = text_of(function, Some(value))?;
     let mut chars = text.chars();
     match (chars.next(), chars.next()) {
         (Some(c), None) => Ok(c),
-        _ => Err(Fail::new(format!("{function} fills with one character"))),
+        _ => Err(TemplateError::new(format!("{function} fills with one character"))),
     }
 }
 
-fn of_text(budget: &Budget, text: &str, name: &str, args: Args, escapes: bool) -> R<Value> {
+fn of_text(budget: &Budget, text: &str, name: &str, args: Args, escapes: bool) -> TemplateResult<Value> {
     budget.work(text.len())?;
     let list = |pieces: Vec<&str>| {
-        let pieces = pieces.into_iter().map(|piece| budget.text(piece)).collect::<R<_>>()?;
+        let pieces = pieces.into_iter().map(|piece| budget.text(piece)).collect::<TemplateResult<_>>()?;
         budget.list(pieces)
     };
     match name {
         "format" => return budget.text(format::str_format(budget, text, &args, escapes)?),
         "format_map" => {
             let [map] = args.positional(name, 1)?;
-            let Some(Value::Dict(dict)) = map else { return Err(Fail::new("format_map needs a mapping")) };
+            let Some(Value::Dict(dict)) = map else { return Err(TemplateError::new("format_map needs a mapping")) };
             let mut args = Args::default();
             for (key, value) in dict.iter() {
                 args.named.extend(key.as_str().map(|key| (Rc::from(key), value.clone())));
@@ -195,7 +195,7 @@ fn of_text(budget: &Budget, text: &str, name: &str, args: Args, escapes: bool) -
                 given => Some(text_of(name, given)?),
             };
             return match separator.as_deref() {
-                Some("") => Err(Fail::new(format!("{name}: the separator is empty"))),
+                Some("") => Err(TemplateError::new(format!("{name}: the separator is empty"))),
                 Some(separator) if name == "split" => list(match most {
                     Some(n) => text.splitn(n.saturating_add(1), separator).collect(),
                     None => text.split(separator).collect(),
@@ -282,7 +282,7 @@ fn of_text(budget: &Budget, text: &str, name: &str, args: Args, escapes: bool) -
             let [separator] = args.positional(name, 1)?;
             let separator = text_of(name, separator)?;
             if separator.is_empty() {
-                return Err(Fail::new(format!("{name}: the separator is empty")));
+                return Err(TemplateError::new(format!("{name}: the separator is empty")));
             }
             let (cut, missing) = if name == "partition" {
                 (text.split_once(&*separator), (text, "", ""))

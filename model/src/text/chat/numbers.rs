@@ -2,7 +2,7 @@
 
 use super::budget::Budget;
 use super::compare::undefined;
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 use super::python::{self, float};
 use super::value::Value;
 
@@ -24,7 +24,7 @@ pub(super) struct Spec {
 }
 
 impl Spec {
-    fn parse(text: &str) -> R<Self> {
+    fn parse(text: &str) -> TemplateResult<Self> {
         let mut spec = Self::default();
         let mut rest = text;
         let is_align = |c: char| matches!(c, '<' | '>' | '=' | '^');
@@ -53,42 +53,43 @@ impl Spec {
         spec.grouping = take(&[',', '_'], &mut rest);
         if let Some(after) = rest.strip_prefix('.') {
             rest = after;
-            let precision = leading_number(&mut rest)?.ok_or_else(|| Fail::new("format: the precision is missing"))?;
+            let precision =
+                leading_number(&mut rest)?.ok_or_else(|| TemplateError::new("format: the precision is missing"))?;
             spec.precision = Some(small(precision.unsigned_abs())?);
         }
         let mut kind = rest.chars();
         spec.kind = kind.next();
         if kind.next().is_some() {
-            return Err(Fail::new(format!("format: the specification {text:?} is malformed")));
+            return Err(TemplateError::new(format!("format: the specification {text:?} is malformed")));
         }
         Ok(spec)
     }
 }
 
 /// Digits at the front of the text.
-pub(super) fn leading_number(rest: &mut &str) -> R<Option<i128>> {
+pub(super) fn leading_number(rest: &mut &str) -> TemplateResult<Option<i128>> {
     let length = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
     let digits = rest.get(..length).unwrap_or_default();
     *rest = rest.get(length..).unwrap_or_default();
     if digits.is_empty() {
         return Ok(None);
     }
-    digits.parse().map(Some).map_err(|_| Fail::new(format!("a width of {digits} grows beyond {WIDTH}")))
+    digits.parse().map(Some).map_err(|_| TemplateError::new(format!("a width of {digits} grows beyond {WIDTH}")))
 }
 
 /// A width or precision that does not fill memory.
-pub(super) fn small(n: u128) -> R<usize> {
+pub(super) fn small(n: u128) -> TemplateResult<usize> {
     let small = usize::try_from(n).ok().filter(|n| *n <= WIDTH);
-    small.ok_or_else(|| Fail::new(format!("a width of {n} grows beyond {WIDTH}")))
+    small.ok_or_else(|| TemplateError::new(format!("a width of {n} grows beyond {WIDTH}")))
 }
 
 /// `format(value, spec)`.
-pub(super) fn format_value(budget: &Budget, value: &Value, spec: &str) -> R<String> {
+pub(super) fn format_value(budget: &Budget, value: &Value, spec: &str) -> TemplateResult<String> {
     if spec.is_empty() {
         return Ok(python::text(budget, value)?.into_owned());
     }
     let parsed = Spec::parse(spec)?;
-    let wrong = || Fail::new(format!("format: {spec:?} is not possible with a {}", value.kind()));
+    let wrong = || TemplateError::new(format!("format: {spec:?} is not possible with a {}", value.kind()));
     match value {
         Value::Str(text) | Value::Markup(text) => {
             let kind = parsed.kind.is_none_or(|k| k == 's');
@@ -164,7 +165,7 @@ fn float_digits(spec: &Spec, x: f64) -> Option<(&'static str, String, String)> {
 }
 
 /// A number in its column: sign, prefix, digits in groups, rest.
-fn number(spec: &Spec, (prefix, digits, rest): (&str, String, String), negative: bool) -> R<String> {
+fn number(spec: &Spec, (prefix, digits, rest): (&str, String, String), negative: bool) -> TemplateResult<String> {
     let sign = with_sign(negative, spec.sign);
     let fixed = sign.len().saturating_add(prefix.len()).saturating_add(rest.len());
     let zeros = spec.zero && spec.align.is_none() || spec.align == Some('=') && spec.fill == Some('0');

@@ -3,13 +3,13 @@
 use super::ast::Operator;
 use super::budget::{Budget, NODE};
 use super::compare::{undefined, unsupported};
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 use super::format;
 use super::python::{self, escape_html};
 use super::value::{List, Value};
 
 /// `left <operator> right`.
-pub(super) fn binary(budget: &Budget, operator: Operator, left: &Value, right: &Value) -> R<Value> {
+pub(super) fn binary(budget: &Budget, operator: Operator, left: &Value, right: &Value) -> TemplateResult<Value> {
     match operator {
         Operator::Add => add(budget, left, right),
         Operator::Multiply => multiply(budget, left, right),
@@ -18,7 +18,7 @@ pub(super) fn binary(budget: &Budget, operator: Operator, left: &Value, right: &
     }
 }
 
-fn add(budget: &Budget, left: &Value, right: &Value) -> R<Value> {
+fn add(budget: &Budget, left: &Value, right: &Value) -> TemplateResult<Value> {
     if let (Some(a), Some(b)) = (left.as_str(), right.as_str()) {
         budget.check_size(a.len().checked_add(b.len()))?;
         // A safe text stays one: what is added to it is escaped.
@@ -41,7 +41,7 @@ fn add(budget: &Budget, left: &Value, right: &Value) -> R<Value> {
     }
 }
 
-fn multiply(budget: &Budget, left: &Value, right: &Value) -> R<Value> {
+fn multiply(budget: &Budget, left: &Value, right: &Value) -> TemplateResult<Value> {
     let (repeated, times) = if left.as_int().is_some() { (right, left) } else { (left, right) };
     let Some(times) = times.as_int() else {
         return arithmetic(Operator::Multiply, left, right);
@@ -73,12 +73,12 @@ fn as_float(value: &Value) -> Option<f64> {
     }
 }
 
-fn arithmetic(operator: Operator, left: &Value, right: &Value) -> R<Value> {
+fn arithmetic(operator: Operator, left: &Value, right: &Value) -> TemplateResult<Value> {
     let sign = operator.sign();
     let (Some(x), Some(y)) = (as_float(left), as_float(right)) else {
         return Err(unsupported(sign, left, right));
     };
-    let zero = || Err(Fail::new(format!("{sign} is not possible with 0 on the right")));
+    let zero = || Err(TemplateError::new(format!("{sign} is not possible with 0 on the right")));
     let ints = left.as_int().zip(right.as_int());
     if let Some((a, b)) = ints {
         let result = match operator {
@@ -105,7 +105,7 @@ fn arithmetic(operator: Operator, left: &Value, right: &Value) -> R<Value> {
         };
         return match result {
             Some(n) => Ok(Value::Int(n)),
-            None => Err(Fail::new(format!("{a} {sign} {b} is too large: it grows beyond 128 bits"))),
+            None => Err(TemplateError::new(format!("{a} {sign} {b} is too large: it grows beyond 128 bits"))),
         };
     }
     Ok(Value::Float(match operator {
@@ -118,17 +118,17 @@ fn arithmetic(operator: Operator, left: &Value, right: &Value) -> R<Value> {
         Operator::Remainder => float_divmod(x, y).1,
         Operator::Power if x == 0.0 && y < 0.0 => return zero(),
         Operator::Power if x < 0.0 && y.fract() != 0.0 => {
-            return Err(Fail::new("** of a negative number and a fraction is no real number"));
+            return Err(TemplateError::new("** of a negative number and a fraction is no real number"));
         }
         Operator::Power => return power(x, y),
     }))
 }
 
 /// Unlike other operations, a power of numbers that is too large is an error in Python.
-fn power(x: f64, y: f64) -> R<Value> {
+fn power(x: f64, y: f64) -> TemplateResult<Value> {
     let result = x.powf(y);
     if result.is_infinite() && x.is_finite() && y.is_finite() {
-        return Err(Fail::new(format!("{x} ** {y} is too large")));
+        return Err(TemplateError::new(format!("{x} ** {y} is too large")));
     }
     Ok(Value::Float(result))
 }
@@ -155,10 +155,10 @@ fn float_divmod(x: f64, y: f64) -> (f64, f64) {
 }
 
 /// `-value` and `+value`.
-pub(super) fn signed(value: &Value, negative: bool) -> R<Value> {
+pub(super) fn signed(value: &Value, negative: bool) -> TemplateResult<Value> {
     let fail = || match value.is_undefined() {
         true => undefined(value),
-        false => Fail::new(format!("a {} has no sign", value.kind())),
+        false => TemplateError::new(format!("a {} has no sign", value.kind())),
     };
     match value {
         Value::Float(x) => Ok(Value::Float(if negative { -x } else { *x })),
@@ -170,7 +170,7 @@ pub(super) fn signed(value: &Value, negative: bool) -> R<Value> {
 }
 
 /// All of them as one text.
-pub(super) fn concat(budget: &Budget, parts: &[Value], escapes: bool) -> R<Value> {
+pub(super) fn concat(budget: &Budget, parts: &[Value], escapes: bool) -> TemplateResult<Value> {
     let mut out = String::new();
     let mut markup = false;
     for part in parts {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::rc::Rc;
 
 use super::ast::{Body, Expr, For, Kind, Literal, Macro, Stmt, StmtKind, Target};
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 use super::lexer::{Token, tokenize};
 use super::{filter_names, predicates};
 
@@ -15,9 +15,9 @@ const BLOCKS: usize = 100;
 const ELIF_LIMIT: usize = 1_000;
 
 /// Parses a template.
-pub(super) fn parse(source: &str) -> R<Body> {
+pub(super) fn parse(source: &str) -> TemplateResult<Body> {
     if source.len() > SOURCE_LIMIT {
-        return Err(Fail::new(format!("it has {} bytes; the limit is {SOURCE_LIMIT}", source.len())));
+        return Err(TemplateError::new(format!("it has {} bytes; the limit is {SOURCE_LIMIT}", source.len())));
     }
     let mut parser = Parser {
         tokens: tokenize(source)?,
@@ -54,7 +54,7 @@ pub(super) struct Parser {
     /// Inside an `if`, filters and tests may be unknown until they are used.
     pub(super) lenient: bool,
     /// The first unknown filter or test of the expression that is being read.
-    pub(super) unknown: Option<Fail>,
+    pub(super) unknown: Option<TemplateError>,
     pub(super) names: Vec<Names>,
 }
 
@@ -90,7 +90,7 @@ impl Parser {
         found
     }
 
-    pub(super) fn expect_operator(&mut self, sign: &str) -> R<()> {
+    pub(super) fn expect_operator(&mut self, sign: &str) -> TemplateResult<()> {
         if self.skip_operator(sign) { Ok(()) } else { Err(self.unexpected(&format!("{sign:?}"))) }
     }
 
@@ -106,7 +106,7 @@ impl Parser {
         found
     }
 
-    pub(super) fn expect_name(&mut self) -> R<Rc<str>> {
+    pub(super) fn expect_name(&mut self) -> TemplateResult<Rc<str>> {
         match self.next() {
             Token::Name(name) => Ok(name),
             _ => {
@@ -116,15 +116,15 @@ impl Parser {
         }
     }
 
-    pub(super) fn unexpected(&self, expected: &str) -> Fail {
-        Fail::new(format!("unexpected {}, expected {expected}", self.peek().describe())).at(self.line())
+    pub(super) fn unexpected(&self, expected: &str) -> TemplateError {
+        TemplateError::new(format!("unexpected {}, expected {expected}", self.peek().describe())).at(self.line())
     }
 
     /// Statements up to a tag of `ends`, which is left to read; its name is given. Without ends, up to the end of input.
-    fn body(&mut self, ends: &[&'static str], opened: &str) -> R<(Body, &'static str)> {
+    fn body(&mut self, ends: &[&'static str], opened: &str) -> TemplateResult<(Body, &'static str)> {
         self.blocks += 1;
         if self.blocks > BLOCKS {
-            return Err(Fail::new(format!("tags are nested more than {BLOCKS} deep")));
+            return Err(TemplateError::new(format!("tags are nested more than {BLOCKS} deep")));
         }
         let mut body = Body::new();
         loop {
@@ -134,7 +134,7 @@ impl Parser {
                 Token::End => {
                     let message =
                         format!("unexpected end of input: the tag {opened} is not closed ({})", ends.join(", "));
-                    return Err(Fail::new(message));
+                    return Err(TemplateError::new(message));
                 }
                 Token::Data(text) => body.push(Stmt { line, kind: StmtKind::Data(text) }),
                 Token::VariableBegin => {
@@ -167,7 +167,7 @@ impl Parser {
         Ok((body, ""))
     }
 
-    fn block_end(&mut self) -> R<()> {
+    fn block_end(&mut self) -> TemplateResult<()> {
         match self.next() {
             Token::BlockEnd => Ok(()),
             _ => {
@@ -178,7 +178,7 @@ impl Parser {
     }
 
     /// The statements after a tag up to one of `ends`, which is read.
-    fn statements(&mut self, opened: &str, ends: &[&'static str]) -> R<(Body, &'static str)> {
+    fn statements(&mut self, opened: &str, ends: &[&'static str]) -> TemplateResult<(Body, &'static str)> {
         // As in Python, a colon may follow.
         self.skip_operator(":");
         self.block_end()?;
@@ -188,14 +188,14 @@ impl Parser {
     }
 
     /// As [`Self::statements`] up to one end, in a scope where unknown filters are errors.
-    fn scoped(&mut self, opened: &str, end: &'static str) -> R<Body> {
+    fn scoped(&mut self, opened: &str, end: &'static str) -> TemplateResult<Body> {
         let lenient = std::mem::replace(&mut self.lenient, false);
         let (body, _) = self.statements(opened, &[end])?;
         self.lenient = lenient;
         Ok(body)
     }
 
-    fn statement(&mut self, name: &str, line: u32) -> R<StmtKind> {
+    fn statement(&mut self, name: &str, line: u32) -> TemplateResult<StmtKind> {
         let kind = match name {
             "for" => self.for_loop()?,
             "if" => self.if_branches()?,
@@ -210,7 +210,7 @@ impl Parser {
                 let (parameters, defaults) = if self.is_operator("(") { self.signature()? } else { Default::default() };
                 let call = self.expression()?;
                 if !matches!(call.kind, Kind::Call(..)) {
-                    return Err(Fail::new("unexpected expression, expected a call"));
+                    return Err(TemplateError::new("unexpected expression, expected a call"));
                 }
                 StmtKind::CallBlock(call, Rc::new(self.macro_body(None, parameters, defaults, "call", "endcall")?))
             }
@@ -241,7 +241,7 @@ impl Parser {
             "block" => {
                 let name = self.expect_name()?;
                 if !self.blocks_named.insert(name.clone()) {
-                    return Err(Fail::new(format!("unexpected second block {name}")));
+                    return Err(TemplateError::new(format!("unexpected second block {name}")));
                 }
                 let scoped = self.skip_name("scoped");
                 let required = self.skip_name("required");
@@ -252,19 +252,19 @@ impl Parser {
                 StmtKind::Block { scoped, required, body }
             }
             "break" | "continue" if self.loops == 0 => {
-                return Err(Fail::new(format!("unexpected tag {name} outside of a loop")));
+                return Err(TemplateError::new(format!("unexpected tag {name} outside of a loop")));
             }
             "break" => StmtKind::Break,
             "continue" => StmtKind::Continue,
             "include" | "import" | "from" | "extends" => self.load(name)?,
-            _ => return Err(Fail::new(format!("unexpected tag {name}")).at(line)),
+            _ => return Err(TemplateError::new(format!("unexpected tag {name}")).at(line)),
         };
         self.block_end()?;
         Ok(kind)
     }
 
     /// Tags that name another template.
-    fn load(&mut self, tag: &str) -> R<StmtKind> {
+    fn load(&mut self, tag: &str) -> TemplateResult<StmtKind> {
         let tag = match tag {
             "include" => "include",
             "import" => "import",
@@ -279,7 +279,7 @@ impl Parser {
         Ok(StmtKind::Load(tag))
     }
 
-    fn for_loop(&mut self) -> R<StmtKind> {
+    fn for_loop(&mut self) -> TemplateResult<StmtKind> {
         let target = self.target(false)?;
         if !self.skip_name("in") {
             return Err(self.unexpected("in"));
@@ -296,13 +296,13 @@ impl Parser {
         Ok(StmtKind::For(Rc::new(For { target, iterated, filter, recursive, body, otherwise })))
     }
 
-    fn if_branches(&mut self) -> R<StmtKind> {
+    fn if_branches(&mut self) -> TemplateResult<StmtKind> {
         let lenient = std::mem::replace(&mut self.lenient, true);
         let mut branches = Vec::new();
         let mut otherwise = Body::new();
         loop {
             if branches.len() > ELIF_LIMIT {
-                return Err(Fail::new(format!("there are more than {ELIF_LIMIT} elif tags")));
+                return Err(TemplateError::new(format!("there are more than {ELIF_LIMIT} elif tags")));
             }
             let condition = self.tuple(false, &[])?;
             let (body, end) = self.statements("if", &["elif", "else", "endif"])?;
@@ -320,7 +320,7 @@ impl Parser {
         Ok(StmtKind::If(branches, otherwise))
     }
 
-    fn set(&mut self) -> R<StmtKind> {
+    fn set(&mut self) -> TemplateResult<StmtKind> {
         let target = self.target(true)?;
         if self.skip_operator("=") {
             return Ok(StmtKind::Set(target, self.tuple(true, &[])?));
@@ -329,7 +329,7 @@ impl Parser {
         Ok(StmtKind::SetBlock(target, filter, self.scoped("set", "endset")?))
     }
 
-    fn with(&mut self) -> R<StmtKind> {
+    fn with(&mut self) -> TemplateResult<StmtKind> {
         let mut assignments = Vec::new();
         while *self.peek() != Token::BlockEnd && !self.is_operator(":") {
             if !assignments.is_empty() {
@@ -342,7 +342,7 @@ impl Parser {
         Ok(StmtKind::With(assignments, self.scoped("with", "endwith")?))
     }
 
-    fn signature(&mut self) -> R<(Vec<Rc<str>>, Vec<Expr>)> {
+    fn signature(&mut self) -> TemplateResult<(Vec<Rc<str>>, Vec<Expr>)> {
         let (mut parameters, mut defaults) = (Vec::new(), Vec::new());
         self.expect_operator("(")?;
         while !self.is_operator(")") {
@@ -353,13 +353,13 @@ impl Parser {
             if self.skip_operator("=") {
                 defaults.push(self.expression()?);
             } else if !defaults.is_empty() {
-                return Err(Fail::new("unexpected parameter without a default after one with a default"));
+                return Err(TemplateError::new("unexpected parameter without a default after one with a default"));
             }
         }
         self.expect_operator(")")?;
         let required = parameters.len().saturating_sub(defaults.len());
         if parameters.iter().take(required).any(|p| **p == *"caller") {
-            return Err(Fail::new("unexpected parameter caller without a default"));
+            return Err(TemplateError::new("unexpected parameter caller without a default"));
         }
         Ok((parameters, defaults))
     }
@@ -371,7 +371,7 @@ impl Parser {
         defaults: Vec<Expr>,
         tag: &str,
         end: &'static str,
-    ) -> R<Macro> {
+    ) -> TemplateResult<Macro> {
         self.names.push(Names::default());
         let loops = std::mem::replace(&mut self.loops, 0);
         let body = self.scoped(tag, end)?;
@@ -390,7 +390,7 @@ impl Parser {
     }
 
     /// What is assigned to: a name, where allowed an attribute, or several.
-    fn target(&mut self, attributes: bool) -> R<Target> {
+    fn target(&mut self, attributes: bool) -> TemplateResult<Target> {
         let mut targets = Vec::new();
         let mut several = false;
         loop {
@@ -419,11 +419,11 @@ impl Parser {
         }
     }
 
-    fn single_target(&mut self, attributes: bool) -> R<Target> {
+    fn single_target(&mut self, attributes: bool) -> TemplateResult<Target> {
         if self.skip_operator("(") {
             self.nested += 1;
             if self.nested > BLOCKS {
-                return Err(Fail::new("unexpected nesting of targets"));
+                return Err(TemplateError::new("unexpected nesting of targets"));
             }
             let target = self.target(attributes)?;
             self.nested -= 1;
@@ -432,7 +432,7 @@ impl Parser {
         }
         let name = self.expect_name()?;
         if matches!(&*name, "true" | "false" | "none" | "True" | "False" | "None") {
-            return Err(Fail::new(format!("unexpected {name}: a constant cannot be assigned to")));
+            return Err(TemplateError::new(format!("unexpected {name}: a constant cannot be assigned to")));
         }
         if attributes && self.skip_operator(".") {
             return Ok(Target::Attribute(name, self.expect_name()?));
@@ -441,12 +441,12 @@ impl Parser {
     }
 
     /// Whether a filter or test is known; inside an `if` that is asked when it is used.
-    pub(super) fn check_known(&mut self, what: &str, name: &str, line: u32) -> R<()> {
+    pub(super) fn check_known(&mut self, what: &str, name: &str, line: u32) -> TemplateResult<()> {
         let known = if what == "filter" { filter_names::is_known(name) } else { predicates::is_known(name) };
         if known {
             return Ok(());
         }
-        let fail = Fail::new(format!("there is no {what} called {name}")).at(line);
+        let fail = TemplateError::new(format!("there is no {what} called {name}")).at(line);
         if !self.lenient {
             return Err(fail);
         }
@@ -455,7 +455,7 @@ impl Parser {
     }
 
     /// One expression, or several with commas between them as a tuple.
-    pub(super) fn tuple(&mut self, choices: bool, ends: &[&str]) -> R<Expr> {
+    pub(super) fn tuple(&mut self, choices: bool, ends: &[&str]) -> TemplateResult<Expr> {
         let line = self.line();
         let mut items = Vec::new();
         let mut several = false;

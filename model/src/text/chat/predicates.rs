@@ -6,7 +6,7 @@ use super::arguments::Args;
 use super::ast::Operator;
 use super::budget::Budget;
 use super::compare::{contains, equal, order, same};
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 use super::filter_names;
 use super::methods::{is_lower, is_upper};
 use super::operators::binary;
@@ -60,11 +60,11 @@ pub(super) fn is_known(name: &str) -> bool {
 }
 
 /// `value is name(args)`.
-pub(super) fn apply(budget: &Budget, name: &str, value: &Value, args: Args) -> R<bool> {
+pub(super) fn apply(budget: &Budget, name: &str, value: &Value, args: Args) -> TemplateResult<bool> {
     budget.work(value.as_str().map_or(0, str::len))?;
-    let one = |args: Args| -> R<Value> {
+    let one = |args: Args| -> TemplateResult<Value> {
         let [other] = args.bind(name, [parameter(name)], 1)?;
-        other.ok_or_else(|| Fail::new(format!("{name} needs a value")))
+        other.ok_or_else(|| TemplateError::new(format!("{name} needs a value")))
     };
     if let Some((sign, holds)) = comparison(name) {
         let [other] = args.positional(name, 1)?;
@@ -120,7 +120,7 @@ pub(super) fn apply(budget: &Budget, name: &str, value: &Value, args: Args) -> R
                 | Value::Loop(_)
         ),
         "escaped" => matches!(value, Value::Markup(_)),
-        other => return Err(Fail::new(format!("there is no test called {other}"))),
+        other => return Err(TemplateError::new(format!("there is no test called {other}"))),
     })
 }
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt::Write;
 
 use super::budget::{Budget, DEPTH};
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 use super::value::{Value, View};
 
 /// `str.isspace` of one character.
@@ -13,7 +13,7 @@ pub(super) fn is_space(c: char) -> bool {
 }
 
 /// `str(value)`. An undefined value prints nothing, as jinja2 has it.
-pub(super) fn text<'v>(budget: &Budget, value: &'v Value) -> R<Cow<'v, str>> {
+pub(super) fn text<'v>(budget: &Budget, value: &'v Value) -> TemplateResult<Cow<'v, str>> {
     if let Some(text) = value.as_str() {
         return Ok(Cow::Borrowed(text));
     }
@@ -25,9 +25,9 @@ pub(super) fn text<'v>(budget: &Budget, value: &'v Value) -> R<Cow<'v, str>> {
 }
 
 /// `repr(value)`.
-pub(super) fn repr(budget: &Budget, value: &Value, out: &mut String, depth: usize) -> R<()> {
+pub(super) fn repr(budget: &Budget, value: &Value, out: &mut String, depth: usize) -> TemplateResult<()> {
     if depth > 2 * DEPTH {
-        return Err(Fail::new(format!("a printed value is nested more than {} deep", 2 * DEPTH)));
+        return Err(TemplateError::new(format!("a printed value is nested more than {} deep", 2 * DEPTH)));
     }
     budget.check_size(Some(out.len()))?;
     budget.work(16)?;
@@ -103,7 +103,12 @@ pub(super) fn repr(budget: &Budget, value: &Value, out: &mut String, depth: usiz
     Ok(())
 }
 
-fn items<'v>(budget: &Budget, values: impl Iterator<Item = &'v Value>, out: &mut String, depth: usize) -> R<()> {
+fn items<'v>(
+    budget: &Budget,
+    values: impl Iterator<Item = &'v Value>,
+    out: &mut String,
+    depth: usize,
+) -> TemplateResult<()> {
     for (i, value) in values.enumerate() {
         if i > 0 {
             out.push_str(", ");
@@ -118,7 +123,7 @@ fn pairs<'v>(
     values: impl Iterator<Item = (&'v Value, &'v Value)>,
     out: &mut String,
     depth: usize,
-) -> R<()> {
+) -> TemplateResult<()> {
     out.push('{');
     for (i, (key, value)) in values.enumerate() {
         if i > 0 {

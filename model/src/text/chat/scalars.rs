@@ -3,7 +3,7 @@
 use super::arguments::{Args, int_or, text_of};
 use super::budget::Budget;
 use super::compare::undefined;
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 use super::filter_names;
 use super::format;
 use super::json;
@@ -16,7 +16,7 @@ use super::strings;
 use super::value::Value;
 
 /// `value|name(args)`, for the filters that are in no other file.
-pub(super) fn apply(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
+pub(super) fn apply(budget: &Budget, name: &str, value: &Value, args: Args) -> TemplateResult<Value> {
     // What jinja2 makes a text of first.
     let text = || python::text(budget, value);
     let like = |made: String| match value {
@@ -42,7 +42,8 @@ pub(super) fn apply(budget: &Budget, name: &str, value: &Value, args: Args) -> R
         }
         "count" | "length" => {
             let [] = args.positional(name, 0)?;
-            let length = value.len().ok_or_else(|| Fail::new(format!("{name}: a {} has no length", value.kind())))?;
+            let length =
+                value.len().ok_or_else(|| TemplateError::new(format!("{name}: a {} has no length", value.kind())))?;
             Ok(Value::int(length))
         }
         "e" | "escape" => match value {
@@ -80,7 +81,7 @@ pub(super) fn apply(budget: &Budget, name: &str, value: &Value, args: Args) -> R
         }
         "replace" => {
             let [old, new, count] = args.bind(name, ["old", "new", "count"], 2)?;
-            let part = |part: Option<Value>| -> R<String> {
+            let part = |part: Option<Value>| -> TemplateResult<String> {
                 Ok(python::text(budget, &part.unwrap_or(Value::None))?.into_owned())
             };
             let count = match count {
@@ -96,7 +97,7 @@ pub(super) fn apply(budget: &Budget, name: &str, value: &Value, args: Args) -> R
                 return Err(if value.is_undefined() {
                     undefined(value)
                 } else {
-                    Fail::new(format!("indent needs a text, not a {}", value.kind()))
+                    TemplateError::new(format!("indent needs a text, not a {}", value.kind()))
                 });
             };
             like(indent(budget, text, width, truth(first), truth(blank))?)
@@ -105,7 +106,7 @@ pub(super) fn apply(budget: &Budget, name: &str, value: &Value, args: Args) -> R
         "format" => {
             let format = budget.text(text()?.into_owned())?;
             if !args.positional.is_empty() && !args.named.is_empty() {
-                return Err(Fail::new("format takes values by place or by name, not both"));
+                return Err(TemplateError::new("format takes values by place or by name, not both"));
             }
             let values = if args.named.is_empty() {
                 budget.tuple(args.positional)?
@@ -131,7 +132,8 @@ pub(super) fn apply(budget: &Budget, name: &str, value: &Value, args: Args) -> R
         "filesizeformat" => {
             let [binary] = args.bind(name, ["binary"], 0)?;
             let bytes = float_of(value).or_else(|| value.as_str().and_then(parse_float));
-            let bytes = bytes.ok_or_else(|| Fail::new(format!("{name} needs a number, not a {}", value.kind())))?;
+            let bytes =
+                bytes.ok_or_else(|| TemplateError::new(format!("{name} needs a number, not a {}", value.kind())))?;
             budget.text(file_size(bytes, binary.is_some_and(|b| b.truth())))
         }
         "tojson" => json::to_json(budget, value, args),
@@ -139,15 +141,15 @@ pub(super) fn apply(budget: &Budget, name: &str, value: &Value, args: Args) -> R
         "urlencode" => urlencode(budget, value),
         "xmlattr" => xml_attributes(budget, value, args),
         other if filter_names::is_known(other) => {
-            Err(Fail::new(format!("the filter {other} is not supported in chat templates")))
+            Err(TemplateError::new(format!("the filter {other} is not supported in chat templates")))
         }
-        other => Err(Fail::new(format!("there is no filter called {other}"))),
+        other => Err(TemplateError::new(format!("there is no filter called {other}"))),
     }
 }
 
-fn small(function: &str, n: i128) -> R<usize> {
+fn small(function: &str, n: i128) -> TemplateResult<usize> {
     let small = usize::try_from(n.max(0)).ok().filter(|n| *n <= WIDTH);
-    small.ok_or_else(|| Fail::new(format!("{function}: the width grows beyond {WIDTH}")))
+    small.ok_or_else(|| TemplateError::new(format!("{function}: the width grows beyond {WIDTH}")))
 }
 
 /// The filter `title`: unlike the method, only white space, brackets and hyphens begin a word.
@@ -166,7 +168,7 @@ fn title(text: &str) -> String {
     out
 }
 
-fn indent(budget: &Budget, text: &str, width: Option<Value>, first: bool, blank: bool) -> R<String> {
+fn indent(budget: &Budget, text: &str, width: Option<Value>, first: bool, blank: bool) -> TemplateResult<String> {
     let indent = match &width {
         None => " ".repeat(4),
         Some(width) => match width.as_str() {
@@ -192,7 +194,7 @@ fn indent(budget: &Budget, text: &str, width: Option<Value>, first: bool, blank:
     Ok(out)
 }
 
-fn truncate(budget: &Budget, value: &Value, args: Args) -> R<Value> {
+fn truncate(budget: &Budget, value: &Value, args: Args) -> TemplateResult<Value> {
     let [length, kill, end, leeway] = args.bind("truncate", ["length", "killwords", "end", "leeway"], 0)?;
     let length = usize::try_from(int_or("truncate", length, 255)?.max(0)).unwrap_or(usize::MAX);
     let end = match end {
@@ -201,13 +203,12 @@ fn truncate(budget: &Budget, value: &Value, args: Args) -> R<Value> {
     };
     let leeway = match leeway {
         Some(Value::None) | None => 5,
-        given => {
-            usize::try_from(int_or("truncate", given, 5)?).map_err(|_| Fail::new("truncate: leeway is negative"))?
-        }
+        given => usize::try_from(int_or("truncate", given, 5)?)
+            .map_err(|_| TemplateError::new("truncate: leeway is negative"))?,
     };
     let ending = end.chars().count();
     if length < ending {
-        return Err(Fail::new(format!("truncate: the length must be at least {ending}, that of the end")));
+        return Err(TemplateError::new(format!("truncate: the length must be at least {ending}, that of the end")));
     }
     // What is short enough passes, whatever it is.
     if value.len().is_some_and(|n| n <= length.saturating_add(leeway)) {
@@ -224,14 +225,14 @@ fn truncate(budget: &Budget, value: &Value, args: Args) -> R<Value> {
 }
 
 /// The filter `int`: what is no number is the default.
-fn int(budget: &Budget, value: &Value, args: Args) -> R<Value> {
+fn int(budget: &Budget, value: &Value, args: Args) -> TemplateResult<Value> {
     let [default, base] = args.bind("int", ["default", "base"], 0)?;
     let default = default.unwrap_or(Value::Int(0));
     let base = u32::try_from(int_or("int", base, 10)?).ok().filter(|b| *b == 0 || (2..=36).contains(b));
     let whole = |x: f64| super::value::whole(x.trunc());
     Ok(match value {
         Value::Undefined(_) => return Err(undefined(value)),
-        Value::Float(x) if x.is_infinite() => return Err(Fail::new("int of an infinite number")),
+        Value::Float(x) if x.is_infinite() => return Err(TemplateError::new("int of an infinite number")),
         Value::Float(x) => whole(*x).map_or(default, Value::Int),
         Value::Str(text) | Value::Markup(text) => {
             budget.work(text.len())?;
@@ -282,7 +283,7 @@ fn without_underscores(text: &str) -> Option<String> {
 }
 
 /// The filter `round`: halves go to the even neighbour, an integer stays one.
-fn round(value: &Value, args: Args) -> R<Value> {
+fn round(value: &Value, args: Args) -> TemplateResult<Value> {
     let [precision, method] = args.bind("round", ["precision", "method"], 0)?;
     let precision = i32::try_from(int_or("round", precision, 0)?).unwrap_or(i32::MAX).clamp(-400, 400);
     let method = match method {
@@ -292,7 +293,7 @@ fn round(value: &Value, args: Args) -> R<Value> {
     let x = match float_of(value) {
         Some(x) => x,
         None if value.is_undefined() => return Err(undefined(value)),
-        None => return Err(Fail::new(format!("round needs a number, not a {}", value.kind()))),
+        None => return Err(TemplateError::new(format!("round needs a number, not a {}", value.kind()))),
     };
     match &*method {
         "common" => {}
@@ -303,7 +304,7 @@ fn round(value: &Value, args: Args) -> R<Value> {
             let whole = if &*method == "ceil" { scaled.ceil() } else { scaled.floor() } + 0.0;
             return Ok(Value::Float(whole / scale));
         }
-        _ => return Err(Fail::new("round: the method must be common, ceil or floor")),
+        _ => return Err(TemplateError::new("round: the method must be common, ceil or floor")),
     }
     if let Some(n) = value.as_int() {
         if precision >= 0 {
@@ -314,7 +315,7 @@ fn round(value: &Value, args: Args) -> R<Value> {
         let (quotient, rest) = (n.div_euclid(unit), n.rem_euclid(unit));
         let up = rest > unit - rest || (rest == unit - rest && quotient % 2 != 0);
         let rounded = quotient.checked_add(up.into()).and_then(|q| q.checked_mul(unit));
-        return rounded.map(Value::Int).ok_or_else(|| Fail::new("round: the number is too large"));
+        return rounded.map(Value::Int).ok_or_else(|| TemplateError::new("round: the number is too large"));
     }
     if !x.is_finite() {
         return Ok(Value::Float(x));
@@ -366,7 +367,7 @@ fn quote(text: &str, slash: bool, space: &str) -> String {
     out
 }
 
-fn urlencode(budget: &Budget, value: &Value) -> R<Value> {
+fn urlencode(budget: &Budget, value: &Value) -> TemplateResult<Value> {
     let text = |value: &Value| python::text(budget, value).map(|t| t.into_owned());
     let iterable = value.as_str().is_none() && (value.len().is_some() || matches!(value, Value::Generator(_)));
     if !iterable {
@@ -379,7 +380,7 @@ fn urlencode(budget: &Budget, value: &Value) -> R<Value> {
             for pair in other.iterate(budget)? {
                 match pair.iterate(budget)?.as_slice() {
                     [key, value] => pairs.push((key.clone(), value.clone())),
-                    _ => return Err(Fail::new("urlencode needs pairs")),
+                    _ => return Err(TemplateError::new("urlencode needs pairs")),
                 }
             }
             pairs
@@ -392,10 +393,10 @@ fn urlencode(budget: &Budget, value: &Value) -> R<Value> {
     budget.text(parts.join("&"))
 }
 
-fn xml_attributes(budget: &Budget, value: &Value, args: Args) -> R<Value> {
+fn xml_attributes(budget: &Budget, value: &Value, args: Args) -> TemplateResult<Value> {
     let [space] = args.bind("xmlattr", ["autospace"], 0)?;
     let Value::Dict(dict) = value else {
-        return Err(Fail::new(format!("xmlattr needs a mapping, not a {}", value.kind())));
+        return Err(TemplateError::new(format!("xmlattr needs a mapping, not a {}", value.kind())));
     };
     let mut parts = Vec::new();
     for (key, value) in dict.iter() {
@@ -404,7 +405,7 @@ fn xml_attributes(budget: &Budget, value: &Value, args: Args) -> R<Value> {
         }
         let key = python::text(budget, key)?;
         if key.contains(|c: char| c.is_ascii_whitespace() || matches!(c, '/' | '>' | '=' | '\x0b')) {
-            return Err(Fail::new(format!("xmlattr: {key:?} is no name of an attribute")));
+            return Err(TemplateError::new(format!("xmlattr: {key:?} is no name of an attribute")));
         }
         let shown = python::text(budget, value)?;
         let shown = if matches!(value, Value::Markup(_)) { shown.into_owned() } else { escape_html(&shown) };

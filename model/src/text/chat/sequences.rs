@@ -6,15 +6,15 @@ use super::arguments::{Args, int_or};
 use super::ast::Operator;
 use super::budget::{Budget, NODE};
 use super::compare::{equal, fold, less, sort};
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 use super::lookup;
 use super::operators::binary;
 use super::python;
 use super::value::{Key, Value, View};
 
 /// `value|name(args)`, where it is a filter of this file.
-pub(super) fn apply(budget: &Budget, name: &str, value: &Value, args: &Args) -> Option<R<Value>> {
-    let filter: fn(&Budget, &str, &Value, Args) -> R<Value> = match name {
+pub(super) fn apply(budget: &Budget, name: &str, value: &Value, args: &Args) -> Option<TemplateResult<Value>> {
+    let filter: fn(&Budget, &str, &Value, Args) -> TemplateResult<Value> = match name {
         "batch" => batch,
         "dictsort" => dict_sort,
         "first" | "last" => end,
@@ -34,10 +34,10 @@ pub(super) fn apply(budget: &Budget, name: &str, value: &Value, args: &Args) -> 
 }
 
 /// What `attribute='a.0.b'` names in an item.
-pub(super) fn attribute(budget: &Budget, item: Value, path: &Value, default: Option<&Value>) -> R<Value> {
+pub(super) fn attribute(budget: &Budget, item: Value, path: &Value, default: Option<&Value>) -> TemplateResult<Value> {
     let default = default.filter(|d| !matches!(d, Value::None));
     let mut value = item;
-    let mut step = |key: &Value| -> R<()> {
+    let mut step = |key: &Value| -> TemplateResult<()> {
         value = lookup::item(budget, &value, key)?;
         if let (Some(default), true) = (default, value.is_undefined()) {
             value = default.clone();
@@ -59,7 +59,7 @@ pub(super) fn attribute(budget: &Budget, item: Value, path: &Value, default: Opt
 }
 
 /// As [`attribute`] of several paths with commas between them: the key to sort by.
-fn sort_key(budget: &Budget, item: &Value, path: &Value, case_sensitive: bool) -> R<Value> {
+fn sort_key(budget: &Budget, item: &Value, path: &Value, case_sensitive: bool) -> TemplateResult<Value> {
     let paths = match path.as_str() {
         Some(paths) => paths.split(',').map(Value::str).collect(),
         None => vec![path.clone()],
@@ -75,7 +75,7 @@ fn truth(value: Option<Value>) -> bool {
     value.is_some_and(|v| v.truth())
 }
 
-fn batch(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
+fn batch(budget: &Budget, name: &str, value: &Value, args: Args) -> TemplateResult<Value> {
     let [count, fill] = args.bind(name, ["linecount", "fill_with"], 1)?;
     let count = int_or(name, count, 1)?;
     let items = value.iterate(budget)?;
@@ -96,15 +96,15 @@ fn batch(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
         budget.check_size(size.checked_mul(NODE))?;
         last.resize(size.max(last.len()), fill);
     }
-    let batches = batches.into_iter().map(|b| budget.list(b)).collect::<R<_>>()?;
+    let batches = batches.into_iter().map(|b| budget.list(b)).collect::<TemplateResult<_>>()?;
     Ok(Value::generator(batches))
 }
 
-fn slice(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
+fn slice(budget: &Budget, name: &str, value: &Value, args: Args) -> TemplateResult<Value> {
     let [slices, fill] = args.bind(name, ["slices", "fill_with"], 1)?;
     let slices = int_or(name, slices, 1)?;
     if slices == 0 {
-        return Err(Fail::new("slice: the number of slices cannot be 0"));
+        return Err(TemplateError::new("slice: the number of slices cannot be 0"));
     }
     let slices = usize::try_from(slices).unwrap_or(0);
     budget.check_size(slices.checked_mul(2 * NODE))?;
@@ -125,16 +125,16 @@ fn slice(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
     Ok(Value::generator(out))
 }
 
-fn dict_sort(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
+fn dict_sort(budget: &Budget, name: &str, value: &Value, args: Args) -> TemplateResult<Value> {
     let [case, by, reverse] = args.bind(name, ["case_sensitive", "by", "reverse"], 0)?;
     let by = match by.as_ref().and_then(Value::as_str) {
         None if by.is_none() => false,
         Some("key") => false,
         Some("value") => true,
-        _ => return Err(Fail::new("dictsort: by must be key or value")),
+        _ => return Err(TemplateError::new("dictsort: by must be key or value")),
     };
     let Value::Dict(dict) = value else {
-        return Err(Fail::new(format!("dictsort needs a mapping, not a {}", value.kind())));
+        return Err(TemplateError::new(format!("dictsort needs a mapping, not a {}", value.kind())));
     };
     let case = truth(case);
     let mut keyed = Vec::new();
@@ -145,10 +145,12 @@ fn dict_sort(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value>
     budget.list(sort(budget, keyed, truth(reverse))?)
 }
 
-fn end(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
+fn end(budget: &Budget, name: &str, value: &Value, args: Args) -> TemplateResult<Value> {
     let [] = args.positional(name, 0)?;
     if name == "last" && matches!(value, Value::Generator(_)) {
-        return Err(Fail::new("last: a generator cannot be gone through from its end; make a list of it first"));
+        return Err(TemplateError::new(
+            "last: a generator cannot be gone through from its end; make a list of it first",
+        ));
     }
     let found = match (value, name) {
         // The rest stays for whoever goes on.
@@ -159,7 +161,7 @@ fn end(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
     Ok(found.unwrap_or_else(|| Value::undefined(format!("there is no {name} item, the sequence is empty"))))
 }
 
-fn group_by(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
+fn group_by(budget: &Budget, name: &str, value: &Value, args: Args) -> TemplateResult<Value> {
     let [path, default, case] = args.bind(name, ["attribute", "default", "case_sensitive"], 1)?;
     let path = path.unwrap_or(Value::None);
     let case = truth(case);
@@ -180,19 +182,19 @@ fn group_by(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> 
             _ => groups.push((folded, key.clone(), vec![item.clone()])),
         }
     }
-    budget.list(groups.into_iter().map(|(_, key, items)| budget.group(key, items)).collect::<R<_>>()?)
+    budget.list(groups.into_iter().map(|(_, key, items)| budget.group(key, items)).collect::<TemplateResult<_>>()?)
 }
 
-fn items(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
+fn items(budget: &Budget, name: &str, value: &Value, args: Args) -> TemplateResult<Value> {
     let [] = args.positional(name, 0)?;
     match value {
         Value::Undefined(_) => Ok(Value::generator(Vec::new())),
         Value::Dict(dict) => Ok(Value::generator(Value::View(dict.clone(), View::Items).iterate(budget)?)),
-        other => Err(Fail::new(format!("items needs a mapping, not a {}", other.kind()))),
+        other => Err(TemplateError::new(format!("items needs a mapping, not a {}", other.kind()))),
     }
 }
 
-fn join(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
+fn join(budget: &Budget, name: &str, value: &Value, args: Args) -> TemplateResult<Value> {
     let [separator, path] = args.bind(name, ["d", "attribute"], 0)?;
     let separator = separator.unwrap_or_else(|| Value::str(""));
     let separator = python::text(budget, &separator)?;
@@ -212,12 +214,12 @@ fn join(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
     budget.text(out)
 }
 
-fn list(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
+fn list(budget: &Budget, name: &str, value: &Value, args: Args) -> TemplateResult<Value> {
     let [] = args.positional(name, 0)?;
     budget.list(value.iterate(budget)?)
 }
 
-fn extreme(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
+fn extreme(budget: &Budget, name: &str, value: &Value, args: Args) -> TemplateResult<Value> {
     let [case, path] = args.bind(name, ["case_sensitive", "attribute"], 0)?;
     let (case, path) = (truth(case), path.unwrap_or(Value::None));
     let mut best: Option<(Value, Value)> = None;
@@ -235,7 +237,7 @@ fn extreme(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
     Ok(best.map_or_else(|| Value::undefined(format!("{name}: the sequence is empty")), |(_, item)| item))
 }
 
-fn reverse(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
+fn reverse(budget: &Budget, name: &str, value: &Value, args: Args) -> TemplateResult<Value> {
     let [] = args.positional(name, 0)?;
     if let Some(text) = value.as_str() {
         let reversed: String = text.chars().rev().collect();
@@ -247,7 +249,7 @@ fn reverse(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
     if matches!(value, Value::Generator(_)) { budget.list(items) } else { Ok(Value::generator(items)) }
 }
 
-fn sorted(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
+fn sorted(budget: &Budget, name: &str, value: &Value, args: Args) -> TemplateResult<Value> {
     let [reverse, case, path] = args.bind(name, ["reverse", "case_sensitive", "attribute"], 0)?;
     let (case, path) = (truth(case), path.unwrap_or(Value::None));
     let mut keyed = Vec::new();
@@ -257,11 +259,11 @@ fn sorted(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
     budget.list(sort(budget, keyed, truth(reverse))?)
 }
 
-fn sum(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
+fn sum(budget: &Budget, name: &str, value: &Value, args: Args) -> TemplateResult<Value> {
     let [path, start] = args.bind(name, ["attribute", "start"], 0)?;
     let mut total = start.unwrap_or(Value::Int(0));
     if total.as_str().is_some() {
-        return Err(Fail::new("sum cannot begin with a text; use join"));
+        return Err(TemplateError::new("sum cannot begin with a text; use join"));
     }
     for item in value.iterate(budget)? {
         let item = match &path {
@@ -273,7 +275,7 @@ fn sum(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
     Ok(total)
 }
 
-fn unique(budget: &Budget, name: &str, value: &Value, args: Args) -> R<Value> {
+fn unique(budget: &Budget, name: &str, value: &Value, args: Args) -> TemplateResult<Value> {
     let [case, path] = args.bind(name, ["case_sensitive", "attribute"], 0)?;
     let (case, path) = (truth(case), path.unwrap_or(Value::None));
     let mut seen = HashSet::new();

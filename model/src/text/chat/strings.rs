@@ -2,7 +2,7 @@
 
 use super::arguments::int_or;
 use super::budget::Budget;
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 use super::python::is_space;
 use super::value::Value;
 
@@ -21,7 +21,7 @@ pub(super) fn strip<'t>(text: &'t str, chars: Option<&str>, start: bool, end: bo
     if end { text.trim_end_matches(strips) } else { text }
 }
 
-pub(super) fn replace(budget: &Budget, text: &str, old: &str, new: &str, count: i128) -> R<Value> {
+pub(super) fn replace(budget: &Budget, text: &str, old: &str, new: &str, count: i128) -> TemplateResult<Value> {
     let limit = usize::try_from(count).unwrap_or(usize::MAX);
     let found = text.matches(old).take(limit).count();
     budget.check_size(found.checked_mul(new.len()).and_then(|n| n.checked_add(text.len())))?;
@@ -160,9 +160,9 @@ pub(super) fn zero_fill(text: &str, width: usize) -> String {
 }
 
 /// The positions that two bounds of Python mean in `length` items.
-pub(super) fn bounds(length: usize, start: Option<Value>, stop: Option<Value>) -> R<(usize, usize)> {
+pub(super) fn bounds(length: usize, start: Option<Value>, stop: Option<Value>) -> TemplateResult<(usize, usize)> {
     let long = i128::try_from(length).unwrap_or(i128::MAX);
-    let place = |bound: Option<Value>, default: usize| -> R<usize> {
+    let place = |bound: Option<Value>, default: usize| -> TemplateResult<usize> {
         match bound {
             None | Some(Value::None) => Ok(default),
             bound => {
@@ -177,7 +177,7 @@ pub(super) fn bounds(length: usize, start: Option<Value>, stop: Option<Value>) -
 }
 
 /// The part of a text between two positions; none where the first is beyond its end.
-pub(super) fn between(text: &str, start: Option<Value>, stop: Option<Value>) -> R<Option<&str>> {
+pub(super) fn between(text: &str, start: Option<Value>, stop: Option<Value>) -> TemplateResult<Option<&str>> {
     if start.is_none() && stop.is_none() {
         return Ok(Some(text));
     }
@@ -191,7 +191,13 @@ pub(super) fn between(text: &str, start: Option<Value>, stop: Option<Value>) -> 
 }
 
 /// `count`, `find`, `index`, `rfind` and `rindex`: positions are counted in characters.
-pub(super) fn search(text: &str, name: &str, part: &str, start: Option<Value>, stop: Option<Value>) -> R<Value> {
+pub(super) fn search(
+    text: &str,
+    name: &str,
+    part: &str,
+    start: Option<Value>,
+    stop: Option<Value>,
+) -> TemplateResult<Value> {
     let first = match &start {
         Some(_) => bounds(text.chars().count(), start.clone(), None)?.0,
         None => 0,
@@ -208,7 +214,7 @@ pub(super) fn search(text: &str, name: &str, part: &str, start: Option<Value>, s
     match found {
         Some(at) => Ok(Value::int(at)),
         None if name.ends_with("find") => Ok(Value::Int(-1)),
-        None => Err(Fail::new(format!("{name}: the text does not occur"))),
+        None => Err(TemplateError::new(format!("{name}: the text does not occur"))),
     }
 }
 

@@ -2,11 +2,11 @@
 
 use super::budget::Budget;
 use super::compare::undefined;
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 use super::value::{List, Range, Value};
 
 /// `value[index]` of what has numbered items; none where there is no such item or the value is not numbered.
-pub(super) fn numbered(budget: &Budget, value: &Value, index: i128) -> R<Option<Value>> {
+pub(super) fn numbered(budget: &Budget, value: &Value, index: i128) -> TemplateResult<Option<Value>> {
     let position = |length: usize| {
         let length = i128::try_from(length).ok()?;
         let index = if index < 0 { index.checked_add(length)? } else { index };
@@ -32,7 +32,7 @@ pub(super) fn numbered(budget: &Budget, value: &Value, index: i128) -> R<Option<
 }
 
 /// `value[start:stop:step]`.
-pub(super) fn slice(budget: &Budget, value: &Value, bounds: [Value; 3]) -> R<Value> {
+pub(super) fn slice(budget: &Budget, value: &Value, bounds: [Value; 3]) -> TemplateResult<Value> {
     if value.is_undefined() {
         return Err(undefined(value));
     }
@@ -40,13 +40,13 @@ pub(super) fn slice(budget: &Budget, value: &Value, bounds: [Value; 3]) -> R<Val
         Value::None => Ok(None),
         part => match part.as_int() {
             Some(n) => Ok(Some(i64::try_from(n).unwrap_or(if n < 0 { i64::MIN } else { i64::MAX }))),
-            None => Err(Fail::new(format!("a slice has numbers, not a {}", part.kind()))),
+            None => Err(TemplateError::new(format!("a slice has numbers, not a {}", part.kind()))),
         },
     };
     let [start, stop, step] = &bounds;
     let (start, stop, step) = (number(start)?, number(stop)?, number(step)?.unwrap_or(1));
     if step == 0 {
-        return Err(Fail::new("the step of a slice cannot be 0"));
+        return Err(TemplateError::new("the step of a slice cannot be 0"));
     }
     let characters = |text: &str| {
         budget.work(text.len())?;
@@ -67,10 +67,10 @@ pub(super) fn slice(budget: &Budget, value: &Value, bounds: [Value; 3]) -> R<Val
             let (first, end) = indices(range.len(), start, stop, step);
             let place = |at: i64| i128::from(at).checked_mul(range.step).and_then(|n| n.checked_add(range.start));
             let bounds = place(first).zip(place(end)).zip(range.step.checked_mul(step.into()));
-            let ((start, stop), step) = bounds.ok_or_else(|| Fail::new("a slice of a range is too large"))?;
+            let ((start, stop), step) = bounds.ok_or_else(|| TemplateError::new("a slice of a range is too large"))?;
             Ok(Value::Range(Range { start, stop, step }))
         }
-        other => Err(Fail::new(format!("a {} cannot be sliced", other.kind()))),
+        other => Err(TemplateError::new(format!("a {} cannot be sliced", other.kind()))),
     }
 }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::ast::{self, Literal};
 use super::budget::NODE;
-use super::fail::{Fail, R};
+use super::error::{TemplateError, TemplateResult};
 
 /// A value. Lists and dictionaries never change: the sandbox of jinja2 that transformers uses has no method that would.
 #[derive(Debug, Clone)]
@@ -176,7 +176,7 @@ pub(super) enum Key {
 }
 
 impl Key {
-    pub(super) fn new(value: &Value) -> R<Self> {
+    pub(super) fn new(value: &Value) -> TemplateResult<Self> {
         Ok(match value {
             Value::None => Self::None,
             Value::Bool(b) => Self::Int((*b).into()),
@@ -186,9 +186,9 @@ impl Key {
                 None => Self::Float(x.to_bits()),
             },
             Value::Str(text) | Value::Markup(text) => Self::Str(text.clone()),
-            Value::Tuple(list) => Self::Tuple(list.items.iter().map(Self::new).collect::<R<_>>()?),
+            Value::Tuple(list) => Self::Tuple(list.items.iter().map(Self::new).collect::<TemplateResult<_>>()?),
             Value::List(_) | Value::Dict(_) | Value::View(_, View::Keys | View::Items) => {
-                return Err(Fail::new(format!("a {} cannot be a key", value.kind())));
+                return Err(TemplateError::new(format!("a {} cannot be a key", value.kind())));
             }
             Value::Undefined(_) => Self::Undefined,
             other => Self::Address(other.address()),
@@ -223,7 +223,7 @@ impl Dict {
         self.entries.iter().map(|(k, v)| (k, v))
     }
 
-    pub(super) fn insert(&mut self, key: Value, value: Value) -> R<()> {
+    pub(super) fn insert(&mut self, key: Value, value: Value) -> TemplateResult<()> {
         let hashed = Key::new(&key)?;
         match self.index.get(&hashed).and_then(|&at| self.entries.get_mut(at)) {
             // Python keeps the first key.
@@ -236,7 +236,7 @@ impl Dict {
         Ok(())
     }
 
-    pub(super) fn get(&self, key: &Value) -> R<Option<&Value>> {
+    pub(super) fn get(&self, key: &Value) -> TemplateResult<Option<&Value>> {
         Ok(self.find(&Key::new(key)?))
     }
 

@@ -1,16 +1,16 @@
 //! Why a template fails.
 
 /// The result of what a template does.
-pub(super) type R<T> = Result<T, Fail>;
+pub(super) type TemplateResult<T> = Result<T, TemplateError>;
 
 /// Why a template failed, and in which line where that is known.
 #[derive(Debug, Clone)]
-pub(super) struct Fail {
+pub(super) struct TemplateError {
     pub(super) message: String,
     pub(super) line: Option<u32>,
 }
 
-impl Fail {
+impl TemplateError {
     pub(super) fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), line: None }
     }

@@ -38,6 +38,10 @@ pub struct BenchArgs {
     #[arg(short = 'n', long, default_value_t = 64, value_name = "N")]
     pub n_gen: usize,
 
+    /// Sequences that generate together, each `--n-gen` tokens; several numbers are measured one after the other
+    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N,..", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub parallel: Vec<u16>,
+
     /// Tokens already in the cache before a measurement
     #[arg(short = 'd', long, aliases = ["n-depth", "depth"], default_value_t = 0, value_name = "N")]
     pub context: usize,

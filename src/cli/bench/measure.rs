@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use emberlm::model::cache::Cache;
 use emberlm::model::sampling::{Sampler, SamplingConfig};
 use emberlm::model::{CausalLm, ForwardOptions, LoadPlan, LogitsFor, ModelPart, Span};
@@ -35,8 +35,18 @@ pub struct Bench<'a, B: CompactBackend> {
 enum Test {
     /// One pass over so many tokens from an empty cache, logits of the last.
     Prompt(usize),
-    /// So many greedy tokens, one at a time.
-    Generation(usize),
+    /// So many greedy tokens of each of several sequences, one of each at a time.
+    Generation { tokens: usize, parallel: usize },
+}
+
+impl Test {
+    /// Sequences that take part.
+    fn sequences(self) -> usize {
+        match self {
+            Test::Prompt(_) => 1,
+            Test::Generation { parallel, .. } => parallel,
+        }
+    }
 }
 
 /// The repetitions of one test at one number of steps; the first is for warming up.
@@ -55,16 +65,19 @@ impl<B: CompactBackend> Bench<'_, B> {
     /// repetition, so that a drift of the machine's speed affects all of them alike.
     pub fn run_all(&mut self) -> Result<Vec<Measurement>> {
         let prompts = self.args.n_prompt.iter().filter(|&&n| n > 0).map(|&n| Test::Prompt(n));
-        let generation = (self.args.n_gen > 0).then_some(Test::Generation(self.args.n_gen));
+        let tokens = self.args.n_gen;
+        let parallel = self.args.parallel.iter().filter(|_| tokens > 0);
+        let generations = parallel.map(|&parallel| Test::Generation { tokens, parallel: parallel.into() });
         let step_counts = self.step_counts();
         let mut measurements: Vec<Vec<Measurement>> = step_counts.iter().map(|_| Vec::new()).collect();
-        for test in prompts.chain(generation) {
-            let mut cache = self.model.new_cache(self.args.cache_type.into());
+        for test in prompts.chain(generations) {
+            let format = self.args.cache_type.into();
+            let mut caches: Vec<Cache<B>> = (0..test.sequences()).map(|_| self.model.new_cache(format)).collect();
             let mut samples: Vec<Samples> = step_counts.iter().map(|_| Samples::default()).collect();
             for _ in 0..=self.args.repetitions {
                 for (&steps, samples) in step_counts.iter().zip(&mut samples) {
                     self.set_steps(steps);
-                    self.run_once(test, &mut cache, samples)?;
+                    self.run_once(test, &mut caches, samples)?;
                 }
             }
             for ((&steps, samples), measurements) in step_counts.iter().zip(&samples).zip(&mut measurements) {
@@ -87,11 +100,11 @@ impl<B: CompactBackend> Bench<'_, B> {
         }
     }
 
-    fn run_once(&self, test: Test, cache: &mut Cache<B>, samples: &mut Samples) -> Result<()> {
-        self.fill(cache)?;
+    fn run_once(&self, test: Test, caches: &mut [Cache<B>], samples: &mut Samples) -> Result<()> {
+        caches.iter_mut().try_for_each(|cache| self.fill(cache))?;
         let prompt = match test {
             Test::Prompt(n) => self.ids(n),
-            Test::Generation(_) => self.ids(1),
+            Test::Generation { parallel, .. } => self.ids(parallel),
         };
         let mut sampler = Sampler::new(&SamplingConfig::greedy())?;
         samples.ids.clear();
@@ -99,22 +112,32 @@ impl<B: CompactBackend> Bench<'_, B> {
         let start = Instant::now();
         match test {
             Test::Prompt(_) => {
-                self.model.prefill(&prompt, cache, self.args.chunk)?;
+                for cache in caches.iter_mut() {
+                    self.model.prefill(&prompt, cache, self.args.chunk)?;
+                }
                 samples.ids = prompt;
             }
-            Test::Generation(n) => {
-                let mut id = prompt.first().copied().unwrap_or_default();
-                for _ in 0..n {
-                    let logits = self.model.decode(id, cache)?;
-                    id = sampler.choose(logits, &[])?;
-                    samples.ids.push(id);
+            Test::Generation { tokens, .. } => {
+                let mut ids = prompt;
+                for _ in 0..tokens {
+                    ids = self.decode(&ids, caches, &mut sampler)?;
+                    samples.ids.extend(ids.first());
                 }
             }
         }
         samples.after = self.finished();
         samples.seconds.push(start.elapsed().as_secs_f64());
-        samples.cache_bytes = cache.bytes();
+        samples.cache_bytes = caches.iter().map(Cache::bytes).sum();
         Ok(())
+    }
+
+    /// One token of every sequence, and the token that follows it.
+    fn decode(&self, ids: &[u32], caches: &mut [Cache<B>], sampler: &mut Sampler) -> Result<Vec<u32>> {
+        let mut spans: Vec<_> = caches.iter_mut().map(|cache| Span { tokens: 1, cache }).collect();
+        let options = ForwardOptions { logits: LogitsFor::Last, hidden: false };
+        let logits = self.model.forward(self.model.ids(ids)?, &mut spans, options)?.logits;
+        let logits = logits.context("the pass gave no logits")?;
+        (0..spans.len()).map(|row| Ok(sampler.choose(logits.clone().slice_dim(0, row..row + 1), &[])?)).collect()
     }
 
     /// Waits until the device has finished, and returns the number of kernels launched and of reads from the device so far.
@@ -185,12 +208,14 @@ impl<B: CompactBackend> Bench<'_, B> {
     fn measurement(&self, test: Test, samples: &Samples) -> Result<Measurement> {
         let (name, n_prompt, n_gen) = match test {
             Test::Prompt(n) => (format!("pp{n}"), n, 0),
-            Test::Generation(n) => (format!("tg{n}"), 0, n),
+            Test::Generation { tokens, parallel: 1 } => (format!("tg{tokens}"), 0, tokens),
+            Test::Generation { tokens, parallel } => (format!("tg{tokens}x{parallel}"), 0, tokens),
         };
-        let tokens = (n_prompt + n_gen) as f64;
+        let parallel = test.sequences();
+        let tokens = ((n_prompt + n_gen) * parallel) as f64;
         let passes = match test {
             Test::Prompt(n) => n.div_ceil(self.args.chunk.max(1)),
-            Test::Generation(n) => n,
+            Test::Generation { tokens, .. } => tokens,
         };
         let counted = if n_gen > 0 { passes } else { 1 };
         let counts = self.counts(samples.before, samples.after, counted);
@@ -204,9 +229,11 @@ impl<B: CompactBackend> Bench<'_, B> {
             test: name,
             n_prompt,
             n_gen,
+            n_parallel: parallel,
             n_depth: self.args.context,
             threads: self.threads,
             tokens_per_second,
+            tokens_per_second_each: tokens_per_second / parallel as f64,
             best_tokens_per_second: tokens / nth(0),
             bytes_per_token,
             gb_per_second: tokens_per_second * bytes_per_token / 1e9,

@@ -25,15 +25,19 @@ pub struct Report {
 /// One test at one thread count.
 #[derive(Debug, Serialize)]
 pub struct Measurement {
-    /// `pp128`: a prompt of 128 tokens; `tg64`: 64 tokens one at a time.
+    /// `pp128`: a prompt of 128 tokens; `tg64`: 64 tokens one at a time; `tg64x8`: so many of 8 sequences in the same passes.
     pub test: String,
     pub n_prompt: usize,
     pub n_gen: usize,
+    /// Sequences that generate together.
+    pub n_parallel: usize,
     /// Tokens in the cache before; the key is that of llama-bench.
     pub n_depth: usize,
     pub threads: usize,
-    /// Median.
+    /// Of all sequences together, the median of the repetitions.
     pub tokens_per_second: f64,
+    /// Of each of them.
+    pub tokens_per_second_each: f64,
     pub best_tokens_per_second: f64,
     /// Weights that one token reads (for a prompt: that the whole pass reads, per token).
     pub bytes_per_token: f64,
@@ -78,6 +82,9 @@ pub fn table(report: &Report) -> String {
         );
         if let Some(steps) = result.mean_steps {
             let _ = write!(out, " {steps:>7.2}");
+        }
+        if result.n_parallel > 1 {
+            let _ = write!(out, "   {:.2} each", result.tokens_per_second_each);
         }
         if let Some(launches) = result.launches {
             let _ = write!(out, "   {launches:.0} launches, {:.0} read-backs", result.read_backs.unwrap_or_default());

@@ -23,6 +23,40 @@
 //! # Ok::<(), emberlm::model::Error>(())
 //! ```
 //!
+//! Several texts at once share the passes of the model ([`engine`](model::engine)):
+//!
+//! ```
+//! use emberlm::prelude::*;
+//!
+//! /// Continues each text.
+//! fn continue_texts<B: CompactBackend>(dir: &str, prompts: &[&str], device: &B::Device) -> Result<Vec<String>> {
+//!     let pretrained = Pretrained::open(dir.as_ref(), &CrestOverrides::default())?;
+//!     let (text, model) = (pretrained.text()?, pretrained.load::<B>(WeightOptions::default(), device, None)?);
+//!     let mut engine = Engine::new(&model, &text, EngineOptions::default());
+//!     let mut texts = std::collections::BTreeMap::new();
+//!     for prompt in prompts {
+//!         let request = Request { max_tokens: 16, ..Request::new(text.encode(prompt, true)?) };
+//!         texts.insert(engine.submit(request)?, String::new());
+//!     }
+//!     while !engine.is_idle() {
+//!         for event in engine.step() {
+//!             match event.kind {
+//!                 EventKind::Token(piece) => texts.entry(event.sequence).or_default().push_str(&piece.text),
+//!                 EventKind::Failed(error) => return Err(error),
+//!                 EventKind::PromptRead { .. } | EventKind::Finished(_) => {}
+//!             }
+//!         }
+//!     }
+//!     Ok(texts.into_values().collect())
+//! }
+//!
+//! # type Cpu = burn_ndarray::NdArray<f32>;
+//! # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/crest_k4");
+//! let texts = continue_texts::<Cpu>(dir, &["Once upon a time", "The"], &Default::default())?;
+//! assert!(texts.len() == 2 && texts.iter().all(|text| !text.is_empty()));
+//! # Ok::<(), emberlm::model::Error>(())
+//! ```
+//!
 //! # Where things are
 //! [`model`] opens checkpoints, defines the families and generates text; [`quant`] has the number formats, the packed weights and
 //! the operations that a backend may override. `ARCHITECTURE.md` in the repository is the map.
@@ -40,10 +74,11 @@ pub use emberlm_quant as quant;
 pub mod prelude {
     pub use emberlm_model::cache::Cache;
     pub use emberlm_model::config::CrestOverrides;
+    pub use emberlm_model::engine::{Engine, EngineOptions, Event, EventKind, Request, SequenceId};
     pub use emberlm_model::generate::{Finish, GenerateOptions, Generator, Piece, Pieces, Summary};
     pub use emberlm_model::sampling::SamplingConfig;
     pub use emberlm_model::text::{ChatOptions, Message, StopSet, TextProcessor};
-    pub use emberlm_model::{CausalLm, Error, Pretrained, QuantizeOnLoad, Result, WeightOptions};
+    pub use emberlm_model::{CausalLm, Error, Pretrained, QuantizeOnLoad, Result, Span, WeightOptions};
     pub use emberlm_quant::CompactBackend;
     pub use emberlm_quant::kv::KvFormat;
 }

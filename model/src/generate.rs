@@ -121,6 +121,7 @@ impl<'a, B: CompactBackend> Generator<'a, B> {
             stop_tokens: options.stop_tokens,
             stop_strings: options.stop_strings,
             trace: options.trace,
+            log_probabilities: None,
         };
         let id = engine.resume(cache, history, request)?;
         let (pieces, prompt_depth) = (VecDeque::new(), Vec::new());

@@ -66,6 +66,24 @@ fn logits_are_those_of_transformers() {
     assert!(changed > 100, "{changed}");
 }
 
+/// By the formula of OpenAI's API: over the output, not the prompt.
+#[test]
+fn frequency_and_presence_penalties_count_the_output() {
+    let processors = LogitsProcessors { frequency_penalty: 0.5, presence_penalty: 0.25, ..LogitsProcessors::default() };
+    assert_eq!(processors.names(), ["frequency_penalty", "presence_penalty"]);
+    let mut sampler = Sampler::new(&SamplingConfig::greedy()).unwrap().with_processors(processors, &[]);
+    let mut seen = vec![0, 3];
+    for (expected, chosen) in [([4.0, 3.9, 3.0, 1.0], 0), ([3.25, 3.9, 3.0, 1.0], 1), ([3.25, 3.15, 3.0, 1.0], 0)] {
+        let mut logits = [4.0, 3.9, 3.0, 1.0];
+        assert_eq!(sampler.sample(&mut logits, &seen).unwrap(), chosen);
+        assert_eq!(logits, expected, "{seen:?}");
+        seen.push(chosen);
+    }
+    let mut logits = [4.0; 4];
+    sampler.sample(&mut logits, &seen).unwrap();
+    assert_eq!(logits, [2.75, 3.25, 4.0, 4.0], "0 twice, 1 once");
+}
+
 /// A rule must not hide that something is wrong, nor leave no token without an error.
 #[test]
 fn banned_tokens_do_not_hide_nan_and_not_all_can_be_banned() {

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use emberlm::model::config::CrestOverrides;
 use emberlm::model::engine::{Engine, EngineOptions, EventKind, Finish, Request, SequenceId};
-use emberlm::model::sampling::{LogitsProcessors, SamplingConfig};
+use emberlm::model::sampling::{LogitsProcessors, SamplingConfig, log_softmax};
 use emberlm::model::text::TextProcessor;
 use emberlm::model::{CausalLm, Error, WeightOptions};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::KvFormat;
 
-use super::fixture::Fixture;
+use super::fixture::{Fixture, Numbers};
 use super::random::Random;
 
 /// Runs of random sequences per fixture; `EMBERLM_ENGINE_RUNS` asks for more.
@@ -200,6 +200,40 @@ pub fn one_that_fails_fails_alone<B: CompactBackend>(device: &B::Device) {
         assert_eq!(failed, [ids[1]], "{}", loaded.name);
         let expected = alone(&loaded, &good).generated;
         assert_eq!(generated.into_values().collect::<Vec<_>>(), [expected.clone(), expected], "{}", loaded.name);
+    }
+}
+
+/// Against the logits of the passes that chose the tokens; penalties and temperature do not change them.
+pub fn log_probabilities_are_those_of_the_model<B: CompactBackend>(device: &B::Device) {
+    for loaded in loaded::<B>(device) {
+        let sampling =
+            SamplingConfig { temperature: 0.5, repetition_penalty: 1.3, seed: Some(3), ..SamplingConfig::default() };
+        let prompt = loaded.ids[..7].to_vec();
+        let request = Request { sampling, max_tokens: 4, log_probabilities: Some(3), ..Request::new(prompt.clone()) };
+        let mut engine = Engine::new(&loaded.model, &loaded.text, options());
+        engine.submit(request).expect("a request");
+        let mut cache = loaded.model.new_cache(KvFormat::F32);
+        let mut logits = loaded.model.prefill(&prompt, &mut cache, 512).expect("a prompt");
+        let mut tokens = 0;
+        while !engine.is_idle() {
+            for event in engine.step() {
+                let EventKind::Token(piece) = event.kind else { continue };
+                let Some(token) = piece.token else { continue };
+                let got = piece.log_probabilities.expect("asked for");
+                let all = log_softmax(&Numbers::of(&logits).values, tokens).expect("numbers");
+                assert!((got.chosen - all[token as usize]).abs() < 1e-3, "{}: {got:?}", loaded.name);
+                let mut order: Vec<usize> = (0..all.len()).collect();
+                order.sort_by(|&a, &b| all[b].total_cmp(&all[a]));
+                assert_eq!(got.top.len(), 3);
+                for ((id, value), expected) in got.top.iter().zip(order) {
+                    assert!((value - all[expected]).abs() < 1e-3, "{}: {got:?}", loaded.name);
+                    assert!((all[*id as usize] - value).abs() < 1e-3, "{}: {got:?}", loaded.name);
+                }
+                logits = loaded.model.decode(token, &mut cache).expect("a token");
+                tokens += 1;
+            }
+        }
+        assert_eq!(tokens, 4, "{}", loaded.name);
     }
 }
 

@@ -30,7 +30,8 @@ macro_rules! whole_suite {
             training: linear_gradients, norm_gradients, attention_gradients, delta_net_gradients, halting_gradients,
                 crest_gradients, one_step_lowers_the_loss, a_cache_of_halves_keeps_gradients;
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
-            engine: sequences_are_as_alone, one_that_fails_fails_alone, nobody_waits_for_a_long_prompt, memory_is_asked_for_first;
+            engine: sequences_are_as_alone, one_that_fails_fails_alone, log_probabilities_are_those_of_the_model, nobody_waits_for_a_long_prompt,
+                memory_is_asked_for_first;
             split: operations, models, caches;
             store: plain_weights_have_checkpoint_names, packed_weights_come_back;
         }

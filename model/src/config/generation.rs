@@ -138,6 +138,7 @@ impl GenerationConfig {
                 exponential_decay_length_penalty: usable(decay(root)),
                 suppress_tokens: usable_ids(root, "suppress_tokens"),
                 begin_suppress_tokens: usable_ids(root, "begin_suppress_tokens"),
+                ..LogitsProcessors::default()
             },
             unsupported: stated(root, UNSUPPORTED),
             unsupported_in_draws: stated(root, UNSUPPORTED_IN_DRAWS),

@@ -27,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::nn::Span;
 use crate::text::TextProcessor;
 use crate::token_depth::{TokenDepth, token_depths};
-pub use request::{Event, EventKind, Finish, Finished, Piece, Request, Summary};
+pub use request::{Event, EventKind, Finish, Finished, LogProbabilities, Piece, Request, Summary};
 use schedule::shares;
 use sequence::Sequence;
 

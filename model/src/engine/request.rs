@@ -26,6 +26,8 @@ pub struct Request {
     pub stop_strings: Vec<String>,
     /// Tell the depth of every token (CREST).
     pub trace: bool,
+    /// Tell how probable every token was, and so many of the most probable ones.
+    pub log_probabilities: Option<usize>,
 }
 
 impl Request {
@@ -39,6 +41,7 @@ impl Request {
             stop_tokens: StopSet::default(),
             stop_strings: Vec::new(),
             trace: false,
+            log_probabilities: None,
         }
     }
 }
@@ -79,6 +82,17 @@ pub struct Piece {
     pub token: Option<u32>,
     /// Depth of the pass that chose the token; only with [`Request::trace`].
     pub depth: Option<TokenDepth>,
+    /// How probable the token was; only with [`Request::log_probabilities`].
+    pub log_probabilities: Option<LogProbabilities>,
+}
+
+/// What the model thought of the tokens at one place, before penalties and temperature.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogProbabilities {
+    /// Of the token that was chosen: the natural logarithm of its probability.
+    pub chosen: f64,
+    /// Of the most probable tokens, the most probable first; among equals the lowest id.
+    pub top: Vec<(u32, f64)>,
 }
 
 /// A sequence that has ended.

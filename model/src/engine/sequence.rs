@@ -2,14 +2,15 @@
 
 use std::time::Instant;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, Transaction};
 use emberlm_quant::CompactBackend;
 
 use super::SequenceId;
-use super::request::{Event, EventKind, Finish, Finished, Piece, Request, Summary};
+use super::request::{Event, EventKind, Finish, Finished, LogProbabilities, Piece, Request, Summary};
 use crate::cache::Cache;
 use crate::error::Result;
-use crate::sampling::Sampler;
+use crate::read::{elements, read_back};
+use crate::sampling::{Sampler, log_softmax};
 use crate::text::{DecodeStream, StopSet, StopStrings, TextProcessor};
 use crate::token_depth::TokenDepth;
 
@@ -26,6 +27,7 @@ pub(super) struct Sequence<B: CompactBackend> {
     stops: StopStrings,
     stop_tokens: StopSet,
     max_tokens: usize,
+    log_probabilities: Option<usize>,
     context: usize,
     steps_sum: f64,
     begun: Option<Instant>,
@@ -53,6 +55,7 @@ impl<B: CompactBackend> Sequence<B> {
             stops: StopStrings::new(request.stop_strings)?,
             stop_tokens: request.stop_tokens,
             max_tokens: request.max_tokens,
+            log_probabilities: request.log_probabilities,
             context,
             steps_sum: 0.0,
             begun: None,
@@ -101,6 +104,8 @@ impl<B: CompactBackend> Sequence<B> {
     /// # Errors
     /// When no token can be chosen or turned into text.
     pub fn choose(&mut self, logits: Tensor<B, 2>, depth: Option<TokenDepth>) -> Result<Option<(Piece, bool)>> {
+        let step = self.sampler.step();
+        let numbers = self.log_probabilities.map(|_| logits.clone());
         let token = self.sampler.choose(logits, &self.tokens)?;
         if self.decode_begun.is_none() {
             self.summary.prefill_seconds = seconds_since(self.begun);
@@ -120,7 +125,12 @@ impl<B: CompactBackend> Sequence<B> {
             Some(stopped) => stopped,
             None => self.stops.push(&self.stream.push(token)?),
         };
-        Ok(Some((Piece { text: stopped.text, token: Some(token), depth }, stopped.stop.is_some())))
+        let log_probabilities = match (numbers, self.log_probabilities) {
+            (Some(logits), Some(count)) => Some(log_probabilities(logits, token, count, step)?),
+            _ => None,
+        };
+        let piece = Piece { text: stopped.text, token: Some(token), depth, log_probabilities };
+        Ok(Some((piece, stopped.stop.is_some())))
     }
 
     /// Ends the text: what was held back, then the end.
@@ -132,13 +142,34 @@ impl<B: CompactBackend> Sequence<B> {
             Err(error) => return vec![event(EventKind::Failed(error))],
         };
         text.push_str(&self.stops.finish());
-        let held = (!text.is_empty()).then_some(Piece { text, token: None, depth: None });
+        let held = (!text.is_empty()).then_some(Piece { text, token: None, depth: None, log_probabilities: None });
         self.summary.finish = finish;
         self.summary.decode_seconds = seconds_since(self.decode_begun);
         self.tokens.truncate(self.cache.len());
         let finished = Finished { summary: self.summary, cache: self.cache, tokens: self.tokens };
         held.map(EventKind::Token).into_iter().chain([EventKind::Finished(Box::new(finished))]).map(event).collect()
     }
+}
+
+/// Of logits `[1, vocabulary]`: of the token chosen, and of the `count` most probable ones.
+fn log_probabilities<B: CompactBackend>(
+    logits: Tensor<B, 2>,
+    chosen: u32,
+    count: usize,
+    step: usize,
+) -> Result<LogProbabilities> {
+    let logits: Vec<f32> = elements(read_back(Transaction::default().register(logits))?.next())?;
+    let all = log_softmax(&logits, step)?;
+    let of = |id: u32| all.get(id as usize).copied().unwrap_or(f64::NEG_INFINITY);
+    let mut ids: Vec<u32> = (0u32..).zip(&all).map(|(id, _)| id).collect();
+    let by_probability = |a: &u32, b: &u32| of(*b).total_cmp(&of(*a)).then(a.cmp(b));
+    let count = count.min(ids.len());
+    if count > 0 && count < ids.len() {
+        ids.select_nth_unstable_by(count - 1, by_probability);
+    }
+    ids.truncate(count);
+    ids.sort_unstable_by(by_probability);
+    Ok(LogProbabilities { chosen: of(chosen), top: ids.into_iter().map(|id| (id, of(id))).collect() })
 }
 
 fn seconds_since(start: Option<Instant>) -> f64 {

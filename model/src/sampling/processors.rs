@@ -24,6 +24,10 @@ pub struct LogitsProcessors {
     pub suppress_tokens: Vec<u32>,
     /// Tokens that do not come first.
     pub begin_suppress_tokens: Vec<u32>,
+    /// Subtracted from a token's logit for every time that it is in the output, as OpenAI's API does after a repetition penalty.
+    pub frequency_penalty: f32,
+    /// Subtracted from the logit of every token that is in the output.
+    pub presence_penalty: f32,
 }
 
 /// What the rules look at.
@@ -54,6 +58,8 @@ impl LogitsProcessors {
             ("exponential_decay_length_penalty", self.exponential_decay_length_penalty.is_some()),
             ("suppress_tokens", !self.suppress_tokens.is_empty()),
             ("begin_suppress_tokens", !self.begin_suppress_tokens.is_empty()),
+            ("frequency_penalty", self.frequency_penalty != 0.0),
+            ("presence_penalty", self.presence_penalty != 0.0),
         ];
         rules.into_iter().filter_map(|(name, in_force)| in_force.then_some(name)).collect()
     }
@@ -68,6 +74,7 @@ impl LogitsProcessors {
     /// What comes after the repetition penalty.
     pub(super) fn after_penalty(&self, logits: &mut [f32], context: Context<'_>) {
         let Context { seen, generated, end } = context;
+        self.penalise_output(logits, seen.get(seen.len().saturating_sub(generated)..).unwrap_or_default());
         self.ban_repeated(logits, seen);
         for word in &self.bad_words_ids {
             let single_end = matches!(word.as_slice(), [id] if end.contains(id));
@@ -91,6 +98,18 @@ impl LogitsProcessors {
         ban(logits, &self.suppress_tokens);
         if generated == 0 {
             ban(logits, &self.begin_suppress_tokens);
+        }
+    }
+
+    fn penalise_output(&self, logits: &mut [f32], output: &[u32]) {
+        if self.frequency_penalty == 0.0 && self.presence_penalty == 0.0 {
+            return;
+        }
+        let mut sorted = output.to_vec();
+        sorted.sort_unstable();
+        for same in sorted.chunk_by(|a, b| a == b) {
+            let penalty = self.presence_penalty + self.frequency_penalty * same.len() as f32;
+            same.first().into_iter().for_each(|&id| add(logits, id, -penalty));
         }
     }
 

@@ -6,8 +6,8 @@
 //! # Untrusted input
 //! Files come from strangers. Only files in the model directory and its subfolders are opened (a hub snapshot's links
 //! into its own blobs included; other links only with [`OpenOptions::allow_links`]). Headers are checked completely before any
-//! tensor is read, so that every tensor is a range inside its file and no two overlap; sizes are computed with checked arithmetic; nothing is allocated by a number that a file states, unless
-//! the file is at least as large. `.bin`, `.pt` and the like are never opened.
+//! tensor is read, so that every tensor is a range inside its file and no two overlap; sizes are computed with checked arithmetic;
+//! nothing is allocated by a number that a file states, unless the file is at least as large. `.bin`, `.pt` and the like are never opened.
 
 #![cfg_attr(
     not(test),

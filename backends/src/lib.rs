@@ -13,3 +13,5 @@ pub mod cube;
 pub mod device;
 pub mod environment;
 pub mod panics;
+pub mod types;
+mod variable;

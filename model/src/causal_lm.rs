@@ -221,7 +221,7 @@ impl<B: CompactBackend> CausalLm<B> {
         cache: &mut Cache<B>,
         options: ForwardOptions,
     ) -> Result<ForwardOutput<B>> {
-        B::pass(|| self.forward_inside(ids, cache, options))
+        B::run_in_pool(|| self.forward_inside(ids, cache, options))
     }
 
     fn check_pass(&self, ids: &Tensor<B, 2, Int>, cache: &Cache<B>, logits: LogitsFor) -> Result<()> {

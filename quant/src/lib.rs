@@ -10,6 +10,7 @@ pub mod format;
 pub mod halting;
 pub mod host;
 pub mod kv;
+mod layers;
 pub mod modules;
 pub mod ops;
 pub mod packed;

@@ -1,4 +1,4 @@
-//! Grouped-query attention over a cache, for one new token or many.
+//! Flash attention with grouped queries over a KV cache, for one new token or many.
 //!
 //! A cube takes a tile of query rows that share a key head, and walks over the keys in tiles with a running softmax. Within a
 //! tile of keys, neighbouring units read neighbouring numbers of a row, and groups of units take different rows. When rows
@@ -89,7 +89,7 @@ impl KvRows {
         [self.batch_stride, self.head_stride, self.token_stride, width].iter().all(|n| n % chunk == 0)
     }
 
-    /// U32 words per number times two: so that halves count as well.
+    /// How many U32 words so many numbers take: a word holds two halves, or one float.
     fn words(&self, numbers: usize) -> u32 {
         (if self.halves { numbers / 2 } else { numbers }) as u32
     }

@@ -13,14 +13,12 @@ mod round;
 #[cfg(target_arch = "x86_64")]
 mod rows;
 
-use crate::cpu::matmul::linear::{self, Product, Rows};
-use crate::cpu::pool::region::Region;
-use crate::cpu::pool::threads::Output;
+use crate::cpu::matmul::memo::Memo;
+use crate::cpu::matmul::types::{InputRows, Product};
+use crate::cpu::pool::Output;
+use crate::cpu::pool::Region;
 use crate::cpu::simd::bytes;
 use crate::cpu::{Level, Matrix, Weight};
-
-/// Elements of a matrix that share a scale, or a divisor of them.
-pub(crate) const BLOCK: usize = 64;
 
 /// What unsigned bytes of weights exceed them by.
 #[cfg(target_arch = "x86_64")]
@@ -58,7 +56,7 @@ pub(crate) fn fits(w: &Weight) -> bool {
 #[cfg(target_arch = "x86_64")]
 pub(crate) use rows::FEW;
 
-pub(crate) use round::Input;
+pub(crate) use round::{BLOCK, Input};
 
 /// The most columns of x in one pass.
 pub(crate) const MAX_COLUMNS: usize = 4;
@@ -66,15 +64,16 @@ pub(crate) const MAX_COLUMNS: usize = 4;
 /// x as the kernels of a region want it.
 #[derive(Default)]
 pub(crate) struct Rounded {
-    blocks: linear::Made<blocks::Layout, blocks::Columns>,
+    blocks: Memo<blocks::Layout, blocks::Columns>,
     #[cfg(target_arch = "x86_64")]
-    groups: linear::Made<rows::Layout, rows::Columns>,
+    groups: Memo<rows::Layout, rows::Columns>,
 }
 
 /// Adds a product with at most [`MAX_COLUMNS`] rows of x, of a matrix that fits. Rows go where they are stored.
 pub(crate) fn few<'a>(
     kernels: Kernels,
-    rows: &Rows<'a>,
+    rows: &InputRows<'a>,
+    rounded: &Rounded,
     w: Weight<'a>,
     bias: Option<&'a [f32]>,
     y: Output<'a>,
@@ -82,8 +81,8 @@ pub(crate) fn few<'a>(
 ) {
     match kernels {
         #[cfg(target_arch = "x86_64")]
-        Kernels::Vnni => rows::few(rows, w, bias, y, region),
-        _ => blocks::few(rows, w, bias, y, region),
+        Kernels::Vnni => rows::few(rows, &rounded.groups, w, bias, y, region),
+        _ => blocks::few(rows, &rounded.blocks, w, bias, y, region),
     }
 }
 

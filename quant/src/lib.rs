@@ -18,7 +18,9 @@ pub mod read;
 pub mod reference;
 pub mod self_test;
 mod split;
+#[cfg(any(feature = "ndarray", feature = "flex", feature = "cube"))]
+mod swiglu;
 
-pub use emberlm_backends::{environment, panics};
+pub use emberlm_backends::{environment, panics, random};
 pub use error::{Error, Result};
 pub use ops::CompactBackend;

@@ -26,8 +26,9 @@ mod reduce;
 mod rotary;
 mod top_k;
 
-pub use attention::flash::{Attention, KvRows, attention, fits_attention};
+pub use attention::flash::{attention, fits_attention};
 pub use attention::latent::{HeadProjection, project_queries, project_values};
+pub use attention::types::{Attention, KvRows};
 pub use bandwidth::read_bandwidth;
 pub use cache::store_kv;
 pub use conv::{CausalConv1d, causal_conv1d_silu};

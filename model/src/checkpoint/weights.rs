@@ -343,7 +343,7 @@ impl Weights {
             return Ok(weight);
         }
         // Rows of a quantised matrix need not start at a block: these are a few gates, read in full.
-        let numbers = dequantise(&weight).ok_or_else(|| slot.error("has fewer numbers than its shape".into()))?;
+        let numbers = dequantise(&weight).map_err(|error| slot.error(format!("cannot be read: {error}")))?;
         let numbers: Vec<u8> = numbers.into_iter().flat_map(f32::to_le_bytes).collect();
         let data = slot.slice(numbers.into(), FloatType::F32.size())?;
         Ok(HostWeight { n, k, storage: HostStorage::Dense(FloatType::F32, data) })
@@ -361,8 +361,7 @@ impl Weights {
                 slot.check_finite(*dtype, &data)?;
                 Ok(floats(*dtype, &data))
             }
-            _ => dequantise(&self.matrix(canonical)?)
-                .ok_or_else(|| slot.error("has fewer numbers than its shape".into())),
+            _ => dequantise(&self.matrix(canonical)?).map_err(|error| slot.error(format!("cannot be read: {error}"))),
         }
     }
 

@@ -14,7 +14,7 @@ use crate::modules::{Linear, SwiGlu};
 use crate::ops::{AttentionShape, DeltaRule};
 use crate::packed::PackedWeight;
 use crate::reference;
-use crate::split;
+use crate::{split, swiglu};
 
 pub(super) fn reshape<B: HostTensors, const D: usize, const E: usize>(
     x: Tensor<B, D>,
@@ -105,11 +105,8 @@ pub(super) fn swiglu_mlp<B: HostTensors>(
     mlp: &SwiGlu<B>,
     active: Option<Tensor<B, 1, Bool>>,
 ) -> Tensor<B, 2> {
-    if split::is_split(mlp) {
-        return biased_swiglu_mlp(x, mlp, active);
-    }
-    if [&mlp.gate_proj, &mlp.up_proj, &mlp.down_proj].iter().any(|layer| layer.bias.is_some()) {
-        return biased_swiglu_mlp(x, mlp, active);
+    if swiglu::needs_layers(mlp) {
+        return swiglu::by_layers(x, mlp, active);
     }
     let gate = HeldWeight::new(&mlp.gate_proj.weight);
     let up = HeldWeight::new(&mlp.up_proj.weight);
@@ -127,22 +124,6 @@ pub(super) fn swiglu_mlp<B: HostTensors>(
             })
         })
     })
-}
-
-/// No published family has biases here, and no matrix is in parts in the memory of a machine; the block is then put together
-/// from its layers.
-fn biased_swiglu_mlp<B: HostTensors>(
-    x: Tensor<B, 2>,
-    mlp: &SwiGlu<B>,
-    active: Option<Tensor<B, 1, Bool>>,
-) -> Tensor<B, 2> {
-    let apply = |layer: &Linear<B>, x| packed_linear(x, &layer.weight, layer.bias.as_ref().map(Param::val));
-    let inner = burn::tensor::activation::silu(apply(&mlp.gate_proj, x.clone())) * apply(&mlp.up_proj, x);
-    let y = apply(&mlp.down_proj, inner);
-    match active {
-        Some(active) => y * active.float().unsqueeze_dim(1),
-        None => y,
-    }
 }
 
 pub(super) fn rms_norm<B: HostTensors>(

@@ -39,8 +39,9 @@ pub fn linears(x: &[f32], m: usize, products: &mut [Product]) {
     compute(x, m, int8::Input::Usual, products);
 }
 
-/// Rows of x up to which passes of [`MAX_COLUMNS`] are faster than tiles, whose vectors would be mostly empty.
-const FEW: usize = 2 * MAX_COLUMNS;
+/// The crossover of GEMV and GEMM in f32: up to so many rows of x, passes of [`MAX_COLUMNS`] are faster than tiles, whose vectors
+/// would be mostly empty.
+const GEMV_MAX_ROWS: usize = 2 * MAX_COLUMNS;
 
 /// [`linears`] on lengths that were checked, of such an x.
 pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [Product]) {
@@ -66,9 +67,9 @@ pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [P
         if product.weight.n == 0 {
             continue;
         }
-        if rounded == Some(int8::Kernels::Vnni) && m > int8::FEW {
+        if rounded == Some(int8::Kernels::Vnni) && m > int8::GEMV_MAX_ROWS {
             many.push(product);
-        } else if rounded.is_none() && m > FEW {
+        } else if rounded.is_none() && m > GEMV_MAX_ROWS {
             gemm(level, x, m, &product.weight, product.bias, Output::new(product.y, product.weight.n));
         } else {
             columns = if rounded.is_some() { columns.min(int8::MAX_COLUMNS) } else { columns };

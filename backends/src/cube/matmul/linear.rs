@@ -1,6 +1,6 @@
 //! Linear layers: `y = x Wᵀ + b`.
 //!
-//! Up to [`FEW`] rows of `x`, the units of a cube share a few rows of `W` along k, so that neighbouring units read neighbouring
+//! Up to [`GEMV_MAX_ROWS`] rows of `x`, the units of a cube share a few rows of `W` along k, so that neighbouring units read neighbouring
 //! words, and every weight is unpacked once. More rows of `x` go in tiles ([`super::tiled`]).
 
 use cubecl::ir::StorageType;
@@ -12,8 +12,8 @@ use crate::cube::matmul::tiled;
 use crate::cube::matmul::types::{Linear, eight_of_x};
 use crate::cube::matmul::weight::{Four, Packed, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor};
 
-/// Rows of `x` up to which weights are streamed.
-pub(super) const FEW: usize = 8;
+/// The crossover of GEMV and GEMM: up to so many rows of `x` weights are streamed, beyond it they are tiled.
+pub(super) const GEMV_MAX_ROWS: usize = 8;
 
 /// `y = x Wᵀ + b`.
 ///
@@ -27,7 +27,7 @@ pub fn linear<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, m: usize, weigh
     if y.len == 0 {
         return;
     }
-    if m <= FEW {
+    if m <= GEMV_MAX_ROWS {
         vector(client, x, m, weight, None, y, p);
     } else {
         tiled::linear(client, x, m, weight, y, p);
@@ -56,7 +56,7 @@ pub fn gated_linear<R: Runtime>(
     if y.len == 0 {
         return;
     }
-    if m <= FEW {
+    if m <= GEMV_MAX_ROWS {
         vector(client, x, m, gate, Some(up), y, p);
     } else {
         tiled::gated_linear(client, x, m, gate, up, y, active);

@@ -13,8 +13,8 @@ use crate::cpu::pool::Region;
 use crate::cpu::simd::bytes::{self, ByteKernel, Bytes};
 use std::sync::Arc;
 
-/// Rows of x up to which this is faster than tiles in f32.
-pub(crate) const FEW: usize = 32;
+/// The crossover of GEMV and GEMM: up to so many rows of x this is faster than tiles in f32.
+pub(crate) const GEMV_MAX_ROWS: usize = 32;
 
 /// Where the codes of a block lie in its bytes, hence the order of x.
 #[derive(Clone, Copy, PartialEq)]

@@ -40,7 +40,7 @@ pub(crate) fn kernels(level: Level, m: usize) -> Option<Kernels> {
     if level == Level::Avx512 && is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi") {
         return Some(Kernels::Vnni);
     }
-    (bytes::available(level) && m <= blocks::FEW).then_some(Kernels::Blocks)
+    (bytes::available(level) && m <= blocks::GEMV_MAX_ROWS).then_some(Kernels::Blocks)
 }
 
 /// Whether this matrix can take part.
@@ -54,7 +54,7 @@ pub(crate) fn fits(w: &Weight) -> bool {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use rows::FEW;
+pub(crate) use rows::GEMV_MAX_ROWS;
 
 pub(crate) use round::{BLOCK, Input};
 
@@ -86,7 +86,7 @@ pub(crate) fn few<'a>(
     }
 }
 
-/// Products with more than [`FEW`] rows of x, of matrices that fit, for [`Kernels::Vnni`].
+/// Products with more than [`GEMV_MAX_ROWS`] rows of x, of matrices that fit, for [`Kernels::Vnni`].
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Product]) {
     gemm::gemm(x, m, input, products);
@@ -94,8 +94,8 @@ pub(crate) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Produ
 
 /// The other processors never have that many.
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) const FEW: usize = usize::MAX;
+pub(crate) const GEMV_MAX_ROWS: usize = usize::MAX;
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn gemm(_: &[f32], _: usize, _: Input, _: &mut [&mut Product]) {
-    unreachable!("no more than `FEW` rows")
+    unreachable!("no more than `GEMV_MAX_ROWS` rows")
 }

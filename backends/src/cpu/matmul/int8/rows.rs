@@ -12,8 +12,8 @@ use crate::cpu::pool::Region;
 use std::arch::x86_64::*;
 use std::sync::Arc;
 
-/// Rows of x up to which passes are faster than tiles.
-pub(crate) const FEW: usize = 12;
+/// The crossover of GEMV and GEMM: up to so many rows of x, passes are faster than tiles.
+pub(crate) const GEMV_MAX_ROWS: usize = 12;
 /// Rows in flight.
 const R: usize = 4;
 

@@ -13,7 +13,8 @@ mod common;
 use common::{Kind, Rng, Stored};
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use emberlm_backends::cpu::{self, Attention, CacheSlice, DeltaRule, KeyValue, Mlp};
+use emberlm_backends::cpu::{self, Attention, CacheSlice, KeyValue, Mlp};
+use emberlm_backends::types::DeltaRuleShape;
 use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
@@ -246,7 +247,7 @@ fn attention(bencher: Bencher, (seq, past): (usize, usize)) {
 #[divan::bench(args = [1, 512], max_time = 1)]
 fn delta_rule(bencher: Bencher, seq: usize) {
     let mut rng = Rng(5);
-    let p = DeltaRule { batch: 1, seq, key_heads: 16, value_heads: 32, key_dim: 128, value_dim: 128 };
+    let p = DeltaRuleShape { batch: 1, seq, key_heads: 16, value_heads: 32, key_dim: 128, value_dim: 128 };
     let (q, v) = (rng.floats(seq * 16 * 128, 1.0), rng.floats(seq * 32 * 128, 1.0));
     let (gates, mut state) = (vec![-0.1; seq * 32], vec![0.0; 32 * 128 * 128]);
     let mut o = v.clone();

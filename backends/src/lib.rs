@@ -13,3 +13,6 @@ pub mod cube;
 pub mod device;
 pub mod environment;
 pub mod panics;
+pub mod random;
+pub mod types;
+mod variable;

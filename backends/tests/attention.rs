@@ -3,7 +3,8 @@
 mod common;
 
 use common::{Kind, Rng, Stored, close};
-use emberlm_backends::cpu::{self, Activation, Attention, CacheSlice, CodeDecoder, KeyValue, Layer, Level, plain};
+use emberlm_backends::cpu::{self, Attention, CacheSlice, CodeDecoder, KeyValue, Layer, Level, plain};
+use emberlm_backends::types::CodeActivation;
 
 /// batch, seq, heads, kv heads, head dim, past, capacity.
 const SHAPES: [(usize, usize, usize, usize, usize, usize, usize); 9] = [
@@ -94,11 +95,19 @@ fn compressed_caches_match_the_twin() {
         let layer = |w, b| Layer { weight: w, bias: bias(b) };
         let decoders = [
             CodeDecoder {
-                hidden: Some((layer(first.weight(), &b1[..]), Activation::Gelu)),
+                hidden: Some((layer(first.weight(), &b1[..]), CodeActivation::Gelu)),
                 output: layer(last.weight(), &b2[..]),
             },
             CodeDecoder {
-                hidden: Some((layer(first.weight(), &b1[..]), Activation::GeluTanh)),
+                hidden: Some((layer(first.weight(), &b1[..]), CodeActivation::GeluTanh)),
+                output: layer(last.weight(), &b2[..]),
+            },
+            CodeDecoder {
+                hidden: Some((layer(first.weight(), &b1[..]), CodeActivation::Silu)),
+                output: layer(last.weight(), &b2[..]),
+            },
+            CodeDecoder {
+                hidden: Some((layer(first.weight(), &b1[..]), CodeActivation::Relu)),
                 output: layer(last.weight(), &b2[..]),
             },
             CodeDecoder { hidden: None, output: layer(linear.weight(), &b2[..]) },

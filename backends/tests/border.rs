@@ -2,10 +2,11 @@
 //! sides wraps around to a length that would fit. Behind that border the kernels use pointers.
 
 use emberlm_backends::cpu::{
-    self, Attention, CacheSlice, CacheSliceMut, CodeBook4, CodeDecoder, DeltaRule, KeyValue, Layer, Level, Matrix, Mlp,
-    Product, Rows, StoreKv, Weight, with_level,
+    self, Attention, CacheSlice, CacheSliceMut, CodeBook4, CodeDecoder, KeyValue, Layer, Level, Matrix, Mlp, Product,
+    Rows, Weight, with_level,
 };
 use emberlm_backends::panics::catch_quietly;
+use emberlm_backends::types::{DeltaRuleShape, StoreKv};
 
 /// `HALF * 2` wraps to 0, `HALF * 2 + 1` rows of 2 to 2 elements.
 const HALF: usize = 1 << (usize::BITS - 1);
@@ -110,11 +111,11 @@ fn rows_and_tokens_whose_shapes_wrap_around() {
     refused("conv", "u [", || cpu::causal_conv1d_silu(&w, rows, 1, 2, &mut [], &w, 1, &mut [0.0; 2]));
     refused("conv's tail", "tail", || cpu::causal_conv1d_silu(&w, 1, 1, 2, &mut [], &[1.0; 4], 2, &mut [0.0; 2]));
     refused("delta rule", "q [", || {
-        let p = DeltaRule { batch: rows, seq: 1, key_heads: 1, value_heads: 1, key_dim: 2, value_dim: 2 };
+        let p = DeltaRuleShape { batch: rows, seq: 1, key_heads: 1, value_heads: 1, key_dim: 2, value_dim: 2 };
         cpu::gated_delta_rule(&w, &w, &w, &[0.0], &[0.0], &mut [0.0; 4], &p, &mut [0.0; 2]);
     });
     refused("delta state", "state", || {
-        let p = DeltaRule { batch: 1, seq: 1, key_heads: 1, value_heads: 1, key_dim: 2, value_dim: 2 };
+        let p = DeltaRuleShape { batch: 1, seq: 1, key_heads: 1, value_heads: 1, key_dim: 2, value_dim: 2 };
         cpu::gated_delta_rule(&w, &w, &w, &[0.0], &[0.0], &mut [0.0; 3], &p, &mut [0.0; 2]);
     });
 }

@@ -1,6 +1,7 @@
 //! The kernels against the unit goldens of `tests/fixtures`, at every level of this machine.
 
-use emberlm_backends::cpu::{self, BlockScales, CodeBook4, DeltaRule, Level, Matrix, Rows, Weight};
+use emberlm_backends::cpu::{self, BlockScales, CodeBook4, Level, Matrix, Rows, Weight};
+use emberlm_backends::types::DeltaRuleShape;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -164,7 +165,7 @@ fn the_delta_rule_matches_in_any_split() {
         let name = format!("case.{}", number("id"));
         let part = |suffix: &str| floats(&tensors, &format!("{name}.{suffix}"));
         let (b, t) = (number("B"), number("T"));
-        let shape = DeltaRule {
+        let shape = DeltaRuleShape {
             batch: b,
             seq: t,
             key_heads: number("nk"),
@@ -187,7 +188,7 @@ fn the_delta_rule_matches_in_any_split() {
                 let mut pieces = Vec::new();
                 let cut = t / 3;
                 for (from, to) in [(0, cut), (cut, t)] {
-                    let shape = DeltaRule { seq: to - from, ..shape };
+                    let shape = DeltaRuleShape { seq: to - from, ..shape };
                     let of = |x: &[f32]| x[from * x.len() / t..to * x.len() / t].to_vec();
                     let mut o = vec![f32::NAN; of(&v).len()];
                     cpu::gated_delta_rule(&of(&q), &of(&k), &of(&v), &of(&g), &of(&beta), &mut state, &shape, &mut o);

@@ -10,9 +10,9 @@ mod common;
 
 use common::{Kind, Rng, Stored, close, kinds};
 use emberlm_backends::cpu::{
-    self, Activation, Attention, CacheSlice, CacheSliceMut, CodeDecoder, DeltaRule, KeyValue, Layer, Level, Mlp,
-    StoreKv, plain,
+    self, Attention, CacheSlice, CacheSliceMut, CodeDecoder, KeyValue, Layer, Level, Mlp, plain,
 };
+use emberlm_backends::types::{CodeActivation, DeltaRuleShape, StoreKv};
 use half::f16;
 
 fn on_every_level(f: impl Fn(&str)) {
@@ -122,7 +122,7 @@ fn convolutions_and_delta_rules() {
     for &(seq, key_dim, value_dim) in
         some(&[(1, 3, 35), (3, 5, 7), (1, 7, 1), (1, 2, 129), (2, 17, 145), (3, 16, 33)], 2)
     {
-        let p = DeltaRule { batch: 1, seq, key_heads: 1, value_heads: 2, key_dim, value_dim };
+        let p = DeltaRuleShape { batch: 1, seq, key_heads: 1, value_heads: 2, key_dim, value_dim };
         let [q, k] = [0, 1].map(|_| rng.floats(seq * key_dim, 2.0).into_boxed_slice());
         let v = rng.floats(seq * 2 * value_dim, 2.0).into_boxed_slice();
         let [g, beta] = [-0.3f32, 0.6].map(|x| vec![x; seq * 2].into_boxed_slice());
@@ -154,7 +154,7 @@ fn caches_and_attention() {
         let first = Stored::tight(&mut rng, Kind::F32, inner, r);
         let last = Stored::tight(&mut rng, Kind::F16, kv_heads * head_dim, inner);
         let layer = |stored| Layer { weight: Stored::weight(stored), bias: None };
-        let decoder = CodeDecoder { hidden: Some((layer(&first), Activation::Gelu)), output: layer(&last) };
+        let decoder = CodeDecoder { hidden: Some((layer(&first), CodeActivation::Gelu)), output: layer(&last) };
         let codes = rng.floats(t * r, 1.0).into_boxed_slice();
         let plain_cache = |cache| KeyValue::Plain(cache);
         let compressed = KeyValue::Compressed { codes: &codes, decoder: &decoder };

@@ -3,7 +3,8 @@
 mod common;
 
 use common::{Rng, close};
-use emberlm_backends::cpu::{self, CacheSliceMut, DeltaRule, Level, StoreKv, plain};
+use emberlm_backends::cpu::{self, CacheSliceMut, Level, plain};
+use emberlm_backends::types::{DeltaRuleShape, StoreKv};
 
 fn on_every_level(f: impl Fn(&str)) {
     for level in Level::available() {
@@ -124,7 +125,7 @@ fn the_delta_rule_matches_its_twin() {
         (2, 1, 1, 2, 17, 163),
         (1, 2, 2, 2, 16, 144),
     ] {
-        let p = DeltaRule { batch, seq, key_heads, value_heads, key_dim, value_dim };
+        let p = DeltaRuleShape { batch, seq, key_heads, value_heads, key_dim, value_dim };
         let (keys, values) = (batch * seq * key_heads * key_dim, batch * seq * value_heads * value_dim);
         let (q, k, v) = (rng.floats(keys, 2.0), rng.floats(keys, 2.0), rng.floats(values, 2.0));
         let gates = batch * seq * value_heads;

@@ -186,7 +186,7 @@ impl<B: CompactBackend> CausalLm<B> {
         spans: &mut [Span<'_, B>],
         options: ForwardOptions,
     ) -> Result<ForwardOutput<B>> {
-        B::pass(|| self.forward_spans(ids, spans, options))
+        B::run_in_pool(|| self.forward_spans(ids, spans, options))
     }
 
     /// One pass over rows of tokens of one length that begin a sequence each and leave nothing behind: what training runs, since
@@ -198,7 +198,7 @@ impl<B: CompactBackend> CausalLm<B> {
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn forward_uncached(&self, ids: Tensor<B, 2, Int>, options: ForwardOptions) -> Result<ForwardOutput<B>> {
-        B::pass(|| {
+        B::run_in_pool(|| {
             let [b, s] = ids.dims();
             self.check_tensor(&ids)?;
             self.check_size((b, 0, s), b, options.logits)?;

@@ -10,6 +10,7 @@ pub mod format;
 pub mod halting;
 pub mod host;
 pub mod kv;
+mod layers;
 pub mod modules;
 pub mod ops;
 pub mod packed;
@@ -17,7 +18,9 @@ pub mod read;
 pub mod reference;
 pub mod self_test;
 mod split;
+#[cfg(any(feature = "ndarray", feature = "flex", feature = "cube"))]
+mod swiglu;
 
-pub use emberlm_backends::{environment, panics};
+pub use emberlm_backends::{environment, panics, random};
 pub use error::{Error, Result};
 pub use ops::CompactBackend;

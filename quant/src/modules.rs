@@ -1,20 +1,10 @@
-//! Linear and embedding layers over packed weights.
+//! Linear and embedding layers over packed weights: how they are applied.
 
-use burn::module::{Module, Param};
-use burn::tensor::backend::Backend;
+use burn::module::Param;
 use burn::tensor::{Int, Tensor};
 
-use crate::CompactBackend;
-use crate::packed::PackedWeight;
-
-/// `y = x Wᵀ + b`, whatever the storage of `W`.
-#[derive(Module, Debug)]
-pub struct Linear<B: Backend> {
-    /// `[out, in]`.
-    pub weight: PackedWeight<B>,
-    /// `[out]`.
-    pub bias: Option<Param<Tensor<B, 1>>>,
-}
+pub use crate::layers::{Embedding, Linear, SwiGlu};
+use crate::ops::CompactBackend;
 
 impl<B: CompactBackend> Linear<B> {
     /// Applies the layer to the last dimension.
@@ -48,13 +38,6 @@ pub fn forward_all<B: CompactBackend, const D: usize, const N: usize>(
     })
 }
 
-/// Rows of a table, selected by id.
-#[derive(Module, Debug)]
-pub struct Embedding<B: Backend> {
-    /// `[vocabulary, width]`.
-    pub weight: PackedWeight<B>,
-}
-
 impl<B: CompactBackend> Embedding<B> {
     /// Looks up rows.
     ///
@@ -78,17 +61,6 @@ impl<B: CompactBackend> Embedding<B> {
         dims[D - 1] = vocabulary;
         B::reshape(y, dims)
     }
-}
-
-/// `down(silu(gate x) * up x)`.
-#[derive(Module, Debug)]
-pub struct SwiGlu<B: Backend> {
-    /// `[ffn, hidden]`.
-    pub gate_proj: Linear<B>,
-    /// `[ffn, hidden]`.
-    pub up_proj: Linear<B>,
-    /// `[hidden, ffn]`.
-    pub down_proj: Linear<B>,
 }
 
 impl<B: CompactBackend> SwiGlu<B> {

@@ -10,7 +10,7 @@ use burn::tensor::{Bool, Int, Tensor};
 use crate::halting::{HaltRecord, HaltRule, HaltState};
 use crate::host::FloatType;
 use crate::kv::{KeyValue, KvStore, Rotary};
-use crate::modules::{Linear, SwiGlu};
+use crate::layers::{Linear, SwiGlu};
 use crate::packed::PackedWeight;
 use crate::reference;
 
@@ -94,8 +94,9 @@ pub trait CompactBackend: Backend {
         float == FloatType::F32
     }
 
-    /// Runs `f`, a whole pass of a model, where its operations cost least to start (on the CPU: inside the thread pool).
-    fn pass<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+    /// Runs `f`, a whole pass of a model, where its operations cost least to start: on the CPU inside the thread pool of the kernels,
+    /// elsewhere on the calling thread.
+    fn run_in_pool<T: Send>(f: impl FnOnce() -> T + Send) -> T {
         f()
     }
 

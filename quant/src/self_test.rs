@@ -8,6 +8,8 @@ use burn::module::{Param, ParamId};
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 
+use emberlm_backends::random::SplitMix64;
+
 use crate::format;
 use crate::halting::{HaltMode, HaltRule, HaltWeights};
 use crate::host::{FloatType, HostStorage, HostWeight};
@@ -115,7 +117,7 @@ struct Results<'a, B: CompactBackend> {
 
 impl<'a, B: CompactBackend> Results<'a, B> {
     fn new(device: &'a B::Device, rounded: FloatType, kept: FloatType) -> Self {
-        Self { device, rounded, kept, random: Random(7), results: Vec::new() }
+        Self { device, rounded, kept, random: Random(SplitMix64::new(7)), results: Vec::new() }
     }
 
     fn run(&mut self, extent: Extent) {
@@ -311,19 +313,12 @@ impl<'a, B: CompactBackend> Results<'a, B> {
 /// The storage of the short test.
 const DEFAULT_STORAGE: &str = "NF4, double quant";
 
-/// Repeatable numbers (SplitMix64) in `-1..1`.
-struct Random(u64);
+/// Repeatable numbers in `-1..1`.
+struct Random(SplitMix64);
 
 impl Random {
     fn floats(&mut self, count: usize) -> Vec<f32> {
-        (0..count).map(|_| (self.word() >> 40) as f32 / (1u32 << 23) as f32 - 1.0).collect()
-    }
-
-    fn word(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        (0..count).map(|_| (self.0.next_word() >> 40) as f32 / (1u32 << 23) as f32 - 1.0).collect()
     }
 }
 

@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor};
 
 use crate::CompactBackend;
-use crate::modules::{Linear, SwiGlu};
+use crate::modules::Linear;
 use crate::packed::{PackedWeight, SplitWeight};
 
 /// The outputs of the parts beside each other.
@@ -46,11 +46,6 @@ pub(crate) fn embed<B: CompactBackend>(ids: Tensor<B, 1, Int>, w: &SplitWeight<B
     let width = rows.dims()[1];
     let unknown = ids.clone().lower_elem(0).bool_or(ids.greater_equal_elem(first as i64));
     rows.mask_fill(unknown.unsqueeze_dim::<2>(1).expand([m, width]), f32::NAN)
-}
-
-/// Whether a part of the block is in parts, so that it has to be put together from its layers.
-pub(crate) fn is_split<B: CompactBackend>(mlp: &SwiGlu<B>) -> bool {
-    [&mlp.gate_proj, &mlp.up_proj, &mlp.down_proj].into_iter().any(in_parts)
 }
 
 /// Whether the weight of a layer is in parts.

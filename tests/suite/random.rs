@@ -1,18 +1,17 @@
 //! Seeded numbers, the same on every platform.
 
-/// A small generator (SplitMix64); tests need repeatable numbers, not good ones.
-pub struct Random(u64);
+use emberlm::quant::random::SplitMix64;
+
+/// A small generator; tests need repeatable numbers, not good ones.
+pub struct Random(SplitMix64);
 
 impl Random {
     pub fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(SplitMix64::new(seed))
     }
 
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        self.0.next_word()
     }
 
     /// Below `end`.

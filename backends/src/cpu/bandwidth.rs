@@ -25,7 +25,7 @@ pub fn read(buffer: &[u64]) -> u64 {
     })
 }
 
-/// Eight independent sums, so that the loop waits for memory and not for additions.
+/// 32 independent sums, so that the loop waits for memory and not for additions.
 fn sum(values: &[u64]) -> u64 {
     let mut sums = [0u64; 32];
     let chunks = values.chunks_exact(32);

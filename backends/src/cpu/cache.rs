@@ -1,7 +1,8 @@
 //! The key and value cache: its storage and the append.
 
 use crate::check::check_len;
-use crate::cpu::pool::threads;
+use crate::cpu::pool::for_each_chunk;
+use crate::types::StoreKv;
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,23 +23,6 @@ pub enum CacheSliceMut<'a> {
     F32(&'a mut [f32]),
     /// IEEE half-precision bit patterns.
     F16(&'a mut [u16]),
-}
-
-/// The shape of an append to the cache.
-#[derive(Clone, Copy, Debug)]
-pub struct StoreKv {
-    /// Rows of the batch.
-    pub batch: usize,
-    /// New tokens.
-    pub seq: usize,
-    /// Key/value heads.
-    pub heads: usize,
-    /// Tokens that the cache holds per head.
-    pub capacity: usize,
-    /// Elements per head and token.
-    pub width: usize,
-    /// The position of the first new token.
-    pub at: usize,
 }
 
 impl CacheSlice<'_> {
@@ -91,7 +75,7 @@ fn append<T: Send>(src: &[f32], cache: &mut [T], p: &StoreKv, store: impl Fn(&mu
     if src.is_empty() {
         return;
     }
-    threads::for_each_chunk(cache, capacity * width, seq * width, |i, head| {
+    for_each_chunk(cache, capacity * width, seq * width, |i, head| {
         let (b, h) = (i / heads, i % heads);
         for (s, token) in head[at * width..(at + seq) * width].chunks_exact_mut(width).enumerate() {
             let from = ((b * seq + s) * heads + h) * width;

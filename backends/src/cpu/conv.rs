@@ -3,7 +3,7 @@
 use super::level;
 use super::simd::{Kernel, Simd, launch, math};
 use crate::check::check_len;
-use crate::cpu::pool::threads::{MIN_WORK, Output, parallel};
+use crate::cpu::pool::{MIN_WORK, Output, parallel};
 
 /// Depthwise causal convolution and SiLU: `y_t = silu(sum_j W[:, j] u_{t - (w-1) + j})`.
 ///

@@ -3,24 +3,8 @@
 use super::level;
 use super::simd::{Kernel, Simd, launch, math};
 use crate::check::check_len;
-use crate::cpu::pool::threads::{MIN_WORK, Output, for_each_chunk, parallel};
-
-/// The shape of a delta rule call.
-#[derive(Clone, Copy, Debug)]
-pub struct DeltaRule {
-    /// Rows of the batch.
-    pub batch: usize,
-    /// New tokens.
-    pub seq: usize,
-    /// Query and key heads; value head `n` uses key head `n / (value_heads / key_heads)`.
-    pub key_heads: usize,
-    /// Value heads, each with a state.
-    pub value_heads: usize,
-    /// Elements per query and key.
-    pub key_dim: usize,
-    /// Elements per value.
-    pub value_dim: usize,
-}
+use crate::cpu::pool::{MIN_WORK, Output, for_each_chunk, parallel};
+use crate::types::DeltaRuleShape;
 
 /// Runs the gated delta rule over `s` tokens and leaves the state after the last one.
 ///
@@ -41,7 +25,7 @@ pub fn gated_delta_rule(
     g: &[f32],
     beta: &[f32],
     state: &mut [f32],
-    p: &DeltaRule,
+    p: &DeltaRuleShape,
     o: &mut [f32],
 ) {
     assert!(p.key_heads > 0 && p.value_heads.is_multiple_of(p.key_heads), "key_heads must divide value_heads");
@@ -113,7 +97,7 @@ struct Head<'a> {
     beta: &'a [f32],
     b: usize,
     head: usize,
-    p: &'a DeltaRule,
+    p: &'a DeltaRuleShape,
     state: Output<'a>,
     o: Output<'a>,
 }
@@ -166,7 +150,7 @@ impl Head<'_> {
     #[inline(always)]
     unsafe fn copied<S: Simd>(&self, from: usize) {
         const VECTORS: usize = 2;
-        let DeltaRule { key_dim: dk, value_dim: dv, .. } = *self.p;
+        let DeltaRuleShape { key_dim: dk, value_dim: dv, .. } = *self.p;
         if from == dv {
             return;
         }
@@ -203,7 +187,7 @@ impl Head<'_> {
         columns: *mut f32,
         stride: usize,
     ) {
-        let &DeltaRule { seq, key_heads, value_heads, key_dim: dk, value_dim: dv, .. } = self.p;
+        let &DeltaRuleShape { seq, key_heads, value_heads, key_dim: dk, value_dim: dv, .. } = self.p;
         let key_head = self.head / (value_heads / key_heads);
         // SAFETY: the caller's promise for `columns`; loads and stores of `values` stay inside its `VECTORS * LANES` floats; tokens and
         // heads have different parts of o, which has the shape that was checked.

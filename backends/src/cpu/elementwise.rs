@@ -2,7 +2,7 @@
 
 use super::Level;
 use super::simd::{Kernel, Simd, launch, math};
-use crate::cpu::pool::threads::for_each_chunk;
+use crate::cpu::pool::for_each_chunk;
 
 /// Elements of a task.
 const CHUNK: usize = 4096;

@@ -1,6 +1,6 @@
 //! Which instruction set the kernels run on.
 
-use crate::environment::{EnvironmentError, Variable};
+use crate::variable::{EnvironmentError, Variable};
 use std::cell::Cell;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};

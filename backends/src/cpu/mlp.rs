@@ -5,8 +5,9 @@ use super::simd::math;
 use super::{Weight, level, run};
 use crate::check::{check_len, elements};
 use crate::cpu::matmul::int8::Input;
-use crate::cpu::matmul::linear::{Product, compute};
-use crate::cpu::pool::threads::with_scratch;
+use crate::cpu::matmul::linear::compute;
+use crate::cpu::matmul::types::Product;
+use crate::cpu::pool::with_scratch;
 
 /// The three matrices of a SwiGLU block: `gate` and `up` `[inner, hidden]`, `down` `[hidden, inner]`.
 #[derive(Clone, Copy, Debug)]

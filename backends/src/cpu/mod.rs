@@ -2,8 +2,9 @@
 //!
 //! Every function checks the lengths of its arguments once and panics with the name of the argument that does not fit; the
 //! code behind that border trusts them. A kernel (a struct that is launched) is made by the function of its file alone, from
-//! slices whose lengths were checked there; that is what the safety comments below call checked. All arithmetic is f32 unless a function or [`Precision`] says otherwise. Work is split over a rayon
-//! pool (see [`set_threads`] and [`run`]), and every kernel exists for each instruction set in [`Level`].
+//! slices whose lengths were checked there; that is what the safety comments below call checked. All arithmetic is f32 unless a
+//! function or [`Precision`] says otherwise. Work is split over a rayon pool (see [`set_threads`] and [`run`]), and every kernel
+//! exists for each instruction set in [`Level`].
 // Loops over constant bounds index several arrays at once: that is what keeps accumulators in registers.
 #![allow(clippy::needless_range_loop)]
 
@@ -25,18 +26,20 @@ mod precision;
 mod rotary;
 mod simd;
 
-pub use attention::{Activation, Attention, CodeDecoder, KeyValue, Layer, attention};
+pub use attention::{Attention, CodeDecoder, KeyValue, Layer, attention};
 pub use bandwidth::{read, read_bandwidth};
-pub use cache::{CacheSlice, CacheSliceMut, StoreKv, store_kv};
+pub use cache::{CacheSlice, CacheSliceMut, store_kv};
 pub use conv::causal_conv1d_silu;
-pub use delta::{DeltaRule, gated_delta_rule};
+pub use delta::gated_delta_rule;
 pub use gates::{delta_gates, sigmoid_gate};
 pub use level::{Level, features, level, set_level, with_level};
-pub use matmul::linear::{Product, dequantize_rows, embed, linear, linears};
+pub use matmul::embed::{dequantize_rows, embed};
+pub use matmul::linear::{linear, linears};
+pub use matmul::types::Product;
 pub use matmul::weight::{BlockScales, CodeBook4, Matrix, Rows, Weight};
 pub use memory::{memory, release_free_memory, weight_buffer};
 pub use mlp::{Mlp, swiglu_mlp};
 pub use norm::{add_rms_norm, rms_norm, rms_norm_gated};
-pub use pool::threads::{MAX_THREADS, refused_threads, run, set_threads, threads, with_threads};
+pub use pool::{MAX_THREADS, refused_threads, run, set_threads, threads, with_threads};
 pub use precision::{Precision, precision, set_precision, with_precision};
 pub use rotary::rotary;

@@ -4,7 +4,7 @@ use super::elementwise::zip;
 use super::level;
 use super::simd::{Kernel, Simd, launch, math};
 use crate::check::check_len;
-use crate::cpu::pool::threads::for_each_chunk;
+use crate::cpu::pool::for_each_chunk;
 
 /// `y = x * rsqrt(mean(x²) + eps) * w` per row, or `* (1 + w)` with `unit_offset`.
 ///

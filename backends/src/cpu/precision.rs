@@ -1,6 +1,6 @@
 //! In which arithmetic products with quantised matrices run.
 
-use crate::environment::{EnvironmentError, Variable};
+use crate::variable::{EnvironmentError, Variable};
 use std::cell::Cell;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};

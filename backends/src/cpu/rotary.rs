@@ -1,7 +1,7 @@
 //! Rotary position embedding.
 
 use crate::check::check_len;
-use crate::cpu::pool::threads::for_each_chunk;
+use crate::cpu::pool::for_each_chunk;
 
 /// Rotates the two halves of the first `rotary_dim` elements of every head: `(a, b) -> (a cos - b sin, b cos + a sin)`.
 ///

@@ -6,36 +6,20 @@ use cubecl::prelude::*;
 use super::half::float_to_half;
 use super::launch::{Buffer, UNITS, grid_of_units};
 use crate::check::elements;
-
-/// The shape of an append.
-#[derive(Clone, Copy, Debug)]
-pub struct StoreKv {
-    /// Rows of the batch.
-    pub batch: usize,
-    /// New tokens.
-    pub seq: usize,
-    /// Heads of a token.
-    pub heads: usize,
-    /// Tokens that the store holds per head.
-    pub capacity: usize,
-    /// Numbers per head and token.
-    pub width: usize,
-    /// The slot of the first new token.
-    pub at: usize,
-    /// Whether the store holds F16, two in a U32 word, rounded to nearest with ties to even; else it holds F32. A number from
-    /// 65520 on, which F16 cannot hold, becomes NaN: an infinite key could give a weight of 0, and nobody would notice.
-    pub halves: bool,
-}
+use crate::types::StoreKv;
 
 /// Writes new tokens into a store, in place.
+///
+/// With `halves` the store holds F16, two in a U32 word, rounded to nearest with ties to even; else it holds F32. A number from
+/// 65520 on, which F16 cannot hold, becomes NaN: an infinite key could give a weight of 0, and nobody would notice.
 ///
 /// # Shapes
 /// `new [b, s, heads, width]`, `store [b, heads, capacity, width]` F32 or `[b, heads, capacity, width / 2]` U32.
 ///
 /// # Panics
 /// If a buffer does not have its shape, `at + s` exceeds the capacity, or halves have an odd width.
-pub fn store_kv<R: Runtime>(client: &ComputeClient<R>, new: &Buffer, store: &Buffer, p: StoreKv) {
-    let StoreKv { batch, seq, heads, capacity, width, at, halves } = p;
+pub fn store_kv<R: Runtime>(client: &ComputeClient<R>, new: &Buffer, store: &Buffer, p: StoreKv, halves: bool) {
+    let StoreKv { batch, seq, heads, capacity, width, at } = p;
     let end = at.checked_add(seq).expect("at + s overflows");
     assert!(end <= capacity, "{seq} tokens at {at} exceed the capacity {capacity}");
     assert!(!halves || width % 2 == 0, "halves of an odd width {width}");

@@ -10,6 +10,7 @@ use cubecl::prelude::*;
 use super::instructions::plane_size;
 use super::launch::{Buffer, MAX_ELEMENTS, UNITS, grid};
 use super::reduce::sum_of_lanes;
+use crate::types::DeltaRuleShape;
 
 /// Units that share a column.
 const LANES: u32 = 8;
@@ -20,32 +21,6 @@ pub const MAX_KEY_DIM: usize = 1024;
 /// Columns of a cube.
 const COLUMNS: u32 = UNITS / LANES;
 
-/// The shape of a delta rule call.
-#[derive(Clone, Copy, Debug)]
-pub struct DeltaRule {
-    /// Rows of the batch.
-    pub batch: usize,
-    /// New tokens.
-    pub seq: usize,
-    /// Query and key heads; value head `n` uses key head `n / (value_heads / key_heads)`.
-    pub key_heads: usize,
-    /// Value heads, each with a state.
-    pub value_heads: usize,
-    /// Elements per query and key.
-    pub key_dim: usize,
-    /// Elements per value.
-    pub value_dim: usize,
-    /// Elements from a token of q, k and v to the next: views into one tensor need no copy.
-    pub token_strides: [usize; 3],
-}
-
-impl DeltaRule {
-    /// The strides of q, k and v that are tensors of their own.
-    pub fn dense_strides(key_heads: usize, value_heads: usize, key_dim: usize, value_dim: usize) -> [usize; 3] {
-        [key_heads * key_dim, key_heads * key_dim, value_heads * value_dim]
-    }
-}
-
 /// Runs the gated delta rule over `s` tokens and leaves the state after the last one in place.
 ///
 /// With `k` and `q` normalised to unit length (`x * rsqrt(sum x² + 1e-6)`) and `q` divided by `sqrt(dk)`, per token and
@@ -53,7 +28,8 @@ impl DeltaRule {
 ///
 /// # Shapes
 /// `q, k [b, s, hk, dk]`, not normalised; `v, o [b, s, hv, dv]`, these four of one type; `g` (log decay), `beta [b, s, hv]`
-/// of one type; `state [b, hv, dk, dv]`.
+/// of one type; `state [b, hv, dk, dv]`. `token_strides` are the elements from a token of q, k and v to the next: views into one
+/// tensor need no copy.
 ///
 /// # Panics
 /// If a buffer does not have its shape and type, `key_heads` does not divide `value_heads`, or `key_dim` exceeds
@@ -68,9 +44,10 @@ pub fn gated_delta_rule<R: Runtime>(
     beta: &Buffer,
     state: &Buffer,
     o: &Buffer,
-    p: DeltaRule,
+    p: DeltaRuleShape,
+    token_strides: [usize; 3],
 ) {
-    let DeltaRule { batch, seq, key_heads, value_heads, key_dim, value_dim, token_strides } = p;
+    let DeltaRuleShape { batch, seq, key_heads, value_heads, key_dim, value_dim } = p;
     assert!(key_heads > 0 && value_heads % key_heads == 0, "{key_heads} key heads do not divide {value_heads}");
     assert!(key_dim <= MAX_KEY_DIM, "keys of {key_dim} numbers, at most {MAX_KEY_DIM}");
     o.check("o", &[batch, seq, value_heads, value_dim]);
@@ -84,7 +61,7 @@ pub fn gated_delta_rule<R: Runtime>(
     }
     // Of g and the state there is something, so that their sides are bounded.
     let tokens = batch * seq;
-    let widths = DeltaRule::dense_strides(key_heads, value_heads, key_dim, value_dim);
+    let widths = p.dense_strides();
     for (((name, buffer), stride), width) in [("q", q), ("k", k), ("v", v)].iter().zip(token_strides).zip(widths) {
         let needed = (tokens - 1).checked_mul(stride).and_then(|before| before.checked_add(width));
         let enough = needed.is_some_and(|needed| buffer.len >= needed);

@@ -3,8 +3,7 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::launch::{Buffer, UNITS, grid_of_units};
-use crate::cube::matmul::linear::f32_type;
+use super::launch::{Buffer, UNITS, f32_type, grid_of_units};
 
 /// `y = x * sigmoid(gate)`.
 ///

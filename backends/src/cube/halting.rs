@@ -3,30 +3,8 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
-use super::launch::{Buffer, UNITS, grid, grid_of_units};
-use crate::cube::matmul::linear::f32_type;
-
-/// When a token stops.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum HaltMode {
-    /// The sum of `p_j` up to this step reaches the threshold.
-    Cumulative,
-    /// This step's `h_k` reaches the threshold.
-    Step,
-    /// Not before the last step.
-    Never,
-}
-
-/// How the states of the steps run are mixed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum HaltWeights {
-    /// The last step run takes what is left.
-    Remainder,
-    /// Every step keeps its `p_k`; what is left is lost.
-    Truncate,
-    /// The last state alone.
-    State,
-}
+use super::launch::{Buffer, UNITS, f32_type, grid, grid_of_units};
+use crate::types::{HaltMode, HaltRule, HaltWeights};
 
 /// The shape and the rule of a step.
 #[derive(Clone, Copy, Debug)]
@@ -35,12 +13,8 @@ pub struct HaltStep {
     pub m: usize,
     /// Elements of a state.
     pub h: usize,
-    /// When a token stops.
-    pub mode: HaltMode,
-    /// How states are mixed.
-    pub weights: HaltWeights,
-    /// In `[0, 1]`.
-    pub threshold: f32,
+    /// When tokens stop, and how states are mixed.
+    pub rule: HaltRule,
 }
 
 /// What a token carries from step to step; all of it is updated in place.
@@ -143,7 +117,7 @@ pub fn halt_step<R: Runtime>(
     weight: &Buffer,
     p: HaltStep,
 ) {
-    let HaltStep { m, h, mode, weights, threshold } = p;
+    let HaltStep { m, h, rule: HaltRule { mode, weights, enabled, threshold } } = p;
     let per_token = [
         ("active", &state.active),
         ("remaining", &state.remaining),
@@ -185,7 +159,7 @@ pub fn halt_step<R: Runtime>(
                     m as u32,
                     h as u32,
                     threshold,
-                    mode,
+                    enabled.then_some(mode),
                     weights,
                     state.active.dtype,
                     state.steps.dtype,
@@ -233,7 +207,7 @@ fn gated_step_kernel<A: Int, I: Int, O: Float, F: Float, L: Float>(
     m: u32,
     h: u32,
     threshold: f32,
-    #[comptime] mode: HaltMode,
+    #[comptime] mode: Option<HaltMode>,
     #[comptime] weights: HaltWeights,
     #[define(A)] _active_type: StorageType,
     #[define(I)] _steps_type: StorageType,
@@ -250,10 +224,10 @@ fn gated_step_kernel<A: Int, I: Int, O: Float, F: Float, L: Float>(
     let sum = cumulative[token];
     let gate = 1.0 / (1.0 + f32::exp(-f32::cast_from(logit[token])));
     let p = gate * left;
-    let stop = match mode {
-        HaltMode::Cumulative => sum + p >= threshold,
-        HaltMode::Step => gate >= threshold,
-        HaltMode::Never => false.runtime(),
+    let stop = match comptime!(mode) {
+        Some(HaltMode::Cumulative) => sum + p >= threshold,
+        Some(HaltMode::Step) => gate >= threshold,
+        None => false.runtime(),
     };
     let share = match weights {
         HaltWeights::Remainder => select(stop, left, p),

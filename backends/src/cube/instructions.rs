@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::sync::OnceLock;
 
-use crate::environment::GPU;
+use crate::variable::GPU;
 use cubecl::features::Plane;
 use cubecl::ir::{ElemType, FloatKind, StorageType};
 use cubecl::prelude::*;

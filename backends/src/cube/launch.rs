@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cubecl::ir::StorageType;
+use cubecl::ir::{ElemType, FloatKind, StorageType};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
@@ -86,6 +86,10 @@ impl Buffer {
     pub(super) fn check_type(&self, name: &str, dtype: StorageType) {
         assert!(self.dtype == dtype, "{name} is of {:?}, not {dtype:?}", self.dtype);
     }
+}
+
+pub(super) fn f32_type() -> StorageType {
+    ElemType::Float(FloatKind::F32).into()
 }
 
 /// Launches so far.

@@ -6,9 +6,8 @@
 use cubecl::ir::{ElemType, IntKind, StorageType, UIntKind};
 use cubecl::prelude::*;
 
-use super::launch::{Buffer, UNITS, grid};
+use super::launch::{Buffer, UNITS, f32_type, grid};
 use crate::check::elements;
-use crate::cube::matmul::linear::f32_type;
 
 /// Numbers that a cube sorts: a power of two.
 const CHUNK: u32 = 1024;

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 use emberlm_backends::cpu::{BlockScales, CodeBook4, Matrix, Rows, Weight};
+use emberlm_backends::random::{GAMMA, word};
 use half::{bf16, f16};
 
 /// A small generator (splitmix64): the tests need variety, not quality.
@@ -9,11 +10,9 @@ pub struct Rng(pub u64);
 
 impl Rng {
     pub fn word(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        let word = word(self.0, 1);
+        self.0 = self.0.wrapping_add(GAMMA);
+        word
     }
 
     /// Uniform in `-scale..scale`.

@@ -1,7 +1,8 @@
 //! The gated delta rule.
 
-use emberlm_backends::cpu::{self, plain};
+use emberlm_backends::cpu::plain;
 use emberlm_backends::cube::{self, Buffer};
+use emberlm_backends::types::DeltaRuleShape;
 
 use crate::common::{Rng, close};
 use crate::device::{Client, Float, download, with_all_instructions};
@@ -29,22 +30,27 @@ fn inputs(rng: &mut Rng, float: Float, [b, s, hk, hv, dk, dv]: Dims) -> Inputs {
     }
 }
 
-fn twin(x: &Inputs, [batch, seq, key_heads, value_heads, key_dim, value_dim]: Dims) -> (Vec<f32>, Vec<f32>) {
-    let shape = cpu::DeltaRule { batch, seq, key_heads, value_heads, key_dim, value_dim };
+fn twin(x: &Inputs, dims: Dims) -> (Vec<f32>, Vec<f32>) {
+    let shape = shape(dims);
     let (mut o, mut state) = (vec![0.0; x.v.len()], x.state.clone());
     plain::gated_delta_rule(&x.q, &x.k, &x.v, &x.g, &x.beta, &mut state, &shape, &mut o);
     (o, state)
 }
 
-fn shape([batch, seq, key_heads, value_heads, key_dim, value_dim]: Dims) -> cube::DeltaRule {
-    let token_strides = cube::DeltaRule::dense_strides(key_heads, value_heads, key_dim, value_dim);
-    cube::DeltaRule { batch, seq, key_heads, value_heads, key_dim, value_dim, token_strides }
+fn shape([batch, seq, key_heads, value_heads, key_dim, value_dim]: Dims) -> DeltaRuleShape {
+    DeltaRuleShape { batch, seq, key_heads, value_heads, key_dim, value_dim }
 }
 
-fn run(client: &Client, float: Float, x: &Inputs, [q, k, v]: [&Buffer; 3], p: cube::DeltaRule) -> [Vec<f32>; 2] {
+fn run(
+    client: &Client,
+    float: Float,
+    x: &Inputs,
+    [q, k, v]: [&Buffer; 3],
+    (p, token_strides): (DeltaRuleShape, [usize; 3]),
+) -> [Vec<f32>; 2] {
     let [g, beta, state] = [&x.g, &x.beta, &x.state].map(|values| Float::F32.upload(client, values));
     let o = float.unwritten(client, x.v.len());
-    cube::gated_delta_rule(client, q, k, v, &g, &beta, &state, &o, p);
+    cube::gated_delta_rule(client, q, k, v, &g, &beta, &state, &o, p, token_strides);
     [download(client, &o), download(client, &state)]
 }
 
@@ -66,7 +72,8 @@ fn delta_rule_matches_its_twin() {
                 let x = inputs(&mut rng, float, dims);
                 let (want, want_state) = twin(&x, dims);
                 let on_device = [&x.q, &x.k, &x.v].map(|values| float.upload(client, values));
-                let [o, state] = run(client, float, &x, on_device.each_ref(), shape(dims));
+                let [o, state] =
+                    run(client, float, &x, on_device.each_ref(), (shape(dims), shape(dims).dense_strides()));
                 close(&format!("{dims:?} of {float:?}"), &o, &want, float.bound(5e-6));
                 close(&format!("state of {dims:?} of {float:?}"), &state, &want_state, 5e-6);
             }
@@ -94,7 +101,7 @@ fn delta_rule_reads_views_into_one_tensor() {
             Buffer::new(handle, whole.len() - from, whole.dtype())
         };
         let views = [whole.clone(), view(keys), view(2 * keys)];
-        let p = cube::DeltaRule { token_strides: [2 * keys + values; 3], ..shape(dims) };
+        let p = (shape(dims), [2 * keys + values; 3]);
         let [o, state] = run(client, Float::F32, &x, views.each_ref(), p);
         close("o of views", &o, &want, 5e-6);
         close("state of views", &state, &want_state, 5e-6);

@@ -1,6 +1,7 @@
 //! Adaptive depth on the device.
 
-use emberlm_backends::cube::{self, HaltMode, HaltStep, HaltWeights};
+use emberlm_backends::cube::{self, HaltStep};
+use emberlm_backends::types::{HaltMode, HaltRule, HaltWeights};
 
 use crate::common::{Rng, close};
 use crate::device::{Float, client, download, download_words, upload_ints, upload_words};
@@ -15,20 +16,20 @@ struct Token {
 }
 
 impl Token {
-    /// The step's probability and weight; see `HaltRule` of emberlm-quant.
+    /// The step's probability and weight; see [`HaltRule`].
     fn step(&mut self, s: &[f32], logit: Option<f32>, p: &HaltStep) -> (f64, f64) {
         if !self.active {
             return (0.0, 0.0);
         }
         let gate = logit.map_or(1.0, |logit| 1.0 / (1.0 + (-f64::from(logit)).exp()));
         let share = gate * self.remaining;
-        let reached = match p.mode {
+        let reached = match p.rule.mode {
+            _ if !p.rule.enabled => -1.0,
             HaltMode::Cumulative => self.cumulative + share,
             HaltMode::Step => gate,
-            HaltMode::Never => -1.0,
         };
-        let stop = logit.is_none() || reached >= f64::from(p.threshold);
-        let weight = match p.weights {
+        let stop = logit.is_none() || reached >= f64::from(p.rule.threshold);
+        let weight = match p.rule.weights {
             HaltWeights::Remainder if stop => self.remaining,
             HaltWeights::Remainder | HaltWeights::Truncate => share,
             HaltWeights::State => f64::from(u8::from(stop)),
@@ -47,10 +48,10 @@ fn steps_weights_and_mixtures_are_those_of_the_rule() {
     let client = client();
     let mut rng = Rng(19);
     for float in Float::available(&client) {
-        for mode in [HaltMode::Cumulative, HaltMode::Step, HaltMode::Never] {
+        for (mode, enabled) in [(HaltMode::Cumulative, true), (HaltMode::Step, true), (HaltMode::Step, false)] {
             for weights in [HaltWeights::Remainder, HaltWeights::Truncate, HaltWeights::State] {
                 for (m, h) in [(1, 1), (3, 300), (129, 70)] {
-                    let p = HaltStep { m, h, mode, weights, threshold: 0.7 };
+                    let p = HaltStep { m, h, rule: HaltRule { mode, weights, enabled, threshold: 0.7 } };
                     four_steps(&client, &mut rng, float, &p);
                 }
             }

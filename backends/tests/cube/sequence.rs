@@ -2,6 +2,7 @@
 
 use emberlm_backends::cpu::{self, plain};
 use emberlm_backends::cube;
+use emberlm_backends::types::StoreKv;
 use half::f16;
 
 use crate::common::{Rng, close};
@@ -64,15 +65,14 @@ fn tokens_are_stored_where_they_belong_and_halves_are_rounded_as_on_the_cpu() {
                 if halves && width % 2 == 1 {
                     continue;
                 }
-                let shape = cube::StoreKv { batch, seq, heads, capacity, width, at, halves };
-                let twin = cpu::StoreKv { batch, seq, heads, capacity, width, at };
+                let shape = StoreKv { batch, seq, heads, capacity, width, at };
                 let what = format!("store of {float:?} {shape:?}");
                 if halves {
                     let mut want: Vec<u16> = before.iter().map(|&x| f16::from_f32(x).to_bits()).collect();
                     let words: Vec<u32> = want.chunks(2).map(|p| u32::from(p[0]) | u32::from(p[1]) << 16).collect();
                     let store = upload_words(&client, &words);
-                    cube::store_kv(&client, &on_new, &store, shape);
-                    let _ = cpu::store_kv(&new, cpu::CacheSliceMut::F16(&mut want), &twin);
+                    cube::store_kv(&client, &on_new, &store, shape, true);
+                    let _ = cpu::store_kv(&new, cpu::CacheSliceMut::F16(&mut want), &shape);
                     // A GPU cannot tell that a number did not fit, and so stores NaN.
                     want.iter_mut().filter(|half| **half & 0x7fff == 0x7c00).for_each(|half| *half |= 0x0200);
                     let want: Vec<u32> = want.chunks(2).map(|p| u32::from(p[0]) | u32::from(p[1]) << 16).collect();
@@ -80,8 +80,8 @@ fn tokens_are_stored_where_they_belong_and_halves_are_rounded_as_on_the_cpu() {
                 } else {
                     let mut want = before.clone();
                     let store = Float::F32.upload(&client, &before);
-                    cube::store_kv(&client, &on_new, &store, shape);
-                    assert!(cpu::store_kv(&new, cpu::CacheSliceMut::F32(&mut want), &twin));
+                    cube::store_kv(&client, &on_new, &store, shape, false);
+                    assert!(cpu::store_kv(&new, cpu::CacheSliceMut::F32(&mut want), &shape));
                     assert!(download(&client, &store) == want, "{what}");
                 }
             }

@@ -140,10 +140,7 @@ struct Stream(u64);
 
 impl Stream {
     fn word(self, i: usize) -> u64 {
-        let z = self.0.wrapping_add((i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        emberlm_quant::random::word(self.0, i as u64)
     }
 
     /// Uniform in `[0, 1)`.

@@ -133,7 +133,7 @@ impl Weights {
             return Ok(weight);
         }
         // Rows of a quantised matrix need not start at a block: these are a few gates, read in full.
-        let numbers = dequantise(&weight).ok_or_else(|| parameter.error("has fewer numbers than its shape".into()))?;
+        let numbers = dequantise(&weight).map_err(|error| parameter.error(format!("cannot be read: {error}")))?;
         let numbers: Vec<u8> = numbers.into_iter().flat_map(f32::to_le_bytes).collect();
         let data = parameter.slice(numbers.into(), FloatType::F32.size())?;
         Ok(HostWeight { n, k, storage: HostStorage::Dense(FloatType::F32, data) })
@@ -152,7 +152,7 @@ impl Weights {
                 Ok(floats(*dtype, &data))
             }
             _ => dequantise(&self.matrix(canonical)?)
-                .ok_or_else(|| parameter.error("has fewer numbers than its shape".into())),
+                .map_err(|error| parameter.error(format!("cannot be read: {error}"))),
         }
     }
 

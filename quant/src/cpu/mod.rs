@@ -65,7 +65,7 @@ macro_rules! host_operations {
             operations::first_unknown_id(ids, rows)
         }
 
-        fn pass<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+        fn run_in_pool<T: Send>(f: impl FnOnce() -> T + Send) -> T {
             emberlm_backends::cpu::run(f)
         }
 

@@ -3,17 +3,18 @@
 use burn::module::Param;
 use burn::tensor::{Bool, Int, Shape, Tensor, TensorPrimitive};
 use emberlm_backends::cpu;
+use emberlm_backends::types::{DeltaRuleShape, StoreKv};
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use super::held::{HeldLinear, HeldWeight};
 use super::{HostTensors, bool_tensor, float_primitive, float_tensor, int_tensor};
 use crate::halting::{HaltMode, HaltRecord, HaltRule, HaltState, HaltWeights};
-use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvStore, Rotary};
+use crate::kv::{CodeDecoder, KeyValue, KvStore, Rotary};
 use crate::modules::{Linear, SwiGlu};
 use crate::ops::{AttentionShape, DeltaRule};
 use crate::packed::PackedWeight;
 use crate::reference;
-use crate::split;
+use crate::{split, swiglu};
 
 pub(super) fn reshape<B: HostTensors, const D: usize, const E: usize>(
     x: Tensor<B, D>,
@@ -104,11 +105,8 @@ pub(super) fn swiglu_mlp<B: HostTensors>(
     mlp: &SwiGlu<B>,
     active: Option<Tensor<B, 1, Bool>>,
 ) -> Tensor<B, 2> {
-    if split::is_split(mlp) {
-        return biased_swiglu_mlp(x, mlp, active);
-    }
-    if [&mlp.gate_proj, &mlp.up_proj, &mlp.down_proj].iter().any(|layer| layer.bias.is_some()) {
-        return biased_swiglu_mlp(x, mlp, active);
+    if swiglu::needs_layers(mlp) {
+        return swiglu::by_layers(x, mlp, active);
     }
     let gate = HeldWeight::new(&mlp.gate_proj.weight);
     let up = HeldWeight::new(&mlp.up_proj.weight);
@@ -126,22 +124,6 @@ pub(super) fn swiglu_mlp<B: HostTensors>(
             })
         })
     })
-}
-
-/// No published family has biases here, and no matrix is in parts in the memory of a machine; the block is then put together
-/// from its layers.
-fn biased_swiglu_mlp<B: HostTensors>(
-    x: Tensor<B, 2>,
-    mlp: &SwiGlu<B>,
-    active: Option<Tensor<B, 1, Bool>>,
-) -> Tensor<B, 2> {
-    let apply = |layer: &Linear<B>, x| packed_linear(x, &layer.weight, layer.bias.as_ref().map(Param::val));
-    let inner = burn::tensor::activation::silu(apply(&mlp.gate_proj, x.clone())) * apply(&mlp.up_proj, x);
-    let y = apply(&mlp.down_proj, inner);
-    match active {
-        Some(active) => y * active.float().unsqueeze_dim(1),
-        None => y,
-    }
 }
 
 pub(super) fn rms_norm<B: HostTensors>(
@@ -206,7 +188,7 @@ pub(super) fn store_kv<B: HostTensors>(store: KvStore<B>, new: Tensor<B, 4>, at:
     let [batch, heads, capacity, width] = store.dims();
     let seq = new.dims()[1];
     let new = float_primitive(new);
-    let shape = cpu::StoreKv { batch, seq, heads, capacity, width, at };
+    let shape = StoreKv { batch, seq, heads, capacity, width, at };
     match store {
         KvStore::F32(t) => {
             let mut data = B::into_floats(float_primitive(t));
@@ -263,15 +245,13 @@ pub(super) fn cached_attention<B: HostTensors>(
     float_tensor(out, [batch, seq, heads, head_dim])
 }
 
-/// Whether the kernel cannot work on the codes: keys that are rotated after decoding, a code per head, an activation
-/// that no published model has, or a decoder in parts.
+/// Whether the kernel cannot work on the codes: keys that are rotated after decoding, a code per head, or a decoder in parts.
 fn needs_decoding<B: HostTensors>(kv: &KeyValue<'_, B>) -> bool {
     match kv {
         KeyValue::Plain(_) => false,
         KeyValue::Compressed { codes, decoder, rotary } => {
-            let gelu = matches!(decoder.activation, CodeActivation::Gelu | CodeActivation::GeluTanh);
             let split = decoder.hidden.iter().chain([&decoder.output]).any(split::in_parts);
-            rotary.is_some() || codes.dims()[1] > 1 || !gelu || split
+            rotary.is_some() || codes.dims()[1] > 1 || split
         }
     }
 }
@@ -296,11 +276,7 @@ fn with_key_value<B: HostTensors, T>(kv: KeyValue<'_, B>, f: impl FnOnce(cpu::Ke
 }
 
 fn with_decoder<B: HostTensors, T>(decoder: &CodeDecoder<B>, f: impl FnOnce(&cpu::CodeDecoder<'_>) -> T) -> T {
-    let activation = match decoder.activation {
-        CodeActivation::Gelu => cpu::Activation::Gelu,
-        CodeActivation::GeluTanh => cpu::Activation::GeluTanh,
-        CodeActivation::Silu | CodeActivation::Relu => unreachable!("decoded before"),
-    };
+    let activation = decoder.activation;
     HeldLinear::new(&decoder.output).with(|output| match &decoder.hidden {
         Some(hidden) => {
             HeldLinear::new(hidden).with(|hidden| f(&cpu::CodeDecoder { hidden: Some((hidden, activation)), output }))
@@ -344,7 +320,7 @@ pub(super) fn gated_delta_rule<B: HostTensors>(
     let [_, _, value_heads, value_dim] = rule.v.dims();
     let [q, k, v] = [rule.q, rule.k, rule.v].map(float_primitive);
     let [g, beta] = [rule.g, rule.beta].map(float_primitive);
-    let shape = cpu::DeltaRule { batch, seq, key_heads, value_heads, key_dim, value_dim };
+    let shape = DeltaRuleShape { batch, seq, key_heads, value_heads, key_dim, value_dim };
     let mut state = B::into_floats(float_primitive(state));
     let mut o = vec![0.0; batch * seq * value_heads * value_dim];
     cpu::gated_delta_rule(

@@ -6,6 +6,7 @@ use burn::tensor::{DType, Int, Tensor};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use emberlm_backends::cube::{self, HeadProjection, KvRows};
+use emberlm_backends::types::StoreKv;
 
 use super::tensor::{Cube, buffer, float_tensor, floats, int_tensor, ints, own, unset};
 use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvStore};
@@ -19,11 +20,11 @@ where
     let [batch, heads, capacity, width] = store.dims();
     let seq = new.dims()[1];
     let halves = matches!(store, KvStore::F16(_));
-    let shape = cube::StoreKv { batch, seq, heads, capacity, width, at, halves };
+    let shape = StoreKv { batch, seq, heads, capacity, width, at };
     let new = floats(new);
     let append = |to| {
         let to = own(to);
-        cube::store_kv(&new.client, &buffer(&new), &buffer(&to), shape);
+        cube::store_kv(&new.client, &buffer(&new), &buffer(&to), shape, halves);
         to
     };
     match store {

@@ -7,7 +7,7 @@ use burn_cubecl::tensor::CubeTensor;
 use emberlm_backends::cube;
 
 use super::tensor::{Cube, bool_tensor, buffer, flags, float_tensor, floats, int_tensor, ints, own, unset};
-use crate::halting::{HaltMode, HaltRecord, HaltRule, HaltState, HaltWeights};
+use crate::halting::{HaltRecord, HaltRule, HaltState};
 
 pub(super) fn start_halting<R: CubeRuntime>(m: usize, h: usize, device: &R::Device) -> HaltState<Cube<R>>
 where
@@ -79,16 +79,6 @@ where
     let probability = logit.is_some().then(|| unset(&step_state, [m], DType::F32));
 
     let state = Unwrapped { active, flag_type, remaining, cumulative, steps, output };
-    let mode = match rule.mode {
-        _ if !rule.enabled => cube::HaltMode::Never,
-        HaltMode::Cumulative => cube::HaltMode::Cumulative,
-        HaltMode::Step => cube::HaltMode::Step,
-    };
-    let weights = match rule.weights {
-        HaltWeights::Remainder => cube::HaltWeights::Remainder,
-        HaltWeights::Truncate => cube::HaltWeights::Truncate,
-        HaltWeights::State => cube::HaltWeights::State,
-    };
     cube::halt_step(
         &step_state.client,
         &state.buffers(),
@@ -96,7 +86,7 @@ where
         logit.as_ref().map(buffer).as_ref(),
         probability.as_ref().map(buffer).as_ref(),
         &buffer(&weight),
-        cube::HaltStep { m, h, mode, weights, threshold: rule.threshold },
+        cube::HaltStep { m, h, rule },
     );
     (state.wrap(), HaltRecord { probability: probability.map(float_tensor), weight: float_tensor(weight) })
 }

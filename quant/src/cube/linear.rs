@@ -1,7 +1,6 @@
 //! Linear layers, embeddings and the SwiGLU block.
 
 use burn::module::Param;
-use burn::tensor::activation::silu;
 use burn::tensor::backend::DeviceOps;
 use burn::tensor::{Bool, Int, Tensor, TensorMetadata};
 use burn_cubecl::CubeRuntime;
@@ -9,9 +8,9 @@ use emberlm_backends::cube::{self, Buffer, Matrix};
 
 use super::tensor::{Cube, buffer, flags, float_tensor, floats, ints, unset};
 use crate::host::FloatType;
-use crate::modules::{Linear, SwiGlu};
+use crate::modules::SwiGlu;
 use crate::packed::{BlockScales, PackedWeight};
-use crate::split;
+use crate::{split, swiglu};
 
 pub(super) fn packed_linear<R: CubeRuntime>(
     x: Tensor<Cube<R>, 2>,
@@ -58,8 +57,8 @@ where
     R::Device: DeviceOps,
 {
     let SwiGlu { gate_proj, up_proj, down_proj } = mlp;
-    if split::is_split(mlp) || [gate_proj, up_proj, down_proj].iter().any(|layer| layer.bias.is_some()) {
-        return biased_swiglu_mlp(x, mlp, active);
+    if swiglu::needs_layers(mlp) {
+        return swiglu::by_layers(x, mlp, active);
     }
     let [m, h] = x.dims();
     let x = floats(x);
@@ -72,28 +71,6 @@ where
     let p = cube::Linear { bias: None, active: active.as_ref() };
     cube::linear(&x.client, &buffer(&inner), m, &down, &buffer(&y), p);
     float_tensor(y)
-}
-
-/// No published family has biases here, and hardly a device has buffers too small for these matrices; the block is then put
-/// together from its layers.
-fn biased_swiglu_mlp<R: CubeRuntime>(
-    x: Tensor<Cube<R>, 2>,
-    mlp: &SwiGlu<Cube<R>>,
-    active: Option<Tensor<Cube<R>, 1, Bool>>,
-) -> Tensor<Cube<R>, 2>
-where
-    R::Device: DeviceOps,
-{
-    let apply = |layer: &Linear<Cube<R>>, x| packed_linear(x, &layer.weight, layer.bias.as_ref().map(Param::val));
-    let inner = silu(apply(&mlp.gate_proj, x.clone())) * apply(&mlp.up_proj, x);
-    let y = apply(&mlp.down_proj, inner);
-    match active {
-        Some(active) => {
-            let active = active.float().cast(y.dtype());
-            y * active.unsqueeze_dim(1)
-        }
-        None => y,
-    }
 }
 
 /// What the kernels take of a weight.

@@ -3,9 +3,13 @@
 //! One file per group of operations; the methods below only delegate.
 
 mod attention;
+mod conv;
+mod delta;
+mod gates;
 mod halting;
 mod linear;
-mod sequence;
+mod norm;
+mod rotary;
 mod tensor;
 mod top_k;
 
@@ -74,7 +78,7 @@ where
     }
 
     fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, eps: f64, unit_offset: bool) -> Tensor<Self, 2> {
-        sequence::rms_norm(x, weight, eps, unit_offset)
+        norm::rms_norm(x, weight, eps, unit_offset)
     }
 
     fn add_rms_norm(
@@ -84,19 +88,19 @@ where
         eps: f64,
         unit_offset: bool,
     ) -> (Tensor<Self, 2>, Tensor<Self, 2>) {
-        sequence::add_rms_norm(x, y, weight, eps, unit_offset)
+        norm::add_rms_norm(x, y, weight, eps, unit_offset)
     }
 
     fn sigmoid_gate(x: Tensor<Self, 2>, gate: Tensor<Self, 2>) -> Tensor<Self, 2> {
-        sequence::sigmoid_gate(x, gate)
+        gates::sigmoid_gate(x, gate)
     }
 
     fn rms_norm_gated(x: Tensor<Self, 2>, z: Tensor<Self, 2>, weight: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 2> {
-        sequence::rms_norm_gated(x, z, weight, eps)
+        norm::rms_norm_gated(x, z, weight, eps)
     }
 
     fn rotary(x: Tensor<Self, 4>, rotary: &Rotary<Self>) -> Tensor<Self, 4> {
-        sequence::rotary(x, rotary)
+        rotary::rotary(x, rotary)
     }
 
     fn store_kv(store: KvStore<Self>, new: Tensor<Self, 4>, at: usize) -> KvStore<Self> {
@@ -118,7 +122,7 @@ where
         tail: Tensor<Self, 3>,
         weight: Tensor<Self, 3>,
     ) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
-        sequence::causal_conv1d_silu(u, tail, weight)
+        conv::causal_conv1d_silu(u, tail, weight)
     }
 
     fn delta_gates(
@@ -127,11 +131,11 @@ where
         dt_bias: Tensor<Self, 1>,
         a_log: Tensor<Self, 1>,
     ) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
-        sequence::delta_gates(dt, b, dt_bias, a_log)
+        gates::delta_gates(dt, b, dt_bias, a_log)
     }
 
     fn gated_delta_rule(rule: DeltaRule<Self>, state: Tensor<Self, 4>) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
-        sequence::gated_delta_rule(rule, state)
+        delta::gated_delta_rule(rule, state)
     }
 
     fn start_halting(m: usize, h: usize, device: &Self::Device) -> HaltState<Self> {

@@ -5,8 +5,9 @@
 //! way and produce the bytes that the programs which defined the formats produce.
 //!
 //! # Untrusted input
-//! A [`HostWeight`](crate::host::HostWeight) that comes from a file goes through [`check`] once. The readers rely on
-//! what it promises; the quantisers call it themselves.
+//! [`check`] says whether the parts of a [`HostWeight`](crate::host::HostWeight) fit each other. Every function here that takes a
+//! weight calls it: quantisers return its error, [`dequantize`] and [`dequantize_rounded`] panic with it. So call it before them on
+//! a weight that comes from a file. Putting a weight on a device does not call it.
 
 mod check;
 mod dense;

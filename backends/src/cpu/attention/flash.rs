@@ -1,4 +1,4 @@
-//! The core of attention: online softmax over tiles of the cache.
+//! Flash attention: online softmax over tiles of the cache.
 //!
 //! A task is a few queries of one kv head (all query heads that share its keys, a few tokens) against a range of positions.
 //! Per tile of positions: scores, the running maximum and sum of each query, then the weighted sum of values. Ranges of a
@@ -6,19 +6,19 @@
 
 use crate::check::elements;
 use crate::cpu::Level;
-use crate::cpu::attention::Attention;
+use crate::cpu::attention::types::Attention;
 use crate::cpu::cache::CacheSlice;
 use crate::cpu::matmul::dense::{self, Element};
 use crate::cpu::matmul::gemm::small;
-use crate::cpu::pool::threads::{Output, parallel, threads, with_scratch};
+use crate::cpu::pool::{Output, parallel, threads, with_scratch};
 use crate::cpu::simd::{Kernel, Simd, launch, math};
 
 /// Positions per tile.
 const TILE: usize = 64;
 /// About how many queries share a tile.
 const ROWS: usize = 64;
-/// Queries from which a tile of keys is worth transposing.
-const MANY: usize = 12;
+/// Queries from which scores are a GEMM on the transposed tile of keys; fewer are a dot product (GEMV) per key.
+const GEMM_MIN_ROWS: usize = 12;
 
 /// Vectors per position: keys or values of each head, or the hidden codes that all heads share.
 #[derive(Clone, Copy)]
@@ -43,7 +43,7 @@ impl<'a> Source<'a> {
 }
 
 /// One attention over grouped queries `[b, kv_heads, rows, keys.width]`, already scaled.
-pub(crate) struct Attend<'a> {
+pub(crate) struct FlashAttention<'a> {
     pub(crate) q: &'a [f32],
     /// Added to the scores of each query.
     pub(crate) bias: Option<&'a [f32]>,
@@ -54,7 +54,7 @@ pub(crate) struct Attend<'a> {
     pub(crate) rows: usize,
 }
 
-impl Attend<'_> {
+impl FlashAttention<'_> {
     /// The weighted values `[b, kv_heads, rows, values.width]`, and which queries saw a position at all.
     pub(crate) fn run(&self, level: Level) -> (Vec<f32>, Vec<bool>) {
         let p = self.p;
@@ -75,7 +75,7 @@ impl Attend<'_> {
             let (head, first) = (rest / tiles, rest % tiles * step);
             let rows = step.min(self.rows - first);
             with_scratch(rows * TILE + TILE * (self.keys.width + width), |scratch| {
-                let task = Task {
+                let task = FlashTask {
                     a: self,
                     b: head / p.kv_heads,
                     head: head % p.kv_heads,
@@ -91,7 +91,7 @@ impl Attend<'_> {
                 launch(level, task);
             });
         };
-        if all.saturating_mul(t).saturating_mul(p.head_dim) < crate::cpu::pool::threads::MIN_WORK {
+        if all.saturating_mul(t).saturating_mul(p.head_dim) < crate::cpu::pool::MIN_WORK {
             (0..heads * tiles * ranges).for_each(task);
         } else {
             parallel(heads * tiles * ranges, task);
@@ -120,8 +120,8 @@ impl Attend<'_> {
     }
 }
 
-struct Task<'a> {
-    a: &'a Attend<'a>,
+struct FlashTask<'a> {
+    a: &'a FlashAttention<'a>,
     b: usize,
     head: usize,
     first: usize,
@@ -136,7 +136,7 @@ struct Task<'a> {
     scratch: &'a mut [f32],
 }
 
-impl Kernel for Task<'_> {
+impl Kernel for FlashTask<'_> {
     type Output = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
@@ -145,7 +145,7 @@ impl Kernel for Task<'_> {
     }
 }
 
-impl Task<'_> {
+impl FlashTask<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let (a, p) = (self.a, self.a.p);
@@ -160,7 +160,7 @@ impl Task<'_> {
         let mut at = self.positions.start.max(pad);
         let stop = self.positions.end.min(end(self.rows - 1));
         // SAFETY: `S` is enabled. Queries and tiles of keys and values are taken by checked slices; the scratch has the sizes that
-        // `Attend::run` gave it; rows `row..row + rows` lie in the outputs, and tasks have different ones.
+        // `FlashAttention::run` gave it; rows `row..row + rows` lie in the outputs, and tasks have different ones.
         unsafe {
             let out = self.values.row(self.row, 0, self.rows * wv);
             let state = self.state.row(self.row, 0, self.rows * 2);
@@ -178,7 +178,7 @@ impl Task<'_> {
                         tile_scores::<S, _>(q, wk, data, key_tile, scores);
                     }
                 }
-                if self.rows >= MANY {
+                if self.rows >= GEMM_MIN_ROWS {
                     let (x, to) = (key_tile.as_ptr(), scores.as_mut_ptr());
                     small::<S>((self.rows, wk, count), q.as_ptr(), wk, x, TILE, to, TILE, true);
                 }
@@ -219,7 +219,7 @@ unsafe fn tile_scores<S: Simd, E: Element>(q: &[f32], width: usize, keys: &[E], 
     // SAFETY: `S` is enabled. Queries `r..r + step` and key `i` lie in their slices, which are whole rows of `width`; the caller's
     // scores have `TILE` places for each of `rows` queries, and `count` is at most `TILE`.
     unsafe {
-        if rows >= MANY {
+        if rows >= GEMM_MIN_ROWS {
             // Positions become lanes: `[width, TILE]`.
             let mut lanes = [0.0f32; 16];
             for (i, key) in keys.chunks_exact(width).enumerate() {

@@ -1,4 +1,4 @@
-//! The decoder of a compressed cache side, moved off the tokens.
+//! Latent attention: over the codes of a compressed cache, without decoding them.
 //!
 //! With `u_t = act(W₁ c_t + b₁)` a key or value is `W₂ u_t + b₂`. Its last layer is linear, so
 //! `q · (W₂ u_t + b₂) = (W₂ᵀ q) · u_t + q · b₂` and `Σ p_t (W₂ u_t + b₂) = W₂ Σ p_t u_t + b₂`: attention runs on `u`, which
@@ -6,11 +6,13 @@
 
 use crate::check::elements;
 use crate::cpu::Level;
-use crate::cpu::attention::{Activation, Attention, CodeDecoder};
-use crate::cpu::matmul::linear::{dequantize_rows, product};
+use crate::cpu::attention::types::{Attention, CodeDecoder};
+use crate::cpu::matmul::embed::dequantize_rows;
+use crate::cpu::matmul::linear::product;
 use crate::cpu::matmul::weight::{Matrix, Weight};
-use crate::cpu::pool::threads::for_each_chunk;
+use crate::cpu::pool::for_each_chunk;
 use crate::cpu::simd::{Kernel, Simd, launch, math};
+use crate::types::CodeActivation;
 
 /// `u [b, t, h]` of every token seen; the codes themselves (`h = r`) without a hidden layer.
 pub(crate) fn hidden(level: Level, codes: &[f32], decoder: &CodeDecoder, p: &Attention) -> Vec<f32> {
@@ -88,7 +90,7 @@ pub(crate) fn project_values(u: &[f32], seen: &[bool], rows: usize, decoder: &Co
 
 struct Activate<'a> {
     u: &'a mut [f32],
-    activation: Activation,
+    activation: CodeActivation,
 }
 
 impl Kernel for Activate<'_> {
@@ -98,8 +100,10 @@ impl Kernel for Activate<'_> {
         // SAFETY: `S` is enabled.
         unsafe {
             match self.activation {
-                Activation::Gelu => math::map::<S, _>(self.u, math::Gelu),
-                Activation::GeluTanh => math::map::<S, _>(self.u, math::GeluTanh),
+                CodeActivation::Gelu => math::map::<S, _>(self.u, math::Gelu),
+                CodeActivation::GeluTanh => math::map::<S, _>(self.u, math::GeluTanh),
+                CodeActivation::Silu => math::map::<S, _>(self.u, math::Silu),
+                CodeActivation::Relu => math::map::<S, _>(self.u, math::Relu),
             }
         }
     }

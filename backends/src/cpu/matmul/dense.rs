@@ -1,7 +1,7 @@
 //! Matrix-vector products on rows of floats, halves and bytes, a few columns of x at a time.
 
 use crate::cpu::matmul::packed::MAX_COLUMNS;
-use crate::cpu::pool::threads::Output;
+use crate::cpu::pool::Output;
 use crate::cpu::simd::{Kernel, Simd};
 
 /// How one element of a dense row is stored.

@@ -5,7 +5,7 @@
 
 use crate::cpu::matmul::dequantize::decode;
 use crate::cpu::matmul::weight::Weight;
-use crate::cpu::pool::threads::{Output, parallel, with_scratch};
+use crate::cpu::pool::{Output, parallel, with_scratch};
 use crate::cpu::simd::{Kernel, Simd};
 use crate::cpu::{Level, simd};
 
@@ -46,7 +46,7 @@ pub(crate) fn gemm(level: Level, x: &[f32], m: usize, w: &Weight, bias: Option<&
 /// x as `[panel][k][tokens]`, padded with zeros.
 fn pack(x: &[f32], m: usize, k: usize, panel: usize) -> Vec<f32> {
     let mut packed = vec![0.0; m.div_ceil(panel) * panel * k];
-    crate::cpu::pool::threads::for_each_chunk(&mut packed, panel * k, panel * k, |p, packed| {
+    crate::cpu::pool::for_each_chunk(&mut packed, panel * k, panel * k, |p, packed| {
         let x = &x[p * panel * k..m.min((p + 1) * panel) * k];
         // A cache line of each token at a time: the rows may lie a multiple of the cache's size apart.
         for first in (0..k).step_by(16) {

@@ -1,66 +1,16 @@
-//! Linear layers, embeddings and dequantisation for every storage.
+//! Linear layers for every storage: which kernel computes a product, and the products in f32 with a few rows of x.
 
 use crate::check::check_len;
 use crate::cpu::matmul::dense::{self, DenseRows, Element};
 use crate::cpu::matmul::dequantize::{Decode, NARROW2, NARROW4};
 use crate::cpu::matmul::gemm::gemm;
 use crate::cpu::matmul::int8;
-use crate::cpu::matmul::packed::{MAX_COLUMNS, Order, PackedRows, PermutedX, Scales};
+use crate::cpu::matmul::packed::{MAX_COLUMNS, Order, PackedRows, Scales};
+use crate::cpu::matmul::types::{InputRows, Product};
 use crate::cpu::matmul::weight::{self, CodeBook4, Matrix};
-use crate::cpu::pool::region::Region;
-use crate::cpu::pool::threads::{Output, with_scratch};
-use crate::cpu::simd::{self, launch};
-use crate::cpu::{Level, Precision, Weight, level, precision};
-use std::cell::RefCell;
-use std::sync::Arc;
-
-/// Rows `first..first + count` as floats, row-major; each value is exactly the stored one (one f32 product).
-///
-/// # Panics
-/// If the rows exceed the matrix, `out` is not `count * k` long, or the storage is too short.
-pub fn dequantize_rows(w: &Weight, first: usize, count: usize, out: &mut [f32]) {
-    w.check();
-    let end = first.checked_add(count).expect("first + count overflows");
-    assert!(end <= w.n, "rows {first}..{end} of {}", w.n);
-    check_len("out", out.len(), &[count, w.k]);
-    gather(w, count, |i| first + i, out);
-}
-
-/// Gathers rows: `y[i] = W[ids[i]]`.
-///
-/// # Shapes
-/// `w [v, k]`, `y [ids, k]`.
-///
-/// # Panics
-/// If an id is not below `v`, or a slice does not have its shape.
-pub fn embed(ids: &[usize], w: &Weight, y: &mut [f32]) {
-    w.check();
-    check_len("y", y.len(), &[ids.len(), w.k]);
-    if let Some(id) = ids.iter().find(|&&id| id >= w.n) {
-        panic!("id {id} in a table of {} rows", w.n);
-    }
-    gather(w, ids.len(), |i| ids[i], y);
-}
-
-fn gather(w: &Weight, count: usize, row: impl Fn(usize) -> usize + Sync, y: &mut [f32]) {
-    let level = level();
-    if w.k > 0 && count > 0 {
-        crate::cpu::pool::threads::for_each_chunk(y, w.k, w.k, |i, out| {
-            launch(level, Decode { w, row: row(i), first: 0, out });
-        });
-    }
-}
-
-/// One matrix of several that share x: `y = x Wᵀ + b`.
-#[derive(Debug)]
-pub struct Product<'a> {
-    /// `[n, k]`.
-    pub weight: Weight<'a>,
-    /// `[n]`.
-    pub bias: Option<&'a [f32]>,
-    /// `[m, n]`.
-    pub y: &'a mut [f32],
-}
+use crate::cpu::pool::{Output, Region, with_scratch};
+use crate::cpu::simd::launch;
+use crate::cpu::{Precision, Weight, level, precision};
 
 /// `y = x Wᵀ + b`, in the arithmetic of [`precision`].
 ///
@@ -89,8 +39,9 @@ pub fn linears(x: &[f32], m: usize, products: &mut [Product]) {
     compute(x, m, int8::Input::Usual, products);
 }
 
-/// Rows of x up to which passes of [`MAX_COLUMNS`] are faster than tiles, whose vectors would be mostly empty.
-const FEW: usize = 2 * MAX_COLUMNS;
+/// The crossover of GEMV and GEMM in f32: up to so many rows of x, passes of [`MAX_COLUMNS`] are faster than tiles, whose vectors
+/// would be mostly empty.
+const GEMV_MAX_ROWS: usize = 2 * MAX_COLUMNS;
 
 /// [`linears`] on lengths that were checked, of such an x.
 pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [Product]) {
@@ -116,9 +67,9 @@ pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [P
         if product.weight.n == 0 {
             continue;
         }
-        if rounded == Some(int8::Kernels::Vnni) && m > int8::FEW {
+        if rounded == Some(int8::Kernels::Vnni) && m > int8::GEMV_MAX_ROWS {
             many.push(product);
-        } else if rounded.is_none() && m > FEW {
+        } else if rounded.is_none() && m > GEMV_MAX_ROWS {
             gemm(level, x, m, &product.weight, product.bias, Output::new(product.y, product.weight.n));
         } else {
             columns = if rounded.is_some() { columns.min(int8::MAX_COLUMNS) } else { columns };
@@ -133,7 +84,8 @@ pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [P
     }
     for first in (0..m).step_by(columns) {
         let count = columns.min(m - first);
-        let x = Rows::new(&x[first * k..(first + count) * k], count, k, level, input);
+        let rounded_x = int8::Rounded::default();
+        let x = InputRows::new(&x[first * k..(first + count) * k], count, k, level, input);
         // Rows that are not stored in order are computed as they are, then put where they belong.
         let mut stored: Vec<Vec<f32>> = few
             .iter()
@@ -148,7 +100,7 @@ pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [P
             };
             let y = Output::new(y, n);
             match *rounded {
-                Some(kernels) => int8::few(kernels, &x, w, bias, y, &mut region),
+                Some(kernels) => int8::few(kernels, &x, &rounded_x, w, bias, y, &mut region),
                 None => add(&x, w, bias, y, &mut region),
             }
         }
@@ -178,52 +130,8 @@ fn slots<'a>(w: &Weight<'a>) -> Option<&'a [u32]> {
     }
 }
 
-/// A few rows of x, in the orders that the products of a region ask for.
-pub(crate) struct Rows<'a> {
-    pub(crate) x: &'a [f32],
-    pub(crate) m: usize,
-    pub(crate) k: usize,
-    pub(crate) level: Level,
-    pub(crate) input: int8::Input,
-    permuted: Made<(usize, Order), PermutedX>,
-    pub(crate) rounded: int8::Rounded,
-}
-
-impl<'a> Rows<'a> {
-    fn new(x: &'a [f32], m: usize, k: usize, level: Level, input: int8::Input) -> Self {
-        Self { x, m, k, level, input, permuted: Made::default(), rounded: int8::Rounded::default() }
-    }
-
-    fn permuted(&self, bits: usize, order: Order) -> Arc<PermutedX> {
-        let make = || PermutedX::new(self.x, self.m, self.k, simd::lanes(self.level), bits, order);
-        self.permuted.get((bits, order), make)
-    }
-}
-
-/// Values made once per key.
-pub(crate) struct Made<K, T>(RefCell<Vec<(K, Arc<T>)>>);
-
-impl<K: PartialEq, T> Made<K, T> {
-    /// The value made before for this key, or a new one.
-    pub(crate) fn get(&self, key: K, make: impl FnOnce() -> T) -> Arc<T> {
-        let mut made = self.0.borrow_mut();
-        if let Some((_, value)) = made.iter().find(|(other, _)| *other == key) {
-            return value.clone();
-        }
-        let value = Arc::new(make());
-        made.push((key, value.clone()));
-        value
-    }
-}
-
-impl<K, T> Default for Made<K, T> {
-    fn default() -> Self {
-        Self(RefCell::default())
-    }
-}
-
 /// Adds a product with at most [`MAX_COLUMNS`] rows of x, in f32. Rows go where they are stored.
-fn add<'a>(x: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, region: &mut Region<'a>) {
+fn add<'a>(x: &InputRows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, region: &mut Region<'a>) {
     match w.data {
         Matrix::F32(data) => dense_product(x, data, None, w.n, bias, y, region),
         Matrix::F16(data) => dense_product(x, dense::f16(data), None, w.n, bias, y, region),
@@ -237,7 +145,7 @@ fn add<'a>(x: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, 
 }
 
 fn dense_product<'a, E: Element>(
-    rows: &Rows<'a>,
+    rows: &InputRows<'a>,
     w: &'a [E],
     scales: Option<&'a [f32]>,
     n: usize,
@@ -245,21 +153,21 @@ fn dense_product<'a, E: Element>(
     y: Output<'a>,
     region: &mut Region<'a>,
 ) {
-    let &Rows { x, m, k, level, .. } = rows;
+    let &InputRows { x, m, k, level, .. } = rows;
     region.add(w.as_ptr().cast(), (n, k * E::SIZE), m * k, move |first, last| {
         launch(level, DenseRows { w, k, scales, x, m, first, last, bias, y });
     });
 }
 
 fn code_book_product<'a>(
-    rows: &Rows<'a>,
+    rows: &InputRows<'a>,
     w: CodeBook4<'a>,
     n: usize,
     bias: Option<&'a [f32]>,
     y: Output<'a>,
     region: &mut Region<'a>,
 ) {
-    let &Rows { m, k, level, .. } = rows;
+    let &InputRows { m, k, level, .. } = rows;
     let x = rows.permuted(4, Order::HighFirst);
     let stride = k / 2;
     region.add(w.codes.as_ptr(), (n, stride), m * k, move |first, last| {
@@ -272,7 +180,7 @@ fn code_book_product<'a>(
 
 /// Any code book matrix: rows are decoded into the cache a few at a time.
 fn decoded_product<'a>(
-    rows: &Rows<'a>,
+    rows: &InputRows<'a>,
     w: Weight<'a>,
     codes: &'a [u8],
     bias: Option<&'a [f32]>,
@@ -280,7 +188,7 @@ fn decoded_product<'a>(
     region: &mut Region<'a>,
 ) {
     const ROWS: usize = 4;
-    let &Rows { x, m, level, .. } = rows;
+    let &InputRows { x, m, level, .. } = rows;
     region.add(codes.as_ptr(), (w.n, w.k.div_ceil(2)), m * w.k, move |first, last| {
         with_scratch(ROWS * w.k, |rows| {
             for first in (first..last).step_by(ROWS) {
@@ -297,14 +205,14 @@ fn decoded_product<'a>(
 }
 
 fn rows_product<'a>(
-    rows: &Rows<'a>,
+    rows: &InputRows<'a>,
     w: weight::Rows<'a>,
     n: usize,
     bias: Option<&'a [f32]>,
     y: Output<'a>,
     region: &mut Region<'a>,
 ) {
-    let &Rows { m, k, level, .. } = rows;
+    let &InputRows { m, k, level, .. } = rows;
     let wide = w.wide_rows;
     if wide > 0 {
         dense_product(rows, dense::i8(w.wide), Some(w.scales), wide, bias, y, region);

@@ -2,8 +2,11 @@
 
 pub(super) mod dense;
 pub(super) mod dequantize;
+pub(super) mod embed;
 pub(super) mod gemm;
 pub(super) mod int8;
 pub(super) mod linear;
+mod memo;
 pub(super) mod packed;
+pub(super) mod types;
 pub(super) mod weight;

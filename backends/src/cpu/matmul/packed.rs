@@ -5,7 +5,7 @@
 //! are in flight, each prefetched ahead: one alone waits for memory.
 
 use crate::cpu::matmul::weight::CodeBook4;
-use crate::cpu::pool::threads::Output;
+use crate::cpu::pool::Output;
 use crate::cpu::simd::{Kernel, Simd};
 
 /// The most columns of x that one pass handles.

@@ -1,6 +1,8 @@
 //! Softmax attention over a cache, with every key and value spelled out.
 
-use super::super::{Activation, Attention, CacheSlice, CodeDecoder, KeyValue, Layer};
+use super::super::{Attention, CacheSlice, CodeDecoder, KeyValue, Layer};
+use super::silu;
+use crate::types::CodeActivation;
 use half::f16;
 
 /// Attention of the new queries over the cache: every key and value is formed, then `softmax(q Kᵀ) V`.
@@ -73,13 +75,15 @@ fn apply(layer: &Layer, x: &[f64]) -> Vec<f64> {
 }
 
 /// The activation in f64; erf by its series and continued fraction.
-pub fn activate(activation: Activation, a: f64) -> f64 {
+pub fn activate(activation: CodeActivation, a: f64) -> f64 {
     match activation {
-        Activation::Gelu => 0.5 * a * (1.0 + erf(a / std::f64::consts::SQRT_2)),
-        Activation::GeluTanh => {
+        CodeActivation::Gelu => 0.5 * a * (1.0 + erf(a / std::f64::consts::SQRT_2)),
+        CodeActivation::GeluTanh => {
             let inner = (2.0 / std::f64::consts::PI).sqrt() * (a + 0.044715 * a.powi(3));
             0.5 * a * (1.0 + inner.tanh())
         }
+        CodeActivation::Silu => silu(a),
+        CodeActivation::Relu => a.max(0.0),
     }
 }
 

@@ -8,7 +8,8 @@ mod attention;
 
 pub use attention::{activate, attention};
 
-use super::{DeltaRule, Mlp, Weight};
+use super::{Mlp, Weight};
+use crate::types::DeltaRuleShape;
 use rayon::prelude::*;
 
 /// Rows `first..first + count` as floats; the values are exact, one f32 product each.
@@ -172,10 +173,10 @@ pub fn gated_delta_rule(
     g: &[f32],
     beta: &[f32],
     state: &mut [f32],
-    p: &DeltaRule,
+    p: &DeltaRuleShape,
     o: &mut [f32],
 ) {
-    let &DeltaRule { batch, seq, key_heads, value_heads, key_dim, value_dim } = p;
+    let &DeltaRuleShape { batch, seq, key_heads, value_heads, key_dim, value_dim } = p;
     let unit = |x: &[f32]| {
         let scale = 1.0 / (x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() + 1e-6).sqrt();
         x.iter().map(|&x| f64::from(x) * scale).collect::<Vec<f64>>()

@@ -3,8 +3,9 @@
 //! What the unsafe code of the kernels relies on here: the ranges of a part cover its rows without overlap, and each is run once,
 //! by one thread, before [`Region::run`] returns. So a kernel that writes the outputs of its rows alone shares none of them.
 
-use crate::cpu::pool::ahead::{self, Ahead};
-use crate::cpu::pool::threads::{MIN_WORK, parallel_then, threads};
+use super::parallel::{MIN_WORK, parallel_then};
+use super::prefetch::{PrefetchRange, predict_next};
+use super::threads::threads;
 use std::sync::Arc;
 
 /// Bytes below which a task is not worth handing out: each should read long runs of rows.
@@ -49,11 +50,11 @@ impl<'a> Region<'a> {
         let tasks = self.tasks(threads);
         // The caller takes the first task, its helpers those after it.
         let start = |&(part, first, last): &(&Part, usize, usize)| {
-            Ahead::new(part.data + first * part.row_bytes, last - first, part.row_bytes)
+            PrefetchRange::new(part.data + first * part.row_bytes, last - first, part.row_bytes)
         };
         let starts = || tasks.iter().skip(1).take(threads - 1).map(start).collect::<Arc<[_]>>();
-        let ahead = ahead::after(self.parts[0].data, starts);
-        parallel_then(tasks.len(), ahead, |task| {
+        let prefetch = predict_next(self.parts[0].data, starts);
+        parallel_then(tasks.len(), prefetch, |task| {
             let (part, first, last) = tasks[task];
             (part.run)(first, last);
         });

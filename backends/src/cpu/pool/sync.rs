@@ -1,5 +1,5 @@
 //! What the worker team synchronises with: the standard library and rayon, or loom, which runs a test in every order in which its
-//! threads can meet (`--cfg loom`). The protocol itself, [`super::listeners`], is the same code in both.
+//! threads can meet (`--cfg loom`). The protocol itself, [`super::team`], is the same code in both.
 
 #[cfg(not(loom))]
 mod real {
@@ -32,29 +32,30 @@ mod real {
         rayon::spawn(f);
     }
 
-    /// Between two looks: after the first few, another thread that waits for this processor goes first.
-    pub(crate) fn pause(looks: u32) {
-        if looks < 64 {
+    /// Between two checks of a spin-wait, of which there were `spins`: after the first 64 it yields to other threads that want this
+    /// processor.
+    pub(crate) fn pause(spins: u32) {
+        if spins < 64 {
             (0..16).for_each(|_| std::hint::spin_loop());
         } else {
             std::thread::yield_now();
         }
     }
 
-    /// How long a worker listens in vain: longer than what lies between two regions of a token, and short enough that what else
+    /// How long a worker spin-waits without work: longer than what lies between two regions of a token, and short enough that what else
     /// runs on the machine does not suffer.
-    pub(crate) const PATIENCE: Duration = Duration::from_micros(200);
+    pub(crate) const SPIN_TIME: Duration = Duration::from_micros(200);
 
-    /// Runs out after [`PATIENCE`].
-    pub(crate) struct Patience(Instant);
+    /// Runs out after [`SPIN_TIME`].
+    pub(crate) struct SpinTimer(Instant);
 
-    impl Patience {
+    impl SpinTimer {
         pub(crate) fn new() -> Self {
             Self(Instant::now())
         }
 
         pub(crate) fn is_over(&mut self) -> bool {
-            self.0.elapsed() > PATIENCE
+            self.0.elapsed() > SPIN_TIME
         }
     }
 }
@@ -69,14 +70,14 @@ mod model {
         loom::thread::spawn(f);
     }
 
-    pub(crate) fn pause(_looks: u32) {
+    pub(crate) fn pause(_spins: u32) {
         loom::thread::yield_now();
     }
 
-    /// Time does not pass in a model: a worker gives up after so many looks.
-    pub(crate) struct Patience(u32);
+    /// Time does not pass in a model: a worker gives up after two checks.
+    pub(crate) struct SpinTimer(u32);
 
-    impl Patience {
+    impl SpinTimer {
         pub(crate) fn new() -> Self {
             Self(0)
         }

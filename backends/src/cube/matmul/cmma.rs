@@ -11,8 +11,7 @@ use cubecl::prelude::*;
 
 use crate::cube::instructions::{MatrixShape, matrix_shape};
 use crate::cube::launch::{UNITS, grid};
-use crate::cube::matmul::linear::eight_of_x;
-use crate::cube::matmul::tiled::{Product, row_of};
+use crate::cube::matmul::types::{Product, eight_of_x, row_of};
 use crate::cube::matmul::weight::{
     Packed, Storage, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor,
 };

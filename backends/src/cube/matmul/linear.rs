@@ -1,29 +1,19 @@
 //! Linear layers: `y = x Wᵀ + b`.
 //!
-//! Up to [`FEW`] rows of `x`, the units of a cube share a few rows of `W` along k, so that neighbouring units read neighbouring
+//! Up to [`GEMV_MAX_ROWS`] rows of `x`, the units of a cube share a few rows of `W` along k, so that neighbouring units read neighbouring
 //! words, and every weight is unpacked once. More rows of `x` go in tiles ([`super::tiled`]).
 
-use cubecl::ir::{ElemType, FloatKind, StorageType};
+use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use crate::cube::instructions::plane_size;
-use crate::cube::launch::{Buffer, grid};
+use crate::cube::launch::{Buffer, f32_type, grid};
 use crate::cube::matmul::tiled;
-use crate::cube::matmul::weight::{
-    Eight, Four, Packed, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor,
-};
+use crate::cube::matmul::types::{Linear, eight_of_x};
+use crate::cube::matmul::weight::{Four, Packed, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor};
 
-/// Rows of `x` up to which weights are streamed.
-pub(super) const FEW: usize = 8;
-
-/// What a linear layer does beside the product.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Linear<'a> {
-    /// `[n]`, added.
-    pub bias: Option<&'a Buffer>,
-    /// `[m]` U32: rows that are 0 here give 0; where no row of a call is active no weight is read.
-    pub active: Option<&'a Buffer>,
-}
+/// The crossover of GEMV and GEMM: up to so many rows of `x` weights are streamed, beyond it they are tiled.
+pub(super) const GEMV_MAX_ROWS: usize = 8;
 
 /// `y = x Wᵀ + b`.
 ///
@@ -37,7 +27,7 @@ pub fn linear<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, m: usize, weigh
     if y.len == 0 {
         return;
     }
-    if m <= FEW {
+    if m <= GEMV_MAX_ROWS {
         vector(client, x, m, weight, None, y, p);
     } else {
         tiled::linear(client, x, m, weight, y, p);
@@ -66,7 +56,7 @@ pub fn gated_linear<R: Runtime>(
     if y.len == 0 {
         return;
     }
-    if m <= FEW {
+    if m <= GEMV_MAX_ROWS {
         vector(client, x, m, gate, Some(up), y, p);
     } else {
         tiled::gated_linear(client, x, m, gate, up, y, active);
@@ -86,10 +76,6 @@ fn check(x: &Buffer, m: usize, weight: &Weight, y: &Buffer, p: Linear<'_>) {
         active.check("active", &[m]);
         active.check_words("active");
     }
-}
-
-pub(in crate::cube) fn f32_type() -> StorageType {
-    ElemType::Float(FloatKind::F32).into()
 }
 
 /// What the streaming kernel is compiled for.
@@ -322,35 +308,4 @@ fn sums_of_cube(sums: &Array<f32>, scratch: &mut SharedMemory<f32>, #[comptime] 
         }
     }
     total
-}
-
-/// Unit `unit` of row `row` of `x`; elements past the row are 0.
-#[cube]
-pub(super) fn eight_of_x<F: Float, V: Size>(
-    x: &Array<Vector<F, V>>,
-    row: u32,
-    unit: u32,
-    k: u32,
-    #[comptime] aligned: bool,
-) -> Eight {
-    if comptime!(aligned) {
-        let at = (row * (k / 8) + unit) * 2;
-        Eight { low: Four::cast_from(x[at as usize]), high: Four::cast_from(x[(at + 1) as usize]) }
-    } else {
-        let mut values = Array::<f32>::new(8usize);
-        for i in 0..8u32 {
-            values[i as usize] = 0.0;
-            if unit * 8 + i < k {
-                values[i as usize] = f32::cast_from(x[(row * k + unit * 8 + i) as usize]);
-            }
-        }
-        let mut low = Four::new(0.0);
-        let mut high = Four::new(0.0);
-        #[unroll]
-        for i in 0..4usize {
-            low[i] = values[i];
-            high[i] = values[i + 4];
-        }
-        Eight { low, high }
-    }
 }

@@ -4,4 +4,5 @@ mod cmma;
 pub(super) mod embed;
 pub(super) mod linear;
 mod tiled;
+pub(super) mod types;
 pub(super) mod weight;

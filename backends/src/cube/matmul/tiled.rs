@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 
 use crate::cube::launch::{Buffer, UNITS, grid, grid_of_units};
 use crate::cube::matmul::cmma;
-use crate::cube::matmul::linear::{Linear, eight_of_x};
+use crate::cube::matmul::types::{Linear, Product, eight_of_x, row_of};
 use crate::cube::matmul::weight::{Four, Packed, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor};
 
 /// Rows of `x`, and of the weight, per cube.
@@ -57,23 +57,6 @@ pub(super) fn gated_linear<R: Runtime>(
     let rows = rows.as_ref();
     launch(client, &Product { x, m, weight: gate, gate: None, y: &gated, bias: None, rows });
     launch(client, &Product { x, m, weight: up, gate: Some(&gated), y, bias: None, rows });
-}
-
-/// One product: `y = x Wᵀ`.
-pub(super) struct Product<'a> {
-    /// `[m, k]`
-    pub x: &'a Buffer,
-    pub m: usize,
-    /// `[n, k]`
-    pub weight: &'a Weight,
-    /// `[m, n]`: the result is multiplied by its silu.
-    pub gate: Option<&'a Buffer>,
-    /// `[m, n]`
-    pub y: &'a Buffer,
-    /// `[n]`, added.
-    pub bias: Option<&'a Buffer>,
-    /// Only these rows of `x` and `y`: how many, then which.
-    pub rows: Option<&'a Buffer>,
 }
 
 fn launch<R: Runtime>(client: &ComputeClient<R>, p: &Product<'_>) {
@@ -227,12 +210,6 @@ fn tile_kernel<F: Float, V: Size, W: Size>(
             }
         }
     }
-}
-
-/// The row at place `listed` of the list, or of all.
-#[cube]
-pub(super) fn row_of(rows: &Array<u32>, listed: u32, #[comptime] is_list: bool) -> u32 {
-    if comptime!(is_list) { rows[(listed + 1) as usize] } else { listed }
 }
 
 /// How many of `m` rows are active, and which: `[1 + m]` U32.

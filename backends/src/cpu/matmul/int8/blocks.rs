@@ -4,16 +4,17 @@ use super::book::{Book, Shift};
 use super::round::{Block, Detail};
 use super::{BLOCK, MAX_COLUMNS};
 use crate::cpu::Level;
-use crate::cpu::matmul::linear::Rows;
+use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::packed::{AHEAD, block_scales};
+use crate::cpu::matmul::types::InputRows;
 use crate::cpu::matmul::weight::{CodeBook4, Matrix, Weight};
-use crate::cpu::pool::region::Region;
-use crate::cpu::pool::threads::Output;
+use crate::cpu::pool::Output;
+use crate::cpu::pool::Region;
 use crate::cpu::simd::bytes::{self, ByteKernel, Bytes};
 use std::sync::Arc;
 
-/// Rows of x up to which this is faster than tiles in f32.
-pub(crate) const FEW: usize = 32;
+/// The crossover of GEMV and GEMM: up to so many rows of x this is faster than tiles in f32.
+pub(crate) const GEMV_MAX_ROWS: usize = 32;
 
 /// Where the codes of a block lie in its bytes, hence the order of x.
 #[derive(Clone, Copy, PartialEq)]
@@ -119,11 +120,18 @@ impl ByteKernel for Arrange<'_> {
 }
 
 /// Adds a product with at most [`MAX_COLUMNS`] rows of x. Rows go where they are stored.
-pub(crate) fn few<'a>(rows: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, region: &mut Region<'a>) {
-    let &Rows { x, m, k, level, .. } = rows;
+pub(crate) fn few<'a>(
+    rows: &InputRows<'a>,
+    memo: &Memo<Layout, Columns>,
+    w: Weight<'a>,
+    bias: Option<&'a [f32]>,
+    y: Output<'a>,
+    region: &mut Region<'a>,
+) {
+    let &InputRows { x, m, k, level, .. } = rows;
     let ordered = |codes, shift| {
         let layout = Layout { codes, shift, detail: Detail::of(&w, rows.input) };
-        rows.rounded.blocks.get(layout, || bytes::launch(level, Arrange { x, m, k, layout }))
+        memo.get(layout, || bytes::launch(level, Arrange { x, m, k, layout }))
     };
     match w.data {
         Matrix::CodeBook4(data) => {

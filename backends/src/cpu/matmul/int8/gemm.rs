@@ -6,10 +6,10 @@
 use super::book::{Book, Shift};
 use super::round::{Block, Detail, Input};
 use super::{BLOCK, OFFSET};
-use crate::cpu::matmul::linear::Product;
 use crate::cpu::matmul::packed::block_scales;
+use crate::cpu::matmul::types::Product;
 use crate::cpu::matmul::weight::{Matrix, Weight};
-use crate::cpu::pool::threads::{Output, for_each_chunk, parallel, threads, with_scratch};
+use crate::cpu::pool::{Output, for_each_chunk, parallel, threads, with_scratch};
 use std::arch::x86_64::*;
 
 /// Inputs per tile.

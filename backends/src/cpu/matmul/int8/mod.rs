@@ -13,14 +13,12 @@ mod round;
 #[cfg(target_arch = "x86_64")]
 mod rows;
 
-use crate::cpu::matmul::linear::{self, Product, Rows};
-use crate::cpu::pool::region::Region;
-use crate::cpu::pool::threads::Output;
+use crate::cpu::matmul::memo::Memo;
+use crate::cpu::matmul::types::{InputRows, Product};
+use crate::cpu::pool::Output;
+use crate::cpu::pool::Region;
 use crate::cpu::simd::bytes;
 use crate::cpu::{Level, Matrix, Weight};
-
-/// Elements of a matrix that share a scale, or a divisor of them.
-pub(crate) const BLOCK: usize = 64;
 
 /// What unsigned bytes of weights exceed them by.
 #[cfg(target_arch = "x86_64")]
@@ -42,7 +40,7 @@ pub(crate) fn kernels(level: Level, m: usize) -> Option<Kernels> {
     if level == Level::Avx512 && is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi") {
         return Some(Kernels::Vnni);
     }
-    (bytes::available(level) && m <= blocks::FEW).then_some(Kernels::Blocks)
+    (bytes::available(level) && m <= blocks::GEMV_MAX_ROWS).then_some(Kernels::Blocks)
 }
 
 /// Whether this matrix can take part.
@@ -56,9 +54,9 @@ pub(crate) fn fits(w: &Weight) -> bool {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use rows::FEW;
+pub(crate) use rows::GEMV_MAX_ROWS;
 
-pub(crate) use round::Input;
+pub(crate) use round::{BLOCK, Input};
 
 /// The most columns of x in one pass.
 pub(crate) const MAX_COLUMNS: usize = 4;
@@ -66,15 +64,16 @@ pub(crate) const MAX_COLUMNS: usize = 4;
 /// x as the kernels of a region want it.
 #[derive(Default)]
 pub(crate) struct Rounded {
-    blocks: linear::Made<blocks::Layout, blocks::Columns>,
+    blocks: Memo<blocks::Layout, blocks::Columns>,
     #[cfg(target_arch = "x86_64")]
-    groups: linear::Made<rows::Layout, rows::Columns>,
+    groups: Memo<rows::Layout, rows::Columns>,
 }
 
 /// Adds a product with at most [`MAX_COLUMNS`] rows of x, of a matrix that fits. Rows go where they are stored.
 pub(crate) fn few<'a>(
     kernels: Kernels,
-    rows: &Rows<'a>,
+    rows: &InputRows<'a>,
+    rounded: &Rounded,
     w: Weight<'a>,
     bias: Option<&'a [f32]>,
     y: Output<'a>,
@@ -82,12 +81,12 @@ pub(crate) fn few<'a>(
 ) {
     match kernels {
         #[cfg(target_arch = "x86_64")]
-        Kernels::Vnni => rows::few(rows, w, bias, y, region),
-        _ => blocks::few(rows, w, bias, y, region),
+        Kernels::Vnni => rows::few(rows, &rounded.groups, w, bias, y, region),
+        _ => blocks::few(rows, &rounded.blocks, w, bias, y, region),
     }
 }
 
-/// Products with more than [`FEW`] rows of x, of matrices that fit, for [`Kernels::Vnni`].
+/// Products with more than [`GEMV_MAX_ROWS`] rows of x, of matrices that fit, for [`Kernels::Vnni`].
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Product]) {
     gemm::gemm(x, m, input, products);
@@ -95,8 +94,8 @@ pub(crate) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Produ
 
 /// The other processors never have that many.
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) const FEW: usize = usize::MAX;
+pub(crate) const GEMV_MAX_ROWS: usize = usize::MAX;
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn gemm(_: &[f32], _: usize, _: Input, _: &mut [&mut Product]) {
-    unreachable!("no more than `FEW` rows")
+    unreachable!("no more than `GEMV_MAX_ROWS` rows")
 }

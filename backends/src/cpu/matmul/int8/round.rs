@@ -5,8 +5,10 @@
 //! one channel 100 times the others would leave its neighbours a few steps. What a row becomes depends on nothing but that row, and is
 //! the same for every kernel.
 
-use super::BLOCK;
 use crate::cpu::matmul::weight::Weight;
+
+/// Elements of a matrix that share a scale, or a divisor of them.
+pub(crate) const BLOCK: usize = 64;
 
 /// What a unit of `high` counts.
 const HIGH: f32 = 128.0;

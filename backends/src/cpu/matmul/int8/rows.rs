@@ -3,16 +3,17 @@
 use super::book::{Book, Shift};
 use super::round::{Block, Detail};
 use super::{BLOCK, OFFSET};
-use crate::cpu::matmul::linear::Rows;
+use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::packed::{AHEAD, block_scales};
+use crate::cpu::matmul::types::InputRows;
 use crate::cpu::matmul::weight::{BlockScales, CodeBook4, Matrix, Weight};
-use crate::cpu::pool::region::Region;
-use crate::cpu::pool::threads::Output;
+use crate::cpu::pool::Output;
+use crate::cpu::pool::Region;
 use std::arch::x86_64::*;
 use std::sync::Arc;
 
-/// Rows of x up to which passes are faster than tiles.
-pub(crate) const FEW: usize = 12;
+/// The crossover of GEMV and GEMM: up to so many rows of x, passes are faster than tiles.
+pub(crate) const GEMV_MAX_ROWS: usize = 12;
 /// Rows in flight.
 const R: usize = 4;
 
@@ -120,9 +121,16 @@ unsafe fn spread<const PER_BYTE: usize>(block: &[i8; BLOCK], to: &mut [i8], flip
 }
 
 /// Adds a product with at most [`MAX_COLUMNS`] rows of x. Rows go where they are stored.
-pub(crate) fn few<'a>(rows: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, region: &mut Region<'a>) {
-    let &Rows { x, m, k, .. } = rows;
-    let ordered = |layout| rows.rounded.groups.get(layout, || Columns::new(x, m, k, layout));
+pub(crate) fn few<'a>(
+    rows: &InputRows<'a>,
+    memo: &Memo<Layout, Columns>,
+    w: Weight<'a>,
+    bias: Option<&'a [f32]>,
+    y: Output<'a>,
+    region: &mut Region<'a>,
+) {
+    let &InputRows { x, m, k, .. } = rows;
+    let ordered = |layout| memo.get(layout, || Columns::new(x, m, k, layout));
     let (shift, detail) = (Shift::NONE, Detail::of(&w, rows.input));
     match w.data {
         Matrix::CodeBook4(data) => {

@@ -1,10 +1,7 @@
-//! What attention reads besides the queries: stored keys and values, or the codes they were compressed to.
+//! The store of keys, values or codes of past tokens.
 
-use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor};
-
-use crate::modules::Linear;
 
 /// The number format of a [`KvStore`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,64 +85,4 @@ fn resized<B: Backend>(t: Tensor<B, 4>, capacity: usize) -> Tensor<B, 4> {
     let kept = held.min(capacity);
     let grown = Tensor::zeros([b, heads, capacity, width], &t.device());
     grown.slice_assign([0..b, 0..heads, 0..kept, 0..width], t.slice([0..b, 0..heads, 0..kept]))
-}
-
-/// Cosines and sines of rotary positions, each `[positions, rotary_dim / 2]`.
-#[derive(Clone, Debug)]
-pub struct Rotary<B: Backend> {
-    /// Cosines.
-    pub cos: Tensor<B, 2>,
-    /// Sines.
-    pub sin: Tensor<B, 2>,
-}
-
-/// Where attention finds keys or values.
-#[derive(Debug)]
-pub enum KeyValue<'a, B: Backend> {
-    /// Stored as they are: `[b, kv_heads, capacity, head_dim]`.
-    Plain(&'a KvStore<B>),
-    /// Stored as codes of `r` numbers, one per token for all heads together or one per head.
-    Compressed {
-        /// `[b, 1 or kv_heads, capacity, r]`, F32.
-        codes: &'a KvStore<B>,
-        /// Code to all heads or to one: `[.., r] -> [.., kv_heads * head_dim]` or `[.., head_dim]`.
-        decoder: &'a CodeDecoder<B>,
-        /// Rotation of the decoded keys for positions `0..past + s`, when keys were compressed before it.
-        rotary: Option<&'a Rotary<B>>,
-    },
-}
-
-// Not derived: that would ask for `B: Copy`.
-impl<B: Backend> Clone for KeyValue<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Backend> Copy for KeyValue<'_, B> {}
-
-/// Non-linearity between the layers of a [`CodeDecoder`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CodeActivation {
-    /// Exact GELU.
-    #[default]
-    Gelu,
-    /// GELU with the tanh approximation.
-    GeluTanh,
-    /// `x sigmoid(x)`.
-    Silu,
-    /// `max(x, 0)`.
-    Relu,
-}
-
-/// Turns a code back into the vector it stands for: `output(gelu(hidden(c)))`, or `output(c)`.
-#[derive(Module, Debug)]
-pub struct CodeDecoder<B: Backend> {
-    /// `r -> h`; absent when the decoder is linear.
-    pub hidden: Option<Linear<B>>,
-    /// Between the two.
-    #[module(skip)]
-    pub activation: CodeActivation,
-    /// `h -> kv_heads * head_dim`, or `head_dim`.
-    pub output: Linear<B>,
 }

@@ -1,33 +1,33 @@
-//! Handing one short piece of work after another to threads that are still awake.
+//! The worker team: handing one short piece of work after another to workers that spin-wait for it.
 //!
 //! A decoded token is a hundred regions, each well below a millisecond, with a few microseconds of the caller's own work
 //! between them. A worker of the pool that finds nothing to do goes to sleep soon, and waking it can take as long as the next
-//! region. So a worker that has helped once keeps listening for a moment, and returns to the pool when nothing comes. While it
-//! listens it fetches what it is told to.
+//! region. So a worker that has helped once spin-waits for [`SPIN_TIME`](sync::SPIN_TIME), and returns to the pool when no work
+//! comes. While it waits it prefetches the weights that it will probably read next.
 //!
 //! # The protocol
-//! One caller and its listeners share a [`Line`]. All that they agree on is one word, [`Line::state`]: the turn (odd while work is
-//! offered), how many listen, and how many are inside the work. These hold at every moment:
+//! One caller and its workers share a [`Team`]. All that they agree on is one word, [`Team::state`]: the epoch (odd while work is
+//! offered), how many workers belong to the team, and how many of them are inside the work. These hold at every moment:
 //!
-//! 1. *One caller.* A line belongs to the thread in whose `LINE` it lies; during a call it is taken from there, so a call inside the
-//!    work gets another line. Only the caller changes the turn, and only the caller raises the count of listeners.
-//! 2. *Inside means offered.* A worker enters by exchanging the whole state that it saw, with an odd turn, for one more inside. Had
-//!    the caller closed the turn meanwhile, the turn would differ and the exchange fail. So nobody enters a closed turn.
-//! 3. *The work outlives its users.* The caller returns, by a panic too, only after it closed the turn and then saw nobody inside.
+//! 1. *One caller.* A team belongs to the thread in whose `TEAM` it lies; during a call it is taken from there, so a call inside
+//!    the work gets another team. Only the caller changes the epoch, and only the caller raises the count of members.
+//! 2. *Inside means offered.* A worker enters by exchanging the whole state that it saw, with an odd epoch, for one more inside.
+//!    Had the caller closed the epoch meanwhile, the epoch would differ and the exchange fail. So nobody enters a closed epoch.
+//! 3. *The work outlives its users.* The caller returns, by a panic too, only after it closed the epoch and then saw nobody inside.
 //!    By 2 nobody can enter any more, so no worker uses the borrowed work afterwards.
-//! 4. *The work is written alone.* `work` is written before a turn opens: then the turn is even, and by 3 nobody is inside.
-//! 5. *What was written is seen.* Opening a turn releases, entering acquires: a worker sees the work of its turn. Leaving
+//! 4. *The work is written alone.* `work` is written before an epoch opens: then the epoch is even, and by 3 nobody is inside.
+//! 5. *What was written is seen.* Opening an epoch releases, entering acquires: a worker sees the work of its epoch. Leaving
 //!    releases, and the caller acquires when it sees nobody inside: it sees all that workers wrote. Every change in between is a
 //!    read-modify-write, which continues the release sequence.
-//! 6. *Counts do not run over.* At most `helpers` listen, fewer than the threads of a pool (rayon allows 65535), each is inside at
-//!    most once, and each lowers only what it raised or was raised for it.
-//! 7. *No work is missed.* A listener leaves by exchanging the state in which it saw nothing to do; a turn opened meanwhile makes
-//!    that fail.
+//! 6. *Counts do not overflow.* A team has at most `helpers` members, fewer than the threads of a pool (rayon allows 65535), each is
+//!    inside at most once, and each lowers only what it raised or was raised for it.
+//! 7. *No work is missed.* A worker leaves the team by exchanging the state in which it saw nothing to do; an epoch opened meanwhile
+//!    makes that fail.
 //!
 //! The test module `loom_model` checks 2 to 5 and 7 in every order of a few threads.
 
-use crate::cpu::pool::ahead::{Ahead, Fetch};
-use crate::cpu::pool::sync::{self, AtomicU64, Mutex, Ordering, Patience, UnsafeCell, pause};
+use super::prefetch::{PrefetchRange, Prefetcher};
+use super::sync::{self, AtomicU64, Mutex, Ordering, SpinTimer, UnsafeCell, pause};
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -36,98 +36,104 @@ use std::sync::{Arc, PoisonError};
 /// Calls `work` here and, at the same time, on up to `helpers` other workers of this thread's pool; returns when all calls
 /// have. How many there are is not promised: a worker that comes when this one is done is not waited for.
 ///
-/// While they listen, each fetches one of what is `ahead`; where nothing is given, what was ahead before stays so.
+/// While they spin-wait afterwards, each prefetches one of the ranges; without new ranges those of the last call stay.
 ///
 /// A panic of any of them is passed on.
-pub(crate) fn call(helpers: usize, ahead: Option<Arc<[Ahead]>>, work: &(dyn Fn() + Sync)) {
+pub(super) fn call(helpers: usize, prefetch: Option<Arc<[PrefetchRange]>>, work: &(dyn Fn() + Sync)) {
     // A nested call finds it taken and gets one of its own.
-    let line = LINE.take().unwrap_or_default();
-    if ahead.is_some() {
-        *line.ahead.lock().unwrap_or_else(PoisonError::into_inner) = ahead;
+    let team = TEAM.take().unwrap_or_default();
+    if prefetch.is_some() {
+        *team.prefetch.lock().unwrap_or_else(PoisonError::into_inner) = prefetch;
     }
-    let result = Line::call(&line, helpers, work);
-    LINE.set(Some(line));
+    let result = Team::call(&team, helpers, work);
+    TEAM.set(Some(team));
     result.unwrap_or_else(|panic| resume_unwind(panic));
 }
 
 thread_local! {
-    static LINE: Cell<Option<sync::Arc<Line>>> = const { Cell::new(None) };
+    static TEAM: Cell<Option<sync::Arc<Team>>> = const { Cell::new(None) };
 }
 
-/// What a caller and its listeners share.
-struct Line {
-    /// From the low bits: 16 bits of workers inside the work, 16 bits of workers that listen (or are on their way), and the
-    /// turn, which is odd while work is offered.
+/// What a caller and its workers share.
+struct Team {
+    /// From the low bits: 16 bits of workers inside the work, 16 bits of members (workers that spin-wait, work or are on their
+    /// way), and 32 bits of the epoch, which is odd while work is offered.
     state: AtomicU64,
     /// Written by the caller while nothing is offered and nobody is inside, read by those inside.
     work: UnsafeCell<Option<&'static (dyn Fn() + Sync)>>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
-    /// What comes after the work.
-    ahead: Mutex<Option<Arc<[Ahead]>>>,
+    /// What each worker prefetches after the work.
+    prefetch: Mutex<Option<Arc<[PrefetchRange]>>>,
 }
 
 // SAFETY: `work` is the only field that is not `Sync`. It is written while no other thread reads it (4 above), and read while it is
 // not written (2 and 3); what it refers to is `Sync`.
-unsafe impl Sync for Line {}
+unsafe impl Sync for Team {}
 
 const INSIDE: u64 = 1;
-const LISTENING: u64 = 1 << 16;
-const TURN: u64 = 1 << 32;
+const MEMBER: u64 = 1 << 16;
+const EPOCH: u64 = 1 << 32;
 
 fn inside(state: u64) -> u64 {
-    state % LISTENING
+    state % MEMBER
 }
 
-fn listening(state: u64) -> u64 {
-    state % TURN / LISTENING
+fn members(state: u64) -> u64 {
+    state % EPOCH / MEMBER
 }
 
-fn turn(state: u64) -> u64 {
-    state / TURN
+fn epoch(state: u64) -> u64 {
+    state / EPOCH
 }
 
-impl Default for Line {
+impl Default for Team {
     fn default() -> Self {
-        Self { state: AtomicU64::new(0), work: UnsafeCell::new(None), panic: Mutex::new(None), ahead: Mutex::new(None) }
+        Self {
+            state: AtomicU64::new(0),
+            work: UnsafeCell::new(None),
+            panic: Mutex::new(None),
+            prefetch: Mutex::new(None),
+        }
     }
 }
 
-impl Line {
-    fn call(line: &sync::Arc<Self>, helpers: usize, work: &(dyn Fn() + Sync)) -> Result<(), Box<dyn Any + Send>> {
+impl Team {
+    fn call(team: &sync::Arc<Self>, helpers: usize, work: &(dyn Fn() + Sync)) -> Result<(), Box<dyn Any + Send>> {
         // SAFETY: only the lifetime changes. The reference is used by those inside alone, and this function does not end before they
         // have left (3).
         let work_of_others = unsafe { std::mem::transmute::<&(dyn Fn() + Sync), &'static (dyn Fn() + Sync)>(work) };
         // SAFETY: nothing is offered and nobody is inside (4).
-        line.work.with_mut(|work| unsafe { *work = Some(work_of_others) });
-        let before = line.state.fetch_add(TURN, Ordering::Release);
-        // From here on the turn is open: whatever panics, it is closed and waited for below.
+        team.work.with_mut(|work| unsafe { *work = Some(work_of_others) });
+        let before = team.state.fetch_add(EPOCH, Ordering::Release);
+        // From here on the epoch is open: whatever panics, it is closed and waited for below.
         let result = catch_unwind(AssertUnwindSafe(|| {
-            for _ in listening(before)..helpers as u64 {
-                line.state.fetch_add(LISTENING, Ordering::Relaxed);
-                let line = line.clone();
-                sync::spawn(move || line.listen());
+            for _ in members(before)..helpers as u64 {
+                team.state.fetch_add(MEMBER, Ordering::Relaxed);
+                let team = team.clone();
+                sync::spawn(move || team.serve());
             }
             work();
         }));
         // Nobody enters from here on.
-        line.state.fetch_add(TURN, Ordering::Relaxed);
-        let mut looks = 0u32;
-        while inside(line.state.load(Ordering::Acquire)) > 0 {
-            looks = looks.saturating_add(1);
-            pause(looks);
+        team.state.fetch_add(EPOCH, Ordering::Relaxed);
+        let mut spins = 0u32;
+        while inside(team.state.load(Ordering::Acquire)) > 0 {
+            spins = spins.saturating_add(1);
+            pause(spins);
         }
-        let panic = line.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let panic = team.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         result.and(panic.map_or(Ok(()), Err))
     }
 
-    fn listen(&self) {
+    /// A worker's loop: enters every epoch once, spin-waits and prefetches in between, and ends when no work has come for a while.
+    fn serve(&self) {
         let mut last = None;
-        let mut patience = Patience::new();
-        let mut looks = 0u32;
-        let mut fetch = Fetch::default();
+        let mut timer = SpinTimer::new();
+        let mut spins = 0u32;
+        let mut prefetcher = Prefetcher::default();
         loop {
             let state = self.state.load(Ordering::Relaxed);
-            if turn(state) % 2 == 1 && last != Some(turn(state)) {
+            if epoch(state) % 2 == 1 && last != Some(epoch(state)) {
                 if self.replace(state, state + INSIDE) {
                     // SAFETY: work is offered, and it is neither written nor gone while this worker is inside (2, 3).
                     let work = self.work.with(|work| unsafe { *work });
@@ -136,27 +142,27 @@ impl Line {
                         *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
                     }
                     self.state.fetch_sub(INSIDE, Ordering::Release);
-                    last = Some(turn(state));
-                    fetch.turn_to(self.ahead(inside(state) as usize));
-                    patience = Patience::new();
-                    looks = 0;
+                    last = Some(epoch(state));
+                    prefetcher.set_range(self.range_of(inside(state) as usize));
+                    timer = SpinTimer::new();
+                    spins = 0;
                 }
-            } else if patience.is_over() {
+            } else if timer.is_over() {
                 // The state has not changed, so no work is missed.
-                if self.replace(state, state - LISTENING) {
+                if self.replace(state, state - MEMBER) {
                     return;
                 }
-            } else if !fetch.more() {
-                looks = looks.saturating_add(1);
-                pause(looks);
+            } else if !prefetcher.step() {
+                spins = spins.saturating_add(1);
+                pause(spins);
             }
         }
     }
 
-    /// For the helper that came `place`-th.
-    fn ahead(&self, place: usize) -> Option<Ahead> {
-        let ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
-        ahead.as_ref().and_then(|ahead| ahead.get(place)).copied()
+    /// What the worker that entered `place`-th prefetches.
+    fn range_of(&self, place: usize) -> Option<PrefetchRange> {
+        let ranges = self.prefetch.lock().unwrap_or_else(PoisonError::into_inner);
+        ranges.as_ref().and_then(|ranges| ranges.get(place)).copied()
     }
 
     fn replace(&self, state: u64, new: u64) -> bool {
@@ -166,10 +172,14 @@ impl Line {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::super::sync::PATIENCE;
+    use super::super::sync::SPIN_TIME;
     use super::*;
-    use crate::cpu::with_threads;
     use std::sync::atomic::AtomicUsize;
+
+    /// Runs `f` in a pool of so many threads.
+    fn with_threads(threads: usize, f: impl FnOnce() + Send) {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads").install(f);
+    }
 
     #[test]
     fn one_piece_of_work_after_another() {
@@ -184,12 +194,11 @@ mod tests {
                 });
                 assert_eq!(done.into_inner(), round % 17);
                 if round % 500 == 0 {
-                    // Until the listeners have left.
-                    std::thread::sleep(20 * PATIENCE);
+                    // Until the workers have left the team.
+                    std::thread::sleep(20 * SPIN_TIME);
                 }
             }
-        })
-        .unwrap();
+        });
     }
 
     #[test]
@@ -202,12 +211,11 @@ mod tests {
                     barrier.wait();
                 });
             }
-        })
-        .unwrap();
+        });
     }
 
     /// Tasks that call for help themselves, from two callers at once: each task of each call is taken once, by somebody, before the
-    /// call ends. A nested call that took the line of the outer one would end its turn or mix up its work.
+    /// call ends. A nested call that took the team of the outer one would end its epoch or mix up its work.
     #[test]
     fn work_within_work_and_several_callers() {
         const CALLS: usize = 200;
@@ -237,8 +245,7 @@ mod tests {
                 }
             };
             rayon::join(caller, caller);
-        })
-        .unwrap();
+        });
     }
 
     #[test]
@@ -261,8 +268,7 @@ mod tests {
                 count.fetch_add(1, Ordering::Relaxed);
             });
             assert!(count.into_inner() >= 1);
-        })
-        .unwrap();
+        });
     }
 }
 
@@ -305,44 +311,44 @@ mod loom_model {
             // SAFETY: the call has returned.
             let values: Vec<u32> = self.places.iter().map(|place| place.with(|at| unsafe { *at })).collect();
             let used = values.iter().filter(|&&v| v == value).count();
-            assert!(values.iter().all(|&v| v == 0 || v == value), "work of another turn: {values:?}");
+            assert!(values.iter().all(|&v| v == 0 || v == value), "work of another epoch: {values:?}");
             used
         }
     }
 
-    fn turns(helpers: usize, turns: u32) {
-        let line = sync::Arc::new(Line::default());
-        for turn in 1..=turns {
+    fn epochs(helpers: usize, epochs: u32) {
+        let team = sync::Arc::new(Team::default());
+        for epoch in 1..=epochs {
             let places = Places::new(helpers + 1);
-            let result = Line::call(&line, helpers, &|| places.write(turn));
+            let result = Team::call(&team, helpers, &|| places.write(epoch));
             assert!(result.is_ok(), "a worker found what it must not see");
-            assert!((1..=helpers + 1).contains(&places.read(turn)));
+            assert!((1..=helpers + 1).contains(&places.read(epoch)));
         }
     }
 
     #[test]
-    fn loom_one_helper_in_three_turns() {
-        explore(3, || turns(1, 3));
+    fn loom_one_helper_in_three_epochs() {
+        explore(3, || epochs(1, 3));
     }
 
     #[test]
     fn loom_two_helpers() {
-        explore(2, || turns(2, 1));
+        explore(2, || epochs(2, 1));
     }
 
     #[test]
-    fn loom_two_helpers_in_two_turns() {
-        explore(1, || turns(2, 2));
+    fn loom_two_helpers_in_two_epochs() {
+        explore(1, || epochs(2, 2));
     }
 
-    /// A panic, of the caller or of a helper, ends no turn early.
+    /// A panic, of the caller or of a helper, ends no epoch early.
     #[test]
     fn loom_a_panic_is_passed_on_when_all_have_left() {
         explore(3, || {
-            let line = sync::Arc::new(Line::default());
+            let team = sync::Arc::new(Team::default());
             let places = Places::new(2);
             let first = AtomicUsize::new(0);
-            let result = Line::call(&line, 1, &|| {
+            let result = Team::call(&team, 1, &|| {
                 if first.fetch_add(1, Ordering::Relaxed) == 0 {
                     resume_unwind(Box::new("the first"));
                 }
@@ -352,7 +358,7 @@ mod loom_model {
             assert_eq!(panic.downcast_ref::<&str>(), Some(&"the first"));
             assert!(places.read(7) <= 1);
             let places = Places::new(2);
-            assert!(Line::call(&line, 1, &|| places.write(8)).is_ok());
+            assert!(Team::call(&team, 1, &|| places.write(8)).is_ok());
             assert!(places.read(8) >= 1);
         });
     }

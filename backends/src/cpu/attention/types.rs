@@ -1,0 +1,101 @@
+//! The shape of an attention call, and where it finds keys and values.
+
+use crate::check::{check_len, elements};
+use crate::cpu::cache::CacheSlice;
+use crate::cpu::matmul::weight::Weight;
+use crate::types::CodeActivation;
+
+/// The shape of one attention call.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// Rows of the batch.
+    pub batch: usize,
+    /// New tokens, whose keys and values are already in the cache.
+    pub seq: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; query head `h` reads head `h / (heads / kv_heads)`.
+    pub kv_heads: usize,
+    /// Elements per head.
+    pub head_dim: usize,
+    /// Tokens before the new ones.
+    pub past: usize,
+    /// Tokens that the cache holds per head.
+    pub capacity: usize,
+    /// Multiplies every score.
+    pub scale: f32,
+    /// Positions below this are masked, per row of the batch.
+    pub left_pad: Option<&'a [usize]>,
+}
+
+/// Where keys or values come from.
+#[derive(Clone, Copy, Debug)]
+pub enum KeyValue<'a> {
+    /// A cache `[b, kv_heads, capacity, head_dim]`.
+    Plain(CacheSlice<'a>),
+    /// Codes `[b, capacity, r]` and what turns one into all heads of a token.
+    Compressed {
+        /// One code per token.
+        codes: &'a [f32],
+        /// Code to keys or values.
+        decoder: &'a CodeDecoder<'a>,
+    },
+}
+
+/// A linear layer with an optional bias.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer<'a> {
+    /// The matrix.
+    pub weight: Weight<'a>,
+    /// One float per output.
+    pub bias: Option<&'a [f32]>,
+}
+
+/// Turns a code into the keys or values of a token: `W₂ act(W₁ c + b₁) + b₂`, or `W₂ c + b₂`.
+#[derive(Clone, Copy, Debug)]
+pub struct CodeDecoder<'a> {
+    /// The first layer `[h, r]` and its activation.
+    pub hidden: Option<(Layer<'a>, CodeActivation)>,
+    /// The last layer, `[kv_heads * head_dim, h]` (or `r` inputs without a hidden layer).
+    pub output: Layer<'a>,
+}
+
+impl CodeDecoder<'_> {
+    /// Floats per code.
+    pub fn code_dim(&self) -> usize {
+        self.hidden.as_ref().map_or(self.output.weight.k, |(layer, _)| layer.weight.k)
+    }
+
+    pub(super) fn check(&self, width: usize) {
+        assert!(self.output.weight.n == width, "the decoder gives {} values, not {width}", self.output.weight.n);
+        self.output.check();
+        if let Some((layer, _)) = &self.hidden {
+            layer.check();
+            let (h, k) = (layer.weight.n, self.output.weight.k);
+            assert!(h == k, "the decoder's layers do not meet: {h} outputs, {k} inputs");
+        }
+        assert!(self.code_dim() > 0 && self.output.weight.k > 0, "the decoder has no inputs");
+    }
+}
+
+impl Layer<'_> {
+    pub(super) fn check(&self) {
+        self.weight.check();
+        let n = self.weight.n;
+        assert!(self.bias.is_none_or(|bias| bias.len() == n), "a bias of the decoder does not have {n} values");
+    }
+}
+
+impl KeyValue<'_> {
+    pub(super) fn check(&self, p: &Attention) {
+        match self {
+            KeyValue::Plain(cache) => {
+                check_len("the cache", cache.len(), &[p.batch, p.kv_heads, p.capacity, p.head_dim]);
+            }
+            KeyValue::Compressed { codes, decoder } => {
+                decoder.check(elements("the keys or values of a token", &[p.kv_heads, p.head_dim]));
+                check_len("the code cache", codes.len(), &[p.batch, p.capacity, decoder.code_dim()]);
+            }
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Enums and shapes that the CPU, the GPUs, the plain bodies and the models share, each declared once.
+
+mod activation;
+mod delta_rule;
+mod halting;
+mod store_kv;
+
+pub use activation::CodeActivation;
+pub use delta_rule::DeltaRuleShape;
+pub use halting::{HaltMode, HaltRule, HaltWeights};
+pub use store_kv::StoreKv;

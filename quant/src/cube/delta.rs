@@ -1,0 +1,69 @@
+//! The gated delta rule.
+
+use burn::tensor::backend::DeviceOps;
+use burn::tensor::{Tensor, TensorMetadata};
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use emberlm_backends::cube::{self, Buffer};
+use emberlm_backends::types::DeltaRuleShape;
+
+use super::tensor::{Cube, buffer, float_tensor, floats, own, unset, view};
+use crate::ops::DeltaRule;
+
+pub(super) fn gated_delta_rule<R: CubeRuntime>(
+    rule: DeltaRule<Cube<R>>,
+    state: Tensor<Cube<R>, 4>,
+) -> (Tensor<Cube<R>, 4>, Tensor<Cube<R>, 4>)
+where
+    R::Device: DeviceOps,
+{
+    let [batch, seq, key_heads, key_dim] = rule.q.dims();
+    let [_, _, value_heads, value_dim] = rule.v.dims();
+    let [(q, q_stride), (k, k_stride)] = [rule.q, rule.k].map(tokens);
+    let (v, v_stride) = tokens(rule.v);
+    let (g, beta, state) = (floats(rule.g), floats(rule.beta), own(floats(state)));
+    let o = unset(&q, [batch, seq, value_heads, value_dim], q.dtype);
+    let token_strides = [q_stride, k_stride, v_stride];
+    let shape = DeltaRuleShape { batch, seq, key_heads, value_heads, key_dim, value_dim };
+    cube::gated_delta_rule(
+        &q.client,
+        &row_buffer(&q, q_stride),
+        &row_buffer(&k, k_stride),
+        &row_buffer(&v, v_stride),
+        &buffer(&g),
+        &buffer(&beta),
+        &buffer(&state),
+        &buffer(&o),
+        shape,
+        token_strides,
+    );
+    (float_tensor(o), float_tensor(state))
+}
+
+/// Heads of tokens `[b, s, heads, d]` and the distance of tokens. Slices of one wider tensor are taken as they lie.
+fn tokens<R: CubeRuntime>(t: Tensor<Cube<R>, 4>) -> (CubeTensor<R>, usize)
+where
+    R::Device: DeviceOps,
+{
+    let [b, s, heads, d] = t.dims();
+    let t = view(t);
+    let strides = t.meta.strides();
+    let dense = (d == 1 || strides[3] == 1) && (heads == 1 || strides[2] == d);
+    let stride = match (b, s) {
+        (1, 1) => heads * d,
+        (_, 1) => strides[0],
+        _ => strides[1],
+    };
+    if dense && stride >= heads * d && (b == 1 || s == 1 || strides[0] == s * stride) {
+        return (t, stride);
+    }
+    (into_contiguous(t), heads * d)
+}
+
+/// The buffer of [`tokens`]: it ends with the last head of the last token.
+fn row_buffer<R: CubeRuntime>(t: &CubeTensor<R>, stride: usize) -> Buffer {
+    let shape = t.shape();
+    let (tokens, width) = (shape[0] * shape[1], shape[2] * shape[3]);
+    Buffer::new(t.handle.clone(), tokens.saturating_sub(1) * stride + width, t.dtype)
+}

@@ -1,0 +1,44 @@
+//! Gates: the output gate of attention, and decay and writing strength of the delta rule.
+
+use burn::tensor::backend::DeviceOps;
+use burn::tensor::{DType, Tensor};
+use burn_cubecl::CubeRuntime;
+use emberlm_backends::cube;
+
+use super::tensor::{Cube, buffer, float_tensor, floats, unset};
+
+pub(super) fn sigmoid_gate<R: CubeRuntime>(x: Tensor<Cube<R>, 2>, gate: Tensor<Cube<R>, 2>) -> Tensor<Cube<R>, 2>
+where
+    R::Device: DeviceOps,
+{
+    let shape = x.dims();
+    let (x, gate) = (floats(x), floats(gate));
+    let y = unset(&x, shape, x.dtype);
+    cube::sigmoid_gate(&x.client, &buffer(&x), &buffer(&gate), &buffer(&y));
+    float_tensor(y)
+}
+
+pub(super) fn delta_gates<R: CubeRuntime>(
+    dt: Tensor<Cube<R>, 3>,
+    b: Tensor<Cube<R>, 3>,
+    dt_bias: Tensor<Cube<R>, 1>,
+    a_log: Tensor<Cube<R>, 1>,
+) -> (Tensor<Cube<R>, 3>, Tensor<Cube<R>, 3>)
+where
+    R::Device: DeviceOps,
+{
+    let shape = dt.dims();
+    let ([dt, b], [dt_bias, a_log]) = ([dt, b].map(floats), [dt_bias, a_log].map(floats));
+    let [g, beta] = [(); 2].map(|()| unset(&dt, shape, DType::F32));
+    cube::delta_gates(
+        &dt.client,
+        &buffer(&dt),
+        &buffer(&b),
+        &buffer(&dt_bias),
+        &buffer(&a_log),
+        &buffer(&g),
+        &buffer(&beta),
+        shape[2],
+    );
+    (float_tensor(g), float_tensor(beta))
+}

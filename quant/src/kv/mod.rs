@@ -1,0 +1,36 @@
+//! What attention reads besides the queries: stored keys and values, or the codes they were compressed to.
+
+mod decoder;
+mod rotary;
+mod store;
+
+use burn::tensor::backend::Backend;
+
+pub use decoder::{CodeActivation, CodeDecoder};
+pub use rotary::Rotary;
+pub use store::{KvFormat, KvStore};
+
+/// Where attention finds keys or values.
+#[derive(Debug)]
+pub enum KeyValue<'a, B: Backend> {
+    /// Stored as they are: `[b, kv_heads, capacity, head_dim]`.
+    Plain(&'a KvStore<B>),
+    /// Stored as codes of `r` numbers, one per token for all heads together or one per head.
+    Compressed {
+        /// `[b, 1 or kv_heads, capacity, r]`, F32.
+        codes: &'a KvStore<B>,
+        /// Code to all heads or to one: `[.., r] -> [.., kv_heads * head_dim]` or `[.., head_dim]`.
+        decoder: &'a CodeDecoder<B>,
+        /// Rotation of the decoded keys for positions `0..past + s`, when keys were compressed before it.
+        rotary: Option<&'a Rotary<B>>,
+    },
+}
+
+// Not derived: that would ask for `B: Copy`.
+impl<B: Backend> Clone for KeyValue<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for KeyValue<'_, B> {}

@@ -110,6 +110,10 @@ fn element(w: &Weight, row: usize, column: usize, values: &[f32], book: &Book) -
             let scale = data.scales_of(at / data.block);
             (book.bytes[code as usize], f64::from(scale) * f64::from(book.factor))
         }
+        Matrix::Int8(data) => {
+            let scale = half::f16::from_bits(data.scales[row * w.k.div_ceil(64) + column / 64]);
+            (i32::from(data.codes[at(w, row, column)] as i8), f64::from(scale))
+        }
         Matrix::Rows(data) => {
             let slot = data.slots.map_or(row, |slots| slots[row] as usize);
             let scale = data.scales[slot];
@@ -177,11 +181,12 @@ fn twin(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, outlier: f64) -> 
     (y, size)
 }
 
-const KINDS: [Kind; 7] = [
+const KINDS: [Kind; 8] = [
     Kind::Single { block: 64 },
     Kind::Single { block: 128 },
     Kind::Double { block: 64, nested: 256 },
     Kind::Double { block: 64, nested: 3 },
+    Kind::Int8,
     Kind::Rows { wide: usize::MAX, bits: 4, slots: false },
     Kind::Rows { wide: 3, bits: 4, slots: true },
     Kind::Rows { wide: 2, bits: 2, slots: true },

@@ -224,13 +224,16 @@ impl<K, T> Default for Made<K, T> {
 /// Adds a product with at most [`MAX_COLUMNS`] rows of x, in f32. Rows go where they are stored.
 fn add<'a>(x: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, region: &mut Region<'a>) {
     match w.data {
-        Matrix::F32(data) => dense_product(x, data, None, w.n, bias, y, region),
-        Matrix::F16(data) => dense_product(x, dense::f16(data), None, w.n, bias, y, region),
-        Matrix::Bf16(data) => dense_product(x, dense::bf16(data), None, w.n, bias, y, region),
+        Matrix::F32(data) => dense_product(x, data, dense::Scales::None, w.n, bias, y, region),
+        Matrix::F16(data) => dense_product(x, dense::f16(data), dense::Scales::None, w.n, bias, y, region),
+        Matrix::Bf16(data) => dense_product(x, dense::bf16(data), dense::Scales::None, w.n, bias, y, region),
         Matrix::CodeBook4(data) if w.k.is_multiple_of(64) && data.block.is_multiple_of(64) => {
             code_book_product(x, data, w.n, bias, y, region);
         }
         Matrix::CodeBook4(data) => decoded_product(x, w, data.codes, bias, y, region),
+        Matrix::Int8(data) => {
+            dense_product(x, dense::i8(data.codes), dense::Scales::Blocks(data), w.n, bias, y, region);
+        }
         Matrix::Rows(data) => rows_product(x, data, w.n, bias, y, region),
     }
 }
@@ -238,7 +241,7 @@ fn add<'a>(x: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, 
 fn dense_product<'a, E: Element>(
     rows: &Rows<'a>,
     w: &'a [E],
-    scales: Option<&'a [f32]>,
+    scales: dense::Scales<'a>,
     n: usize,
     bias: Option<&'a [f32]>,
     y: Output<'a>,
@@ -289,7 +292,7 @@ fn decoded_product<'a>(
                 }
                 let bias = bias.map(|bias| &bias[first..]);
                 let y = y.columns_from(first);
-                launch(level, DenseRows { w: &*rows, k: w.k, scales: None, x, m, first: 0, last: count, bias, y });
+                launch(level, DenseRows { w: &*rows, k: w.k, scales: dense::Scales::None, x, m, first: 0, last: count, bias, y });
             }
         });
     });
@@ -306,7 +309,7 @@ fn rows_product<'a>(
     let &Rows { m, k, level, .. } = rows;
     let wide = w.wide_rows;
     if wide > 0 {
-        dense_product(rows, dense::i8(w.wide), Some(w.scales), wide, bias, y, region);
+        dense_product(rows, dense::i8(w.wide), dense::Scales::Rows(w.scales), wide, bias, y, region);
     }
     if wide < n {
         let bits = w.narrow_bits as usize;

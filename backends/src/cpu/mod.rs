@@ -51,4 +51,4 @@ pub use norm::{add_rms_norm, rms_norm, rms_norm_gated};
 pub use precision::{Precision, precision, set_precision, with_precision};
 pub use rotary::rotary;
 pub use threads::{MAX_THREADS, refused_threads, run, set_threads, threads, with_threads};
-pub use weight::{BlockScales, CodeBook4, Matrix, Rows, Weight};
+pub use weight::{BlockScales, CodeBook4, INT8_BLOCK, Int8, Matrix, Rows, Weight};

@@ -46,4 +46,4 @@ pub use linear::{Linear, gated_linear, linear};
 pub use norm::{RmsNorm, add_rms_norm, rms_norm, rms_norm_gated};
 pub use rotary::{Rotary, rotary};
 pub use top_k::{MAX_TOP_K, TopK, top_k};
-pub use weight::{BlockScales, CodeBook4, Matrix, Rows, Weight};
+pub use weight::{BlockScales, CodeBook4, Int8, Matrix, Rows, Weight};

@@ -1,6 +1,7 @@
 //! Numbers from bytes: floats of any stored type as f32, and small quantised tensors in full.
 
-use emberlm_quant::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight};
+use emberlm_quant::format::INT8_BLOCK;
+use emberlm_quant::host::{FloatType, HostCodeBook4, HostInt8, HostRows, HostScales, HostStorage, HostWeight};
 use half::{bf16, f16};
 
 /// Little-endian numbers as f32. Bytes that do not fill a number are left out.
@@ -33,6 +34,7 @@ pub(super) fn dequantise(weight: &HostWeight) -> Option<Vec<f32>> {
     let out = match &weight.storage {
         HostStorage::Dense(dtype, bytes) => floats(*dtype, bytes),
         HostStorage::CodeBook4(book) => code_book(book, elements),
+        HostStorage::Int8(w) => int8(w, weight.k),
         HostStorage::Rows(rows) => {
             let rows: Option<Vec<Vec<f32>>> = (0..weight.n).map(|row| integer_row(rows, row, weight.k)).collect();
             rows?.concat()
@@ -55,6 +57,13 @@ fn code_book(book: &HostCodeBook4, elements: usize) -> Vec<f32> {
     let codes = book.codes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
     let scales = scales.iter().flat_map(|scale| std::iter::repeat_n(scale, book.block));
     codes.zip(scales).map(|(code, scale)| value(&book.code_book, code) * scale).take(elements).collect()
+}
+
+fn int8(w: &HostInt8, k: usize) -> Vec<f32> {
+    let scales = floats(FloatType::F16, &w.scales);
+    let rows = w.codes.chunks(k.max(1)).zip(scales.chunks(k.div_ceil(INT8_BLOCK).max(1)));
+    let blocks = rows.flat_map(|(codes, scales)| codes.chunks(INT8_BLOCK).zip(scales));
+    blocks.flat_map(|(codes, scale)| codes.iter().map(move |&q| f32::from(q as i8) * scale)).collect()
 }
 
 fn integer_row(rows: &HostRows, row: usize, k: usize) -> Option<Vec<f32>> {

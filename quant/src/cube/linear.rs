@@ -121,6 +121,9 @@ where
                 },
             },
         }),
+        PackedWeight::Int8(w) => {
+            Matrix::Int8(cube::Int8 { codes: int_buffer(&w.codes), scales: int_buffer(&w.scales) })
+        }
         PackedWeight::Rows(w) => Matrix::Rows(cube::Rows {
             wide: w.wide.as_ref().map(int_buffer),
             wide_rows: w.wide_rows,

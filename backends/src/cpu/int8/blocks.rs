@@ -6,7 +6,7 @@ use super::super::packed::{AHEAD, block_scales};
 use super::super::region::Region;
 use super::super::simd::bytes::{self, ByteKernel, Bytes};
 use super::super::threads::Output;
-use super::super::weight::{CodeBook4, Matrix, Weight};
+use super::super::weight::{CodeBook4, Int8, Matrix, Weight};
 use super::book::{Book, Shift};
 use super::round::{Block, Detail};
 use super::{BLOCK, MAX_COLUMNS};
@@ -133,6 +133,12 @@ pub(crate) fn few<'a>(rows: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y
             Pass { codes: data.codes, stride: k / 2, layout, table, scales, x, m, k, column: 0, bias, y }
                 .split(w.n, level, region);
         }
+        Matrix::Int8(data) => {
+            let (layout, scales) = (Codes::Bytes, Scales::Bytes(data));
+            let (x, table) = (ordered(layout, Shift::NONE), [0; 16]);
+            Pass { codes: data.codes, stride: k, layout, table, scales, x, m, k, column: 0, bias, y }
+                .split(w.n, level, region);
+        }
         Matrix::Rows(data) => {
             let wide = data.wide_rows;
             if wide > 0 {
@@ -162,6 +168,8 @@ pub(crate) fn few<'a>(rows: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y
 
 enum Scales<'a> {
     Rows(&'a [f32]),
+    /// Of blocks of bytes.
+    Bytes(Int8<'a>),
     /// Of blocks, and the scale of the code book.
     Blocks(CodeBook4<'a>, f32),
 }
@@ -228,9 +236,11 @@ impl Range<'_> {
         let rest = first + apart * R;
         for row in (first..first + apart).chain(rest..last) {
             let apart = if row < rest { apart } else { 0 };
-            if let Scales::Blocks(w, _) = &pass.scales {
-                for (r, scales) in scales.chunks_exact_mut(blocks).enumerate() {
-                    block_scales(w, (row + r * apart) * pass.k, scales);
+            for (r, scales) in scales.chunks_exact_mut(blocks).enumerate() {
+                match &pass.scales {
+                    Scales::Rows(_) => {}
+                    Scales::Bytes(w) => w.scales(pass.k, row + r * apart, 0, scales),
+                    Scales::Blocks(w, _) => block_scales(w, (row + r * apart) * pass.k, scales),
                 }
             }
             // SAFETY: the rows lie before `last`, so that all of their blocks exist; x has `M` columns of as many.
@@ -292,6 +302,7 @@ impl Pass<'_> {
                 let j = row + r * apart;
                 let scale = match &self.scales {
                     Scales::Rows(scales) => scales[j],
+                    Scales::Bytes(_) => 1.0,
                     Scales::Blocks(_, factor) => *factor,
                 };
                 let bias = self.bias.map_or(0.0, |bias| bias[self.column + j]);

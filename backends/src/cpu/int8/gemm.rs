@@ -225,6 +225,11 @@ impl Task<'_> {
                 // SAFETY: the features are enabled.
                 unsafe { nibbles::<true>(&w.codes[at / 2..], book, tile) };
             }
+            Matrix::Int8(w) => {
+                w.scales(self.w.k, row, from / BLOCK, scales);
+                let codes = &w.codes[row * self.w.k + from..];
+                tile.iter_mut().zip(codes).for_each(|(to, code)| *to = code ^ 0x80);
+            }
             Matrix::Rows(w) => {
                 let slot = w.slot(row);
                 scales.fill(w.scales[slot]);

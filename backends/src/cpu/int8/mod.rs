@@ -20,7 +20,7 @@ use super::threads::Output;
 use super::{Level, Matrix, Weight};
 
 /// Elements of a matrix that share a scale, or a divisor of them.
-pub(crate) const BLOCK: usize = 64;
+pub(crate) const BLOCK: usize = super::weight::INT8_BLOCK;
 
 /// What unsigned bytes of weights exceed them by.
 #[cfg(target_arch = "x86_64")]
@@ -50,7 +50,7 @@ pub(crate) fn fits(w: &Weight) -> bool {
     w.k.is_multiple_of(BLOCK)
         && match &w.data {
             Matrix::CodeBook4(w) => w.block.is_multiple_of(BLOCK) && w.code_book.iter().all(|value| value.is_finite()),
-            Matrix::Rows(_) => true,
+            Matrix::Int8(_) | Matrix::Rows(_) => true,
             _ => false,
         }
 }

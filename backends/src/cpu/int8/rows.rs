@@ -4,7 +4,7 @@ use super::super::linear::Rows;
 use super::super::packed::{AHEAD, block_scales};
 use super::super::region::Region;
 use super::super::threads::Output;
-use super::super::weight::{BlockScales, CodeBook4, Matrix, Weight};
+use super::super::weight::{BlockScales, CodeBook4, Int8, Matrix, Weight};
 use super::book::{Book, Shift};
 use super::round::{Block, Detail};
 use super::{BLOCK, OFFSET};
@@ -133,6 +133,11 @@ pub(crate) fn few<'a>(rows: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y
             Pass { codes: data.codes, stride: k / 2, row_bytes: k / 2, book, scales, x, m, column: 0, bias, y }
                 .split(w.n, 4, region);
         }
+        Matrix::Int8(data) => {
+            let x = ordered(Layout { bits: 8, flip: 0, offset: OFFSET, shift, detail });
+            let (codes, book, scales) = (data.codes, [0; 16], Scales::Bytes(data, k));
+            Pass { codes, stride: k, row_bytes: k, book, scales, x, m, column: 0, bias, y }.split(w.n, 8, region);
+        }
         Matrix::Rows(data) => {
             let wide = data.wide_rows;
             if wide > 0 {
@@ -161,6 +166,8 @@ pub(crate) fn few<'a>(rows: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y
 
 enum Scales<'a> {
     Rows(&'a [f32]),
+    /// Of blocks of bytes, in rows of so many.
+    Bytes(Int8<'a>, usize),
     /// Rows of so many elements, and the scale of the code book.
     Blocks(CodeBook4<'a>, usize, f32),
 }
@@ -246,6 +253,7 @@ impl<'a> Pass<'a> {
                     }
                     (4, Scales::Blocks(..)) => self.columns::<4, DECODED>(first, last),
                     (4, _) => self.columns::<4, ROWS>(first, last),
+                    (8, Scales::Bytes(..)) => self.columns::<8, DECODED>(first, last),
                     (8, _) => self.columns::<8, ROWS>(first, last),
                     _ => self.columns::<2, ROWS>(first, last),
                 }
@@ -275,6 +283,7 @@ impl<'a> Pass<'a> {
         let per_row = match self.scales {
             // One more: a group covers two blocks.
             Scales::Blocks(_, k, _) if SCALES == DECODED => k / BLOCK + 1,
+            Scales::Bytes(_, k) => k / BLOCK,
             _ => 0,
         };
         let mut scales = vec![0.0; R * per_row];
@@ -308,6 +317,12 @@ impl<'a> Pass<'a> {
         // Where the scales of row `r` of `R` lie.
         let (mut w_scales, mut scale_stride) = (std::ptr::null(), per_row);
         let mut nested = Nested { codes: &[], map: &[0.0; 256], absmax: &[], shift: 0, offset: 0.0 };
+        if let Scales::Bytes(w, k) = &self.scales {
+            for (r, scales) in scales.chunks_exact_mut(per_row).enumerate() {
+                w.scales(*k, row + r * apart, 0, scales);
+            }
+            w_scales = scales.as_ptr();
+        }
         if let Scales::Blocks(w, k, book) = &self.scales {
             let (k, book) = (*k, *book);
             factor = book;
@@ -390,7 +405,9 @@ impl<'a> Pass<'a> {
                             _mm512_and_si512(_mm512_srli_epi16::<6>(bytes), pair),
                         ],
                     };
-                    if SCALES == DECODED {
+                    if SCALES == DECODED && BITS == 8 {
+                        w_scale[r] = _mm512_set1_ps(*w_scales.add(r * scale_stride + g));
+                    } else if SCALES == DECODED {
                         let at = w_scales.add(r * scale_stride + 2 * g);
                         w_scale[r] = _mm512_mask_broadcastss_ps(_mm512_set1_ps(*at), 0xff00, _mm_load_ss(at.add(1)));
                     }
@@ -435,7 +452,7 @@ impl<'a> Pass<'a> {
                 let j = row + r * apart;
                 let scale = match &self.scales {
                     Scales::Rows(scales) => scales[j],
-                    Scales::Blocks(..) => factor,
+                    Scales::Bytes(..) | Scales::Blocks(..) => factor,
                 };
                 let bias = self.bias.map_or(0.0, |bias| bias[self.column + j]);
                 for m in 0..M {

@@ -2,8 +2,8 @@
 
 use emberlm_quant::Error;
 use emberlm_quant::format::{
-    BufferLimit, check, dequantize, largest_buffer, quantize_int8, quantize_int8_rows, quantize_nf4, quantize_truequant,
-    split_rows,
+    BufferLimit, check, dequantize, largest_buffer, quantize_int8, quantize_int8_rows, quantize_nf4,
+    quantize_truequant, split_rows,
 };
 use emberlm_quant::host::{FloatType, HostStorage, HostWeight};
 use half::bf16;

@@ -72,12 +72,27 @@ pub fn linear(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: &mut [f3
     linears(x, m, &mut [Product { weight: *w, bias, y }]);
 }
 
+/// [`linear`] of a head, whose results are compared with each other: rounded, x keeps 15 bits.
+///
+/// # Panics
+/// If a slice does not have its shape.
+pub fn head(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: &mut [f32]) {
+    let products = &mut [Product { weight: *w, bias, y }];
+    check(x, m, products);
+    compute(x, m, int8::Input::Head, products);
+}
+
 /// Several [`linear`]s of the same x: it is prepared once, and the threads are called once.
 ///
 /// # Panics
 /// If a slice does not have its shape.
 pub fn linears(x: &[f32], m: usize, products: &mut [Product]) {
-    for Product { weight: w, bias, y } in products.iter() {
+    check(x, m, products);
+    compute(x, m, int8::Input::Usual, products);
+}
+
+fn check(x: &[f32], m: usize, products: &[Product]) {
+    for Product { weight: w, bias, y } in products {
         w.check();
         check_len("x", x.len(), &[m, w.k]);
         check_len("y", y.len(), &[m, w.n]);
@@ -85,7 +100,6 @@ pub fn linears(x: &[f32], m: usize, products: &mut [Product]) {
             check_len("bias", bias.len(), &[w.n]);
         }
     }
-    compute(x, m, int8::Input::Usual, products);
 }
 
 /// Rows of x up to which passes of [`MAX_COLUMNS`] are faster than tiles, whose vectors would be mostly empty.
@@ -292,7 +306,10 @@ fn decoded_product<'a>(
                 }
                 let bias = bias.map(|bias| &bias[first..]);
                 let y = y.columns_from(first);
-                launch(level, DenseRows { w: &*rows, k: w.k, scales: dense::Scales::None, x, m, first: 0, last: count, bias, y });
+                launch(
+                    level,
+                    DenseRows { w: &*rows, k: w.k, scales: dense::Scales::None, x, m, first: 0, last: count, bias, y },
+                );
             }
         });
     });

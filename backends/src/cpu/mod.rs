@@ -44,7 +44,7 @@ pub use conv::causal_conv1d_silu;
 pub use delta::{DeltaRule, gated_delta_rule};
 pub use gates::{delta_gates, sigmoid_gate};
 pub use level::{Level, features, level, set_level, with_level};
-pub use linear::{Product, dequantize_rows, embed, linear, linears};
+pub use linear::{Product, dequantize_rows, embed, head, linear, linears};
 pub use memory::{memory, release_free_memory, weight_buffer};
 pub use mlp::{Mlp, swiglu_mlp};
 pub use norm::{add_rms_norm, rms_norm, rms_norm_gated};

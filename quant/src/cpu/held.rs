@@ -66,10 +66,9 @@ impl<B: HostTensors> HeldWeight<B> {
                     },
                 },
             },
-            PackedWeight::Int8(w) => Tensors::Int8 {
-                codes: w.codes.val().into_primitive(),
-                scales: w.scales.val().into_primitive(),
-            },
+            PackedWeight::Int8(w) => {
+                Tensors::Int8 { codes: w.codes.val().into_primitive(), scales: w.scales.val().into_primitive() }
+            }
             PackedWeight::Rows(w) => Tensors::Rows {
                 wide: w.wide.as_ref().map(|t| t.val().into_primitive()),
                 narrow: w.narrow.as_ref().map(|t| t.val().into_primitive()),

@@ -22,7 +22,7 @@ where
     R::Device: DeviceOps,
 {
     if let PackedWeight::Split(w) = w {
-        return split::linear(x, w, bias);
+        return split::linear(x, w, bias, packed_linear);
     }
     let [m, _] = x.dims();
     let (x, w) = (floats(x), weight(w));

@@ -122,7 +122,7 @@ impl ByteKernel for Arrange<'_> {
 pub(crate) fn few<'a>(rows: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, region: &mut Region<'a>) {
     let &Rows { x, m, k, level, .. } = rows;
     let ordered = |codes, shift| {
-        let layout = Layout { codes, shift, detail: Detail::of(&w, rows.input) };
+        let layout = Layout { codes, shift, detail: Detail::of(rows.input) };
         rows.rounded.blocks.get(layout, || bytes::launch(level, Arrange { x, m, k, layout }))
     };
     match w.data {

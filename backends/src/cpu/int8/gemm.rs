@@ -111,7 +111,7 @@ pub(super) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Produ
             // What a 4-bit code of a row stands for.
             _ => (std::array::from_fn(|code| (code as i32 - 7 + OFFSET) as u8), 1.0, Shift::NONE),
         };
-        let detail = Detail::of(&w, input);
+        let detail = Detail::of(input);
         let same = |made: &Panels| made.shift == shift && made.detail == detail;
         let panels = made.iter().position(same).unwrap_or_else(|| {
             let panels = panels(x, m, w.k, shift, detail);

@@ -123,7 +123,7 @@ unsafe fn spread<const PER_BYTE: usize>(block: &[i8; BLOCK], to: &mut [i8], flip
 pub(crate) fn few<'a>(rows: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, region: &mut Region<'a>) {
     let &Rows { x, m, k, .. } = rows;
     let ordered = |layout| rows.rounded.groups.get(layout, || Columns::new(x, m, k, layout));
-    let (shift, detail) = (Shift::NONE, Detail::of(&w, rows.input));
+    let (shift, detail) = (Shift::NONE, Detail::of(rows.input));
     match w.data {
         Matrix::CodeBook4(data) => {
             let book = Book::new(data.code_book);

@@ -15,6 +15,8 @@ use std::sync::Arc;
 pub(crate) const FEW: usize = 12;
 /// Rows in flight.
 const R: usize = 4;
+/// How many bytes ahead the scales of bytes are prefetched.
+const SCALES_AHEAD: usize = 256;
 
 /// x in the order in which codes leave the bytes.
 pub(crate) struct Columns {
@@ -161,6 +163,20 @@ pub(crate) fn few<'a>(rows: &Rows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y
             }
         }
         _ => unreachable!("`fits` lets no other storage through"),
+    }
+}
+
+/// Numbers of IEEE half precision; `out` is as long.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline]
+unsafe fn halves(bits: &[u16], out: &mut [f32]) {
+    for (bits, out) in bits.chunks(16).zip(out.chunks_mut(16)) {
+        let mask = ((1u32 << bits.len()) - 1) as u16;
+        // SAFETY: the mask leaves what both slices have.
+        unsafe {
+            let numbers = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, bits.as_ptr().cast()));
+            _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, numbers);
+        }
     }
 }
 
@@ -319,7 +335,11 @@ impl<'a> Pass<'a> {
         let mut nested = Nested { codes: &[], map: &[0.0; 256], absmax: &[], shift: 0, offset: 0.0 };
         if let Scales::Bytes(w, k) = &self.scales {
             for (r, scales) in scales.chunks_exact_mut(per_row).enumerate() {
-                w.scales(*k, row + r * apart, 0, scales);
+                let stored = &w.scales[(row + r * apart) * (k / BLOCK)..][..per_row];
+                // Rows of a stream follow each other, so that the scales of the next ones do.
+                _mm_prefetch::<_MM_HINT_T0>(stored.as_ptr().wrapping_byte_add(SCALES_AHEAD).cast());
+                // SAFETY: the features are enabled, and the slices are of one length.
+                unsafe { halves(stored, scales) };
             }
             w_scales = scales.as_ptr();
         }

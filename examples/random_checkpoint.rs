@@ -106,6 +106,7 @@ fn stored(
             return Ok(vec![(name.to_string(), Tensor { dtype, shape: vec![n, k], data: data.to_vec() })]);
         }
         HostStorage::CodeBook4(w) => w,
+        HostStorage::Int8(_) => bail!("{name}: no checkpoint has 8-bit blocks"),
         HostStorage::Rows(w) => {
             let path = name.strip_suffix(".weight").unwrap_or(name);
             return Ok(rows(path, &w, n, k, modules));

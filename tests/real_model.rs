@@ -24,9 +24,9 @@ const PERPLEXITY: f64 = 5e-6;
 const LOGIT: f64 = 2e-3;
 
 /// KL divergence in nats that 8-bit activations and an int8 head add to NF4 ...
-const KL_NF4: f64 = 8e-3;
-/// ... and to int8 rows.
-const KL_INT8: f64 = 4e-3;
+const KL_NF4: f64 = 6.3e-3;
+/// ... and to int8.
+const KL_INT8: f64 = 3e-3;
 
 /// Positions at the beginning that are not counted.
 const CONTEXT: usize = 16;
@@ -78,7 +78,9 @@ fn tokens_are_those_of_transformers() {
 #[test]
 #[ignore = "needs the weights of a package: see .ci/real-model"]
 fn perplexities_are_those_of_transformers() {
-    for (quant, golden) in [("none", "asis"), ("nf4", "nf4"), ("nf4-dq", "nf4-dq"), ("int8", "int8")] {
+    for (quant, golden) in
+        [("none", "asis"), ("nf4", "nf4"), ("nf4-dq", "nf4-dq"), ("int8", "int8"), ("int8-rows", "int8-rows")]
+    {
         for context in ["512", "2048"] {
             let exact = ["--activations", "f32", "--quant-head", "none"];
             let flags = [&["--text", TEXT, "--quant", quant, "--context", context], &exact[..]].concat();

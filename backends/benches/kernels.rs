@@ -131,7 +131,8 @@ fn cases(sizes: &[usize]) -> Vec<Case> {
         ("bf16", Kind::Bf16),
         ("f16", Kind::F16),
         ("f32", Kind::F32),
-        ("int8", Kind::Rows { wide: usize::MAX, bits: 4, slots: false }),
+        ("int8", Kind::Int8),
+        ("rows8", Kind::Rows { wide: usize::MAX, bits: 4, slots: false }),
         ("rows4", Kind::Rows { wide: 0, bits: 4, slots: true }),
         ("rows2", Kind::Rows { wide: 0, bits: 2, slots: true }),
     ];

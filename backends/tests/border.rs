@@ -2,8 +2,8 @@
 //! sides wraps around to a length that would fit. Behind that border the kernels use pointers.
 
 use emberlm_backends::cpu::{
-    self, Attention, CacheSlice, CacheSliceMut, CodeBook4, CodeDecoder, KeyValue, Layer, Level, Matrix, Mlp, Product,
-    Rows, Weight, with_level,
+    self, Attention, CacheSlice, CacheSliceMut, CodeBook4, CodeDecoder, Int8, KeyValue, Layer, Level, Matrix, Mlp,
+    Product, Rows, Weight, with_level,
 };
 use emberlm_backends::panics::catch_quietly;
 use emberlm_backends::types::{DeltaRuleShape, StoreKv};
@@ -70,6 +70,15 @@ fn a_weight_that_is_too_short() {
             let mut y = vec![0.0; n];
             cpu::linear(&vec![1.0; k], 1, &Weight { n, k, data }, None, &mut y);
         });
+    }
+    for (what, names, k, codes, scales) in [
+        ("bytes", "bytes of codes", 65, 129, 4),
+        ("scales of bytes", "block scales", 65, 130, 3),
+        ("scales of a short block", "block scales", 1, 2, 1),
+    ] {
+        let (codes, scales) = (vec![0; codes], vec![0; scales]);
+        let data = Matrix::Int8(Int8 { codes: &codes, scales: &scales });
+        refused(what, names, || cpu::linear(&vec![1.0; k], 1, &Weight { n: 2, k, data }, None, &mut [0.0; 2]));
     }
     let rows = |wide_rows, narrow_stride, narrow: &'static [u8], slots| Rows {
         wide: &[0; 8],

@@ -42,11 +42,16 @@ fn int8(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>) -> Vec<f32> {
     y
 }
 
-/// Times the average size of a row, above which elements are outliers, which keep 15 bits: for a product with `w`.
-fn outlier(w: &Weight) -> f64 {
-    // A head keeps 15 bits of everything.
-    if w.n >= 8 * w.k { 0.0 } else { 8.0 }
+fn int8_head(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>) -> Vec<f32> {
+    let mut y = vec![f32::NAN; m * w.n];
+    cpu::with_precision(Precision::Int8Activations, || cpu::head(x, m, w, bias, &mut y));
+    y
 }
+
+/// Times the average size of a row, above which elements are outliers, which keep 15 bits ...
+const OUTLIER: f64 = 8.0;
+/// ... and before a head, which keeps 15 bits of everything.
+const HEAD: f64 = 0.0;
 
 /// A row of x as integers, and the step of every 64.
 fn quantize(x: &[f32], outlier: f64) -> (Vec<i32>, Vec<f32>) {
@@ -109,6 +114,10 @@ fn element(w: &Weight, row: usize, column: usize, values: &[f32], book: &Book) -
             let code = if at.is_multiple_of(2) { byte >> 4 } else { byte & 15 };
             let scale = data.scales_of(at / data.block);
             (book.bytes[code as usize], f64::from(scale) * f64::from(book.factor))
+        }
+        Matrix::Int8(data) => {
+            let scale = half::f16::from_bits(data.scales[row * w.k.div_ceil(64) + column / 64]);
+            (i32::from(data.codes[at(w, row, column)] as i8), f64::from(scale))
         }
         Matrix::Rows(data) => {
             let slot = data.slots.map_or(row, |slots| slots[row] as usize);
@@ -177,11 +186,12 @@ fn twin(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, outlier: f64) -> 
     (y, size)
 }
 
-const KINDS: [Kind; 7] = [
+const KINDS: [Kind; 8] = [
     Kind::Single { block: 64 },
     Kind::Single { block: 128 },
     Kind::Double { block: 64, nested: 256 },
     Kind::Double { block: 64, nested: 3 },
+    Kind::Int8,
     Kind::Rows { wide: usize::MAX, bits: 4, slots: false },
     Kind::Rows { wide: 3, bits: 4, slots: true },
     Kind::Rows { wide: 2, bits: 2, slots: true },
@@ -192,7 +202,7 @@ fn linear_matches_a_loop_of_the_same_integers() {
     let mut rng = Rng(11);
     for kind in KINDS {
         for (i, k) in [64, 128, 192, 256, 320, 448, 512, 576, 1088, 64].into_iter().enumerate() {
-            // The last is a head: 15 bits of x.
+            // The last is large enough for a head; every second product is one.
             let n = if i == 9 { 519 } else { [1, 5, 13, 64, 29][i % 5] };
             let stored = Stored::new(&mut rng, kind, n, k);
             let bias = rng.floats(n, 1.0);
@@ -204,9 +214,11 @@ fn linear_matches_a_loop_of_the_same_integers() {
                     x[(37 * row + 5) % k] *= 60.0;
                 }
                 let bias = (m % 2 == 1).then_some(&bias[..]);
-                let (want, size) = twin(&x, m, &stored.weight(), bias, outlier(&stored.weight()));
+                let is_head = (i + m) % 2 == 0;
+                let (want, size) = twin(&x, m, &stored.weight(), bias, if is_head { HEAD } else { OUTLIER });
                 for level in Level::available() {
-                    let got = cpu::with_level(level, || int8(&x, m, &stored.weight(), bias));
+                    let product = if is_head { int8_head } else { int8 };
+                    let got = cpu::with_level(level, || product(&x, m, &stored.weight(), bias));
                     if !rounds(level, m) {
                         let mut exact = vec![f32::NAN; m * n];
                         cpu::with_level(level, || cpu::linear(&x, m, &stored.weight(), bias, &mut exact));
@@ -407,7 +419,7 @@ fn the_mlp_matches_a_loop_of_the_same_integers() {
         for m in [1, 3, 20, 33] {
             let mut x = rng.floats(m * 128, 3.0);
             x.chunks_exact_mut(128).for_each(|x| x[9] *= 50.0);
-            let wide = |w: &Weight| -> Vec<f64> { twin(&x, m, w, None, outlier(w)).0 };
+            let wide = |w: &Weight| -> Vec<f64> { twin(&x, m, w, None, OUTLIER).0 };
             let silu = |x: f64| x / (1.0 + (-x).exp());
             let inner: Vec<f32> =
                 wide(&mlp.gate).iter().zip(wide(&mlp.up)).map(|(gate, up)| (silu(*gate) * up) as f32).collect();

@@ -371,7 +371,7 @@ impl<B: CompactBackend> CausalLm<B> {
     fn head(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let x = x.cast(DType::F32);
         match &self.lm_head {
-            Some(head) => head.forward(x),
+            Some(head) => head.logits(x),
             None => self.model.embed_tokens.logits(x),
         }
     }

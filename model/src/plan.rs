@@ -12,8 +12,10 @@ pub enum QuantizeOnLoad {
     Nf4,
     /// NF4 with the scales quantised to 8 bits (double quantisation).
     Nf4Double,
-    /// Signed bytes with one scale per row.
+    /// Signed bytes in blocks of 64 with F16 scales.
     Int8,
+    /// Signed bytes with one scale per row, as Nano compact stores them.
+    Int8Rows,
 }
 
 impl QuantizeOnLoad {
@@ -23,7 +25,8 @@ impl QuantizeOnLoad {
         match self {
             Self::Nf4 => (n * k).div_ceil(2) + 4 * blocks + 64,
             Self::Nf4Double => (n * k).div_ceil(2) + blocks + 4 * blocks.div_ceil(256) + 64 + 1024,
-            Self::Int8 => n * k + 4 * n,
+            Self::Int8 => n * k + 2 * n * k.div_ceil(format::INT8_BLOCK),
+            Self::Int8Rows => n * k + 4 * n,
         }
     }
 
@@ -32,7 +35,8 @@ impl QuantizeOnLoad {
         match self {
             Self::Nf4 => StorageKind::Nf4 { double: false },
             Self::Nf4Double => StorageKind::Nf4 { double: true },
-            Self::Int8 => StorageKind::Int8Rows,
+            Self::Int8 => StorageKind::Int8,
+            Self::Int8Rows => StorageKind::Int8Rows,
         }
     }
 
@@ -41,6 +45,7 @@ impl QuantizeOnLoad {
             Self::Nf4 => format::quantize_nf4(weight, false),
             Self::Nf4Double => format::quantize_nf4(weight, true),
             Self::Int8 => format::quantize_int8(weight),
+            Self::Int8Rows => format::quantize_int8_rows(weight),
         }
     }
 }

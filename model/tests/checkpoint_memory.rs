@@ -19,6 +19,7 @@ fn matrices_are_views_of_the_file() {
                 HostScales::Single(scales) => vec![book.codes, scales],
                 HostScales::Double { codes, .. } => vec![book.codes, codes],
             },
+            HostStorage::Int8(w) => vec![w.codes, w.scales],
             HostStorage::Rows(rows) => vec![rows.wide],
         };
         assert!(!buffers.is_empty());

@@ -78,6 +78,8 @@ pub enum HostStorage {
     Dense(FloatType, Bytes),
     /// 4-bit codes into a code book with block scales (bitsandbytes NF4 and FP4).
     CodeBook4(HostCodeBook4),
+    /// Signed bytes with a scale per block of 64 elements of a row.
+    Int8(HostInt8),
     /// Integer rows with one scale each (Nano compact).
     Rows(HostRows),
 }
@@ -117,6 +119,18 @@ pub enum HostScales {
     },
 }
 
+/// Signed bytes with block scales; value = code * scale.
+///
+/// Every row begins a block; the last block of a row is short where `k` is not a multiple of
+/// [`INT8_BLOCK`](crate::format::INT8_BLOCK), 64.
+#[derive(Clone, Debug)]
+pub struct HostInt8 {
+    /// `n * k` codes, i8.
+    pub codes: Bytes,
+    /// `n * ceil(k / 64)` scales, F16, little-endian.
+    pub scales: Bytes,
+}
+
 /// Rows of integers with one scale per row: `wide` rows of 8 bits first, then `narrow` rows of `narrow_bits`.
 ///
 /// Value = code * scale. Stored row `slots[j]` holds output row `j`; without `slots` they are in order.
@@ -143,6 +157,7 @@ impl HostWeight {
         let data = match &self.storage {
             HostStorage::Dense(_, data) => data,
             HostStorage::CodeBook4(w) => &w.codes,
+            HostStorage::Int8(w) => &w.codes,
             HostStorage::Rows(w) => &w.wide,
         };
         (data.as_ptr() as usize).is_multiple_of(4) && data.len().is_multiple_of(4)
@@ -159,6 +174,7 @@ impl HostWeight {
                 };
                 w.codes.len() + 4 * w.code_book.len() + scales
             }
+            HostStorage::Int8(w) => w.codes.len() + w.scales.len(),
             HostStorage::Rows(w) => {
                 let slots = w.slots.as_ref().map_or(0, |s| 4 * s.len());
                 w.wide.len() + w.narrow.len() + 4 * w.scales.len() + slots

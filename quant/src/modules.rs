@@ -5,6 +5,7 @@ use burn::tensor::{Int, Tensor};
 
 pub use crate::layers::{Embedding, Linear, SwiGlu};
 use crate::ops::CompactBackend;
+use crate::packed::PackedWeight;
 
 impl<B: CompactBackend> Linear<B> {
     /// Applies the layer to the last dimension.
@@ -12,13 +13,30 @@ impl<B: CompactBackend> Linear<B> {
     /// # Shapes
     /// `[.., in] -> [.., out]`
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        let mut dims = x.dims();
-        let [n, k] = self.weight.shape();
-        let m = dims[..D - 1].iter().product();
-        let y = B::packed_linear(B::reshape(x, [m, k]), &self.weight, self.bias.as_ref().map(Param::val));
-        dims[D - 1] = n;
-        B::reshape(y, dims)
+        along_last(x, &self.weight, |x, w| B::packed_linear(x, w, self.bias.as_ref().map(Param::val)))
     }
+
+    /// Applies the layer as a head: logits of `x`.
+    ///
+    /// # Shapes
+    /// `[.., in] -> [.., out]`
+    pub fn logits<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        along_last(x, &self.weight, |x, w| B::packed_head(x, w, self.bias.as_ref().map(Param::val)))
+    }
+}
+
+/// A product with the last dimension of `x`.
+fn along_last<B: CompactBackend, const D: usize>(
+    x: Tensor<B, D>,
+    w: &PackedWeight<B>,
+    product: impl FnOnce(Tensor<B, 2>, &PackedWeight<B>) -> Tensor<B, 2>,
+) -> Tensor<B, D> {
+    let mut dims = x.dims();
+    let [n, k] = w.shape();
+    let m = dims[..D - 1].iter().product();
+    let y = product(B::reshape(x, [m, k]), w);
+    dims[D - 1] = n;
+    B::reshape(y, dims)
 }
 
 /// Applies several layers to the last dimension of the same `x`.
@@ -54,12 +72,7 @@ impl<B: CompactBackend> Embedding<B> {
     /// # Shapes
     /// `[.., width] -> [.., vocabulary]`
     pub fn logits<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        let mut dims = x.dims();
-        let [vocabulary, width] = self.weight.shape();
-        let m = dims[..D - 1].iter().product();
-        let y = B::packed_linear(B::reshape(x, [m, width]), &self.weight, None);
-        dims[D - 1] = vocabulary;
-        B::reshape(y, dims)
+        along_last(x, &self.weight, |x, w| B::packed_head(x, w, None))
     }
 }
 

@@ -116,6 +116,15 @@ pub trait CompactBackend: Backend {
         reference::linear(x, w, bias)
     }
 
+    /// [`packed_linear`](Self::packed_linear) of a head: logits, which are compared with each other. Where products round x, they round
+    /// it finer here.
+    ///
+    /// # Shapes
+    /// `x [m, k]`, `w [n, k]`, `bias [n]` `-> [m, n]`
+    fn packed_head(x: Tensor<Self, 2>, w: &PackedWeight<Self>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {
+        Self::packed_linear(x, w, bias)
+    }
+
     /// Several [`packed_linear`](Self::packed_linear)s of the same `x`, in order.
     ///
     /// # Shapes

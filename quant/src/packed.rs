@@ -21,6 +21,8 @@ pub enum PackedWeight<B: Backend> {
     Half(HalfWeight<B>),
     /// 4-bit codes into a code book, with block scales.
     CodeBook4(CodeBook4Weight<B>),
+    /// Signed bytes, with block scales.
+    Int8(Int8Weight<B>),
     /// Integer rows with one scale each.
     Rows(RowsWeight<B>),
     /// Parts of whole rows, in order, where the matrix is larger than the device's buffers.
@@ -47,6 +49,8 @@ pub enum WeightPart<B: Backend> {
     Half(HalfWeight<B>),
     /// See [`PackedWeight::CodeBook4`].
     CodeBook4(CodeBook4Weight<B>),
+    /// See [`PackedWeight::Int8`].
+    Int8(Int8Weight<B>),
     /// See [`PackedWeight::Rows`].
     Rows(RowsWeight<B>),
 }
@@ -58,6 +62,7 @@ impl<B: Backend> WeightPart<B> {
             Self::Float(w) => PackedWeight::Float(w),
             Self::Half(w) => PackedWeight::Half(w),
             Self::CodeBook4(w) => PackedWeight::CodeBook4(w),
+            Self::Int8(w) => PackedWeight::Int8(w),
             Self::Rows(w) => PackedWeight::Rows(w),
         }
     }
@@ -119,6 +124,19 @@ pub struct DoubleScales<B: Backend> {
     pub offset: f32,
 }
 
+/// Signed bytes with a scale per block of 64 elements; every row begins a block.
+#[derive(Module, Debug)]
+pub struct Int8Weight<B: Backend> {
+    /// `[ceil(n * k / 4)]` U32 of i8 codes.
+    pub codes: Param<Tensor<B, 1, Int>>,
+    /// `[ceil(n * ceil(k / 64) / 2)]` U32 of two F16 scales each, the earlier in the low half.
+    pub scales: Param<Tensor<B, 1, Int>>,
+    /// Outputs.
+    pub n: usize,
+    /// Inputs.
+    pub k: usize,
+}
+
 /// Integer rows: `wide_rows` of 8 bits, the others of `narrow_bits`; each row starts at a byte.
 #[derive(Module, Debug)]
 pub struct RowsWeight<B: Backend> {
@@ -155,6 +173,10 @@ impl<B: Backend> PackedWeight<B> {
             HostStorage::Dense(FloatType::F32, data) => Self::Float(float_param(data, [n, k], device)),
             HostStorage::Dense(float, data) => Self::Half(HalfWeight { words: words(data, device), float, n, k }),
             HostStorage::CodeBook4(w) => Self::CodeBook4(CodeBook4Weight::from_host(w, n, k, device)),
+            HostStorage::Int8(w) => {
+                let (codes, scales) = (words(w.codes, device), words(w.scales, device));
+                Self::Int8(Int8Weight { codes, scales, n, k })
+            }
             HostStorage::Rows(w) => Self::Rows(RowsWeight::from_host(w, n, k, device)),
         }
     }
@@ -178,6 +200,7 @@ impl<B: Backend> PackedWeight<B> {
                 Self::Float(w) => vec![WeightPart::Float(w)],
                 Self::Half(w) => vec![WeightPart::Half(w)],
                 Self::CodeBook4(w) => vec![WeightPart::CodeBook4(w)],
+                Self::Int8(w) => vec![WeightPart::Int8(w)],
                 Self::Rows(w) => vec![WeightPart::Rows(w)],
                 Self::Split(w) => w.parts,
             });
@@ -198,6 +221,7 @@ impl<B: Backend> PackedWeight<B> {
             Self::Float(w) => w.val().dims(),
             Self::Half(w) => [w.n, w.k],
             Self::CodeBook4(w) => [w.n, w.k],
+            Self::Int8(w) => [w.n, w.k],
             Self::Rows(w) => [w.n, w.k],
             Self::Split(w) => [w.n, w.k],
         }
@@ -209,6 +233,7 @@ impl<B: Backend> PackedWeight<B> {
             Self::Float(w) => w.val().device(),
             Self::Half(w) => w.words.val().device(),
             Self::CodeBook4(w) => w.codes.val().device(),
+            Self::Int8(w) => w.codes.val().device(),
             Self::Rows(w) => w.scales.val().device(),
             Self::Split(w) => w.parts.first().map_or_else(B::Device::default, |part| part.weight().device()),
         }

@@ -168,7 +168,8 @@ impl<'a, B: CompactBackend> Results<'a, B> {
                 ("F16", Ok(dense(FloatType::F16, halves))),
                 ("BF16", Ok(dense(FloatType::Bf16, bfloats))),
                 ("NF4", format::quantize_nf4(&source, false)),
-                ("int8 rows", format::quantize_int8(&source)),
+                ("int8", format::quantize_int8(&source)),
+                ("int8 rows", format::quantize_int8_rows(&source)),
                 ("4-bit rows", format::quantize_truequant(&source, 4, n / 3)),
                 ("2-bit rows", format::quantize_truequant(&source, 2, n / 3)),
             ]);

@@ -6,18 +6,22 @@ use crate::CompactBackend;
 use crate::modules::Linear;
 use crate::packed::{PackedWeight, SplitWeight};
 
+/// A product with one weight, with a bias or without.
+pub(crate) type Operation<B> = fn(Tensor<B, 2>, &PackedWeight<B>, Option<Tensor<B, 1>>) -> Tensor<B, 2>;
+
 /// The outputs of the parts beside each other.
 pub(crate) fn linear<B: CompactBackend>(
     x: Tensor<B, 2>,
     w: &SplitWeight<B>,
     bias: Option<Tensor<B, 1>>,
+    of_part: Operation<B>,
 ) -> Tensor<B, 2> {
     let mut first = 0;
     let outputs = w.parts.iter().map(|part| {
         let part = part.weight();
         let rows = first..first + part.shape()[0];
         first = rows.end;
-        B::packed_linear(x.clone(), &part, bias.clone().map(|bias| bias.slice_dim(0, rows)))
+        of_part(x.clone(), &part, bias.clone().map(|bias| bias.slice_dim(0, rows)))
     });
     Tensor::cat(outputs.collect(), 1)
 }

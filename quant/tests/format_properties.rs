@@ -2,8 +2,8 @@
 
 use emberlm_quant::Error;
 use emberlm_quant::format::{
-    FP4, NF4, check, dequantize, dequantize_rounded, dynamic_map, quantize_fp4, quantize_int8, quantize_nf4,
-    quantize_truequant,
+    FP4, NF4, check, dequantize, dequantize_rounded, dynamic_map, quantize_fp4, quantize_int8, quantize_int8_rows,
+    quantize_nf4, quantize_truequant,
 };
 use emberlm_quant::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight};
 use half::{bf16, f16};
@@ -179,10 +179,39 @@ proptest! {
         }
     }
 
+    /// No value moves by more than half the scale of its block, which begins anew in every row.
     #[test]
-    fn int8_equals_its_plain_twin_and_is_bounded((n, k, values) in matrix(1e4), float in float()) {
+    fn int8_blocks_equal_their_plain_twin_and_are_bounded((n, k, values) in matrix(8e6), float in float()) {
+        let largest = if float == FloatType::F16 { 60_000.0 } else { 8e6 };
+        let values: Vec<f32> = values.iter().map(|v| v.clamp(-largest, largest)).collect();
         let weight = dense(n, k, float, &values);
         let packed = quantize_int8(&weight).unwrap();
+        check(&packed).unwrap();
+        let (source, found) = (dequantize(&weight), dequantize(&packed));
+        let HostStorage::Int8(packed) = &packed.storage else { panic!() };
+        let scales: Vec<f32> = packed.scales.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect();
+        let blocks = source.chunks(k).flat_map(|row| row.chunks(64)).zip(found.chunks(k).flat_map(|row| row.chunks(64)));
+        let mut codes = packed.codes.iter();
+        for (b, ((source, found), scale)) in blocks.zip(&scales).enumerate() {
+            let absmax = source.iter().fold(0.0, |max: f32, v| max.max(v.abs()));
+            let below = f16::from_bits(f16::from_f32(*scale).to_bits().saturating_sub(1)).to_f32();
+            prop_assert!(scale * 127.0 >= absmax && (absmax == 0.0 || below * 127.0 < absmax), "{absmax:e}: {scale:e}");
+            for (v, f) in source.iter().zip(found) {
+                let code = *codes.next().unwrap() as i8;
+                let exact = if absmax == 0.0 { 0.0 } else { (v / scale).round_ties_even() };
+                prop_assert_eq!(f32::from(code), exact);
+                prop_assert_eq!(*f, f32::from(code) * scale);
+                prop_assert!((f - v).abs() <= scale * 0.50001, "block {b}: {v:e} became {f:e}, scale {scale:e}");
+            }
+        }
+        prop_assert_eq!(codes.count(), 0);
+        prop_assert_eq!(scales.len(), n * k.div_ceil(64));
+    }
+
+    #[test]
+    fn int8_rows_equal_their_plain_twin_and_are_bounded((n, k, values) in matrix(1e4), float in float()) {
+        let weight = dense(n, k, float, &values);
+        let packed = quantize_int8_rows(&weight).unwrap();
         check(&packed).unwrap();
         let (source, found) = (dequantize(&weight), dequantize(&packed));
         let packed = rows(&packed);
@@ -299,6 +328,7 @@ fn first_number_that_is_not_finite_is_named() {
                     quantize_nf4(&weight, true),
                     quantize_fp4(&weight, false),
                     quantize_int8(&weight),
+                    quantize_int8_rows(&weight),
                     quantize_truequant(&weight, 2, 3),
                     quantize_truequant(&weight, 8, 0),
                 ];
@@ -321,6 +351,8 @@ fn what_cannot_be_quantised_is_refused() {
     let packed = quantize_nf4(&weight, true).unwrap();
     assert_eq!(quantize_int8(&packed).unwrap_err(), Error::NotDense { found: "4-bit codes" });
     let packed = quantize_int8(&weight).unwrap();
+    assert_eq!(quantize_nf4(&packed, false).unwrap_err(), Error::NotDense { found: "8-bit blocks" });
+    let packed = quantize_int8_rows(&weight).unwrap();
     assert_eq!(quantize_nf4(&packed, false).unwrap_err(), Error::NotDense { found: "integer rows" });
     assert_eq!(quantize_truequant(&weight, 3, 1).unwrap_err(), Error::Bits { bits: 3 });
     let short = HostWeight { n: 2, k: 4, ..weight.clone() };
@@ -330,7 +362,9 @@ fn what_cannot_be_quantised_is_refused() {
     let empty = HostWeight { n: 0, k: 4, ..weight };
     assert_eq!(quantize_int8(&empty).unwrap_err(), Error::Empty { n: 0, k: 4 });
     let large = dense(2, 2, FloatType::F32, &[1.0, 1.0, 1.0, -9e6]);
-    assert_eq!(quantize_int8(&large).unwrap_err(), Error::RowTooLarge { row: 1, absmax: 9e6 });
+    for quantize in [quantize_int8, quantize_int8_rows] {
+        assert_eq!(quantize(&large).unwrap_err(), Error::RowTooLarge { row: 1, absmax: 9e6 });
+    }
     assert_eq!(quantize_truequant(&large, 4, 1).unwrap_err(), Error::RowTooLarge { row: 1, absmax: 9e6 });
     let large = dense(2, 64, FloatType::F32, &[f32::MAX; 128]);
     assert_eq!(quantize_nf4(&large, true).unwrap_err(), Error::ScalesTooLarge { blocks: 2 });

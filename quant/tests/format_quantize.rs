@@ -2,7 +2,7 @@
 
 mod format_fixtures;
 
-use emberlm_quant::format::{NF4, dynamic_map, quantize_int8, quantize_nf4, quantize_truequant};
+use emberlm_quant::format::{NF4, dynamic_map, quantize_int8_rows, quantize_nf4, quantize_truequant};
 use emberlm_quant::host::{HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight};
 use format_fixtures::{Fixture, assert_same_bits};
 
@@ -62,7 +62,7 @@ fn nano_bytes_are_those_of_the_exporter() {
         let name = &case.name;
         let found = match case.truequant {
             Some((bits, keep)) => quantize_truequant(&case.source, bits, keep),
-            None => quantize_int8(&case.source),
+            None => quantize_int8_rows(&case.source),
         };
         let found = found.unwrap();
         let (found, expected) = (rows(&found), rows(&case.packed));

@@ -5,7 +5,7 @@ mod format_fixtures;
 use bytes::Bytes;
 use emberlm_quant::Error;
 use emberlm_quant::format::{check, dequantize, dequantize_rounded};
-use emberlm_quant::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight};
+use emberlm_quant::host::{FloatType, HostCodeBook4, HostInt8, HostRows, HostScales, HostStorage, HostWeight};
 use format_fixtures::{Fixture, assert_same_bits, dense_bytes};
 
 #[test]
@@ -122,6 +122,16 @@ fn check_names_what_does_not_fit() {
     assert!(refused(&|r| r.scales.push(1.0)).starts_with("row scales has 4"));
     assert!(refused(&|r| r.slots = Some(vec![0, 1, 1])).contains("slot 1 holds two rows"));
     assert!(refused(&|r| r.slots = Some(vec![0, 1, 3])).contains("row 2 is in slot 3"));
+
+    let int8 = |codes: usize, scales: &[f32]| {
+        let scales: Vec<u8> = scales.iter().flat_map(|&s| half::f16::from_f32(s).to_le_bytes()).collect();
+        let storage = HostStorage::Int8(HostInt8 { codes: vec![1; codes].into(), scales: scales.into() });
+        check(&HostWeight { n: 2, k: 65, storage }).map_err(|error| error.to_string())
+    };
+    int8(130, &[1.0; 4]).unwrap();
+    assert!(int8(129, &[1.0; 4]).unwrap_err().starts_with("8-bit codes has 129"));
+    assert!(int8(130, &[1.0; 3]).unwrap_err().starts_with("block scale bytes has 6"));
+    assert!(int8(130, &[1.0, 1.0, f32::NAN, 1.0]).unwrap_err().contains("entry 2 is not finite"));
 
     let case = Fixture::open().nf4().into_iter().find(|c| c.name == "nf4.2.float16.double.weight").unwrap();
     let HostStorage::CodeBook4(packed) = case.packed.storage else { panic!() };

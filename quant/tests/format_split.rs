@@ -2,7 +2,8 @@
 
 use emberlm_quant::Error;
 use emberlm_quant::format::{
-    BufferLimit, check, dequantize, largest_buffer, quantize_int8, quantize_nf4, quantize_truequant, split_rows,
+    BufferLimit, check, dequantize, largest_buffer, quantize_int8, quantize_int8_rows, quantize_nf4,
+    quantize_truequant, split_rows,
 };
 use emberlm_quant::host::{FloatType, HostStorage, HostWeight};
 use half::bf16;
@@ -24,7 +25,7 @@ fn storages(n: usize, k: usize) -> Vec<HostWeight> {
         dense(n, k, FloatType::Bf16),
         quantize_nf4(&source, false).expect("finite"),
         quantize_nf4(&source, true).expect("finite"),
-        quantize_int8(&source).expect("finite"),
+        quantize_int8_rows(&source).expect("finite"),
         quantize_truequant(&source, 4, n / 3).expect("finite"),
         quantize_truequant(&source, 2, n / 3).expect("finite"),
     ];
@@ -32,7 +33,7 @@ fn storages(n: usize, k: usize) -> Vec<HostWeight> {
     if let HostStorage::Rows(rows) = &mut ordered.storage {
         rows.slots = None;
     }
-    weights.extend([ordered, source]);
+    weights.extend([ordered, quantize_int8(&source).expect("finite"), source]);
     weights
 }
 

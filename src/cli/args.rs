@@ -35,8 +35,10 @@ pub enum QuantHead {
     Auto,
     /// Keep them as they are stored
     None,
-    /// 8 bits with one scale per row
+    /// 8 bits in blocks of 64, 8.25 bits per weight
     Int8,
+    /// 8 bits with one scale per row, 8 bits per weight
+    Int8Rows,
     /// 4-bit NormalFloat in blocks of 64
     Nf4,
     /// NF4 with quantised block scales
@@ -50,6 +52,7 @@ impl QuantHead {
             Self::Auto => quantized_layers.then_some(QuantizeOnLoad::Int8),
             Self::None => None,
             Self::Int8 => Some(QuantizeOnLoad::Int8),
+            Self::Int8Rows => Some(QuantizeOnLoad::Int8Rows),
             Self::Nf4 => Some(QuantizeOnLoad::Nf4),
             Self::Nf4Dq => Some(QuantizeOnLoad::Nf4Double),
         }
@@ -66,8 +69,10 @@ pub enum Quant {
     Nf4,
     /// NF4 with quantised block scales, 4.13 bits per weight
     Nf4Dq,
-    /// 8 bits with one scale per row
+    /// 8 bits in blocks of 64, 8.25 bits per weight
     Int8,
+    /// 8 bits with one scale per row, 8 bits per weight: for comparisons
+    Int8Rows,
 }
 
 impl Quant {
@@ -78,6 +83,7 @@ impl Quant {
             Self::Nf4 => Some(QuantizeOnLoad::Nf4),
             Self::Nf4Dq => Some(QuantizeOnLoad::Nf4Double),
             Self::Int8 => Some(QuantizeOnLoad::Int8),
+            Self::Int8Rows => Some(QuantizeOnLoad::Int8Rows),
         }
     }
 }

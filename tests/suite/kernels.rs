@@ -83,6 +83,7 @@ pub(super) fn storages(random: &mut Random, n: usize, k: usize) -> Vec<(&'static
         ("nf4-dq", format::quantize_nf4(&source, true).expect("finite")),
         ("fp4", format::quantize_fp4(&source, false).expect("finite")),
         ("int8", format::quantize_int8(&source).expect("finite")),
+        ("rows-8", format::quantize_int8_rows(&source).expect("finite")),
         ("rows-4", format::quantize_truequant(&source, 4, keep).expect("finite")),
         ("rows-2", format::quantize_truequant(&source, 2, keep).expect("finite")),
     ]

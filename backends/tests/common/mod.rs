@@ -1,7 +1,7 @@
 //! Seeded data in every storage, and the comparison.
 #![allow(dead_code)]
 
-use emberlm_backends::cpu::{BlockScales, CodeBook4, Matrix, Rows, Weight};
+use emberlm_backends::cpu::{BlockScales, CodeBook4, INT8_BLOCK, Int8, Matrix, Rows, Weight};
 use emberlm_backends::random::{GAMMA, word};
 use half::{bf16, f16};
 
@@ -37,6 +37,7 @@ pub enum Kind {
     Bf16,
     Single { block: usize },
     Double { block: usize, nested: usize },
+    Int8,
     Rows { wide: usize, bits: u32, slots: bool },
 }
 
@@ -104,6 +105,11 @@ impl Stored {
                     stored.map = rng.floats(256, 1.0);
                 }
             }
+            Kind::Int8 => {
+                stored.codes = rng.bytes(n * k);
+                let blocks = n * k.div_ceil(INT8_BLOCK);
+                stored.halves = (0..blocks).map(|_| f16::from_f32(rng.float(size / 64.0)).to_bits()).collect();
+            }
             Kind::Rows { wide, bits, slots } => {
                 let wide = wide.min(n);
                 stored.codes = rng.bytes(wide * k);
@@ -137,6 +143,7 @@ impl Stored {
                 let (codes, map, absmax) = (&self.scale_codes, &self.map, &self.floats);
                 code_book(BlockScales::Double { codes, map, absmax, block: nested, offset: 0.01 }, block)
             }
+            Kind::Int8 => Matrix::Int8(Int8 { codes: &self.codes, scales: &self.halves }),
             Kind::Rows { wide, bits, slots } => Matrix::Rows(Rows {
                 wide: &self.codes,
                 wide_rows: wide.min(self.n),
@@ -162,6 +169,7 @@ pub fn kinds() -> Vec<Kind> {
         Kind::Single { block: 48 },
         Kind::Double { block: 64, nested: 256 },
         Kind::Double { block: 64, nested: 3 },
+        Kind::Int8,
         Kind::Rows { wide: usize::MAX, bits: 4, slots: false },
         Kind::Rows { wide: 0, bits: 2, slots: false },
         Kind::Rows { wide: 3, bits: 4, slots: true },

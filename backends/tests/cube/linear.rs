@@ -38,6 +38,10 @@ pub fn upload(client: &Client, weight: &cpu::Weight<'_>) -> cube::Weight {
                 },
             },
         }),
+        cpu::Matrix::Int8(w) => cube::Matrix::Int8(cube::Int8 {
+            codes: upload_bytes(client, w.codes),
+            scales: upload_halves(client, w.scales),
+        }),
         cpu::Matrix::Rows(w) => cube::Matrix::Rows(cube::Rows {
             wide: (!w.wide.is_empty()).then(|| upload_bytes(client, w.wide)),
             wide_rows: w.wide_rows,
@@ -109,9 +113,12 @@ fn linear_in_half_precision_matches_its_twin() {
     with_all_instructions(|client| {
         let mut rng = Rng(43);
         for float in Float::available(client) {
-            for kind in
-                [Kind::Double { block: 64, nested: 256 }, Kind::F16, Kind::Rows { wide: 3, bits: 4, slots: true }]
-            {
+            for kind in [
+                Kind::Double { block: 64, nested: 256 },
+                Kind::F16,
+                Kind::Int8,
+                Kind::Rows { wide: 3, bits: 4, slots: true },
+            ] {
                 for (n, k) in [(33, 128), (5, 37)] {
                     let stored = Stored::tight(&mut rng, kind, n, k);
                     for m in [1, 5, 70] {
@@ -155,7 +162,14 @@ fn swiglu_matches_its_twin() {
     with_all_instructions(|client| {
         let mut rng = Rng(45);
         let rows = Kind::Rows { wide: 3, bits: 4, slots: true };
-        let kinds = [Kind::F32, Kind::Bf16, Kind::Single { block: 64 }, Kind::Double { block: 64, nested: 256 }, rows];
+        let kinds = [
+            Kind::F32,
+            Kind::Bf16,
+            Kind::Single { block: 64 },
+            Kind::Double { block: 64, nested: 256 },
+            Kind::Int8,
+            rows,
+        ];
         let mut cases: Vec<_> = kinds.into_iter().map(|kind| (Float::F32, kind)).collect();
         if Float::available(client).contains(&Float::F16) {
             // Every storage is unpacked by the same code for every type of x.

@@ -5,9 +5,9 @@
 use bytes::Bytes;
 use emberlm_model::checkpoint::StorageKind;
 use emberlm_model::{Architecture, QuantizeOnLoad, Result, SourceEntry, WeightSource};
-use emberlm_quant::format;
+use emberlm_quant::format::{self, INT8_BLOCK};
 use emberlm_quant::host::{
-    FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight, on_threads, weight_buffer,
+    FloatType, HostCodeBook4, HostInt8, HostRows, HostScales, HostStorage, HostWeight, on_threads, weight_buffer,
 };
 use rayon::prelude::*;
 
@@ -44,7 +44,7 @@ impl RandomWeights {
     /// The storages of Nano compact: F16 query, key and value projections, an int8 embedding, the other linears in rows of 4 and
     /// of 8 bits mixed so that the published size of the 3B model comes out.
     pub fn nano(architecture: &Architecture, seed: u64) -> Self {
-        let plain = Self::new(architecture, None, Some(QuantizeOnLoad::Int8), seed);
+        let plain = Self::new(architecture, None, Some(QuantizeOnLoad::Int8Rows), seed);
         Self { linears: StorageKind::MixedRows { bits: 4 }, query_key_value: StorageKind::F16, ..plain }
     }
 
@@ -70,12 +70,7 @@ impl RandomWeights {
 }
 
 fn stored(quantize: Option<QuantizeOnLoad>) -> StorageKind {
-    match quantize {
-        None => StorageKind::Bf16,
-        Some(QuantizeOnLoad::Nf4) => StorageKind::Nf4 { double: false },
-        Some(QuantizeOnLoad::Nf4Double) => StorageKind::Nf4 { double: true },
-        Some(QuantizeOnLoad::Int8) => StorageKind::Int8Rows,
-    }
+    quantize.map_or(StorageKind::Bf16, QuantizeOnLoad::storage)
 }
 
 /// Rows of 8 bits among `n` mixed ones: the share that gives the published 2.34 GiB of the 3B model.
@@ -92,7 +87,8 @@ impl WeightSource for RandomWeights {
                 let bytes = match storage {
                     StorageKind::Nf4 { double: false } => QuantizeOnLoad::Nf4.bytes(n, k),
                     StorageKind::Nf4 { double: true } => QuantizeOnLoad::Nf4Double.bytes(n, k),
-                    StorageKind::Int8Rows => QuantizeOnLoad::Int8.bytes(n, k),
+                    StorageKind::Int8 => QuantizeOnLoad::Int8.bytes(n, k),
+                    StorageKind::Int8Rows => QuantizeOnLoad::Int8Rows.bytes(n, k),
                     StorageKind::MixedRows { .. } => wide_rows(n) * k + (n - wide_rows(n)) * k.div_ceil(2) + 4 * n,
                     _ => 2 * n * k,
                 };
@@ -111,6 +107,7 @@ impl WeightSource for RandomWeights {
         let stream = self.stream(name);
         let storage = match self.storage(name) {
             StorageKind::Nf4 { double } | StorageKind::Fp4 { double } => stream.nf4(n * k, double),
+            StorageKind::Int8 => stream.int8(n, k),
             StorageKind::Int8Rows => stream.rows(n, k, n),
             StorageKind::MixedRows { .. } => stream.rows(n, k, wide_rows(n)),
             StorageKind::F16 => HostStorage::Dense(FloatType::F16, stream.halves(n * k, FloatType::F16)),
@@ -200,6 +197,13 @@ impl Stream {
         };
         let storage = HostCodeBook4 { codes, code_book: format::NF4, block: BLOCK, scales, stored: FloatType::Bf16 };
         HostStorage::CodeBook4(storage)
+    }
+
+    fn int8(self, n: usize, k: usize) -> HostStorage {
+        let scale = SPREAD * 3f32.sqrt() / 127.0;
+        let scales = (0..n * k.div_ceil(INT8_BLOCK))
+            .flat_map(|i| half::f16::from_f32(scale * (0.8 + 0.4 * Stream(!self.0).unit(i))).to_le_bytes());
+        HostStorage::Int8(HostInt8 { codes: self.bytes(n * k), scales: scales.collect::<Vec<u8>>().into() })
     }
 
     /// `wide` rows of 8 bits, the others of 4, in order of the outputs.

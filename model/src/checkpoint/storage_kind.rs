@@ -19,6 +19,8 @@ pub enum StorageKind {
         /// The block scales are quantised themselves.
         double: bool,
     },
+    /// Signed bytes with block scales.
+    Int8,
     /// 8-bit rows.
     Int8Rows,
     /// 8-bit rows and narrower rows.
@@ -50,7 +52,8 @@ impl std::fmt::Display for StorageKind {
             Self::Nf4 { double: true } => f.pad("nf4-dq"),
             Self::Fp4 { double: false } => f.pad("fp4"),
             Self::Fp4 { double: true } => f.pad("fp4-dq"),
-            Self::Int8Rows => f.pad("int8"),
+            Self::Int8 => f.pad("int8"),
+            Self::Int8Rows => f.pad("int8-rows"),
             Self::MixedRows { bits } => f.pad(&format!("int8+int{bits}")),
         }
     }

@@ -25,6 +25,10 @@ enum Tensors<B: Backend> {
         block: usize,
         scales: Scales<B>,
     },
+    Int8 {
+        codes: IntTensor<B>,
+        scales: IntTensor<B>,
+    },
     Rows {
         wide: Option<IntTensor<B>>,
         narrow: Option<IntTensor<B>>,
@@ -62,6 +66,9 @@ impl<B: HostTensors> HeldWeight<B> {
                     },
                 },
             },
+            PackedWeight::Int8(w) => {
+                Tensors::Int8 { codes: w.codes.val().into_primitive(), scales: w.scales.val().into_primitive() }
+            }
             PackedWeight::Rows(w) => Tensors::Rows {
                 wide: w.wide.as_ref().map(|t| t.val().into_primitive()),
                 narrow: w.narrow.as_ref().map(|t| t.val().into_primitive()),
@@ -115,6 +122,10 @@ impl<B: HostTensors> HeldWeight<B> {
                     }
                 }
             }
+            Tensors::Int8 { codes, scales } => f(weight(cpu::Matrix::Int8(cpu::Int8 {
+                codes: &bytemuck::cast_slice(&B::words(codes))[..n * k],
+                scales: &bytemuck::cast_slice(&B::words(scales))[..n * k.div_ceil(cpu::INT8_BLOCK)],
+            }))),
             Tensors::Rows { wide, narrow, scales, slots, wide_rows, narrow_bits, narrow_stride } => {
                 let wide = wide.as_ref().map(B::words);
                 let narrow = narrow.as_ref().map(B::words);

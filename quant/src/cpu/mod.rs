@@ -77,6 +77,10 @@ macro_rules! host_operations {
             operations::packed_linear(x, w, bias)
         }
 
+        fn packed_head(x: Tensor<Self, 2>, w: &PackedWeight<Self>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {
+            operations::packed_head(x, w, bias)
+        }
+
         fn packed_linears<const N: usize>(x: Tensor<Self, 2>, layers: [&Linear<Self>; N]) -> [Tensor<Self, 2>; N] {
             operations::packed_linears(x, layers)
         }

@@ -28,15 +28,35 @@ pub(super) fn packed_linear<B: HostTensors>(
     w: &PackedWeight<B>,
     bias: Option<Tensor<B, 1>>,
 ) -> Tensor<B, 2> {
+    product(x, w, bias, (B::packed_linear, cpu::linear))
+}
+
+pub(super) fn packed_head<B: HostTensors>(
+    x: Tensor<B, 2>,
+    w: &PackedWeight<B>,
+    bias: Option<Tensor<B, 1>>,
+) -> Tensor<B, 2> {
+    product(x, w, bias, (B::packed_head, cpu::head))
+}
+
+/// An operation of the backend, and its kernel.
+type Operation<B> = (split::Operation<B>, fn(&[f32], usize, &cpu::Weight<'_>, Option<&[f32]>, &mut [f32]));
+
+fn product<B: HostTensors>(
+    x: Tensor<B, 2>,
+    w: &PackedWeight<B>,
+    bias: Option<Tensor<B, 1>>,
+    (of_parts, kernel): Operation<B>,
+) -> Tensor<B, 2> {
     if let PackedWeight::Split(w) = w {
-        return split::linear(x, w, bias);
+        return split::linear(x, w, bias, of_parts);
     }
     let [m, _] = x.dims();
     let x = float_primitive(x);
     let bias = bias.map(float_primitive);
     HeldWeight::new(w).with(|w| {
         let mut y = vec![0.0; m * w.n];
-        cpu::linear(&B::floats(&x), m, &w, bias.as_ref().map(B::floats).as_deref(), &mut y);
+        kernel(&B::floats(&x), m, &w, bias.as_ref().map(B::floats).as_deref(), &mut y);
         float_tensor(y, [m, w.n])
     })
 }

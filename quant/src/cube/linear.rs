@@ -21,7 +21,7 @@ where
     R::Device: DeviceOps,
 {
     if let PackedWeight::Split(w) = w {
-        return split::linear(x, w, bias);
+        return split::linear(x, w, bias, packed_linear);
     }
     let [m, _] = x.dims();
     let (x, w) = (floats(x), weight(w));
@@ -98,6 +98,9 @@ where
                 },
             },
         }),
+        PackedWeight::Int8(w) => {
+            Matrix::Int8(cube::Int8 { codes: int_buffer(&w.codes), scales: int_buffer(&w.scales) })
+        }
         PackedWeight::Rows(w) => Matrix::Rows(cube::Rows {
             wide: w.wide.as_ref().map(int_buffer),
             wide_rows: w.wide_rows,

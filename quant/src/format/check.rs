@@ -1,7 +1,10 @@
 //! Do the buffers of a weight fit its shape, and is its side data usable?
 
+use emberlm_backends::cpu::INT8_BLOCK;
+use half::f16;
+
 use crate::error::{Error, Result};
-use crate::host::{HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight};
+use crate::host::{HostCodeBook4, HostInt8, HostRows, HostScales, HostStorage, HostWeight};
 
 /// Checks everything about a weight that the readers and packers rely on.
 ///
@@ -20,6 +23,7 @@ pub fn check(weight: &HostWeight) -> Result<()> {
     match &weight.storage {
         HostStorage::Dense(float, data) => length("the data", (n, k), data.len(), elements * float.size()),
         HostStorage::CodeBook4(w) => check_code_book((n, k), elements, w),
+        HostStorage::Int8(w) => check_int8((n, k), elements, w),
         HostStorage::Rows(w) => check_rows((n, k), w),
     }
 }
@@ -49,6 +53,13 @@ fn check_code_book(shape: (usize, usize), elements: usize, w: &HostCodeBook4) ->
             finite("nested offset", &[*offset])
         }
     }
+}
+
+fn check_int8(shape: (usize, usize), elements: usize, w: &HostInt8) -> Result<()> {
+    length("8-bit codes", shape, w.codes.len(), elements)?;
+    length("block scale bytes", shape, w.scales.len(), 2 * shape.0 * shape.1.div_ceil(INT8_BLOCK))?;
+    let bad = w.scales.as_chunks::<2>().0.iter().position(|&b| !f16::from_le_bytes(b).is_finite());
+    bad.map_or(Ok(()), |i| Err(side_data("block scales", format!("entry {i} is not finite"))))
 }
 
 fn check_rows(shape: (usize, usize), w: &HostRows) -> Result<()> {

@@ -23,6 +23,7 @@ impl<'a> Dense<'a> {
                 return Ok(Self { n: weight.n, k: weight.k, float, data, decode: decoder(float) });
             }
             HostStorage::CodeBook4(_) => "4-bit codes",
+            HostStorage::Int8(_) => "8-bit blocks",
             HostStorage::Rows(_) => "integer rows",
         };
         Err(Error::NotDense { found })

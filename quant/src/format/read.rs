@@ -1,13 +1,13 @@
 //! Plain readers of every storage: the reference for all kernels, exact to the bit.
 
 use bytes::Bytes;
-use emberlm_backends::cpu::run;
+use emberlm_backends::cpu::{INT8_BLOCK, run};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::check::{check, narrow_row_bytes};
 use super::float::decoder;
-use crate::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight};
+use crate::host::{FloatType, HostCodeBook4, HostInt8, HostRows, HostScales, HostStorage, HostWeight};
 
 /// Elements that one task reads: large enough to hide the cost of a task, small enough to keep all threads busy.
 const TASK: usize = 1 << 15;
@@ -15,7 +15,7 @@ const TASK: usize = 1 << 15;
 /// The values of a weight in single precision.
 ///
 /// Dense numbers are widened, which is exact. A quantised number is one product in f32: `code_book[code] * scale`,
-/// where a double-quantised scale is `map[code] * absmax + offset` rounded after each operation, and `code * scale` for rows.
+/// where a double-quantised scale is `map[code] * absmax + offset` rounded after each operation, and `code * scale` for integers.
 ///
 /// # Shapes
 /// `n * k` values, row-major.
@@ -31,7 +31,7 @@ pub fn dequantize(weight: &HostWeight) -> Vec<f32> {
 
 /// The weight rounded to the type it is meant to be computed in, as a dense weight.
 ///
-/// bitsandbytes weights are rounded to the type they had before they were quantised; rows are `f16(f16(q) * f16(scale))`;
+/// bitsandbytes weights are rounded to the type they had before they were quantised; integers are `f16(f16(q) * f16(scale))`;
 /// dense weights are returned as they are (sharing their buffer). Rounding is to nearest, ties to even.
 ///
 /// # Shapes
@@ -44,7 +44,7 @@ pub fn dequantize_rounded(weight: &HostWeight) -> HostWeight {
     let float = match &weight.storage {
         HostStorage::Dense(..) => return weight.clone(),
         HostStorage::CodeBook4(w) => w.stored,
-        HostStorage::Rows(_) => FloatType::F16,
+        HostStorage::Int8(_) | HostStorage::Rows(_) => FloatType::F16,
     };
     let data = match float {
         FloatType::F32 => rounded(weight, f32::to_le_bytes),
@@ -88,6 +88,7 @@ fn read(weight: &HostWeight, start: usize, half_scales: bool, out: &mut [f32]) {
             decoder(*float)(&data[start * size..(start + out.len()) * size], out);
         }
         HostStorage::CodeBook4(w) => read_code_book(w, start, out),
+        HostStorage::Int8(w) => read_int8(w, weight.k, start, out),
         HostStorage::Rows(w) => read_rows(w, weight.k, start, half_scales, out),
     }
 }
@@ -122,6 +123,18 @@ fn scale(scales: &HostScales, index: usize) -> f32 {
             map[usize::from(codes[index])] * absmax[index / block] + offset
         }
     }
+}
+
+fn read_int8(w: &HostInt8, k: usize, start: usize, out: &mut [f32]) {
+    for_runs(k, start, out, |row, column, out| {
+        for_runs(INT8_BLOCK, column, out, |block, within, out| {
+            let scale = f16::from_le_bytes(w.scales.as_chunks().0[row * k.div_ceil(INT8_BLOCK) + block]).to_f32();
+            let codes = &w.codes[row * k + block * INT8_BLOCK + within..];
+            for (out, &code) in out.iter_mut().zip(codes) {
+                *out = f32::from(code as i8) * scale;
+            }
+        });
+    });
 }
 
 fn read_rows(w: &HostRows, k: usize, start: usize, half_scales: bool, out: &mut [f32]) {

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::host::{HostRows, HostStorage, HostWeight, weight_buffer};
 
 /// Largest code of an 8-bit row.
-const QMAX_WIDE: f32 = 127.0;
+pub(super) const QMAX_WIDE: f32 = 127.0;
 /// Smallest scale.
 const SMALLEST: f32 = 1e-8;
 /// Elements that a task covers at the least, in whole rows.
@@ -29,12 +29,12 @@ const TASK: usize = 1 << 14;
 ///
 /// # Errors
 /// If the weight is not dense, does not fit its shape, or holds a number that is not finite or too large for an f16 scale.
-pub fn quantize_int8(weight: &HostWeight) -> Result<HostWeight> {
-    run(|| int8(weight))
+pub fn quantize_int8_rows(weight: &HostWeight) -> Result<HostWeight> {
+    run(|| int8_rows(weight))
 }
 
 /// On the threads of the kernels.
-fn int8(weight: &HostWeight) -> Result<HostWeight> {
+fn int8_rows(weight: &HostWeight) -> Result<HostWeight> {
     let dense = Dense::new(weight)?;
     let (n, k) = (dense.n, dense.k);
     let mut wide = weight_buffer(n * k);
@@ -72,7 +72,7 @@ fn int8(weight: &HostWeight) -> Result<HostWeight> {
 /// `[n, k]`, as the argument.
 ///
 /// # Errors
-/// As [`quantize_int8`], and if `bits` is not 2, 4, 6 or 8.
+/// As [`quantize_int8_rows`], and if `bits` is not 2, 4, 6 or 8.
 pub fn quantize_truequant(weight: &HostWeight, bits: u32, keep: usize) -> Result<HostWeight> {
     run(|| truequant(weight, bits, keep))
 }
@@ -160,17 +160,21 @@ fn stored_scale(row: usize, largest: f32, qmax: f32) -> Result<f32> {
 
 /// Replaces the values by their codes.
 fn quantize_row(values: &mut [f32], largest: f32, qmax: f32) {
+    round_to_codes(values, scale(largest, qmax), qmax);
+}
+
+/// Replaces the values by their codes; what is no number, as zeros under a scale of 0, is stored as 0.
+pub(super) fn round_to_codes(values: &mut [f32], scale: f32, qmax: f32) {
     // Added to a number of magnitude below 2^22, this leaves no room for a fraction: the sum is rounded to an integer, ties to
     // even. Unlike `round_ties_even` it compiles to vector instructions on every processor.
     const INTEGER: f32 = 12_582_912.0; // 1.5 * 2^23
-    let scale = scale(largest, qmax);
     for value in values {
         *value = ((*value / scale + INTEGER) - INTEGER).clamp(-qmax, qmax);
     }
 }
 
 /// Stores 8-bit codes.
-fn store_row(values: &[f32], codes: &mut [u8]) {
+pub(super) fn store_row(values: &[f32], codes: &mut [u8]) {
     for (code, value) in codes.iter_mut().zip(values) {
         *code = *value as i8 as u8;
     }

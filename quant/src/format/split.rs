@@ -1,9 +1,10 @@
 //! Cutting a weight into parts along its rows, for devices whose buffers end before it does.
 
 use bytes::Bytes;
+use emberlm_backends::cpu::INT8_BLOCK;
 
 use crate::error::{Error, Result};
-use crate::host::{HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight};
+use crate::host::{HostCodeBook4, HostInt8, HostRows, HostScales, HostStorage, HostWeight};
 
 /// Where a matrix must end on a device. Made of a number, it is one of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +73,7 @@ pub fn largest_buffer(weight: &HostWeight) -> usize {
             HostScales::Single(scales) => w.codes.len().max(scales.len()),
             HostScales::Double { codes, absmax, .. } => w.codes.len().max(codes.len()).max(4 * absmax.len()),
         },
+        HostStorage::Int8(w) => w.codes.len().max(w.scales.len()),
         HostStorage::Rows(w) => w.wide.len().max(w.narrow.len()).max(4 * w.scales.len()),
     };
     bytes.next_multiple_of(4)
@@ -90,6 +92,7 @@ fn row_bytes(weight: &HostWeight, rows: usize) -> usize {
             };
             (rows * k).div_ceil(2).max(scales)
         }
+        HostStorage::Int8(_) => rows * k.max(2 * k.div_ceil(INT8_BLOCK)),
         HostStorage::Rows(w) => {
             let wide = if w.wide_rows > 0 { k } else { 0 };
             rows * wide.max(narrow_stride(w, k)).max(4)
@@ -106,7 +109,7 @@ fn step(weight: &HostWeight) -> usize {
             HostScales::Single(_) => common_multiple(w.block, 8),
             HostScales::Double { block, .. } => common_multiple(w.block * block, 8),
         },
-        HostStorage::Rows(_) => 1,
+        HostStorage::Int8(_) | HostStorage::Rows(_) => 1,
     };
     common_multiple(elements, weight.k) / weight.k
 }
@@ -140,6 +143,11 @@ fn rows_of(storage: &HostStorage, first: usize, rows: usize, k: usize) -> HostSt
             };
             let codes = w.codes.slice(start / 2..end.div_ceil(2));
             HostStorage::CodeBook4(HostCodeBook4 { codes, scales, ..w.clone() })
+        }
+        HostStorage::Int8(w) => {
+            let bytes = 2 * k.div_ceil(INT8_BLOCK);
+            let (codes, scales) = (w.codes.slice(start..end), w.scales.slice(first * bytes..(first + rows) * bytes));
+            HostStorage::Int8(HostInt8 { codes, scales })
         }
         HostStorage::Rows(w) => HostStorage::Rows(integer_rows(w, first, rows, k)),
     }

@@ -2,9 +2,10 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, ElementConversion, Int, Tensor, TensorData};
+use emberlm_backends::cpu::INT8_BLOCK;
 
 use crate::host::FloatType;
-use crate::packed::{BlockScales, CodeBook4Weight, HalfWeight, PackedWeight, RowsWeight};
+use crate::packed::{BlockScales, CodeBook4Weight, HalfWeight, Int8Weight, PackedWeight, RowsWeight};
 
 /// Bit positions of the eight codes of a word of [`CodeBook4Weight`]: high nibble first within each byte.
 const HIGH_NIBBLE_FIRST: [u32; 8] = [4, 0, 12, 8, 20, 16, 28, 24];
@@ -18,6 +19,7 @@ pub fn dequantize<B: Backend>(w: &PackedWeight<B>) -> Tensor<B, 2> {
         PackedWeight::Float(w) => w.val(),
         PackedWeight::Half(w) => half(w),
         PackedWeight::CodeBook4(w) => code_book4(w),
+        PackedWeight::Int8(w) => int8(w),
         PackedWeight::Rows(w) => rows(w),
         PackedWeight::Split(w) => Tensor::cat(w.parts.iter().map(|part| dequantize(&part.weight())).collect(), 0),
     }
@@ -53,14 +55,26 @@ fn code_book4<B: Backend>(w: &CodeBook4Weight<B>) -> Tensor<B, 2> {
     (values * repeat_each(scales, w.block, count)).reshape([w.n, w.k])
 }
 
+fn int8<B: Backend>(w: &Int8Weight<B>) -> Tensor<B, 2> {
+    let blocks = w.k.div_ceil(INT8_BLOCK);
+    let scales = half_to_float(fields(w.scales.val(), &[0, 16], 16, w.n * blocks), FloatType::F16);
+    let scales = scales.reshape([w.n, blocks, 1]).repeat_dim(2, INT8_BLOCK).reshape([w.n, blocks * INT8_BLOCK]);
+    signed_bytes(w.codes.val(), [w.n, w.k]) * scales.slice_dim(1, 0..w.k)
+}
+
+/// Bytes in two's complement.
+fn signed_bytes<B: Backend>(words: Tensor<B, 1, Int>, shape: [usize; 2]) -> Tensor<B, 2> {
+    let codes = fields(words, &[0, 8, 16, 24], 8, shape[0] * shape[1]).reshape(shape).float();
+    // 128..255 stand for -128..-1.
+    let wrap = codes.clone().greater_equal_elem(128.0).float() * 256.0;
+    codes - wrap
+}
+
 fn rows<B: Backend>(w: &RowsWeight<B>) -> Tensor<B, 2> {
     let narrow_rows = w.n - w.wide_rows;
     let mut stored = Vec::new();
     if let Some(wide) = &w.wide {
-        let codes = fields(wide.val(), &[0, 8, 16, 24], 8, w.wide_rows * w.k).reshape([w.wide_rows, w.k]).float();
-        // Two's complement: 128..255 stand for -128..-1.
-        let wrap = codes.clone().greater_equal_elem(128.0).float() * 256.0;
-        stored.push(codes - wrap);
+        stored.push(signed_bytes(wide.val(), [w.wide_rows, w.k]));
     }
     if let Some(narrow) = &w.narrow {
         let bits = w.narrow_bits as u32;

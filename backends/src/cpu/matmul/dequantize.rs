@@ -1,7 +1,7 @@
 //! Part of a row of any storage as floats: what tables, tiles and the general path read.
 
 use crate::cpu::matmul::dense::{self, Element};
-use crate::cpu::matmul::weight::{CodeBook4, Matrix, Rows, Weight};
+use crate::cpu::matmul::weight::{CodeBook4, INT8_BLOCK, Int8, Matrix, Rows, Weight};
 use crate::cpu::simd::{Kernel, Simd};
 
 /// Decodes elements `first..first + out.len()` of a row; the values are exact (one f32 product).
@@ -35,6 +35,7 @@ pub(crate) unsafe fn decode<S: Simd>(w: &Weight, row: usize, first: usize, out: 
             Matrix::F16(data) => convert::<S, _>(&dense::f16(data)[at..at + out.len()], 1.0, out),
             Matrix::Bf16(data) => convert::<S, _>(&dense::bf16(data)[at..at + out.len()], 1.0, out),
             Matrix::CodeBook4(data) => code_book::<S>(data, at, out),
+            Matrix::Int8(data) => int8::<S>(data, (w.k, row), first, out),
             Matrix::Rows(data) => {
                 let slot = data.slot(row);
                 if slot < data.wide_rows {
@@ -62,6 +63,22 @@ unsafe fn convert<S: Simd, E: Element>(from: &[E], scale: f32, out: &mut [f32]) 
     }
     for (out, from) in out[whole..].iter_mut().zip(&from[whole..]) {
         *out = from.value() * scale;
+    }
+}
+
+/// Elements from `first` on of a row of `k`.
+#[inline(always)]
+unsafe fn int8<S: Simd>(w: &Int8, (k, row): (usize, usize), first: usize, out: &mut [f32]) {
+    let mut done = 0;
+    while done < out.len() {
+        let column = first + done;
+        let end = out.len().min(done + INT8_BLOCK - column % INT8_BLOCK);
+        let mut scale = [0.0];
+        w.scales(k, row, column / INT8_BLOCK, &mut scale);
+        let codes = &dense::i8(w.codes)[row * k + column..][..end - done];
+        // SAFETY: `S` is enabled.
+        unsafe { convert::<S, _>(codes, scale[0], &mut out[done..end]) };
+        done = end;
     }
 }
 

@@ -23,12 +23,27 @@ pub fn linear(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: &mut [f3
     linears(x, m, &mut [Product { weight: *w, bias, y }]);
 }
 
+/// [`linear`] of a head, whose results are compared with each other: rounded, x keeps 15 bits.
+///
+/// # Panics
+/// If a slice does not have its shape.
+pub fn head(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, y: &mut [f32]) {
+    let products = &mut [Product { weight: *w, bias, y }];
+    check(x, m, products);
+    compute(x, m, int8::Input::Head, products);
+}
+
 /// Several [`linear`]s of the same x: it is prepared once, and the threads are called once.
 ///
 /// # Panics
 /// If a slice does not have its shape.
 pub fn linears(x: &[f32], m: usize, products: &mut [Product]) {
-    for Product { weight: w, bias, y } in products.iter() {
+    check(x, m, products);
+    compute(x, m, int8::Input::Usual, products);
+}
+
+fn check(x: &[f32], m: usize, products: &[Product]) {
+    for Product { weight: w, bias, y } in products {
         w.check();
         check_len("x", x.len(), &[m, w.k]);
         check_len("y", y.len(), &[m, w.n]);
@@ -36,7 +51,6 @@ pub fn linears(x: &[f32], m: usize, products: &mut [Product]) {
             check_len("bias", bias.len(), &[w.n]);
         }
     }
-    compute(x, m, int8::Input::Usual, products);
 }
 
 /// The crossover of GEMV and GEMM in f32: up to so many rows of x, passes of [`MAX_COLUMNS`] are faster than tiles, whose vectors
@@ -133,13 +147,16 @@ fn slots<'a>(w: &Weight<'a>) -> Option<&'a [u32]> {
 /// Adds a product with at most [`MAX_COLUMNS`] rows of x, in f32. Rows go where they are stored.
 fn add<'a>(x: &InputRows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, region: &mut Region<'a>) {
     match w.data {
-        Matrix::F32(data) => dense_product(x, data, None, w.n, bias, y, region),
-        Matrix::F16(data) => dense_product(x, dense::f16(data), None, w.n, bias, y, region),
-        Matrix::Bf16(data) => dense_product(x, dense::bf16(data), None, w.n, bias, y, region),
+        Matrix::F32(data) => dense_product(x, data, dense::Scales::None, w.n, bias, y, region),
+        Matrix::F16(data) => dense_product(x, dense::f16(data), dense::Scales::None, w.n, bias, y, region),
+        Matrix::Bf16(data) => dense_product(x, dense::bf16(data), dense::Scales::None, w.n, bias, y, region),
         Matrix::CodeBook4(data) if w.k.is_multiple_of(64) && data.block.is_multiple_of(64) => {
             code_book_product(x, data, w.n, bias, y, region);
         }
         Matrix::CodeBook4(data) => decoded_product(x, w, data.codes, bias, y, region),
+        Matrix::Int8(data) => {
+            dense_product(x, dense::i8(data.codes), dense::Scales::Blocks(data), w.n, bias, y, region);
+        }
         Matrix::Rows(data) => rows_product(x, data, w.n, bias, y, region),
     }
 }
@@ -147,7 +164,7 @@ fn add<'a>(x: &InputRows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<
 fn dense_product<'a, E: Element>(
     rows: &InputRows<'a>,
     w: &'a [E],
-    scales: Option<&'a [f32]>,
+    scales: dense::Scales<'a>,
     n: usize,
     bias: Option<&'a [f32]>,
     y: Output<'a>,
@@ -198,7 +215,10 @@ fn decoded_product<'a>(
                 }
                 let bias = bias.map(|bias| &bias[first..]);
                 let y = y.columns_from(first);
-                launch(level, DenseRows { w: &*rows, k: w.k, scales: None, x, m, first: 0, last: count, bias, y });
+                launch(
+                    level,
+                    DenseRows { w: &*rows, k: w.k, scales: dense::Scales::None, x, m, first: 0, last: count, bias, y },
+                );
             }
         });
     });
@@ -215,7 +235,7 @@ fn rows_product<'a>(
     let &InputRows { m, k, level, .. } = rows;
     let wide = w.wide_rows;
     if wide > 0 {
-        dense_product(rows, dense::i8(w.wide), Some(w.scales), wide, bias, y, region);
+        dense_product(rows, dense::i8(w.wide), dense::Scales::Rows(w.scales), wide, bias, y, region);
     }
     if wide < n {
         let bits = w.narrow_bits as usize;

@@ -1,6 +1,7 @@
 //! Borrowed weight matrices in every storage the kernels read.
 
 use crate::check::elements;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 
 /// A matrix `[n, k]`, row-major: n outputs, k inputs.
@@ -25,8 +26,25 @@ pub enum Matrix<'a> {
     Bf16(&'a [u16]),
     /// 4-bit codes into a book of 16 values, scaled per block (bitsandbytes nf4, fp4).
     CodeBook4(CodeBook4<'a>),
+    /// Signed bytes with a scale per block of [`INT8_BLOCK`] elements of a row.
+    Int8(Int8<'a>),
     /// Whole rows of 8-, 4- or 2-bit integers with one scale each (Nano compact).
     Rows(Rows<'a>),
+}
+
+/// Elements of a row that share a scale in [`Matrix::Int8`].
+pub const INT8_BLOCK: usize = 64;
+
+/// Signed bytes; `value = code * scale[row, column / 64]`.
+///
+/// Every row begins a block, so that no block crosses rows; the last block of a row is short where `k` is not a multiple of
+/// [`INT8_BLOCK`].
+#[derive(Clone, Copy, Debug)]
+pub struct Int8<'a> {
+    /// `n * k` signed bytes.
+    pub codes: &'a [u8],
+    /// `n * ceil(k / 64)` IEEE half-precision bit patterns.
+    pub scales: &'a [u16],
 }
 
 /// 4-bit codes with a code book; `value = code_book[code] * scale[element / block]`.
@@ -111,6 +129,16 @@ impl BlockScales<'_> {
     }
 }
 
+impl Int8<'_> {
+    /// The scales of blocks `first..first + out.len()` of a row of `k` elements.
+    #[inline(always)]
+    pub(crate) fn scales(&self, k: usize, row: usize, first: usize, out: &mut [f32]) {
+        let from = row * k.div_ceil(INT8_BLOCK) + first;
+        let scales: &[f16] = self.scales[from..from + out.len()].reinterpret_cast();
+        scales.convert_to_f32_slice(out);
+    }
+}
+
 impl Rows<'_> {
     /// The stored row of output row `j`.
     #[inline(always)]
@@ -157,6 +185,11 @@ impl Weight<'_> {
                 assert!(w.codes.len() >= bytes, "{} bytes of codes, {bytes} needed", w.codes.len());
                 w.scales.check(elements.div_ceil(w.block));
             }
+            Matrix::Int8(w) => {
+                assert!(w.codes.len() >= elements, "{} bytes of codes, {elements} needed", w.codes.len());
+                let blocks = self.n * self.k.div_ceil(INT8_BLOCK);
+                assert!(w.scales.len() >= blocks, "{} block scales, {blocks} needed", w.scales.len());
+            }
             Matrix::Rows(w) => w.check(self.n, self.k),
         }
     }
@@ -179,6 +212,7 @@ impl Weight<'_> {
                 };
                 elements.div_ceil(2) + scales
             }
+            Matrix::Int8(_) => elements + 2 * self.n * self.k.div_ceil(INT8_BLOCK),
             Matrix::Rows(w) => {
                 let row = self.k.saturating_mul(w.narrow_bits as usize).div_ceil(8);
                 let narrow = (self.n - w.wide_rows).saturating_mul(row);
@@ -199,6 +233,10 @@ impl Weight<'_> {
                 let byte = w.codes[at / 2];
                 let code = if at.is_multiple_of(2) { byte >> 4 } else { byte & 15 };
                 w.code_book[code as usize] * w.scales.get(at / w.block)
+            }
+            Matrix::Int8(w) => {
+                let scale = f16::from_bits(w.scales[row * self.k.div_ceil(INT8_BLOCK) + column / INT8_BLOCK]);
+                f32::from(w.codes[at] as i8) * scale.to_f32()
             }
             Matrix::Rows(w) => {
                 let slot = w.slot(row);

@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 
 use crate::check::elements as count;
+use crate::cpu::INT8_BLOCK;
 use crate::cube::half::half_to_float;
 use crate::cube::launch::{Buffer, MAX_ELEMENTS};
 
@@ -30,6 +31,8 @@ pub enum Matrix {
     Bf16(Buffer),
     /// 4-bit codes into a book of 16 values, scaled per block.
     CodeBook4(CodeBook4),
+    /// Signed bytes with a scale per block of a row.
+    Int8(Int8),
     /// Whole rows of 8-, 4- or 2-bit integers with one scale each.
     Rows(Rows),
 }
@@ -65,6 +68,15 @@ pub enum BlockScales {
         /// Added to every scale.
         offset: f32,
     },
+}
+
+/// Signed bytes; `value = code * scale[row, column / 64]`, as [`crate::cpu::Int8`].
+#[derive(Clone, Debug)]
+pub struct Int8 {
+    /// `ceil(n * k / 4)` words.
+    pub codes: Buffer,
+    /// `ceil(n * ceil(k / 64) / 2)` words of two IEEE half-precision numbers.
+    pub scales: Buffer,
 }
 
 /// Integer rows: `wide_rows` of i8, then rows of 2- or 4-bit codes; `value = code * scale[row]`.
@@ -104,6 +116,7 @@ pub(super) enum Storage {
         /// Scales per absmax, when scales are quantised.
         nested: Option<u32>,
     },
+    Int8,
     Rows {
         wide: bool,
         /// Bits of the narrow rows, 0 without any.
@@ -117,7 +130,7 @@ pub(super) enum Storage {
 pub(super) struct Packed<W: Size> {
     /// Floats, halves, codes or wide rows; a unit of eight elements is one or two vectors where rows are aligned.
     codes: Array<Vector<u32, W>>,
-    /// Narrow rows, or the codes of block scales.
+    /// Narrow rows, or the block scales of bytes, or the codes of other block scales.
     narrow: Array<u32>,
     slots: Array<u32>,
     /// Of rows or blocks, or the absmax of block scales.
@@ -162,6 +175,10 @@ impl Weight {
                     }
                 }
             }
+            Matrix::Int8(w) => {
+                enough("codes", &w.codes, elements.div_ceil(4));
+                enough("block scales", &w.scales, (self.n * self.k.div_ceil(INT8_BLOCK)).div_ceil(2));
+            }
             Matrix::Rows(w) => {
                 assert!(w.wide_rows <= self.n, "{} wide rows in a matrix of {}", w.wide_rows, self.n);
                 let part = |what: &str, buffer: &Option<Buffer>, bytes: usize| match buffer {
@@ -199,6 +216,7 @@ impl Weight {
                 let storage = Storage::CodeBook4 { block: w.block as u32, nested };
                 Layout { storage, aligned: units && w.block.is_multiple_of(8) }
             }
+            Matrix::Int8(_) => Layout { storage: Storage::Int8, aligned: units },
             Matrix::Rows(w) => {
                 let narrow = if w.narrow.is_some() { w.narrow_bits as u32 } else { 0 };
                 let storage = Storage::Rows { wide: w.wide.is_some(), narrow, slots: w.slots.is_some() };
@@ -212,7 +230,7 @@ impl Weight {
     pub(super) fn vector(&self) -> usize {
         match (self.layout(), &self.data) {
             (Layout { aligned: false, .. }, _) | (_, Matrix::CodeBook4(_)) => 1,
-            (_, Matrix::Rows(_)) => 2,
+            (_, Matrix::Int8(_) | Matrix::Rows(_)) => 2,
             (_, Matrix::F32(_) | Matrix::F16(_) | Matrix::Bf16(_)) => 4,
         }
     }
@@ -232,6 +250,7 @@ impl Weight {
                 };
                 [&w.codes, side[0], &w.codes, side[1], &w.code_book, side[2]]
             }
+            Matrix::Int8(Int8 { codes, scales }) => [codes, scales, codes, codes, codes, codes],
             Matrix::Rows(w) => {
                 (wide_rows, narrow_stride) = (w.wide_rows as u32, w.narrow_stride as u32);
                 let any = &w.scales;
@@ -301,6 +320,7 @@ pub(super) fn row_factor<W: Size>(w: &Packed<W>, row: u32) -> f32 {
 pub(super) fn unit_factor<W: Size>(w: &Packed<W>, row: u32, unit: u32, k: u32) -> f32 {
     match comptime!((w.layout.storage, w.layout.aligned)) {
         (Storage::CodeBook4 { block, .. }, true) => block_scale(w, (row * k + unit * 8) / block),
+        (Storage::Int8, true) => int8_scale(w, row, unit * 8, k),
         _ => 1.0f32.runtime(),
     }
 }
@@ -324,6 +344,10 @@ pub(super) fn eight<W: Size>(w: &Packed<W>, book: &SharedMemory<f32>, row: u32, 
                 halves(words[0], words[1], words[2], words[3], true)
             }
             Storage::CodeBook4 { .. } => looked_up(book, u32::cast_from(w.codes[at as usize])),
+            Storage::Int8 => {
+                let words = w.codes[at as usize];
+                Eight { low: bytes(words[0]), high: bytes(words[1]) }
+            }
             Storage::Rows { wide, narrow, .. } => {
                 if comptime!(narrow == 0) {
                     let words = w.codes[at as usize];
@@ -457,6 +481,14 @@ fn block_scale<W: Size>(w: &Packed<W>, block: u32) -> f32 {
     }
 }
 
+/// The scale of the bytes about `column` of a row.
+#[cube]
+fn int8_scale<W: Size>(w: &Packed<W>, row: u32, column: u32, k: u32) -> f32 {
+    let block = comptime!(INT8_BLOCK as u32);
+    let at = row * k.div_ceil(block) + column / block;
+    half_to_float((w.narrow[(at / 2) as usize] >> (at % 2 * 16)) & 0xffff)
+}
+
 /// Element `column` of a stored row, still to be multiplied by [`row_factor`]: for rows that are not aligned.
 #[cube]
 fn element<W: Size>(w: &Packed<W>, book: &SharedMemory<f32>, row: u32, column: u32, k: u32) -> f32 {
@@ -470,6 +502,7 @@ fn element<W: Size>(w: &Packed<W>, book: &SharedMemory<f32>, row: u32, column: u
             let code = (word >> (at % 8 / 2 * 8 + (1 - at % 2) * 4)) & 15;
             book[code as usize] * block_scale(w, at / block)
         }
+        Storage::Int8 => byte_element(w, at) * int8_scale(w, row, column, k),
         Storage::Rows { wide, narrow, .. } => {
             if comptime!(narrow == 0) {
                 byte_element(w, at)

@@ -7,7 +7,7 @@ use crate::cpu::Level;
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::packed::{AHEAD, block_scales};
 use crate::cpu::matmul::types::InputRows;
-use crate::cpu::matmul::weight::{CodeBook4, Matrix, Weight};
+use crate::cpu::matmul::weight::{CodeBook4, Int8, Matrix, Weight};
 use crate::cpu::pool::Output;
 use crate::cpu::pool::Region;
 use crate::cpu::simd::bytes::{self, ByteKernel, Bytes};
@@ -130,7 +130,7 @@ pub(crate) fn few<'a>(
 ) {
     let &InputRows { x, m, k, level, .. } = rows;
     let ordered = |codes, shift| {
-        let layout = Layout { codes, shift, detail: Detail::of(&w, rows.input) };
+        let layout = Layout { codes, shift, detail: Detail::of(rows.input) };
         memo.get(layout, || bytes::launch(level, Arrange { x, m, k, layout }))
     };
     match w.data {
@@ -139,6 +139,12 @@ pub(crate) fn few<'a>(
             let layout = Codes::Nibbles { high_first: true };
             let (x, scales) = (ordered(layout, shift), Scales::Blocks(data, factor));
             Pass { codes: data.codes, stride: k / 2, layout, table, scales, x, m, k, column: 0, bias, y }
+                .split(w.n, level, region);
+        }
+        Matrix::Int8(data) => {
+            let (layout, scales) = (Codes::Bytes, Scales::Bytes(data));
+            let (x, table) = (ordered(layout, Shift::NONE), [0; 16]);
+            Pass { codes: data.codes, stride: k, layout, table, scales, x, m, k, column: 0, bias, y }
                 .split(w.n, level, region);
         }
         Matrix::Rows(data) => {
@@ -170,6 +176,8 @@ pub(crate) fn few<'a>(
 
 enum Scales<'a> {
     Rows(&'a [f32]),
+    /// Of blocks of bytes.
+    Bytes(Int8<'a>),
     /// Of blocks, and the scale of the code book.
     Blocks(CodeBook4<'a>, f32),
 }
@@ -236,9 +244,11 @@ impl Range<'_> {
         let rest = first + apart * R;
         for row in (first..first + apart).chain(rest..last) {
             let apart = if row < rest { apart } else { 0 };
-            if let Scales::Blocks(w, _) = &pass.scales {
-                for (r, scales) in scales.chunks_exact_mut(blocks).enumerate() {
-                    block_scales(w, (row + r * apart) * pass.k, scales);
+            for (r, scales) in scales.chunks_exact_mut(blocks).enumerate() {
+                match &pass.scales {
+                    Scales::Rows(_) => {}
+                    Scales::Bytes(w) => w.scales(pass.k, row + r * apart, 0, scales),
+                    Scales::Blocks(w, _) => block_scales(w, (row + r * apart) * pass.k, scales),
                 }
             }
             // SAFETY: the rows lie before `last`, so that all of their blocks exist; x has `M` columns of as many.
@@ -300,6 +310,7 @@ impl Pass<'_> {
                 let j = row + r * apart;
                 let scale = match &self.scales {
                     Scales::Rows(scales) => scales[j],
+                    Scales::Bytes(_) => 1.0,
                     Scales::Blocks(_, factor) => *factor,
                 };
                 let bias = self.bias.map_or(0.0, |bias| bias[self.column + j]);

@@ -111,7 +111,7 @@ pub(super) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Produ
             // What a 4-bit code of a row stands for.
             _ => (std::array::from_fn(|code| (code as i32 - 7 + OFFSET) as u8), 1.0, Shift::NONE),
         };
-        let detail = Detail::of(&w, input);
+        let detail = Detail::of(input);
         let same = |made: &Panels| made.shift == shift && made.detail == detail;
         let panels = made.iter().position(same).unwrap_or_else(|| {
             let panels = panels(x, m, w.k, shift, detail);
@@ -224,6 +224,11 @@ impl Task<'_> {
                 scales.iter_mut().for_each(|scale| *scale *= factor);
                 // SAFETY: the features are enabled.
                 unsafe { nibbles::<true>(&w.codes[at / 2..], book, tile) };
+            }
+            Matrix::Int8(w) => {
+                w.scales(self.w.k, row, from / BLOCK, scales);
+                let codes = &w.codes[row * self.w.k + from..];
+                tile.iter_mut().zip(codes).for_each(|(to, code)| *to = code ^ 0x80);
             }
             Matrix::Rows(w) => {
                 let slot = w.slot(row);

@@ -5,10 +5,10 @@
 //! one channel 100 times the others would leave its neighbours a few steps. What a row becomes depends on nothing but that row, and is
 //! the same for every kernel.
 
-use crate::cpu::matmul::weight::Weight;
+use crate::cpu::matmul::weight::INT8_BLOCK;
 
 /// Elements of a matrix that share a scale, or a divisor of them.
-pub(crate) const BLOCK: usize = 64;
+pub(crate) const BLOCK: usize = INT8_BLOCK;
 
 /// What a unit of `high` counts.
 const HIGH: f32 = 128.0;
@@ -20,6 +20,8 @@ pub(crate) enum Input {
     Usual,
     /// A gate times another activation: long tails, other elements for each token.
     Gated,
+    /// The last norm, on its way to logits.
+    Head,
 }
 
 /// How much of x is kept.
@@ -31,15 +33,15 @@ pub(crate) struct Detail {
 }
 
 impl Detail {
-    /// What a product needs.
+    /// What a product of such an x needs.
     ///
-    /// A head has many more outputs than inputs; its results are compared with each other, and where speed matters it is computed for
-    /// one token, when reading it takes longer than twice the products. Tiles multiply outliers for 32 tokens at once, so that those at
+    /// The results of a head are compared with each other, and where speed matters it is computed for one token, when reading it
+    /// takes longer than twice the products. Tiles multiply outliers for 32 tokens at once, so that those at
     /// other places in each token cost most: behind a gate fewer count as outliers. Normal numbers are none: 8 times their average size
     /// is 6.4 standard deviations.
-    pub(crate) fn of(w: &Weight, input: Input) -> Detail {
+    pub(crate) fn of(input: Input) -> Detail {
         match input {
-            _ if w.n >= 8 * w.k => Detail { outlier: 0.0 },
+            Input::Head => Detail { outlier: 0.0 },
             Input::Usual => Detail { outlier: 8.0 },
             Input::Gated => Detail { outlier: 24.0 },
         }

@@ -6,7 +6,7 @@ use super::{BLOCK, OFFSET};
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::packed::{AHEAD, block_scales};
 use crate::cpu::matmul::types::InputRows;
-use crate::cpu::matmul::weight::{BlockScales, CodeBook4, Matrix, Weight};
+use crate::cpu::matmul::weight::{BlockScales, CodeBook4, Int8, Matrix, Weight};
 use crate::cpu::pool::Output;
 use crate::cpu::pool::Region;
 use std::arch::x86_64::*;
@@ -16,6 +16,8 @@ use std::sync::Arc;
 pub(crate) const GEMV_MAX_ROWS: usize = 12;
 /// Rows in flight.
 const R: usize = 4;
+/// How many bytes ahead the scales of bytes are prefetched.
+const SCALES_AHEAD: usize = 256;
 
 /// x in the order in which codes leave the bytes.
 pub(crate) struct Columns {
@@ -131,7 +133,7 @@ pub(crate) fn few<'a>(
 ) {
     let &InputRows { x, m, k, .. } = rows;
     let ordered = |layout| memo.get(layout, || Columns::new(x, m, k, layout));
-    let (shift, detail) = (Shift::NONE, Detail::of(&w, rows.input));
+    let (shift, detail) = (Shift::NONE, Detail::of(rows.input));
     match w.data {
         Matrix::CodeBook4(data) => {
             let book = Book::new(data.code_book);
@@ -140,6 +142,11 @@ pub(crate) fn few<'a>(
             let book = book.bytes.map(|byte| (i32::from(byte) + OFFSET) as u8);
             Pass { codes: data.codes, stride: k / 2, row_bytes: k / 2, book, scales, x, m, column: 0, bias, y }
                 .split(w.n, 4, region);
+        }
+        Matrix::Int8(data) => {
+            let x = ordered(Layout { bits: 8, flip: 0, offset: OFFSET, shift, detail });
+            let (codes, book, scales) = (data.codes, [0; 16], Scales::Bytes(data, k));
+            Pass { codes, stride: k, row_bytes: k, book, scales, x, m, column: 0, bias, y }.split(w.n, 8, region);
         }
         Matrix::Rows(data) => {
             let wide = data.wide_rows;
@@ -167,8 +174,24 @@ pub(crate) fn few<'a>(
     }
 }
 
+/// Numbers of IEEE half precision; `out` is as long.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline]
+unsafe fn halves(bits: &[u16], out: &mut [f32]) {
+    for (bits, out) in bits.chunks(16).zip(out.chunks_mut(16)) {
+        let mask = ((1u32 << bits.len()) - 1) as u16;
+        // SAFETY: the mask leaves what both slices have.
+        unsafe {
+            let numbers = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, bits.as_ptr().cast()));
+            _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, numbers);
+        }
+    }
+}
+
 enum Scales<'a> {
     Rows(&'a [f32]),
+    /// Of blocks of bytes, in rows of so many.
+    Bytes(Int8<'a>, usize),
     /// Rows of so many elements, and the scale of the code book.
     Blocks(CodeBook4<'a>, usize, f32),
 }
@@ -254,6 +277,7 @@ impl<'a> Pass<'a> {
                     }
                     (4, Scales::Blocks(..)) => self.columns::<4, DECODED>(first, last),
                     (4, _) => self.columns::<4, ROWS>(first, last),
+                    (8, Scales::Bytes(..)) => self.columns::<8, DECODED>(first, last),
                     (8, _) => self.columns::<8, ROWS>(first, last),
                     _ => self.columns::<2, ROWS>(first, last),
                 }
@@ -283,6 +307,7 @@ impl<'a> Pass<'a> {
         let per_row = match self.scales {
             // One more: a group covers two blocks.
             Scales::Blocks(_, k, _) if SCALES == DECODED => k / BLOCK + 1,
+            Scales::Bytes(_, k) => k / BLOCK,
             _ => 0,
         };
         let mut scales = vec![0.0; R * per_row];
@@ -316,6 +341,16 @@ impl<'a> Pass<'a> {
         // Where the scales of row `r` of `R` lie.
         let (mut w_scales, mut scale_stride) = (std::ptr::null(), per_row);
         let mut nested = Nested { codes: &[], map: &[0.0; 256], absmax: &[], shift: 0, offset: 0.0 };
+        if let Scales::Bytes(w, k) = &self.scales {
+            for (r, scales) in scales.chunks_exact_mut(per_row).enumerate() {
+                let stored = &w.scales[(row + r * apart) * (k / BLOCK)..][..per_row];
+                // Rows of a stream follow each other, so that the scales of the next ones do.
+                _mm_prefetch::<_MM_HINT_T0>(stored.as_ptr().wrapping_byte_add(SCALES_AHEAD).cast());
+                // SAFETY: the features are enabled, and the slices are of one length.
+                unsafe { halves(stored, scales) };
+            }
+            w_scales = scales.as_ptr();
+        }
         if let Scales::Blocks(w, k, book) = &self.scales {
             let (k, book) = (*k, *book);
             factor = book;
@@ -398,7 +433,9 @@ impl<'a> Pass<'a> {
                             _mm512_and_si512(_mm512_srli_epi16::<6>(bytes), pair),
                         ],
                     };
-                    if SCALES == DECODED {
+                    if SCALES == DECODED && BITS == 8 {
+                        w_scale[r] = _mm512_set1_ps(*w_scales.add(r * scale_stride + g));
+                    } else if SCALES == DECODED {
                         let at = w_scales.add(r * scale_stride + 2 * g);
                         w_scale[r] = _mm512_mask_broadcastss_ps(_mm512_set1_ps(*at), 0xff00, _mm_load_ss(at.add(1)));
                     }
@@ -443,7 +480,7 @@ impl<'a> Pass<'a> {
                 let j = row + r * apart;
                 let scale = match &self.scales {
                     Scales::Rows(scales) => scales[j],
-                    Scales::Blocks(..) => factor,
+                    Scales::Bytes(..) | Scales::Blocks(..) => factor,
                 };
                 let bias = self.bias.map_or(0.0, |bias| bias[self.column + j]);
                 for m in 0..M {

@@ -1,0 +1,67 @@
+//! Signed bytes with one F16 scale per block of 64 elements: 8.25 bits per weight.
+//!
+//! Every row begins a block, so that no block crosses rows; the last block of a row is short where `k` is not a multiple of 64.
+//! `scale = max|w| / 127`, rounded up to F16, so that no code is beyond 127; `q = round(w / scale)`, ties to even. No value is
+//! off by more than half a scale. The format is this program's own, made while loading; no file has it.
+
+use emberlm_backends::cpu::{INT8_BLOCK, run};
+use half::f16;
+use rayon::prelude::*;
+
+use super::dense::Dense;
+use super::float::absmax;
+use super::rows::{QMAX_WIDE, round_to_codes, store_row};
+use crate::error::{Error, Result};
+use crate::host::{HostInt8, HostStorage, HostWeight, weight_buffer};
+
+/// Elements that a task covers at the least, in whole rows.
+const TASK: usize = 1 << 14;
+
+/// Quantises a dense weight to signed bytes with a scale per block.
+///
+/// # Shapes
+/// `[n, k]`, as the argument.
+///
+/// # Errors
+/// If the weight is not dense, does not fit its shape, or holds a number that is not finite or too large for an f16 scale.
+pub fn quantize_int8(weight: &HostWeight) -> Result<HostWeight> {
+    run(|| quantize(weight))
+}
+
+/// On the threads of the kernels.
+fn quantize(weight: &HostWeight) -> Result<HostWeight> {
+    let dense = Dense::new(weight)?;
+    let (n, k) = (dense.n, dense.k);
+    let blocks = k.div_ceil(INT8_BLOCK);
+    let mut codes = weight_buffer(n * k);
+    let mut scales = weight_buffer(n * blocks * 2);
+    let mut largest = vec![0.0; n];
+    let rows = codes.par_chunks_mut(k).zip(scales.par_chunks_mut(2 * blocks)).zip(&mut largest);
+    rows.enumerate().with_min_len(TASK.div_ceil(k)).for_each_init(
+        || vec![0.0; k],
+        |values, (row, ((codes, scales), largest))| {
+            dense.read(row * k, values);
+            *largest = absmax(values);
+            let blocks = values.chunks_mut(INT8_BLOCK).zip(codes.chunks_mut(INT8_BLOCK));
+            for ((values, codes), stored) in blocks.zip(scales.as_chunks_mut::<2>().0) {
+                let scale = scale(absmax(values));
+                *stored = scale.to_le_bytes();
+                round_to_codes(values, scale.to_f32(), QMAX_WIDE);
+                store_row(values, codes);
+            }
+        },
+    );
+    dense.check_finite(&largest, k)?;
+    if let Some(row) = largest.iter().position(|&largest| !scale(largest).is_finite()) {
+        return Err(Error::RowTooLarge { row, absmax: largest[row] });
+    }
+    let storage = HostStorage::Int8(HostInt8 { codes: codes.into(), scales: scales.into() });
+    Ok(HostWeight { n, k, storage })
+}
+
+/// The smallest F16 of which 127 times is no less.
+fn scale(absmax: f32) -> f16 {
+    let scale = f16::from_f32(absmax / QMAX_WIDE);
+    // Exact: 11 bits times 7.
+    if scale.to_f32() * QMAX_WIDE < absmax { f16::from_bits(scale.to_bits() + 1) } else { scale }
+}

@@ -174,16 +174,19 @@ pub(crate) fn few<'a>(
     }
 }
 
-/// Numbers of IEEE half precision; `out` is as long.
+/// Numbers of IEEE half precision, padded with zeros to the length of `out`, a multiple of 16 that is no more than 15 longer: whole
+/// registers are stored, since what a masked store wrote has to reach the cache before it can be read.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 #[inline]
 unsafe fn halves(bits: &[u16], out: &mut [f32]) {
-    for (bits, out) in bits.chunks(16).zip(out.chunks_mut(16)) {
-        let mask = ((1u32 << bits.len()) - 1) as u16;
-        // SAFETY: the mask leaves what both slices have.
+    for (bits, out) in bits.chunks(16).zip(out.chunks_exact_mut(16)) {
+        // SAFETY: 16 floats, and the mask leaves the halves that there are.
         unsafe {
-            let numbers = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, bits.as_ptr().cast()));
-            _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, numbers);
+            let bits = match bits.len() {
+                16 => _mm256_loadu_si256(bits.as_ptr().cast()),
+                len => _mm256_maskz_loadu_epi16((1u16 << len) - 1, bits.as_ptr().cast()),
+            };
+            _mm512_storeu_ps(out.as_mut_ptr(), _mm512_cvtph_ps(bits));
         }
     }
 }
@@ -307,7 +310,7 @@ impl<'a> Pass<'a> {
         let per_row = match self.scales {
             // One more: a group covers two blocks.
             Scales::Blocks(_, k, _) if SCALES == DECODED => k / BLOCK + 1,
-            Scales::Bytes(_, k) => k / BLOCK,
+            Scales::Bytes(_, k) => (k / BLOCK).next_multiple_of(16),
             _ => 0,
         };
         let mut scales = vec![0.0; R * per_row];
@@ -343,10 +346,10 @@ impl<'a> Pass<'a> {
         let mut nested = Nested { codes: &[], map: &[0.0; 256], absmax: &[], shift: 0, offset: 0.0 };
         if let Scales::Bytes(w, k) = &self.scales {
             for (r, scales) in scales.chunks_exact_mut(per_row).enumerate() {
-                let stored = &w.scales[(row + r * apart) * (k / BLOCK)..][..per_row];
+                let stored = &w.scales[(row + r * apart) * (k / BLOCK)..][..k / BLOCK];
                 // Rows of a stream follow each other, so that the scales of the next ones do.
                 _mm_prefetch::<_MM_HINT_T0>(stored.as_ptr().wrapping_byte_add(SCALES_AHEAD).cast());
-                // SAFETY: the features are enabled, and the slices are of one length.
+                // SAFETY: the features are enabled, and there is room for whole registers.
                 unsafe { halves(stored, scales) };
             }
             w_scales = scales.as_ptr();

@@ -84,7 +84,7 @@ impl<'a, B: CompactBackend> Generator<'a, B> {
     /// A generator at the beginning of a text.
     ///
     /// # Errors
-    /// [`Error::Option`] when a sampling option is out of range or a stop string is empty.
+    /// [`Error::Option`](crate::Error::Option) when a sampling option is out of range or a stop string is empty.
     pub fn new(model: &'a CausalLm<B>, text: &TextProcessor, options: GenerateOptions) -> Result<Self> {
         options.sampling.validate()?;
         StopStrings::new(options.stop_strings.iter().cloned())?;
@@ -108,7 +108,7 @@ impl<'a, B: CompactBackend> Generator<'a, B> {
     /// Starts after a prompt. Nothing is computed before the first piece is asked for.
     ///
     /// # Errors
-    /// [`Error::Prompt`] when the prompt is empty, too long, or has ids outside the vocabulary; [`Error::Option`] when a sampling
+    /// [`Error::Prompt`](crate::Error::Prompt) when the prompt is empty, too long, or has ids outside the vocabulary; [`Error::Option`](crate::Error::Option) when a sampling
     /// option is out of range, or the cache is not that of the history.
     pub fn run(self, prompt: &[u32]) -> Result<Pieces<'a, B>> {
         let Self { mut engine, model, options, cancel, cache } = self;

@@ -3,7 +3,7 @@
 use burn::tensor::backend::Backend;
 use emberlm_quant::kv::{KvFormat, KvStore};
 
-/// What one layer keeps per token or per sequence; the shapes of a [`Cache`].
+/// What one layer keeps per token or per sequence; the shapes of a [`Cache`](super::Cache).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LayerCacheShape {
     /// `heads` vectors of `width` numbers per token for keys and for values.

@@ -33,7 +33,7 @@ impl Sampler {
     /// A sampler at step 0.
     ///
     /// # Errors
-    /// [`Error::Option`] where [`SamplingConfig::validate`] fails.
+    /// [`Error::Option`](crate::Error::Option) where [`SamplingConfig::validate`] fails.
     pub fn new(config: &SamplingConfig) -> Result<Self> {
         config.validate()?;
         let seed = config.seed.unwrap_or_else(seed_from_system);
@@ -79,7 +79,7 @@ impl Sampler {
     /// output without padding, in order where a processor looks at it. Ids beyond the vocabulary have no logit and are passed over.
     ///
     /// # Errors
-    /// [`Error::NonFinite`] with the step when a logit is NaN or `+Inf`, or when all are `-Inf`.
+    /// [`Error::NonFinite`](crate::Error::NonFinite) with the step when a logit is NaN or `+Inf`, or when all are `-Inf`.
     pub fn sample(&mut self, logits: &mut [f32], seen: &[u32]) -> Result<u32> {
         let context = Context { seen, generated: self.step, end: &self.end };
         self.processors.before_penalty(logits, context);

@@ -17,7 +17,10 @@ use serde_json::Value;
 
 const NEEDS: &str = "EMBERLM_REAL_MODEL names the GGUF file: see .ci/real-model";
 const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/LICENSE-APACHE");
-const QUESTION: &str = "What is the capital of France?";
+/// Questions whose answers begin with a clear lead. ("What is the capital of France?" does not: in int8 its first token leads by
+/// 0.16 nats, and 8-bit activations decide it either way, while they change the distribution there by 0.002.)
+const QUESTIONS: [(&str, &str); 2] =
+    [("Name the capital of France.", "Paris"), ("What is the capital city of Japan?", "Tokyo")];
 /// What f32 sums in another order may change: relative, of a perplexity ...
 const PERPLEXITY: f64 = 5e-6;
 /// ... and absolute, of a logit (they are below 30).
@@ -106,11 +109,13 @@ fn greedy_text_is_that_of_transformers() {
         assert_eq!(ids(&found["tokens"]), expected, "{question}: {}", found["text"]);
     }
     // As users run it: quantised, with the arithmetic and the cache of the program.
-    for quant in ["none", "nf4", "nf4-dq", "int8"] {
-        let found = report("generate", &["--chat", "-p", QUESTION, "-n", "64", "--greedy", "--quant", quant]);
-        let text = found["text"].as_str().expect("a text");
-        println!("{quant}: {text}");
-        assert!(text.contains("Paris"), "{quant}: {text}");
+    for quant in ["none", "nf4", "nf4-dq", "int8", "int8-rows"] {
+        for (question, answer) in QUESTIONS {
+            let found = report("generate", &["--chat", "-p", question, "-n", "64", "--greedy", "--quant", quant]);
+            let text = found["text"].as_str().expect("a text");
+            println!("{quant}: {text}");
+            assert!(text.contains(answer), "{quant}: {question} {text}");
+        }
     }
 }
 

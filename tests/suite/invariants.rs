@@ -134,6 +134,10 @@ pub fn chunked_is_whole_in_half_precision<B: CompactBackend>(device: &B::Device)
 /// Tolerances of half-precision caches are these times those of exact ones: 2e-3, where 6e-4 was measured.
 const HALF: f32 = 20.0;
 
+/// As [`HALF`] for several sequences in one pass, whose products run over other numbers of rows than those of one alone, so that
+/// more keys lie on the other side of a rounding: 4e-3, where 2.3e-3 was measured in scalar code.
+const HALF_TOGETHER: f32 = 40.0;
+
 /// Sequences of different lengths in the same passes, fed in pieces of different sizes, against each alone in one piece.
 pub fn spans_are_their_sequences<B: CompactBackend>(device: &B::Device) {
     for (fixture, model, tolerance) in models::<B>(device) {
@@ -147,7 +151,7 @@ pub fn spans_are_their_sequences<B: CompactBackend>(device: &B::Device) {
             if half && model.architecture().config.family == Family::Crest {
                 continue; // as above
             }
-            let tolerance = if half { HALF * tolerance } else { tolerance };
+            let tolerance = if half { HALF_TOGETHER * tolerance } else { tolerance };
             check_spans(&fixture, &model, chunks, format, tolerance);
         }
     }

@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 /// The crossover of GEMV and GEMM: up to so many rows of x, passes are faster than tiles.
 pub(crate) const GEMV_MAX_ROWS: usize = 12;
+/// The same where all of x keeps 15 bits: the second half of every element costs passes of 4 columns more than it costs tiles.
+pub(crate) const HEAD_GEMV_MAX_ROWS: usize = 2;
 /// Rows in flight.
 const R: usize = 4;
 /// How many bytes ahead the scales of bytes are prefetched.

@@ -48,7 +48,6 @@ macro_rules! whole_suite {
                 snapshot_is_untouched, reset_is_new, last_is_the_last_of_all, depth_set_is_depth_opened, forward_errors;
             kernels: as_on_the_processor, store_beyond_half_precision;
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
-            engine: nobody_waits_for_a_long_prompt;
             split: models;
             store: packed_weights_come_back;
         }

@@ -141,8 +141,8 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
         }
     }
 
-    /// A second sequence that has read and generated what this one has, and goes on by itself. Their caches are shared until one of
-    /// the two appends.
+    /// A second sequence that has read and generated what this one has, and goes on by itself, with the same random numbers to come.
+    /// Their caches are shared until one of the two appends.
     ///
     /// # Errors
     /// [`Error::Option`] when there is no such sequence (any more), [`Error::Memory`] when there is no room for a second cache.

@@ -4,8 +4,6 @@
 //! cargo run --release --example depth -- tests/fixtures/crest_k4 "How many steps does it need?"
 //! ```
 
-use std::path::Path;
-
 use emberlm::prelude::*;
 
 type Backend = burn_ndarray::NdArray<f32>;
@@ -23,9 +21,9 @@ fn main() -> anyhow::Result<()> {
     let (Some(dir), Some(prompt)) = (arguments.next(), arguments.next()) else {
         anyhow::bail!("usage: depth MODEL_DIR TEXT");
     };
-    let pretrained = Pretrained::open(Path::new(&dir), &CrestOverrides::default())?;
+    let pretrained = Pretrained::open(&dir)?;
     let text = pretrained.text()?;
-    let mut model = pretrained.load::<Backend>(WeightOptions::default(), &Default::default(), None)?;
+    let mut model = pretrained.load::<Backend>(&Default::default())?;
     let Some(crest) = model.architecture().crest.clone() else {
         anyhow::bail!("{dir} is not a CREST model: its tokens all go equally deep");
     };

@@ -14,9 +14,9 @@ use emberlm::prelude::*;
 type Backend = burn_ndarray::NdArray<f32>;
 
 fn stream<B: CompactBackend>(dir: &Path, prompt: &str, device: &B::Device) -> anyhow::Result<()> {
-    let pretrained = Pretrained::open(dir, &CrestOverrides::default())?;
+    let pretrained = Pretrained::open(dir)?;
     let text = pretrained.text()?;
-    let model = pretrained.load::<B>(WeightOptions::default(), device, None)?;
+    let model = pretrained.load::<B>(device)?;
     let options =
         GenerateOptions { max_tokens: 64, stop_tokens: pretrained.stop_tokens(&text), ..GenerateOptions::default() };
     let mut pieces = Generator::new(&model, &text, options)?.run(&text.encode(prompt, true)?)?;

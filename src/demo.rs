@@ -7,9 +7,9 @@
 //! use emberlm::prelude::*;
 //!
 //! type Cpu = burn_ndarray::NdArray<f32>;
-//! let pretrained = demo::open(&CrestOverrides::default())?;
+//! let pretrained = demo::open()?;
 //! let text = pretrained.text()?;
-//! let model = pretrained.load::<Cpu>(WeightOptions::default(), &Default::default(), None)?;
+//! let model = pretrained.load::<Cpu>(&Default::default())?;
 //! let options = GenerateOptions { stop_tokens: pretrained.stop_tokens(&text), ..Default::default() };
 //! let pieces = Generator::new(&model, &text, options)?.run(&text.encode("Once upon a time", true)?)?;
 //! let story: String = pieces.map(|piece| Ok(piece?.text)).collect::<Result<_>>()?;
@@ -18,7 +18,6 @@
 //! ```
 
 use emberlm_model::checkpoint::{Checkpoint, EmbeddedFile};
-use emberlm_model::config::CrestOverrides;
 use emberlm_model::{Pretrained, Result};
 
 /// What stands for its directory in messages.
@@ -41,7 +40,7 @@ static FILES: &[EmbeddedFile] = &[
 /// The model, opened; it loads as any other does.
 ///
 /// # Errors
-/// [`Error::Option`](crate::model::Error::Option) when an override is out of range.
-pub fn open(depth: &CrestOverrides) -> Result<Pretrained> {
-    Pretrained::from_checkpoint(&Checkpoint::open_embedded(NAME, FILES)?, depth)
+/// None that a caller could cause.
+pub fn open() -> Result<Pretrained> {
+    Pretrained::from_checkpoint(&Checkpoint::open_embedded(NAME, FILES)?)
 }

@@ -7,9 +7,9 @@
 //!
 //! /// Continues a text with the model in a directory, on any backend.
 //! fn continue_text<B: CompactBackend>(dir: &str, prompt: &str, device: &B::Device) -> Result<String> {
-//!     let pretrained = Pretrained::open(dir.as_ref(), &CrestOverrides::default())?;
+//!     let pretrained = Pretrained::open(dir)?;
 //!     let text = pretrained.text()?;
-//!     let model = pretrained.load::<B>(WeightOptions::default(), device, None)?;
+//!     let model = pretrained.load::<B>(device)?;
 //!     let stop_tokens = pretrained.stop_tokens(&text);
 //!     let options = GenerateOptions { max_tokens: 16, stop_tokens, ..Default::default() };
 //!     let pieces = Generator::new(&model, &text, options)?.run(&text.encode(prompt, true)?)?;
@@ -30,8 +30,8 @@
 //!
 //! /// Continues each text.
 //! fn continue_texts<B: CompactBackend>(dir: &str, prompts: &[&str], device: &B::Device) -> Result<Vec<String>> {
-//!     let pretrained = Pretrained::open(dir.as_ref(), &CrestOverrides::default())?;
-//!     let (text, model) = (pretrained.text()?, pretrained.load::<B>(WeightOptions::default(), device, None)?);
+//!     let pretrained = Pretrained::open(dir)?;
+//!     let (text, model) = (pretrained.text()?, pretrained.load::<B>(device)?);
 //!     let mut engine = Engine::new(&model, &text, EngineOptions::default());
 //!     let mut texts = std::collections::BTreeMap::new();
 //!     for prompt in prompts {
@@ -67,6 +67,7 @@
 
 pub mod demo;
 
+pub use emberlm_backends as backends;
 pub use emberlm_model as model;
 pub use emberlm_quant as quant;
 
@@ -79,6 +80,6 @@ pub mod prelude {
     pub use emberlm_model::sampling::SamplingConfig;
     pub use emberlm_model::text::{ChatOptions, Message, StopSet, TextProcessor};
     pub use emberlm_model::{CausalLm, Error, Pretrained, QuantizeOnLoad, Result, Span, WeightOptions};
-    pub use emberlm_quant::CompactBackend;
     pub use emberlm_quant::kv::KvFormat;
+    pub use emberlm_quant::{Activations, CompactBackend};
 }

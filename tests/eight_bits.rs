@@ -6,10 +6,10 @@
 mod fixture;
 
 use burn_ndarray::NdArray;
-use emberlm::model::config::CrestOverrides;
-use emberlm::model::{CausalLm, DEFAULT_CHUNK, ForwardOptions, LogitsFor, QuantizeOnLoad, WeightOptions};
+use emberlm::model::{CausalLm, DEFAULT_CHUNK, ForwardOptions, LogitsFor, QuantizeOnLoad};
+use emberlm::quant::Activations;
 use emberlm::quant::kv::KvFormat;
-use emberlm_backends::cpu::{self, Precision};
+use emberlm_backends::cpu;
 use fixture::{Case, Fixture, Numbers, Rows};
 
 type Backend = NdArray<f32>;
@@ -22,17 +22,39 @@ const FIXTURES: [(&str, f64, f64); 2] = [("leanllama_nf4", 0.035, 6.5e-3), ("nan
 
 #[test]
 fn eight_bit_activations_and_an_int8_head_drift_this_far() {
-    cpu::set_precision(Some(Precision::Int8Activations));
     let fixtures = Fixture::all();
     for (name, logits, kl) in FIXTURES {
         let fixture = fixtures.iter().find(|fixture| fixture.name() == name).expect("a fixture");
-        let options = WeightOptions { quantize_head: Some(QuantizeOnLoad::Int8), ..WeightOptions::default() };
-        let model = fixture.load_with::<Backend>(&CrestOverrides::default(), options, &Default::default());
+        let pretrained = fixture.open().quantize_head(QuantizeOnLoad::Int8).activations(Activations::Int8);
+        let model = fixture.load_from::<Backend>(pretrained, &Default::default());
         for name in ["text", "batch"] {
             prefill(&model, &fixture.case(name), (logits, kl));
         }
         decode(&model, &fixture.case("text"), (logits, kl));
     }
+}
+
+/// Arithmetic belongs to a model: two of them that differ in it run at the same time, each as it does alone.
+#[test]
+fn models_of_different_arithmetic_run_side_by_side() {
+    let fixtures = Fixture::all();
+    let fixture = fixtures.iter().find(|fixture| fixture.name() == "leanllama_nf4").expect("a fixture");
+    let load = |activations| fixture.load_from::<Backend>(fixture.open().activations(activations), &Default::default());
+    let ids = fixture.case("text").ids()[0].clone();
+    let logits = |model: &CausalLm<Backend>| {
+        let mut cache = model.new_cache(KvFormat::F16);
+        Numbers::of(&model.prefill(&ids, &mut cache, DEFAULT_CHUNK).expect("a prompt")).values
+    };
+    let models = [Activations::F32, Activations::Int8].map(load);
+    let alone = models.each_ref().map(logits);
+    if cpu::level() != cpu::Level::Scalar {
+        assert_ne!(alone[0], alone[1], "the option has no effect");
+    }
+    std::thread::scope(|scope| {
+        for (model, alone) in models.iter().zip(&alone) {
+            scope.spawn(move || (0..8).for_each(|_| assert_eq!(logits(model), *alone)));
+        }
+    });
 }
 
 /// The logits of a whole prompt.

@@ -121,9 +121,9 @@ fn a_short_training_lowers_the_loss() {
     assert!(losses[0] > 4.5, "{losses:?}");
     assert!(last < losses[0] - 1.0, "the loss should fall by 1 nat per token: {losses:?}");
 
-    let pretrained = Pretrained::open(&run.out, &CrestOverrides::default()).expect("a checkpoint");
+    let pretrained = Pretrained::open(&run.out).expect("a checkpoint");
     let text = pretrained.text().expect("a tokenizer");
-    let model = pretrained.load::<Backend>(WeightOptions::default(), &Default::default(), None).expect("weights");
+    let model = pretrained.load::<Backend>(&Default::default()).expect("weights");
     let generator = Generator::new(&model, &text, GenerateOptions { max_tokens: 8, ..Default::default() });
     let pieces = generator.expect("a generator").run(&text.encode("Once", true).expect("ids")).expect("a run");
     assert_eq!(pieces.filter_map(|piece| piece.expect("a piece").token).count(), 8);

@@ -12,7 +12,6 @@ use crate::variable::GPU;
 /// The first whose value is not allowed.
 pub fn check() -> Result<(), EnvironmentError> {
     crate::cpu::Level::from_environment()?;
-    crate::cpu::Precision::from_environment()?;
     GPU.index(&GPU.names)?;
     Ok(())
 }

@@ -51,7 +51,7 @@ fn open(files: &[(&'static str, &[u8])], read: bool) {
     for name in checkpoint.names() {
         checkpoint.data(name).expect("a tensor that is listed");
     }
-    let Ok(pretrained) = Pretrained::from_checkpoint(&checkpoint, &CrestOverrides::default()) else { return };
+    let Ok(pretrained) = Pretrained::from_checkpoint(&checkpoint) else { return };
     let weights = pretrained.weights();
     let names: Vec<String> = weights.canonical_names().map(String::from).collect();
     for name in names.iter().filter(|_| read) {
@@ -66,7 +66,7 @@ fn open(files: &[(&'static str, &[u8])], read: bool) {
             _ => drop(weights.vector(name)),
         }
     }
-    if let Ok(plan) = pretrained.plan::<NdArray<f32>>(WeightOptions::default(), &Default::default()) {
+    if let Ok(plan) = pretrained.plan::<NdArray<f32>>(&Default::default()) {
         assert!(plan.weight_bytes() > 0);
     }
 }

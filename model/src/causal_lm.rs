@@ -5,15 +5,14 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use emberlm_quant::CompactBackend;
-use emberlm_quant::host::FloatType;
 use emberlm_quant::kv::KvFormat;
 use emberlm_quant::modules::Linear;
+use emberlm_quant::{Activations, CompactBackend};
 
 use crate::architecture::Architecture;
 use crate::cache::Cache;
 use crate::error::{Error, Result};
-use crate::limits::{check_device, check_pass};
+use crate::limits::{check_activations, check_device, check_pass};
 use crate::loader::{self, Loader, WeightOptions, WeightSource};
 use crate::nn::{Decoder, DepthTrace, FeedForward, ForwardContext, RotaryEmbedding, Span, SpanPosition};
 use crate::plan::{LoadPlan, Progress};
@@ -33,7 +32,7 @@ pub struct CausalLm<B: Backend> {
     #[module(skip)]
     rotary: RotaryEmbedding,
     #[module(skip)]
-    activations: FloatType,
+    activations: Activations,
 }
 
 /// Which positions get logits.
@@ -114,7 +113,7 @@ impl<B: CompactBackend> CausalLm<B> {
         };
         let rotary = RotaryEmbedding::new(&config.rope);
         let architecture = Arc::new(architecture.clone());
-        Ok(Self { model, lm_head, architecture, rotary, activations: FloatType::F32 })
+        Ok(Self { model, lm_head, architecture, rotary, activations: Activations::default() })
     }
 
     /// Sizes and options.
@@ -141,27 +140,18 @@ impl<B: CompactBackend> CausalLm<B> {
         }
     }
 
-    /// The type of activations.
-    pub fn activations(&self) -> FloatType {
+    /// In which numbers it computes.
+    pub fn activations(&self) -> Activations {
         self.activations
     }
 
-    /// Changes the type of activations from now on: F32 after loading, which every backend has. Sums, norms, softmax, the
-    /// states of halting and of linear attention, and logits are F32 in any case.
-    ///
-    /// F16 ends at 65504: a model whose residual stream grows beyond gives NaN. BF16 has the range of F32 and 8 bits of it.
+    /// Changes in which numbers it computes from now on; F32 after loading.
     ///
     /// # Errors
-    /// [`Error::Option`] when the device does not compute with this type.
-    pub fn set_activations(&mut self, float: FloatType) -> Result<()> {
-        let device = self.device();
-        if !B::computes_with(&device, float) {
-            let all = [FloatType::F32, FloatType::F16, FloatType::Bf16].into_iter();
-            let known: Vec<_> = all.filter(|&f| B::computes_with(&device, f)).map(|f| f.to_string()).collect();
-            let message = format!("{float} is not for {device:?}, which computes with {}", known.join(", "));
-            return Err(Error::Option { option: "activations".into(), message });
-        }
-        self.activations = float;
+    /// [`Error::Option`] when the device does not compute so.
+    pub fn set_activations(&mut self, activations: Activations) -> Result<()> {
+        check_activations::<B>(activations, &self.device())?;
+        self.activations = activations;
         Ok(())
     }
 
@@ -186,7 +176,7 @@ impl<B: CompactBackend> CausalLm<B> {
         spans: &mut [Span<'_, B>],
         options: ForwardOptions,
     ) -> Result<ForwardOutput<B>> {
-        B::run_in_pool(|| self.forward_spans(ids, spans, options))
+        B::run_pass(self.activations, || self.forward_spans(ids, spans, options))
     }
 
     /// One pass over rows of tokens of one length that begin a sequence each and leave nothing behind: what training runs, since
@@ -198,12 +188,13 @@ impl<B: CompactBackend> CausalLm<B> {
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn forward_uncached(&self, ids: Tensor<B, 2, Int>, options: ForwardOptions) -> Result<ForwardOutput<B>> {
-        B::run_in_pool(|| {
+        B::run_pass(self.activations, || {
             let [b, s] = ids.dims();
             self.check_tensor(&ids)?;
             self.check_size((b, 0, s), b, options.logits)?;
             let position = SpanPosition { first: 0, past: 0, new: s, expected: 0 };
-            let context = ForwardContext::new(&[position], &self.rotary, self.activations.into(), &ids.device());
+            let context =
+                ForwardContext::new(&[position], &self.rotary, self.activations.float().into(), &ids.device());
             self.run(ids, &context, None, options)
         })
     }
@@ -229,7 +220,7 @@ impl<B: CompactBackend> CausalLm<B> {
                 expected: cache.expected(),
             })
             .collect();
-        let context = ForwardContext::new(&positions, &self.rotary, self.activations.into(), &ids.device());
+        let context = ForwardContext::new(&positions, &self.rotary, self.activations.float().into(), &ids.device());
         let out = self.run(ids.reshape([1, n]), &context, Some(spans), options)?;
         spans.iter_mut().for_each(|span| span.cache.advance(span.tokens));
         Ok(out)

@@ -3,9 +3,8 @@
 //! The tokens are run once more with every layer looked at. That happens only after a failure, so a pass that works pays nothing.
 
 use burn::tensor::{DType, Tensor, Transaction};
-use emberlm_quant::CompactBackend;
-use emberlm_quant::host::FloatType;
 use emberlm_quant::kv::{KvFormat, KvStore};
+use emberlm_quant::{Activations, CompactBackend};
 
 use crate::cache::LayerCache;
 use crate::causal_lm::{CausalLm, ForwardOptions, LogitsFor};
@@ -51,7 +50,7 @@ fn first_non_finite<B: CompactBackend>(
 ) -> Result<Option<String>> {
     let exact = Run { format: KvFormat::F32, ..run };
     if let Some(place) = look(model, ids, exact, &cancelled)? {
-        let f16 = model.activations() == FloatType::F16;
+        let f16 = model.activations() == Activations::F16;
         let range =
             if f16 { "; activations of F16 end at 65504: use F32 or BF16 (--activations f32 or bf16)" } else { "" };
         return Ok(Some(format!("{place}{range}")));

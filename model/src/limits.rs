@@ -1,7 +1,7 @@
 //! What a device cannot do with a model, found before anything is allocated for it.
 
-use emberlm_quant::CompactBackend;
 use emberlm_quant::ops::ModelSize;
+use emberlm_quant::{Activations, CompactBackend};
 
 use crate::architecture::Architecture;
 use crate::config::{KStage, LayerType};
@@ -26,6 +26,20 @@ pub(crate) fn check_device<B: CompactBackend>(architecture: &Architecture, devic
         }
     }
     Ok(())
+}
+
+/// Checks that the device computes in these numbers.
+///
+/// # Errors
+/// [`Error::Option`] with those that it has.
+pub(crate) fn check_activations<B: CompactBackend>(activations: Activations, device: &B::Device) -> Result<()> {
+    if B::computes_with(device, activations) {
+        return Ok(());
+    }
+    let known: Vec<_> =
+        Activations::ALL.into_iter().filter(|&a| B::computes_with(device, a)).map(|a| a.to_string()).collect();
+    let message = format!("{activations} is not for {device:?}, which computes with {}", known.join(", "));
+    Err(Error::Option { option: "activations".into(), message })
 }
 
 /// Checks that the largest intermediate result of a pass over `rows * new` tokens after `past` fits the buffers and the memory of

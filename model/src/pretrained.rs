@@ -2,25 +2,38 @@
 
 use std::path::Path;
 
-use emberlm_quant::CompactBackend;
 use emberlm_quant::host::HostWeight;
+use emberlm_quant::{Activations, CompactBackend};
 
 use crate::architecture::Architecture;
 use crate::causal_lm::CausalLm;
 use crate::checkpoint::{Checkpoint, OpenOptions, Weights};
 use crate::config::{CrestConfig, CrestOptions, CrestOverrides, Family, GenerationConfig, KvCompression, ModelConfig};
 use crate::error::{Error, Result};
+use crate::limits::check_activations;
 use crate::loader::{SourceEntry, WeightOptions, WeightSource};
-use crate::plan::{LoadPlan, Progress};
+use crate::plan::{LoadPlan, Progress, QuantizeOnLoad};
 use crate::text::{StopSet, TextFiles, TextProcessor};
 
-/// A checkpoint whose config is validated and whose tensors are recognised; no weight is loaded yet.
+/// A checkpoint whose config is validated and whose tensors are recognised, and how it is to be loaded; no weight is loaded yet.
+///
+/// ```no_run
+/// # use emberlm_model::{Pretrained, QuantizeOnLoad, Result};
+/// # use emberlm_quant::Activations;
+/// # fn load<B: emberlm_quant::CompactBackend>(device: &B::Device) -> Result<()> {
+/// let pretrained = Pretrained::open("path/to/a/model")?.quantize(QuantizeOnLoad::Nf4).activations(Activations::Int8);
+/// let (text, model) = (pretrained.text()?, pretrained.load::<B>(device)?);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Pretrained {
     architecture: Architecture,
     generation: GenerationConfig,
     weights: Weights,
     notes: Vec<String>,
+    options: WeightOptions,
+    activations: Activations,
 }
 
 /// The head, when it is not the embedding.
@@ -32,40 +45,29 @@ impl Pretrained {
     ///
     /// # Errors
     /// Names the file, the key or the tensor that cannot be used, and what to do.
-    pub fn open(path: &Path, depth: &CrestOverrides) -> Result<Self> {
-        Self::open_with(path, depth, OpenOptions::default())
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path, OpenOptions::default())
     }
 
     /// As [`Self::open`], with options of opening.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_with(path: &Path, depth: &CrestOverrides, options: OpenOptions) -> Result<Self> {
-        Self::from_checkpoint(&Checkpoint::open_with(path, options)?, depth)
+    pub fn open_with(path: impl AsRef<Path>, options: OpenOptions) -> Result<Self> {
+        Self::from_checkpoint(&Checkpoint::open_with(path.as_ref(), options)?)
     }
 
     /// As [`Self::open`], of a checkpoint that is already open.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn from_checkpoint(checkpoint: &Checkpoint, depth: &CrestOverrides) -> Result<Self> {
-        let config = checkpoint.config()?;
+    pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self> {
+        let mut config = checkpoint.config()?;
         let generation = checkpoint.generation_config()?;
         let mut weights = Weights::resolve(checkpoint, &config)?;
-        let crest = match weights.discovered_crest() {
-            Some(found) => {
-                let silent = CrestConfig::default();
-                Some(CrestOptions::resolve(config.crest.as_ref().unwrap_or(&silent), found, depth)?)
-            }
-            None if *depth != CrestOverrides::default() => {
-                let message = format!("is for models with adaptive depth; this is {}", config.family);
-                return Err(Error::Option { option: "depth".into(), message });
-            }
-            None => None,
-        };
+        let crest = crest_options(&config, &weights, &CrestOverrides::default())?;
         let kv_compression =
             KvCompression::resolve(config.kv_compression.as_ref(), weights.discovered_kv_compression())?;
-        let mut config = config;
         let mut notes = config.notes.unused.clone();
         let tied_head = tie_head(&mut weights, &config, &mut notes)?;
         if config.family == Family::Qwen2 && !weights.canonical_names().any(is_qkv_bias) {
@@ -82,7 +84,45 @@ impl Pretrained {
         }
         let notes = config.notes.assumed.iter().cloned().chain(notes).collect();
         let architecture = Architecture { config, crest, kv_compression, tied_head };
-        Ok(Self { architecture, generation, weights, notes })
+        let (options, activations) = (WeightOptions::default(), Activations::default());
+        Ok(Self { architecture, generation, weights, notes, options, activations })
+    }
+
+    /// With another depth than the checkpoint states (CREST).
+    ///
+    /// # Errors
+    /// [`Error::Option`] when a value is out of range, or the model has no adaptive depth and something is asked for.
+    pub fn depth(mut self, overrides: &CrestOverrides) -> Result<Self> {
+        self.architecture.crest = crest_options(&self.architecture.config, &self.weights, overrides)?;
+        Ok(self)
+    }
+
+    /// With the dense linears of the layers quantised while they are loaded.
+    #[must_use]
+    pub fn quantize(mut self, format: QuantizeOnLoad) -> Self {
+        self.options.quantize = Some(format);
+        self
+    }
+
+    /// With a dense embedding and head quantised while they are loaded.
+    #[must_use]
+    pub fn quantize_head(mut self, format: QuantizeOnLoad) -> Self {
+        self.options.quantize_head = Some(format);
+        self
+    }
+
+    /// With all options of weights at once.
+    #[must_use]
+    pub fn weight_options(mut self, options: WeightOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// With a model that computes in these numbers.
+    #[must_use]
+    pub fn activations(mut self, activations: Activations) -> Self {
+        self.activations = activations;
+        self
     }
 
     /// Sizes and options.
@@ -130,23 +170,50 @@ impl Pretrained {
     /// Checks every tensor and adds up the bytes, loading nothing.
     ///
     /// # Errors
-    /// [`Error::Tensors`] with every missing, unused and mismatched tensor.
-    pub fn plan<B: CompactBackend>(&self, options: WeightOptions, device: &B::Device) -> Result<LoadPlan> {
-        CausalLm::<B>::plan(&self.architecture, &self.weights, options, device)
+    /// [`Error::Tensors`] with every missing, unused and mismatched tensor; [`Error::Option`] when the device does not compute in these
+    /// numbers.
+    pub fn plan<B: CompactBackend>(&self, device: &B::Device) -> Result<LoadPlan> {
+        check_activations::<B>(self.activations, device)?;
+        CausalLm::<B>::plan(&self.architecture, &self.weights, self.options, device)
     }
 
     /// Loads the model. Memory never holds more than the model and one tensor.
     ///
     /// # Errors
     /// As [`plan`](Self::plan), and when the stored data of a tensor is damaged.
-    pub fn load<B: CompactBackend>(
+    pub fn load<B: CompactBackend>(&self, device: &B::Device) -> Result<CausalLm<B>> {
+        self.load_with_progress(device, |_| ())
+    }
+
+    /// As [`load`](Self::load), and tells how far it is after every tensor.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with_progress<B: CompactBackend>(
         &self,
-        options: WeightOptions,
         device: &B::Device,
-        progress: Option<&dyn Fn(Progress)>,
+        progress: impl Fn(Progress),
     ) -> Result<CausalLm<B>> {
-        let plan = self.plan::<B>(options, device)?;
-        CausalLm::load(self.architecture.clone(), &self.weights, options, &plan, device, progress)
+        let plan = self.plan::<B>(device)?;
+        let (architecture, weights) = (self.architecture.clone(), &self.weights);
+        let mut model = CausalLm::load(architecture, weights, self.options, &plan, device, Some(&progress))?;
+        model.set_activations(self.activations)?;
+        Ok(model)
+    }
+}
+
+/// How deep the tokens of a model go; none where it has no adaptive depth.
+fn crest_options(config: &ModelConfig, weights: &Weights, overrides: &CrestOverrides) -> Result<Option<CrestOptions>> {
+    match weights.discovered_crest() {
+        Some(found) => {
+            let silent = CrestConfig::default();
+            CrestOptions::resolve(config.crest.as_ref().unwrap_or(&silent), found, overrides).map(Some)
+        }
+        None if *overrides != CrestOverrides::default() => {
+            let message = format!("is for models with adaptive depth; this is {}", config.family);
+            Err(Error::Option { option: "depth".into(), message })
+        }
+        None => Ok(None),
     }
 }
 

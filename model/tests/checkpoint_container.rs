@@ -321,7 +321,7 @@ fn adapters_are_named_with_their_base() {
     fs::write(copy.path().join("adapter_config.json"), r#"{"base_model_name_or_path":"org/base-model"}"#)
         .expect("write");
     copy.load().expect("the model");
-    let pretrained = emberlm_model::Pretrained::open(copy.path(), &Default::default()).expect("the model");
+    let pretrained = emberlm_model::Pretrained::open(copy.path()).expect("the model");
     assert!(pretrained.notes().iter().any(|note| note.contains("adapter")), "{:?}", pretrained.notes());
 }
 

@@ -11,7 +11,7 @@ const HEAD: &str = "lm_head.weight";
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
 fn open(copy: &Copy) -> Result<Pretrained> {
-    Pretrained::open(copy.path(), &Default::default())
+    Pretrained::open(copy.path())
 }
 
 fn tie(copy: &Copy, tied: bool) {

@@ -1,5 +1,6 @@
 //! Number formats, packed weights and the burn operations of emberlm.
 
+mod activations;
 mod autodiff;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod cpu;
@@ -21,6 +22,7 @@ mod split;
 #[cfg(any(feature = "ndarray", feature = "flex", feature = "cube"))]
 mod swiglu;
 
+pub use activations::Activations;
 pub use emberlm_backends::{environment, panics, random};
 pub use error::{Error, Result};
 pub use ops::CompactBackend;

@@ -7,8 +7,8 @@ use burn::module::Param;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, Int, Tensor};
 
+use crate::activations::Activations;
 use crate::halting::{HaltRecord, HaltRule, HaltState};
-use crate::host::FloatType;
 use crate::kv::{KeyValue, KvStore, Rotary};
 use crate::layers::{Linear, SwiGlu};
 use crate::packed::PackedWeight;
@@ -89,14 +89,14 @@ pub trait CompactBackend: Backend {
         None
     }
 
-    /// Whether activations may be of this type.
-    fn computes_with(_device: &Self::Device, float: FloatType) -> bool {
-        float == FloatType::F32
+    /// Whether a model may compute so.
+    fn computes_with(_device: &Self::Device, activations: Activations) -> bool {
+        activations == Activations::F32
     }
 
-    /// Runs `f`, a whole pass of a model, where its operations cost least to start: on the CPU inside the thread pool of the kernels,
-    /// elsewhere on the calling thread.
-    fn run_in_pool<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+    /// Runs `f`, a whole pass of a model, in this arithmetic and where its operations cost least to start: on the CPU inside the thread
+    /// pool of the kernels, elsewhere on the calling thread.
+    fn run_pass<T: Send>(_activations: Activations, f: impl FnOnce() -> T + Send) -> T {
         f()
     }
 

@@ -1,16 +1,17 @@
 //! The devices of this build; the one place where a command chooses among them.
 
 use anyhow::{Result, bail, ensure};
-use emberlm::quant::CompactBackend;
-use emberlm::quant::host::FloatType;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use emberlm::backends::{cube, device};
 use emberlm::quant::self_test::Check;
+use emberlm::quant::{Activations, CompactBackend};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-use emberlm::quant::self_test::{Extent, self_test};
-use emberlm_backends::cpu;
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
-use emberlm_backends::{cube, device};
+use emberlm::quant::{
+    host::FloatType,
+    self_test::{Extent, self_test},
+};
 
-use super::device_args::{Activations, DeviceArgs, DeviceChoice};
+use super::device_args::{DeviceArgs, DeviceChoice};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use super::output;
 use super::threads;
@@ -27,19 +28,26 @@ pub struct OpenDevice<B: CompactBackend> {
     pub device: B::Device,
     /// For messages and reports.
     pub name: String,
-    /// The type of activations between operations; the device has it.
-    pub activations: FloatType,
+    /// In which numbers the command computes; the device has them.
+    pub activations: Activations,
     /// None on the CPU.
     pub gpu: Option<Gpu>,
 }
 
 impl<B: CompactBackend> OpenDevice<B> {
-    /// The type of activations, for reports: on the CPU that of products with quantised weights.
+    /// The type of activations, for reports.
     pub fn arithmetic(&self) -> String {
-        match self.gpu {
-            None => cpu::precision().name().to_owned(),
-            Some(_) => self.activations.to_string(),
+        match (&self.gpu, self.activations) {
+            (None, Activations::F32) => "exact".into(),
+            (_, activations) => activations.to_string(),
         }
+    }
+}
+
+impl OpenDevice<Cpu> {
+    /// The processor.
+    pub fn cpu(activations: Activations) -> Self {
+        Self { device: CpuDevice::default(), name: "cpu".into(), activations, gpu: None }
     }
 }
 
@@ -64,8 +72,10 @@ pub trait WithBackend {
 /// for the command unless a flag says otherwise.
 pub fn on_device<W: WithBackend>(args: &DeviceArgs, usual: Activations, work: W) -> Result<W::Output> {
     threads::start(args.threads)?;
-    let activations = args.activations.unwrap_or(usual);
-    let float = activations.float();
+    let given = args.activations.map(Activations::from);
+    // Products in 8 bits are the processor's.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    let gpu_activations = given.unwrap_or(if usual == Activations::Int8 { Activations::F32 } else { usual });
     let choice = match args.device {
         DeviceChoice::Auto => best(),
         choice => choice,
@@ -73,19 +83,31 @@ pub fn on_device<W: WithBackend>(args: &DeviceArgs, usual: Activations, work: W)
     match choice {
         DeviceChoice::Auto | DeviceChoice::Cpu => {
             let device = CpuDevice::default();
-            check_activations::<Cpu>(float, &device, "cpu")?;
-            cpu::set_precision(Some(activations.precision()));
-            work.run(&OpenDevice::<Cpu> { device, name: "cpu".into(), activations: float, gpu: None })
+            let activations = given.unwrap_or(usual);
+            check_activations::<Cpu>(activations, &device, "cpu")?;
+            work.run(&OpenDevice::<Cpu> { device, name: "cpu".into(), activations, gpu: None })
         }
         #[cfg(feature = "wgpu")]
         DeviceChoice::Wgpu(index) => {
             let (found, device, limits) = device::open_wgpu(index)?;
-            with_gpu::<cubecl::wgpu::WgpuRuntime, emberlm::quant::cube::Wgpu, W>(found, device, &limits, float, work)
+            with_gpu::<cubecl::wgpu::WgpuRuntime, emberlm::quant::cube::Wgpu, W>(
+                found,
+                device,
+                &limits,
+                gpu_activations,
+                work,
+            )
         }
         #[cfg(feature = "cuda")]
         DeviceChoice::Cuda(index) => {
             let (found, device, limits) = device::open_cuda(index)?;
-            with_gpu::<cubecl::cuda::CudaRuntime, emberlm::quant::cube::Cuda, W>(found, device, &limits, float, work)
+            with_gpu::<cubecl::cuda::CudaRuntime, emberlm::quant::cube::Cuda, W>(
+                found,
+                device,
+                &limits,
+                gpu_activations,
+                work,
+            )
         }
         #[allow(unreachable_patterns)] // with both features there is no other
         other => bail!("this build does not have {other:?}"),
@@ -93,20 +115,20 @@ pub fn on_device<W: WithBackend>(args: &DeviceArgs, usual: Activations, work: W)
 }
 
 /// # Errors
-/// When the device does not compute with this type.
-fn check_activations<B: CompactBackend>(float: FloatType, device: &B::Device, name: &str) -> Result<()> {
-    let known: Vec<String> = floats::<B>(device).map(|float| float.to_string()).collect();
+/// When the device does not compute so.
+fn check_activations<B: CompactBackend>(activations: Activations, device: &B::Device, name: &str) -> Result<()> {
+    let known: Vec<String> = known_activations::<B>(device).map(|known| known.to_string()).collect();
     ensure!(
-        B::computes_with(device, float),
-        "--activations {float}: {name} computes with {}; leave it out, or use another --device",
+        B::computes_with(device, activations),
+        "--activations {activations}: {name} computes with {}; leave it out, or use another --device",
         known.join(" and ")
     );
     Ok(())
 }
 
-/// The types of activations that a device computes with.
-fn floats<B: CompactBackend>(device: &B::Device) -> impl Iterator<Item = FloatType> {
-    [FloatType::F32, FloatType::F16, FloatType::Bf16].into_iter().filter(|&float| B::computes_with(device, float))
+/// What a device computes with.
+fn known_activations<B: CompactBackend>(device: &B::Device) -> impl Iterator<Item = Activations> {
+    Activations::ALL.into_iter().filter(|&activations| B::computes_with(device, activations))
 }
 
 /// A GPU before the processor, CUDA before wgpu; never a software adapter (llvmpipe), which is the processor by another way.
@@ -128,7 +150,7 @@ fn with_gpu<R, B, W>(
     found: device::Found,
     device: R::Device,
     limits: &device::Limits,
-    activations: FloatType,
+    activations: Activations,
     work: W,
 ) -> Result<W::Output>
 where
@@ -139,8 +161,8 @@ where
     check_activations::<B>(activations, &device, &found.name)?;
     // The head and some other small things are in F32 always.
     let mut tests = vec![(FloatType::F32, Extent::Short)];
-    if activations != FloatType::F32 {
-        tests.push((activations, Extent::Short));
+    if activations.float() != FloatType::F32 {
+        tests.push((activations.float(), Extent::Short));
     }
     let checks = compare_operations::<B>(&device, tests);
     if let Some(check) = checks.iter().find(|check| !check.passed()) {
@@ -164,7 +186,6 @@ fn compare_operations<B: CompactBackend>(
     device: &B::Device,
     tests: impl IntoIterator<Item = (FloatType, Extent)>,
 ) -> Vec<Check> {
-    cpu::set_precision(Some(cpu::Precision::Exact));
     let trusted = CpuDevice::default();
     tests.into_iter().flat_map(|(float, extent)| self_test::<B, Cpu>(device, &trusted, float, extent)).collect()
 }
@@ -173,7 +194,7 @@ fn compare_operations<B: CompactBackend>(
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 fn full_self_test<B: CompactBackend>(device: &B::Device) -> Vec<Check> {
     let extent = |float| if float == FloatType::F32 { Extent::Whole } else { Extent::OneStorage };
-    compare_operations::<B>(device, floats::<B>(device).map(|float| (float, extent(float))))
+    compare_operations::<B>(device, known_activations::<B>(device).map(|known| (known.float(), extent(known.float()))))
 }
 
 /// One line for each GPU that this build could use, or why there is none.

@@ -3,8 +3,7 @@
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
-use emberlm::quant::host::FloatType;
-use emberlm_backends::cpu::Precision;
+use emberlm::quant::Activations;
 
 /// A device by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +46,7 @@ pub struct DeviceArgs {
 
     /// Type of activations [default: int8 where the processor has it, f32 on GPUs; dump, eval: f32]
     #[arg(long, value_enum, value_name = "TYPE")]
-    pub activations: Option<Activations>,
+    pub activations: Option<ActivationType>,
 
     /// Threads; without it RAYON_NUM_THREADS, or all that the machine runs at once. Where the system refuses some, fewer
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -56,7 +55,7 @@ pub struct DeviceArgs {
 
 /// Types of activations. Sums are in f32 beside all but int8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Activations {
+pub enum ActivationType {
     /// Exact
     F32,
     /// Half precision between operations; GPUs
@@ -67,21 +66,13 @@ pub enum Activations {
     Int8,
 }
 
-impl Activations {
-    /// In products with quantised weights on the processor.
-    pub fn precision(self) -> Precision {
-        match self {
-            Self::Int8 => Precision::Int8Activations,
-            _ => Precision::Exact,
-        }
-    }
-
-    /// Between operations.
-    pub fn float(self) -> FloatType {
-        match self {
-            Self::F32 | Self::Int8 => FloatType::F32,
-            Self::F16 => FloatType::F16,
-            Self::Bf16 => FloatType::Bf16,
+impl From<ActivationType> for Activations {
+    fn from(given: ActivationType) -> Self {
+        match given {
+            ActivationType::F32 => Self::F32,
+            ActivationType::F16 => Self::F16,
+            ActivationType::Bf16 => Self::Bf16,
+            ActivationType::Int8 => Self::Int8,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use emberlm_backends::cpu;
+use emberlm::backends::cpu;
 
 use super::backend;
 use super::device_args::DeviceChoice;

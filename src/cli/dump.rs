@@ -9,12 +9,12 @@ use clap::{Args, ValueEnum};
 use emberlm::model::cache::Cache;
 use emberlm::model::sampling::{Sampler, SamplingConfig};
 use emberlm::model::{CausalLm, ForwardOptions, ForwardOutput, LogitsFor, Span, WeightOptions};
-use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::KvFormat;
+use emberlm::quant::{Activations, CompactBackend};
 
 use super::args::{DepthArgs, ModelArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
-use super::device_args::{Activations, DeviceArgs};
+use super::device_args::DeviceArgs;
 use super::tensor_file::{Array, Numbers, OutputFile, Tokens};
 use super::{load, output};
 
@@ -105,7 +105,7 @@ fn dump<B: CompactBackend>(args: &DumpArgs, device: &OpenDevice<B>) -> Result<()
         args.out.display()
     );
     let pretrained = load::open(&args.model, &args.depth)?;
-    let config = &pretrained.architecture().config;
+    let config = pretrained.architecture().config.clone();
     let tokens = Tokens::read(&args.input, config.vocab_size)?;
     let (t, n) = (tokens.rows.first().map_or(0, Vec::len), args.greedy.map_or(0, |n| n as usize));
     let limit = config.max_position_embeddings;
@@ -126,7 +126,8 @@ fn dump<B: CompactBackend>(args: &DumpArgs, device: &OpenDevice<B>) -> Result<()
         round_to_stored: args.rounding == Rounding::Stored,
         ..WeightOptions::default()
     };
-    let model = load::load(&pretrained, options, device, |_| String::new())?;
+    let pretrained = pretrained.weight_options(options).activations(device.activations);
+    let model = load::load(&pretrained, device, |_| String::new())?;
     let mut caches = Vec::new();
     for &pad in &tokens.left_pad {
         let mut cache = model.new_cache(KvFormat::F32);

@@ -7,12 +7,12 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use emberlm::model::evaluate::{EvaluateOptions, Evaluation, evaluate, tokens_per_pass};
 use emberlm::model::text::TextProcessor;
-use emberlm::quant::CompactBackend;
+use emberlm::quant::{Activations, CompactBackend};
 use serde::Serialize;
 
 use super::args::{CacheType, DepthArgs, ModelArgs, QuantHead};
 use super::backend::{OpenDevice, WithBackend, on_device};
-use super::device_args::{Activations, DeviceArgs};
+use super::device_args::DeviceArgs;
 use super::estimate::Estimate;
 use super::memory::{TokenizerMemory, peak_rss};
 use super::{load, output};
@@ -143,7 +143,11 @@ impl WithBackend for &EvalArgs {
 }
 
 fn eval<B: CompactBackend>(args: &EvalArgs, device: &OpenDevice<B>) -> Result<()> {
-    let pretrained = load::open(&args.model, &args.depth)?;
+    let head = match args.model.quant_head {
+        QuantHead::Auto => QuantHead::None,
+        chosen => chosen,
+    };
+    let pretrained = load::prepare(load::open(&args.model, &args.depth)?, args.model.quant, head, device)?;
     let text = read(&args.text)?;
     let processor = pretrained.text()?;
     let tokens = Tokens::new(&processor, &text, args.window_bos)?;
@@ -161,13 +165,8 @@ fn eval<B: CompactBackend>(args: &EvalArgs, device: &OpenDevice<B>) -> Result<()
         cache: args.cache_type.into(),
         ..EvaluateOptions::default()
     };
-    let head = match args.model.quant_head {
-        QuantHead::Auto => QuantHead::None,
-        chosen => chosen,
-    };
-    let weights = load::weight_options::<B>(args.model.quant, head, &pretrained, &device.device)?;
     let mut estimated = 0;
-    let model = load::load(&pretrained, weights, device, |plan| {
+    let model = load::load(&pretrained, device, |plan| {
         let longest = context.min(all);
         let vocabulary = architecture.config.vocab_size;
         let estimate = Estimate::new(architecture, plan, options.cache, longest, tokens_per_pass(vocabulary));

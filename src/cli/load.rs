@@ -3,13 +3,12 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use emberlm::backends::cpu;
 use emberlm::demo;
 use emberlm::model::checkpoint::OpenOptions;
-use emberlm::model::config::CrestOverrides;
 use emberlm::model::text::TextProcessor;
 use emberlm::model::{CausalLm, LoadPlan, Pretrained, Progress, WeightOptions};
 use emberlm::quant::CompactBackend;
-use emberlm_backends::cpu;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::{DepthArgs, ModelArgs, Quant, QuantHead};
@@ -18,43 +17,46 @@ use super::output;
 
 /// Opens a model directory, or the demo model when none is given; nothing is loaded yet.
 pub fn open(model: &ModelArgs, depth: &DepthArgs) -> Result<Pretrained> {
-    let with = depth.given();
-    let Some(path) = &model.model else {
-        return demo::open(&depth.overrides()).with_context(|| format!("cannot open the demo model{with}"));
+    let opened = match &model.model {
+        None => demo::open(),
+        Some(path) => Pretrained::open_with(path, OpenOptions { allow_links: model.allow_links }),
     };
-    let options = OpenOptions { allow_links: model.allow_links };
-    Pretrained::open_with(path, &depth.overrides(), options)
-        .with_context(|| format!("cannot open the model {}{with}", path.display()))
+    opened.and_then(|pretrained| pretrained.depth(&depth.overrides())).with_context(|| {
+        let name = model.model.as_ref().map_or_else(|| "demo model".into(), |path| format!("model {}", path.display()));
+        format!("cannot open the {name}{}", depth.given())
+    })
 }
 
 /// Tokenizer and templates of a model directory, or of the demo model; a directory with its text files alone will do.
 pub fn tokenizer(model: Option<&Path>) -> Result<TextProcessor> {
-    let depth = CrestOverrides::default();
     let Some(path) = model else {
-        return Ok(demo::open(&depth).context("cannot open the demo model")?.text()?);
+        return Ok(demo::open().context("cannot open the demo model")?.text()?);
     };
     // With weights and config the size of the embedding is known.
-    let text = match Pretrained::open(path, &depth) {
+    let text = match Pretrained::open(path) {
         Ok(pretrained) => pretrained.text(),
         Err(_) => TextProcessor::from_dir(path),
     };
     text.with_context(|| format!("cannot open the tokenizer of {}", path.display()))
 }
 
-/// How weights change on their way in: as the flags say, the storage of the head following that of the layers.
-pub fn weight_options<B: CompactBackend>(
+/// Says how a model is to be loaded: weights as the flags say, the storage of the head following that of the layers; the numbers that
+/// it computes in as the device is to.
+pub fn prepare<B: CompactBackend>(
+    pretrained: Pretrained,
     quant: Quant,
     head: QuantHead,
-    pretrained: &Pretrained,
-    device: &B::Device,
-) -> Result<WeightOptions> {
+    device: &OpenDevice<B>,
+) -> Result<Pretrained> {
+    let pretrained = pretrained.activations(device.activations);
     let quantize = quant.option();
-    let stored_quantized = plan::<B>(pretrained, WeightOptions::default(), device)?.is_quantized();
+    let stored_quantized = plan::<B>(&pretrained, &device.device)?.is_quantized();
     if quantize.is_some() && stored_quantized {
         output::note("--quant is for dense matrices; those that are stored quantised stay as they are");
     }
     let quantized = quantize.is_some() || stored_quantized;
-    Ok(WeightOptions { quantize, quantize_head: head.option(quantized), ..WeightOptions::default() })
+    let quantize_head = head.option(quantized);
+    Ok(pretrained.weight_options(WeightOptions { quantize, quantize_head, ..WeightOptions::default() }))
 }
 
 /// The last part of the path of a model.
@@ -64,23 +66,18 @@ pub fn name(pretrained: &Pretrained) -> String {
 }
 
 /// Checks every tensor and adds up bytes; nothing is loaded yet.
-pub fn plan<B: CompactBackend>(
-    pretrained: &Pretrained,
-    options: WeightOptions,
-    device: &B::Device,
-) -> Result<LoadPlan> {
-    let plan = pretrained.plan::<B>(options, device);
+pub fn plan<B: CompactBackend>(pretrained: &Pretrained, device: &B::Device) -> Result<LoadPlan> {
+    let plan = pretrained.plan::<B>(device);
     plan.with_context(|| format!("cannot load the model {}", pretrained.directory().display()))
 }
 
 /// Checks every tensor, says on stderr what loading takes, and loads. `estimate` adds what running will take.
 pub fn load<B: CompactBackend>(
     pretrained: &Pretrained,
-    options: WeightOptions,
     device: &OpenDevice<B>,
     estimate: impl FnOnce(&LoadPlan) -> String,
 ) -> Result<CausalLm<B>> {
-    let plan = plan::<B>(pretrained, options, &device.device)?;
+    let plan = plan::<B>(pretrained, &device.device)?;
     output::note(&format!(
         "{}: {} parameters, {} of weights{}",
         pretrained.architecture().config.family,
@@ -97,11 +94,9 @@ pub fn load<B: CompactBackend>(
         bar.set_length(progress.total as u64);
         bar.set_position(progress.done as u64);
     };
-    let model = pretrained.load::<B>(options, &device.device, Some(&progress));
+    let model = pretrained.load_with_progress::<B>(&device.device, progress);
     bar.finish_and_clear();
-    let mut model = model.with_context(|| format!("cannot load the model {}", pretrained.directory().display()))?;
-    model.set_activations(device.activations)?;
-    Ok(model)
+    model.with_context(|| format!("cannot load the model {}", pretrained.directory().display()))
 }
 
 /// Hidden when stderr is no terminal.

@@ -94,7 +94,7 @@ pub fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_max_level(tracing_subscriber::filter::LevelFilter::WARN);
     warnings.without_time().with_target(false).with_ansi(false).init();
-    if let Err(error) = emberlm_backends::environment::check() {
+    if let Err(error) = emberlm::backends::environment::check() {
         let _ = writeln!(std::io::stderr(), "error: {error}");
         return ExitCode::FAILURE;
     }

@@ -1,7 +1,7 @@
 //! How many threads compute: what a flag says, or `RAYON_NUM_THREADS`, or all that the machine runs at once.
 
 use anyhow::{Context, Result, bail, ensure};
-use emberlm_backends::cpu;
+use emberlm::backends::cpu;
 
 use super::output;
 

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use emberlm::model::config::CrestOverrides;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -52,7 +51,7 @@ fn dumped(case: &Case<'_>, flags: &[&str]) -> Tensors {
 
 /// Every tensor of a dump for which there is a golden under `prefix`; which of them there are.
 fn check(case: &Case<'_>, out: &Tensors, prefix: &str, logits: &str) -> Vec<String> {
-    let family = case.fixture.open(&CrestOverrides::default()).architecture().config.family;
+    let family = case.fixture.open().architecture().config.family;
     let mut checked = Vec::new();
     for name in out.names() {
         let key = match name {

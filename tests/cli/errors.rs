@@ -214,7 +214,6 @@ fn environment_variables_with_unknown_values_are_errors() {
     for (name, value, allowed) in [
         ("EMBERLM_CPU", "avx3", "scalar"),
         ("EMBERLM_CPU", "Scalar", "scalar"),
-        ("EMBERLM_PRECISION", "f16", "exact, int8"),
         ("EMBERLM_GPU", "cuda", "plain, planes, matrices"),
     ] {
         let output = run(name, value);

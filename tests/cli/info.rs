@@ -1,7 +1,5 @@
 //! `ember info`.
 
-use emberlm::model::WeightOptions;
-use emberlm::model::config::CrestOverrides;
 use emberlm::quant::kv::KvFormat;
 use serde_json::{Value, json};
 
@@ -49,9 +47,9 @@ fn info_agrees_with_the_loaded_model() {
     for fixture in Fixture::all() {
         let name = fixture.name();
         let told = info(fixture.path.to_str().expect("UTF-8"), &["--context", "100", "--quant-head", "none"]);
-        let pretrained = fixture.open(&CrestOverrides::default());
+        let pretrained = fixture.open();
         let device = Default::default();
-        let plan = pretrained.plan::<burn_ndarray::NdArray<f32>>(WeightOptions::default(), &device).expect("a plan");
+        let plan = pretrained.plan::<burn_ndarray::NdArray<f32>>(&device).expect("a plan");
         let loaded = fixture.load::<burn_ndarray::NdArray<f32>>(&device);
         let shapes = loaded.architecture().cache_shapes();
         for (key, format) in [("f16", KvFormat::F16), ("f32", KvFormat::F32)] {

@@ -7,9 +7,9 @@
 
 use emberlm::model::config::{CrestOptions, HaltMode};
 use emberlm::model::{CausalLm, DEFAULT_CHUNK, Error};
-use emberlm::quant::CompactBackend;
 use emberlm::quant::host::FloatType;
 use emberlm::quant::kv::KvFormat;
+use emberlm::quant::{Activations, CompactBackend};
 
 use super::fixture::{Case, Fixture, Numbers};
 use super::golden::{layer, whole};
@@ -28,14 +28,14 @@ pub fn half_precision<B: CompactBackend>(device: &B::Device) {
     for float in [FloatType::F16, FloatType::Bf16] {
         for fixture in Fixture::all() {
             let mut model = fixture.load::<B>(device);
-            if !B::computes_with(device, float) {
-                let error = model.set_activations(float).expect_err("the device does not have it");
+            if !B::computes_with(device, float.into()) {
+                let error = model.set_activations(float.into()).expect_err("the device does not have it");
                 assert!(matches!(&error, Error::Option { option, .. } if option == "activations"), "{error}");
                 assert!(error.to_string().contains(&format!("{float} is not for")), "{error}");
-                assert_eq!(model.activations(), FloatType::F32);
+                assert_eq!(model.activations(), Activations::F32);
                 continue;
             }
-            model.set_activations(float).expect("the device has it");
+            model.set_activations(float.into()).expect("the device has it");
             for name in ["text", "batch"] {
                 one_pass(&model, &fixture.case(name), float);
             }

@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use emberlm::model::config::{CrestOverrides, Family};
+use emberlm::model::config::Family;
 use emberlm::model::evaluate::{EvaluateOptions, evaluate};
 use emberlm::model::generate::{GenerateOptions, Generator};
 use emberlm::model::sampling::SamplingConfig;
-use emberlm::model::{CausalLm, Pretrained, WeightOptions};
+use emberlm::model::{CausalLm, Pretrained};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::KvFormat;
 use safetensors::SafeTensors;
@@ -44,17 +44,15 @@ pub fn rope_scalings_and_biases<B: CompactBackend>(device: &B::Device) {
     let goldens = read_json(&own("unit_rope/golden.json"));
     let tolerance = logit_tolerance::<B>(Family::Llama);
     // Any tokenizer that has the ids.
-    let text =
-        Pretrained::open(&own("leanllama"), &CrestOverrides::default()).and_then(|p| p.text()).expect("a tokenizer");
+    let text = Pretrained::open(own("leanllama")).and_then(|p| p.text()).expect("a tokenizer");
     for golden in goldens.as_array().expect("a list") {
         let name = golden["name"].as_str().expect("a name");
         let ids = |key: &str| -> Vec<u32> {
             golden[key].as_array().expect(key).iter().map(|id| id.as_u64().expect("an id") as u32).collect()
         };
         let dir = with_config(&golden["config"]);
-        let pretrained =
-            Pretrained::open(dir.path(), &CrestOverrides::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let model: CausalLm<B> = pretrained.load(WeightOptions::default(), device, None).expect(name);
+        let pretrained = Pretrained::open(dir.path()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let model: CausalLm<B> = pretrained.load(device).expect(name);
         let (prompt, generated) = (ids("ids"), ids("generated"));
 
         let mut cache = model.new_cache(KvFormat::F32);
@@ -111,9 +109,9 @@ pub fn biases_by_config_and_tensors<B: CompactBackend>(device: &B::Device) {
         if !left_out.is_empty() {
             without(dir.path(), left_out);
         }
-        let pretrained = Pretrained::open(dir.path(), &CrestOverrides::default()).expect("open");
+        let pretrained = Pretrained::open(dir.path()).expect("open");
         let notes = pretrained.notes().join("; ");
-        let refused = pretrained.plan::<B>(WeightOptions::default(), device).err().map(|e| e.to_string());
+        let refused = pretrained.plan::<B>(device).err().map(|e| e.to_string());
         (pretrained.architecture().config.qkv_bias, notes, refused, dir)
     };
     let plain = [
@@ -151,8 +149,8 @@ pub fn biases_by_config_and_tensors<B: CompactBackend>(device: &B::Device) {
     assert!(notes.contains("no biases of query, key and value"), "{notes}");
     let llama = plan(&none, &plain).3;
     let logits = |dir: &Path| {
-        let pretrained = Pretrained::open(dir, &CrestOverrides::default()).expect("open");
-        let model: CausalLm<B> = pretrained.load(WeightOptions::default(), device, None).expect("load");
+        let pretrained = Pretrained::open(dir).expect("open");
+        let model: CausalLm<B> = pretrained.load(device).expect("load");
         Numbers::of(&model.prefill(&[1, 2, 3], &mut model.new_cache(KvFormat::F32), 8).expect("logits")).values
     };
     assert_eq!(logits(qwen2.path()), logits(llama.path()));

@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use emberlm::model::config::CrestOverrides;
 use emberlm::model::engine::{Engine, EngineOptions, EventKind, Finish, Request, SequenceId};
 use emberlm::model::sampling::{LogitsProcessors, SamplingConfig, log_softmax};
 use emberlm::model::text::TextProcessor;
-use emberlm::model::{CausalLm, Error, WeightOptions};
+use emberlm::model::{CausalLm, Error};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::KvFormat;
 
@@ -27,10 +26,10 @@ struct Loaded<B: CompactBackend> {
 
 fn loaded<B: CompactBackend>(device: &B::Device) -> impl Iterator<Item = Loaded<B>> {
     Fixture::all().into_iter().map(|fixture| {
-        let pretrained = fixture.open(&CrestOverrides::default());
+        let pretrained = fixture.open();
         Loaded {
             name: fixture.name(),
-            model: pretrained.load(WeightOptions::default(), device, None).expect("a model"),
+            model: pretrained.load(device).expect("a model"),
             text: pretrained.text().expect("a tokenizer"),
             ids: fixture.case("long").ids().remove(0),
         }

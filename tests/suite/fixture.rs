@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
 use emberlm::model::cache::Cache;
-use emberlm::model::config::{CrestOverrides, Family};
-use emberlm::model::{CausalLm, ForwardOptions, ForwardOutput, LogitsFor, Pretrained, Span, WeightOptions};
+use emberlm::model::config::Family;
+use emberlm::model::{CausalLm, ForwardOptions, ForwardOutput, LogitsFor, Pretrained, Span};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::KvFormat;
 use safetensors::{Dtype, SafeTensors};
@@ -147,21 +147,17 @@ impl Fixture {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    pub fn open(&self, depth: &CrestOverrides) -> Pretrained {
-        Pretrained::open(&self.path, depth).unwrap_or_else(|e| panic!("{}: {e}", self.name()))
+    pub fn open(&self) -> Pretrained {
+        Pretrained::open(&self.path).unwrap_or_else(|e| panic!("{}: {e}", self.name()))
     }
 
     pub fn load<B: CompactBackend>(&self, device: &B::Device) -> CausalLm<B> {
-        self.load_with(&CrestOverrides::default(), WeightOptions::default(), device)
+        self.load_from(self.open(), device)
     }
 
-    pub fn load_with<B: CompactBackend>(
-        &self,
-        depth: &CrestOverrides,
-        options: WeightOptions,
-        device: &B::Device,
-    ) -> CausalLm<B> {
-        self.open(depth).load(options, device, None).unwrap_or_else(|e| panic!("{}: {e}", self.name()))
+    /// With other options, which `pretrained` has.
+    pub fn load_from<B: CompactBackend>(&self, pretrained: Pretrained, device: &B::Device) -> CausalLm<B> {
+        pretrained.load(device).unwrap_or_else(|e| panic!("{}: {e}", self.name()))
     }
 
     /// Names of the prompts, as `chat` or `long`.

@@ -256,7 +256,7 @@ pub fn overrides<B: CompactBackend>(device: &B::Device) {
         for (name, depth) in cases {
             let case = fixture.case("text");
             let Some(golden) = case.get(&format!("{name}.logits")) else { continue };
-            let model = fixture.load_with::<B>(&depth, WeightOptions::default(), device);
+            let model = fixture.load_from::<B>(fixture.open().depth(&depth).expect("a depth"), device);
             let out = whole(&model, &case);
             for (l, trace) in out.depth.iter().enumerate() {
                 check_depth(&case, &format!("{name}."), l, trace);
@@ -287,7 +287,7 @@ pub fn rounded<B: CompactBackend>(device: &B::Device) {
         let case = fixture.case("text");
         let Some(golden) = case.get("logits_rounded") else { continue };
         let options = WeightOptions { round_to_stored: true, ..Default::default() };
-        let model = fixture.load_with::<B>(&CrestOverrides::default(), options, device);
+        let model = fixture.load_from::<B>(fixture.open().weight_options(options), device);
         let tolerance = logit_tolerance::<B>(model.architecture().config.family);
         whole(&model, &case).logits.assert_close(&case.label("logits_rounded"), golden, tolerance);
         checked += 1;

@@ -235,15 +235,15 @@ pub fn another_first_position<B: CompactBackend>(device: &B::Device) {
 pub fn keys_compressed_before_rotation<B: CompactBackend>(device: &B::Device) {
     let mut checked = 0;
     for fixture in Fixture::all() {
-        let pretrained = fixture.open(&CrestOverrides::default());
+        let pretrained = fixture.open();
         let options = WeightOptions::default();
-        let rotated = pretrained.load::<B>(options, device, None).expect("a model");
+        let rotated = pretrained.load::<B>(device).expect("a model");
         if !compresses_rotated_keys(&rotated) {
             continue;
         }
         let mut architecture = pretrained.architecture().clone();
         architecture.kv_compression.as_mut().expect("compression").k_stage = KStage::PreRope;
-        let plan = pretrained.plan::<B>(options, device).expect("a plan");
+        let plan = pretrained.plan::<B>(device).expect("a plan");
         let model =
             CausalLm::<B>::load(architecture, pretrained.weights(), options, &plan, device, None).expect("a model");
         let tolerance = logit_tolerance::<B>(Family::LeanLlama);
@@ -469,7 +469,7 @@ pub fn depth_set_is_depth_opened<B: CompactBackend>(device: &B::Device) {
                 halt_threshold: Some(halt_threshold),
                 ..Default::default()
             };
-            let opened = run(&fixture.load_with::<B>(&depth, WeightOptions::default(), device));
+            let opened = run(&fixture.load_from::<B>(fixture.open().depth(&depth).expect("a depth"), device));
             model.set_depth(num_steps, halt_enabled, halt_threshold);
             let what = format!("{} {num_steps} {halt_enabled} {halt_threshold}", fixture.name());
             assert_eq!(run(&model), opened, "{what}");
@@ -490,11 +490,11 @@ pub fn depth_set_is_depth_opened<B: CompactBackend>(device: &B::Device) {
 pub fn prompt_errors<B: CompactBackend>(device: &B::Device) {
     let (limit, options) = (20, WeightOptions::default());
     for fixture in Fixture::all() {
-        let pretrained = fixture.open(&CrestOverrides::default());
+        let pretrained = fixture.open();
         let mut architecture = pretrained.architecture().clone();
         architecture.config.max_position_embeddings = limit;
         let vocabulary = architecture.config.vocab_size as u32;
-        let plan = pretrained.plan::<B>(options, device).expect("a plan");
+        let plan = pretrained.plan::<B>(device).expect("a plan");
         let model =
             CausalLm::<B>::load(architecture, pretrained.weights(), options, &plan, device, None).expect("a model");
         let mut cache = model.new_cache(KvFormat::F32);

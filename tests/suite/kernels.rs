@@ -22,7 +22,7 @@ const TOLERANCE: f32 = 1e-5;
 #[allow(dead_code)] // on the processor itself there is nothing to compare
 pub fn as_on_the_processor<B: CompactBackend>(device: &B::Device) {
     for float in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
-        if !B::computes_with(device, float) {
+        if !B::computes_with(device, float.into()) {
             println!("{float}: not on this device");
             continue;
         }

@@ -77,7 +77,7 @@ pub fn models<B: CompactBackend>(device: &B::Device) {
         let limit = if fixture.name().contains("leanllama_nf4") { 16 << 10 } else { 4 << 10 };
         let options = WeightOptions { max_buffer: Some(limit), ..WeightOptions::default() };
         let whole = fixture.load::<B>(device);
-        let split = fixture.load_with::<B>(&CrestOverrides::default(), options, device);
+        let split = fixture.load_from::<B>(fixture.open().weight_options(options), device);
         assert!(matches!(split.model.embed_tokens.weight, PackedWeight::Split(_)), "{}", fixture.name());
         let ids = &fixture.case("text").ids()[0];
         let what = format!("{}: logits of weights in parts", fixture.name());
@@ -85,7 +85,7 @@ pub fn models<B: CompactBackend>(device: &B::Device) {
         all_logits(&split, ids).assert_close(&what, &all_logits(&whole, ids), tolerance);
 
         let options = WeightOptions { max_buffer: Some(16), ..options };
-        let error = fixture.open(&CrestOverrides::default()).load::<B>(options, device, None).expect_err("too small");
+        let error = fixture.open().weight_options(options).load::<B>(device).expect_err("too small");
         let message = error.to_string();
         assert!(message.starts_with("model.embed_tokens.weight: ") && message.contains("end at 16;"), "{message}");
     }

@@ -6,7 +6,6 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Int, Tensor};
 use burn_store::{ModuleSnapshot, SafetensorsStore};
 use emberlm::model::checkpoint::{StorageKind, Weights};
-use emberlm::model::config::CrestOverrides;
 use emberlm::model::{Architecture, CausalLm, Pretrained, Result, SourceEntry, WeightOptions, WeightSource};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::host::{FloatType, HostStorage, HostWeight};
@@ -77,7 +76,7 @@ fn logits<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32]) -> Vec<f32> {
 /// is a checkpoint.
 pub fn plain_weights_have_checkpoint_names<B: CompactBackend>(device: &B::Device) {
     for fixture in Fixture::all() {
-        let pretrained = fixture.open(&CrestOverrides::default());
+        let pretrained = fixture.open();
         let (architecture, weights) = (pretrained.architecture(), Widened(pretrained.weights()));
         let options = WeightOptions::default();
         let plan = CausalLm::<B>::plan(architecture, &weights, options, device).expect("a plan");
@@ -106,8 +105,7 @@ pub fn plain_weights_have_checkpoint_names<B: CompactBackend>(device: &B::Device
             std::fs::create_dir_all(&folder).expect("a folder");
             std::fs::copy(fixture.path.join("config.json"), folder.join("config.json")).expect("copied");
             std::fs::write(folder.join("model.safetensors"), &bytes).expect("written");
-            let opened =
-                Pretrained::open(&folder, &CrestOverrides::default()).and_then(|p| p.load::<B>(options, device, None));
+            let opened = Pretrained::open(&folder).and_then(|p| p.load::<B>(device));
             let got = opened.map(|model| logits(&model, ids)).unwrap_or_else(|e| panic!("{}: {e}", fixture.name()));
             std::fs::remove_dir_all(&folder).expect("removed");
             assert_eq!(got, expected, "{}: opened as a checkpoint", fixture.name());

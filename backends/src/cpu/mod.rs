@@ -41,5 +41,5 @@ pub use memory::{memory, release_free_memory, weight_buffer};
 pub use mlp::{Mlp, swiglu_mlp};
 pub use norm::{add_rms_norm, rms_norm, rms_norm_gated};
 pub use pool::{MAX_THREADS, refused_threads, run, set_threads, threads, with_threads};
-pub use precision::{Precision, precision, set_precision, with_precision};
+pub use precision::{Precision, precision, with_precision};
 pub use rotary::rotary;

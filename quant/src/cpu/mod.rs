@@ -65,8 +65,12 @@ macro_rules! host_operations {
             operations::first_unknown_id(ids, rows)
         }
 
-        fn run_in_pool<T: Send>(f: impl FnOnce() -> T + Send) -> T {
-            emberlm_backends::cpu::run(f)
+        fn computes_with(_device: &Self::Device, activations: crate::Activations) -> bool {
+            matches!(activations, crate::Activations::F32 | crate::Activations::Int8)
+        }
+
+        fn run_pass<T: Send>(activations: crate::Activations, f: impl FnOnce() -> T + Send) -> T {
+            operations::run_pass(activations, f)
         }
 
         fn reshape<const D: usize, const E: usize>(x: Tensor<Self, D>, shape: [usize; E]) -> Tensor<Self, E> {

@@ -8,6 +8,7 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use super::held::{HeldLinear, HeldWeight};
 use super::{HostTensors, bool_tensor, float_primitive, float_tensor, int_tensor};
+use crate::activations::Activations;
 use crate::halting::{HaltMode, HaltRecord, HaltRule, HaltState, HaltWeights};
 use crate::kv::{CodeDecoder, KeyValue, KvStore, Rotary};
 use crate::modules::{Linear, SwiGlu};
@@ -15,6 +16,15 @@ use crate::ops::{AttentionShape, DeltaRule};
 use crate::packed::PackedWeight;
 use crate::reference;
 use crate::{split, swiglu};
+
+pub(super) fn run_pass<T: Send>(activations: Activations, f: impl FnOnce() -> T + Send) -> T {
+    let precision = match activations {
+        Activations::Int8 => cpu::Precision::Int8Activations,
+        Activations::F32 | Activations::F16 | Activations::Bf16 => cpu::Precision::Exact,
+    };
+    // The kernels of a pass are started by the thread that runs it.
+    cpu::run(|| cpu::with_precision(precision, f))
+}
 
 pub(super) fn reshape<B: HostTensors, const D: usize, const E: usize>(
     x: Tensor<B, D>,

@@ -18,8 +18,8 @@ use burn::tensor::{Bool, DType, Int, Tensor};
 use burn_cubecl::{CubeBackend, CubeRuntime};
 
 use crate::CompactBackend;
+use crate::activations::Activations;
 use crate::halting::{HaltRecord, HaltRule, HaltState};
-use crate::host::FloatType;
 use crate::kv::{KeyValue, KvStore, Rotary};
 use crate::modules::SwiGlu;
 use crate::ops::{AttentionShape, DeltaRule, ModelSize};
@@ -61,8 +61,12 @@ where
         }
     }
 
-    fn computes_with(device: &Self::Device, float: FloatType) -> bool {
-        float == FloatType::F32 || Self::supports_dtype(device, DType::from(float))
+    fn computes_with(device: &Self::Device, activations: Activations) -> bool {
+        match activations {
+            Activations::F32 => true,
+            Activations::F16 | Activations::Bf16 => Self::supports_dtype(device, DType::from(activations.float())),
+            Activations::Int8 => false,
+        }
     }
 
     fn packed_linear(x: Tensor<Self, 2>, w: &PackedWeight<Self>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {

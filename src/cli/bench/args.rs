@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::args::{CacheType, Quant, QuantHead};
-use crate::cli::device_args::{Activations, DeviceChoice};
+use crate::cli::device_args::{ActivationType, DeviceChoice};
 
 /// Flags of `ember bench`.
 #[derive(Debug, Args)]
@@ -62,9 +62,9 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 512, value_name = "N")]
     pub chunk: usize,
 
-    /// Type of activations; on a GPU int8 is f32
-    #[arg(long, value_enum, default_value = "int8", value_name = "TYPE")]
-    pub activations: Activations,
+    /// Type of activations [default: int8 on the processor, f32 on GPUs]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub activations: Option<ActivationType>,
 
     /// Number format of cached keys and values
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]

@@ -9,12 +9,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 pub use args::BenchArgs;
+use emberlm::backends::cpu;
 use emberlm::demo;
 use emberlm::model::checkpoint::OpenOptions;
 use emberlm::model::config::{CrestOverrides, Family};
 use emberlm::model::{Architecture, CausalLm, LoadPlan, Pretrained, WeightOptions};
-use emberlm::quant::CompactBackend;
-use emberlm_backends::cpu;
+use emberlm::quant::{Activations, CompactBackend};
 use emberlm_random::{RandomWeights, shapes};
 use measure::Bench;
 use report::{Report, table};
@@ -26,8 +26,8 @@ use super::{load, output};
 
 /// Runs the command.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let device = DeviceArgs { device: args.device, activations: Some(args.activations), threads: None };
-    on_device(&device, args.activations, args)
+    let device = DeviceArgs { device: args.device, activations: args.activations, threads: None };
+    on_device(&device, Activations::Int8, args)
 }
 
 impl WithBackend for &BenchArgs {
@@ -47,7 +47,6 @@ fn bench<B: CompactBackend>(args: &BenchArgs, device: &OpenDevice<B>) -> Result<
     };
     let started = Instant::now();
     let (name, plan, mut model) = load(args, &depth, device)?;
-    model.set_activations(device.activations)?;
     let _ = B::sync(&device.device);
     let load_seconds = started.elapsed().as_secs_f64();
     let family = model.architecture().config.family;
@@ -113,14 +112,14 @@ fn load<B: CompactBackend>(
     let quantize = args.quant.option();
     let Some(name) = args.shape.clone() else {
         let pretrained = match &args.model {
-            Some(path) => Pretrained::open_with(path, depth, OpenOptions { allow_links: args.allow_links })?,
-            None => demo::open(depth)?,
+            Some(path) => Pretrained::open_with(path, OpenOptions { allow_links: args.allow_links })?,
+            None => demo::open()?,
         };
         fits(args, pretrained.architecture())?;
-        let options = load::weight_options::<B>(args.quant, args.quant_head, &pretrained, &device.device)?;
-        let plan = pretrained.plan::<B>(options, &device.device)?;
+        let pretrained = load::prepare(pretrained.depth(depth)?, args.quant, args.quant_head, device)?;
+        let plan = pretrained.plan::<B>(&device.device)?;
         let name = pretrained.directory().display().to_string();
-        return Ok((name, plan, pretrained.load(options, &device.device, None)?));
+        return Ok((name, plan, pretrained.load(&device.device)?));
     };
     let architecture = shapes::shape(&name, depth)?;
     fits(args, &architecture)?;
@@ -134,7 +133,8 @@ fn load<B: CompactBackend>(
     let options = WeightOptions::default();
     let plan = CausalLm::<B>::plan(&architecture, &weights, options, &device.device)?;
     output::note(&format!("{name}: making {} of random weights", output::bytes(plan.weight_bytes())));
-    let model = CausalLm::load(architecture, &weights, options, &plan, &device.device, None)?;
+    let mut model = CausalLm::load(architecture, &weights, options, &plan, &device.device, None)?;
+    model.set_activations(device.activations)?;
     Ok((name, plan, model))
 }
 

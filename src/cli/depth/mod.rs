@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use emberlm::model::evaluate::{EvaluateOptions, evaluate};
-use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::KvFormat;
+use emberlm::quant::{Activations, CompactBackend};
 use serde::Serialize;
 
 use self::colour::ColourChoice;
@@ -21,7 +21,7 @@ use self::map::DepthMap;
 use self::sweep::Threshold;
 use super::args::{DepthArgs, ModelArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
-use super::device_args::{Activations, DeviceArgs};
+use super::device_args::DeviceArgs;
 use super::estimate::Estimate;
 use super::memory::TokenizerMemory;
 use super::{load, output};
@@ -103,7 +103,8 @@ impl WithBackend for &DepthCommandArgs {
 }
 
 fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &OpenDevice<B>) -> Result<()> {
-    let pretrained = load::open(&args.model, &args.depth)?;
+    let (quant, head) = (args.model.quant, args.model.quant_head);
+    let pretrained = load::prepare(load::open(&args.model, &args.depth)?, quant, head, device)?;
     let architecture = pretrained.architecture();
     let Some(crest) = architecture.crest.clone() else {
         bail!("depth is for models with adaptive depth; this is {}", architecture.config.family);
@@ -111,9 +112,7 @@ fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &OpenDevice<B>) -> R
     let text = pretrained.text()?;
     let prompt = super::input::given_or_stdin(&args.prompt)?;
     let ids = text.encode(&prompt, true)?;
-    let (quant, head) = (args.model.quant, args.model.quant_head);
-    let weights = load::weight_options::<B>(quant, head, &pretrained, &device.device)?;
-    let mut model = load::load(&pretrained, weights, device, |plan| {
+    let mut model = load::load(&pretrained, device, |plan| {
         let estimate = Estimate::new(architecture, plan, KvFormat::F32, ids.len(), ids.len());
         estimate.with_tokenizer(TokenizerMemory::of(&pretrained, &text)).note()
     })?;

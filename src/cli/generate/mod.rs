@@ -13,11 +13,11 @@ use emberlm::model::generate::{CancelHandle, Finish, GenerateOptions, Generator}
 use emberlm::model::sampling::SamplingConfig;
 use emberlm::model::text::{ChatOptions, Message, StopSet, StopStrings, TextProcessor};
 use emberlm::model::{DEFAULT_CHUNK, Error, Pretrained};
-use emberlm::quant::CompactBackend;
+use emberlm::quant::{Activations, CompactBackend};
 
 use super::args::{CacheType, DepthArgs, ModelArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
-use super::device_args::{Activations, DeviceArgs};
+use super::device_args::DeviceArgs;
 use super::estimate::Estimate;
 use super::memory::TokenizerMemory;
 use super::sampling::{SamplingArgs, or_minus_one};
@@ -119,7 +119,8 @@ impl WithBackend for &GenerateArgs {
 }
 
 fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> Result<bool> {
-    let pretrained = load::open(&args.model, &args.depth)?;
+    let (quant, head) = (args.model.quant, args.model.quant_head);
+    let pretrained = load::prepare(load::open(&args.model, &args.depth)?, quant, head, device)?;
     let architecture = pretrained.architecture();
     if args.trace && architecture.crest.is_none() {
         bail!("--trace is for models with adaptive depth; this is {}", architecture.config.family);
@@ -151,9 +152,7 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> R
         }
     }
     let context = prompt.len().saturating_add(options.max_tokens).min(limit);
-    let (quant, head) = (args.model.quant, args.model.quant_head);
-    let weights = load::weight_options::<B>(quant, head, &pretrained, &device.device)?;
-    let model = load::load(&pretrained, weights, device, |plan| {
+    let model = load::load(&pretrained, device, |plan| {
         let estimate = Estimate::new(architecture, plan, options.cache, context, options.chunk);
         estimate.with_tokenizer(TokenizerMemory::of(&pretrained, &text)).note()
     })?;

@@ -12,7 +12,9 @@ use clap::Args;
 use facts::Info;
 
 use super::args::{DepthArgs, ModelArgs};
-use super::backend::{Cpu, CpuDevice};
+use emberlm::quant::Activations;
+
+use super::backend::{Cpu, OpenDevice};
 use super::{estimate, load, output};
 
 const ABOUT: &str = "\
@@ -48,10 +50,10 @@ pub struct InfoArgs {
 pub fn run(args: &InfoArgs) -> Result<()> {
     let directory = args.directory.as_ref().or(args.model.model.as_ref());
     let model = ModelArgs { model: directory.cloned(), ..args.model };
-    let pretrained = load::open(&model, &args.depth)?;
     let (quant, head) = (args.model.quant, args.model.quant_head);
-    let options = load::weight_options::<Cpu>(quant, head, &pretrained, &CpuDevice::default())?;
-    let plan = load::plan::<Cpu>(&pretrained, options, &CpuDevice::default())?;
+    let device = OpenDevice::cpu(Activations::default());
+    let pretrained = load::prepare(load::open(&model, &args.depth)?, quant, head, &device)?;
+    let plan = load::plan::<Cpu>(&pretrained, &device.device)?;
     let architecture = pretrained.architecture();
     let limit = architecture.config.max_position_embeddings;
     let context = args.context.map_or_else(|| estimate::usual_context(architecture), |n| n as usize);

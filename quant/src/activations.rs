@@ -1,0 +1,55 @@
+//! In which numbers a model computes.
+
+use std::fmt;
+
+use crate::host::FloatType;
+
+/// The arithmetic of a model: the type of its activations, and how products with quantised weights take them.
+///
+/// Sums, norms, softmax, the states of halting and of linear attention, and logits are F32 in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Activations {
+    /// F32 throughout, which every backend has.
+    #[default]
+    F32,
+    /// Half precision between operations. It ends at 65504: a model whose residual stream grows beyond gives NaN.
+    F16,
+    /// As F16 with the range of F32 and 8 bits of it.
+    Bf16,
+    /// F32 between operations; products with quantised weights round them to 8 bits with a step for every 64 elements, and outliers to
+    /// 15. What the processor has no kernels for stays exact.
+    Int8,
+}
+
+impl Activations {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::Int8];
+
+    /// The type between operations.
+    pub const fn float(self) -> FloatType {
+        match self {
+            Self::F32 | Self::Int8 => FloatType::F32,
+            Self::F16 => FloatType::F16,
+            Self::Bf16 => FloatType::Bf16,
+        }
+    }
+}
+
+impl From<FloatType> for Activations {
+    fn from(float: FloatType) -> Self {
+        match float {
+            FloatType::F32 => Self::F32,
+            FloatType::F16 => Self::F16,
+            FloatType::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl fmt::Display for Activations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Int8 => f.write_str("int8"),
+            float => float.float().fmt(f),
+        }
+    }
+}

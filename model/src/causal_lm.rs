@@ -83,7 +83,7 @@ impl<B: CompactBackend> CausalLm<B> {
         device: &B::Device,
     ) -> Result<LoadPlan> {
         check_device::<B>(architecture, device)?;
-        loader::plan::<B, _>(source, options, device, |loader| Self::build(loader, architecture))
+        loader::plan(architecture, source, options)
     }
 
     /// Loads a model tensor by tensor; memory never holds more than the model and one tensor.
@@ -99,19 +99,15 @@ impl<B: CompactBackend> CausalLm<B> {
         progress: Option<&dyn Fn(Progress)>,
     ) -> Result<Self> {
         check_device::<B>(&architecture, device)?;
-        loader::load(source, options, plan, device, progress, |loader| Self::build(loader, &architecture))
+        loader::load(&architecture, source, options, plan, device, progress, |loader| {
+            Self::build(loader, &architecture)
+        })
     }
 
     fn build(loader: &Loader<'_, B>, architecture: &Architecture) -> Result<Self> {
-        let config = &architecture.config;
         let model = Decoder::load(&loader.at("model"), architecture)?;
-        let lm_head = if architecture.tied_head {
-            loader.ignore("lm_head");
-            None
-        } else {
-            Some(loader.head("lm_head", config.vocab_size, config.hidden_size)?)
-        };
-        let rotary = RotaryEmbedding::new(&config.rope);
+        let lm_head = (!architecture.tied_head).then(|| loader.linear("lm_head")).transpose()?;
+        let rotary = RotaryEmbedding::new(&architecture.config.rope);
         let architecture = Arc::new(architecture.clone());
         Ok(Self { model, lm_head, architecture, rotary, activations: Activations::default() })
     }

@@ -17,6 +17,7 @@ mod plan;
 mod pretrained;
 mod read;
 pub mod sampling;
+mod tensors;
 pub mod text;
 mod token_depth;
 
@@ -28,5 +29,6 @@ pub use nn::{
     Attention, CausalConv1d, CrestFfn, Decoder, DecoderLayer, DepthTrace, FeedForward, GatedDeltaNet, HaltGate,
     KvCompressor, RmsNorm, RotaryEmbedding, Span,
 };
-pub use plan::{LoadPlan, ModelPart, PlannedTensor, Progress, QuantizeOnLoad};
+pub use plan::{LoadPlan, PlannedTensor, Progress, QuantizeOnLoad};
 pub use pretrained::Pretrained;
+pub use tensors::{ModelPart, TensorRole, TensorSpec};

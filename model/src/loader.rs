@@ -1,8 +1,8 @@
-//! Building modules from a source of weights, tensor by tensor.
+//! From a source of weights to modules, tensor by tensor.
 //!
-//! The code that builds a module is also its declaration. It runs twice: a planning pass checks every tensor against the source
-//! and adds up bytes without loading anything, then the loading pass fills the modules. So a checkpoint that does not fit is
-//! refused with every difference at once, and the memory needed is known before the first large allocation.
+//! The [list of the model's tensors](Architecture::tensors) is held against the source first: a checkpoint that does not fit is
+//! refused with every difference at once, and the memory needed is known before the first large allocation. Then modules are built by
+//! name; shapes and what is quantised are the list's.
 
 #![cfg_attr(
     not(test),
@@ -16,23 +16,23 @@
 )]
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::{Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
-use bytes::Bytes;
 use emberlm_quant::CompactBackend;
 use emberlm_quant::format::{self, BufferLimit};
-use emberlm_quant::host::{FloatType, HostStorage, HostWeight};
+use emberlm_quant::host::{HostStorage, HostWeight};
 use emberlm_quant::modules::{Embedding, Linear, SwiGlu};
 use emberlm_quant::packed::PackedWeight;
 
+use crate::architecture::Architecture;
 use crate::checkpoint::{StorageKind, report};
-use crate::config::{Family, ModelConfig};
 use crate::error::{Error, Result};
 use crate::nn::RmsNorm;
 use crate::plan::{LoadPlan, PlannedTensor, Progress, QuantizeOnLoad};
+use crate::tensors::{TensorRole, TensorSpec};
 
 /// Where weights come from: a checkpoint, or a generator of random ones.
 pub trait WeightSource {
@@ -69,21 +69,6 @@ pub struct SourceEntry {
     pub bytes: usize,
 }
 
-/// Whether a linear has a bias.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Bias {
-    None,
-    Required,
-    IfPresent,
-}
-
-impl Bias {
-    /// Required or absent, as a config says.
-    pub fn when(stated: bool) -> Self {
-        if stated { Self::Required } else { Self::None }
-    }
-}
-
 /// How weights change on their way from the source to the device.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WeightOptions {
@@ -105,49 +90,62 @@ pub(crate) struct Loader<'a, B: Backend> {
 
 struct Shared<'a, B: Backend> {
     source: &'a dyn WeightSource,
+    /// The tensors of the model by name.
+    tensors: BTreeMap<String, TensorSpec>,
     options: WeightOptions,
     device: B::Device,
-    /// The planning pass's notes; `None` while loading.
-    notes: Option<RefCell<Notes>>,
     progress: Option<&'a dyn Fn(Progress)>,
     loaded: RefCell<Progress>,
 }
 
-#[derive(Default)]
-struct Notes {
-    tensors: Vec<PlannedTensor>,
-    missing: Vec<String>,
-    mismatched: Vec<String>,
-    used: BTreeSet<String>,
-}
-
-/// Runs `build` without loading anything.
+/// Checks a source against the tensors of a model and adds up the bytes, loading nothing.
 ///
 /// # Errors
 /// [`Error::Tensors`] with every missing, unused and mismatched tensor.
-pub(crate) fn plan<B: CompactBackend, T>(
-    source: &dyn WeightSource,
-    options: WeightOptions,
-    device: &B::Device,
-    build: impl FnOnce(&Loader<'_, B>) -> Result<T>,
-) -> Result<LoadPlan> {
-    let notes = Some(RefCell::new(Notes::default()));
-    let loaded = RefCell::default();
-    let shared = Shared { source, options, device: device.clone(), notes, progress: None, loaded };
-    build(&Loader { shared: &shared, path: String::new() })?;
-    let notes = shared.notes.map(RefCell::into_inner).unwrap_or_default();
-    let unused: Vec<String> = source.names().into_iter().filter(|name| !notes.used.contains(name)).collect();
-    if !(notes.missing.is_empty() && notes.mismatched.is_empty() && unused.is_empty()) {
-        return Err(report(&notes.missing, &unused, &notes.mismatched));
+pub(crate) fn plan(architecture: &Architecture, source: &dyn WeightSource, options: WeightOptions) -> Result<LoadPlan> {
+    let (mut tensors, mut missing, mut mismatched) = (Vec::new(), Vec::new(), Vec::new());
+    let list = architecture.tensors();
+    let names: BTreeSet<&str> = list.iter().map(|tensor| tensor.name.as_str()).collect();
+    let has_use = |name: &String| names.contains(name.as_str()) || architecture.leaves_out(name);
+    let unused: Vec<String> = source.names().into_iter().filter(|name| !has_use(name)).collect();
+    for tensor in &list {
+        let TensorSpec { name, shape, role, part, optional } = tensor;
+        elements(tensor)?;
+        if *optional && source.optional(name).is_none() {
+            continue;
+        }
+        match source.entry(name, shape) {
+            None => missing.push(format!("{name} {shape:?}")),
+            Some(entry) if entry.shape != *shape => {
+                mismatched.push(format!("{name}: {:?} in the file, {shape:?} in the model", entry.shape));
+            }
+            Some(entry) => {
+                let (storage, bytes) = options.held(tensor, &entry);
+                tensors.push(PlannedTensor {
+                    name: name.clone(),
+                    shape: shape.clone(),
+                    role: *role,
+                    part: *part,
+                    stored: entry.storage,
+                    stored_bytes: entry.bytes,
+                    storage,
+                    bytes,
+                });
+            }
+        }
     }
-    Ok(LoadPlan { tensors: notes.tensors })
+    if !(missing.is_empty() && mismatched.is_empty() && unused.is_empty()) {
+        return Err(report(&missing, &unused, &mismatched));
+    }
+    Ok(LoadPlan { tensors })
 }
 
-/// Runs `build` for good.
+/// Runs `build` with the tensors of a source.
 ///
 /// # Errors
 /// When the stored data of a tensor is damaged.
 pub(crate) fn load<B: CompactBackend, T>(
+    architecture: &Architecture,
     source: &dyn WeightSource,
     options: WeightOptions,
     plan: &LoadPlan,
@@ -157,8 +155,33 @@ pub(crate) fn load<B: CompactBackend, T>(
 ) -> Result<T> {
     let total = plan.tensors.iter().map(|tensor| tensor.stored_bytes).sum();
     let loaded = RefCell::new(Progress { done: 0, total });
-    let shared = Shared { source, options, device: device.clone(), notes: None, progress, loaded };
+    let tensors = architecture.tensors().into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
+    let shared = Shared { source, tensors, options, device: device.clone(), progress, loaded };
     build(&Loader { shared: &shared, path: String::new() })
+}
+
+impl WeightOptions {
+    /// The format in which a dense matrix of this role is held; none: as it is stored.
+    fn quantize(&self, role: TensorRole) -> Option<QuantizeOnLoad> {
+        match role {
+            TensorRole::Projection => self.quantize,
+            TensorRole::Embedding | TensorRole::Head => self.quantize_head,
+            _ => None,
+        }
+    }
+
+    /// How the device will hold a tensor, in how many bytes.
+    fn held(&self, tensor: &TensorSpec, entry: &SourceEntry) -> (StorageKind, usize) {
+        let count = tensor.shape.iter().copied().fold(1usize, usize::saturating_mul);
+        let (true, &[n, k]) = (tensor.role.is_matrix(), tensor.shape.as_slice()) else {
+            return (StorageKind::F32, count.saturating_mul(4));
+        };
+        match (self.quantize(tensor.role), entry.storage) {
+            (Some(quantize), storage) if storage.is_dense() => (quantize.storage(), quantize.bytes(n, k)),
+            (_, storage) if self.round_to_stored && !storage.is_dense() => (StorageKind::Bf16, count.saturating_mul(2)),
+            (_, storage) => (storage, entry.bytes),
+        }
+    }
 }
 
 impl<B: CompactBackend> Loader<'_, B> {
@@ -167,109 +190,67 @@ impl<B: CompactBackend> Loader<'_, B> {
         Self { shared: self.shared, path: self.name(name) }
     }
 
-    /// Marks the tensors below this place as left out on purpose.
-    pub fn ignore(&self, name: &str) {
-        if let Some(notes) = &self.shared.notes {
-            let prefix = self.name(name) + ".";
-            let names = self.shared.source.names().into_iter().filter(|name| name.starts_with(&prefix));
-            notes.borrow_mut().used.extend(names);
-        }
+    /// Whether the model has the tensor.
+    pub fn has(&self, name: &str) -> bool {
+        let name = self.name(name);
+        let optional = |tensor: &TensorSpec| tensor.optional;
+        self.shared.tensors.get(&name).is_some_and(|t| !optional(t) || self.shared.source.optional(&name).is_some())
     }
 
-    /// A linear layer, quantised at load if that was asked for.
-    pub fn linear(&self, name: &str, n: usize, k: usize, bias: Bias) -> Result<Linear<B>> {
-        self.any_linear(name, n, k, bias, self.shared.options.quantize)
-    }
-
-    /// A linear layer that quantisation at load leaves alone.
-    pub fn linear_as_stored(&self, name: &str, n: usize, k: usize, bias: Bias) -> Result<Linear<B>> {
-        self.any_linear(name, n, k, bias, None)
+    /// A linear layer, with its bias where it has one.
+    pub fn linear(&self, name: &str) -> Result<Linear<B>> {
+        let place = self.at(name);
+        let bias = place.has("bias").then(|| place.tensor("bias")).transpose()?;
+        Ok(Linear { weight: place.weight()?, bias })
     }
 
     /// The table of the tokens.
-    pub fn embedding(&self, name: &str, n: usize, k: usize) -> Result<Embedding<B>> {
-        Ok(Embedding { weight: self.at(name).weight(n, k, self.shared.options.quantize_head)? })
-    }
-
-    /// The head.
-    pub fn head(&self, name: &str, n: usize, k: usize) -> Result<Linear<B>> {
-        self.any_linear(name, n, k, Bias::None, self.shared.options.quantize_head)
+    pub fn embedding(&self, name: &str) -> Result<Embedding<B>> {
+        Ok(Embedding { weight: self.at(name).weight()? })
     }
 
     /// `gate_proj`, `up_proj` and `down_proj`.
-    pub fn swiglu(&self, config: &ModelConfig) -> Result<SwiGlu<B>> {
-        let (h, inner) = (config.hidden_size, config.intermediate_size);
-        // Which of the integer modules have biases is said module by module.
-        let bias = if config.family == Family::NanoCompact { Bias::IfPresent } else { Bias::when(config.mlp_bias) };
+    pub fn swiglu(&self) -> Result<SwiGlu<B>> {
         Ok(SwiGlu {
-            gate_proj: self.linear("gate_proj", inner, h, bias)?,
-            up_proj: self.linear("up_proj", inner, h, bias)?,
-            down_proj: self.linear("down_proj", h, inner, bias)?,
+            gate_proj: self.linear("gate_proj")?,
+            up_proj: self.linear("up_proj")?,
+            down_proj: self.linear("down_proj")?,
         })
     }
 
-    /// A norm of the family's kind.
-    pub fn rms_norm(&self, width: usize, config: &ModelConfig) -> Result<RmsNorm<B>> {
-        let weight = self.tensor("weight", [width])?;
-        Ok(RmsNorm { weight, eps: config.rms_norm_eps, unit_offset: config.family.is_hybrid() })
+    /// A norm.
+    pub fn rms_norm(&self, name: &str, eps: f64) -> Result<RmsNorm<B>> {
+        let place = self.at(name);
+        let unit_offset = place.spec("weight")?.role == TensorRole::Norm { unit_offset: true };
+        Ok(RmsNorm { weight: place.tensor("weight")?, eps, unit_offset })
     }
 
     /// A tensor that stays a plain f32 one.
-    pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Param<Tensor<B, D>>> {
-        let name = self.name(name);
-        let len = elements(&name, &shape)?;
-        let values = if self.planned(&name, &shape, |_| (StorageKind::F32, len.saturating_mul(4))) {
-            vec![0.0; len]
-        } else {
-            let values = self.shared.source.vector(&name, len)?;
-            self.loaded(&name, &shape, true);
-            values
+    pub fn tensor<const D: usize>(&self, name: &str) -> Result<Param<Tensor<B, D>>> {
+        let tensor = self.spec(name)?;
+        let Ok(shape) = <[usize; D]>::try_from(tensor.shape.as_slice()) else {
+            let message = format!("{:?} has not {D} dimensions", tensor.shape);
+            return Err(Error::Tensor { tensor: tensor.name.clone(), message });
         };
+        let values = self.shared.source.vector(&tensor.name, elements(tensor)?)?;
+        self.loaded(tensor, true);
         let tensor = Tensor::from_data(TensorData::new(values, shape), (&self.shared.device, DType::F32));
         Ok(Param::initialized(ParamId::new(), tensor.require_grad()))
     }
 
-    fn any_linear(
-        &self,
-        name: &str,
-        n: usize,
-        k: usize,
-        bias: Bias,
-        quantize: Option<QuantizeOnLoad>,
-    ) -> Result<Linear<B>> {
-        let place = self.at(name);
-        let has_bias = match bias {
-            Bias::None => false,
-            Bias::Required => true,
-            Bias::IfPresent => self.shared.source.optional(&place.name("bias")).is_some(),
-        };
-        Ok(Linear {
-            weight: place.weight(n, k, quantize)?,
-            bias: has_bias.then(|| place.tensor("bias", [n])).transpose()?,
-        })
-    }
-
-    fn weight(&self, n: usize, k: usize, quantize: Option<QuantizeOnLoad>) -> Result<PackedWeight<B>> {
-        let name = self.name("weight");
-        let options = self.shared.options;
-        let held = |entry: &SourceEntry| match (quantize, entry.storage) {
-            (Some(quantize), storage) if storage.is_dense() => (quantize.storage(), quantize.bytes(n, k)),
-            (_, storage) if options.round_to_stored && !storage.is_dense() => {
-                (StorageKind::Bf16, n.saturating_mul(k).saturating_mul(2))
-            }
-            (_, storage) => (storage, entry.bytes),
-        };
-        if self.planned(&name, &[n, k], held) {
-            return Ok(placeholder(&self.shared.device));
-        }
-        let source = self.shared.source.matrix(&name, n, k)?;
+    fn weight(&self) -> Result<PackedWeight<B>> {
+        let (tensor, options) = (self.spec("weight")?, self.shared.options);
+        let name = &tensor.name;
+        let fail = |message: String| Error::Tensor { tensor: name.clone(), message };
+        let &[n, k] = tensor.shape.as_slice() else { return Err(fail(format!("{:?} is no matrix", tensor.shape))) };
+        let source = self.shared.source.matrix(name, n, k)?;
         let dense = matches!(source.storage, HostStorage::Dense(..));
         // Whether the device goes on reading the source's bytes.
         let mut shared = B::SHARES_HOST_MEMORY && source.is_aligned();
-        let weight = match quantize {
+        let weight = match options.quantize(tensor.role) {
             Some(quantize) if dense => {
                 shared = false;
-                quantize.apply(&source).map_err(|e| Error::Tensor { tensor: name.clone(), message: e.to_string() })?
+                quantize.apply(&source).map_err(|e| fail(e.to_string()))?
             }
             _ if options.round_to_stored && !dense => {
                 shared = false;
@@ -280,10 +261,16 @@ impl<B: CompactBackend> Loader<'_, B> {
         let device = &self.shared.device;
         let bytes = [options.max_buffer, B::max_buffer(device)].into_iter().flatten().min().unwrap_or(usize::MAX);
         let limit = BufferLimit { bytes, elements: B::max_elements(device).unwrap_or(usize::MAX) };
-        let packed = PackedWeight::from_host_within(weight, limit, device)
-            .map_err(|e| Error::Tensor { tensor: name.clone(), message: e.to_string() })?;
-        self.loaded(&name, &[n, k], !shared);
+        let packed = PackedWeight::from_host_within(weight, limit, device).map_err(|e| fail(e.to_string()))?;
+        self.loaded(tensor, !shared);
         Ok(packed)
+    }
+
+    /// The tensor of that name at this place.
+    fn spec(&self, name: &str) -> Result<&TensorSpec> {
+        let name = self.name(name);
+        let found = self.shared.tensors.get(&name);
+        found.ok_or_else(|| Error::Tensor { message: "is none of this architecture".into(), tensor: name })
     }
 
     fn name(&self, leaf: &str) -> String {
@@ -294,39 +281,13 @@ impl<B: CompactBackend> Loader<'_, B> {
         }
     }
 
-    /// In the planning pass: notes the tensor, and says that there is nothing to load.
-    /// `held` says how the device will hold it, in how many bytes.
-    fn planned(&self, name: &str, shape: &[usize], held: impl FnOnce(&SourceEntry) -> (StorageKind, usize)) -> bool {
-        let Some(notes) = &self.shared.notes else { return false };
-        let mut notes = notes.borrow_mut();
-        notes.used.insert(name.to_string());
-        match self.shared.source.entry(name, shape) {
-            None => notes.missing.push(format!("{name} {shape:?}")),
-            Some(entry) if entry.shape != shape => {
-                notes.mismatched.push(format!("{name}: {:?} in the file, {shape:?} in the model", entry.shape));
-            }
-            Some(entry) => {
-                let (storage, bytes) = held(&entry);
-                notes.tensors.push(PlannedTensor {
-                    name: name.to_string(),
-                    shape: shape.to_vec(),
-                    stored: entry.storage,
-                    stored_bytes: entry.bytes,
-                    storage,
-                    bytes,
-                });
-            }
-        }
-        true
-    }
-
-    /// In the loading pass: reports progress and gives the source's pages back when they were copied.
-    fn loaded(&self, name: &str, shape: &[usize], copied: bool) {
+    /// Reports progress and gives the source's pages back when they were copied.
+    fn loaded(&self, tensor: &TensorSpec, copied: bool) {
         let shared = self.shared;
         if copied {
-            shared.source.release(name);
+            shared.source.release(&tensor.name);
         }
-        let bytes = shared.source.entry(name, shape).map_or(0, |entry| entry.bytes);
+        let bytes = shared.source.entry(&tensor.name, &tensor.shape).map_or(0, |entry| entry.bytes);
         let mut loaded = shared.loaded.borrow_mut();
         loaded.done = loaded.done.saturating_add(bytes);
         if let Some(progress) = shared.progress {
@@ -336,13 +297,7 @@ impl<B: CompactBackend> Loader<'_, B> {
 }
 
 /// Elements of a tensor that a model needs.
-fn elements(name: &str, shape: &[usize]) -> Result<usize> {
+fn elements(TensorSpec { name, shape, .. }: &TensorSpec) -> Result<usize> {
     let count = shape.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim));
-    count.ok_or_else(|| Error::Tensor { tensor: name.into(), message: format!("{shape:?} would be too large") })
-}
-
-/// Stands in for a weight while planning.
-fn placeholder<B: Backend>(device: &B::Device) -> PackedWeight<B> {
-    let zero = HostStorage::Dense(FloatType::F16, Bytes::from_static(&[0; 4]));
-    PackedWeight::from_host(HostWeight { n: 1, k: 2, storage: zero }, device)
+    count.ok_or_else(|| Error::Tensor { tensor: name.clone(), message: format!("{shape:?} would be too large") })
 }

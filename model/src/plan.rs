@@ -4,6 +4,7 @@ use emberlm_quant::format;
 use emberlm_quant::host::HostWeight;
 
 use crate::checkpoint::StorageKind;
+use crate::tensors::{ModelPart, TensorRole};
 
 /// Quantisation of dense weights while they are loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +67,10 @@ pub struct PlannedTensor {
     pub name: String,
     /// True shape.
     pub shape: Vec<usize>,
+    /// What it is.
+    pub role: TensorRole,
+    /// Which part of the model it belongs to.
+    pub part: ModelPart,
     /// How the source stores it.
     pub stored: StorageKind,
     /// Bytes in the source.
@@ -80,49 +85,6 @@ impl PlannedTensor {
     /// Elements.
     pub fn parameters(&self) -> usize {
         self.shape.iter().product()
-    }
-
-    /// Which part of the model it belongs to.
-    pub fn part(&self) -> ModelPart {
-        let name = self.name.as_str();
-        if name.starts_with("model.embed_tokens") {
-            ModelPart::Embedding
-        } else if name.starts_with("lm_head") {
-            ModelPart::Head
-        } else if name.contains(".mlp.") {
-            ModelPart::FeedForward
-        } else if name.contains("_attn.") {
-            ModelPart::Attention
-        } else {
-            ModelPart::Norms
-        }
-    }
-}
-
-/// Parts of a model, for reports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ModelPart {
-    /// Token embedding (and the head, when tied).
-    Embedding,
-    /// Full and linear attention.
-    Attention,
-    /// MLPs and their gates.
-    FeedForward,
-    /// Norms between the blocks.
-    Norms,
-    /// The untied head.
-    Head,
-}
-
-impl std::fmt::Display for ModelPart {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Embedding => "embedding",
-            Self::Attention => "attention",
-            Self::FeedForward => "feed-forward",
-            Self::Norms => "norms",
-            Self::Head => "head",
-        })
     }
 }
 
@@ -141,7 +103,7 @@ impl LoadPlan {
 
     /// Whether the source stores the matrices of the layers quantised.
     pub fn is_quantized(&self) -> bool {
-        self.tensors.iter().any(|tensor| tensor.part() == ModelPart::FeedForward && tensor.stored.is_quantized())
+        self.tensors.iter().any(|tensor| tensor.part == ModelPart::FeedForward && tensor.stored.is_quantized())
     }
 
     /// Bytes on the device.

@@ -306,3 +306,37 @@ fn quantised_units_are_exact() {
     }
     assert!(mixed >= 3, "only {mixed} cases with slots");
 }
+
+/// The list of an architecture's tensors is what its checkpoint holds, and a checkpoint with more steps than are run is no other model.
+#[test]
+fn the_list_of_tensors_is_the_checkpoints() {
+    for name in FOLDERS {
+        let pretrained = emberlm_model::Pretrained::open(fixture(name)).expect(name);
+        let weights = pretrained.weights();
+        let mut listed = BTreeMap::new();
+        for tensor in pretrained.architecture().tensors() {
+            let stored = weights.entry(&tensor.name).map(|entry| entry.shape.clone());
+            assert_eq!(
+                stored.as_ref(),
+                Some(&tensor.shape).filter(|_| stored.is_some() || !tensor.optional),
+                "{name}: {}",
+                tensor.name
+            );
+            assert!(listed.insert(tensor.name.clone(), tensor.role).is_none(), "{name}: {} twice", tensor.name);
+        }
+        for stored in weights.canonical_names() {
+            assert!(listed.contains_key(stored), "{name}: {stored} is not listed");
+            assert!(!pretrained.architecture().leaves_out(stored), "{name}: {stored} is left out");
+        }
+        if pretrained.architecture().crest.is_none() {
+            continue;
+        }
+        let one = CrestOverrides { num_steps: Some(1), ..Default::default() };
+        let one = pretrained.depth(&one).expect("one step");
+        let fewer: BTreeSet<String> = one.architecture().tensors().into_iter().map(|tensor| tensor.name).collect();
+        assert!(fewer.len() < listed.len(), "{name}");
+        for tensor in listed.keys() {
+            assert_ne!(fewer.contains(tensor), one.architecture().leaves_out(tensor), "{name}: {tensor}");
+        }
+    }
+}

@@ -124,7 +124,7 @@ fn activations_that_the_processor_lacks_are_an_error() {
     for float in ["f16", "bf16"] {
         let flags = ["--device", "cpu", "--activations", float];
         for command in [&["generate", "-m", model, "-p", "x"][..], &["bench", "-m", model, "-p", "1", "-n", "1"]] {
-            let named = format!("--activations {float}: cpu computes with f32;");
+            let named = format!("--activations {float}: cpu computes with f32 and int8;");
             ember([command, &flags].concat()).fails_with(&[&named, "another --device"]);
         }
     }

@@ -2,9 +2,11 @@
 //!
 //! Numbers have the spread of an initialised model, so that activations stay in range; they mean nothing.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 use emberlm_model::checkpoint::StorageKind;
-use emberlm_model::{Architecture, QuantizeOnLoad, Result, SourceEntry, WeightSource};
+use emberlm_model::{Architecture, QuantizeOnLoad, Result, SourceEntry, TensorRole, WeightSource};
 use emberlm_quant::format::{self, INT8_BLOCK};
 use emberlm_quant::host::{
     FloatType, HostCodeBook4, HostInt8, HostRows, HostScales, HostStorage, HostWeight, on_threads, weight_buffer,
@@ -22,10 +24,10 @@ const NESTED: usize = 256;
 #[derive(Clone, Debug)]
 pub struct RandomWeights {
     seed: u64,
+    roles: HashMap<String, TensorRole>,
     linears: StorageKind,
     query_key_value: StorageKind,
     table: StorageKind,
-    unit_offset: bool,
 }
 
 impl RandomWeights {
@@ -37,8 +39,8 @@ impl RandomWeights {
         seed: u64,
     ) -> Self {
         let linears = stored(quantize);
-        let unit_offset = architecture.config.family.is_hybrid();
-        Self { seed, linears, query_key_value: linears, table: stored(quantize_head), unit_offset }
+        let roles = architecture.tensors().into_iter().map(|tensor| (tensor.name, tensor.role)).collect();
+        Self { seed, roles, linears, query_key_value: linears, table: stored(quantize_head) }
     }
 
     /// The storages of Nano compact: F16 query, key and value projections, an int8 embedding, the other linears in rows of 4 and
@@ -49,14 +51,11 @@ impl RandomWeights {
     }
 
     fn storage(&self, name: &str) -> StorageKind {
-        if name.starts_with("lm_head") || name.starts_with("model.embed_tokens") {
-            self.table
-        } else if name.contains("halt_gate") || name.contains("_compressor.") {
-            StorageKind::F16
-        } else if ["q_proj", "k_proj", "v_proj"].iter().any(|part| name.contains(part)) {
-            self.query_key_value
-        } else {
-            self.linears
+        match self.roles.get(name) {
+            Some(TensorRole::Embedding | TensorRole::Head) => self.table,
+            Some(TensorRole::SmallProjection) => StorageKind::F16,
+            _ if ["q_proj", "k_proj", "v_proj"].iter().any(|part| name.contains(part)) => self.query_key_value,
+            _ => self.linears,
         }
     }
 
@@ -119,14 +118,11 @@ impl WeightSource for RandomWeights {
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         let stream = self.stream(name);
         let around = |centre: f32| (0..len).map(|i| centre + SPREAD * stream.signed(i)).collect();
-        Ok(if name.ends_with("A_log") {
-            (0..len).map(|i| (1.0 + 15.0 * stream.unit(i)).ln()).collect()
-        } else if name.ends_with("linear_attn.norm.weight") || (name.ends_with("norm.weight") && !self.unit_offset) {
-            around(1.0)
-        } else if name.contains("conv1d") {
-            (0..len).map(|i| 0.5 * stream.signed(i)).collect()
-        } else {
-            around(0.0)
+        Ok(match self.roles.get(name) {
+            Some(TensorRole::LogDecay) => (0..len).map(|i| (1.0 + 15.0 * stream.unit(i)).ln()).collect(),
+            Some(TensorRole::Norm { unit_offset: false }) => around(1.0),
+            Some(TensorRole::Convolution) => (0..len).map(|i| 0.5 * stream.signed(i)).collect(),
+            _ => around(0.0),
         })
     }
 }

@@ -40,6 +40,7 @@ pub use dir::{EmbeddedFile, ModelDir};
 pub(crate) use foreign::recognise;
 pub use foreign::{LFS_ADVICE, is_lfs_pointer};
 pub use header::{Dtype, TensorInfo};
+pub(crate) use names::layer_of;
 pub use names::report;
 pub use open::{Checkpoint, OpenOptions};
 pub use storage_kind::StorageKind;

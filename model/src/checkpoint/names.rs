@@ -77,7 +77,7 @@ pub(super) fn canonical(name: &str) -> String {
 }
 
 /// `("layer index", "rest")` of a canonical name under `model.layers.`.
-pub(super) fn layer_of(name: &str) -> Option<(usize, &str)> {
+pub(crate) fn layer_of(name: &str) -> Option<(usize, &str)> {
     let (index, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
     // One spelling per layer: no sign, no leading zero.
     let layer: usize = index.parse().ok()?;

@@ -15,9 +15,9 @@ use super::forward_context::{ForwardContext, LayerCaches, SpanContext};
 use super::kv_compressor::KvCompressor;
 use super::norm::RmsNorm;
 use crate::architecture::Architecture;
-use crate::config::{Family, KStage, KvTarget};
+use crate::config::{KStage, KvTarget};
 use crate::error::Result;
-use crate::loader::{Bias, Loader};
+use crate::loader::Loader;
 
 /// Grouped-query attention of one layer.
 #[derive(Module, Debug)]
@@ -49,33 +49,26 @@ pub struct Attention<B: Backend> {
 impl<B: CompactBackend> Attention<B> {
     pub(crate) fn load(loader: &Loader<'_, B>, architecture: &Architecture, layer: usize) -> Result<Self> {
         let config = &architecture.config;
-        let (h, hd) = (config.hidden_size, config.head_dim);
-        let (nh, nkv) = (config.num_attention_heads, config.num_key_value_heads);
-        let output_gate = config.attn_output_gate;
-        let q_rows = if output_gate { 2 * nh * hd } else { nh * hd };
-        let qkv_bias = Bias::when(config.qkv_bias);
-        // Which of the integer modules have biases is said module by module.
-        let o_bias = if config.family == Family::NanoCompact { Bias::IfPresent } else { Bias::when(config.o_bias) };
         // The Qwen3.5 body norms queries and keys, the others do not.
-        let norm = |name| config.family.is_hybrid().then(|| loader.at(name).rms_norm(hd, config)).transpose();
+        let norm = |name| config.family.is_hybrid().then(|| loader.rms_norm(name, config.rms_norm_eps)).transpose();
         let compression = architecture.kv_compression.as_ref();
         let compressor = |name, target| match compression.and_then(|c| Some((c, c.codec(layer, target)?))) {
             Some((compression, codec)) => KvCompressor::load(&loader.at(name), compression, codec).map(Some),
             None => Ok(None),
         };
         Ok(Self {
-            q_proj: loader.linear("q_proj", q_rows, h, qkv_bias)?,
-            k_proj: loader.linear("k_proj", nkv * hd, h, qkv_bias)?,
-            v_proj: loader.linear("v_proj", nkv * hd, h, qkv_bias)?,
-            o_proj: loader.linear("o_proj", h, nh * hd, o_bias)?,
+            q_proj: loader.linear("q_proj")?,
+            k_proj: loader.linear("k_proj")?,
+            v_proj: loader.linear("v_proj")?,
+            o_proj: loader.linear("o_proj")?,
             q_norm: norm("q_norm")?,
             k_norm: norm("k_norm")?,
             k_compressor: compressor("k_compressor", KvTarget::Key)?,
             v_compressor: compressor("v_compressor", KvTarget::Value)?,
-            num_attention_heads: nh,
-            num_key_value_heads: nkv,
-            head_dim: hd,
-            output_gate,
+            num_attention_heads: config.num_attention_heads,
+            num_key_value_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            output_gate: config.attn_output_gate,
             k_stage: compression.map_or(KStage::PostRope, |c| c.k_stage),
         })
     }

@@ -11,12 +11,9 @@ use emberlm_quant::CompactBackend;
 use emberlm_quant::halting::HaltRule;
 use emberlm_quant::modules::{Linear, SwiGlu};
 
-use crate::config::{CrestOptions, GateInput, ModelConfig, StepInput};
+use crate::config::{CrestOptions, GateInput, StepInput};
 use crate::error::{Error, Result};
-use crate::loader::{Bias, Loader};
-
-/// Steps of a checkpoint that may be dropped.
-const MAX_STEPS: usize = 64;
+use crate::loader::Loader;
 
 /// K MLPs, their gates and the rule by which tokens halt.
 #[derive(Module, Debug)]
@@ -73,22 +70,14 @@ impl<B: CompactBackend> CrestFfn<B> {
         Ok(Self { steps, halt_gate, halt_gates: gates, options })
     }
 
-    pub(crate) fn load(loader: &Loader<'_, B>, config: &ModelConfig, options: &CrestOptions) -> Result<Self> {
-        let steps =
-            (0..options.num_steps).map(|k| loader.at(&format!("steps.{k}")).swiglu(config)).collect::<Result<_>>()?;
-        let gates = options.num_steps - 1;
-        let gate = |name: String| HaltGate::load(&loader.at(&name), config.hidden_size, options);
-        let (halt_gate, halt_gates) = match (gates, options.gate_shared) {
+    pub(crate) fn load(loader: &Loader<'_, B>, options: &CrestOptions) -> Result<Self> {
+        let steps = (0..options.num_steps).map(|k| loader.at(&format!("steps.{k}")).swiglu()).collect::<Result<_>>()?;
+        let gate = |name: String| HaltGate::load(&loader.at(&name), options);
+        let (halt_gate, halt_gates) = match (options.num_steps - 1, options.gate_shared) {
             (0, _) => (None, Vec::new()),
             (_, true) => (Some(gate("halt_gate".into())?), Vec::new()),
             (gates, false) => (None, (0..gates).map(|k| gate(format!("halt_gates.{k}"))).collect::<Result<_>>()?),
         };
-        // Fewer steps than the checkpoint has: the last ones are dropped.
-        (options.num_steps..MAX_STEPS).for_each(|k| loader.ignore(&format!("steps.{k}")));
-        (gates..MAX_STEPS).for_each(|k| loader.ignore(&format!("halt_gates.{k}")));
-        if gates == 0 {
-            loader.ignore("halt_gate");
-        }
         Ok(Self { steps, halt_gate, halt_gates, options: options.clone() })
     }
 
@@ -151,15 +140,11 @@ impl<B: CompactBackend> CrestFfn<B> {
 }
 
 impl<B: CompactBackend> HaltGate<B> {
-    fn load(loader: &Loader<'_, B>, h: usize, options: &CrestOptions) -> Result<Self> {
-        let bias = if options.gate_bias { Bias::Required } else { Bias::None };
-        match options.gate_hidden {
-            None => Ok(Self { hidden: None, output: loader.linear_as_stored("", 1, h, bias)? }),
-            Some(r) => Ok(Self {
-                hidden: Some(loader.linear_as_stored("0", r, h, bias)?),
-                output: loader.linear_as_stored("2", 1, r, bias)?,
-            }),
-        }
+    fn load(loader: &Loader<'_, B>, options: &CrestOptions) -> Result<Self> {
+        Ok(match options.gate_hidden {
+            None => Self { hidden: None, output: loader.linear("")? },
+            Some(_) => Self { hidden: Some(loader.linear("0")?), output: loader.linear("2")? },
+        })
     }
 
     /// The gate before its sigmoid: `[m, h] -> [m]`.

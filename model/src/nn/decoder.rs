@@ -66,9 +66,9 @@ impl<B: CompactBackend> Decoder<B> {
         let config = &architecture.config;
         let layer = |i: usize| DecoderLayer::load(&loader.at(&format!("layers.{i}")), architecture, i);
         Ok(Self {
-            embed_tokens: loader.embedding("embed_tokens", config.vocab_size, config.hidden_size)?,
+            embed_tokens: loader.embedding("embed_tokens")?,
             layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
-            norm: loader.at("norm").rms_norm(config.hidden_size, config)?,
+            norm: loader.rms_norm("norm", config.rms_norm_eps)?,
         })
     }
 
@@ -130,7 +130,6 @@ impl<B: CompactBackend> Residual<B> {
 impl<B: CompactBackend> DecoderLayer<B> {
     fn load(loader: &Loader<'_, B>, architecture: &Architecture, i: usize) -> Result<Self> {
         let Architecture { config, crest, .. } = architecture;
-        let h = config.hidden_size;
         let mlp = loader.at("mlp");
         let (self_attn, linear_attn) = match (&config.layer_types[i], &config.linear_attention) {
             (LayerType::LinearAttention, Some(dims)) => {
@@ -139,13 +138,13 @@ impl<B: CompactBackend> DecoderLayer<B> {
             _ => (Some(Attention::load(&loader.at("self_attn"), architecture, i)?), None),
         };
         Ok(Self {
-            input_layernorm: loader.at("input_layernorm").rms_norm(h, config)?,
+            input_layernorm: loader.rms_norm("input_layernorm", config.rms_norm_eps)?,
             self_attn,
             linear_attn,
-            post_attention_layernorm: loader.at("post_attention_layernorm").rms_norm(h, config)?,
+            post_attention_layernorm: loader.rms_norm("post_attention_layernorm", config.rms_norm_eps)?,
             mlp: match crest {
-                Some(options) => FeedForward::Crest(CrestFfn::load(&mlp, config, options)?),
-                None => FeedForward::Dense(mlp.swiglu(config)?),
+                Some(options) => FeedForward::Crest(CrestFfn::load(&mlp, options)?),
+                None => FeedForward::Dense(mlp.swiglu()?),
             },
         })
     }

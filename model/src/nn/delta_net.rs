@@ -14,7 +14,7 @@ use super::forward_context::{ForwardContext, LayerCaches};
 use super::norm::RmsNorm;
 use crate::config::{LinearAttentionConfig, ModelConfig};
 use crate::error::Result;
-use crate::loader::{Bias, Loader};
+use crate::loader::Loader;
 
 /// The linear attention of one layer.
 #[derive(Module, Debug)]
@@ -50,23 +50,16 @@ pub struct CausalConv1d<B: Backend> {
 
 impl<B: CompactBackend> GatedDeltaNet<B> {
     pub(crate) fn load(loader: &Loader<'_, B>, config: &ModelConfig, dims: &LinearAttentionConfig) -> Result<Self> {
-        let h = config.hidden_size;
-        let (kd, vd, hv) = (dims.key_width(), dims.value_width(), dims.num_value_heads);
-        let channels = 2 * kd + vd;
         Ok(Self {
-            in_proj_qkv: loader.linear("in_proj_qkv", channels, h, Bias::None)?,
-            in_proj_z: loader.linear("in_proj_z", vd, h, Bias::None)?,
-            in_proj_b: loader.linear("in_proj_b", hv, h, Bias::None)?,
-            in_proj_a: loader.linear("in_proj_a", hv, h, Bias::None)?,
-            conv1d: CausalConv1d { weight: loader.at("conv1d").tensor("weight", [channels, 1, dims.conv_kernel_dim])? },
-            a_log: loader.tensor("A_log", [hv])?,
-            dt_bias: loader.tensor("dt_bias", [hv])?,
-            norm: RmsNorm {
-                weight: loader.at("norm").tensor("weight", [dims.value_head_dim])?,
-                eps: config.rms_norm_eps,
-                unit_offset: false,
-            },
-            out_proj: loader.linear("out_proj", h, vd, Bias::None)?,
+            in_proj_qkv: loader.linear("in_proj_qkv")?,
+            in_proj_z: loader.linear("in_proj_z")?,
+            in_proj_b: loader.linear("in_proj_b")?,
+            in_proj_a: loader.linear("in_proj_a")?,
+            conv1d: CausalConv1d { weight: loader.at("conv1d").tensor("weight")? },
+            a_log: loader.tensor("A_log")?,
+            dt_bias: loader.tensor("dt_bias")?,
+            norm: loader.rms_norm("norm", config.rms_norm_eps)?,
+            out_proj: loader.linear("out_proj")?,
             dims: dims.clone(),
         })
     }

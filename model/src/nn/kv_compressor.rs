@@ -12,7 +12,7 @@ use emberlm_quant::modules::Linear;
 
 use crate::config::{KvCodec, KvCompression};
 use crate::error::Result;
-use crate::loader::{Bias, Loader};
+use crate::loader::Loader;
 
 /// Encoder and decoder of the keys or the values of one layer. Its width is that of all heads together, or of one head:
 /// then every head has a code of its own.
@@ -27,17 +27,11 @@ pub struct KvCompressor<B: Backend> {
 
 impl<B: CompactBackend> KvCompressor<B> {
     pub(crate) fn load(loader: &Loader<'_, B>, compression: &KvCompression, codec: &KvCodec) -> Result<Self> {
-        let KvCodec { code_dim: r, width, .. } = *codec;
-        let bias = |present| if present { Bias::Required } else { Bias::None };
-        let (encoder_bias, decoder_bias) = (bias(codec.encoder_bias), bias(codec.decoder_bias));
         let (hidden, output) = match codec.hidden_dim {
-            Some(h) => (
-                Some(loader.linear_as_stored("decoder.0", h, r, decoder_bias)?),
-                loader.linear_as_stored("decoder.2", width, h, decoder_bias)?,
-            ),
-            None => (None, loader.linear_as_stored("decoder", width, r, decoder_bias)?),
+            Some(_) => (Some(loader.linear("decoder.0")?), loader.linear("decoder.2")?),
+            None => (None, loader.linear("decoder")?),
         };
-        let encoder = loader.linear_as_stored("encoder", r, width, encoder_bias)?;
+        let (encoder, width) = (loader.linear("encoder")?, codec.width);
         Ok(Self { encoder, decoder: CodeDecoder { hidden, activation: compression.activation.into(), output }, width })
     }
 

@@ -196,7 +196,7 @@ impl<B: CompactBackend> Bench<'_, B> {
         let share = mean_steps.map_or(1.0, |mean| mean / steps);
         let read = self.plan.tensors.iter().map(|tensor| {
             let bytes = tensor.bytes as f64;
-            match tensor.part() {
+            match tensor.part {
                 ModelPart::Embedding if !architecture.tied_head => 0.0,
                 ModelPart::FeedForward => bytes * share,
                 _ => bytes,

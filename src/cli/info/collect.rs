@@ -81,7 +81,7 @@ impl WeightsInfo {
             bytes: plan.weight_bytes(),
             peak_load_bytes: plan.peak_bytes(),
             by_storage: groups(plan, |tensor| tensor.storage.to_string(), |a, b| b.bytes.cmp(&a.bytes)),
-            by_part: groups(plan, |tensor| tensor.part().to_string(), |_, _| std::cmp::Ordering::Equal),
+            by_part: groups(plan, |tensor| tensor.part.to_string(), |_, _| std::cmp::Ordering::Equal),
         }
     }
 }

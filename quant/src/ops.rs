@@ -203,18 +203,16 @@ pub trait CompactBackend: Backend {
     }
 
     /// Causal grouped-query attention of `s` new tokens over the `past + s` of the cache, softmax in f32.
-    /// `left_pad` is the number of leading slots of each row that hold no token; a query there gives 0.
     ///
     /// # Shapes
-    /// `q [b, s, heads, head_dim]`, `left_pad [b]` `-> [b, s, heads, head_dim]`
+    /// `q [b, s, heads, head_dim] -> [b, s, heads, head_dim]`
     fn cached_attention(
         q: Tensor<Self, 4>,
         k: KeyValue<'_, Self>,
         v: KeyValue<'_, Self>,
-        left_pad: Option<Tensor<Self, 1, Int>>,
         shape: AttentionShape,
     ) -> Tensor<Self, 4> {
-        reference::attention(q, k, v, left_pad, shape)
+        reference::attention(q, k, v, shape)
     }
 
     /// `x * sigmoid(gate)`.

@@ -241,7 +241,7 @@ impl<'a, B: CompactBackend> Results<'a, B> {
             };
             let (k, v) = (store(), store());
             let shape = AttentionShape { past, kv_heads, scale: (dim as f64).powf(-0.5) };
-            let out = B::cached_attention(q.clone(), KeyValue::Plain(&k), KeyValue::Plain(&v), None, shape);
+            let out = B::cached_attention(q.clone(), KeyValue::Plain(&k), KeyValue::Plain(&v), shape);
             self.keep(format!("attention of {s} tokens, {format:?}"), out);
         }
         self.codes(s, &q);
@@ -287,7 +287,7 @@ impl<'a, B: CompactBackend> Results<'a, B> {
         let decoder = CodeDecoder { hidden, activation: CodeActivation::Gelu, output };
         let v = KeyValue::Compressed { codes: &codes, decoder: &decoder, rotary: None };
         let shape = AttentionShape { past, kv_heads, scale: (dim as f64).powf(-0.5) };
-        let out = B::cached_attention(q.clone(), KeyValue::Plain(&k), v, None, shape);
+        let out = B::cached_attention(q.clone(), KeyValue::Plain(&k), v, shape);
         self.keep(format!("attention of {s} tokens to codes"), out);
     }
 

@@ -136,10 +136,9 @@ macro_rules! host_operations {
             q: Tensor<Self, 4>,
             k: KeyValue<'_, Self>,
             v: KeyValue<'_, Self>,
-            left_pad: Option<Tensor<Self, 1, Int>>,
             shape: AttentionShape,
         ) -> Tensor<Self, 4> {
-            operations::cached_attention(q, k, v, left_pad, shape)
+            operations::cached_attention(q, k, v, shape)
         }
 
         fn causal_conv1d_silu(

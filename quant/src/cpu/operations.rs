@@ -234,16 +234,13 @@ pub(super) fn cached_attention<B: HostTensors>(
     q: Tensor<B, 4>,
     k: KeyValue<'_, B>,
     v: KeyValue<'_, B>,
-    left_pad: Option<Tensor<B, 1, Int>>,
     shape: AttentionShape,
 ) -> Tensor<B, 4> {
     if needs_decoding(&k) || needs_decoding(&v) {
-        return reference::attention(q, k, v, left_pad, shape);
+        return reference::attention(q, k, v, shape);
     }
     let [batch, seq, heads, head_dim] = q.dims();
     let q = float_primitive(q);
-    let left_pad: Option<Vec<usize>> =
-        left_pad.map(|pad| B::integers(&pad.into_primitive()).into_iter().map(|pad| pad as usize).collect());
     let capacity = match k {
         KeyValue::Plain(store) | KeyValue::Compressed { codes: store, .. } => store.capacity(),
     };
@@ -256,7 +253,6 @@ pub(super) fn cached_attention<B: HostTensors>(
         past: shape.past,
         capacity,
         scale: shape.scale as f32,
-        left_pad: left_pad.as_deref(),
     };
     let mut out = vec![0.0; batch * seq * heads * head_dim];
     with_key_value(k, |k| {

@@ -111,10 +111,9 @@ where
         q: Tensor<Self, 4>,
         k: KeyValue<'_, Self>,
         v: KeyValue<'_, Self>,
-        left_pad: Option<Tensor<Self, 1, Int>>,
         shape: AttentionShape,
     ) -> Tensor<Self, 4> {
-        attention::cached_attention(q, k, v, left_pad, shape)
+        attention::cached_attention(q, k, v, shape)
     }
 
     fn causal_conv1d_silu(

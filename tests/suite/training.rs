@@ -304,7 +304,7 @@ pub fn halting_gradients<B: CompactBackend>(device: &B::Device) {
                         true => leaves.given(gate, [3]),
                         false => Tensor::from_data(TensorData::from(*gate), (device, DType::F32)),
                     });
-                    state = Ad::<B>::halt_step(state, s, logit, rule).0;
+                    state = Ad::<B>::halt_step(state, s, logit, rule, None).0;
                 }
                 vec![flat(state.output)]
             });

@@ -171,8 +171,9 @@ macro_rules! host_operations {
             step_state: Tensor<Self, 2>,
             halt_logit: Option<Tensor<Self, 1>>,
             rule: HaltRule,
+            rows: Option<&HaltRows<Self>>,
         ) -> (HaltState<Self>, HaltRecord<Self>) {
-            operations::halt_step(state, step_state, halt_logit, rule)
+            operations::halt_step(state, step_state, halt_logit, rule, rows)
         }
     };
 }

@@ -9,7 +9,7 @@ use emberlm_quant::{Activations, CompactBackend};
 use crate::cache::LayerCache;
 use crate::causal_lm::{CausalLm, ForwardOptions, LogitsFor};
 use crate::error::{Error, Result};
-use crate::nn::Span;
+use crate::nn::{DepthOptions, Span};
 use crate::read::{elements, read_back};
 
 /// How the tokens were run.
@@ -19,6 +19,8 @@ pub(crate) struct Run {
     pub chunk: usize,
     /// Of the cache.
     pub format: KvFormat,
+    /// How deep tokens went.
+    pub depth: DepthOptions,
 }
 
 /// An error of a run over `ids`: one about numbers that are not finite also names the layer where they arise.
@@ -76,7 +78,7 @@ fn look<B: CompactBackend>(
             return Ok(None);
         }
         let options = ForwardOptions { logits: LogitsFor::Last, hidden: true };
-        let mut spans = [Span { tokens: part.len(), cache: &mut cache }];
+        let mut spans = [Span { tokens: part.len(), cache: &mut cache, depth: run.depth }];
         let out = model.forward(model.ids(part)?, &mut spans, options)?;
         let from = |what: &str, row: usize| {
             let (at, id) = (start + row, part.get(row).copied().unwrap_or_default());

@@ -101,7 +101,7 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
     ///
     /// # Errors
     /// [`Error::Prompt`] when the prompt is empty, too long, or has ids outside the vocabulary; [`Error::Option`] when a sampling
-    /// option is out of range or a stop string is empty; [`Error::Memory`] when its prompt alone is beyond the budget of bytes.
+    /// option or a depth is out of range or a stop string is empty; [`Error::Memory`] when its prompt alone is beyond the budget of bytes.
     pub fn submit(&mut self, request: Request) -> Result<SequenceId> {
         let cache = self.model.new_cache(self.options.kv_format);
         self.resume(cache, Vec::new(), request)
@@ -117,6 +117,7 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
             return Err(Error::Option { option: "cache".into(), message });
         }
         self.model.check_prompt(&request.prompt, &cache)?;
+        self.model.check_depth(request.depth)?;
         let read = history.len() + request.prompt.len();
         cache.expect(read);
         if let Some(limit) = self.options.cache_bytes {
@@ -342,7 +343,7 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
             if turn.tokens == pending.len() {
                 wanted = LogitsFor::Last;
             }
-            spans.push(Span { tokens: turn.tokens, cache: &mut sequence.cache });
+            spans.push(Span { tokens: turn.tokens, cache: &mut sequence.cache, depth: sequence.depth });
         }
         let ids = self.model.ids(&ids)?;
         self.model.forward(ids, &mut spans, ForwardOptions { logits: wanted, hidden: false })
@@ -427,7 +428,7 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
         if !self.options.explain_failures {
             return error;
         }
-        let run = Run { chunk: self.options.tokens_per_step, format: self.options.kv_format };
+        let run = Run { chunk: self.options.tokens_per_step, format: self.options.kv_format, depth: sequence.depth };
         diagnose::explained(error, self.model, &sequence.tokens, run, || false)
     }
 }

@@ -180,6 +180,7 @@ impl<B: CompactBackend> Pieces<'_, B> {
         }
         for event in self.engine.step() {
             match event.kind {
+                EventKind::Started { .. } => {}
                 EventKind::PromptRead { depth, .. } => self.prompt_depth.extend(depth),
                 EventKind::Token(piece) => self.pieces.push_back(piece),
                 EventKind::Finished(finished) => self.state = State::Finished(finished),

@@ -17,15 +17,15 @@ use super::random::Random;
 const RUNS: usize = 1;
 const SEQUENCES: usize = 32;
 
-struct Loaded<B: CompactBackend> {
-    name: String,
-    model: CausalLm<B>,
-    text: TextProcessor,
+pub(super) struct Loaded<B: CompactBackend> {
+    pub name: String,
+    pub model: CausalLm<B>,
+    pub text: TextProcessor,
     /// Tokens that prompts are cut from.
-    ids: Vec<u32>,
+    pub ids: Vec<u32>,
 }
 
-fn loaded<B: CompactBackend>(device: &B::Device) -> impl Iterator<Item = Loaded<B>> {
+pub(super) fn loaded<B: CompactBackend>(device: &B::Device) -> impl Iterator<Item = Loaded<B>> {
     Fixture::all().into_iter().map(|fixture| {
         let pretrained = fixture.open(&CrestOverrides::default());
         Loaded {
@@ -38,7 +38,7 @@ fn loaded<B: CompactBackend>(device: &B::Device) -> impl Iterator<Item = Loaded<
 }
 
 /// An exact cache: rounded keys would turn the last bits of sums into differences that show.
-fn options() -> EngineOptions {
+pub(super) fn options() -> EngineOptions {
     EngineOptions {
         kv_format: KvFormat::F32,
         tokens_per_step: 48,
@@ -49,10 +49,10 @@ fn options() -> EngineOptions {
 
 /// What became of a sequence.
 #[derive(Debug, Default, PartialEq)]
-struct Outcome {
-    text: String,
-    generated: Vec<u32>,
-    finish: Option<Finish>,
+pub(super) struct Outcome {
+    pub text: String,
+    pub generated: Vec<u32>,
+    pub finish: Option<Finish>,
 }
 
 /// Runs steps until nothing is left to do; what became of each sequence.
@@ -67,6 +67,7 @@ fn step<B: CompactBackend>(engine: &mut Engine<'_, B>, outcomes: &mut BTreeMap<S
         let outcome = outcomes.entry(event.sequence).or_default();
         match event.kind {
             EventKind::PromptRead { tokens, .. } => assert!(tokens > 0),
+            EventKind::Started { .. } => {}
             EventKind::Token(piece) => {
                 outcome.text.push_str(&piece.text);
                 outcome.generated.extend(piece.token);
@@ -77,11 +78,12 @@ fn step<B: CompactBackend>(engine: &mut Engine<'_, B>, outcomes: &mut BTreeMap<S
                 outcome.finish = Some(finished.summary.finish);
             }
             EventKind::Failed(error) => panic!("{error}"),
+            other => panic!("{other:?}"),
         }
     }
 }
 
-fn alone<B: CompactBackend>(loaded: &Loaded<B>, request: &Request) -> Outcome {
+pub(super) fn alone<B: CompactBackend>(loaded: &Loaded<B>, request: &Request) -> Outcome {
     let mut engine = Engine::new(&loaded.model, &loaded.text, options());
     let id = engine.submit(request.clone()).expect("a request");
     let mut outcomes = BTreeMap::new();
@@ -89,7 +91,7 @@ fn alone<B: CompactBackend>(loaded: &Loaded<B>, request: &Request) -> Outcome {
     outcomes.remove(&id).expect("an outcome")
 }
 
-fn request(random: &mut Random, ids: &[u32]) -> Request {
+pub(super) fn request(random: &mut Random, ids: &[u32]) -> Request {
     let length = 1 + random.below(60);
     let start = random.below(ids.len() - length);
     let seed = random.below(1000) as u64;
@@ -193,7 +195,7 @@ pub fn one_that_fails_fails_alone<B: CompactBackend>(device: &B::Device) {
                         failed.push(event.sequence);
                     }
                     EventKind::Token(piece) => generated.entry(event.sequence).or_default().extend(piece.token),
-                    EventKind::PromptRead { .. } | EventKind::Finished(_) => {}
+                    _ => {}
                 }
             }
         }

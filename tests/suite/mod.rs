@@ -6,6 +6,7 @@ pub mod choice;
 pub mod engine;
 mod fixture;
 pub mod golden;
+pub mod handle;
 pub mod invariants;
 pub mod kernels;
 mod random;
@@ -32,6 +33,8 @@ macro_rules! whole_suite {
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
             engine: sequences_are_as_alone, one_that_fails_fails_alone, log_probabilities_are_those_of_the_model, nobody_waits_for_a_long_prompt,
                 memory_is_asked_for_first;
+            handle: updates_are_those_of_the_engine, the_queue_is_bounded, tickets_cancel_where_the_request_is, sinks_cancel_and_may_panic,
+                requests_are_checked_at_once, a_panic_stops_the_engine, a_model_without_numbers_fails_its_requests, drained_and_shut_down;
             split: operations, models, caches;
             store: plain_weights_have_checkpoint_names, packed_weights_come_back;
         }

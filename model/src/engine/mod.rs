@@ -11,25 +11,30 @@
 
 #![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
 
+mod handle;
 mod request;
 mod schedule;
 mod sequence;
+mod totals;
 
 use std::collections::VecDeque;
 
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::KvFormat;
 
+use crate::architecture::Architecture;
 use crate::cache::Cache;
 use crate::causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, ForwardOutput, LogitsFor};
 use crate::diagnose::{self, Run};
 use crate::error::{Error, Result};
 use crate::nn::Span;
-use crate::text::TextProcessor;
+use crate::text::{StopStrings, TextProcessor};
 use crate::token_depth::{TokenDepth, token_depths};
+pub use handle::{EngineHandle, EngineStatus, HandleOptions, Refused, Ticket, Update};
 pub use request::{Event, EventKind, Finish, Finished, LogProbabilities, Piece, Request, Summary};
 use schedule::shares;
 use sequence::Sequence;
+pub use totals::EngineTotals;
 
 /// Output tokens that a cache gets room for at once; a longer text grows it.
 const RESERVED: usize = 1024;
@@ -80,7 +85,27 @@ pub struct Engine<'m, B: CompactBackend> {
     waiting: VecDeque<Sequence<B>>,
     /// What the next step has to tell besides.
     events: Vec<Event<B>>,
+    totals: EngineTotals,
     next_id: u64,
+}
+
+/// Checks what can be told of a request before anything is computed for it. `cache` holds what comes before its prompt.
+fn check_request<B: CompactBackend>(
+    architecture: &Architecture,
+    options: &EngineOptions,
+    cache: &Cache<B>,
+    request: &Request,
+) -> Result<()> {
+    request.sampling.validate()?;
+    StopStrings::new(request.stop_strings.iter().cloned())?;
+    architecture.check_prompt(&request.prompt, cache.len())?;
+    let read = cache.len().saturating_add(request.prompt.len());
+    cache.check_room(read)?;
+    let bytes = cache.bytes_with_room(read);
+    match options.cache_bytes.filter(|&limit| bytes > limit) {
+        Some(limit) => Err(Error::Memory { what: format!("the cache of {read} tokens"), bytes, limit }),
+        None => Ok(()),
+    }
 }
 
 /// A sequence's part in a step.
@@ -94,7 +119,8 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
     /// An engine without sequences. `text` is what turns tokens into text.
     pub fn new(model: &'m CausalLm<B>, text: &TextProcessor, options: EngineOptions) -> Self {
         let (running, waiting, events) = (Vec::new(), VecDeque::new(), Vec::new());
-        Self { model, text: text.clone(), options, running, waiting, events, next_id: 0 }
+        let totals = EngineTotals::default();
+        Self { model, text: text.clone(), options, running, waiting, events, totals, next_id: 0 }
     }
 
     /// Takes a request. Nothing is computed before the next [`step`](Self::step).
@@ -116,15 +142,8 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
             let message = format!("holds {} tokens, and the history has {}", cache.len(), history.len());
             return Err(Error::Option { option: "cache".into(), message });
         }
-        self.model.check_prompt(&request.prompt, &cache)?;
-        let read = history.len() + request.prompt.len();
-        cache.expect(read);
-        if let Some(limit) = self.options.cache_bytes {
-            let bytes = cache.bytes_with_room(read);
-            if bytes > limit {
-                return Err(Error::Memory { what: format!("the cache of {read} tokens"), bytes, limit });
-            }
-        }
+        check_request(self.model.architecture(), &self.options, &cache, &request)?;
+        cache.expect(history.len() + request.prompt.len());
         let id = self.new_id();
         let context = self.model.architecture().config.max_position_embeddings;
         self.waiting.push_back(Sequence::new(id, request, (cache, history), &self.text, context)?);
@@ -148,15 +167,16 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
     /// [`Error::Option`] when there is no such sequence (any more), [`Error::Memory`] when there is no room for a second cache.
     pub fn fork(&mut self, id: SequenceId) -> Result<SequenceId> {
         let mut all = self.running.iter().chain(&self.waiting);
-        let Some(mut copy) = all.find(|sequence| sequence.id == id).cloned() else {
+        let Some(original) = all.find(|sequence| sequence.id == id) else {
             return Err(Error::Option { option: "sequence".into(), message: "has ended or never was".into() });
         };
-        if let Some((bytes, limit)) = self.beyond_budget(copy.cache.bytes()) {
+        if let Some((bytes, limit)) = self.beyond_budget(original.cache.bytes()) {
             let what = format!("the caches of {} sequences", self.running.len() + self.waiting.len() + 1);
             return Err(Error::Memory { what, bytes, limit });
         }
-        copy.id = self.new_id();
-        let id = copy.id;
+        let id = SequenceId(self.next_id);
+        let copy = original.fork(id);
+        self.next_id += 1;
         // What it holds takes room wherever it is; a turn of its own comes when there is a place.
         self.waiting.push_front(copy);
         Ok(id)
@@ -177,6 +197,11 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
         self.running.iter().chain(&self.waiting).map(|sequence| sequence.cache.bytes()).sum()
     }
 
+    /// What it has done since it was made.
+    pub fn totals(&self) -> EngineTotals {
+        self.totals
+    }
+
     /// One pass of the model, and what came of it. Without sequences that is nothing.
     pub fn step(&mut self) -> Vec<Event<B>> {
         let mut events = std::mem::take(&mut self.events);
@@ -185,7 +210,9 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
         let turns = self.turns(&mut events);
         if !turns.is_empty() {
             self.pass(turns, &mut events);
+            self.totals.steps += 1;
         }
+        self.totals.count(&events);
         events
     }
 
@@ -219,6 +246,7 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
                     if sequence.cache.check_room(slots).is_ok() {
                         sequence.cache.reserve(slots);
                     }
+                    events.extend(sequence.start());
                     self.running.push(sequence);
                     continue;
                 }

@@ -57,7 +57,15 @@ pub struct Event<B: CompactBackend> {
 
 /// What happened to a sequence. After `Finished` or `Failed` it is forgotten.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum EventKind<B: CompactBackend> {
+    /// It takes part from now on.
+    Started {
+        /// Tokens of its prompt.
+        prompt: usize,
+        /// Of them those that need not be computed.
+        cached: usize,
+    },
     /// So many tokens of its prompt were read in this step.
     PromptRead {
         /// Tokens.
@@ -124,6 +132,8 @@ pub struct Summary {
     pub finish: Finish,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Of them those that were not computed for this request.
+    pub cached_tokens: usize,
     /// Every token chosen, stop tokens excluded.
     pub generated: Vec<u32>,
     /// Seconds from the first step that took part in it until the logits after the prompt.

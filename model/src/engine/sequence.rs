@@ -29,6 +29,10 @@ pub(super) struct Sequence<B: CompactBackend> {
     max_tokens: usize,
     log_probabilities: Option<usize>,
     context: usize,
+    /// Tokens before the prompt.
+    history: usize,
+    /// Whether it was told that it takes part.
+    started: bool,
     steps_sum: f64,
     begun: Option<Instant>,
     decode_begun: Option<Instant>,
@@ -45,6 +49,7 @@ impl<B: CompactBackend> Sequence<B> {
         context: usize,
     ) -> Result<Self> {
         let sampler = Sampler::new(&request.sampling)?.with_processors(request.processors, request.stop_tokens.ids());
+        let history = tokens.len();
         tokens.extend_from_slice(&request.prompt);
         Ok(Self {
             id,
@@ -57,12 +62,15 @@ impl<B: CompactBackend> Sequence<B> {
             max_tokens: request.max_tokens,
             log_probabilities: request.log_probabilities,
             context,
+            history,
+            started: false,
             steps_sum: 0.0,
             begun: None,
             decode_begun: None,
             summary: Summary {
                 finish: Finish::Length,
                 prompt_tokens: request.prompt.len(),
+                cached_tokens: 0,
                 generated: Vec::new(),
                 prefill_seconds: 0.0,
                 decode_seconds: 0.0,
@@ -92,6 +100,22 @@ impl<B: CompactBackend> Sequence<B> {
     /// Whether nothing more is to be chosen.
     pub fn is_at_end(&self) -> bool {
         self.summary.generated.len() >= self.max_tokens || self.tokens.len() > self.context
+    }
+
+    /// Says that it takes part, the first time: what its cache holds of the prompt by then need not be computed.
+    pub fn start(&mut self) -> Option<Event<B>> {
+        if std::mem::replace(&mut self.started, true) {
+            return None;
+        }
+        let prompt = self.summary.prompt_tokens;
+        let cached = self.cache.len().saturating_sub(self.history).min(prompt);
+        self.summary.cached_tokens = cached;
+        Some(Event { sequence: self.id, kind: EventKind::Started { prompt, cached } })
+    }
+
+    /// The same sequence by another name, which has not started yet.
+    pub fn fork(&self, id: SequenceId) -> Self {
+        Self { id, started: false, ..self.clone() }
     }
 
     pub fn begin(&mut self) {

@@ -15,8 +15,7 @@ use super::metrics::Metrics;
 use super::models::ModelCard;
 use super::options::Defaults;
 
-/// An engine that has work and has not stepped for so long has stopped. A step is a chunk of a prompt, which can take half a minute
-/// on a small machine.
+/// An engine whose step takes so long hangs. A step is a chunk of a prompt, which can take half a minute on a small machine.
 const STALLED: Duration = Duration::from_secs(120);
 
 /// What is served, and how.
@@ -43,11 +42,12 @@ pub struct App {
 }
 
 /// How far the server has come.
+///
+/// 0 is serving.
 #[derive(Debug, Default)]
 pub struct Phase(AtomicU8);
 
 impl Phase {
-    const SERVING: u8 = 0;
     const LEAVING: u8 = 1;
     const CLOSED: u8 = 2;
 
@@ -90,10 +90,9 @@ impl App {
         if status.stopped {
             return Err(ApiError::unavailable("the engine has stopped", "stopped"));
         }
-        let busy = status.running + status.waiting > 0;
-        match status.last_step.map(|at| at.elapsed()) {
-            Some(idle) if busy && idle > STALLED => {
-                let message = format!("the engine has made no step for {} s", idle.as_secs());
+        match status.step_began.map(|at| at.elapsed()) {
+            Some(step) if step > STALLED => {
+                let message = format!("a step of the engine has been going on for {} s", step.as_secs());
                 Err(ApiError::unavailable(message, "stalled"))
             }
             _ => Ok(()),

@@ -31,8 +31,7 @@ impl ChatJob {
     pub fn asks(&self, app: &App) -> Result<Vec<Ask>, ApiError> {
         let prompt = self.prompt(app)?;
         let asks = (0..self.options.n).map(|i| {
-            let mut request = request(app, &self.options, prompt.ids.clone(), i);
-            request.prefix_boundaries.clone_from(&prompt.boundaries);
+            let request = request(app, &self.options, prompt.ids.clone(), i);
             let parser = AnswerParser::new(app.format, prompt.starts_in_thinking, &self.tools.names);
             Ask { request, parser: Some(parser), same_prompt: i > 0 }
         });
@@ -83,7 +82,6 @@ fn request(app: &App, options: &GenerateOptions, prompt: Vec<u32>, i: usize) -> 
         stop_strings: options.stop.clone(),
         trace: options.trace,
         log_probabilities: options.logprobs,
-        depth: options.depth,
         ..Request::new(prompt)
     }
 }

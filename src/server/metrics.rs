@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
 
 use emberlm::model::engine::EngineStatus;
 use prometheus_client::encoding::text::encode;
@@ -104,18 +103,18 @@ impl EncodeMetric for Reading {
 fn of_engine(registry: &mut Registry, status: &EngineStatus) {
     use Reading::{Counter, Gauge};
     let ratio = status.cache_limit.filter(|&limit| limit > 0).map_or(0.0, |limit| status.cache_bytes as f64 / limit as f64);
-    let idle = status.last_step.map_or(0.0, |at: Instant| at.elapsed().as_secs_f64());
+    let step = status.step_began.map_or(0.0, |at| at.elapsed().as_secs_f64());
     let readings = [
         ("requests_waiting", "Requests that wait for a place in the batch", Gauge(status.waiting as f64)),
         ("requests_running", "Requests that take part in the batch", Gauge(status.running as f64)),
         ("requests_capacity", "Requests that take part in the batch at most", Gauge(status.max_running as f64)),
         ("kv_cache_usage_ratio", "Share of the budget of bytes that caches take; 0 without a budget", Gauge(ratio)),
         ("kv_cache_bytes", "Bytes that caches take", Gauge(status.cache_bytes as f64)),
-        ("seconds_since_step", "Since the engine's last step", Gauge(idle)),
-        ("prompt_tokens", "Tokens of prompts, cached ones included", Counter(status.prompt_tokens_total)),
-        ("prefix_cache_hit_tokens", "Tokens of prompts that were in the cache", Counter(status.cached_tokens_total)),
-        ("generated_tokens", "Tokens chosen", Counter(status.generated_tokens_total)),
-        ("engine_steps", "Passes of the model", Counter(status.steps_total)),
+        ("step_seconds", "How long the step in progress takes already", Gauge(step)),
+        ("prompt_tokens", "Tokens of prompts, cached ones included", Counter(status.totals.prompt_tokens)),
+        ("prefix_cache_hit_tokens", "Tokens of prompts that were in the cache", Counter(status.totals.cached_tokens)),
+        ("generated_tokens", "Tokens chosen", Counter(status.totals.generated_tokens)),
+        ("engine_steps", "Passes of the model", Counter(status.totals.steps)),
     ];
     for (name, help, reading) in readings {
         registry.register(name, help, reading);

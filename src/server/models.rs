@@ -32,9 +32,10 @@ pub fn one(app: &App, name: &str) -> Value {
         "id": name, "object": "model", "created": app.created, "owned_by": "emberlm",
         // As vLLM and as OpenRouter call it.
         "max_model_len": app.context, "context_length": app.context,
+        "depth": depth,
         "meta": {
             "family": card.family, "n_params": card.parameters, "n_vocab": app.defaults.vocabulary,
-            "n_ctx_train": card.trained_context, "chat_template": card.has_chat_template, "depth": depth,
+            "n_ctx_train": card.trained_context, "chat_template": card.has_chat_template,
         },
     })
 }

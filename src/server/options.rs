@@ -1,7 +1,6 @@
 //! The fields that every generating endpoint has: how tokens are chosen, and where the answer ends.
 
 use emberlm::model::config::GenerationConfig;
-use emberlm::model::engine::RequestDepth;
 use emberlm::model::sampling::{LogitsProcessors, SamplingConfig};
 use serde_json::Value;
 
@@ -25,6 +24,13 @@ pub struct GenerateOptions {
     pub trace: bool,
     /// The log probability of every token is asked for, and so many of the most probable ones.
     pub logprobs: Option<usize>,
+}
+
+/// Depth of one request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RequestDepth {
+    pub threshold: Option<f32>,
+    pub steps: Option<usize>,
 }
 
 /// What holds where a request says nothing.

@@ -30,9 +30,8 @@ use super::tokens;
 /// The page at `/`.
 const PAGE: &str = include_str!("page.html");
 
-/// What the page may load: itself, and answers of this server.
-const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; \
-     connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
+/// What the page may load is in the page itself; this cannot be said there.
+const PAGE_POLICY: &str = "frame-ancestors 'none'";
 
 type Shared = State<Arc<App>>;
 type Recorded = Extension<Arc<Record>>;
@@ -105,10 +104,21 @@ async fn page() -> Response {
     (headers, PAGE).into_response()
 }
 
-async fn health(State(app): Shared) -> Result<Response, ApiError> {
-    app.health()?;
-    let status = app.engine()?.status();
-    Ok(json_response(&json!({"status": "ok", "running": status.running, "waiting": status.waiting})))
+async fn health(State(app): Shared) -> Response {
+    let error = match (app.health(), app.engine()) {
+        (Ok(()), Ok(engine)) => {
+            let status = engine.status();
+            return json_response(&json!({"status": "ok", "running": status.running, "waiting": status.waiting}));
+        }
+        (Err(error), _) | (_, Err(error)) => error,
+    };
+    let mut response = error.response(Dialect::OpenAi);
+    let mut body = error.body(Dialect::OpenAi);
+    if let Some(body) = body.as_object_mut() {
+        body.insert("status".into(), error.code.into());
+    }
+    *response.body_mut() = Body::from(body.to_string());
+    response
 }
 
 async fn metrics_text(State(app): Shared) -> Result<Response, ApiError> {

@@ -11,7 +11,10 @@
 
 mod access;
 mod answer;
+mod anthropic;
+mod anthropic_in;
 mod app;
+mod blocks;
 mod chat;
 mod completions;
 mod error;
@@ -26,6 +29,8 @@ mod models;
 mod options;
 mod prompt;
 mod record;
+mod responses;
+mod responses_in;
 mod routes;
 mod run;
 mod sse;

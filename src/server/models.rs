@@ -27,7 +27,7 @@ pub fn one(app: &App, name: &str) -> Value {
     let card = &app.card;
     let depth = card
         .depth
-        .map(|(layers, steps, threshold)| json!({"layers": layers, "steps": steps, "threshold": threshold}));
+        .map(|(layers, steps, threshold)| json!({"layers": layers, "steps": steps, "threshold": short(threshold)}));
     json!({
         "id": name, "object": "model", "created": app.created, "owned_by": "emberlm",
         // As vLLM and as OpenRouter call it.
@@ -38,4 +38,9 @@ pub fn one(app: &App, name: &str) -> Value {
             "n_ctx_train": card.trained_context, "chat_template": card.has_chat_template,
         },
     })
+}
+
+/// The number that its digits say, and not what they become in 64 bits.
+fn short(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(f64::from(x))
 }

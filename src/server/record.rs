@@ -28,7 +28,6 @@ struct Facts {
     cached: usize,
     generated: usize,
     first_token: Option<Instant>,
-    last_token: Option<Instant>,
     reason: Option<&'static str>,
     /// The whole answer was handed to the connection.
     complete: bool,
@@ -62,14 +61,14 @@ impl Record {
         self.facts().cached = tokens;
     }
 
-    /// A token was chosen.
-    pub fn token(&self) {
+    /// A token was chosen; `last` is when the one before it was, of the same answer.
+    pub fn token(&self, last: &mut Option<Instant>) {
         let now = Instant::now();
-        let mut facts = self.facts();
-        match facts.last_token.replace(now) {
+        match last.replace(now) {
             Some(before) => self.metrics.time_between_tokens.observe((now - before).as_secs_f64()),
             None => self.metrics.time_to_first_token.observe((now - self.begun).as_secs_f64()),
         }
+        let mut facts = self.facts();
         facts.first_token.get_or_insert(now);
         facts.generated += 1;
     }

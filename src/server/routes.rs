@@ -12,6 +12,8 @@ use axum::{Extension, Router};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
+use super::anthropic::{self, MessageEvents};
+use super::anthropic_in;
 use super::app::App;
 use super::chat::{self, Chunks, TokenReports};
 use super::completions::{self, TextChunks, Told};
@@ -23,7 +25,9 @@ use super::limits;
 use super::metrics;
 use super::models;
 use super::record::{Record, RecordedBody};
-use super::run::{Run, collect};
+use super::responses::{self, ResponseEvents};
+use super::responses_in;
+use super::run::{Ask, Run, collect};
 use super::sse::{self, Head};
 use super::tokens;
 
@@ -46,6 +50,9 @@ pub fn router(app: &Arc<App>) -> Router {
         .route("/v1/models/{*name}", get(one_model))
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(text_completions))
+        .route("/v1/responses", post(create_response))
+        .route("/v1/messages", post(create_message))
+        .route("/v1/messages/count_tokens", post(count_tokens))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .fallback(not_found)
@@ -184,6 +191,68 @@ async fn text_completions(
     }
     let (answers, usage) = collect(run).await?;
     Ok(json_response(&told.whole(&answers, usage)))
+}
+
+async fn create_response(
+    State(app): Shared,
+    Extension(record): Recorded,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let map = body(&app, request).await?;
+    let (stream, asks) = app.blocking(move |app| converted(app, &map, &responses_in::to_chat(&map)?)).await?;
+    let head = head(&app, "resp_");
+    let run = Run::start(app.engine()?, asks, &record)?;
+    if stream {
+        return Ok(sse::stream(run, ResponseEvents::new(head), app.keep_alive));
+    }
+    let (mut answers, usage) = collect(run).await?;
+    Ok(json_response(&responses::whole(&head, answers.pop().unwrap_or_default(), usage)))
+}
+
+async fn create_message(
+    State(app): Shared,
+    Extension(record): Recorded,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let map = body(&app, request).await?;
+    let (stream, asks) = app
+        .blocking(move |app| {
+            if !map.contains_key("max_tokens") {
+                return Err(ApiError::field("max_tokens", "is missing"));
+            }
+            converted(app, &map, &anthropic_in::to_chat(&map)?)
+        })
+        .await?;
+    let head = head(&app, "msg_");
+    let run = Run::start(app.engine()?, asks, &record)?;
+    if stream {
+        let prompt = run.usage().prompt;
+        return Ok(sse::stream(run, MessageEvents::new(head, prompt), app.keep_alive));
+    }
+    let (mut answers, usage) = collect(run).await?;
+    Ok(json_response(&anthropic::whole(&head, &answers.pop().unwrap_or_default(), usage)))
+}
+
+async fn count_tokens(State(app): Shared, request: Request) -> Result<Response, ApiError> {
+    let map = read_object(&app, request).await?;
+    let tokens = app
+        .blocking(move |app| {
+            let chat = anthropic_in::to_chat(&map)?;
+            Ok(chat::read(checked(app, &chat)?, &app.defaults)?.job.prompt(app)?.ids.len())
+        })
+        .await?;
+    Ok(json_response(&json!({"input_tokens": tokens})))
+}
+
+/// One ask for a body that was made that of a chat, and whether its answer is streamed.
+fn converted(
+    app: &App,
+    map: &Map<String, Value>,
+    chat: &Map<String, Value>,
+) -> Result<(bool, Vec<Ask>), ApiError> {
+    let stream = Fields::root(map).bool("stream")?.unwrap_or(false);
+    let body = chat::read(checked(app, chat)?, &app.defaults)?;
+    Ok((stream, body.job.asks(app)?))
 }
 
 async fn tokenize(State(app): Shared, request: Request) -> Result<Response, ApiError> {

@@ -5,6 +5,7 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use emberlm::model::engine::{EngineHandle, Finish, LogProbabilities, Piece, Request, Summary, Ticket, Update};
 use emberlm::model::generate::TokenDepth;
@@ -92,6 +93,7 @@ struct Choice {
     counts_prompt: bool,
     called: bool,
     ended: bool,
+    last_token: Option<Instant>,
 }
 
 /// The answers of one request.
@@ -124,6 +126,7 @@ impl Run {
                 counts_prompt: !ask.same_prompt,
                 called: false,
                 ended: false,
+                last_token: None,
             });
             // A full queue means that nobody has read for long; a closed one, that the client is gone.
             tickets.push(engine.submit(ask.request, move |update| send.try_send((i, update)).is_ok())?);
@@ -185,7 +188,7 @@ impl Run {
             }
             Update::Token(piece) => {
                 if piece.token.is_some() {
-                    self.record.token();
+                    self.record.token(&mut choice.last_token);
                     self.usage.generated += 1;
                 }
                 let delta = choice.piece(i, piece);

@@ -259,10 +259,13 @@ impl fmt::Debug for EngineHandle {
     }
 }
 
+/// What is wrong with a request, as far as that can be told without the model.
+type Check = Box<dyn Fn(&Request) -> Result<()> + Send + Sync>;
+
 /// What all handles of an engine share.
 struct Front {
     shared: Arc<Shared>,
-    check: Box<dyn Fn(&Request) -> Result<()> + Send + Sync>,
+    check: Check,
     limits: Limits,
     thread: Mutex<Option<JoinHandle<()>>>,
 }

@@ -78,7 +78,7 @@ pub mod prelude {
     pub use emberlm_model::generate::{Finish, GenerateOptions, Generator, Piece, Pieces, Summary};
     pub use emberlm_model::sampling::SamplingConfig;
     pub use emberlm_model::text::{ChatOptions, Message, StopSet, TextProcessor};
-    pub use emberlm_model::{CausalLm, Error, Pretrained, QuantizeOnLoad, Result, Span, WeightOptions};
+    pub use emberlm_model::{CausalLm, DepthOptions, Error, Pretrained, QuantizeOnLoad, Result, Span, WeightOptions};
     pub use emberlm_quant::CompactBackend;
     pub use emberlm_quant::kv::KvFormat;
 }

@@ -238,7 +238,7 @@ fn attention(bencher: Bencher, (seq, past): (usize, usize)) {
         rng.floats(kv_heads * t * head_dim, 1.0).into_iter().map(|v| half::f16::from_f32(v).to_bits()).collect();
     let q = rng.floats(seq * heads * head_dim, 1.0);
     let mut out = q.clone();
-    let p = Attention { batch: 1, seq, heads, kv_heads, head_dim, past, capacity: t, scale: 0.1, left_pad: None };
+    let p = Attention { batch: 1, seq, heads, kv_heads, head_dim, past, capacity: t, scale: 0.1 };
     let kv = KeyValue::Plain(CacheSlice::F16(&cache));
     let pairs = seq * past + seq * (seq + 1) / 2;
     measure(bencher, 4 * cache.len(), 4 * heads * head_dim * pairs, || cpu::attention(&q, &kv, &kv, &p, &mut out));

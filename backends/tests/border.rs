@@ -150,7 +150,6 @@ fn caches_whose_shapes_wrap_around() {
         past,
         capacity,
         scale: 1.0,
-        left_pad: None,
     };
     let two = [1.0f32; 2];
     let attend = |p: Attention| {
@@ -160,7 +159,6 @@ fn caches_whose_shapes_wrap_around() {
     refused("queries", "q [", || attend(shape(HALF + 1, 1, 0, 1)));
     refused("stored keys", "the cache [", || attend(shape(1, 1, 0, HALF + 1)));
     refused("past", "overflows", || attend(shape(1, 1, usize::MAX, 1)));
-    refused("padding", "left_pad", || attend(Attention { left_pad: Some(&[0, 0]), ..shape(1, 1, 0, 1) }));
     refused("codes", "the code cache", || {
         let output = Layer { weight: f32_weight(2, 1, &two), bias: None };
         let decoder = CodeDecoder { hidden: None, output };

@@ -143,7 +143,7 @@ fn caches_and_attention() {
     let mut rng = Rng(55);
     for &(seq, past, head_dim) in some(&[(1, 2, 5), (13, 0, 3), (1, 0, 1), (2, 65, 17), (3, 61, 33), (1, 130, 64)], 2) {
         let (heads, kv_heads, t) = (4, 2, past + seq);
-        let p = Attention { batch: 1, seq, heads, kv_heads, head_dim, past, capacity: t, scale: 0.3, left_pad: None };
+        let p = Attention { batch: 1, seq, heads, kv_heads, head_dim, past, capacity: t, scale: 0.3 };
         let mut halves = vec![0u16; kv_heads * t * head_dim].into_boxed_slice();
         let src = rng.floats(halves.len(), 1.5).into_boxed_slice();
         let store = StoreKv { batch: 1, seq: t, heads: kv_heads, capacity: t, width: head_dim, at: 0 };

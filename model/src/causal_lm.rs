@@ -15,7 +15,9 @@ use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::limits::{check_device, check_pass};
 use crate::loader::{self, Loader, WeightOptions, WeightSource};
-use crate::nn::{Decoder, DepthTrace, FeedForward, ForwardContext, RotaryEmbedding, Span, SpanPosition};
+use crate::nn::{
+    Decoder, DepthOptions, DepthTrace, FeedForward, ForwardContext, PassDepth, RotaryEmbedding, Span, SpanPosition,
+};
 use crate::plan::{LoadPlan, Progress};
 
 /// Tokens per pass when a long prompt is fed in.
@@ -141,6 +143,24 @@ impl<B: CompactBackend> CausalLm<B> {
         }
     }
 
+    /// Checks what a sequence may ask for.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when a threshold is not a number from 0 to 1, the steps are none or more than the model has, or the model has
+    /// no adaptive depth and something is asked for.
+    pub fn check_depth(&self, depth: DepthOptions) -> Result<()> {
+        depth.check(self.max_depth())
+    }
+
+    /// The most steps that every layer has; none in a model without adaptive depth.
+    pub(crate) fn max_depth(&self) -> Option<usize> {
+        let steps = self.model.layers.iter().filter_map(|layer| match &layer.mlp {
+            FeedForward::Crest(mlp) => Some(mlp.max_steps()),
+            FeedForward::Dense(_) => None,
+        });
+        steps.min()
+    }
+
     /// The type of activations.
     pub fn activations(&self) -> FloatType {
         self.activations
@@ -178,7 +198,7 @@ impl<B: CompactBackend> CausalLm<B> {
     ///
     /// # Errors
     /// [`Error::Prompt`] when a span has no tokens, the spans are not all of `ids`, or an id is outside the vocabulary;
-    /// [`Error::Option`] when a cache is another model's; [`Error::Buffer`] or [`Error::Memory`] when there is no room. The caches
+    /// [`Error::Option`] when a cache is another model's, or a depth [cannot be](Self::check_depth); [`Error::Buffer`] or [`Error::Memory`] when there is no room. The caches
     /// then hold the tokens that they held.
     pub fn forward(
         &self,
@@ -203,7 +223,8 @@ impl<B: CompactBackend> CausalLm<B> {
             self.check_tensor(&ids)?;
             self.check_size((b, 0, s), b, options.logits)?;
             let position = SpanPosition { first: 0, past: 0, new: s, expected: 0 };
-            let context = ForwardContext::new(&[position], &self.rotary, self.activations.into(), &ids.device());
+            let depth = PassDepth::new([(b * s, DepthOptions::default())]);
+            let context = ForwardContext::new(&[position], depth, &self.rotary, self.activations.into(), &ids.device());
             self.run(ids, &context, None, options)
         })
     }
@@ -222,14 +243,15 @@ impl<B: CompactBackend> CausalLm<B> {
         spans.iter_mut().try_for_each(|span| span.cache.make_room(span.tokens))?;
         let positions: Vec<SpanPosition> = spans
             .iter()
-            .map(|Span { tokens, cache }| SpanPosition {
+            .map(|Span { tokens, cache, .. }| SpanPosition {
                 first: cache.first_position(),
                 past: cache.len(),
                 new: *tokens,
                 expected: cache.expected(),
             })
             .collect();
-        let context = ForwardContext::new(&positions, &self.rotary, self.activations.into(), &ids.device());
+        let depth = PassDepth::new(spans.iter().map(|span| (span.tokens, span.depth)));
+        let context = ForwardContext::new(&positions, depth, &self.rotary, self.activations.into(), &ids.device());
         let out = self.run(ids.reshape([1, n]), &context, Some(spans), options)?;
         spans.iter_mut().for_each(|span| span.cache.advance(span.tokens));
         Ok(out)
@@ -285,6 +307,7 @@ impl<B: CompactBackend> CausalLm<B> {
             }
             tokens = tokens.saturating_add(span.tokens);
             span.cache.check_model(&shapes)?;
+            self.check_depth(span.depth)?;
         }
         if tokens != n {
             return Err(Error::Prompt(format!("{n} ids for spans of {tokens} tokens")));
@@ -319,7 +342,7 @@ impl<B: CompactBackend> CausalLm<B> {
         for start in (0..ids.len()).step_by(chunk) {
             let part = &ids[start..ids.len().min(start + chunk)];
             let wanted = if start + part.len() == ids.len() { LogitsFor::Last } else { LogitsFor::Nothing };
-            let mut spans = [Span { tokens: part.len(), cache: &mut *cache }];
+            let mut spans = [Span::new(part.len(), &mut *cache)];
             let options = ForwardOptions { logits: wanted, hidden: false };
             logits = self.forward(self.ids(part)?, &mut spans, options)?.logits;
         }

@@ -10,7 +10,7 @@ use emberlm_quant::kv::{KvFormat, KvStore};
 use crate::cache::LayerCache;
 use crate::causal_lm::{CausalLm, ForwardOptions, LogitsFor};
 use crate::error::{Error, Result};
-use crate::nn::Span;
+use crate::nn::{DepthOptions, Span};
 use crate::read::{elements, read_back};
 
 /// How the tokens were run.
@@ -20,6 +20,8 @@ pub(crate) struct Run {
     pub chunk: usize,
     /// Of the cache.
     pub format: KvFormat,
+    /// How deep tokens went.
+    pub depth: DepthOptions,
 }
 
 /// An error of a run over `ids`: one about numbers that are not finite also names the layer where they arise.
@@ -77,7 +79,7 @@ fn look<B: CompactBackend>(
             return Ok(None);
         }
         let options = ForwardOptions { logits: LogitsFor::Last, hidden: true };
-        let mut spans = [Span { tokens: part.len(), cache: &mut cache }];
+        let mut spans = [Span { tokens: part.len(), cache: &mut cache, depth: run.depth }];
         let out = model.forward(model.ids(part)?, &mut spans, options)?;
         let from = |what: &str, row: usize| {
             let (at, id) = (start + row, part.get(row).copied().unwrap_or_default());

@@ -9,7 +9,7 @@ use emberlm_quant::kv::KvFormat;
 use crate::causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, LogitsFor};
 use crate::diagnose::{Run, explained};
 use crate::error::{Error, Result};
-use crate::nn::Span;
+use crate::nn::{DepthOptions, Span};
 use crate::read::{elements, read_back};
 use crate::token_depth::{TokenDepth, token_depths};
 
@@ -128,7 +128,7 @@ pub fn evaluate<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32], options: &E
         let end = ids.len().min(begin + text);
         let first = done.max(begin + options.skip);
         let window = Window { ids, begin, end, first };
-        let run = Run { chunk, format: options.cache };
+        let run = Run { chunk, format: options.cache, depth: DepthOptions::default() };
         read_window(model, window, options, chunk, &mut out)
             .map_err(|error| explained(error, model, &window.read(&options.prefix), run, || false))?;
         done = end;
@@ -172,7 +172,7 @@ fn read_window<B: CompactBackend>(
         // What follows the pass over a token predicts the token after it.
         let targets = i * chunk + 1..(i * chunk + 1 + part.len()).min(read.len());
         let wanted = if first < targets.end { LogitsFor::All } else { LogitsFor::Nothing };
-        let mut spans = [Span { tokens: part.len(), cache: &mut cache }];
+        let mut spans = [Span::new(part.len(), &mut cache)];
         let want = ForwardOptions { logits: wanted, hidden: false };
         let pass = model.forward(model.ids(part)?, &mut spans, want)?;
         let depth = token_depths(&pass, part.len())?;

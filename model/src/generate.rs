@@ -14,6 +14,7 @@ use crate::causal_lm::{CausalLm, DEFAULT_CHUNK};
 use crate::engine::{Engine, EngineOptions, EventKind, Finished, Request, SequenceId};
 pub use crate::engine::{Finish, Piece, Summary};
 use crate::error::Result;
+use crate::nn::DepthOptions;
 use crate::sampling::{LogitsProcessors, SamplingConfig};
 use crate::text::{StopSet, StopStrings, TextProcessor};
 pub use crate::token_depth::TokenDepth;
@@ -35,6 +36,8 @@ pub struct GenerateOptions {
     pub chunk: usize,
     /// Number format of cached keys and values.
     pub cache: KvFormat,
+    /// How deep tokens go (CREST).
+    pub depth: DepthOptions,
     /// Record the depth of every token (CREST).
     pub trace: bool,
 }
@@ -50,6 +53,7 @@ impl Default for GenerateOptions {
             stop_strings: Vec::new(),
             chunk: DEFAULT_CHUNK,
             cache: KvFormat::default(),
+            depth: DepthOptions::default(),
             trace: false,
         }
     }
@@ -120,6 +124,7 @@ impl<'a, B: CompactBackend> Generator<'a, B> {
             max_tokens: options.max_tokens,
             stop_tokens: options.stop_tokens,
             stop_strings: options.stop_strings,
+            depth: options.depth,
             trace: options.trace,
             log_probabilities: None,
         };

@@ -25,8 +25,8 @@ pub use causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, ForwardOutput, Logi
 pub use error::{Error, Result};
 pub use loader::{SourceEntry, WeightOptions, WeightSource};
 pub use nn::{
-    Attention, CausalConv1d, CrestFfn, Decoder, DecoderLayer, DepthTrace, FeedForward, GatedDeltaNet, HaltGate,
-    KvCompressor, RmsNorm, RotaryEmbedding, Span,
+    Attention, CausalConv1d, CrestFfn, Decoder, DecoderLayer, DepthOptions, DepthRun, DepthTrace, FeedForward,
+    GatedDeltaNet, HaltGate, KvCompressor, RmsNorm, RotaryEmbedding, Span,
 };
 pub use plan::{LoadPlan, ModelPart, PlannedTensor, Progress, QuantizeOnLoad};
 pub use pretrained::Pretrained;

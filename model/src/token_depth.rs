@@ -36,12 +36,14 @@ pub(crate) fn token_depths<B: CompactBackend>(out: &ForwardOutput<B>, s: usize) 
         halt.iter().fold(all.register(steps.clone()), |all, halt| all.register(halt.clone()))
     });
     let mut data = read_back(everything)?;
-    for DepthTrace { halt, .. } in &out.depth {
+    for DepthTrace { halt, runs, .. } in &out.depth {
         let steps: Vec<i64> = elements(data.next())?;
         let halt: Vec<Vec<f32>> = halt.iter().map(|_| elements(data.next())).collect::<Result<_>>()?;
-        for (i, (token, &steps)) in tokens.iter_mut().zip(&steps).enumerate() {
+        // Others in the pass may run more steps than a token could.
+        let most = runs.iter().flat_map(|run| std::iter::repeat_n(run.steps, run.tokens));
+        for ((i, (token, &steps)), most) in tokens.iter_mut().zip(&steps).enumerate().zip(most) {
             token.steps.push(steps.unsigned_abs() as u32);
-            token.halt.push(halt.iter().filter_map(|h| h.get(i).copied()).collect());
+            token.halt.push(halt.iter().take(most.saturating_sub(1)).filter_map(|h| h.get(i).copied()).collect());
         }
     }
     Ok(tokens)

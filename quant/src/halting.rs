@@ -3,7 +3,7 @@
 //! With gate values `h_k`, `p_k = h_k prod_{j<k}(1 - h_j)`; the last step has `h = 1`.
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{Bool, DType, Int, Tensor};
+use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 
 pub use emberlm_backends::types::{HaltMode, HaltRule, HaltWeights};
 
@@ -35,10 +35,37 @@ impl<B: Backend> HaltState<B> {
     }
 }
 
+/// What each token of a call follows, where they do not all follow the threshold of one [`HaltRule`].
+#[derive(Clone, Debug)]
+pub struct HaltRows<B: Backend> {
+    /// `[m]` F32: in `[0, 1]`, or [`NEVER`](Self::NEVER).
+    pub threshold: Tensor<B, 1>,
+    /// `[m]`: the step, counted from 1, that is the token's last one: `h = 1` there, whatever its gate says.
+    pub steps: Tensor<B, 1, Int>,
+}
+
+impl<B: Backend> HaltRows<B> {
+    /// A threshold that no token reaches: it runs all of its steps.
+    pub const NEVER: f32 = f32::MAX;
+
+    /// Of one threshold and one number of steps per token.
+    ///
+    /// # Panics
+    /// When there are not as many of the one as of the other.
+    pub fn new(threshold: Vec<f32>, steps: Vec<i64>, device: &B::Device) -> Self {
+        assert_eq!(threshold.len(), steps.len(), "a threshold and a number of steps per token");
+        let m = steps.len();
+        Self {
+            threshold: Tensor::from_data(TensorData::new(threshold, [m]), (device, DType::F32)),
+            steps: Tensor::from_data(TensorData::new(steps, [m]), device),
+        }
+    }
+}
+
 /// What one step did to `m` tokens; zeros for tokens that had stopped before.
 #[derive(Clone, Debug)]
 pub struct HaltRecord<B: Backend> {
-    /// `[m]`: `h_k`; absent after the last step.
+    /// `[m]`: `h_k`, 0 at the last step of a token; absent after the last step of all.
     pub probability: Option<Tensor<B, 1>>,
     /// `[m]`: the mixing weight of this step's state.
     pub weight: Tensor<B, 1>,

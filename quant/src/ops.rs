@@ -7,7 +7,7 @@ use burn::module::Param;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, Int, Tensor};
 
-use crate::halting::{HaltRecord, HaltRule, HaltState};
+use crate::halting::{HaltRecord, HaltRows, HaltRule, HaltState};
 use crate::host::FloatType;
 use crate::kv::{KeyValue, KvStore, Rotary};
 use crate::layers::{Linear, SwiGlu};
@@ -203,18 +203,16 @@ pub trait CompactBackend: Backend {
     }
 
     /// Causal grouped-query attention of `s` new tokens over the `past + s` of the cache, softmax in f32.
-    /// `left_pad` is the number of leading slots of each row that hold no token; a query there gives 0.
     ///
     /// # Shapes
-    /// `q [b, s, heads, head_dim]`, `left_pad [b]` `-> [b, s, heads, head_dim]`
+    /// `q [b, s, heads, head_dim] -> [b, s, heads, head_dim]`
     fn cached_attention(
         q: Tensor<Self, 4>,
         k: KeyValue<'_, Self>,
         v: KeyValue<'_, Self>,
-        left_pad: Option<Tensor<Self, 1, Int>>,
         shape: AttentionShape,
     ) -> Tensor<Self, 4> {
-        reference::attention(q, k, v, left_pad, shape)
+        reference::attention(q, k, v, shape)
     }
 
     /// `x * sigmoid(gate)`.
@@ -267,17 +265,19 @@ pub trait CompactBackend: Backend {
     }
 
     /// Mixes the state of one step into the output and decides which tokens go on. `halt_logit` is the gate before its
-    /// sigmoid; none on the last step.
+    /// sigmoid; none on the last step. With `rows` every token has a threshold and a last step of its own, and those of `rule` do
+    /// not count.
     ///
     /// # Shapes
-    /// `step_state [m, h]`, `halt_logit [m]`
+    /// `step_state [m, h]`, `halt_logit [m]`, `rows [m]`
     fn halt_step(
         state: HaltState<Self>,
         step_state: Tensor<Self, 2>,
         halt_logit: Option<Tensor<Self, 1>>,
         rule: HaltRule,
+        rows: Option<&HaltRows<Self>>,
     ) -> (HaltState<Self>, HaltRecord<Self>) {
-        reference::halt_step(state, step_state, halt_logit, rule)
+        reference::halt_step(state, step_state, halt_logit, rule, rows)
     }
 
     /// The `k` largest numbers of each row, the largest first, and their columns. Among equals the lowest column comes first;

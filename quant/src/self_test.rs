@@ -11,7 +11,7 @@ use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 use emberlm_backends::random::SplitMix64;
 
 use crate::format;
-use crate::halting::{HaltMode, HaltRule, HaltWeights};
+use crate::halting::{HaltMode, HaltRows, HaltRule, HaltWeights};
 use crate::host::{FloatType, HostStorage, HostWeight};
 use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvFormat, KvStore, Rotary};
 use crate::modules::{Linear, SwiGlu};
@@ -241,7 +241,7 @@ impl<'a, B: CompactBackend> Results<'a, B> {
             };
             let (k, v) = (store(), store());
             let shape = AttentionShape { past, kv_heads, scale: (dim as f64).powf(-0.5) };
-            let out = B::cached_attention(q.clone(), KeyValue::Plain(&k), KeyValue::Plain(&v), None, shape);
+            let out = B::cached_attention(q.clone(), KeyValue::Plain(&k), KeyValue::Plain(&v), shape);
             self.keep(format!("attention of {s} tokens, {format:?}"), out);
         }
         self.codes(s, &q);
@@ -287,23 +287,29 @@ impl<'a, B: CompactBackend> Results<'a, B> {
         let decoder = CodeDecoder { hidden, activation: CodeActivation::Gelu, output };
         let v = KeyValue::Compressed { codes: &codes, decoder: &decoder, rotary: None };
         let shape = AttentionShape { past, kv_heads, scale: (dim as f64).powf(-0.5) };
-        let out = B::cached_attention(q.clone(), KeyValue::Plain(&k), v, None, shape);
+        let out = B::cached_attention(q.clone(), KeyValue::Plain(&k), v, shape);
         self.keep(format!("attention of {s} tokens to codes"), out);
     }
 
     fn halting(&mut self, m: usize) {
         let rule =
             HaltRule { mode: HaltMode::Cumulative, weights: HaltWeights::Remainder, enabled: true, threshold: 0.7 };
-        let mut state = B::start_halting(m, 24, self.device);
-        for step in 0..3 {
-            let s = self.activations([m, 24]);
-            let logit = (step < 2).then(|| self.activations([m]));
-            let (next, record) = B::halt_step(state, s, logit, rule);
-            self.keep(format!("weights of halting step {step}, {m} tokens"), record.weight);
-            state = next;
+        // All tokens by one threshold, then each by its own.
+        for own in [false, true] {
+            let thresholds = (0..m).map(|i| [0.3, 0.7, HaltRows::<B>::NEVER][i % 3]).collect();
+            let steps = (0..m).map(|i| 3 - (i / 3 % 3) as i64).collect();
+            let rows = own.then(|| HaltRows::new(thresholds, steps, self.device));
+            let mut state = B::start_halting(m, 24, self.device);
+            for step in 0..3 {
+                let s = self.activations([m, 24]);
+                let logit = (step < 2).then(|| self.activations([m]));
+                let (next, record) = B::halt_step(state, s, logit, rule, rows.as_ref());
+                self.keep(format!("weights of halting step {step}, {m} tokens"), record.weight);
+                state = next;
+            }
+            self.keep(format!("steps of {m} tokens"), state.steps.float());
+            self.keep(format!("mixture of {m} tokens"), state.output);
         }
-        self.keep(format!("steps of {m} tokens"), state.steps.float());
-        self.keep(format!("mixture of {m} tokens"), state.output);
         let x = self.tensor([m, 1100]);
         let (values, columns) = B::top_k(x, 7);
         self.keep(format!("the largest of {m} rows"), values);

@@ -145,7 +145,7 @@ fn dump<B: CompactBackend>(args: &DumpArgs, device: &OpenDevice<B>) -> Result<()
             continue;
         }
         let spans = caches.iter_mut().zip(&slots).filter(|(_, slots)| !slots.is_empty());
-        let mut spans: Vec<_> = spans.map(|(cache, slots)| Span { tokens: slots.len(), cache }).collect();
+        let mut spans: Vec<_> = spans.map(|(cache, slots)| Span::new(slots.len(), cache)).collect();
         let options = ForwardOptions { logits: LogitsFor::All, hidden: true };
         let result = model.forward(model.ids(&ids)?, &mut spans, options)?;
         last = record.add(&slots, result)?;
@@ -182,7 +182,7 @@ fn greedy<B: CompactBackend>(
     let (mut logits, mut next) = (logits, Vec::new());
     for step in 0..n {
         if step > 0 {
-            let mut spans: Vec<_> = caches.iter_mut().map(|cache| Span { tokens: 1, cache }).collect();
+            let mut spans: Vec<_> = caches.iter_mut().map(|cache| Span::new(1, cache)).collect();
             let options = ForwardOptions { logits: LogitsFor::Last, hidden: false };
             let out = model.forward(model.ids(&next)?, &mut spans, options)?;
             logits = out.logits.ok_or_else(|| anyhow!("the pass gave no logits"))?;

@@ -237,7 +237,7 @@ impl<'a, B: CompactBackend> Rows<'a, B> {
     /// Feeds each sequence these tokens, some of them none.
     pub fn pass(&mut self, tokens: &[&[u32]], options: ForwardOptions) -> ForwardOutput<B> {
         let spans = self.caches.iter_mut().zip(tokens).filter(|(_, tokens)| !tokens.is_empty());
-        let mut spans: Vec<_> = spans.map(|(cache, tokens)| Span { tokens: tokens.len(), cache }).collect();
+        let mut spans: Vec<_> = spans.map(|(cache, tokens)| Span::new(tokens.len(), cache)).collect();
         let ids = self.model.ids(&tokens.concat()).expect("ids");
         self.model.forward(ids, &mut spans, options).expect("a pass")
     }

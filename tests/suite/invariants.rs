@@ -22,7 +22,7 @@ struct Fed {
 /// Feeds a sequence in pieces of `chunk` tokens.
 fn feed<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32], cache: &mut Cache<B>, chunk: usize) -> Fed {
     let pieces = ids.chunks(chunk).map(|piece| {
-        let spans = &mut [Span { tokens: piece.len(), cache: &mut *cache }];
+        let spans = &mut [Span::new(piece.len(), &mut *cache)];
         pass(model, piece, spans)
     });
     pieces.reduce(Fed::then).expect("tokens")
@@ -191,7 +191,7 @@ fn check_spans<B: CompactBackend>(
             break;
         }
         let spans = caches.iter_mut().zip(&next).filter(|(_, tokens)| !tokens.is_empty());
-        let mut spans: Vec<_> = spans.map(|(cache, tokens)| Span { tokens: tokens.len(), cache }).collect();
+        let mut spans: Vec<_> = spans.map(|(cache, tokens)| Span::new(tokens.len(), cache)).collect();
         let out = pass(model, &ids, &mut spans);
         let mut end = 0;
         for (fed, tokens) in fed.iter_mut().zip(&next).filter(|(_, tokens)| !tokens.is_empty()) {
@@ -534,7 +534,7 @@ pub fn forward_errors<B: CompactBackend>(device: &B::Device) {
         let forward = |ids, tokens, cache: &mut Cache<B>| {
             let before = (cache.len(), cache.bytes());
             let options = ForwardOptions { logits: LogitsFor::All, hidden: false };
-            let out = model.forward(ids, &mut [Span { tokens, cache: &mut *cache }], options);
+            let out = model.forward(ids, &mut [Span::new(tokens, &mut *cache)], options);
             if out.is_err() {
                 assert_eq!((cache.len(), cache.bytes()), before, "{}: the cache has changed", fixture.name());
             }

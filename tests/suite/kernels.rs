@@ -4,7 +4,7 @@ use burn::module::{Param, ParamId};
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::format;
-use emberlm::quant::halting::{HaltMode, HaltRule, HaltState, HaltWeights};
+use emberlm::quant::halting::{HaltMode, HaltRows, HaltRule, HaltState, HaltWeights};
 use emberlm::quant::host::{FloatType, HostStorage, HostWeight};
 use emberlm::quant::kv::{CodeActivation, CodeDecoder, KeyValue, KvFormat, KvStore, Rotary};
 use emberlm::quant::modules::{Linear, SwiGlu};
@@ -228,18 +228,10 @@ pub fn attention<B: CompactBackend>(device: &B::Device) {
                 ("both compressed", compressed(&gelu), compressed(&flat)),
                 ("a code per head", by_head, KeyValue::Plain(&v)),
             ] {
-                for pad in [None, Some(vec![0i64, (t as i64 - 1).min(4)])] {
-                    let left_pad = pad
-                        .as_ref()
-                        .map(|pad| Tensor::<B, 1, Int>::from_data(TensorData::from(pad.as_slice()), device));
-                    let got = B::cached_attention(q.clone(), k, v, left_pad.clone(), shape);
-                    let expected = reference::attention(q.clone(), k, v, left_pad, shape);
-                    close(
-                        &format!("attention {name}, past {past}, s {s}, heads {heads}, {format:?}, pad {pad:?}"),
-                        got,
-                        expected,
-                    );
-                }
+                let got = B::cached_attention(q.clone(), k, v, shape);
+                let expected = reference::attention(q.clone(), k, v, shape);
+                let what = format!("attention {name}, past {past}, s {s}, heads {heads}, {format:?}");
+                close(&what, got, expected);
             }
         }
     }
@@ -334,30 +326,45 @@ pub fn delta_net<B: CompactBackend>(device: &B::Device) {
 
 pub fn halting<B: CompactBackend>(device: &B::Device) {
     let mut random = Random::new(7);
-    let (m, h, steps) = (33, 6, 4);
     for mode in [HaltMode::Cumulative, HaltMode::Step] {
         for weights in [HaltWeights::Remainder, HaltWeights::Truncate, HaltWeights::State] {
             for enabled in [true, false] {
                 let rule = HaltRule { mode, weights, enabled, threshold: 0.7 };
-                let (mut got, mut expected) = (HaltState::<B>::new(m, h, device), HaltState::<B>::new(m, h, device));
-                for k in 0..steps {
-                    let s: Tensor<B, 2> = tensor(&mut random, [m, h], device);
-                    let logit = (k + 1 < steps).then(|| tensor(&mut random, [m], device) * 2.0);
-                    let (g, g_record) = B::halt_step(got, s.clone(), logit.clone(), rule);
-                    let (e, e_record) = reference::halt_step(expected, s, logit, rule);
-                    let what = format!("{rule:?} step {k}");
-                    assert_eq!(g.active.to_data(), e.active.to_data(), "{what}: active");
-                    assert_eq!(g.steps.to_data(), e.steps.to_data(), "{what}: steps");
-                    close(&what, g.output.clone(), e.output.clone());
-                    close(&what, g_record.weight, e_record.weight);
-                    match (g_record.probability, e_record.probability) {
-                        (Some(g), Some(e)) => close(&what, g, e),
-                        (None, None) => assert_eq!(k + 1, steps),
-                        _ => panic!("{what}: a probability is missing"),
-                    }
-                    (got, expected) = (g, e);
-                }
+                check_halting::<B>(&mut random, rule, None, device);
             }
+            // The threshold of the rule does not count, nor whether it lets tokens stop.
+            let rule = HaltRule { mode, weights, enabled: false, threshold: 0.0 };
+            let thresholds = (0..33).map(|i| [0.0, 0.4, 0.7, 1.0, HaltRows::<B>::NEVER][i % 5]).collect();
+            let rows = HaltRows::<B>::new(thresholds, (0..33).map(|i| 1 + i % 4).collect(), device);
+            check_halting(&mut random, rule, Some(&rows), device);
         }
+    }
+}
+
+/// Four steps of 33 tokens against the plain body.
+fn check_halting<B: CompactBackend>(
+    random: &mut Random,
+    rule: HaltRule,
+    rows: Option<&HaltRows<B>>,
+    device: &B::Device,
+) {
+    let (m, h, steps) = (33, 6, 4);
+    let (mut got, mut expected) = (HaltState::<B>::new(m, h, device), HaltState::<B>::new(m, h, device));
+    for k in 0..steps {
+        let s: Tensor<B, 2> = tensor(random, [m, h], device);
+        let logit = (k + 1 < steps).then(|| tensor(random, [m], device) * 2.0);
+        let (g, g_record) = B::halt_step(got, s.clone(), logit.clone(), rule, rows);
+        let (e, e_record) = reference::halt_step(expected, s, logit, rule, rows);
+        let what = format!("{rule:?}, rows {}, step {k}", rows.is_some());
+        assert_eq!(g.active.to_data(), e.active.to_data(), "{what}: active");
+        assert_eq!(g.steps.to_data(), e.steps.to_data(), "{what}: steps");
+        close(&what, g.output.clone(), e.output.clone());
+        close(&what, g_record.weight, e_record.weight);
+        match (g_record.probability, e_record.probability) {
+            (Some(g), Some(e)) => close(&what, g, e),
+            (None, None) => assert_eq!(k + 1, steps),
+            _ => panic!("{what}: a probability is missing"),
+        }
+        (got, expected) = (g, e);
     }
 }

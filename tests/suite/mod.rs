@@ -3,6 +3,7 @@
 pub mod activations;
 pub mod bodies;
 pub mod choice;
+pub mod depth;
 pub mod engine;
 mod fixture;
 pub mod golden;
@@ -27,6 +28,7 @@ macro_rules! whole_suite {
                 spans_are_their_sequences, another_first_position, uncached_is_cached, keys_compressed_before_rotation,
                 snapshot_is_untouched, reset_is_new, last_is_the_last_of_all, reserve_changes_nothing, cache_bytes_are_its_shapes, depth_set_is_depth_opened,
                 prompt_errors, forward_errors, caches_beyond_memory;
+            depth: spans_are_as_deep_as_alone, depth_asked_for_is_depth_opened, depths_that_cannot_be, requests_are_as_deep_as_alone;
             kernels: reshape, linears, swiglu_mlp, norms, rotary, attention, store_beyond_half_precision, delta_net, halting;
             training: linear_gradients, norm_gradients, attention_gradients, delta_net_gradients, halting_gradients,
                 crest_gradients, one_step_lowers_the_loss, a_cache_of_halves_keeps_gradients;
@@ -49,6 +51,7 @@ macro_rules! whole_suite {
             units: crest_ffn, crest_ffn_parts, delta_rule, nf4, nano;
             invariants: prefill_is_prefill_and_decode, chunked_is_whole, spans_are_their_sequences, uncached_is_cached, keys_compressed_before_rotation,
                 snapshot_is_untouched, reset_is_new, last_is_the_last_of_all, depth_set_is_depth_opened, forward_errors;
+            depth: spans_are_as_deep_as_alone, depth_asked_for_is_depth_opened;
             kernels: as_on_the_processor, store_beyond_half_precision;
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
             split: models;

@@ -191,17 +191,16 @@ pub fn norm_gradients<B: CompactBackend>(device: &B::Device) {
     });
 }
 
-/// Attention with padding over stored keys and values, and over codes.
+/// Attention over stored keys and values, and over codes.
 pub fn attention_gradients<B: CompactBackend>(device: &B::Device) {
     let (b, past, s, heads, kv_heads, hd) = (2, 2, 3, 4, 2, 4);
     let t = past + s;
     let shape = AttentionShape { past, kv_heads, scale: 0.5 };
     let store = |new| Ad::<B>::store_kv(KvStore::new(KvFormat::F32, [b, kv_heads, t + 1, hd], device), new, 0);
-    let left_pad = || Some(Tensor::<Ad<B>, 1, Int>::from_data(TensorData::from([0i64, 1]), device));
     check::<B>("attention", device, |leaves| {
         let (k, v) = (store(leaves.normal([b, t, kv_heads, hd])), store(leaves.normal([b, t, kv_heads, hd])));
         let q = leaves.normal([b, s, heads, hd]);
-        vec![flat(Ad::<B>::cached_attention(q, KeyValue::Plain(&k), KeyValue::Plain(&v), left_pad(), shape))]
+        vec![flat(Ad::<B>::cached_attention(q, KeyValue::Plain(&k), KeyValue::Plain(&v), shape))]
     });
     check::<B>("attention over codes", device, |leaves| {
         let empty = KvStore::<Ad<B>>::new(KvFormat::F32, [b, 1, t, 3], device);
@@ -214,7 +213,7 @@ pub fn attention_gradients<B: CompactBackend>(device: &B::Device) {
         let k = store(leaves.normal([b, t, kv_heads, hd]));
         let v = KeyValue::Compressed { codes: &codes, decoder: &decoder, rotary: None };
         let q = leaves.normal([b, s, heads, hd]);
-        vec![flat(Ad::<B>::cached_attention(q, KeyValue::Plain(&k), v, left_pad(), shape))]
+        vec![flat(Ad::<B>::cached_attention(q, KeyValue::Plain(&k), v, shape))]
     });
 }
 
@@ -228,7 +227,7 @@ pub fn a_cache_of_halves_keeps_gradients<B: CompactBackend>(device: &B::Device) 
     check::<B>("attention over halves", device, |leaves| {
         let (k, v) = (store(leaves.normal([b, t, kv_heads, hd])), store(leaves.normal([b, t, kv_heads, hd])));
         let q = leaves.normal([b, s, heads, hd]);
-        vec![flat(Ad::<B>::cached_attention(q, KeyValue::Plain(&k), KeyValue::Plain(&v), None, shape))]
+        vec![flat(Ad::<B>::cached_attention(q, KeyValue::Plain(&k), KeyValue::Plain(&v), shape))]
     });
     // Without gradients they stay halves.
     assert!(matches!(KvStore::<B>::new(KvFormat::F16, [1, 1, 1, 2], device), KvStore::F16(_)));
@@ -305,7 +304,7 @@ pub fn halting_gradients<B: CompactBackend>(device: &B::Device) {
                         true => leaves.given(gate, [3]),
                         false => Tensor::from_data(TensorData::from(*gate), (device, DType::F32)),
                     });
-                    state = Ad::<B>::halt_step(state, s, logit, rule).0;
+                    state = Ad::<B>::halt_step(state, s, logit, rule, None).0;
                 }
                 vec![flat(state.output)]
             });

@@ -32,6 +32,26 @@ pub struct HaltState {
     pub output: Buffer,
 }
 
+/// What decides whether tokens stop at a step that is not the last of all.
+#[derive(Clone, Copy, Debug)]
+pub struct HaltGate<'a> {
+    /// `[m]`: the gate before its sigmoid.
+    pub logit: &'a Buffer,
+    /// `[m]` F32, written: `h_k`; 0 for tokens that had stopped before, and at the last step of a token.
+    pub probability: &'a Buffer,
+    /// Where tokens differ; the threshold of the rule does not count then.
+    pub rows: Option<&'a HaltRows>,
+}
+
+/// What each token follows, where they do not all follow the threshold of one rule.
+#[derive(Clone, Debug)]
+pub struct HaltRows {
+    /// `[m]` F32: the threshold; above 1 for one that runs all of its steps.
+    pub threshold: Buffer,
+    /// `[m]` integers as those of [`HaltState::steps`]: the step, counted from 1, that is the token's last one.
+    pub steps: Buffer,
+}
+
 /// Before the first step: every token runs, nothing is mixed yet.
 ///
 /// # Shapes
@@ -99,12 +119,11 @@ fn start_kernel<A: Int, I: Int, O: Float>(
     }
 }
 
-/// Mixes the state of one step into the output and decides which tokens go on. Without a logit, which is the gate before
-/// its sigmoid, this is the last step.
+/// Mixes the state of one step into the output and decides which tokens go on. Without a gate this is the
+/// last step of all.
 ///
 /// # Shapes
-/// `step_state [m, h]`, `logit [m]`; `probability` (`h_k`; not written without a logit) and `weight [m]` F32, 0 for tokens
-/// that had stopped before.
+/// `step_state [m, h]`, `weight [m]` F32, 0 for tokens that had stopped before.
 ///
 /// # Panics
 /// If a buffer does not have its shape and type.
@@ -112,8 +131,7 @@ pub fn halt_step<R: Runtime>(
     client: &ComputeClient<R>,
     state: &HaltState,
     step_state: &Buffer,
-    logit: Option<&Buffer>,
-    probability: Option<&Buffer>,
+    gate: Option<HaltGate<'_>>,
     weight: &Buffer,
     p: HaltStep,
 ) {
@@ -130,7 +148,6 @@ pub fn halt_step<R: Runtime>(
     step_state.check("step_state", &[m, h]);
     let floats = [("remaining", &state.remaining), ("cumulative", &state.cumulative), ("weight", weight)];
     floats.iter().for_each(|(name, buffer)| buffer.check_type(name, f32_type()));
-    assert!(logit.is_some() == probability.is_some(), "a logit and its probability come together");
     if m == 0 {
         return;
     }
@@ -138,11 +155,19 @@ pub fn halt_step<R: Runtime>(
     let (active, remaining, cumulative, steps) = state_args;
     // SAFETY: the lengths were checked, and the kernels stay inside them.
     unsafe {
-        match (logit, probability) {
-            (Some(logit), Some(probability)) => {
+        match gate {
+            Some(HaltGate { logit, probability, rows }) => {
                 logit.check("logit", &[m]);
                 probability.check("probability", &[m]);
                 probability.check_type("probability", f32_type());
+                if let Some(rows) = rows {
+                    rows.threshold.check("threshold", &[m]);
+                    rows.threshold.check_type("threshold", f32_type());
+                    rows.steps.check("steps", &[m]);
+                    rows.steps.check_type("steps", state.steps.dtype);
+                }
+                // Read only where there are rows.
+                let (thresholds, last_steps) = rows.map_or((logit, logit), |rows| (&rows.threshold, &rows.steps));
                 gated_step_kernel::launch_unchecked::<R>(
                     client,
                     grid(m),
@@ -154,12 +179,15 @@ pub fn halt_step<R: Runtime>(
                     state.output.arg(),
                     step_state.arg(),
                     logit.arg(),
+                    thresholds.arg(),
+                    last_steps.arg(),
                     probability.arg(),
                     weight.arg(),
                     m as u32,
                     h as u32,
                     threshold,
-                    enabled.then_some(mode),
+                    (enabled || rows.is_some()).then_some(mode),
+                    rows.is_some(),
                     weights,
                     state.active.dtype,
                     state.steps.dtype,
@@ -168,7 +196,7 @@ pub fn halt_step<R: Runtime>(
                     logit.dtype,
                 );
             }
-            _ => last_step_kernel::launch_unchecked::<R>(
+            None => last_step_kernel::launch_unchecked::<R>(
                 client,
                 grid(m),
                 CubeDim::new_1d(UNITS),
@@ -202,12 +230,15 @@ fn gated_step_kernel<A: Int, I: Int, O: Float, F: Float, L: Float>(
     output: &mut Array<O>,
     step_state: &Array<F>,
     logit: &Array<L>,
+    thresholds: &Array<f32>,
+    last_steps: &Array<I>,
     probability: &mut Array<f32>,
     weight: &mut Array<f32>,
     m: u32,
     h: u32,
     threshold: f32,
     #[comptime] mode: Option<HaltMode>,
+    #[comptime] by_row: bool,
     #[comptime] weights: HaltWeights,
     #[define(A)] _active_type: StorageType,
     #[define(I)] _steps_type: StorageType,
@@ -222,13 +253,21 @@ fn gated_step_kernel<A: Int, I: Int, O: Float, F: Float, L: Float>(
     let running = active[token] != A::from_int(0);
     let left = remaining[token];
     let sum = cumulative[token];
+    let mut threshold = threshold;
+    let mut at_last = false.runtime();
+    if comptime!(by_row) {
+        threshold = thresholds[token];
+        at_last = steps[token] + I::from_int(1) >= last_steps[token];
+    }
     let gate = 1.0 / (1.0 + f32::exp(-f32::cast_from(logit[token])));
+    let gate = select(at_last, 1.0f32, gate);
     let p = gate * left;
-    let stop = match comptime!(mode) {
+    let reached = match comptime!(mode) {
         Some(HaltMode::Cumulative) => sum + p >= threshold,
         Some(HaltMode::Step) => gate >= threshold,
         None => false.runtime(),
     };
+    let stop = reached || at_last;
     let share = match weights {
         HaltWeights::Remainder => select(stop, left, p),
         HaltWeights::Truncate => p,
@@ -239,7 +278,7 @@ fn gated_step_kernel<A: Int, I: Int, O: Float, F: Float, L: Float>(
     sync_cube(); // all have read what the first unit writes now
     if UNIT_POS == 0 {
         weight[token] = share;
-        probability[token] = select(running, gate, 0.0f32);
+        probability[token] = select(running && !at_last, gate, 0.0f32);
         if running {
             steps[token] += I::from_int(1);
             cumulative[token] = sum + p;

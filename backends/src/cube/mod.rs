@@ -34,7 +34,7 @@ pub use cache::store_kv;
 pub use conv::{CausalConv1d, causal_conv1d_silu};
 pub use delta::{MAX_KEY_DIM, gated_delta_rule};
 pub use gates::{delta_gates, sigmoid_gate};
-pub use halting::{HaltState, HaltStep, halt_step, start_halting};
+pub use halting::{HaltGate, HaltRows, HaltState, HaltStep, halt_step, start_halting};
 pub use instructions::{Instructions, matrix_types, with_instructions};
 pub use launch::{Buffer, MAX_ELEMENTS, launches};
 pub use matmul::embed::embed;

@@ -1,11 +1,11 @@
 //! Attention over plain caches.
 
 use emberlm_backends::cpu::{self, plain};
-use emberlm_backends::cube::{self, Buffer, KvRows};
+use emberlm_backends::cube::{self, KvRows};
 use half::f16;
 
 use crate::common::{Rng, close};
-use crate::device::{Client, Float, download, upload_ints, upload_words, with_all_instructions};
+use crate::device::{Client, Float, download, upload_words, with_all_instructions};
 
 /// A cache `[b, kv_heads, capacity, width]` here and on the device; slots after `used` are NaN.
 struct Cache {
@@ -48,28 +48,25 @@ struct Case {
     kv_heads: usize,
     group: usize,
     head_dim: usize,
-    left_pad: Option<Vec<usize>>,
 }
 
 fn check(client: &Client, rng: &mut Rng, float: Float, halves: bool, case: &Case) {
-    let &Case { batch, seq, past, kv_heads, group, head_dim, ref left_pad } = case;
+    let &Case { batch, seq, past, kv_heads, group, head_dim } = case;
     let (heads, capacity) = (kv_heads * group, past + seq + 3);
     let dims = [batch, kv_heads, capacity, head_dim];
     let [k, v] = [0, 1].map(|_| Cache::new(client, rng, halves, dims, past + seq));
     let q = float.rounded(&rng.floats(batch * seq * heads * head_dim, 2.0));
     let scale = (head_dim as f32).powf(-0.5);
-    let left_pad = left_pad.as_deref();
-    let twin = cpu::Attention { batch, seq, heads, kv_heads, head_dim, past, capacity, scale, left_pad };
+    let twin = cpu::Attention { batch, seq, heads, kv_heads, head_dim, past, capacity, scale };
     let mut want = vec![0.0; q.len()];
     plain::attention(&q, &k.host(), &v.host(), &twin, &mut want);
 
     let out = float.unwritten(client, q.len());
     let q = float.upload(client, &q);
-    let pad: Option<Buffer> = left_pad.map(|pad| upload_ints(client, pad));
     let (key_dim, value_dim) = (head_dim, head_dim);
     let shape = cube::Attention { batch, seq, heads, kv_heads, key_dim, value_dim, past, scale };
-    cube::attention(client, &q, &k.on_device, &v.on_device, pad.as_ref(), &out, shape);
-    let what = format!("{shape:?}, {float:?}, halves {halves}, left_pad {left_pad:?}");
+    cube::attention(client, &q, &k.on_device, &v.on_device, &out, shape);
+    let what = format!("{shape:?}, {float:?}, halves {halves}");
     let got = download(client, &out);
     close(&what, &got, &want, float.bound(3e-6));
 }
@@ -96,7 +93,7 @@ fn attention_matches_its_twin() {
                 (6, 3, 5, &[(1, 130), (17, 5)]),
             ] {
                 for &(seq, past) in lengths {
-                    let case = Case { batch: 1, seq, past, kv_heads, group, head_dim, left_pad: None };
+                    let case = Case { batch: 1, seq, past, kv_heads, group, head_dim };
                     check(client, &mut rng, float, halves, &case);
                 }
             }
@@ -105,15 +102,12 @@ fn attention_matches_its_twin() {
 }
 
 #[test]
-fn padded_rows_match_their_twin_and_padding_gives_zero() {
+fn rows_of_a_batch_match_their_twin() {
     with_all_instructions(|client| {
         let mut rng = Rng(16);
         for (float, halves) in variants(client) {
-            for (seq, past, pad) in
-                [(1, 5, [0, 3]), (17, 0, [5, 0]), (3, 300, [200, 7]), (70, 0, [69, 65]), (3, 0, [2, 3])]
-            {
-                let case =
-                    Case { batch: 2, seq, past, kv_heads: 2, group: 8, head_dim: 128, left_pad: Some(pad.to_vec()) };
+            for (seq, past) in [(1, 5), (17, 0), (3, 300), (70, 0)] {
+                let case = Case { batch: 2, seq, past, kv_heads: 2, group: 8, head_dim: 128 };
                 check(client, &mut rng, float, halves, &case);
             }
         }
@@ -157,7 +151,7 @@ fn keys_and_values_of_different_widths_and_shared_rows() {
         let q = Float::F32.upload(client, &q);
         let scale = scale as f32;
         let p = cube::Attention { batch, seq, heads, kv_heads: 2, key_dim, value_dim, past, scale };
-        cube::attention(client, &q, &k, &v, None, &out, p);
+        cube::attention(client, &q, &k, &v, &out, p);
         close("shared rows", &download(client, &out), &want, 3e-6);
     });
 }
@@ -170,13 +164,13 @@ fn widths_at_the_limit() {
     for (halves, widths) in [(false, [1024, 512, 510, 255]), (true, [1024, 512, 510, 2])] {
         for head_dim in widths {
             assert!(cube::fits_attention(head_dim), "{head_dim}");
-            let case = Case { batch: 1, seq: 1, past: 3, kv_heads: 1, group: 1, head_dim, left_pad: None };
+            let case = Case { batch: 1, seq: 1, past: 3, kv_heads: 1, group: 1, head_dim };
             check(&client, &mut rng, Float::F32, halves, &case);
         }
     }
     for head_dim in [1028, 514, 257, 4096] {
         assert!(!cube::fits_attention(head_dim), "{head_dim}");
-        let case = Case { batch: 1, seq: 1, past: 3, kv_heads: 1, group: 1, head_dim, left_pad: None };
+        let case = Case { batch: 1, seq: 1, past: 3, kv_heads: 1, group: 1, head_dim };
         let message = emberlm_backends::panics::catch_quietly(|| {
             check(&client, &mut rng, Float::F32, false, &case);
         });

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use emberlm_quant::CompactBackend;
 use emberlm_quant::panics::catch_quietly;
 
+use super::check::RequestCheck;
 use super::request::{EventKind, Piece, Request, Summary};
 use super::totals::EngineTotals;
-use super::{Engine, EngineOptions, SequenceId, check_request};
+use super::{Engine, EngineOptions, SequenceId};
 use crate::causal_lm::CausalLm;
 use crate::error::{Error, Result};
 use crate::text::TextProcessor;
@@ -154,8 +155,8 @@ impl EngineHandle {
         handle: HandleOptions,
     ) -> Result<Self> {
         let shared = Arc::new(Shared::default());
-        let (architecture, empty) = (model.architecture().clone(), model.new_cache(options.kv_format));
-        let check = move |request: &Request| check_request(&architecture, &options, &empty, request);
+        let (check, empty) = (RequestCheck::new(&model, &options), model.new_cache(options.kv_format));
+        let check = move |request: &Request| check.check(&empty, request);
         let (text, of_thread) = (text.clone(), shared.clone());
         let thread = std::thread::Builder::new().name("emberlm-engine".into());
         let thread = thread
@@ -259,10 +260,13 @@ impl fmt::Debug for EngineHandle {
     }
 }
 
+/// What is wrong with a request, as far as that can be told without the model.
+type Check = Box<dyn Fn(&Request) -> Result<()> + Send + Sync>;
+
 /// What all handles of an engine share.
 struct Front {
     shared: Arc<Shared>,
-    check: Box<dyn Fn(&Request) -> Result<()> + Send + Sync>,
+    check: Check,
     limits: Limits,
     thread: Mutex<Option<JoinHandle<()>>>,
 }

@@ -11,6 +11,7 @@
 
 #![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
 
+mod check;
 mod handle;
 mod request;
 mod schedule;
@@ -22,14 +23,14 @@ use std::collections::VecDeque;
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::KvFormat;
 
-use crate::architecture::Architecture;
 use crate::cache::Cache;
 use crate::causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, ForwardOutput, LogitsFor};
 use crate::diagnose::{self, Run};
 use crate::error::{Error, Result};
 use crate::nn::Span;
-use crate::text::{StopStrings, TextProcessor};
+use crate::text::TextProcessor;
 use crate::token_depth::{TokenDepth, token_depths};
+use check::RequestCheck;
 pub use handle::{EngineHandle, EngineStatus, HandleOptions, Refused, Ticket, Update};
 pub use request::{Event, EventKind, Finish, Finished, LogProbabilities, Piece, Request, Summary};
 use schedule::shares;
@@ -79,6 +80,7 @@ pub struct Engine<'m, B: CompactBackend> {
     model: &'m CausalLm<B>,
     text: TextProcessor,
     options: EngineOptions,
+    check: RequestCheck,
     /// Those that take part, the oldest first.
     running: Vec<Sequence<B>>,
     /// Those that wait for room; their caches take none.
@@ -87,25 +89,6 @@ pub struct Engine<'m, B: CompactBackend> {
     events: Vec<Event<B>>,
     totals: EngineTotals,
     next_id: u64,
-}
-
-/// Checks what can be told of a request before anything is computed for it. `cache` holds what comes before its prompt.
-fn check_request<B: CompactBackend>(
-    architecture: &Architecture,
-    options: &EngineOptions,
-    cache: &Cache<B>,
-    request: &Request,
-) -> Result<()> {
-    request.sampling.validate()?;
-    StopStrings::new(request.stop_strings.iter().cloned())?;
-    architecture.check_prompt(&request.prompt, cache.len())?;
-    let read = cache.len().saturating_add(request.prompt.len());
-    cache.check_room(read)?;
-    let bytes = cache.bytes_with_room(read);
-    match options.cache_bytes.filter(|&limit| bytes > limit) {
-        Some(limit) => Err(Error::Memory { what: format!("the cache of {read} tokens"), bytes, limit }),
-        None => Ok(()),
-    }
 }
 
 /// A sequence's part in a step.
@@ -119,15 +102,15 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
     /// An engine without sequences. `text` is what turns tokens into text.
     pub fn new(model: &'m CausalLm<B>, text: &TextProcessor, options: EngineOptions) -> Self {
         let (running, waiting, events) = (Vec::new(), VecDeque::new(), Vec::new());
-        let totals = EngineTotals::default();
-        Self { model, text: text.clone(), options, running, waiting, events, totals, next_id: 0 }
+        let (check, totals) = (RequestCheck::new(model, &options), EngineTotals::default());
+        Self { model, text: text.clone(), options, check, running, waiting, events, totals, next_id: 0 }
     }
 
     /// Takes a request. Nothing is computed before the next [`step`](Self::step).
     ///
     /// # Errors
     /// [`Error::Prompt`] when the prompt is empty, too long, or has ids outside the vocabulary; [`Error::Option`] when a sampling
-    /// option is out of range or a stop string is empty; [`Error::Memory`] when its prompt alone is beyond the budget of bytes.
+    /// option or a depth is out of range or a stop string is empty; [`Error::Memory`] when its prompt alone is beyond the budget of bytes.
     pub fn submit(&mut self, request: Request) -> Result<SequenceId> {
         let cache = self.model.new_cache(self.options.kv_format);
         self.resume(cache, Vec::new(), request)
@@ -142,7 +125,7 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
             let message = format!("holds {} tokens, and the history has {}", cache.len(), history.len());
             return Err(Error::Option { option: "cache".into(), message });
         }
-        check_request(self.model.architecture(), &self.options, &cache, &request)?;
+        self.check.check(&cache, &request)?;
         cache.expect(history.len() + request.prompt.len());
         let id = self.new_id();
         let context = self.model.architecture().config.max_position_embeddings;
@@ -370,7 +353,7 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
             if turn.tokens == pending.len() {
                 wanted = LogitsFor::Last;
             }
-            spans.push(Span { tokens: turn.tokens, cache: &mut sequence.cache });
+            spans.push(Span { tokens: turn.tokens, cache: &mut sequence.cache, depth: sequence.depth });
         }
         let ids = self.model.ids(&ids)?;
         self.model.forward(ids, &mut spans, ForwardOptions { logits: wanted, hidden: false })
@@ -455,7 +438,7 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
         if !self.options.explain_failures {
             return error;
         }
-        let run = Run { chunk: self.options.tokens_per_step, format: self.options.kv_format };
+        let run = Run { chunk: self.options.tokens_per_step, format: self.options.kv_format, depth: sequence.depth };
         diagnose::explained(error, self.model, &sequence.tokens, run, || false)
     }
 }

@@ -5,6 +5,7 @@ use emberlm_quant::CompactBackend;
 use super::SequenceId;
 use crate::cache::Cache;
 use crate::error::Error;
+use crate::nn::DepthOptions;
 use crate::sampling::{LogitsProcessors, SamplingConfig};
 use crate::text::StopSet;
 use crate::token_depth::TokenDepth;
@@ -24,6 +25,8 @@ pub struct Request {
     pub stop_tokens: StopSet,
     /// Strings that end the text; they are not part of it. Names of special tokens count as text here.
     pub stop_strings: Vec<String>,
+    /// How deep its tokens go (CREST).
+    pub depth: DepthOptions,
     /// Tell the depth of every token (CREST).
     pub trace: bool,
     /// Tell how probable every token was, and so many of the most probable ones.
@@ -40,6 +43,7 @@ impl Request {
             max_tokens: 256,
             stop_tokens: StopSet::default(),
             stop_strings: Vec::new(),
+            depth: DepthOptions::default(),
             trace: false,
             log_probabilities: None,
         }

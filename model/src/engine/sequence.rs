@@ -9,6 +9,7 @@ use super::SequenceId;
 use super::request::{Event, EventKind, Finish, Finished, LogProbabilities, Piece, Request, Summary};
 use crate::cache::Cache;
 use crate::error::Result;
+use crate::nn::DepthOptions;
 use crate::read::{elements, read_back};
 use crate::sampling::{Sampler, log_softmax};
 use crate::text::{DecodeStream, StopSet, StopStrings, TextProcessor};
@@ -21,6 +22,7 @@ pub(super) struct Sequence<B: CompactBackend> {
     pub cache: Cache<B>,
     /// Prompt and output; the cache holds the first of them.
     pub tokens: Vec<u32>,
+    pub depth: DepthOptions,
     pub trace: bool,
     sampler: Sampler,
     stream: DecodeStream,
@@ -55,6 +57,7 @@ impl<B: CompactBackend> Sequence<B> {
             id,
             cache,
             tokens,
+            depth: request.depth,
             trace: request.trace,
             stream: text.decode_stream(true),
             stops: StopStrings::new(request.stop_strings)?,

@@ -153,7 +153,7 @@ impl<B: CompactBackend> Attention<B> {
         let v = key_value(v, &self.v_compressor, None);
         let scale = (self.head_dim as f64).powf(-0.5);
         let shape = AttentionShape { past: span.past, kv_heads: self.num_key_value_heads, scale };
-        B::cached_attention(q, k, v, None, shape)
+        B::cached_attention(q, k, v, shape)
     }
 }
 

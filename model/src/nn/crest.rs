@@ -11,6 +11,7 @@ use emberlm_quant::CompactBackend;
 use emberlm_quant::halting::HaltRule;
 use emberlm_quant::modules::{Linear, SwiGlu};
 
+use super::depth::{DepthOptions, DepthRun, PassDepth};
 use crate::config::{CrestOptions, GateInput, ModelConfig, StepInput};
 use crate::error::{Error, Result};
 use crate::loader::{Bias, Loader};
@@ -45,10 +46,12 @@ pub struct HaltGate<B: Backend> {
 pub struct DepthTrace<B: Backend> {
     /// `[m]`: steps run, 1 to K.
     pub steps: Tensor<B, 1, Int>,
-    /// Per step but the last, `[m]`: halting probability `h_k`; 0 after the token halted.
+    /// Per step but the last, `[m]`: halting probability `h_k`; 0 after the token halted, and at a last step of its own.
     pub halt: Vec<Tensor<B, 1>>,
     /// Per step, `[m]`: mixing weight.
     pub weights: Vec<Tensor<B, 1>>,
+    /// What the tokens followed, in order.
+    pub runs: Vec<DepthRun>,
 }
 
 impl<B: CompactBackend> CrestFfn<B> {
@@ -97,9 +100,17 @@ impl<B: CompactBackend> CrestFfn<B> {
         &self.options
     }
 
-    /// Changes how deep tokens go. The number of steps is limited to those that were loaded.
+    /// The most steps that can be run: those that were loaded with their gates.
+    pub fn max_steps(&self) -> usize {
+        match &self.halt_gate {
+            Some(_) => self.steps.len(),
+            None => self.steps.len().min(self.halt_gates.len() + 1),
+        }
+    }
+
+    /// Changes how deep tokens go. The number of steps is limited to [those there are](Self::max_steps).
     pub fn set_depth(&mut self, num_steps: usize, halt_enabled: bool, halt_threshold: f32) {
-        self.options.num_steps = num_steps.clamp(1, self.steps.len());
+        self.options.num_steps = num_steps.clamp(1, self.max_steps());
         self.options.halt_enabled = halt_enabled;
         self.options.halt_threshold = halt_threshold;
     }
@@ -109,20 +120,30 @@ impl<B: CompactBackend> CrestFfn<B> {
     /// # Shapes
     /// `[m, h] -> [m, h]`
     pub fn forward(&self, x: Tensor<B, 2>) -> (Tensor<B, 2>, DepthTrace<B>) {
+        let [m, _] = x.dims();
+        self.forward_at(x, &PassDepth::new([(m, DepthOptions::default())]))
+    }
+
+    /// [`forward`](Self::forward) where sequences ask for depths of their own.
+    pub(crate) fn forward_at(&self, x: Tensor<B, 2>, depth: &PassDepth<B>) -> (Tensor<B, 2>, DepthTrace<B>) {
         let options = &self.options;
+        let ([m, h], device) = (x.dims(), x.device());
+        let runs = depth.runs(options);
+        let rows = (runs.len() > 1).then(|| depth.rows(&runs, &device));
+        let threshold = runs.first().and_then(|run| run.threshold);
         let rule = HaltRule {
             mode: options.halt_mode.into(),
             weights: options.halt_weights.into(),
-            enabled: options.halt_enabled,
-            threshold: options.halt_threshold,
+            enabled: threshold.is_some(),
+            threshold: threshold.unwrap_or(options.halt_threshold),
         };
-        let [m, h] = x.dims();
-        let last = options.num_steps - 1;
-        let mut tokens = B::start_halting(m, h, &x.device());
+        let num_steps = runs.iter().map(|run| run.steps).max().unwrap_or(options.num_steps);
+        let last = num_steps - 1;
+        let mut tokens = B::start_halting(m, h, &device);
         let mut s = x.clone();
         let (mut halt, mut weights) = (Vec::new(), Vec::new());
         for (k, mlp) in self.steps[..=last].iter().enumerate() {
-            let active = (k > 0 && rule.enabled).then(|| tokens.active.clone());
+            let active = runs.iter().any(|run| run.stops_before(k)).then(|| tokens.active.clone());
             s = match options.step_input {
                 StepInput::Parallel => B::swiglu_mlp(x.clone(), mlp, active),
                 StepInput::Sequential => B::swiglu_mlp(s, mlp, active),
@@ -137,12 +158,12 @@ impl<B: CompactBackend> CrestFfn<B> {
                 };
                 self.gate(k).forward(input)
             });
-            let (next, record) = B::halt_step(tokens, s.clone(), logit, rule);
+            let (next, record) = B::halt_step(tokens, s.clone(), logit, rule, rows.as_ref());
             tokens = next;
             halt.extend(record.probability);
             weights.push(record.weight);
         }
-        (tokens.output.cast(x.dtype()), DepthTrace { steps: tokens.steps, halt, weights })
+        (tokens.output.cast(x.dtype()), DepthTrace { steps: tokens.steps, halt, weights, runs })
     }
 
     fn gate(&self, k: usize) -> &HaltGate<B> {

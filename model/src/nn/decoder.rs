@@ -170,7 +170,7 @@ impl<B: CompactBackend> DecoderLayer<B> {
         let (y, depth) = match &self.mlp {
             FeedForward::Dense(mlp) => (mlp.forward(normed), None),
             FeedForward::Crest(mlp) => {
-                let (y, depth) = mlp.forward(normed);
+                let (y, depth) = mlp.forward_at(normed, &context.depth);
                 (y, Some(depth))
             }
         };

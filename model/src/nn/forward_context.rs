@@ -8,6 +8,7 @@ use burn::tensor::{DType, Tensor};
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::Rotary;
 
+use super::depth::{DepthOptions, PassDepth};
 use super::rope::RotaryEmbedding;
 use crate::cache::{Cache, LayerCache};
 
@@ -18,6 +19,15 @@ pub struct Span<'a, B: Backend> {
     pub tokens: usize,
     /// Of the sequence.
     pub cache: &'a mut Cache<B>,
+    /// How deep they go (CREST): the same in every pass over the sequence.
+    pub depth: DepthOptions,
+}
+
+impl<'a, B: Backend> Span<'a, B> {
+    /// Tokens that go as deep as the model's own options say.
+    pub fn new(tokens: usize, cache: &'a mut Cache<B>) -> Self {
+        Self { tokens, cache, depth: DepthOptions::default() }
+    }
 }
 
 /// What the layers need to know about the tokens of one pass, `[1, s, ..]`: those of all its spans, one after the other. A pass
@@ -27,6 +37,8 @@ pub(crate) struct ForwardContext<B: Backend> {
     pub rotary: Rotary<B>,
     /// The type of the residual stream and of all that is made from it.
     pub activations: DType,
+    /// How deep tokens go.
+    pub depth: PassDepth<B>,
     /// In order; one over all tokens in a pass without caches.
     pub spans: Vec<SpanContext<B>>,
 }
@@ -73,6 +85,7 @@ impl<B: Backend> SpanContext<B> {
 impl<B: Backend> ForwardContext<B> {
     pub fn new(
         positions: &[SpanPosition],
+        depth: PassDepth<B>,
         embedding: &RotaryEmbedding,
         activations: DType,
         device: &B::Device,
@@ -87,7 +100,7 @@ impl<B: Backend> ForwardContext<B> {
         let spans = spans.collect();
         let tables = positions.iter().map(|position| position.rotary(embedding, position.past, device));
         let (cos, sin) = tables.map(|Rotary { cos, sin }| (cos, sin)).unzip();
-        Self { rotary: Rotary { cos: joined(cos, 0), sin: joined(sin, 0) }, activations, spans }
+        Self { rotary: Rotary { cos: joined(cos, 0), sin: joined(sin, 0) }, activations, depth, spans }
     }
 
     /// The tokens of each span of `[.., s, ..]`, whose dimension 1 are the tokens.

@@ -8,7 +8,7 @@ use burn_flex::{Flex, FlexTensor};
 
 use super::{HostTensors, host_operations, operations};
 use crate::CompactBackend;
-use crate::halting::{HaltRecord, HaltRule, HaltState};
+use crate::halting::{HaltRecord, HaltRows, HaltRule, HaltState};
 use crate::kv::{KeyValue, KvStore, Rotary};
 use crate::modules::{Linear, SwiGlu};
 use crate::ops::{AttentionShape, DeltaRule};

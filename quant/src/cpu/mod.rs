@@ -136,10 +136,9 @@ macro_rules! host_operations {
             q: Tensor<Self, 4>,
             k: KeyValue<'_, Self>,
             v: KeyValue<'_, Self>,
-            left_pad: Option<Tensor<Self, 1, Int>>,
             shape: AttentionShape,
         ) -> Tensor<Self, 4> {
-            operations::cached_attention(q, k, v, left_pad, shape)
+            operations::cached_attention(q, k, v, shape)
         }
 
         fn causal_conv1d_silu(
@@ -172,8 +171,9 @@ macro_rules! host_operations {
             step_state: Tensor<Self, 2>,
             halt_logit: Option<Tensor<Self, 1>>,
             rule: HaltRule,
+            rows: Option<&HaltRows<Self>>,
         ) -> (HaltState<Self>, HaltRecord<Self>) {
-            operations::halt_step(state, step_state, halt_logit, rule)
+            operations::halt_step(state, step_state, halt_logit, rule, rows)
         }
     };
 }

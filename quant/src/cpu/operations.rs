@@ -8,7 +8,7 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use super::held::{HeldLinear, HeldWeight};
 use super::{HostTensors, bool_tensor, float_primitive, float_tensor, int_tensor};
-use crate::halting::{HaltMode, HaltRecord, HaltRule, HaltState, HaltWeights};
+use crate::halting::{HaltMode, HaltRecord, HaltRows, HaltRule, HaltState, HaltWeights};
 use crate::kv::{CodeDecoder, KeyValue, KvStore, Rotary};
 use crate::modules::{Linear, SwiGlu};
 use crate::ops::{AttentionShape, DeltaRule};
@@ -234,16 +234,13 @@ pub(super) fn cached_attention<B: HostTensors>(
     q: Tensor<B, 4>,
     k: KeyValue<'_, B>,
     v: KeyValue<'_, B>,
-    left_pad: Option<Tensor<B, 1, Int>>,
     shape: AttentionShape,
 ) -> Tensor<B, 4> {
     if needs_decoding(&k) || needs_decoding(&v) {
-        return reference::attention(q, k, v, left_pad, shape);
+        return reference::attention(q, k, v, shape);
     }
     let [batch, seq, heads, head_dim] = q.dims();
     let q = float_primitive(q);
-    let left_pad: Option<Vec<usize>> =
-        left_pad.map(|pad| B::integers(&pad.into_primitive()).into_iter().map(|pad| pad as usize).collect());
     let capacity = match k {
         KeyValue::Plain(store) | KeyValue::Compressed { codes: store, .. } => store.capacity(),
     };
@@ -256,7 +253,6 @@ pub(super) fn cached_attention<B: HostTensors>(
         past: shape.past,
         capacity,
         scale: shape.scale as f32,
-        left_pad: left_pad.as_deref(),
     };
     let mut out = vec![0.0; batch * seq * heads * head_dim];
     with_key_value(k, |k| {
@@ -374,6 +370,7 @@ pub(super) fn halt_step<B: HostTensors>(
     step_state: Tensor<B, 2>,
     halt_logit: Option<Tensor<B, 1>>,
     rule: HaltRule,
+    rows: Option<&HaltRows<B>>,
 ) -> (HaltState<B>, HaltRecord<B>) {
     let [m, h] = step_state.dims();
     let step_state = float_primitive(step_state);
@@ -384,13 +381,21 @@ pub(super) fn halt_step<B: HostTensors>(
     let mut steps = B::integers(&state.steps.into_primitive());
     let mut output = B::into_floats(float_primitive(state.output));
     let (mut probability, mut weight) = (vec![0.0; m], vec![0.0; m]);
+    let thresholds = rows.map(|rows| float_primitive(rows.threshold.clone()));
+    let thresholds = thresholds.as_ref().map(B::floats);
+    let last_steps = rows.map(|rows| B::integers(&rows.steps.clone().into_primitive()));
 
     let step_state = B::floats(&step_state);
     for (i, (out, s)) in output.chunks_exact_mut(h).zip(step_state.chunks_exact(h)).enumerate() {
         if !active[i] {
             continue;
         }
-        let gate = logits.as_ref().map(|logits| 1.0 / (1.0 + (-logits[i]).exp()));
+        let at_last = last_steps.as_ref().is_some_and(|last| steps[i] + 1 >= last[i]);
+        let threshold = match &thresholds {
+            Some(thresholds) => Some(thresholds[i]),
+            None => rule.enabled.then_some(rule.threshold),
+        };
+        let gate = logits.as_ref().filter(|_| !at_last).map(|logits| 1.0 / (1.0 + (-logits[i]).exp()));
         let p = gate.unwrap_or(1.0) * remaining[i];
         let stop = match gate {
             None => true,
@@ -399,7 +404,7 @@ pub(super) fn halt_step<B: HostTensors>(
                     HaltMode::Cumulative => cumulative[i] + p,
                     HaltMode::Step => gate,
                 };
-                rule.enabled && reached >= rule.threshold
+                threshold.is_some_and(|threshold| reached >= threshold)
             }
         };
         weight[i] = match rule.weights {

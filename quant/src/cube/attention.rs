@@ -37,7 +37,6 @@ pub(super) fn cached_attention<R: CubeRuntime>(
     q: Tensor<Cube<R>, 4>,
     k: KeyValue<'_, Cube<R>>,
     v: KeyValue<'_, Cube<R>>,
-    left_pad: Option<Tensor<Cube<R>, 1, Int>>,
     shape: AttentionShape,
 ) -> Tensor<Cube<R>, 4>
 where
@@ -45,11 +44,10 @@ where
 {
     let [batch, seq, heads, head_dim] = q.dims();
     let AttentionShape { past, kv_heads, scale } = shape;
-    // A decoder's last layer runs on the queries when they are fewer than the tokens. A query in the padding would get
-    // its bias, but padding is only among many tokens.
-    let moves_decoder = seq * heads < past + seq && (seq == 1 || left_pad.is_none());
+    // A decoder's last layer runs on the queries when they are fewer than the tokens.
+    let moves_decoder = seq * heads < past + seq;
     let [k, v] = [k, v].map(|kv| Side::new(kv, past + seq, kv_heads, head_dim, moves_decoder));
-    let (q, left_pad) = (floats(q), left_pad.map(ints));
+    let q = floats(q);
     let client = q.client.clone();
     let projection = |inner| HeadProjection { rows: batch * seq, heads, kv_heads, head_dim, inner };
 
@@ -66,8 +64,7 @@ where
     let out = unset(&q, [batch, seq, heads, v.width], dtype);
     let (key_dim, value_dim) = (k.width, v.width);
     let p = cube::Attention { batch, seq, heads, kv_heads, key_dim, value_dim, past, scale: scale as f32 };
-    let left_pad = left_pad.as_ref().map(buffer);
-    cube::attention(&client, &buffer(&queries), &k.rows, &v.rows, left_pad.as_ref(), &buffer(&out), p);
+    cube::attention(&client, &buffer(&queries), &k.rows, &v.rows, &buffer(&out), p);
     let Some(last) = &v.last else { return float_tensor(out) };
     let values = unset(&q, [batch, seq, heads, head_dim], q.dtype);
     let bias = last.bias.as_ref().map(buffer);

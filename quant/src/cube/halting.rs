@@ -7,7 +7,7 @@ use burn_cubecl::tensor::CubeTensor;
 use emberlm_backends::cube;
 
 use super::tensor::{Cube, bool_tensor, buffer, flags, float_tensor, floats, int_tensor, ints, own, unset};
-use crate::halting::{HaltRecord, HaltRule, HaltState};
+use crate::halting::{HaltRecord, HaltRows, HaltRule, HaltState};
 
 pub(super) fn start_halting<R: CubeRuntime>(m: usize, h: usize, device: &R::Device) -> HaltState<Cube<R>>
 where
@@ -65,6 +65,7 @@ pub(super) fn halt_step<R: CubeRuntime>(
     step_state: Tensor<Cube<R>, 2>,
     halt_logit: Option<Tensor<Cube<R>, 1>>,
     rule: HaltRule,
+    rows: Option<&HaltRows<Cube<R>>>,
 ) -> (HaltState<Cube<R>>, HaltRecord<Cube<R>>)
 where
     R::Device: DeviceOps,
@@ -78,13 +79,20 @@ where
     let weight = unset(&step_state, [m], DType::F32);
     let probability = logit.is_some().then(|| unset(&step_state, [m], DType::F32));
 
+    let rows = rows.map(|rows| cube::HaltRows {
+        threshold: buffer(&floats(rows.threshold.clone())),
+        steps: buffer(&ints(rows.steps.clone())),
+    });
+    let gate = match (&logit, &probability) {
+        (Some(logit), Some(probability)) => Some((buffer(logit), buffer(probability))),
+        _ => None,
+    };
     let state = Unwrapped { active, flag_type, remaining, cumulative, steps, output };
     cube::halt_step(
         &step_state.client,
         &state.buffers(),
         &buffer(&step_state),
-        logit.as_ref().map(buffer).as_ref(),
-        probability.as_ref().map(buffer).as_ref(),
+        gate.as_ref().map(|(logit, probability)| cube::HaltGate { logit, probability, rows: rows.as_ref() }),
         &buffer(&weight),
         cube::HaltStep { m, h, rule },
     );

@@ -18,7 +18,7 @@ use burn::tensor::{Bool, DType, Int, Tensor};
 use burn_cubecl::{CubeBackend, CubeRuntime};
 
 use crate::CompactBackend;
-use crate::halting::{HaltRecord, HaltRule, HaltState};
+use crate::halting::{HaltRecord, HaltRows, HaltRule, HaltState};
 use crate::host::FloatType;
 use crate::kv::{KeyValue, KvStore, Rotary};
 use crate::modules::SwiGlu;
@@ -111,10 +111,9 @@ where
         q: Tensor<Self, 4>,
         k: KeyValue<'_, Self>,
         v: KeyValue<'_, Self>,
-        left_pad: Option<Tensor<Self, 1, Int>>,
         shape: AttentionShape,
     ) -> Tensor<Self, 4> {
-        attention::cached_attention(q, k, v, left_pad, shape)
+        attention::cached_attention(q, k, v, shape)
     }
 
     fn causal_conv1d_silu(
@@ -147,8 +146,9 @@ where
         step_state: Tensor<Self, 2>,
         halt_logit: Option<Tensor<Self, 1>>,
         rule: HaltRule,
+        rows: Option<&HaltRows<Self>>,
     ) -> (HaltState<Self>, HaltRecord<Self>) {
-        halting::halt_step(state, step_state, halt_logit, rule)
+        halting::halt_step(state, step_state, halt_logit, rule, rows)
     }
 
     fn top_k(x: Tensor<Self, 2>, k: usize) -> (Tensor<Self, 2>, Tensor<Self, 2, Int>) {

@@ -58,7 +58,6 @@ pub fn attention<B: Backend>(
     q: Tensor<B, 4>,
     k: KeyValue<'_, B>,
     v: KeyValue<'_, B>,
-    left_pad: Option<Tensor<B, 1, Int>>,
     shape: AttentionShape,
 ) -> Tensor<B, 4> {
     let [b, s, heads, _] = q.dims();
@@ -68,30 +67,17 @@ pub fn attention<B: Backend>(
     let k = repeat_heads(rows(k, t, kv_heads), heads / kv_heads); // [b, heads, t, head_dim]
     let v = repeat_heads(rows(v, t, kv_heads), heads / kv_heads);
 
-    let hidden = hidden_slots(b, s, past, left_pad, &q.device()); // [b, s, t]
-    let hidden = hidden.unsqueeze_dim::<4>(1).expand([b, heads, s, t]);
-    let scores = (q.matmul(k.transpose()) * scale).mask_fill(hidden.clone(), MASKED);
-    // A query in the padding sees nothing: its uniform weights are cleared.
-    let weights = softmax(scores, 3).mask_fill(hidden, 0.0);
-    weights.matmul(v).swap_dims(1, 2)
+    let future = future(s, past, &q.device()).reshape([1, 1, s, t]).expand([b, heads, s, t]);
+    let scores = (q.matmul(k.transpose()) * scale).mask_fill(future, MASKED);
+    softmax(scores, 3).matmul(v).swap_dims(1, 2)
 }
 
-/// Which slots a query must not see.
-fn hidden_slots<B: Backend>(
-    b: usize,
-    s: usize,
-    past: usize,
-    left_pad: Option<Tensor<B, 1, Int>>,
-    device: &B::Device,
-) -> Tensor<B, 3, Bool> {
+/// Which of the `past + s` tokens come after a query, `[s, past + s]`.
+fn future<B: Backend>(s: usize, past: usize, device: &B::Device) -> Tensor<B, 2, Bool> {
     let t = past + s;
-    let slot = Tensor::<B, 1, Int>::arange(0..t as i64, device).reshape([1, 1, t]).expand([b, s, t]);
-    let query = Tensor::<B, 1, Int>::arange(past as i64..t as i64, device).reshape([1, s, 1]).expand([b, s, t]);
-    let future = slot.clone().greater(query);
-    match left_pad {
-        Some(pad) => future.bool_or(slot.lower(pad.reshape([b, 1, 1]).expand([b, s, t]))),
-        None => future,
-    }
+    let token = Tensor::<B, 1, Int>::arange(0..t as i64, device).reshape([1, t]).expand([s, t]);
+    let query = Tensor::<B, 1, Int>::arange(past as i64..t as i64, device).reshape([s, 1]).expand([s, t]);
+    token.greater(query)
 }
 
 /// The first `t` tokens as they are attended to: `[b, kv_heads, t, head_dim]`.

@@ -133,7 +133,7 @@ impl<B: CompactBackend> Bench<'_, B> {
 
     /// One token of every sequence, and the token that follows it.
     fn decode(&self, ids: &[u32], caches: &mut [Cache<B>], sampler: &mut Sampler) -> Result<Vec<u32>> {
-        let mut spans: Vec<_> = caches.iter_mut().map(|cache| Span { tokens: 1, cache }).collect();
+        let mut spans: Vec<_> = caches.iter_mut().map(|cache| Span::new(1, cache)).collect();
         let options = ForwardOptions { logits: LogitsFor::Last, hidden: false };
         let logits = self.model.forward(self.model.ids(ids)?, &mut spans, options)?.logits;
         let logits = logits.context("the pass gave no logits")?;
@@ -179,7 +179,7 @@ impl<B: CompactBackend> Bench<'_, B> {
         }
         let mut cache = self.model.new_cache(KvFormat::F32);
         let options = ForwardOptions { logits: LogitsFor::Nothing, hidden: false };
-        let mut spans = [Span { tokens: ids.len(), cache: &mut cache }];
+        let mut spans = [Span::new(ids.len(), &mut cache)];
         let depth = self.model.forward(self.model.ids(ids)?, &mut spans, options)?.depth;
         let steps: Vec<f64> = depth
             .iter()

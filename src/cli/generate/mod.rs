@@ -12,7 +12,7 @@ use emberlm::model::config::GenerationConfig;
 use emberlm::model::generate::{CancelHandle, Finish, GenerateOptions, Generator};
 use emberlm::model::sampling::SamplingConfig;
 use emberlm::model::text::{ChatOptions, Message, StopSet, StopStrings, TextProcessor};
-use emberlm::model::{DEFAULT_CHUNK, Error, Pretrained};
+use emberlm::model::{DEFAULT_CHUNK, DepthOptions, Error, Pretrained};
 use emberlm::quant::CompactBackend;
 
 use super::args::{CacheType, DepthArgs, ModelArgs};
@@ -202,6 +202,8 @@ fn options(args: &GenerateArgs, pretrained: &Pretrained, text: &TextProcessor) -
         stop_strings: args.stop.iter().chain(&defaults.stop_strings).cloned().collect(),
         chunk: args.chunk as usize,
         cache: args.cache_type.into(),
+        // What the caller wants different is in the options of the model.
+        depth: DepthOptions::default(),
         // Mean steps belong to the summary of every CREST run.
         trace: pretrained.architecture().crest.is_some(),
     };

@@ -49,14 +49,14 @@ pub(crate) struct FlashAttention<'a> {
     pub(crate) bias: Option<&'a [f32]>,
     pub(crate) keys: Source<'a>,
     pub(crate) values: Source<'a>,
-    pub(crate) p: &'a Attention<'a>,
+    pub(crate) p: &'a Attention,
     /// Queries per kv head: tokens times heads of the group.
     pub(crate) rows: usize,
 }
 
 impl FlashAttention<'_> {
-    /// The weighted values `[b, kv_heads, rows, values.width]`, and which queries saw a position at all.
-    pub(crate) fn run(&self, level: Level) -> (Vec<f32>, Vec<bool>) {
+    /// The weighted values `[b, kv_heads, rows, values.width]`.
+    pub(crate) fn run(&self, level: Level) -> Vec<f32> {
         let p = self.p;
         let (t, width) = (p.past + p.seq, self.values.width);
         let group = self.rows / p.seq;
@@ -96,17 +96,15 @@ impl FlashAttention<'_> {
         } else {
             parallel(heads * tiles * ranges, task);
         }
-        let mut seen = vec![false; all];
-        for (row, seen) in seen.iter_mut().enumerate() {
+        for row in 0..all {
             let state = |r: usize| (state[(r * all + row) * 2], state[(r * all + row) * 2 + 1]);
             let highest = (0..ranges).map(|r| state(r).0).fold(f32::NEG_INFINITY, f32::max);
             let share = |r: usize| {
                 if state(r).1 == 0.0 { 0.0 } else { (state(r).0 - highest).exp() }
             };
             let total: f32 = (0..ranges).map(|r| share(r) * state(r).1).sum();
-            *seen = total != 0.0;
             for r in 0..ranges {
-                let factor = if *seen { share(r) / total } else { 0.0 };
+                let factor = share(r) / total;
                 for d in 0..width {
                     let value = factor * partial[(r * all + row) * width + d];
                     // The first range holds the result.
@@ -116,7 +114,7 @@ impl FlashAttention<'_> {
             }
         }
         partial.truncate(all * width);
-        (partial, seen)
+        partial
     }
 }
 
@@ -154,10 +152,9 @@ impl FlashTask<'_> {
         let (key_tile, value_tile) = rest.split_at_mut(TILE * wk);
         let first = (self.b * p.kv_heads + self.head) * a.rows + self.first;
         let q = &a.q[first * wk..(first + self.rows) * wk];
-        let pad = p.left_pad.map_or(0, |pad| pad[self.b]);
         // One past the last position of row `r`.
         let end = |r: usize| p.past + (self.first + r) / self.group + 1;
-        let mut at = self.positions.start.max(pad);
+        let mut at = self.positions.start;
         let stop = self.positions.end.min(end(self.rows - 1));
         // SAFETY: `S` is enabled. Queries and tiles of keys and values are taken by checked slices; the scratch has the sizes that
         // `FlashAttention::run` gave it; rows `row..row + rows` lie in the outputs, and tasks have different ones.

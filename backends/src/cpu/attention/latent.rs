@@ -66,8 +66,8 @@ pub(crate) fn project_queries(
     (projected, bias)
 }
 
-/// Per kv head: `W₂ u + b₂` for every row that saw a token, 0 for the others; `[b, kv_heads, rows, head_dim]`.
-pub(crate) fn project_values(u: &[f32], seen: &[bool], rows: usize, decoder: &CodeDecoder, p: &Attention) -> Vec<f32> {
+/// Per kv head: `W₂ u + b₂` for every row, `[b, kv_heads, rows, head_dim]`.
+pub(crate) fn project_values(u: &[f32], rows: usize, decoder: &CodeDecoder, p: &Attention) -> Vec<f32> {
     let (hd, h) = (p.head_dim, decoder.output.weight.k);
     let mut values = vec![0.0; p.batch * p.kv_heads * rows * hd];
     let mut block = vec![0.0; hd * h];
@@ -78,11 +78,6 @@ pub(crate) fn project_values(u: &[f32], seen: &[bool], rows: usize, decoder: &Co
         for b in 0..p.batch {
             let at = (b * p.kv_heads + g) * rows;
             product(&u[at * h..(at + rows) * h], rows, &w, bias, &mut values[at * hd..(at + rows) * hd]);
-        }
-    }
-    for (values, seen) in values.chunks_exact_mut(hd).zip(seen) {
-        if !seen {
-            values.fill(0.0);
         }
     }
     values

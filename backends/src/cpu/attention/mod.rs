@@ -11,8 +11,8 @@ pub use types::{Attention, CodeDecoder, KeyValue, Layer};
 
 /// Causal attention of `s` new queries over `past + s` cached tokens.
 ///
-/// Query `i` sees positions up to `past + i`; a query whose every position is masked gives 0. Softmax is f32. A compressed
-/// side is never expanded to `[t, kv_heads * head_dim]`: its last layer is linear, so it moves to the other side of the sum.
+/// Query `i` sees positions up to `past + i`. Softmax is f32. A compressed side is never expanded
+/// to `[t, kv_heads * head_dim]`: its last layer is linear, so it moves to the other side of the sum.
 ///
 /// # Shapes
 /// `q`, `out`: `[b, s, heads, head_dim]`.
@@ -26,9 +26,6 @@ pub fn attention(q: &[f32], k: &KeyValue, v: &KeyValue, p: &Attention, out: &mut
     assert!(p.kv_heads > 0 && p.heads.is_multiple_of(p.kv_heads), "kv_heads must divide heads");
     let end = p.past.checked_add(p.seq).expect("past + s overflows");
     assert!(end <= p.capacity, "{end} tokens exceed the capacity {}", p.capacity);
-    if let Some(pad) = p.left_pad {
-        check_len("left_pad", pad.len(), &[p.batch]);
-    }
     k.check(p);
     v.check(p);
     if q.is_empty() {
@@ -61,9 +58,9 @@ pub fn attention(q: &[f32], k: &KeyValue, v: &KeyValue, p: &Attention, out: &mut
         }
     };
     let flash = FlashAttention { q: &queries, bias: bias.as_deref(), keys, values, p, rows };
-    let (mut results, seen) = flash.run(level);
+    let mut results = flash.run(level);
     if let KeyValue::Compressed { decoder, .. } = v {
-        results = latent::project_values(&results, &seen, rows, decoder, p);
+        results = latent::project_values(&results, rows, decoder, p);
     }
     each_row(p, |row, at| {
         out[at..at + p.head_dim].copy_from_slice(&results[row * p.head_dim..][..p.head_dim]);

@@ -7,7 +7,7 @@ use crate::types::CodeActivation;
 
 /// The shape of one attention call.
 #[derive(Clone, Copy, Debug)]
-pub struct Attention<'a> {
+pub struct Attention {
     /// Rows of the batch.
     pub batch: usize,
     /// New tokens, whose keys and values are already in the cache.
@@ -24,8 +24,6 @@ pub struct Attention<'a> {
     pub capacity: usize,
     /// Multiplies every score.
     pub scale: f32,
-    /// Positions below this are masked, per row of the batch.
-    pub left_pad: Option<&'a [usize]>,
 }
 
 /// Where keys or values come from.

@@ -12,12 +12,11 @@ pub fn attention(q: &[f32], k: &KeyValue, v: &KeyValue, p: &Attention, out: &mut
     for b in 0..p.batch {
         let keys: Vec<Vec<f64>> = (0..t).map(|i| token(k, p, b, i)).collect();
         let values: Vec<Vec<f64>> = (0..t).map(|i| token(v, p, b, i)).collect();
-        let pad = p.left_pad.map_or(0, |pad| pad[b]);
         for s in 0..p.seq {
             for head in 0..p.heads {
                 let row = ((b * p.seq + s) * p.heads + head) * hd;
                 let kv = head / group * hd..(head / group + 1) * hd;
-                let seen = pad..p.past + s + 1;
+                let seen = 0..p.past + s + 1;
                 let dot = |key: &Vec<f64>| {
                     let products = q[row..row + hd].iter().zip(&key[kv.clone()]).map(|(&q, k)| f64::from(q) * k);
                     products.sum::<f64>() * f64::from(p.scale)
@@ -28,7 +27,7 @@ pub fn attention(q: &[f32], k: &KeyValue, v: &KeyValue, p: &Attention, out: &mut
                 let total: f64 = weights.iter().sum();
                 for d in 0..hd {
                     let sum: f64 = seen.clone().zip(&weights).map(|(i, w)| w * values[i][kv.start + d]).sum();
-                    out[row + d] = if weights.is_empty() { 0.0 } else { (sum / total) as f32 };
+                    out[row + d] = (sum / total) as f32;
                 }
             }
         }

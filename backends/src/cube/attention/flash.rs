@@ -15,11 +15,11 @@ use crate::cube::half::reads_halves;
 use crate::cube::instructions::plane_size;
 use crate::cube::launch::{Buffer, UNITS, grid};
 
-/// Causal attention of the new tokens over all stored ones, softmax in f32. Query `i` sees tokens from the padding of its
-/// row up to `past + i`; one that sees none gives 0.
+/// Causal attention of the new tokens over all stored ones, softmax in f32. Query `i` sees tokens up to
+/// `past + i`.
 ///
 /// # Shapes
-/// `q [b, s, heads, key_dim]`, `left_pad [b]` I32, `out [b, s, heads, value_dim]`.
+/// `q [b, s, heads, key_dim]`, `out [b, s, heads, value_dim]`.
 ///
 /// # Panics
 /// If a buffer does not have its shape, `kv_heads` does not divide `heads`, or keys and values are wider than
@@ -29,7 +29,6 @@ pub fn attention<R: Runtime>(
     q: &Buffer,
     k: &KvRows,
     v: &KvRows,
-    left_pad: Option<&Buffer>,
     out: &Buffer,
     p: Attention,
 ) {
@@ -42,10 +41,6 @@ pub fn attention<R: Runtime>(
     }
     k.check("k", &p, key_dim);
     v.check("v", &p, value_dim);
-    if let Some(pad) = left_pad {
-        pad.check("left_pad", &[batch]);
-        pad.check_words("left_pad");
-    }
 
     let group = heads / kv_heads;
     let rows = (seq * group).next_power_of_two().min(8);
@@ -65,7 +60,6 @@ pub fn attention<R: Runtime>(
         value_dim: value_dim as u32,
         key_halves: k.halves,
         value_halves: v.halves,
-        padded: left_pad.is_some(),
         split: splits > 1,
         plane: plane_size(client),
         native: reads_halves(client),
@@ -88,7 +82,6 @@ pub fn attention<R: Runtime>(
             q.arg(),
             k.buffer.arg(),
             v.buffer.arg(),
-            left_pad.unwrap_or(q).arg(),
             target.arg(),
             (cubes * splits) as u32,
             seq as u32,

@@ -26,7 +26,6 @@ pub(super) struct Cut {
     pub(super) value_dim: u32,
     pub(super) key_halves: bool,
     pub(super) value_halves: bool,
-    pub(super) padded: bool,
     /// Results are not final: weighted sums, the highest score and the sum of weights, in F32.
     pub(super) split: bool,
     pub(super) plane: u32,
@@ -40,7 +39,6 @@ pub(super) fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
     q: &Array<F>,
     k: &Array<Vector<u32, NK>>,
     v: &Array<Vector<u32, NV>>,
-    left_pad: &Array<i32>,
     out: &mut Array<O>,
     cubes: u32,
     seq: u32,
@@ -87,11 +85,7 @@ pub(super) fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
     let b = cube / splits / tiles / kv_heads;
     let last_row = min(first_row + rows, all_rows) - 1;
 
-    let mut pad = 0u32;
-    if comptime!(cut.padded) {
-        pad = u32::cast_from(left_pad[b as usize]);
-    }
-    let begin = max(pad, split * per_split);
+    let begin = split * per_split;
     let end = min(past + last_row / group + 1, (split + 1) * per_split);
 
     let slot = UNIT_POS / lanes;

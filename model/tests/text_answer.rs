@@ -1,5 +1,7 @@
 //! Answers of chat models: thoughts, content and tool calls, however the text is cut.
 
+use std::sync::OnceLock;
+
 use emberlm_model::text::{AnswerFormat, AnswerParser, AnswerPart, DeclaredTools, Thinking, ToolFormat};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -48,6 +50,11 @@ impl Answer {
 }
 
 fn tools() -> DeclaredTools {
+    static TOOLS: OnceLock<DeclaredTools> = OnceLock::new();
+    TOOLS.get_or_init(declare).clone()
+}
+
+fn declare() -> DeclaredTools {
     let parameters = json!({
         "type": "object",
         "properties": {

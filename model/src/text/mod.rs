@@ -20,7 +20,9 @@ mod answer;
 mod byte_tokens;
 mod catch_panic;
 mod chat;
+mod chat_prompt;
 mod class;
+mod conversation;
 mod decode_stream;
 mod files;
 mod literal;
@@ -32,6 +34,8 @@ mod tokenizer;
 
 pub use answer::{AnswerFormat, AnswerParser, AnswerPart, DeclaredTool, DeclaredTools, Thinking, ToolFormat};
 pub use chat::{ChatOptions, ChatTemplate, Message, SpecialText};
+pub use chat_prompt::ChatPrompt;
+pub use conversation::normalize_messages;
 pub use decode_stream::DecodeStream;
 pub use files::TextFiles;
 pub use special_tokens::{SpecialToken, SpecialTokens};

@@ -21,7 +21,7 @@ use super::estimate::{Estimate, cache_bytes};
 use super::memory::TokenizerMemory;
 use super::sampling::SamplingArgs;
 use super::{load, output};
-use crate::server::{self, Access, AnswerFormat, App, Defaults, Ended, Key, Metrics, ModelCard, Phase, Shutdown};
+use crate::server::{self, Access, App, Defaults, Ended, Key, Markers, Metrics, ModelCard, Phase, Shutdown};
 
 /// Holds the key where no flag does: a command line is seen by everybody on the machine.
 const KEY_VARIABLE: &str = "EMBER_API_KEY";
@@ -172,10 +172,8 @@ fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<
     if app.access.open && app.access.key.is_none() {
         output::note("warning: everybody who reaches this address can use the model; set --api-key");
     }
-    let shutdown = Shutdown {
-        delay: Duration::from_secs(args.drain_delay),
-        finish: Duration::from_secs(args.drain_limit),
-    };
+    let shutdown =
+        Shutdown { delay: Duration::from_secs(args.drain_delay), finish: Duration::from_secs(args.drain_limit) };
     let serving = {
         let app = app.clone();
         std::thread::Builder::new()
@@ -242,7 +240,8 @@ fn app(
     Ok(App {
         text: text.clone(),
         stop_tokens: pretrained.stop_tokens(text),
-        format: AnswerFormat,
+        format: server::answer_format(config.family, text),
+        markers: Arc::new(Markers::of(text)),
         model: names.first().map(String::as_str).unwrap_or_default().into(),
         names,
         card: ModelCard {

@@ -60,7 +60,8 @@ impl Access {
             let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
             let same = authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host));
             if !same && !authority.is_some_and(|authority| self.allows(name_of(authority))) {
-                let message = "requests of other sites' pages are not answered; allow the site's name with --allow-host";
+                let message =
+                    "requests of other sites' pages are not answered; allow the site's name with --allow-host";
                 return Err(ApiError::new(StatusCode::FORBIDDEN, message).with_code("foreign_origin"));
             }
         }
@@ -108,7 +109,11 @@ impl Access {
 /// A host without its port.
 fn name_of(host: &str) -> &str {
     match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !(name.contains(':') && !name.ends_with(']')) => name,
+        Some((name, port))
+            if port.bytes().all(|b| b.is_ascii_digit()) && !(name.contains(':') && !name.ends_with(']')) =>
+        {
+            name
+        }
         _ => host,
     }
 }

@@ -1,8 +1,8 @@
 //! `/v1/messages`: answers, whole and streamed.
 
+use emberlm::model::text::AnswerPart;
 use serde_json::{Map, Value, json};
 
-use super::answer::AnswerPart;
 use super::blocks::{Block, BlockEvent, Blocks};
 use super::error::{ApiError, Dialect};
 use super::run::{Answer, Delta, Reason, Usage};

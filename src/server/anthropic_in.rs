@@ -7,9 +7,8 @@ use super::fields::{Fields, found};
 use super::limits;
 
 /// Fields that mean the same in both.
-const SAME: [&str; 9] = [
-    "model", "temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "depth", "chat_template_kwargs",
-];
+const SAME: [&str; 9] =
+    ["model", "temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "depth", "chat_template_kwargs"];
 
 /// The body of a chat that asks for the same.
 ///

@@ -5,12 +5,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use emberlm::model::engine::EngineHandle;
-use emberlm::model::text::{StopSet, TextProcessor};
+use emberlm::model::text::{AnswerFormat, StopSet, TextProcessor};
 use tokio::sync::Semaphore;
 
 use super::access::Access;
-use super::answer::AnswerFormat;
 use super::error::ApiError;
+use super::generate::Markers;
 use super::metrics::Metrics;
 use super::models::ModelCard;
 use super::options::Defaults;
@@ -23,6 +23,7 @@ pub struct App {
     pub text: TextProcessor,
     pub stop_tokens: StopSet,
     pub format: AnswerFormat,
+    pub markers: Arc<Markers>,
     /// The names of the model; the first is told.
     pub names: Vec<String>,
     pub model: Arc<str>,
@@ -106,8 +107,7 @@ impl App {
     pub fn check_model(&self, name: Option<&str>) -> Result<(), ApiError> {
         match name {
             Some(name) if !self.names.iter().any(|known| known == name) => {
-                let message =
-                    format!("there is no model {name:.100?}; this server has {}", self.names.join(", "));
+                let message = format!("there is no model {name:.100?}; this server has {}", self.names.join(", "));
                 let mut error = ApiError::new(axum::http::StatusCode::NOT_FOUND, message);
                 error.param = Some("model".into());
                 Err(error.with_code("model_not_found"))

@@ -1,6 +1,6 @@
 //! Deltas as blocks one after the other: thoughts, text, calls. The two newer APIs stream an answer so.
 
-use super::answer::AnswerPart;
+use emberlm::model::text::AnswerPart;
 
 /// What a block holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,15 +34,14 @@ impl Blocks {
         let (block, text) = match part {
             AnswerPart::Content(text) => (Block::Text, text),
             AnswerPart::Reasoning(text) => (Block::Reasoning, text),
-            AnswerPart::ToolCall { index, id, name, arguments_delta } => (Block::Call { index, id, name }, arguments_delta),
+            AnswerPart::ToolCallBegin { index, id, name } => (Block::Call { index, id, name }, String::new()),
+            AnswerPart::ToolCallArguments { delta, .. } => match &self.open {
+                Some((block, _)) => (block.clone(), delta),
+                None => return Vec::new(),
+            },
         };
         let mut events = Vec::new();
-        let goes_on = match (&self.open, &block) {
-            (Some((Block::Call { index: open, .. }, _)), Block::Call { index, .. }) => open == index,
-            (Some((open, _)), block) => open == block,
-            (None, _) => false,
-        };
-        if !goes_on {
+        if self.open.as_ref().is_none_or(|(open, _)| *open != block) {
             events.extend(self.close());
             events.push(BlockEvent::Open(self.count, block.clone()));
             self.open = Some((block, String::new()));
@@ -68,19 +67,16 @@ mod tests {
 
     #[test]
     fn a_block_ends_where_another_begins() {
-        let call = |index: usize, arguments: &str| AnswerPart::ToolCall {
-            index,
-            id: format!("id{index}"),
-            name: "f".into(),
-            arguments_delta: arguments.into(),
-        };
+        let call = |index: usize| AnswerPart::ToolCallBegin { index, id: format!("id{index}"), name: "f".into() };
+        let arguments = |index: usize| AnswerPart::ToolCallArguments { index, delta: "{}".into() };
         let parts = [
             AnswerPart::Reasoning("h".into()),
             AnswerPart::Reasoning("m".into()),
             AnswerPart::Content("a".into()),
-            call(0, ""),
-            call(0, "{}"),
-            call(1, "{}"),
+            call(0),
+            arguments(0),
+            call(1),
+            arguments(1),
         ];
         let mut blocks = Blocks::default();
         let mut told: Vec<String> = Vec::new();

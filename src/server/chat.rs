@@ -1,9 +1,8 @@
 //! `/v1/chat/completions`.
 
-use emberlm::model::text::TextProcessor;
+use emberlm::model::text::{AnswerPart, TextProcessor};
 use serde_json::{Map, Value, json};
 
-use super::answer::AnswerPart;
 use super::error::{ApiError, Dialect};
 use super::fields::Fields;
 use super::generate::ChatJob;
@@ -191,22 +190,14 @@ pub fn whole(head: &Head, answers: &[Answer], tokens: Usage, reports: &TokenRepo
 pub struct Chunks {
     pub head: Head,
     pub reports: TokenReports,
-    choices: Vec<Streamed>,
-}
-
-/// What was told of one answer.
-#[derive(Debug, Default)]
-struct Streamed {
-    /// Tokens whose text is held back.
-    tokens: Vec<Token>,
-    /// Calls that have begun.
-    calls: Vec<usize>,
+    /// Per answer: tokens whose text is held back.
+    held: Vec<Vec<Token>>,
 }
 
 impl Chunks {
     /// For `n` answers.
     pub fn new(head: Head, reports: TokenReports, n: usize) -> Self {
-        Self { head, reports, choices: (0..n).map(|_| Streamed::default()).collect() }
+        Self { head, reports, held: vec![Vec::new(); n] }
     }
 
     fn chunk(&self, choices: Vec<Value>) -> Value {
@@ -221,7 +212,7 @@ impl Chunks {
     }
 
     fn choice(&mut self, index: usize, delta: Value) -> Map<String, Value> {
-        let tokens = self.choices.get_mut(index).map(|choice| std::mem::take(&mut choice.tokens)).unwrap_or_default();
+        let tokens = self.held.get_mut(index).map(std::mem::take).unwrap_or_default();
         let mut choice = Map::new();
         choice.insert("index".into(), index.into());
         choice.insert("delta".into(), delta);
@@ -231,25 +222,16 @@ impl Chunks {
     }
 
     /// The delta of a part.
-    fn part(&mut self, index: usize, part: AnswerPart) -> Value {
+    fn part(part: AnswerPart) -> Value {
         match part {
             AnswerPart::Content(text) => json!({ "content": text }),
             AnswerPart::Reasoning(text) => json!({ "reasoning_content": text }),
-            AnswerPart::ToolCall { index: call, id, name, arguments_delta } => {
-                let begun = self.choices.get_mut(index).is_some_and(|choice| {
-                    let begun = choice.calls.contains(&call);
-                    if !begun {
-                        choice.calls.push(call);
-                    }
-                    begun
-                });
-                let told = if begun {
-                    json!({"index": call, "function": {"arguments": arguments_delta}})
-                } else {
-                    json!({"index": call, "id": id, "type": "function",
-                           "function": {"name": name, "arguments": arguments_delta}})
-                };
-                json!({ "tool_calls": [told] })
+            AnswerPart::ToolCallBegin { index, id, name } => {
+                let function = json!({"name": name, "arguments": ""});
+                json!({"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]})
+            }
+            AnswerPart::ToolCallArguments { index, delta } => {
+                json!({"tool_calls": [{"index": index, "function": {"arguments": delta}}]})
             }
         }
     }
@@ -257,7 +239,7 @@ impl Chunks {
 
 impl Encoder for Chunks {
     fn begin(&mut self, events: &mut Events) {
-        for index in 0..self.choices.len() {
+        for index in 0..self.held.len() {
             let choice = self.choice(index, json!({"role": "assistant", "content": ""}));
             let chunk = self.chunk(vec![choice.into()]);
             events.data(&chunk);
@@ -267,12 +249,11 @@ impl Encoder for Chunks {
     fn delta(&mut self, delta: Delta, events: &mut Events) {
         let Delta { choice: index, parts, tokens, end } = delta;
         let Shape { logprobs, trace, .. } = self.reports.shape;
-        if let (true, Some(choice)) = (logprobs || trace, self.choices.get_mut(index)) {
-            choice.tokens.extend(tokens);
+        if let (true, Some(held)) = (logprobs || trace, self.held.get_mut(index)) {
+            held.extend(tokens);
         }
         for part in parts {
-            let delta = self.part(index, part);
-            let choice = self.choice(index, delta);
+            let choice = self.choice(index, Self::part(part));
             let chunk = self.chunk(vec![choice.into()]);
             events.data(&chunk);
         }

@@ -1,8 +1,8 @@
 //! `/v1/completions`: texts and token ids, continued.
 
+use emberlm::model::text::AnswerPart;
 use serde_json::{Map, Value, json};
 
-use super::answer::AnswerPart;
 use super::app::App;
 use super::chat::{Shape, TokenReports, finite, include_usage, usage};
 use super::error::{ApiError, Dialect};

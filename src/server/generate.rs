@@ -1,16 +1,15 @@
 //! The request that every endpoint becomes, and how it is handed to the engine.
 
 use emberlm::model::engine::Request;
-use emberlm::model::text::{Message, StopSet};
+use emberlm::model::text::{AnswerFormat, AnswerParser, ChatPrompt, Message, StopSet, TextProcessor, TokenKind};
 use serde_json::{Map, Value};
 
-use super::answer::AnswerParser;
 use super::app::App;
 use super::error::ApiError;
-use super::ids::new_seed;
+use super::ids::{fresh, new_seed};
 use super::limits;
 use super::options::GenerateOptions;
-use super::prompt::{self, ChatPrompt};
+use super::prompt;
 use super::run::Ask;
 use super::tools::Tools;
 
@@ -31,9 +30,10 @@ impl ChatJob {
     pub fn asks(&self, app: &App) -> Result<Vec<Ask>, ApiError> {
         let prompt = self.prompt(app)?;
         let asks = (0..self.options.n).map(|i| {
-            let request = request(app, &self.options, prompt.ids.clone(), i);
-            let parser = AnswerParser::new(app.format, prompt.starts_in_thinking, &self.tools.names);
-            Ask { request, parser: Some(parser), same_prompt: i > 0 }
+            let request = request(app, &self.options, prompt.tokens.clone(), i);
+            let parser = AnswerParser::new(app.format, prompt.thinking, self.tools.declared.clone(), fresh());
+            let parser = Some((parser, app.markers.clone()));
+            Ask { request, parser, same_prompt: i > 0 }
         });
         Ok(asks.collect())
     }
@@ -47,6 +47,30 @@ impl ChatJob {
     }
 }
 
+/// Special tokens that mark parts of an answer. The engine leaves special tokens out of the text; the parser has to see these.
+#[derive(Debug, Default)]
+pub struct Markers(Vec<(u32, &'static str)>);
+
+impl Markers {
+    /// Those of a tokenizer; most have them as ordinary added tokens, which are text anyway.
+    pub fn of(text: &TextProcessor) -> Self {
+        let names = ["<|python_tag|>", "<think>", "</think>", "<tool_call>", "</tool_call>"];
+        let special = |name| Some((text.id(name).filter(|&id| text.kind(id) == TokenKind::Special)?, name));
+        Self(names.into_iter().filter_map(special).collect())
+    }
+
+    /// The text of a token that is one of them.
+    pub fn name(&self, id: u32) -> Option<&'static str> {
+        self.0.iter().find(|(marker, _)| *marker == id).map(|(_, name)| *name)
+    }
+}
+
+/// The format that a model's own template asks for.
+pub fn answer_format(family: emberlm::model::config::Family, text: &TextProcessor) -> AnswerFormat {
+    let options = emberlm::model::text::ChatOptions::prompt();
+    AnswerFormat::detect(family, text.chat_template(&options).ok().map(|template| template.source()))
+}
+
 /// Several prompts, each continued.
 ///
 /// # Errors
@@ -54,7 +78,12 @@ impl ChatJob {
 pub fn completion_asks(app: &App, options: &GenerateOptions, prompts: Vec<Vec<u32>>) -> Result<Vec<Ask>, ApiError> {
     let answers = prompts.len().saturating_mul(options.n);
     if answers > limits::ANSWERS {
-        let message = format!("{} prompts with {} answers each, but at most {} are generated at once", prompts.len(), options.n, limits::ANSWERS);
+        let message = format!(
+            "{} prompts with {} answers each, but at most {} are generated at once",
+            prompts.len(),
+            options.n,
+            limits::ANSWERS
+        );
         return Err(ApiError::field("n", message));
     }
     let mut asks = Vec::with_capacity(answers);
@@ -82,6 +111,7 @@ fn request(app: &App, options: &GenerateOptions, prompt: Vec<u32>, i: usize) -> 
         stop_strings: options.stop.clone(),
         trace: options.trace,
         log_probabilities: options.logprobs,
+        depth: options.depth,
         ..Request::new(prompt)
     }
 }

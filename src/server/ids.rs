@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// 64 bits that nobody has seen before.
-fn fresh() -> u64 {
+pub fn fresh() -> u64 {
     // Every `RandomState` has keys of its own, from the system's randomness.
     RandomState::new().hash_one(0u8)
 }

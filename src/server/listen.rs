@@ -1,8 +1,8 @@
 //! Connections: accepting them, and ending in order.
 
+use std::future::Future;
 use std::io;
 use std::net::TcpListener;
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -113,14 +113,10 @@ impl Ended {
 fn signals() -> io::Result<mpsc::Receiver<Ended>> {
     use tokio::signal::unix::{SignalKind, signal};
     let (send, receive) = mpsc::channel(2);
-    for (kind, ended) in
-        [(SignalKind::terminate(), Ended::Terminated), (SignalKind::interrupt(), Ended::Interrupted)]
-    {
+    for (kind, ended) in [(SignalKind::terminate(), Ended::Terminated), (SignalKind::interrupt(), Ended::Interrupted)] {
         let mut signal = signal(kind)?;
         let send = send.clone();
-        tokio::spawn(async move {
-            while signal.recv().await.is_some() && send.send(ended).await.is_ok() {}
-        });
+        tokio::spawn(async move { while signal.recv().await.is_some() && send.send(ended).await.is_ok() {} });
     }
     Ok(receive)
 }
@@ -192,7 +188,11 @@ impl Timed {
 }
 
 impl Read for Timed {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_read(context, buffer)
     }
 }

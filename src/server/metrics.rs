@@ -102,7 +102,8 @@ impl EncodeMetric for Reading {
 
 fn of_engine(registry: &mut Registry, status: &EngineStatus) {
     use Reading::{Counter, Gauge};
-    let ratio = status.cache_limit.filter(|&limit| limit > 0).map_or(0.0, |limit| status.cache_bytes as f64 / limit as f64);
+    let ratio =
+        status.cache_limit.filter(|&limit| limit > 0).map_or(0.0, |limit| status.cache_bytes as f64 / limit as f64);
     let step = status.step_began.map_or(0.0, |at| at.elapsed().as_secs_f64());
     let readings = [
         ("requests_waiting", "Requests that wait for a place in the batch", Gauge(status.waiting as f64)),

@@ -10,7 +10,6 @@
 //! checked first ([`access`]). Texts of models and clients leave as JSON alone, and are in no log.
 
 mod access;
-mod answer;
 mod anthropic;
 mod anthropic_in;
 mod app;
@@ -38,8 +37,8 @@ mod tokens;
 mod tools;
 
 pub use access::{Access, Key};
-pub use answer::AnswerFormat;
 pub use app::{App, Phase};
+pub use generate::{Markers, answer_format};
 pub use ids::now;
 pub use limits::PREPARING;
 pub use listen::{Ended, Shutdown, run};

@@ -1,5 +1,6 @@
 //! The fields that every generating endpoint has: how tokens are chosen, and where the answer ends.
 
+use emberlm::model::DepthOptions;
 use emberlm::model::config::GenerationConfig;
 use emberlm::model::sampling::{LogitsProcessors, SamplingConfig};
 use serde_json::Value;
@@ -20,17 +21,10 @@ pub struct GenerateOptions {
     pub ignore_eos: bool,
     /// Answers to each prompt.
     pub n: usize,
-    pub depth: Option<RequestDepth>,
+    pub depth: DepthOptions,
     pub trace: bool,
     /// The log probability of every token is asked for, and so many of the most probable ones.
     pub logprobs: Option<usize>,
-}
-
-/// Depth of one request.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RequestDepth {
-    pub threshold: Option<f32>,
-    pub steps: Option<usize>,
 }
 
 /// What holds where a request says nothing.
@@ -165,15 +159,15 @@ fn logit_bias(fields: Fields<'_>, vocabulary: usize) -> Result<Vec<(Vec<u32>, f3
 }
 
 /// `depth`: `{"threshold": 0.5, "steps": 2}`.
-fn depth(fields: Fields<'_>, defaults: &Defaults) -> Result<Option<RequestDepth>, ApiError> {
-    let Some(map) = fields.object("depth")? else { return Ok(None) };
+fn depth(fields: Fields<'_>, defaults: &Defaults) -> Result<DepthOptions, ApiError> {
+    let Some(map) = fields.object("depth")? else { return Ok(DepthOptions::default()) };
     if !defaults.adaptive_depth {
         return Err(fields.wrong("depth", "is for models with adaptive depth, and this has none"));
     }
     let inner = Fields::at(map, "depth");
     let threshold = inner.number("threshold", 0.0..=1.0)?;
     let steps = inner.integer("steps", 1..=u64::from(u32::MAX))?.map(|steps| steps as usize);
-    Ok((threshold.is_some() || steps.is_some()).then_some(RequestDepth { threshold, steps }))
+    Ok(DepthOptions { threshold, steps })
 }
 
 /// `max_tokens` under any of its names, the first of them that is there.

@@ -1,8 +1,8 @@
 //! `/v1/responses`: answers, whole and streamed.
 
+use emberlm::model::text::AnswerPart;
 use serde_json::{Value, json};
 
-use super::answer::AnswerPart;
 use super::blocks::{Block, BlockEvent, Blocks};
 use super::error::{ApiError, Dialect};
 use super::ids::new_id;
@@ -45,7 +45,8 @@ fn item(id: &str, block: &Block, text: Option<&str>) -> Value {
     let status = if text.is_some() { "completed" } else { "in_progress" };
     match block {
         Block::Reasoning => {
-            let content: Vec<Value> = text.map(|text| json!({"type": "reasoning_text", "text": text})).into_iter().collect();
+            let content: Vec<Value> =
+                text.map(|text| json!({"type": "reasoning_text", "text": text})).into_iter().collect();
             json!({"type": "reasoning", "id": id, "summary": [], "content": content, "status": status})
         }
         Block::Text => {
@@ -114,7 +115,8 @@ impl ResponseEvents {
                 let added = json!({"output_index": at, "item": item(&self.item, &block, None)});
                 self.send("response.output_item.added", added, events);
                 if block == Block::Text {
-                    let part = json!({"item_id": self.item, "output_index": at, "content_index": 0, "part": text_part("")});
+                    let part =
+                        json!({"item_id": self.item, "output_index": at, "content_index": 0, "part": text_part("")});
                     self.send("response.content_part.added", part, events);
                 }
             }

@@ -8,8 +8,20 @@ use super::limits;
 
 /// Fields that mean the same in both.
 const SAME: [&str; 14] = [
-    "model", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
-    "seed", "logit_bias", "stop", "depth", "chat_template_kwargs", "enable_thinking",
+    "model",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "seed",
+    "logit_bias",
+    "stop",
+    "depth",
+    "chat_template_kwargs",
+    "enable_thinking",
 ];
 
 /// The body of a chat that asks for the same.
@@ -159,7 +171,8 @@ fn last_assistant(messages: &mut [Value]) -> Option<&mut Map<String, Value>> {
 
 /// The turn of an assistant of which only the thought is known so far.
 fn thinking_turn(messages: &mut [Value]) -> Option<&mut Map<String, Value>> {
-    last_assistant(messages).filter(|open| open.get("content").is_some_and(Value::is_null) && !open.contains_key("tool_calls"))
+    last_assistant(messages)
+        .filter(|open| open.get("content").is_some_and(Value::is_null) && !open.contains_key("tool_calls"))
 }
 
 #[cfg(test)]

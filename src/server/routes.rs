@@ -238,18 +238,14 @@ async fn count_tokens(State(app): Shared, request: Request) -> Result<Response, 
     let tokens = app
         .blocking(move |app| {
             let chat = anthropic_in::to_chat(&map)?;
-            Ok(chat::read(checked(app, &chat)?, &app.defaults)?.job.prompt(app)?.ids.len())
+            Ok(chat::read(checked(app, &chat)?, &app.defaults)?.job.prompt(app)?.tokens.len())
         })
         .await?;
     Ok(json_response(&json!({"input_tokens": tokens})))
 }
 
 /// One ask for a body that was made that of a chat, and whether its answer is streamed.
-fn converted(
-    app: &App,
-    map: &Map<String, Value>,
-    chat: &Map<String, Value>,
-) -> Result<(bool, Vec<Ask>), ApiError> {
+fn converted(app: &App, map: &Map<String, Value>, chat: &Map<String, Value>) -> Result<(bool, Vec<Ask>), ApiError> {
     let stream = Fields::root(map).bool("stream")?.unwrap_or(false);
     let body = chat::read(checked(app, chat)?, &app.defaults)?;
     Ok((stream, body.job.asks(app)?))

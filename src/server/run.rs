@@ -9,10 +9,11 @@ use std::time::Instant;
 
 use emberlm::model::engine::{EngineHandle, Finish, LogProbabilities, Piece, Request, Summary, Ticket, Update};
 use emberlm::model::generate::TokenDepth;
+use emberlm::model::text::{AnswerParser, AnswerPart};
 use tokio::sync::mpsc;
 
-use super::answer::{AnswerParser, AnswerPart};
 use super::error::ApiError;
+use super::generate::Markers;
 use super::limits;
 use super::record::Record;
 
@@ -20,8 +21,8 @@ use super::record::Record;
 #[derive(Debug)]
 pub struct Ask {
     pub request: Request,
-    /// What takes the answer apart; none: all is content.
-    pub parser: Option<AnswerParser>,
+    /// What takes the answer apart, and the special tokens that it has to see; none: all is content.
+    pub parser: Option<(AnswerParser, Arc<Markers>)>,
     /// The prompt is that of the ask before, and not counted again.
     pub same_prompt: bool,
 }
@@ -89,7 +90,7 @@ pub struct Usage {
 /// An answer that is generated.
 #[derive(Debug)]
 struct Choice {
-    parser: Option<AnswerParser>,
+    parser: Option<(AnswerParser, Arc<Markers>)>,
     counts_prompt: bool,
     called: bool,
     ended: bool,
@@ -211,7 +212,13 @@ impl Run {
 impl Choice {
     fn piece(&mut self, choice: usize, piece: Piece) -> Delta {
         let parts = match &mut self.parser {
-            Some(parser) => parser.push(&piece.text),
+            Some((parser, markers)) => {
+                let mut parts = parser.push(&piece.text);
+                if let Some(marker) = piece.token.and_then(|id| markers.name(id)) {
+                    parts.extend(parser.push(marker));
+                }
+                parts
+            }
             None if piece.text.is_empty() => Vec::new(),
             None => vec![AnswerPart::Content(piece.text)],
         };
@@ -222,12 +229,12 @@ impl Choice {
     }
 
     fn note_calls(&mut self, parts: &[AnswerPart]) {
-        self.called |= parts.iter().any(|part| matches!(part, AnswerPart::ToolCall { .. }));
+        self.called |= parts.iter().any(|part| matches!(part, AnswerPart::ToolCallBegin { .. }));
     }
 
     fn finish(&mut self, choice: usize, summary: &Summary) -> Result<Delta, ApiError> {
         self.ended = true;
-        let parts = self.parser.as_mut().map(AnswerParser::finish).unwrap_or_default();
+        let parts = self.parser.as_mut().map(|(parser, _)| parser.finish()).unwrap_or_default();
         self.note_calls(&parts);
         let reason = match summary.finish {
             Finish::Cancelled => return Err(ApiError::draining()),
@@ -267,10 +274,12 @@ impl Answer {
             match part {
                 AnswerPart::Content(text) => self.content.push_str(&text),
                 AnswerPart::Reasoning(text) => self.reasoning.push_str(&text),
-                AnswerPart::ToolCall { index, id, name, arguments_delta } => {
-                    match self.calls.iter_mut().find(|call| call.index == index) {
-                        Some(call) => call.arguments.push_str(&arguments_delta),
-                        None => self.calls.push(Call { index, id, name, arguments: arguments_delta }),
+                AnswerPart::ToolCallBegin { index, id, name } => {
+                    self.calls.push(Call { index, id, name, arguments: String::new() });
+                }
+                AnswerPart::ToolCallArguments { index, delta } => {
+                    if let Some(call) = self.calls.iter_mut().find(|call| call.index == index) {
+                        call.arguments.push_str(&delta);
                     }
                 }
             }

@@ -17,7 +17,7 @@ pub fn tokenize(app: &App, fields: Fields<'_>) -> Result<Value, ApiError> {
     let ids = match fields.list("messages")? {
         Some(list) => {
             let (tools, variables) = (Tools::read(fields)?, prompt::variables(fields)?);
-            prompt::chat(app, &messages(list)?, &tools.schemas, &variables)?.ids
+            prompt::chat(app, &messages(list)?, &tools.schemas, &variables)?.tokens
         }
         None => {
             let text = match fields.text("prompt")? {

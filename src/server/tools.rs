@@ -1,5 +1,6 @@
 //! Tools that a model is told of, and whether it may call them.
 
+use emberlm::model::text::DeclaredTools;
 use serde_json::Value;
 
 use super::error::ApiError;
@@ -11,7 +12,8 @@ use super::limits;
 pub struct Tools {
     /// For the template, in OpenAI's form.
     pub schemas: Vec<Value>,
-    pub names: Vec<String>,
+    /// For the parser of answers.
+    pub declared: DeclaredTools,
 }
 
 impl Tools {
@@ -41,7 +43,7 @@ impl Tools {
             let function = Fields::at(function, &path);
             function.object("parameters")?;
             match function.text("name")? {
-                Some(name) if is_name(name) => tools.names.push(name.to_owned()),
+                Some(name) if is_name(name) => {}
                 Some(name) => {
                     let message = format!("{name:.80?} is no name; use 1 to 64 letters, digits, _, - and .");
                     return Err(function.wrong("name", message));
@@ -59,6 +61,7 @@ impl Tools {
                 return Err(fields.wrong("tool_choice", "only auto and none are supported"));
             }
         }
+        tools.declared = DeclaredTools::parse(&Value::Array(tools.schemas.clone()))?;
         Ok(tools)
     }
 }

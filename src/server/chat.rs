@@ -247,7 +247,7 @@ impl Encoder for Chunks {
     }
 
     fn delta(&mut self, delta: Delta, events: &mut Events) {
-        let Delta { choice: index, parts, tokens, end } = delta;
+        let Delta { choice: index, parts, tokens, end, .. } = delta;
         let Shape { logprobs, trace, .. } = self.reports.shape;
         if let (true, Some(held)) = (logprobs || trace, self.held.get_mut(index)) {
             held.extend(tokens);

@@ -1,5 +1,6 @@
 //! `/v1/completions`: texts and token ids, continued.
 
+use emberlm::model::engine::LogProbabilities;
 use emberlm::model::text::AnswerPart;
 use serde_json::{Map, Value, json};
 
@@ -110,14 +111,14 @@ impl CompletionBody {
     ///
     /// # Errors
     /// 400 when ids cannot be decoded.
-    pub fn echoes(&self, app: &App, prompts: &[Vec<u32>]) -> Result<Vec<Option<(String, Vec<Token>)>>, ApiError> {
+    pub fn echoes(&self, app: &App, prompts: &[Vec<u32>]) -> Result<Vec<Option<Echo>>, ApiError> {
         let mut echoes = Vec::new();
         for (prompt, ids) in self.prompts.iter().zip(prompts) {
             let text = match prompt {
                 Prompt::Text(text) => text.clone(),
                 Prompt::Ids(_) => app.text.decode(ids, false)?,
             };
-            let echo = self.echo.then_some((text, Vec::new()));
+            let echo = self.echo.then(|| Echo { text, ids: ids.clone() });
             echoes.extend((0..self.options.n).map(|_| echo.clone()));
         }
         Ok(echoes)
@@ -149,6 +150,8 @@ impl Logprobs {
                         // Of tokens that are spelled alike, the most probable.
                         top.entry(reports.spelled(id)).or_insert_with(|| finite(logprob).into());
                     }
+                    // The token itself is told always.
+                    top.entry(reports.spelled(token.id)).or_insert_with(|| finite(known.chosen).into());
                     self.top_logprobs.push(top.into());
                 }
                 // The first token of a prompt has nothing before it.
@@ -168,12 +171,28 @@ impl Logprobs {
     }
 }
 
+/// A prompt that is repeated before its answer.
+#[derive(Clone, Debug)]
+pub struct Echo {
+    text: String,
+    ids: Vec<u32>,
+}
+
+impl Echo {
+    /// Its tokens, of which the first has nothing before it.
+    fn tokens(&self, scores: &[LogProbabilities]) -> Vec<Token> {
+        let scores = std::iter::once(None).chain(scores.iter().cloned().map(Some));
+        let token = |(&id, log_probabilities)| Token { id, depth: None, log_probabilities };
+        self.ids.iter().zip(scores).map(token).collect()
+    }
+}
+
 /// What is told of one prompt and its answers.
 pub struct Told {
     pub head: Head,
     pub reports: TokenReports,
-    /// Per answer: the prompt that is repeated before it, as text and as tokens.
-    pub echoes: Vec<Option<(String, Vec<Token>)>>,
+    /// Per answer: the prompt that is repeated before it.
+    pub echoes: Vec<Option<Echo>>,
 }
 
 impl Told {
@@ -203,9 +222,9 @@ impl Told {
             let mut text = String::new();
             let mut offset = 0;
             let mut logprobs = Logprobs::default();
-            if let Some(Some((prompt, tokens))) = self.echoes.get(index) {
-                text.push_str(prompt);
-                logprobs.push(tokens, &self.reports, &mut offset);
+            if let Some(Some(echo)) = self.echoes.get(index) {
+                text.push_str(&echo.text);
+                logprobs.push(&echo.tokens(&answer.prompt), &self.reports, &mut offset);
             }
             text.push_str(&answer.content);
             logprobs.push(&answer.tokens, &self.reports, &mut offset);
@@ -225,22 +244,46 @@ impl Told {
 /// Chunks of a streamed completion.
 pub struct TextChunks {
     pub told: Told,
-    /// Per answer: tokens whose text is held back, and the characters told.
-    held: Vec<(Vec<Token>, usize)>,
+    held: Vec<Held>,
+}
+
+/// Of one answer.
+#[derive(Debug, Default)]
+struct Held {
+    /// Tokens whose text is held back.
+    tokens: Vec<Token>,
+    /// Of the prompt, until it is repeated.
+    scores: Vec<LogProbabilities>,
+    /// Characters told.
+    offset: usize,
 }
 
 impl TextChunks {
     pub fn new(told: Told) -> Self {
-        let held = told.echoes.iter().map(|_| (Vec::new(), 0)).collect();
+        let held = told.echoes.iter().map(|_| Held::default()).collect();
         Self { told, held }
     }
 
+    /// Repeats the prompt, once.
+    fn send_echo(&mut self, index: usize, events: &mut Events) {
+        let Some(echo) = self.told.echoes.get_mut(index).and_then(Option::take) else { return };
+        let Some(held) = self.held.get_mut(index) else { return };
+        let later = std::mem::replace(&mut held.tokens, echo.tokens(&held.scores));
+        if !self.told.reports.shape.logprobs {
+            held.tokens.clear();
+        }
+        self.send(index, echo.text, None, events);
+        if let Some(held) = self.held.get_mut(index) {
+            held.tokens = later;
+        }
+    }
+
     fn send(&mut self, index: usize, text: String, reason: Option<&str>, events: &mut Events) {
-        let Some((tokens, offset)) = self.held.get_mut(index) else { return };
-        let tokens = std::mem::take(tokens);
+        let Some(held) = self.held.get_mut(index) else { return };
+        let tokens = std::mem::take(&mut held.tokens);
         let logprobs = (self.told.reports.shape.logprobs && !tokens.is_empty()).then(|| {
             let mut logprobs = Logprobs::default();
-            logprobs.push(&tokens, &self.told.reports, offset);
+            logprobs.push(&tokens, &self.told.reports, &mut held.offset);
             logprobs
         });
         let mut choice = self.told.choice(index, text, logprobs, &tokens);
@@ -257,20 +300,22 @@ impl TextChunks {
 
 impl Encoder for TextChunks {
     fn begin(&mut self, events: &mut Events) {
-        for index in 0..self.held.len() {
-            let Some((text, tokens)) = self.told.echoes.get_mut(index).and_then(Option::take) else { continue };
-            if let Some((held, _)) = self.held.get_mut(index) {
-                *held = tokens;
-            }
-            self.send(index, text, None, events);
+        if !self.told.reports.shape.logprobs {
+            (0..self.held.len()).for_each(|index| self.send_echo(index, events));
         }
     }
 
     fn delta(&mut self, delta: Delta, events: &mut Events) {
-        let Delta { choice: index, parts, tokens, end } = delta;
+        let Delta { choice: index, parts, tokens, prompt, end } = delta;
         let Shape { logprobs, trace, .. } = self.told.reports.shape;
-        if let (true, Some((held, _))) = (logprobs || trace, self.held.get_mut(index)) {
-            held.extend(tokens);
+        if let Some(held) = self.held.get_mut(index) {
+            held.scores.extend(prompt);
+            if logprobs || trace {
+                held.tokens.extend(tokens);
+            }
+        }
+        if !parts.is_empty() || end.is_some() {
+            self.send_echo(index, events);
         }
         for part in parts {
             if let AnswerPart::Content(text) = part {

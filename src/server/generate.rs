@@ -33,7 +33,7 @@ impl ChatJob {
             let request = request(app, &self.options, prompt.tokens.clone(), i);
             let parser = AnswerParser::new(app.format, prompt.thinking, self.tools.declared.clone(), fresh());
             let parser = Some((parser, app.markers.clone()));
-            Ask { request, parser, same_prompt: i > 0 }
+            Ask { request, parser, same_prompt: i > 0, silent: false }
         });
         Ok(asks.collect())
     }
@@ -71,11 +71,16 @@ pub fn answer_format(family: emberlm::model::config::Family, text: &TextProcesso
     AnswerFormat::detect(family, text.chat_template(&options).ok().map(|template| template.source()))
 }
 
-/// Several prompts, each continued.
+/// Several prompts, each continued. With `echo` their own tokens are scored where those of the answers are.
 ///
 /// # Errors
 /// 400 when a prompt does not fit, or there are too many.
-pub fn completion_asks(app: &App, options: &GenerateOptions, prompts: Vec<Vec<u32>>) -> Result<Vec<Ask>, ApiError> {
+pub fn completion_asks(
+    app: &App,
+    options: &GenerateOptions,
+    prompts: Vec<Vec<u32>>,
+    echo: bool,
+) -> Result<Vec<Ask>, ApiError> {
     let answers = prompts.len().saturating_mul(options.n);
     if answers > limits::ANSWERS {
         let message = format!(
@@ -90,8 +95,12 @@ pub fn completion_asks(app: &App, options: &GenerateOptions, prompts: Vec<Vec<u3
     for prompt in prompts {
         app.check_length(prompt.len())?;
         for i in 0..options.n {
-            let request = request(app, options, prompt.clone(), i);
-            asks.push(Ask { request, parser: None, same_prompt: i > 0 });
+            let mut request = request(app, options, prompt.clone(), i);
+            // A prompt is read where a token is to follow.
+            let silent = request.max_tokens == 0;
+            request.max_tokens = request.max_tokens.max(1);
+            request.prompt_log_probabilities = options.logprobs.filter(|_| echo);
+            asks.push(Ask { request, parser: None, same_prompt: i > 0, silent });
         }
     }
     Ok(asks)

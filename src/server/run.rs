@@ -25,6 +25,8 @@ pub struct Ask {
     pub parser: Option<(AnswerParser, Arc<Markers>)>,
     /// The prompt is that of the ask before, and not counted again.
     pub same_prompt: bool,
+    /// The prompt alone is of interest: what is generated is not told.
+    pub silent: bool,
 }
 
 /// What became of an answer since the last one.
@@ -35,6 +37,8 @@ pub struct Delta {
     pub parts: Vec<AnswerPart>,
     /// The tokens that were chosen; their text may come later.
     pub tokens: Vec<Token>,
+    /// How probable the next tokens of the prompt were, where that is asked for.
+    pub prompt: Vec<LogProbabilities>,
     /// The answer has ended.
     pub end: Option<End>,
 }
@@ -92,6 +96,7 @@ pub struct Usage {
 struct Choice {
     parser: Option<(AnswerParser, Arc<Markers>)>,
     counts_prompt: bool,
+    silent: bool,
     called: bool,
     ended: bool,
     last_token: Option<Instant>,
@@ -125,6 +130,7 @@ impl Run {
             choices.push(Choice {
                 parser: ask.parser,
                 counts_prompt: !ask.same_prompt,
+                silent: ask.silent,
                 called: false,
                 ended: false,
                 last_token: None,
@@ -187,6 +193,10 @@ impl Run {
                 }
                 Ok(None)
             }
+            Update::PromptRead { log_probabilities, .. } if !log_probabilities.is_empty() => {
+                Ok(Some(Delta { choice: i, prompt: log_probabilities, ..Delta::default() }))
+            }
+            Update::Token(_) if choice.silent => Ok(None),
             Update::Token(piece) => {
                 if piece.token.is_some() {
                     self.record.token(&mut choice.last_token);
@@ -225,7 +235,7 @@ impl Choice {
         self.note_calls(&parts);
         let (depth, log_probabilities) = (piece.depth, piece.log_probabilities);
         let tokens = piece.token.map(|id| Token { id, depth, log_probabilities }).into_iter().collect();
-        Delta { choice, parts, tokens, end: None }
+        Delta { choice, parts, tokens, ..Delta::default() }
     }
 
     fn note_calls(&mut self, parts: &[AnswerPart]) {
@@ -238,12 +248,13 @@ impl Choice {
         self.note_calls(&parts);
         let reason = match summary.finish {
             Finish::Cancelled => return Err(ApiError::draining()),
+            _ if self.silent => Reason::Length,
             Finish::Length => Reason::Length,
             Finish::Stop if self.called => Reason::ToolCalls,
             Finish::Stop => Reason::Stop,
         };
         let end = End { reason, seed: summary.seed, mean_steps: summary.mean_steps };
-        Ok(Delta { choice, parts, tokens: Vec::new(), end: Some(end) })
+        Ok(Delta { choice, parts, end: Some(end), ..Delta::default() })
     }
 }
 
@@ -254,6 +265,8 @@ pub struct Answer {
     pub reasoning: String,
     pub calls: Vec<Call>,
     pub tokens: Vec<Token>,
+    /// Of the tokens of the prompt but the first, where that is asked for.
+    pub prompt: Vec<LogProbabilities>,
     pub end: Option<End>,
 }
 
@@ -285,6 +298,7 @@ impl Answer {
             }
         }
         self.tokens.extend(delta.tokens);
+        self.prompt.extend(delta.prompt);
         self.end = delta.end.or(self.end);
     }
 

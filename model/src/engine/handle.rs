@@ -14,7 +14,7 @@ use emberlm_quant::CompactBackend;
 use emberlm_quant::panics::catch_quietly;
 
 use super::check::RequestCheck;
-use super::request::{EventKind, Piece, Request, Summary};
+use super::request::{EventKind, LogProbabilities, Piece, Request, Summary};
 use super::totals::EngineTotals;
 use super::{Engine, EngineOptions, SequenceId};
 use crate::causal_lm::CausalLm;
@@ -58,6 +58,8 @@ pub enum Update {
         tokens: usize,
         /// Of each of them, with [`Request::trace`].
         depth: Vec<TokenDepth>,
+        /// Of the tokens of the prompt that follow them, with [`Request::prompt_log_probabilities`]: all but its first one in all.
+        log_probabilities: Vec<LogProbabilities>,
     },
     /// A token was chosen, or text that was held back to the end became certain.
     Token(Piece),
@@ -454,7 +456,9 @@ fn serve<B: CompactBackend>(
             let Some(client) = clients.get_mut(&id) else { continue };
             let (update, last) = match event.kind {
                 EventKind::Started { prompt, cached } => (Update::Started { prompt, cached }, false),
-                EventKind::PromptRead { tokens, depth } => (Update::PromptRead { tokens, depth }, false),
+                EventKind::PromptRead { tokens, depth, log_probabilities } => {
+                    (Update::PromptRead { tokens, depth, log_probabilities }, false)
+                }
                 EventKind::Token(piece) => (Update::Token(piece), false),
                 EventKind::Finished(finished) => (Update::Finished(finished.summary), true),
                 EventKind::Failed(error) => {

@@ -15,6 +15,7 @@ mod check;
 mod handle;
 mod request;
 mod schedule;
+mod scoring;
 mod sequence;
 mod totals;
 
@@ -27,6 +28,7 @@ use crate::cache::Cache;
 use crate::causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, ForwardOutput, LogitsFor};
 use crate::diagnose::{self, Run};
 use crate::error::{Error, Result};
+use crate::evaluate::tokens_per_pass;
 use crate::nn::Span;
 use crate::text::TextProcessor;
 use crate::token_depth::{TokenDepth, token_depths};
@@ -261,6 +263,10 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
             let budget =
                 if decoding { self.options.prompt_tokens_beside_decoding } else { self.options.tokens_per_step };
             let prompts: Vec<usize> = self.running.iter().filter(|s| !s.decodes()).map(|s| s.pending().len()).collect();
+            // Where prompts are scored, the logits of every token of the step are there at once.
+            let scoring = self.running.iter().any(Sequence::scores_prompt);
+            let most = tokens_per_pass(self.model.architecture().config.vocab_size);
+            let budget = if scoring { budget.min(most) } else { budget };
             let mut shares = shares(&prompts, budget).into_iter();
             let tokens: Vec<usize> = (self.running.iter())
                 .map(|sequence| if sequence.decodes() { sequence.pending().len() } else { shares.next().unwrap_or(0) })
@@ -350,9 +356,12 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
             sequence.begin();
             let pending = sequence.pending();
             ids.extend_from_slice(pending.get(..turn.tokens).unwrap_or(pending));
-            if turn.tokens == pending.len() {
-                wanted = LogitsFor::Last;
-            }
+            let ends = turn.tokens == pending.len();
+            wanted = match wanted {
+                _ if sequence.scores_prompt() => LogitsFor::All,
+                LogitsFor::Nothing if ends => LogitsFor::Last,
+                before => before,
+            };
             spans.push(Span { tokens: turn.tokens, cache: &mut sequence.cache, depth: sequence.depth });
         }
         let ids = self.model.ids(&ids)?;
@@ -368,7 +377,13 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
             // What a trace lacks is no reason to end a text, and the logits will not be read either.
             Err(_) => Vec::new().into_iter(),
         };
+        // The first row of logits of each turn, where there is one for every token.
+        let every = turns.iter().any(|turn| self.running.get(turn.at).is_some_and(Sequence::scores_prompt));
+        let mut first = 0;
         for (row, turn) in turns.iter().enumerate() {
+            let rows = first..first + turn.tokens;
+            first = rows.end;
+            let row = if every { rows.end.saturating_sub(1) } else { row };
             let (Some(sequence), Some(outcome)) = (self.running.get_mut(turn.at), outcomes.get_mut(turn.at)) else {
                 continue;
             };
@@ -377,13 +392,26 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
                 depth.clear();
             }
             let read = if sequence.decodes() { 0 } else { turn.tokens };
+            let scored = match &out.logits {
+                Some(logits) if sequence.scores_prompt() => {
+                    sequence.score(logits.clone().slice_dim(0, rows), turn.tokens)
+                }
+                _ => Ok(Vec::new()),
+            };
+            let log_probabilities = match scored {
+                Ok(scored) => scored,
+                Err(error) => {
+                    *outcome = Some(Outcome::Failed(error));
+                    continue;
+                }
+            };
             let logits = out.logits.as_ref().filter(|_| sequence.pending().is_empty());
             let chosen = logits.map(|logits| {
                 let row = logits.clone().slice_dim(0, row..row + 1);
                 sequence.choose(row, depth.last().cloned())
             });
             *outcome = Some(match chosen.transpose() {
-                Ok(chosen) => Outcome::Fed { read, depth, chosen },
+                Ok(chosen) => Outcome::Fed { read, depth, log_probabilities, chosen },
                 Err(error) => Outcome::Failed(error),
             });
         }
@@ -404,9 +432,9 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
                 events.push(event(EventKind::Failed(self.explained(error, &sequence))));
                 None
             }
-            Some(Outcome::Fed { read, depth, chosen }) => {
+            Some(Outcome::Fed { read, depth, log_probabilities, chosen }) => {
                 if read > 0 {
-                    events.push(event(EventKind::PromptRead { tokens: read, depth }));
+                    events.push(event(EventKind::PromptRead { tokens: read, depth, log_probabilities }));
                 }
                 match chosen {
                     None => Some(sequence),
@@ -450,6 +478,8 @@ enum Outcome {
         read: usize,
         /// Of every token fed, with a trace.
         depth: Vec<TokenDepth>,
+        /// Of the tokens of its prompt that follow those read, where they are asked for.
+        log_probabilities: Vec<LogProbabilities>,
         /// Where all its tokens are fed: what was chosen, and whether that ends the text; none for a stop token.
         chosen: Option<Option<(Piece, bool)>>,
     },

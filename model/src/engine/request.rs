@@ -31,6 +31,9 @@ pub struct Request {
     pub trace: bool,
     /// Tell how probable every token was, and so many of the most probable ones.
     pub log_probabilities: Option<usize>,
+    /// Tell how probable every token of the prompt was after those before it, and so many of the most probable ones. The first one
+    /// has none before it.
+    pub prompt_log_probabilities: Option<usize>,
 }
 
 impl Request {
@@ -46,6 +49,7 @@ impl Request {
             depth: DepthOptions::default(),
             trace: false,
             log_probabilities: None,
+            prompt_log_probabilities: None,
         }
     }
 }
@@ -76,6 +80,8 @@ pub enum EventKind<B: CompactBackend> {
         tokens: usize,
         /// Of each of them, with [`Request::trace`].
         depth: Vec<TokenDepth>,
+        /// Of the tokens of the prompt that follow them, with [`Request::prompt_log_probabilities`]: all but its first one in all.
+        log_probabilities: Vec<LogProbabilities>,
     },
     /// A token was chosen, or text that was held back to the end became certain.
     Token(Piece),

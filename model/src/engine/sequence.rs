@@ -2,16 +2,16 @@
 
 use std::time::Instant;
 
-use burn::tensor::{Tensor, Transaction};
+use burn::tensor::Tensor;
 use emberlm_quant::CompactBackend;
 
 use super::SequenceId;
 use super::request::{Event, EventKind, Finish, Finished, LogProbabilities, Piece, Request, Summary};
+use super::scoring::log_probabilities;
 use crate::cache::Cache;
 use crate::error::Result;
 use crate::nn::DepthOptions;
-use crate::read::{elements, read_back};
-use crate::sampling::{Sampler, log_softmax};
+use crate::sampling::Sampler;
 use crate::text::{DecodeStream, StopSet, StopStrings, TextProcessor};
 use crate::token_depth::TokenDepth;
 
@@ -30,6 +30,7 @@ pub(super) struct Sequence<B: CompactBackend> {
     stop_tokens: StopSet,
     max_tokens: usize,
     log_probabilities: Option<usize>,
+    prompt_log_probabilities: Option<usize>,
     context: usize,
     /// Tokens before the prompt.
     history: usize,
@@ -64,6 +65,7 @@ impl<B: CompactBackend> Sequence<B> {
             stop_tokens: request.stop_tokens,
             max_tokens: request.max_tokens,
             log_probabilities: request.log_probabilities,
+            prompt_log_probabilities: request.prompt_log_probabilities,
             context,
             history,
             started: false,
@@ -92,6 +94,19 @@ impl<B: CompactBackend> Sequence<B> {
     /// Whether its prompt was read: then one token is pending.
     pub fn decodes(&self) -> bool {
         self.decode_begun.is_some()
+    }
+
+    /// Whether the probabilities of its prompt's tokens are still to be told.
+    pub fn scores_prompt(&self) -> bool {
+        self.prompt_log_probabilities.is_some() && !self.decodes()
+    }
+
+    /// How probable the tokens of the prompt are that follow the last `tokens` of the cache, whose logits `[tokens, vocabulary]` these
+    /// are.
+    pub fn score(&self, logits: Tensor<B, 2>, tokens: usize) -> Result<Vec<LogProbabilities>> {
+        let Some(count) = self.prompt_log_probabilities else { return Ok(Vec::new()) };
+        let first = (self.cache.len() + 1).saturating_sub(tokens);
+        log_probabilities(logits, self.tokens.get(first..).unwrap_or_default(), count, 0)
     }
 
     /// Tokens that it may still come to hold.
@@ -153,7 +168,7 @@ impl<B: CompactBackend> Sequence<B> {
             None => self.stops.push(&self.stream.push(token)?),
         };
         let log_probabilities = match (numbers, self.log_probabilities) {
-            (Some(logits), Some(count)) => Some(log_probabilities(logits, token, count, step)?),
+            (Some(logits), Some(count)) => log_probabilities(logits, &[token], count, step)?.pop(),
             _ => None,
         };
         let piece = Piece { text: stopped.text, token: Some(token), depth, log_probabilities };
@@ -176,27 +191,6 @@ impl<B: CompactBackend> Sequence<B> {
         let finished = Finished { summary: self.summary, cache: self.cache, tokens: self.tokens };
         held.map(EventKind::Token).into_iter().chain([EventKind::Finished(Box::new(finished))]).map(event).collect()
     }
-}
-
-/// Of logits `[1, vocabulary]`: of the token chosen, and of the `count` most probable ones.
-fn log_probabilities<B: CompactBackend>(
-    logits: Tensor<B, 2>,
-    chosen: u32,
-    count: usize,
-    step: usize,
-) -> Result<LogProbabilities> {
-    let logits: Vec<f32> = elements(read_back(Transaction::default().register(logits))?.next())?;
-    let all = log_softmax(&logits, step)?;
-    let of = |id: u32| all.get(id as usize).copied().unwrap_or(f64::NEG_INFINITY);
-    let mut ids: Vec<u32> = (0u32..).zip(&all).map(|(id, _)| id).collect();
-    let by_probability = |a: &u32, b: &u32| of(*b).total_cmp(&of(*a)).then(a.cmp(b));
-    let count = count.min(ids.len());
-    if count > 0 && count < ids.len() {
-        ids.select_nth_unstable_by(count - 1, by_probability);
-    }
-    ids.truncate(count);
-    ids.sort_unstable_by(by_probability);
-    Ok(LogProbabilities { chosen: of(chosen), top: ids.into_iter().map(|id| (id, of(id))).collect() })
 }
 
 fn seconds_since(start: Option<Instant>) -> f64 {

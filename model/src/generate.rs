@@ -128,6 +128,7 @@ impl<'a, B: CompactBackend> Generator<'a, B> {
             trace: options.trace,
             log_probabilities: None,
             prompt_log_probabilities: None,
+            prefix_boundaries: Vec::new(),
         };
         let id = engine.resume(cache, history, request)?;
         let (pieces, prompt_depth) = (VecDeque::new(), Vec::new());

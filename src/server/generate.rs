@@ -30,7 +30,8 @@ impl ChatJob {
     pub fn asks(&self, app: &App) -> Result<Vec<Ask>, ApiError> {
         let prompt = self.prompt(app)?;
         let asks = (0..self.options.n).map(|i| {
-            let request = request(app, &self.options, prompt.tokens.clone(), i);
+            let mut request = request(app, &self.options, prompt.tokens.clone(), i);
+            request.prefix_boundaries.clone_from(&prompt.boundaries);
             let parser = AnswerParser::new(app.format, prompt.thinking, self.tools.declared.clone(), fresh());
             let parser = Some((parser, app.markers.clone()));
             Ask { request, parser, same_prompt: i > 0, silent: false }

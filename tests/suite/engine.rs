@@ -83,12 +83,23 @@ fn step<B: CompactBackend>(engine: &mut Engine<'_, B>, outcomes: &mut BTreeMap<S
     }
 }
 
+/// What an engine without a prefix cache gives one that is alone.
 pub(super) fn alone<B: CompactBackend>(loaded: &Loaded<B>, request: &Request) -> Outcome {
-    let mut engine = Engine::new(&loaded.model, &loaded.text, options());
+    alone_in_chunks(loaded, request, options().tokens_per_step)
+}
+
+fn alone_in_chunks<B: CompactBackend>(loaded: &Loaded<B>, request: &Request, tokens_per_step: usize) -> Outcome {
+    let mut engine = Engine::new(&loaded.model, &loaded.text, EngineOptions { tokens_per_step, ..options() });
     let id = engine.submit(request.clone()).expect("a request");
     let mut outcomes = BTreeMap::new();
     run(&mut engine, &mut outcomes);
     outcomes.remove(&id).expect("an outcome")
+}
+
+/// Whether the last bits of sums decide what a request gives: alone, it gives something else where its prompt comes in other chunks.
+/// A token that leads by nothing, a draw at the border of two tokens and a halting probability at the threshold are like that.
+pub(super) fn hangs_on_last_bits<B: CompactBackend>(loaded: &Loaded<B>, request: &Request, expected: &Outcome) -> bool {
+    [1, 2, 3, 5, 8, 13, 21, 34].into_iter().any(|chunk| alone_in_chunks(loaded, request, chunk) != *expected)
 }
 
 pub(super) fn request(random: &mut Random, ids: &[u32]) -> Request {
@@ -104,31 +115,44 @@ pub(super) fn request(random: &mut Random, ids: &[u32]) -> Request {
     Request { sampling, max_tokens, ..Request::new(ids[start..start + length].to_vec()) }
 }
 
-/// Sequences that join, leave, are cancelled and forked in random order get the texts that they get alone, and leave no memory.
+/// Sequences that join, leave, are cancelled and forked in random order get the texts that they get alone, and leave no memory. In every
+/// other run they begin alike, and there is a prefix cache.
 pub fn sequences_are_as_alone<B: CompactBackend>(device: &B::Device) {
     let runs = std::env::var("EMBERLM_ENGINE_RUNS").ok().map_or(RUNS, |runs| runs.parse().expect("a number"));
     for loaded in loaded::<B>(device) {
-        for seed in 0..runs {
-            one_run(&loaded, seed as u64);
+        let (mut sequences, mut undecided) = (0, 0);
+        for seed in 0..runs as u64 {
+            undecided += one_run(&loaded, seed, seed.is_multiple_of(2));
+            sequences += SEQUENCES;
         }
+        println!("{}: {runs} runs of {SEQUENCES} sequences, {undecided} hang on last bits", loaded.name);
+        assert!(undecided * 100 <= sequences, "{}: {undecided} of {sequences}", loaded.name);
     }
 }
 
-fn one_run<B: CompactBackend>(loaded: &Loaded<B>, seed: u64) {
+/// How many sequences hang on last bits, and came out otherwise.
+fn one_run<B: CompactBackend>(loaded: &Loaded<B>, seed: u64, prefixes: bool) -> usize {
     let mut random = Random::new(seed);
     let shapes = loaded.model.architecture().cache_shapes();
     let per_token: usize = shapes.iter().map(|shape| shape.bytes_per_token(KvFormat::F32)).sum();
     let fixed: usize = shapes.iter().map(|shape| shape.fixed_bytes()).sum();
-    // Room for about ten of them.
+    // Room for about ten of them, or for eight and some prefixes.
     let budget = 10 * (256 * per_token + fixed);
-    let limits = EngineOptions { max_running: 12, cache_bytes: Some(budget), ..options() };
+    let prefix_cache_bytes = if prefixes { budget / 5 } else { 0 };
+    let limits = EngineOptions { max_running: 12, cache_bytes: Some(budget), prefix_cache_bytes, ..options() };
     let mut engine = Engine::new(&loaded.model, &loaded.text, limits);
     let (mut requests, mut outcomes) = (BTreeMap::new(), BTreeMap::new());
     let (mut cancelled, mut forks) = (Vec::new(), 0);
     while requests.len() < SEQUENCES {
         match random.below(8) {
             0..3 => {
-                let request = request(&mut random, &loaded.ids);
+                let mut request = request(&mut random, &loaded.ids);
+                if prefixes {
+                    let length = request.prompt.len();
+                    request.prompt = loaded.ids[..40].iter().copied().chain(request.prompt).collect();
+                    request.prompt.drain(..random.below(3) * 20);
+                    request.prefix_boundaries = vec![random.below(42), request.prompt.len() - length / 3];
+                }
                 requests.insert(engine.submit(request.clone()).expect("a request"), request);
             }
             3 if !requests.is_empty() => {
@@ -157,23 +181,31 @@ fn one_run<B: CompactBackend>(loaded: &Loaded<B>, seed: u64) {
             _ => {
                 step(&mut engine, &mut outcomes);
                 assert!(engine.cache_bytes() <= budget, "{} bytes of {budget}", engine.cache_bytes());
+                assert!(engine.prefix_cache_bytes() <= prefix_cache_bytes);
                 assert!(engine.sequences().0 <= 12);
             }
         }
     }
     run(&mut engine, &mut outcomes);
-    assert_eq!((engine.cache_bytes(), engine.sequences()), (0, (0, 0)), "{}: something is left", loaded.name);
-    assert!(forks > 0 && !cancelled.is_empty(), "{} seed {seed}: nothing was forked or cancelled", loaded.name);
+    let what = format!("{} seed {seed}", loaded.name);
+    assert_eq!(engine.totals().prefix_hits > 0, prefixes, "{what}: {:?}", engine.totals());
+    engine.clear_prefix_cache();
+    assert_eq!((engine.cache_bytes(), engine.sequences()), (0, (0, 0)), "{what}: something is left");
+    assert!(forks > 0 && !cancelled.is_empty(), "{what}: nothing was forked or cancelled");
+    let mut undecided = 0;
     for (id, request) in &requests {
-        let what = format!("{} seed {seed}, {id:?}", loaded.name);
+        let what = format!("{what}, {id:?}");
         let (got, expected) = (&outcomes[id], alone(loaded, request));
-        if got.finish == Some(Finish::Cancelled) {
-            assert!(cancelled.contains(id), "{what}");
-            assert!(expected.generated.starts_with(&got.generated), "{what}: {got:?}, expected {expected:?}");
-        } else {
-            assert_eq!(*got, expected, "{what}");
+        let right = match got.finish == Some(Finish::Cancelled) {
+            true => cancelled.contains(id) && expected.generated.starts_with(&got.generated),
+            false => *got == expected,
+        };
+        if !right {
+            assert!(hangs_on_last_bits(loaded, request, &expected), "{what}: {got:?}, expected {expected:?}");
+            undecided += 1;
         }
     }
+    undecided
 }
 
 /// One whose every token is banned fails; the others go on and get what they get alone.

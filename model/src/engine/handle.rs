@@ -101,8 +101,10 @@ pub struct EngineStatus {
     pub max_running: usize,
     /// Requests that wait at most.
     pub max_waiting: usize,
-    /// Bytes of all caches, free slots included.
+    /// Bytes of all caches, free slots and kept prefixes included.
     pub cache_bytes: usize,
+    /// Of them those of kept prefixes.
+    pub prefix_cache_bytes: usize,
     /// The most that they may take, where there is a limit.
     pub cache_limit: Option<usize>,
     /// What was done so far.
@@ -211,13 +213,14 @@ impl EngineHandle {
         let state = self.0.shared.lock();
         let waiting = state.waiting();
         let (draining, stopped) = (state.draining, state.stopped);
-        let Published { running, cache_bytes, totals, last_step, step_began, .. } = state.engine;
+        let Published { running, cache_bytes, prefix_cache_bytes, totals, last_step, step_began, .. } = state.engine;
         EngineStatus {
             running,
             waiting,
             max_running,
             max_waiting,
             cache_bytes,
+            prefix_cache_bytes,
             cache_limit,
             totals,
             last_step,
@@ -312,6 +315,7 @@ struct Published {
     running: usize,
     waiting: usize,
     cache_bytes: usize,
+    prefix_cache_bytes: usize,
     totals: EngineTotals,
     last_step: Option<Instant>,
     step_began: Option<Instant>,
@@ -352,8 +356,10 @@ impl Shared {
 
     fn publish<B: CompactBackend>(&self, engine: &Engine<'_, B>) {
         let (running, waiting) = engine.sequences();
-        let (cache_bytes, totals, last_step) = (engine.cache_bytes(), engine.totals(), Some(Instant::now()));
-        self.lock().engine = Published { running, waiting, cache_bytes, totals, last_step, step_began: None };
+        let (cache_bytes, prefix_cache_bytes) = (engine.cache_bytes(), engine.prefix_cache_bytes());
+        let (totals, last_step, step_began) = (engine.totals(), Some(Instant::now()), None);
+        self.lock().engine =
+            Published { running, waiting, cache_bytes, prefix_cache_bytes, totals, last_step, step_began };
     }
 
     /// Waits until the thread has ended; false after `limit`.
@@ -419,7 +425,8 @@ fn run<B: CompactBackend>(shared: &Shared, model: CausalLm<B>, text: &TextProces
     let mut incoming = VecDeque::new();
     shared.update(|state| {
         state.stopped = true;
-        state.engine = Published { running: 0, waiting: 0, cache_bytes: 0, step_began: None, ..state.engine };
+        let Published { totals, last_step, .. } = state.engine;
+        state.engine = Published { totals, last_step, ..Published::default() };
         incoming = std::mem::take(&mut state.incoming);
     });
     for mut client in clients.into_values().chain(incoming.into_iter().map(|(_, client)| client)) {

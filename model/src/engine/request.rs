@@ -27,13 +27,17 @@ pub struct Request {
     pub stop_strings: Vec<String>,
     /// How deep its tokens go (CREST).
     pub depth: DepthOptions,
-    /// Tell the depth of every token (CREST).
+    /// Tell the depth of every token that is computed (CREST); of those that come from the prefix cache none is known.
     pub trace: bool,
     /// Tell how probable every token was, and so many of the most probable ones.
     pub log_probabilities: Option<usize>,
     /// Tell how probable every token of the prompt was after those before it, and so many of the most probable ones. The first one
     /// has none before it.
     pub prompt_log_probabilities: Option<usize>,
+    /// Numbers of leading tokens after which the prefix cache keeps a snapshot, from which other prompts that begin alike can go on: where
+    /// the system message and the tools end, and, last, where the turn of the answer begins. A model without linear attention goes on
+    /// from anywhere; for it they only say what to keep longest. The prompt is read in parts that end there.
+    pub prefix_boundaries: Vec<usize>,
 }
 
 impl Request {
@@ -50,6 +54,7 @@ impl Request {
             trace: false,
             log_probabilities: None,
             prompt_log_probabilities: None,
+            prefix_boundaries: Vec::new(),
         }
     }
 }

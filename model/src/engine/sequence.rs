@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 use emberlm_quant::CompactBackend;
 
 use super::SequenceId;
+use super::prefix::{Keep, Snapshots};
 use super::request::{Event, EventKind, Finish, Finished, LogProbabilities, Piece, Request, Summary};
 use super::scoring::log_probabilities;
 use crate::cache::Cache;
@@ -24,6 +25,8 @@ pub(super) struct Sequence<B: CompactBackend> {
     pub tokens: Vec<u32>,
     pub depth: DepthOptions,
     pub trace: bool,
+    /// Still to be taken.
+    pub snapshots: Snapshots,
     sampler: Sampler,
     stream: DecodeStream,
     stops: StopStrings,
@@ -60,6 +63,7 @@ impl<B: CompactBackend> Sequence<B> {
             tokens,
             depth: request.depth,
             trace: request.trace,
+            snapshots: None,
             stream: text.decode_stream(true),
             stops: StopStrings::new(request.stop_strings)?,
             stop_tokens: request.stop_tokens,
@@ -89,6 +93,29 @@ impl<B: CompactBackend> Sequence<B> {
     /// Tokens that the cache lacks.
     pub fn pending(&self) -> &[u32] {
         self.tokens.get(self.cache.len()..).unwrap_or_default()
+    }
+
+    /// Of them those that come before the next snapshot.
+    pub fn until_snapshot(&self) -> usize {
+        let next = self.snapshots.iter().flatten().next().map(|(at, _)| at.saturating_sub(self.cache.len()));
+        self.pending().len().min(next.unwrap_or(usize::MAX))
+    }
+
+    /// A snapshot that is to be taken before anything more is computed.
+    pub fn due_snapshot(&mut self) -> Option<Keep> {
+        let held = self.cache.len();
+        let snapshots = self.snapshots.as_mut()?;
+        while let Some((at, keep)) = snapshots.pop_front_if(|(at, _)| *at <= held) {
+            if at == held {
+                return Some(keep);
+            }
+        }
+        None
+    }
+
+    /// Whether it may begin with what others left behind: it has computed nothing, and its text is all its own.
+    pub fn begins_anew(&self) -> bool {
+        self.snapshots.is_some() && self.cache.is_empty()
     }
 
     /// Whether its prompt was read: then one token is pending.

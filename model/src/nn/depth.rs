@@ -74,29 +74,12 @@ pub(crate) struct PassDepth<B: Backend> {
 impl<B: Backend> PassDepth<B> {
     /// Of sequences of so many tokens each.
     pub fn new(asked: impl IntoIterator<Item = (usize, DepthOptions)>) -> Self {
-        let mut joined = Vec::<(usize, DepthOptions)>::new();
-        for (tokens, depth) in asked {
-            match joined.last_mut() {
-                Some((before, last)) if *last == depth => *before += tokens,
-                _ => joined.push((tokens, depth)),
-            }
-        }
-        Self { asked: joined, rows: OnceCell::new() }
+        Self { asked: asked.into_iter().collect(), rows: OnceCell::new() }
     }
 
     /// What the tokens follow in a layer with these options: one run where all follow the same.
     pub fn runs(&self, options: &CrestOptions) -> Vec<DepthRun> {
-        let own = options.halt_enabled.then_some(options.halt_threshold);
-        let mut runs = Vec::<DepthRun>::with_capacity(self.asked.len());
-        for &(tokens, depth) in &self.asked {
-            let steps = depth.steps.unwrap_or(options.num_steps);
-            let threshold = depth.threshold.or(own);
-            match runs.last_mut() {
-                Some(last) if (last.steps, last.threshold) == (steps, threshold) => last.tokens += tokens,
-                _ => runs.push(DepthRun { tokens, steps, threshold }),
-            }
-        }
-        runs
+        runs(&self.asked, options)
     }
 
     /// The runs token by token.
@@ -111,6 +94,20 @@ impl<B: Backend> PassDepth<B> {
     }
 }
 
+fn runs(asked: &[(usize, DepthOptions)], options: &CrestOptions) -> Vec<DepthRun> {
+    let own = options.halt_enabled.then_some(options.halt_threshold);
+    let mut runs = Vec::<DepthRun>::new();
+    for &(tokens, depth) in asked {
+        let steps = depth.steps.unwrap_or(options.num_steps);
+        let threshold = depth.threshold.or(own);
+        match runs.last_mut() {
+            Some(last) if (last.steps, last.threshold) == (steps, threshold) => last.tokens += tokens,
+            _ => runs.push(DepthRun { tokens, steps, threshold }),
+        }
+    }
+    runs
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,9 +116,8 @@ mod tests {
         CrestOptions { num_steps, halt_enabled, halt_threshold: 0.5, ..Default::default() }
     }
 
-    fn runs(asked: &[(usize, DepthOptions)], options: &CrestOptions) -> Vec<(usize, usize, Option<f32>)> {
-        let depth = PassDepth::<burn_ndarray::NdArray>::new(asked.iter().copied());
-        depth.runs(options).iter().map(|run| (run.tokens, run.steps, run.threshold)).collect()
+    fn found(asked: &[(usize, DepthOptions)], options: &CrestOptions) -> Vec<(usize, usize, Option<f32>)> {
+        runs(asked, options).iter().map(|run| (run.tokens, run.steps, run.threshold)).collect()
     }
 
     #[test]
@@ -129,9 +125,9 @@ mod tests {
         let asked = |threshold, steps| DepthOptions { threshold, steps };
         let all =
             [(2, asked(None, None)), (3, asked(Some(0.5), None)), (1, asked(None, Some(4))), (4, asked(None, Some(2)))];
-        assert_eq!(runs(&all[..3], &options(4, true)), [(6, 4, Some(0.5))]);
-        assert_eq!(runs(&all, &options(4, true)), [(6, 4, Some(0.5)), (4, 2, Some(0.5))]);
-        assert_eq!(runs(&all, &options(4, false)), [(2, 4, None), (3, 4, Some(0.5)), (1, 4, None), (4, 2, None)]);
+        assert_eq!(found(&all[..3], &options(4, true)), [(6, 4, Some(0.5))]);
+        assert_eq!(found(&all, &options(4, true)), [(6, 4, Some(0.5)), (4, 2, Some(0.5))]);
+        assert_eq!(found(&all, &options(4, false)), [(2, 4, None), (3, 4, Some(0.5)), (1, 4, None), (4, 2, None)]);
     }
 
     /// A row whose last step was before is among those that a step leaves out, also where no token halts by its gate.

@@ -43,7 +43,7 @@
 //!             match event.kind {
 //!                 EventKind::Token(piece) => texts.entry(event.sequence).or_default().push_str(&piece.text),
 //!                 EventKind::Failed(error) => return Err(error),
-//!                 EventKind::PromptRead { .. } | EventKind::Finished(_) => {}
+//!                 _ => {}
 //!             }
 //!         }
 //!     }

@@ -1,6 +1,8 @@
 //! `ember`: compact language models on the command line.
 
 mod cli;
+#[cfg(feature = "serve")]
+mod server;
 
 fn main() -> std::process::ExitCode {
     #[cfg(all(feature = "wgpu", target_os = "linux"))]

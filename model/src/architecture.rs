@@ -2,6 +2,7 @@
 
 use crate::cache::{KvShape, LayerCacheShape};
 use crate::config::{CrestOptions, KvCompression, KvTarget, LayerType, ModelConfig};
+use crate::error::{Error, Result};
 
 /// A model's sizes and options, with those resolved that only the tensors tell.
 #[derive(Clone, Debug)]
@@ -36,6 +37,27 @@ impl Architecture {
             None => KvShape::Heads { heads: config.num_key_value_heads, width: config.head_dim },
         };
         LayerCacheShape::Attention { k: stored(KvTarget::Key), v: stored(KvTarget::Value) }
+    }
+
+    /// Checks that there are ids, and that every one is in the vocabulary.
+    pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        let vocabulary = self.config.vocab_size;
+        match ids.iter().find(|&&id| id as usize >= vocabulary) {
+            Some(id) => Err(Error::Prompt(format!("token {id} is outside the vocabulary of {vocabulary}"))),
+            None if ids.is_empty() => Err(Error::Prompt("it has no tokens".into())),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks a prompt that comes after `past` tokens: its ids, and that it ends in the context.
+    pub(crate) fn check_prompt(&self, ids: &[u32], past: usize) -> Result<()> {
+        self.check_ids(ids)?;
+        let (total, limit) = (past.saturating_add(ids.len()), self.config.max_position_embeddings);
+        if total > limit {
+            let message = format!("{total} tokens, but the context of this model is {limit}; shorten it");
+            return Err(Error::Prompt(message));
+        }
+        Ok(())
     }
 
     /// Where the path of a field in the modules is not the name of its tensor in a checkpoint: pairs of module path (enum

@@ -144,11 +144,16 @@ impl<B: CompactBackend> CausalLm<B> {
     /// [`Error::Option`] when a threshold is not a number from 0 to 1, the steps are none or more than the model has, or the model has
     /// no adaptive depth and something is asked for.
     pub fn check_depth(&self, depth: DepthOptions) -> Result<()> {
+        depth.check(self.max_depth())
+    }
+
+    /// The most steps that every layer has; none in a model without adaptive depth.
+    pub(crate) fn max_depth(&self) -> Option<usize> {
         let steps = self.model.layers.iter().filter_map(|layer| match &layer.mlp {
             FeedForward::Crest(mlp) => Some(mlp.max_steps()),
             FeedForward::Dense(_) => None,
         });
-        depth.check(steps.min())
+        steps.min()
     }
 
     /// In which numbers it computes.
@@ -348,29 +353,14 @@ impl<B: CompactBackend> CausalLm<B> {
     /// # Errors
     /// [`Error::Prompt`] when there are none, or an id is outside the vocabulary.
     pub fn ids(&self, ids: &[u32]) -> Result<Tensor<B, 1, Int>> {
-        self.check_ids(ids)?;
+        self.architecture.check_ids(ids)?;
         let numbers: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
         Ok(Tensor::from_data(TensorData::new(numbers, [ids.len()]), &self.device()))
     }
 
-    fn check_ids(&self, ids: &[u32]) -> Result<()> {
-        let fail = |message: String| Err(Error::Prompt(message));
-        let vocabulary = self.architecture.config.vocab_size;
-        match ids.iter().find(|&&id| id as usize >= vocabulary) {
-            Some(id) => fail(format!("token {id} is outside the vocabulary of {vocabulary}")),
-            None if ids.is_empty() => fail("it has no tokens".into()),
-            None => Ok(()),
-        }
-    }
-
     pub(crate) fn check_prompt(&self, ids: &[u32], cache: &Cache<B>) -> Result<()> {
-        self.check_ids(ids)?;
-        let (total, limit) = (cache.len().saturating_add(ids.len()), self.architecture.config.max_position_embeddings);
-        if total > limit {
-            let message = format!("{total} tokens, but the context of this model is {limit}; shorten it");
-            return Err(Error::Prompt(message));
-        }
-        cache.check_room(total)
+        self.architecture.check_prompt(ids, cache.len())?;
+        cache.check_room(cache.len().saturating_add(ids.len()))
     }
 
     /// Logits of normed hidden states, not rounded to the type of activations: large ones would tie.

@@ -115,6 +115,9 @@ pub enum Error {
     /// A device stopped working, or gave no numbers.
     #[error("{0}; try a smaller model, a shorter text, or another device")]
     Device(String),
+    /// The thread of an engine has ended and takes what it had with it.
+    #[error("the engine has stopped: {0}; load the model again")]
+    Stopped(String),
     /// The model produced logits that are not numbers.
     #[error("logits of generated token {step} are not finite: {message}")]
     NonFinite {

@@ -127,6 +127,8 @@ impl<'a, B: CompactBackend> Generator<'a, B> {
             depth: options.depth,
             trace: options.trace,
             log_probabilities: None,
+            prompt_log_probabilities: None,
+            prefix_boundaries: Vec::new(),
         };
         let id = engine.resume(cache, history, request)?;
         let (pieces, prompt_depth) = (VecDeque::new(), Vec::new());
@@ -185,6 +187,7 @@ impl<B: CompactBackend> Pieces<'_, B> {
         }
         for event in self.engine.step() {
             match event.kind {
+                EventKind::Started { .. } => {}
                 EventKind::PromptRead { depth, .. } => self.prompt_depth.extend(depth),
                 EventKind::Token(piece) => self.pieces.push_back(piece),
                 EventKind::Finished(finished) => self.state = State::Finished(finished),

@@ -23,7 +23,9 @@ mod load;
 mod memory;
 mod output;
 mod render;
-mod sampling;
+pub mod sampling;
+#[cfg(feature = "serve")]
+mod serve;
 mod tensor_file;
 mod terminal;
 mod threads;
@@ -53,6 +55,9 @@ struct Cli {
 enum Command {
     /// Continue a prompt, or answer it with --chat
     Generate(Box<generate::GenerateArgs>),
+    /// Serve a model over HTTP: OpenAI's API, for many clients at once
+    #[cfg(feature = "serve")]
+    Serve(Box<serve::ServeArgs>),
     /// Show what a model directory holds and what running it takes; loads no weights
     Info(Box<info::InfoArgs>),
     /// Measure prefill and decode speed, of a checkpoint or of random weights
@@ -89,17 +94,15 @@ pub fn main() -> ExitCode {
         }
         error.exit()
     });
-    // Warnings of the library: what was found odd but could be used.
-    let warnings = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN);
-    warnings.without_time().with_target(false).with_ansi(false).init();
+    log(&cli.command);
     if let Err(error) = emberlm::backends::environment::check() {
         let _ = writeln!(std::io::stderr(), "error: {error}");
         return ExitCode::FAILURE;
     }
     let result = match cli.command {
         Command::Generate(args) => generate::run(&args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(&args),
         Command::Info(args) => info::run(&args).map(|()| true),
         Command::Bench(args) => bench::run(&args).map(|()| true),
         Command::Doctor(args) => doctor::run(&args).map(|()| true),
@@ -120,4 +123,17 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Warnings of the library: what was found odd but could be used. A server also tells of every request, and when.
+fn log(command: &Command) {
+    use tracing_subscriber::filter::LevelFilter;
+    let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_ansi(false);
+    #[cfg(feature = "serve")]
+    if matches!(command, Command::Serve(_)) {
+        lines.with_max_level(LevelFilter::INFO).init();
+        return;
+    }
+    let _ = command;
+    lines.with_max_level(LevelFilter::WARN).without_time().init();
 }

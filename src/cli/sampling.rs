@@ -7,36 +7,36 @@ use emberlm::model::config::GenerationConfig;
 use emberlm::model::sampling::SamplingConfig;
 
 /// Flags of sampling. What is absent comes from generation_config.json.
-#[derive(Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Sampling (default: as generation_config.json says; greedy unless it states do_sample)")]
 pub struct SamplingArgs {
     /// Temperature of a draw; 0 takes the most likely token. This flag or one of the next three asks for draws
     #[arg(long, visible_alias = "temperature", value_name = "T", allow_negative_numbers = true)]
-    temp: Option<f32>,
+    pub temp: Option<f32>,
 
     /// Keep the K most likely tokens (50 where nothing is stated); 0 or -1 keeps all
     #[arg(long, value_name = "K", value_parser = or_minus_one(0), allow_negative_numbers = true)]
-    top_k: Option<usize>,
+    pub top_k: Option<usize>,
 
     /// Keep the most likely tokens that hold this share of the probability, above 0, at most 1
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
-    top_p: Option<f32>,
+    pub top_p: Option<f32>,
 
     /// Keep tokens with this share of the probability of the best, from 0 to below 1
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
-    min_p: Option<f32>,
+    pub min_p: Option<f32>,
 
     /// Above 1 discourages tokens of prompt and output
     #[arg(long, value_name = "R", allow_negative_numbers = true)]
-    repeat_penalty: Option<f32>,
+    pub repeat_penalty: Option<f32>,
 
     /// Seed of draws; the same seed gives the same text, -1 draws one
     #[arg(long, value_name = "N", default_value = "-1", hide_default_value = true, allow_negative_numbers = true)]
-    seed: Seed,
+    pub seed: Seed,
 
     /// Take the most likely token
     #[arg(long, conflicts_with_all = ["temp", "top_k", "top_p", "min_p"])]
-    greedy: bool,
+    pub greedy: bool,
 }
 
 /// A count, or -1, which means `all`: so do other programs write it.

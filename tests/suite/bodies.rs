@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::fixture::{Numbers, logit_tolerance, own};
 
 /// A copy of the fixture's files with keys of the config replaced.
-fn with_config(change: &Value) -> tempfile::TempDir {
+pub(super) fn with_config(change: &Value) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a directory");
     let from = own("unit_rope");
     fs::copy(from.join("model.safetensors"), dir.path().join("model.safetensors")).expect("the weights");

@@ -213,8 +213,8 @@ pub fn requests_are_as_deep_as_alone<B: CompactBackend>(device: &B::Device) {
                             told[at].0.extend(piece.token);
                             told[at].1.extend(piece.depth);
                         }
-                        EventKind::Finished(_) => {}
                         EventKind::Failed(error) => panic!("{error}"),
+                        _ => {}
                     }
                 }
             }

@@ -7,8 +7,10 @@ pub mod depth;
 pub mod engine;
 mod fixture;
 pub mod golden;
+pub mod handle;
 pub mod invariants;
 pub mod kernels;
+pub mod prefix;
 mod random;
 pub mod split;
 pub mod store;
@@ -34,6 +36,10 @@ macro_rules! whole_suite {
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
             engine: sequences_are_as_alone, one_that_fails_fails_alone, log_probabilities_are_those_of_the_model, nobody_waits_for_a_long_prompt,
                 memory_is_asked_for_first;
+            handle: updates_are_those_of_the_engine, the_queue_is_bounded, tickets_cancel_where_the_request_is, sinks_cancel_and_may_panic,
+                requests_are_checked_at_once, a_panic_stops_the_engine, a_model_without_numbers_fails_its_requests, drained_and_shut_down;
+            prefix: cached_is_uncached, a_conversation_computes_its_last_turn, where_a_request_leaves_an_entry, choices_read_their_prompt_once,
+                conversations_keep_their_secrets, depth_is_part_of_a_prefix, frequencies_by_length_are_not_shared, caches_are_cut;
             split: operations, models, caches;
             store: plain_weights_have_checkpoint_names, packed_weights_come_back;
         }
@@ -51,6 +57,7 @@ macro_rules! whole_suite {
             depth: spans_are_as_deep_as_alone, depth_asked_for_is_depth_opened;
             kernels: as_on_the_processor, store_beyond_half_precision;
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
+            prefix: cached_is_uncached;
             split: models;
             store: packed_weights_come_back;
         }

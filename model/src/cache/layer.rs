@@ -65,6 +65,14 @@ impl<B: CompactBackend> AttentionCache<B> {
         self.v.as_ref().ok_or_else(broken)
     }
 
+    /// Replaces keys and values by what `f` makes of them.
+    pub(super) fn update(&mut self, f: impl FnOnce([KvStore<B>; 2]) -> Result<[KvStore<B>; 2]>) -> Result<()> {
+        let stores = [self.k.take().ok_or_else(broken)?, self.v.take().ok_or_else(broken)?];
+        let [k, v] = f(stores)?;
+        (self.k, self.v) = (Some(k), Some(v));
+        Ok(())
+    }
+
     pub(super) fn grow(&mut self, capacity: usize) {
         self.k = self.k.take().map(|store| store.with_capacity(capacity));
         self.v = self.v.take().map(|store| store.with_capacity(capacity));

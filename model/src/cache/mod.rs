@@ -4,6 +4,7 @@
 //! convolution and its state.
 
 mod layer;
+mod segment;
 mod shape;
 
 use burn::tensor::backend::Backend;
@@ -13,6 +14,7 @@ use emberlm_quant::kv::{KvFormat, KvStore};
 
 pub use layer::{AttentionCache, DeltaNetCache, LayerCache};
 use layer::{foreign, new_layer};
+pub(crate) use segment::{KvSegment, RecurrentState};
 use shape::bytes_of;
 pub use shape::{KvShape, LayerCacheShape};
 
@@ -79,12 +81,10 @@ impl<B: CompactBackend> Cache<B> {
     /// [`Error::Option`] when it holds tokens.
     pub fn begin_at(&mut self, position: usize) -> Result<()> {
         if !self.is_empty() {
-            let message = format!("holds {} tokens; only an empty one begins elsewhere", self.len);
-            return Err(Error::Option { option: "cache".into(), message });
+            return Err(refused(format!("holds {} tokens; only an empty one begins elsewhere", self.len)));
         }
         if u32::try_from(position).is_err() {
-            let message = format!("cannot begin at position {position}, beyond every context");
-            return Err(Error::Option { option: "cache".into(), message });
+            return Err(refused(format!("cannot begin at position {position}, beyond every context")));
         }
         self.first_position = position;
         Ok(())
@@ -275,4 +275,8 @@ impl<B: CompactBackend> Cache<B> {
     pub(crate) fn advance(&mut self, s: usize) {
         self.len += s;
     }
+}
+
+fn refused(message: String) -> Error {
+    Error::Option { option: "cache".into(), message }
 }

@@ -51,11 +51,16 @@ impl KvShape {
         }
     }
 
+    /// Whether a store of this shape is one of halves.
+    pub(super) fn is_halves(self, format: KvFormat) -> bool {
+        matches!((self, format), (Self::Heads { width, .. }, KvFormat::F16) if width.is_multiple_of(2))
+    }
+
     pub(super) fn bytes_per_token(self, format: KvFormat) -> usize {
-        match (self, format) {
-            (Self::Heads { heads, width }, KvFormat::F16) if width.is_multiple_of(2) => bytes_of(&[heads, width]) / 2,
-            (Self::Heads { heads, width }, _) => bytes_of(&[heads, width]),
-            (Self::Codes { count, width }, _) => bytes_of(&[count, width]),
+        match self {
+            Self::Heads { heads, width } if self.is_halves(format) => bytes_of(&[heads, width]) / 2,
+            Self::Heads { heads, width } => bytes_of(&[heads, width]),
+            Self::Codes { count, width } => bytes_of(&[count, width]),
         }
     }
 }

@@ -11,9 +11,14 @@
 
 #![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
 
+mod check;
+mod handle;
+mod prefix;
 mod request;
 mod schedule;
+mod scoring;
 mod sequence;
+mod totals;
 
 use std::collections::VecDeque;
 
@@ -24,12 +29,17 @@ use crate::cache::Cache;
 use crate::causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, ForwardOutput, LogitsFor};
 use crate::diagnose::{self, Run};
 use crate::error::{Error, Result};
+use crate::evaluate::tokens_per_pass;
 use crate::nn::Span;
 use crate::text::TextProcessor;
 use crate::token_depth::{TokenDepth, token_depths};
+use check::RequestCheck;
+pub use handle::{EngineHandle, EngineStatus, HandleOptions, Refused, Ticket, Update};
+use prefix::{Keep, PrefixCache, Snapshots};
 pub use request::{Event, EventKind, Finish, Finished, LogProbabilities, Piece, Request, Summary};
 use schedule::shares;
 use sequence::Sequence;
+pub use totals::EngineTotals;
 
 /// Output tokens that a cache gets room for at once; a longer text grows it.
 const RESERVED: usize = 1024;
@@ -49,8 +59,12 @@ pub struct EngineOptions {
     pub prompt_tokens_beside_decoding: usize,
     /// Sequences that take part at once; others wait for their turn.
     pub max_running: usize,
-    /// Bytes of all caches together, free slots included; none: what the device has. A cache that grows is for a moment there twice.
+    /// Bytes of all caches together, free slots and kept prefixes included; none: what the device has. A cache that grows is for a moment
+    /// there twice.
     pub cache_bytes: Option<usize>,
+    /// Bytes of prefixes that are kept for requests that begin with the same tokens, at most; 0: none are kept. They make way where
+    /// running sequences need the room: answers first, what many prompts begin with last.
+    pub prefix_cache_bytes: usize,
     /// After logits that are no numbers, find the layer where they come from; that takes a run over the whole text.
     pub explain_failures: bool,
 }
@@ -63,6 +77,7 @@ impl Default for EngineOptions {
             prompt_tokens_beside_decoding: 128,
             max_running: 64,
             cache_bytes: None,
+            prefix_cache_bytes: 0,
             explain_failures: true,
         }
     }
@@ -74,12 +89,15 @@ pub struct Engine<'m, B: CompactBackend> {
     model: &'m CausalLm<B>,
     text: TextProcessor,
     options: EngineOptions,
+    check: RequestCheck,
+    prefix: PrefixCache<B>,
     /// Those that take part, the oldest first.
     running: Vec<Sequence<B>>,
     /// Those that wait for room; their caches take none.
     waiting: VecDeque<Sequence<B>>,
     /// What the next step has to tell besides.
     events: Vec<Event<B>>,
+    totals: EngineTotals,
     next_id: u64,
 }
 
@@ -94,7 +112,9 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
     /// An engine without sequences. `text` is what turns tokens into text.
     pub fn new(model: &'m CausalLm<B>, text: &TextProcessor, options: EngineOptions) -> Self {
         let (running, waiting, events) = (Vec::new(), VecDeque::new(), Vec::new());
-        Self { model, text: text.clone(), options, running, waiting, events, next_id: 0 }
+        let (check, totals) = (RequestCheck::new(model, &options), EngineTotals::default());
+        let (text, prefix) = (text.clone(), PrefixCache::new(model, &options));
+        Self { model, text, options, check, prefix, running, waiting, events, totals, next_id: 0 }
     }
 
     /// Takes a request. Nothing is computed before the next [`step`](Self::step).
@@ -102,44 +122,61 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
     /// # Errors
     /// [`Error::Prompt`] when the prompt is empty, too long, or has ids outside the vocabulary; [`Error::Option`] when a sampling
     /// option or a depth is out of range or a stop string is empty; [`Error::Memory`] when its prompt alone is beyond the budget of bytes.
-    pub fn submit(&mut self, request: Request) -> Result<SequenceId> {
+    pub fn submit(&mut self, mut request: Request) -> Result<SequenceId> {
         let cache = self.model.new_cache(self.options.kv_format);
-        self.resume(cache, Vec::new(), request)
+        let boundaries = std::mem::take(&mut request.prefix_boundaries);
+        // Every token of a prompt that is scored has to be computed.
+        let snapshots = match request.prompt_log_probabilities {
+            Some(_) => None,
+            None => self.prefix.snapshots(request.prompt.len(), boundaries),
+        };
+        self.enqueue(cache, Vec::new(), request, snapshots)
     }
 
-    /// As [`submit`](Self::submit), after the `history` that the cache holds: its tokens are not computed again.
+    /// As [`submit`](Self::submit), after the `history` that the cache holds: its tokens are not computed again. The prefix cache takes
+    /// no part in it.
     ///
     /// # Errors
     /// As [`submit`](Self::submit); [`Error::Option`] when the cache does not hold that many tokens.
-    pub fn resume(&mut self, mut cache: Cache<B>, history: Vec<u32>, request: Request) -> Result<SequenceId> {
+    pub fn resume(&mut self, cache: Cache<B>, history: Vec<u32>, request: Request) -> Result<SequenceId> {
         if cache.len() != history.len() {
             let message = format!("holds {} tokens, and the history has {}", cache.len(), history.len());
             return Err(Error::Option { option: "cache".into(), message });
         }
-        self.model.check_prompt(&request.prompt, &cache)?;
-        self.model.check_depth(request.depth)?;
-        let read = history.len() + request.prompt.len();
-        cache.expect(read);
-        if let Some(limit) = self.options.cache_bytes {
-            let bytes = cache.bytes_with_room(read);
-            if bytes > limit {
-                return Err(Error::Memory { what: format!("the cache of {read} tokens"), bytes, limit });
-            }
-        }
-        let id = self.new_id();
+        self.enqueue(cache, history, request, None)
+    }
+
+    fn enqueue(
+        &mut self,
+        mut cache: Cache<B>,
+        history: Vec<u32>,
+        request: Request,
+        snapshots: Snapshots,
+    ) -> Result<SequenceId> {
+        self.check.check(&cache, &request)?;
+        cache.expect(history.len() + request.prompt.len());
+        let id = SequenceId(self.next_id);
         let context = self.model.architecture().config.max_position_embeddings;
-        self.waiting.push_back(Sequence::new(id, request, (cache, history), &self.text, context)?);
+        let mut sequence = Sequence::new(id, request, (cache, history), &self.text, context)?;
+        sequence.snapshots = snapshots;
+        self.next_id += 1;
+        self.waiting.push_back(sequence);
         Ok(id)
     }
 
     /// Ends a sequence; its last events come with the next step. Nothing happens where it has ended already.
     pub fn cancel(&mut self, id: SequenceId) {
-        if let Some(at) = self.running.iter().position(|sequence| sequence.id == id) {
-            let sequence = self.running.remove(at);
-            self.events.extend(sequence.finish(Finish::Cancelled));
+        let limit = self.prefix_limit();
+        let sequence = if let Some(at) = self.running.iter().position(|sequence| sequence.id == id) {
+            self.running.remove(at)
         } else if let Some(at) = self.waiting.iter().position(|sequence| sequence.id == id) {
-            self.events.extend(self.waiting.remove(at).into_iter().flat_map(|s| s.finish(Finish::Cancelled)));
-        }
+            let Some(sequence) = self.waiting.remove(at) else { return };
+            sequence
+        } else {
+            return;
+        };
+        let events = self.end(sequence, Finish::Cancelled, limit);
+        self.events.extend(events);
     }
 
     /// A second sequence that has read and generated what this one has, and goes on by itself, with the same random numbers to come.
@@ -149,15 +186,18 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
     /// [`Error::Option`] when there is no such sequence (any more), [`Error::Memory`] when there is no room for a second cache.
     pub fn fork(&mut self, id: SequenceId) -> Result<SequenceId> {
         let mut all = self.running.iter().chain(&self.waiting);
-        let Some(mut copy) = all.find(|sequence| sequence.id == id).cloned() else {
+        let Some(original) = all.find(|sequence| sequence.id == id) else {
             return Err(Error::Option { option: "sequence".into(), message: "has ended or never was".into() });
         };
-        if let Some((bytes, limit)) = self.beyond_budget(copy.cache.bytes()) {
+        let more = original.cache.bytes();
+        if let Some((bytes, limit)) = self.beyond_budget(more) {
             let what = format!("the caches of {} sequences", self.running.len() + self.waiting.len() + 1);
             return Err(Error::Memory { what, bytes, limit });
         }
-        copy.id = self.new_id();
-        let id = copy.id;
+        let id = SequenceId(self.next_id);
+        let copy = original.fork(id);
+        self.next_id += 1;
+        self.make_way(more);
         // What it holds takes room wherever it is; a turn of its own comes when there is a place.
         self.waiting.push_front(copy);
         Ok(id)
@@ -173,9 +213,24 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
         self.running.is_empty() && self.waiting.is_empty() && self.events.is_empty()
     }
 
-    /// Bytes of all caches, free slots included.
+    /// Bytes of all caches, free slots and kept prefixes included.
     pub fn cache_bytes(&self) -> usize {
-        self.running.iter().chain(&self.waiting).map(|sequence| sequence.cache.bytes()).sum()
+        self.sequence_bytes() + self.prefix.bytes()
+    }
+
+    /// Bytes of the prefixes that are kept.
+    pub fn prefix_cache_bytes(&self) -> usize {
+        self.prefix.bytes()
+    }
+
+    /// Lets go of all prefixes.
+    pub fn clear_prefix_cache(&mut self) {
+        self.prefix.shrink_to(0);
+    }
+
+    /// What it has done since it was made.
+    pub fn totals(&self) -> EngineTotals {
+        self.totals
     }
 
     /// One pass of the model, and what came of it. Without sequences that is nothing.
@@ -186,62 +241,116 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
         let turns = self.turns(&mut events);
         if !turns.is_empty() {
             self.pass(turns, &mut events);
+            self.totals.steps += 1;
         }
+        self.totals.count(&events);
         events
     }
 
-    fn new_id(&mut self) -> SequenceId {
-        let id = SequenceId(self.next_id);
-        self.next_id += 1;
-        id
+    fn sequence_bytes(&self) -> usize {
+        self.running.iter().chain(&self.waiting).map(|sequence| sequence.cache.bytes()).sum()
     }
 
-    /// What the caches would take with so many bytes more, and the budget, where it is beyond.
+    /// What the sequences would take with so many bytes more, and the budget, where it is beyond even without prefixes.
     fn beyond_budget(&self, more: usize) -> Option<(usize, usize)> {
-        let bytes = self.cache_bytes().saturating_add(more);
+        let bytes = self.sequence_bytes().saturating_add(more);
         self.options.cache_bytes.filter(|&limit| bytes > limit).map(|limit| (bytes, limit))
     }
 
-    /// Lets those that wait take part, in order, as long as there is room for their prompts.
+    /// Bytes that prefixes may take beside the sequences.
+    fn prefix_limit(&self) -> usize {
+        self.options.cache_bytes.map_or(usize::MAX, |limit| limit.saturating_sub(self.sequence_bytes()))
+    }
+
+    /// Whether the sequences can take so many bytes more without any prefix going.
+    fn fits_beside_prefixes(&self, more: usize) -> bool {
+        self.prefix_limit() >= self.prefix.bytes().saturating_add(more)
+    }
+
+    /// Lets prefixes go, so that the sequences can take so many bytes more.
+    fn make_way(&mut self, more: usize) {
+        self.prefix.shrink_to(self.prefix_limit().saturating_sub(more));
+    }
+
+    /// Lets those that wait take part, in order, as long as there is room for their prompts. One whose prompt another is just reading
+    /// waits for what both have in common, and lets others pass.
     fn admit(&mut self, events: &mut Vec<Event<B>>) {
+        let mut at = 0;
         while self.running.len() < self.options.max_running.max(1) {
-            let Some(mut sequence) = self.waiting.pop_front() else { return };
+            let Some(sequence) = self.waiting.get(at) else { return };
+            let worth_waiting = |running| self.prefix.is_worth_waiting_for(running, sequence);
+            if self.running.iter_mut().any(worth_waiting) {
+                at += 1;
+                continue;
+            }
+            let Some(mut sequence) = self.waiting.remove(at) else { return };
             let read = sequence.tokens.len();
             let roomy = sequence.most_tokens().min(read.saturating_add(RESERVED));
             let held = sequence.cache.bytes();
-            let fits = |engine: &Self, slots: usize| {
-                // Its own bytes count with those of the others.
-                let more = sequence.cache.bytes_with_room(slots).max(held);
-                engine.beyond_budget(more)
+            // Its own bytes count with those of the others.
+            let [roomy_bytes, read_bytes] = [roomy, read].map(|slots| sequence.cache.bytes_with_room(slots).max(held));
+            let (slots, bytes) = match self.fits_beside_prefixes(roomy_bytes) {
+                true => (roomy, roomy_bytes),
+                false => (read, read_bytes),
             };
-            let refused = match [roomy, read].into_iter().find(|&slots| fits(self, slots).is_none()) {
-                Some(slots) => {
-                    // Where the device has less room than that, it grows step by step.
-                    if sequence.cache.check_room(slots).is_ok() {
-                        sequence.cache.reserve(slots);
-                    }
+            match self.beyond_budget(bytes) {
+                None => {
+                    self.prefix.touch(&sequence);
+                    self.make_way(bytes);
+                    self.start(&mut sequence, slots);
+                    events.extend(sequence.start());
                     self.running.push(sequence);
-                    continue;
                 }
-                None => fits(self, read),
-            };
-            match refused {
                 // Nobody will make room.
                 Some((bytes, limit)) if self.running.is_empty() => {
                     let error = Error::Memory { what: "the caches of all sequences".into(), bytes, limit };
                     events.push(Event { sequence: sequence.id, kind: EventKind::Failed(error) });
                 }
-                _ => {
-                    self.waiting.push_front(sequence);
+                Some(_) => {
+                    self.waiting.insert(at, sequence);
                     return;
                 }
             }
         }
     }
 
+    /// Gives the cache of a sequence so many slots and what prefixes left behind.
+    fn start(&self, sequence: &mut Sequence<B>, slots: usize) {
+        // Where the device has less room than that, it grows step by step.
+        if sequence.cache.check_room(slots).is_err() {
+            return;
+        }
+        sequence.cache.reserve(slots);
+        if sequence.begins_anew() && self.prefix.restore(sequence).is_err() {
+            let mut cache = self.model.new_cache(self.options.kv_format);
+            cache.expect(sequence.tokens.len());
+            cache.reserve(slots);
+            sequence.cache = cache;
+        }
+    }
+
+    /// Ends a sequence that has not failed. What it has computed is kept as a prefix, in so many bytes for all of them.
+    fn end(&mut self, sequence: Sequence<B>, finish: Finish, prefix_limit: usize) -> Vec<Event<B>> {
+        self.prefix.keep(&sequence, Keep::Answer, prefix_limit);
+        sequence.finish(finish)
+    }
+
+    /// Keeps the prefixes that sequences have come to the end of.
+    fn take_snapshots(&mut self) {
+        let limit = self.prefix_limit();
+        for sequence in &mut self.running {
+            if let Some(keep) = sequence.due_snapshot() {
+                self.prefix.keep(sequence, keep, limit);
+            }
+        }
+    }
+
     fn end_those_at_their_end(&mut self, events: &mut Vec<Event<B>>) {
+        let limit = self.prefix_limit();
         let ended: Vec<Sequence<B>> = self.running.extract_if(.., |sequence| sequence.is_at_end()).collect();
-        events.extend(ended.into_iter().flat_map(|sequence| sequence.finish(Finish::Length)));
+        for sequence in ended {
+            events.extend(self.end(sequence, Finish::Length, limit));
+        }
     }
 
     /// Whose tokens this step feeds, as far as there is room for them. Where none can go on for want of room, the youngest fail.
@@ -250,7 +359,12 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
             let decoding = self.running.iter().any(Sequence::decodes);
             let budget =
                 if decoding { self.options.prompt_tokens_beside_decoding } else { self.options.tokens_per_step };
-            let prompts: Vec<usize> = self.running.iter().filter(|s| !s.decodes()).map(|s| s.pending().len()).collect();
+            // Where prompts are scored, the logits of every token of the step are there at once.
+            let scoring = self.running.iter().any(Sequence::scores_prompt);
+            let most = tokens_per_pass(self.model.architecture().config.vocab_size);
+            let budget = if scoring { budget.min(most) } else { budget };
+            let prompts: Vec<usize> =
+                self.running.iter().filter(|s| !s.decodes()).map(Sequence::until_snapshot).collect();
             let mut shares = shares(&prompts, budget).into_iter();
             let tokens: Vec<usize> = (self.running.iter())
                 .map(|sequence| if sequence.decodes() { sequence.pending().len() } else { shares.next().unwrap_or(0) })
@@ -283,16 +397,14 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
             return Ok(());
         }
         let roomy = sequence.most_tokens().min(needed.max(cache.capacity() + cache.capacity() / 2));
-        let fits = |slots: usize| {
-            let more = cache.bytes_with_room(slots).saturating_sub(held);
-            self.beyond_budget(more).is_none() && cache.check_room(slots).is_ok()
-        };
-        let Some(slots) = [roomy, needed].into_iter().find(|&slots| slots >= needed && fits(slots)) else {
-            let bytes = self.cache_bytes() - held + cache.bytes_with_room(needed);
-            let limit = self.options.cache_bytes.unwrap_or(bytes);
+        let [roomy_more, more] = [roomy, needed].map(|slots| cache.bytes_with_room(slots).saturating_sub(held));
+        let is_roomy = roomy >= needed && self.fits_beside_prefixes(roomy_more) && cache.check_room(roomy).is_ok();
+        let (slots, more) = if is_roomy { (roomy, roomy_more) } else { (needed, more) };
+        if let Some((bytes, limit)) = self.beyond_budget(more) {
             let what = format!("the caches of {} sequences", self.running.len() + self.waiting.len());
             return Err(Error::Memory { what, bytes, limit });
-        };
+        }
+        self.make_way(more);
         if let Some(sequence) = self.running.get_mut(at) {
             sequence.cache.reserve(slots);
         }
@@ -323,11 +435,13 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
                 }
             }
         }
+        let limit = self.prefix_limit();
         let mut kept = Vec::with_capacity(self.running.len());
         for (sequence, outcome) in std::mem::take(&mut self.running).into_iter().zip(outcomes) {
-            kept.extend(self.after(sequence, outcome, events));
+            kept.extend(self.after(sequence, outcome, limit, events));
         }
         self.running = kept;
+        self.take_snapshots();
     }
 
     fn forward(&mut self, turns: &[Turn]) -> Result<ForwardOutput<B>> {
@@ -340,9 +454,12 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
             sequence.begin();
             let pending = sequence.pending();
             ids.extend_from_slice(pending.get(..turn.tokens).unwrap_or(pending));
-            if turn.tokens == pending.len() {
-                wanted = LogitsFor::Last;
-            }
+            let ends = turn.tokens == pending.len();
+            wanted = match wanted {
+                _ if sequence.scores_prompt() => LogitsFor::All,
+                LogitsFor::Nothing if ends => LogitsFor::Last,
+                before => before,
+            };
             spans.push(Span { tokens: turn.tokens, cache: &mut sequence.cache, depth: sequence.depth });
         }
         let ids = self.model.ids(&ids)?;
@@ -358,7 +475,13 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
             // What a trace lacks is no reason to end a text, and the logits will not be read either.
             Err(_) => Vec::new().into_iter(),
         };
+        // The first row of logits of each turn, where there is one for every token.
+        let every = turns.iter().any(|turn| self.running.get(turn.at).is_some_and(Sequence::scores_prompt));
+        let mut first = 0;
         for (row, turn) in turns.iter().enumerate() {
+            let rows = first..first + turn.tokens;
+            first = rows.end;
+            let row = if every { rows.end.saturating_sub(1) } else { row };
             let (Some(sequence), Some(outcome)) = (self.running.get_mut(turn.at), outcomes.get_mut(turn.at)) else {
                 continue;
             };
@@ -367,13 +490,26 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
                 depth.clear();
             }
             let read = if sequence.decodes() { 0 } else { turn.tokens };
+            let scored = match &out.logits {
+                Some(logits) if sequence.scores_prompt() => {
+                    sequence.score(logits.clone().slice_dim(0, rows), turn.tokens)
+                }
+                _ => Ok(Vec::new()),
+            };
+            let log_probabilities = match scored {
+                Ok(scored) => scored,
+                Err(error) => {
+                    *outcome = Some(Outcome::Failed(error));
+                    continue;
+                }
+            };
             let logits = out.logits.as_ref().filter(|_| sequence.pending().is_empty());
             let chosen = logits.map(|logits| {
                 let row = logits.clone().slice_dim(0, row..row + 1);
                 sequence.choose(row, depth.last().cloned())
             });
             *outcome = Some(match chosen.transpose() {
-                Ok(chosen) => Outcome::Fed { read, depth, chosen },
+                Ok(chosen) => Outcome::Fed { read, depth, log_probabilities, chosen },
                 Err(error) => Outcome::Failed(error),
             });
         }
@@ -381,9 +517,10 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
 
     /// Tells what became of a sequence in this step; it is given back where it goes on.
     fn after(
-        &self,
+        &mut self,
         sequence: Sequence<B>,
         outcome: Option<Outcome>,
+        prefix_limit: usize,
         events: &mut Vec<Event<B>>,
     ) -> Option<Sequence<B>> {
         let id = sequence.id;
@@ -394,14 +531,14 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
                 events.push(event(EventKind::Failed(self.explained(error, &sequence))));
                 None
             }
-            Some(Outcome::Fed { read, depth, chosen }) => {
+            Some(Outcome::Fed { read, depth, log_probabilities, chosen }) => {
                 if read > 0 {
-                    events.push(event(EventKind::PromptRead { tokens: read, depth }));
+                    events.push(event(EventKind::PromptRead { tokens: read, depth, log_probabilities }));
                 }
                 match chosen {
                     None => Some(sequence),
                     Some(None) => {
-                        events.extend(sequence.finish(Finish::Stop));
+                        events.extend(self.end(sequence, Finish::Stop, prefix_limit));
                         None
                     }
                     Some(Some((piece, stopped))) => {
@@ -412,7 +549,7 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
                         };
                         match finish {
                             Some(finish) => {
-                                events.extend(sequence.finish(finish));
+                                events.extend(self.end(sequence, finish, prefix_limit));
                                 None
                             }
                             None => Some(sequence),
@@ -440,6 +577,8 @@ enum Outcome {
         read: usize,
         /// Of every token fed, with a trace.
         depth: Vec<TokenDepth>,
+        /// Of the tokens of its prompt that follow those read, where they are asked for.
+        log_probabilities: Vec<LogProbabilities>,
         /// Where all its tokens are fed: what was chosen, and whether that ends the text; none for a stop token.
         chosen: Option<Option<(Piece, bool)>>,
     },

@@ -27,10 +27,17 @@ pub struct Request {
     pub stop_strings: Vec<String>,
     /// How deep its tokens go (CREST).
     pub depth: DepthOptions,
-    /// Tell the depth of every token (CREST).
+    /// Tell the depth of every token that is computed (CREST); of those that come from the prefix cache none is known.
     pub trace: bool,
     /// Tell how probable every token was, and so many of the most probable ones.
     pub log_probabilities: Option<usize>,
+    /// Tell how probable every token of the prompt was after those before it, and so many of the most probable ones. The first one
+    /// has none before it.
+    pub prompt_log_probabilities: Option<usize>,
+    /// Numbers of leading tokens after which the prefix cache keeps a snapshot, from which other prompts that begin alike can go on: where
+    /// the system message and the tools end, and, last, where the turn of the answer begins. A model without linear attention goes on
+    /// from anywhere; for it they only say what to keep longest. The prompt is read in parts that end there.
+    pub prefix_boundaries: Vec<usize>,
 }
 
 impl Request {
@@ -46,6 +53,8 @@ impl Request {
             depth: DepthOptions::default(),
             trace: false,
             log_probabilities: None,
+            prompt_log_probabilities: None,
+            prefix_boundaries: Vec::new(),
         }
     }
 }
@@ -61,13 +70,23 @@ pub struct Event<B: CompactBackend> {
 
 /// What happened to a sequence. After `Finished` or `Failed` it is forgotten.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum EventKind<B: CompactBackend> {
+    /// It takes part from now on.
+    Started {
+        /// Tokens of its prompt.
+        prompt: usize,
+        /// Of them those that need not be computed.
+        cached: usize,
+    },
     /// So many tokens of its prompt were read in this step.
     PromptRead {
         /// Tokens.
         tokens: usize,
         /// Of each of them, with [`Request::trace`].
         depth: Vec<TokenDepth>,
+        /// Of the tokens of the prompt that follow them, with [`Request::prompt_log_probabilities`]: all but its first one in all.
+        log_probabilities: Vec<LogProbabilities>,
     },
     /// A token was chosen, or text that was held back to the end became certain.
     Token(Piece),
@@ -128,6 +147,8 @@ pub struct Summary {
     pub finish: Finish,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Of them those that were not computed for this request.
+    pub cached_tokens: usize,
     /// Every token chosen, stop tokens excluded.
     pub generated: Vec<u32>,
     /// Seconds from the first step that took part in it until the logits after the prompt.

@@ -2,16 +2,17 @@
 
 use std::time::Instant;
 
-use burn::tensor::{Tensor, Transaction};
+use burn::tensor::Tensor;
 use emberlm_quant::CompactBackend;
 
 use super::SequenceId;
+use super::prefix::{Keep, Snapshots};
 use super::request::{Event, EventKind, Finish, Finished, LogProbabilities, Piece, Request, Summary};
+use super::scoring::log_probabilities;
 use crate::cache::Cache;
 use crate::error::Result;
 use crate::nn::DepthOptions;
-use crate::read::{elements, read_back};
-use crate::sampling::{Sampler, log_softmax};
+use crate::sampling::Sampler;
 use crate::text::{DecodeStream, StopSet, StopStrings, TextProcessor};
 use crate::token_depth::TokenDepth;
 
@@ -24,13 +25,20 @@ pub(super) struct Sequence<B: CompactBackend> {
     pub tokens: Vec<u32>,
     pub depth: DepthOptions,
     pub trace: bool,
+    /// Still to be taken.
+    pub snapshots: Snapshots,
     sampler: Sampler,
     stream: DecodeStream,
     stops: StopStrings,
     stop_tokens: StopSet,
     max_tokens: usize,
     log_probabilities: Option<usize>,
+    prompt_log_probabilities: Option<usize>,
     context: usize,
+    /// Tokens before the prompt.
+    history: usize,
+    /// Whether it was told that it takes part.
+    started: bool,
     steps_sum: f64,
     begun: Option<Instant>,
     decode_begun: Option<Instant>,
@@ -47,6 +55,7 @@ impl<B: CompactBackend> Sequence<B> {
         context: usize,
     ) -> Result<Self> {
         let sampler = Sampler::new(&request.sampling)?.with_processors(request.processors, request.stop_tokens.ids());
+        let history = tokens.len();
         tokens.extend_from_slice(&request.prompt);
         Ok(Self {
             id,
@@ -54,18 +63,23 @@ impl<B: CompactBackend> Sequence<B> {
             tokens,
             depth: request.depth,
             trace: request.trace,
+            snapshots: None,
             stream: text.decode_stream(true),
             stops: StopStrings::new(request.stop_strings)?,
             stop_tokens: request.stop_tokens,
             max_tokens: request.max_tokens,
             log_probabilities: request.log_probabilities,
+            prompt_log_probabilities: request.prompt_log_probabilities,
             context,
+            history,
+            started: false,
             steps_sum: 0.0,
             begun: None,
             decode_begun: None,
             summary: Summary {
                 finish: Finish::Length,
                 prompt_tokens: request.prompt.len(),
+                cached_tokens: 0,
                 generated: Vec::new(),
                 prefill_seconds: 0.0,
                 decode_seconds: 0.0,
@@ -81,9 +95,45 @@ impl<B: CompactBackend> Sequence<B> {
         self.tokens.get(self.cache.len()..).unwrap_or_default()
     }
 
+    /// Of them those that come before the next snapshot.
+    pub fn until_snapshot(&self) -> usize {
+        let next = self.snapshots.iter().flatten().next().map(|(at, _)| at.saturating_sub(self.cache.len()));
+        self.pending().len().min(next.unwrap_or(usize::MAX))
+    }
+
+    /// A snapshot that is to be taken before anything more is computed.
+    pub fn due_snapshot(&mut self) -> Option<Keep> {
+        let held = self.cache.len();
+        let snapshots = self.snapshots.as_mut()?;
+        while let Some((at, keep)) = snapshots.pop_front_if(|(at, _)| *at <= held) {
+            if at == held {
+                return Some(keep);
+            }
+        }
+        None
+    }
+
+    /// Whether it may begin with what others left behind: it has computed nothing, and its text is all its own.
+    pub fn begins_anew(&self) -> bool {
+        self.snapshots.is_some() && self.cache.is_empty()
+    }
+
     /// Whether its prompt was read: then one token is pending.
     pub fn decodes(&self) -> bool {
         self.decode_begun.is_some()
+    }
+
+    /// Whether the probabilities of its prompt's tokens are still to be told.
+    pub fn scores_prompt(&self) -> bool {
+        self.prompt_log_probabilities.is_some() && !self.decodes()
+    }
+
+    /// How probable the tokens of the prompt are that follow the last `tokens` of the cache, whose logits `[tokens, vocabulary]` these
+    /// are.
+    pub fn score(&self, logits: Tensor<B, 2>, tokens: usize) -> Result<Vec<LogProbabilities>> {
+        let Some(count) = self.prompt_log_probabilities else { return Ok(Vec::new()) };
+        let first = (self.cache.len() + 1).saturating_sub(tokens);
+        log_probabilities(logits, self.tokens.get(first..).unwrap_or_default(), count, 0)
     }
 
     /// Tokens that it may still come to hold.
@@ -95,6 +145,22 @@ impl<B: CompactBackend> Sequence<B> {
     /// Whether nothing more is to be chosen.
     pub fn is_at_end(&self) -> bool {
         self.summary.generated.len() >= self.max_tokens || self.tokens.len() > self.context
+    }
+
+    /// Says that it takes part, the first time: what its cache holds of the prompt by then need not be computed.
+    pub fn start(&mut self) -> Option<Event<B>> {
+        if std::mem::replace(&mut self.started, true) {
+            return None;
+        }
+        let prompt = self.summary.prompt_tokens;
+        let cached = self.cache.len().saturating_sub(self.history).min(prompt);
+        self.summary.cached_tokens = cached;
+        Some(Event { sequence: self.id, kind: EventKind::Started { prompt, cached } })
+    }
+
+    /// The same sequence by another name, which has not started yet.
+    pub fn fork(&self, id: SequenceId) -> Self {
+        Self { id, started: false, ..self.clone() }
     }
 
     pub fn begin(&mut self) {
@@ -129,7 +195,7 @@ impl<B: CompactBackend> Sequence<B> {
             None => self.stops.push(&self.stream.push(token)?),
         };
         let log_probabilities = match (numbers, self.log_probabilities) {
-            (Some(logits), Some(count)) => Some(log_probabilities(logits, token, count, step)?),
+            (Some(logits), Some(count)) => log_probabilities(logits, &[token], count, step)?.pop(),
             _ => None,
         };
         let piece = Piece { text: stopped.text, token: Some(token), depth, log_probabilities };
@@ -152,27 +218,6 @@ impl<B: CompactBackend> Sequence<B> {
         let finished = Finished { summary: self.summary, cache: self.cache, tokens: self.tokens };
         held.map(EventKind::Token).into_iter().chain([EventKind::Finished(Box::new(finished))]).map(event).collect()
     }
-}
-
-/// Of logits `[1, vocabulary]`: of the token chosen, and of the `count` most probable ones.
-fn log_probabilities<B: CompactBackend>(
-    logits: Tensor<B, 2>,
-    chosen: u32,
-    count: usize,
-    step: usize,
-) -> Result<LogProbabilities> {
-    let logits: Vec<f32> = elements(read_back(Transaction::default().register(logits))?.next())?;
-    let all = log_softmax(&logits, step)?;
-    let of = |id: u32| all.get(id as usize).copied().unwrap_or(f64::NEG_INFINITY);
-    let mut ids: Vec<u32> = (0u32..).zip(&all).map(|(id, _)| id).collect();
-    let by_probability = |a: &u32, b: &u32| of(*b).total_cmp(&of(*a)).then(a.cmp(b));
-    let count = count.min(ids.len());
-    if count > 0 && count < ids.len() {
-        ids.select_nth_unstable_by(count - 1, by_probability);
-    }
-    ids.truncate(count);
-    ids.sort_unstable_by(by_probability);
-    Ok(LogProbabilities { chosen: of(chosen), top: ids.into_iter().map(|id| (id, of(id))).collect() })
 }
 
 fn seconds_since(start: Option<Instant>) -> f64 {

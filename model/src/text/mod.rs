@@ -1,7 +1,8 @@
 //! Text in and out of a model: tokenizer, chat template, streamed decoding and stopping.
 //!
 //! [`TextProcessor`] is loaded once per model and shared; a generation takes from it a [`DecodeStream`] (tokens to text), and
-//! beside it a [`StopSet`] (ids that end the text) and [`StopStrings`] (texts that end it).
+//! beside it a [`StopSet`] (ids that end the text) and [`StopStrings`] (texts that end it). An [`AnswerParser`] takes apart what a
+//! chat model says: thoughts, content and tool calls.
 //!
 //! # Special tokens inside messages
 //! A chat is rendered to one string and that string is tokenized, as transformers does: the text of a special token inside a message
@@ -15,10 +16,13 @@
 
 #![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
 
+mod answer;
 mod byte_tokens;
 mod catch_panic;
 mod chat;
+mod chat_prompt;
 mod class;
+mod conversation;
 mod decode_stream;
 mod files;
 mod literal;
@@ -28,7 +32,10 @@ mod stop;
 mod templates;
 mod tokenizer;
 
+pub use answer::{AnswerFormat, AnswerParser, AnswerPart, DeclaredTool, DeclaredTools, Thinking, ToolFormat};
 pub use chat::{ChatOptions, ChatTemplate, Message, SpecialText};
+pub use chat_prompt::ChatPrompt;
+pub use conversation::normalize_messages;
 pub use decode_stream::DecodeStream;
 pub use files::TextFiles;
 pub use special_tokens::{SpecialToken, SpecialTokens};

@@ -9,7 +9,7 @@ use tokenizers::Tokenizer;
 
 use super::byte_tokens::{is_byte_level, push_token_bytes, single_byte};
 use super::catch_panic::catch_panic;
-use super::chat::{ChatOptions, Message};
+use super::chat::{ChatOptions, ChatTemplate, Message};
 use super::class;
 use super::files::{TextFiles, check_json, parse_object};
 use super::special_tokens::{Declared, SpecialTokens};
@@ -191,6 +191,14 @@ impl TextProcessor {
     pub fn render_chat(&self, messages: &[Message], options: &ChatOptions) -> Result<String> {
         let template = self.inner.templates.choose(options)?;
         template.render(messages, options, self.inner.special.names())
+    }
+
+    /// The template that renders a chat with these options.
+    ///
+    /// # Errors
+    /// [`Error::Template`] when there is none, or when it does not parse.
+    pub fn chat_template(&self, options: &ChatOptions) -> Result<&ChatTemplate> {
+        self.inner.templates.choose(options)
     }
 
     /// The tokenizer itself, for the parts of this module.

@@ -30,6 +30,11 @@ impl ChatTemplate {
         &self.name
     }
 
+    /// The text of the template.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Renders a chat. `special` are the names and texts of the special tokens, such as `bos_token`.
     ///
     /// # Errors

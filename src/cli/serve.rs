@@ -1,0 +1,288 @@
+//! `ember serve`: a model behind OpenAI's API.
+
+use std::net::{IpAddr, TcpListener};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use emberlm::model::engine::{EngineHandle, EngineOptions, HandleOptions};
+use emberlm::model::text::TextProcessor;
+use emberlm::model::{DEFAULT_CHUNK, LoadPlan, Pretrained};
+use emberlm::quant::kv::KvFormat;
+use emberlm::quant::{Activations, CompactBackend};
+use tokio::sync::Semaphore;
+
+use super::args::{CacheType, DepthArgs, ModelArgs};
+use super::backend::{OpenDevice, WithBackend, on_device};
+use super::device_args::DeviceArgs;
+use super::estimate::{Estimate, cache_bytes};
+use super::memory::TokenizerMemory;
+use super::sampling::SamplingArgs;
+use super::{load, output};
+use crate::server::{self, Access, App, Defaults, Ended, Key, Markers, Metrics, ModelCard, Phase, Shutdown};
+
+/// Holds the key where no flag does: a command line is seen by everybody on the machine.
+const KEY_VARIABLE: &str = "EMBER_API_KEY";
+
+/// Tokens of a usual conversation: the default budget of the caches has room for so many in each of the parallel ones.
+const USUAL_CONTEXT: usize = 4096;
+
+const ABOUT: &str = "\
+Endpoints: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics, and a page at /.
+
+  ember serve -m DIR
+  curl http://127.0.0.1:8080/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"hello\"}]}'
+
+A request may choose how tokens are drawn (temperature, top_p, top_k, min_p, seed, ...); what it leaves open comes from the flags \
+here, and then from generation_config.json. Requests beyond --parallel wait, those beyond --max-queue are refused with 503 and \
+Retry-After. Every request is one line on stderr, which holds no text of it.
+
+Requests are answered on this machine alone unless --host says otherwise. Those that name another host than an address, localhost \
+or --allow-host, and those of other sites' pages, are refused. Beyond this machine, set an API key, and put a proxy with TLS in \
+front.
+
+SIGTERM: /health turns 503, requests are still taken for --drain-delay, then answers that are being generated have \
+--drain-limit to end. Exit code 0 then, and 130 after Ctrl-C, which takes no more requests at once.";
+
+/// Flags of `ember serve`.
+#[derive(Debug, Args)]
+#[command(after_long_help = ABOUT)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// Address to listen on; 0.0.0.0 for every machine that reaches this one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    host: IpAddr,
+
+    /// Port to listen on; 0 takes a free one, which is told on stderr
+    #[arg(long, value_name = "N", default_value_t = 8080)]
+    port: u16,
+
+    /// Ask every client for this key [default: EMBER_API_KEY of the environment, or none]
+    #[arg(long, value_name = "KEY")]
+    api_key: Option<String>,
+
+    /// A name under which clients may call this machine (may be repeated)
+    #[arg(long, value_name = "NAME")]
+    allow_host: Vec<String>,
+
+    /// Name of the model in requests and answers (may be repeated; the first is told) [default: the name of its directory]
+    #[arg(long, value_name = "NAME")]
+    alias: Vec<String>,
+
+    /// Answers that are generated at once
+    #[arg(long, value_name = "N", default_value = "8")]
+    parallel: NonZeroUsize,
+
+    /// Requests that wait beyond those; more are refused
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    max_queue: usize,
+
+    /// Tokens of a prompt and its answer at most [default: what the model was trained for]
+    #[arg(short, long, value_name = "N")]
+    ctx_size: Option<NonZeroUsize>,
+
+    /// Bytes of all caches together, such as 2GiB or 800M [default: one whole context, and 4096 tokens of every other answer]
+    #[arg(long, value_name = "BYTES", value_parser = bytes_of)]
+    cache_bytes: Option<usize>,
+
+    /// Tokens per pass over prompts while nobody else waits for a token
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_CHUNK as u32, value_parser = clap::value_parser!(u32).range(1..))]
+    chunk: u32,
+
+    /// Number format of cached keys and values
+    #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
+    cache_type: CacheType,
+
+    /// Seconds between comments that keep a silent stream open; 0 sends none
+    #[arg(long, value_name = "SECONDS", default_value_t = 15)]
+    keep_alive: u64,
+
+    /// Seconds after SIGTERM in which requests are still taken
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    drain_delay: u64,
+
+    /// Seconds that answers then have to end
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    drain_limit: u64,
+
+    #[command(flatten)]
+    sampling: SamplingArgs,
+
+    #[command(flatten)]
+    depth: DepthArgs,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// A count of bytes with a unit of 1024: `2GiB`, `2G`, `800M`, `4096`.
+fn bytes_of(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: usize = match text.get(digits.len()..).unwrap_or_default().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        _ => return Err("expected bytes, such as 2GiB, 800M or 4096".to_owned()),
+    };
+    let number: usize = digits.parse().map_err(|_| "expected bytes, such as 2GiB, 800M or 4096".to_owned())?;
+    number.checked_mul(unit).filter(|&bytes| bytes > 0).ok_or_else(|| "is no amount of memory".to_owned())
+}
+
+/// Runs the command. False when it was interrupted.
+pub fn run(args: &ServeArgs) -> Result<bool> {
+    on_device(&args.device, Activations::Int8, args)
+}
+
+impl WithBackend for &ServeArgs {
+    type Output = bool;
+
+    fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<bool> {
+        serve(self, device)
+    }
+}
+
+fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<bool> {
+    let (quant, head) = (args.model.quant, args.model.quant_head);
+    let pretrained = load::prepare(load::open(&args.model, &args.depth)?, quant, head, device)?;
+    let architecture = pretrained.architecture();
+    let trained = architecture.config.max_position_embeddings;
+    let context = args.ctx_size.map_or(trained, NonZeroUsize::get);
+    ensure!(
+        context <= trained,
+        "--ctx-size {context} is more than the {trained} tokens that this model was trained for"
+    );
+    let text = pretrained.text()?;
+    let (sampling, line) = args.sampling.config(pretrained.generation_config());
+    sampling.validate()?;
+    let plan = load::plan::<B>(&pretrained, &device.device)?;
+    let options = engine_options(args, &pretrained, context);
+    let app = app(args, &pretrained, &plan, &text, context)?;
+    let app = Arc::new(app);
+
+    // Whoever waits for the port sees it before the weights are there, and is told to wait.
+    let listener = TcpListener::bind((args.host, args.port))
+        .with_context(|| format!("cannot listen on {} port {}; choose another --port", args.host, args.port))?;
+    let address = listener.local_addr().context("the address that is listened on cannot be told")?;
+    output::note(&format!("listening on http://{address}"));
+    if app.access.open && app.access.key.is_none() {
+        output::note("warning: everybody who reaches this address can use the model; set --api-key");
+    }
+    let shutdown =
+        Shutdown { delay: Duration::from_secs(args.drain_delay), finish: Duration::from_secs(args.drain_limit) };
+    let serving = {
+        let app = app.clone();
+        std::thread::Builder::new()
+            .name("ember-serve".into())
+            .spawn(move || server::run(&app, listener, shutdown))
+            .context("the thread that serves cannot be started")?
+    };
+    let model = load::load(&pretrained, device, |plan| {
+        let mut estimate = Estimate::new(architecture, plan, options.kv_format, context, options.tokens_per_step);
+        estimate.cache = options.cache_bytes.unwrap_or(estimate.cache);
+        estimate.with_tokenizer(TokenizerMemory::of(&pretrained, &text)).note()
+    })?;
+    drop(pretrained);
+    output::note(&format!("sampling where a request says nothing: {line}"));
+    let engine = EngineHandle::spawn(model, &text, options, HandleOptions { max_waiting: args.max_queue })?;
+    let _ = app.engine.set(engine);
+    output::note(&format!("ready: {}", output::printable(&app.model)));
+    let ended = match serving.join() {
+        Ok(ended) => ended.context("the server has no sockets or signals")?,
+        Err(_) => bail!("the thread that serves has panicked"),
+    };
+    Ok(ended == Ended::Terminated)
+}
+
+fn engine_options(args: &ServeArgs, pretrained: &Pretrained, context: usize) -> EngineOptions {
+    let kv_format: KvFormat = args.cache_type.into();
+    let parallel = args.parallel.get();
+    let usual = {
+        let (per_token, fixed) = cache_bytes(pretrained.architecture(), kv_format);
+        let others = (parallel - 1).saturating_mul(context.min(USUAL_CONTEXT));
+        let tokens = context.saturating_add(others);
+        // A cache that grows is for a moment there twice.
+        let growing = context.saturating_mul(per_token);
+        tokens.saturating_mul(per_token).saturating_add(growing).saturating_add(parallel.saturating_mul(fixed))
+    };
+    EngineOptions {
+        kv_format,
+        tokens_per_step: args.chunk as usize,
+        max_running: parallel,
+        cache_bytes: Some(args.cache_bytes.unwrap_or(usual)),
+        ..EngineOptions::default()
+    }
+}
+
+fn app(
+    args: &ServeArgs,
+    pretrained: &Pretrained,
+    plan: &LoadPlan,
+    text: &TextProcessor,
+    context: usize,
+) -> Result<App> {
+    let architecture = pretrained.architecture();
+    let config = &architecture.config;
+    let mut names = args.alias.clone();
+    ensure!(names.iter().all(|name| !name.is_empty()), "--alias: a name is empty");
+    names.push(load::name(pretrained));
+    names.dedup();
+    let key = match &args.api_key {
+        Some(key) => Some(key.clone()),
+        None => std::env::var(KEY_VARIABLE).ok().filter(|key| !key.is_empty()),
+    };
+    ensure!(key.as_ref().is_none_or(|key| !key.is_empty()), "--api-key: is empty");
+    let depth = architecture.crest.as_ref();
+    Ok(App {
+        text: text.clone(),
+        stop_tokens: pretrained.stop_tokens(text),
+        format: server::answer_format(config.family, text),
+        markers: Arc::new(Markers::of(text)),
+        model: names.first().map(String::as_str).unwrap_or_default().into(),
+        names,
+        card: ModelCard {
+            family: config.family.to_string(),
+            parameters: plan.parameters(),
+            trained_context: config.max_position_embeddings,
+            depth: depth.map(|crest| (config.num_hidden_layers, crest.num_steps, crest.halt_threshold)),
+            has_chat_template: text.has_chat_template(),
+        },
+        created: server::now(),
+        context,
+        defaults: Defaults {
+            flags: args.sampling.clone(),
+            file: pretrained.generation_config().clone(),
+            adaptive_depth: depth.is_some(),
+            vocabulary: config.vocab_size,
+        },
+        access: Access {
+            hosts: args.allow_host.iter().map(|host| host.to_ascii_lowercase()).collect(),
+            open: !args.host.is_loopback(),
+            key: key.as_deref().map(Key::new),
+        },
+        keep_alive: (args.keep_alive > 0).then(|| Duration::from_secs(args.keep_alive)),
+        metrics: Metrics::new(),
+        engine: OnceLock::new(),
+        phase: Phase::default(),
+        preparing: Semaphore::new(server::PREPARING),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes_of;
+
+    #[test]
+    fn bytes_have_units() {
+        for (text, bytes) in [("4096", 4096), ("2k", 2048), ("800M", 800 << 20), ("2GiB", 2 << 30), ("3gib", 3 << 30)] {
+            assert_eq!(bytes_of(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "0", "GiB", "-1", "1.5G", "2TB", "99999999999999999999", "18446744073709551615G"] {
+            assert!(bytes_of(text).is_err(), "{text}");
+        }
+    }
+}

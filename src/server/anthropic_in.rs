@@ -1,0 +1,194 @@
+//! `/v1/messages`: its body as that of a chat of OpenAI's API.
+
+use serde_json::{Map, Value, json};
+
+use super::error::ApiError;
+use super::fields::{Fields, found};
+use super::limits;
+
+/// Fields that mean the same in both.
+const SAME: [&str; 9] =
+    ["model", "temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "depth", "chat_template_kwargs"];
+
+/// The body of a chat that asks for the same.
+///
+/// # Errors
+/// 400 when a field cannot be used.
+pub fn to_chat(map: &Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
+    let fields = Fields::root(map);
+    let mut chat = Map::new();
+    let renamed = [("max_tokens", "max_completion_tokens"), ("stop_sequences", "stop")];
+    for (from, to) in SAME.map(|name| (name, name)).into_iter().chain(renamed) {
+        if let Some(value) = fields.get(from) {
+            chat.insert(to.into(), value.clone());
+        }
+    }
+    if let Some(thinking) = fields.object("thinking")? {
+        let on = Fields::at(thinking, "thinking").text("type")? != Some("disabled");
+        chat.insert("enable_thinking".into(), on.into());
+    }
+    if let Some(list) = fields.list("tools")? {
+        chat.insert("tools".into(), list.iter().filter_map(tool).collect());
+    }
+    if let Some(choice) = fields.object("tool_choice")? {
+        let inner = Fields::at(choice, "tool_choice");
+        let choice = match inner.text("type")? {
+            Some("auto") | None => json!("auto"),
+            Some("none") => json!("none"),
+            Some("any") => json!("required"),
+            Some("tool") => json!({"type": "function", "function": {"name": inner.text("name")?}}),
+            Some(other) => return Err(inner.wrong("type", format!("{other:.40?} is none of auto, any, tool and none"))),
+        };
+        chat.insert("tool_choice".into(), choice);
+    }
+    let mut messages = Vec::new();
+    match fields.get("system") {
+        None => {}
+        Some(Value::String(text)) => messages.push(json!({"role": "system", "content": text})),
+        Some(Value::Array(blocks)) => {
+            messages.extend(blocks.iter().map(|block| json!({"role": "system", "content": [block]})));
+        }
+        Some(other) => return Err(fields.wrong("system", format!("expected a text or blocks, found {}", found(other)))),
+    }
+    let Some(list) = fields.list("messages")? else { return Err(fields.wrong("messages", "is missing")) };
+    if list.len() > limits::MESSAGES {
+        let message = format!("{} messages, but at most {} are taken", list.len(), limits::MESSAGES);
+        return Err(fields.wrong("messages", message));
+    }
+    for (i, value) in list.iter().enumerate() {
+        message(value, &format!("messages[{i}]"), &mut messages)?;
+    }
+    chat.insert("messages".into(), messages.into());
+    Ok(chat)
+}
+
+/// A tool of the client; those that Anthropic's servers run themselves have no schema.
+fn tool(value: &Value) -> Option<Value> {
+    let map = value.as_object()?;
+    let schema = map.get("input_schema")?;
+    let mut function = Map::new();
+    function.insert("name".into(), map.get("name").cloned().unwrap_or_default());
+    if let Some(description) = map.get("description") {
+        function.insert("description".into(), description.clone());
+    }
+    function.insert("parameters".into(), schema.clone());
+    Some(json!({"type": "function", "function": function}))
+}
+
+fn message(value: &Value, path: &str, messages: &mut Vec<Value>) -> Result<(), ApiError> {
+    let Some(map) = value.as_object() else {
+        return Err(ApiError::field(path, format!("expected an object, found {}", found(value))));
+    };
+    let fields = Fields::at(map, path);
+    let Some(role) = fields.text("role")? else { return Err(fields.wrong("role", "is missing")) };
+    let blocks = match fields.get("content") {
+        Some(Value::Array(blocks)) => blocks.as_slice(),
+        other => {
+            messages.push(json!({"role": role, "content": other}));
+            return Ok(());
+        }
+    };
+    let mut turn = Turn::default();
+    for (i, block) in blocks.iter().enumerate() {
+        turn.add(block, &format!("{path}.content[{i}]"))?;
+    }
+    // The results of calls come before what the user says to them.
+    messages.append(&mut turn.results);
+    if role == "assistant" {
+        let mut message = json!({"role": role, "content": turn.texts});
+        if let Some(message) = message.as_object_mut() {
+            if !turn.thoughts.is_empty() {
+                message.insert("reasoning_content".into(), turn.thoughts.into());
+            }
+            if !turn.calls.is_empty() {
+                message.insert("tool_calls".into(), turn.calls.into());
+            }
+        }
+        messages.push(message);
+    } else if !turn.texts.is_empty() || blocks.is_empty() {
+        messages.push(json!({"role": role, "content": turn.texts}));
+    }
+    Ok(())
+}
+
+/// The blocks of a message, by what becomes of them.
+#[derive(Default)]
+struct Turn {
+    texts: Vec<Value>,
+    thoughts: String,
+    calls: Vec<Value>,
+    results: Vec<Value>,
+}
+
+impl Turn {
+    fn add(&mut self, block: &Value, path: &str) -> Result<(), ApiError> {
+        let Some(map) = block.as_object() else {
+            return Err(ApiError::field(path, format!("expected an object, found {}", found(block))));
+        };
+        let fields = Fields::at(map, path);
+        match fields.text("type")? {
+            Some("text") => self.texts.push(json!({"type": "text", "text": fields.text("text")?.unwrap_or_default()})),
+            Some("thinking") => self.thoughts.push_str(fields.text("thinking")?.unwrap_or_default()),
+            // Encrypted by a server that is not this one.
+            Some("redacted_thinking") => {}
+            Some("tool_use") => {
+                let input = fields.object("input")?.cloned().unwrap_or_default();
+                let function = json!({"name": fields.text("name")?, "arguments": input});
+                self.calls.push(json!({"id": fields.text("id")?, "type": "function", "function": function}));
+            }
+            Some("tool_result") => {
+                let content = fields.get("content").cloned().unwrap_or_default();
+                let id = fields.text("tool_use_id")?;
+                self.results.push(json!({"role": "tool", "tool_call_id": id, "content": content}));
+            }
+            Some(other) => {
+                return Err(fields.wrong("type", format!("{other:.40?} is not supported; this model reads texts")));
+            }
+            None => return Err(fields.wrong("type", "is missing")),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_become_the_turns_of_a_chat() {
+        let body = json!({
+            "max_tokens": 9, "stop_sequences": ["x"], "thinking": {"type": "disabled"}, "tool_choice": {"type": "any"},
+            "system": [{"type": "text", "text": "A"}, {"type": "text", "text": "B", "cache_control": {"type": "ephemeral"}}],
+            "tools": [{"name": "f", "description": "d", "input_schema": {"type": "object"}}, {"type": "bash_1", "name": "bash"}],
+            "messages": [
+                {"role": "user", "content": "hi"},
+                {"role": "assistant", "content": [
+                    {"type": "thinking", "thinking": "hm", "signature": "s"},
+                    {"type": "text", "text": "wait"},
+                    {"type": "tool_use", "id": "1", "name": "f", "input": {"a": 1}},
+                ]},
+                {"role": "user", "content": [
+                    {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "done"}]},
+                    {"type": "text", "text": "go on"},
+                ]},
+            ],
+        });
+        let got = Value::Object(to_chat(body.as_object().unwrap()).unwrap());
+        assert_eq!(
+            got,
+            json!({
+                "max_completion_tokens": 9, "stop": ["x"], "enable_thinking": false, "tool_choice": "required",
+                "tools": [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}],
+                "messages": [
+                    {"role": "system", "content": [{"type": "text", "text": "A"}]},
+                    {"role": "system", "content": [{"type": "text", "text": "B", "cache_control": {"type": "ephemeral"}}]},
+                    {"role": "user", "content": "hi"},
+                    {"role": "assistant", "content": [{"type": "text", "text": "wait"}], "reasoning_content": "hm",
+                     "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]},
+                    {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "done"}]},
+                    {"role": "user", "content": [{"type": "text", "text": "go on"}]},
+                ],
+            })
+        );
+    }
+}

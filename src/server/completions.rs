@@ -1,0 +1,342 @@
+//! `/v1/completions`: texts and token ids, continued.
+
+use emberlm::model::engine::LogProbabilities;
+use emberlm::model::text::AnswerPart;
+use serde_json::{Map, Value, json};
+
+use super::app::App;
+use super::chat::{Shape, TokenReports, finite, include_usage, usage};
+use super::error::{ApiError, Dialect};
+use super::fields::{Fields, found, whole};
+use super::limits;
+use super::options::{Defaults, GenerateOptions, max_tokens};
+use super::run::{Answer, Delta, Token, Usage};
+use super::sse::{Encoder, Events, Head};
+
+/// Tokens where the request says nothing, as OpenAI's API has it.
+const MAX_TOKENS: usize = 16;
+
+/// A parsed body.
+#[derive(Debug)]
+pub struct CompletionBody {
+    pub prompts: Vec<Prompt>,
+    pub options: GenerateOptions,
+    pub shape: Shape,
+    /// The prompt is part of the answer.
+    pub echo: bool,
+    pub stream: bool,
+}
+
+/// A prompt as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prompt {
+    Text(String),
+    Ids(Vec<u32>),
+}
+
+/// Reads the body.
+///
+/// # Errors
+/// 400 with the field that cannot be used.
+pub fn read(fields: Fields<'_>, defaults: &Defaults) -> Result<CompletionBody, ApiError> {
+    let prompts = prompts(fields, defaults.vocabulary)?;
+    let mut options = GenerateOptions::read(fields, defaults)?;
+    options.max_tokens = Some(max_tokens(fields, &["max_tokens"], 0)?.unwrap_or(MAX_TOKENS));
+    let top = fields.integer("logprobs", 0..=limits::TOP_LOGPROBS as u64)?;
+    options.logprobs = top.map(|top| top as usize);
+    if let Some(suffix) = fields.text("suffix")?.filter(|suffix| !suffix.is_empty()) {
+        return Err(fields.wrong("suffix", format!("{suffix:.40?}: insertion is not supported")));
+    }
+    let stream = fields.bool("stream")?.unwrap_or(false);
+    let echo = fields.bool("echo")?.unwrap_or(false);
+    if let Some(best_of) = fields.integer("best_of", 1..=limits::CHOICES as u64)?
+        && best_of as usize > options.n
+    {
+        return Err(fields.wrong("best_of", "is supported as far as n"));
+    }
+    let shape = Shape { logprobs: top.is_some(), trace: options.trace, usage: include_usage(fields)? };
+    Ok(CompletionBody { prompts, options, shape, echo, stream })
+}
+
+/// One text, several, the ids of one, or the ids of several.
+fn prompts(fields: Fields<'_>, vocabulary: usize) -> Result<Vec<Prompt>, ApiError> {
+    let expected = "expected a text, a list of texts, a list of token ids or a list of such lists";
+    let prompts = match fields.get("prompt") {
+        None => return Err(fields.wrong("prompt", "is missing")),
+        Some(Value::String(text)) => vec![Prompt::Text(text.clone())],
+        Some(Value::Array(list)) => match list.first() {
+            None => return Err(fields.wrong("prompt", "is empty")),
+            Some(Value::Number(_)) => vec![Prompt::Ids(ids(fields, list, vocabulary)?)],
+            Some(_) => {
+                if list.len() > limits::PROMPTS {
+                    let message = format!("{} prompts, but at most {} are taken", list.len(), limits::PROMPTS);
+                    return Err(fields.wrong("prompt", message));
+                }
+                list.iter()
+                    .map(|one| match one {
+                        Value::String(text) => Ok(Prompt::Text(text.clone())),
+                        Value::Array(list) => Ok(Prompt::Ids(ids(fields, list, vocabulary)?)),
+                        other => Err(fields.wrong("prompt", format!("{expected}, found {}", found(other)))),
+                    })
+                    .collect::<Result<_, _>>()?
+            }
+        },
+        Some(other) => return Err(fields.wrong("prompt", format!("{expected}, found {}", found(other)))),
+    };
+    Ok(prompts)
+}
+
+fn ids(fields: Fields<'_>, list: &[Value], vocabulary: usize) -> Result<Vec<u32>, ApiError> {
+    let id = |value: &Value| {
+        let id = whole(value).and_then(|id| u32::try_from(id).ok()).filter(|&id| (id as usize) < vocabulary);
+        id.ok_or_else(|| fields.wrong("prompt", format!("{} is no token id below {vocabulary}", found(value))))
+    };
+    list.iter().map(id).collect()
+}
+
+impl CompletionBody {
+    /// The tokens of every prompt.
+    ///
+    /// # Errors
+    /// 400 when a text cannot be encoded.
+    pub fn tokens(&self, app: &App) -> Result<Vec<Vec<u32>>, ApiError> {
+        let tokens = |prompt: &Prompt| match prompt {
+            Prompt::Text(text) => Ok(app.text.encode(text, true)?),
+            Prompt::Ids(ids) => Ok(ids.clone()),
+        };
+        self.prompts.iter().map(tokens).collect()
+    }
+
+    /// What is repeated before each answer.
+    ///
+    /// # Errors
+    /// 400 when ids cannot be decoded.
+    pub fn echoes(&self, app: &App, prompts: &[Vec<u32>]) -> Result<Vec<Option<Echo>>, ApiError> {
+        let mut echoes = Vec::new();
+        for (prompt, ids) in self.prompts.iter().zip(prompts) {
+            let text = match prompt {
+                Prompt::Text(text) => text.clone(),
+                Prompt::Ids(_) => app.text.decode(ids, false)?,
+            };
+            let echo = self.echo.then(|| Echo { text, ids: ids.clone() });
+            echoes.extend((0..self.options.n).map(|_| echo.clone()));
+        }
+        Ok(echoes)
+    }
+}
+
+/// `logprobs` of OpenAI's completions: lists side by side, and where in the text each token begins.
+#[derive(Debug, Default)]
+struct Logprobs {
+    tokens: Vec<Value>,
+    token_logprobs: Vec<Value>,
+    top_logprobs: Vec<Value>,
+    text_offset: Vec<usize>,
+}
+
+impl Logprobs {
+    /// Adds tokens; `offset` counts the characters before them, and then those after.
+    fn push(&mut self, tokens: &[Token], reports: &TokenReports, offset: &mut usize) {
+        for token in tokens {
+            let spelled = reports.spelled(token.id);
+            self.text_offset.push(*offset);
+            *offset += spelled.chars().count();
+            self.tokens.push(spelled.into());
+            match &token.log_probabilities {
+                Some(known) => {
+                    self.token_logprobs.push(finite(known.chosen).into());
+                    let mut top: Map<String, Value> = Map::new();
+                    for &(id, logprob) in &known.top {
+                        // Of tokens that are spelled alike, the most probable.
+                        top.entry(reports.spelled(id)).or_insert_with(|| finite(logprob).into());
+                    }
+                    // The token itself is told always.
+                    top.entry(reports.spelled(token.id)).or_insert_with(|| finite(known.chosen).into());
+                    self.top_logprobs.push(top.into());
+                }
+                // The first token of a prompt has nothing before it.
+                None => {
+                    self.token_logprobs.push(Value::Null);
+                    self.top_logprobs.push(Value::Null);
+                }
+            }
+        }
+    }
+
+    fn json(self) -> Value {
+        json!({
+            "tokens": self.tokens, "token_logprobs": self.token_logprobs,
+            "top_logprobs": self.top_logprobs, "text_offset": self.text_offset,
+        })
+    }
+}
+
+/// A prompt that is repeated before its answer.
+#[derive(Clone, Debug)]
+pub struct Echo {
+    text: String,
+    ids: Vec<u32>,
+}
+
+impl Echo {
+    /// Its tokens, of which the first has nothing before it.
+    fn tokens(&self, scores: &[LogProbabilities]) -> Vec<Token> {
+        let scores = std::iter::once(None).chain(scores.iter().cloned().map(Some));
+        let token = |(&id, log_probabilities)| Token { id, depth: None, log_probabilities };
+        self.ids.iter().zip(scores).map(token).collect()
+    }
+}
+
+/// What is told of one prompt and its answers.
+pub struct Told {
+    pub head: Head,
+    pub reports: TokenReports,
+    /// Per answer: the prompt that is repeated before it.
+    pub echoes: Vec<Option<Echo>>,
+}
+
+impl Told {
+    fn choice(&self, index: usize, text: String, logprobs: Option<Logprobs>, trace: &[Token]) -> Map<String, Value> {
+        let mut choice = Map::new();
+        choice.insert("index".into(), index.into());
+        choice.insert("text".into(), text.into());
+        choice.insert("finish_reason".into(), Value::Null);
+        choice.insert("logprobs".into(), logprobs.map_or(Value::Null, Logprobs::json));
+        if self.reports.shape.trace && !trace.is_empty() {
+            choice.insert("trace".into(), self.reports.trace(trace));
+        }
+        choice
+    }
+
+    fn body(&self, choices: Vec<Value>, usage: Value) -> Value {
+        let Head { id, created, model } = &self.head;
+        json!({
+            "id": id, "object": "text_completion", "created": created, "model": &**model,
+            "choices": choices, "usage": usage,
+        })
+    }
+
+    /// The whole answer.
+    pub fn whole(&self, answers: &[Answer], tokens: Usage) -> Value {
+        let choice = |(index, answer): (usize, &Answer)| {
+            let mut text = String::new();
+            let mut offset = 0;
+            let mut logprobs = Logprobs::default();
+            if let Some(Some(echo)) = self.echoes.get(index) {
+                text.push_str(&echo.text);
+                logprobs.push(&echo.tokens(&answer.prompt), &self.reports, &mut offset);
+            }
+            text.push_str(&answer.content);
+            logprobs.push(&answer.tokens, &self.reports, &mut offset);
+            let logprobs = self.reports.shape.logprobs.then_some(logprobs);
+            let mut choice = self.choice(index, text, logprobs, &answer.tokens);
+            choice.insert("finish_reason".into(), answer.reason().name().into());
+            if let Some(end) = answer.end {
+                choice.insert("seed".into(), end.seed.into());
+            }
+            Value::Object(choice)
+        };
+        let choices: Vec<Value> = answers.iter().enumerate().map(choice).collect();
+        self.body(choices, usage(tokens))
+    }
+}
+
+/// Chunks of a streamed completion.
+pub struct TextChunks {
+    pub told: Told,
+    held: Vec<Held>,
+}
+
+/// Of one answer.
+#[derive(Debug, Default)]
+struct Held {
+    /// Tokens whose text is held back.
+    tokens: Vec<Token>,
+    /// Of the prompt, until it is repeated.
+    scores: Vec<LogProbabilities>,
+    /// Characters told.
+    offset: usize,
+}
+
+impl TextChunks {
+    pub fn new(told: Told) -> Self {
+        let held = told.echoes.iter().map(|_| Held::default()).collect();
+        Self { told, held }
+    }
+
+    /// Repeats the prompt, once.
+    fn send_echo(&mut self, index: usize, events: &mut Events) {
+        let Some(echo) = self.told.echoes.get_mut(index).and_then(Option::take) else { return };
+        let Some(held) = self.held.get_mut(index) else { return };
+        let later = std::mem::replace(&mut held.tokens, echo.tokens(&held.scores));
+        if !self.told.reports.shape.logprobs {
+            held.tokens.clear();
+        }
+        self.send(index, echo.text, None, events);
+        if let Some(held) = self.held.get_mut(index) {
+            held.tokens = later;
+        }
+    }
+
+    fn send(&mut self, index: usize, text: String, reason: Option<&str>, events: &mut Events) {
+        let Some(held) = self.held.get_mut(index) else { return };
+        let tokens = std::mem::take(&mut held.tokens);
+        let logprobs = (self.told.reports.shape.logprobs && !tokens.is_empty()).then(|| {
+            let mut logprobs = Logprobs::default();
+            logprobs.push(&tokens, &self.told.reports, &mut held.offset);
+            logprobs
+        });
+        let mut choice = self.told.choice(index, text, logprobs, &tokens);
+        if let Some(reason) = reason {
+            choice.insert("finish_reason".into(), reason.into());
+        }
+        let mut chunk = self.told.body(vec![choice.into()], Value::Null);
+        if let (false, Some(chunk)) = (self.told.reports.shape.usage, chunk.as_object_mut()) {
+            chunk.remove("usage");
+        }
+        events.data(&chunk);
+    }
+}
+
+impl Encoder for TextChunks {
+    fn begin(&mut self, events: &mut Events) {
+        if !self.told.reports.shape.logprobs {
+            (0..self.held.len()).for_each(|index| self.send_echo(index, events));
+        }
+    }
+
+    fn delta(&mut self, delta: Delta, events: &mut Events) {
+        let Delta { choice: index, parts, tokens, prompt, end } = delta;
+        let Shape { logprobs, trace, .. } = self.told.reports.shape;
+        if let Some(held) = self.held.get_mut(index) {
+            held.scores.extend(prompt);
+            if logprobs || trace {
+                held.tokens.extend(tokens);
+            }
+        }
+        if !parts.is_empty() || end.is_some() {
+            self.send_echo(index, events);
+        }
+        for part in parts {
+            if let AnswerPart::Content(text) = part {
+                self.send(index, text, None, events);
+            }
+        }
+        if let Some(end) = end {
+            self.send(index, String::new(), Some(end.reason.name()), events);
+        }
+    }
+
+    fn end(&mut self, tokens: Usage, events: &mut Events) {
+        if self.told.reports.shape.usage {
+            let chunk = self.told.body(Vec::new(), usage(tokens));
+            events.data(&chunk);
+        }
+        events.done();
+    }
+
+    fn error(&mut self, error: &ApiError, events: &mut Events) {
+        events.data(&error.body(Dialect::OpenAi));
+        events.done();
+    }
+}

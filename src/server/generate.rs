@@ -1,0 +1,127 @@
+//! The request that every endpoint becomes, and how it is handed to the engine.
+
+use emberlm::model::engine::Request;
+use emberlm::model::text::{AnswerFormat, AnswerParser, ChatPrompt, Message, StopSet, TextProcessor, TokenKind};
+use serde_json::{Map, Value};
+
+use super::app::App;
+use super::error::ApiError;
+use super::ids::{fresh, new_seed};
+use super::limits;
+use super::options::GenerateOptions;
+use super::prompt;
+use super::run::Ask;
+use super::tools::Tools;
+
+/// A chat to be answered, whatever API it came by.
+#[derive(Debug)]
+pub struct ChatJob {
+    pub messages: Vec<Message>,
+    pub tools: Tools,
+    pub variables: Map<String, Value>,
+    pub options: GenerateOptions,
+}
+
+impl ChatJob {
+    /// Renders and tokenises: one ask for each answer.
+    ///
+    /// # Errors
+    /// 400 when the template refuses the chat, or the prompt does not fit.
+    pub fn asks(&self, app: &App) -> Result<Vec<Ask>, ApiError> {
+        let prompt = self.prompt(app)?;
+        let asks = (0..self.options.n).map(|i| {
+            let mut request = request(app, &self.options, prompt.tokens.clone(), i);
+            request.prefix_boundaries.clone_from(&prompt.boundaries);
+            let parser = AnswerParser::new(app.format, prompt.thinking, self.tools.declared.clone(), fresh());
+            let parser = Some((parser, app.markers.clone()));
+            Ask { request, parser, same_prompt: i > 0, silent: false }
+        });
+        Ok(asks.collect())
+    }
+
+    /// The tokens alone.
+    ///
+    /// # Errors
+    /// As [`asks`](Self::asks).
+    pub fn prompt(&self, app: &App) -> Result<ChatPrompt, ApiError> {
+        prompt::chat(app, &self.messages, &self.tools.schemas, &self.variables)
+    }
+}
+
+/// Special tokens that mark parts of an answer. The engine leaves special tokens out of the text; the parser has to see these.
+#[derive(Debug, Default)]
+pub struct Markers(Vec<(u32, &'static str)>);
+
+impl Markers {
+    /// Those of a tokenizer; most have them as ordinary added tokens, which are text anyway.
+    pub fn of(text: &TextProcessor) -> Self {
+        let names = ["<|python_tag|>", "<think>", "</think>", "<tool_call>", "</tool_call>"];
+        let special = |name| Some((text.id(name).filter(|&id| text.kind(id) == TokenKind::Special)?, name));
+        Self(names.into_iter().filter_map(special).collect())
+    }
+
+    /// The text of a token that is one of them.
+    pub fn name(&self, id: u32) -> Option<&'static str> {
+        self.0.iter().find(|(marker, _)| *marker == id).map(|(_, name)| *name)
+    }
+}
+
+/// The format that a model's own template asks for.
+pub fn answer_format(family: emberlm::model::config::Family, text: &TextProcessor) -> AnswerFormat {
+    let options = emberlm::model::text::ChatOptions::prompt();
+    AnswerFormat::detect(family, text.chat_template(&options).ok().map(|template| template.source()))
+}
+
+/// Several prompts, each continued. With `echo` their own tokens are scored where those of the answers are.
+///
+/// # Errors
+/// 400 when a prompt does not fit, or there are too many.
+pub fn completion_asks(
+    app: &App,
+    options: &GenerateOptions,
+    prompts: Vec<Vec<u32>>,
+    echo: bool,
+) -> Result<Vec<Ask>, ApiError> {
+    let answers = prompts.len().saturating_mul(options.n);
+    if answers > limits::ANSWERS {
+        let message = format!(
+            "{} prompts with {} answers each, but at most {} are generated at once",
+            prompts.len(),
+            options.n,
+            limits::ANSWERS
+        );
+        return Err(ApiError::field("n", message));
+    }
+    let mut asks = Vec::with_capacity(answers);
+    for prompt in prompts {
+        app.check_length(prompt.len())?;
+        for i in 0..options.n {
+            let mut request = request(app, options, prompt.clone(), i);
+            // A prompt is read where a token is to follow.
+            let silent = request.max_tokens == 0;
+            request.max_tokens = request.max_tokens.max(1);
+            request.prompt_log_probabilities = options.logprobs.filter(|_| echo);
+            asks.push(Ask { request, parser: None, same_prompt: i > 0, silent });
+        }
+    }
+    Ok(asks)
+}
+
+/// As the engine takes it; the `i`th answer to its prompt.
+fn request(app: &App, options: &GenerateOptions, prompt: Vec<u32>, i: usize) -> Request {
+    let room = app.context.saturating_sub(prompt.len());
+    let mut sampling = options.sampling;
+    // Each answer has numbers of its own, and the seed that is told repeats it.
+    sampling.seed = Some(sampling.seed.map_or_else(new_seed, |seed| seed.wrapping_add(i as u64)));
+    Request {
+        sampling,
+        processors: options.processors.clone(),
+        max_tokens: options.max_tokens.unwrap_or(room).min(room),
+        stop_tokens: if options.ignore_eos { StopSet::default() } else { app.stop_tokens.clone() },
+        stop_strings: options.stop.clone(),
+        trace: options.trace,
+        log_probabilities: options.logprobs,
+        depth: options.depth,
+        ..Request::new(prompt)
+    }
+}

@@ -1,0 +1,46 @@
+//! `/v1/models`.
+
+use serde_json::{Value, json};
+
+use super::app::App;
+
+/// What is told of the model besides its name.
+#[derive(Clone, Debug)]
+pub struct ModelCard {
+    pub family: String,
+    pub parameters: usize,
+    /// Tokens that the model was trained for.
+    pub trained_context: usize,
+    /// Layers, steps at most and the usual threshold, of models with adaptive depth.
+    pub depth: Option<(usize, usize, f32)>,
+    pub has_chat_template: bool,
+}
+
+/// The list of one model, under each of its names.
+pub fn list(app: &App) -> Value {
+    let data: Vec<Value> = app.names.iter().map(|name| one(app, name)).collect();
+    json!({"object": "list", "data": data})
+}
+
+/// The model under one of its names.
+pub fn one(app: &App, name: &str) -> Value {
+    let card = &app.card;
+    let depth = card
+        .depth
+        .map(|(layers, steps, threshold)| json!({"layers": layers, "steps": steps, "threshold": short(threshold)}));
+    json!({
+        "id": name, "object": "model", "created": app.created, "owned_by": "emberlm",
+        // As vLLM and as OpenRouter call it.
+        "max_model_len": app.context, "context_length": app.context,
+        "depth": depth,
+        "meta": {
+            "family": card.family, "n_params": card.parameters, "n_vocab": app.defaults.vocabulary,
+            "n_ctx_train": card.trained_context, "chat_template": card.has_chat_template,
+        },
+    })
+}
+
+/// The number that its digits say, and not what they become in 64 bits.
+fn short(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(f64::from(x))
+}

@@ -1,0 +1,74 @@
+//! From a chat to the tokens that the model reads.
+
+use emberlm::model::text::{ChatOptions, ChatPrompt, Message, SpecialText};
+use serde_json::{Map, Value};
+
+use super::app::App;
+use super::error::ApiError;
+use super::fields::Fields;
+
+/// What the request itself tells a template.
+const RESERVED: [&str; 4] = ["messages", "add_generation_prompt", "tools", "documents"];
+
+/// Variables of the template: `chat_template_kwargs`, `enable_thinking`, `reasoning_effort`. The template itself is the model's,
+/// whatever a client sends.
+///
+/// # Errors
+/// 400 when one cannot be used.
+pub fn variables(fields: Fields<'_>) -> Result<Map<String, Value>, ApiError> {
+    let mut variables = fields.object("chat_template_kwargs")?.cloned().unwrap_or_default();
+    if let Some(name) = RESERVED.iter().find(|name| variables.contains_key(**name)) {
+        return Err(fields.wrong("chat_template_kwargs", format!("{name} is set by the request itself")));
+    }
+    if let Some(thinking) = fields.bool("enable_thinking")? {
+        variables.insert("enable_thinking".into(), thinking.into());
+    }
+    if let Some(effort) = fields.text("reasoning_effort")? {
+        if effort == "none" {
+            variables.insert("enable_thinking".into(), false.into());
+        }
+        variables.entry("reasoning_effort").or_insert_with(|| effort.into());
+    }
+    Ok(variables)
+}
+
+/// The tokens of a chat with its tools. Texts of special tokens in what users and tools wrote stay texts.
+///
+/// # Errors
+/// 400 when the template refuses the chat, or the prompt does not fit.
+pub fn chat(
+    app: &App,
+    messages: &[Message],
+    tools: &[Value],
+    variables: &Map<String, Value>,
+) -> Result<ChatPrompt, ApiError> {
+    let mut options = ChatOptions::prompt();
+    options.special_text = SpecialText::Literal;
+    options.variables.clone_from(variables);
+    if !tools.is_empty() {
+        options = options.with("tools", tools.to_vec());
+    }
+    let prompt = app.text.chat_prompt(messages, &options)?;
+    app.check_length(prompt.tokens.len())?;
+    Ok(prompt)
+}
+
+impl App {
+    /// Whether a prompt leaves room for an answer.
+    ///
+    /// # Errors
+    /// 400 with both numbers.
+    pub fn check_length(&self, tokens: usize) -> Result<(), ApiError> {
+        if tokens == 0 {
+            return Err(ApiError::invalid(None, "the prompt has no tokens; give it some text"));
+        }
+        if tokens < self.context {
+            return Ok(());
+        }
+        let message = format!(
+            "the prompt has {tokens} tokens, and the context of this server has {}, the answer included; shorten the prompt",
+            self.context
+        );
+        Err(ApiError::invalid(None, message).with_code("context_length_exceeded"))
+    }
+}

@@ -1,0 +1,158 @@
+//! One line of the log for each request, written when its answer has left or its client is gone. It never holds a text or a key.
+
+use std::fmt::Write;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+
+use super::metrics::Metrics;
+
+/// What a request came to.
+pub struct Record {
+    method: String,
+    path: String,
+    begun: Instant,
+    metrics: Arc<Metrics>,
+    facts: Mutex<Facts>,
+}
+
+#[derive(Debug, Default)]
+struct Facts {
+    status: Option<u16>,
+    prompt: Option<usize>,
+    cached: usize,
+    generated: usize,
+    first_token: Option<Instant>,
+    reason: Option<&'static str>,
+    /// The whole answer was handed to the connection.
+    complete: bool,
+}
+
+impl Record {
+    /// A request that has arrived.
+    pub fn new(method: &str, path: &str, metrics: &Arc<Metrics>) -> Arc<Self> {
+        let facts = Mutex::default();
+        // A path is the client's; in the log it is one line of bounded length.
+        let path = path.chars().filter(|c| !c.is_control()).take(100).collect();
+        let method = method.chars().take(16).collect();
+        Arc::new(Self { method, path, begun: Instant::now(), metrics: metrics.clone(), facts })
+    }
+
+    fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn status(&self, status: u16) {
+        self.facts().status = Some(status);
+    }
+
+    /// Tokens of the prompts.
+    pub fn prompt(&self, tokens: usize) {
+        self.facts().prompt = Some(tokens);
+    }
+
+    /// Tokens of the prompts that were not computed again.
+    pub fn cached(&self, tokens: usize) {
+        self.facts().cached = tokens;
+    }
+
+    /// A token was chosen; `last` is when the one before it was, of the same answer.
+    pub fn token(&self, last: &mut Option<Instant>) {
+        let now = Instant::now();
+        match last.replace(now) {
+            Some(before) => self.metrics.time_between_tokens.observe((now - before).as_secs_f64()),
+            None => self.metrics.time_to_first_token.observe((now - self.begun).as_secs_f64()),
+        }
+        let mut facts = self.facts();
+        facts.first_token.get_or_insert(now);
+        facts.generated += 1;
+    }
+
+    /// An answer has ended.
+    pub fn reason(&self, reason: &'static str) {
+        self.facts().reason = Some(reason);
+        self.metrics.ended(reason);
+    }
+
+    fn line(&self) -> String {
+        let facts = self.facts();
+        let mut line = format!("{} {}", self.method, self.path);
+        match facts.status {
+            Some(status) => {
+                let _ = write!(line, " {status}");
+            }
+            None => line.push_str(" -"),
+        }
+        let _ = write!(line, " {:.3}s", self.begun.elapsed().as_secs_f64());
+        if let Some(prompt) = facts.prompt {
+            let _ = write!(line, " prompt={prompt} cached={} generated={}", facts.cached, facts.generated);
+            if let Some(first) = facts.first_token {
+                let _ = write!(line, " first_token={:.3}s", (first - self.begun).as_secs_f64());
+            }
+        }
+        if let Some(reason) = facts.reason {
+            let _ = write!(line, " finish={reason}");
+        }
+        if !facts.complete {
+            line.push_str(" client gone");
+        }
+        line
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let unfinished = {
+            let facts = self.facts();
+            facts.prompt.is_some() && facts.reason.is_none()
+        };
+        if unfinished {
+            self.metrics.ended("cancelled");
+        }
+        tracing::info!(target: "ember::serve", "{}", self.line());
+    }
+}
+
+/// A body that keeps its record until it has left.
+pub struct RecordedBody {
+    inner: Body,
+    record: Arc<Record>,
+}
+
+impl RecordedBody {
+    pub fn new(inner: Body, record: Arc<Record>) -> Self {
+        if http_body::Body::is_end_stream(&inner) {
+            record.facts().complete = true;
+        }
+        Self { inner, record }
+    }
+}
+
+impl http_body::Body for RecordedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = Pin::new(&mut self.inner).poll_frame(context);
+        if matches!(frame, Poll::Ready(None)) || self.inner.is_end_stream() {
+            self.record.facts().complete = true;
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

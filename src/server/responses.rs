@@ -1,0 +1,215 @@
+//! `/v1/responses`: answers, whole and streamed.
+
+use emberlm::model::text::AnswerPart;
+use serde_json::{Value, json};
+
+use super::blocks::{Block, BlockEvent, Blocks};
+use super::error::{ApiError, Dialect};
+use super::ids::new_id;
+use super::run::{Answer, Delta, Reason, Usage};
+use super::sse::{Encoder, Events, Head};
+
+fn usage(usage: Usage) -> Value {
+    json!({
+        "input_tokens": usage.prompt, "input_tokens_details": {"cached_tokens": usage.cached},
+        "output_tokens": usage.generated, "output_tokens_details": {"reasoning_tokens": usage.reasoning},
+        "total_tokens": usage.prompt + usage.generated,
+    })
+}
+
+/// The answer as an object; `end` is there once it has ended.
+fn response(head: &Head, output: &[Value], end: Option<(Reason, Usage)>) -> Value {
+    let (status, why) = match end {
+        None => ("in_progress", Value::Null),
+        Some((Reason::Length, _)) => ("incomplete", json!({"reason": "max_output_tokens"})),
+        Some(_) => ("completed", Value::Null),
+    };
+    json!({
+        "id": head.id, "object": "response", "created_at": head.created, "model": &*head.model, "status": status,
+        "incomplete_details": why, "error": null, "output": output, "usage": end.map(|(_, tokens)| usage(tokens)),
+        "parallel_tool_calls": true, "tool_choice": "auto", "tools": [], "instructions": null, "metadata": {},
+        "temperature": null, "top_p": null, "store": false, "previous_response_id": null,
+    })
+}
+
+fn item_prefix(block: &Block) -> &'static str {
+    match block {
+        Block::Reasoning => "rs_",
+        Block::Text => "msg_",
+        Block::Call { .. } => "fc_",
+    }
+}
+
+/// A part of an answer; `text` is there once it has ended.
+fn item(id: &str, block: &Block, text: Option<&str>) -> Value {
+    let status = if text.is_some() { "completed" } else { "in_progress" };
+    match block {
+        Block::Reasoning => {
+            let content: Vec<Value> =
+                text.map(|text| json!({"type": "reasoning_text", "text": text})).into_iter().collect();
+            json!({"type": "reasoning", "id": id, "summary": [], "content": content, "status": status})
+        }
+        Block::Text => {
+            let content: Vec<Value> = text.map(text_part).into_iter().collect();
+            json!({"type": "message", "id": id, "role": "assistant", "content": content, "status": status})
+        }
+        Block::Call { id: call, name, .. } => json!({
+            "type": "function_call", "id": id, "call_id": call, "name": name,
+            "arguments": text.unwrap_or_default(), "status": status,
+        }),
+    }
+}
+
+fn text_part(text: &str) -> Value {
+    json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []})
+}
+
+/// The whole answer.
+pub fn whole(head: &Head, answer: Answer, tokens: Usage) -> Value {
+    let mut output = Vec::new();
+    let mut push = |block: Block, text: &str| output.push(item(&new_id(item_prefix(&block)), &block, Some(text)));
+    if !answer.reasoning.is_empty() {
+        push(Block::Reasoning, &answer.reasoning);
+    }
+    if !answer.content.is_empty() || answer.calls.is_empty() {
+        push(Block::Text, &answer.content);
+    }
+    let reason = answer.reason();
+    for call in answer.calls {
+        push(Block::Call { index: call.index, id: call.id, name: call.name }, &call.arguments);
+    }
+    response(head, &output, Some((reason, tokens)))
+}
+
+/// The events of a streamed answer.
+pub struct ResponseEvents {
+    head: Head,
+    blocks: Blocks,
+    /// Those that have ended.
+    output: Vec<Value>,
+    /// Of the open block.
+    item: String,
+    reason: Reason,
+    number: usize,
+}
+
+impl ResponseEvents {
+    pub fn new(head: Head) -> Self {
+        let (blocks, output) = (Blocks::default(), Vec::new());
+        Self { head, blocks, output, item: String::new(), reason: Reason::Stop, number: 0 }
+    }
+
+    fn send(&mut self, kind: &str, mut data: Value, events: &mut Events) {
+        if let Some(data) = data.as_object_mut() {
+            data.insert("type".into(), kind.into());
+            data.insert("sequence_number".into(), self.number.into());
+        }
+        self.number += 1;
+        events.named(kind, &data);
+    }
+
+    fn block(&mut self, event: BlockEvent, events: &mut Events) {
+        match event {
+            BlockEvent::Open(at, block) => {
+                self.item = new_id(item_prefix(&block));
+                let added = json!({"output_index": at, "item": item(&self.item, &block, None)});
+                self.send("response.output_item.added", added, events);
+                if block == Block::Text {
+                    let part =
+                        json!({"item_id": self.item, "output_index": at, "content_index": 0, "part": text_part("")});
+                    self.send("response.content_part.added", part, events);
+                }
+            }
+            BlockEvent::Text(at, block, text) => {
+                let mut delta = json!({"item_id": self.item, "output_index": at, "delta": text});
+                if let (false, Some(delta)) = (matches!(block, Block::Call { .. }), delta.as_object_mut()) {
+                    delta.insert("content_index".into(), 0.into());
+                }
+                let kind = match block {
+                    Block::Reasoning => "response.reasoning_text.delta",
+                    Block::Text => {
+                        if let Some(delta) = delta.as_object_mut() {
+                            delta.insert("logprobs".into(), json!([]));
+                        }
+                        "response.output_text.delta"
+                    }
+                    Block::Call { .. } => "response.function_call_arguments.delta",
+                };
+                self.send(kind, delta, events);
+            }
+            BlockEvent::Close(at, block, text) => {
+                let place = json!({"item_id": self.item, "output_index": at});
+                let with = |more: Value| {
+                    let mut all = place.clone();
+                    if let (Some(all), Value::Object(more)) = (all.as_object_mut(), more) {
+                        all.extend(more);
+                    }
+                    all
+                };
+                match &block {
+                    Block::Reasoning => {
+                        let done = with(json!({"content_index": 0, "text": text}));
+                        self.send("response.reasoning_text.done", done, events);
+                    }
+                    Block::Text => {
+                        let done = with(json!({"content_index": 0, "text": text, "logprobs": []}));
+                        self.send("response.output_text.done", done, events);
+                        let done = with(json!({"content_index": 0, "part": text_part(&text)}));
+                        self.send("response.content_part.done", done, events);
+                    }
+                    Block::Call { name, .. } => {
+                        let done = with(json!({"name": name, "arguments": text}));
+                        self.send("response.function_call_arguments.done", done, events);
+                    }
+                }
+                let whole = item(&self.item, &block, Some(&text));
+                self.output.push(whole.clone());
+                self.send("response.output_item.done", json!({"output_index": at, "item": whole}), events);
+            }
+        }
+    }
+}
+
+impl Encoder for ResponseEvents {
+    fn begin(&mut self, events: &mut Events) {
+        for kind in ["response.created", "response.in_progress"] {
+            let data = json!({"response": response(&self.head, &[], None)});
+            self.send(kind, data, events);
+        }
+    }
+
+    fn delta(&mut self, delta: Delta, events: &mut Events) {
+        for part in delta.parts {
+            for event in self.blocks.push(part) {
+                self.block(event, events);
+            }
+        }
+        if let Some(end) = delta.end {
+            self.reason = end.reason;
+        }
+    }
+
+    fn end(&mut self, usage: Usage, events: &mut Events) {
+        if self.output.is_empty() {
+            // An answer is never without a message.
+            for event in self.blocks.push(AnswerPart::Content(String::new())) {
+                self.block(event, events);
+            }
+        }
+        if let Some(event) = self.blocks.close() {
+            self.block(event, events);
+        }
+        let data = json!({"response": response(&self.head, &self.output, Some((self.reason, usage)))});
+        let kind = if self.reason == Reason::Length { "response.incomplete" } else { "response.completed" };
+        self.send(kind, data, events);
+    }
+
+    fn error(&mut self, error: &ApiError, events: &mut Events) {
+        let mut failed = response(&self.head, &self.output, None);
+        if let (Some(failed), Some(told)) = (failed.as_object_mut(), error.body(Dialect::OpenAi).get("error")) {
+            failed.insert("status".into(), "failed".into());
+            failed.insert("error".into(), json!({"code": "server_error", "message": told.get("message")}));
+        }
+        self.send("response.failed", json!({ "response": failed }), events);
+    }
+}

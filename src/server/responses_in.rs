@@ -1,0 +1,214 @@
+//! `/v1/responses`: its body as that of a chat.
+
+use serde_json::{Map, Value, json};
+
+use super::error::ApiError;
+use super::fields::{Fields, found};
+use super::limits;
+
+/// Fields that mean the same in both.
+const SAME: [&str; 14] = [
+    "model",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "seed",
+    "logit_bias",
+    "stop",
+    "depth",
+    "chat_template_kwargs",
+    "enable_thinking",
+];
+
+/// The body of a chat that asks for the same.
+///
+/// # Errors
+/// 400 when a field cannot be used.
+pub fn to_chat(map: &Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
+    let fields = Fields::root(map);
+    if fields.get("previous_response_id").is_some() {
+        let message = "this server keeps no answers; send the whole conversation as input";
+        return Err(fields.wrong("previous_response_id", message));
+    }
+    let mut chat = Map::new();
+    for name in SAME {
+        if let Some(value) = fields.get(name) {
+            chat.insert(name.into(), value.clone());
+        }
+    }
+    if let Some(most) = fields.get("max_output_tokens") {
+        chat.insert("max_completion_tokens".into(), most.clone());
+    }
+    if let Some(reasoning) = fields.object("reasoning")?
+        && let Some(effort) = Fields::at(reasoning, "reasoning").text("effort")?
+    {
+        chat.insert("reasoning_effort".into(), effort.into());
+    }
+    if let Some(text) = fields.object("text")?
+        && let Some(format) = Fields::at(text, "text").object("format")?
+    {
+        chat.insert("response_format".into(), response_format(format));
+    }
+    if let Some(list) = fields.list("tools")? {
+        chat.insert("tools".into(), list.iter().filter_map(tool).collect());
+    }
+    match fields.get("tool_choice") {
+        Some(Value::Object(choice)) if choice.contains_key("name") => {
+            let function = json!({"type": "function", "function": {"name": choice.get("name")}});
+            chat.insert("tool_choice".into(), function);
+        }
+        Some(other) => {
+            chat.insert("tool_choice".into(), other.clone());
+        }
+        None => {}
+    }
+    let mut messages = Vec::new();
+    if let Some(instructions) = fields.text("instructions")? {
+        messages.push(json!({"role": "system", "content": instructions}));
+    }
+    match fields.get("input") {
+        None => return Err(fields.wrong("input", "is missing")),
+        Some(Value::String(text)) => messages.push(json!({"role": "user", "content": text})),
+        Some(Value::Array(items)) => {
+            if items.len() > limits::MESSAGES {
+                let message = format!("{} items, but at most {} are taken", items.len(), limits::MESSAGES);
+                return Err(fields.wrong("input", message));
+            }
+            for (i, value) in items.iter().enumerate() {
+                item(value, &format!("input[{i}]"), &mut messages)?;
+            }
+        }
+        Some(other) => {
+            return Err(fields.wrong("input", format!("expected a text or a list of items, found {}", found(other))));
+        }
+    }
+    chat.insert("messages".into(), messages.into());
+    Ok(chat)
+}
+
+/// A schema lies flat here, and under its own name in a chat.
+fn response_format(format: &Map<String, Value>) -> Value {
+    match format.get("type").and_then(Value::as_str) {
+        Some("json_schema") => {
+            let mut inner = format.clone();
+            inner.remove("type");
+            json!({"type": "json_schema", "json_schema": inner})
+        }
+        _ => Value::Object(format.clone()),
+    }
+}
+
+/// A function; tools that OpenAI's servers run themselves are none that a model here can call.
+fn tool(value: &Value) -> Option<Value> {
+    let map = value.as_object()?;
+    if map.get("type").and_then(Value::as_str) != Some("function") {
+        return None;
+    }
+    if map.contains_key("function") {
+        return Some(value.clone());
+    }
+    let kept = ["name", "description", "parameters", "strict"];
+    let function: Map<String, Value> =
+        kept.into_iter().filter_map(|name| Some((name.to_owned(), map.get(name)?.clone()))).collect();
+    Some(json!({"type": "function", "function": function}))
+}
+
+fn item(value: &Value, path: &str, messages: &mut Vec<Value>) -> Result<(), ApiError> {
+    let Some(map) = value.as_object() else {
+        return Err(ApiError::field(path, format!("expected an object, found {}", found(value))));
+    };
+    let fields = Fields::at(map, path);
+    match fields.text("type")? {
+        Some("message") | None => {
+            let role = fields.text("role")?.ok_or_else(|| fields.wrong("role", "is missing"))?;
+            let content = fields.get("content").cloned().unwrap_or_default();
+            match (role, thinking_turn(messages)) {
+                ("assistant", Some(open)) => {
+                    open.insert("content".into(), content);
+                }
+                _ => messages.push(json!({"role": role, "content": content})),
+            }
+        }
+        Some("function_call") => {
+            let call = json!({
+                "id": fields.text("call_id")?, "type": "function",
+                "function": {"name": fields.text("name")?, "arguments": fields.text("arguments")?.unwrap_or_default()},
+            });
+            match last_assistant(messages) {
+                Some(open) => match open.get_mut("tool_calls").and_then(Value::as_array_mut) {
+                    Some(calls) => calls.push(call),
+                    None => {
+                        open.insert("tool_calls".into(), json!([call]));
+                    }
+                },
+                None => messages.push(json!({"role": "assistant", "content": null, "tool_calls": [call]})),
+            }
+        }
+        Some("function_call_output") => {
+            let output = fields.get("output").cloned().unwrap_or_default();
+            messages.push(json!({"role": "tool", "tool_call_id": fields.text("call_id")?, "content": output}));
+        }
+        Some("reasoning") => {
+            let texts = fields.list("content")?.unwrap_or_default().iter();
+            let thought: String = texts.filter_map(|part| part.get("text")?.as_str()).collect();
+            if !thought.is_empty() {
+                messages.push(json!({"role": "assistant", "content": null, "reasoning_content": thought}));
+            }
+        }
+        Some(other) => return Err(fields.wrong("type", format!("{other:.40?} is not supported"))),
+    }
+    Ok(())
+}
+
+fn last_assistant(messages: &mut [Value]) -> Option<&mut Map<String, Value>> {
+    let last = messages.last_mut()?.as_object_mut()?;
+    (last.get("role").and_then(Value::as_str) == Some("assistant")).then_some(last)
+}
+
+/// The turn of an assistant of which only the thought is known so far.
+fn thinking_turn(messages: &mut [Value]) -> Option<&mut Map<String, Value>> {
+    last_assistant(messages)
+        .filter(|open| open.get("content").is_some_and(Value::is_null) && !open.contains_key("tool_calls"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chat(body: Value) -> Value {
+        Value::Object(to_chat(body.as_object().unwrap()).unwrap())
+    }
+
+    #[test]
+    fn items_become_the_turns_of_a_chat() {
+        let got = chat(json!({
+            "instructions": "Be brief.", "max_output_tokens": 7, "reasoning": {"effort": "none"},
+            "tools": [{"type": "function", "name": "f", "parameters": {}}, {"type": "web_search"}],
+            "input": [
+                {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+                {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+                {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "wait"}]},
+                {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "1", "output": "done"},
+            ],
+        }));
+        assert_eq!(
+            got,
+            json!({
+                "max_completion_tokens": 7, "reasoning_effort": "none",
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+                "messages": [
+                    {"role": "system", "content": "Be brief."},
+                    {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+                    {"role": "assistant", "content": [{"type": "output_text", "text": "wait"}], "reasoning_content": "hm",
+                     "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+                    {"role": "tool", "tool_call_id": "1", "content": "done"},
+                ],
+            })
+        );
+    }
+}

@@ -1,0 +1,145 @@
+//! Server-sent events: a body that turns what the engine says into events as it comes.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use bytes::Bytes;
+use http_body::Frame;
+use serde_json::Value;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::error::ApiError;
+use super::run::{Delta, Run, Usage};
+
+/// Turns deltas into the events of one kind of API.
+pub trait Encoder: Send + 'static {
+    /// Before anything is generated.
+    fn begin(&mut self, events: &mut Events);
+    /// What became of an answer.
+    fn delta(&mut self, delta: Delta, events: &mut Events);
+    /// Every answer has ended.
+    fn end(&mut self, usage: Usage, events: &mut Events);
+    /// The answers could not be ended.
+    fn error(&mut self, error: &ApiError, events: &mut Events);
+}
+
+/// Events that wait to be sent.
+#[derive(Debug, Default)]
+pub struct Events {
+    waiting: VecDeque<Bytes>,
+}
+
+impl Events {
+    /// An event of data alone.
+    pub fn data(&mut self, data: &Value) {
+        // JSON has no line breaks outside of texts, and in texts they are escaped.
+        self.waiting.push_back(format!("data: {data}\n\n").into());
+    }
+
+    /// An event with a name.
+    pub fn named(&mut self, name: &str, data: &Value) {
+        self.waiting.push_back(format!("event: {name}\ndata: {data}\n\n").into());
+    }
+
+    /// The end of a stream in OpenAI's older APIs.
+    pub fn done(&mut self) {
+        self.waiting.push_back(Bytes::from_static(b"data: [DONE]\n\n"));
+    }
+}
+
+/// The body of a stream. Dropping it cancels what is generated.
+struct EventStream {
+    run: Option<Run>,
+    encoder: Box<dyn Encoder>,
+    events: Events,
+    keep_alive: Option<(Duration, Pin<Box<Sleep>>)>,
+}
+
+/// The answer that streams a run. Where nothing was sent for `keep_alive`, a comment is.
+pub fn stream(run: Run, mut encoder: impl Encoder, keep_alive: Option<Duration>) -> Response {
+    let mut events = Events::default();
+    encoder.begin(&mut events);
+    let keep_alive = keep_alive.map(|every| (every, Box::pin(sleep(every))));
+    let body = EventStream { run: Some(run), encoder: Box::new(encoder), events, keep_alive };
+    let mut response = Response::new(Body::new(body));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // nginx would collect the answer first.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+impl EventStream {
+    /// Turns what has come into events. Pending: there is nothing to send, and more will come.
+    fn poll_run(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(run) = &mut self.run else { return Poll::Ready(()) };
+        while self.events.waiting.is_empty() {
+            match run.poll_next(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(delta))) => self.encoder.delta(delta, &mut self.events),
+                Poll::Ready(Some(Err(error))) => {
+                    self.encoder.error(&error, &mut self.events);
+                    self.run = None;
+                    break;
+                }
+                Poll::Ready(None) => {
+                    let usage = run.usage();
+                    self.encoder.end(usage, &mut self.events);
+                    self.run = None;
+                    break;
+                }
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+impl http_body::Body for EventStream {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        if self.events.waiting.is_empty() && self.poll_run(context).is_pending() {
+            if let Some((every, sleep)) = &mut self.keep_alive
+                && sleep.as_mut().poll(context).is_ready()
+            {
+                sleep.as_mut().reset(Instant::now() + *every);
+                // So that the timer wakes this task again.
+                let _ = sleep.as_mut().poll(context);
+                return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b": waiting\n\n")))));
+            }
+            return Poll::Pending;
+        }
+        if let Some((every, sleep)) = &mut self.keep_alive {
+            sleep.as_mut().reset(Instant::now() + *every);
+        }
+        // Several events that came together are sent together.
+        let mut together = Vec::new();
+        match (self.events.waiting.pop_front(), self.events.waiting.is_empty()) {
+            (None, _) => return Poll::Ready(None),
+            (Some(one), true) => return Poll::Ready(Some(Ok(Frame::data(one)))),
+            (Some(first), false) => together.extend_from_slice(&first),
+        }
+        self.events.waiting.drain(..).for_each(|event| together.extend_from_slice(&event));
+        Poll::Ready(Some(Ok(Frame::data(together.into()))))
+    }
+}
+
+/// What encoders share: a name for the answer, when it began, and the model.
+#[derive(Clone, Debug)]
+pub struct Head {
+    pub id: String,
+    pub created: u64,
+    pub model: Arc<str>,
+}

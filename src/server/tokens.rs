@@ -1,0 +1,49 @@
+//! `/tokenize` and `/detokenize`.
+
+use serde_json::{Value, json};
+
+use super::app::App;
+use super::error::ApiError;
+use super::fields::{Fields, found, whole};
+use super::messages_in::messages;
+use super::prompt;
+use super::tools::Tools;
+
+/// The ids of a text (`prompt`, or `content` as llama.cpp has it) or of a chat (`messages`).
+///
+/// # Errors
+/// 400 when there is no text, or it cannot be encoded.
+pub fn tokenize(app: &App, fields: Fields<'_>) -> Result<Value, ApiError> {
+    let ids = match fields.list("messages")? {
+        Some(list) => {
+            let (tools, variables) = (Tools::read(fields)?, prompt::variables(fields)?);
+            prompt::chat(app, &messages(list)?, &tools.schemas, &variables)?.tokens
+        }
+        None => {
+            let text = match fields.text("prompt")? {
+                Some(text) => text,
+                None => fields.text("content")?.ok_or_else(|| fields.wrong("prompt", "is missing"))?,
+            };
+            app.text.encode(text, fields.bool("add_special_tokens")?.unwrap_or(true))?
+        }
+    };
+    Ok(json!({"tokens": ids, "count": ids.len(), "max_model_len": app.context}))
+}
+
+/// The text of ids.
+///
+/// # Errors
+/// 400 when one is no token.
+pub fn detokenize(app: &App, fields: Fields<'_>) -> Result<Value, ApiError> {
+    let list = fields.list("tokens")?.ok_or_else(|| fields.wrong("tokens", "is missing"))?;
+    let id = |value: &Value| {
+        let id = whole(value).and_then(|id| u32::try_from(id).ok());
+        let id = id.filter(|&id| (id as usize) < app.defaults.vocabulary);
+        id.ok_or_else(|| {
+            fields.wrong("tokens", format!("{} is no token id below {}", found(value), app.defaults.vocabulary))
+        })
+    };
+    let ids: Vec<u32> = list.iter().map(id).collect::<Result<_, _>>()?;
+    let text = app.text.decode(&ids, false)?;
+    Ok(json!({"prompt": text, "content": text}))
+}

@@ -1,0 +1,16 @@
+//! `ember serve`, from outside: the program with the model in it, and clients over TCP.
+
+#[path = "serve/access.rs"]
+mod access;
+#[path = "serve/api.rs"]
+mod api;
+#[path = "serve/bad_input.rs"]
+mod bad_input;
+#[path = "serve/client.rs"]
+mod client;
+#[path = "serve/lifecycle.rs"]
+mod lifecycle;
+#[path = "serve/scoring.rs"]
+mod scoring;
+#[path = "serve/templates.rs"]
+mod templates;

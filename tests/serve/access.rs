@@ -1,0 +1,78 @@
+//! Who is answered.
+
+use serde_json::json;
+
+use crate::client::Server;
+
+#[test]
+fn foreign_hosts_and_pages_are_refused() {
+    let server = Server::start(&["--allow-host", "models.example.org"]);
+    let address = server.address.clone();
+    for (headers, status) in [
+        (vec![("host", "localhost:8080")], 200),
+        (vec![("host", address.as_str())], 200),
+        (vec![("host", "models.example.org")], 200),
+        (vec![("host", "evil.example.com")], 403),
+        (vec![("host", "127.0.0.1.evil.example.com")], 403),
+        (vec![("host", "ember")], 403),
+        (vec![("host", "192.168.0.1")], 403),
+        (vec![("host", "")], 403),
+        (vec![("host", "localhost"), ("origin", "http://localhost")], 200),
+        (vec![("host", "localhost"), ("origin", "https://evil.example.com")], 403),
+        (vec![("host", "localhost"), ("origin", "null")], 403),
+    ] {
+        for path in ["/health", "/v1/models", "/", "/metrics"] {
+            let response = server.send("GET", path, &headers, "");
+            assert_eq!(response.status, status, "{path} {headers:?}: {}", response.body);
+            assert!(response.header("access-control-allow-origin").is_none());
+        }
+    }
+}
+
+#[test]
+fn a_key_is_asked_for_and_never_logged() {
+    let server = Server::start(&["--api-key", "k3y-of-this-test"]);
+    let body = json!({"messages": [{"role": "user", "content": "hi there, secretly"}], "max_tokens": 1}).to_string();
+    let chat = |headers: &[(&str, &str)]| server.send("POST", "/v1/chat/completions", headers, &body);
+    for headers in [
+        &[][..],
+        &[("authorization", "Bearer k3y-of-this-tes")],
+        &[("authorization", "Bearer k3y-of-this-testt")],
+        &[("authorization", "Basic k3y-of-this-test")],
+        &[("x-api-key", "")],
+    ] {
+        let response = chat(headers);
+        assert_eq!((response.status, &response.json()["error"]["code"]), (401, &json!("invalid_api_key")));
+        assert_eq!(response.header("www-authenticate"), Some("Bearer"));
+    }
+    assert_eq!(chat(&[("authorization", "Bearer k3y-of-this-test")]).status, 200);
+    assert_eq!(chat(&[("x-api-key", "k3y-of-this-test")]).status, 200);
+    // What gateways and browsers ask for first.
+    assert_eq!(server.get("/health").status, 200);
+    assert_eq!(server.get("/").status, 200);
+    assert_eq!(server.get("/metrics").status, 401);
+    let anthropic = server.send("POST", "/v1/messages", &[], &body);
+    assert_eq!((anthropic.status, &anthropic.json()["type"]), (401, &json!("error")));
+    let log = server.log();
+    assert!(log.contains("POST /v1/chat/completions 200"), "{log}");
+    for secret in ["k3y-of", "secretly", "Basic"] {
+        assert!(!log.contains(secret), "{log}");
+    }
+}
+
+#[test]
+fn the_page_is_served_and_no_other_server_is_pretended() {
+    let server = Server::start(&[]);
+    let page = server.get("/");
+    assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
+    assert!(page.header("content-security-policy").unwrap().contains("frame-ancestors 'none'"));
+    assert_eq!(page.header("x-content-type-options"), Some("nosniff"));
+    // A gateway would take us for vLLM.
+    for path in ["/version", "/server_info", "/nothing", "/v1/embeddings", "/../../etc/passwd"] {
+        let response = server.get(path);
+        assert_eq!((response.status, &response.json()["error"]["type"]), (404, &json!("not_found_error")), "{path}");
+    }
+    let wrong = server.get("/v1/chat/completions");
+    assert_eq!(wrong.status, 405);
+    assert!(wrong.message().contains("GET"), "{}", wrong.body);
+}

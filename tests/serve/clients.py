@@ -1,0 +1,129 @@
+"""The official clients of OpenAI's and Anthropic's APIs against a running server: `python clients.py http://127.0.0.1:PORT KEY`.
+
+The model is the one in the program, which knows nothing of tools: that a call comes back is not asked of it.
+"""
+
+import sys
+
+import anthropic
+import openai
+
+URL, KEY = sys.argv[1:]
+client = openai.OpenAI(base_url=f"{URL}/v1", api_key=KEY, max_retries=0)
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "tell me a story"}]
+TOOLS = [{"type": "function", "function": {"name": "look_up", "description": "Looks a word up.", "parameters": {
+    "type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}}}]
+
+
+def check(condition, *shown):
+    if not condition:
+        raise AssertionError(shown)
+
+
+def chat():
+    greedy = dict(model="demo", messages=MESSAGES, temperature=0, max_completion_tokens=20)
+    whole = client.chat.completions.create(**greedy, logprobs=True, top_logprobs=3)
+    choice = whole.choices[0]
+    check(choice.message.role == "assistant" and choice.message.content, whole)
+    check(choice.finish_reason in ("stop", "length"), whole)
+    check(whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens, whole.usage)
+    check(len(choice.logprobs.content) == whole.usage.completion_tokens, choice.logprobs)
+    for token in choice.logprobs.content:
+        check(token.logprob <= 0 and token.top_logprobs[0].logprob >= token.logprob - 1e-9, token)
+        check(bytes(token.bytes).decode("utf-8", "replace") == token.token, token)
+    parts = list(client.chat.completions.create(**greedy, stream=True, stream_options={"include_usage": True}))
+    text = "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
+    check(text == choice.message.content, text, choice.message.content)
+    check(parts[-1].usage == whole.usage, parts[-1].usage, whole.usage)
+    check(parts[-2].choices[0].finish_reason == choice.finish_reason, parts[-2])
+    several = client.chat.completions.create(model="demo", messages=MESSAGES, n=3, seed=1, max_tokens=5, temperature=1)
+    check([choice.index for choice in several.choices] == [0, 1, 2], several)
+
+
+def tools():
+    for stream in (False, True):
+        answer = client.chat.completions.create(
+            model="demo", messages=MESSAGES, tools=TOOLS, tool_choice="auto", max_tokens=10, stream=stream)
+        check([*answer] if stream else answer.choices[0].message.content is not None)
+    history = MESSAGES + [
+        {"role": "assistant", "content": None, "tool_calls": [
+            {"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": '{"word": "fox"}'}}]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "an animal"},
+    ]
+    answer = client.chat.completions.create(model="demo", messages=history, tools=TOOLS, max_tokens=5)
+    check(answer.choices[0].finish_reason in ("stop", "length"), answer)
+
+
+def completions():
+    answer = client.completions.create(model="demo", prompt="Once upon", echo=True, logprobs=2, max_tokens=4, temperature=0)
+    logprobs = answer.choices[0].logprobs
+    check("".join(logprobs.tokens) == answer.choices[0].text, answer)
+    check(logprobs.token_logprobs[0] is None and all(x <= 0 for x in logprobs.token_logprobs[1:]), logprobs)
+    ids = client.completions.create(model="demo", prompt=[[10, 11], [12]], max_tokens=3)
+    check([choice.index for choice in ids.choices] == [0, 1], ids)
+    parts = client.completions.create(model="demo", prompt="Once upon", max_tokens=4, temperature=0, stream=True)
+    check("Once upon" + "".join(part.choices[0].text for part in parts) == answer.choices[0].text)
+
+
+def responses():
+    asked = dict(model="demo", instructions="Be brief.", input="tell me a story", temperature=0, max_output_tokens=12)
+    whole = client.responses.create(**asked)
+    check(whole.output_text and whole.usage.output_tokens == 12, whole)
+    text, last = "", None
+    for event in client.responses.create(**asked, stream=True):
+        text += event.delta if event.type == "response.output_text.delta" else ""
+        last = event
+    check(text == whole.output_text and last.response.output_text == text, text, whole.output_text)
+    with client.responses.stream(**asked) as stream:
+        for _ in stream:
+            pass
+        check(stream.get_final_response().output_text == text)
+
+
+def messages():
+    anthropic_client = anthropic.Anthropic(base_url=URL, api_key=KEY, max_retries=0)
+    asked = dict(model="demo", max_tokens=12, temperature=0, system="Be brief.", messages=MESSAGES[1:])
+    whole = anthropic_client.messages.create(**asked)
+    check(whole.stop_reason == "max_tokens" and whole.usage.output_tokens == 12, whole)
+    with anthropic_client.messages.stream(**asked) as stream:
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    check(text == whole.content[0].text and final.content[0].text == text, text, whole, final)
+    tool = {"name": "look_up", "description": "Looks a word up.", "input_schema": TOOLS[0]["function"]["parameters"]}
+    with_tool = anthropic_client.messages.create(**asked, tools=[tool], tool_choice={"type": "auto"})
+    check(with_tool.content, with_tool)
+    counted = anthropic_client.messages.count_tokens(model="demo", system="Be brief.", messages=MESSAGES[1:])
+    check(counted.input_tokens > 5, counted)
+    try:
+        anthropic_client.messages.create(**{**asked, "model": "claude"})
+    except anthropic.NotFoundError as error:
+        check("claude" in str(error), error)
+    else:
+        check(False, "an unknown model is answered")
+
+
+def errors():
+    def refused(kind, **more):
+        try:
+            client.chat.completions.create(**{"model": "demo", "messages": MESSAGES, "max_tokens": 1, **more})
+        except kind as error:
+            return error
+        raise AssertionError(("is answered", more))
+
+    check(refused(openai.NotFoundError, model="gpt-7").code == "model_not_found")
+    check(refused(openai.BadRequestError, temperature=-1).param == "temperature")
+    check(refused(openai.BadRequestError, messages=[{"role": "user", "content": "word " * 2000}]).code == "context_length_exceeded")
+    stranger = openai.OpenAI(base_url=f"{URL}/v1", api_key="wrong", max_retries=0)
+    try:
+        stranger.models.list()
+    except openai.AuthenticationError:
+        pass
+    else:
+        check(False, "a wrong key is taken")
+    check([model.id for model in client.models.list()] == ["demo"])
+    check(client.models.retrieve("demo").id == "demo")
+
+
+for test in (chat, tools, completions, responses, messages, errors):
+    test()
+    print(test.__name__, "ok", flush=True)

@@ -1,0 +1,199 @@
+//! Clients that leave, queues that are full, and the end of the server.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::client::{Connection, Server};
+
+/// Something that takes seconds.
+fn long(prompts: usize) -> Value {
+    let prompts: Vec<String> = (0..prompts).map(|i| format!("The {i} cats")).collect();
+    json!({"prompt": prompts, "max_tokens": 1000, "ignore_eos": true, "temperature": 1.0, "seed": 1})
+}
+
+#[test]
+fn a_client_that_goes_away_frees_its_place() {
+    let server = Server::start(&["--parallel", "1"]);
+    let mut body = long(1);
+    for stream in [true, false] {
+        body["stream"] = stream.into();
+        let mut leaving = server.begin("/v1/completions", &body);
+        if stream {
+            leaving.head();
+            leaving.chunk();
+        }
+        server.wait_until("ember_requests_running", |running| running == 1.0);
+        // One that waits and leaves never begins.
+        let waiting = server.begin("/v1/completions", &long(1));
+        server.wait_until("ember_requests_waiting", |waiting| waiting == 1.0);
+        drop(waiting);
+        server.wait_until("ember_requests_waiting", |waiting| waiting == 0.0);
+        drop(leaving);
+        let left = Instant::now();
+        server.wait_until("ember_requests_running", |running| running == 0.0);
+        assert!(left.elapsed() < Duration::from_millis(1500), "{:?}", left.elapsed());
+    }
+    let generated = server.metric("ember_generated_tokens_total");
+    assert!(generated < 1900.0, "the answers were generated to their ends: {generated}");
+    server.wait_until("ember_completions_total{reason=\"cancelled\"}", |cancelled| cancelled == 4.0);
+    assert_eq!(server.metric("ember_generated_tokens_total"), generated);
+    // The place is free.
+    let answer = server.ok("/v1/completions", &json!({"prompt": "The", "max_tokens": 2}));
+    assert_eq!(answer["usage"]["completion_tokens"], 2);
+}
+
+#[test]
+fn a_client_that_goes_away_while_its_prompt_is_read_frees_its_place() {
+    let server = Server::start(&["--parallel", "1", "--chunk", "1"]);
+    let prompt = vec![40; 1000];
+    let leaving = server.begin("/v1/completions", &json!({"prompt": prompt, "max_tokens": 1}));
+    server.wait_until("ember_requests_running", |running| running == 1.0);
+    drop(leaving);
+    server.wait_until("ember_requests_running", |running| running == 0.0);
+    assert!(server.metric("ember_engine_steps_total") < 1000.0);
+    assert_eq!(server.metric("ember_generated_tokens_total"), 0.0);
+}
+
+#[test]
+fn health_is_told_while_a_prompt_is_read() {
+    let server = Server::start(&["--parallel", "1"]);
+    let prompts: Vec<Vec<u32>> = (0..16).map(|i| vec![40 + i; 1000]).collect();
+    let reading = server.begin("/v1/completions", &json!({"prompt": prompts, "max_tokens": 1}));
+    server.wait_until("ember_requests_running", |running| running == 1.0);
+    for _ in 0..5 {
+        let asked = Instant::now();
+        let health = server.get("/health");
+        assert_eq!((health.status, &health.json()["status"]), (200, &json!("ok")));
+        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    }
+    drop(reading);
+}
+
+#[test]
+fn a_stream_that_waits_has_its_headers_and_comments() {
+    for (keep_alive, comments) in [("1", true), ("0", false)] {
+        let server = Server::start(&["--parallel", "1", "--keep-alive", keep_alive]);
+        let busy = server.begin("/v1/completions", &long(16));
+        server.wait_until("ember_requests_running", |running| running == 1.0);
+        let mut waiting = server
+            .begin("/v1/chat/completions", &json!({"messages": [{"role": "user", "content": "hi"}], "stream": true}));
+        let asked = Instant::now();
+        let (status, headers) = waiting.head();
+        assert_eq!(status, 200);
+        assert!(headers.contains(&("x-accel-buffering".into(), "no".into())), "{headers:?}");
+        assert!(headers.contains(&("cache-control".into(), "no-cache".into())));
+        let first = waiting.chunk().unwrap();
+        assert!(first.contains("\"role\":\"assistant\""), "{first}");
+        assert!(asked.elapsed() < Duration::from_millis(900), "{:?}", asked.elapsed());
+        if comments {
+            for _ in 0..2 {
+                assert_eq!(waiting.chunk().unwrap(), ": waiting\n\n");
+            }
+        } else {
+            std::thread::sleep(Duration::from_millis(1500));
+            drop(busy);
+            assert!(!waiting.chunk().unwrap().starts_with(':'));
+        }
+    }
+}
+
+#[test]
+fn a_full_queue_says_when_to_come_back() {
+    let server = Server::start(&["--parallel", "1", "--max-queue", "1"]);
+    let running = server.begin("/v1/completions", &long(1));
+    server.wait_until("ember_requests_running", |running| running == 1.0);
+    let waiting = server.begin("/v1/completions", &long(1));
+    server.wait_until("ember_requests_waiting", |waiting| waiting == 1.0);
+    for stream in [false, true] {
+        let mut body = long(1);
+        body["stream"] = stream.into();
+        let refused = server.post("/v1/completions", &body);
+        assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")), "{}", refused.body);
+        assert_eq!(refused.json()["error"]["code"], "queue_full");
+    }
+    drop((running, waiting));
+    server.wait_until("ember_requests_running", |running| running == 0.0);
+    assert_eq!(server.post("/v1/completions", &json!({"prompt": "a", "max_tokens": 1})).status, 200);
+}
+
+#[test]
+fn many_clients_at_once_are_all_answered_or_refused() {
+    let server = Server::start(&["--parallel", "4", "--max-queue", "16"]);
+    let body = json!({"prompt": "The", "max_tokens": 12, "ignore_eos": true});
+    let mut all: Vec<Connection> = (0..200).map(|_| server.begin("/v1/completions", &body)).collect();
+    // Some say nothing, some leave.
+    let silent: Vec<Connection> = (0..20).map(|_| Connection::open(&server.address)).collect();
+    all.truncate(180);
+    let mut counts = [0, 0];
+    for connection in &mut all {
+        let response = connection.response();
+        match response.status {
+            200 => {
+                assert_eq!(response.json()["usage"]["completion_tokens"], 12);
+                counts[0] += 1;
+            }
+            503 => {
+                assert_eq!(response.header("retry-after"), Some("1"));
+                counts[1] += 1;
+            }
+            other => panic!("{other}: {}", response.body),
+        }
+    }
+    drop(silent);
+    assert!(counts[0] >= 4 && counts[0] + counts[1] == 180, "{counts:?}");
+    server.wait_until("ember_requests_running", |running| running == 0.0);
+    assert_eq!(server.metric("ember_requests_waiting"), 0.0);
+}
+
+#[test]
+#[cfg(unix)]
+fn the_end_is_announced_and_answers_are_finished() {
+    let mut server = Server::start(&["--drain-delay", "2"]);
+    let mut going = server.begin("/v1/completions", &{
+        let mut body = long(4);
+        body["max_tokens"] = 400.into();
+        body
+    });
+    server.wait_until("ember_requests_running", |running| running > 0.0);
+    let told = Instant::now();
+    server.signal("TERM");
+    while server.get("/health").status == 200 {
+        assert!(told.elapsed() < Duration::from_secs(1), "it is not said that the server ends");
+    }
+    let health = server.get("/health");
+    assert_eq!((health.status, &health.json()["status"]), (503, &json!("draining")));
+    // Whoever has not heard of it yet is served.
+    let late = server.ok("/v1/completions", &json!({"prompt": "The", "max_tokens": 2}));
+    assert_eq!(late["usage"]["completion_tokens"], 2);
+    let response = going.response();
+    assert_eq!(response.status, 200, "{}", response.body);
+    assert_eq!(response.json()["usage"]["completion_tokens"], 1600);
+    assert_eq!(server.wait_for_end().code(), Some(0));
+    assert!(told.elapsed() >= Duration::from_secs(2));
+}
+
+#[test]
+#[cfg(unix)]
+fn answers_that_take_too_long_do_not_keep_the_server() {
+    let mut server = Server::start(&["--drain-limit", "1", "--parallel", "1"]);
+    let mut going = server.begin("/v1/completions", &{
+        let mut body = long(64);
+        body["stream"] = true.into();
+        body
+    });
+    going.head();
+    server.wait_until("ember_requests_running", |running| running == 1.0);
+    let told = Instant::now();
+    server.signal("TERM");
+    assert_eq!(server.wait_for_end().code(), Some(0));
+    assert!(told.elapsed() < Duration::from_secs(5), "{:?}", told.elapsed());
+}
+
+#[test]
+#[cfg(unix)]
+fn ctrl_c_ends_the_server() {
+    let mut server = Server::start(&[]);
+    server.signal("INT");
+    assert_eq!(server.wait_for_end().code(), Some(130));
+}

@@ -76,7 +76,7 @@ impl<B: CompactBackend> CausalLm<B> {
     /// Checks a source of weights against an architecture and adds up the bytes, loading nothing.
     ///
     /// # Errors
-    /// [`Error::Tensors`] with every missing, unused and mismatched tensor, [`Error::Limit`] when a size is beyond what the device
+    /// [`Error::Differences`] with every missing, unused and mismatched tensor, [`Error::Limit`] when a size is beyond what the device
     /// takes.
     pub fn plan(
         architecture: &Architecture,

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::checkpoint::TensorDifferences;
+
 /// The result of a fallible operation of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -52,6 +54,9 @@ pub enum Error {
         message: String,
     },
     /// The tensors of the checkpoint are not those of the model: every difference at once.
+    #[error("{0}")]
+    Differences(Box<TensorDifferences>),
+    /// A tensor is not in the checkpoint, or there twice.
     #[error("{0}")]
     Tensors(String),
     /// Tensors whose names are not published could not be recognised by their shapes.
@@ -126,4 +131,12 @@ pub enum Error {
         /// What was found.
         message: String,
     },
+}
+
+impl Error {
+    /// # Errors
+    /// [`Error::Differences`] when there are any.
+    pub(crate) fn unless_same(differences: TensorDifferences) -> Result<()> {
+        if differences.is_empty() { Ok(()) } else { Err(Self::Differences(Box::new(differences))) }
+    }
 }

@@ -28,7 +28,7 @@ use emberlm_quant::modules::{Embedding, Linear, SwiGlu};
 use emberlm_quant::packed::PackedWeight;
 
 use crate::architecture::Architecture;
-use crate::checkpoint::{StorageKind, report};
+use crate::checkpoint::{MismatchedTensor, MissingTensor, StorageKind, TensorDifferences};
 use crate::error::{Error, Result};
 use crate::nn::RmsNorm;
 use crate::plan::{LoadPlan, PlannedTensor, Progress, QuantizeOnLoad};
@@ -101,13 +101,13 @@ struct Shared<'a, B: Backend> {
 /// Checks a source against the tensors of a model and adds up the bytes, loading nothing.
 ///
 /// # Errors
-/// [`Error::Tensors`] with every missing, unused and mismatched tensor.
+/// [`Error::Differences`] with every missing, unused and mismatched tensor.
 pub(crate) fn plan(architecture: &Architecture, source: &dyn WeightSource, options: WeightOptions) -> Result<LoadPlan> {
-    let (mut tensors, mut missing, mut mismatched) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut tensors, mut differences) = (Vec::new(), TensorDifferences::default());
     let list = architecture.tensors();
     let names: BTreeSet<&str> = list.iter().map(|tensor| tensor.name.as_str()).collect();
     let has_use = |name: &String| names.contains(name.as_str()) || architecture.leaves_out(name);
-    let unused: Vec<String> = source.names().into_iter().filter(|name| !has_use(name)).collect();
+    differences.unused = source.names().into_iter().filter(|name| !has_use(name)).collect();
     for tensor in &list {
         let TensorSpec { name, shape, role, part, optional } = tensor;
         elements(tensor)?;
@@ -115,9 +115,12 @@ pub(crate) fn plan(architecture: &Architecture, source: &dyn WeightSource, optio
             continue;
         }
         match source.entry(name, shape) {
-            None => missing.push(format!("{name} {shape:?}")),
+            None => {
+                differences.missing.push(MissingTensor { tensor: name.clone(), expected: Some(shape.clone()) });
+            }
             Some(entry) if entry.shape != *shape => {
-                mismatched.push(format!("{name}: {:?} in the file, {shape:?} in the model", entry.shape));
+                let (tensor, expected) = (name.clone(), shape.clone());
+                differences.mismatched.push(MismatchedTensor { tensor, expected, found: entry.shape });
             }
             Some(entry) => {
                 let (storage, bytes) = options.held(tensor, &entry);
@@ -134,9 +137,7 @@ pub(crate) fn plan(architecture: &Architecture, source: &dyn WeightSource, optio
             }
         }
     }
-    if !(missing.is_empty() && mismatched.is_empty() && unused.is_empty()) {
-        return Err(report(&missing, &unused, &mismatched));
-    }
+    Error::unless_same(differences)?;
     Ok(LoadPlan { tensors })
 }
 

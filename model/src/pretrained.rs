@@ -170,7 +170,7 @@ impl Pretrained {
     /// Checks every tensor and adds up the bytes, loading nothing.
     ///
     /// # Errors
-    /// [`Error::Tensors`] with every missing, unused and mismatched tensor; [`Error::Option`] when the device does not compute in these
+    /// [`Error::Differences`] with every missing, unused and mismatched tensor; [`Error::Option`] when the device does not compute in these
     /// numbers.
     pub fn plan<B: CompactBackend>(&self, device: &B::Device) -> Result<LoadPlan> {
         check_activations::<B>(self.activations, device)?;

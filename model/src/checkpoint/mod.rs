@@ -23,6 +23,7 @@
 mod advice;
 mod bnb;
 mod convert;
+mod differences;
 mod dir;
 mod discovery;
 mod foreign;
@@ -36,12 +37,12 @@ mod storage_kind;
 mod tied;
 mod weights;
 
+pub use differences::{MismatchedTensor, MissingTensor, TensorDifferences};
 pub use dir::{EmbeddedFile, ModelDir};
 pub(crate) use foreign::recognise;
 pub use foreign::{LFS_ADVICE, is_lfs_pointer};
 pub use header::{Dtype, TensorInfo};
 pub(crate) use names::layer_of;
-pub use names::report;
 pub use open::{Checkpoint, OpenOptions};
 pub use storage_kind::StorageKind;
 pub use weights::{ParameterInfo, Weights};

@@ -1,7 +1,5 @@
 //! Names of tensors: how they are shown, which are ignored, and which prefix they carry.
 
-use crate::Error;
-
 /// Longest text of a file that a message shows.
 const SHOWN: usize = 120;
 /// Names that a report lists per kind.
@@ -39,17 +37,6 @@ pub(crate) fn list<S: AsRef<str>>(names: &[S]) -> String {
         out.push(format!("and {more} more"));
     }
     out.join(", ")
-}
-
-/// One error for every difference between the tensors of a checkpoint and those of the model. Each item is a name, for
-/// `mismatched` a name with what was expected and found. Long lists are shortened, names escaped.
-pub fn report<S: AsRef<str>>(missing: &[S], unused: &[S], mismatched: &[S]) -> Error {
-    let mut message = String::from("the tensors of the checkpoint are not those of the model");
-    let kinds = [("missing", missing), ("unused", unused), ("mismatched", mismatched)];
-    for (kind, names) in kinds.into_iter().filter(|(_, names)| !names.is_empty()) {
-        message.push_str(&format!("; {} {kind}: {}", names.len(), list(names)));
-    }
-    Error::Tensors(message)
 }
 
 /// Whether a tensor belongs to a part that is not run: multi-token prediction, vision, buffers that are computed.
@@ -120,14 +107,5 @@ mod tests {
         assert_eq!(canonical("other.weight"), "other.weight");
         assert_eq!(layer_of("model.layers.12.mlp.x"), Some((12, "mlp.x")));
         assert_eq!(layer_of("model.layers.012.mlp.x"), None);
-    }
-
-    #[test]
-    fn reports_are_shortened() {
-        let names: Vec<String> = (0..1000).map(|i| format!("n{i}\n")).collect();
-        let message = report(&names, &[], &["a: expected [1], found [2]".to_owned()]).to_string();
-        assert!(message.contains("1000 missing: n0\\n, "), "{message}");
-        assert!(message.contains("and 980 more") && message.contains("1 mismatched"), "{message}");
-        assert!(!message.contains("unused"), "{message}");
     }
 }

@@ -6,8 +6,9 @@ use bytes::Bytes;
 use emberlm_quant::host::{FloatType, HostRows, HostStorage, HostWeight};
 
 use super::convert::{first_non_finite, floats, indices};
+use super::differences::{MissingTensor, TensorDifferences};
 use super::header::Dtype;
-use super::names::{canonical, report, shown};
+use super::names::{canonical, shown};
 use super::open::Checkpoint;
 use crate::config::{NanoKind, NanoModule};
 use crate::{Error, Result};
@@ -52,7 +53,7 @@ pub(super) fn group(
         return Ok(Vec::new());
     }
     let by_canonical: BTreeMap<String, String> = names.iter().map(|name| (canonical(name), name.clone())).collect();
-    let mut missing = Vec::new();
+    let mut differences = TensorDifferences::default();
     let mut found = Vec::new();
     for (path, spec) in modules {
         let leaf = |leaf: &str| by_canonical.get(&canonical(&format!("{path}.{leaf}"))).cloned();
@@ -62,7 +63,9 @@ pub(super) fn group(
         };
         match module {
             Ok(module) => found.push(module),
-            Err(leaf) => missing.push(format!("{path}.{leaf}")),
+            Err(leaf) => {
+                differences.missing.push(MissingTensor { tensor: format!("{path}.{leaf}"), expected: None });
+            }
         }
         if !spec.has_bias
             && let Some(bias) = leaf("bias")
@@ -70,9 +73,7 @@ pub(super) fn group(
             return Err(error(&bias, "is there, but nanollm_modules says that the module has no bias"));
         }
     }
-    if !missing.is_empty() {
-        return Err(report(&missing, &[], &[]));
-    }
+    Error::unless_same(differences)?;
     for module in &found {
         module.check(checkpoint)?;
         for name in module.tensors() {

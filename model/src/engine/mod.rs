@@ -11,6 +11,7 @@
 
 #![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
 
+mod mask;
 mod request;
 mod schedule;
 mod sequence;
@@ -27,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::nn::Span;
 use crate::text::TextProcessor;
 use crate::token_depth::{TokenDepth, token_depths};
+pub use mask::TokenMask;
 pub use request::{Event, EventKind, Finish, Finished, LogProbabilities, Piece, Request, Summary};
 use schedule::shares;
 use sequence::Sequence;

@@ -3,6 +3,7 @@
 use emberlm_quant::CompactBackend;
 
 use super::SequenceId;
+use super::mask::TokenMask;
 use crate::cache::Cache;
 use crate::error::Error;
 use crate::sampling::{LogitsProcessors, SamplingConfig};
@@ -28,6 +29,8 @@ pub struct Request {
     pub trace: bool,
     /// Tell how probable every token was, and so many of the most probable ones.
     pub log_probabilities: Option<usize>,
+    /// What the text has to be, if not anything: a `Grammar` of the feature `grammar`.
+    pub grammar: Option<Box<dyn TokenMask>>,
 }
 
 impl Request {
@@ -42,6 +45,7 @@ impl Request {
             stop_strings: Vec::new(),
             trace: false,
             log_probabilities: None,
+            grammar: None,
         }
     }
 }

@@ -14,6 +14,7 @@
 mod check;
 mod handle;
 mod prefix;
+mod mask;
 mod request;
 mod schedule;
 mod scoring;
@@ -36,6 +37,7 @@ use crate::token_depth::{TokenDepth, token_depths};
 use check::RequestCheck;
 pub use handle::{EngineHandle, EngineStatus, HandleOptions, Refused, Ticket, Update};
 use prefix::{Keep, PrefixCache, Snapshots};
+pub use mask::TokenMask;
 pub use request::{Event, EventKind, Finish, Finished, LogProbabilities, Piece, Request, Summary};
 use schedule::shares;
 use sequence::Sequence;

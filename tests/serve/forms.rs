@@ -1,4 +1,5 @@
-//! Answers that are kept to a form: the model in the program would say anything but this by itself.
+//! Answers that are kept to a form: the model in the program would say anything but this by itself. It takes all the white space
+//! that a form allows.
 
 use serde_json::{Value, json};
 
@@ -6,14 +7,13 @@ use crate::client::{Server, chunks};
 use crate::templates;
 
 fn tools() -> Value {
-    let parameters =
-        json!({"type": "object", "properties": {"word": {"type": "string", "maxLength": 5}}, "required": ["word"]});
+    let parameters = json!({"type": "object", "properties": {"word": {"enum": ["fox", "boat"]}}, "required": ["word"]});
     let function = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": parameters}});
     json!([function("look_up"), function("spell")])
 }
 
 fn body(more: Value) -> Value {
-    let mut body = json!({"messages": [{"role": "user", "content": "a fox"}], "temperature": 0, "max_tokens": 200});
+    let mut body = json!({"messages": [{"role": "user", "content": "a fox"}], "temperature": 0, "max_tokens": 900});
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     body
 }
@@ -35,7 +35,8 @@ fn an_answer_follows_its_schema() {
     }
     // As `responses` writes it.
     let text = json!({"format": {"type": "json_schema", "name": "pet", "schema": schema}});
-    let items = server.ok("/v1/responses", &json!({"input": "a fox", "text": text, "temperature": 0}));
+    let items = server
+        .ok("/v1/responses", &json!({"input": "a fox", "text": text, "temperature": 0, "max_output_tokens": 900}));
     let content = items["output"][0]["content"][0]["text"].as_str().unwrap();
     assert!(serde_json::from_str::<Value>(content).unwrap()["age"].is_u64(), "{content}");
     for (format, part) in [
@@ -85,7 +86,7 @@ fn a_call_that_is_required_is_one_whole_and_streamed() {
             assert_eq!(joined, arguments);
             assert_eq!(parts.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
         }
-        let blocks = json!({"messages": [{"role": "user", "content": "a fox"}], "max_tokens": 200, "temperature": 0,
+        let blocks = json!({"messages": [{"role": "user", "content": "a fox"}], "max_tokens": 900, "temperature": 0,
             "tools": [{"name": "spell", "input_schema": tools()[1]["function"]["parameters"]}], "tool_choice": {"type": "any", "disable_parallel_tool_use": true}});
         let answer = server.ok("/v1/messages", &blocks);
         assert_eq!((&answer["stop_reason"], &answer["content"][0]["name"]), (&json!("tool_use"), &json!("spell")));

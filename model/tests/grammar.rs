@@ -327,6 +327,15 @@ fn what_no_grammar_can_be_made_of_is_named_with_its_place() {
             "response_format.schema: no grammar can be made of it: ",
         ),
         (deep, "response_format.schema.items.items"),
+        (
+            json!({"properties": Value::Object((0..401).map(|i| (format!("k{i}"), json!({}))).collect())}),
+            "response_format.schema.properties: has 401 keys, and 400 are allowed",
+        ),
+        (
+            json!({"items": {"type": "integer", "multipleOf": 1001}}),
+            "response_format.schema.items.multipleOf: 1001 has more remainders",
+        ),
+        (json!({"type": "number", "multipleOf": 0.0001234}), "response_format.schema.multipleOf: 0.0001234 has more"),
         (json!({"enum": wide}), "response_format.schema.enum[19998]: is beyond"),
     ] {
         let error = compiler.json_schema(&schema, "response_format.schema").unwrap_err().to_string();
@@ -352,7 +361,7 @@ fn hostile_schemas_take_neither_time_nor_memory() {
         let text = text("crest_k4");
         let compiler = GrammarCompiler::new(&text).unwrap();
         let many: serde_json::Map<String, Value> =
-            (0..4000).map(|i| (format!("k{i}"), json!({"type": "string"}))).collect();
+            (0..400).map(|i| (format!("k{i}"), json!({"type": "string"}))).collect();
         let circle = json!({"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/B"}, "B": {"$ref": "#/$defs/A"}}});
         let names: Vec<Value> = (0..15_000).map(|i| json!(format!("value {}", i * 7919 % 15_000))).collect();
         let doubled = (0..40).fold(json!({"type": "string"}), |schema, i| {
@@ -379,6 +388,8 @@ fn hostile_schemas_take_neither_time_nor_memory() {
             circle,
             json!({"enum": names}),
             json!({"type": "integer", "multipleOf": 999_983, "minimum": 0, "maximum": 900_000_000_000u64}),
+            json!({"type": "integer", "multipleOf": 997, "minimum": 0, "maximum": 900_000_000_000u64}),
+            json!({"type": "number", "multipleOf": 9.97}),
             json!({"type": "number", "minimum": -1.234_567_890_123e300, "maximum": 9.9e300}),
             doubled,
             json!({"$ref": "#/$defs/d0", "$defs": defs}),

@@ -73,7 +73,8 @@ fn fits(value: &Value, schema: &Value, root: &Value) -> bool {
         Some("object") => value.is_object(),
         Some("array") => value.is_array(),
         Some("string") => value.is_string(),
-        Some("integer") => value.is_i64(),
+        // -0 is an integer, but not one of Rust's.
+        Some("integer") => value.as_f64().is_some_and(|value| value.fract() == 0.0),
         Some("number") => value.is_number(),
         Some("boolean") => value.is_boolean(),
         Some("null") => value.is_null(),
@@ -137,14 +138,14 @@ fn answers_of_random_models_are_json_of_the_schema() {
         for schema in schemas() {
             let grammar = compiler.json_schema(&schema, "schema").unwrap();
             let mut ended = 0;
-            for seed in 0..100 {
+            for seed in 0..60 {
                 let Some((answer, _)) = answer(&text, grammar.clone(), seed, 600) else { continue };
                 let value: Value =
                     serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{fixture} {seed} {answer:?}: {e}"));
                 assert!(fits(&value, &schema, &schema), "{fixture} {seed}: {answer}");
                 ended += 1;
             }
-            assert!(ended >= 95, "{fixture}: {ended} of 100 ended");
+            assert!(ended >= 57, "{fixture}: {ended} of 60 ended");
         }
     }
 }

@@ -296,7 +296,16 @@ fn texts_in_tags_are_any_text_up_to_the_end_tag() {
     let call = |value: &str| {
         format!("<tool_call>\n<function=write>\n<parameter=text>\n{value}\n</parameter>\n</function>\n</tool_call>")
     };
-    for value in ["", "a", "two\n\nlines \"{<é", "</parameter> \n<parameter=x>", "</tool_call>"] {
+    for value in [
+        "",
+        "\n",
+        "a",
+        "</parameter",
+        "<p>\n</p>\n</parameter>.",
+        "two\n\nlines \"{<é",
+        "</parameter> \n<parameter=x>",
+        "</tool_call>",
+    ] {
         let mut grammar = grammar.clone();
         for id in text.encode_literal(&call(value), false).unwrap() {
             assert!(!grammar.is_at_end(), "{value:?}");

@@ -73,7 +73,8 @@ fn fits(value: &Value, schema: &Value, root: &Value) -> bool {
         Some("object") => value.is_object(),
         Some("array") => value.is_array(),
         Some("string") => value.is_string(),
-        Some("integer") => value.is_i64(),
+        // -0 is an integer, but not one of Rust's.
+        Some("integer") => value.as_f64().is_some_and(|value| value.fract() == 0.0),
         Some("number") => value.is_number(),
         Some("boolean") => value.is_boolean(),
         Some("null") => value.is_null(),
@@ -137,14 +138,14 @@ fn answers_of_random_models_are_json_of_the_schema() {
         for schema in schemas() {
             let grammar = compiler.json_schema(&schema, "schema").unwrap();
             let mut ended = 0;
-            for seed in 0..100 {
+            for seed in 0..60 {
                 let Some((answer, _)) = answer(&text, grammar.clone(), seed, 600) else { continue };
                 let value: Value =
                     serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{fixture} {seed} {answer:?}: {e}"));
                 assert!(fits(&value, &schema, &schema), "{fixture} {seed}: {answer}");
                 ended += 1;
             }
-            assert!(ended >= 95, "{fixture}: {ended} of 100 ended");
+            assert!(ended >= 57, "{fixture}: {ended} of 60 ended");
         }
     }
 }
@@ -295,7 +296,16 @@ fn texts_in_tags_are_any_text_up_to_the_end_tag() {
     let call = |value: &str| {
         format!("<tool_call>\n<function=write>\n<parameter=text>\n{value}\n</parameter>\n</function>\n</tool_call>")
     };
-    for value in ["", "a", "two\n\nlines \"{<é", "</parameter> \n<parameter=x>", "</tool_call>"] {
+    for value in [
+        "",
+        "\n",
+        "a",
+        "</parameter",
+        "<p>\n</p>\n</parameter>.",
+        "two\n\nlines \"{<é",
+        "</parameter> \n<parameter=x>",
+        "</tool_call>",
+    ] {
         let mut grammar = grammar.clone();
         for id in text.encode_literal(&call(value), false).unwrap() {
             assert!(!grammar.is_at_end(), "{value:?}");
@@ -327,6 +337,15 @@ fn what_no_grammar_can_be_made_of_is_named_with_its_place() {
             "response_format.schema: no grammar can be made of it: ",
         ),
         (deep, "response_format.schema.items.items"),
+        (
+            json!({"properties": Value::Object((0..401).map(|i| (format!("k{i}"), json!({}))).collect())}),
+            "response_format.schema.properties: has 401 keys, and 400 are allowed",
+        ),
+        (
+            json!({"items": {"type": "integer", "multipleOf": 1001}}),
+            "response_format.schema.items.multipleOf: 1001 has more remainders",
+        ),
+        (json!({"type": "number", "multipleOf": 0.0001234}), "response_format.schema.multipleOf: 0.0001234 has more"),
         (json!({"enum": wide}), "response_format.schema.enum[19998]: is beyond"),
     ] {
         let error = compiler.json_schema(&schema, "response_format.schema").unwrap_err().to_string();
@@ -352,7 +371,7 @@ fn hostile_schemas_take_neither_time_nor_memory() {
         let text = text("crest_k4");
         let compiler = GrammarCompiler::new(&text).unwrap();
         let many: serde_json::Map<String, Value> =
-            (0..4000).map(|i| (format!("k{i}"), json!({"type": "string"}))).collect();
+            (0..400).map(|i| (format!("k{i}"), json!({"type": "string"}))).collect();
         let circle = json!({"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/B"}, "B": {"$ref": "#/$defs/A"}}});
         let names: Vec<Value> = (0..15_000).map(|i| json!(format!("value {}", i * 7919 % 15_000))).collect();
         let doubled = (0..40).fold(json!({"type": "string"}), |schema, i| {
@@ -379,6 +398,8 @@ fn hostile_schemas_take_neither_time_nor_memory() {
             circle,
             json!({"enum": names}),
             json!({"type": "integer", "multipleOf": 999_983, "minimum": 0, "maximum": 900_000_000_000u64}),
+            json!({"type": "integer", "multipleOf": 997, "minimum": 0, "maximum": 900_000_000_000u64}),
+            json!({"type": "number", "multipleOf": 9.97}),
             json!({"type": "number", "minimum": -1.234_567_890_123e300, "maximum": 9.9e300}),
             doubled,
             json!({"$ref": "#/$defs/d0", "$defs": defs}),

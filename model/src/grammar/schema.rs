@@ -10,6 +10,10 @@ const DEPTH: usize = 48;
 const VALUES: usize = 20_000;
 /// Bytes of its keys and texts.
 const BYTES: usize = 512 << 10;
+/// Keys of one object: the compiler takes time that grows with their square, and the parser gives up at some 500 optional ones.
+const KEYS: usize = 400;
+/// Digits of a multiple, read as an integer: the compiler keeps a state for every remainder.
+const MULTIPLE: f64 = 1000.0;
 
 /// Between two values of an answer.
 const SPACE: &str = r"[\x20\x0A\x0D\x09]{1,40}";
@@ -32,6 +36,14 @@ pub(super) fn wrong(place: &str, message: &str) -> Error {
     Error::Option { option: place.to_owned(), message: message.to_owned() }
 }
 
+/// Whether a number is at most so long without its decimal point.
+fn is_short(multiple: f64) -> bool {
+    let shifted = (0..9).map(|digits| multiple.abs() * 10f64.powi(digits));
+    // A product with a power of ten can be a few bits off.
+    let whole = |x: &f64| (x - x.round()).abs() <= x * 1e-12;
+    shifted.take_while(|&x| x <= MULTIPLE).any(|x| whole(&x))
+}
+
 struct Bounds {
     values: usize,
     bytes: usize,
@@ -48,9 +60,19 @@ impl Bounds {
             Value::Array(items) => {
                 items.iter().enumerate().try_for_each(|(i, item)| self.check(item, &format!("{place}[{i}]"), depth))
             }
+            Value::Object(object) if object.len() > KEYS => {
+                Err(wrong(place, &format!("has {} keys, and {KEYS} are allowed; use a simpler schema", object.len())))
+            }
             Value::Object(object) => object.iter().try_for_each(|(key, value)| {
                 self.take(0, key.len(), place)?;
-                self.check(value, &format!("{place}.{key}"), depth)
+                let place = format!("{place}.{key}");
+                if key == "multipleOf" && value.as_f64().is_some_and(|multiple| !is_short(multiple)) {
+                    return Err(wrong(
+                        &place,
+                        &format!("{value} has more remainders than the {MULTIPLE} that are kept"),
+                    ));
+                }
+                self.check(value, &place, depth)
             }),
             _ => Ok(()),
         }

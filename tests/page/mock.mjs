@@ -92,6 +92,11 @@ const answers = {
   empty: () => ({ content: '' }),
 };
 
+// The examples of an empty page.
+answers['Tell me a story about a small boat and the sea.'] = answers.story;
+answers['Why is the sky blue?'] = answers.think;
+answers['Write a Python function that merges two sorted lists.'] = answers.markdown;
+
 export const CREST = { id: 'sky-crest-2b', context_length: 4096, depth: { steps: 4, threshold: 0.9 } };
 
 /** Tokens as a model has them: words with their space, in pieces. */

@@ -286,7 +286,7 @@ tests['what is set is sent, and nothing else'] = async ({ page, mock, ask }) => 
 };
 
 tests['figures of an answer and of the server'] = async ({ page, mock, ask }) => {
-  mock.state.pause = 3;
+  mock.state.pause = 10;
   await ask('say a b c d e f g h');
   await ask('say a b c d e f g h');
   assert.match(await page.value(`$('turns').lastChild.querySelector('.figures').textContent`), /^8 tokens[\d,.]+ tokens\/s\d+ ms to the first76 prompt, 52 cached/);

@@ -97,7 +97,7 @@ answers['Tell me a story about a small boat and the sea.'] = answers.story;
 answers['Why is the sky blue?'] = answers.think;
 answers['Write a Python function that merges two sorted lists.'] = answers.markdown;
 
-export const CREST = { id: 'sky-crest-2b', context_length: 4096, depth: { steps: 4, threshold: 0.9 } };
+export const CREST = { id: 'sky-crest-2b', context_length: 4096, depth: { layers: 24, steps: 4, threshold: 0.8999999761581421 } };
 
 /** Tokens as a model has them: words with their space, in pieces. */
 const tokenize = text => text.match(/\s?[^\s]{1,6}|\s/gu) ?? [];
@@ -158,7 +158,7 @@ async function complete(state, body, response, send) {
   if (breaks) events.length = Math.floor(events.length / 2);
   if (breaks === 'event') events.push(`data: ${JSON.stringify({ error: { message: 'the engine stopped', type: 'server_error' } })}\n\n`);
   if (!breaks) {
-    events.push(choice({ finish_reason: finish }));
+    events.push(choice({ finish_reason: finish, seed: body.seed ?? Math.floor(next() * 1e9) }));
     if (body.stream_options?.include_usage) events.push(event({ choices: [], usage: { prompt_tokens: prompt, completion_tokens: completion, total_tokens: prompt + completion, prompt_tokens_details: { cached_tokens: body.messages.length > 2 ? 52 : 0 } } }));
     events.push('data: [DONE]\n\n');
   }

@@ -184,6 +184,9 @@ tests['errors are said and can be tried again'] = async ({ page, mock, ask }) =>
   await ask('error');
   assert.match(await note(), /^the prompt has 5000 tokens, the context 4096: <b>shorten<\/b> it/);
   assert.equal(await page.value(`$('turns').querySelectorAll('.note b').length`), 0);
+  await page.click('#turns li:last-child .note button');
+  assert.equal(await page.value('document.activeElement.value'), 'error', 'what was refused can be edited');
+  await page.press('Escape');
   await ask('busy');
   assert.match(await note(), /^the queue is full Try again in 2 s\./);
   await ask('fails midway');
@@ -223,6 +226,7 @@ tests['depth tints tokens and shows their layers'] = async ({ page, mock, ask })
   await ask('story');
   assert.equal(mock.state.requests[0].trace, true);
   assert.equal(mock.state.requests[0].depth, undefined);
+  assert.equal(await page.value(`$('threshold').value`), '0.9');
   assert.equal(await page.value(`document.querySelectorAll('.token').length`), 0);
   const text = await page.value(`variantOf(messages[1]).content`);
   await page.click('#tint');
@@ -244,6 +248,7 @@ tests['depth tints tokens and shows their layers'] = async ({ page, mock, ask })
   await page.value(`(() => { const s = $('threshold-slider'); s.value = 0.4; s.dispatchEvent(new Event('input')); s.dispatchEvent(new Event('change')); })()`);
   await page.until('run === null && messages[1].variants.length === 2');
   assert.deepEqual(mock.state.requests[1].depth, { threshold: 0.4 });
+  assert.equal(mock.state.requests[1].seed, await page.value('messages[1].variants[0].seed'));
   assert.deepEqual(mock.state.requests[1].messages, mock.state.requests[0].messages);
   assert.ok(await page.value('meanSteps(messages[1].variants[1].trace) < meanSteps(messages[1].variants[0].trace)'));
   assert.match(await page.value(`document.querySelector('.figures').textContent`), /of 4 steps at 0\.4/);

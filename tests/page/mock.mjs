@@ -87,6 +87,7 @@ const answers = {
   busy: () => ({ status: 503, message: 'the queue is full', headers: { 'retry-after': '2' } }),
   'breaks off': () => ({ content: STORY, breaks: 'connection' }),
   'fails midway': () => ({ content: STORY, breaks: 'event' }),
+  'ends early': () => ({ content: STORY, breaks: 'end' }),
   full: () => ({ content: STORY, finish: 'length', full: true }),
   short: () => ({ content: 'This is cut', finish: 'length' }),
   empty: () => ({ content: '' }),
@@ -103,7 +104,7 @@ export const CREST = { id: 'sky-crest-2b', context_length: 4096, depth: { layers
 const tokenize = text => text.match(/\s?[^\s]{1,6}|\s/gu) ?? [];
 
 export async function startMock(options = {}) {
-  const state = { mode: 'ready', key: null, model: CREST, seed: 1, requests: [], cancelled: 0, generated: 0, waiting: 0, pause: 0, headers: {}, ...options };
+  const state = { mode: 'ready', key: null, model: CREST, seed: 1, requests: [], cancelled: 0, generated: 0, waiting: 0, pause: 0, apart: false, headers: {}, ...options };
   const server = createServer(async (request, response) => {
     const url = new URL(request.url, 'http://mock');
     const send = (status, body, headers = {}) => {
@@ -170,7 +171,8 @@ async function complete(state, body, response, send) {
       const size = pieces ? bytes.length : 1 + Math.floor(next() * next() * 400);
       response.write(bytes.subarray(at, at + size));
       at += size;
-      await new Promise(resolve => { setImmediate(resolve); });
+      // Without a pause the network joins what was cut.
+      await (state.apart ? sleep(1) : new Promise(resolve => { setImmediate(resolve); }));
     }
     state.generated += count;
     if (pause) await sleep(pause);

@@ -112,6 +112,7 @@ export async function startMock(options = {}) {
       response.end(typeof body === 'string' ? body : JSON.stringify(body));
     };
     if (url.pathname === '/') { response.writeHead(200, { 'content-type': 'text/html; charset=utf-8', ...state.headers }); response.end(readFileSync(PAGE)); return; }
+    if (url.pathname !== '/' && state.foreign) return send(403, { error: { message: 'the name in Host is not one of this server\'s', code: 'foreign_host' } });
     if (url.pathname === '/health') return state.mode === 'ready' ? send(200, { status: 'ok' }) : send(503, { status: state.mode });
     if (state.key && request.headers.authorization !== `Bearer ${state.key}`) return send(401, { error: { message: 'a key is needed', type: 'authentication_error' } });
     if (url.pathname === '/v1/models') return send(200, { object: 'list', data: [{ object: 'model', owned_by: 'ember', created: 0, ...state.model }] });

@@ -75,6 +75,7 @@ tests['markdown becomes its elements'] = async ({ page, ask }) => {
 tests['hostile text stays text'] = async ({ page, mock, ask }) => {
   await ask('hostile');
   await page.click('#turns summary');
+  await page.until(`document.querySelector('.thinking .prose a') !== null`);
   const check = async () => {
     assert.deepEqual(await page.value(`[...document.querySelectorAll('#turns script, #turns img, #turns iframe, #turns style, #turns object, #turns form, #turns svg:not(.icon), #turns b:not(.figures b)')].map(n => n.outerHTML)`), []);
     assert.deepEqual(await page.value(`[...document.querySelectorAll('#turns *')].flatMap(n => [...n.attributes]).filter(a => /^on|^style$/i.test(a.name) || /script:|data:/i.test(a.value)).map(a => a.name + '=' + a.value)`), []);
@@ -134,12 +135,22 @@ tests['Escape stops the answer, on the server too'] = async ({ page, mock, ask }
   assert.equal(mock.state.cancelled, 1);
   await ask('story');
   assert.deepEqual(mock.state.requests.at(-1).messages, [{ role: 'user', content: 'slow' }, { role: 'assistant', content: said }, { role: 'user', content: 'story' }]);
-  // The button stops as well, and a new question ends the answer before it.
+  // A question ends the answer before it, once, however often the key is pressed.
+  await ask('slow', 0);
+  await page.until(`variantOf(messages.at(-1)).content.length > 10`);
+  const sent = mock.state.requests.length;
+  await page.type('say next');
+  await Promise.all([page.press('Enter'), page.press('Enter'), page.press('Enter')]);
+  await page.until(`run === null && variantOf(messages.at(-1)).content === 'next'`);
+  assert.equal(mock.state.requests.length, sent + 1);
+  assert.equal(await page.value('messages.length'), 8);
+  assert.equal(await page.value('variantOf(messages[5]).state'), 'stopped');
+  // The button stops as well.
   await ask('slow', 0);
   await page.until(`variantOf(messages.at(-1)).content.length > 10`);
   await page.click('#send');
   await page.until('run === null');
-  assert.equal(await page.value('messages.length'), 6);
+  assert.equal(await page.value('messages.length'), 10);
 };
 
 tests['another answer is kept beside the first'] = async ({ page, mock, ask }) => {
@@ -190,7 +201,7 @@ tests['errors are said and can be tried again'] = async ({ page, mock, ask }) =>
   assert.equal(await page.value('document.activeElement.value'), 'error', 'what was refused can be edited');
   await page.press('Escape');
   await ask('busy');
-  assert.match(await note(), /^the queue is full Try again in 2 s\./);
+  assert.match(await note(), /^the queue is full\. Try again in 2 s\./);
   await ask('fails midway');
   assert.match(await note(), /^the engine stopped/);
   assert.ok(await page.value('variantOf(messages.at(-1)).content.length > 50'), 'what came is kept');
@@ -321,6 +332,11 @@ tests['loading, offline, draining and back'] = async ({ page, mock }) => {
     await page.until(`server.state === 'ready'`);
     assert.ok(await page.value(`!$('send').disabled`));
   }
+  mock.state.foreign = true;
+  await page.value('probe()');
+  assert.match(await page.value(`$('welcome').textContent`), /takes no requests.*the name in Host is not one/);
+  mock.state.foreign = false;
+  await page.value('probe()');
   await page.send('Network.emulateNetworkConditions', { offline: true, latency: 0, downloadThroughput: -1, uploadThroughput: -1 });
   await page.until(`server.state === 'offline'`);
   assert.equal(await title(), 'The server is not there');

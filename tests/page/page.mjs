@@ -353,6 +353,7 @@ tests['a key is asked for, kept in the tab and sent'] = async ({ page, mock, ask
     await page.press('Enter');
     await page.until(key === 'wrong' ? `$('welcome').textContent.includes('refused')` : `server.state === 'ready'`);
   }
+  assert.equal(await page.value('document.activeElement.id'), 'prompt');
   await ask('say a');
   assert.equal(await page.value('variantOf(messages[1]).content'), 'a');
   assert.deepEqual(await page.value('[JSON.stringify(localStorage).includes("secret"), JSON.stringify(sessionStorage).includes("secret")]'), [false, true]);

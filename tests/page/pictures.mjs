@@ -18,9 +18,12 @@ async function ask(page, text) {
 const light = await browser.page();
 await light.open(demo);
 await light.until(`server.state === 'ready'`);
-// A seed, so that the same server draws the same story.
+// A seed, so that the same server draws the same stories.
 await light.value(`settings.seed = 11; renderSettings(); setTint(true)`);
 for (const text of ['Tell me a story about a small dog.', 'And one about a boat?']) await ask(light, text);
+// The second again, with earlier halting.
+await light.value(`(() => { const slider = $('threshold-slider'); slider.value = 0.6; slider.dispatchEvent(new Event('change')); })()`);
+await light.until('messages.at(-1).variants.length === 2 && run === null', 60000);
 await sleep(2500);
 await light.hover('#turns li:last-child .token:nth-child(40) span');
 await sleep(200);

@@ -18,6 +18,7 @@ use super::args::{CacheType, DepthArgs, ModelArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::device_args::{Activations, DeviceArgs};
 use super::estimate::{Estimate, cache_bytes};
+use super::generate::warn_of_unsupported;
 use super::memory::TokenizerMemory;
 use super::sampling::SamplingArgs;
 use super::{load, output};
@@ -162,6 +163,7 @@ fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<
     let text = pretrained.text()?;
     let (sampling, line) = args.sampling.config(pretrained.generation_config());
     sampling.validate()?;
+    warn_of_unsupported(pretrained.generation_config(), &sampling);
     let weights = load::weight_options::<B>(args.model.quant, args.model.quant_head, &pretrained, &device.device)?;
     let plan = load::plan::<B>(&pretrained, weights, &device.device)?;
     let options = engine_options(args, &pretrained, context);

@@ -75,8 +75,8 @@ impl Tools {
             Some(choice) => {
                 let name = choice.pointer("/function/name").and_then(Value::as_str);
                 let name = name.ok_or_else(|| fields.wrong("tool_choice", "function.name is missing"))?;
-                let one: Vec<Value> =
-                    tools.schemas.iter().filter(|tool| tool["function"]["name"] == name).cloned().collect();
+                let named = |tool: &&Value| tool.pointer("/function/name").and_then(Value::as_str) == Some(name);
+                let one: Vec<Value> = tools.schemas.iter().filter(named).cloned().collect();
                 if one.is_empty() {
                     return Err(fields.wrong("tool_choice", format!("there is no tool {name:.80?}")));
                 }

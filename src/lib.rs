@@ -61,6 +61,11 @@
 //! [`model`] opens checkpoints, defines the families and generates text; [`quant`] has the number formats, the packed weights and
 //! the operations that a backend may override. `ARCHITECTURE.md` in the repository is the map.
 //!
+//! # Features
+//! By default the crate builds the program, `ember`, with its server (`serve`) and with answers that are kept to JSON schemas
+//! (`grammar`). The library has no use for the server's dependencies: programs that use it take `default-features = false`, and
+//! `grammar` where they want it. `flex`, `wgpu`, `vulkan`, `metal` and `cuda` add backends.
+//!
 //! # Untrusted input
 //! Checkpoints, tokenizers and chat templates are treated as written by strangers: every file is bounded and validated before it
 //! is used, and what is wrong is an [`Error`](model::Error) that names the file and the place. `SECURITY.md` says what is defended.

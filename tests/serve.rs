@@ -8,8 +8,15 @@ mod api;
 mod bad_input;
 #[path = "serve/client.rs"]
 mod client;
+#[path = "serve/clients.rs"]
+mod clients;
+#[cfg(feature = "grammar")]
+#[path = "serve/forms.rs"]
+mod forms;
 #[path = "serve/lifecycle.rs"]
 mod lifecycle;
+#[path = "serve/prefix.rs"]
+mod prefix;
 #[path = "serve/scoring.rs"]
 mod scoring;
 #[path = "serve/templates.rs"]

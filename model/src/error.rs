@@ -68,6 +68,9 @@ pub enum Error {
     /// The chat template failed.
     #[error("chat template: {0}")]
     Template(String),
+    /// A text cannot be what a grammar asks for.
+    #[error("grammar: {0}")]
+    Grammar(String),
     /// An option of the caller is out of range.
     #[error("{option}: {message}")]
     Option {

@@ -129,6 +129,7 @@ impl<'a, B: CompactBackend> Generator<'a, B> {
             log_probabilities: None,
             prompt_log_probabilities: None,
             prefix_boundaries: Vec::new(),
+            grammar: None,
         };
         let id = engine.resume(cache, history, request)?;
         let (pieces, prompt_depth) = (VecDeque::new(), Vec::new());

@@ -10,6 +10,8 @@ pub mod engine;
 mod error;
 pub mod evaluate;
 pub mod generate;
+#[cfg(feature = "grammar")]
+pub mod grammar;
 mod limits;
 mod loader;
 mod nn;

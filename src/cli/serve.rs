@@ -18,10 +18,11 @@ use super::args::{CacheType, DepthArgs, ModelArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::device_args::DeviceArgs;
 use super::estimate::{Estimate, cache_bytes};
+use super::generate::warn_of_unsupported;
 use super::memory::TokenizerMemory;
 use super::sampling::SamplingArgs;
 use super::{load, output};
-use crate::server::{self, Access, App, Defaults, Ended, Key, Markers, Metrics, ModelCard, Phase, Shutdown};
+use crate::server::{self, Access, App, Compiler, Defaults, Ended, Key, Markers, Metrics, ModelCard, Phase, Shutdown};
 
 /// Holds the key where no flag does: a command line is seen by everybody on the machine.
 const KEY_VARIABLE: &str = "EMBER_API_KEY";
@@ -88,6 +89,10 @@ pub struct ServeArgs {
     /// Bytes of all caches together, such as 2GiB or 800M [default: one whole context, and 4096 tokens of every other answer]
     #[arg(long, value_name = "BYTES", value_parser = bytes_of)]
     cache_bytes: Option<usize>,
+
+    /// Keep nothing of what was read for prompts that begin alike
+    #[arg(long)]
+    no_prefix_cache: bool,
 
     /// Tokens per pass over prompts while nobody else waits for a token
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CHUNK as u32, value_parser = clap::value_parser!(u32).range(1..))]
@@ -159,6 +164,7 @@ fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<
     let text = pretrained.text()?;
     let (sampling, line) = args.sampling.config(pretrained.generation_config());
     sampling.validate()?;
+    warn_of_unsupported(pretrained.generation_config(), &sampling);
     let plan = load::plan::<B>(&pretrained, &device.device)?;
     let options = engine_options(args, &pretrained, context);
     let app = app(args, &pretrained, &plan, &text, context)?;
@@ -209,11 +215,14 @@ fn engine_options(args: &ServeArgs, pretrained: &Pretrained, context: usize) -> 
         let growing = context.saturating_mul(per_token);
         tokens.saturating_mul(per_token).saturating_add(growing).saturating_add(parallel.saturating_mul(fixed))
     };
+    let budget = args.cache_bytes.unwrap_or(usual);
     EngineOptions {
         kv_format,
         tokens_per_step: args.chunk as usize,
         max_running: parallel,
-        cache_bytes: Some(args.cache_bytes.unwrap_or(usual)),
+        cache_bytes: Some(budget),
+        // What running answers leave; they come first.
+        prefix_cache_bytes: if args.no_prefix_cache { 0 } else { budget },
         ..EngineOptions::default()
     }
 }
@@ -242,6 +251,7 @@ fn app(
         stop_tokens: pretrained.stop_tokens(text),
         format: server::answer_format(config.family, text),
         markers: Arc::new(Markers::of(text)),
+        compiler: compiler(text),
         model: names.first().map(String::as_str).unwrap_or_default().into(),
         names,
         card: ModelCard {
@@ -270,6 +280,23 @@ fn app(
         phase: Phase::default(),
         preparing: Semaphore::new(server::PREPARING),
     })
+}
+
+/// Made once: it goes through the whole vocabulary.
+#[cfg(feature = "grammar")]
+fn compiler(text: &TextProcessor) -> Option<Compiler> {
+    match Compiler::new(text) {
+        Ok(compiler) => Some(compiler),
+        Err(error) => {
+            output::note(&format!("warning: answers cannot be kept to a JSON schema: {error}"));
+            None
+        }
+    }
+}
+
+#[cfg(not(feature = "grammar"))]
+fn compiler(_: &TextProcessor) -> Option<Compiler> {
+    None
 }
 
 #[cfg(test)]

@@ -40,6 +40,9 @@ pub fn to_chat(map: &Map<String, Value>) -> Result<Map<String, Value>, ApiError>
             Some(other) => return Err(inner.wrong("type", format!("{other:.40?} is none of auto, any, tool and none"))),
         };
         chat.insert("tool_choice".into(), choice);
+        if inner.bool("disable_parallel_tool_use")? == Some(true) {
+            chat.insert("parallel_tool_calls".into(), false.into());
+        }
     }
     let mut messages = Vec::new();
     match fields.get("system") {

@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 
 use super::access::Access;
 use super::error::ApiError;
+use super::form::Compiler;
 use super::generate::Markers;
 use super::metrics::Metrics;
 use super::models::ModelCard;
@@ -24,6 +25,8 @@ pub struct App {
     pub stop_tokens: StopSet,
     pub format: AnswerFormat,
     pub markers: Arc<Markers>,
+    /// Keeps answers to a form, where this build and this model's tokens allow it.
+    pub compiler: Option<Compiler>,
     /// The names of the model; the first is told.
     pub names: Vec<String>,
     pub model: Arc<str>,

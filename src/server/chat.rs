@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, Dialect};
 use super::fields::Fields;
+use super::form::Form;
 use super::generate::ChatJob;
 use super::limits;
 use super::messages_in::messages;
@@ -46,10 +47,9 @@ pub fn read(fields: Fields<'_>, defaults: &Defaults) -> Result<ChatBody, ApiErro
         return Err(fields.wrong("top_logprobs", "needs logprobs to be true"));
     }
     options.logprobs = logprobs.then(|| top.unwrap_or(0));
-    check_response_format(fields)?;
     let shape = Shape { logprobs, trace: options.trace, usage: include_usage(fields)? };
     let (tools, variables) = (Tools::read(fields)?, variables(fields)?);
-    let job = ChatJob { messages, tools, variables, options };
+    let job = ChatJob { messages, tools, variables, form: Form::read(fields)?, options };
     Ok(ChatBody { job, shape, stream: fields.bool("stream")?.unwrap_or(false) })
 }
 
@@ -61,18 +61,6 @@ pub fn include_usage(fields: Fields<'_>) -> Result<bool, ApiError> {
     match fields.object("stream_options")? {
         Some(map) => Ok(Fields::at(map, "stream_options").bool("include_usage")?.unwrap_or(false)),
         None => Ok(false),
-    }
-}
-
-/// A form that cannot be kept to is refused, not ignored.
-fn check_response_format(fields: Fields<'_>) -> Result<(), ApiError> {
-    let Some(map) = fields.object("response_format")? else { return Ok(()) };
-    match Fields::at(map, "response_format").text("type")? {
-        Some("text") | None => Ok(()),
-        Some(other) => {
-            let message = format!("{other:.40?} is not supported; only text is");
-            Err(ApiError::field("response_format.type", message))
-        }
     }
 }
 

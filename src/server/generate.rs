@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::app::App;
 use super::error::ApiError;
+use super::form::Form;
 use super::ids::{fresh, new_seed};
 use super::limits;
 use super::options::GenerateOptions;
@@ -19,6 +20,8 @@ pub struct ChatJob {
     pub messages: Vec<Message>,
     pub tools: Tools,
     pub variables: Map<String, Value>,
+    /// What the answer has to be.
+    pub form: Form,
     pub options: GenerateOptions,
 }
 
@@ -29,9 +32,12 @@ impl ChatJob {
     /// 400 when the template refuses the chat, or the prompt does not fit.
     pub fn asks(&self, app: &App) -> Result<Vec<Ask>, ApiError> {
         let prompt = self.prompt(app)?;
+        let form = if self.tools.required == Form::Any { &self.form } else { &self.tools.required };
+        let mask = form.mask(app.compiler.as_ref(), app.format, prompt.thinking)?;
         let asks = (0..self.options.n).map(|i| {
             let mut request = request(app, &self.options, prompt.tokens.clone(), i);
             request.prefix_boundaries.clone_from(&prompt.boundaries);
+            request.grammar.clone_from(&mask);
             let parser = AnswerParser::new(app.format, prompt.thinking, self.tools.declared.clone(), fresh());
             let parser = Some((parser, app.markers.clone()));
             Ask { request, parser, same_prompt: i > 0, silent: false }

@@ -111,9 +111,15 @@ fn of_engine(registry: &mut Registry, status: &EngineStatus) {
         ("requests_capacity", "Requests that take part in the batch at most", Gauge(status.max_running as f64)),
         ("kv_cache_usage_ratio", "Share of the budget of bytes that caches take; 0 without a budget", Gauge(ratio)),
         ("kv_cache_bytes", "Bytes that caches take", Gauge(status.cache_bytes as f64)),
+        (
+            "prefix_cache_bytes",
+            "Of them those of prompts that are kept for others",
+            Gauge(status.prefix_cache_bytes as f64),
+        ),
         ("step_seconds", "How long the step in progress takes already", Gauge(step)),
         ("prompt_tokens", "Tokens of prompts, cached ones included", Counter(status.totals.prompt_tokens)),
         ("prefix_cache_hit_tokens", "Tokens of prompts that were in the cache", Counter(status.totals.cached_tokens)),
+        ("prefix_cache_hits", "Requests that began with what was in the cache", Counter(status.totals.prefix_hits)),
         ("generated_tokens", "Tokens chosen", Counter(status.totals.generated_tokens)),
         ("engine_steps", "Passes of the model", Counter(status.totals.steps)),
     ];

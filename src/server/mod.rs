@@ -9,6 +9,8 @@
 //! Every body is bounded ([`limits`]) before it is parsed and every field checked as it is taken ([`fields`]). Who may ask is
 //! checked first ([`access`]). Texts of models and clients leave as JSON alone, and are in no log.
 
+#![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
+
 mod access;
 mod anthropic;
 mod anthropic_in;
@@ -18,6 +20,7 @@ mod chat;
 mod completions;
 mod error;
 mod fields;
+mod form;
 mod generate;
 mod ids;
 mod limits;
@@ -38,6 +41,7 @@ mod tools;
 
 pub use access::{Access, Key};
 pub use app::{App, Phase};
+pub use form::Compiler;
 pub use generate::{Markers, answer_format};
 pub use ids::now;
 pub use limits::PREPARING;

@@ -7,7 +7,7 @@ use super::fields::{Fields, found};
 use super::limits;
 
 /// Fields that mean the same in both.
-const SAME: [&str; 14] = [
+const SAME: [&str; 15] = [
     "model",
     "temperature",
     "top_p",
@@ -17,6 +17,7 @@ const SAME: [&str; 14] = [
     "frequency_penalty",
     "presence_penalty",
     "seed",
+    "parallel_tool_calls",
     "logit_bias",
     "stop",
     "depth",

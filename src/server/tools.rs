@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::{Fields, found};
+use super::form::Form;
 use super::limits;
 
 /// The tools of a request.
@@ -14,6 +15,8 @@ pub struct Tools {
     pub schemas: Vec<Value>,
     /// For the parser of answers.
     pub declared: DeclaredTools,
+    /// The model has to call one.
+    pub required: Form,
 }
 
 impl Tools {
@@ -52,16 +55,35 @@ impl Tools {
             }
             tools.schemas.push(value.clone());
         }
+        tools.declared = DeclaredTools::parse(&Value::Array(tools.schemas.clone()))?;
+        let parallel = fields.bool("parallel_tool_calls")?.unwrap_or(true);
         match fields.get("tool_choice") {
             None => {}
-            Some(Value::String(choice)) if choice == "auto" => {}
-            // A model that is told of no tools calls none.
-            Some(Value::String(choice)) if choice == "none" => return Ok(Self::default()),
-            Some(_) => {
-                return Err(fields.wrong("tool_choice", "only auto and none are supported"));
+            Some(Value::String(choice)) => match choice.as_str() {
+                "auto" => {}
+                // A model that is told of no tools calls none.
+                "none" => return Ok(Self::default()),
+                "required" if tools.declared.is_empty() => {
+                    return Err(fields.wrong("tool_choice", "a call is required, but there are no tools"));
+                }
+                "required" => tools.required = Form::Calls { tools: tools.declared.clone(), parallel },
+                other => {
+                    let message = format!("{other:.40?} is none of auto, none and required, nor a function");
+                    return Err(fields.wrong("tool_choice", message));
+                }
+            },
+            Some(choice) => {
+                let name = choice.pointer("/function/name").and_then(Value::as_str);
+                let name = name.ok_or_else(|| fields.wrong("tool_choice", "function.name is missing"))?;
+                let named = |tool: &&Value| tool.pointer("/function/name").and_then(Value::as_str) == Some(name);
+                let one: Vec<Value> = tools.schemas.iter().filter(named).cloned().collect();
+                if one.is_empty() {
+                    return Err(fields.wrong("tool_choice", format!("there is no tool {name:.80?}")));
+                }
+                let one = DeclaredTools::parse(&Value::Array(one))?;
+                tools.required = Form::Calls { tools: one, parallel: false };
             }
         }
-        tools.declared = DeclaredTools::parse(&Value::Array(tools.schemas.clone()))?;
         Ok(tools)
     }
 }

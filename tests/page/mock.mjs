@@ -87,18 +87,24 @@ const answers = {
   busy: () => ({ status: 503, message: 'the queue is full', headers: { 'retry-after': '2' } }),
   'breaks off': () => ({ content: STORY, breaks: 'connection' }),
   'fails midway': () => ({ content: STORY, breaks: 'event' }),
+  'ends early': () => ({ content: STORY, breaks: 'end' }),
   full: () => ({ content: STORY, finish: 'length', full: true }),
   short: () => ({ content: 'This is cut', finish: 'length' }),
   empty: () => ({ content: '' }),
 };
 
-export const CREST = { id: 'sky-crest-2b', context_length: 4096, depth: { steps: 4, threshold: 0.9 } };
+// The examples of an empty page.
+answers['Tell me a story about a small boat and the sea.'] = answers.story;
+answers['Why is the sky blue?'] = answers.think;
+answers['Write a Python function that merges two sorted lists.'] = answers.markdown;
+
+export const CREST = { id: 'sky-crest-2b', context_length: 4096, depth: { layers: 24, steps: 4, threshold: 0.8999999761581421 } };
 
 /** Tokens as a model has them: words with their space, in pieces. */
 const tokenize = text => text.match(/\s?[^\s]{1,6}|\s/gu) ?? [];
 
 export async function startMock(options = {}) {
-  const state = { mode: 'ready', key: null, model: CREST, seed: 1, requests: [], cancelled: 0, generated: 0, waiting: 0, pause: 0, headers: {}, ...options };
+  const state = { mode: 'ready', key: null, model: CREST, seed: 1, requests: [], cancelled: 0, generated: 0, waiting: 0, pause: 0, apart: false, headers: {}, ...options };
   const server = createServer(async (request, response) => {
     const url = new URL(request.url, 'http://mock');
     const send = (status, body, headers = {}) => {
@@ -106,6 +112,7 @@ export async function startMock(options = {}) {
       response.end(typeof body === 'string' ? body : JSON.stringify(body));
     };
     if (url.pathname === '/') { response.writeHead(200, { 'content-type': 'text/html; charset=utf-8', ...state.headers }); response.end(readFileSync(PAGE)); return; }
+    if (url.pathname !== '/' && state.foreign) return send(403, { error: { message: 'the name in Host is not one of this server\'s', code: 'foreign_host' } });
     if (url.pathname === '/health') return state.mode === 'ready' ? send(200, { status: 'ok' }) : send(503, { status: state.mode });
     if (state.key && request.headers.authorization !== `Bearer ${state.key}`) return send(401, { error: { message: 'a key is needed', type: 'authentication_error' } });
     if (url.pathname === '/v1/models') return send(200, { object: 'list', data: [{ object: 'model', owned_by: 'ember', created: 0, ...state.model }] });
@@ -153,7 +160,7 @@ async function complete(state, body, response, send) {
   if (breaks) events.length = Math.floor(events.length / 2);
   if (breaks === 'event') events.push(`data: ${JSON.stringify({ error: { message: 'the engine stopped', type: 'server_error' } })}\n\n`);
   if (!breaks) {
-    events.push(choice({ finish_reason: finish }));
+    events.push(choice({ finish_reason: finish, seed: body.seed ?? Math.floor(next() * 1e9) }));
     if (body.stream_options?.include_usage) events.push(event({ choices: [], usage: { prompt_tokens: prompt, completion_tokens: completion, total_tokens: prompt + completion, prompt_tokens_details: { cached_tokens: body.messages.length > 2 ? 52 : 0 } } }));
     events.push('data: [DONE]\n\n');
   }
@@ -165,7 +172,8 @@ async function complete(state, body, response, send) {
       const size = pieces ? bytes.length : 1 + Math.floor(next() * next() * 400);
       response.write(bytes.subarray(at, at + size));
       at += size;
-      await new Promise(resolve => { setImmediate(resolve); });
+      // Without a pause the network joins what was cut.
+      await (state.apart ? sleep(1) : new Promise(resolve => { setImmediate(resolve); }));
     }
     state.generated += count;
     if (pause) await sleep(pause);

@@ -1,18 +1,21 @@
 """The official clients of OpenAI's and Anthropic's APIs against a running server: `python clients.py http://127.0.0.1:PORT KEY`.
 
-The model is the one in the program, which knows nothing of tools: that a call comes back is not asked of it.
+The model is the one in the program, which knows nothing of tools: it calls one where it has to.
 """
 
+import json
 import sys
 
 import anthropic
 import openai
 
 URL, KEY = sys.argv[1:]
+SCHEMA = {"type": "object", "properties": {"kind": {"enum": ["cat", "dog"]}, "age": {"type": "integer", "maximum": 30}},
+          "required": ["kind", "age"], "additionalProperties": False}
 client = openai.OpenAI(base_url=f"{URL}/v1", api_key=KEY, max_retries=0)
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "tell me a story"}]
 TOOLS = [{"type": "function", "function": {"name": "look_up", "description": "Looks a word up.", "parameters": {
-    "type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}}}]
+    "type": "object", "properties": {"word": {"enum": ["fox", "boat"]}}, "required": ["word"]}}}]
 
 
 def check(condition, *shown):
@@ -34,7 +37,9 @@ def chat():
     parts = list(client.chat.completions.create(**greedy, stream=True, stream_options={"include_usage": True}))
     text = "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
     check(text == choice.message.content, text, choice.message.content)
-    check(parts[-1].usage == whole.usage, parts[-1].usage, whole.usage)
+    # The second time the prompt is in the cache.
+    check(parts[-1].usage.total_tokens == whole.usage.total_tokens, parts[-1].usage, whole.usage)
+    check(0 < parts[-1].usage.prompt_tokens_details.cached_tokens < whole.usage.prompt_tokens, parts[-1].usage)
     check(parts[-2].choices[0].finish_reason == choice.finish_reason, parts[-2])
     several = client.chat.completions.create(model="demo", messages=MESSAGES, n=3, seed=1, max_tokens=5, temperature=1)
     check([choice.index for choice in several.choices] == [0, 1, 2], several)
@@ -45,6 +50,11 @@ def tools():
         answer = client.chat.completions.create(
             model="demo", messages=MESSAGES, tools=TOOLS, tool_choice="auto", max_tokens=10, stream=stream)
         check([*answer] if stream else answer.choices[0].message.content is not None)
+    asked = dict(model="demo", messages=MESSAGES, tools=TOOLS, tool_choice="required", max_tokens=400, temperature=0)
+    call = client.chat.completions.create(**asked).choices[0].message.tool_calls[0]
+    check(call.function.name == "look_up" and json.loads(call.function.arguments)["word"] in ("fox", "boat"), call)
+    deltas = [d for part in client.chat.completions.create(**asked, stream=True) for d in part.choices[0].delta.tool_calls or []]
+    check("".join(d.function.arguments for d in deltas if d.index == 0) == call.function.arguments, deltas)
     history = MESSAGES + [
         {"role": "assistant", "content": None, "tool_calls": [
             {"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": '{"word": "fox"}'}}]},
@@ -52,6 +62,16 @@ def tools():
     ]
     answer = client.chat.completions.create(model="demo", messages=history, tools=TOOLS, max_tokens=5)
     check(answer.choices[0].finish_reason in ("stop", "length"), answer)
+
+
+def schema():
+    form = {"type": "json_schema", "json_schema": {"name": "pet", "strict": True, "schema": SCHEMA}}
+    asked = dict(model="demo", messages=MESSAGES, temperature=0, max_tokens=900)
+    answer = client.chat.completions.create(**asked, response_format=form)
+    check(json.loads(answer.choices[0].message.content)["kind"] in ("cat", "dog"), answer)
+    text = {"format": {"type": "json_schema", "name": "pet", "strict": True, "schema": SCHEMA}}
+    answer = client.responses.create(model="demo", input="tell me a story", temperature=0, text=text)
+    check(json.loads(answer.output_text)["age"] <= 30, answer)
 
 
 def completions():
@@ -74,15 +94,17 @@ def responses():
         text += event.delta if event.type == "response.output_text.delta" else ""
         last = event
     check(text == whole.output_text and last.response.output_text == text, text, whole.output_text)
+    # This helper wants an answer that comes to its end.
+    asked.update(input="2+3", max_output_tokens=600)
     with client.responses.stream(**asked) as stream:
         for _ in stream:
             pass
-        check(stream.get_final_response().output_text == text)
+        check(stream.get_final_response().output_text == client.responses.create(**asked).output_text)
 
 
 def messages():
     anthropic_client = anthropic.Anthropic(base_url=URL, api_key=KEY, max_retries=0)
-    asked = dict(model="demo", max_tokens=12, temperature=0, system="Be brief.", messages=MESSAGES[1:])
+    asked = dict(model="demo", max_tokens=12, extra_body={"temperature": 0}, system="Be brief.", messages=MESSAGES[1:])
     whole = anthropic_client.messages.create(**asked)
     check(whole.stop_reason == "max_tokens" and whole.usage.output_tokens == 12, whole)
     with anthropic_client.messages.stream(**asked) as stream:
@@ -92,6 +114,10 @@ def messages():
     tool = {"name": "look_up", "description": "Looks a word up.", "input_schema": TOOLS[0]["function"]["parameters"]}
     with_tool = anthropic_client.messages.create(**asked, tools=[tool], tool_choice={"type": "auto"})
     check(with_tool.content, with_tool)
+    forced = anthropic_client.messages.create(**{**asked, "max_tokens": 400}, tools=[tool], tool_choice={"type": "any"})
+    check(forced.stop_reason == "tool_use" and forced.content[0].input["word"] in ("fox", "boat"), forced)
+    with anthropic_client.messages.stream(**{**asked, "max_tokens": 400}, tools=[tool], tool_choice={"type": "any"}) as stream:
+        check(stream.get_final_message().content[0].input == forced.content[0].input)
     counted = anthropic_client.messages.count_tokens(model="demo", system="Be brief.", messages=MESSAGES[1:])
     check(counted.input_tokens > 5, counted)
     try:
@@ -124,6 +150,6 @@ def errors():
     check(client.models.retrieve("demo").id == "demo")
 
 
-for test in (chat, tools, completions, responses, messages, errors):
+for test in (chat, tools, schema, completions, responses, messages, errors):
     test()
     print(test.__name__, "ok", flush=True)

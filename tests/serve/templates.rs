@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use crate::client::{Server, chunks, joined};
 
 /// The model with another template.
-fn model(template: &str) -> TempDir {
+pub fn model(template: &str) -> TempDir {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
     let directory = TempDir::new().unwrap();
     for name in ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"] {
@@ -21,7 +21,7 @@ fn model(template: &str) -> TempDir {
     directory
 }
 
-fn server(directory: &TempDir) -> Server {
+pub fn server(directory: &TempDir) -> Server {
     Server::start(&["-m", directory.path().to_str().unwrap(), "--alias", "demo"])
 }
 

@@ -75,6 +75,7 @@ impl<B: CompactBackend> Cache<B> {
         let mut layers = Vec::new();
         for layer in &self.layers {
             if let LayerCache::DeltaNet(delta) = layer {
+                // Nothing of it is lost.
                 delta.conv()?;
                 delta.state()?;
                 layers.push(delta.clone());

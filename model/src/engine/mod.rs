@@ -7,13 +7,16 @@
 //! Each sequence has its own cache, sampler, stop rules and text: what it gets does not depend on who else is there (but for the last
 //! bits of sums, which are taken in another order when more tokens share a pass). One that fails, fails alone.
 //!
-//! The engine is synchronous and owned by one thread.
+//! With a prefix cache, a prompt that begins like an earlier one is computed from where they part.
+//!
+//! The engine is synchronous and owned by one thread; an [`EngineHandle`] is for programs with many.
 
 #![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
 
 mod check;
 mod handle;
 mod prefix;
+mod mask;
 mod request;
 mod schedule;
 mod scoring;
@@ -36,6 +39,7 @@ use crate::token_depth::{TokenDepth, token_depths};
 use check::RequestCheck;
 pub use handle::{EngineHandle, EngineStatus, HandleOptions, Refused, Ticket, Update};
 use prefix::{Keep, PrefixCache, Snapshots};
+pub use mask::TokenMask;
 pub use request::{Event, EventKind, Finish, Finished, LogProbabilities, Piece, Request, Summary};
 use schedule::shares;
 use sequence::Sequence;
@@ -180,7 +184,10 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
     }
 
     /// A second sequence that has read and generated what this one has, and goes on by itself, with the same random numbers to come.
-    /// Their caches are shared until one of the two appends.
+    /// Their caches are shared until one of the two appends, and then one of them is copied whole.
+    ///
+    /// For several answers to one prompt with seeds of their own, submit it several times: with a prefix cache it is read once, the others
+    /// wait meanwhile, and each gets what it gets alone.
     ///
     /// # Errors
     /// [`Error::Option`] when there is no such sequence (any more), [`Error::Memory`] when there is no room for a second cache.
@@ -315,18 +322,22 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
     }
 
     /// Gives the cache of a sequence so many slots and what prefixes left behind.
-    fn start(&self, sequence: &mut Sequence<B>, slots: usize) {
+    fn start(&mut self, sequence: &mut Sequence<B>, slots: usize) {
         // Where the device has less room than that, it grows step by step.
         if sequence.cache.check_room(slots).is_err() {
             return;
         }
         sequence.cache.reserve(slots);
-        if sequence.begins_anew() && self.prefix.restore(sequence).is_err() {
+        if !sequence.begins_anew() {
+            return;
+        }
+        if self.prefix.restore(sequence).is_err() {
             let mut cache = self.model.new_cache(self.options.kv_format);
             cache.expect(sequence.tokens.len());
             cache.reserve(slots);
             sequence.cache = cache;
         }
+        self.totals.prefix_hits += u64::from(!sequence.cache.is_empty());
     }
 
     /// Ends a sequence that has not failed. What it has computed is kept as a prefix, in so many bytes for all of them.

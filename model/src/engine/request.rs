@@ -3,6 +3,7 @@
 use emberlm_quant::CompactBackend;
 
 use super::SequenceId;
+use super::mask::TokenMask;
 use crate::cache::Cache;
 use crate::error::Error;
 use crate::nn::DepthOptions;
@@ -38,6 +39,8 @@ pub struct Request {
     /// the system message and the tools end, and, last, where the turn of the answer begins. A model without linear attention goes on
     /// from anywhere; for it they only say what to keep longest. The prompt is read in parts that end there.
     pub prefix_boundaries: Vec<usize>,
+    /// What the text has to be, if not anything: a `Grammar` of the feature `grammar`.
+    pub grammar: Option<Box<dyn TokenMask>>,
 }
 
 impl Request {
@@ -55,6 +58,7 @@ impl Request {
             log_probabilities: None,
             prompt_log_probabilities: None,
             prefix_boundaries: Vec::new(),
+            grammar: None,
         }
     }
 }

@@ -7,6 +7,7 @@ use emberlm_quant::CompactBackend;
 
 use super::SequenceId;
 use super::prefix::{Keep, Snapshots};
+use super::mask::Masked;
 use super::request::{Event, EventKind, Finish, Finished, LogProbabilities, Piece, Request, Summary};
 use super::scoring::log_probabilities;
 use crate::cache::Cache;
@@ -34,6 +35,7 @@ pub(super) struct Sequence<B: CompactBackend> {
     max_tokens: usize,
     log_probabilities: Option<usize>,
     prompt_log_probabilities: Option<usize>,
+    grammar: Option<Masked>,
     context: usize,
     /// Tokens before the prompt.
     history: usize,
@@ -70,6 +72,7 @@ impl<B: CompactBackend> Sequence<B> {
             max_tokens: request.max_tokens,
             log_probabilities: request.log_probabilities,
             prompt_log_probabilities: request.prompt_log_probabilities,
+            grammar: request.grammar.map(Masked::new),
             context,
             history,
             started: false,
@@ -175,7 +178,14 @@ impl<B: CompactBackend> Sequence<B> {
     pub fn choose(&mut self, logits: Tensor<B, 2>, depth: Option<TokenDepth>) -> Result<Option<(Piece, bool)>> {
         let step = self.sampler.step();
         let numbers = self.log_probabilities.map(|_| logits.clone());
-        let token = self.sampler.choose(logits, &self.tokens)?;
+        let token = match &mut self.grammar {
+            None => self.sampler.choose(logits, &self.tokens)?,
+            Some(grammar) => {
+                let [_, vocabulary] = logits.dims();
+                let Some(allowed) = grammar.allowed(vocabulary, &self.stop_tokens)? else { return Ok(None) };
+                self.sampler.choose_allowed(logits, &self.tokens, allowed)?
+            }
+        };
         if self.decode_begun.is_none() {
             self.summary.prefill_seconds = seconds_since(self.begun);
             self.decode_begun = Some(Instant::now());
@@ -187,6 +197,7 @@ impl<B: CompactBackend> Sequence<B> {
         if self.stop_tokens.contains(token) {
             return Ok(None);
         }
+        let complete = self.grammar.as_mut().map(|grammar| grammar.accept(token)).transpose()?.unwrap_or(false);
         self.summary.generated.push(token);
         self.tokens.push(token);
         let hidden = self.stream.left_out(token).map(|name| self.stops.push_hidden(&name));
@@ -199,7 +210,7 @@ impl<B: CompactBackend> Sequence<B> {
             _ => None,
         };
         let piece = Piece { text: stopped.text, token: Some(token), depth, log_probabilities };
-        Ok(Some((piece, stopped.stop.is_some())))
+        Ok(Some((piece, complete || stopped.stop.is_some())))
     }
 
     /// Ends the text: what was held back, then the end.

@@ -16,7 +16,7 @@ pub struct EngineTotals {
     pub prompt_tokens: u64,
     /// Tokens of their prompts that were not computed.
     pub cached_tokens: u64,
-    /// Sequences that began with something cached.
+    /// Sequences that began with something from the prefix cache.
     pub prefix_hits: u64,
     /// Tokens chosen, stop tokens excluded.
     pub generated_tokens: u64,
@@ -38,7 +38,6 @@ impl EngineTotals {
                     self.started += 1;
                     self.prompt_tokens += *prompt as u64;
                     self.cached_tokens += *cached as u64;
-                    self.prefix_hits += u64::from(*cached > 0);
                 }
                 EventKind::PromptRead { .. } => {}
                 EventKind::Token(piece) => self.generated_tokens += u64::from(piece.token.is_some()),

@@ -24,6 +24,24 @@ pub(super) fn penalise(penalty: f32, penalised: &mut Vec<u64>, logits: &mut [f32
     }
 }
 
+/// Bans the tokens whose bit is not set. By addition, so that a logit that is NaN stays one and is refused.
+pub(super) fn keep_allowed(logits: &mut [f32], allowed: &[u32]) {
+    let words = allowed.iter().copied().chain(std::iter::repeat(0));
+    for (chunk, word) in logits.chunks_mut(32).zip(words) {
+        match word {
+            u32::MAX => {}
+            0 => chunk.iter_mut().for_each(|logit| *logit += f32::NEG_INFINITY),
+            _ => {
+                for (bit, logit) in chunk.iter_mut().enumerate() {
+                    if word >> bit & 1 == 0 {
+                        *logit += f32::NEG_INFINITY;
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Id and value of the largest logit, the lowest id among equals.
 pub(super) fn largest(logits: &[f32], step: usize) -> Result<(u32, f32)> {
     let error = |message: String| Error::NonFinite { step, message };
@@ -42,7 +60,7 @@ pub(super) fn largest(logits: &[f32], step: usize) -> Result<(u32, f32)> {
     match best.map(u32::try_from) {
         Some(Ok(id)) if largest > f32::NEG_INFINITY => Ok((id, largest)),
         _ => Err(error(format!(
-            "all {} are -Inf, so no token is possible (rules of generation_config.json can ban tokens)",
+            "all {} are -Inf, so no token is possible (rules of generation_config.json, a bias or a grammar can ban tokens)",
             logits.len()
         ))),
     }

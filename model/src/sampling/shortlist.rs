@@ -5,6 +5,7 @@ use emberlm_quant::CompactBackend;
 
 use super::candidates::{Candidate, weigh};
 use super::config::Strategy;
+use super::logits::keep_allowed;
 use super::sampler::Sampler;
 use crate::Result;
 use crate::read::{elements, read_back};
@@ -26,6 +27,22 @@ impl Sampler {
             }
         }
         self.sample(&mut elements(read_back(Transaction::default().register(logits))?.next())?, seen)
+    }
+
+    /// As [`choose`](Self::choose), among the tokens whose bit is set, the lowest bit of the first word for id 0. The logits of the
+    /// others, and of those beyond the last word, are as `-Inf`.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample).
+    pub fn choose_allowed<B: CompactBackend>(
+        &mut self,
+        logits: Tensor<B, 2>,
+        seen: &[u32],
+        allowed: &[u32],
+    ) -> Result<u32> {
+        let mut logits: Vec<f32> = elements(read_back(Transaction::default().register(logits))?.next())?;
+        keep_allowed(&mut logits, allowed);
+        self.sample(&mut logits, seen)
     }
 
     /// How many of the largest logits a choice needs; none where it needs all of them.

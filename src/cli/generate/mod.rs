@@ -210,7 +210,7 @@ fn options(args: &GenerateArgs, pretrained: &Pretrained, text: &TextProcessor) -
 }
 
 /// Warns of the keys of generation_config.json that would change the text and are not supported.
-fn warn_of_unsupported(defaults: &GenerationConfig, sampling: &SamplingConfig) {
+pub fn warn_of_unsupported(defaults: &GenerationConfig, sampling: &SamplingConfig) {
     let in_draws = if sampling.is_greedy() { &[][..] } else { &defaults.unsupported_in_draws };
     let keys: Vec<&str> = defaults.unsupported.iter().chain(in_draws).map(String::as_str).collect();
     if !keys.is_empty() {

@@ -133,14 +133,14 @@ impl<B: CompactBackend> PrefixCache<B> {
     /// Whether `waiting` had better start when `running`, which reads its own prompt, has read what both have in common. `running`
     /// is then asked for a snapshot there.
     pub fn is_worth_waiting_for(&self, running: &mut Sequence<B>, waiting: &Sequence<B>) -> bool {
-        if running.decodes() || running.id >= waiting.id || running.depth != waiting.depth {
-            return false;
-        }
+        let is_reading = !running.decodes() && running.id < waiting.id;
+        let may_share = is_reading && running.depth == waiting.depth && waiting.begins_anew();
+        let Some(snapshots) = running.snapshots.as_mut().filter(|_| may_share) else { return false };
         let common = common_prefix(&running.tokens, usable(&waiting.tokens));
-        if common <= running.cache.len() || common < self.find(waiting).tokens + WORTHWHILE {
+        let too_much = common.saturating_mul(self.token_bytes) > self.limit;
+        if too_much || common <= running.cache.len() || common < self.find(waiting).tokens + WORTHWHILE {
             return false;
         }
-        let Some(snapshots) = running.snapshots.as_mut().filter(|_| waiting.begins_anew()) else { return false };
         if !snapshots.iter().any(|(at, _)| (common.saturating_sub(WORTHWHILE)..=common).contains(at)) {
             add(snapshots, common);
         }

@@ -73,6 +73,14 @@ impl DeclaredTools {
 }
 
 impl DeclaredTool {
+    /// Whether an argument is written as plain text where the format has no types: some text is a value of it.
+    #[cfg(feature = "grammar")]
+    pub(crate) fn takes_text(&self, key: &str) -> bool {
+        let mut budget = SCHEMAS;
+        let schema = self.parameters.get("properties").and_then(|properties| properties.get(key));
+        schema.is_none_or(|schema| Kinds::of(schema, &self.parameters, &mut budget).contains(Kinds::STRING))
+    }
+
     /// The JSON of an argument that the model wrote as plain text. It is a string unless the schema allows another type that the
     /// text is a value of. Numbers keep their spelling.
     pub(super) fn argument(&self, key: &str, text: &str) -> String {

@@ -1,0 +1,117 @@
+//! From schemas to grammars.
+
+use std::fmt;
+use std::sync::Arc;
+
+use emberlm_quant::panics::catch_quietly;
+use llguidance::api::{ParserLimits, TopLevelGrammar};
+use llguidance::toktrie::{InferenceCapabilities, TokEnv};
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value, json};
+
+use super::mask::{Grammar, LineEnds};
+use super::schema::{prepared, wrong};
+use super::tool_calls;
+use super::vocabulary::token_table;
+use crate::text::{DeclaredTools, TextProcessor, ToolFormat};
+use crate::{Error, Result};
+
+/// Bytes of stack for a compiler. Only what is used takes memory.
+const STACK: usize = 256 << 20;
+
+/// Makes grammars for the tokens of one model. Clones share one token table.
+#[derive(Clone)]
+pub struct GrammarCompiler {
+    factory: Arc<ParserFactory>,
+    line_ends: Arc<LineEnds>,
+}
+
+impl fmt::Debug for GrammarCompiler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GrammarCompiler").finish_non_exhaustive()
+    }
+}
+
+/// What a grammar may cost. The numbers are those of llguidance, and less where a stranger could take memory or time with them.
+fn limits() -> ParserLimits {
+    ParserLimits {
+        // 1 to 2 kB each.
+        max_lexer_states: 50_000,
+        max_grammar_size: 100_000,
+        // A run over the whole vocabulary for each.
+        precompute_large_lexemes: false,
+        verbose_errors: false,
+        ..ParserLimits::default()
+    }
+}
+
+impl GrammarCompiler {
+    /// A compiler for the tokens of a model. That takes a moment for a large vocabulary: make one per model.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] where the tokens do not spell the bytes of a text, or there are none.
+    pub fn new(text: &TextProcessor) -> Result<Self> {
+        let failed = |message: String| Error::Tokenizer(format!("no grammar can be made for its tokens: {message}"));
+        let made = catch_quietly(|| {
+            let tokens: TokEnv = token_table(text)?;
+            let line_ends = Arc::new(LineEnds::of(tokens.tok_trie()));
+            let mut factory = ParserFactory::new(&tokens, InferenceCapabilities::default(), &slices())
+                .map_err(|e| failed(format!("{e:#}")))?;
+            factory.quiet();
+            *factory.limits_mut() = limits();
+            Ok(Self { factory: Arc::new(factory), line_ends })
+        });
+        made.map_err(failed)?
+    }
+
+    /// Answers that a JSON schema describes. `place` is where the schema stands, for messages.
+    ///
+    /// # Errors
+    /// [`Error::Option`] with the place where the schema is too large, has keywords that are not kept, or describes nothing.
+    pub fn json_schema(&self, schema: &Value, place: &str) -> Result<Grammar> {
+        self.compile(TopLevelGrammar::from_json_schema(prepared(schema, place)?), place)
+    }
+
+    /// Answers that are any JSON object.
+    ///
+    /// # Errors
+    /// As [`Self::json_schema`].
+    pub fn json_object(&self) -> Result<Grammar> {
+        self.json_schema(&json!({"type": "object"}), "response_format")
+    }
+
+    /// Answers that are calls of declared tools, as the model writes them: one, or several with `parallel` where the format has
+    /// several. To demand one tool, declare that one alone.
+    ///
+    /// # Errors
+    /// [`Error::Option`] with the place where there is no tool, a name does not fit the format, or as [`Self::json_schema`].
+    pub fn tool_calls(&self, format: ToolFormat, tools: &DeclaredTools, parallel: bool) -> Result<Grammar> {
+        self.compile(TopLevelGrammar::from_lark(tool_calls::lark(format, tools, parallel)?), "tools")
+    }
+
+    fn compile(&self, grammar: TopLevelGrammar, place: &str) -> Result<Grammar> {
+        // The compiler calls itself once per property of an object, and the stack of the caller may be small.
+        let made = std::thread::scope(|scope| {
+            let make = || catch_quietly(|| self.make(grammar, place));
+            let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(STACK);
+            let made = thread.spawn_scoped(scope, make).map_err(|e| e.to_string())?;
+            made.join().unwrap_or_else(|_| Err("the compiler failed".to_owned()))
+        });
+        made.unwrap_or_else(Err).map_err(|message| wrong(place, &format!("no grammar can be made of it: {message}")))
+    }
+
+    fn make(&self, grammar: TopLevelGrammar, place: &str) -> std::result::Result<Grammar, String> {
+        let mut matcher = Matcher::new(self.factory.create_parser(grammar));
+        if let Some(error) = matcher.get_error() {
+            return Err(error);
+        }
+        let warnings = matcher.grammar_warnings();
+        warnings.iter().for_each(|warning| tracing::debug!("{place}: {warning}"));
+        Grammar::new(matcher, Arc::clone(&self.line_ends)).map_err(|error| error.to_string())
+    }
+}
+
+/// Stretches of strings and of white space whose tokens are known beforehand.
+fn slices() -> Vec<String> {
+    llguidance::earley::SlicedBiasComputer::general_slices()
+}

@@ -1,0 +1,431 @@
+//! Answers under a grammar, of models that know nothing: logits are random numbers.
+
+mod text_support;
+
+use std::time::{Duration, Instant};
+
+use emberlm_model::Error;
+use emberlm_model::engine::TokenMask;
+use emberlm_model::grammar::{Grammar, GrammarCompiler};
+use emberlm_model::sampling::{Sampler, SamplingConfig};
+use emberlm_model::text::{AnswerFormat, AnswerParser, AnswerPart, DeclaredTools, TextProcessor, Thinking, ToolFormat};
+use serde_json::{Value, json};
+use text_support::{files, in_child};
+
+const FIXTURES: [&str; 3] = ["nano_compact", "leanllama", "crest_k4"];
+
+fn text(fixture: &str) -> TextProcessor {
+    TextProcessor::from_files(&files(fixture)).unwrap()
+}
+
+/// A generator of numbers between 0 and 1.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 40) as f32 / (1u64 << 24) as f32
+    }
+}
+
+/// What a model says whose logits are random, and the tokens; the end token is taken when it is the most probable one.
+fn answer(text: &TextProcessor, mut grammar: Grammar, seed: u64, most: usize) -> Option<(String, Vec<u32>)> {
+    let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) + 1);
+    let config = SamplingConfig {
+        temperature: if seed.is_multiple_of(3) { 0.0 } else { 1.0 },
+        seed: Some(seed),
+        ..SamplingConfig::default()
+    };
+    let mut sampler = Sampler::new(&config).unwrap();
+    let (eos, size) = (text.eos_id().unwrap(), text.vocab_size());
+    let mut ids = Vec::new();
+    while !grammar.is_at_end() {
+        if ids.len() == most {
+            return None;
+        }
+        let mut logits: Vec<f32> = (0..size).map(|_| random.next() * 6.0).collect();
+        let complete = grammar.is_complete();
+        if let Some(allowed) = grammar.allowed().unwrap() {
+            for (id, logit) in logits.iter_mut().enumerate() {
+                if allowed.get(id / 32).is_none_or(|word| word >> (id % 32) & 1 == 0) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+        logits[eos as usize] = if complete { 6.0 } else { f32::NEG_INFINITY };
+        let id = sampler.sample(&mut logits, &ids).unwrap();
+        if id == eos {
+            break;
+        }
+        grammar.accept(id).unwrap();
+        ids.push(id);
+    }
+    Some((text.decode(&ids, false).unwrap(), ids))
+}
+
+/// Whether a value is one of a schema that uses few keywords.
+fn fits(value: &Value, schema: &Value, root: &Value) -> bool {
+    let keyword = |name: &str| schema.get(name);
+    if let Some(at) = keyword("$ref") {
+        return fits(value, root.pointer(at.as_str().unwrap().strip_prefix('#').unwrap()).unwrap(), root);
+    }
+    let type_fits = match keyword("type").and_then(Value::as_str) {
+        Some("object") => value.is_object(),
+        Some("array") => value.is_array(),
+        Some("string") => value.is_string(),
+        // -0 is an integer, but not one of Rust's.
+        Some("integer") => value.as_f64().is_some_and(|value| value.fract() == 0.0),
+        Some("number") => value.is_number(),
+        Some("boolean") => value.is_boolean(),
+        Some("null") => value.is_null(),
+        Some(other) => panic!("{other}"),
+        None => true,
+    };
+    let listed = keyword("enum").is_none_or(|list| list.as_array().unwrap().contains(value));
+    let any =
+        keyword("anyOf").is_none_or(|list| list.as_array().unwrap().iter().any(|schema| fits(value, schema, root)));
+    let at_least = keyword("minimum").is_none_or(|least| value.as_f64().unwrap() >= least.as_f64().unwrap());
+    let at_most = keyword("maximum").is_none_or(|most| value.as_f64().unwrap() <= most.as_f64().unwrap());
+    let size =
+        value.as_str().map(|text| text.chars().count()).or_else(|| value.as_array().map(Vec::len)).unwrap_or(0) as u64;
+    let bounds =
+        ["maxLength", "maxItems"].iter().all(|name| keyword(name).is_none_or(|most| size <= most.as_u64().unwrap()))
+            && ["minLength", "minItems"]
+                .iter()
+                .all(|name| keyword(name).is_none_or(|least| size >= least.as_u64().unwrap()));
+    let items = value
+        .as_array()
+        .zip(keyword("items"))
+        .is_none_or(|(items, schema)| items.iter().all(|item| fits(item, schema, root)));
+    let object =
+        value.as_object().zip(keyword("properties").and_then(Value::as_object)).is_none_or(|(object, properties)| {
+            let required = keyword("required").map_or(&[][..], |names| names.as_array().unwrap());
+            object.iter().all(|(key, value)| properties.get(key).is_some_and(|schema| fits(value, schema, root)))
+                && required.iter().all(|name| object.contains_key(name.as_str().unwrap()))
+        });
+    type_fits && listed && any && at_least && at_most && bounds && items && object
+}
+
+fn schemas() -> [Value; 4] {
+    [
+        json!({
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "maxLength": 6},
+                "age": {"type": "integer", "minimum": 0, "maximum": 150},
+                "tags": {"type": "array", "items": {"enum": ["a b", "\"ü\"", "{"]}, "minItems": 1, "maxItems": 3},
+                "more": {"anyOf": [{"type": "null"}, {"type": "boolean"}, {"$ref": "#/$defs/Point"}]},
+            },
+            "required": ["name", "age", "more"],
+            "additionalProperties": false,
+            "$defs": {"Point": {"type": "object", "properties": {"x": {"type": "integer", "minimum": -9, "maximum": 9}}, "required": ["x"], "additionalProperties": false}},
+        }),
+        json!({"enum": ["yes", "no", null, 17]}),
+        json!({"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 4}),
+        // A list that ends in itself.
+        json!({
+            "$ref": "#/$defs/List",
+            "$defs": {"List": {"anyOf": [{"enum": [0, 1]}, {"type": "object", "properties": {"next": {"$ref": "#/$defs/List"}}, "required": ["next"], "additionalProperties": false}]}},
+        }),
+    ]
+}
+
+#[test]
+fn answers_of_random_models_are_json_of_the_schema() {
+    for fixture in FIXTURES {
+        let text = text(fixture);
+        let compiler = GrammarCompiler::new(&text).unwrap();
+        for schema in schemas() {
+            let grammar = compiler.json_schema(&schema, "schema").unwrap();
+            let mut ended = 0;
+            for seed in 0..60 {
+                let Some((answer, _)) = answer(&text, grammar.clone(), seed, 600) else { continue };
+                let value: Value =
+                    serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{fixture} {seed} {answer:?}: {e}"));
+                assert!(fits(&value, &schema, &schema), "{fixture} {seed}: {answer}");
+                ended += 1;
+            }
+            assert!(ended >= 57, "{fixture}: {ended} of 60 ended");
+        }
+    }
+}
+
+#[test]
+fn json_object_mode_gives_a_beginning_of_an_object_at_every_token() {
+    let text = text("crest_k4");
+    let grammar = GrammarCompiler::new(&text).unwrap().json_object().unwrap();
+    assert!(!grammar.is_complete());
+    let mut ended = 0;
+    for seed in 0..100 {
+        if let Some((answer, _)) = answer(&text, grammar.clone(), seed, 200) {
+            assert!(serde_json::from_str::<Value>(&answer).unwrap().is_object(), "{answer}");
+            ended += 1;
+        }
+    }
+    assert!(ended >= 10, "{ended} of 100 ended");
+}
+
+#[test]
+fn the_end_is_allowed_where_the_text_is_complete_and_nowhere_else() {
+    let text = text("crest_k4");
+    let schema = json!({"type": "integer", "minimum": 0, "maximum": 99});
+    let mut grammar = GrammarCompiler::new(&text).unwrap().json_schema(&schema, "schema").unwrap();
+    let digit = text.id("7").unwrap();
+    assert!(!grammar.is_complete());
+    grammar.accept(digit).unwrap();
+    assert!(grammar.is_complete() && !grammar.is_at_end());
+    let mut other = grammar.clone();
+    grammar.accept(digit).unwrap();
+    assert!(grammar.is_complete() && grammar.is_at_end());
+    // A copy goes on by itself, and what is not allowed is an error.
+    assert!(other.is_complete() && !other.is_at_end());
+    let error = other.accept(text.id("x").unwrap()).unwrap_err();
+    assert!(matches!(error, Error::Grammar(_)), "{error:?}");
+}
+
+#[test]
+fn a_grammar_begins_behind_the_thoughts() {
+    let text = text("crest_k4");
+    let compiler = GrammarCompiler::new(&text).unwrap();
+    let grammar = compiler.json_schema(&json!({"enum": ["yes"]}), "schema").unwrap().after_thoughts();
+    for (thoughts, wanted) in [
+        ("a </thin </think>\n\n", "\"yes\""),
+        ("{\"</think>\n", "\"yes\""),
+        // Not one token: spelled in pieces.
+        ("hm </think>", "\"yes\""),
+    ] {
+        let mut ids = text.encode(thoughts, false).unwrap();
+        if thoughts.starts_with("hm") {
+            ids = text.encode_literal(thoughts, false).unwrap();
+            assert!(!ids.contains(&text.id("</think>").unwrap()));
+        }
+        let mut grammar = grammar.clone();
+        let last = ids.pop().unwrap();
+        for id in ids {
+            assert!(!grammar.is_complete());
+            grammar.accept(id).unwrap();
+        }
+        grammar.accept(last).unwrap();
+        assert!(!grammar.is_complete());
+        let allowed = grammar.allowed().unwrap().unwrap().to_vec();
+        let is_allowed = |token: &str| {
+            let id = text.id(token).unwrap() as usize;
+            allowed[id / 32] >> (id % 32) & 1 == 1
+        };
+        assert!(is_allowed("\"") && !is_allowed("x"));
+        // Two line ends may come, those that came already included.
+        assert_eq!(is_allowed("Ċ"), !thoughts.ends_with("\n\n"), "{thoughts:?}");
+        for id in text.encode(wanted, false).unwrap() {
+            grammar.accept(id).unwrap();
+        }
+        assert!(grammar.is_at_end());
+    }
+}
+
+fn tools() -> DeclaredTools {
+    DeclaredTools::parse(&json!([
+        {"type": "function", "function": {"name": "weather", "parameters": {
+            "type": "object",
+            "properties": {
+                "days": {"type": "integer", "minimum": 1, "maximum": 9},
+                "unit": {"enum": ["C", "F"]},
+                "at": {"$ref": "#/$defs/Point"},
+                "wind": {"type": "boolean"},
+            },
+            "required": ["days", "at"],
+            "additionalProperties": false,
+            "$defs": {"Point": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "minItems": 2, "maxItems": 2}},
+        }}},
+        {"type": "function", "function": {"name": "no\"op", "parameters": {"type": "object", "properties": {}, "additionalProperties": false}}},
+        {"name": "plain", "parameters": {"properties": {"on": {"type": "boolean"}}, "additionalProperties": false}},
+    ]))
+    .unwrap()
+}
+
+#[test]
+fn calls_of_random_models_are_calls_of_declared_tools() {
+    let tools = tools();
+    for (fixture, format) in [
+        ("nano_compact", ToolFormat::Hermes),
+        ("leanllama", ToolFormat::Llama3Json),
+        ("crest_k4", ToolFormat::Qwen3Coder),
+    ] {
+        let text = text(fixture);
+        let compiler = GrammarCompiler::new(&text).unwrap();
+        for parallel in [false, true] {
+            let grammar = compiler.tool_calls(format, &tools, parallel).unwrap();
+            let (mut ended, mut most) = (0, 0);
+            for seed in 0..60 {
+                let Some((answer, _)) = answer(&text, grammar.clone(), seed, 1200) else { continue };
+                ended += 1;
+                let format = AnswerFormat { tools: format, thinking: false };
+                let mut parser = AnswerParser::new(format, Thinking::Closed, tools.clone(), seed);
+                let parts = [parser.push(&answer), parser.finish()].concat();
+                let mut calls = 0;
+                let mut name = "";
+                for part in &parts {
+                    match part {
+                        AnswerPart::ToolCallBegin { name: called, .. } => (name, calls) = (called, calls + 1),
+                        AnswerPart::ToolCallArguments { delta, .. } => {
+                            let schema = &tools.get(name).unwrap().parameters;
+                            assert!(
+                                fits(&serde_json::from_str(delta).unwrap(), schema, schema),
+                                "{fixture} {seed} {name}: {delta}"
+                            );
+                        }
+                        other => panic!("{fixture} {seed}: {other:?} of {answer:?}"),
+                    }
+                }
+                assert!(calls >= 1 && (parallel || calls == 1), "{answer:?}");
+                most = most.max(calls);
+            }
+            assert!(ended >= 50, "{fixture}: {ended} of 60 ended");
+            assert_eq!(most > 1, parallel && format != ToolFormat::Llama3Json, "{fixture}: {most} calls");
+        }
+    }
+}
+
+#[test]
+fn texts_in_tags_are_any_text_up_to_the_end_tag() {
+    let text = text("crest_k4");
+    let tools = DeclaredTools::parse(
+        &json!([{"name": "write", "parameters": {"properties": {"text": {"type": "string"}}, "required": ["text"]}}]),
+    )
+    .unwrap();
+    let grammar = GrammarCompiler::new(&text).unwrap().tool_calls(ToolFormat::Qwen3Coder, &tools, false).unwrap();
+    let call = |value: &str| {
+        format!("<tool_call>\n<function=write>\n<parameter=text>\n{value}\n</parameter>\n</function>\n</tool_call>")
+    };
+    for value in [
+        "",
+        "\n",
+        "a",
+        "</parameter",
+        "<p>\n</p>\n</parameter>.",
+        "two\n\nlines \"{<é",
+        "</parameter> \n<parameter=x>",
+        "</tool_call>",
+    ] {
+        let mut grammar = grammar.clone();
+        for id in text.encode_literal(&call(value), false).unwrap() {
+            assert!(!grammar.is_at_end(), "{value:?}");
+            grammar.accept(id).unwrap();
+        }
+        assert!(grammar.is_at_end(), "{value:?}");
+    }
+}
+
+#[test]
+fn what_no_grammar_can_be_made_of_is_named_with_its_place() {
+    let text = text("crest_k4");
+    let compiler = GrammarCompiler::new(&text).unwrap();
+    let deep = (0..60).fold(json!({"type": "string"}), |schema, _| json!({"type": "array", "items": schema}));
+    let wide = Value::from((0..30_000).collect::<Vec<u32>>());
+    for (schema, wanted) in [
+        (json!(3), "response_format.schema: must be a JSON schema: an object"),
+        (json!({"type": "strin"}), "response_format.schema: no grammar can be made of it: "),
+        (json!({"type": "string", "pattern": "("}), "response_format.schema: no grammar can be made of it: "),
+        (
+            json!({"type": "object", "properties": {"a": {"not": {"type": "null"}}}}),
+            "response_format.schema: no grammar can be made of it: ",
+        ),
+        (json!({"$ref": "https://example.com/schema.json"}), "response_format.schema: no grammar can be made of it: "),
+        (json!({"$ref": "#/$defs/Missing"}), "response_format.schema: no grammar can be made of it: "),
+        (json!({"enum": []}), "response_format.schema: no grammar can be made of it: "),
+        (
+            json!({"type": "integer", "minimum": 3, "maximum": 2}),
+            "response_format.schema: no grammar can be made of it: ",
+        ),
+        (deep, "response_format.schema.items.items"),
+        (
+            json!({"properties": Value::Object((0..401).map(|i| (format!("k{i}"), json!({}))).collect())}),
+            "response_format.schema.properties: has 401 keys, and 400 are allowed",
+        ),
+        (
+            json!({"items": {"type": "integer", "multipleOf": 1001}}),
+            "response_format.schema.items.multipleOf: 1001 has more remainders",
+        ),
+        (json!({"type": "number", "multipleOf": 0.0001234}), "response_format.schema.multipleOf: 0.0001234 has more"),
+        (json!({"enum": wide}), "response_format.schema.enum[19998]: is beyond"),
+    ] {
+        let error = compiler.json_schema(&schema, "response_format.schema").unwrap_err().to_string();
+        assert!(error.starts_with(wanted) && error.len() < 4000, "{error}");
+    }
+    let none = DeclaredTools::default();
+    assert!(
+        compiler
+            .tool_calls(ToolFormat::Hermes, &none, true)
+            .unwrap_err()
+            .to_string()
+            .starts_with("tools: there is none")
+    );
+    let odd = DeclaredTools::parse(&json!([{"name": "a>b"}])).unwrap();
+    let error = compiler.tool_calls(ToolFormat::Qwen3Coder, &odd, true).unwrap_err().to_string();
+    assert!(error.starts_with("tools[0].function.name: \"a>b\" cannot be written in a tag"), "{error}");
+}
+
+/// Schemas that ask for much, and answers that follow them, in bounded time and memory.
+#[test]
+fn hostile_schemas_take_neither_time_nor_memory() {
+    in_child("hostile_schemas_take_neither_time_nor_memory", || {
+        let text = text("crest_k4");
+        let compiler = GrammarCompiler::new(&text).unwrap();
+        let many: serde_json::Map<String, Value> =
+            (0..400).map(|i| (format!("k{i}"), json!({"type": "string"}))).collect();
+        let circle = json!({"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/B"}, "B": {"$ref": "#/$defs/A"}}});
+        let names: Vec<Value> = (0..15_000).map(|i| json!(format!("value {}", i * 7919 % 15_000))).collect();
+        let doubled = (0..40).fold(json!({"type": "string"}), |schema, i| {
+            if i % 2 == 0 {
+                json!({"anyOf": [schema, {"type": "array", "items": {"type": "null"}}]})
+            } else {
+                json!({"type": "array", "items": schema})
+            }
+        });
+        let defs: serde_json::Map<String, Value> = (0..30)
+            .map(|i| (format!("d{i}"), json!({"allOf": [{"$ref": format!("#/$defs/d{}", i + 1)}, {"$ref": format!("#/$defs/d{}", i + 1)}]})))
+            .chain([("d30".to_owned(), json!({"type": "string"}))])
+            .collect();
+        let schemas = [
+            json!({"type": "string", "pattern": "^(((a{1,100}){1,100}){1,100}){1,100}$"}),
+            json!({"type": "string", "pattern": "^(a|b)*a(a|b){40}$"}),
+            json!({"type": "string", "pattern": "^(.*a){30}.*$"}),
+            json!({"type": "string", "minLength": 1_000_000_000u64}),
+            json!({"type": "string", "maxLength": 4_000_000_000u64}),
+            json!({"type": "array", "items": {"type": "array", "items": {"type": "string"}, "minItems": 100_000}, "minItems": 100_000, "maxItems": 1_000_000}),
+            json!({"type": "object", "properties": many.clone(), "required": many.keys().collect::<Vec<_>>()}),
+            json!({"type": "object", "properties": many}),
+            json!({"type": "object", "patternProperties": {"^(a|aa)+$": {"type": "string"}, "^(a|ab)*$": {"type": "null"}}}),
+            circle,
+            json!({"enum": names}),
+            json!({"type": "integer", "multipleOf": 999_983, "minimum": 0, "maximum": 900_000_000_000u64}),
+            json!({"type": "integer", "multipleOf": 997, "minimum": 0, "maximum": 900_000_000_000u64}),
+            json!({"type": "number", "multipleOf": 9.97}),
+            json!({"type": "number", "minimum": -1.234_567_890_123e300, "maximum": 9.9e300}),
+            doubled,
+            json!({"$ref": "#/$defs/d0", "$defs": defs}),
+        ];
+        for (i, schema) in schemas.iter().enumerate() {
+            let begun = Instant::now();
+            let outcome = match compiler.json_schema(schema, "schema") {
+                Err(error) => format!("{:.200}", error.to_string()),
+                Ok(mut grammar) => {
+                    let compiled = begun.elapsed();
+                    let mut random = Random(i as u64);
+                    let mut step = || -> emberlm_model::Result<bool> {
+                        let Some(allowed) = grammar.allowed()? else { return Ok(true) };
+                        let ids: Vec<u32> = (0..allowed.len() as u32 * 32)
+                            .filter(|id| allowed[*id as usize / 32] >> (id % 32) & 1 == 1)
+                            .collect();
+                        let Some(&id) = ids.get((random.next() * ids.len() as f32) as usize) else { return Ok(true) };
+                        grammar.accept(id)?;
+                        Ok(grammar.is_at_end())
+                    };
+                    let steps = (0..60).map(|_| step()).take_while(|step| matches!(step, Ok(false))).count();
+                    format!("compiled in {compiled:?}, then {steps} steps")
+                }
+            };
+            println!("schema {i}: {:?}: {outcome}", begun.elapsed());
+            assert!(begun.elapsed() < Duration::from_secs(20), "schema {i}: {:?}", begun.elapsed());
+        }
+    });
+}

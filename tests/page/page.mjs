@@ -1,0 +1,502 @@
+// The page of the server in a real browser, against a server that says what a test wants. `node tests/page/page.mjs [NAME]`.
+
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { Browser, findChromium, sleep } from './browser.mjs';
+import { CREST, random, startMock } from './mock.mjs';
+import { PAGE, withPolicy } from './policy.mjs';
+
+const DENSE = { id: 'llama-1b', context_length: 2048 };
+const tests = {};
+
+tests['the policy names the script and the style that are there'] = async () => {
+  const page = readFileSync(PAGE, 'utf8');
+  assert.ok(page === withPolicy(page), 'run `node tests/page/policy.mjs --write`');
+};
+
+tests['events are whole wherever the stream is cut'] = async ({ page }) => {
+  const cuts = await page.value(`(() => {
+    const text = ': hello\\n\\ndata: {"a":"é👩‍👧"}\\r\\n\\r\\ndata: 1\\r\\ndata:2\\n\\nid: 3\\rdata: x\\r\\revent: e\\n\\ndata: [DONE]';
+    const bytes = new TextEncoder().encode(text), wanted = JSON.stringify(['{"a":"é👩‍👧"}', '1\\n2', 'x', '[DONE]']);
+    const read = parts => { const s = new EventStream(); return JSON.stringify([...parts.flatMap(p => s.push(p)), ...s.push()]); };
+    const wrong = [];
+    for (let i = 0; i <= bytes.length; i += 1) for (let j = i; j <= bytes.length; j += 1) {
+      const got = read([bytes.slice(0, i), bytes.slice(i, j), bytes.slice(j)]);
+      if (got !== wanted) wrong.push([i, j, got]);
+    }
+    const single = read(Array.from(bytes, b => Uint8Array.of(b)));
+    if (single !== wanted) wrong.push(single);
+    return wrong.slice(0, 3);
+  })()`);
+  assert.deepEqual(cuts, []);
+};
+
+tests['streams join to the text that was sent'] = async ({ page, mock, ask }) => {
+  mock.state.apart = true;
+  for (let seed = 1; seed <= 8; seed += 1) {
+    mock.state.seed = seed * 977;
+    const next = random(seed), words = ['plain', 'Zoë', '👩‍👩‍👧', '日本語', '🇩🇪', '—', 'a\u0301'];
+    const text = Array.from({ length: 60 }, () => words[Math.floor(next() * words.length)]).join(' ');
+    await ask(`say ${text}`);
+    assert.equal(await page.value('variantOf(messages.at(-1)).content'), text);
+    assert.equal(await page.value(`$('turns').lastChild.querySelector('.prose p').textContent`), text);
+    assert.equal(await page.value(`variantOf(messages.at(-1)).trace.map(t => t.text).join('')`), text);
+  }
+};
+
+tests['markdown becomes its elements'] = async ({ page, ask }) => {
+  const html = async text => page.value(`(() => { const box = el('div'); renderMarkdown(box, ${JSON.stringify(text)}); return box.innerHTML.replace(/ (dir|target|rel|title|tabindex|role|aria-label)="[^"]*"/g, ''); })()`);
+  const cases = [
+    ['a *b* **c** ***d*** ~~e~~ `f*g*`', '<p>a <em>b</em> <strong>c</strong> <strong><em>d</em></strong> <s>e</s> <code>f*g*</code></p>'],
+    ['**bold *it***', '<p><strong>bold <em>it</em></strong></p>'],
+    ['2 * 3 * 4 and snake_case_name', '<p>2 * 3 * 4 and snake_case_name</p>'],
+    ['\\*a\\* \\\\ *open', '<p>*a* \\ *open</p>'],
+    ['## T #\na\nb', '<h4>T</h4><p>a<br>b</p>'],
+    ['- a\n  - b\n- c\n\n3. d', '<ul><li>a<ul><li>b</li></ul></li><li>c</li></ul><ol start="3"><li>d</li></ol>'],
+    ['1. a\n\n   b\n2. c', '<ol><li>a<p>b</p></li><li>c</li></ol>'],
+    ['> a\n> - b', '<blockquote><p>a</p><ul><li>b</li></ul></blockquote>'],
+    ['---\n***', '<hr><hr>'],
+    ['|a|b|\n|-|:-:|\n|1|`x\\|y`|', '<div class="table"><table><thead><tr><th class="">a</th><th class="centre">b</th></tr></thead><tbody><tr><td class="">1</td><td class="centre"><code>x|y</code></td></tr></tbody></table></div>'],
+    ['a https://x.org/a_b?c=d. b', '<p>a <a href="https://x.org/a_b?c=d">https://x.org/a_b?c=d</a>. b</p>'],
+    ['[t](https://x.org/p)', '<p><a href="https://x.org/p">t<span class="target">(x.org/p)</span></a></p>'],
+    ['[t](ftp://x.org) [u](/v)', '<p>[t](ftp://x.org) [u](/v)</p>'],
+  ];
+  for (const [text, wanted] of cases) assert.equal(await html(text), wanted, text);
+  const code = '  if a < b:\n\n\treturn "x" # y';
+  for (const text of [`~~~py\n${code}\n~~~`, `\`\`\`py\n${code}`]) {
+    assert.equal(await page.value(`(() => { const box = el('div'); renderMarkdown(box, ${JSON.stringify(text)}); return box.querySelector('pre').textContent; })()`), code);
+  }
+  // What is rendered bit by bit is what is rendered at once.
+  await ask('markdown');
+  assert.ok(await page.value(`(() => { const text = variantOf(messages[1]).content, whole = el('div'), grown = el('div'); renderMarkdown(whole, text);
+    for (let i = 0; i <= text.length; i += 7) renderMarkdown(grown, text.slice(0, i)); renderMarkdown(grown, text); return whole.innerHTML === grown.innerHTML && whole.innerHTML.length > 1000; })()`));
+};
+
+tests['hostile text stays text'] = async ({ page, mock, ask }) => {
+  await ask('hostile');
+  await page.click('#turns summary');
+  await page.until(`document.querySelector('.thinking .prose a') !== null`);
+  const check = async () => {
+    assert.deepEqual(await page.value(`[...document.querySelectorAll('#turns script, #turns img, #turns iframe, #turns style, #turns object, #turns form, #turns svg:not(.icon), #turns b:not(.figures b)')].map(n => n.outerHTML)`), []);
+    assert.deepEqual(await page.value(`[...document.querySelectorAll('#turns *')].flatMap(n => [...n.attributes]).filter(a => /^on|^style$/i.test(a.name) || /script:|data:/i.test(a.value)).map(a => a.name + '=' + a.value)`), []);
+    assert.equal(await page.value('typeof hacked'), 'undefined');
+  };
+  await check();
+  const links = await page.value(`[...document.querySelectorAll('#turns a')].map(a => [a.protocol, a.rel, a.target, a.textContent])`);
+  assert.ok(links.length >= 6);
+  for (const [protocol, rel, target] of links) {
+    assert.match(protocol, /^https?:$/);
+    assert.equal(rel, 'noopener noreferrer');
+    assert.equal(target, '_blank');
+  }
+  assert.ok(links.some(([, , , text]) => text === 'google.com(evil.example/login)'), 'a link says where it leads');
+  assert.ok(await page.value(`$('turns').textContent.includes('<script>window.hacked = 1</script><img src=x onerror="window.hacked = 2">')`));
+  assert.ok(await page.value(`(() => { const box = el('div'); renderMarkdown(box, '\`a\\u202eb\`'); return box.textContent; })()`) === 'aU+202Eb');
+  await page.press('Alt+d');
+  assert.ok(await page.value(`document.querySelectorAll('.token').length > 100`));
+  await page.hover('.token:nth-child(5)');
+  await check();
+  // As a message of the user, the name of a model, a setting and an error.
+  mock.state.model = { ...CREST, id: '<img src=x onerror=hacked=20>' };
+  await page.value('probe()');
+  await page.value(`send('<img src=x onerror=hacked=21>')`);
+  await check();
+  assert.equal(await page.value(`$('model').textContent`), '<img src=x onerror=hacked=20>');
+  // The browser itself refuses markup from text, scripts from text and frames.
+  assert.match(await page.value(`(() => { try { document.createElement('div').innerHTML = '<b>x</b>'; return 'taken'; } catch (e) { return e.message; } })()`), /TrustedHTML/);
+  await page.value(`(() => { const s = document.createElement('script'); try { s.textContent = 'window.hacked = 30'; document.body.append(s); } catch {} })()`);
+  assert.equal(await page.value('typeof hacked'), 'undefined');
+  page.problems = page.problems.filter(text => !/TrustedHTML|TrustedScript|Content Security Policy/.test(text));
+};
+
+tests['long and deep text does not hold the page up'] = async ({ page, ask }) => {
+  await page.value(`window.longest = 0; (function tick(last) { setTimeout(() => { const now = performance.now(); longest = Math.max(longest, now - last); tick(now); }, 0); })(performance.now())`);
+  await ask('long', 15000);
+  assert.equal(await page.value(`$('turns').textContent.match(/x{100,}/)[0].length`), 1 << 20);
+  await ask('stars');
+  const nested = await page.value(`(() => { const start = performance.now(); for (const text of ['>'.repeat(50000), '- '.repeat(50000), '['.repeat(19000), '*a'.repeat(9000), '\`'.repeat(19000), '|'.repeat(19000) + '\\n|-|', '# ' + ' '.repeat(100000) + '#', '![](' .repeat(5000), '**_'.repeat(6000), '*a _b ~~c **d '.repeat(80000)]) renderMarkdown(el('div'), text); return performance.now() - start; })()`);
+  assert.ok(nested < 3000, `${nested} ms`);
+  const longest = await page.value('longest');
+  assert.ok(longest < 3000, `the page stood still for ${longest} ms`);
+};
+
+tests['Escape stops the answer, on the server too'] = async ({ page, mock, ask }) => {
+  await ask('slow', 0);
+  await page.until(`variantOf(messages.at(-1)).content.length > 40`);
+  assert.equal(await page.value(`$('send').getAttribute('aria-label')`), 'Stop');
+  await page.press('Escape');
+  await page.until('run === null');
+  const said = await page.value('variantOf(messages.at(-1)).content');
+  assert.match(said, /^word0 word1 /);
+  assert.ok(!said.includes('word399'));
+  assert.equal(await page.value(`$('turns').lastChild.dataset.state`), 'stopped');
+  assert.ok(await page.value(`$('turns').lastChild.querySelector('.note').textContent.includes('stopped')`));
+  for (let i = 0; i < 50 && mock.state.cancelled === 0; i += 1) await sleep(20);
+  assert.equal(mock.state.cancelled, 1);
+  await ask('story');
+  assert.deepEqual(mock.state.requests.at(-1).messages, [{ role: 'user', content: 'slow' }, { role: 'assistant', content: said }, { role: 'user', content: 'story' }]);
+  // A question ends the answer before it, once, however often the key is pressed.
+  await ask('slow', 0);
+  await page.until(`variantOf(messages.at(-1)).content.length > 10`);
+  const sent = mock.state.requests.length;
+  await page.type('say next');
+  await Promise.all([page.press('Enter'), page.press('Enter'), page.press('Enter')]);
+  await page.until(`run === null && variantOf(messages.at(-1)).content === 'next'`);
+  assert.equal(mock.state.requests.length, sent + 1);
+  assert.equal(await page.value('messages.length'), 8);
+  assert.equal(await page.value('variantOf(messages[5]).state'), 'stopped');
+  // The button stops as well.
+  await ask('slow', 0);
+  await page.until(`variantOf(messages.at(-1)).content.length > 10`);
+  await page.click('#send');
+  await page.until('run === null');
+  assert.equal(await page.value('messages.length'), 10);
+};
+
+tests['another answer is kept beside the first'] = async ({ page, mock, ask }) => {
+  await ask('say one');
+  await page.press('Alt+r');
+  await page.until('run === null && messages[1].variants.length === 2');
+  assert.deepEqual(mock.state.requests[1].messages, mock.state.requests[0].messages);
+  assert.equal(await page.value(`document.querySelector('.variants').textContent`), '2 of 2');
+  await page.press('Alt+j');
+  assert.equal(await page.value(`document.querySelector('.variants').textContent`), '1 of 2');
+  await page.click('[aria-label="Answer again"]');
+  await page.until('run === null && messages[1].variants.length === 3');
+};
+
+tests['an edited message is asked again from there'] = async ({ page, mock, ask }) => {
+  for (const text of ['say one', 'say two', 'say three']) await ask(text);
+  await page.click('#turns li:nth-child(3) [aria-label="Edit and ask again"]');
+  assert.equal(await page.value('document.activeElement.value'), 'say two');
+  await page.value('document.activeElement.select()');
+  await page.type('say 2');
+  await page.press('Enter');
+  await page.until('run === null && messages.length === 4');
+  assert.deepEqual(mock.state.requests.at(-1).messages.map(m => m.content), ['say one', 'one', 'say 2']);
+  assert.equal(await page.value(`$('turns').children.length`), 4);
+  assert.equal(await page.value('messages[3].variants.length'), 1);
+  await page.click('#toast button');
+  assert.deepEqual(await page.value('messages.filter(m => m.role === "user").map(m => m.content)'), ['say one', 'say two', 'say three']);
+  // The arrow key in an empty box edits the last; Escape leaves it as it was.
+  await page.value(`$('prompt').focus()`);
+  await page.press('ArrowUp');
+  assert.equal(await page.value('document.activeElement.value'), 'say three');
+  await page.press('Escape');
+  assert.equal(await page.value(`document.querySelectorAll('.editing').length`), 0);
+  // A new chat can be taken back.
+  await page.press('Alt+n');
+  assert.equal(await page.value('messages.length'), 0);
+  assert.ok(await page.value(`!$('welcome').hidden`));
+  await page.click('#toast button');
+  assert.equal(await page.value('messages.length'), 6);
+};
+
+tests['errors are said and can be tried again'] = async ({ page, mock, ask }) => {
+  const note = () => page.value(`$('turns').lastChild.querySelector('.note').textContent`);
+  await ask('error');
+  assert.match(await note(), /^the prompt has 5000 tokens, the context 4096: <b>shorten<\/b> it/);
+  assert.equal(await page.value(`$('turns').querySelectorAll('.note b').length`), 0);
+  await page.click('#turns li:last-child .note button');
+  assert.equal(await page.value('document.activeElement.value'), 'error', 'what was refused can be edited');
+  await page.press('Escape');
+  await ask('busy');
+  assert.match(await note(), /^the queue is full\. Try again in 2 s\./);
+  await ask('fails midway');
+  assert.match(await note(), /^the engine stopped/);
+  assert.ok(await page.value('variantOf(messages.at(-1)).content.length > 50'), 'what came is kept');
+  await ask('breaks off');
+  assert.match(await note(), /^The connection to the server was lost\./);
+  await page.until(`server.state === 'ready'`);
+  await ask('ends early');
+  assert.match(await note(), /^The answer broke off before its end\./);
+  const before = mock.state.requests.length;
+  await page.click('#turns li:last-child .note button');
+  await page.until('run === null');
+  assert.equal(mock.state.requests.length, before + 1);
+  await ask('full');
+  assert.match(await note(), /^The context is full\. 4,096 of 4,096 tokens/);
+  await ask('short');
+  assert.match(await note(), /^The answer ends at its limit/);
+  await ask('empty');
+  assert.match(await note(), /^The model ended its answer at once/);
+};
+
+tests['thinking is folded, timed and handed back'] = async ({ page, mock, ask }) => {
+  mock.state.pause = 15;
+  await ask('think');
+  const state = () => page.value(`(() => { const d = document.querySelector('#turns .thinking'); return [d.hidden, d.open, d.querySelector('summary').textContent, d.querySelector('.prose').textContent.length]; })()`);
+  const [hidden, open, summary, made] = await state();
+  assert.deepEqual([hidden, open, made], [false, false, 0]);
+  assert.match(summary, /^Thought for [\d.]+ m?s$/);
+  assert.ok(await page.value('variantOf(messages[1]).thinkingMs > 100'));
+  assert.ok(await page.value(`!document.querySelector('#turns .thinking + div').textContent.includes('Rayleigh')`));
+  await page.click('#turns summary');
+  await page.until(`document.querySelector('.thinking .prose').textContent.includes('Rayleigh')`);
+  mock.state.pause = 0;
+  await ask('say ok');
+  assert.match(mock.state.requests.at(-1).messages[1].reasoning_content, /^The user asks why/);
+};
+
+tests['depth tints tokens and shows their layers'] = async ({ page, mock, ask }) => {
+  await ask('story');
+  assert.equal(mock.state.requests[0].trace, true);
+  assert.equal(mock.state.requests[0].depth, undefined);
+  assert.equal(await page.value(`$('threshold').value`), '0.9');
+  assert.equal(await page.value(`document.querySelectorAll('.token').length`), 0);
+  const text = await page.value(`variantOf(messages[1]).content`);
+  await page.click('#tint');
+  assert.equal(await page.value(`document.querySelector('.tokens').textContent`), text);
+  const wrong = await page.value(`variantOf(messages[1]).trace.filter((t, i) => !document.querySelectorAll('.token')[i].querySelector('.l' + Math.round((t.mean_steps - 1) / 3 * 8))).length`);
+  assert.equal(wrong, 0);
+  assert.ok(await page.value(`new Set([...document.querySelectorAll('.token span')].map(t => getComputedStyle(t).backgroundColor)).size >= 4`));
+  await page.hover('.token:nth-child(4) span');
+  await page.until(`!$('strip').hidden && $('strip').querySelectorAll('rect').length === 24`);
+  assert.deepEqual(await page.value(`[...$('strip').querySelectorAll('text')].map(t => Number(t.textContent))`), await page.value('variantOf(messages[1]).trace[3].steps'));
+  // By keyboard: one stop of Tab, then arrows.
+  assert.equal(await page.value(`document.querySelectorAll('.token[tabindex="0"]').length`), 1);
+  await page.value(`document.querySelector('.token').focus()`);
+  await page.press('ArrowRight');
+  await page.press('ArrowRight');
+  assert.equal(await page.value('document.activeElement.dataset.i'), '2');
+  assert.ok(await page.value(`$('strip').textContent.includes(label(variantOf(messages[1]).trace[2].text))`));
+  // Another threshold asks again, and both answers stay.
+  await page.value(`(() => { const s = $('threshold-slider'); s.value = 0.4; s.dispatchEvent(new Event('input')); s.dispatchEvent(new Event('change')); })()`);
+  await page.until('run === null && messages[1].variants.length === 2');
+  assert.deepEqual(mock.state.requests[1].depth, { threshold: 0.4 });
+  assert.equal(mock.state.requests[1].seed, await page.value('messages[1].variants[0].seed'));
+  assert.deepEqual(mock.state.requests[1].messages, mock.state.requests[0].messages);
+  assert.ok(await page.value('meanSteps(messages[1].variants[1].trace) < meanSteps(messages[1].variants[0].trace)'));
+  assert.match(await page.value(`document.querySelector('.figures').textContent`), /of 4 steps at 0\.4/);
+  await page.value(`$('threshold').value = '7'; $('threshold').dispatchEvent(new Event('change'))`);
+  assert.equal(await page.value(`$('threshold').getAttribute('aria-invalid')`), 'true');
+  // Tokens that arrive while the switch is on are tinted as they come.
+  mock.state.pause = 5;
+  await ask('slow', 0);
+  await page.until(`$('turns').lastChild.querySelectorAll('.token').length > 10`);
+  await page.press('Escape');
+  await page.until('run === null');
+};
+
+tests['a model without depth is not asked for it'] = async ({ page, mock, ask }) => {
+  mock.state.model = DENSE;
+  await page.value('probe()');
+  await ask('story');
+  assert.ok(!('trace' in mock.state.requests[0]) && !('depth' in mock.state.requests[0]));
+  assert.ok(await page.value(`$('depth').hidden`));
+  assert.ok(!/steps/.test(await page.value(`document.querySelector('.figures').textContent`)));
+};
+
+tests['what is set is sent, and nothing else'] = async ({ page, mock, ask }) => {
+  await ask('say a');
+  assert.deepEqual(Object.keys(mock.state.requests[0]).sort(), ['messages', 'model', 'stream', 'stream_options', 'trace']);
+  assert.deepEqual(mock.state.requests[0].stream_options, { include_usage: true });
+  const set = (id, value) => page.value(`$('${id}').value = ${JSON.stringify(value)}; $('${id}').dispatchEvent(new Event('change'))`);
+  for (const [key, value] of [['temperature', '0.7'], ['top_p', '0.9'], ['top_k', '40'], ['min_p', '0.05'], ['max_tokens', '64'], ['seed', '7']]) await set(`set-${key}`, value);
+  await set('thinking', 'off');
+  await page.value(`$('system').value = 'Be brief.'; $('system').dispatchEvent(new Event('input'))`);
+  await set('set-temperature', '9');
+  assert.equal(await page.value(`$('set-temperature').getAttribute('aria-invalid')`), 'true');
+  await ask('say b');
+  const { temperature, top_p, top_k, min_p, max_tokens, seed, enable_thinking, messages } = mock.state.requests[1];
+  assert.deepEqual([temperature, top_p, top_k, min_p, max_tokens, seed, enable_thinking], [0.7, 0.9, 40, 0.05, 64, 7, false]);
+  assert.deepEqual(messages[0], { role: 'system', content: 'Be brief.' });
+  await page.click('#reset');
+  await ask('say c');
+  assert.ok(!('temperature' in mock.state.requests[2]) && !('enable_thinking' in mock.state.requests[2]));
+};
+
+tests['figures of an answer and of the server'] = async ({ page, mock, ask }) => {
+  mock.state.pause = 10;
+  await ask('say a b c d e f g h');
+  await ask('say a b c d e f g h');
+  assert.match(await page.value(`$('turns').lastChild.querySelector('.figures').textContent`), /^8 tokens[\d,.]+ tokens\/s\d+ ms to the first76 prompt, 52 cached/);
+  assert.equal(await page.value(`$('meter').textContent`), '84 of 4,096 tokens');
+  assert.deepEqual(await page.value(`[...parseMetrics('# x\\na{b="} 1"} 2\\na 3 1700000\\nnan NaN\\nc +Inf\\nbad')]`), [['a', 5]]);
+  mock.state.waiting = 3;
+  mock.state.generated += 500;
+  await page.until(`$('waiting').textContent === '3' && Number($('rate').firstChild.textContent) > 50`);
+  assert.equal(await page.value(`$('running').textContent + '|' + $('cache').textContent`), '1 of 8|37 %');
+};
+
+tests['loading, offline, draining and back'] = async ({ page, mock }) => {
+  const title = () => page.value(`$('welcome').querySelector('h2')?.textContent`);
+  for (const [mode, wanted] of [['loading', 'Loading the model'], ['draining', 'The server takes no requests']]) {
+    mock.state.mode = mode;
+    await page.value('probe()');
+    assert.equal(await title(), wanted);
+    await page.value(`$('prompt').focus()`);
+    await page.type('x');
+    assert.ok(await page.value(`$('send').disabled`));
+    mock.state.mode = 'ready';
+    await page.until(`server.state === 'ready'`);
+    assert.ok(await page.value(`!$('send').disabled`));
+  }
+  mock.state.foreign = true;
+  await page.value('probe()');
+  assert.match(await page.value(`$('welcome').textContent`), /takes no requests.*the name in Host is not one/);
+  mock.state.foreign = false;
+  await page.value('probe()');
+  await page.send('Network.emulateNetworkConditions', { offline: true, latency: 0, downloadThroughput: -1, uploadThroughput: -1 });
+  await page.until(`server.state === 'offline'`);
+  assert.equal(await title(), 'The server is not there');
+  await page.send('Network.emulateNetworkConditions', { offline: false, latency: 0, downloadThroughput: -1, uploadThroughput: -1 });
+  await page.until(`server.state === 'ready'`);
+};
+
+tests['a key is asked for, kept in the tab and sent'] = async ({ page, mock, ask }) => {
+  mock.state.key = 'secret';
+  await page.value('probe()');
+  for (const key of ['wrong', 'secret']) {
+    await page.value(`document.querySelector('.entry input').focus()`);
+    await page.type(key);
+    await page.press('Enter');
+    await page.until(key === 'wrong' ? `$('welcome').textContent.includes('refused')` : `server.state === 'ready'`);
+  }
+  assert.equal(await page.value('document.activeElement.id'), 'prompt');
+  await ask('say a');
+  assert.equal(await page.value('variantOf(messages[1]).content'), 'a');
+  assert.deepEqual(await page.value('[JSON.stringify(localStorage).includes("secret"), JSON.stringify(sessionStorage).includes("secret")]'), [false, true]);
+  mock.state.key = 'another';
+  await ask('say b');
+  await page.until(`!$('banner').hidden && $('banner').querySelector('input') !== null`);
+};
+
+tests['the conversation outlives a reload, within bounds'] = async ({ page, mock, ask }) => {
+  await ask('think');
+  await ask('story');
+  const before = await page.value('JSON.stringify(messages)');
+  await page.open(mock.url);
+  await page.until(`server.state === 'ready'`);
+  assert.equal(await page.value('JSON.stringify(messages)'), before);
+  assert.equal(await page.value(`$('turns').children.length`), 4);
+  await page.value(`for (let i = 0; i < 40; i += 1) { messages.push({ role: 'user', content: 'y'.repeat(50000) }, { role: 'assistant', current: 0, variants: [{ ...variantOf(messages[1]), content: String(i) }] }); } save()`);
+  const stored = await page.value(`localStorage.getItem('ember.conversation')`);
+  assert.ok(stored.length > 500000 && stored.length < 1600000, String(stored.length));
+  assert.ok(stored.includes('"39"') && !stored.includes('Once upon'));
+  // What somebody else left there does not break the page.
+  for (const junk of ['{', '[1,{"role":"assistant","variants":[{"content":1}]},{"role":"user"}]', '[{"role":"assistant","variants":[{"content":"a","trace":[[1,2,3,4]]}]}]', '"x"']) {
+    await page.value(`removeEventListener('pagehide', save); messages = []; localStorage.setItem('ember.conversation', ${JSON.stringify(junk)})`);
+    await page.open(mock.url);
+    await page.until(`server.state === 'ready'`);
+  }
+};
+
+tests['without storage the page works and says so'] = async ({ page, mock, ask }) => {
+  await page.send('Page.addScriptToEvaluateOnNewDocument', { source: `for (const n of ['localStorage', 'sessionStorage']) Object.defineProperty(window, n, { get() { throw new DOMException('no', 'SecurityError'); } })` });
+  await page.open(mock.url);
+  await page.until(`server.state === 'ready'`);
+  await ask('say a');
+  assert.equal(await page.value('variantOf(messages[1]).content'), 'a');
+  assert.ok(await page.value(`!$('unstored').hidden`));
+};
+
+tests['the export is JSON with everything that was said'] = async ({ page, ask }) => {
+  await ask('think');
+  await page.value(`URL.createObjectURL = blob => { blob.text().then(t => { window.exported = t; }); return 'data:,'; }; el('a').constructor.prototype.click = () => {}`);
+  await page.press('Alt+x');
+  await page.until('window.exported');
+  const out = JSON.parse(await page.value('exported'));
+  assert.deepEqual(out.messages.map(m => m.role), ['user', 'assistant']);
+  assert.match(out.messages[1].reasoning_content, /Rayleigh/);
+  assert.equal(out.messages[1].trace.map(t => t.text).join(''), out.messages[1].reasoning_content + out.messages[1].content);
+};
+
+tests['a phone shows it all without scrolling sideways'] = async ({ page, ask }) => {
+  await page.size(390, 844, true);
+  const fits = async what => assert.deepEqual(await page.value(`[document.documentElement.scrollWidth, document.body.scrollWidth, $('scroll').scrollWidth - $('scroll').clientWidth, $('panel').scrollWidth - $('panel').clientWidth]`), [390, 390, 0, 0], what);
+  await fits('empty');
+  for (const text of ['markdown', 'hostile', 'long', 'error', 'full']) { await ask(text, 15000); await fits(text); }
+  await page.value('newChat()');
+  await ask('story');
+  await page.value('setTint(true)');
+  await fits('depth');
+  await page.value(`document.querySelector('.token:nth-child(30)').focus()`);
+  assert.ok(await page.value(`(() => { const b = $('strip').getBoundingClientRect(); return b.left >= 0 && b.right <= 390 && b.top >= 0; })()`));
+  await page.value('editLast()');
+  await fits('edit');
+  await page.click('#toggle');
+  await fits('settings');
+  assert.ok(await page.value(`document.querySelector('main').inert && document.activeElement === $('close')`));
+  await page.press('Escape');
+  assert.ok(await page.value(`!document.querySelector('main').inert && document.activeElement === $('toggle')`));
+  assert.deepEqual(await page.value(`[...document.querySelectorAll('button')].filter(b => b.offsetParent && !(b.getAttribute('aria-label') ?? b.getAttribute('aria-labelledby') ?? b.textContent).trim()).length`), 0);
+};
+
+tests['text can be read on its ground'] = async ({ page, ask }) => {
+  await ask('story');
+  await page.value('setTint(true)');
+  const ratios = `(() => {
+    const rgb = c => c.match(/[\\d.]+/g).slice(0, 3).map(Number);
+    const y = c => { const [r, g, b] = rgb(c).map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+    const ratio = (a, b) => { const [hi, lo] = [y(a), y(b)].sort((p, q) => q - p); return (hi + 0.05) / (lo + 0.05); };
+    const out = {};
+    for (let i = 0; i < 9; i += 1) { const n = document.body.appendChild(el('i', { className: 'l' + i })), s = getComputedStyle(n); out['l' + i] = ratio(s.color, s.backgroundColor); n.remove(); }
+    const probe = document.body.appendChild(el('i'));
+    const colour = name => { probe.style.color = 'var(--' + name + ')'; return getComputedStyle(probe).color; };
+    for (const [a, b] of [['ink', 'paper'], ['faint', 'paper'], ['faint', 'surface'], ['faint', 'raised'], ['faint', 'hover'], ['accent', 'paper'], ['on-accent', 'accent'], ['error', 'error-ground'], ['ink', 'error-ground']]) out[a + ' on ' + b] = ratio(colour(a), colour(b));
+    out['edge x1.5'] = 1.5 * ratio(colour('edge'), colour('raised'));
+    return Object.entries(out).filter(([, r]) => r < 4.5);
+  })()`;
+  for (const theme of ['light', 'dark']) {
+    await page.value(`setTheme('${theme}')`);
+    assert.deepEqual(await page.value(ratios), [], theme);
+  }
+};
+
+tests['keys and their list'] = async ({ page, ask }) => {
+  await page.value('document.activeElement.blur()');
+  await page.press('?');
+  assert.ok(await page.value(`$('keys').open`));
+  await page.press('Escape');
+  assert.ok(await page.value(`!$('keys').open`));
+  await page.press('/');
+  assert.equal(await page.value('document.activeElement.id'), 'prompt');
+  await page.type('a');
+  await page.press('Shift+Enter');
+  await page.type('b?');
+  assert.equal(await page.value(`$('prompt').value`), 'a\nb?');
+  assert.ok(await page.value(`!$('keys').open`));
+  await page.press('Alt+p');
+  assert.equal(await page.value('panelOpen()'), false);
+  await ask('say c');
+  assert.match(await page.value(`$('live').textContent`), /^Answer: c/);
+  assert.ok(await page.value(`Object.keys(KEYS).every(k => [...$('keys').querySelectorAll('kbd')].some(n => n.textContent.toLowerCase() === k))`));
+};
+
+const chromium = findChromium();
+if (!chromium) {
+  console.error('no Chromium: set CHROMIUM to one');
+  process.exit(1);
+}
+const browser = await Browser.launch(chromium);
+let failed = 0;
+const began = Date.now();
+for (const [name, test] of Object.entries(tests)) {
+  if (!name.includes(process.argv[2] ?? '')) continue;
+  const start = Date.now(), mock = await startMock(), page = await browser.page();
+  /** Types a message, sends it and waits for the end of its answer; `ms` 0: does not wait. */
+  const ask = async (text, ms = 8000) => {
+    await page.value(`$('prompt').value = ''; $('prompt').focus(); window.asked = messages.length`);
+    await page.type(text);
+    await page.click('#send');
+    if (ms) await page.until('run === null && messages.length > asked', ms);
+    else await page.until('run !== null');
+  };
+  try {
+    await page.open(mock.url);
+    await page.until(`server.state === 'ready'`);
+    await test({ page, mock, ask });
+    assert.deepEqual(page.problems, [], 'nothing went wrong in the page');
+    assert.deepEqual(page.requests.filter(url => !url.startsWith(mock.url) && !/^(data|blob|about):/.test(url)), [], 'no request leaves the server');
+    console.log(`ok      ${name} (${Date.now() - start} ms)`);
+  } catch (error) {
+    failed += 1;
+    console.log(`FAILED  ${name} (${Date.now() - start} ms)\n${error.stack}`);
+  }
+  await page.close();
+  await mock.close();
+}
+await browser.close();
+console.log(`${failed} failed, ${Date.now() - began} ms`);
+process.exit(failed ? 1 : 0);

@@ -18,6 +18,7 @@ pub mod packed;
 pub mod read;
 pub mod reference;
 pub mod self_test;
+mod spans;
 mod split;
 #[cfg(any(feature = "ndarray", feature = "flex", feature = "cube"))]
 mod swiglu;

@@ -12,7 +12,7 @@ use crate::halting::{HaltRecord, HaltRows, HaltRule, HaltState};
 use crate::kv::{KeyValue, KvStore, Rotary};
 use crate::layers::{Linear, SwiGlu};
 use crate::packed::PackedWeight;
-use crate::reference;
+use crate::{reference, spans};
 
 /// Geometry of an [`cached_attention`](CompactBackend::cached_attention) call that its tensors do not show.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +23,19 @@ pub struct AttentionShape {
     pub kv_heads: usize,
     /// Applied to every score, `head_dim^-1/2`.
     pub scale: f64,
+}
+
+/// The tokens of one sequence in [attention of several](CompactBackend::cached_attention_spans).
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionSpan<'a, B: Backend> {
+    /// How many.
+    pub tokens: usize,
+    /// Keys of the sequence, `[1, ..]`.
+    pub k: KeyValue<'a, B>,
+    /// Values of the sequence, `[1, ..]`.
+    pub v: KeyValue<'a, B>,
+    /// What its tensors do not show; key and value heads are as many for all.
+    pub shape: AttentionShape,
 }
 
 /// A size of a model that the kernels of a device may have a limit on.
@@ -215,6 +228,16 @@ pub trait CompactBackend: Backend {
         reference::attention(q, k, v, shape)
     }
 
+    /// [`cached_attention`](Self::cached_attention) of several sequences, whose tokens follow one another.
+    ///
+    /// # Shapes
+    /// `q [1, n, heads, head_dim] -> [1, n, heads, head_dim]`, `n` the tokens of all spans
+    fn cached_attention_spans(q: Tensor<Self, 4>, spans: &[AttentionSpan<'_, Self>]) -> Tensor<Self, 4> {
+        let tokens: Vec<usize> = spans.iter().map(|span| span.tokens).collect();
+        let queries = spans::split(q, &tokens).into_iter().zip(spans);
+        spans::join(queries.map(|(q, span)| Self::cached_attention(q, span.k, span.v, span.shape)).collect())
+    }
+
     /// `x * sigmoid(gate)`.
     ///
     /// # Shapes
@@ -234,6 +257,22 @@ pub trait CompactBackend: Backend {
         weight: Tensor<Self, 3>,
     ) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
         reference::causal_conv1d_silu(u, tail, weight)
+    }
+
+    /// [`causal_conv1d_silu`](Self::causal_conv1d_silu) of several sequences, whose tokens follow one another: `tokens[i]` of the one
+    /// with `tails[i]`.
+    ///
+    /// # Shapes
+    /// `u [1, n, c]`, each of `tails [1, w - 1, c]`, `weight [c, 1, w]` `-> ([1, n, c], tails)`
+    fn causal_conv1d_silu_spans(
+        u: Tensor<Self, 3>,
+        tokens: &[usize],
+        tails: Vec<Tensor<Self, 3>>,
+        weight: Tensor<Self, 3>,
+    ) -> (Tensor<Self, 3>, Vec<Tensor<Self, 3>>) {
+        let inputs = spans::split(u, tokens).into_iter().zip(tails);
+        let (y, tails) = inputs.map(|(u, tail)| Self::causal_conv1d_silu(u, tail, weight.clone())).unzip();
+        (spans::join(y), tails)
     }
 
     /// Decay and writing strength of the [gated delta rule](Self::gated_delta_rule): `g = -e^a_log softplus(dt + dt_bias)` and
@@ -257,6 +296,24 @@ pub trait CompactBackend: Backend {
     /// `state [b, hv, dk, dv]` `-> ([b, s, hv, dv], state)`
     fn gated_delta_rule(rule: DeltaRule<Self>, state: Tensor<Self, 4>) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
         reference::gated_delta_rule(rule, state)
+    }
+
+    /// [`gated_delta_rule`](Self::gated_delta_rule) of several sequences, whose tokens follow one another: `tokens[i]` of the one with
+    /// `states[i]`.
+    ///
+    /// # Shapes
+    /// Of `rule` as there with a batch of 1, each of `states [1, hv, dk, dv]` `-> ([1, n, hv, dv], states)`
+    fn gated_delta_rule_spans(
+        rule: DeltaRule<Self>,
+        tokens: &[usize],
+        states: Vec<Tensor<Self, 4>>,
+    ) -> (Tensor<Self, 4>, Vec<Tensor<Self, 4>>) {
+        let [q, k, v] = [rule.q, rule.k, rule.v].map(|t| spans::split(t, tokens));
+        let [g, beta] = [rule.g, rule.beta].map(|t| spans::split(t, tokens));
+        let rules = q.into_iter().zip(k).zip(v).zip(g.into_iter().zip(beta));
+        let rules = rules.map(|(((q, k), v), (g, beta))| DeltaRule { q, k, v, g, beta });
+        let (o, states) = rules.zip(states).map(|(rule, state)| Self::gated_delta_rule(rule, state)).unzip();
+        (spans::join(o), states)
     }
 
     /// `m` tokens of width `h` before their first step.

@@ -8,7 +8,7 @@ use emberlm::quant::halting::{HaltMode, HaltRows, HaltRule, HaltState, HaltWeigh
 use emberlm::quant::host::{FloatType, HostStorage, HostWeight};
 use emberlm::quant::kv::{CodeActivation, CodeDecoder, KeyValue, KvFormat, KvStore, Rotary};
 use emberlm::quant::modules::{Linear, SwiGlu};
-use emberlm::quant::ops::{AttentionShape, DeltaRule};
+use emberlm::quant::ops::{AttentionShape, AttentionSpan, DeltaRule};
 use emberlm::quant::packed::PackedWeight;
 use emberlm::quant::reference;
 use emberlm::quant::self_test::{Extent, self_test};
@@ -321,6 +321,72 @@ pub fn delta_net<B: CompactBackend>(device: &B::Device) {
         let got = B::gated_delta_rule(rule, state);
         close(&format!("delta rule s={s}"), host(&got.0), expected.0);
         close(&format!("delta state s={s}"), host(&got.1), expected.1);
+    }
+}
+
+/// Operations on several sequences, against those on each of them.
+pub fn spans<B: CompactBackend>(device: &B::Device) {
+    let mut random = Random::new(17);
+    for tokens in [&[5][..], &[1, 1, 1], &[1, 9, 2]] {
+        let n = tokens.iter().sum::<usize>();
+        let starts: Vec<usize> = tokens.iter().scan(0, |end, &s| Some(std::mem::replace(end, *end + s))).collect();
+        let of = |i: usize| starts[i]..starts[i] + tokens[i];
+
+        let (heads, kv_heads, hd) = (4, 2, 8);
+        let q: Tensor<B, 4> = tensor(&mut random, [1, n, heads, hd], device);
+        for format in [KvFormat::F32, KvFormat::F16] {
+            let mut store = |i: usize| {
+                let t = 3 * i + tokens[i];
+                let new = tensor(&mut random, [1, t, kv_heads, hd], device);
+                B::store_kv(KvStore::new(format, [1, kv_heads, t + 2, hd], device), new, 0)
+            };
+            let stores: Vec<[KvStore<B>; 2]> = (0..tokens.len()).map(|i| [store(i), store(i)]).collect();
+            let spans: Vec<AttentionSpan<'_, B>> = (stores.iter().enumerate())
+                .map(|(i, [k, v])| AttentionSpan {
+                    tokens: tokens[i],
+                    k: KeyValue::Plain(k),
+                    v: KeyValue::Plain(v),
+                    shape: AttentionShape { past: 3 * i, kv_heads, scale: 0.25 },
+                })
+                .collect();
+            let together = B::cached_attention_spans(q.clone(), &spans);
+            for (i, span) in spans.iter().enumerate() {
+                let alone = B::cached_attention(q.clone().slice_dim(1, of(i)), span.k, span.v, span.shape);
+                let what = format!("attention of {tokens:?}, {format:?}: sequence {i}");
+                close(&what, together.clone().slice_dim(1, of(i)), alone);
+            }
+        }
+
+        let (hk, hv, dk, dv, c, w) = (2, 4, 8, 6, 20, 4);
+        let u: Tensor<B, 3> = tensor(&mut random, [1, n, c], device);
+        let weight: Tensor<B, 3> = tensor(&mut random, [c, 1, w], device);
+        let tails: Vec<Tensor<B, 3>> = tokens.iter().map(|_| tensor(&mut random, [1, w - 1, c], device)).collect();
+        let (y, next) = B::causal_conv1d_silu_spans(u.clone(), tokens, tails.clone(), weight.clone());
+        assert_eq!(next.len(), tokens.len());
+        for (i, (tail, next)) in tails.into_iter().zip(next).enumerate() {
+            let alone = B::causal_conv1d_silu(u.clone().slice_dim(1, of(i)), tail, weight.clone());
+            close(&format!("conv of {tokens:?}: sequence {i}"), y.clone().slice_dim(1, of(i)), alone.0);
+            close(&format!("conv tail of {tokens:?}: sequence {i}"), next, alone.1);
+        }
+
+        let rule = DeltaRule::<B> {
+            q: tensor(&mut random, [1, n, hk, dk], device),
+            k: tensor(&mut random, [1, n, hk, dk], device),
+            v: tensor(&mut random, [1, n, hv, dv], device),
+            g: tensor::<B, 3>(&mut random, [1, n, hv], device).abs().neg() * 0.3,
+            beta: burn::tensor::activation::sigmoid(tensor(&mut random, [1, n, hv], device)),
+        };
+        let states: Vec<Tensor<B, 4>> = tokens.iter().map(|_| tensor(&mut random, [1, hv, dk, dv], device)).collect();
+        let (o, next) = B::gated_delta_rule_spans(rule.clone(), tokens, states.clone());
+        assert_eq!(next.len(), tokens.len());
+        for (i, (state, next)) in states.into_iter().zip(next).enumerate() {
+            let cut = |t: &Tensor<B, 4>| t.clone().slice_dim(1, of(i));
+            let [g, beta] = [&rule.g, &rule.beta].map(|t| t.clone().slice_dim(1, of(i)));
+            let own = DeltaRule { q: cut(&rule.q), k: cut(&rule.k), v: cut(&rule.v), g, beta };
+            let alone = B::gated_delta_rule(own, state);
+            close(&format!("delta rule of {tokens:?}: sequence {i}"), cut(&o), alone.0);
+            close(&format!("delta state of {tokens:?}: sequence {i}"), next, alone.1);
+        }
     }
 }
 

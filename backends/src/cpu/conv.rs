@@ -2,8 +2,10 @@
 
 use super::level;
 use super::simd::{Kernel, Simd, launch, math};
+use super::spans::{ranges, total};
 use crate::check::check_len;
 use crate::cpu::pool::{MIN_WORK, Output, parallel};
+use std::ops::Range;
 
 /// Depthwise causal convolution and SiLU: `y_t = silu(sum_j W[:, j] u_{t - (w-1) + j})`.
 ///
@@ -34,30 +36,74 @@ pub fn causal_conv1d_silu(
     if u.is_empty() {
         return;
     }
+    let row = |b: usize, tail| (b * seq..(b + 1) * seq, Output::new(tail, channels));
+    let spans: Vec<ConvSpan> = match (width - 1) * channels {
+        // The tails of all rows are the same nothing.
+        0 => (0..batch).map(|b| row(b, &mut [])).collect(),
+        kept => tail.chunks_exact_mut(kept).enumerate().map(|(b, tail)| row(b, tail)).collect(),
+    };
+    run(u, &spans, channels, weight, width, y);
+}
+
+/// [`causal_conv1d_silu`] of several sequences at once: `tokens[i]` tokens belong to the one whose inputs before them are `tails[i]`.
+///
+/// # Shapes
+/// `u`, `y`: `[n, c]`, the tokens of all sequences one after the other; each of `tails [w-1, c]`; `weight [c, w]`.
+///
+/// # Panics
+/// If a slice does not have its shape, or there is not a tail for each sequence.
+pub fn causal_conv1d_silu_spans(
+    u: &[f32],
+    tokens: &[usize],
+    channels: usize,
+    tails: &mut [&mut [f32]],
+    weight: &[f32],
+    width: usize,
+    y: &mut [f32],
+) {
+    assert!(width > 0, "the convolution needs at least one tap");
+    check_len("u", u.len(), &[total(tokens), channels]);
+    check_len("y", y.len(), &[total(tokens), channels]);
+    assert!(tails.len() == tokens.len(), "{} tails for {} sequences", tails.len(), tokens.len());
+    tails.iter().for_each(|tail| check_len("tail", tail.len(), &[width - 1, channels]));
+    check_len("weight", weight.len(), &[channels, width]);
+    if u.is_empty() {
+        return;
+    }
+    let spans: Vec<ConvSpan> =
+        ranges(tokens).zip(tails).map(|(tokens, tail)| (tokens, Output::new(tail, channels))).collect();
+    run(u, &spans, channels, weight, width, y);
+}
+
+/// Which tokens belong to a sequence, and its inputs before them, `[w-1, c]`.
+type ConvSpan<'a> = (Range<usize>, Output<'a>);
+
+/// What the functions above do when they have checked the shapes.
+fn run(u: &[f32], spans: &[ConvSpan], channels: usize, weight: &[f32], width: usize, y: &mut [f32]) {
     let level = level();
     let blocks = channels.div_ceil(BLOCK);
-    let (tail, y) = (Output::new(tail, channels), Output::new(y, channels));
+    let y = Output::new(y, channels);
     let task = |task: usize| {
-        let (b, first) = (task / blocks, task % blocks * BLOCK);
+        let ((tokens, tail), first) = (&spans[task / blocks], task % blocks * BLOCK);
+        let (tokens, tail) = (tokens.clone(), *tail);
         let count = BLOCK.min(channels - first);
-        let u = &u[b * seq * channels..(b + 1) * seq * channels];
-        launch(level, Channels { u, b, seq, channels, first, count, tail, weight, width, y });
+        launch(level, Channels { u, tokens, channels, first, count, tail, weight, width, y });
     };
+    let tasks = spans.len() * blocks;
     if u.len().saturating_mul(width) < MIN_WORK {
-        (0..batch * blocks).for_each(task);
+        (0..tasks).for_each(task);
     } else {
-        parallel(batch * blocks, task);
+        parallel(tasks, task);
     }
 }
 
 /// Channels per task: their weights and taps stay in the L1 cache.
 const BLOCK: usize = 256;
 
-/// All tokens of a few channels of one row of the batch.
+/// All tokens of a few channels of one sequence.
 struct Channels<'a> {
     u: &'a [f32],
-    b: usize,
-    seq: usize,
+    tokens: Range<usize>,
     channels: usize,
     first: usize,
     count: usize,
@@ -71,7 +117,7 @@ impl Kernel for Channels<'_> {
     type Output = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
-        let Channels { u, b, seq, channels, first, count, tail, weight, width, y } = self;
+        let Channels { u, tokens, channels, first, count, tail, weight, width, y } = self;
         let kept = width - 1;
         // The weights of one tap side by side.
         let mut taps = vec![0.0; width * count];
@@ -80,15 +126,15 @@ impl Kernel for Channels<'_> {
                 taps[j * count + c] = weight[(first + c) * width + j];
             }
         }
-        // SAFETY: `S` is enabled. Rows and channels lie in `tail [b * kept, c]` and `y [b * s, c]`, whose lengths were checked;
-        // tasks have different channels or rows of the batch. Two slices of one row of the tail never live at a time.
+        // SAFETY: `S` is enabled. Rows and channels lie in `tail [kept, c]` and `y [n, c]`, whose lengths were checked;
+        // tasks have different channels, or sequences with tails and tokens of their own. Two slices of one row of the tail never live at a time.
         unsafe {
-            let before = |i: usize| tail.row(b * kept + i, first, count);
+            let before = |i: usize| tail.row(i, first, count);
             let input = |i: usize| {
-                if i < kept { &*before(i) } else { &u[(i - kept) * channels + first..][..count] }
+                if i < kept { &*before(i) } else { &u[(tokens.start + i - kept) * channels + first..][..count] }
             };
-            for t in 0..seq {
-                let y = y.row(b * seq + t, first, count);
+            for t in 0..tokens.len() {
+                let y = y.row(tokens.start + t, first, count);
                 y.fill(0.0);
                 for j in 0..width {
                     let input = input(t + j);
@@ -100,7 +146,7 @@ impl Kernel for Channels<'_> {
             }
             // Each comes from further on, so none is overwritten before it is read.
             for i in 0..kept {
-                before(i).copy_from_slice(input(seq + i));
+                before(i).copy_from_slice(input(tokens.len() + i));
             }
         }
     }

@@ -2,9 +2,11 @@
 
 use super::level;
 use super::simd::{Kernel, Simd, launch, math};
+use super::spans::{ranges, total};
 use crate::check::check_len;
 use crate::cpu::pool::{MIN_WORK, Output, for_each_chunk, parallel};
 use crate::types::DeltaRuleShape;
+use std::ops::Range;
 
 /// Runs the gated delta rule over `s` tokens and leaves the state after the last one.
 ///
@@ -28,41 +30,104 @@ pub fn gated_delta_rule(
     p: &DeltaRuleShape,
     o: &mut [f32],
 ) {
-    assert!(p.key_heads > 0 && p.value_heads.is_multiple_of(p.key_heads), "key_heads must divide value_heads");
-    for (name, x) in [("q", q), ("k", k)] {
-        check_len(name, x.len(), &[p.batch, p.seq, p.key_heads, p.key_dim]);
-    }
-    for (name, x) in [("v", v), ("o", &*o)] {
-        check_len(name, x.len(), &[p.batch, p.seq, p.value_heads, p.value_dim]);
-    }
-    for (name, x) in [("g", g), ("beta", beta)] {
-        check_len(name, x.len(), &[p.batch, p.seq, p.value_heads]);
-    }
+    let inputs = Inputs { q, k, v, g, beta, p };
+    inputs.check(o);
     check_len("state", state.len(), &[p.batch, p.value_heads, p.key_dim, p.value_dim]);
-    if state.is_empty() || g.is_empty() {
-        return;
+    let size = state.len() / p.batch.max(1);
+    let rows = state.chunks_exact_mut(size.max(1)).enumerate();
+    let spans = rows.map(|(b, state)| (b * p.seq..(b + 1) * p.seq, Output::new(state, p.value_dim)));
+    inputs.run(&spans.collect::<Vec<_>>(), o);
+}
+
+/// [`gated_delta_rule`] of several sequences at once: `tokens[i]` tokens belong to the one whose state is `states[i]`.
+///
+/// # Shapes
+/// As there with a batch of 1 and the tokens of all sequences one after the other; each of `states [hv, dk, dv]`.
+///
+/// # Panics
+/// If a slice does not have its shape, there is not a state for each sequence, or `key_heads` does not divide `value_heads`.
+#[allow(clippy::too_many_arguments)]
+pub fn gated_delta_rule_spans(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    g: &[f32],
+    beta: &[f32],
+    tokens: &[usize],
+    states: &mut [&mut [f32]],
+    p: &DeltaRuleShape,
+    o: &mut [f32],
+) {
+    assert!(
+        p.batch == 1 && total(tokens) == p.seq,
+        "sequences of {tokens:?} tokens are not {} times {}",
+        p.batch,
+        p.seq
+    );
+    assert!(states.len() == tokens.len(), "{} states for {} sequences", states.len(), tokens.len());
+    states.iter().for_each(|state| check_len("state", state.len(), &[p.value_heads, p.key_dim, p.value_dim]));
+    let inputs = Inputs { q, k, v, g, beta, p };
+    inputs.check(o);
+    let spans = ranges(tokens).zip(states).map(|(tokens, state)| (tokens, Output::new(state, p.value_dim)));
+    inputs.run(&spans.collect::<Vec<_>>(), o);
+}
+
+/// Which tokens belong to a sequence, and its state, `[hv * dk, dv]`.
+type DeltaSpan<'a> = (Range<usize>, Output<'a>);
+
+/// What both functions read.
+struct Inputs<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    g: &'a [f32],
+    beta: &'a [f32],
+    p: &'a DeltaRuleShape,
+}
+
+impl Inputs<'_> {
+    fn check(&self, o: &[f32]) {
+        let &Self { q, k, v, g, beta, p } = self;
+        assert!(p.key_heads > 0 && p.value_heads.is_multiple_of(p.key_heads), "key_heads must divide value_heads");
+        for (name, x) in [("q", q), ("k", k)] {
+            check_len(name, x.len(), &[p.batch, p.seq, p.key_heads, p.key_dim]);
+        }
+        for (name, x) in [("v", v), ("o", o)] {
+            check_len(name, x.len(), &[p.batch, p.seq, p.value_heads, p.value_dim]);
+        }
+        for (name, x) in [("g", g), ("beta", beta)] {
+            check_len(name, x.len(), &[p.batch, p.seq, p.value_heads]);
+        }
     }
-    let level = level();
-    let (states, dk) = (state.len(), p.key_dim);
-    // [b, s, hk, 2, dk]: the unit q and k of a key head side by side, read by all its value heads.
-    let mut unit = vec![0.0; 2 * q.len()];
-    for_each_chunk(&mut unit, 2 * dk, 4 * dk, |i, unit| {
-        let (to_q, to_k) = unit.split_at_mut(dk);
-        let scale = 1.0 / (dk as f32).sqrt();
-        launch(level, Unit { x: &q[i * dk..(i + 1) * dk], scale, y: to_q });
-        launch(level, Unit { x: &k[i * dk..(i + 1) * dk], scale: 1.0, y: to_k });
-    });
-    let (state, o) = (Output::new(state, p.value_dim), Output::new(o, p.value_dim));
-    let head = |task: usize| {
-        launch(
-            level,
-            Head { unit: &unit, v, g, beta, b: task / p.value_heads, head: task % p.value_heads, p, state, o },
-        );
-    };
-    if states.saturating_mul(p.seq) < MIN_WORK {
-        (0..p.batch * p.value_heads).for_each(head);
-    } else {
-        parallel(p.batch * p.value_heads, head);
+
+    /// What the functions above do when they have checked the shapes.
+    fn run(&self, spans: &[DeltaSpan], o: &mut [f32]) {
+        let &Self { q, k, v, g, beta, p } = self;
+        if spans.is_empty() || q.is_empty() || v.is_empty() {
+            return;
+        }
+        let level = level();
+        let dk = p.key_dim;
+        // [n, hk, 2, dk]: the unit q and k of a key head side by side, read by all its value heads.
+        let mut unit = vec![0.0; 2 * q.len()];
+        for_each_chunk(&mut unit, 2 * dk, 4 * dk, |i, unit| {
+            let (to_q, to_k) = unit.split_at_mut(dk);
+            let scale = 1.0 / (dk as f32).sqrt();
+            launch(level, Unit { x: &q[i * dk..(i + 1) * dk], scale, y: to_q });
+            launch(level, Unit { x: &k[i * dk..(i + 1) * dk], scale: 1.0, y: to_k });
+        });
+        let o = Output::new(o, p.value_dim);
+        let head = |task: usize| {
+            let (tokens, state) = &spans[task / p.value_heads];
+            let (tokens, state, head) = (tokens.clone(), *state, task % p.value_heads);
+            launch(level, Head { unit: &unit, v, g, beta, tokens, head, p, state, o });
+        };
+        let tasks = spans.len() * p.value_heads;
+        if v.len().saturating_mul(dk) < MIN_WORK {
+            (0..tasks).for_each(head);
+        } else {
+            parallel(tasks, head);
+        }
     }
 }
 
@@ -86,7 +151,7 @@ impl Kernel for Unit<'_> {
     }
 }
 
-/// All tokens of one value head.
+/// All tokens of one value head of one sequence.
 ///
 /// The columns of a state never meet, so a few are taken through all tokens while they stay in the L1 cache. Because
 /// `Sᵀ q = e^g S'ᵀ q + d (k q)` with `S'` the state before the token, one pass reads it and one pass writes it.
@@ -95,7 +160,7 @@ struct Head<'a> {
     v: &'a [f32],
     g: &'a [f32],
     beta: &'a [f32],
-    b: usize,
+    tokens: Range<usize>,
     head: usize,
     p: &'a DeltaRuleShape,
     state: Output<'a>,
@@ -109,9 +174,9 @@ impl Kernel for Head<'_> {
     type Output = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
-        // SAFETY: `S` is enabled, every task has a head of its own, and `gated_delta_rule` has checked the shapes.
+        // SAFETY: `S` is enabled, every task has a head of a state of its own, and the shapes were checked before `Inputs::run`.
         unsafe {
-            if self.p.seq > IN_PLACE {
+            if self.tokens.len() > IN_PLACE {
                 self.copied::<S>(0);
             } else if S::REGISTERS >= 32 {
                 // Long runs of each row.
@@ -172,7 +237,7 @@ impl Head<'_> {
     }
 
     fn first_row(&self) -> usize {
-        (self.b * self.p.value_heads + self.head) * self.p.key_dim
+        self.head * self.p.key_dim
     }
 
     /// Takes `count` columns from `from` on through all tokens. They lie at `columns`, `stride` floats from row to row.
@@ -187,12 +252,12 @@ impl Head<'_> {
         columns: *mut f32,
         stride: usize,
     ) {
-        let &DeltaRuleShape { seq, key_heads, value_heads, key_dim: dk, value_dim: dv, .. } = self.p;
+        let &DeltaRuleShape { key_heads, value_heads, key_dim: dk, value_dim: dv, .. } = self.p;
         let key_head = self.head / (value_heads / key_heads);
         // SAFETY: the caller's promise for `columns`; loads and stores of `values` stay inside its `VECTORS * LANES` floats; tokens and
         // heads have different parts of o, which has the shape that was checked.
         unsafe {
-            for t in self.b * seq..(self.b + 1) * seq {
+            for t in self.tokens.clone() {
                 let key = (t * key_heads + key_head) * 2 * dk;
                 let (q, k) = self.unit[key..key + 2 * dk].split_at(dk);
                 let at = t * value_heads + self.head;

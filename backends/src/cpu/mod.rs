@@ -25,12 +25,13 @@ mod pool;
 mod precision;
 mod rotary;
 mod simd;
+mod spans;
 
-pub use attention::{Attention, CodeDecoder, KeyValue, Layer, attention};
+pub use attention::{Attention, AttentionSpan, CodeDecoder, KeyValue, Layer, attention, attention_spans};
 pub use bandwidth::{read, read_bandwidth};
 pub use cache::{CacheSlice, CacheSliceMut, store_kv};
-pub use conv::causal_conv1d_silu;
-pub use delta::gated_delta_rule;
+pub use conv::{causal_conv1d_silu, causal_conv1d_silu_spans};
+pub use delta::{gated_delta_rule, gated_delta_rule_spans};
 pub use gates::{delta_gates, sigmoid_gate};
 pub use level::{Level, features, level, set_level, with_level};
 pub use matmul::embed::{dequantize_rows, embed};

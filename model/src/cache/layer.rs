@@ -128,6 +128,28 @@ impl<B: Backend> DeltaNetCache<B> {
         Ok(out)
     }
 
+    /// [`update_conv`](Self::update_conv) of several sequences at once; where one has lost its tensor, nothing is changed.
+    pub(crate) fn update_convs<T>(
+        caches: &mut [&mut Self],
+        f: impl FnOnce(Vec<Tensor<B, 3>>) -> (T, Vec<Tensor<B, 3>>),
+    ) -> Result<T> {
+        caches.iter().try_for_each(|cache| cache.conv().map(|_| ()))?;
+        let (out, convs) = f(caches.iter_mut().filter_map(|cache| cache.conv.take()).collect());
+        caches.iter_mut().zip(convs).for_each(|(cache, conv)| cache.conv = Some(conv));
+        Ok(out)
+    }
+
+    /// [`update_state`](Self::update_state) of several sequences at once; where one has lost its tensor, nothing is changed.
+    pub(crate) fn update_states<T>(
+        caches: &mut [&mut Self],
+        f: impl FnOnce(Vec<Tensor<B, 4>>) -> (T, Vec<Tensor<B, 4>>),
+    ) -> Result<T> {
+        caches.iter().try_for_each(|cache| cache.state().map(|_| ()))?;
+        let (out, states) = f(caches.iter_mut().filter_map(|cache| cache.state.take()).collect());
+        caches.iter_mut().zip(states).for_each(|(cache, state)| cache.state = Some(state));
+        Ok(out)
+    }
+
     pub(super) fn bytes(&self) -> usize {
         let conv = self.conv.as_ref().map_or(0, |conv| conv.shape().num_elements());
         let state = self.state.as_ref().map_or(0, |state| state.shape().num_elements());

@@ -9,9 +9,9 @@ use burn::tensor::backend::Backend;
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::{KeyValue, KvStore, Rotary};
 use emberlm_quant::modules::{Linear, forward_all};
-use emberlm_quant::ops::AttentionShape;
+use emberlm_quant::ops::{AttentionShape, AttentionSpan};
 
-use super::forward_context::{ForwardContext, LayerCaches, SpanContext};
+use super::forward_context::{ForwardContext, LayerCaches};
 use super::kv_compressor::KvCompressor;
 use super::norm::RmsNorm;
 use crate::architecture::Architecture;
@@ -107,24 +107,22 @@ impl<B: CompactBackend> Attention<B> {
             Some(compressor) => compressor.encode(v),
             None => v,
         };
-        let [q, k, v] = [q, k, v].map(|t| context.split(t));
-        let spans = context.spans.iter().zip(q).zip(k.into_iter().zip(v));
         let o = match caches {
             None => {
-                let store = |t: Tensor<B, 4>| KvStore::F32(t.swap_dims(1, 2));
-                spans.map(|((span, q), (k, v))| self.attend(q, &store(k), &store(v), span)).collect()
+                let [k, v] = [k, v].map(|t| KvStore::F32(t.swap_dims(1, 2)));
+                self.attend(q, context, &[(&k, &v)])
             }
             Some(caches) => {
-                let spans = spans.zip(caches);
-                let o = spans.map(|(((span, q), (k, v)), cache)| {
-                    let cache = cache.attention_mut()?;
+                let mut caches = caches.into_iter().map(|cache| cache.attention_mut()).collect::<Result<Vec<_>>>()?;
+                let new = context.split(k).into_iter().zip(context.split(v));
+                for ((span, cache), (k, v)) in context.spans.iter().zip(&mut caches).zip(new) {
                     cache.append(k, v, span.past)?;
-                    Ok(self.attend(q, cache.k()?, cache.v()?, span))
-                });
-                o.collect::<Result<_>>()?
+                }
+                let stores = caches.iter().map(|cache| Ok((cache.k()?, cache.v()?)));
+                self.attend(q, context, &stores.collect::<Result<Vec<_>>>()?)
             }
         };
-        let o = B::reshape(context.join(o), [b * s, nh * hd]);
+        let o = B::reshape(o, [b * s, nh * hd]);
         let o = match gate {
             Some(gate) => B::sigmoid_gate(o, gate),
             None => o,
@@ -132,21 +130,27 @@ impl<B: CompactBackend> Attention<B> {
         Ok(self.o_proj.forward(B::reshape(o, [b, s, nh * hd])))
     }
 
-    /// Attends from the queries of a span to what is stored of its sequence, new tokens included.
+    /// Attends from the queries of each span to what is stored of its sequence, new tokens included: keys and values.
     ///
     /// # Shapes
     /// `[b, s, heads, head_dim] -> [b, s, heads, head_dim]`
-    fn attend(&self, q: Tensor<B, 4>, k: &KvStore<B>, v: &KvStore<B>, span: &SpanContext<B>) -> Tensor<B, 4> {
+    fn attend(
+        &self,
+        q: Tensor<B, 4>,
+        context: &ForwardContext<B>,
+        stores: &[(&KvStore<B>, &KvStore<B>)],
+    ) -> Tensor<B, 4> {
         // Keys compressed before rotation are rotated after decoding, all of them.
-        let key_rotary = match (&self.k_compressor, self.k_stage) {
-            (Some(_), KStage::PreRope) => Some(span.rotary_from_start()),
-            _ => None,
-        };
-        let k = key_value(k, &self.k_compressor, key_rotary.as_ref());
-        let v = key_value(v, &self.v_compressor, None);
+        let rotates = self.k_compressor.is_some() && self.k_stage == KStage::PreRope;
+        let rotaries: Vec<_> = context.spans.iter().map(|span| rotates.then(|| span.rotary_from_start())).collect();
         let scale = (self.head_dim as f64).powf(-0.5);
-        let shape = AttentionShape { past: span.past, kv_heads: self.num_key_value_heads, scale };
-        B::cached_attention(q, k, v, shape)
+        let spans = context.spans.iter().zip(stores).zip(&rotaries).map(|((span, (k, v)), rotary)| AttentionSpan {
+            tokens: span.tokens.len(),
+            k: key_value(k, &self.k_compressor, rotary.as_ref()),
+            v: key_value(v, &self.v_compressor, None),
+            shape: AttentionShape { past: span.past, kv_heads: self.num_key_value_heads, scale },
+        });
+        B::cached_attention_spans(q, &spans.collect::<Vec<_>>())
     }
 }
 

@@ -12,6 +12,7 @@ use emberlm_quant::ops::DeltaRule;
 
 use super::forward_context::{ForwardContext, LayerCaches};
 use super::norm::RmsNorm;
+use crate::cache::DeltaNetCache;
 use crate::config::{LinearAttentionConfig, ModelConfig};
 use crate::error::Result;
 use crate::loader::Loader;
@@ -82,6 +83,7 @@ impl<B: CompactBackend> GatedDeltaNet<B> {
         let mut caches = caches
             .map(|caches| caches.into_iter().map(|cache| cache.delta_net_mut()).collect::<Result<Vec<_>>>())
             .transpose()?;
+        let tokens: Vec<usize> = context.spans.iter().map(|span| span.tokens.len()).collect();
 
         let projections = [&self.in_proj_qkv, &self.in_proj_z, &self.in_proj_b, &self.in_proj_a];
         let [u, z, beta, dt] = forward_all(projections, x);
@@ -92,10 +94,7 @@ impl<B: CompactBackend> GatedDeltaNet<B> {
                 B::causal_conv1d_silu(u, zeros([b, width - 1, channels], &device), weight).0
             }
             Some(caches) => {
-                let spans = context.split(u).into_iter().zip(caches);
-                let outputs =
-                    spans.map(|(u, cache)| cache.update_conv(|tail| B::causal_conv1d_silu(u, tail, weight.clone())));
-                context.join(outputs.collect::<Result<_>>()?)
+                DeltaNetCache::update_convs(caches, |tails| B::causal_conv1d_silu_spans(u, &tokens, tails, weight))?
             }
         };
 
@@ -106,14 +105,9 @@ impl<B: CompactBackend> GatedDeltaNet<B> {
 
         let o = match caches {
             None => B::gated_delta_rule(DeltaRule { q, k, v, g, beta }, zeros([b, hv, dk, dv], &device)).0,
-            Some(caches) => {
-                let [q, k, v] = [q, k, v].map(|t| context.split(t));
-                let [g, beta] = [g, beta].map(|t| context.split(t));
-                let inputs = q.into_iter().zip(k).zip(v).zip(g.into_iter().zip(beta));
-                let outputs = inputs.zip(caches).map(|((((q, k), v), (g, beta)), cache)| {
-                    cache.update_state(|state| B::gated_delta_rule(DeltaRule { q, k, v, g, beta }, state))
-                });
-                context.join(outputs.collect::<Result<_>>()?)
+            Some(mut caches) => {
+                let rule = DeltaRule { q, k, v, g, beta };
+                DeltaNetCache::update_states(&mut caches, |states| B::gated_delta_rule_spans(rule, &tokens, states))?
             }
         };
 

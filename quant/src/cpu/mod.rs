@@ -6,6 +6,7 @@ mod held;
 #[cfg(feature = "ndarray")]
 mod ndarray;
 mod operations;
+mod spans;
 
 use std::borrow::Cow;
 
@@ -143,6 +144,27 @@ macro_rules! host_operations {
             shape: AttentionShape,
         ) -> Tensor<Self, 4> {
             operations::cached_attention(q, k, v, shape)
+        }
+
+        fn cached_attention_spans(q: Tensor<Self, 4>, spans: &[AttentionSpan<'_, Self>]) -> Tensor<Self, 4> {
+            spans::cached_attention(q, spans)
+        }
+
+        fn causal_conv1d_silu_spans(
+            u: Tensor<Self, 3>,
+            tokens: &[usize],
+            tails: Vec<Tensor<Self, 3>>,
+            weight: Tensor<Self, 3>,
+        ) -> (Tensor<Self, 3>, Vec<Tensor<Self, 3>>) {
+            spans::causal_conv1d_silu(u, tokens, tails, weight)
+        }
+
+        fn gated_delta_rule_spans(
+            rule: DeltaRule<Self>,
+            tokens: &[usize],
+            states: Vec<Tensor<Self, 4>>,
+        ) -> (Tensor<Self, 4>, Vec<Tensor<Self, 4>>) {
+            spans::gated_delta_rule(rule, tokens, states)
         }
 
         fn causal_conv1d_silu(

@@ -6,12 +6,12 @@ use burn::tensor::ops::{BoolTensor, FloatTensor, FloatTensorOps, IntTensor};
 use burn::tensor::{Bool, Int, Shape, Tensor, TensorData};
 use burn_ndarray::{IntNdArrayElement, NdArray, NdArrayTensor, QuantElement, SharedArray};
 
-use super::{HostTensors, host_operations, operations};
+use super::{HostTensors, host_operations, operations, spans};
 use crate::CompactBackend;
 use crate::halting::{HaltRecord, HaltRows, HaltRule, HaltState};
 use crate::kv::{KeyValue, KvStore, Rotary};
 use crate::modules::{Linear, SwiGlu};
-use crate::ops::{AttentionShape, DeltaRule};
+use crate::ops::{AttentionShape, AttentionSpan, DeltaRule};
 use crate::packed::PackedWeight;
 
 impl<I: IntNdArrayElement, Q: QuantElement> CompactBackend for NdArray<f32, I, Q>

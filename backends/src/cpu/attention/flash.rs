@@ -49,53 +49,87 @@ pub(crate) struct FlashAttention<'a> {
     pub(crate) bias: Option<&'a [f32]>,
     pub(crate) keys: Source<'a>,
     pub(crate) values: Source<'a>,
-    pub(crate) p: &'a Attention,
+    pub(crate) p: Attention,
     /// Queries per kv head: tokens times heads of the group.
     pub(crate) rows: usize,
 }
 
+/// How one attention is cut into tasks.
+struct Cut {
+    /// Queries that share a tile.
+    step: usize,
+    /// Tasks of one kv head and one range of positions.
+    tiles: usize,
+    /// Ranges of positions, and positions of one.
+    ranges: usize,
+    range: usize,
+}
+
 impl FlashAttention<'_> {
-    /// The weighted values `[b, kv_heads, rows, values.width]`.
-    pub(crate) fn run(&self, level: Level) -> Vec<f32> {
-        let p = self.p;
-        let (t, width) = (p.past + p.seq, self.values.width);
-        let group = self.rows / p.seq;
-        let step = (ROWS / group).max(1) * group;
-        let (heads, tiles) = (p.batch * p.kv_heads, self.rows.div_ceil(step));
-        let wanted = (4 * threads()).div_ceil(heads * tiles);
+    /// Positions that all queries see at most.
+    fn positions(&self) -> usize {
+        self.p.past + self.p.seq
+    }
+
+    /// Rows of the batch times kv heads.
+    fn heads(&self) -> usize {
+        self.p.batch * self.p.kv_heads
+    }
+
+    /// Queries.
+    fn all(&self) -> usize {
+        self.heads() * self.rows
+    }
+
+    /// Query heads per kv head.
+    fn group(&self) -> usize {
+        self.rows / self.p.seq.max(1)
+    }
+
+    fn step(&self) -> usize {
+        let group = self.group().max(1);
+        (ROWS / group).max(1) * group
+    }
+
+    /// Tiles of queries times positions: what it takes, in proportion to the others of its call.
+    fn share(&self) -> usize {
+        self.heads().saturating_mul(self.rows.div_ceil(self.step())).saturating_mul(self.positions())
+    }
+
+    /// Into about as many tasks as its share of the threads.
+    fn cut(&self, shares: usize) -> Cut {
+        let (t, step) = (self.positions(), self.step());
+        let wanted = (4 * threads()).saturating_mul(t).div_ceil(shares.max(1));
         let ranges = wanted.min(t.div_ceil(4 * TILE)).max(1);
-        let range = t.div_ceil(ranges).next_multiple_of(TILE);
-        let all = heads * self.rows;
-        // Per range and query: the values, then maximum and sum.
-        let mut partial = vec![0.0f32; elements("the partial results", &[ranges, all, width])];
-        let mut state = vec![0.0f32; ranges * all * 2];
-        let (values_out, state_out) = (Output::new(&mut partial, width), Output::new(&mut state, 2));
-        let task = |task: usize| {
-            let (r, rest) = (task % ranges, task / ranges);
-            let (head, first) = (rest / tiles, rest % tiles * step);
-            let rows = step.min(self.rows - first);
-            with_scratch(rows * TILE + TILE * (self.keys.width + width), |scratch| {
-                let task = FlashTask {
-                    a: self,
-                    b: head / p.kv_heads,
-                    head: head % p.kv_heads,
-                    first,
-                    rows,
-                    group,
-                    positions: (r * range).min(t)..((r + 1) * range).min(t),
-                    row: r * all + head * self.rows + first,
-                    values: values_out,
-                    state: state_out,
-                    scratch,
-                };
-                launch(level, task);
-            });
-        };
-        if all.saturating_mul(t).saturating_mul(p.head_dim) < crate::cpu::pool::MIN_WORK {
-            (0..heads * tiles * ranges).for_each(task);
-        } else {
-            parallel(heads * tiles * ranges, task);
-        }
+        Cut { step, tiles: self.rows.div_ceil(step), ranges, range: t.div_ceil(ranges).next_multiple_of(TILE) }
+    }
+
+    fn task(&self, level: Level, cut: &Cut, task: usize, [values, state]: [Output<'_>; 2]) {
+        let (r, rest) = (task % cut.ranges, task / cut.ranges);
+        let (head, first) = (rest / cut.tiles, rest % cut.tiles * cut.step);
+        let rows = cut.step.min(self.rows - first);
+        let t = self.positions();
+        with_scratch(rows * TILE + TILE * (self.keys.width + self.values.width), |scratch| {
+            let task = FlashTask {
+                a: self,
+                b: head / self.p.kv_heads,
+                head: head % self.p.kv_heads,
+                first,
+                rows,
+                group: self.group(),
+                positions: (r * cut.range).min(t)..((r + 1) * cut.range).min(t),
+                row: r * self.all() + head * self.rows + first,
+                values,
+                state,
+                scratch,
+            };
+            launch(level, task);
+        });
+    }
+
+    /// The weighted values of all ranges together, in place of those of the first.
+    fn merge(&self, ranges: usize, partial: &mut Vec<f32>, state: &[f32]) {
+        let (all, width) = (self.all(), self.values.width);
         for row in 0..all {
             let state = |r: usize| (state[(r * all + row) * 2], state[(r * all + row) * 2 + 1]);
             let highest = (0..ranges).map(|r| state(r).0).fold(f32::NEG_INFINITY, f32::max);
@@ -107,15 +141,50 @@ impl FlashAttention<'_> {
                 let factor = share(r) / total;
                 for d in 0..width {
                     let value = factor * partial[(r * all + row) * width + d];
-                    // The first range holds the result.
                     let to = &mut partial[row * width + d];
                     *to = if r == 0 { value } else { *to + value };
                 }
             }
         }
         partial.truncate(all * width);
-        partial
     }
+}
+
+/// The weighted values `[b, kv_heads, rows, values.width]` of each of the calls, in one region.
+pub(crate) fn run(calls: &[FlashAttention], level: Level) -> Vec<Vec<f32>> {
+    let shares = calls.iter().fold(0usize, |sum, call| sum.saturating_add(call.share()));
+    let cuts: Vec<Cut> = calls.iter().map(|call| call.cut(shares)).collect();
+    // Per range and query: the values, then maximum and sum.
+    let buffers = |of: fn(&FlashAttention) -> usize| -> Vec<Vec<f32>> {
+        let sizes = calls.iter().zip(&cuts).map(|(call, cut)| [cut.ranges, call.all(), of(call)]);
+        sizes.map(|size| vec![0.0; elements("the partial results", &size)]).collect()
+    };
+    let (mut partial, mut state) = (buffers(|call| call.values.width), buffers(|_| 2));
+    let outputs: Vec<[Output; 2]> = (calls.iter().zip(&mut partial).zip(&mut state))
+        .map(|((call, partial), state)| [Output::new(partial, call.values.width), Output::new(state, 2)])
+        .collect();
+    // Where the tasks of a call begin.
+    let mut tasks = 0;
+    let starts = calls.iter().zip(&cuts).map(|(call, cut)| {
+        let start = tasks;
+        tasks += call.heads() * cut.tiles * cut.ranges;
+        start
+    });
+    let starts: Vec<usize> = starts.collect();
+    let task = |task: usize| {
+        let i = starts.partition_point(|&start| start <= task) - 1;
+        calls[i].task(level, &cuts[i], task - starts[i], outputs[i]);
+    };
+    let work = |call: &FlashAttention| call.all().saturating_mul(call.positions()).saturating_mul(call.p.head_dim);
+    if calls.iter().map(work).fold(0, usize::saturating_add) < crate::cpu::pool::MIN_WORK {
+        (0..tasks).for_each(task);
+    } else {
+        parallel(tasks, task);
+    }
+    for (((call, cut), partial), state) in calls.iter().zip(&cuts).zip(&mut partial).zip(&state) {
+        call.merge(cut.ranges, partial, state);
+    }
+    partial
 }
 
 struct FlashTask<'a> {
@@ -146,7 +215,7 @@ impl Kernel for FlashTask<'_> {
 impl FlashTask<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let (a, p) = (self.a, self.a.p);
+        let (a, p) = (self.a, &self.a.p);
         let (wk, wv) = (a.keys.width, a.values.width);
         let (scores, rest) = self.scratch.split_at_mut(self.rows * TILE);
         let (key_tile, value_tile) = rest.split_at_mut(TILE * wk);
@@ -157,7 +226,7 @@ impl FlashTask<'_> {
         let mut at = self.positions.start;
         let stop = self.positions.end.min(end(self.rows - 1));
         // SAFETY: `S` is enabled. Queries and tiles of keys and values are taken by checked slices; the scratch has the sizes that
-        // `FlashAttention::run` gave it; rows `row..row + rows` lie in the outputs, and tasks have different ones.
+        // `FlashAttention::task` gave it; rows `row..row + rows` lie in the outputs, and tasks have different ones.
         unsafe {
             let out = self.values.row(self.row, 0, self.rows * wv);
             let state = self.state.row(self.row, 0, self.rows * 2);

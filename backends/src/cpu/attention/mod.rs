@@ -5,9 +5,9 @@ mod latent;
 mod types;
 
 use crate::check::check_len;
-use crate::cpu::level;
+use crate::cpu::{Level, level};
 use flash::{FlashAttention, Source};
-pub use types::{Attention, CodeDecoder, KeyValue, Layer};
+pub use types::{Attention, AttentionSpan, CodeDecoder, KeyValue, Layer};
 
 /// Causal attention of `s` new queries over `past + s` cached tokens.
 ///
@@ -20,6 +20,31 @@ pub use types::{Attention, CodeDecoder, KeyValue, Layer};
 /// # Panics
 /// If a slice does not have its shape, `kv_heads` does not divide `heads`, or `past + s` exceeds the capacity.
 pub fn attention(q: &[f32], k: &KeyValue, v: &KeyValue, p: &Attention, out: &mut [f32]) {
+    attention_spans(&mut [AttentionSpan { q, k: *k, v: *v, shape: *p, out }]);
+}
+
+/// [`attention`] of several sequences at once, each with a shape and a cache of its own.
+///
+/// # Panics
+/// As [`attention`] for any of them.
+pub fn attention_spans(spans: &mut [AttentionSpan]) {
+    spans.iter().for_each(check);
+    let level = level();
+    let prepared: Vec<Prepared> = spans.iter().map(|span| Prepared::new(level, span)).collect();
+    let calls: Vec<FlashAttention> = spans.iter().zip(&prepared).map(|(span, prepared)| prepared.flash(span)).collect();
+    let results = flash::run(&calls, level);
+    for ((span, Prepared { rows, .. }), mut results) in spans.iter_mut().zip(&prepared).zip(results) {
+        let p = &span.shape;
+        if let KeyValue::Compressed { decoder, .. } = span.v {
+            results = latent::project_values(&results, *rows, decoder, p);
+        }
+        each_row(p, |row, at| {
+            span.out[at..at + p.head_dim].copy_from_slice(&results[row * p.head_dim..][..p.head_dim]);
+        });
+    }
+}
+
+fn check(AttentionSpan { q, k, v, shape: p, out }: &AttentionSpan) {
     let queries = [p.batch, p.seq, p.heads, p.head_dim];
     check_len("q", q.len(), &queries);
     check_len("out", out.len(), &queries);
@@ -28,43 +53,54 @@ pub fn attention(q: &[f32], k: &KeyValue, v: &KeyValue, p: &Attention, out: &mut
     assert!(end <= p.capacity, "{end} tokens exceed the capacity {}", p.capacity);
     k.check(p);
     v.check(p);
-    if q.is_empty() {
-        return;
+}
+
+/// What flash attention reads of a sequence.
+#[derive(Default)]
+struct Prepared {
+    /// Queries per kv head; none where there is nothing to compute.
+    rows: usize,
+    /// Scaled, in the order of their groups.
+    queries: Vec<f32>,
+    bias: Option<Vec<f32>>,
+    /// Of a compressed side: what its last layer takes.
+    key_codes: Vec<f32>,
+    value_codes: Vec<f32>,
+}
+
+impl Prepared {
+    fn new(level: Level, AttentionSpan { q, k, v, shape: p, .. }: &AttentionSpan) -> Prepared {
+        if q.is_empty() {
+            return Prepared::default();
+        }
+        // [b, kv_heads, rows, head_dim] with the rows of a group (token, head) together, since they read the same keys.
+        let rows = p.seq * (p.heads / p.kv_heads);
+        let mut grouped = vec![0.0; q.len()];
+        each_row(p, |row, at| {
+            for (to, q) in grouped[row * p.head_dim..][..p.head_dim].iter_mut().zip(&q[at..]) {
+                *to = q * p.scale;
+            }
+        });
+        let mut prepared = Prepared { rows, queries: grouped, ..Prepared::default() };
+        if let KeyValue::Compressed { codes, decoder } = k {
+            prepared.key_codes = latent::hidden(level, codes, decoder, p);
+            (prepared.queries, prepared.bias) = latent::project_queries(&prepared.queries, rows, decoder, p);
+        }
+        if let KeyValue::Compressed { codes, decoder } = v {
+            prepared.value_codes = latent::hidden(level, codes, decoder, p);
+        }
+        prepared
     }
-    let level = level();
-    // [b, kv_heads, rows, head_dim] with the rows of a group (token, head) together, since they read the same keys.
-    let rows = p.seq * (p.heads / p.kv_heads);
-    let mut grouped = vec![0.0; q.len()];
-    each_row(p, |row, at| {
-        for (to, q) in grouped[row * p.head_dim..][..p.head_dim].iter_mut().zip(&q[at..]) {
-            *to = q * p.scale;
-        }
-    });
-    let (key_codes, value_codes);
-    let (mut queries, mut bias) = (grouped, None);
-    let keys = match k {
-        KeyValue::Plain(cache) => Source::of_heads(*cache, p),
-        KeyValue::Compressed { codes, decoder } => {
-            key_codes = latent::hidden(level, codes, decoder, p);
-            (queries, bias) = latent::project_queries(&queries, rows, decoder, p);
-            Source::of_tokens(&key_codes, decoder.output.weight.k, p)
-        }
-    };
-    let values = match v {
-        KeyValue::Plain(cache) => Source::of_heads(*cache, p),
-        KeyValue::Compressed { codes, decoder } => {
-            value_codes = latent::hidden(level, codes, decoder, p);
-            Source::of_tokens(&value_codes, decoder.output.weight.k, p)
-        }
-    };
-    let flash = FlashAttention { q: &queries, bias: bias.as_deref(), keys, values, p, rows };
-    let mut results = flash.run(level);
-    if let KeyValue::Compressed { decoder, .. } = v {
-        results = latent::project_values(&results, rows, decoder, p);
+
+    fn flash<'a>(&'a self, span: &AttentionSpan<'a>) -> FlashAttention<'a> {
+        let p = span.shape;
+        let source = |kv: &KeyValue<'a>, codes: &'a [f32]| match kv {
+            KeyValue::Plain(cache) => Source::of_heads(*cache, &p),
+            KeyValue::Compressed { decoder, .. } => Source::of_tokens(codes, decoder.output.weight.k, &p),
+        };
+        let (keys, values) = (source(&span.k, &self.key_codes), source(&span.v, &self.value_codes));
+        FlashAttention { q: &self.queries, bias: self.bias.as_deref(), keys, values, p, rows: self.rows }
     }
-    each_row(p, |row, at| {
-        out[at..at + p.head_dim].copy_from_slice(&results[row * p.head_dim..][..p.head_dim]);
-    });
 }
 
 /// Calls `f(row, at)` for every query: its row in the grouped order and where it starts in `[b, s, heads, head_dim]`.

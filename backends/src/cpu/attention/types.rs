@@ -26,6 +26,21 @@ pub struct Attention {
     pub scale: f32,
 }
 
+/// One sequence of a call over several.
+#[derive(Debug)]
+pub struct AttentionSpan<'a> {
+    /// `[b, s, heads, head_dim]`.
+    pub q: &'a [f32],
+    /// What the keys are read from.
+    pub k: KeyValue<'a>,
+    /// What the values are read from.
+    pub v: KeyValue<'a>,
+    /// The shape of this sequence.
+    pub shape: Attention,
+    /// As `q`, written.
+    pub out: &'a mut [f32],
+}
+
 /// Where keys or values come from.
 #[derive(Clone, Copy, Debug)]
 pub enum KeyValue<'a> {

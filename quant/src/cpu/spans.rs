@@ -1,0 +1,152 @@
+//! Operations on several sequences at once: one parallel region for all of them.
+
+use std::borrow::Cow;
+
+use burn::tensor::Tensor;
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use emberlm_backends::cpu;
+use emberlm_backends::types::DeltaRuleShape;
+
+use super::{HostTensors, float_primitive, float_tensor};
+use crate::kv::{KeyValue, KvStore};
+use crate::ops::{AttentionSpan, DeltaRule};
+use crate::spans::{join, split};
+
+/// Stored keys or values, kept alive while a kernel reads them.
+enum HeldStore<B: HostTensors> {
+    F32(FloatTensor<B>),
+    F16(IntTensor<B>),
+}
+
+/// Their numbers.
+enum Numbers<'a> {
+    F32(Cow<'a, [f32]>),
+    F16(Cow<'a, [u32]>),
+}
+
+impl<B: HostTensors> HeldStore<B> {
+    /// None where keys or values are compressed.
+    fn new(kv: &KeyValue<'_, B>) -> Option<Self> {
+        match kv {
+            KeyValue::Plain(KvStore::F32(t)) => Some(Self::F32(float_primitive(t.clone()))),
+            KeyValue::Plain(KvStore::F16(t)) => Some(Self::F16(t.clone().into_primitive())),
+            KeyValue::Compressed { .. } => None,
+        }
+    }
+
+    fn numbers(&self) -> Numbers<'_> {
+        match self {
+            Self::F32(t) => Numbers::F32(B::floats(t)),
+            Self::F16(t) => Numbers::F16(B::words(t)),
+        }
+    }
+}
+
+impl Numbers<'_> {
+    fn key_value(&self) -> cpu::KeyValue<'_> {
+        cpu::KeyValue::Plain(match self {
+            Self::F32(numbers) => cpu::CacheSlice::F32(numbers),
+            Self::F16(words) => cpu::CacheSlice::F16(bytemuck::cast_slice(words)),
+        })
+    }
+}
+
+pub(super) fn cached_attention<B: HostTensors>(q: Tensor<B, 4>, spans: &[AttentionSpan<'_, B>]) -> Tensor<B, 4> {
+    let held = spans.iter().map(|span| Some([HeldStore::new(&span.k)?, HeldStore::new(&span.v)?]));
+    let held: Vec<[HeldStore<B>; 2]> = match held.collect() {
+        Some(held) if spans.len() > 1 => held,
+        // What a compressed side takes most of its time for is a region of its own in any case.
+        _ => {
+            let tokens: Vec<usize> = spans.iter().map(|span| span.tokens).collect();
+            let queries = split(q, &tokens).into_iter().zip(spans);
+            return join(queries.map(|(q, span)| B::cached_attention(q, span.k, span.v, span.shape)).collect());
+        }
+    };
+    let numbers: Vec<[Numbers; 2]> = held.iter().map(|held| held.each_ref().map(HeldStore::numbers)).collect();
+    let [_, n, heads, head_dim] = q.dims();
+    let q = float_primitive(q);
+    let q = B::floats(&q);
+    let mut out = vec![0.0; n * heads * head_dim];
+    let (mut q, mut rest) = (&q[..], &mut out[..]);
+    let calls = spans.iter().zip(&numbers).map(|(span, [k, v])| {
+        let own = span.tokens * heads * head_dim;
+        let (own_q, after) = q.split_at(own);
+        let (own_out, out_after) = std::mem::take(&mut rest).split_at_mut(own);
+        (q, rest) = (after, out_after);
+        let capacity = match span.k {
+            KeyValue::Plain(store) | KeyValue::Compressed { codes: store, .. } => store.capacity(),
+        };
+        let shape = cpu::Attention {
+            batch: 1,
+            seq: span.tokens,
+            heads,
+            kv_heads: span.shape.kv_heads,
+            head_dim,
+            past: span.shape.past,
+            capacity,
+            scale: span.shape.scale as f32,
+        };
+        cpu::AttentionSpan { q: own_q, k: k.key_value(), v: v.key_value(), shape, out: own_out }
+    });
+    cpu::attention_spans(&mut calls.collect::<Vec<_>>());
+    float_tensor(out, [1, n, heads, head_dim])
+}
+
+/// The numbers of each tensor, its own buffer where nothing else holds it.
+fn owned<B: HostTensors, const D: usize>(tensors: Vec<Tensor<B, D>>) -> Vec<Vec<f32>> {
+    tensors.into_iter().map(|t| B::into_floats(float_primitive(t))).collect()
+}
+
+fn slices(values: &mut [Vec<f32>]) -> Vec<&mut [f32]> {
+    values.iter_mut().map(Vec::as_mut_slice).collect()
+}
+
+pub(super) fn causal_conv1d_silu<B: HostTensors>(
+    u: Tensor<B, 3>,
+    tokens: &[usize],
+    tails: Vec<Tensor<B, 3>>,
+    weight: Tensor<B, 3>,
+) -> (Tensor<B, 3>, Vec<Tensor<B, 3>>) {
+    let [_, n, c] = u.dims();
+    let [_, _, width] = weight.dims();
+    let (u, weight) = (float_primitive(u), float_primitive(weight));
+    let mut tails = owned(tails);
+    let mut y = vec![0.0; n * c];
+    cpu::causal_conv1d_silu_spans(
+        &B::floats(&u),
+        tokens,
+        c,
+        &mut slices(&mut tails),
+        &B::floats(&weight),
+        width,
+        &mut y,
+    );
+    (float_tensor(y, [1, n, c]), tails.into_iter().map(|tail| float_tensor(tail, [1, width - 1, c])).collect())
+}
+
+pub(super) fn gated_delta_rule<B: HostTensors>(
+    rule: DeltaRule<B>,
+    tokens: &[usize],
+    states: Vec<Tensor<B, 4>>,
+) -> (Tensor<B, 4>, Vec<Tensor<B, 4>>) {
+    let [batch, seq, key_heads, key_dim] = rule.q.dims();
+    let [_, _, value_heads, value_dim] = rule.v.dims();
+    let [q, k, v] = [rule.q, rule.k, rule.v].map(float_primitive);
+    let [g, beta] = [rule.g, rule.beta].map(float_primitive);
+    let shape = DeltaRuleShape { batch, seq, key_heads, value_heads, key_dim, value_dim };
+    let mut states = owned(states);
+    let mut o = vec![0.0; seq * value_heads * value_dim];
+    cpu::gated_delta_rule_spans(
+        &B::floats(&q),
+        &B::floats(&k),
+        &B::floats(&v),
+        &B::floats(&g),
+        &B::floats(&beta),
+        tokens,
+        &mut slices(&mut states),
+        &shape,
+        &mut o,
+    );
+    let state = |state| float_tensor(state, [1, value_heads, key_dim, value_dim]);
+    (float_tensor(o, [1, seq, value_heads, value_dim]), states.into_iter().map(state).collect())
+}

@@ -9,6 +9,8 @@ mod blocks;
 mod book;
 #[cfg(target_arch = "x86_64")]
 mod gemm;
+#[cfg(target_arch = "x86_64")]
+mod panel;
 mod round;
 #[cfg(target_arch = "x86_64")]
 mod rows;

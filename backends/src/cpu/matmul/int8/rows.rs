@@ -1,4 +1,4 @@
-//! A few rows of x: codes are looked up and multiplied as they are read, four rows of the matrix in flight.
+//! A few rows of x: codes are looked up and multiplied as they are read, some rows of the matrix in flight.
 
 use super::book::{Book, Shift};
 use super::round::{Block, Detail};
@@ -16,8 +16,8 @@ use std::sync::Arc;
 pub(crate) const GEMV_MAX_ROWS: usize = 12;
 /// The same where all of x keeps 15 bits: the second half of every element costs passes of 4 columns more than it costs tiles.
 pub(crate) const HEAD_GEMV_MAX_ROWS: usize = 2;
-/// Rows in flight.
-const R: usize = 4;
+/// Sequential streams in which the rows of a task are read.
+const STREAMS: usize = 4;
 /// How many bytes ahead the scales of bytes are prefetched.
 const SCALES_AHEAD: usize = 256;
 
@@ -296,19 +296,24 @@ impl<'a> Pass<'a> {
         // SAFETY: the caller's promise.
         unsafe {
             match self.x.columns {
-                1 => self.range::<BITS, SCALES, 1>(first, last),
-                2 => self.range::<BITS, SCALES, 2>(first, last),
-                _ => self.range::<BITS, SCALES, 4>(first, last),
+                1 => self.range::<BITS, SCALES, STREAMS, 1>(first, last),
+                2 => self.range::<BITS, SCALES, STREAMS, 2>(first, last),
+                // The sums of four rows would not stay in the registers.
+                _ => self.range::<BITS, SCALES, 2, 4>(first, last),
             }
         }
     }
 
-    /// Rows `first..last`.
+    /// Rows `first..last`, `R` of them in flight.
     ///
     /// # Safety
     /// The processor has AVX-512 VNNI and VBMI, the rows exist, and no other task writes their outputs.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-    unsafe fn range<const BITS: usize, const SCALES: u8, const M: usize>(&self, first: usize, last: usize) {
+    unsafe fn range<const BITS: usize, const SCALES: u8, const R: usize, const M: usize>(
+        &self,
+        first: usize,
+        last: usize,
+    ) {
         let per_row = match self.scales {
             // One more: a group covers two blocks.
             Scales::Blocks(_, k, _) if SCALES == DECODED => k / BLOCK + 1,
@@ -316,15 +321,21 @@ impl<'a> Pass<'a> {
             _ => 0,
         };
         let mut scales = vec![0.0; R * per_row];
-        let mut tables: [ScaleTable; R] = std::array::from_fn(|_| ScaleTable::new());
-        // `R` streams far apart, each read in order: that is what hardware prefetchers follow.
-        let apart = (last - first) / R;
+        let mut tables: [ScaleTable; STREAMS] = std::array::from_fn(|_| ScaleTable::new());
+        // Streams far apart, each read in order: that is what hardware prefetchers follow.
+        let apart = (last - first) / STREAMS;
+        for row in first..first + apart {
+            for (i, tables) in tables.as_chunks_mut::<R>().0.iter_mut().enumerate() {
+                // SAFETY: the rows lie before `last`.
+                unsafe { self.rows::<BITS, SCALES, R, M>(row + i * R * apart, apart, per_row, &mut scales, tables) };
+            }
+        }
         // The rest one at a time: `R` times the same row, to spare a kernel of its own.
-        let rest = first + apart * R;
-        for row in (first..first + apart).chain(rest..last) {
-            let apart = if row < rest { apart } else { 0 };
-            // SAFETY: the rows lie before `last`.
-            unsafe { self.rows::<BITS, SCALES, M>(row, apart, per_row, &mut scales, &mut tables) };
+        if let Some(tables) = tables.first_chunk_mut() {
+            for row in first + apart * STREAMS..last {
+                // SAFETY: as above.
+                unsafe { self.rows::<BITS, SCALES, R, M>(row, 0, per_row, &mut scales, tables) };
+            }
         }
     }
 
@@ -334,7 +345,7 @@ impl<'a> Pass<'a> {
     /// As for `range`, and x has `M` columns ordered for `BITS`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
     #[inline]
-    unsafe fn rows<const BITS: usize, const SCALES: u8, const M: usize>(
+    unsafe fn rows<const BITS: usize, const SCALES: u8, const R: usize, const M: usize>(
         &self,
         row: usize,
         apart: usize,

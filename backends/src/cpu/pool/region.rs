@@ -27,6 +27,8 @@ struct Part<'a> {
     row_bytes: usize,
     /// Streams in which the rows of a task are read.
     streams: usize,
+    /// Rows of which a task has a multiple.
+    multiple: usize,
     /// Elements touched per row.
     work: usize,
     run: Box<dyn Fn(usize, usize) + Sync + 'a>,
@@ -42,20 +44,22 @@ impl<'a> Region<'a> {
         work: usize,
         run: impl Fn(usize, usize) + Sync + 'a,
     ) {
-        self.add_streams(STREAMS, data, (rows, row_bytes), work, run);
+        let (data, row_bytes) = (data as usize, row_bytes.max(1));
+        let run = Box::new(run);
+        self.parts.push(Part { data, rows, row_bytes, streams: STREAMS, multiple: STREAMS, work, run });
     }
 
-    /// [`add`](Self::add) of a kernel that reads the rows of a range in so many sequential streams.
-    pub(crate) fn add_streams(
+    /// [`add`](Self::add) of a kernel that reads the rows of a range one after the other, best a multiple of `height`.
+    pub(crate) fn add_tiles(
         &mut self,
-        streams: usize,
-        data: *const u8,
-        (rows, row_bytes): (usize, usize),
+        height: usize,
+        (data, row_bytes): (*const u8, usize),
+        rows: usize,
         work: usize,
         run: impl Fn(usize, usize) + Sync + 'a,
     ) {
         let (data, row_bytes) = (data as usize, row_bytes.max(1));
-        self.parts.push(Part { data, rows, row_bytes, streams, work, run: Box::new(run) });
+        self.parts.push(Part { data, rows, row_bytes, streams: 1, multiple: height, work, run: Box::new(run) });
     }
 
     /// Computes everything that was added.
@@ -87,7 +91,7 @@ impl<'a> Region<'a> {
             let mut first = 0;
             while first < part.rows {
                 let bytes = (left / (2 * threads)).max(TASK_BYTES);
-                let rows = (bytes / part.row_bytes).max(1).next_multiple_of(part.streams).min(part.rows - first);
+                let rows = (bytes / part.row_bytes).max(1).next_multiple_of(part.multiple).min(part.rows - first);
                 tasks.push((part, first, first + rows));
                 first += rows;
                 left -= rows * part.row_bytes;

@@ -7,9 +7,9 @@ use super::book::{Book, Shift};
 use super::panel::{Order, Panel, Shape, WORDS};
 use super::round::{Detail, Input};
 use super::{BLOCK, OFFSET};
-use crate::cpu::matmul::packed::{AHEAD, block_scales};
+use crate::cpu::matmul::packed::block_scales;
 use crate::cpu::matmul::types::Product;
-use crate::cpu::matmul::weight::{Matrix, Rows, Weight};
+use crate::cpu::matmul::weight::{BlockScales, Matrix, Rows, Weight};
 use crate::cpu::pool::{Output, Region, for_each_chunk, parallel, threads, with_scratch};
 use std::arch::x86_64::*;
 
@@ -80,11 +80,9 @@ pub(super) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Produ
         let mut region = Region::default();
         for (panels, tiled) in &tiled {
             let panels = &made[*panels].panels;
-            let (codes, row_bytes) = tiled.codes();
-            region.add_streams(STRIP, codes, (tiled.w.n, row_bytes), m * tiled.w.k, move |first, last| {
-                let streams = Tile { first, apart: (last - first) / STRIP, height: STRIP };
+            region.add_tiles(STRIP, tiled.codes(), tiled.w.n, m * tiled.w.k, move |first, last| {
                 // SAFETY: as below.
-                unsafe { tiled.range(panels, streams, last) };
+                unsafe { tiled.range(panels, first, last, STRIP) };
             });
         }
         return region.run();
@@ -99,7 +97,7 @@ pub(super) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Produ
     parallel(tasks.len(), |task| {
         let (panels, tiled, first, last) = tasks[task];
         // SAFETY: `kernels` has found AVX-512 VNNI and VBMI, the matrices were checked, and tasks have different columns of y.
-        unsafe { tiled.range(panels, Tile { first, apart: 1, height: last - first }, last) };
+        unsafe { tiled.range(panels, first, last, last - first) };
     });
 }
 
@@ -114,21 +112,14 @@ struct Tiled<'a> {
     y: Output<'a>,
 }
 
-/// Rows `first`, `first + apart`, ... of a matrix.
+/// Rows of a matrix that follow each other.
 #[derive(Clone, Copy)]
 struct Tile {
     first: usize,
-    apart: usize,
     height: usize,
 }
 
-impl Tile {
-    fn row(self, r: usize) -> usize {
-        self.first + r * self.apart
-    }
-}
-
-impl<'a> Tiled<'a> {
+impl Tiled<'_> {
     /// Where the rows lie, and the bytes of one.
     fn codes(&self) -> (*const u8, usize) {
         match &self.w.data {
@@ -140,27 +131,21 @@ impl<'a> Tiled<'a> {
         }
     }
 
-    /// The first tile, those that begin at the rows between its rows, and the rest up to `last`.
+    /// Rows `first..last` in tiles of that height.
     ///
     /// # Safety
     /// The processor has AVX-512 with VNNI and VBMI, the rows exist, and no other task writes their outputs.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-    unsafe fn range(&self, panels: &[Panel], tile: Tile, last: usize) {
-        let rows = tile.height.next_multiple_of(STRIP);
+    unsafe fn range(&self, panels: &[Panel], first: usize, last: usize, height: usize) {
+        let rows = height.next_multiple_of(STRIP);
         let lanes: usize = panels.iter().map(|panel| panel.shape.lanes()).sum();
         let mut bytes = vec![0u8; rows * DEPTH];
         let mut scales = vec![0f32; rows * (DEPTH / BLOCK)];
         with_scratch(rows * lanes, |sums| {
-            let mut compute = |tile| {
+            for first in (first..last).step_by(height.max(1)) {
+                let tile = Tile { first, height: height.min(last - first) };
                 // SAFETY: the caller's promise.
                 unsafe { self.sum(panels, tile, &mut bytes, &mut scales, sums, lanes) };
-            };
-            let rest = tile.first + tile.apart * tile.height;
-            for first in tile.first..tile.first + tile.apart {
-                compute(Tile { first, ..tile });
-            }
-            for first in (rest..last).step_by(tile.height) {
-                compute(Tile { first, apart: 1, height: tile.height.min(last - first) });
             }
         });
     }
@@ -186,10 +171,10 @@ impl<'a> Tiled<'a> {
                 let bytes = &mut bytes[r * DEPTH..][..depth];
                 let scales = &mut scales[r * (DEPTH / BLOCK)..][..depth / BLOCK];
                 // SAFETY: the features are enabled, and the part of the row exists.
-                unsafe { self.expand(tile.row(r), from, bytes, scales) };
+                unsafe { self.expand(tile.first + r, from, bytes, scales) };
             }
             let mut lane = 0;
-            for panel in panels {
+            for (p, panel) in panels.iter().enumerate() {
                 let (width, words) = (panel.shape.lanes(), panel.shape.words());
                 let height = if panel.shape == Shape::Two { STRIP / 2 } else { STRIP };
                 for strip in (0..rows).step_by(height) {
@@ -198,6 +183,7 @@ impl<'a> Tiled<'a> {
                         let part = Part {
                             blocks: depth / BLOCK,
                             first: from == 0,
+                            next: if p == 0 { self.next(tile.first + tile.height + strip, height, from) } else { None },
                             w: bytes.as_ptr().add(strip * DEPTH),
                             w_scales: scales.as_ptr().add(strip * (DEPTH / BLOCK)),
                             low: panel.low.as_ptr().add(from / (4 * words) * width),
@@ -225,7 +211,7 @@ impl<'a> Tiled<'a> {
             for token in 0..panel.tokens {
                 for r in 0..tile.height {
                     let parts = &sums[r * lanes + lane + token * words..][..words];
-                    let row = tile.row(r);
+                    let row = tile.first + r;
                     let value = parts.iter().sum::<f32>() + self.bias.map_or(0.0, |bias| bias[row]);
                     // SAFETY: tasks have different columns of y.
                     unsafe { self.y.set(panel.first + token, row, value) };
@@ -233,6 +219,36 @@ impl<'a> Tiled<'a> {
             }
             lane += panel.shape.lanes();
         }
+    }
+
+    /// The part of `height` rows from `row` on that is to be prefetched while elements from `from` on of other rows are multiplied.
+    fn next(&self, row: usize, height: usize, from: usize) -> Option<Next> {
+        let k = self.w.k;
+        // As many bytes, but of whole rows one after the other: that is how memory is read fastest.
+        let at = |data: *const u8, row_bytes: usize, block: usize| {
+            (data.wrapping_add(row * row_bytes + height * (from / BLOCK * block)), height * block)
+        };
+        let ((codes, code_bytes), (scales, scale_bytes)) = match &self.w.data {
+            Matrix::CodeBook4(w) => {
+                let (data, size) = match w.scales {
+                    BlockScales::Single(scales) => (scales.as_ptr().cast(), 4),
+                    BlockScales::Double { codes, .. } => (codes.as_ptr(), 1),
+                };
+                let scales = if w.block == BLOCK { at(data, k / BLOCK * size, size) } else { (data, 0) };
+                (at(w.codes.as_ptr(), k / 2, BLOCK / 2), scales)
+            }
+            Matrix::Int8(w) => (at(w.codes.as_ptr(), k, BLOCK), at(w.scales.as_ptr().cast(), k / BLOCK * 2, 2)),
+            Matrix::Rows(w) if w.slots.is_some() => return None,
+            Matrix::Rows(w) => {
+                let codes = match w.narrow_bits as usize {
+                    _ if row < w.wide_rows => at(w.wide.as_ptr(), k, BLOCK),
+                    bits => at(w.narrow.as_ptr().wrapping_sub(w.wide_rows * w.narrow_stride), w.narrow_stride, BLOCK / 8 * bits),
+                };
+                (codes, (w.scales.as_ptr().cast(), 0))
+            }
+            _ => return None,
+        };
+        Some(Next { codes, code_bytes, scales, scale_bytes })
     }
 
     /// Elements `from..from + bytes.len()` of a row as bytes, and the scale of every 64.
@@ -247,8 +263,16 @@ impl<'a> Tiled<'a> {
             match &self.w.data {
                 Matrix::CodeBook4(w) => {
                     let at = row * k + from;
-                    block_scales(w, at, scales);
-                    scales.iter_mut().for_each(|scale| *scale *= self.factor);
+                    match w.scales {
+                        BlockScales::Single(stored) if w.block == BLOCK => {
+                            let stored = &stored[at / BLOCK..];
+                            scales.iter_mut().zip(stored).for_each(|(scale, stored)| *scale = stored * self.factor);
+                        }
+                        _ => {
+                            block_scales(w, at, scales);
+                            scales.iter_mut().for_each(|scale| *scale *= self.factor);
+                        }
+                    }
                     nibbles::<true>(&w.codes[at / 2..], &self.book, bytes);
                 }
                 Matrix::Int8(w) => {
@@ -282,13 +306,6 @@ impl<'a> Tiled<'a> {
     }
 }
 
-/// Fetches what will be read some time after `codes`.
-#[inline(always)]
-fn prefetch(codes: &[u8]) {
-    // SAFETY: a hint, no access.
-    unsafe { _mm_prefetch::<_MM_HINT_T1>(codes.as_ptr().wrapping_add(AHEAD).cast()) };
-}
-
 /// Signed bytes in this order.
 ///
 /// # Safety
@@ -302,7 +319,6 @@ unsafe fn signed(codes: &[u8], order: Order, bytes: &mut [u8]) {
         let elements = _mm512_loadu_si512(elements.as_ptr().cast());
         let flip = _mm512_set1_epi8(-128);
         for (codes, to) in codes.chunks_exact(BLOCK).zip(bytes.chunks_exact_mut(BLOCK)) {
-            prefetch(codes);
             let mut codes = _mm512_loadu_si512(codes.as_ptr().cast());
             if order != Order::Natural {
                 codes = _mm512_permutexvar_epi8(elements, codes);
@@ -324,7 +340,6 @@ unsafe fn nibbles<const HIGH_FIRST: bool>(codes: &[u8], book: &[u8; 16], bytes: 
         // The book lies in the register twice, so that the upper bits do not matter.
         let book = _mm256_broadcastsi128_si256(_mm_loadu_si128(book.as_ptr().cast()));
         for (codes, to) in codes.chunks_exact(BLOCK / 2).zip(bytes.chunks_exact_mut(BLOCK)) {
-            prefetch(codes);
             let codes = _mm256_loadu_si256(codes.as_ptr().cast());
             let low = lookup(codes, book);
             let high = lookup(_mm256_srli_epi16::<4>(codes), book);
@@ -354,10 +369,33 @@ unsafe fn pairs(codes: &[u8], bytes: &mut [u8]) {
         let by = _mm512_set_epi64(6, 6, 4, 4, 2, 2, 0, 0);
         let (mask, offset) = (_mm512_set1_epi8(3), _mm512_set1_epi8((OFFSET - 1) as i8));
         for (codes, to) in codes.chunks_exact(BLOCK / 4).zip(bytes.chunks_exact_mut(BLOCK)) {
-            prefetch(codes);
             let codes = _mm512_broadcast_i32x4(_mm_loadu_si128(codes.as_ptr().cast()));
             let codes = _mm512_and_si512(_mm512_srlv_epi64(codes, by), mask);
             _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_add_epi8(codes, offset));
+        }
+    }
+}
+
+/// What is to be prefetched for every block that is multiplied, in bytes. Only hints.
+#[derive(Clone, Copy)]
+struct Next {
+    codes: *const u8,
+    code_bytes: usize,
+    scales: *const u8,
+    scale_bytes: usize,
+}
+
+impl Next {
+    /// Prefetches what belongs to block `b` into L2: a few lines at a time, because more than a processor can wait for stop it.
+    #[inline(always)]
+    fn prefetch(self, b: usize) {
+        let (codes, scales) = (self.codes.wrapping_add(b * self.code_bytes), self.scales.wrapping_add(b * self.scale_bytes));
+        // SAFETY: hints, no accesses.
+        unsafe {
+            for line in (0..self.code_bytes).step_by(64) {
+                _mm_prefetch::<_MM_HINT_T1>(codes.wrapping_add(line).cast());
+            }
+            _mm_prefetch::<_MM_HINT_T1>(scales.cast());
         }
     }
 }
@@ -367,6 +405,7 @@ struct Part {
     blocks: usize,
     /// Nothing was added before.
     first: bool,
+    next: Option<Next>,
     w: *const u8,
     w_scales: *const f32,
     low: *const i32,
@@ -399,6 +438,9 @@ impl Part {
                 }
             }
             for b in 0..self.blocks {
+                if let Some(next) = self.next {
+                    next.prefetch(b);
+                }
                 let sums = self.products::<NR, V, W>(b);
                 let steps = self.steps::<V>(b);
                 for r in 0..NR {

@@ -13,7 +13,7 @@ use std::arch::x86_64::*;
 use std::sync::Arc;
 
 /// The crossover of GEMV and GEMM: up to so many rows of x, passes are faster than tiles.
-pub(crate) const GEMV_MAX_ROWS: usize = 12;
+pub(crate) const GEMV_MAX_ROWS: usize = 4;
 /// The same where all of x keeps 15 bits: the second half of every element costs passes of 4 columns more than it costs tiles.
 pub(crate) const HEAD_GEMV_MAX_ROWS: usize = 2;
 /// Sequential streams in which the rows of a task are read.
@@ -324,18 +324,17 @@ impl<'a> Pass<'a> {
         let mut tables: [ScaleTable; STREAMS] = std::array::from_fn(|_| ScaleTable::new());
         // Streams far apart, each read in order: that is what hardware prefetchers follow.
         let apart = (last - first) / STREAMS;
-        for row in first..first + apart {
-            for (i, tables) in tables.as_chunks_mut::<R>().0.iter_mut().enumerate() {
-                // SAFETY: the rows lie before `last`.
-                unsafe { self.rows::<BITS, SCALES, R, M>(row + i * R * apart, apart, per_row, &mut scales, tables) };
-            }
-        }
         // The rest one at a time: `R` times the same row, to spare a kernel of its own.
-        if let Some(tables) = tables.first_chunk_mut() {
-            for row in first + apart * STREAMS..last {
-                // SAFETY: as above.
-                unsafe { self.rows::<BITS, SCALES, R, M>(row, 0, per_row, &mut scales, tables) };
-            }
+        let rest = first + apart * STREAMS;
+        let parts = STREAMS / R;
+        for i in 0..apart * parts + (last - rest) {
+            let (row, apart, part) = match i < apart * parts {
+                true => (first + i / parts + i % parts * R * apart, apart, i % parts),
+                false => (rest + i - apart * parts, 0, 0),
+            };
+            let Some(tables) = tables[part * R..].first_chunk_mut() else { break };
+            // SAFETY: the rows lie before `last`.
+            unsafe { self.rows::<BITS, SCALES, R, M>(row, apart, per_row, &mut scales, tables) };
         }
     }
 

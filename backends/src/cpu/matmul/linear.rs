@@ -81,7 +81,7 @@ pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [P
         if product.weight.n == 0 {
             continue;
         }
-        if rounded == Some(int8::Kernels::Vnni) && m > int8::gemv_max_rows(input) {
+        if rounded == Some(int8::Kernels::Vnni) && m > int8::GEMV_MAX_ROWS {
             many.push(product);
         } else if rounded.is_none() && m > GEMV_MAX_ROWS {
             gemm(level, x, m, &product.weight, product.bias, Output::new(product.y, product.weight.n));

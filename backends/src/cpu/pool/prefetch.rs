@@ -58,7 +58,8 @@ impl Prefetcher {
     }
 
     fn lines(&mut self, mut fetch: impl FnMut(usize)) -> bool {
-        let Some(PrefetchRange { start, stride, streams, len }) = self.range.filter(|range| self.done < range.len) else {
+        let Some(PrefetchRange { start, stride, streams, len }) = self.range.filter(|range| self.done < range.len)
+        else {
             return false;
         };
         let end = (self.done + (STEP_BYTES / streams).max(CACHE_LINE)).min(len);

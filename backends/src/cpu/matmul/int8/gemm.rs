@@ -9,7 +9,7 @@ use super::round::{Detail, Input};
 use super::{BLOCK, OFFSET};
 use crate::cpu::matmul::packed::block_scales;
 use crate::cpu::matmul::types::Product;
-use crate::cpu::matmul::weight::{BlockScales, Matrix, Rows, Weight};
+use crate::cpu::matmul::weight::{BlockScales, Matrix, Weight};
 use crate::cpu::pool::{Output, Region, for_each_chunk, parallel, threads, with_scratch};
 use std::arch::x86_64::*;
 
@@ -167,11 +167,16 @@ impl Tiled<'_> {
         let rows = tile.height.next_multiple_of(STRIP);
         for from in (0..self.w.k).step_by(DEPTH) {
             let depth = DEPTH.min(self.w.k - from);
+            let stored = self.stored_scales(tile, from);
+            let (w_scales, scale_stride) = stored.unwrap_or((scales.as_ptr(), DEPTH / BLOCK));
             for r in 0..tile.height {
                 let bytes = &mut bytes[r * DEPTH..][..depth];
                 let scales = &mut scales[r * (DEPTH / BLOCK)..][..depth / BLOCK];
                 // SAFETY: the features are enabled, and the part of the row exists.
-                unsafe { self.expand(tile.first + r, from, bytes, scales) };
+                unsafe { self.expand(tile.first + r, from, bytes) };
+                if stored.is_none() {
+                    self.scales(tile.first + r, from, scales);
+                }
             }
             let mut lane = 0;
             for (p, panel) in panels.iter().enumerate() {
@@ -185,7 +190,8 @@ impl Tiled<'_> {
                             first: from == 0,
                             next: if p == 0 { self.next(tile.first + tile.height + strip, height, from) } else { None },
                             w: bytes.as_ptr().add(strip * DEPTH),
-                            w_scales: scales.as_ptr().add(strip * (DEPTH / BLOCK)),
+                            w_scales: w_scales.add(strip * scale_stride),
+                            scale_stride,
                             low: panel.low.as_ptr().add(from / (4 * words) * width),
                             start: panel.start.as_ptr().add(from / BLOCK * width),
                             steps: panel.steps.as_ptr().add(from / BLOCK * width),
@@ -207,18 +213,29 @@ impl Tiled<'_> {
         }
         let mut lane = 0;
         for panel in panels {
-            let words = panel.shape.words();
             for token in 0..panel.tokens {
-                for r in 0..tile.height {
-                    let parts = &sums[r * lanes + lane + token * words..][..words];
-                    let row = tile.first + r;
-                    let value = parts.iter().sum::<f32>() + self.bias.map_or(0.0, |bias| bias[row]);
-                    // SAFETY: tasks have different columns of y.
-                    unsafe { self.y.set(panel.first + token, row, value) };
+                // SAFETY: tasks have different columns of y.
+                let y = unsafe { self.y.row(panel.first + token, tile.first, tile.height) };
+                for (r, y) in y.iter_mut().enumerate() {
+                    let sum = match panel.shape.words() {
+                        1 => sums[r * lanes + lane + token],
+                        _ => sums[r * lanes + lane + 2 * token] + sums[r * lanes + lane + 2 * token + 1],
+                    };
+                    *y = sum * self.factor + self.bias.map_or(0.0, |bias| bias[tile.first + r]);
                 }
             }
             lane += panel.shape.lanes();
         }
+    }
+
+    /// The scales of the blocks from element `from` on of a tile that needs no rows beyond its own, where they are stored as they are
+    /// used, and how many there are from one row to the next.
+    fn stored_scales(&self, tile: Tile, from: usize) -> Option<(*const f32, usize)> {
+        let Matrix::CodeBook4(w) = &self.w.data else { return None };
+        let BlockScales::Single(scales) = w.scales else { return None };
+        let fits = w.block == BLOCK && tile.height.is_multiple_of(STRIP);
+        let stride = self.w.k / BLOCK;
+        fits.then(|| (scales[tile.first * stride + from / BLOCK..].as_ptr(), stride))
     }
 
     /// The part of `height` rows from `row` on that is to be prefetched while elements from `from` on of other rows are multiplied.
@@ -242,7 +259,11 @@ impl Tiled<'_> {
             Matrix::Rows(w) => {
                 let codes = match w.narrow_bits as usize {
                     _ if row < w.wide_rows => at(w.wide.as_ptr(), k, BLOCK),
-                    bits => at(w.narrow.as_ptr().wrapping_sub(w.wide_rows * w.narrow_stride), w.narrow_stride, BLOCK / 8 * bits),
+                    bits => at(
+                        w.narrow.as_ptr().wrapping_sub(w.wide_rows * w.narrow_stride),
+                        w.narrow_stride,
+                        BLOCK / 8 * bits,
+                    ),
                 };
                 (codes, (w.scales.as_ptr().cast(), 0))
             }
@@ -251,56 +272,40 @@ impl Tiled<'_> {
         Some(Next { codes, code_bytes, scales, scale_bytes })
     }
 
-    /// Elements `from..from + bytes.len()` of a row as bytes, and the scale of every 64.
+    /// The scale of every 64 elements from `from` on of a row.
+    fn scales(&self, row: usize, from: usize, scales: &mut [f32]) {
+        match &self.w.data {
+            Matrix::CodeBook4(w) => block_scales(w, row * self.w.k + from, scales),
+            Matrix::Int8(w) => w.scales(self.w.k, row, from / BLOCK, scales),
+            Matrix::Rows(w) => scales.fill(w.scales[w.slot(row)]),
+            _ => unreachable!("`fits` lets no other storage through"),
+        }
+    }
+
+    /// Elements `from..from + bytes.len()` of a row as bytes.
     ///
     /// # Safety
     /// The processor has AVX-512 with VNNI and VBMI.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-    unsafe fn expand(&self, row: usize, from: usize, bytes: &mut [u8], scales: &mut [f32]) {
+    unsafe fn expand(&self, row: usize, from: usize, bytes: &mut [u8]) {
         let k = self.w.k;
         // SAFETY: the features are enabled.
         unsafe {
             match &self.w.data {
-                Matrix::CodeBook4(w) => {
-                    let at = row * k + from;
-                    match w.scales {
-                        BlockScales::Single(stored) if w.block == BLOCK => {
-                            let stored = &stored[at / BLOCK..];
-                            scales.iter_mut().zip(stored).for_each(|(scale, stored)| *scale = stored * self.factor);
-                        }
-                        _ => {
-                            block_scales(w, at, scales);
-                            scales.iter_mut().for_each(|scale| *scale *= self.factor);
-                        }
+                Matrix::CodeBook4(w) => nibbles::<true>(&w.codes[(row * k + from) / 2..], &self.book, bytes),
+                Matrix::Int8(w) => signed(&w.codes[row * k + from..], Order::Natural, bytes),
+                Matrix::Rows(w) => {
+                    let slot = w.slot(row);
+                    if slot < w.wide_rows {
+                        return signed(&w.wide[slot * k + from..], self.order, bytes);
                     }
-                    nibbles::<true>(&w.codes[at / 2..], &self.book, bytes);
+                    let codes = &w.narrow[(slot - w.wide_rows) * w.narrow_stride..];
+                    match w.narrow_bits {
+                        4 => nibbles::<false>(&codes[from / 2..], &self.book, bytes),
+                        _ => pairs(&codes[from / 4..], bytes),
+                    }
                 }
-                Matrix::Int8(w) => {
-                    w.scales(k, row, from / BLOCK, scales);
-                    signed(&w.codes[row * k + from..], Order::Natural, bytes);
-                }
-                Matrix::Rows(w) => self.expand_row(w, w.slot(row), from, bytes, scales),
                 _ => unreachable!("`fits` lets no other storage through"),
-            }
-        }
-    }
-
-    /// [`expand`](Self::expand) of a stored row with one scale.
-    ///
-    /// # Safety
-    /// As for `expand`.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-    unsafe fn expand_row(&self, w: &Rows, slot: usize, from: usize, bytes: &mut [u8], scales: &mut [f32]) {
-        scales.fill(w.scales[slot]);
-        // SAFETY: the features are enabled.
-        unsafe {
-            if slot < w.wide_rows {
-                return signed(&w.wide[slot * self.w.k + from..], self.order, bytes);
-            }
-            let codes = &w.narrow[(slot - w.wide_rows) * w.narrow_stride..];
-            match w.narrow_bits {
-                4 => nibbles::<false>(&codes[from / 2..], &self.book, bytes),
-                _ => pairs(&codes[from / 4..], bytes),
             }
         }
     }
@@ -389,7 +394,8 @@ impl Next {
     /// Prefetches what belongs to block `b` into L2: a few lines at a time, because more than a processor can wait for stop it.
     #[inline(always)]
     fn prefetch(self, b: usize) {
-        let (codes, scales) = (self.codes.wrapping_add(b * self.code_bytes), self.scales.wrapping_add(b * self.scale_bytes));
+        let (codes, scales) =
+            (self.codes.wrapping_add(b * self.code_bytes), self.scales.wrapping_add(b * self.scale_bytes));
         // SAFETY: hints, no accesses.
         unsafe {
             for line in (0..self.code_bytes).step_by(64) {
@@ -408,6 +414,8 @@ struct Part {
     next: Option<Next>,
     w: *const u8,
     w_scales: *const f32,
+    /// Scales from one row to the next.
+    scale_stride: usize,
     low: *const i32,
     start: *const i32,
     steps: *const f32,
@@ -444,7 +452,7 @@ impl Part {
                 let sums = self.products::<NR, V, W>(b);
                 let steps = self.steps::<V>(b);
                 for r in 0..NR {
-                    let w = _mm512_set1_ps(*self.w_scales.add(r * (DEPTH / BLOCK) + b));
+                    let w = _mm512_set1_ps(*self.w_scales.add(r * self.scale_stride + b));
                     for v in 0..V {
                         let sum = _mm512_cvtepi32_ps(sums[r][v]);
                         total[r][v] = _mm512_fmadd_ps(sum, _mm512_mul_ps(w, steps[v]), total[r][v]);

@@ -55,13 +55,12 @@ pub(crate) fn fits(w: &Weight) -> bool {
         }
 }
 
-#[cfg(target_arch = "x86_64")]
-use rows::{GEMV_MAX_ROWS, HEAD_GEMV_MAX_ROWS};
-
 pub(crate) use round::{BLOCK, Input};
 
 /// The most columns of x in one pass.
 pub(crate) const MAX_COLUMNS: usize = 4;
+/// The crossover of GEMV and GEMM for [`Kernels::Vnni`]: what takes a second pass is faster in tiles.
+pub(crate) const GEMV_MAX_ROWS: usize = MAX_COLUMNS;
 
 /// x as the kernels of a region want it.
 #[derive(Default)]
@@ -88,16 +87,7 @@ pub(crate) fn few<'a>(
     }
 }
 
-/// The crossover of GEMV and GEMM for [`Kernels::Vnni`]: up to so many rows of x, passes are faster than tiles.
-#[cfg(target_arch = "x86_64")]
-pub(crate) fn gemv_max_rows(input: Input) -> usize {
-    match input {
-        Input::Head => HEAD_GEMV_MAX_ROWS,
-        Input::Usual | Input::Gated => GEMV_MAX_ROWS,
-    }
-}
-
-/// Products with more than [`gemv_max_rows`] rows of x, of matrices that fit, for [`Kernels::Vnni`].
+/// Products with more than [`GEMV_MAX_ROWS`] rows of x, of matrices that fit, for [`Kernels::Vnni`].
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Product]) {
     gemm::gemm(x, m, input, products);
@@ -105,10 +95,6 @@ pub(crate) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Produ
 
 /// The other processors never have that many.
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) fn gemv_max_rows(_: Input) -> usize {
-    usize::MAX
-}
-#[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn gemm(_: &[f32], _: usize, _: Input, _: &mut [&mut Product]) {
-    unreachable!("no more than `gemv_max_rows` rows")
+    unreachable!("no more than `GEMV_MAX_ROWS` rows")
 }

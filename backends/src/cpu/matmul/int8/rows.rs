@@ -12,10 +12,6 @@ use crate::cpu::pool::Region;
 use std::arch::x86_64::*;
 use std::sync::Arc;
 
-/// The crossover of GEMV and GEMM: up to so many rows of x, passes are faster than tiles.
-pub(crate) const GEMV_MAX_ROWS: usize = 4;
-/// The same where all of x keeps 15 bits: the second half of every element costs passes of 4 columns more than it costs tiles.
-pub(crate) const HEAD_GEMV_MAX_ROWS: usize = 2;
 /// Sequential streams in which the rows of a task are read.
 const STREAMS: usize = 4;
 /// How many bytes ahead the scales of bytes are prefetched.
@@ -321,20 +317,29 @@ impl<'a> Pass<'a> {
             _ => 0,
         };
         let mut scales = vec![0.0; R * per_row];
-        let mut tables: [ScaleTable; STREAMS] = std::array::from_fn(|_| ScaleTable::new());
         // Streams far apart, each read in order: that is what hardware prefetchers follow.
         let apart = (last - first) / STREAMS;
         // The rest one at a time: `R` times the same row, to spare a kernel of its own.
         let rest = first + apart * STREAMS;
+        let new_tables = || -> [ScaleTable; R] { std::array::from_fn(|_| ScaleTable::new()) };
+        if R == STREAMS {
+            let mut tables = new_tables();
+            for row in (first..first + apart).chain(rest..last) {
+                let apart = if row < rest { apart } else { 0 };
+                // SAFETY: the rows lie before `last`.
+                unsafe { self.rows::<BITS, SCALES, R, M>(row, apart, per_row, &mut scales, &mut tables) };
+            }
+            return;
+        }
         let parts = STREAMS / R;
+        let mut tables = [new_tables(), new_tables()];
         for i in 0..apart * parts + (last - rest) {
             let (row, apart, part) = match i < apart * parts {
                 true => (first + i / parts + i % parts * R * apart, apart, i % parts),
                 false => (rest + i - apart * parts, 0, 0),
             };
-            let Some(tables) = tables[part * R..].first_chunk_mut() else { break };
-            // SAFETY: the rows lie before `last`.
-            unsafe { self.rows::<BITS, SCALES, R, M>(row, apart, per_row, &mut scales, tables) };
+            // SAFETY: as above.
+            unsafe { self.rows::<BITS, SCALES, R, M>(row, apart, per_row, &mut scales, &mut tables[part]) };
         }
     }
 
@@ -360,7 +365,9 @@ impl<'a> Pass<'a> {
             for (r, scales) in scales.chunks_exact_mut(per_row).enumerate() {
                 let stored = &w.scales[(row + r * apart) * (k / BLOCK)..][..k / BLOCK];
                 // Rows of a stream follow each other, so that the scales of the next ones do.
-                _mm_prefetch::<_MM_HINT_T0>(stored.as_ptr().wrapping_byte_add(SCALES_AHEAD).cast());
+                for line in (0..size_of_val(stored)).step_by(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(stored.as_ptr().wrapping_byte_add(SCALES_AHEAD + line).cast());
+                }
                 // SAFETY: the features are enabled, and there is room for whole registers.
                 unsafe { halves(stored, scales) };
             }

@@ -243,7 +243,8 @@ impl Tiled<'_> {
         let k = self.w.k;
         // As many bytes, but of whole rows one after the other: that is how memory is read fastest.
         let at = |data: *const u8, row_bytes: usize, block: usize| {
-            (data.wrapping_add(row * row_bytes + height * (from / BLOCK * block)), height * block)
+            let part = height * (from / BLOCK * block);
+            (data.wrapping_add(row.wrapping_mul(row_bytes).wrapping_add(part)), height * block)
         };
         let ((codes, code_bytes), (scales, scale_bytes)) = match &self.w.data {
             Matrix::CodeBook4(w) => {
@@ -256,15 +257,10 @@ impl Tiled<'_> {
             }
             Matrix::Int8(w) => (at(w.codes.as_ptr(), k, BLOCK), at(w.scales.as_ptr().cast(), k / BLOCK * 2, 2)),
             Matrix::Rows(w) if w.slots.is_some() => return None,
-            Matrix::Rows(w) => {
-                let codes = match w.narrow_bits as usize {
-                    _ if row < w.wide_rows => at(w.wide.as_ptr(), k, BLOCK),
-                    bits => at(
-                        w.narrow.as_ptr().wrapping_sub(w.wide_rows * w.narrow_stride),
-                        w.narrow_stride,
-                        BLOCK / 8 * bits,
-                    ),
-                };
+            Matrix::Rows(w) if row < w.wide_rows => (at(w.wide.as_ptr(), k, BLOCK), (w.scales.as_ptr().cast(), 0)),
+            Matrix::Rows(w) if w.wide_rows < self.w.n => {
+                let first = w.narrow.as_ptr().wrapping_sub(w.wide_rows.wrapping_mul(w.narrow_stride));
+                let codes = at(first, w.narrow_stride, BLOCK / 8 * w.narrow_bits as usize);
                 (codes, (w.scales.as_ptr().cast(), 0))
             }
             _ => return None,

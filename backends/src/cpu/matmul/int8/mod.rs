@@ -9,6 +9,7 @@ mod blocks;
 mod book;
 #[cfg(target_arch = "x86_64")]
 mod gemm;
+mod gemv;
 #[cfg(target_arch = "x86_64")]
 mod panel;
 mod round;
@@ -23,7 +24,6 @@ use crate::cpu::simd::bytes;
 use crate::cpu::{Level, Matrix, Weight};
 
 /// What unsigned bytes of weights exceed them by.
-#[cfg(target_arch = "x86_64")]
 const OFFSET: i32 = 128;
 
 /// The kernels of a processor.
@@ -65,13 +65,13 @@ pub(crate) const GEMV_MAX_ROWS: usize = MAX_COLUMNS;
 /// x as the kernels of a region want it.
 #[derive(Default)]
 pub(crate) struct Rounded {
-    blocks: Memo<blocks::Layout, blocks::Columns>,
+    blocks: Memo<blocks::Packing, blocks::Columns>,
     #[cfg(target_arch = "x86_64")]
-    groups: Memo<rows::Layout, rows::Columns>,
+    groups: Memo<rows::Packing, rows::Columns>,
 }
 
 /// Adds a product with at most [`MAX_COLUMNS`] rows of x, of a matrix that fits. Rows go where they are stored.
-pub(crate) fn few<'a>(
+pub(crate) fn add_gemv<'a>(
     kernels: Kernels,
     rows: &InputRows<'a>,
     rounded: &Rounded,
@@ -82,8 +82,8 @@ pub(crate) fn few<'a>(
 ) {
     match kernels {
         #[cfg(target_arch = "x86_64")]
-        Kernels::Vnni => rows::few(rows, &rounded.groups, w, bias, y, region),
-        _ => blocks::few(rows, &rounded.blocks, w, bias, y, region),
+        Kernels::Vnni => rows::add_gemv(rows, &rounded.groups, w, bias, y, region),
+        _ => blocks::add_gemv(rows, &rounded.blocks, w, bias, y, region),
     }
 }
 

@@ -5,7 +5,7 @@ use crate::cpu::matmul::dense::{self, DenseRows, Element};
 use crate::cpu::matmul::dequantize::{Decode, NARROW2, NARROW4};
 use crate::cpu::matmul::gemm::gemm;
 use crate::cpu::matmul::int8;
-use crate::cpu::matmul::packed::{MAX_COLUMNS, Order, PackedRows, Scales};
+use crate::cpu::matmul::packed::{MAX_COLUMNS, Order, PackedRows, PackedScales};
 use crate::cpu::matmul::types::{InputRows, Product};
 use crate::cpu::matmul::weight::{self, CodeBook4, Matrix};
 use crate::cpu::pool::{Output, Region, with_scratch};
@@ -75,25 +75,25 @@ pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [P
         Precision::Int8Activations => int8::kernels(level, m),
     };
     let mut columns = MAX_COLUMNS;
-    let (mut few, mut many) = (Vec::new(), Vec::new());
+    let (mut by_gemv, mut by_gemm) = (Vec::new(), Vec::new());
     for product in products {
         let rounded = rounded.filter(|_| int8::fits(&product.weight));
         if product.weight.n == 0 {
             continue;
         }
-        if rounded == Some(int8::Kernels::Vnni) && m > int8::gemv_max_rows(input) {
-            many.push(product);
+        if rounded == Some(int8::Kernels::Vnni) && m > int8::GEMV_MAX_ROWS {
+            by_gemm.push(product);
         } else if rounded.is_none() && m > GEMV_MAX_ROWS {
             gemm(level, x, m, &product.weight, product.bias, Output::new(product.y, product.weight.n));
         } else {
             columns = if rounded.is_some() { columns.min(int8::MAX_COLUMNS) } else { columns };
-            few.push((product, rounded));
+            by_gemv.push((product, rounded));
         }
     }
-    if !many.is_empty() {
-        int8::gemm(x, m, input, &mut many);
+    if !by_gemm.is_empty() {
+        int8::gemm(x, m, input, &mut by_gemm);
     }
-    if few.is_empty() {
+    if by_gemv.is_empty() {
         return;
     }
     for first in (0..m).step_by(columns) {
@@ -101,12 +101,12 @@ pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [P
         let rounded_x = int8::Rounded::default();
         let x = InputRows::new(&x[first * k..(first + count) * k], count, k, level, input);
         // Rows that are not stored in order are computed as they are, then put where they belong.
-        let mut stored: Vec<Vec<f32>> = few
+        let mut stored: Vec<Vec<f32>> = by_gemv
             .iter()
             .map(|(product, _)| vec![0.0; if slots(&product.weight).is_some() { count * product.weight.n } else { 0 }])
             .collect();
         let mut region = Region::default();
-        for ((product, rounded), stored) in few.iter_mut().zip(&mut stored) {
+        for ((product, rounded), stored) in by_gemv.iter_mut().zip(&mut stored) {
             let (w, n) = (product.weight, product.weight.n);
             let (bias, y) = match slots(&w) {
                 Some(_) => (None, &mut stored[..]),
@@ -114,12 +114,12 @@ pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [P
             };
             let y = Output::new(y, n);
             match *rounded {
-                Some(kernels) => int8::few(kernels, &x, &rounded_x, w, bias, y, &mut region),
+                Some(kernels) => int8::add_gemv(kernels, &x, &rounded_x, w, bias, y, &mut region),
                 None => add(&x, w, bias, y, &mut region),
             }
         }
         region.run();
-        for ((product, _), stored) in few.iter_mut().zip(&stored) {
+        for ((product, _), stored) in by_gemv.iter_mut().zip(&stored) {
             let n = product.weight.n;
             let Some(slots) = slots(&product.weight) else { continue };
             for (y, stored) in product.y[first * n..].chunks_exact_mut(n).zip(stored.chunks_exact(n)) {
@@ -188,7 +188,7 @@ fn code_book_product<'a>(
     let x = rows.permuted(4, Order::HighFirst);
     let stride = k / 2;
     region.add(w.codes.as_ptr(), (n, stride), m * k, move |first, last| {
-        let scales = Scales::Blocks(&w, k);
+        let scales = PackedScales::Blocks(&w, k);
         let (codes, book) = (w.codes, w.code_book);
         let (x, row_bytes, bits, column) = (&*x, stride, 4, 0);
         launch(level, PackedRows { codes, stride, row_bytes, bits, book, scales, x, m, first, last, column, bias, y });
@@ -243,7 +243,7 @@ fn rows_product<'a>(
         let x = rows.permuted(bits, Order::LowFirst);
         let (stride, row_bytes) = (w.narrow_stride, (k * bits).div_ceil(8));
         region.add(w.narrow.as_ptr(), (n - wide, row_bytes), m * k, move |first, last| {
-            let scales = Scales::Rows(&w.scales[wide..]);
+            let scales = PackedScales::PerRow(&w.scales[wide..]);
             let (x, codes, column) = (&*x, w.narrow, wide);
             launch(
                 level,

@@ -77,7 +77,7 @@ pub(crate) struct PackedRows<'a> {
     pub(crate) row_bytes: usize,
     pub(crate) bits: usize,
     pub(crate) book: &'a [f32; 16],
-    pub(crate) scales: Scales<'a>,
+    pub(crate) scales: PackedScales<'a>,
     pub(crate) x: &'a PermutedX,
     pub(crate) m: usize,
     pub(crate) first: usize,
@@ -89,9 +89,9 @@ pub(crate) struct PackedRows<'a> {
 }
 
 /// The scales of packed rows.
-pub(crate) enum Scales<'a> {
+pub(crate) enum PackedScales<'a> {
     /// One per row.
-    Rows(&'a [f32]),
+    PerRow(&'a [f32]),
     /// Per block of a multiple of 64 elements; rows have `k` elements, a multiple of 64.
     Blocks(&'a CodeBook4<'a>, usize),
 }
@@ -103,8 +103,8 @@ impl Kernel for PackedRows<'_> {
         // SAFETY: `S` is enabled; `rows` says what it needs of the slices, which their check and the padding of x give.
         unsafe {
             match (&self.scales, self.bits) {
-                (Scales::Blocks(..), _) => self.columns::<S, 4, true>(),
-                (Scales::Rows(_), 4) => self.columns::<S, 4, false>(),
+                (PackedScales::Blocks(..), _) => self.columns::<S, 4, true>(),
+                (PackedScales::PerRow(_), 4) => self.columns::<S, 4, false>(),
                 _ => self.columns::<S, 2, false>(),
             }
         }
@@ -135,8 +135,8 @@ impl PackedRows<'_> {
     unsafe fn range<S: Simd, const BITS: usize, const BLOCKS: bool, const R: usize, const M: usize>(&self) {
         let per_row = match self.scales {
             // One more: a group of AVX-512 covers two blocks.
-            Scales::Blocks(_, k) => k / 64 + 1,
-            Scales::Rows(_) => 0,
+            PackedScales::Blocks(_, k) => k / 64 + 1,
+            PackedScales::PerRow(_) => 0,
         };
         let mut scales = vec![0.0; R * per_row];
         // `R` streams far apart, each read in order: that is what hardware prefetchers follow.
@@ -166,7 +166,7 @@ impl PackedRows<'_> {
     ) {
         // SAFETY: the caller's promise; a group of codes is read whole only where the row has it whole.
         unsafe {
-            if let Scales::Blocks(w, k) = self.scales {
+            if let PackedScales::Blocks(w, k) = self.scales {
                 for r in 0..R {
                     block_scales(w, (row + r * apart) * k, &mut scales[r * per_row..(r + 1) * per_row - 1]);
                 }
@@ -204,8 +204,8 @@ impl PackedRows<'_> {
             }
             for r in 0..R {
                 let scale = match self.scales {
-                    Scales::Rows(scales) => scales[row + r * apart],
-                    Scales::Blocks(..) => 1.0,
+                    PackedScales::PerRow(scales) => scales[row + r * apart],
+                    PackedScales::Blocks(..) => 1.0,
                 };
                 let j = self.column + row + r * apart;
                 let bias = self.bias.map_or(0.0, |bias| bias[j]);

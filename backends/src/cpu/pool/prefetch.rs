@@ -8,8 +8,6 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Sequential streams in which kernels read the rows of a task (rows `1/4` of the task apart).
-const STREAMS: usize = 4;
 /// Bytes that one thread prefetches at most: they must still be in its cache when they are read.
 const MAX_BYTES: usize = 384 << 10;
 /// Bytes prefetched between two checks for work.
@@ -25,15 +23,16 @@ pub(super) struct PrefetchRange {
     start: usize,
     /// Bytes from the start of one stream to the start of the next.
     stride: usize,
+    streams: usize,
     /// Bytes of each stream.
     len: usize,
 }
 
 impl PrefetchRange {
-    /// A task of `rows` rows of `row_bytes` at `start`.
-    pub(super) fn new(start: usize, rows: usize, row_bytes: usize) -> PrefetchRange {
-        let stride = rows / STREAMS * row_bytes;
-        PrefetchRange { start, stride, len: stride.min(MAX_BYTES / STREAMS) }
+    /// A task of `rows` rows of `row_bytes` at `start`, read in `streams` sequential streams.
+    pub(super) fn new(start: usize, rows: usize, row_bytes: usize, streams: usize) -> PrefetchRange {
+        let stride = rows / streams * row_bytes;
+        PrefetchRange { start, stride, streams, len: stride.min(MAX_BYTES / streams) }
     }
 }
 
@@ -59,12 +58,13 @@ impl Prefetcher {
     }
 
     fn lines(&mut self, mut fetch: impl FnMut(usize)) -> bool {
-        let Some(PrefetchRange { start, stride, len }) = self.range.filter(|range| self.done < range.len) else {
+        let Some(PrefetchRange { start, stride, streams, len }) = self.range.filter(|range| self.done < range.len)
+        else {
             return false;
         };
-        let end = (self.done + STEP_BYTES / STREAMS).min(len);
+        let end = (self.done + (STEP_BYTES / streams).max(CACHE_LINE)).min(len);
         for at in (self.done..end).step_by(CACHE_LINE) {
-            for stream in 0..STREAMS {
+            for stream in 0..streams {
                 fetch(start.wrapping_add(stream * stride + at));
             }
         }
@@ -143,7 +143,7 @@ mod tests {
     fn what_came_next_is_expected_next() {
         let mut history = RegionHistory::default();
         let mut predict = |region: usize| {
-            let ranges = history.predict_next(region, || [PrefetchRange::new(region, 8, 100)].into());
+            let ranges = history.predict_next(region, || [PrefetchRange::new(region, 8, 100, 4)].into());
             ranges.map(|ranges| ranges[0].start)
         };
         assert_eq!([1, 2, 3].map(&mut predict), [None; 3]);
@@ -157,7 +157,7 @@ mod tests {
         let mut fetch = Prefetcher::default();
         assert!(!fetch.step());
         // 1000 rows each for four streams, and three left over.
-        let range = PrefetchRange::new(64, 4 * 1000 + 3, 64);
+        let range = PrefetchRange::new(64, 4 * 1000 + 3, 64, 4);
         fetch.set_range(Some(range));
         let mut lines = Vec::new();
         while fetch.lines(|line| lines.push(line)) {}
@@ -165,13 +165,13 @@ mod tests {
         assert_eq!(lines, (1..=4000).map(|line| 64 * line).collect::<Vec<_>>());
         fetch.set_range(Some(range));
         assert!(!fetch.step(), "once is enough");
-        fetch.set_range(Some(PrefetchRange::new(64, 3, 64)));
+        fetch.set_range(Some(PrefetchRange::new(64, 3, 64, 4)));
         assert!(!fetch.step(), "too few rows");
-        let long = PrefetchRange::new(0, 4 * 3, 2 * MAX_BYTES);
+        let long = PrefetchRange::new(0, 4 * 3, 2 * MAX_BYTES, 4);
         fetch.set_range(Some(long));
         let mut lines = Vec::new();
         while fetch.lines(|line| lines.push(line)) {}
         assert_eq!(lines.len(), MAX_BYTES / CACHE_LINE, "no more than stays in a cache");
-        assert!(lines.iter().all(|line| line % (6 * MAX_BYTES) < MAX_BYTES / STREAMS), "the start of each stream");
+        assert!(lines.iter().all(|line| line % (6 * MAX_BYTES) < MAX_BYTES / 4), "the start of each stream");
     }
 }

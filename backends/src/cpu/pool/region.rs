@@ -11,6 +11,9 @@ use std::sync::Arc;
 /// Bytes below which a task is not worth handing out: each should read long runs of rows.
 const TASK_BYTES: usize = 16 << 10;
 
+/// Sequential streams in which kernels read the rows of a task, unless they say so.
+const STREAMS: usize = 4;
+
 /// Work to be split by rows, collected first and then run at once.
 #[derive(Default)]
 pub(crate) struct Region<'a> {
@@ -22,6 +25,10 @@ struct Part<'a> {
     data: usize,
     rows: usize,
     row_bytes: usize,
+    /// Streams in which the rows of a task are read.
+    streams: usize,
+    /// Rows of which a task has a multiple.
+    multiple: usize,
     /// Elements touched per row.
     work: usize,
     run: Box<dyn Fn(usize, usize) + Sync + 'a>,
@@ -37,7 +44,22 @@ impl<'a> Region<'a> {
         work: usize,
         run: impl Fn(usize, usize) + Sync + 'a,
     ) {
-        self.parts.push(Part { data: data as usize, rows, row_bytes: row_bytes.max(1), work, run: Box::new(run) });
+        let (data, row_bytes) = (data as usize, row_bytes.max(1));
+        let run = Box::new(run);
+        self.parts.push(Part { data, rows, row_bytes, streams: STREAMS, multiple: STREAMS, work, run });
+    }
+
+    /// [`add`](Self::add) of a kernel that reads the rows of a range one after the other, best a multiple of `height`.
+    pub(crate) fn add_tiles(
+        &mut self,
+        height: usize,
+        (data, row_bytes): (*const u8, usize),
+        rows: usize,
+        work: usize,
+        run: impl Fn(usize, usize) + Sync + 'a,
+    ) {
+        let (data, row_bytes) = (data as usize, row_bytes.max(1));
+        self.parts.push(Part { data, rows, row_bytes, streams: 1, multiple: height, work, run: Box::new(run) });
     }
 
     /// Computes everything that was added.
@@ -50,7 +72,7 @@ impl<'a> Region<'a> {
         let tasks = self.tasks(threads);
         // The caller takes the first task, its helpers those after it.
         let start = |&(part, first, last): &(&Part, usize, usize)| {
-            PrefetchRange::new(part.data + first * part.row_bytes, last - first, part.row_bytes)
+            PrefetchRange::new(part.data + first * part.row_bytes, last - first, part.row_bytes, part.streams)
         };
         let starts = || tasks.iter().skip(1).take(threads - 1).map(start).collect::<Arc<[_]>>();
         let prefetch = predict_next(self.parts[0].data, starts);
@@ -69,7 +91,7 @@ impl<'a> Region<'a> {
             let mut first = 0;
             while first < part.rows {
                 let bytes = (left / (2 * threads)).max(TASK_BYTES);
-                let rows = (bytes / part.row_bytes).next_multiple_of(4).max(4).min(part.rows - first);
+                let rows = (bytes / part.row_bytes).max(1).next_multiple_of(part.multiple).min(part.rows - first);
                 tasks.push((part, first, first + rows));
                 first += rows;
                 left -= rows * part.row_bytes;

@@ -1,31 +1,19 @@
 //! A few rows of x on AVX2 and NEON: 64 codes at a time become signed bytes and are multiplied.
 
-use super::book::{Book, Shift};
+use super::book::Shift;
+use super::gemv::{Codes, Gemv, StoredRows, WeightScales};
 use super::round::{Block, Detail};
 use super::{BLOCK, MAX_COLUMNS};
-use crate::cpu::Level;
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::packed::{AHEAD, block_scales};
 use crate::cpu::matmul::types::InputRows;
-use crate::cpu::matmul::weight::{CodeBook4, Int8, Matrix, Weight};
+use crate::cpu::matmul::weight::Weight;
 use crate::cpu::pool::Output;
 use crate::cpu::pool::Region;
 use crate::cpu::simd::bytes::{self, ByteKernel, Bytes};
-use std::sync::Arc;
 
 /// The crossover of GEMV and GEMM: up to so many rows of x this is faster than tiles in f32.
 pub(crate) const GEMV_MAX_ROWS: usize = 32;
-
-/// Where the codes of a block lie in its bytes, hence the order of x.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Codes {
-    /// One byte each.
-    Bytes,
-    /// Two in a byte, the even element in the high (or the low) nibble.
-    Nibbles { high_first: bool },
-    /// Four in a byte, from the lowest bits on.
-    Pairs,
-}
 
 impl Codes {
     /// The element whose code [`Bytes`] puts at `place`.
@@ -43,7 +31,7 @@ impl Codes {
 
 /// What the order and the sums of x depend on.
 #[derive(Clone, Copy, PartialEq)]
-pub(crate) struct Layout {
+pub(crate) struct Packing {
     codes: Codes,
     shift: Shift,
     detail: Detail,
@@ -72,15 +60,15 @@ struct Arrange<'a> {
     x: &'a [f32],
     m: usize,
     k: usize,
-    layout: Layout,
+    packing: Packing,
 }
 
 impl ByteKernel for Arrange<'_> {
     type Output = Columns;
     #[inline(always)]
     unsafe fn call<S: Bytes>(self) -> Columns {
-        let Self { x, m, k, layout } = self;
-        let Layout { codes, shift, detail } = layout;
+        let Self { x, m, k, packing } = self;
+        let Packing { codes, shift, detail } = packing;
         let columns = m.next_power_of_two();
         let cells = k / BLOCK * columns;
         let mut made = Columns {
@@ -120,95 +108,28 @@ impl ByteKernel for Arrange<'_> {
 }
 
 /// Adds a product with at most [`MAX_COLUMNS`] rows of x. Rows go where they are stored.
-pub(crate) fn few<'a>(
+pub(crate) fn add_gemv<'a>(
     rows: &InputRows<'a>,
-    memo: &Memo<Layout, Columns>,
+    memo: &Memo<Packing, Columns>,
     w: Weight<'a>,
     bias: Option<&'a [f32]>,
     y: Output<'a>,
     region: &mut Region<'a>,
 ) {
     let &InputRows { x, m, k, level, .. } = rows;
-    let ordered = |codes, shift| {
-        let layout = Layout { codes, shift, detail: Detail::of(rows.input) };
-        memo.get(layout, || bytes::launch(level, Arrange { x, m, k, layout }))
-    };
-    match w.data {
-        Matrix::CodeBook4(data) => {
-            let Book { bytes: table, factor, shift } = Book::new(data.code_book);
-            let layout = Codes::Nibbles { high_first: true };
-            let (x, scales) = (ordered(layout, shift), Scales::Blocks(data, factor));
-            Pass { codes: data.codes, stride: k / 2, layout, table, scales, x, m, k, column: 0, bias, y }
-                .split(w.n, level, region);
-        }
-        Matrix::Int8(data) => {
-            let (layout, scales) = (Codes::Bytes, Scales::Bytes(data));
-            let (x, table) = (ordered(layout, Shift::NONE), [0; 16]);
-            Pass { codes: data.codes, stride: k, layout, table, scales, x, m, k, column: 0, bias, y }
-                .split(w.n, level, region);
-        }
-        Matrix::Rows(data) => {
-            let wide = data.wide_rows;
-            if wide > 0 {
-                let (layout, scales) = (Codes::Bytes, Scales::Rows(data.scales));
-                let (x, table) = (ordered(layout, Shift::NONE), [0; 16]);
-                Pass { codes: data.wide, stride: k, layout, table, scales, x, m, k, column: 0, bias, y }
-                    .split(wide, level, region);
-            }
-            if wide < w.n {
-                let (layout, offset) = match data.narrow_bits {
-                    2 => (Codes::Pairs, 1),
-                    _ => (Codes::Nibbles { high_first: false }, 7),
-                };
-                let scales = Scales::Rows(&data.scales[wide..]);
-                let (x, table) = (ordered(layout, Shift::NONE), std::array::from_fn(|code| code as i8 - offset));
-                let (codes, stride) = (data.narrow, data.narrow_stride);
-                Pass { codes, stride, layout, table, scales, x, m, k, column: wide, bias, y }.split(
-                    w.n - wide,
-                    level,
-                    region,
-                );
-            }
-        }
-        _ => unreachable!("`fits` lets no other storage through"),
-    }
-}
-
-enum Scales<'a> {
-    Rows(&'a [f32]),
-    /// Of blocks of bytes.
-    Bytes(Int8<'a>),
-    /// Of blocks, and the scale of the code book.
-    Blocks(CodeBook4<'a>, f32),
-}
-
-/// A matrix times [`Columns`].
-struct Pass<'a> {
-    codes: &'a [u8],
-    stride: usize,
-    layout: Codes,
-    table: [i8; 16],
-    scales: Scales<'a>,
-    x: Arc<Columns>,
-    m: usize,
-    k: usize,
-    /// Column of the output that row 0 goes to.
-    column: usize,
-    bias: Option<&'a [f32]>,
-    y: Output<'a>,
-}
-
-impl<'a> Pass<'a> {
-    fn split(self, n: usize, level: Level, region: &mut Region<'a>) {
-        region.add(self.codes.as_ptr(), (n, self.stride), self.m * self.k, move |first, last| {
-            bytes::launch(level, Range { pass: &self, first, last });
+    for w in StoredRows::of(&w) {
+        let packing = Packing { codes: w.codes, shift: w.shift, detail: Detail::of(rows.input) };
+        let x = memo.get(packing, || bytes::launch(level, Arrange { x, m, k, packing }));
+        let gemv = Gemv { w, x, m, k, bias, y };
+        region.add(gemv.w.data.as_ptr(), (gemv.w.rows, gemv.w.stride), m * k, move |first, last| {
+            bytes::launch(level, Range { gemv: &gemv, first, last });
         });
     }
 }
 
-/// Rows `first..last` of a pass.
+/// Rows `first..last` of a product.
 struct Range<'a> {
-    pass: &'a Pass<'a>,
+    gemv: &'a Gemv<'a, Columns>,
     first: usize,
     last: usize,
 }
@@ -219,7 +140,7 @@ impl ByteKernel for Range<'_> {
     unsafe fn call<S: Bytes>(self) {
         // SAFETY: `S` is enabled. Fewer rows in flight where columns take the registers.
         unsafe {
-            match self.pass.x.columns {
+            match self.gemv.x.columns {
                 1 => self.rows::<S, 4, 1>(),
                 2 => self.rows::<S, 2, 2>(),
                 _ => self.rows::<S, 1, MAX_COLUMNS>(),
@@ -235,8 +156,8 @@ impl Range<'_> {
     /// `S` is enabled, x has `M` columns, the rows exist, and no other task writes their outputs.
     #[inline(always)]
     unsafe fn rows<S: Bytes, const R: usize, const M: usize>(self) {
-        let Self { pass, first, last } = self;
-        let blocks = pass.k / BLOCK;
+        let Self { gemv, first, last } = self;
+        let blocks = gemv.k / BLOCK;
         let mut scales = vec![1.0; R * blocks];
         // `R` streams far apart, each read in order: that is what hardware prefetchers follow.
         let apart = (last - first) / R;
@@ -245,25 +166,25 @@ impl Range<'_> {
         for row in (first..first + apart).chain(rest..last) {
             let apart = if row < rest { apart } else { 0 };
             for (r, scales) in scales.chunks_exact_mut(blocks).enumerate() {
-                match &pass.scales {
-                    Scales::Rows(_) => {}
-                    Scales::Bytes(w) => w.scales(pass.k, row + r * apart, 0, scales),
-                    Scales::Blocks(w, _) => block_scales(w, (row + r * apart) * pass.k, scales),
+                match &gemv.w.scales {
+                    WeightScales::PerRow(_) => {}
+                    WeightScales::Int8(w) => w.scales(gemv.k, row + r * apart, 0, scales),
+                    WeightScales::CodeBook(w, _) => block_scales(w, (row + r * apart) * gemv.k, scales),
                 }
             }
             // SAFETY: the rows lie before `last`, so that all of their blocks exist; x has `M` columns of as many.
             unsafe {
-                match pass.layout {
-                    Codes::Bytes => pass.product::<S, R, M, 8>(row, apart, &scales),
-                    Codes::Nibbles { .. } => pass.product::<S, R, M, 4>(row, apart, &scales),
-                    Codes::Pairs => pass.product::<S, R, M, 2>(row, apart, &scales),
+                match gemv.w.codes {
+                    Codes::Bytes => gemv.product::<S, R, M, 8>(row, apart, &scales),
+                    Codes::Nibbles { .. } => gemv.product::<S, R, M, 4>(row, apart, &scales),
+                    Codes::Pairs => gemv.product::<S, R, M, 2>(row, apart, &scales),
                 }
             }
         }
     }
 }
 
-impl Pass<'_> {
+impl Gemv<'_, Columns> {
     /// Rows `row`, `row + apart`, ... of codes of `BITS` bits, times `M` columns.
     ///
     /// # Safety
@@ -278,9 +199,9 @@ impl Pass<'_> {
         let blocks = self.k / BLOCK;
         // SAFETY: the caller's promise, and every row has `blocks` blocks.
         unsafe {
-            let table = S::table(&self.table);
+            let table = S::table(&self.w.table);
             let codes: [*const u8; R] =
-                std::array::from_fn(|r| self.codes.as_ptr().add((row + r * apart) * self.stride));
+                std::array::from_fn(|r| self.w.data.as_ptr().add((row + r * apart) * self.w.stride));
             let mut total = [[S::splat(0.0); M]; R];
             for b in 0..blocks {
                 let low = self.x.low.as_ptr().add(b * M * BLOCK);
@@ -307,16 +228,7 @@ impl Pass<'_> {
                 }
             }
             for (r, total) in total.iter().enumerate() {
-                let j = row + r * apart;
-                let scale = match &self.scales {
-                    Scales::Rows(scales) => scales[j],
-                    Scales::Bytes(_) => 1.0,
-                    Scales::Blocks(_, factor) => *factor,
-                };
-                let bias = self.bias.map_or(0.0, |bias| bias[self.column + j]);
-                for (m, total) in total.iter().enumerate().take(self.m) {
-                    self.y.set(m, self.column + j, S::sum(*total) * scale + bias);
-                }
+                self.store(row + r * apart, total.iter().map(|&total| S::sum(total)));
             }
         }
     }

@@ -9,6 +9,9 @@ mod blocks;
 mod book;
 #[cfg(target_arch = "x86_64")]
 mod gemm;
+mod gemv;
+#[cfg(target_arch = "x86_64")]
+mod panel;
 mod round;
 #[cfg(target_arch = "x86_64")]
 mod rows;
@@ -21,7 +24,6 @@ use crate::cpu::simd::bytes;
 use crate::cpu::{Level, Matrix, Weight};
 
 /// What unsigned bytes of weights exceed them by.
-#[cfg(target_arch = "x86_64")]
 const OFFSET: i32 = 128;
 
 /// The kernels of a processor.
@@ -53,24 +55,23 @@ pub(crate) fn fits(w: &Weight) -> bool {
         }
 }
 
-#[cfg(target_arch = "x86_64")]
-use rows::{GEMV_MAX_ROWS, HEAD_GEMV_MAX_ROWS};
-
 pub(crate) use round::{BLOCK, Input};
 
 /// The most columns of x in one pass.
 pub(crate) const MAX_COLUMNS: usize = 4;
+/// The crossover of GEMV and GEMM for [`Kernels::Vnni`]: what takes a second pass is faster in tiles.
+pub(crate) const GEMV_MAX_ROWS: usize = MAX_COLUMNS;
 
 /// x as the kernels of a region want it.
 #[derive(Default)]
 pub(crate) struct Rounded {
-    blocks: Memo<blocks::Layout, blocks::Columns>,
+    blocks: Memo<blocks::Packing, blocks::Columns>,
     #[cfg(target_arch = "x86_64")]
-    groups: Memo<rows::Layout, rows::Columns>,
+    groups: Memo<rows::Packing, rows::Columns>,
 }
 
 /// Adds a product with at most [`MAX_COLUMNS`] rows of x, of a matrix that fits. Rows go where they are stored.
-pub(crate) fn few<'a>(
+pub(crate) fn add_gemv<'a>(
     kernels: Kernels,
     rows: &InputRows<'a>,
     rounded: &Rounded,
@@ -81,21 +82,12 @@ pub(crate) fn few<'a>(
 ) {
     match kernels {
         #[cfg(target_arch = "x86_64")]
-        Kernels::Vnni => rows::few(rows, &rounded.groups, w, bias, y, region),
-        _ => blocks::few(rows, &rounded.blocks, w, bias, y, region),
+        Kernels::Vnni => rows::add_gemv(rows, &rounded.groups, w, bias, y, region),
+        _ => blocks::add_gemv(rows, &rounded.blocks, w, bias, y, region),
     }
 }
 
-/// The crossover of GEMV and GEMM for [`Kernels::Vnni`]: up to so many rows of x, passes are faster than tiles.
-#[cfg(target_arch = "x86_64")]
-pub(crate) fn gemv_max_rows(input: Input) -> usize {
-    match input {
-        Input::Head => HEAD_GEMV_MAX_ROWS,
-        Input::Usual | Input::Gated => GEMV_MAX_ROWS,
-    }
-}
-
-/// Products with more than [`gemv_max_rows`] rows of x, of matrices that fit, for [`Kernels::Vnni`].
+/// Products with more than [`GEMV_MAX_ROWS`] rows of x, of matrices that fit, for [`Kernels::Vnni`].
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Product]) {
     gemm::gemm(x, m, input, products);
@@ -103,10 +95,6 @@ pub(crate) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Produ
 
 /// The other processors never have that many.
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) fn gemv_max_rows(_: Input) -> usize {
-    usize::MAX
-}
-#[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn gemm(_: &[f32], _: usize, _: Input, _: &mut [&mut Product]) {
-    unreachable!("no more than `gemv_max_rows` rows")
+    unreachable!("no more than `GEMV_MAX_ROWS` rows")
 }

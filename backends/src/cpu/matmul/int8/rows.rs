@@ -1,23 +1,19 @@
-//! A few rows of x: codes are looked up and multiplied as they are read, four rows of the matrix in flight.
+//! A few rows of x: codes are looked up and multiplied as they are read, some rows of the matrix in flight.
 
-use super::book::{Book, Shift};
+use super::BLOCK;
+use super::book::Shift;
+use super::gemv::{Codes, Gemv, StoredRows, WeightScales};
 use super::round::{Block, Detail};
-use super::{BLOCK, OFFSET};
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::packed::{AHEAD, block_scales};
 use crate::cpu::matmul::types::InputRows;
-use crate::cpu::matmul::weight::{BlockScales, CodeBook4, Int8, Matrix, Weight};
+use crate::cpu::matmul::weight::{BlockScales, CodeBook4, Weight};
 use crate::cpu::pool::Output;
 use crate::cpu::pool::Region;
 use std::arch::x86_64::*;
-use std::sync::Arc;
 
-/// The crossover of GEMV and GEMM: up to so many rows of x, passes are faster than tiles.
-pub(crate) const GEMV_MAX_ROWS: usize = 12;
-/// The same where all of x keeps 15 bits: the second half of every element costs passes of 4 columns more than it costs tiles.
-pub(crate) const HEAD_GEMV_MAX_ROWS: usize = 2;
-/// Rows in flight.
-const R: usize = 4;
+/// Sequential streams in which the rows of a task are read.
+const STREAMS: usize = 4;
 /// How many bytes ahead the scales of bytes are prefetched.
 const SCALES_AHEAD: usize = 256;
 
@@ -39,7 +35,7 @@ pub(crate) struct Columns {
 /// How codes leave the bytes. Groups are 64 bytes of codes; the element at `e` of a byte is multiplied by the code at bit
 /// `bits * (e ^ flip)`, which is `offset` too large and `shift` too small.
 #[derive(Clone, Copy, PartialEq)]
-pub(crate) struct Layout {
+pub(crate) struct Packing {
     bits: usize,
     flip: usize,
     offset: i32,
@@ -48,19 +44,19 @@ pub(crate) struct Layout {
 }
 
 impl Columns {
-    fn new(x: &[f32], m: usize, k: usize, layout: Layout) -> Columns {
+    fn new(x: &[f32], m: usize, k: usize, packing: Packing) -> Columns {
         // SAFETY: `kernels` has found the features.
         unsafe {
-            match layout.bits {
-                8 => Columns::order::<1>(x, m, k, layout),
-                4 => Columns::order::<2>(x, m, k, layout),
-                _ => Columns::order::<4>(x, m, k, layout),
+            match packing.bits {
+                8 => Columns::order::<1>(x, m, k, packing),
+                4 => Columns::order::<2>(x, m, k, packing),
+                _ => Columns::order::<4>(x, m, k, packing),
             }
         }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn order<const PER_BYTE: usize>(x: &[f32], m: usize, k: usize, layout: Layout) -> Columns {
+    unsafe fn order<const PER_BYTE: usize>(x: &[f32], m: usize, k: usize, packing: Packing) -> Columns {
         let columns = m.next_power_of_two();
         let group = 64 * PER_BYTE;
         let groups = k.div_ceil(group);
@@ -70,7 +66,7 @@ impl Columns {
         let mut start = vec![0i32; groups * columns * 16];
         let mut steps = vec![0f32; groups * columns * 16];
         for (column, x) in x.chunks_exact(k).enumerate().take(m) {
-            let threshold = layout.detail.threshold(x);
+            let threshold = packing.detail.threshold(x);
             for (block, x) in x.chunks_exact(BLOCK).enumerate() {
                 let at = block / PER_BYTE * columns + column;
                 // The bytes of the group that this block fills.
@@ -78,21 +74,21 @@ impl Columns {
                 let from = block % PER_BYTE * bytes;
                 let block = Block::avx512(x, threshold);
                 // SAFETY: as above.
-                unsafe { spread::<PER_BYTE>(&block.low, &mut low[at * group + from..], layout.flip) };
+                unsafe { spread::<PER_BYTE>(&block.low, &mut low[at * group + from..], packing.flip) };
                 if block.outliers {
                     outliers[at] = true;
                     high.resize(low.len(), 0);
                     // SAFETY: as above.
-                    unsafe { spread::<PER_BYTE>(&block.high, &mut high[at * group + from..], layout.flip) };
+                    unsafe { spread::<PER_BYTE>(&block.high, &mut high[at * group + from..], packing.flip) };
                 }
                 // Lanes hold 4, 8 or 16 elements.
                 let lanes = BLOCK / (4 * PER_BYTE);
                 let first = at * 16 + from / 4;
                 let starts = &mut start[first..][..lanes];
                 match PER_BYTE {
-                    1 => block.sums::<4>(|lane, sum| starts[lane] = -layout.offset * sum),
-                    2 => block.sums::<8>(|lane, sum| starts[lane] = layout.shift.of(sum) - layout.offset * sum),
-                    _ => block.sums::<16>(|lane, sum| starts[lane] = -layout.offset * sum),
+                    1 => block.sums::<4>(|lane, sum| starts[lane] = -packing.offset * sum),
+                    2 => block.sums::<8>(|lane, sum| starts[lane] = packing.shift.of(sum) - packing.offset * sum),
+                    _ => block.sums::<16>(|lane, sum| starts[lane] = -packing.offset * sum),
                 }
                 steps[first..][..lanes].fill(block.step);
             }
@@ -124,55 +120,25 @@ unsafe fn spread<const PER_BYTE: usize>(block: &[i8; BLOCK], to: &mut [i8], flip
     }
 }
 
-/// Adds a product with at most [`MAX_COLUMNS`] rows of x. Rows go where they are stored.
-pub(crate) fn few<'a>(
+/// Adds a product with at most [`MAX_COLUMNS`](super::MAX_COLUMNS) rows of x. Rows go where they are stored.
+pub(crate) fn add_gemv<'a>(
     rows: &InputRows<'a>,
-    memo: &Memo<Layout, Columns>,
+    memo: &Memo<Packing, Columns>,
     w: Weight<'a>,
     bias: Option<&'a [f32]>,
     y: Output<'a>,
     region: &mut Region<'a>,
 ) {
     let &InputRows { x, m, k, .. } = rows;
-    let ordered = |layout| memo.get(layout, || Columns::new(x, m, k, layout));
-    let (shift, detail) = (Shift::NONE, Detail::of(rows.input));
-    match w.data {
-        Matrix::CodeBook4(data) => {
-            let book = Book::new(data.code_book);
-            let x = ordered(Layout { bits: 4, flip: 1, offset: OFFSET, shift: book.shift, detail });
-            let scales = Scales::Blocks(data, k, book.factor);
-            let book = book.bytes.map(|byte| (i32::from(byte) + OFFSET) as u8);
-            Pass { codes: data.codes, stride: k / 2, row_bytes: k / 2, book, scales, x, m, column: 0, bias, y }
-                .split(w.n, 4, region);
-        }
-        Matrix::Int8(data) => {
-            let x = ordered(Layout { bits: 8, flip: 0, offset: OFFSET, shift, detail });
-            let (codes, book, scales) = (data.codes, [0; 16], Scales::Bytes(data, k));
-            Pass { codes, stride: k, row_bytes: k, book, scales, x, m, column: 0, bias, y }.split(w.n, 8, region);
-        }
-        Matrix::Rows(data) => {
-            let wide = data.wide_rows;
-            if wide > 0 {
-                let x = ordered(Layout { bits: 8, flip: 0, offset: OFFSET, shift, detail });
-                let scales = Scales::Rows(data.scales);
-                let (codes, book) = (data.wide, [0; 16]);
-                Pass { codes, stride: k, row_bytes: k, book, scales, x, m, column: 0, bias, y }.split(wide, 8, region);
-            }
-            if wide < w.n {
-                let bits = data.narrow_bits as usize;
-                let offset = if bits == 2 { 1 } else { 7 };
-                let x = ordered(Layout { bits, flip: 0, offset, shift, detail });
-                let scales = Scales::Rows(&data.scales[wide..]);
-                let book = std::array::from_fn(|code| code as u8);
-                let (codes, stride, row_bytes) = (data.narrow, data.narrow_stride, k * bits / 8);
-                Pass { codes, stride, row_bytes, book, scales, x, m, column: wide, bias, y }.split(
-                    w.n - wide,
-                    bits,
-                    region,
-                );
-            }
-        }
-        _ => unreachable!("`fits` lets no other storage through"),
+    for w in StoredRows::of(&w) {
+        let (bits, flip) = match w.codes {
+            Codes::Bytes => (8, 0),
+            Codes::Nibbles { high_first } => (4, usize::from(high_first)),
+            Codes::Pairs => (2, 0),
+        };
+        let packing = Packing { bits, flip, offset: w.offset, shift: w.shift, detail: Detail::of(rows.input) };
+        let x = memo.get(packing, || Columns::new(x, m, k, packing));
+        add(Gemv { w, x, m, k, bias, y }, region);
     }
 }
 
@@ -191,14 +157,6 @@ unsafe fn halves(bits: &[u16], out: &mut [f32]) {
             _mm512_storeu_ps(out.as_mut_ptr(), _mm512_cvtph_ps(bits));
         }
     }
-}
-
-enum Scales<'a> {
-    Rows(&'a [f32]),
-    /// Of blocks of bytes, in rows of so many.
-    Bytes(Int8<'a>, usize),
-    /// Rows of so many elements, and the scale of the code book.
-    Blocks(CodeBook4<'a>, usize, f32),
 }
 
 /// Quantised block scales of which the two of a group share their absmax.
@@ -255,39 +213,34 @@ impl ScaleTable {
     }
 }
 
-/// A matrix times [`Columns`].
-struct Pass<'a> {
-    codes: &'a [u8],
-    stride: usize,
-    row_bytes: usize,
-    /// The byte of each 4-bit code.
-    book: [u8; 16],
-    scales: Scales<'a>,
-    x: Arc<Columns>,
-    m: usize,
-    /// Column of the output that row 0 goes to.
-    column: usize,
-    bias: Option<&'a [f32]>,
-    y: Output<'a>,
+/// Adds a product to a region.
+fn add<'a>(gemv: Gemv<'a, Columns>, region: &mut Region<'a>) {
+    let row_bytes = gemv.row_bytes();
+    region.add(gemv.w.data.as_ptr(), (gemv.w.rows, gemv.w.stride), gemv.m * row_bytes, move |first, last| {
+        // SAFETY: `kernels` has found AVX-512 VNNI and VBMI, the matrix was checked, and tasks have different rows.
+        unsafe {
+            match (gemv.w.codes, &gemv.w.scales) {
+                (Codes::Nibbles { .. }, WeightScales::CodeBook(w, _)) if Nested::new(w, gemv.k).is_some() => {
+                    gemv.columns::<4, NESTED>(first, last)
+                }
+                (Codes::Nibbles { .. }, WeightScales::CodeBook(..)) => gemv.columns::<4, DECODED>(first, last),
+                (Codes::Nibbles { .. }, _) => gemv.columns::<4, ROWS>(first, last),
+                (Codes::Bytes, WeightScales::Int8(_)) => gemv.columns::<8, DECODED>(first, last),
+                (Codes::Bytes, _) => gemv.columns::<8, ROWS>(first, last),
+                (Codes::Pairs, _) => gemv.columns::<2, ROWS>(first, last),
+            }
+        }
+    });
 }
 
-impl<'a> Pass<'a> {
-    fn split(self, n: usize, bits: usize, region: &mut Region<'a>) {
-        region.add(self.codes.as_ptr(), (n, self.stride), self.m * self.row_bytes, move |first, last| {
-            // SAFETY: `kernels` has found AVX-512 VNNI and VBMI, the matrix was checked, and tasks have different rows.
-            unsafe {
-                match (bits, &self.scales) {
-                    (4, Scales::Blocks(w, k, _)) if Nested::new(w, *k).is_some() => {
-                        self.columns::<4, NESTED>(first, last)
-                    }
-                    (4, Scales::Blocks(..)) => self.columns::<4, DECODED>(first, last),
-                    (4, _) => self.columns::<4, ROWS>(first, last),
-                    (8, Scales::Bytes(..)) => self.columns::<8, DECODED>(first, last),
-                    (8, _) => self.columns::<8, ROWS>(first, last),
-                    _ => self.columns::<2, ROWS>(first, last),
-                }
-            }
-        });
+impl Gemv<'_, Columns> {
+    /// Bytes of a row that hold codes.
+    fn row_bytes(&self) -> usize {
+        match self.w.codes {
+            Codes::Bytes => self.k,
+            Codes::Nibbles { .. } => self.k / 2,
+            Codes::Pairs => self.k / 4,
+        }
     }
 
     /// # Safety
@@ -296,35 +249,54 @@ impl<'a> Pass<'a> {
         // SAFETY: the caller's promise.
         unsafe {
             match self.x.columns {
-                1 => self.range::<BITS, SCALES, 1>(first, last),
-                2 => self.range::<BITS, SCALES, 2>(first, last),
-                _ => self.range::<BITS, SCALES, 4>(first, last),
+                1 => self.range::<BITS, SCALES, STREAMS, 1>(first, last),
+                2 => self.range::<BITS, SCALES, STREAMS, 2>(first, last),
+                // The sums of four rows would not stay in the registers.
+                _ => self.range::<BITS, SCALES, 2, 4>(first, last),
             }
         }
     }
 
-    /// Rows `first..last`.
+    /// Rows `first..last`, `R` of them in flight.
     ///
     /// # Safety
     /// The processor has AVX-512 VNNI and VBMI, the rows exist, and no other task writes their outputs.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-    unsafe fn range<const BITS: usize, const SCALES: u8, const M: usize>(&self, first: usize, last: usize) {
-        let per_row = match self.scales {
+    unsafe fn range<const BITS: usize, const SCALES: u8, const R: usize, const M: usize>(
+        &self,
+        first: usize,
+        last: usize,
+    ) {
+        let per_row = match self.w.scales {
             // One more: a group covers two blocks.
-            Scales::Blocks(_, k, _) if SCALES == DECODED => k / BLOCK + 1,
-            Scales::Bytes(_, k) => (k / BLOCK).next_multiple_of(16),
+            WeightScales::CodeBook(..) if SCALES == DECODED => self.k / BLOCK + 1,
+            WeightScales::Int8(_) => (self.k / BLOCK).next_multiple_of(16),
             _ => 0,
         };
         let mut scales = vec![0.0; R * per_row];
-        let mut tables: [ScaleTable; R] = std::array::from_fn(|_| ScaleTable::new());
-        // `R` streams far apart, each read in order: that is what hardware prefetchers follow.
-        let apart = (last - first) / R;
+        // Streams far apart, each read in order: that is what hardware prefetchers follow.
+        let apart = (last - first) / STREAMS;
         // The rest one at a time: `R` times the same row, to spare a kernel of its own.
-        let rest = first + apart * R;
-        for row in (first..first + apart).chain(rest..last) {
-            let apart = if row < rest { apart } else { 0 };
-            // SAFETY: the rows lie before `last`.
-            unsafe { self.rows::<BITS, SCALES, M>(row, apart, per_row, &mut scales, &mut tables) };
+        let rest = first + apart * STREAMS;
+        let new_tables = || -> [ScaleTable; R] { std::array::from_fn(|_| ScaleTable::new()) };
+        if R == STREAMS {
+            let mut tables = new_tables();
+            for row in (first..first + apart).chain(rest..last) {
+                let apart = if row < rest { apart } else { 0 };
+                // SAFETY: the rows lie before `last`.
+                unsafe { self.rows::<BITS, SCALES, R, M>(row, apart, per_row, &mut scales, &mut tables) };
+            }
+            return;
+        }
+        let parts = STREAMS / R;
+        let mut tables = [new_tables(), new_tables()];
+        for i in 0..apart * parts + (last - rest) {
+            let (row, apart, part) = match i < apart * parts {
+                true => (first + i / parts + i % parts * R * apart, apart, i % parts),
+                false => (rest + i - apart * parts, 0, 0),
+            };
+            // SAFETY: as above.
+            unsafe { self.rows::<BITS, SCALES, R, M>(row, apart, per_row, &mut scales, &mut tables[part]) };
         }
     }
 
@@ -334,7 +306,7 @@ impl<'a> Pass<'a> {
     /// As for `range`, and x has `M` columns ordered for `BITS`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
     #[inline]
-    unsafe fn rows<const BITS: usize, const SCALES: u8, const M: usize>(
+    unsafe fn rows<const BITS: usize, const SCALES: u8, const R: usize, const M: usize>(
         &self,
         row: usize,
         apart: usize,
@@ -342,23 +314,23 @@ impl<'a> Pass<'a> {
         scales: &mut [f32],
         tables: &mut [ScaleTable; R],
     ) {
-        let mut factor = 1.0;
+        let (k, row_bytes) = (self.k, self.row_bytes());
         // Where the scales of row `r` of `R` lie.
         let (mut w_scales, mut scale_stride) = (std::ptr::null(), per_row);
         let mut nested = Nested { codes: &[], map: &[0.0; 256], absmax: &[], shift: 0, offset: 0.0 };
-        if let Scales::Bytes(w, k) = &self.scales {
+        if let WeightScales::Int8(w) = &self.w.scales {
             for (r, scales) in scales.chunks_exact_mut(per_row).enumerate() {
                 let stored = &w.scales[(row + r * apart) * (k / BLOCK)..][..k / BLOCK];
                 // Rows of a stream follow each other, so that the scales of the next ones do.
-                _mm_prefetch::<_MM_HINT_T0>(stored.as_ptr().wrapping_byte_add(SCALES_AHEAD).cast());
+                for line in (0..size_of_val(stored)).step_by(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(stored.as_ptr().wrapping_byte_add(SCALES_AHEAD + line).cast());
+                }
                 // SAFETY: the features are enabled, and there is room for whole registers.
                 unsafe { halves(stored, scales) };
             }
             w_scales = scales.as_ptr();
         }
-        if let Scales::Blocks(w, k, book) = &self.scales {
-            let (k, book) = (*k, *book);
-            factor = book;
+        if let WeightScales::CodeBook(w, _) = &self.w.scales {
             if SCALES == NESTED {
                 nested = Nested::new(w, k).unwrap_or(nested);
             } else {
@@ -379,26 +351,27 @@ impl<'a> Pass<'a> {
         // SAFETY: the last group of a row is read under a mask; x and decoded scales are padded to whole groups, and
         // the check of the matrix found a nested scale for each of its blocks.
         unsafe {
-            let book = _mm512_broadcast_i32x4(_mm_loadu_si128(self.book.as_ptr().cast()));
+            let book = _mm_add_epi8(_mm_loadu_si128(self.w.table.as_ptr().cast()), _mm_set1_epi8(self.w.offset as i8));
+            let book = _mm512_broadcast_i32x4(book);
             let (nibble, pair, flip) = (_mm512_set1_epi8(15), _mm512_set1_epi8(3), _mm512_set1_epi8(-128));
             let codes: [*const u8; R] =
-                std::array::from_fn(|r| self.codes.as_ptr().add((row + r * apart) * self.stride));
+                std::array::from_fn(|r| self.w.data.as_ptr().add((row + r * apart) * self.w.stride));
             let scale_codes: [*const u8; R] =
-                std::array::from_fn(|r| nested.codes.as_ptr().wrapping_add((row + r * apart) * (self.row_bytes / 32)));
+                std::array::from_fn(|r| nested.codes.as_ptr().wrapping_add((row + r * apart) * (row_bytes / 32)));
             let planes = 8 / BITS;
             // Whole groups only, where the storage says so.
             let even = SCALES == NESTED || BITS == 8;
-            let whole = self.row_bytes / 64;
-            let tail = (1u64 << (self.row_bytes % 64)) - 1;
+            let whole = row_bytes / 64;
+            let tail = (1u64 << (row_bytes % 64)) - 1;
             let mut total = [[_mm512_setzero_ps(); M]; R];
-            let groups = self.row_bytes.div_ceil(64);
+            let groups = row_bytes.div_ceil(64);
             let mut turn = 0;
             for g in 0..groups {
                 if SCALES == NESTED && g == turn {
                     // The next group at which a row comes to another absmax.
                     turn = groups;
                     for (r, table) in tables.iter_mut().enumerate() {
-                        let block = (row + r * apart) * (self.row_bytes / 32) + 2 * g;
+                        let block = (row + r * apart) * (row_bytes / 32) + 2 * g;
                         table.turn_to(block >> nested.shift, &nested);
                         turn = turn.min(g + ((((block >> nested.shift) + 1) << nested.shift) - block) / 2);
                     }
@@ -481,18 +454,8 @@ impl<'a> Pass<'a> {
                     }
                 }
             }
-            for r in 0..R {
-                let j = row + r * apart;
-                let scale = match &self.scales {
-                    Scales::Rows(scales) => scales[j],
-                    Scales::Bytes(..) | Scales::Blocks(..) => factor,
-                };
-                let bias = self.bias.map_or(0.0, |bias| bias[self.column + j]);
-                for m in 0..M {
-                    if m < self.m {
-                        self.y.set(m, self.column + j, _mm512_reduce_add_ps(total[r][m]) * scale + bias);
-                    }
-                }
+            for (r, total) in total.iter().enumerate() {
+                self.store(row + r * apart, total.iter().map(|&total| _mm512_reduce_add_ps(total)));
             }
         }
     }

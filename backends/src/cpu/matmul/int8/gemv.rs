@@ -1,0 +1,119 @@
+//! What the GEMV kernels share: the rows of a matrix that are stored alike, and their product with a few rows of x.
+
+use super::OFFSET;
+use super::book::{Book, Shift};
+use crate::cpu::matmul::weight::{CodeBook4, Int8, Matrix, Weight};
+use crate::cpu::pool::Output;
+use std::sync::Arc;
+
+/// Where the codes of a row lie in its bytes.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Codes {
+    /// One byte each.
+    Bytes,
+    /// Two in a byte, the even element in the high (or the low) nibble.
+    Nibbles { high_first: bool },
+    /// Four in a byte, from the lowest bits on.
+    Pairs,
+}
+
+/// The scales of stored rows.
+pub(super) enum WeightScales<'a> {
+    /// One per row.
+    PerRow(&'a [f32]),
+    /// Of blocks of bytes.
+    Int8(Int8<'a>),
+    /// Of blocks, and what a unit of the rounded code book stands for.
+    CodeBook(CodeBook4<'a>, f32),
+}
+
+/// Rows of a matrix that are stored alike.
+pub(super) struct StoredRows<'a> {
+    pub(super) codes: Codes,
+    pub(super) data: &'a [u8],
+    /// Bytes from one row to the next.
+    pub(super) stride: usize,
+    pub(super) rows: usize,
+    /// The column of the output that row 0 goes to.
+    pub(super) column: usize,
+    /// The signed byte of each 4- or 2-bit code.
+    pub(super) table: [i8; 16],
+    /// What makes all of these bytes unsigned, which VNNI needs.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(super) offset: i32,
+    /// By how much the bytes are too small.
+    pub(super) shift: Shift,
+    pub(super) scales: WeightScales<'a>,
+}
+
+impl<'a> StoredRows<'a> {
+    /// Those of a matrix that fits, in the order in which they are stored.
+    pub(super) fn of(w: &Weight<'a>) -> Vec<StoredRows<'a>> {
+        let k = w.k;
+        let bytes = |data, rows, scales| {
+            let (codes, table, shift) = (Codes::Bytes, [0; 16], Shift::NONE);
+            StoredRows { codes, data, stride: k, rows, column: 0, table, offset: OFFSET, shift, scales }
+        };
+        match w.data {
+            Matrix::CodeBook4(data) => {
+                let Book { bytes: table, factor, shift } = Book::new(data.code_book);
+                let (codes, scales) = (Codes::Nibbles { high_first: true }, WeightScales::CodeBook(data, factor));
+                let (data, stride) = (data.codes, k / 2);
+                vec![StoredRows { codes, data, stride, rows: w.n, column: 0, table, offset: OFFSET, shift, scales }]
+            }
+            Matrix::Int8(data) => vec![bytes(data.codes, w.n, WeightScales::Int8(data))],
+            Matrix::Rows(data) => {
+                let wide = data.wide_rows;
+                let (codes, offset) = match data.narrow_bits {
+                    2 => (Codes::Pairs, 1),
+                    _ => (Codes::Nibbles { high_first: false }, 7),
+                };
+                let narrow = StoredRows {
+                    codes,
+                    data: data.narrow,
+                    stride: data.narrow_stride,
+                    rows: w.n - wide,
+                    column: wide,
+                    table: std::array::from_fn(|code| code as i8 - offset as i8),
+                    offset,
+                    shift: Shift::NONE,
+                    scales: WeightScales::PerRow(&data.scales[wide..]),
+                };
+                let wide = bytes(data.wide, wide, WeightScales::PerRow(data.scales));
+                [wide, narrow].into_iter().filter(|stored| stored.rows > 0).collect()
+            }
+            _ => unreachable!("`fits` lets no other storage through"),
+        }
+    }
+}
+
+/// Stored rows times a few rows of x, packed as a kernel wants them.
+pub(super) struct Gemv<'a, X> {
+    pub(super) w: StoredRows<'a>,
+    pub(super) x: Arc<X>,
+    pub(super) m: usize,
+    pub(super) k: usize,
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) y: Output<'a>,
+}
+
+impl<X> Gemv<'_, X> {
+    /// Writes the products of a row from its sums, those beyond the rows of x left out.
+    ///
+    /// # Safety
+    /// The row exists, and no other task writes its outputs.
+    #[inline(always)]
+    pub(super) unsafe fn store(&self, row: usize, sums: impl IntoIterator<Item = f32>) {
+        let scale = match &self.w.scales {
+            WeightScales::PerRow(scales) => scales[row],
+            WeightScales::Int8(_) => 1.0,
+            WeightScales::CodeBook(_, factor) => *factor,
+        };
+        let column = self.w.column + row;
+        let bias = self.bias.map_or(0.0, |bias| bias[column]);
+        for (m, sum) in sums.into_iter().enumerate().take(self.m) {
+            // SAFETY: the caller's promise.
+            unsafe { self.y.set(m, column, sum * scale + bias) };
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! x for tiles: the lanes of a vector are tokens.
+//!
+//! A word is four bytes of a token. With 16 tokens a vector holds a word of each; with up to 8 it holds two, so that it is full.
+
+use super::book::Shift;
+use super::round::{Block, Detail};
+use super::{BLOCK, OFFSET};
+use std::arch::x86_64::*;
+
+/// Most tokens per panel: two vectors.
+pub(super) const PANEL: usize = 32;
+/// Words of a block.
+pub(super) const WORDS: usize = BLOCK / 4;
+
+/// In which order the codes of a block leave the bytes that store them.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Order {
+    /// Bytes: one after the other.
+    Natural,
+    /// Nibbles: the even elements, then the odd ones.
+    EvenOdd,
+    /// Pairs of bits: every fourth element, from the first, the second, ...
+    Quarters,
+}
+
+impl Order {
+    /// The element that comes to each place.
+    pub(super) const fn elements(self) -> [u8; BLOCK] {
+        let streams = match self {
+            Order::Natural => 1,
+            Order::EvenOdd => 2,
+            Order::Quarters => 4,
+        };
+        let mut elements = [0; BLOCK];
+        let mut place = 0;
+        while place < BLOCK {
+            elements[place] = (place % (BLOCK / streams) * streams + place / (BLOCK / streams)) as u8;
+            place += 1;
+        }
+        elements
+    }
+}
+
+/// How the tokens of a panel lie in its vectors.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Shape {
+    /// Up to 8 tokens, two words of each in a vector.
+    Half,
+    /// Up to 16 tokens.
+    One,
+    /// Up to 32 tokens in two vectors.
+    Two,
+}
+
+impl Shape {
+    /// The panel with which to begin on so many tokens: 17 to 24 are cheaper in two panels.
+    pub(super) fn of(tokens: usize) -> Shape {
+        match tokens {
+            ..=8 => Shape::Half,
+            9..=24 => Shape::One,
+            _ => Shape::Two,
+        }
+    }
+
+    fn tokens(self) -> usize {
+        match self {
+            Shape::Half => 8,
+            Shape::One => 16,
+            Shape::Two => PANEL,
+        }
+    }
+
+    /// 32-bit lanes of its vectors.
+    pub(super) fn lanes(self) -> usize {
+        self.tokens().max(16)
+    }
+
+    /// Words of a token in a vector.
+    pub(super) fn words(self) -> usize {
+        self.lanes() / self.tokens()
+    }
+}
+
+/// Up to [`PANEL`] tokens.
+pub(super) struct Panel {
+    pub(super) shape: Shape,
+    /// The first token, and how many there are.
+    pub(super) first: usize,
+    pub(super) tokens: usize,
+    /// `[k / 4 / words][token][word]`: four low bytes each.
+    pub(super) low: Vec<i32>,
+    /// `[k / 64][token][word]`: what the offset of the weights adds, negated.
+    pub(super) start: Vec<i32>,
+    /// `[k / 64][token][word]`.
+    pub(super) steps: Vec<f32>,
+    /// `[i][token][word]`: the high bytes of the vectors with outliers.
+    pub(super) high: Vec<i32>,
+    /// `[i]`: which vector of its block each is.
+    pub(super) places: Vec<u32>,
+    /// `[k / 64 + 1]`: where those of each block begin.
+    pub(super) begins: Vec<u32>,
+}
+
+impl Panel {
+    /// A panel that is still empty, for tokens from `first` on; `m` are left.
+    pub(super) fn of(first: usize, m: usize) -> Panel {
+        let shape = Shape::of(m);
+        let tokens = shape.tokens().min(m);
+        let (low, start, steps) = (Vec::new(), Vec::new(), Vec::new());
+        Panel { shape, first, tokens, low, start, steps, high: Vec::new(), places: Vec::new(), begins: Vec::new() }
+    }
+
+    /// Fills it with its tokens of `x`, rows of `k`.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 with VNNI and VBMI.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+    pub(super) unsafe fn fill(&mut self, x: &[f32], k: usize, order: Order, shift: Shift, detail: Detail) {
+        let (lanes, words) = (self.shape.lanes(), self.shape.words());
+        let (blocks, vectors) = (k / BLOCK, WORDS / words);
+        self.low = vec![0; blocks * vectors * lanes];
+        self.start = vec![0; blocks * lanes];
+        self.steps = vec![0.0; blocks * lanes];
+        self.begins.push(0);
+        let x = &x[self.first * k..(self.first + self.tokens) * k];
+        let mut thresholds = [0.0; PANEL];
+        for (threshold, x) in thresholds.iter_mut().zip(x.chunks_exact(k)) {
+            *threshold = detail.threshold(x);
+        }
+        let elements = order.elements();
+        // SAFETY: 64 bytes.
+        let elements = unsafe { _mm512_loadu_si512(elements.as_ptr().cast()) };
+        // The words of a block, and the sums of their bytes.
+        let ordered = |bytes: &[i8; BLOCK]| {
+            let (mut ordered, mut sums) = ([0i32; WORDS], [0i32; WORDS]);
+            // SAFETY: all arrays have 64 bytes.
+            unsafe {
+                let bytes = _mm512_permutexvar_epi8(elements, _mm512_loadu_si512(bytes.as_ptr().cast()));
+                _mm512_storeu_si512(ordered.as_mut_ptr().cast(), bytes);
+                let sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), bytes);
+                _mm512_storeu_si512(sums.as_mut_ptr().cast(), sum);
+            }
+            (ordered, sums)
+        };
+        // High bytes of a block, and which of its vectors have some.
+        let mut high = [[0; PANEL]; WORDS];
+        for b in 0..blocks {
+            let mut used = 0u32;
+            for (token, (x, threshold)) in x.chunks_exact(k).zip(thresholds).enumerate() {
+                let block = Block::avx512(&x[b * BLOCK..(b + 1) * BLOCK], threshold);
+                let lane = token * words;
+                let (low, mut sums) = ordered(&block.low);
+                for (i, low) in low.chunks_exact(words).enumerate() {
+                    self.low[(b * vectors + i) * lanes + lane..][..words].copy_from_slice(low);
+                }
+                if block.outliers {
+                    let (words_of_high, sums_of_high) = ordered(&block.high);
+                    for (i, (to, from)) in high.iter_mut().zip(words_of_high.chunks_exact(words)).enumerate() {
+                        to[lane..lane + words].copy_from_slice(from);
+                        used |= u32::from(from.iter().any(|&word| word != 0)) << i;
+                    }
+                    sums.iter_mut().zip(sums_of_high).for_each(|(sum, high)| *sum += high << 7);
+                }
+                let at = b * lanes + lane;
+                let start = &mut self.start[at..at + words];
+                for sums in sums.chunks_exact(words) {
+                    start.iter_mut().zip(sums).for_each(|(start, sum)| *start -= OFFSET * sum);
+                }
+                if shift != Shift::NONE {
+                    block.sums::<8>(|_, sum| start[0] += shift.of(sum));
+                }
+                self.steps[at..at + words].fill(block.step);
+            }
+            for place in (0..vectors).filter(|place| used >> place & 1 == 1) {
+                self.places.push(place as u32);
+                self.high.extend_from_slice(&high[place][..lanes]);
+            }
+            self.begins.push(self.places.len() as u32);
+            if used != 0 {
+                high = [[0; PANEL]; WORDS];
+            }
+        }
+    }
+}

@@ -6,14 +6,14 @@ use emberlm_model::config::CrestOverrides;
 use emberlm_model::engine::{Engine, EngineOptions, Event, EventKind, Finish, Request, TokenMask};
 use emberlm_model::sampling::{LogitsProcessors, SamplingConfig};
 use emberlm_model::text::{StopSet, TextProcessor};
-use emberlm_model::{CausalLm, Error, Pretrained, Result, WeightOptions};
+use emberlm_model::{CausalLm, Error, Pretrained, Result};
 use text_support::fixture;
 
 type Cpu = burn_ndarray::NdArray<f32>;
 
 fn load(name: &str) -> (CausalLm<Cpu>, TextProcessor) {
-    let pretrained = Pretrained::open(&fixture(name), &CrestOverrides::default()).unwrap();
-    let model = pretrained.load(WeightOptions::default(), &Default::default(), None).unwrap();
+    let pretrained = Pretrained::open(&fixture(name)).unwrap();
+    let model = pretrained.load(&Default::default()).unwrap();
     (model, pretrained.text().unwrap())
 }
 

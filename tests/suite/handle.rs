@@ -130,13 +130,14 @@ pub fn updates_are_those_of_the_engine<B: CompactBackend>(device: &B::Device) {
         let handle = spawned(loaded, EngineOptions { max_running: 5, ..options() }, 8);
         std::thread::scope(|scope| {
             for (request, expected) in requests.iter().zip(&expected) {
-                let (handle, name) = (handle.clone(), &name);
+                let (handle, name, request) = (handle.clone(), &name, request.clone());
                 scope.spawn(move || {
-                    let (started, read, outcome, summary) = Client::submit(&handle, request.clone()).finished();
+                    let (prompt, wanted) = (request.prompt.len(), request.max_tokens);
+                    let (started, read, outcome, summary) = Client::submit(&handle, request).finished();
                     assert_eq!(outcome, *expected, "{name}");
                     // One that asks for nothing ends before its prompt is read.
-                    let all = if request.max_tokens == 0 { 0 } else { request.prompt.len() };
-                    assert_eq!((started, read, summary.prompt_tokens), (true, all, request.prompt.len()), "{name}");
+                    let all = if wanted == 0 { 0 } else { prompt };
+                    assert_eq!((started, read, summary.prompt_tokens), (true, all, prompt), "{name}");
                 });
             }
         });

@@ -15,8 +15,8 @@
 
 mod check;
 mod handle;
-mod prefix;
 mod mask;
+mod prefix;
 mod request;
 mod schedule;
 mod scoring;
@@ -38,8 +38,8 @@ use crate::text::TextProcessor;
 use crate::token_depth::{TokenDepth, token_depths};
 use check::RequestCheck;
 pub use handle::{EngineHandle, EngineStatus, HandleOptions, Refused, Ticket, Update};
-use prefix::{Keep, PrefixCache, Snapshots};
 pub use mask::TokenMask;
+use prefix::{Keep, PrefixCache, Snapshots};
 pub use request::{Event, EventKind, Finish, Finished, LogProbabilities, Piece, Request, Summary};
 use schedule::shares;
 use sequence::Sequence;

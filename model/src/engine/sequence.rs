@@ -6,8 +6,8 @@ use burn::tensor::Tensor;
 use emberlm_quant::CompactBackend;
 
 use super::SequenceId;
-use super::prefix::{Keep, Snapshots};
 use super::mask::Masked;
+use super::prefix::{Keep, Snapshots};
 use super::request::{Event, EventKind, Finish, Finished, LogProbabilities, Piece, Request, Summary};
 use super::scoring::log_probabilities;
 use crate::cache::Cache;

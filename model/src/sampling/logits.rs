@@ -31,11 +31,10 @@ pub(super) fn keep_allowed(logits: &mut [f32], allowed: &[u32]) {
         match word {
             u32::MAX => {}
             0 => chunk.iter_mut().for_each(|logit| *logit += f32::NEG_INFINITY),
+            // Without a branch per token, this is a loop of vector instructions.
             _ => {
-                for (bit, logit) in chunk.iter_mut().enumerate() {
-                    if word >> bit & 1 == 0 {
-                        *logit += f32::NEG_INFINITY;
-                    }
+                for (bit, logit) in (0u32..).zip(chunk) {
+                    *logit += if word >> bit & 1 == 0 { f32::NEG_INFINITY } else { 0.0 };
                 }
             }
         }

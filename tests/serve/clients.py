@@ -15,7 +15,7 @@ SCHEMA = {"type": "object", "properties": {"kind": {"enum": ["cat", "dog"]}, "ag
 client = openai.OpenAI(base_url=f"{URL}/v1", api_key=KEY, max_retries=0)
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "tell me a story"}]
 TOOLS = [{"type": "function", "function": {"name": "look_up", "description": "Looks a word up.", "parameters": {
-    "type": "object", "properties": {"word": {"enum": ["fox", "boat"]}}, "required": ["word"]}}}]
+    "type": "object", "properties": {"word": {"enum": ["fox", "boat"]}}, "required": ["word"], "additionalProperties": False}}}]
 
 
 def check(condition, *shown):

@@ -7,7 +7,7 @@ use crate::client::{Server, chunks};
 use crate::templates;
 
 fn tools() -> Value {
-    let parameters = json!({"type": "object", "properties": {"word": {"enum": ["fox", "boat"]}}, "required": ["word"]});
+    let parameters = json!({"type": "object", "properties": {"word": {"enum": ["fox", "boat"]}}, "required": ["word"], "additionalProperties": false});
     let function = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": parameters}});
     json!([function("look_up"), function("spell")])
 }

@@ -326,7 +326,8 @@ pub fn frequencies_by_length_are_not_shared<B: CompactBackend>(device: &B::Devic
             let max_tokens = if length > 32 { 3 } else { 8 };
             Request { max_tokens, prefix_boundaries: vec![20], ..Request::new(ids[..length].to_vec()) }
         };
-        // Short ones share; the first of them leaves its boundary alone, being too short. One that is long when it comes shares with nobody, and nor does one that became long.
+        // Short ones share, the first of them up to its boundary alone. One that is long when it comes shares with nobody, and nor does
+        // one that became long.
         for (lengths, cached) in [
             (&[24, 28, 44][..], [0, 20, if shared { 28 } else { 0 }].as_slice()),
             (&[44, 28], &[0, if shared { 27 } else { 0 }]),

@@ -46,7 +46,7 @@ fn attention_is_that_of_each_sequence() {
             let key_value = |i: usize| {
                 let [k, v, codes] = &inputs[i];
                 let k = if variant == 1 { CacheSlice::F16(&halves[i]) } else { CacheSlice::F32(k) };
-                let v = match variant == 2 && i % 2 == 0 {
+                let v = match variant == 2 && i.is_multiple_of(2) {
                     true => KeyValue::Compressed { codes, decoder: &decoder },
                     false => KeyValue::Plain(CacheSlice::F32(v)),
                 };

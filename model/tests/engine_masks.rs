@@ -2,7 +2,6 @@
 
 mod text_support;
 
-use emberlm_model::config::CrestOverrides;
 use emberlm_model::engine::{Engine, EngineOptions, Event, EventKind, Finish, Request, TokenMask};
 use emberlm_model::sampling::{LogitsProcessors, SamplingConfig};
 use emberlm_model::text::{StopSet, TextProcessor};
@@ -12,7 +11,7 @@ use text_support::fixture;
 type Cpu = burn_ndarray::NdArray<f32>;
 
 fn load(name: &str) -> (CausalLm<Cpu>, TextProcessor) {
-    let pretrained = Pretrained::open(&fixture(name)).unwrap();
+    let pretrained = Pretrained::open(fixture(name)).unwrap();
     let model = pretrained.load(&Default::default()).unwrap();
     (model, pretrained.text().unwrap())
 }
@@ -79,13 +78,13 @@ fn run(engine: &mut Engine<'_, Cpu>) -> Vec<Outcome> {
                 end: Ok(Finish::Cancelled),
             });
             match kind {
-                EventKind::PromptRead { .. } => {}
                 EventKind::Token(piece) => {
                     outcome.ids.extend(piece.token);
                     outcome.text += &piece.text;
                 }
                 EventKind::Finished(finished) => outcome.end = Ok(finished.summary.finish),
                 EventKind::Failed(error) => outcome.end = Err(error),
+                _ => {}
             }
         }
     }

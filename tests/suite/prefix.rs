@@ -307,7 +307,7 @@ pub fn depth_is_part_of_a_prefix<B: CompactBackend>(device: &B::Device) {
 
 /// Where rotary frequencies depend on the length of a text, a longer text has other keys from its beginning on.
 pub fn frequencies_by_length_are_not_shared<B: CompactBackend>(device: &B::Device) {
-    let text = Pretrained::open(&own("leanllama")).and_then(|p| p.text());
+    let text = Pretrained::open(own("leanllama")).and_then(|p| p.text());
     let text = text.expect("a tokenizer");
     let (short, long) = (vec![1.0; 8], vec![2.0; 8]);
     let by_length = json!({"type": "longrope", "short_factor": short, "long_factor": long,

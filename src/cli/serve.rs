@@ -31,7 +31,8 @@ const KEY_VARIABLE: &str = "EMBER_API_KEY";
 const USUAL_CONTEXT: usize = 4096;
 
 const ABOUT: &str = "\
-Endpoints: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics, and a page at /.
+Endpoints: /v1/chat/completions, /v1/completions, /v1/responses, /v1/models, and Anthropic's /v1/messages with count_tokens; \
+/tokenize, /detokenize, /health, /metrics, and a page at /.
 
   ember serve -m DIR
   curl http://127.0.0.1:8080/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"hello\"}]}'

@@ -11,9 +11,8 @@ use tokio::sync::Semaphore;
 use super::access::Access;
 use super::error::ApiError;
 use super::form::Compiler;
-use super::generate::Markers;
+use super::markers::Markers;
 use super::metrics::Metrics;
-use super::models::ModelCard;
 use super::options::Defaults;
 
 /// An engine whose step takes so long hangs. A step is a chunk of a prompt, which can take half a minute on a small machine.
@@ -43,6 +42,18 @@ pub struct App {
     pub phase: Phase,
     /// Bounds what is parsed, rendered and tokenised at once.
     pub preparing: Semaphore,
+}
+
+/// What is told of the model besides its name.
+#[derive(Clone, Debug)]
+pub struct ModelCard {
+    pub family: String,
+    pub parameters: usize,
+    /// Tokens that the model was trained for.
+    pub trained_context: usize,
+    /// Layers, steps at most and the usual threshold, of models with adaptive depth.
+    pub depth: Option<(usize, usize, f32)>,
+    pub has_chat_template: bool,
 }
 
 /// How far the server has come.

@@ -4,18 +4,6 @@ use serde_json::{Value, json};
 
 use super::app::App;
 
-/// What is told of the model besides its name.
-#[derive(Clone, Debug)]
-pub struct ModelCard {
-    pub family: String,
-    pub parameters: usize,
-    /// Tokens that the model was trained for.
-    pub trained_context: usize,
-    /// Layers, steps at most and the usual threshold, of models with adaptive depth.
-    pub depth: Option<(usize, usize, f32)>,
-    pub has_chat_template: bool,
-}
-
 /// The list of one model, under each of its names.
 pub fn list(app: &App) -> Value {
     let data: Vec<Value> = app.names.iter().map(|name| one(app, name)).collect();

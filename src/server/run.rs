@@ -13,8 +13,8 @@ use emberlm::model::text::{AnswerParser, AnswerPart};
 use tokio::sync::mpsc;
 
 use super::error::ApiError;
-use super::generate::Markers;
 use super::limits;
+use super::markers::Markers;
 use super::record::Record;
 
 /// One answer to be generated.

@@ -16,15 +16,12 @@ use crate::cache::{KvSegment, RecurrentState};
 use crate::causal_lm::CausalLm;
 use crate::config::RopeScaling;
 use crate::error::Result;
-pub(super) use tree::Keep;
 use tree::{Hit, PrefixTree, Segment, State, common_prefix};
+pub(super) use tree::{Keep, Snapshots};
 
 /// Tokens that are worth a place in the cache, or waiting for, where the request does not say so itself. A state takes as many bytes
 /// as the keys and values of hundreds of tokens, and templates begin alike by a few tokens anyway.
 const WORTHWHILE: usize = 32;
-
-/// Where a snapshot of a sequence is taken for the prefix cache, in order; none in one that does not take part.
-pub(super) type Snapshots = Option<VecDeque<(usize, Keep)>>;
 
 impl<B: CompactBackend> Segment for KvSegment<B> {
     fn bytes(&self) -> usize {

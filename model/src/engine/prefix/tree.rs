@@ -3,7 +3,7 @@
 //! It knows nothing of tensors. A node holds a segment (what its tokens left behind) and, where the model is recurrent, perhaps the
 //! state after its last token. Without states a sequence can be continued from any token; with them, only from where one is kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
 use crate::nn::DepthOptions;
@@ -21,6 +21,9 @@ pub enum Keep {
     /// What many prompts begin with.
     Shared,
 }
+
+/// Where a snapshot of a sequence is taken, in order; none in a sequence that does not take part.
+pub type Snapshots = Option<VecDeque<(usize, Keep)>>;
 
 /// What a number of consecutive tokens left behind.
 pub trait Segment {

@@ -4,11 +4,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::parser::{Call, Scanned};
+use super::scan::{Call, SPACE, Scanned};
 use super::tools::DeclaredTools;
-
-/// White space of JSON.
-pub(super) const SPACE: [char; 4] = [' ', '\n', '\r', '\t'];
 
 /// Keys of a call that stands alone; an object with others is content.
 const KEYS: [&str; 5] = ["name", "parameters", "arguments", "type", "id"];

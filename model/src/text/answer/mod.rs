@@ -12,6 +12,7 @@
 mod format;
 mod json_call;
 mod parser;
+mod scan;
 mod tools;
 mod xml_call;
 

@@ -1,7 +1,8 @@
 //! The parser of one answer.
 
 use super::format::{AnswerFormat, Thinking, ToolFormat};
-use super::json_call::{JsonScan, SPACE};
+use super::json_call::JsonScan;
+use super::scan::{Call, SPACE, Scanned};
 use super::tools::DeclaredTools;
 use super::xml_call::XmlScan;
 
@@ -34,25 +35,6 @@ pub enum AnswerPart {
         /// The next part of the JSON text.
         delta: String,
     },
-}
-
-/// A call as the model wrote it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Call {
-    pub(super) name: String,
-    /// A JSON object.
-    pub(super) arguments: String,
-}
-
-/// What a text that may be a call is.
-#[derive(Debug)]
-pub(super) enum Scanned {
-    /// That cannot be told yet.
-    More,
-    /// Calls, up to this byte.
-    Calls { calls: Vec<Call>, end: usize },
-    /// No call.
-    Malformed,
 }
 
 /// Takes an answer apart as it comes.

@@ -4,8 +4,7 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use super::json_call::SPACE;
-use super::parser::{Call, Scanned};
+use super::scan::{Call, SPACE, Scanned};
 use super::tools::DeclaredTools;
 
 const FUNCTION: &str = "<function=";

@@ -1,7 +1,7 @@
 //! `ember serve`: OpenAI's API, and Anthropic's messages, in front of one engine.
 //!
 //! Every endpoint turns its body into the same requests of the engine ([`generate`]), and what the engine says into deltas
-//! ([`run`]); a stream and a whole answer are made of the same deltas. One thread serves all connections, a few prepare requests
+//! ([`mod@run`]); a stream and a whole answer are made of the same deltas. One thread serves all connections, a few prepare requests
 //! (parse, render, tokenise), and the engine has its own. A client that goes away drops its body or its handler, and with it the
 //! tickets of what is generated for it.
 //!

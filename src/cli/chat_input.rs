@@ -108,6 +108,11 @@ pub fn tools(path: &Path) -> Result<Value> {
     list(path, "tools")
 }
 
+/// The messages of a file alone.
+pub fn messages_of(path: &Path) -> Result<Vec<Message>> {
+    messages(path, &mut ChatOptions::default())
+}
+
 /// Messages of a file; tools and documents beside them go to the options.
 fn messages(path: &Path, options: &mut ChatOptions) -> Result<Vec<Message>> {
     let shown = shown(path);

@@ -39,15 +39,17 @@ fn the_first_answer_is_that_of_generate() {
     for (name, flags) in [
         ("leanllama", &["--seed", "3"][..]),
         ("nano_compact", &["--greedy"]),
-        ("crest_k4", &["--greedy", "--no-think"]),
-        ("crest_k4", &["--seed", "5", "--no-think", "--steps", "2"]),
+        ("crest_k4", &["--temp", "4", "--top-k", "0", "--top-p", "1", "--seed", "7", "--no-think"]),
+        ("crest_k4", &["--temp", "4", "--top-k", "0", "--top-p", "1", "--seed", "5", "--no-think", "--steps", "2"]),
     ] {
         let path = model(name);
         let args =
             ["generate", "-m", path.to_str().expect("UTF-8"), "--system", SYSTEM, "-n", "24", "--chat", "-p", TALK[0]];
         let generated = ember(args.iter().chain(&EXACT).chain(flags)).with_code(0);
         let told = chat(name, flags, &TALK[..1]).with_code(0);
-        assert_eq!(told.stdout, generated.stdout, "{name}");
+        // White space after the end of thoughts belongs to the template.
+        let answer = if name == "crest_k4" { generated.stdout.trim_start() } else { &generated.stdout };
+        assert_eq!(told.stdout, answer, "{name}");
         assert!(told.stdout.trim().len() > 8, "{name}: {}", told.stdout);
         let line = |ended: &Ended| ended.stderr.lines().find(|line| line.starts_with("sampling: ")).map(str::to_owned);
         assert_eq!(line(&told), line(&generated));
@@ -142,7 +144,8 @@ fn what_cannot_be_done_is_an_error() {
     run(&[&load]).fails_with(&["broken.json", "messages[0].content[0]"]);
     run(&["/load"]).fails_with(&["/load needs the name of a file"]);
     run(&["/sing a song"]).fails_with(&["there is no command /sing", "/help"]);
-    run(&["/save x.json"]).fails_with(&["nothing to save"]);
+    let save_nothing = format!("/save {}\n", scratch.path("nothing.json").display());
+    ember_reading(&save_nothing, ["chat"]).fails_with(&["nothing to save"]);
     run(&["/retry"]).fails_with(&["no message to answer"]);
     run(&["/set top-p 2"]).fails_with(&["top_p", "2"]);
     run(&["/set steps 2"]).fails_with(&["adaptive depth"]);

@@ -131,7 +131,9 @@ fn chat<B: CompactBackend>(args: &ChatArgs, device: &OpenDevice<B>) -> Result<bo
     }
     let num_steps = architecture.crest.as_ref().map(|crest| crest.num_steps);
     let settings = Settings::new(args.sampling.clone(), args.max_tokens, pretrained.generation_config(), num_steps)?;
-    let setup = setup(args, &pretrained, text, &options, device.gpu.is_none())?;
+    let screen = Screen::of_stdout(input.is_terminal());
+    // On a GPU the steps are a read-back more per token, which it waits for.
+    let setup = Setup { always_trace: device.gpu.is_none(), ..setup(args, &pretrained, text, &options, screen)? };
     let engine_options = engine_options(args, architecture, setup.context);
     let conversation = Conversation::new(args.system.as_deref());
 
@@ -163,7 +165,7 @@ fn setup(
     pretrained: &Pretrained,
     text: TextProcessor,
     options: &ChatOptions,
-    always_trace: bool,
+    screen: Screen,
 ) -> Result<Setup> {
     let (architecture, defaults) = (pretrained.architecture(), pretrained.generation_config());
     let config = &architecture.config;
@@ -178,10 +180,9 @@ fn setup(
         context: config.max_position_embeddings,
         family: config.family.to_string(),
         num_steps: architecture.crest.as_ref().map(|crest| crest.num_steps),
-        // On a GPU the steps are a read-back more per token, which it waits for.
-        always_trace,
+        always_trace: true,
         processors: defaults.processors.clone(),
-        screen: Screen::of_stdout(),
+        screen,
     })
 }
 

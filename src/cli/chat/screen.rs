@@ -11,17 +11,23 @@ use crate::cli::terminal::TerminalFilter;
 /// Where thoughts begin and end where nothing can be dimmed.
 const THOUGHTS: [&str; 2] = ["[thinking] ", "[answer] "];
 
-/// What stdout can show.
+/// What is shown on stdout, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct Screen {
-    pub terminal: bool,
+    /// Whether it is a terminal, which the text could steer.
+    terminal: bool,
+    /// Whether somebody talks on it: then thoughts are shown too.
+    pub interactive: bool,
     pub colours: Colours,
 }
 
 impl Screen {
-    /// Of this process.
-    pub fn of_stdout() -> Self {
-        Self { terminal: io::stdout().is_terminal(), colours: ColourChoice::Auto.resolve() }
+    /// Of this process, whose messages are typed or come through a pipe.
+    pub fn of_stdout(typed: bool) -> Self {
+        let terminal = io::stdout().is_terminal();
+        let interactive = terminal && typed;
+        let colours = if interactive { ColourChoice::Auto.resolve() } else { Colours::None };
+        Self { terminal, interactive, colours }
     }
 
     /// The numbers of steps in their colours.
@@ -56,9 +62,9 @@ impl Shown {
         Self { screen, num_steps, filter: TerminalFilter::default(), section: Section::Nothing, ends_line: false }
     }
 
-    /// Shows a part of the thoughts. Through a pipe goes the answer alone.
+    /// Shows a part of the thoughts. A program that reads stdout gets the answer alone.
     pub fn thoughts(&mut self, text: &str, mean_steps: Option<f64>) -> io::Result<()> {
-        if !self.screen.terminal || text.is_empty() {
+        if !self.screen.interactive || text.is_empty() {
             return Ok(());
         }
         let shown = self.filter.push(text);

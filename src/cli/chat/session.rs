@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use emberlm::model::engine::{Engine, EventKind, Finish, Request, Summary};
+use emberlm::model::sampling::LogitsProcessors;
 use emberlm::model::text::{
     AnswerFormat, AnswerParser, AnswerPart, ChatOptions, ChatPrompt, DeclaredTools, Message, StopSet, TextProcessor,
 };
@@ -15,8 +16,8 @@ use super::interrupt::Interrupt;
 use super::screen::{Screen, Shown};
 use super::settings::Settings;
 use super::totals::Totals;
-use crate::cli::output;
-use crate::cli::output::printable;
+use crate::cli::depth::Colours;
+use crate::cli::output::{self, printable};
 
 /// The variable by which templates are told whether the model thinks first.
 pub const ENABLE_THINKING: &str = "enable_thinking";
@@ -34,7 +35,7 @@ pub struct Setup {
     pub num_steps: Option<usize>,
     /// Whether steps are told for every token, also where nobody looks at them.
     pub always_trace: bool,
-    pub processors: emberlm::model::sampling::LogitsProcessors,
+    pub processors: LogitsProcessors,
     pub screen: Screen,
 }
 
@@ -185,7 +186,7 @@ impl<'m, B: CompactBackend> Session<'m, B> {
             output::note(&format!("depth is for models with adaptive depth (CREST); this is {family}"));
             return;
         };
-        if screen.colours == crate::cli::depth::Colours::None {
+        if screen.colours == Colours::None {
             output::note("depth is shown in colours, and there are none here");
             return;
         }
@@ -202,7 +203,7 @@ impl<'m, B: CompactBackend> Session<'m, B> {
         };
         // The same seed would give the same answer.
         let retries = if conversation == self.conversation { 0 } else { self.retries.wrapping_add(1) };
-        if self.settings.sampling().is_greedy() && retries > 0 && self.setup.screen.terminal {
+        if self.settings.sampling().is_greedy() && retries > 0 && self.setup.screen.interactive {
             output::note("the most likely tokens are taken, which gives the same answer; /set temp 0.7 draws them");
         }
         self.retries = retries;
@@ -268,7 +269,11 @@ impl<'m, B: CompactBackend> Session<'m, B> {
                         shown.finish().context(output::STDOUT)?;
                         return Ok(Answered { content, reasoning, summary: finished.summary });
                     }
-                    EventKind::Failed(error) => return Err(error.into()),
+                    EventKind::Failed(error) => {
+                        // The message about it gets a line of its own.
+                        let _ = answer.shown.finish();
+                        return Err(error.into());
+                    }
                     _ => {}
                 }
             }

@@ -86,6 +86,16 @@ impl Terminal {
         }
     }
 
+    /// Waits until so many bytes more were shown.
+    #[track_caller]
+    fn wait_for_more(&mut self, bytes: usize) {
+        let begun = Instant::now();
+        while self.shown.lock().expect("the screen").len() < self.read + bytes {
+            assert!(begun.elapsed() < Duration::from_secs(120), "nothing more is shown");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// The exit code, once it has ended.
     fn code(mut self) -> Option<i32> {
         self.child.wait().expect("it ends").code()
@@ -124,7 +134,7 @@ fn an_interrupt_ends_the_answer_and_not_the_program() {
     terminal.wait_for("hello");
     // The line end after the message, then some of the answer.
     terminal.wait_for("\n");
-    std::thread::sleep(Duration::from_millis(300));
+    terminal.wait_for_more(8);
     terminal.keys(INTERRUPT);
     terminal.line(&format!("/save {}", saved.display()));
     terminal.wait_for("saved 2 messages");
@@ -166,6 +176,23 @@ fn errors_are_told_and_change_nothing() {
     let [saved, again] = [saved, again].map(|path| std::fs::read_to_string(path).expect("a file"));
     assert_eq!(saved, again);
     assert!(saved.contains("hello\\nthere"), "{saved}");
+}
+
+/// Lines that come faster than they are read, as a paste on a terminal that does not mark it.
+#[test]
+fn lines_typed_ahead_are_not_lost() {
+    let scratch = Scratch::new();
+    let saved = scratch.path("a.json");
+    let model = model("leanllama");
+    let mut terminal = Terminal::open(&["chat", "-m", model.to_str().expect("UTF-8"), "-n", "2", "--greedy"]);
+    terminal.prompt();
+    terminal.keys(&format!("\"\"\"\rone\r/two\r\"\"\"\rthree\r/save {}\r", saved.display()));
+    terminal.wait_for("saved 4 messages");
+    terminal.prompt();
+    terminal.keys(END);
+    assert_eq!(terminal.code(), Some(0));
+    let told: Value = serde_json::from_slice(&std::fs::read(&saved).expect("a file")).expect("JSON");
+    assert_eq!((&told[0]["content"], &told[2]["content"]), (&json!("one\n/two"), &json!("three")));
 }
 
 /// Thoughts are dim; with /depth each token has the colour of its steps.

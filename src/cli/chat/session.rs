@@ -211,7 +211,14 @@ impl<'m, B: CompactBackend> Session<'m, B> {
     }
 
     /// Generates the answer to a conversation, shows it, and adds it to the conversation that it then is.
-    fn answer(&mut self, mut conversation: Conversation) -> Result<Next> {
+    fn answer(&mut self, conversation: Conversation) -> Result<Next> {
+        self.interrupt.begin();
+        let next = self.answer_until_interrupted(conversation);
+        self.interrupt.end();
+        next
+    }
+
+    fn answer_until_interrupted(&mut self, mut conversation: Conversation) -> Result<Next> {
         let prompt = self.setup.text.chat_prompt(conversation.messages(), &self.chat)?;
         let (tokens, context) = (prompt.tokens.len(), self.setup.context);
         ensure!(
@@ -219,10 +226,7 @@ impl<'m, B: CompactBackend> Session<'m, B> {
             "the conversation has {tokens} tokens with this message, and the context of this model is {context}; /reset begins anew, \
              /save keeps it in a file"
         );
-        self.interrupt.begin();
-        let answered = self.generate(prompt);
-        self.interrupt.end();
-        let Answered { content, reasoning, summary } = answered?;
+        let Answered { content, reasoning, summary } = self.generate(prompt)?;
         let mut message = Message::assistant(content);
         if !reasoning.is_empty() {
             message = message.with("reasoning_content", reasoning);

@@ -124,10 +124,12 @@ fn conversations_are_saved_and_loaded() {
     assert_eq!(text_of(&messages(&first)[3]), "/two\nlines\\");
     // Nothing else is left there.
     assert_eq!(scratch.files(), ["a.json", "my chat.json"]);
-    // A conversation that ends with a question is answered by /retry.
-    std::fs::write(&first, json!([{"role": "user", "content": TALK[0]}]).to_string()).expect("written");
+    // A conversation that ends with a question is answered by /retry. Of an object the messages are taken.
+    let object = json!({"messages": [{"role": "user", "content": TALK[0]}], "tools": [{"type": "function"}]});
+    std::fs::write(&first, object.to_string()).expect("written");
     let ended = chat("leanllama", &["--greedy"], &[&load, "/retry", &save(&second)]).with_code(0);
     assert_eq!(messages(&second).len(), 2);
+    assert!(ended.stderr.contains("note: the tools of ") && ended.stderr.contains("are left out"), "{}", ended.stderr);
     assert_eq!(ended.stdout.trim_end(), text_of(&messages(&second)[1]).trim_end());
 }
 

@@ -10,7 +10,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Value, json};
 
-use crate::program::{Scratch, model};
+use crate::program::{Scratch, command, model};
 
 /// Ctrl-C and Ctrl-D.
 const INTERRUPT: &str = "\x03";
@@ -147,6 +147,25 @@ fn an_interrupt_ends_the_answer_and_not_the_program() {
     terminal.wait_for("2 answers: ");
     terminal.wait_for(" of cache");
     assert_eq!(terminal.code(), Some(0));
+}
+
+/// Without a terminal the program ends with the answer.
+#[test]
+fn an_interrupt_ends_a_chat_through_pipes() {
+    let scratch = Scratch::new();
+    let model = endless(&scratch, "leanllama");
+    let mut child = command(["chat", "-m", &model, "-n", "-1"]).stdin(Stdio::piped()).spawn().expect("it starts");
+    child.stdin.take().expect("a pipe").write_all(b"hello\nagain\n").expect("written");
+    // The first text shows that an answer has begun.
+    let mut out = child.stdout.take().expect("a pipe");
+    out.read_exact(&mut [0]).expect("a text");
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert!(killed.success());
+    std::io::copy(&mut out, &mut std::io::sink()).expect("the rest");
+    let ended = child.wait_with_output().expect("an end");
+    let stderr = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(130), "{stderr}");
+    assert!(stderr.contains("\n1 answer: "), "{stderr}");
 }
 
 /// An error leaves the conversation as it was, and the program goes on.

@@ -157,10 +157,7 @@ mod tests {
         let sampling = settings.sampling();
         assert_eq!((sampling.temperature, sampling.seed, sampling.top_k), (0.5, Some(7), 0));
         assert_eq!((settings.max_tokens(), settings.depth.threshold), (9, Some(0.25)));
-        assert!(
-            settings.line().contains("temperature 0.5 (flags), all tokens")
-                || settings.line().contains("temperature 0.5")
-        );
+        assert!(settings.line().contains("temperature 0.5, all tokens (flags)"), "{}", settings.line());
         for name in ["temp", "seed", "top-k", "max-tokens", "threshold"] {
             settings.set(name, "default").unwrap();
         }

@@ -1,5 +1,10 @@
 //! The program `ember`, run as a user runs it.
 
+#[path = "cli/chat.rs"]
+mod chat;
+#[cfg(target_os = "linux")]
+#[path = "cli/chat_terminal.rs"]
+mod chat_terminal;
 #[path = "cli/demo.rs"]
 mod demo;
 #[path = "cli/depth.rs"]

@@ -8,6 +8,7 @@ use emberlm::model::text::{ChatOptions, Message};
 use serde_json::{Map, Value};
 
 use super::input::{read, shown};
+use super::output;
 
 /// Flags that make a chat.
 #[derive(Debug, Args)]
@@ -106,6 +107,16 @@ impl ChatArgs {
 /// The tools of a file, for `--tools`.
 pub fn tools(path: &Path) -> Result<Value> {
     list(path, "tools")
+}
+
+/// The messages of a file; what else is in it is left out, with a note.
+pub fn messages_of(path: &Path) -> Result<Vec<Message>> {
+    let mut options = ChatOptions::default();
+    let messages = messages(path, &mut options)?;
+    for name in options.variables.keys() {
+        output::note(&format!("note: the {name} of {} are left out", output::printable(&shown(path))));
+    }
+    Ok(messages)
 }
 
 /// Messages of a file; tools and documents beside them go to the options.

@@ -8,6 +8,7 @@
 mod args;
 mod backend;
 mod bench;
+mod chat;
 mod chat_input;
 mod depth;
 mod device_args;
@@ -55,6 +56,8 @@ struct Cli {
 enum Command {
     /// Continue a prompt, or answer it with --chat
     Generate(Box<generate::GenerateArgs>),
+    /// Talk with a model, on a terminal or through pipes
+    Chat(Box<chat::ChatArgs>),
     /// Serve a model over HTTP: OpenAI's API, for many clients at once
     #[cfg(feature = "serve")]
     Serve(Box<serve::ServeArgs>),
@@ -101,6 +104,7 @@ pub fn main() -> ExitCode {
     }
     let result = match cli.command {
         Command::Generate(args) => generate::run(&args),
+        Command::Chat(args) => chat::run(&args),
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(&args),
         Command::Info(args) => info::run(&args).map(|()| true),

@@ -48,7 +48,7 @@ fn what_other_programs_have_and_this_has_not_is_explained() {
     let info = ember(["info", "-c", "512"]).with_code(0);
     assert_eq!(info.stdout, ember(["info", "--context", "512"]).with_code(0).stdout);
     assert!(ember(["-m", "x", "-p", "y"]).with_code(2).stderr.contains("a command comes first"));
-    assert!(ember(["chat"]).with_code(2).stderr.contains("ember generate"));
+    assert!(ember(["run"]).with_code(2).stderr.contains("ember chat"));
 }
 
 /// A model and a prompt without their flags, as in some other programs.

@@ -99,11 +99,9 @@ impl DepthMap {
         })
     }
 
-    /// The level of a number of steps: 0 for one step, the last for K.
+    /// The level of a number of steps.
     pub fn level(&self, steps: f64) -> usize {
-        let most = self.num_steps.max(2) as f64;
-        let share = ((steps - 1.0) / (most - 1.0)).clamp(0.0, 1.0);
-        (share * (LEVELS - 1) as f64).round() as usize
+        level(steps, self.num_steps)
     }
 
     /// What is shown of each column: its text on one line, and its pass.
@@ -189,6 +187,13 @@ pub fn cut(text: &str, columns: usize) -> String {
         out.push_str(cluster);
     }
     out + "…"
+}
+
+/// The level of a number of steps: 0 for one step, the last for all that there are.
+pub fn level(steps: f64, num_steps: usize) -> usize {
+    let most = num_steps.max(2) as f64;
+    let share = ((steps - 1.0) / (most - 1.0)).clamp(0.0, 1.0);
+    (share * (LEVELS - 1) as f64).round() as usize
 }
 
 #[cfg(test)]

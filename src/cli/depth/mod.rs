@@ -16,9 +16,11 @@ use emberlm::quant::kv::KvFormat;
 use emberlm::quant::{Activations, CompactBackend};
 use serde::Serialize;
 
-use self::colour::ColourChoice;
+pub use self::colour::{ColourChoice, Colours};
 use self::map::DepthMap;
+pub use self::map::level;
 use self::sweep::Threshold;
+pub use self::terminal::tinted;
 use super::args::{DepthArgs, ModelArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::device_args::DeviceArgs;

@@ -13,7 +13,7 @@ pub fn paint(map: &DepthMap, colours: Colours, width: usize) -> String {
             if i > 0 {
                 out.push('\n');
             }
-            out += &on(&printable(line), level, colours);
+            out += &tinted(&printable(line), level, colours);
         }
     }
     out += "\n\n";
@@ -50,7 +50,7 @@ fn heat_map(map: &DepthMap, colours: Colours, width: usize) -> String {
                 .map(|(label, pass)| {
                     let steps = pass.and_then(|pass| pass.steps.get(layer));
                     let text = format!("{:^1$}", steps.map_or("-".to_owned(), u32::to_string), columns_of(label));
-                    on(&text, steps.map(|&steps| map.level(f64::from(steps))), colours)
+                    tinted(&text, steps.map(|&steps| map.level(f64::from(steps))), colours)
                 })
                 .collect();
             out += &row.join(" ");
@@ -69,12 +69,12 @@ fn legend(map: &DepthMap, colours: Colours) -> String {
     }
     let taken = map.steps_taken();
     let swatches: Vec<String> =
-        taken.iter().map(|&steps| on(&format!(" {steps} "), Some(map.level(f64::from(steps))), colours)).collect();
+        taken.iter().map(|&steps| tinted(&format!(" {steps} "), Some(map.level(f64::from(steps))), colours)).collect();
     format!("steps: {}   words: mean of their layers\n", swatches.join(" "))
 }
 
-/// Text on the ground of a level.
-fn on(text: &str, level: Option<usize>, colours: Colours) -> String {
+/// Text on the ground of a level; unchanged where there is none.
+pub fn tinted(text: &str, level: Option<usize>, colours: Colours) -> String {
     let Some(ground) = level.and_then(|level| LIGHT.get(level.min(LEVELS - 1)).copied()) else {
         return text.to_owned();
     };

@@ -261,7 +261,7 @@ mod tests {
             ("ember eval -f x --n-predict 5", ["--n-predict", "`ember eval` does not have"]),
             ("ember eval -f x --prompt y", ["--prompt", "-f -"]),
             ("ember -m d -p x", ["-m", "ember generate"]),
-            ("ember chat -m d", ["chat", "--chat"]),
+            ("ember run -m d", ["run", "ember chat"]),
         ] {
             let error = run(line).unwrap_err();
             assert!(parts.iter().all(|part| error.contains(part)), "{line}: {error}");

@@ -56,6 +56,23 @@ pub const OF_A_COMMAND: &[(&str, &[ForeignFlag])] = &[
             (&["-b", "--batch-size", "-ub", "--ubatch-size"], NoEffect("passes are as long as memory allows")),
         ],
     ),
+    (
+        "chat",
+        &[
+            (
+                &["-cnv", "--conversation", "--chat", "--apply-chat-template", "--use-default-chat-template"],
+                NoEffect("it is always a conversation"),
+            ),
+            (&["-i", "--interactive", "-if", "--interactive-first"], NoEffect("it is always a conversation")),
+            (&["-mli", "--multiline-input"], NoEffect("a line that ends with \\ goes on in the next one")),
+            (
+                &["-p", "--prompt", "--message", "--user-prompt", "-f", "--file"],
+                Instead("messages are typed, or piped: ember chat < FILE"),
+            ),
+            (&["-st", "--single-turn"], Instead("`ember generate --chat -p TEXT` answers one message")),
+            (&["--json"], Instead("/save FILE writes the conversation as JSON")),
+        ],
+    ),
     ("info", &[(&["-c", "--ctx-size", "--n-ctx", "--max-model-len"], Flag("--context"))]),
 ];
 
@@ -99,7 +116,7 @@ pub const EVERYWHERE: &[ForeignFlag] = &[
     (&["-st", "--single-turn"], NoEffect("one prompt gets one answer")),
     (
         &["-i", "--interactive", "-if", "--interactive-first", "-mli", "--multiline-input"],
-        Instead("there is no interactive mode; --chat answers one prompt"),
+        Instead("`ember chat -m DIR` is a conversation; --chat answers one prompt"),
     ),
     (&["--jinja"], NoEffect("the chat template is always rendered")),
     (&["--chat-template", "--chat-template-file", "--chat-template-config", "--chat-template-args"], TEMPLATE),
@@ -166,8 +183,8 @@ pub const SETTINGS: &[&str] = &[
 /// Names of other programs' commands.
 pub const COMMANDS: &[(&[&str], &str)] = &[
     (
-        &["chat", "run", "cli", "complete", "completion"],
-        "`ember generate -p TEXT` continues a text, with --chat it answers",
+        &["run", "cli", "complete", "completion"],
+        "`ember chat` is a conversation; `ember generate -p TEXT` continues a text, with --chat it answers",
     ),
     (&["serve", "server", "api"], "there is no server"),
     (&["perplexity", "ppl", "evaluate"], "`ember eval -f FILE` measures the perplexity of a text"),

@@ -1,0 +1,117 @@
+//! The messages of a conversation, in memory and in a file.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use emberlm::model::text::{Message, normalize_messages};
+
+use crate::cli::chat_input;
+
+/// A system message, if any, and the turns after it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Conversation {
+    messages: Vec<Message>,
+}
+
+impl Conversation {
+    /// Without turns.
+    pub fn new(system: Option<&str>) -> Self {
+        Self { messages: system.map(Message::system).into_iter().collect() }
+    }
+
+    /// All of it, as a template takes it.
+    pub fn messages(&self) -> &[Message] {
+        &self.messages
+    }
+
+    /// The system message.
+    pub fn system(&self) -> Option<&str> {
+        self.messages.first().filter(|message| message.role() == "system").and_then(Message::text)
+    }
+
+    /// The same turns after another system message, or after none.
+    pub fn with_system(&self, system: Option<&str>) -> Self {
+        let turns = self.messages.iter().skip(usize::from(self.system().is_some())).cloned();
+        Self { messages: system.map(Message::system).into_iter().chain(turns).collect() }
+    }
+
+    /// The same system message without turns.
+    pub fn without_turns(&self) -> Self {
+        Self::new(self.system())
+    }
+
+    /// Adds a message.
+    pub fn push(&mut self, message: Message) {
+        self.messages.push(message);
+    }
+
+    /// What it was up to the last message of the user; none where there is no such message.
+    pub fn up_to_last_user(&self) -> Option<Self> {
+        let last = self.messages.iter().rposition(|message| message.role() == "user")?;
+        Some(Self { messages: self.messages.iter().take(last + 1).cloned().collect() })
+    }
+
+    /// Writes the messages as a JSON list, whole or not at all: the file has its name only once everything is in it.
+    ///
+    /// # Errors
+    /// With the name of the file; one that was there is as it was.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut text = serde_json::to_string_pretty(&self.messages).context("the conversation is no JSON")?;
+        text.push('\n');
+        write_whole(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Reads what [`save`](Self::save) wrote, or what else `ember render --messages` takes; tools and documents beside the messages
+    /// are left out.
+    ///
+    /// # Errors
+    /// With the name of the file, and which message cannot be used.
+    pub fn load(path: &Path) -> Result<Self> {
+        let messages = chat_input::messages_of(path)?;
+        let messages = normalize_messages(messages).with_context(|| format!("{} cannot be used", path.display()))?;
+        Ok(Self { messages })
+    }
+}
+
+/// Writes a file beside its place, then puts it there.
+fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let name = path.file_name().ok_or_else(|| io::Error::other("it is no name of a file"))?;
+    let mut beside = std::ffi::OsString::from(".");
+    beside.push(name);
+    beside.push(format!(".{}.tmp", std::process::id()));
+    let beside: PathBuf = path.with_file_name(beside);
+    let write = || -> io::Result<()> {
+        let mut file = File::options().write(true).create_new(true).open(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        drop(file);
+        fs::rename(&beside, path)
+    };
+    write().inspect_err(|error| {
+        // What another program has there is not ours to remove.
+        if error.kind() != io::ErrorKind::AlreadyExists {
+            let _ = fs::remove_file(&beside);
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_system_message_is_exchanged_and_the_turns_stay() {
+        let mut conversation = Conversation::new(None);
+        assert!(conversation.up_to_last_user().is_none());
+        conversation.push(Message::user("a"));
+        conversation.push(Message::assistant("b"));
+        let told = conversation.with_system(Some("s"));
+        assert_eq!((told.system(), told.messages().len()), (Some("s"), 3));
+        assert_eq!(told.with_system(Some("t")).messages().len(), 3);
+        assert_eq!(told.with_system(None), conversation);
+        assert_eq!(told.without_turns(), Conversation::new(Some("s")));
+        assert_eq!(told.up_to_last_user().unwrap().messages().len(), 2);
+    }
+}

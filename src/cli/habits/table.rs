@@ -186,7 +186,7 @@ pub const COMMANDS: &[(&[&str], &str)] = &[
         &["run", "cli", "complete", "completion"],
         "`ember chat` is a conversation; `ember generate -p TEXT` continues a text, with --chat it answers",
     ),
-    (&["serve", "server", "api"], "there is no server"),
+    (&["server", "api"], "`ember serve` answers OpenAI's and Anthropic's APIs"),
     (&["perplexity", "ppl", "evaluate"], "`ember eval -f FILE` measures the perplexity of a text"),
     (&["quantize", "convert"], "--quant quantises at load; nothing is written"),
     (&["benchmark"], "`ember bench` measures speed"),

@@ -227,8 +227,12 @@ impl Gemv<'_, Columns> {
                     }
                 }
             }
-            for (r, total) in total.iter().enumerate() {
-                self.store(row + r * apart, total.iter().map(|&total| S::sum(total)));
+            for r in 0..R {
+                let mut sums = [0.0; M];
+                for m in 0..M {
+                    sums[m] = S::sum(total[r][m]);
+                }
+                self.store(row + r * apart, sums);
             }
         }
     }

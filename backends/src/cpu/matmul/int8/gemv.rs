@@ -103,7 +103,7 @@ impl<X> Gemv<'_, X> {
     /// # Safety
     /// The row exists, and no other task writes its outputs.
     #[inline(always)]
-    pub(super) unsafe fn store(&self, row: usize, sums: impl IntoIterator<Item = f32>) {
+    pub(super) unsafe fn store<const M: usize>(&self, row: usize, sums: [f32; M]) {
         let scale = match &self.w.scales {
             WeightScales::PerRow(scales) => scales[row],
             WeightScales::Int8(_) => 1.0,
@@ -111,9 +111,11 @@ impl<X> Gemv<'_, X> {
         };
         let column = self.w.column + row;
         let bias = self.bias.map_or(0.0, |bias| bias[column]);
-        for (m, sum) in sums.into_iter().enumerate().take(self.m) {
-            // SAFETY: the caller's promise.
-            unsafe { self.y.set(m, column, sum * scale + bias) };
+        for (m, sum) in sums.into_iter().enumerate() {
+            if m < self.m {
+                // SAFETY: the caller's promise.
+                unsafe { self.y.set(m, column, sum * scale + bias) };
+            }
         }
     }
 }

@@ -354,10 +354,10 @@ impl Gemv<'_, Columns> {
             let book = _mm_add_epi8(_mm_loadu_si128(self.w.table.as_ptr().cast()), _mm_set1_epi8(self.w.offset as i8));
             let book = _mm512_broadcast_i32x4(book);
             let (nibble, pair, flip) = (_mm512_set1_epi8(15), _mm512_set1_epi8(3), _mm512_set1_epi8(-128));
-            let codes: [*const u8; R] =
-                std::array::from_fn(|r| self.w.data.as_ptr().add((row + r * apart) * self.w.stride));
-            let scale_codes: [*const u8; R] =
-                std::array::from_fn(|r| nested.codes.as_ptr().wrapping_add((row + r * apart) * (row_bytes / 32)));
+            // One pointer and a step, for a pointer per row would not stay in the registers.
+            let codes = self.w.data.as_ptr().add(row * self.w.stride);
+            let scale_codes = nested.codes.as_ptr().wrapping_add(row * (row_bytes / 32));
+            let (code_step, scale_step) = (apart * self.w.stride, apart * (row_bytes / 32));
             let planes = 8 / BITS;
             // Whole groups only, where the storage says so.
             let even = SCALES == NESTED || BITS == 8;
@@ -382,8 +382,9 @@ impl Gemv<'_, Columns> {
                 let outliers = self.x.outliers.as_ptr().add(g * M);
                 let mut weights = [[_mm512_setzero_si512(); 4]; R];
                 let mut w_scale = [_mm512_set1_ps(1.0); R];
+                let (mut at, mut scale_at) = (codes.add(g * 64), scale_codes.wrapping_add(2 * g));
+                let mut w_scales = w_scales.wrapping_add(if BITS == 8 { g } else { 2 * g });
                 for r in 0..R {
-                    let at = codes[r].add(g * 64);
                     // Into L2: rows are often a power of two apart, and would push each other and x out of L1.
                     _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(AHEAD).cast());
                     let bytes = if even || g < whole {
@@ -412,15 +413,17 @@ impl Gemv<'_, Columns> {
                         ],
                     };
                     if SCALES == DECODED && BITS == 8 {
-                        w_scale[r] = _mm512_set1_ps(*w_scales.add(r * scale_stride + g));
+                        w_scale[r] = _mm512_set1_ps(*w_scales);
                     } else if SCALES == DECODED {
-                        let at = w_scales.add(r * scale_stride + 2 * g);
-                        w_scale[r] = _mm512_mask_broadcastss_ps(_mm512_set1_ps(*at), 0xff00, _mm_load_ss(at.add(1)));
+                        let second = _mm_load_ss(w_scales.add(1));
+                        w_scale[r] = _mm512_mask_broadcastss_ps(_mm512_set1_ps(*w_scales), 0xff00, second);
                     }
                     if SCALES == NESTED {
-                        let at = |i: usize| tables[r].scales.as_ptr().add(usize::from(*scale_codes[r].add(2 * g + i)));
-                        w_scale[r] = _mm512_mask_broadcastss_ps(_mm512_set1_ps(*at(0)), 0xff00, _mm_load_ss(at(1)));
+                        let of = |i: usize| tables[r].scales.as_ptr().add(usize::from(*scale_at.add(i)));
+                        w_scale[r] = _mm512_mask_broadcastss_ps(_mm512_set1_ps(*of(0)), 0xff00, _mm_load_ss(of(1)));
                     }
+                    (at, scale_at) = (at.wrapping_add(code_step), scale_at.wrapping_add(scale_step));
+                    w_scales = w_scales.wrapping_add(scale_stride);
                 }
                 for m in 0..M {
                     let mut xs = [_mm512_setzero_si512(); 4];
@@ -454,8 +457,12 @@ impl Gemv<'_, Columns> {
                     }
                 }
             }
-            for (r, total) in total.iter().enumerate() {
-                self.store(row + r * apart, total.iter().map(|&total| _mm512_reduce_add_ps(total)));
+            for r in 0..R {
+                let mut sums = [0.0; M];
+                for m in 0..M {
+                    sums[m] = _mm512_reduce_add_ps(total[r][m]);
+                }
+                self.store(row + r * apart, sums);
             }
         }
     }

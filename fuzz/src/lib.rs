@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 
 use burn_ndarray::NdArray;
 pub use byte_fallback::byte_fallback;
+use emberlm_model::Pretrained;
 use emberlm_model::checkpoint::{Checkpoint, EmbeddedFile};
-use emberlm_model::config::CrestOverrides;
-use emberlm_model::{Pretrained, WeightOptions};
 use emberlm_quant::format::dequantize;
 
 /// A file of the fixtures.

@@ -98,7 +98,34 @@ fn alone_in_chunks<B: CompactBackend>(loaded: &Loaded<B>, request: &Request, tok
 /// Whether the last bits of sums decide what a request gives: alone, it gives something else where its prompt comes in other chunks.
 /// A token that leads by nothing, a draw at the border of two tokens and a halting probability at the threshold are like that.
 pub(super) fn hangs_on_last_bits<B: CompactBackend>(loaded: &Loaded<B>, request: &Request, expected: &Outcome) -> bool {
-    [1, 2, 3, 5, 8, 13, 21, 34].into_iter().any(|chunk| alone_in_chunks(loaded, request, chunk) != *expected)
+    halts_at_the_threshold(loaded, request)
+        || [1, 2, 3, 5, 8, 13, 21, 34].into_iter().any(|chunk| alone_in_chunks(loaded, request, chunk) != *expected)
+}
+
+/// Whether a token halts, or goes on, by less than f32 sums in another order differ.
+fn halts_at_the_threshold<B: CompactBackend>(loaded: &Loaded<B>, request: &Request) -> bool {
+    let Some(crest) = &loaded.model.architecture().crest else { return false };
+    let mut engine = Engine::new(&loaded.model, &loaded.text, options());
+    engine.submit(Request { trace: true, ..request.clone() }).expect("a request");
+    let mut depths = Vec::new();
+    while !engine.is_idle() {
+        for event in engine.step() {
+            match event.kind {
+                EventKind::PromptRead { depth, .. } => depths.extend(depth),
+                EventKind::Token(piece) => depths.extend(piece.depth),
+                _ => {}
+            }
+        }
+    }
+    let mut layers = depths.iter().flat_map(|depth| &depth.halt);
+    layers.any(|halt| {
+        // Halting probabilities by themselves, and added up, as the rule may be.
+        let sums = halt.iter().scan(0.0, |sum, p| {
+            *sum += p;
+            Some(*sum)
+        });
+        halt.iter().copied().chain(sums).any(|p: f32| (p - crest.halt_threshold).abs() < 1e-5)
+    })
 }
 
 pub(super) fn request(random: &mut Random, ids: &[u32]) -> Request {
@@ -119,18 +146,40 @@ pub(super) fn request(random: &mut Random, ids: &[u32]) -> Request {
 pub fn sequences_are_as_alone<B: CompactBackend>(device: &B::Device) {
     let runs = std::env::var("EMBERLM_ENGINE_RUNS").ok().map_or(RUNS, |runs| runs.parse().expect("a number"));
     for loaded in loaded::<B>(device) {
-        let (mut sequences, mut undecided) = (0, 0);
+        let mut seen = Seen::default();
         for seed in 0..runs as u64 {
-            undecided += one_run(&loaded, seed, seed.is_multiple_of(2));
-            sequences += SEQUENCES;
+            seen = seen + one_run(&loaded, seed, seed.is_multiple_of(2));
         }
-        println!("{}: {runs} runs of {SEQUENCES} sequences, {undecided} hang on last bits", loaded.name);
-        assert!(undecided * 100 <= sequences, "{}: {undecided} of {sequences}", loaded.name);
+        println!("{}: {runs} runs of {SEQUENCES} sequences: {seen:?}", loaded.name);
+        assert!(seen.undecided * 100 <= runs * SEQUENCES, "{}: {seen:?}", loaded.name);
+        assert!(seen.forks > 0 && seen.cancelled > 0 && seen.prefix_hits > 0, "{}: {seen:?}", loaded.name);
     }
 }
 
-/// How many sequences hang on last bits, and came out otherwise.
-fn one_run<B: CompactBackend>(loaded: &Loaded<B>, seed: u64, prefixes: bool) -> usize {
+/// What happened in runs.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    forks: usize,
+    cancelled: usize,
+    prefix_hits: usize,
+    /// Sequences that hang on last bits, and came out otherwise.
+    undecided: usize,
+}
+
+impl std::ops::Add for Seen {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            forks: self.forks + other.forks,
+            cancelled: self.cancelled + other.cancelled,
+            prefix_hits: self.prefix_hits + other.prefix_hits,
+            undecided: self.undecided + other.undecided,
+        }
+    }
+}
+
+fn one_run<B: CompactBackend>(loaded: &Loaded<B>, seed: u64, prefixes: bool) -> Seen {
     let mut random = Random::new(seed);
     let shapes = loaded.model.architecture().cache_shapes();
     let per_token: usize = shapes.iter().map(|shape| shape.bytes_per_token(KvFormat::F32)).sum();
@@ -187,10 +236,10 @@ fn one_run<B: CompactBackend>(loaded: &Loaded<B>, seed: u64, prefixes: bool) -> 
     }
     run(&mut engine, &mut outcomes);
     let what = format!("{} seed {seed}", loaded.name);
-    assert_eq!(engine.totals().prefix_hits > 0, prefixes, "{what}: {:?}", engine.totals());
+    let prefix_hits = engine.totals().prefix_hits as usize;
+    assert!(prefixes || prefix_hits == 0, "{what}: {:?}", engine.totals());
     engine.clear_prefix_cache();
     assert_eq!((engine.cache_bytes(), engine.sequences()), (0, (0, 0)), "{what}: something is left");
-    assert!(forks > 0 && !cancelled.is_empty(), "{what}: nothing was forked or cancelled");
     let mut undecided = 0;
     for (id, request) in &requests {
         let what = format!("{what}, {id:?}");
@@ -204,7 +253,7 @@ fn one_run<B: CompactBackend>(loaded: &Loaded<B>, seed: u64, prefixes: bool) -> 
             undecided += 1;
         }
     }
-    undecided
+    Seen { forks, cancelled: cancelled.len(), prefix_hits, undecided }
 }
 
 /// One whose every token is banned fails; the others go on and get what they get alone.

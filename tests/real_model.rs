@@ -68,7 +68,7 @@ fn numbers(list: &Value) -> Vec<f64> {
 }
 
 #[test]
-#[ignore = "needs the weights of a package: see .ci/real-model"]
+#[ignore = "needs the weights of a package (100 MB): .ci/run runs it through .ci/real-model where that can be downloaded"]
 fn tokens_are_those_of_transformers() {
     let text = TextProcessor::from_files(&TextFiles::read(&MODEL).expect("files")).expect("a tokenizer");
     let found = text.encode(&fs::read_to_string(TEXT).expect("the text"), true).expect("ids");
@@ -79,7 +79,7 @@ fn tokens_are_those_of_transformers() {
 
 /// Exact arithmetic, every storage, in two lengths of context.
 #[test]
-#[ignore = "needs the weights of a package: see .ci/real-model"]
+#[ignore = "needs the weights of a package (100 MB): .ci/run runs it through .ci/real-model where that can be downloaded"]
 fn perplexities_are_those_of_transformers() {
     for (quant, golden) in
         [("none", "asis"), ("nf4", "nf4"), ("nf4-dq", "nf4-dq"), ("int8", "int8"), ("int8-rows", "int8-rows")]
@@ -96,7 +96,7 @@ fn perplexities_are_those_of_transformers() {
 }
 
 #[test]
-#[ignore = "needs the weights of a package: see .ci/real-model"]
+#[ignore = "needs the weights of a package (100 MB): .ci/run runs it through .ci/real-model where that can be downloaded"]
 fn greedy_text_is_that_of_transformers() {
     let exact = ["--activations", "f32", "--quant-head", "none", "--cache-type", "f32"];
     for chat in GOLDEN["chats"].as_array().expect("a list") {
@@ -147,7 +147,7 @@ fn argmax(logits: &[f64]) -> usize {
 
 /// The test that dumps runs alone: its files have one name.
 #[test]
-#[ignore = "needs the weights of a package: see .ci/real-model"]
+#[ignore = "needs the weights of a package (100 MB): .ci/run runs it through .ci/real-model where that can be downloaded"]
 fn logits_are_those_of_transformers_and_8_bits_change_them_little() {
     let prompt = ids(&GOLDEN["prompt"]);
     let found = logits(&prompt, &["--activations", "f32"]);

@@ -5,7 +5,7 @@ use std::process::Command;
 use crate::client::Server;
 
 #[test]
-#[ignore = "needs Python packages, which .ci/clients installs"]
+#[ignore = "needs Python packages: .ci/run runs it through .ci/clients where they can be installed"]
 fn official_clients_are_answered() {
     let python = std::env::var("EMBERLM_CLIENTS_PYTHON").expect("EMBERLM_CLIENTS_PYTHON: run .ci/clients");
     let server = Server::start(&["--api-key", "sesame"]);

@@ -75,6 +75,10 @@ pub struct BenchArgs {
     #[arg(long, value_delimiter = ',', value_name = "K,..", conflicts_with = "threshold")]
     pub force_steps: Vec<usize>,
 
+    /// The sequences of `--parallel` take the numbers of `--force-steps` in turn, all in one pass
+    #[arg(long, requires = "force_steps")]
+    pub mixed_steps: bool,
+
     /// Threshold at which a token halts (CREST)
     #[arg(long, value_name = "T")]
     pub threshold: Option<f32>,

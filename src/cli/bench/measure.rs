@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use emberlm::model::cache::Cache;
 use emberlm::model::sampling::{Sampler, SamplingConfig};
-use emberlm::model::{CausalLm, ForwardOptions, LoadPlan, LogitsFor, ModelPart, Span};
+use emberlm::model::{CausalLm, DepthOptions, ForwardOptions, LoadPlan, LogitsFor, ModelPart, Span};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::KvFormat;
 use emberlm::quant::read::reads;
@@ -88,10 +88,21 @@ impl<B: CompactBackend> Bench<'_, B> {
         Ok(measurements.into_iter().flatten().collect())
     }
 
-    /// The steps to force, or the model's own rule.
+    /// The steps to force, at most where sequences differ, or the model's own rule.
     fn step_counts(&self) -> Vec<Option<usize>> {
-        let forced: Vec<_> = self.args.force_steps.iter().copied().map(Some).collect();
-        if forced.is_empty() { vec![None] } else { forced }
+        let forced = &self.args.force_steps;
+        match self.args.mixed_steps {
+            true => vec![forced.iter().copied().max()],
+            false if forced.is_empty() => vec![None],
+            false => forced.iter().copied().map(Some).collect(),
+        }
+    }
+
+    /// How deep each sequence goes.
+    fn depths(&self) -> impl Iterator<Item = DepthOptions> {
+        let mixed = self.args.force_steps.iter().filter(|_| self.args.mixed_steps);
+        let mixed = mixed.map(|&steps| DepthOptions { steps: Some(steps), ..DepthOptions::default() });
+        mixed.cycle().chain(std::iter::repeat(DepthOptions::default()))
     }
 
     fn set_steps(&mut self, steps: Option<usize>) {
@@ -133,7 +144,8 @@ impl<B: CompactBackend> Bench<'_, B> {
 
     /// One token of every sequence, and the token that follows it.
     fn decode(&self, ids: &[u32], caches: &mut [Cache<B>], sampler: &mut Sampler) -> Result<Vec<u32>> {
-        let mut spans: Vec<_> = caches.iter_mut().map(|cache| Span::new(1, cache)).collect();
+        let spans = caches.iter_mut().zip(self.depths());
+        let mut spans: Vec<_> = spans.map(|(cache, depth)| Span { depth, ..Span::new(1, cache) }).collect();
         let options = ForwardOptions { logits: LogitsFor::Last, hidden: false };
         let logits = self.model.forward(self.model.ids(ids)?, &mut spans, options)?.logits;
         let logits = logits.context("the pass gave no logits")?;
@@ -172,10 +184,14 @@ impl<B: CompactBackend> Bench<'_, B> {
             .collect()
     }
 
-    /// Steps per layer and token when these tokens are run.
-    fn mean_steps(&self, ids: &[u32]) -> Result<Option<f64>> {
+    /// Steps per layer and token when these tokens are run, or those that the sequences were told.
+    fn mean_steps(&self, ids: &[u32], sequences: usize) -> Result<Option<f64>> {
         if self.model.architecture().crest.is_none() {
             return Ok(None);
+        }
+        if self.args.mixed_steps {
+            let steps = self.depths().take(sequences).filter_map(|depth| depth.steps);
+            return Ok(Some(steps.sum::<usize>() as f64 / sequences as f64));
         }
         let mut cache = self.model.new_cache(KvFormat::F32);
         let options = ForwardOptions { logits: LogitsFor::Nothing, hidden: false };
@@ -219,8 +235,10 @@ impl<B: CompactBackend> Bench<'_, B> {
         };
         let counted = if n_gen > 0 { passes } else { 1 };
         let counts = self.counts(samples.before, samples.after, counted);
-        let mean_steps = self.mean_steps(&samples.ids)?;
-        let bytes_per_token = self.weight_bytes(mean_steps) * passes as f64 / tokens;
+        let mean_steps = self.mean_steps(&samples.ids, parallel)?;
+        // The deepest of mixed sequences reads every step that was loaded.
+        let read = mean_steps.filter(|_| !self.args.mixed_steps);
+        let bytes_per_token = self.weight_bytes(read) * passes as f64 / tokens;
         let mut seconds: Vec<f64> = samples.seconds.iter().skip(1).copied().collect();
         seconds.sort_by(f64::total_cmp);
         let nth = |i: usize| seconds.get(i).copied().unwrap_or(f64::NAN);

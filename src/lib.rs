@@ -62,9 +62,8 @@
 //! the operations that a backend may override. `ARCHITECTURE.md` in the repository is the map.
 //!
 //! # Features
-//! By default the crate builds the program, `ember`, with its server (`serve`) and with answers that are kept to JSON schemas
-//! (`grammar`). The library has no use for the server's dependencies: programs that use it take `default-features = false`, and
-//! `grammar` where they want it. `flex`, `wgpu`, `vulkan`, `metal` and `cuda` add backends.
+//! None is on by default. `grammar` keeps answers to JSON schemas; `flex`, `wgpu`, `vulkan`, `metal` and `cuda` add backends. The program
+//! `ember`, with its server, is a crate of its own: `ember-lm`.
 //!
 //! # Untrusted input
 //! Checkpoints, tokenizers and chat templates are treated as written by strangers: every file is bounded and validated before it

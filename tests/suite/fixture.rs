@@ -114,10 +114,11 @@ impl Numbers {
 
 /// A file of the fixtures that come with the project.
 pub fn own(file: &str) -> PathBuf {
-    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    // A test binary that was copied to another machine runs in the root of a copy of the project.
-    let folder = if built.exists() { built } else { PathBuf::from("tests/fixtures") };
-    folder.join(file)
+    // The package is the root of the project, or a directory in it. A test binary that was copied to another machine runs in the root
+    // of a copy of the project.
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut roots = package.ancestors().take(2).chain([Path::new("")]).map(|root| root.join("tests/fixtures"));
+    roots.find(|folder| folder.exists()).expect("tests/fixtures").join(file)
 }
 
 /// A folder with a checkpoint and its goldens.

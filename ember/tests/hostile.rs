@@ -19,6 +19,8 @@ mod index;
 mod limits;
 #[path = "hostile/model.rs"]
 mod model;
+#[path = "support/project.rs"]
+mod project;
 #[path = "hostile/quantised.rs"]
 mod quantised;
 #[path = "hostile/table.rs"]

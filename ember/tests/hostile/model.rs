@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 
+use super::project;
+
 /// Element type, shape, data.
 #[derive(Clone, Debug)]
 pub struct Tensor(pub String, pub Vec<usize>, pub Vec<u8>);
@@ -135,8 +137,7 @@ impl Drop for Place {
 }
 
 fn copy(fixture: &str, to: &Path) {
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(fixture);
-    for entry in fs::read_dir(from).expect("the fixture") {
+    for entry in fs::read_dir(project::fixture(fixture)).expect("the fixture") {
         let file = entry.expect("an entry").path();
         let name = file.file_name().expect("a name");
         if !name.to_string_lossy().contains("golden") {

@@ -5,6 +5,9 @@
 
 #[path = "real_model/gguf.rs"]
 mod gguf;
+#[allow(dead_code)]
+#[path = "support/project.rs"]
+mod project;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +19,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 const NEEDS: &str = "EMBERLM_REAL_MODEL names the GGUF file: see .ci/real-model";
-const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/LICENSE-APACHE");
+const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../LICENSE-APACHE");
 /// Questions whose answers begin with a clear lead. ("What is the capital of France?" does not: in int8 its first token leads by
 /// 0.16 nats, and 8-bit activations decide it either way, while they change the distribution there by 0.002.)
 const QUESTIONS: [(&str, &str); 2] =
@@ -48,8 +51,8 @@ static MODEL: LazyLock<PathBuf> = LazyLock::new(|| {
 
 /// Runs the program on the model; stdout.
 fn ember(command: &str, flags: &[&str]) -> String {
-    let program = std::env::var_os("EMBERLM_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_ember").into());
-    let output = Command::new(program).arg(command).arg("-m").arg(&*MODEL).args(flags).output().expect("it runs");
+    let output =
+        Command::new(project::program()).arg(command).arg("-m").arg(&*MODEL).args(flags).output().expect("it runs");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command} {flags:?}: {stderr}");
     String::from_utf8(output.stdout).expect("UTF-8")

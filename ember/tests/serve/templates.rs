@@ -1,15 +1,14 @@
 //! Chats through templates of their own, with the weights of the model in the program.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::client::{Server, chunks, joined};
+use crate::project::project;
 
 /// The model with another template.
 pub fn model(template: &str) -> TempDir {
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
+    let demo = project("demo");
     let directory = TempDir::new().unwrap();
     for name in ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"] {
         std::fs::copy(demo.join(name), directory.path().join(name)).unwrap();

@@ -1,4 +1,4 @@
-// Takes the pictures of the README from running servers: `node tests/page/pictures.mjs DEMO [CHAT]`, where DEMO is the address of
+// Takes the pictures of the README from running servers: `node ember/tests/page/pictures.mjs DEMO [CHAT]`, where DEMO is the address of
 // `ember serve` and CHAT that of one with a model that answers questions.
 
 import { Browser, findChromium, sleep } from './browser.mjs';

@@ -1,5 +1,5 @@
 // A server that speaks as `ember serve` does and says what a test wants: the last message names what is answered (`answers`).
-// Its streams are cut at random bytes. `node tests/page/mock.mjs 8099` serves the page for a look by hand.
+// Its streams are cut at random bytes. `node ember/tests/page/mock.mjs 8099` serves the page for a look by hand.
 
 import { readFileSync } from 'node:fs';
 import { createServer } from 'node:http';

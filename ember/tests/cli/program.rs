@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
 
+use crate::project::fixture;
+
 /// How a run ended.
 #[derive(Debug)]
 pub struct Ended {
@@ -60,7 +62,7 @@ pub fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
 
 /// A checkpoint of the fixtures.
 pub fn model(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    fixture(name)
 }
 
 /// Changes the config of a copy.

@@ -18,7 +18,7 @@ mod errors;
 #[path = "cli/eval.rs"]
 mod eval;
 #[allow(dead_code)]
-#[path = "suite/fixture.rs"]
+#[path = "../../tests/suite/fixture.rs"]
 mod fixture;
 #[path = "cli/generate.rs"]
 mod generate;
@@ -30,6 +30,9 @@ mod info;
 mod limits;
 #[path = "cli/program.rs"]
 mod program;
+#[allow(dead_code)]
+#[path = "support/project.rs"]
+mod project;
 #[path = "cli/sampling.rs"]
 mod sampling;
 #[path = "cli/tokenize.rs"]

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use super::project::program;
+
 /// Address space of the program, in KiB: 256 MiB beyond the model's files, and what a run of a tiny model maps (program, libraries,
 /// two threads, below 96 MiB).
 const MEMORY: u64 = (256 + 96) << 10;
@@ -18,15 +20,6 @@ const LONGEST: usize = 16 << 10;
 /// Seconds of processor time that a run may take: 2, and more where nothing but kernels is optimised.
 fn seconds() -> u64 {
     if std::env::var_os("EMBERLM_PROGRAM").is_some() || !cfg!(debug_assertions) { 2 } else { 10 }
-}
-
-/// The program under test.
-pub fn program() -> PathBuf {
-    match std::env::var_os("EMBERLM_PROGRAM") {
-        // Tests run in the directory of the package.
-        Some(other) => PathBuf::from(other).canonicalize().expect("EMBERLM_PROGRAM names a file"),
-        None => env!("CARGO_BIN_EXE_ember").into(),
-    }
 }
 
 /// How a run ended.

@@ -17,6 +17,9 @@ mod forms;
 mod lifecycle;
 #[path = "serve/prefix.rs"]
 mod prefix;
+#[allow(dead_code)]
+#[path = "support/project.rs"]
+mod project;
 #[path = "serve/scoring.rs"]
 mod scoring;
 #[path = "serve/templates.rs"]

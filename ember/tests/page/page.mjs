@@ -1,4 +1,4 @@
-// The page of the server in a real browser, against a server that says what a test wants. `node tests/page/page.mjs [NAME]`.
+// The page of the server in a real browser, against a server that says what a test wants. `node ember/tests/page/page.mjs [NAME]`.
 
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
@@ -11,7 +11,7 @@ const tests = {};
 
 tests['the policy names the script and the style that are there'] = async () => {
   const page = readFileSync(PAGE, 'utf8');
-  assert.ok(page === withPolicy(page), 'run `node tests/page/policy.mjs --write`');
+  assert.ok(page === withPolicy(page), 'run `node ember/tests/page/policy.mjs --write`');
 };
 
 tests['events are whole wherever the stream is cut'] = async ({ page }) => {

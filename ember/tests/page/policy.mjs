@@ -1,4 +1,4 @@
-// The policy in the page names its script and its style by hash. `node tests/page/policy.mjs` checks it, `--write` renews it.
+// The policy in the page names its script and its style by hash. `node ember/tests/page/policy.mjs` checks it, `--write` renews it.
 
 import { createHash } from 'node:crypto';
 import { readFileSync, writeFileSync } from 'node:fs';
@@ -20,7 +20,7 @@ if (process.argv[1]?.endsWith('policy.mjs')) {
   const page = readFileSync(PAGE, 'utf8'), right = withPolicy(page);
   if (process.argv[2] === '--write') writeFileSync(PAGE, right);
   else if (page !== right) {
-    console.error('the hashes in the policy of src/server/page.html are not those of its script and style: run `node tests/page/policy.mjs --write`');
+    console.error('the hashes in the policy of ember/src/server/page.html are not those of its script and style: run `node ember/tests/page/policy.mjs --write`');
     process.exit(1);
   }
 }

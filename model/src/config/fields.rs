@@ -24,11 +24,7 @@ impl<'a> Fields<'a> {
     pub(crate) fn root(file: &'a Path, value: &'a Value) -> Result<Self> {
         match value {
             Value::Object(map) => Ok(Self { file, at: String::new(), map, outer: None }),
-            other => Err(Error::Config {
-                path: file.into(),
-                field: "(top level)".into(),
-                message: format!("is {}, expected an object", describe(other)),
-            }),
+            other => Err(wrong(file, "(top level)".into(), other, "an object")),
         }
     }
 
@@ -55,12 +51,17 @@ impl<'a> Fields<'a> {
 
     /// An error about a key.
     pub(crate) fn error(&self, key: &str, message: impl Into<String>) -> Error {
-        Error::Config { path: self.file.into(), field: format!("{}{}", self.at, shown(key)), message: message.into() }
+        Error::config(self.file, self.path(key), message)
     }
 
     /// An error about the type or range of a value.
     pub(crate) fn wrong(&self, key: &str, value: &Value, expected: &str) -> Error {
-        self.error(key, format!("is {}, expected {expected}", describe(value)))
+        wrong(self.file, self.path(key), value, expected)
+    }
+
+    /// The key with its parents.
+    fn path(&self, key: &str) -> String {
+        format!("{}{}", self.at, shown(key))
     }
 
     /// The value of a key that must be there, by one of the readers below.
@@ -197,6 +198,12 @@ impl<'a> Fields<'a> {
 fn integer(value: &Value, min: usize, max: usize) -> Option<usize> {
     let x = usize::try_from(value.as_u64()?).ok()?;
     (min..=max).contains(&x).then_some(x)
+}
+
+fn wrong(path: &Path, field: String, value: &Value, expected: &str) -> Error {
+    let (path, found) = (path.into(), describe(value));
+    let message = format!("is {found}, expected {expected}");
+    Error::Config { path, field, expected: Some(expected.into()), found: Some(found.into()), message }
 }
 
 /// A value in a message: its text when it is short, its kind otherwise.

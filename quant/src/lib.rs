@@ -21,6 +21,8 @@ pub mod self_test;
 mod spans;
 mod split;
 #[cfg(any(feature = "ndarray", feature = "flex", feature = "cube"))]
+mod stored;
+#[cfg(any(feature = "ndarray", feature = "flex", feature = "cube"))]
 mod swiglu;
 
 pub use activations::Activations;

@@ -47,7 +47,7 @@ pub fn upload(client: &Client, weight: &cpu::Weight<'_>) -> cube::Weight {
             wide_rows: w.wide_rows,
             narrow: (!w.narrow.is_empty()).then(|| upload_bytes(client, w.narrow)),
             narrow_stride: w.narrow_stride,
-            narrow_bits: w.narrow_bits as usize,
+            narrow_bits: w.narrow_bits,
             scales: floats(w.scales),
             slots: w.slots.map(|slots| upload_words(client, slots)),
         }),

@@ -1,7 +1,6 @@
 //! Reading the keys of an untrusted JSON object: every value is checked for its type and range, every error names the key.
 
 use std::path::Path;
-use std::str::FromStr;
 
 use emberlm_quant::host::FloatType;
 use serde_json::{Map, Value};
@@ -110,15 +109,11 @@ impl<'a> Fields<'a> {
     }
 
     /// A string that names a variant.
-    pub(crate) fn choice<T: FromStr<Err = Error>>(&self, key: &str) -> Result<Option<T>> {
+    pub(crate) fn choice<T: Choice>(&self, key: &str) -> Result<Option<T>> {
         let Some(text) = self.text(key)? else {
             return Ok(None);
         };
-        match text.parse() {
-            Ok(choice) => Ok(Some(choice)),
-            Err(Error::Option { message, .. }) => Err(self.error(key, message)),
-            Err(other) => Err(other),
-        }
+        T::read(text).map(Some).map_err(|message| self.error(key, message))
     }
 
     pub(crate) fn array(&self, key: &str) -> Result<Option<&'a [Value]>> {
@@ -218,6 +213,27 @@ fn describe(value: &Value) -> String {
     }
 }
 
+/// An enum of which a config names a variant.
+pub(crate) trait Choice: Copy + 'static {
+    /// Every variant, in the order in which messages list them.
+    const ALL: &'static [Self];
+    /// The spelling that configs and messages have.
+    fn spelling(self) -> &'static str;
+    /// Other spellings that are read as well.
+    fn aliases(self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// The variant of this spelling, or what is to be said of the text.
+    fn read(text: &str) -> std::result::Result<Self, String> {
+        let named = |choice: &&Self| choice.spelling() == text || choice.aliases().contains(&text);
+        Self::ALL.iter().find(named).copied().ok_or_else(|| {
+            let spellings: Vec<&str> = Self::ALL.iter().map(|choice| choice.spelling()).collect();
+            format!("is \"{}\", expected one of {}", shown(text), spellings.join(", "))
+        })
+    }
+}
+
 /// Declares an enum with the spellings of the checkpoint's configs: `Display` writes the first, `FromStr` reads all.
 macro_rules! spelled {
     ($(#[$doc:meta])* $name:ident ($option:literal) { $($(#[$vdoc:meta])* $variant:ident = $text:literal $(| $alias:literal)*,)+ }) => {
@@ -235,6 +251,18 @@ macro_rules! spelled {
             }
         }
 
+        impl $crate::config::fields::Choice for $name {
+            const ALL: &'static [Self] = Self::ALL;
+
+            fn spelling(self) -> &'static str {
+                self.as_str()
+            }
+
+            fn aliases(self) -> &'static [&'static str] {
+                match self { $(Self::$variant => &[$($alias),*],)+ }
+            }
+        }
+
         impl std::fmt::Display for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.pad(self.as_str())
@@ -245,17 +273,8 @@ macro_rules! spelled {
             type Err = $crate::Error;
 
             fn from_str(text: &str) -> $crate::Result<Self> {
-                match text {
-                    $($text $(| $alias)* => Ok(Self::$variant),)+
-                    other => Err($crate::Error::Option {
-                        option: $option.into(),
-                        message: format!(
-                            "is \"{}\", expected one of {}",
-                            $crate::checkpoint::names::shown(other),
-                            [$($text),+].join(", ")
-                        ),
-                    }),
-                }
+                let read = <Self as $crate::config::fields::Choice>::read(text);
+                read.map_err(|message| $crate::Error::Option { option: $option.into(), message })
             }
         }
     };

@@ -121,8 +121,8 @@ impl<B: CompactBackend> CrestFfn<B> {
         let rows = (runs.len() > 1).then(|| depth.rows(&runs, &device));
         let threshold = runs.first().and_then(|run| run.threshold);
         let rule = HaltRule {
-            mode: options.halt_mode.into(),
-            weights: options.halt_weights.into(),
+            mode: options.halt_mode,
+            weights: options.halt_weights,
             enabled: threshold.is_some(),
             threshold: threshold.unwrap_or(options.halt_threshold),
         };

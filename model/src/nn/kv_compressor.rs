@@ -32,7 +32,7 @@ impl<B: CompactBackend> KvCompressor<B> {
             None => (None, loader.linear("decoder")?),
         };
         let (encoder, width) = (loader.linear("encoder")?, codec.width);
-        Ok(Self { encoder, decoder: CodeDecoder { hidden, activation: compression.activation.into(), output }, width })
+        Ok(Self { encoder, decoder: CodeDecoder { hidden, activation: compression.activation, output }, width })
     }
 
     /// Codes of new keys or values.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::checkpoint::{CheckpointError, TensorDifferences};
 
 /// The result of a fallible operation of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, where, and what to do next.
 #[derive(Debug, thiserror::Error)]

@@ -10,6 +10,7 @@ mod error;
 pub mod format;
 pub mod halting;
 pub mod host;
+mod init;
 pub mod kv;
 mod layers;
 pub mod modules;

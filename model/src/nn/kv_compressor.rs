@@ -8,9 +8,9 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::CodeDecoder;
-use emberlm_quant::modules::Linear;
+use emberlm_quant::modules::{Linear, LinearConfig};
 
-use crate::config::{KvCodec, KvCompression};
+use crate::config::{CodeActivation, KvCodec, KvCompression};
 use crate::error::Result;
 use crate::loader::Loader;
 
@@ -23,6 +23,21 @@ pub struct KvCompressor<B: Backend> {
     /// `r -> width`.
     pub decoder: CodeDecoder<B>,
     width: usize,
+}
+
+impl KvCodec {
+    /// The compressor of these sizes with the initial values of [`LinearConfig`].
+    pub fn init<B: Backend>(&self, activation: CodeActivation, device: &B::Device) -> KvCompressor<B> {
+        let linear = |inputs, outputs, bias| LinearConfig::new(inputs, outputs).with_bias(bias).init(device);
+        let (code, width) = (self.code_dim, self.width);
+        let hidden = self.hidden_dim.map(|hidden| linear(code, hidden, self.decoder_bias));
+        let output = linear(self.hidden_dim.unwrap_or(code), width, self.decoder_bias);
+        KvCompressor {
+            encoder: linear(width, code, self.encoder_bias),
+            decoder: CodeDecoder { hidden, activation, output },
+            width,
+        }
+    }
 }
 
 impl<B: CompactBackend> KvCompressor<B> {

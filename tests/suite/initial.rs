@@ -71,25 +71,30 @@ pub fn initial_layers_learn<B: CompactBackend>(device: &B::Device) {
         f(x.reshape([dims[0] * dims[1], HIDDEN])).reshape(dims)
     };
 
-    learns("linear", LinearConfig::new(HIDDEN, HIDDEN).init(device), |layer, x| layer.forward(x), device);
-    let swiglu = SwiGluConfig::new(HIDDEN, 24).with_bias(true).init(device);
+    learns(
+        "linear",
+        LinearConfig::new(HIDDEN, HIDDEN).init::<Autodiff<B>>(device),
+        |layer, x| layer.forward(x),
+        device,
+    );
+    let swiglu = SwiGluConfig::new(HIDDEN, 24).with_bias(true).init::<Autodiff<B>>(device);
     learns("swiglu", swiglu, |layer, x| rows(x, &|x| layer.forward(x)), device);
 
     let plain = AttentionConfig::new(HIDDEN, 2, 1, 8).with_o_bias(true);
     let attend = |layer: &emberlm::nn::Attention<Autodiff<B>>, x| layer.forward_uncached(x, &rotary).expect("a pass");
-    learns("attention", plain.init(device), attend, device);
+    learns("attention", plain.init::<Autodiff<B>>(device), attend, device);
     let gated = plain.clone().with_qkv_bias(true).with_qk_norm(true).with_output_gate(true);
-    learns("gated attention", gated.init(device), attend, device);
+    learns("gated attention", gated.init::<Autodiff<B>>(device), attend, device);
     let codec = KvCodec { code_dim: 4, width: 8, hidden_dim: Some(6), encoder_bias: true, decoder_bias: true };
-    let codec = || Some(codec.init(CodeActivation::Gelu, device));
-    let compressed = plain.init(device).with_compressors(codec(), codec(), KStage::PreRope);
+    let codec = || Some(codec.init::<Autodiff<B>>(CodeActivation::Gelu, device));
+    let compressed = plain.init::<Autodiff<B>>(device).with_compressors(codec(), codec(), KStage::PreRope);
     learns("compressed attention", compressed, attend, device);
 
-    let delta_net = GatedDeltaNetConfig::new(HIDDEN, 1, 2, 8, 8).init(device);
+    let delta_net = GatedDeltaNetConfig::new(HIDDEN, 1, 2, 8, 8).init::<Autodiff<B>>(device);
     learns("delta net", delta_net, |layer, x| layer.forward_uncached(x).expect("a pass"), device);
     for gate_shared in [true, false] {
         let options = CrestOptions { num_steps: 3, gate_shared, gate_hidden: Some(4), ..CrestOptions::default() };
-        let crest = CrestFfnConfig::new(HIDDEN, 24, options).init(device).expect("a block");
+        let crest = CrestFfnConfig::new(HIDDEN, 24, options).init::<Autodiff<B>>(device).expect("a block");
         learns("crest", crest, |layer, x| rows(x, &|x| layer.forward(x).0), device);
     }
 }

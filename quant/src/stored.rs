@@ -4,7 +4,7 @@ use burn::module::Param;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor};
-use emberlm_backends::types::{self, BlockScales, CodeBook4, Int8, Matrix, Rows};
+use emberlm_backends::types::{self, BlockScales, CodeBook4, Int8, IntegerRows, Matrix};
 
 use crate::host::FloatType;
 use crate::packed::{self, PackedWeight};
@@ -44,7 +44,7 @@ pub(crate) fn stored<B: Backend, F, I>(
             },
         }),
         PackedWeight::Int8(w) => Matrix::Int8(Int8 { codes: words_of(&w.codes), scales: words_of(&w.scales) }),
-        PackedWeight::Rows(w) => Matrix::Rows(Rows {
+        PackedWeight::Rows(w) => Matrix::IntegerRows(Rows {
             wide: w.wide.as_ref().map(words_of),
             wide_rows: w.wide_rows,
             narrow: w.narrow.as_ref().map(words_of),

@@ -10,4 +10,4 @@ pub use activation::CodeActivation;
 pub use delta_rule::DeltaRuleShape;
 pub use halting::{HaltMode, HaltRule, HaltWeights};
 pub use store_kv::StoreKv;
-pub use weight::{BlockScales, CodeBook4, INT8_BLOCK, Int8, Matrix, Rows, Weight};
+pub use weight::{BlockScales, CodeBook4, INT8_BLOCK, Int8, IntegerRows, Matrix, Weight};

@@ -38,7 +38,7 @@ pub enum Matrix<Floats, Halves, Bytes, RowBytes, Indices, Book> {
     /// Signed bytes with a scale per block of [`INT8_BLOCK`] elements of a row.
     Int8(Int8<Halves, Bytes>),
     /// Whole rows of 8-, 4- or 2-bit integers with one scale each (Nano compact).
-    Rows(Rows<Floats, RowBytes, Indices>),
+    IntegerRows(IntegerRows<Floats, RowBytes, Indices>),
 }
 
 /// Signed bytes; `value = code * scale[row, column / 64]`.
@@ -90,7 +90,7 @@ pub enum BlockScales<Floats, Bytes> {
 
 /// Integer rows: first `wide_rows` rows of i8, then rows of 2- or 4-bit codes; `value = code * scale[row]`.
 #[derive(Clone, Copy, Debug)]
-pub struct Rows<Floats, RowBytes, Indices> {
+pub struct IntegerRows<Floats, RowBytes, Indices> {
     /// `wide_rows * k` signed bytes.
     pub wide: RowBytes,
     /// How many stored rows are wide.

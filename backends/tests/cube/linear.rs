@@ -42,7 +42,7 @@ pub fn upload(client: &Client, weight: &cpu::Weight<'_>) -> cube::Weight {
             codes: upload_bytes(client, w.codes),
             scales: upload_halves(client, w.scales),
         }),
-        cpu::Matrix::Rows(w) => cube::Matrix::Rows(cube::Rows {
+        cpu::Matrix::IntegerRows(w) => cube::Matrix::IntegerRows(cube::IntegerRows {
             wide: (!w.wide.is_empty()).then(|| upload_bytes(client, w.wide)),
             wide_rows: w.wide_rows,
             narrow: (!w.narrow.is_empty()).then(|| upload_bytes(client, w.narrow)),

@@ -20,6 +20,7 @@ mod crest;
 mod family;
 mod fields;
 mod generation;
+mod generation_keys;
 pub(crate) mod json;
 mod kv;
 mod layers;

@@ -3,7 +3,7 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use emberlm_backends::cpu;
-use emberlm_backends::types::{BlockScales, CodeBook4, Int8, Matrix, Rows};
+use emberlm_backends::types::{BlockScales, CodeBook4, Int8, IntegerRows, Matrix};
 
 use super::{HostTensors, float_primitive};
 use crate::modules::Linear;
@@ -51,12 +51,12 @@ impl<B: HostTensors> HeldWeight<B> {
                 codes: &bytemuck::cast_slice(&B::words(codes))[..n * k],
                 scales: &bytemuck::cast_slice(&B::words(scales))[..n * k.div_ceil(cpu::INT8_BLOCK)],
             }))),
-            Matrix::Rows(Rows { wide, wide_rows, narrow, narrow_stride, narrow_bits, scales, slots }) => {
+            Matrix::IntegerRows(IntegerRows { wide, wide_rows, narrow, narrow_stride, narrow_bits, scales, slots }) => {
                 let wide = wide.as_ref().map(B::words);
                 let narrow = narrow.as_ref().map(B::words);
                 let slots = slots.as_ref().map(B::words);
                 let narrow_rows = n - wide_rows;
-                f(weight(cpu::Matrix::Rows(cpu::Rows {
+                f(weight(cpu::Matrix::IntegerRows(cpu::IntegerRows {
                     wide: wide.as_ref().map_or(&[], |w| &bytemuck::cast_slice(w)[..wide_rows * k]),
                     wide_rows: *wide_rows,
                     narrow: narrow.as_ref().map_or(&[], |w| &bytemuck::cast_slice(w)[..narrow_rows * narrow_stride]),

@@ -17,7 +17,7 @@ pub type BlockScales<'a> = types::BlockScales<&'a [f32], &'a [u8]>;
 /// Signed bytes with a scale per block of [`INT8_BLOCK`] elements of a row.
 pub type Int8<'a> = types::Int8<&'a [u16], &'a [u8]>;
 /// Integer rows with one scale each.
-pub type Rows<'a> = types::Rows<&'a [f32], &'a [u8], &'a [u32]>;
+pub type IntegerRows<'a> = types::IntegerRows<&'a [f32], &'a [u8], &'a [u32]>;
 
 impl BlockScales<'_> {
     /// The scale of block `i`.
@@ -57,7 +57,7 @@ impl Int8<'_> {
     }
 }
 
-impl Rows<'_> {
+impl IntegerRows<'_> {
     /// The stored row of output row `j`.
     #[inline(always)]
     pub(crate) fn slot(&self, j: usize) -> usize {
@@ -108,7 +108,7 @@ impl Weight<'_> {
                 let blocks = self.n * self.k.div_ceil(INT8_BLOCK);
                 assert!(w.scales.len() >= blocks, "{} block scales, {blocks} needed", w.scales.len());
             }
-            Matrix::Rows(w) => w.check(self.n, self.k),
+            Matrix::IntegerRows(w) => w.check(self.n, self.k),
         }
     }
 
@@ -131,7 +131,7 @@ impl Weight<'_> {
                 elements.div_ceil(2) + scales
             }
             Matrix::Int8(_) => elements + 2 * self.n * self.k.div_ceil(INT8_BLOCK),
-            Matrix::Rows(w) => {
+            Matrix::IntegerRows(w) => {
                 let row = self.k.saturating_mul(w.narrow_bits as usize).div_ceil(8);
                 let narrow = (self.n - w.wide_rows).saturating_mul(row);
                 w.wide_rows * self.k + narrow + 4 * self.n + w.slots.map_or(0, |s| 4 * s.len())
@@ -156,7 +156,7 @@ impl Weight<'_> {
                 let scale = f16::from_bits(w.scales[row * self.k.div_ceil(INT8_BLOCK) + column / INT8_BLOCK]);
                 f32::from(w.codes[at] as i8) * scale.to_f32()
             }
-            Matrix::Rows(w) => {
+            Matrix::IntegerRows(w) => {
                 let slot = w.slot(row);
                 let code = if slot < w.wide_rows {
                     i32::from(w.wide[slot * self.k + column] as i8)

@@ -19,11 +19,11 @@ pub type BlockScales = types::BlockScales<Buffer, Buffer>;
 /// Signed bytes with a scale per block of a row.
 pub type Int8 = types::Int8<Buffer, Buffer>;
 /// Integer rows with one scale each.
-pub type Rows = types::Rows<Buffer, Option<Buffer>, Buffer>;
+pub type Rows = types::IntegerRows<Buffer, Option<Buffer>, Buffer>;
 
 /// What a kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Layout {
+pub(super) struct WeightLayout {
     pub storage: Storage,
     /// Rows are whole units of eight elements, each inside a block and at a word (2-bit codes: at half a word).
     pub aligned: bool,
@@ -69,7 +69,7 @@ pub(super) struct Packed<W: Size> {
     /// The last stored row.
     last_row: u32,
     #[cube(comptime)]
-    layout: Layout,
+    layout: WeightLayout,
 }
 
 impl Weight {
@@ -104,7 +104,7 @@ impl Weight {
                 enough("codes", &w.codes, elements.div_ceil(4));
                 enough("block scales", &w.scales, (self.n * self.k.div_ceil(INT8_BLOCK)).div_ceil(2));
             }
-            Matrix::Rows(w) => {
+            Matrix::IntegerRows(w) => {
                 assert!(w.wide_rows <= self.n, "{} wide rows in a matrix of {}", w.wide_rows, self.n);
                 let part = |what: &str, buffer: &Option<Buffer>, bytes: usize| match buffer {
                     Some(buffer) => enough(what, buffer, bytes.div_ceil(4)),
@@ -127,26 +127,26 @@ impl Weight {
         }
     }
 
-    pub(super) fn layout(&self) -> Layout {
+    pub(super) fn layout(&self) -> WeightLayout {
         let units = self.k.is_multiple_of(8);
         match &self.data {
-            Matrix::F32(_) => Layout { storage: Storage::F32, aligned: units },
-            Matrix::F16(_) => Layout { storage: Storage::F16, aligned: units },
-            Matrix::Bf16(_) => Layout { storage: Storage::Bf16, aligned: units },
+            Matrix::F32(_) => WeightLayout { storage: Storage::F32, aligned: units },
+            Matrix::F16(_) => WeightLayout { storage: Storage::F16, aligned: units },
+            Matrix::Bf16(_) => WeightLayout { storage: Storage::Bf16, aligned: units },
             Matrix::CodeBook4(w) => {
                 let nested = match &w.scales {
                     BlockScales::Single(_) => None,
                     BlockScales::Double { block, .. } => Some(*block as u32),
                 };
                 let storage = Storage::CodeBook4 { block: w.block as u32, nested };
-                Layout { storage, aligned: units && w.block.is_multiple_of(8) }
+                WeightLayout { storage, aligned: units && w.block.is_multiple_of(8) }
             }
-            Matrix::Int8(_) => Layout { storage: Storage::Int8, aligned: units },
-            Matrix::Rows(w) => {
+            Matrix::Int8(_) => WeightLayout { storage: Storage::Int8, aligned: units },
+            Matrix::IntegerRows(w) => {
                 let narrow = if w.narrow.is_some() { w.narrow_bits } else { 0 };
                 let storage = Storage::Rows { wide: w.wide.is_some(), narrow, slots: w.slots.is_some() };
                 let whole = narrow == 0 || w.narrow_stride.is_multiple_of(narrow as usize);
-                Layout { storage, aligned: units && whole }
+                WeightLayout { storage, aligned: units && whole }
             }
         }
     }
@@ -154,8 +154,8 @@ impl Weight {
     /// Words that a kernel reads of [`Packed::codes`] at once.
     pub(super) fn vector(&self) -> usize {
         match (self.layout(), &self.data) {
-            (Layout { aligned: false, .. }, _) | (_, Matrix::CodeBook4(_)) => 1,
-            (_, Matrix::Int8(_) | Matrix::Rows(_)) => 2,
+            (WeightLayout { aligned: false, .. }, _) | (_, Matrix::CodeBook4(_)) => 1,
+            (_, Matrix::Int8(_) | Matrix::IntegerRows(_)) => 2,
             (_, Matrix::F32(_) | Matrix::F16(_) | Matrix::Bf16(_)) => 4,
         }
     }
@@ -176,7 +176,7 @@ impl Weight {
                 [&w.codes, side[0], &w.codes, side[1], &w.code_book, side[2]]
             }
             Matrix::Int8(Int8 { codes, scales }) => [codes, scales, codes, codes, codes, codes],
-            Matrix::Rows(w) => {
+            Matrix::IntegerRows(w) => {
                 (wide_rows, narrow_stride) = (w.wide_rows as u32, w.narrow_stride as u32);
                 let any = &w.scales;
                 fn or<'a>(buffer: &'a Option<Buffer>, other: &'a Buffer) -> &'a Buffer {
@@ -303,15 +303,21 @@ pub(super) fn eight<W: Size>(w: &Packed<W>, book: &SharedMemory<f32>, row: u32, 
                 values[i as usize] = element(w, book, row, unit * 8 + i, k);
             }
         }
-        let mut low = Four::new(0.0);
-        let mut high = Four::new(0.0);
-        #[unroll]
-        for i in 0..4usize {
-            low[i] = values[i];
-            high[i] = values[i + 4];
-        }
-        Eight { low, high }
+        eight_of_values(&values)
     }
+}
+
+/// Eight numbers that were gathered one by one.
+#[cube]
+pub(super) fn eight_of_values(values: &Array<f32>) -> Eight {
+    let mut low = Four::new(0.0);
+    let mut high = Four::new(0.0);
+    #[unroll]
+    for i in 0..4usize {
+        low[i] = values[i];
+        high[i] = values[i + 4];
+    }
+    Eight { low, high }
 }
 
 #[cube]

@@ -58,7 +58,7 @@
 //! ```
 //!
 //! # Where things are
-//! [`model`] opens checkpoints, defines the families and generates text; [`quant`] has the number formats, the packed weights and
+//! [`nn`] has the layers, to build and train from a config; [`model`] opens checkpoints, defines the families and generates text; [`quant`] has the number formats, the packed weights and
 //! the operations that a backend may override. `ARCHITECTURE.md` in the repository is the map.
 //!
 //! # Features
@@ -70,6 +70,7 @@
 //! is used, and what is wrong is an [`Error`](model::Error) that names the file and the place. `SECURITY.md` says what is defended.
 
 pub mod demo;
+pub mod nn;
 
 pub use emberlm_backends as backends;
 pub use emberlm_model as model;

@@ -1,6 +1,6 @@
 //! Kernel speeds at the shapes of the models.
 //!
-//! `cargo bench -p emberlm-backends -- [FILTER..]`, where a filter is part of a path such as `linear::few::nf4-double`, a regular
+//! `cargo bench -p emberlm-backends -- [FILTER..]`, where a filter is part of a path such as `linear::decoding::nf4-double`, a regular
 //! one; `--help` shows the options of divan. Bytes a second count what a kernel must read of weights or caches, items a second
 //! floating-point operations; both stand beside the ceilings of the machine, measured in the same minute. On a shared machine the
 //! fastest sample says most: the others measure the neighbours.
@@ -146,15 +146,15 @@ mod linear {
     /// A layer of an 8B model: the weights come from memory.
     const LARGE: (usize, usize) = (14336, 4096);
 
-    /// Decoding.
+    /// One token of as many sequences.
     #[divan::bench(args = cases(&[1, 2, 3, 4, 6, 8, 12, 16]))]
-    fn few(bencher: Bencher, case: &Case) {
+    fn decoding(bencher: Bencher, case: &Case) {
         product(bencher, case, LARGE);
     }
 
-    /// Prompts.
+    /// Tokens of prompts.
     #[divan::bench(args = cases(&[32, 64, 128, 512]))]
-    fn many(bencher: Bencher, case: &Case) {
+    fn prompts(bencher: Bencher, case: &Case) {
         product(bencher, case, LARGE);
     }
 

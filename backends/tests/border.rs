@@ -2,8 +2,8 @@
 //! sides wraps around to a length that would fit. Behind that border the kernels use pointers.
 
 use emberlm_backends::cpu::{
-    self, Attention, CacheSlice, CacheSliceMut, CodeBook4, CodeDecoder, Int8, KeyValue, Layer, Level, Matrix, Mlp,
-    Product, Rows, Weight, with_level,
+    self, Attention, CacheSlice, CacheSliceMut, CodeBook4, CodeDecoder, Int8, IntegerRows, KeyValue, Layer, Level,
+    Matrix, Mlp, Product, Weight, with_level,
 };
 use emberlm_backends::panics::catch_quietly;
 use emberlm_backends::types::{DeltaRuleShape, StoreKv};
@@ -80,7 +80,7 @@ fn a_weight_that_is_too_short() {
         let data = Matrix::Int8(Int8 { codes: &codes, scales: &scales });
         refused(what, names, || cpu::linear(&vec![1.0; k], 1, &Weight { n: 2, k, data }, None, &mut [0.0; 2]));
     }
-    let rows = |wide_rows, narrow_stride, narrow: &'static [u8], slots| Rows {
+    let rows = |wide_rows, narrow_stride, narrow: &'static [u8], slots| IntegerRows {
         wide: &[0; 8],
         wide_rows,
         narrow,
@@ -99,10 +99,10 @@ fn a_weight_that_is_too_short() {
     ] {
         // Two rows fit the wrapped stride, three wrap it.
         let n = if names == "overflow" { 3 } else { 2 };
-        let rows = Rows { scales: &[1.0; 3], ..rows };
+        let rows = IntegerRows { scales: &[1.0; 3], ..rows };
         refused(what, names, || {
             let mut y = vec![0.0; n];
-            cpu::linear(&[1.0; 8], 1, &Weight { n, k: 8, data: Matrix::Rows(rows) }, None, &mut y);
+            cpu::linear(&[1.0; 8], 1, &Weight { n, k: 8, data: Matrix::IntegerRows(rows) }, None, &mut y);
         });
     }
 }

@@ -1,6 +1,6 @@
 //! The kernels against the unit goldens of `tests/fixtures`, at every level of this machine.
 
-use emberlm_backends::cpu::{self, BlockScales, CodeBook4, Level, Matrix, Rows, Weight};
+use emberlm_backends::cpu::{self, BlockScales, CodeBook4, IntegerRows, Level, Matrix, Weight};
 use emberlm_backends::types::DeltaRuleShape;
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -131,7 +131,7 @@ fn nano_values_and_products_match() {
             wide.extend(bytes(&tensors, &part("q")));
             scales.extend(floats(&tensors, &part("scale")));
         }
-        let rows = Rows {
+        let rows = IntegerRows {
             wide: &wide,
             wide_rows,
             narrow: &narrow,
@@ -140,7 +140,7 @@ fn nano_values_and_products_match() {
             scales: &scales,
             slots: slots.as_deref(),
         };
-        let w = Weight { n, k, data: Matrix::Rows(rows) };
+        let w = Weight { n, k, data: Matrix::IntegerRows(rows) };
         let want = floats(&tensors, &part("dequant_f32"));
         let (x, y) = (floats(&tensors, &part("x")), floats(&tensors, &part("y")));
         let bias = tensors.tensor(&part("bias")).is_ok().then(|| floats(&tensors, &part("bias")));

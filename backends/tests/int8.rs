@@ -119,7 +119,7 @@ fn element(w: &Weight, row: usize, column: usize, values: &[f32], book: &Book) -
             let scale = half::f16::from_bits(data.scales[row * w.k.div_ceil(64) + column / 64]);
             (i32::from(data.codes[at(w, row, column)] as i8), f64::from(scale))
         }
-        Matrix::Rows(data) => {
+        Matrix::IntegerRows(data) => {
             let slot = data.slots.map_or(row, |slots| slots[row] as usize);
             let scale = data.scales[slot];
             ((values[at(w, row, column)] / scale).round() as i32, f64::from(scale))

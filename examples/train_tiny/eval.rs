@@ -110,7 +110,7 @@ pub fn evaluate<B: CompactBackend>(run: &Run, rows: usize, device: &B::Device) -
     })
 }
 
-/// Every token that was foretold.
+/// Every token that was predicted.
 #[derive(Default)]
 struct Tokens {
     class: Vec<Class>,

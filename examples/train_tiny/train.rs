@@ -124,13 +124,13 @@ impl Batch {
         Ok(out)
     }
 
-    /// The class of every token that is foretold.
+    /// The class of every token that is predicted.
     pub fn targets(&self) -> impl Iterator<Item = Class> {
         self.classes.iter().flat_map(|row| row[1..].iter().copied())
     }
 }
 
-/// What a model says about a batch, one number per token that is foretold: `[batch * length]`.
+/// What a model says about a batch, one number per token that is predicted: `[batch * length]`.
 pub struct Told<B: Backend> {
     /// Minus the logarithm of its probability.
     pub loss: Tensor<B, 1>,

@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use emberlm_quant::kv::KvFormat;
-use emberlm_quant::modules::Linear;
+use emberlm_quant::modules::{Linear, LinearConfig};
 use emberlm_quant::{Activations, CompactBackend};
 
 use crate::architecture::Architecture;
@@ -104,6 +104,19 @@ impl<B: CompactBackend> CausalLm<B> {
         loader::load(&architecture, source, options, plan, device, progress, |loader| {
             Self::build(loader, &architecture)
         })
+    }
+
+    /// A model with random weights to train. What is random is drawn by the backend; `B::seed` makes it the same every time.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when the options of adaptive depth cannot be, [`Error::Limit`] when a size is beyond what the device takes.
+    pub fn init(architecture: Architecture, device: &B::Device) -> Result<Self> {
+        check_device::<B>(&architecture, device)?;
+        let (model, config) = (Decoder::init(&architecture, device)?, &architecture.config);
+        let head = LinearConfig::new(config.hidden_size, config.vocab_size).with_bias(false);
+        let lm_head = (!architecture.tied_head).then(|| head.init(device));
+        let rotary = RotaryEmbedding::new(&config.rope);
+        Ok(Self { model, lm_head, architecture: Arc::new(architecture), rotary, activations: Activations::default() })
     }
 
     fn build(loader: &Loader<'_, B>, architecture: &Architecture) -> Result<Self> {
@@ -208,10 +221,8 @@ impl<B: CompactBackend> CausalLm<B> {
             let [b, s] = ids.dims();
             self.check_tensor(&ids)?;
             self.check_size((b, 0, s), b, options.logits)?;
-            let position = SpanPosition { first: 0, past: 0, new: s, expected: 0 };
-            let depth = PassDepth::new([(b * s, DepthOptions::default())]);
-            let context =
-                ForwardContext::new(&[position], depth, &self.rotary, self.activations.float().into(), &ids.device());
+            let activations = self.activations.float().into();
+            let context = ForwardContext::of_rows([b, s], &self.rotary, activations, &ids.device());
             self.run(ids, &context, None, options)
         })
     }

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::checkpoint::TensorDifferences;
+use crate::checkpoint::{CheckpointError, TensorDifferences};
 
 /// The result of a fallible operation of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, where, and what to do next.
 #[derive(Debug, thiserror::Error)]
@@ -28,13 +28,8 @@ pub enum Error {
         message: String,
     },
     /// A safetensors file or index is damaged.
-    #[error("{}: {message}", path.display())]
-    Container {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        message: String,
-    },
+    #[error("{0}")]
+    Container(Box<CheckpointError>),
     /// A value of `config.json` (or of a side file) cannot be used.
     #[error("{}: {field}: {message}", path.display())]
     Config {
@@ -42,26 +37,22 @@ pub enum Error {
         path: PathBuf,
         /// The key, with its parents.
         field: String,
+        /// What values are allowed, where the value is of a wrong type or out of range.
+        expected: Option<Box<str>>,
+        /// The value, or what kind of value it is where it is long.
+        found: Option<Box<str>>,
         /// What was found and what is allowed.
         message: String,
     },
-    /// A tensor does not hold what its name and side data promise.
-    #[error("{tensor}: {message}")]
-    Tensor {
-        /// Name in the file.
-        tensor: String,
-        /// What is wrong.
-        message: String,
-    },
+    /// A tensor does not hold what its name and side data promise, is not in the checkpoint, or is there twice.
+    #[error("{0}")]
+    Tensor(Box<CheckpointError>),
     /// The tensors of the checkpoint are not those of the model: every difference at once.
     #[error("{0}")]
     Differences(Box<TensorDifferences>),
-    /// A tensor is not in the checkpoint, or there twice.
-    #[error("{0}")]
-    Tensors(String),
-    /// Tensors whose names are not published could not be recognised by their shapes.
-    #[error("{0}")]
-    Discovery(String),
+    /// Tensors whose names are not published could not be recognised by their shapes. Its `tensor` is the layer.
+    #[error("{}", .0.message)]
+    Discovery(Box<CheckpointError>),
     /// `tokenizer.json` cannot be used, or a text cannot be encoded.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
@@ -141,5 +132,28 @@ impl Error {
     /// [`Error::Differences`] when there are any.
     pub(crate) fn unless_same(differences: TensorDifferences) -> Result<()> {
         if differences.is_empty() { Ok(()) } else { Err(Self::Differences(Box::new(differences))) }
+    }
+
+    /// What makes a file unreadable.
+    pub(crate) fn container(error: CheckpointError) -> Self {
+        Self::Container(Box::new(error))
+    }
+
+    /// What discovery could not recognise.
+    pub(crate) fn discovery(error: CheckpointError) -> Self {
+        Self::Discovery(Box::new(error))
+    }
+
+    /// A value of a config that cannot be used, whatever it should have been.
+    pub(crate) fn config(path: impl Into<PathBuf>, field: impl Into<String>, message: impl Into<String>) -> Self {
+        let (path, field, message) = (path.into(), field.into(), message.into());
+        Self::Config { path, field, expected: None, found: None, message }
+    }
+}
+
+impl From<CheckpointError> for Error {
+    /// As an error about a tensor.
+    fn from(error: CheckpointError) -> Self {
+        Self::Tensor(Box::new(error))
     }
 }

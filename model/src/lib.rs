@@ -28,8 +28,9 @@ pub use causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, ForwardOutput, Logi
 pub use error::{Error, Result};
 pub use loader::{SourceEntry, WeightOptions, WeightSource};
 pub use nn::{
-    Attention, CausalConv1d, CrestFfn, Decoder, DecoderLayer, DepthOptions, DepthRun, DepthTrace, FeedForward,
-    GatedDeltaNet, HaltGate, KvCompressor, RmsNorm, RotaryEmbedding, Span,
+    Attention, AttentionConfig, CausalConv1d, CrestFfn, CrestFfnConfig, Decoder, DecoderLayer, DepthOptions, DepthRun,
+    DepthTrace, FeedForward, GatedDeltaNet, GatedDeltaNetConfig, HaltGate, KvCompressor, RmsNorm, RmsNormConfig,
+    RotaryEmbedding, Span,
 };
 pub use plan::{LoadPlan, PlannedTensor, Progress, QuantizeOnLoad};
 pub use pretrained::Pretrained;

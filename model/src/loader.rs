@@ -17,6 +17,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use burn::module::{Param, ParamId};
 use burn::tensor::backend::Backend;
@@ -28,7 +29,7 @@ use emberlm_quant::modules::{Embedding, Linear, SwiGlu};
 use emberlm_quant::packed::PackedWeight;
 
 use crate::architecture::Architecture;
-use crate::checkpoint::{MismatchedTensor, MissingTensor, StorageKind, TensorDifferences};
+use crate::checkpoint::{CheckpointError, MismatchedTensor, MissingTensor, StorageKind, TensorDifferences};
 use crate::error::{Error, Result};
 use crate::nn::RmsNorm;
 use crate::plan::{LoadPlan, PlannedTensor, Progress, QuantizeOnLoad};
@@ -50,6 +51,10 @@ pub trait WeightSource {
     /// # Errors
     /// When the stored data is damaged.
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>>;
+    /// The file that holds a tensor, for messages.
+    fn file(&self, _name: &str) -> Option<PathBuf> {
+        None
+    }
     /// Hint that the stored bytes of a tensor will not be read again.
     fn release(&self, _name: &str) {}
     /// Every tensor that a model should use.
@@ -119,8 +124,8 @@ pub(crate) fn plan(architecture: &Architecture, source: &dyn WeightSource, optio
                 differences.missing.push(MissingTensor { tensor: name.clone(), expected: Some(shape.clone()) });
             }
             Some(entry) if entry.shape != *shape => {
-                let (tensor, expected) = (name.clone(), shape.clone());
-                differences.mismatched.push(MismatchedTensor { tensor, expected, found: entry.shape });
+                let (file, tensor, expected) = (source.file(name), name.clone(), shape.clone());
+                differences.mismatched.push(MismatchedTensor { file, tensor, expected, found: entry.shape });
             }
             Some(entry) => {
                 let (storage, bytes) = options.held(tensor, &entry);
@@ -230,8 +235,7 @@ impl<B: CompactBackend> Loader<'_, B> {
     pub fn tensor<const D: usize>(&self, name: &str) -> Result<Param<Tensor<B, D>>> {
         let tensor = self.spec(name)?;
         let Ok(shape) = <[usize; D]>::try_from(tensor.shape.as_slice()) else {
-            let message = format!("{:?} has not {D} dimensions", tensor.shape);
-            return Err(Error::Tensor { tensor: tensor.name.clone(), message });
+            return Err(self.error(&tensor.name, format!("{:?} has not {D} dimensions", tensor.shape)));
         };
         let values = self.shared.source.vector(&tensor.name, elements(tensor)?)?;
         self.loaded(tensor, true);
@@ -242,7 +246,7 @@ impl<B: CompactBackend> Loader<'_, B> {
     fn weight(&self) -> Result<PackedWeight<B>> {
         let (tensor, options) = (self.spec("weight")?, self.shared.options);
         let name = &tensor.name;
-        let fail = |message: String| Error::Tensor { tensor: name.clone(), message };
+        let fail = |message: String| self.error(name, message);
         let &[n, k] = tensor.shape.as_slice() else { return Err(fail(format!("{:?} is no matrix", tensor.shape))) };
         let source = self.shared.source.matrix(name, n, k)?;
         let dense = matches!(source.storage, HostStorage::Dense(..));
@@ -271,7 +275,11 @@ impl<B: CompactBackend> Loader<'_, B> {
     fn spec(&self, name: &str) -> Result<&TensorSpec> {
         let name = self.name(name);
         let found = self.shared.tensors.get(&name);
-        found.ok_or_else(|| Error::Tensor { message: "is none of this architecture".into(), tensor: name })
+        found.ok_or_else(|| self.error(&name, "is none of this architecture".into()))
+    }
+
+    fn error(&self, name: &str, message: String) -> Error {
+        CheckpointError::of_tensor(name, message).in_file(self.shared.source.file(name).as_deref()).into()
     }
 
     fn name(&self, leaf: &str) -> String {
@@ -300,5 +308,5 @@ impl<B: CompactBackend> Loader<'_, B> {
 /// Elements of a tensor that a model needs.
 fn elements(TensorSpec { name, shape, .. }: &TensorSpec) -> Result<usize> {
     let count = shape.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim));
-    count.ok_or_else(|| Error::Tensor { tensor: name.clone(), message: format!("{shape:?} would be too large") })
+    count.ok_or_else(|| CheckpointError::of_tensor(name, format!("{shape:?} would be too large")).into())
 }

@@ -6,7 +6,7 @@ use emberlm_quant::host::HostWeight;
 use crate::checkpoint::StorageKind;
 use crate::tensors::{ModelPart, TensorRole};
 
-/// Quantisation of dense weights while they are loaded.
+/// Quantisation of dense weights while they are loaded: those [storages](StorageKind) that are written, of all that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QuantizeOnLoad {
     /// bitsandbytes NF4, blocks of 64 with f32 scales.
@@ -20,6 +20,19 @@ pub enum QuantizeOnLoad {
 }
 
 impl QuantizeOnLoad {
+    /// Every format.
+    pub const ALL: [Self; 4] = [Self::Nf4, Self::Nf4Double, Self::Int8, Self::Int8Rows];
+
+    /// The name of its [storage](Self::storage).
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nf4 => "nf4",
+            Self::Nf4Double => "nf4-dq",
+            Self::Int8 => "int8",
+            Self::Int8Rows => "int8-rows",
+        }
+    }
+
     /// Bytes of a quantised `[n, k]` matrix with its side data.
     pub fn bytes(self, n: usize, k: usize) -> usize {
         let blocks = (n * k).div_ceil(64);
@@ -114,5 +127,17 @@ impl LoadPlan {
     /// Bytes needed while loading: all weights, and the largest tensor once more as it is stored.
     pub fn peak_bytes(&self) -> usize {
         self.weight_bytes() + self.tensors.iter().map(|tensor| tensor.stored_bytes).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_format_is_called_as_its_storage() {
+        for format in QuantizeOnLoad::ALL {
+            assert_eq!(format.name(), format.storage().to_string());
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! A model directory, opened: what it is, what it would take, and the way to load it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use emberlm_quant::host::HostWeight;
 use emberlm_quant::{Activations, CompactBackend};
@@ -272,6 +272,10 @@ impl WeightSource for Weights {
 
     fn vector(&self, name: &str, _len: usize) -> Result<Vec<f32>> {
         self.vector(name)
+    }
+
+    fn file(&self, name: &str) -> Option<PathBuf> {
+        self.file(name).map(Path::to_path_buf)
     }
 
     fn release(&self, name: &str) {

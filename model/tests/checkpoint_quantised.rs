@@ -32,9 +32,21 @@ fn change_state(tensors: &mut Tensors, weight: &str, change: impl FnOnce(&mut Va
     tensor.1 = vec![tensor.2.len()];
 }
 
+type Change = Box<dyn Fn(&mut Tensors)>;
+
+/// Each change alone makes the checkpoint fail, with this word; in the end it is whole again.
+fn each_fails(copy: &Copy, good: &Tensors, cases: Vec<(&str, &str, Change)>) {
+    for (case, word, change) in cases {
+        let mut tensors = good.clone();
+        change(&mut tensors);
+        write_tensors(&copy.weights(), &tensors);
+        fails(case, word, || copy.load());
+    }
+    write_tensors(&copy.weights(), good);
+}
+
 #[test]
 fn broken_bitsandbytes_tensors_are_named() {
-    type Change = Box<dyn Fn(&mut Tensors)>;
     let side = |suffix: &'static str, change: fn(&mut Tensor)| -> Change {
         Box::new(move |t| change(t.get_mut(&format!("{DOUBLE}.{suffix}")).expect(suffix)))
     };
@@ -127,13 +139,7 @@ fn broken_bitsandbytes_tensors_are_named() {
     ];
     let copy = Copy::of("leanllama_nf4");
     let good = read_tensors(&copy.weights());
-    for (case, word, change) in cases {
-        let mut tensors = good.clone();
-        change(&mut tensors);
-        write_tensors(&copy.weights(), &tensors);
-        fails(case, word, || copy.load());
-    }
-    write_tensors(&copy.weights(), &good);
+    each_fails(&copy, &good, cases);
     copy.load().expect("unchanged");
 }
 
@@ -201,7 +207,6 @@ fn broken_single_scales_are_named() {
 
 #[test]
 fn broken_nano_modules_are_named() {
-    type Change = Box<dyn Fn(&mut Tensors)>;
     const MIXED: &str = "model.layers.0.mlp.up_proj";
     let leaf = |leaf: &'static str, change: fn(&mut Tensor)| -> Change {
         Box::new(move |t| change(t.get_mut(&format!("{MIXED}.{leaf}")).expect(leaf)))
@@ -274,13 +279,7 @@ fn broken_nano_modules_are_named() {
     ];
     let copy = Copy::of("nano_compact");
     let good = read_tensors(&copy.weights());
-    for (case, word, change) in cases {
-        let mut tensors = good.clone();
-        change(&mut tensors);
-        write_tensors(&copy.weights(), &tensors);
-        fails(case, word, || copy.load());
-    }
-    write_tensors(&copy.weights(), &good);
+    each_fails(&copy, &good, cases);
     copy.change_config(|json| json["nanollm_modules"][MIXED]["bits"] = json!(2));
     fails("other bits", "expected U8 [96, 16]", || copy.load());
     copy.change_config(|json| json["nanollm_modules"][MIXED]["bits"] = json!(8));

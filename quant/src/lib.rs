@@ -10,6 +10,7 @@ mod error;
 pub mod format;
 pub mod halting;
 pub mod host;
+mod init;
 pub mod kv;
 mod layers;
 pub mod modules;
@@ -20,6 +21,8 @@ pub mod reference;
 pub mod self_test;
 mod spans;
 mod split;
+#[cfg(any(feature = "ndarray", feature = "flex", feature = "cube"))]
+mod stored;
 #[cfg(any(feature = "ndarray", feature = "flex", feature = "cube"))]
 mod swiglu;
 

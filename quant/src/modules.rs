@@ -3,6 +3,7 @@
 use burn::module::Param;
 use burn::tensor::{Int, Tensor};
 
+pub use crate::init::{EmbeddingConfig, LinearConfig, SwiGluConfig};
 pub use crate::layers::{Embedding, Linear, SwiGlu};
 use crate::ops::CompactBackend;
 use crate::packed::PackedWeight;

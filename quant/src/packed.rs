@@ -12,7 +12,8 @@ use crate::error::Result;
 use crate::format;
 use crate::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight};
 
-/// A matrix `[n, k]` (outputs, inputs) in one of the supported storages.
+/// A matrix `[n, k]` (outputs, inputs) in one of the supported storages: those of [`emberlm_backends::types::Matrix`], as parameters
+/// of a module, which burn can save, move and train.
 #[derive(Module, Debug)]
 pub enum PackedWeight<B: Backend> {
     /// A plain float tensor `[n, k]`: the only storage that can be trained.
@@ -40,7 +41,8 @@ pub struct SplitWeight<B: Backend> {
     pub k: usize,
 }
 
-/// A part of a [`SplitWeight`]: a [`PackedWeight`] that is not split itself, in the same storages.
+/// A part of a [`SplitWeight`]: a [`PackedWeight`] that is not split itself, in the same storages. It is an enum of its own because the
+/// records that burn derives for a module cannot contain themselves.
 #[derive(Module, Debug)]
 pub enum WeightPart<B: Backend> {
     /// See [`PackedWeight::Float`].

@@ -1,11 +1,14 @@
 //! Properties of the quantisers for any weight: plain twins of the rules, error bounds, shapes, and what is refused.
 
+mod format_fixtures;
+
 use emberlm_quant::Error;
 use emberlm_quant::format::{
     FP4, NF4, check, dequantize, dequantize_rounded, dynamic_map, quantize_fp4, quantize_int8, quantize_int8_rows,
     quantize_nf4, quantize_truequant,
 };
 use emberlm_quant::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight};
+use format_fixtures::{code_book, rows};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
@@ -16,20 +19,6 @@ fn dense(n: usize, k: usize, float: FloatType, values: &[f32]) -> HostWeight {
         FloatType::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
     };
     HostWeight { n, k, storage: HostStorage::Dense(float, data.into()) }
-}
-
-fn code_book(weight: &HostWeight) -> &HostCodeBook4 {
-    match &weight.storage {
-        HostStorage::CodeBook4(w) => w,
-        other => panic!("{other:?}"),
-    }
-}
-
-fn rows(weight: &HostWeight) -> &HostRows {
-    match &weight.storage {
-        HostStorage::Rows(w) => w,
-        other => panic!("{other:?}"),
-    }
 }
 
 fn single_scales(w: &HostCodeBook4) -> Vec<f32> {

@@ -3,22 +3,8 @@
 mod format_fixtures;
 
 use emberlm_quant::format::{NF4, dynamic_map, quantize_int8_rows, quantize_nf4, quantize_truequant};
-use emberlm_quant::host::{HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight};
-use format_fixtures::{Fixture, assert_same_bits};
-
-fn code_book(weight: &HostWeight) -> &HostCodeBook4 {
-    match &weight.storage {
-        HostStorage::CodeBook4(w) => w,
-        other => panic!("{other:?}"),
-    }
-}
-
-fn rows(weight: &HostWeight) -> &HostRows {
-    match &weight.storage {
-        HostStorage::Rows(w) => w,
-        other => panic!("{other:?}"),
-    }
-}
+use emberlm_quant::host::{HostScales, HostStorage};
+use format_fixtures::{Fixture, assert_same_bits, code_book, rows};
 
 #[test]
 fn nf4_bytes_are_those_of_bitsandbytes() {

@@ -8,6 +8,7 @@ pub mod engine;
 mod fixture;
 pub mod golden;
 pub mod handle;
+pub mod initial;
 pub mod invariants;
 pub mod kernels;
 pub mod prefix;
@@ -42,6 +43,7 @@ macro_rules! whole_suite {
                 conversations_keep_their_secrets, depth_is_part_of_a_prefix, frequencies_by_length_are_not_shared, caches_are_cut;
             split: operations, models, caches;
             store: plain_weights_have_checkpoint_names, packed_weights_come_back;
+            initial: initial_models_have_the_tensors_of_checkpoints, layers_by_themselves_are_the_model, initial_layers_learn;
         }
     };
     // On a GPU. What trains runs in burn's own operations, and so do the bodies that `kernels` compares with, whose matrix products have

@@ -51,7 +51,7 @@ impl<B: CompactBackend> ModuleMapper<B> for Erase {
 }
 
 /// A store in memory under checkpoint names.
-fn saving(architecture: &Architecture) -> SafetensorsStore {
+pub fn saving(architecture: &Architecture) -> SafetensorsStore {
     let store = SafetensorsStore::from_bytes(None).skip_enum_variants(true);
     let names = architecture.field_names();
     names.iter().fold(store, |store, (field, name)| store.with_key_remapping(escaped(field), name))

@@ -37,7 +37,7 @@ pub use level::{Level, features, level, set_level, with_level};
 pub use matmul::embed::{dequantize_rows, embed};
 pub use matmul::linear::{head, linear, linears};
 pub use matmul::types::Product;
-pub use matmul::weight::{BlockScales, CodeBook4, INT8_BLOCK, Int8, Matrix, Rows, Weight};
+pub use matmul::weight::{BlockScales, CodeBook4, INT8_BLOCK, Int8, IntegerRows, Matrix, Weight};
 pub use memory::{memory, release_free_memory, weight_buffer};
 pub use mlp::{Mlp, swiglu_mlp};
 pub use norm::{add_rms_norm, rms_norm, rms_norm_gated};

@@ -40,7 +40,7 @@ pub use launch::{Buffer, MAX_ELEMENTS, launches};
 pub use matmul::embed::embed;
 pub use matmul::linear::{gated_linear, linear};
 pub use matmul::types::Linear;
-pub use matmul::weight::{BlockScales, CodeBook4, Int8, Matrix, Rows, Weight};
+pub use matmul::weight::{BlockScales, CodeBook4, Int8, IntegerRows, Matrix, Weight};
 pub use norm::{RmsNorm, add_rms_norm, rms_norm, rms_norm_gated};
 pub use rotary::{Rotary, rotary};
 pub use top_k::{MAX_TOP_K, TopK, top_k};

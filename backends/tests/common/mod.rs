@@ -1,7 +1,7 @@
 //! Seeded data in every storage, and the comparison.
 #![allow(dead_code)]
 
-use emberlm_backends::cpu::{BlockScales, CodeBook4, INT8_BLOCK, Int8, Matrix, Rows, Weight};
+use emberlm_backends::cpu::{BlockScales, CodeBook4, INT8_BLOCK, Int8, IntegerRows, Matrix, Weight};
 use emberlm_backends::random::{GAMMA, word};
 use half::{bf16, f16};
 
@@ -144,7 +144,7 @@ impl Stored {
                 code_book(BlockScales::Double { codes, map, absmax, block: nested, offset: 0.01 }, block)
             }
             Kind::Int8 => Matrix::Int8(Int8 { codes: &self.codes, scales: &self.halves }),
-            Kind::Rows { wide, bits, slots } => Matrix::Rows(Rows {
+            Kind::Rows { wide, bits, slots } => Matrix::IntegerRows(Rows {
                 wide: &self.codes,
                 wide_rows: wide.min(self.n),
                 narrow: &self.narrow,

@@ -84,7 +84,7 @@ fn indices_from_memory_stay_inside() {
             }
         }
     }
-    let rows = cube::Rows {
+    let rows = cube::IntegerRows {
         wide: Some(upload_words(&client, &[0x0101_0101, 0x0202_0202])),
         wide_rows: 2,
         narrow: None,
@@ -93,7 +93,7 @@ fn indices_from_memory_stay_inside() {
         scales: Float::F32.upload(&client, &[1.0, 10.0]),
         slots: Some(upload_words(&client, &[u32::MAX, 0])),
     };
-    let weight = cube::Weight { n: 2, k: 4, data: cube::Matrix::Rows(rows) };
+    let weight = cube::Weight { n: 2, k: 4, data: cube::Matrix::IntegerRows(rows) };
     let y = Float::F32.unwritten(&client, 2);
     cube::linear(&client, &Float::F32.upload(&client, &[1.0; 4]), 1, &weight, &y, Default::default());
     assert_eq!(download(&client, &y), [80.0, 4.0]);

@@ -42,12 +42,12 @@ pub fn upload(client: &Client, weight: &cpu::Weight<'_>) -> cube::Weight {
             codes: upload_bytes(client, w.codes),
             scales: upload_halves(client, w.scales),
         }),
-        cpu::Matrix::Rows(w) => cube::Matrix::Rows(cube::Rows {
+        cpu::Matrix::IntegerRows(w) => cube::Matrix::IntegerRows(cube::IntegerRows {
             wide: (!w.wide.is_empty()).then(|| upload_bytes(client, w.wide)),
             wide_rows: w.wide_rows,
             narrow: (!w.narrow.is_empty()).then(|| upload_bytes(client, w.narrow)),
             narrow_stride: w.narrow_stride,
-            narrow_bits: w.narrow_bits as usize,
+            narrow_bits: w.narrow_bits,
             scales: floats(w.scales),
             slots: w.slots.map(|slots| upload_words(client, slots)),
         }),

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use emberlm::model::QuantizeOnLoad;
 use emberlm::model::config::CrestOverrides;
@@ -27,22 +28,14 @@ pub struct ModelArgs {
     pub quant_head: QuantHead,
 }
 
-/// Storages of embedding and head.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+/// A storage of embedding and head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum QuantHead {
-    /// int8 beside quantised layers, else none (eval and dump: none)
+    /// Chosen by the layers' storage.
     #[default]
     Auto,
-    /// Keep them as they are stored
-    None,
-    /// 8 bits in blocks of 64, 8.25 bits per weight
-    Int8,
-    /// 8 bits with one scale per row, 8 bits per weight
-    Int8Rows,
-    /// 4-bit NormalFloat in blocks of 64
-    Nf4,
-    /// NF4 with quantised block scales
-    Nf4Dq,
+    /// This one.
+    As(Quant),
 }
 
 impl QuantHead {
@@ -50,41 +43,72 @@ impl QuantHead {
     pub fn option(self, quantized_layers: bool) -> Option<QuantizeOnLoad> {
         match self {
             Self::Auto => quantized_layers.then_some(QuantizeOnLoad::Int8),
-            Self::None => None,
-            Self::Int8 => Some(QuantizeOnLoad::Int8),
-            Self::Int8Rows => Some(QuantizeOnLoad::Int8Rows),
-            Self::Nf4 => Some(QuantizeOnLoad::Nf4),
-            Self::Nf4Dq => Some(QuantizeOnLoad::Nf4Double),
+            Self::As(quant) => quant.option(),
         }
     }
 }
 
-/// Formats of quantisation at load.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Quant {
-    /// Keep every tensor as it is stored
-    #[default]
-    None,
-    /// 4-bit NormalFloat in blocks of 64, 4.5 bits per weight
-    Nf4,
-    /// NF4 with quantised block scales, 4.13 bits per weight
-    Nf4Dq,
-    /// 8 bits in blocks of 64, 8.25 bits per weight
-    Int8,
-    /// 8 bits with one scale per row, 8 bits per weight: for comparisons
-    Int8Rows,
+impl ValueEnum for QuantHead {
+    fn value_variants<'a>() -> &'a [Self] {
+        const AS: [QuantHead; 5] = [
+            QuantHead::As(Quant::NONE),
+            QuantHead::As(Quant(Some(QuantizeOnLoad::Int8))),
+            QuantHead::As(Quant(Some(QuantizeOnLoad::Int8Rows))),
+            QuantHead::As(Quant(Some(QuantizeOnLoad::Nf4))),
+            QuantHead::As(Quant(Some(QuantizeOnLoad::Nf4Double))),
+        ];
+        const ALL: [QuantHead; 6] = [QuantHead::Auto, AS[0], AS[1], AS[2], AS[3], AS[4]];
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        match self {
+            Self::Auto => {
+                Some(PossibleValue::new("auto").help("int8 beside quantised layers, else none (eval and dump: none)"))
+            }
+            Self::As(quant) => quant.to_possible_value(),
+        }
+    }
 }
 
+/// A format of quantisation at load, or none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quant(Option<QuantizeOnLoad>);
+
 impl Quant {
+    /// Every tensor as it is stored.
+    pub const NONE: Self = Self(None);
+
     /// As the loader takes it.
     pub fn option(self) -> Option<QuantizeOnLoad> {
-        match self {
-            Self::None => None,
-            Self::Nf4 => Some(QuantizeOnLoad::Nf4),
-            Self::Nf4Dq => Some(QuantizeOnLoad::Nf4Double),
-            Self::Int8 => Some(QuantizeOnLoad::Int8),
-            Self::Int8Rows => Some(QuantizeOnLoad::Int8Rows),
-        }
+        self.0
+    }
+}
+
+impl ValueEnum for Quant {
+    fn value_variants<'a>() -> &'a [Self] {
+        const ALL: [Quant; 5] = [
+            Quant::NONE,
+            Quant(Some(QuantizeOnLoad::Nf4)),
+            Quant(Some(QuantizeOnLoad::Nf4Double)),
+            Quant(Some(QuantizeOnLoad::Int8)),
+            Quant(Some(QuantizeOnLoad::Int8Rows)),
+        ];
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let Some(format) = self.0 else {
+            return Some(PossibleValue::new("none").help("Keep every tensor as it is stored"));
+        };
+        let help = match format {
+            QuantizeOnLoad::Nf4 => "4-bit NormalFloat in blocks of 64, 4.5 bits per weight",
+            QuantizeOnLoad::Nf4Double => "NF4 with quantised block scales, 4.13 bits per weight",
+            QuantizeOnLoad::Int8 => "8 bits in blocks of 64, 8.25 bits per weight",
+            QuantizeOnLoad::Int8Rows => "8 bits with one scale per row, 8 bits per weight: for comparisons",
+        };
+        // The name that `ember info` shows.
+        Some(PossibleValue::new(format.name()).help(help))
     }
 }
 

@@ -10,7 +10,7 @@ use emberlm::model::text::TextProcessor;
 use emberlm::quant::{Activations, CompactBackend};
 use serde::Serialize;
 
-use super::args::{CacheType, DepthArgs, ModelArgs, QuantHead};
+use super::args::{CacheType, DepthArgs, ModelArgs, Quant, QuantHead};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::device_args::DeviceArgs;
 use super::estimate::Estimate;
@@ -144,7 +144,7 @@ impl WithBackend for &EvalArgs {
 
 fn eval<B: CompactBackend>(args: &EvalArgs, device: &OpenDevice<B>) -> Result<()> {
     let head = match args.model.quant_head {
-        QuantHead::Auto => QuantHead::None,
+        QuantHead::Auto => QuantHead::As(Quant::NONE),
         chosen => chosen,
     };
     let pretrained = load::prepare(load::open(&args.model, &args.depth)?, args.model.quant, head, device)?;

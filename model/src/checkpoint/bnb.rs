@@ -9,9 +9,10 @@ use emberlm_quant::host::{FloatType, HostCodeBook4, HostScales, HostStorage, Hos
 use serde::Deserialize;
 
 use super::convert::{first_non_finite, floats};
-use super::header::Dtype;
+use super::dtype::Dtype;
 use super::names::{list, shown};
 use super::open::Checkpoint;
+use super::problem::TensorProperty;
 use crate::config::{QuantType, json};
 use crate::{Error, Result};
 
@@ -69,7 +70,7 @@ pub(super) fn group(checkpoint: &Checkpoint, names: &mut BTreeSet<String>) -> Re
         }
         if name.ends_with(".SCB") {
             let message = "belongs to 8-bit bitsandbytes storage, which is not supported: use the 4-bit or the half precision model";
-            return Err(error(name, message));
+            return Err(checkpoint.tensor_error(name, message).into());
         }
     }
     let mut weights = Vec::new();
@@ -85,6 +86,7 @@ pub(super) fn group(checkpoint: &Checkpoint, names: &mut BTreeSet<String>) -> Re
 
 impl Params4bit {
     fn check(checkpoint: &Checkpoint, base: &str, sides: &BTreeSet<&str>) -> Result<Self> {
+        let error = |tensor: &str, message: String| Error::from(checkpoint.tensor_error(tensor, message));
         let states: Vec<&str> = sides.iter().copied().filter(|side| side.starts_with("quant_state")).collect();
         let (kind, state) = match states.as_slice() {
             [state @ "quant_state.bitsandbytes__nf4"] => (QuantType::Nf4, *state),
@@ -92,38 +94,39 @@ impl Params4bit {
             [] => {
                 return Err(error(base, format!("has {}, but no quant_state", side_list(sides))));
             }
-            _ => return Err(error(base, "claims two formats at once, nf4 and fp4")),
+            _ => return Err(error(base, "claims two formats at once, nf4 and fp4".into())),
         };
         let state = format!("{base}.{state}");
         let json = expect(checkpoint, &state, Dtype::U8, None)?;
         if json > MAX_STATE {
-            return Err(error(&state, format!("is {json} bytes long, at most {MAX_STATE} are accepted")));
+            let message = format!("is {json} bytes long, at most {MAX_STATE} are accepted");
+            let [limit, found] = [MAX_STATE, json].map(|bytes| TensorProperty::Bytes(bytes as u64));
+            return Err(checkpoint.tensor_error(&state, message).instead(limit, found).into());
         }
         let json: QuantState = json::from_slice(&checkpoint.data(&state)?).map_err(|e| error(&state, e))?;
+        // A value of the state that is not what it may be.
+        let says = |key: &str, found: String, expected: &str| {
+            let message = format!("says {key} {found}, expected {expected}");
+            let [expected, found] = [expected.to_owned(), found].map(TensorProperty::Value);
+            Error::from(checkpoint.tensor_error(&state, message).instead(expected, found))
+        };
+        let quoted = |text: &str| format!("\"{}\"", shown(text));
         if json.quant_type != kind.as_str() {
-            let message = format!("says quant_type \"{}\", the name says {kind}", shown(&json.quant_type));
-            return Err(error(&state, message));
+            return Err(says("quant_type", quoted(&json.quant_type), &format!("{kind} as in the name")));
         }
         let stored = match json.dtype.as_str() {
             "float32" => FloatType::F32,
             "float16" => FloatType::F16,
             "bfloat16" => FloatType::Bf16,
             other => {
-                return Err(error(
-                    &state,
-                    format!("says dtype \"{}\", expected float32, float16 or bfloat16", shown(other)),
-                ));
+                return Err(says("dtype", quoted(other), "float32, float16 or bfloat16"));
             }
         };
-        let block = power_of_two(json.blocksize, 32, 4096).ok_or_else(|| {
-            error(&state, format!("says blocksize {}, expected a power of two from 32 to 4096", json.blocksize))
-        })?;
+        let block = power_of_two(json.blocksize, 32, 4096)
+            .ok_or_else(|| says("blocksize", json.blocksize.to_string(), "a power of two from 32 to 4096"))?;
         let dims: Option<Vec<usize>> = json.shape.iter().map(|&d| usize::try_from(d).ok()).collect();
         let (Some(&[n, k]), Some(elements)) = (dims.as_deref(), element_count(&json.shape)) else {
-            return Err(error(
-                &state,
-                format!("says shape {:?}, expected two sizes above 0", shown(&format!("{:?}", json.shape))),
-            ));
+            return Err(says("shape", quoted(&format!("{:?}", json.shape)), "two sizes above 0"));
         };
 
         expect_packed(checkpoint, base, elements.div_ceil(2))?;
@@ -143,12 +146,13 @@ impl Params4bit {
         let nested = if is_nested {
             expect(checkpoint, &absmax, Dtype::U8, Some(blocks))?;
             let block = json.nested_blocksize.and_then(|b| power_of_two(b, 32, 1 << 16));
-            let block = block
-                .ok_or_else(|| error(&state, "needs a nested_blocksize that is a power of two from 32 to 65536"))?;
+            let needs = |message: &str| error(&state, message.to_owned());
+            let block =
+                block.ok_or_else(|| needs("needs a nested_blocksize that is a power of two from 32 to 65536"))?;
             let offset = json.nested_offset.map(|x| x as f32).filter(|x| x.is_finite());
-            let offset = offset.ok_or_else(|| error(&state, "needs a finite nested_offset"))?;
-            if json.nested_dtype.is_some_and(|dtype| dtype != "float32") {
-                return Err(error(&state, "has a nested_dtype other than float32"));
+            let offset = offset.ok_or_else(|| needs("needs a finite nested_offset"))?;
+            if let Some(dtype) = json.nested_dtype.filter(|dtype| dtype != "float32") {
+                return Err(says("nested_dtype", quoted(&dtype), "float32"));
             }
             expect(checkpoint, &format!("{base}.nested_absmax"), Dtype::F32, Some(blocks.div_ceil(block)))?;
             expect(checkpoint, &format!("{base}.nested_quant_map"), Dtype::F32, Some(256))?;
@@ -176,12 +180,13 @@ impl Params4bit {
 
     /// The weight: codes and block scales are views of the file. Scales are checked for NaN and infinity.
     pub(super) fn read(&self, checkpoint: &Checkpoint) -> Result<HostWeight> {
+        let error = |tensor: &str, message: &str| Error::from(checkpoint.tensor_error(tensor, message));
         let side = |side: &str| {
             let name = format!("{}.{side}", self.name);
             checkpoint.data(&name).map(|data| (name, data))
         };
         let finite = |(name, data): (String, bytes::Bytes)| match first_non_finite(FloatType::F32, &data) {
-            Some(at) => Err(error(&name, format!("element {at} is not a finite number"))),
+            Some(at) => Err(error(&name, &format!("element {at} is not a finite number"))),
             None => Ok(data),
         };
         let map = finite(side("quant_map")?)?;
@@ -219,27 +224,31 @@ impl Params4bit {
 
 /// Element count of a tensor that must exist with this type and (where stated) this many elements.
 fn expect(checkpoint: &Checkpoint, name: &str, dtype: Dtype, elements: Option<usize>) -> Result<usize> {
-    let info = checkpoint.info(name).ok_or_else(|| error(name, "is missing: this quantised tensor is incomplete"))?;
+    let expected = TensorProperty::Elements { count: elements, dtype };
+    let Some(info) = checkpoint.info(name) else { return Err(incomplete(checkpoint, name, expected)) };
     let found = info.bytes.checked_div(info.dtype.size()).unwrap_or(0);
     if info.dtype != dtype || elements.is_some_and(|elements| elements != found) {
-        let expected = elements.map_or_else(String::new, |elements| format!(" {elements} elements of"));
-        return Err(error(name, format!("is {:?} {:?}, expected{expected} {dtype:?}", info.dtype, info.shape)));
+        return Err(checkpoint.mismatch(name, expected, info.property()).into());
     }
     Ok(found)
 }
 
 /// A packed weight of so many bytes, which `bnb_4bit_quant_storage` lets authors store as a tensor of another type.
 fn expect_packed(checkpoint: &Checkpoint, name: &str, bytes: usize) -> Result<()> {
-    let info = checkpoint.info(name).ok_or_else(|| error(name, "is missing: this quantised tensor is incomplete"))?;
+    let expected = TensorProperty::Bytes(bytes as u64);
+    let Some(info) = checkpoint.info(name) else { return Err(incomplete(checkpoint, name, expected)) };
     let storage = matches!(info.dtype, Dtype::U8 | Dtype::I8 | Dtype::F16 | Dtype::Bf16 | Dtype::F32 | Dtype::F64);
     if storage && info.bytes == bytes {
         return Ok(());
     }
-    let message = format!(
-        "is {:?} {:?} of {} bytes, expected {bytes} bytes as U8, I8, F16, BF16, F32 or F64",
-        info.dtype, info.shape, info.bytes
-    );
-    Err(error(name, message))
+    let message =
+        format!("is {} of {} bytes, expected {expected} as U8, I8, F16, BF16, F32 or F64", info.property(), info.bytes);
+    Err(checkpoint.tensor_error(name, message).instead(expected, info.property()).into())
+}
+
+fn incomplete(checkpoint: &Checkpoint, name: &str, expected: TensorProperty) -> Error {
+    let error = checkpoint.tensor_error(name, "is missing: this quantised tensor is incomplete");
+    error.instead(expected, TensorProperty::Absent).into()
 }
 
 fn element_count(shape: &[u64]) -> Option<usize> {
@@ -258,8 +267,4 @@ fn power_of_two(x: u64, min: usize, max: usize) -> Option<usize> {
 
 fn side_list(sides: &BTreeSet<&str>) -> String {
     list(&sides.iter().collect::<Vec<_>>())
-}
-
-fn error(tensor: &str, message: impl Into<String>) -> Error {
-    Error::Tensor { tensor: shown(tensor), message: message.into() }
 }

@@ -1,6 +1,7 @@
 //! How the tensors of a checkpoint differ from those of a model.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use super::names::list;
 
@@ -27,6 +28,8 @@ pub struct MissingTensor {
 /// A tensor of another shape.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MismatchedTensor {
+    /// The file that holds it; none where weights come from no file.
+    pub file: Option<PathBuf>,
     /// Canonical name.
     pub tensor: String,
     /// The shape in the model.
@@ -49,7 +52,7 @@ impl fmt::Display for TensorDifferences {
             Some(shape) => format!("{tensor} {shape:?}"),
             None => tensor.clone(),
         });
-        let mismatched = self.mismatched.iter().map(|MismatchedTensor { tensor, expected, found }| {
+        let mismatched = self.mismatched.iter().map(|MismatchedTensor { tensor, expected, found, .. }| {
             format!("{tensor}: {found:?} in the file, {expected:?} in the model")
         });
         let kinds =
@@ -69,7 +72,7 @@ mod tests {
     #[test]
     fn reports_are_shortened() {
         let missing = |i| MissingTensor { tensor: format!("n{i}\n"), expected: None };
-        let mismatched = vec![MismatchedTensor { tensor: "a".into(), expected: vec![1], found: vec![2] }];
+        let mismatched = vec![MismatchedTensor { file: None, tensor: "a".into(), expected: vec![1], found: vec![2] }];
         let all = TensorDifferences { missing: (0..1000).map(missing).collect(), unused: Vec::new(), mismatched };
         let message = all.to_string();
         assert!(message.contains("1000 missing: n0\\n, "), "{message}");

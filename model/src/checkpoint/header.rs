@@ -10,7 +10,9 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
+use super::dtype::Dtype;
 use super::names::shown;
+use super::problem::{CheckpointError, TensorProperty};
 use crate::config::json;
 use crate::{Error, Result};
 
@@ -21,61 +23,6 @@ pub(super) const MAX_TENSORS: usize = 1 << 15;
 /// Longest tensor name, in bytes.
 const MAX_NAME: usize = 1024;
 const MAX_RANK: usize = 8;
-
-/// An element type of safetensors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "the variants are the names in the files")]
-pub enum Dtype {
-    Bool,
-    U8,
-    I8,
-    F8E4M3,
-    F8E5M2,
-    I16,
-    U16,
-    F16,
-    Bf16,
-    I32,
-    U32,
-    F32,
-    I64,
-    U64,
-    F64,
-}
-
-impl Dtype {
-    /// Bytes per element.
-    pub const fn size(self) -> usize {
-        match self {
-            Self::Bool | Self::U8 | Self::I8 | Self::F8E4M3 | Self::F8E5M2 => 1,
-            Self::I16 | Self::U16 | Self::F16 | Self::Bf16 => 2,
-            Self::I32 | Self::U32 | Self::F32 => 4,
-            Self::I64 | Self::U64 | Self::F64 => 8,
-        }
-    }
-
-    /// The type of this name in a header.
-    fn named(name: &str) -> Option<Self> {
-        Some(match name {
-            "BOOL" => Self::Bool,
-            "U8" => Self::U8,
-            "I8" => Self::I8,
-            "F8_E4M3" => Self::F8E4M3,
-            "F8_E5M2" => Self::F8E5M2,
-            "I16" => Self::I16,
-            "U16" => Self::U16,
-            "F16" => Self::F16,
-            "BF16" => Self::Bf16,
-            "I32" => Self::I32,
-            "U32" => Self::U32,
-            "F32" => Self::F32,
-            "I64" => Self::I64,
-            "U64" => Self::U64,
-            "F64" => Self::F64,
-            _ => return None,
-        })
-    }
-}
 
 /// Where a tensor lies and what it is.
 #[derive(Clone, Debug)]
@@ -92,6 +39,13 @@ pub struct TensorInfo {
     pub(super) offset: usize,
     /// Index of the file in the checkpoint.
     pub(super) shard: usize,
+}
+
+impl TensorInfo {
+    /// Type and shape, for messages.
+    pub(super) fn property(&self) -> TensorProperty {
+        TensorProperty::Typed { types: vec![self.dtype], shape: self.shape.clone() }
+    }
 }
 
 #[derive(Deserialize)]
@@ -150,9 +104,20 @@ impl<'de> Deserialize<'de> for RawHeader {
 
 /// Parses and checks the header at the start of `file`, the whole content of a shard.
 pub(super) fn parse(file: &[u8], path: &Arc<Path>, shard: usize) -> Result<BTreeMap<String, TensorInfo>> {
-    let broken = |message: String| Error::Container { path: path.as_ref().into(), message };
+    check(file, path, shard).map_err(|error| Error::container(error.in_file(Some(path.as_ref()))))
+}
+
+/// The errors are yet without the file.
+fn check(
+    file: &[u8],
+    path: &Arc<Path>,
+    shard: usize,
+) -> std::result::Result<BTreeMap<String, TensorInfo>, CheckpointError> {
+    let broken = |message: String| CheckpointError::of_file(path.as_ref(), message);
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
-        return Err(broken(format!("is {} bytes long: not a safetensors file, or cut off", file.len())));
+        let found = TensorProperty::Bytes(file.len() as u64);
+        let message = format!("is {} long: not a safetensors file, or cut off", found);
+        return Err(broken(message).instead(TensorProperty::Bytes(8), found));
     };
     let length = u64::from_le_bytes(*length);
     let available = rest.len() as u64;
@@ -162,9 +127,9 @@ pub(super) fn parse(file: &[u8], path: &Arc<Path>, shard: usize) -> Result<BTree
         )));
     }
     let (Ok(at), true) = (usize::try_from(length), length <= available) else {
-        return Err(broken(format!(
-            "claims a header of {length} bytes, but only {available} follow: cut off, download it again"
-        )));
+        let message =
+            format!("claims a header of {length} bytes, but only {available} follow: cut off, download it again");
+        return Err(broken(message).instead(TensorProperty::Bytes(length), TensorProperty::Bytes(available)));
     };
     let (header, data) = rest.split_at(at);
     let RawHeader(raw) = json::from_slice(header).map_err(|e| broken(format!("the header {e}")))?;
@@ -172,7 +137,7 @@ pub(super) fn parse(file: &[u8], path: &Arc<Path>, shard: usize) -> Result<BTree
     let start = header.len().saturating_add(8);
     let mut tensors = BTreeMap::new();
     for (name, tensor) in raw {
-        let bad = |message: String| broken(format!("tensor {}: {message}", shown(&name)));
+        let bad = |message: String| CheckpointError::of_tensor(&name, message);
         let (begin, end) = tensor.data_offsets;
         if begin > end || end > data.len() as u64 {
             let message = format!(
@@ -183,8 +148,10 @@ pub(super) fn parse(file: &[u8], path: &Arc<Path>, shard: usize) -> Result<BTree
         }
         // In range of the data, hence of usize.
         let (begin, end) = (begin as usize, end as usize);
-        let dtype = Dtype::named(&tensor.dtype)
-            .ok_or_else(|| bad(format!("element type {} is unknown", shown(&tensor.dtype))))?;
+        let dtype = Dtype::named(&tensor.dtype).ok_or_else(|| {
+            bad(format!("element type {} is unknown", shown(&tensor.dtype)))
+                .found(TensorProperty::Value(shown(&tensor.dtype)))
+        })?;
         if tensor.shape.len() > MAX_RANK {
             return Err(bad(format!("has {} dimensions, at most {MAX_RANK} are accepted", tensor.shape.len())));
         }
@@ -195,7 +162,9 @@ pub(super) fn parse(file: &[u8], path: &Arc<Path>, shard: usize) -> Result<BTree
         };
         let range = end.saturating_sub(begin);
         if bytes != range {
-            return Err(bad(format!("{dtype:?} {shape:?} takes {bytes} bytes, but its range has {range}")));
+            let message = format!("{dtype:?} {shape:?} takes {bytes} bytes, but its range has {range}");
+            let [expected, found] = [bytes, range].map(|bytes| TensorProperty::Bytes(bytes as u64));
+            return Err(bad(message).instead(expected, found));
         }
         let offset = start.saturating_add(begin);
         tensors.insert(name, TensorInfo { dtype, shape, bytes, file: path.clone(), offset, shard });
@@ -213,13 +182,14 @@ pub(super) fn parse(file: &[u8], path: &Arc<Path>, shard: usize) -> Result<BTree
     for (begin, end, name) in &ranges {
         if *begin != cursor {
             let what = if *begin < cursor { "overlaps the tensor before it" } else { "leaves a gap before it" };
-            return Err(broken(format!("tensor {}: its range {begin} to {end} {what}", shown(name))));
+            return Err(CheckpointError::of_tensor(name, format!("its range {begin} to {end} {what}")));
         }
         cursor = *end;
     }
     if cursor != data.len() {
         let rest = data.len().saturating_sub(cursor);
-        return Err(broken(format!("{rest} bytes after the last tensor belong to none")));
+        let [expected, found] = [cursor, data.len()].map(|bytes| TensorProperty::Bytes(bytes as u64));
+        return Err(broken(format!("{rest} bytes after the last tensor belong to none")).instead(expected, found));
     }
     Ok(tensors)
 }

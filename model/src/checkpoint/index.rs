@@ -9,6 +9,7 @@ use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use super::dir::relative;
 use super::header::MAX_TENSORS;
 use super::names::shown;
+use super::problem::{CheckpointError, TensorProperty};
 use crate::config::json;
 use crate::{Error, Result};
 
@@ -58,17 +59,16 @@ impl<'de> Deserialize<'de> for RawMap {
 
 /// Parses an index; every shard is a path within the directory of the index that ends in `.safetensors`.
 pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Shards> {
-    let broken = |message: String| Error::Container { path: path.into(), message };
+    let broken = |message: String| Error::container(CheckpointError::of_file(path, message));
     let RawIndex { weight_map: RawMap(map), .. } = json::from_slice(bytes).map_err(&broken)?;
     let mut shards = Shards::new();
     for (tensor, file) in map {
         let Some(file) = relative(&file).filter(|file| file.ends_with(".safetensors")) else {
-            let message = format!(
-                "tensor {} is in \"{}\", which is not the name of a .safetensors file in this directory or below it",
-                shown(&tensor),
-                shown(&file)
-            );
-            return Err(broken(message));
+            let found = TensorProperty::Value(shown(&file));
+            let message =
+                format!("is in {found}, which is not the name of a .safetensors file in this directory or below it");
+            let error = CheckpointError::of_tensor(&tensor, message).in_file(Some(path)).found(found);
+            return Err(Error::container(error));
         };
         shards.entry(file).or_default().push(tensor);
         if shards.len() > MAX_SHARDS {

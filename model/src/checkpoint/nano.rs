@@ -7,9 +7,10 @@ use emberlm_quant::host::{FloatType, HostRows, HostStorage, HostWeight};
 
 use super::convert::{first_non_finite, floats, indices};
 use super::differences::{MissingTensor, TensorDifferences};
-use super::header::Dtype;
+use super::dtype::Dtype;
 use super::names::{canonical, shown};
 use super::open::Checkpoint;
+use super::problem::{CheckpointError, TensorProperty};
 use crate::config::{NanoKind, NanoModule};
 use crate::{Error, Result};
 
@@ -59,7 +60,7 @@ pub(super) fn group(
         let leaf = |leaf: &str| by_canonical.get(&canonical(&format!("{path}.{leaf}"))).cloned();
         let module = match spec.kind {
             NanoKind::Embedding | NanoKind::Int8Linear => IntegerModule::int8(path, spec, leaf),
-            NanoKind::TruequantLinear => IntegerModule::truequant(path, spec, leaf)?,
+            NanoKind::TruequantLinear => IntegerModule::truequant(checkpoint, path, spec, leaf)?,
         };
         match module {
             Ok(module) => found.push(module),
@@ -70,7 +71,9 @@ pub(super) fn group(
         if !spec.has_bias
             && let Some(bias) = leaf("bias")
         {
-            return Err(error(&bias, "is there, but nanollm_modules says that the module has no bias"));
+            let message = "is there, but nanollm_modules says that the module has no bias";
+            let error = checkpoint.tensor_error(&bias, message).found(TensorProperty::Names(vec![shown(&bias)]));
+            return Err(error.into());
         }
     }
     Error::unless_same(differences)?;
@@ -100,6 +103,7 @@ impl IntegerModule {
     }
 
     fn truequant(
+        checkpoint: &Checkpoint,
         path: &str,
         spec: &NanoModule,
         leaf: impl Fn(&str) -> Option<String>,
@@ -107,13 +111,14 @@ impl IntegerModule {
         let packed = leaf("deg_q_packed");
         let plain = leaf("deg_q");
         if let (Some(packed), Some(_)) = (&packed, &plain) {
-            return Err(error(packed, "claims two formats at once: deg_q is there as well"));
+            let message = "claims two formats at once: deg_q is there as well";
+            return Err(checkpoint.tensor_error(packed, message).into());
         }
-        if packed.is_some() && !matches!(spec.bits, 2 | 4) {
-            return Err(error(
-                &format!("{path}.deg_q_packed"),
-                format!("holds {} bits, only 2 or 4 are packed", spec.bits),
-            ));
+        if let Some(packed) = packed.as_ref().filter(|_| !matches!(spec.bits, 2 | 4)) {
+            let message = format!("holds {} bits, only 2 or 4 are packed", spec.bits);
+            let (allowed, found) =
+                (TensorProperty::Value("2 or 4".into()), TensorProperty::Value(spec.bits.to_string()));
+            return Err(checkpoint.tensor_error(packed, message).instead(allowed, found).into());
         }
         let narrow_bits = if packed.is_some() { spec.bits } else { 8 };
         // Without rows the tensors may be there (empty) or not.
@@ -178,12 +183,15 @@ impl IntegerModule {
     pub(super) fn read(&self, checkpoint: &Checkpoint) -> Result<HostWeight> {
         let wide = self.rows(checkpoint, &self.wide)?;
         let narrow = self.rows(checkpoint, &self.narrow)?;
-        let place = self.partition(&wide.numbers, &narrow.numbers)?;
+        let gather = |parts: &[&StoredRows; 2], order: &[(usize, usize)], stride: usize| {
+            gather(parts, order, stride).ok_or_else(|| self.error(checkpoint, "has fewer rows than it says"))
+        };
+        let place = self.partition(checkpoint, &wide.numbers, &narrow.numbers)?;
         let host = if self.bits() == 8 {
             // One section: output order, whichever part a row came from.
             let parts = [&wide, &narrow];
             let order: Vec<(usize, usize)> = place;
-            let (codes, scales) = self.gather(&parts, &order, self.k)?;
+            let (codes, scales) = gather(&parts, &order, self.k)?;
             HostRows {
                 wide: codes,
                 wide_rows: self.n,
@@ -197,8 +205,8 @@ impl IntegerModule {
                 |part: usize| -> Vec<(usize, usize)> { place.iter().copied().filter(|(p, _)| *p == part).collect() };
             let (wide_order, narrow_order) = (of(0), of(1));
             let parts = [&wide, &narrow];
-            let (wide_codes, mut scales) = self.gather(&parts, &wide_order, self.k)?;
-            let (narrow_codes, narrow_scales) = self.gather(&parts, &narrow_order, self.narrow_stride())?;
+            let (wide_codes, mut scales) = gather(&parts, &wide_order, self.k)?;
+            let (narrow_codes, narrow_scales) = gather(&parts, &narrow_order, self.narrow_stride())?;
             scales.extend(narrow_scales);
             HostRows {
                 wide: wide_codes,
@@ -212,11 +220,15 @@ impl IntegerModule {
         Ok(HostWeight { n: self.n, k: self.k, storage: HostStorage::Rows(host) })
     }
 
-    fn gather(&self, parts: &[&StoredRows; 2], order: &[(usize, usize)], stride: usize) -> Result<(Bytes, Vec<f32>)> {
-        gather(parts, order, stride).ok_or_else(|| error(&self.weight, "has fewer rows than it says"))
+    /// An error about the matrix that the module's tensors make together.
+    fn error(&self, checkpoint: &Checkpoint, message: impl Into<String>) -> Error {
+        let first = self.wide.tensors().chain(self.narrow.tensors()).next();
+        let file = first.and_then(|name| checkpoint.file(name));
+        CheckpointError::of_tensor(&self.weight, message).in_file(file).into()
     }
 
     fn rows(&self, checkpoint: &Checkpoint, part: &RowGroup) -> Result<StoredRows> {
+        let error = |tensor: &str, message: String| Error::from(checkpoint.tensor_error(tensor, message));
         let codes = part.codes.as_ref().map_or(Ok(Bytes::new()), |name| checkpoint.data(name))?;
         let scales = match &part.scales {
             None => Vec::new(),
@@ -247,20 +259,20 @@ impl IntegerModule {
     }
 
     /// For every output row, which part holds it and where.
-    fn partition(&self, wide: &[usize], narrow: &[usize]) -> Result<Vec<(usize, usize)>> {
+    fn partition(&self, checkpoint: &Checkpoint, wide: &[usize], narrow: &[usize]) -> Result<Vec<(usize, usize)>> {
         let mut place = vec![None; self.n];
         for (part, numbers) in [wide, narrow].into_iter().enumerate() {
             for (at, &number) in numbers.iter().enumerate() {
                 match place.get_mut(number) {
                     Some(free @ None) => *free = Some((part, at)),
-                    _ => return Err(error(&self.weight, format!("row {number} is stored twice"))),
+                    _ => return Err(self.error(checkpoint, format!("row {number} is stored twice"))),
                 }
             }
         }
         let missing = place.iter().position(Option::is_none);
         match (missing, place.into_iter().collect::<Option<Vec<_>>>()) {
             (None, Some(place)) => Ok(place),
-            (row, _) => Err(error(&self.weight, format!("row {} is not stored", row.unwrap_or(self.n)))),
+            (row, _) => Err(self.error(checkpoint, format!("row {} is not stored", row.unwrap_or(self.n)))),
         }
     }
 }
@@ -306,15 +318,15 @@ fn slots(place: &[(usize, usize)], wide_rows: usize) -> Option<Vec<u32>> {
     (!in_order).then_some(slots)
 }
 
+/// Checks that a tensor has one of these types and this shape.
 fn expect(checkpoint: &Checkpoint, name: &str, dtypes: &[Dtype], shape: &[usize]) -> Result<()> {
-    let info = checkpoint.info(name).ok_or_else(|| error(name, "is missing"))?;
+    let expected = TensorProperty::Typed { types: dtypes.to_vec(), shape: shape.to_vec() };
+    let Some(info) = checkpoint.info(name) else {
+        let error = checkpoint.tensor_error(name, "is missing").instead(expected, TensorProperty::Absent);
+        return Err(error.into());
+    };
     if dtypes.contains(&info.dtype) && info.shape == shape {
         return Ok(());
     }
-    let expected = dtypes.first().map_or_else(String::new, |dtype| format!("{dtype:?} "));
-    Err(error(name, format!("is {:?} {:?}, expected {expected}{shape:?}", info.dtype, info.shape)))
-}
-
-fn error(tensor: &str, message: impl Into<String>) -> Error {
-    Error::Tensor { tensor: shown(tensor), message: message.into() }
+    Err(checkpoint.mismatch(name, expected, info.property()).into())
 }

@@ -15,6 +15,7 @@ use super::foreign;
 use super::header::{self, TensorInfo};
 use super::index::{self, Shards};
 use super::names::{is_ignored, list, shown};
+use super::problem::{CheckpointError, TensorProperty};
 use crate::config::{GenerationConfig, ModelConfig};
 use crate::{Error, Result};
 
@@ -247,14 +248,30 @@ impl Checkpoint {
     /// The data of a tensor: a view of the mapped file, at no particular alignment. Pages are read when they are touched.
     ///
     /// # Errors
-    /// [`Error::Tensors`] when there is no such tensor.
+    /// [`Error::Tensor`] when there is no such tensor.
     pub fn data(&self, name: &str) -> Result<Bytes> {
         let found = self.info(name).and_then(|info| {
             let shard = self.inner.shards.get(info.shard)?;
             let end = info.offset.checked_add(info.bytes)?;
             (end <= shard.bytes.len()).then(|| shard.bytes.slice(info.offset..end))
         });
-        found.ok_or_else(|| Error::Tensors(format!("no tensor {} in {}", shown(name), self.inner.dir.path().display())))
+        let absent = || format!("is in no file of {}", self.inner.dir.path().display());
+        found.ok_or_else(|| CheckpointError::of_tensor(name, absent()).found(TensorProperty::Absent).into())
+    }
+
+    /// An error about a tensor of this name.
+    pub(super) fn tensor_error(&self, name: &str, message: impl Into<String>) -> CheckpointError {
+        CheckpointError::of_tensor(name, message).in_file(self.file(name))
+    }
+
+    /// An error about a tensor that is one thing instead of another.
+    pub(super) fn mismatch(&self, name: &str, expected: TensorProperty, found: TensorProperty) -> CheckpointError {
+        CheckpointError::mismatch(name, expected, found).in_file(self.file(name))
+    }
+
+    /// The file that a tensor is in.
+    pub fn file(&self, name: &str) -> Option<&Path> {
+        self.info(name).map(|info| info.file.as_ref())
     }
 
     /// Advises the system that the pages of a tensor are not needed for now, so that a copied tensor does not occupy memory
@@ -295,10 +312,8 @@ fn map_file(path: &Path, real: &Path) -> Result<Mmap> {
     let io = |source| Error::Io { path: path.into(), source };
     let file = File::open(real).map_err(io)?;
     if file.metadata().map_err(io)?.len() < 8 {
-        return Err(Error::Container {
-            path: path.into(),
-            message: "is shorter than 8 bytes: not a safetensors file, or cut off".into(),
-        });
+        let message = "is shorter than 8 bytes: not a safetensors file, or cut off";
+        return Err(Error::container(CheckpointError::of_file(path, message)));
     }
     // SAFETY: the map is read-only and private to this process's view; the one thing it cannot defend against is another
     // process that changes or truncates the file meanwhile, which every program that maps weights has to assume away.

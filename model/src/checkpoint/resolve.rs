@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use emberlm_quant::host::FloatType;
 
 use super::discovery::{Discovered, LayerTensors, Rename, crest, kv};
-use super::header::Dtype;
+use super::dtype::Dtype;
 use super::names::{canonical, is_ignored, layer_of, list, shown};
 use super::open::Checkpoint;
+use super::problem::{CheckpointError, TensorProperty};
 use super::storage_kind::StorageKind;
 use super::weights::{Parameter, ParameterInfo, StoredAs, Weights};
 use super::{bnb, nano};
@@ -21,8 +22,8 @@ impl Weights {
     /// Maps the tensors of a checkpoint to canonical names. Reads side data of quantised tensors, but no weights.
     ///
     /// # Errors
-    /// [`Error::Tensor`] when a quantised tensor is incomplete or its sizes disagree, [`Error::Tensors`] when two tensors have
-    /// the same canonical name or listed modules are missing, [`Error::Discovery`] when CREST steps or cache compressors
+    /// [`Error::Tensor`] when a quantised tensor is incomplete, its sizes disagree, or two tensors have the same canonical name,
+    /// [`Error::Differences`] when listed modules are missing, [`Error::Discovery`] when CREST steps or cache compressors
     /// cannot be recognised.
     pub fn resolve(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Self> {
         let (ignored, used): (Vec<String>, Vec<String>) =
@@ -60,7 +61,10 @@ impl Weights {
                         "is stored as {other:?}, which is not a supported float type, and belongs to no quantised tensor that is \
                          complete (bitsandbytes 4-bit, nanollm_modules)"
                     );
-                    return Err(Error::Tensor { tensor: shown(&name), message });
+                    let error = checkpoint.tensor_error(&name, message);
+                    let types = vec![Dtype::F32, Dtype::F16, Dtype::Bf16];
+                    let expected = TensorProperty::Typed { types, shape: info.shape.clone() };
+                    return Err(error.instead(expected, info.property()).into());
                 }
             };
             let shape = info.shape.clone();
@@ -93,8 +97,8 @@ impl Weights {
         stored: StoredAs,
     ) -> Result<()> {
         if let Some(other) = self.parameters.get(&name) {
-            let both: Vec<&String> = other.info.tensors.iter().chain(&tensors).collect();
-            return Err(Error::Tensors(format!("{} is stored twice, as {}", shown(&name), list(&both))));
+            let both: Vec<String> = other.info.tensors.iter().chain(&tensors).cloned().collect();
+            return Err(self.stored_twice(&name, "as", both));
         }
         let bytes = tensors.iter().filter_map(|name| self.checkpoint.info(name)).map(|info| info.bytes).sum();
         let info = ParameterInfo { shape, storage, bytes, tensors };
@@ -111,7 +115,8 @@ impl Weights {
             };
             let tensors = layers.entry(layer).or_default();
             if tensors.len() == MAX_PER_LAYER {
-                return Err(Error::Discovery(format!("layer {layer} holds more than {MAX_PER_LAYER} tensors")));
+                let message = format!("layer {layer} holds more than {MAX_PER_LAYER} tensors");
+                return Err(Error::discovery(CheckpointError::of_layer(layer, message)));
             }
             tensors.insert(rest.to_owned(), parameter.info.shape.clone());
         }
@@ -143,13 +148,16 @@ impl Weights {
         }
         for (name, parameter) in placed {
             if let Some(other) = self.parameters.insert(name.clone(), parameter) {
-                return Err(Error::Tensors(format!(
-                    "{} is stored twice, once as {}",
-                    shown(&name),
-                    list(&other.info.tensors)
-                )));
+                return Err(self.stored_twice(&name, "once as", other.info.tensors));
             }
         }
         Ok(found.found)
+    }
+
+    fn stored_twice(&self, canonical: &str, how: &str, names: Vec<String>) -> Error {
+        let file = names.first().and_then(|name| self.checkpoint.file(name));
+        let message = format!("is stored twice, {how} {}", list(&names));
+        let names = names.iter().map(|name| shown(name)).collect();
+        CheckpointError::of_tensor(canonical, message).in_file(file).found(TensorProperty::Names(names)).into()
     }
 }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::Path;
 
 use bytes::Bytes;
 use emberlm_quant::host::{FloatType, HostStorage, HostWeight};
 
 use super::convert::{dequantise, first_non_finite, floats};
-use super::names::shown;
 use super::open::Checkpoint;
+use super::problem::{CheckpointError, TensorProperty};
 use super::storage_kind::StorageKind;
 use super::{bnb, nano};
 use crate::config::{DiscoveredCrest, DiscoveredKvCompression};
@@ -108,21 +109,21 @@ impl Weights {
     /// A matrix in its storage. Buffers are views of the file, except rows that must be brought into order.
     ///
     /// # Errors
-    /// [`Error::Tensors`] when there is no such parameter; [`Error::Tensor`] when it is not a matrix, its scales (or, for
+    /// [`Error::Tensor`] when there is no such parameter, it is not a matrix, its scales (or, for
     /// small ones, its numbers) are not finite, or its rows are not a partition.
     pub fn matrix(&self, canonical: &str) -> Result<HostWeight> {
         let parameter = self.parameter(canonical)?;
         let &[n, k] = parameter.info.shape.as_slice() else {
-            return Err(parameter.error(format!("has shape {:?}, expected a matrix", parameter.info.shape)));
+            return Err(self.error(parameter, format!("has shape {:?}, expected a matrix", parameter.info.shape)));
         };
         if n == 0 || k == 0 {
-            return Err(parameter.error(format!("has shape {:?}, expected sizes above 0", parameter.info.shape)));
+            return Err(self.error(parameter, format!("has shape {:?}, expected sizes above 0", parameter.info.shape)));
         }
         let weight = match &parameter.stored {
             StoredAs::Dense { name, dtype } => {
-                let data = parameter.slice(self.checkpoint.data(name)?, dtype.size())?;
+                let data = self.slice(parameter, self.checkpoint.data(name)?, dtype.size())?;
                 if data.len() <= CHECKED {
-                    parameter.check_finite(*dtype, &data)?;
+                    self.check_finite(parameter, *dtype, &data)?;
                 }
                 return Ok(HostWeight { n, k, storage: HostStorage::Dense(*dtype, data) });
             }
@@ -133,9 +134,9 @@ impl Weights {
             return Ok(weight);
         }
         // Rows of a quantised matrix need not start at a block: these are a few gates, read in full.
-        let numbers = dequantise(&weight).map_err(|error| parameter.error(format!("cannot be read: {error}")))?;
+        let numbers = dequantise(&weight).map_err(|error| self.error(parameter, format!("cannot be read: {error}")))?;
         let numbers: Vec<u8> = numbers.into_iter().flat_map(f32::to_le_bytes).collect();
-        let data = parameter.slice(numbers.into(), FloatType::F32.size())?;
+        let data = self.slice(parameter, numbers.into(), FloatType::F32.size())?;
         Ok(HostWeight { n, k, storage: HostStorage::Dense(FloatType::F32, data) })
     }
 
@@ -147,12 +148,12 @@ impl Weights {
         let parameter = self.parameter(canonical)?;
         match &parameter.stored {
             StoredAs::Dense { name, dtype } => {
-                let data = parameter.slice(self.checkpoint.data(name)?, dtype.size())?;
-                parameter.check_finite(*dtype, &data)?;
+                let data = self.slice(parameter, self.checkpoint.data(name)?, dtype.size())?;
+                self.check_finite(parameter, *dtype, &data)?;
                 Ok(floats(*dtype, &data))
             }
             _ => dequantise(&self.matrix(canonical)?)
-                .map_err(|error| parameter.error(format!("cannot be read: {error}"))),
+                .map_err(|error| self.error(parameter, format!("cannot be read: {error}"))),
         }
     }
 
@@ -164,34 +165,41 @@ impl Weights {
     }
 
     fn parameter(&self, canonical: &str) -> Result<&Parameter> {
-        let missing = || Error::Tensors(format!("the checkpoint has no {}", shown(canonical)));
-        self.parameters.get(canonical).ok_or_else(missing)
+        let absent = || {
+            let message = format!("is not in the checkpoint {}", self.checkpoint.dir().path().display());
+            CheckpointError::of_tensor(canonical, message).found(TensorProperty::Absent)
+        };
+        self.parameters.get(canonical).ok_or_else(|| absent().into())
     }
-}
 
-impl Parameter {
-    /// The rows of this parameter out of the data of the stored tensor.
-    fn slice(&self, data: Bytes, size: usize) -> Result<Bytes> {
-        let Some(rows) = &self.rows else {
+    /// The file that holds a parameter, or its first tensor where there are several.
+    pub fn file(&self, canonical: &str) -> Option<&Path> {
+        let parameter = self.parameters.get(canonical)?;
+        parameter.info.tensors.first().and_then(|name| self.checkpoint.file(name))
+    }
+
+    /// The rows of a parameter out of the data of the stored tensor.
+    fn slice(&self, parameter: &Parameter, data: Bytes, size: usize) -> Result<Bytes> {
+        let Some(rows) = &parameter.rows else {
             return Ok(data);
         };
-        let width = self.info.shape.iter().skip(1).try_fold(size, |width, &dim| width.checked_mul(dim));
+        let width = parameter.info.shape.iter().skip(1).try_fold(size, |width, &dim| width.checked_mul(dim));
         let range = width.and_then(|width| Some(rows.start.checked_mul(width)?..rows.end.checked_mul(width)?));
         match range.filter(|range| range.end <= data.len()) {
             Some(range) => Ok(data.slice(range)),
-            None => Err(self.error(format!("has no row {}", rows.end))),
+            None => Err(self.error(parameter, format!("has no row {}", rows.end))),
         }
     }
 
-    fn check_finite(&self, dtype: FloatType, data: &[u8]) -> Result<()> {
+    fn check_finite(&self, parameter: &Parameter, dtype: FloatType, data: &[u8]) -> Result<()> {
         match first_non_finite(dtype, data) {
-            Some(at) => Err(self.error(format!("element {at} is not a finite number"))),
+            Some(at) => Err(self.error(parameter, format!("element {at} is not a finite number"))),
             None => Ok(()),
         }
     }
 
-    fn error(&self, message: String) -> Error {
-        let tensor = self.info.tensors.first().map_or_else(String::new, |name| shown(name));
-        Error::Tensor { tensor, message }
+    fn error(&self, parameter: &Parameter, message: String) -> Error {
+        let name = parameter.info.tensors.first().map_or("", String::as_str);
+        self.checkpoint.tensor_error(name, message).into()
     }
 }

@@ -3,9 +3,9 @@
 //! Most of them are unpublished, so each can be stated in a `crest` object of `config.json`, in a side file `crest.json`
 //! (which wins, key by key) or by the caller; what the tensors show cannot be overridden.
 
-use emberlm_quant::halting;
+use emberlm_quant::halting::{HaltMode, HaltWeights};
 
-use super::fields::{Fields, spelled};
+use super::fields::{Choice, Fields, spelled};
 use crate::{Error, Result};
 
 spelled! {
@@ -32,44 +32,19 @@ spelled! {
     }
 }
 
-spelled! {
-    /// When a token halts.
-    HaltMode("halt_mode") {
-        /// The sum of the step probabilities reaches the threshold.
-        Cumulative = "cumulative",
-        /// The gate of this step reaches the threshold.
-        Step = "step",
+impl Choice for HaltMode {
+    const ALL: &'static [Self] = Self::ALL;
+
+    fn spelling(self) -> &'static str {
+        self.as_str()
     }
 }
 
-spelled! {
-    /// How the states are mixed when a token halts.
-    HaltWeights("halt_weights") {
-        /// The last step that ran takes the probability that is left.
-        Remainder = "remainder",
-        /// Each step keeps its own probability.
-        Truncate = "truncate",
-        /// The last state alone.
-        State = "state",
-    }
-}
+impl Choice for HaltWeights {
+    const ALL: &'static [Self] = Self::ALL;
 
-impl From<HaltMode> for halting::HaltMode {
-    fn from(mode: HaltMode) -> Self {
-        match mode {
-            HaltMode::Cumulative => Self::Cumulative,
-            HaltMode::Step => Self::Step,
-        }
-    }
-}
-
-impl From<HaltWeights> for halting::HaltWeights {
-    fn from(weights: HaltWeights) -> Self {
-        match weights {
-            HaltWeights::Remainder => Self::Remainder,
-            HaltWeights::Truncate => Self::Truncate,
-            HaltWeights::State => Self::State,
-        }
+    fn spelling(self) -> &'static str {
+        self.as_str()
     }
 }
 

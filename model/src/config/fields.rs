@@ -1,7 +1,6 @@
 //! Reading the keys of an untrusted JSON object: every value is checked for its type and range, every error names the key.
 
 use std::path::Path;
-use std::str::FromStr;
 
 use emberlm_quant::host::FloatType;
 use serde_json::{Map, Value};
@@ -24,11 +23,7 @@ impl<'a> Fields<'a> {
     pub(crate) fn root(file: &'a Path, value: &'a Value) -> Result<Self> {
         match value {
             Value::Object(map) => Ok(Self { file, at: String::new(), map, outer: None }),
-            other => Err(Error::Config {
-                path: file.into(),
-                field: "(top level)".into(),
-                message: format!("is {}, expected an object", describe(other)),
-            }),
+            other => Err(wrong(file, "(top level)".into(), other, "an object")),
         }
     }
 
@@ -55,12 +50,17 @@ impl<'a> Fields<'a> {
 
     /// An error about a key.
     pub(crate) fn error(&self, key: &str, message: impl Into<String>) -> Error {
-        Error::Config { path: self.file.into(), field: format!("{}{}", self.at, shown(key)), message: message.into() }
+        Error::config(self.file, self.path(key), message)
     }
 
     /// An error about the type or range of a value.
     pub(crate) fn wrong(&self, key: &str, value: &Value, expected: &str) -> Error {
-        self.error(key, format!("is {}, expected {expected}", describe(value)))
+        wrong(self.file, self.path(key), value, expected)
+    }
+
+    /// The key with its parents.
+    fn path(&self, key: &str) -> String {
+        format!("{}{}", self.at, shown(key))
     }
 
     /// The value of a key that must be there, by one of the readers below.
@@ -109,15 +109,11 @@ impl<'a> Fields<'a> {
     }
 
     /// A string that names a variant.
-    pub(crate) fn choice<T: FromStr<Err = Error>>(&self, key: &str) -> Result<Option<T>> {
+    pub(crate) fn choice<T: Choice>(&self, key: &str) -> Result<Option<T>> {
         let Some(text) = self.text(key)? else {
             return Ok(None);
         };
-        match text.parse() {
-            Ok(choice) => Ok(Some(choice)),
-            Err(Error::Option { message, .. }) => Err(self.error(key, message)),
-            Err(other) => Err(other),
-        }
+        T::read(text).map(Some).map_err(|message| self.error(key, message))
     }
 
     pub(crate) fn array(&self, key: &str) -> Result<Option<&'a [Value]>> {
@@ -199,6 +195,12 @@ fn integer(value: &Value, min: usize, max: usize) -> Option<usize> {
     (min..=max).contains(&x).then_some(x)
 }
 
+fn wrong(path: &Path, field: String, value: &Value, expected: &str) -> Error {
+    let (path, found) = (path.into(), describe(value));
+    let message = format!("is {found}, expected {expected}");
+    Error::Config { path, field, expected: Some(expected.into()), found: Some(found.into()), message }
+}
+
 /// A value in a message: its text when it is short, its kind otherwise.
 fn describe(value: &Value) -> String {
     match value {
@@ -208,6 +210,27 @@ fn describe(value: &Value) -> String {
         Value::String(s) => format!("the string \"{}\"", shown(s)),
         Value::Array(a) => format!("an array of {}", a.len()),
         Value::Object(_) => "an object".into(),
+    }
+}
+
+/// An enum of which a config names a variant.
+pub(crate) trait Choice: Copy + 'static {
+    /// Every variant, in the order in which messages list them.
+    const ALL: &'static [Self];
+    /// The spelling that configs and messages have.
+    fn spelling(self) -> &'static str;
+    /// Other spellings that are read as well.
+    fn aliases(self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// The variant of this spelling, or what is to be said of the text.
+    fn read(text: &str) -> std::result::Result<Self, String> {
+        let named = |choice: &&Self| choice.spelling() == text || choice.aliases().contains(&text);
+        Self::ALL.iter().find(named).copied().ok_or_else(|| {
+            let spellings: Vec<&str> = Self::ALL.iter().map(|choice| choice.spelling()).collect();
+            format!("is \"{}\", expected one of {}", shown(text), spellings.join(", "))
+        })
     }
 }
 
@@ -228,6 +251,18 @@ macro_rules! spelled {
             }
         }
 
+        impl $crate::config::fields::Choice for $name {
+            const ALL: &'static [Self] = Self::ALL;
+
+            fn spelling(self) -> &'static str {
+                self.as_str()
+            }
+
+            fn aliases(self) -> &'static [&'static str] {
+                match self { $(Self::$variant => &[$($alias),*],)+ }
+            }
+        }
+
         impl std::fmt::Display for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.pad(self.as_str())
@@ -238,17 +273,8 @@ macro_rules! spelled {
             type Err = $crate::Error;
 
             fn from_str(text: &str) -> $crate::Result<Self> {
-                match text {
-                    $($text $(| $alias)* => Ok(Self::$variant),)+
-                    other => Err($crate::Error::Option {
-                        option: $option.into(),
-                        message: format!(
-                            "is \"{}\", expected one of {}",
-                            $crate::checkpoint::names::shown(other),
-                            [$($text),+].join(", ")
-                        ),
-                    }),
-                }
+                let read = <Self as $crate::config::fields::Choice>::read(text);
+                read.map_err(|message| $crate::Error::Option { option: $option.into(), message })
             }
         }
     };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use emberlm_quant::kv::CodeActivation;
 
-use super::fields::{Fields, spelled};
+use super::fields::{Choice, Fields, spelled};
 use crate::{Error, Result};
 
 spelled! {
@@ -18,20 +18,6 @@ spelled! {
 }
 
 spelled! {
-    /// The activation between the two layers of a decoder.
-    KvActivation("activation") {
-        /// GELU with the error function.
-        Gelu = "gelu",
-        /// GELU with the tanh approximation.
-        GeluTanh = "gelu_tanh" | "gelu_pytorch_tanh" | "gelu_new",
-        /// x * sigmoid(x).
-        Silu = "silu" | "swish",
-        /// max(x, 0).
-        Relu = "relu",
-    }
-}
-
-spelled! {
     /// Where keys are compressed.
     KStage("k_stage") {
         /// After rotation, as they are cached.
@@ -41,13 +27,18 @@ spelled! {
     }
 }
 
-impl From<KvActivation> for CodeActivation {
-    fn from(activation: KvActivation) -> Self {
-        match activation {
-            KvActivation::Gelu => Self::Gelu,
-            KvActivation::GeluTanh => Self::GeluTanh,
-            KvActivation::Silu => Self::Silu,
-            KvActivation::Relu => Self::Relu,
+impl Choice for CodeActivation {
+    const ALL: &'static [Self] = Self::ALL;
+
+    fn spelling(self) -> &'static str {
+        self.as_str()
+    }
+
+    fn aliases(self) -> &'static [&'static str] {
+        match self {
+            Self::Gelu | Self::Relu => &[],
+            Self::GeluTanh => &["gelu_pytorch_tanh", "gelu_new"],
+            Self::Silu => &["swish"],
         }
     }
 }
@@ -64,7 +55,7 @@ pub struct KvCompressionConfig {
     /// Width of the decoder's hidden layer; `Some(None)`: stated to be linear.
     pub hidden_dim: Option<Option<usize>>,
     /// Activation of the decoder.
-    pub activation: Option<KvActivation>,
+    pub activation: Option<CodeActivation>,
     /// Whether encoders have biases.
     pub encoder_bias: Option<bool>,
     /// Whether decoders have biases.
@@ -127,7 +118,7 @@ pub struct KvCompression {
     /// Compressed layers, each with one or two targets.
     pub layers: BTreeMap<usize, BTreeMap<KvTarget, KvCodec>>,
     /// Activation of the decoders.
-    pub activation: KvActivation,
+    pub activation: CodeActivation,
     /// Where keys are compressed.
     pub k_stage: KStage,
 }
@@ -165,7 +156,7 @@ impl KvCompression {
         }
         Ok((!layers.is_empty()).then(|| Self {
             layers: found.layers.clone(),
-            activation: stated.activation.unwrap_or(KvActivation::Gelu),
+            activation: stated.activation.unwrap_or(CodeActivation::Gelu),
             k_stage: stated.k_stage.unwrap_or(KStage::PostRope),
         }))
     }

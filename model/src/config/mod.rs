@@ -20,6 +20,7 @@ mod crest;
 mod family;
 mod fields;
 mod generation;
+mod generation_keys;
 pub(crate) mod json;
 mod kv;
 mod layers;
@@ -32,12 +33,12 @@ mod read;
 mod rope;
 mod rope_scaling;
 
-pub use crest::{
-    CrestConfig, CrestOptions, CrestOverrides, DiscoveredCrest, GateInput, HaltMode, HaltWeights, StepInput,
-};
+pub use crest::{CrestConfig, CrestOptions, CrestOverrides, DiscoveredCrest, GateInput, StepInput};
+pub use emberlm_quant::halting::{HaltMode, HaltWeights};
+pub use emberlm_quant::kv::CodeActivation;
 pub use family::Family;
 pub use generation::GenerationConfig;
-pub use kv::{DiscoveredKvCompression, KStage, KvActivation, KvCodec, KvCompression, KvCompressionConfig, KvTarget};
+pub use kv::{DiscoveredKvCompression, KStage, KvCodec, KvCompression, KvCompressionConfig, KvTarget};
 pub use layers::{LayerType, LinearAttentionConfig};
 pub use model::ModelConfig;
 pub use nano::{NanoKind, NanoModule};

@@ -113,10 +113,9 @@ impl ModelConfig {
         if config.family == Family::NanoCompact && config.nanollm_modules.is_empty() {
             const SPEC: &str = "nano_compact_spec.json";
             let path = dir.path().join(SPEC);
-            let missing = || Error::Config {
-                path: dir.path().join(Self::FILE),
-                field: "nanollm_modules".into(),
-                message: format!("is missing, in {SPEC} as well"),
+            let missing = || {
+                let message = format!("is missing, in {SPEC} as well");
+                Error::config(dir.path().join(Self::FILE), "nanollm_modules", message)
             };
             let value = read_json(dir, SPEC)?.ok_or_else(missing)?;
             let modules = Fields::root(&path, &value)?.object("nanollm_modules")?.ok_or_else(missing)?;
@@ -148,5 +147,5 @@ fn read_json(dir: &ModelDir, name: &str) -> Result<Option<Value>> {
 }
 
 fn not_json(path: &Path, message: String) -> Error {
-    Error::Config { path: path.into(), field: "(file)".into(), message }
+    Error::config(path, "(file)", message)
 }

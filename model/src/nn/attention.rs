@@ -3,19 +3,21 @@
 //! Qwen2 adds biases to the query, key and value projections (Llama and Qwen3.5 where `attention_bias` is true), Qwen3.5 adds norms of
 //! queries and keys and a gate on the output, LeanLlama compresses the cached keys and values. A field that a family lacks is `None`.
 
+use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::{KeyValue, KvStore, Rotary};
-use emberlm_quant::modules::{Linear, forward_all};
+use emberlm_quant::modules::{Linear, LinearConfig, forward_all};
 use emberlm_quant::ops::{AttentionShape, AttentionSpan};
 
 use super::forward_context::{ForwardContext, LayerCaches};
 use super::kv_compressor::KvCompressor;
-use super::norm::RmsNorm;
+use super::norm::{RmsNorm, RmsNormConfig};
+use super::rope::RotaryEmbedding;
 use crate::architecture::Architecture;
-use crate::config::{KStage, KvTarget};
+use crate::config::{KStage, KvTarget, ModelConfig};
 use crate::error::Result;
 use crate::loader::Loader;
 
@@ -46,7 +48,102 @@ pub struct Attention<B: Backend> {
     k_stage: KStage,
 }
 
+/// How an [`Attention`] begins.
+#[derive(Config, Debug)]
+pub struct AttentionConfig {
+    /// Inputs and outputs.
+    pub hidden_size: usize,
+    /// Heads of the queries.
+    pub num_attention_heads: usize,
+    /// Heads of keys and values, each for as many of the queries.
+    pub num_key_value_heads: usize,
+    /// Numbers per head.
+    pub head_dim: usize,
+    /// Queries, keys and values with biases.
+    #[config(default = false)]
+    pub qkv_bias: bool,
+    /// The output with a bias.
+    #[config(default = false)]
+    pub o_bias: bool,
+    /// Queries and keys are normed per head, with zero-centred weights.
+    #[config(default = false)]
+    pub qk_norm: bool,
+    /// Of these norms.
+    #[config(default = 1e-6)]
+    pub rms_norm_eps: f64,
+    /// The output is multiplied by the sigmoid of a gate.
+    #[config(default = false)]
+    pub output_gate: bool,
+}
+
+impl AttentionConfig {
+    /// That of every attention layer of a model, without the compressors.
+    pub fn of(config: &ModelConfig) -> Self {
+        let heads = (config.num_attention_heads, config.num_key_value_heads);
+        Self::new(config.hidden_size, heads.0, heads.1, config.head_dim)
+            .with_qkv_bias(config.qkv_bias)
+            .with_o_bias(config.o_bias)
+            .with_qk_norm(config.family.is_hybrid())
+            .with_rms_norm_eps(config.rms_norm_eps)
+            .with_output_gate(config.attn_output_gate)
+    }
+
+    /// The layer with the initial values of [`LinearConfig`].
+    pub fn init<B: Backend>(&self, device: &B::Device) -> Attention<B> {
+        let &Self { hidden_size: h, num_attention_heads: nh, num_key_value_heads: nkv, head_dim: hd, .. } = self;
+        let linear = |inputs, outputs, bias| LinearConfig::new(inputs, outputs).with_bias(bias).init(device);
+        let gated = if self.output_gate { 2 * hd } else { hd };
+        let norm = RmsNormConfig::new(hd).with_eps(self.rms_norm_eps).with_unit_offset(true);
+        let norm = || self.qk_norm.then(|| norm.init(device));
+        Attention {
+            q_proj: linear(h, nh * gated, self.qkv_bias),
+            k_proj: linear(h, nkv * hd, self.qkv_bias),
+            v_proj: linear(h, nkv * hd, self.qkv_bias),
+            o_proj: linear(nh * hd, h, self.o_bias),
+            q_norm: norm(),
+            k_norm: norm(),
+            k_compressor: None,
+            v_compressor: None,
+            num_attention_heads: nh,
+            num_key_value_heads: nkv,
+            head_dim: hd,
+            output_gate: self.output_gate,
+            k_stage: KStage::PostRope,
+        }
+    }
+}
+
 impl<B: CompactBackend> Attention<B> {
+    /// With keys or values (or both) kept as codes.
+    pub fn with_compressors(mut self, k: Option<KvCompressor<B>>, v: Option<KvCompressor<B>>, k_stage: KStage) -> Self {
+        (self.k_compressor, self.v_compressor, self.k_stage) = (k, v, k_stage);
+        self
+    }
+
+    /// As `architecture` has it in this layer, with initial values.
+    pub(crate) fn init(architecture: &Architecture, layer: usize, device: &B::Device) -> Self {
+        let compression = architecture.kv_compression.as_ref();
+        let compressor = |target| {
+            let compression = compression?;
+            Some(compression.codec(layer, target)?.init(compression.activation, device))
+        };
+        let stage = compression.map_or(KStage::PostRope, |compression| compression.k_stage);
+        let attention = AttentionConfig::of(&architecture.config).init(device);
+        attention.with_compressors(compressor(KvTarget::Key), compressor(KvTarget::Value), stage)
+    }
+
+    /// Attends from every token of each row to those before it; each row begins a sequence. What training runs.
+    ///
+    /// # Shapes
+    /// `[b, s, hidden] -> [b, s, hidden]`
+    ///
+    /// # Errors
+    /// Never as it is: the signature is that of a pass with caches, which can fail.
+    pub fn forward_uncached(&self, x: Tensor<B, 3>, rotary: &RotaryEmbedding) -> Result<Tensor<B, 3>> {
+        let context = ForwardContext::uncached(&x, rotary);
+        self.forward(x, &context, None)
+    }
+
     pub(crate) fn load(loader: &Loader<'_, B>, architecture: &Architecture, layer: usize) -> Result<Self> {
         let config = &architecture.config;
         // The Qwen3.5 body norms queries and keys, the others do not.

@@ -3,13 +3,13 @@
 //! For one token with input `x`, step `k` makes a state `s_k` (four variants, [`StepInput`]), the gate says how much of the
 //! answer it is, and the output is the mixture of the states run ([`HaltRule`]). A token that has halted costs nothing.
 
-use burn::module::Module;
+use burn::module::{Initializer, Module};
 use burn::tensor::activation::silu;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use emberlm_quant::CompactBackend;
 use emberlm_quant::halting::HaltRule;
-use emberlm_quant::modules::{Linear, SwiGlu};
+use emberlm_quant::modules::{Linear, LinearConfig, SwiGlu, SwiGluConfig};
 
 use super::depth::{DepthOptions, DepthRun, PassDepth};
 use crate::config::{CrestOptions, GateInput, StepInput};
@@ -36,6 +36,42 @@ pub struct HaltGate<B: Backend> {
     pub hidden: Option<Linear<B>>,
     /// `[1, h]` or `[1, r]`.
     pub output: Linear<B>,
+}
+
+/// How a [`CrestFfn`] begins.
+#[derive(Clone, Debug)]
+pub struct CrestFfnConfig {
+    /// Each of its MLPs.
+    pub mlp: SwiGluConfig,
+    /// How many there are, their gates, and the rule by which tokens halt.
+    pub options: CrestOptions,
+}
+
+impl CrestFfnConfig {
+    /// Of this many numbers per token, and between the layers of each MLP.
+    pub fn new(hidden_size: usize, intermediate_size: usize, options: CrestOptions) -> Self {
+        Self { mlp: SwiGluConfig::new(hidden_size, intermediate_size), options }
+    }
+
+    /// The block with the initial values of [`LinearConfig`]; gates begin near even odds.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when there are no steps.
+    pub fn init<B: CompactBackend>(&self, device: &B::Device) -> Result<CrestFfn<B>> {
+        let Self { mlp, options } = self;
+        let even = Initializer::Normal { mean: 0.0, std: 0.02 };
+        let linear = |inputs, outputs| LinearConfig::new(inputs, outputs).with_bias(options.gate_bias);
+        let gate = || HaltGate {
+            hidden: options.gate_hidden.map(|width| linear(mlp.hidden_size, width).init(device)),
+            output: linear(options.gate_hidden.unwrap_or(mlp.hidden_size), 1)
+                .with_initializer(even.clone())
+                .init(device),
+        };
+        let last = options.num_steps.saturating_sub(1);
+        let gates = if options.gate_shared { last.min(1) } else { last };
+        let steps = (0..options.num_steps).map(|_| mlp.init(device)).collect();
+        CrestFfn::new(steps, (0..gates).map(|_| gate()).collect(), options.clone())
+    }
 }
 
 /// How deep each token of one layer went.
@@ -121,8 +157,8 @@ impl<B: CompactBackend> CrestFfn<B> {
         let rows = (runs.len() > 1).then(|| depth.rows(&runs, &device));
         let threshold = runs.first().and_then(|run| run.threshold);
         let rule = HaltRule {
-            mode: options.halt_mode.into(),
-            weights: options.halt_weights.into(),
+            mode: options.halt_mode,
+            weights: options.halt_weights,
             enabled: threshold.is_some(),
             threshold: threshold.unwrap_or(options.halt_threshold),
         };

@@ -4,13 +4,14 @@ use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use emberlm_quant::CompactBackend;
-use emberlm_quant::modules::{Embedding, SwiGlu};
+use emberlm_quant::modules::{Embedding, EmbeddingConfig, SwiGlu, SwiGluConfig};
 
 use super::attention::Attention;
-use super::crest::{CrestFfn, DepthTrace};
-use super::delta_net::GatedDeltaNet;
+use super::crest::{CrestFfn, CrestFfnConfig, DepthTrace};
+use super::delta_net::{GatedDeltaNet, GatedDeltaNetConfig};
 use super::forward_context::{ForwardContext, LayerCaches, Span, layer_caches};
-use super::norm::RmsNorm;
+use super::norm::{RmsNorm, RmsNormConfig};
+use super::rope::RotaryEmbedding;
 use crate::architecture::Architecture;
 use crate::config::LayerType;
 use crate::error::{Error, Result};
@@ -69,6 +70,17 @@ impl<B: CompactBackend> Decoder<B> {
             embed_tokens: loader.embedding("embed_tokens")?,
             layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
             norm: loader.rms_norm("norm", config.rms_norm_eps)?,
+        })
+    }
+
+    /// With initial values.
+    pub(crate) fn init(architecture: &Architecture, device: &B::Device) -> Result<Self> {
+        let config = &architecture.config;
+        let layers = (0..config.num_hidden_layers).map(|i| DecoderLayer::init(architecture, i, device));
+        Ok(Self {
+            embed_tokens: EmbeddingConfig::new(config.vocab_size, config.hidden_size).init(device),
+            layers: layers.collect::<Result<_>>()?,
+            norm: residual_norm(architecture).init(device),
         })
     }
 
@@ -149,6 +161,50 @@ impl<B: CompactBackend> DecoderLayer<B> {
         })
     }
 
+    /// Layer `i` of a model with initial values.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when there is no such layer, or the options of adaptive depth cannot be.
+    pub fn init(architecture: &Architecture, i: usize, device: &B::Device) -> Result<Self> {
+        let Architecture { config, crest, .. } = architecture;
+        let Some(kind) = config.layer_types.get(i) else {
+            let message = format!("is {i}, but there are {}, counted from 0", config.layer_types.len());
+            return Err(Error::Option { option: "layer".into(), message });
+        };
+        let (self_attn, linear_attn) = match (kind, &config.linear_attention) {
+            (LayerType::LinearAttention, Some(dims)) => {
+                (None, Some(GatedDeltaNetConfig::of(config, dims).init(device)))
+            }
+            _ => (Some(Attention::init(architecture, i, device)), None),
+        };
+        let mlp = SwiGluConfig::new(config.hidden_size, config.intermediate_size).with_bias(config.mlp_bias);
+        let mlp = match crest {
+            Some(options) => FeedForward::Crest(CrestFfnConfig { mlp, options: options.clone() }.init(device)?),
+            None => FeedForward::Dense(mlp.init(device)),
+        };
+        let norm = residual_norm(architecture);
+        let (input_layernorm, post_attention_layernorm) = (norm.init(device), norm.init(device));
+        Ok(Self { input_layernorm, self_attn, linear_attn, post_attention_layernorm, mlp })
+    }
+
+    /// Applies the layer to rows that begin a sequence each and leave nothing behind, and says how deep tokens went where depth is
+    /// adaptive. What training runs.
+    ///
+    /// # Shapes
+    /// `[b, s, hidden] -> [b, s, hidden]`
+    ///
+    /// # Errors
+    /// [`Error::Option`] when the layer has no mixer.
+    pub fn forward_uncached(
+        &self,
+        x: Tensor<B, 3>,
+        rotary: &RotaryEmbedding,
+    ) -> Result<(Tensor<B, 3>, Option<DepthTrace<B>>)> {
+        let context = ForwardContext::uncached(&x, rotary);
+        let (x, depth) = self.forward(Residual { sum: x, term: None }, &context, None)?;
+        Ok((x.value(), depth))
+    }
+
     fn forward(
         &self,
         x: Residual<B>,
@@ -175,4 +231,10 @@ impl<B: CompactBackend> DecoderLayer<B> {
         };
         Ok((x.plus(B::reshape(y, [b, s, h])), depth))
     }
+}
+
+/// The norms of the residual stream.
+fn residual_norm(architecture: &Architecture) -> RmsNormConfig {
+    let config = &architecture.config;
+    RmsNormConfig::new(config.hidden_size).with_eps(config.rms_norm_eps).with_unit_offset(config.family.is_hybrid())
 }

@@ -3,15 +3,17 @@
 //! Source: Yang, Kautz and Hatamizadeh, "Gated Delta Networks: Improving Mamba2 with Delta Rule" (2024), with Qwen3.5's
 //! projections.
 
-use burn::module::{Module, Param};
+use burn::config::Config;
+use burn::module::{Initializer, Module, Param};
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Distribution, Tensor};
 use emberlm_quant::CompactBackend;
-use emberlm_quant::modules::{Linear, forward_all};
+use emberlm_quant::modules::{Linear, LinearConfig, forward_all};
 use emberlm_quant::ops::DeltaRule;
 
 use super::forward_context::{ForwardContext, LayerCaches};
-use super::norm::RmsNorm;
+use super::norm::{RmsNorm, RmsNormConfig};
+use super::rope::RotaryEmbedding;
 use crate::cache::DeltaNetCache;
 use crate::config::{LinearAttentionConfig, ModelConfig};
 use crate::error::Result;
@@ -49,7 +51,87 @@ pub struct CausalConv1d<B: Backend> {
     pub weight: Param<Tensor<B, 3>>,
 }
 
+/// How a [`GatedDeltaNet`] begins.
+#[derive(Config, Debug)]
+pub struct GatedDeltaNetConfig {
+    /// Inputs and outputs.
+    pub hidden_size: usize,
+    /// Query and key heads; divides `num_value_heads`.
+    pub num_key_heads: usize,
+    /// Value heads, each with a state.
+    pub num_value_heads: usize,
+    /// Size of a query or key head.
+    pub key_head_dim: usize,
+    /// Size of a value head.
+    pub value_head_dim: usize,
+    /// Taps of the causal convolution.
+    #[config(default = 4)]
+    pub conv_kernel_dim: usize,
+    /// Of the norm of the output.
+    #[config(default = 1e-6)]
+    pub rms_norm_eps: f64,
+}
+
+impl GatedDeltaNetConfig {
+    /// That of every linear-attention layer of a model.
+    pub fn of(config: &ModelConfig, dims: &LinearAttentionConfig) -> Self {
+        let (keys, values) = (dims.num_key_heads, dims.num_value_heads);
+        Self::new(config.hidden_size, keys, values, dims.key_head_dim, dims.value_head_dim)
+            .with_conv_kernel_dim(dims.conv_kernel_dim)
+            .with_rms_norm_eps(config.rms_norm_eps)
+    }
+
+    /// The layer with the initial values of [`LinearConfig`]. Memories fade as in Mamba2 and the published Gated DeltaNet: rates of
+    /// 1 to 16, times steps of 0.001 to 0.1.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> GatedDeltaNet<B> {
+        let dims = LinearAttentionConfig {
+            num_key_heads: self.num_key_heads,
+            num_value_heads: self.num_value_heads,
+            key_head_dim: self.key_head_dim,
+            value_head_dim: self.value_head_dim,
+            conv_kernel_dim: self.conv_kernel_dim,
+        };
+        let (h, heads, values) = (self.hidden_size, self.num_value_heads, dims.value_width());
+        let channels = 2 * dims.key_width() + values;
+        let linear = |inputs, outputs| LinearConfig::new(inputs, outputs).with_bias(false).init(device);
+        let uniform = |low: f64, high: f64| {
+            let distribution = Distribution::Uniform(low, high);
+            Tensor::<B, 1>::random([heads], distribution, (device, DType::F32))
+        };
+        // softplus(dt_bias) is the step.
+        let step = uniform(0.001f64.ln(), 0.1f64.ln()).exp();
+        let taps = (self.conv_kernel_dim as f64).powf(-0.5);
+        GatedDeltaNet {
+            in_proj_qkv: linear(h, channels),
+            in_proj_z: linear(h, values),
+            in_proj_b: linear(h, heads),
+            in_proj_a: linear(h, heads),
+            conv1d: CausalConv1d {
+                weight: Initializer::Uniform { min: -taps, max: taps }
+                    .init([channels, 1, self.conv_kernel_dim], device),
+            },
+            a_log: Param::from_tensor(uniform(1.0, 16.0).log().detach()),
+            dt_bias: Param::from_tensor((step.clone() + (step.neg().exp().neg() + 1.0).log()).detach()),
+            norm: RmsNormConfig::new(self.value_head_dim).with_eps(self.rms_norm_eps).init(device),
+            out_proj: linear(values, h),
+            dims,
+        }
+    }
+}
+
 impl<B: CompactBackend> GatedDeltaNet<B> {
+    /// Reads and updates a state token by token; each row begins a sequence. What training runs.
+    ///
+    /// # Shapes
+    /// `[b, s, hidden] -> [b, s, hidden]`
+    ///
+    /// # Errors
+    /// Never as it is: the signature is that of a pass with caches, which can fail.
+    pub fn forward_uncached(&self, x: Tensor<B, 3>) -> Result<Tensor<B, 3>> {
+        let context = ForwardContext::uncached(&x, &RotaryEmbedding::none());
+        self.forward(x, &context, None)
+    }
+
     pub(crate) fn load(loader: &Loader<'_, B>, config: &ModelConfig, dims: &LinearAttentionConfig) -> Result<Self> {
         Ok(Self {
             in_proj_qkv: loader.linear("in_proj_qkv")?,

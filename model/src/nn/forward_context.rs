@@ -103,6 +103,19 @@ impl<B: Backend> ForwardContext<B> {
         Self { rotary: Rotary { cos: joined(cos, 0), sin: joined(sin, 0) }, activations, depth, spans }
     }
 
+    /// Of rows `[b, s, ..]` that begin a sequence each and leave nothing behind, with the type of `x` for activations.
+    pub fn uncached(x: &Tensor<B, 3>, embedding: &RotaryEmbedding) -> Self {
+        let [b, s, _] = x.dims();
+        Self::of_rows([b, s], embedding, x.dtype(), &x.device())
+    }
+
+    /// Of `b` rows of `s` tokens without caches.
+    pub fn of_rows([b, s]: [usize; 2], embedding: &RotaryEmbedding, activations: DType, device: &B::Device) -> Self {
+        let position = SpanPosition { first: 0, past: 0, new: s, expected: 0 };
+        let depth = PassDepth::new([(b * s, DepthOptions::default())]);
+        Self::new(&[position], depth, embedding, activations, device)
+    }
+
     /// The tokens of each span of `[.., s, ..]`, whose dimension 1 are the tokens.
     pub fn split<const D: usize>(&self, x: Tensor<B, D>) -> Vec<Tensor<B, D>> {
         match &self.spans[..] {

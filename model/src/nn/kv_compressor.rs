@@ -8,9 +8,9 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::CodeDecoder;
-use emberlm_quant::modules::Linear;
+use emberlm_quant::modules::{Linear, LinearConfig};
 
-use crate::config::{KvCodec, KvCompression};
+use crate::config::{CodeActivation, KvCodec, KvCompression};
 use crate::error::Result;
 use crate::loader::Loader;
 
@@ -25,6 +25,21 @@ pub struct KvCompressor<B: Backend> {
     width: usize,
 }
 
+impl KvCodec {
+    /// The compressor of these sizes with the initial values of [`LinearConfig`].
+    pub fn init<B: Backend>(&self, activation: CodeActivation, device: &B::Device) -> KvCompressor<B> {
+        let linear = |inputs, outputs, bias| LinearConfig::new(inputs, outputs).with_bias(bias).init(device);
+        let (code, width) = (self.code_dim, self.width);
+        let hidden = self.hidden_dim.map(|hidden| linear(code, hidden, self.decoder_bias));
+        let output = linear(self.hidden_dim.unwrap_or(code), width, self.decoder_bias);
+        KvCompressor {
+            encoder: linear(width, code, self.encoder_bias),
+            decoder: CodeDecoder { hidden, activation, output },
+            width,
+        }
+    }
+}
+
 impl<B: CompactBackend> KvCompressor<B> {
     pub(crate) fn load(loader: &Loader<'_, B>, compression: &KvCompression, codec: &KvCodec) -> Result<Self> {
         let (hidden, output) = match codec.hidden_dim {
@@ -32,7 +47,7 @@ impl<B: CompactBackend> KvCompressor<B> {
             None => (None, loader.linear("decoder")?),
         };
         let (encoder, width) = (loader.linear("encoder")?, codec.width);
-        Ok(Self { encoder, decoder: CodeDecoder { hidden, activation: compression.activation.into(), output }, width })
+        Ok(Self { encoder, decoder: CodeDecoder { hidden, activation: compression.activation, output }, width })
     }
 
     /// Codes of new keys or values.

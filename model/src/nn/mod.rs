@@ -10,14 +10,14 @@ mod kv_compressor;
 mod norm;
 mod rope;
 
-pub use attention::Attention;
-pub use crest::{CrestFfn, DepthTrace, HaltGate};
+pub use attention::{Attention, AttentionConfig};
+pub use crest::{CrestFfn, CrestFfnConfig, DepthTrace, HaltGate};
 pub use decoder::{Decoder, DecoderLayer, FeedForward};
-pub use delta_net::{CausalConv1d, GatedDeltaNet};
+pub use delta_net::{CausalConv1d, GatedDeltaNet, GatedDeltaNetConfig};
 pub(crate) use depth::PassDepth;
 pub use depth::{DepthOptions, DepthRun};
 pub use forward_context::Span;
 pub(crate) use forward_context::{ForwardContext, SpanPosition};
 pub use kv_compressor::KvCompressor;
-pub use norm::RmsNorm;
+pub use norm::{RmsNorm, RmsNormConfig};
 pub use rope::RotaryEmbedding;

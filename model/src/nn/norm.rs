@@ -1,6 +1,7 @@
 //! Root-mean-square norm.
 
-use burn::module::{Module, Param};
+use burn::config::Config;
+use burn::module::{Initializer, Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use emberlm_quant::CompactBackend;
@@ -14,6 +15,28 @@ pub struct RmsNorm<B: Backend> {
     pub eps: f64,
     /// Multiply by `1 + w` (zero-centred weights, Qwen3.5) instead of `w`.
     pub unit_offset: bool,
+}
+
+/// How a [`RmsNorm`] begins: as `x` over its root mean square.
+#[derive(Config, Debug)]
+pub struct RmsNormConfig {
+    /// Numbers that are normed together.
+    pub width: usize,
+    /// Added to the mean of squares.
+    #[config(default = 1e-6)]
+    pub eps: f64,
+    /// See [`RmsNorm::unit_offset`].
+    #[config(default = false)]
+    pub unit_offset: bool,
+}
+
+impl RmsNormConfig {
+    /// The norm with a factor of 1 for every number.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> RmsNorm<B> {
+        let initializer = if self.unit_offset { Initializer::Zeros } else { Initializer::Ones };
+        let weight = initializer.init([self.width], device);
+        RmsNorm { weight, eps: self.eps, unit_offset: self.unit_offset }
+    }
 }
 
 impl<B: CompactBackend> RmsNorm<B> {

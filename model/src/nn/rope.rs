@@ -74,6 +74,11 @@ impl RotaryEmbedding {
         }
     }
 
+    /// Of a layer that rotates nothing.
+    pub(crate) fn none() -> Self {
+        Self { inverse_frequencies: Vec::new(), by_length: ByLength::No, attention_factor: 1.0 }
+    }
+
     /// The inverse frequencies for a sequence of `length` tokens, in radians per token.
     pub fn inverse_frequencies(&self, length: usize) -> Cow<'_, [f64]> {
         match &self.by_length {

@@ -324,5 +324,5 @@ fn pad_of_tokenizer(json: &[u8]) -> Option<String> {
 }
 
 fn wrong(path: &Path, field: &str, message: &str) -> Error {
-    Error::Config { path: path.to_path_buf(), field: field.to_owned(), message: message.to_owned() }
+    Error::config(path, field, message)
 }

@@ -55,11 +55,7 @@ pub fn eos_token_ids(json: &Value, path: &Path) -> Result<Vec<u32>> {
         };
         for entry in entries {
             let id = entry.as_u64().and_then(|id| u32::try_from(id).ok());
-            ids.push(id.ok_or_else(|| Error::Config {
-                path: path.to_path_buf(),
-                field: field.to_owned(),
-                message: format!("{entry} is not a token id"),
-            })?);
+            ids.push(id.ok_or_else(|| Error::config(path, field, format!("{entry} is not a token id")))?);
         }
     }
     Ok(ids)

@@ -1,15 +1,15 @@
 //! Linear layers, embeddings and the SwiGLU block.
 
-use burn::module::Param;
 use burn::tensor::backend::DeviceOps;
 use burn::tensor::{Bool, Int, Tensor, TensorMetadata};
 use burn_cubecl::CubeRuntime;
-use emberlm_backends::cube::{self, Buffer, Matrix};
+use burn_cubecl::kernel::into_contiguous;
+use emberlm_backends::cube;
 
 use super::tensor::{Cube, buffer, flags, float_tensor, floats, ints, unset};
-use crate::host::FloatType;
 use crate::modules::SwiGlu;
-use crate::packed::{BlockScales, PackedWeight};
+use crate::packed::PackedWeight;
+use crate::stored::stored;
 use crate::{split, swiglu};
 
 pub(super) fn packed_linear<R: CubeRuntime>(
@@ -78,53 +78,5 @@ fn weight<R: CubeRuntime>(w: &PackedWeight<Cube<R>>) -> cube::Weight
 where
     R::Device: DeviceOps,
 {
-    let [n, k] = w.shape();
-    let data = match w {
-        PackedWeight::Float(w) => Matrix::F32(float_buffer(w)),
-        PackedWeight::Half(w) if w.float == FloatType::F16 => Matrix::F16(int_buffer(&w.words)),
-        PackedWeight::Half(w) => Matrix::Bf16(int_buffer(&w.words)),
-        PackedWeight::CodeBook4(w) => Matrix::CodeBook4(cube::CodeBook4 {
-            codes: int_buffer(&w.codes),
-            code_book: float_buffer(&w.code_book),
-            block: w.block,
-            scales: match &w.scales {
-                BlockScales::Single(scales) => cube::BlockScales::Single(float_buffer(scales)),
-                BlockScales::Double(d) => cube::BlockScales::Double {
-                    codes: int_buffer(&d.codes),
-                    map: float_buffer(&d.map),
-                    absmax: float_buffer(&d.absmax),
-                    block: d.block,
-                    offset: d.offset,
-                },
-            },
-        }),
-        PackedWeight::Int8(w) => {
-            Matrix::Int8(cube::Int8 { codes: int_buffer(&w.codes), scales: int_buffer(&w.scales) })
-        }
-        PackedWeight::Rows(w) => Matrix::Rows(cube::Rows {
-            wide: w.wide.as_ref().map(int_buffer),
-            wide_rows: w.wide_rows,
-            narrow: w.narrow.as_ref().map(int_buffer),
-            narrow_stride: w.narrow_stride(),
-            narrow_bits: w.narrow_bits,
-            scales: float_buffer(&w.scales),
-            slots: w.slots.as_ref().map(int_buffer),
-        }),
-        PackedWeight::Split(_) => unreachable!("the operations see to the parts"),
-    };
-    cube::Weight { n, k, data }
-}
-
-fn float_buffer<R: CubeRuntime, const D: usize>(t: &Param<Tensor<Cube<R>, D>>) -> Buffer
-where
-    R::Device: DeviceOps,
-{
-    buffer(&floats(t.val()))
-}
-
-fn int_buffer<R: CubeRuntime>(t: &Param<Tensor<Cube<R>, 1, Int>>) -> Buffer
-where
-    R::Device: DeviceOps,
-{
-    buffer(&ints(t.val()))
+    stored(w, |floats| buffer(&into_contiguous(floats)), |words| buffer(&into_contiguous(words)))
 }

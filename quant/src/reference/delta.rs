@@ -53,22 +53,14 @@ pub fn gated_delta_rule<B: Backend>(rule: DeltaRule<B>, state: Tensor<B, 4>) -> 
     // [b, hv, s, ..]
     let q = repeat_heads(q, hv / hk).swap_dims(1, 2);
     let k = repeat_heads(k, hv / hk).swap_dims(1, 2);
-    let v = v.swap_dims(1, 2);
-    let g = g.swap_dims(1, 2);
-    let beta = beta.swap_dims(1, 2);
-    let (o, state) = if s == 1 { one_step(q, k, v, g, beta, state) } else { chunked(q, k, v, g, beta, state) };
+    let rule = DeltaRule { q, k, v: v.swap_dims(1, 2), g: g.swap_dims(1, 2), beta: beta.swap_dims(1, 2) };
+    let (o, state) = if s == 1 { one_step(rule, state) } else { chunked(rule, state) };
     (o.swap_dims(1, 2), state)
 }
 
 /// One token: `q, k [b, hv, 1, dk]`, `v [b, hv, 1, dv]`, `g, beta [b, hv, 1]`, `state [b, hv, dk, dv]`.
-fn one_step<B: Backend>(
-    q: Tensor<B, 4>,
-    k: Tensor<B, 4>,
-    v: Tensor<B, 4>,
-    g: Tensor<B, 3>,
-    beta: Tensor<B, 3>,
-    state: Tensor<B, 4>,
-) -> (Tensor<B, 4>, Tensor<B, 4>) {
+fn one_step<B: Backend>(rule: DeltaRule<B>, state: Tensor<B, 4>) -> (Tensor<B, 4>, Tensor<B, 4>) {
+    let DeltaRule { q, k, v, g, beta } = rule;
     let state = state * g.exp().unsqueeze_dim(3);
     let d = (v - k.clone().matmul(state.clone())) * beta.unsqueeze_dim(3);
     let state = state + k.transpose().matmul(d);
@@ -76,40 +68,23 @@ fn one_step<B: Backend>(
 }
 
 /// Many tokens, [`CHUNK`] at a time; shapes as in [`one_step`] with `s` tokens.
-fn chunked<B: Backend>(
-    q: Tensor<B, 4>,
-    k: Tensor<B, 4>,
-    v: Tensor<B, 4>,
-    g: Tensor<B, 3>,
-    beta: Tensor<B, 3>,
-    mut state: Tensor<B, 4>,
-) -> (Tensor<B, 4>, Tensor<B, 4>) {
+fn chunked<B: Backend>(rule: DeltaRule<B>, mut state: Tensor<B, 4>) -> (Tensor<B, 4>, Tensor<B, 4>) {
+    let DeltaRule { q, k, v, g, beta } = rule;
     let s = q.dims()[2];
     let mut outputs = Vec::with_capacity(s.div_ceil(CHUNK));
     for start in (0..s).step_by(CHUNK) {
         let tokens = start..s.min(start + CHUNK);
-        let (o, next) = chunk(
-            q.clone().slice_dim(2, tokens.clone()),
-            k.clone().slice_dim(2, tokens.clone()),
-            v.clone().slice_dim(2, tokens.clone()),
-            g.clone().slice_dim(2, tokens.clone()),
-            beta.clone().slice_dim(2, tokens),
-            state,
-        );
+        let [q, k, v] = [&q, &k, &v].map(|t| t.clone().slice_dim(2, tokens.clone()));
+        let [g, beta] = [&g, &beta].map(|t| t.clone().slice_dim(2, tokens.clone()));
+        let (o, next) = chunk(DeltaRule { q, k, v, g, beta }, state);
         outputs.push(o);
         state = next;
     }
     (Tensor::cat(outputs, 2), state)
 }
 
-fn chunk<B: Backend>(
-    q: Tensor<B, 4>,
-    k: Tensor<B, 4>,
-    v: Tensor<B, 4>,
-    g: Tensor<B, 3>,
-    beta: Tensor<B, 3>,
-    state: Tensor<B, 4>,
-) -> (Tensor<B, 4>, Tensor<B, 4>) {
+fn chunk<B: Backend>(rule: DeltaRule<B>, state: Tensor<B, 4>) -> (Tensor<B, 4>, Tensor<B, 4>) {
+    let DeltaRule { q, k, v, g, beta } = rule;
     let [b, hv, c, _] = q.dims();
     let device = q.device();
     // causal[i][j] = 1 for j <= i

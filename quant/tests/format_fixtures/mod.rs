@@ -200,3 +200,19 @@ pub fn assert_same_bits(name: &str, found: &[f32], expected: &[f32]) {
         assert_eq!(f.to_bits(), e.to_bits(), "{name}: element {i}: {f:e} instead of {e:e}");
     }
 }
+
+/// The storage of a weight that must be NF4 or FP4.
+pub fn code_book(weight: &HostWeight) -> &HostCodeBook4 {
+    match &weight.storage {
+        HostStorage::CodeBook4(w) => w,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The storage of a weight that must be of integer rows.
+pub fn rows(weight: &HostWeight) -> &HostRows {
+    match &weight.storage {
+        HostStorage::Rows(w) => w,
+        other => panic!("{other:?}"),
+    }
+}

@@ -73,19 +73,19 @@ pub(crate) fn i8(bytes: &[u8]) -> &[I8] {
 
 /// What the elements of a row are multiplied by.
 #[derive(Clone, Copy)]
-pub(crate) enum Scales<'a> {
+pub(crate) enum DenseScales<'a> {
     None,
     /// One per row.
-    Rows(&'a [f32]),
+    PerRow(&'a [f32]),
     /// One per block of a row.
-    Blocks(Int8<'a>),
+    PerBlock(Int8<'a>),
 }
 
 /// Rows `first..last` of `w [n, k]` times `x [m, k]`, `m` at most [`MAX_COLUMNS`].
 pub(crate) struct DenseRows<'a, E> {
     pub(crate) w: &'a [E],
     pub(crate) k: usize,
-    pub(crate) scales: Scales<'a>,
+    pub(crate) scales: DenseScales<'a>,
     pub(crate) x: &'a [f32],
     pub(crate) m: usize,
     pub(crate) first: usize,
@@ -101,7 +101,11 @@ impl<E: Element> Kernel for DenseRows<'_, E> {
         debug_assert!(self.m <= MAX_COLUMNS);
         // SAFETY: `S` is enabled; the slices were checked at the border and tasks have different rows.
         unsafe {
-            if let Scales::Blocks(_) = self.scales { self.columns::<S, true>() } else { self.columns::<S, false>() }
+            if let DenseScales::PerBlock(_) = self.scales {
+                self.columns::<S, true>()
+            } else {
+                self.columns::<S, false>()
+            }
         }
     }
 }
@@ -135,7 +139,7 @@ impl<E: Element> DenseRows<'_, E> {
         unsafe {
             for row in (self.first..self.first + apart).chain(rest..self.last) {
                 let apart = if row < rest { apart } else { 0 };
-                if let Scales::Blocks(w) = self.scales {
+                if let DenseScales::PerBlock(w) = self.scales {
                     for r in 0..R {
                         w.scales(self.k, row + r * apart, 0, &mut scales[r * blocks..(r + 1) * blocks]);
                     }
@@ -208,9 +212,9 @@ impl<E: Element> DenseRows<'_, E> {
             for r in 0..R {
                 // Of a short block at the end, and of the row.
                 let (rest_scale, scale) = match self.scales {
-                    Scales::None => (1.0, 1.0),
-                    Scales::Rows(scales) => (1.0, scales[row + r * apart]),
-                    Scales::Blocks(_) => (block_scales[r * blocks + blocks - 1], 1.0),
+                    DenseScales::None => (1.0, 1.0),
+                    DenseScales::PerRow(scales) => (1.0, scales[row + r * apart]),
+                    DenseScales::PerBlock(_) => (block_scales[r * blocks + blocks - 1], 1.0),
                 };
                 let bias = self.bias.map_or(0.0, |bias| bias[row + r * apart]);
                 for m in 0..M {

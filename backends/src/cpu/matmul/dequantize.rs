@@ -1,7 +1,7 @@
 //! Part of a row of any storage as floats: what tables, tiles and the general path read.
 
 use crate::cpu::matmul::dense::{self, Element};
-use crate::cpu::matmul::weight::{CodeBook4, INT8_BLOCK, Int8, Matrix, Rows, Weight};
+use crate::cpu::matmul::weight::{CodeBook4, INT8_BLOCK, Int8, IntegerRows, Matrix, Weight};
 use crate::cpu::simd::{Kernel, Simd};
 
 /// Decodes elements `first..first + out.len()` of a row; the values are exact (one f32 product).
@@ -36,7 +36,7 @@ pub(crate) unsafe fn decode<S: Simd>(w: &Weight, row: usize, first: usize, out: 
             Matrix::Bf16(data) => convert::<S, _>(&dense::bf16(data)[at..at + out.len()], 1.0, out),
             Matrix::CodeBook4(data) => code_book::<S>(data, at, out),
             Matrix::Int8(data) => int8::<S>(data, (w.k, row), first, out),
-            Matrix::Rows(data) => {
+            Matrix::IntegerRows(data) => {
                 let slot = data.slot(row);
                 if slot < data.wide_rows {
                     let at = slot * w.k + first;
@@ -137,7 +137,7 @@ static QUADS: [[f32; 4]; 256] = {
 };
 
 #[inline(always)]
-unsafe fn narrow<S: Simd>(w: &Rows, slot: usize, first: usize, out: &mut [f32]) {
+unsafe fn narrow<S: Simd>(w: &IntegerRows, slot: usize, first: usize, out: &mut [f32]) {
     let row = &w.narrow[(slot - w.wide_rows) * w.narrow_stride..];
     let scale = w.scales[slot];
     let per_byte = 8 / w.narrow_bits as usize;

@@ -1,7 +1,7 @@
 //! Linear layers for every storage: which kernel computes a product, and the products in f32 with a few rows of x.
 
 use crate::check::check_len;
-use crate::cpu::matmul::dense::{self, DenseRows, Element};
+use crate::cpu::matmul::dense::{self, DenseRows, DenseScales, Element};
 use crate::cpu::matmul::dequantize::{Decode, NARROW2, NARROW4};
 use crate::cpu::matmul::gemm::gemm;
 use crate::cpu::matmul::int8;
@@ -139,7 +139,7 @@ pub(crate) fn product(x: &[f32], m: usize, weight: &Weight, bias: Option<&[f32]>
 /// The stored row of each output, when they are not in order.
 fn slots<'a>(w: &Weight<'a>) -> Option<&'a [u32]> {
     match w.data {
-        Matrix::Rows(rows) => rows.slots,
+        Matrix::IntegerRows(rows) => rows.slots,
         _ => None,
     }
 }
@@ -147,24 +147,24 @@ fn slots<'a>(w: &Weight<'a>) -> Option<&'a [u32]> {
 /// Adds a product with at most [`MAX_COLUMNS`] rows of x, in f32. Rows go where they are stored.
 fn add<'a>(x: &InputRows<'a>, w: Weight<'a>, bias: Option<&'a [f32]>, y: Output<'a>, region: &mut Region<'a>) {
     match w.data {
-        Matrix::F32(data) => dense_product(x, data, dense::Scales::None, w.n, bias, y, region),
-        Matrix::F16(data) => dense_product(x, dense::f16(data), dense::Scales::None, w.n, bias, y, region),
-        Matrix::Bf16(data) => dense_product(x, dense::bf16(data), dense::Scales::None, w.n, bias, y, region),
+        Matrix::F32(data) => dense_product(x, data, DenseScales::None, w.n, bias, y, region),
+        Matrix::F16(data) => dense_product(x, dense::f16(data), DenseScales::None, w.n, bias, y, region),
+        Matrix::Bf16(data) => dense_product(x, dense::bf16(data), DenseScales::None, w.n, bias, y, region),
         Matrix::CodeBook4(data) if w.k.is_multiple_of(64) && data.block.is_multiple_of(64) => {
             code_book_product(x, data, w.n, bias, y, region);
         }
         Matrix::CodeBook4(data) => decoded_product(x, w, data.codes, bias, y, region),
         Matrix::Int8(data) => {
-            dense_product(x, dense::i8(data.codes), dense::Scales::Blocks(data), w.n, bias, y, region);
+            dense_product(x, dense::i8(data.codes), DenseScales::PerBlock(data), w.n, bias, y, region);
         }
-        Matrix::Rows(data) => rows_product(x, data, w.n, bias, y, region),
+        Matrix::IntegerRows(data) => rows_product(x, data, w.n, bias, y, region),
     }
 }
 
 fn dense_product<'a, E: Element>(
     rows: &InputRows<'a>,
     w: &'a [E],
-    scales: dense::Scales<'a>,
+    scales: DenseScales<'a>,
     n: usize,
     bias: Option<&'a [f32]>,
     y: Output<'a>,
@@ -188,7 +188,7 @@ fn code_book_product<'a>(
     let x = rows.permuted(4, Order::HighFirst);
     let stride = k / 2;
     region.add(w.codes.as_ptr(), (n, stride), m * k, move |first, last| {
-        let scales = PackedScales::Blocks(&w, k);
+        let scales = PackedScales::PerBlock(&w, k);
         let (codes, book) = (w.codes, w.code_book);
         let (x, row_bytes, bits, column) = (&*x, stride, 4, 0);
         launch(level, PackedRows { codes, stride, row_bytes, bits, book, scales, x, m, first, last, column, bias, y });
@@ -217,7 +217,7 @@ fn decoded_product<'a>(
                 let y = y.columns_from(first);
                 launch(
                     level,
-                    DenseRows { w: &*rows, k: w.k, scales: dense::Scales::None, x, m, first: 0, last: count, bias, y },
+                    DenseRows { w: &*rows, k: w.k, scales: DenseScales::None, x, m, first: 0, last: count, bias, y },
                 );
             }
         });
@@ -226,7 +226,7 @@ fn decoded_product<'a>(
 
 fn rows_product<'a>(
     rows: &InputRows<'a>,
-    w: weight::Rows<'a>,
+    w: weight::IntegerRows<'a>,
     n: usize,
     bias: Option<&'a [f32]>,
     y: Output<'a>,
@@ -235,7 +235,7 @@ fn rows_product<'a>(
     let &InputRows { m, k, level, .. } = rows;
     let wide = w.wide_rows;
     if wide > 0 {
-        dense_product(rows, dense::i8(w.wide), dense::Scales::Rows(w.scales), wide, bias, y, region);
+        dense_product(rows, dense::i8(w.wide), DenseScales::PerRow(w.scales), wide, bias, y, region);
     }
     if wide < n {
         let bits = w.narrow_bits as usize;

@@ -93,7 +93,7 @@ pub(crate) enum PackedScales<'a> {
     /// One per row.
     PerRow(&'a [f32]),
     /// Per block of a multiple of 64 elements; rows have `k` elements, a multiple of 64.
-    Blocks(&'a CodeBook4<'a>, usize),
+    PerBlock(&'a CodeBook4<'a>, usize),
 }
 
 impl Kernel for PackedRows<'_> {
@@ -103,7 +103,7 @@ impl Kernel for PackedRows<'_> {
         // SAFETY: `S` is enabled; `rows` says what it needs of the slices, which their check and the padding of x give.
         unsafe {
             match (&self.scales, self.bits) {
-                (PackedScales::Blocks(..), _) => self.columns::<S, 4, true>(),
+                (PackedScales::PerBlock(..), _) => self.columns::<S, 4, true>(),
                 (PackedScales::PerRow(_), 4) => self.columns::<S, 4, false>(),
                 _ => self.columns::<S, 2, false>(),
             }
@@ -135,7 +135,7 @@ impl PackedRows<'_> {
     unsafe fn range<S: Simd, const BITS: usize, const BLOCKS: bool, const R: usize, const M: usize>(&self) {
         let per_row = match self.scales {
             // One more: a group of AVX-512 covers two blocks.
-            PackedScales::Blocks(_, k) => k / 64 + 1,
+            PackedScales::PerBlock(_, k) => k / 64 + 1,
             PackedScales::PerRow(_) => 0,
         };
         let mut scales = vec![0.0; R * per_row];
@@ -166,7 +166,7 @@ impl PackedRows<'_> {
     ) {
         // SAFETY: the caller's promise; a group of codes is read whole only where the row has it whole.
         unsafe {
-            if let PackedScales::Blocks(w, k) = self.scales {
+            if let PackedScales::PerBlock(w, k) = self.scales {
                 for r in 0..R {
                     block_scales(w, (row + r * apart) * k, &mut scales[r * per_row..(r + 1) * per_row - 1]);
                 }
@@ -205,7 +205,7 @@ impl PackedRows<'_> {
             for r in 0..R {
                 let scale = match self.scales {
                     PackedScales::PerRow(scales) => scales[row + r * apart],
-                    PackedScales::Blocks(..) => 1.0,
+                    PackedScales::PerBlock(..) => 1.0,
                 };
                 let j = self.column + row + r * apart;
                 let bias = self.bias.map_or(0.0, |bias| bias[j]);

@@ -1,105 +1,23 @@
 //! Borrowed weight matrices in every storage the kernels read.
 
 use crate::check::elements;
+use crate::types;
+pub use crate::types::INT8_BLOCK;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 
-/// A matrix `[n, k]`, row-major: n outputs, k inputs.
-#[derive(Clone, Copy, Debug)]
-pub struct Weight<'a> {
-    /// Outputs (rows).
-    pub n: usize,
-    /// Inputs (columns).
-    pub k: usize,
-    /// The elements.
-    pub data: Matrix<'a>,
-}
-
+/// A borrowed matrix `[n, k]`, row-major.
+pub type Weight<'a> = types::Weight<&'a [f32], &'a [u16], &'a [u8], &'a [u8], &'a [u32], &'a [f32; 16]>;
 /// How the elements of a [`Weight`] are stored.
-#[derive(Clone, Copy, Debug)]
-pub enum Matrix<'a> {
-    /// `n * k` floats.
-    F32(&'a [f32]),
-    /// `n * k` IEEE half-precision bit patterns.
-    F16(&'a [u16]),
-    /// `n * k` bfloat16 bit patterns.
-    Bf16(&'a [u16]),
-    /// 4-bit codes into a book of 16 values, scaled per block (bitsandbytes nf4, fp4).
-    CodeBook4(CodeBook4<'a>),
-    /// Signed bytes with a scale per block of [`INT8_BLOCK`] elements of a row.
-    Int8(Int8<'a>),
-    /// Whole rows of 8-, 4- or 2-bit integers with one scale each (Nano compact).
-    Rows(Rows<'a>),
-}
-
-/// Elements of a row that share a scale in [`Matrix::Int8`].
-pub const INT8_BLOCK: usize = 64;
-
-/// Signed bytes; `value = code * scale[row, column / 64]`.
-///
-/// Every row begins a block, so that no block crosses rows; the last block of a row is short where `k` is not a multiple of
-/// [`INT8_BLOCK`].
-#[derive(Clone, Copy, Debug)]
-pub struct Int8<'a> {
-    /// `n * k` signed bytes.
-    pub codes: &'a [u8],
-    /// `n * ceil(k / 64)` IEEE half-precision bit patterns.
-    pub scales: &'a [u16],
-}
-
-/// 4-bit codes with a code book; `value = code_book[code] * scale[element / block]`.
-///
-/// Blocks run over the flattened matrix, so a block may cross rows.
-#[derive(Clone, Copy, Debug)]
-pub struct CodeBook4<'a> {
-    /// Two codes per byte, the even element in the high nibble. At least `ceil(n * k / 2)` bytes; padding is ignored.
-    pub codes: &'a [u8],
-    /// The value of each code.
-    pub code_book: &'a [f32; 16],
-    /// Elements per block.
-    pub block: usize,
-    /// One scale per block.
-    pub scales: BlockScales<'a>,
-}
-
+pub type Matrix<'a> = types::Matrix<&'a [f32], &'a [u16], &'a [u8], &'a [u8], &'a [u32], &'a [f32; 16]>;
+/// 4-bit codes with a code book.
+pub type CodeBook4<'a> = types::CodeBook4<&'a [f32], &'a [u8], &'a [f32; 16]>;
 /// The block scales of a [`CodeBook4`].
-#[derive(Clone, Copy, Debug)]
-pub enum BlockScales<'a> {
-    /// One float per block.
-    Single(&'a [f32]),
-    /// Quantised scales: `scale[i] = map[codes[i]] * absmax[i / block] + offset`, the product rounded before the sum.
-    Double {
-        /// One byte per block of the matrix.
-        codes: &'a [u8],
-        /// The 256 values of a byte.
-        map: &'a [f32],
-        /// One float per `block` scales.
-        absmax: &'a [f32],
-        /// Scales per `absmax`.
-        block: usize,
-        /// Added to every scale.
-        offset: f32,
-    },
-}
-
-/// Integer rows: first `wide_rows` rows of i8, then rows of 2- or 4-bit codes; `value = code * scale[row]`.
-#[derive(Clone, Copy, Debug)]
-pub struct Rows<'a> {
-    /// `wide_rows * k` signed bytes.
-    pub wide: &'a [u8],
-    /// How many stored rows are wide.
-    pub wide_rows: usize,
-    /// The narrow rows, least significant element first; 2-bit codes are stored plus 1, 4-bit codes plus 7.
-    pub narrow: &'a [u8],
-    /// Bytes from one narrow row to the next, at least `ceil(k * narrow_bits / 8)`.
-    pub narrow_stride: usize,
-    /// 2 or 4; read only when there are narrow rows.
-    pub narrow_bits: u32,
-    /// One scale per stored row, wide rows first.
-    pub scales: &'a [f32],
-    /// The stored row of each output row; `None` when they are in order.
-    pub slots: Option<&'a [u32]>,
-}
+pub type BlockScales<'a> = types::BlockScales<&'a [f32], &'a [u8]>;
+/// Signed bytes with a scale per block of [`INT8_BLOCK`] elements of a row.
+pub type Int8<'a> = types::Int8<&'a [u16], &'a [u8]>;
+/// Integer rows with one scale each.
+pub type IntegerRows<'a> = types::IntegerRows<&'a [f32], &'a [u8], &'a [u32]>;
 
 impl BlockScales<'_> {
     /// The scale of block `i`.
@@ -139,7 +57,7 @@ impl Int8<'_> {
     }
 }
 
-impl Rows<'_> {
+impl IntegerRows<'_> {
     /// The stored row of output row `j`.
     #[inline(always)]
     pub(crate) fn slot(&self, j: usize) -> usize {
@@ -190,7 +108,7 @@ impl Weight<'_> {
                 let blocks = self.n * self.k.div_ceil(INT8_BLOCK);
                 assert!(w.scales.len() >= blocks, "{} block scales, {blocks} needed", w.scales.len());
             }
-            Matrix::Rows(w) => w.check(self.n, self.k),
+            Matrix::IntegerRows(w) => w.check(self.n, self.k),
         }
     }
 
@@ -213,7 +131,7 @@ impl Weight<'_> {
                 elements.div_ceil(2) + scales
             }
             Matrix::Int8(_) => elements + 2 * self.n * self.k.div_ceil(INT8_BLOCK),
-            Matrix::Rows(w) => {
+            Matrix::IntegerRows(w) => {
                 let row = self.k.saturating_mul(w.narrow_bits as usize).div_ceil(8);
                 let narrow = (self.n - w.wide_rows).saturating_mul(row);
                 w.wide_rows * self.k + narrow + 4 * self.n + w.slots.map_or(0, |s| 4 * s.len())
@@ -238,7 +156,7 @@ impl Weight<'_> {
                 let scale = f16::from_bits(w.scales[row * self.k.div_ceil(INT8_BLOCK) + column / INT8_BLOCK]);
                 f32::from(w.codes[at] as i8) * scale.to_f32()
             }
-            Matrix::Rows(w) => {
+            Matrix::IntegerRows(w) => {
                 let slot = w.slot(row);
                 let code = if slot < w.wide_rows {
                     i32::from(w.wide[slot * self.k + column] as i8)

@@ -11,7 +11,7 @@ use cubecl::prelude::*;
 
 use crate::cube::instructions::{MatrixShape, matrix_shape};
 use crate::cube::launch::{UNITS, grid};
-use crate::cube::matmul::types::{Product, eight_of_x, row_of};
+use crate::cube::matmul::types::{Product, count_of, eight_of_x, row_of};
 use crate::cube::matmul::weight::{
     Packed, Storage, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor,
 };
@@ -135,11 +135,7 @@ fn cmma_kernel<F: Float, V: Size, W: Size>(
     let blocks = n.div_ceil(COLUMNS);
     let first_column = CUBE_POS as u32 % blocks * COLUMNS;
     let first_row = CUBE_POS as u32 / blocks * plan.rows;
-    // The list begins with its length.
-    let mut count = m;
-    if comptime!(plan.listed) {
-        count = rows[0];
-    }
+    let count = count_of(rows, m, plan.listed);
     if first_row >= count {
         terminate!();
     }

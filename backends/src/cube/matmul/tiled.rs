@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 
 use crate::cube::launch::{Buffer, UNITS, grid, grid_of_units};
 use crate::cube::matmul::cmma;
-use crate::cube::matmul::types::{Linear, Product, eight_of_x, row_of};
+use crate::cube::matmul::types::{Linear, Product, count_of, eight_of_x, row_of};
 use crate::cube::matmul::weight::{Four, Packed, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor};
 
 /// Rows of `x`, and of the weight, per cube.
@@ -119,11 +119,7 @@ fn tile_kernel<F: Float, V: Size, W: Size>(
     let across = n.div_ceil(TILE);
     let first_column = CUBE_POS as u32 % across * TILE;
     let first_row = CUBE_POS as u32 / across * TILE;
-    // The list begins with its length.
-    let mut count = m;
-    if comptime!(plan.rows) {
-        count = rows[0];
-    }
+    let count = count_of(rows, m, plan.rows);
     if first_row >= count {
         terminate!();
     }

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use crate::cube::launch::Buffer;
-use crate::cube::matmul::weight::{Eight, Four, Weight};
+use crate::cube::matmul::weight::{Eight, Four, Weight, eight_of_values};
 
 /// What a linear layer does beside the product.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,6 +29,12 @@ pub(super) struct Product<'a> {
     pub bias: Option<&'a Buffer>,
     /// Only these rows of `x` and `y`: how many, then which.
     pub rows: Option<&'a Buffer>,
+}
+
+/// How many rows there are: all, or those of the list, which begins with its length.
+#[cube]
+pub(super) fn count_of(rows: &Array<u32>, m: u32, #[comptime] is_list: bool) -> u32 {
+    if comptime!(is_list) { rows[0] } else { m }
 }
 
 /// The row at place `listed` of the list, or of all.
@@ -57,13 +63,6 @@ pub(super) fn eight_of_x<F: Float, V: Size>(
                 values[i as usize] = f32::cast_from(x[(row * k + unit * 8 + i) as usize]);
             }
         }
-        let mut low = Four::new(0.0);
-        let mut high = Four::new(0.0);
-        #[unroll]
-        for i in 0..4usize {
-            low[i] = values[i];
-            high[i] = values[i + 4];
-        }
-        Eight { low, high }
+        eight_of_values(&values)
     }
 }

@@ -3,109 +3,34 @@
 use cubecl::prelude::*;
 
 use crate::check::elements as count;
-use crate::cpu::INT8_BLOCK;
 use crate::cube::half::half_to_float;
 use crate::cube::launch::{Buffer, MAX_ELEMENTS};
+use crate::types::{self, INT8_BLOCK};
 
-/// A matrix `[n, k]`, row-major: n outputs, k inputs.
-#[derive(Clone, Debug)]
-pub struct Weight {
-    /// Outputs (rows).
-    pub n: usize,
-    /// Inputs (columns).
-    pub k: usize,
-    /// The elements.
-    pub data: Matrix,
-}
-
-/// How the elements of a [`Weight`] are stored; [`crate::cpu::Matrix`] says what they mean.
-///
-/// Words are U32, little-endian: what is stored in bytes or halves there is packed four or two to a word here.
-#[derive(Clone, Debug)]
-pub enum Matrix {
-    /// `n * k` F32.
-    F32(Buffer),
-    /// `ceil(n * k / 2)` words of IEEE half-precision numbers.
-    F16(Buffer),
-    /// `ceil(n * k / 2)` words of bfloat16 numbers.
-    Bf16(Buffer),
-    /// 4-bit codes into a book of 16 values, scaled per block.
-    CodeBook4(CodeBook4),
-    /// Signed bytes with a scale per block of a row.
-    Int8(Int8),
-    /// Whole rows of 8-, 4- or 2-bit integers with one scale each.
-    Rows(Rows),
-}
-
-/// 4-bit codes; `value = code_book[code] * scale[element / block]`, blocks over the flattened matrix.
-#[derive(Clone, Debug)]
-pub struct CodeBook4 {
-    /// `ceil(n * k / 8)` words.
-    pub codes: Buffer,
-    /// 16 F32.
-    pub code_book: Buffer,
-    /// Elements per block.
-    pub block: usize,
-    /// One scale per block.
-    pub scales: BlockScales,
-}
-
+/// A matrix `[n, k]` on a device, row-major. Bytes and halves are packed into U32 words, little-endian; rows of a width are absent where
+/// there are none, since a device has no empty buffers.
+pub type Weight = types::Weight<Buffer, Buffer, Buffer, Option<Buffer>, Buffer, Buffer>;
+/// How the elements of a [`Weight`] are stored.
+pub type Matrix = types::Matrix<Buffer, Buffer, Buffer, Option<Buffer>, Buffer, Buffer>;
+/// 4-bit codes with a code book.
+pub type CodeBook4 = types::CodeBook4<Buffer, Buffer, Buffer>;
 /// The block scales of a [`CodeBook4`].
-#[derive(Clone, Debug)]
-pub enum BlockScales {
-    /// One F32 per block.
-    Single(Buffer),
-    /// Quantised: `scale[i] = map[codes[i]] * absmax[i / block] + offset`.
-    Double {
-        /// Words of one byte per block of the matrix.
-        codes: Buffer,
-        /// 256 F32.
-        map: Buffer,
-        /// One F32 per `block` scales.
-        absmax: Buffer,
-        /// Scales per `absmax`.
-        block: usize,
-        /// Added to every scale.
-        offset: f32,
-    },
-}
-
-/// Signed bytes; `value = code * scale[row, column / 64]`, as [`crate::cpu::Int8`].
-#[derive(Clone, Debug)]
-pub struct Int8 {
-    /// `ceil(n * k / 4)` words.
-    pub codes: Buffer,
-    /// `ceil(n * ceil(k / 64) / 2)` words of two IEEE half-precision numbers.
-    pub scales: Buffer,
-}
-
-/// Integer rows: `wide_rows` of i8, then rows of 2- or 4-bit codes; `value = code * scale[row]`.
-#[derive(Clone, Debug)]
-pub struct Rows {
-    /// Words of `wide_rows * k` bytes; absent without wide rows.
-    pub wide: Option<Buffer>,
-    /// How many stored rows are wide.
-    pub wide_rows: usize,
-    /// Words of the narrow rows; absent when every row is wide.
-    pub narrow: Option<Buffer>,
-    /// Bytes from one narrow row to the next.
-    pub narrow_stride: usize,
-    /// 2 or 4.
-    pub narrow_bits: usize,
-    /// One F32 per stored row.
-    pub scales: Buffer,
-    /// U32: the stored row of each output row; absent when they are in order.
-    pub slots: Option<Buffer>,
-}
+pub type BlockScales = types::BlockScales<Buffer, Buffer>;
+/// Signed bytes with a scale per block of a row.
+pub type Int8 = types::Int8<Buffer, Buffer>;
+/// Integer rows with one scale each.
+pub type Rows = types::IntegerRows<Buffer, Option<Buffer>, Buffer>;
 
 /// What a kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Layout {
+pub(super) struct WeightLayout {
     pub storage: Storage,
     /// Rows are whole units of eight elements, each inside a block and at a word (2-bit codes: at half a word).
     pub aligned: bool,
 }
 
+/// Which code a kernel is compiled with: the storage of a [`Matrix`] without its buffers, and the sizes that are constants of the
+/// kernel. It is hashed to find a compiled kernel, which buffers are not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Storage {
     F32,
@@ -144,7 +69,7 @@ pub(super) struct Packed<W: Size> {
     /// The last stored row.
     last_row: u32,
     #[cube(comptime)]
-    layout: Layout,
+    layout: WeightLayout,
 }
 
 impl Weight {
@@ -179,7 +104,7 @@ impl Weight {
                 enough("codes", &w.codes, elements.div_ceil(4));
                 enough("block scales", &w.scales, (self.n * self.k.div_ceil(INT8_BLOCK)).div_ceil(2));
             }
-            Matrix::Rows(w) => {
+            Matrix::IntegerRows(w) => {
                 assert!(w.wide_rows <= self.n, "{} wide rows in a matrix of {}", w.wide_rows, self.n);
                 let part = |what: &str, buffer: &Option<Buffer>, bytes: usize| match buffer {
                     Some(buffer) => enough(what, buffer, bytes.div_ceil(4)),
@@ -188,7 +113,7 @@ impl Weight {
                 part("wide rows", &w.wide, w.wide_rows * self.k);
                 let narrow = self.n - w.wide_rows;
                 assert!(narrow == 0 || matches!(w.narrow_bits, 2 | 4), "narrow rows of {} bits", w.narrow_bits);
-                let row = if narrow == 0 { 0 } else { (self.k * w.narrow_bits).div_ceil(8) };
+                let row = if narrow == 0 { 0 } else { (self.k * w.narrow_bits as usize).div_ceil(8) };
                 assert!(narrow == 0 || w.narrow_stride >= row, "narrow rows of {} bytes", w.narrow_stride);
                 let before_last = count("narrow rows", &[narrow.saturating_sub(1), w.narrow_stride]);
                 let bytes = before_last.saturating_add(row);
@@ -202,26 +127,26 @@ impl Weight {
         }
     }
 
-    pub(super) fn layout(&self) -> Layout {
+    pub(super) fn layout(&self) -> WeightLayout {
         let units = self.k.is_multiple_of(8);
         match &self.data {
-            Matrix::F32(_) => Layout { storage: Storage::F32, aligned: units },
-            Matrix::F16(_) => Layout { storage: Storage::F16, aligned: units },
-            Matrix::Bf16(_) => Layout { storage: Storage::Bf16, aligned: units },
+            Matrix::F32(_) => WeightLayout { storage: Storage::F32, aligned: units },
+            Matrix::F16(_) => WeightLayout { storage: Storage::F16, aligned: units },
+            Matrix::Bf16(_) => WeightLayout { storage: Storage::Bf16, aligned: units },
             Matrix::CodeBook4(w) => {
                 let nested = match &w.scales {
                     BlockScales::Single(_) => None,
                     BlockScales::Double { block, .. } => Some(*block as u32),
                 };
                 let storage = Storage::CodeBook4 { block: w.block as u32, nested };
-                Layout { storage, aligned: units && w.block.is_multiple_of(8) }
+                WeightLayout { storage, aligned: units && w.block.is_multiple_of(8) }
             }
-            Matrix::Int8(_) => Layout { storage: Storage::Int8, aligned: units },
-            Matrix::Rows(w) => {
-                let narrow = if w.narrow.is_some() { w.narrow_bits as u32 } else { 0 };
+            Matrix::Int8(_) => WeightLayout { storage: Storage::Int8, aligned: units },
+            Matrix::IntegerRows(w) => {
+                let narrow = if w.narrow.is_some() { w.narrow_bits } else { 0 };
                 let storage = Storage::Rows { wide: w.wide.is_some(), narrow, slots: w.slots.is_some() };
                 let whole = narrow == 0 || w.narrow_stride.is_multiple_of(narrow as usize);
-                Layout { storage, aligned: units && whole }
+                WeightLayout { storage, aligned: units && whole }
             }
         }
     }
@@ -229,8 +154,8 @@ impl Weight {
     /// Words that a kernel reads of [`Packed::codes`] at once.
     pub(super) fn vector(&self) -> usize {
         match (self.layout(), &self.data) {
-            (Layout { aligned: false, .. }, _) | (_, Matrix::CodeBook4(_)) => 1,
-            (_, Matrix::Int8(_) | Matrix::Rows(_)) => 2,
+            (WeightLayout { aligned: false, .. }, _) | (_, Matrix::CodeBook4(_)) => 1,
+            (_, Matrix::Int8(_) | Matrix::IntegerRows(_)) => 2,
             (_, Matrix::F32(_) | Matrix::F16(_) | Matrix::Bf16(_)) => 4,
         }
     }
@@ -251,7 +176,7 @@ impl Weight {
                 [&w.codes, side[0], &w.codes, side[1], &w.code_book, side[2]]
             }
             Matrix::Int8(Int8 { codes, scales }) => [codes, scales, codes, codes, codes, codes],
-            Matrix::Rows(w) => {
+            Matrix::IntegerRows(w) => {
                 (wide_rows, narrow_stride) = (w.wide_rows as u32, w.narrow_stride as u32);
                 let any = &w.scales;
                 fn or<'a>(buffer: &'a Option<Buffer>, other: &'a Buffer) -> &'a Buffer {
@@ -378,15 +303,21 @@ pub(super) fn eight<W: Size>(w: &Packed<W>, book: &SharedMemory<f32>, row: u32, 
                 values[i as usize] = element(w, book, row, unit * 8 + i, k);
             }
         }
-        let mut low = Four::new(0.0);
-        let mut high = Four::new(0.0);
-        #[unroll]
-        for i in 0..4usize {
-            low[i] = values[i];
-            high[i] = values[i + 4];
-        }
-        Eight { low, high }
+        eight_of_values(&values)
     }
+}
+
+/// Eight numbers that were gathered one by one.
+#[cube]
+pub(super) fn eight_of_values(values: &Array<f32>) -> Eight {
+    let mut low = Four::new(0.0);
+    let mut high = Four::new(0.0);
+    #[unroll]
+    for i in 0..4usize {
+        low[i] = values[i];
+        high[i] = values[i + 4];
+    }
+    Eight { low, high }
 }
 
 #[cube]

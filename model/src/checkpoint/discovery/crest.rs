@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Discovered, LayerTensors, Rename};
 use crate::checkpoint::names::{integers, list, owner, shown};
+use crate::checkpoint::problem::{CheckpointError, TensorProperty};
 use crate::config::DiscoveredCrest;
 use crate::{Error, Result};
 
@@ -34,16 +35,22 @@ pub(in crate::checkpoint) fn discover(
         let found = search.run()?;
         match &out.found {
             Some(before) if *before != found => {
-                return Err(Error::Discovery(format!(
+                let message = format!(
                     "layer {layer} holds {found:?}, the layers before hold {before:?}: adaptive depth must be the same in all layers"
-                )));
+                );
+                let [before, found] = [before, &found].map(|found| TensorProperty::Value(format!("{found:?}")));
+                return Err(Error::discovery(CheckpointError::of_layer(layer, message).instead(before, found)));
             }
             _ => out.found = Some(found),
         }
     }
     match out.found {
         Some(_) => Ok(out),
-        None => Err(Error::Discovery("no layers (model.layers.N) in the checkpoint".into())),
+        None => {
+            let message = "no layers (model.layers.N) in the checkpoint";
+            let error = CheckpointError::of_tensor("model.layers", message).found(TensorProperty::Absent);
+            Err(Error::discovery(error))
+        }
     }
 }
 
@@ -268,13 +275,11 @@ impl<'a> Search<'a, '_> {
     }
 
     fn error(&self, message: &str) -> Error {
-        let found: Vec<String> = self.loose.iter().map(|(name, shape)| format!("{name} {shape:?}")).collect();
-        Error::Discovery(format!(
-            "cannot tell the CREST steps and gates of layer {} (hidden {}, intermediate {}): {message}. Found: {}",
-            self.layer,
-            self.hidden,
-            self.intermediate,
-            list(&found)
-        ))
+        let found = TensorProperty::group(self.loose.iter().map(|(&name, &shape)| (name, shape)));
+        let message = format!(
+            "cannot tell the CREST steps and gates of layer {} (hidden {}, intermediate {}): {message}. Found: {found}",
+            self.layer, self.hidden, self.intermediate,
+        );
+        Error::discovery(CheckpointError::of_layer(self.layer, message).found(found))
     }
 }

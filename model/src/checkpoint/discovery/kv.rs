@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use super::{Discovered, LayerTensors, Rename};
 use crate::checkpoint::names::{list, owner, shown};
+use crate::checkpoint::problem::{CheckpointError, TensorProperty};
 use crate::config::{DiscoveredKvCompression, KvCodec, KvTarget};
 use crate::{Error, Result};
 
@@ -45,20 +46,22 @@ pub(in crate::checkpoint) fn discover(
                 continue;
             }
             let target = target(name).ok_or_else(|| {
-                Error::Discovery(format!(
+                let message = format!(
                     "layer {layer}: {} {shape:?} is not part of the Llama body, and its name does not say whether it compresses keys or values",
                     shown(name)
-                ))
+                );
+                let found = TensorProperty::group([(name.as_str(), shape.as_slice())]);
+                Error::discovery(CheckpointError::of_layer(layer, message).found(found))
             })?;
             targets.entry(target).or_default().insert(name, shape);
         }
         for (target, shapes) in targets {
             let fail = |message: &str| {
-                let listed: Vec<String> = shapes.iter().map(|(name, shape)| format!("{name} {shape:?}")).collect();
-                Error::Discovery(format!(
-                    "cannot tell the {target} compressor of layer {layer} (width {kv_dim}, or {head_dim} per head): {message}. Found: {}",
-                    list(&listed)
-                ))
+                let found = TensorProperty::group(shapes.iter().map(|(&name, &shape)| (name, shape)));
+                let message = format!(
+                    "cannot tell the {target} compressor of layer {layer} (width {kv_dim}, or {head_dim} per head): {message}. Found: {found}",
+                );
+                Error::discovery(CheckpointError::of_layer(layer, message).found(found))
             };
             let mut readings = readings(&shapes, kv_dim);
             if head_dim != kv_dim {

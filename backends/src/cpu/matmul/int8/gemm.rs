@@ -61,8 +61,8 @@ pub(super) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Produ
             // What a 4-bit code of a row stands for.
             data => {
                 let order = match data {
-                    Matrix::Rows(rows) if rows.wide_rows < w.n && rows.narrow_bits == 4 => Order::EvenOdd,
-                    Matrix::Rows(rows) if rows.wide_rows < w.n => Order::Quarters,
+                    Matrix::IntegerRows(rows) if rows.wide_rows < w.n && rows.narrow_bits == 4 => Order::EvenOdd,
+                    Matrix::IntegerRows(rows) if rows.wide_rows < w.n => Order::Quarters,
                     _ => Order::Natural,
                 };
                 (std::array::from_fn(|code| (code as i32 - 7 + OFFSET) as u8), 1.0, Shift::NONE, order)
@@ -125,8 +125,8 @@ impl Tiled<'_> {
         match &self.w.data {
             Matrix::Int8(w) => (w.codes.as_ptr(), self.w.k),
             Matrix::CodeBook4(w) => (w.codes.as_ptr(), self.w.k / 2),
-            Matrix::Rows(w) if w.wide_rows == self.w.n => (w.wide.as_ptr(), self.w.k),
-            Matrix::Rows(w) => (w.narrow.as_ptr(), w.narrow_stride),
+            Matrix::IntegerRows(w) if w.wide_rows == self.w.n => (w.wide.as_ptr(), self.w.k),
+            Matrix::IntegerRows(w) => (w.narrow.as_ptr(), w.narrow_stride),
             _ => unreachable!("`fits` lets no other storage through"),
         }
     }
@@ -256,9 +256,11 @@ impl Tiled<'_> {
                 (at(w.codes.as_ptr(), k / 2, BLOCK / 2), scales)
             }
             Matrix::Int8(w) => (at(w.codes.as_ptr(), k, BLOCK), at(w.scales.as_ptr().cast(), k / BLOCK * 2, 2)),
-            Matrix::Rows(w) if w.slots.is_some() => return None,
-            Matrix::Rows(w) if row < w.wide_rows => (at(w.wide.as_ptr(), k, BLOCK), (w.scales.as_ptr().cast(), 0)),
-            Matrix::Rows(w) if w.wide_rows < self.w.n => {
+            Matrix::IntegerRows(w) if w.slots.is_some() => return None,
+            Matrix::IntegerRows(w) if row < w.wide_rows => {
+                (at(w.wide.as_ptr(), k, BLOCK), (w.scales.as_ptr().cast(), 0))
+            }
+            Matrix::IntegerRows(w) if w.wide_rows < self.w.n => {
                 let first = w.narrow.as_ptr().wrapping_sub(w.wide_rows.wrapping_mul(w.narrow_stride));
                 let codes = at(first, w.narrow_stride, BLOCK / 8 * w.narrow_bits as usize);
                 (codes, (w.scales.as_ptr().cast(), 0))
@@ -273,7 +275,7 @@ impl Tiled<'_> {
         match &self.w.data {
             Matrix::CodeBook4(w) => block_scales(w, row * self.w.k + from, scales),
             Matrix::Int8(w) => w.scales(self.w.k, row, from / BLOCK, scales),
-            Matrix::Rows(w) => scales.fill(w.scales[w.slot(row)]),
+            Matrix::IntegerRows(w) => scales.fill(w.scales[w.slot(row)]),
             _ => unreachable!("`fits` lets no other storage through"),
         }
     }
@@ -290,7 +292,7 @@ impl Tiled<'_> {
             match &self.w.data {
                 Matrix::CodeBook4(w) => nibbles::<true>(&w.codes[(row * k + from) / 2..], &self.book, bytes),
                 Matrix::Int8(w) => signed(&w.codes[row * k + from..], Order::Natural, bytes),
-                Matrix::Rows(w) => {
+                Matrix::IntegerRows(w) => {
                     let slot = w.slot(row);
                     if slot < w.wide_rows {
                         return signed(&w.wide[slot * k + from..], self.order, bytes);

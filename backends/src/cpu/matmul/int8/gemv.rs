@@ -62,7 +62,7 @@ impl<'a> StoredRows<'a> {
                 vec![StoredRows { codes, data, stride, rows: w.n, column: 0, table, offset: OFFSET, shift, scales }]
             }
             Matrix::Int8(data) => vec![bytes(data.codes, w.n, WeightScales::Int8(data))],
-            Matrix::Rows(data) => {
+            Matrix::IntegerRows(data) => {
                 let wide = data.wide_rows;
                 let (codes, offset) = match data.narrow_bits {
                     2 => (Codes::Pairs, 1),

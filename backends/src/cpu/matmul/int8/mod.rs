@@ -50,7 +50,7 @@ pub(crate) fn fits(w: &Weight) -> bool {
     w.k.is_multiple_of(BLOCK)
         && match &w.data {
             Matrix::CodeBook4(w) => w.block.is_multiple_of(BLOCK) && w.code_book.iter().all(|value| value.is_finite()),
-            Matrix::Int8(_) | Matrix::Rows(_) => true,
+            Matrix::Int8(_) | Matrix::IntegerRows(_) => true,
             _ => false,
         }
 }

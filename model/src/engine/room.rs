@@ -1,0 +1,125 @@
+//! The budget of bytes: who takes part, and what goes to make room.
+
+use emberlm_quant::CompactBackend;
+
+use super::Engine;
+use super::request::{Event, EventKind};
+use super::sequence::Sequence;
+use crate::error::{Error, Result};
+
+/// Output tokens that a cache gets room for at once; a longer text grows it.
+const RESERVED: usize = 1024;
+
+impl<B: CompactBackend> Engine<'_, B> {
+    /// Of the caches of all sequences. Those that a [fork](Self::fork) shares count for each: room for the copy is set aside before one
+    /// of the two goes on.
+    pub(super) fn sequence_bytes(&self) -> usize {
+        self.running.iter().chain(&self.waiting).map(|sequence| sequence.cache.bytes()).sum()
+    }
+
+    /// What the sequences would take with so many bytes more, and the budget, where it is beyond even without prefixes.
+    pub(super) fn beyond_budget(&self, more: usize) -> Option<(usize, usize)> {
+        let bytes = self.sequence_bytes().saturating_add(more);
+        self.options.cache_bytes.filter(|&limit| bytes > limit).map(|limit| (bytes, limit))
+    }
+
+    /// Bytes that prefixes may take beside the sequences.
+    pub(super) fn prefix_limit(&self) -> usize {
+        self.options.cache_bytes.map_or(usize::MAX, |limit| limit.saturating_sub(self.sequence_bytes()))
+    }
+
+    /// Whether the sequences can take so many bytes more without any prefix going.
+    fn fits_beside_prefixes(&self, more: usize) -> bool {
+        self.prefix_limit() >= self.prefix.bytes().saturating_add(more)
+    }
+
+    /// Lets prefixes go, so that the sequences can take so many bytes more.
+    pub(super) fn make_way(&mut self, more: usize) {
+        self.prefix.shrink_to(self.prefix_limit().saturating_sub(more));
+    }
+
+    /// Lets those that wait take part, in order, as long as there is room for their prompts. One whose prompt another is just reading
+    /// waits for what both have in common, and lets others pass.
+    pub(super) fn admit(&mut self, events: &mut Vec<Event<B>>) {
+        let mut at = 0;
+        while self.running.len() < self.options.max_running.max(1) {
+            let Some(sequence) = self.waiting.get(at) else { return };
+            let worth_waiting = |running| self.prefix.is_worth_waiting_for(running, sequence);
+            if self.running.iter_mut().any(worth_waiting) {
+                at += 1;
+                continue;
+            }
+            let Some(mut sequence) = self.waiting.remove(at) else { return };
+            let read = sequence.tokens.len();
+            let roomy = sequence.most_tokens().min(read.saturating_add(RESERVED));
+            let held = sequence.cache.bytes();
+            // Its own bytes count with those of the others.
+            let [roomy_bytes, read_bytes] = [roomy, read].map(|slots| sequence.cache.bytes_with_room(slots).max(held));
+            let (slots, bytes) = match self.fits_beside_prefixes(roomy_bytes) {
+                true => (roomy, roomy_bytes),
+                false => (read, read_bytes),
+            };
+            match self.beyond_budget(bytes) {
+                None => {
+                    self.prefix.touch(&sequence);
+                    self.make_way(bytes);
+                    self.start(&mut sequence, slots);
+                    events.extend(sequence.start());
+                    self.running.push(sequence);
+                }
+                // Nobody will make room.
+                Some((bytes, limit)) if self.running.is_empty() => {
+                    let error = Error::Memory { what: "the caches of all sequences".into(), bytes, limit };
+                    events.push(Event { sequence: sequence.id, kind: EventKind::Failed(error) });
+                }
+                Some(_) => {
+                    self.waiting.insert(at, sequence);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Gives the cache of a sequence so many slots and what prefixes left behind.
+    fn start(&mut self, sequence: &mut Sequence<B>, slots: usize) {
+        // Where the device has less room than that, it grows step by step.
+        if sequence.cache.check_room(slots).is_err() {
+            return;
+        }
+        sequence.cache.reserve(slots);
+        if !sequence.begins_anew() {
+            return;
+        }
+        if self.prefix.restore(sequence).is_err() {
+            let mut cache = self.model.new_cache(self.options.kv_format);
+            cache.expect(sequence.tokens.len());
+            cache.reserve(slots);
+            sequence.cache = cache;
+        }
+        self.totals.prefix_hits += u64::from(!sequence.cache.is_empty());
+    }
+
+    /// Makes room for `tokens` more of a sequence, half as much again where the budget has it.
+    pub(super) fn make_room(&mut self, at: usize, tokens: usize) -> Result<()> {
+        let Some(sequence) = self.running.get(at) else { return Ok(()) };
+        let cache = &sequence.cache;
+        let (needed, held) = (cache.len() + tokens, cache.bytes());
+        cache.check_room(needed)?;
+        if needed <= cache.capacity() {
+            return Ok(());
+        }
+        let roomy = sequence.most_tokens().min(needed.max(cache.capacity() + cache.capacity() / 2));
+        let [roomy_more, more] = [roomy, needed].map(|slots| cache.bytes_with_room(slots).saturating_sub(held));
+        let is_roomy = roomy >= needed && self.fits_beside_prefixes(roomy_more) && cache.check_room(roomy).is_ok();
+        let (slots, more) = if is_roomy { (roomy, roomy_more) } else { (needed, more) };
+        if let Some((bytes, limit)) = self.beyond_budget(more) {
+            let what = format!("the caches of {} sequences", self.running.len() + self.waiting.len());
+            return Err(Error::Memory { what, bytes, limit });
+        }
+        self.make_way(more);
+        if let Some(sequence) = self.running.get_mut(at) {
+            sequence.cache.reserve(slots);
+        }
+        Ok(())
+    }
+}

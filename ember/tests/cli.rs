@@ -28,6 +28,8 @@ mod habits;
 mod info;
 #[path = "cli/limits.rs"]
 mod limits;
+#[path = "cli/pages.rs"]
+mod pages;
 #[path = "cli/program.rs"]
 mod program;
 #[allow(dead_code)]

@@ -10,6 +10,7 @@ mod backend;
 mod bench;
 mod chat;
 mod chat_input;
+mod completions;
 mod depth;
 mod device_args;
 mod doctor;
@@ -21,6 +22,7 @@ mod habits;
 mod info;
 mod input;
 mod load;
+mod man;
 mod memory;
 mod output;
 mod render;
@@ -77,6 +79,10 @@ enum Command {
     Tokenize(Box<tokenize::TokenizeArgs>),
     /// Show the prompt that a chat becomes
     Render(Box<render::RenderArgs>),
+    /// Print what makes a shell complete commands and flags
+    Completions(completions::CompletionsArgs),
+    /// Write the manual pages
+    Man(man::ManArgs),
 }
 
 /// Runs the program.
@@ -115,6 +121,8 @@ pub fn main() -> ExitCode {
         Command::Dump(args) => dump::run(&args).map(|()| true),
         Command::Tokenize(args) => tokenize::run(&args).map(|()| true),
         Command::Render(args) => render::run(&args).map(|()| true),
+        Command::Completions(args) => completions::run(&args, &mut Cli::command()).map(|()| true),
+        Command::Man(args) => man::run(&args, Cli::command()).map(|()| true),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

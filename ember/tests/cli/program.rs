@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
 
-use crate::project::fixture;
+use crate::project::{fixture, project};
 
 /// How a run ended.
 #[derive(Debug)]
@@ -53,10 +53,10 @@ pub fn ember_reading<S: AsRef<OsStr>>(stdin: &str, args: impl IntoIterator<Item 
     Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
-/// `ember` with its outputs piped.
+/// `ember` with its outputs piped, in the root of the project.
 pub fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ember"));
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(args).current_dir(project("")).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 

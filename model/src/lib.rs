@@ -22,6 +22,7 @@ pub mod sampling;
 mod tensors;
 pub mod text;
 mod token_depth;
+pub mod verify;
 
 pub use architecture::Architecture;
 pub use causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, ForwardOutput, LogitsFor};

@@ -148,80 +148,145 @@ impl<'de> Deserialize<'de> for RawHeader {
     }
 }
 
+/// What is wrong with a safetensors file, or with a tensor of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Flaw {
+    /// Which kind of thing.
+    pub kind: FlawKind,
+    /// As the file has it; none where it is the file as a whole.
+    pub tensor: Option<String>,
+    /// A sentence without file and tensor.
+    pub message: String,
+}
+
+/// Kinds of [`Flaw`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FlawKind {
+    /// There is no header that can be read.
+    Header,
+    /// A range is not inside the file.
+    Range,
+    /// An element type or a shape cannot be used.
+    Type,
+    /// A range has another length than the shape takes.
+    Size,
+    /// A range overlaps another, or leaves a gap.
+    Place,
+    /// Bytes at the end that belong to nothing.
+    Trailing,
+}
+
+impl Flaw {
+    fn error(self, path: &Path) -> Error {
+        let message = match self.tensor {
+            Some(name) => format!("tensor {}: {}", shown(&name), self.message),
+            None => self.message,
+        };
+        Error::Container { path: path.into(), message }
+    }
+}
+
 /// Parses and checks the header at the start of `file`, the whole content of a shard.
 pub(super) fn parse(file: &[u8], path: &Arc<Path>, shard: usize) -> Result<BTreeMap<String, TensorInfo>> {
-    let broken = |message: String| Error::Container { path: path.as_ref().into(), message };
+    let (tensors, flaws) = survey(file, path, shard);
+    match flaws.into_iter().next() {
+        Some(flaw) => Err(flaw.error(path)),
+        None => Ok(tensors),
+    }
+}
+
+/// As [`parse`], with everything that is wrong, and the tensors whose data are in the file all the same.
+pub(super) fn survey(file: &[u8], path: &Arc<Path>, shard: usize) -> (BTreeMap<String, TensorInfo>, Vec<Flaw>) {
+    let whole = |kind, message: String| Flaw { kind, tensor: None, message };
+    let (header, data) = match split(file) {
+        Ok(parts) => parts,
+        Err(message) => return (BTreeMap::new(), vec![whole(FlawKind::Header, message)]),
+    };
+    let raw = match json::from_slice(header) {
+        Ok(RawHeader(raw)) => raw,
+        Err(e) => return (BTreeMap::new(), vec![whole(FlawKind::Header, format!("the header {e}"))]),
+    };
+    let start = header.len().saturating_add(8);
+    let (mut tensors, mut flaws, mut ranges) = (BTreeMap::new(), Vec::new(), Vec::new());
+    for (name, tensor) in raw {
+        let (begin, end) = tensor.data_offsets;
+        if begin <= end {
+            ranges.push((begin, end, name.clone()));
+        }
+        match tensor.place(data.len()) {
+            Ok((dtype, shape, offset, bytes)) => {
+                let offset = start.saturating_add(offset);
+                tensors.insert(name, TensorInfo { dtype, shape, bytes, file: path.clone(), offset, shard });
+            }
+            Err((kind, message)) => flaws.push(Flaw { kind, tensor: Some(name), message }),
+        }
+    }
+    ranges.sort_unstable();
+    let mut cursor = 0;
+    for (begin, end, name) in ranges {
+        if begin != cursor {
+            let what = if begin < cursor { "overlaps the tensor before it" } else { "leaves a gap before it" };
+            let message = format!("its range {begin} to {end} {what}");
+            flaws.push(Flaw { kind: FlawKind::Place, tensor: Some(name), message });
+        }
+        cursor = cursor.max(end);
+    }
+    let rest = (data.len() as u64).saturating_sub(cursor);
+    if rest > 0 {
+        flaws.push(whole(FlawKind::Trailing, format!("{rest} bytes after the last tensor belong to none")));
+    }
+    (tensors, flaws)
+}
+
+/// The bytes of the header and those of the data; the error is a sentence without the path.
+fn split(file: &[u8]) -> std::result::Result<(&[u8], &[u8]), String> {
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
-        return Err(broken(format!("is {} bytes long: not a safetensors file, or cut off", file.len())));
+        return Err(format!("is {} bytes long: not a safetensors file, or cut off", file.len()));
     };
     let length = u64::from_le_bytes(*length);
     let available = rest.len() as u64;
     if length > MAX_HEADER {
-        return Err(broken(format!(
+        return Err(format!(
             "claims a header of {length} bytes, at most {MAX_HEADER} are accepted: not a safetensors file, or damaged"
-        )));
+        ));
     }
-    let (Ok(at), true) = (usize::try_from(length), length <= available) else {
-        return Err(broken(format!(
+    match usize::try_from(length) {
+        Ok(at) if length <= available => Ok(rest.split_at(at)),
+        _ => Err(format!(
             "claims a header of {length} bytes, but only {available} follow: cut off, download it again"
-        )));
-    };
-    let (header, data) = rest.split_at(at);
-    let RawHeader(raw) = json::from_slice(header).map_err(|e| broken(format!("the header {e}")))?;
+        )),
+    }
+}
 
-    let start = header.len().saturating_add(8);
-    let mut tensors = BTreeMap::new();
-    for (name, tensor) in raw {
-        let bad = |message: String| broken(format!("tensor {}: {message}", shown(&name)));
-        let (begin, end) = tensor.data_offsets;
-        if begin > end || end > data.len() as u64 {
-            let message = format!(
-                "bytes {begin} to {end} are not in the {} bytes of data: damaged or cut off, download it again",
-                data.len()
-            );
-            return Err(bad(message));
+impl RawTensor {
+    /// Element type, shape, and where the bytes begin in the `data` bytes of the file and how many they are.
+    fn place(&self, data: usize) -> std::result::Result<(Dtype, Vec<usize>, usize, usize), (FlawKind, String)> {
+        let (begin, end) = self.data_offsets;
+        if begin > end || end > data as u64 {
+            let message =
+                format!("bytes {begin} to {end} are not in the {data} bytes of data: damaged or cut off, download it again");
+            return Err((FlawKind::Range, message));
         }
         // In range of the data, hence of usize.
         let (begin, end) = (begin as usize, end as usize);
-        let dtype = Dtype::named(&tensor.dtype)
-            .ok_or_else(|| bad(format!("element type {} is unknown", shown(&tensor.dtype))))?;
-        if tensor.shape.len() > MAX_RANK {
-            return Err(bad(format!("has {} dimensions, at most {MAX_RANK} are accepted", tensor.shape.len())));
+        let dtype = Dtype::named(&self.dtype)
+            .ok_or_else(|| (FlawKind::Type, format!("element type {} is unknown", shown(&self.dtype))))?;
+        if self.shape.len() > MAX_RANK {
+            let message = format!("has {} dimensions, at most {MAX_RANK} are accepted", self.shape.len());
+            return Err((FlawKind::Type, message));
         }
-        let dims: Option<Vec<usize>> = tensor.shape.iter().map(|&d| usize::try_from(d).ok()).collect();
+        let dims: Option<Vec<usize>> = self.shape.iter().map(|&d| usize::try_from(d).ok()).collect();
         let bytes = dims.as_ref().and_then(|dims| byte_size(dims, dtype));
         let (Some(shape), Some(bytes)) = (dims, bytes) else {
-            return Err(bad(format!("the shape {:?} is too large", tensor.shape)));
+            return Err((FlawKind::Type, format!("the shape {:?} is too large", self.shape)));
         };
         let range = end.saturating_sub(begin);
         if bytes != range {
-            return Err(bad(format!("{dtype:?} {shape:?} takes {bytes} bytes, but its range has {range}")));
+            let message = format!("{dtype:?} {shape:?} takes {bytes} bytes, but its range has {range}");
+            return Err((FlawKind::Size, message));
         }
-        let offset = start.saturating_add(begin);
-        tensors.insert(name, TensorInfo { dtype, shape, bytes, file: path.clone(), offset, shard });
+        Ok((dtype, shape, begin, bytes))
     }
-
-    let mut ranges: Vec<(usize, usize, &str)> = tensors
-        .iter()
-        .map(|(name, info)| {
-            let begin = info.offset.saturating_sub(start);
-            (begin, begin.saturating_add(info.bytes), name.as_str())
-        })
-        .collect();
-    ranges.sort_unstable();
-    let mut cursor = 0;
-    for (begin, end, name) in &ranges {
-        if *begin != cursor {
-            let what = if *begin < cursor { "overlaps the tensor before it" } else { "leaves a gap before it" };
-            return Err(broken(format!("tensor {}: its range {begin} to {end} {what}", shown(name))));
-        }
-        cursor = *end;
-    }
-    if cursor != data.len() {
-        let rest = data.len().saturating_sub(cursor);
-        return Err(broken(format!("{rest} bytes after the last tensor belong to none")));
-    }
-    Ok(tensors)
 }
 
 /// Bytes of a dense tensor; `None` on overflow.

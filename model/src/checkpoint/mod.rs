@@ -34,6 +34,7 @@ mod nano;
 mod open;
 mod resolve;
 mod storage_kind;
+pub(crate) mod survey;
 mod tied;
 mod weights;
 
@@ -41,6 +42,7 @@ pub use differences::{MismatchedTensor, MissingTensor, TensorDifferences};
 pub use dir::{EmbeddedFile, ModelDir};
 pub(crate) use foreign::recognise;
 pub use foreign::{LFS_ADVICE, is_lfs_pointer};
+pub(crate) use header::FlawKind;
 pub use header::{Dtype, TensorInfo};
 pub(crate) use names::layer_of;
 pub use open::{Checkpoint, OpenOptions};

@@ -31,6 +31,7 @@ mod quantization;
 mod read;
 mod rope;
 mod rope_scaling;
+mod unread;
 
 pub use crest::{
     CrestConfig, CrestOptions, CrestOverrides, DiscoveredCrest, GateInput, HaltMode, HaltWeights, StepInput,

@@ -9,6 +9,8 @@ mod chat_terminal;
 mod demo;
 #[path = "cli/depth.rs"]
 mod depth;
+#[path = "cli/diff.rs"]
+mod diff;
 #[path = "cli/doctor.rs"]
 mod doctor;
 #[path = "cli/dump.rs"]
@@ -34,3 +36,5 @@ mod program;
 mod sampling;
 #[path = "cli/tokenize.rs"]
 mod tokenize;
+#[path = "cli/verify.rs"]
+mod verify;

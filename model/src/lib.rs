@@ -4,6 +4,7 @@ mod architecture;
 pub mod cache;
 mod causal_lm;
 pub mod checkpoint;
+pub mod compare;
 pub mod config;
 mod diagnose;
 pub mod engine;

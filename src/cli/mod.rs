@@ -12,6 +12,7 @@ mod chat;
 mod chat_input;
 mod depth;
 mod device_args;
+mod diff;
 mod doctor;
 mod dump;
 mod estimate;
@@ -83,6 +84,8 @@ enum Command {
     Render(Box<render::RenderArgs>),
     /// Check that a model is whole and that its files fit each other, down to every number
     Verify(Box<verify::VerifyArgs>),
+    /// Compare two models: every tensor, the configs, and what they say about a text
+    Diff(Box<diff::DiffArgs>),
 }
 
 /// Runs the program.
@@ -122,6 +125,7 @@ pub fn main() -> ExitCode {
         Command::Tokenize(args) => tokenize::run(&args).map(|()| true),
         Command::Render(args) => render::run(&args).map(|()| true),
         Command::Verify(args) => return compared(verify::run(&args)),
+        Command::Diff(args) => return compared(diff::run(&args)),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

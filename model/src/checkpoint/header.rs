@@ -252,9 +252,7 @@ fn split(file: &[u8]) -> std::result::Result<(&[u8], &[u8]), String> {
     }
     match usize::try_from(length) {
         Ok(at) if length <= available => Ok(rest.split_at(at)),
-        _ => Err(format!(
-            "claims a header of {length} bytes, but only {available} follow: cut off, download it again"
-        )),
+        _ => Err(format!("claims a header of {length} bytes, but only {available} follow: cut off, download it again")),
     }
 }
 
@@ -263,8 +261,9 @@ impl RawTensor {
     fn place(&self, data: usize) -> std::result::Result<(Dtype, Vec<usize>, usize, usize), (FlawKind, String)> {
         let (begin, end) = self.data_offsets;
         if begin > end || end > data as u64 {
-            let message =
-                format!("bytes {begin} to {end} are not in the {data} bytes of data: damaged or cut off, download it again");
+            let message = format!(
+                "bytes {begin} to {end} are not in the {data} bytes of data: damaged or cut off, download it again"
+            );
             return Err((FlawKind::Range, message));
         }
         // In range of the data, hence of usize.

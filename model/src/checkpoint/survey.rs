@@ -66,7 +66,8 @@ pub(crate) fn survey(dir: &ModelDir) -> Survey {
     } else if dir.contains(INDEX) {
         match read_index(dir) {
             Ok((found, total_size)) => {
-                let named = found.iter().flat_map(|(file, names)| names.iter().map(|name| (name.clone(), file.clone())));
+                let named =
+                    found.iter().flat_map(|(file, names)| names.iter().map(|name| (name.clone(), file.clone())));
                 index = Some(SurveyedIndex { weight_map: named.collect(), total_size });
                 shards = found;
             }

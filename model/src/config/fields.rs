@@ -210,7 +210,9 @@ impl<'a> Fields<'a> {
         };
         match value {
             Value::Object(map) => {
-                let at = format!("{}{}.", self.at, shown(key));
+                // What the outer object has is named as it stands there.
+                let inner = self.map.get(key).is_some_and(|value| !value.is_null());
+                let at = if inner { format!("{}{}.", self.at, shown(key)) } else { format!("{}.", shown(key)) };
                 Ok(Some(Fields { file: self.file, at, map, outer: None, asked: self.asked }))
             }
             other => Err(self.wrong(key, other, "an object")),

@@ -123,13 +123,13 @@ impl GenerationConfig {
         let mut unusable = Unusable::default();
         let mut out = Self {
             do_sample: unusable.or(root.boolean("do_sample")),
-            temperature: unusable.or(root.number("temperature", "a number from 0 to 100", |x| (0.0..=100.0).contains(&x))),
+            temperature: unusable
+                .or(root.number("temperature", "a number from 0 to 100", |x| (0.0..=100.0).contains(&x))),
             top_k: unusable.or(root.integer("top_k", 0, u32::MAX as usize)),
             top_p: unusable.or(root.number("top_p", "a number above 0, at most 1", |x| x > 0.0 && x <= 1.0)),
             min_p: unusable.or(root.number("min_p", "a number from 0 to below 1", |x| (0.0..1.0).contains(&x))),
-            repetition_penalty: unusable.or(
-                root.number("repetition_penalty", "a number above 0, at most 100", |x| x > 0.0 && x <= 100.0),
-            ),
+            repetition_penalty: unusable
+                .or(root.number("repetition_penalty", "a number above 0, at most 100", |x| x > 0.0 && x <= 100.0)),
             max_new_tokens: unusable.or(root.size("max_new_tokens", MAX_POSITIONS)),
             max_length: unusable.or(root.size("max_length", MAX_POSITIONS)),
             eos_token_ids: unusable.ids(root, "eos_token_id"),

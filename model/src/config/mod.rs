@@ -46,3 +46,4 @@ pub use notes::Notes;
 pub use quantization::{QuantType, QuantizationConfig};
 pub use rope::RopeConfig;
 pub use rope_scaling::{DynamicScaling, Llama3Scaling, LongRopeScaling, RopeScaling, YarnScaling};
+pub(crate) use unread::is_harmless;

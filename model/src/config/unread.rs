@@ -12,7 +12,17 @@ use super::model::ModelConfig;
 use crate::Result;
 
 /// Keys that do not change the numbers of a text model, whatever their value: by what they are about.
-const HARMLESS: [&[&str]; 6] = [
+const HARMLESS: [&[&str]; 7] = [
+    // Known, and read only where another key does not decide.
+    &[
+        "dtype",
+        "torch_dtype",
+        "model_type",
+        "full_attention_interval",
+        "max_window_layers",
+        "quantization_config._load_in_4bit",
+        "quantization_config.load_in_8bit",
+    ],
     // Who wrote the file, and with what.
     &[
         "_name_or_path",
@@ -151,7 +161,7 @@ fn plain(place: &str) -> &str {
 }
 
 /// Whether a key changes nothing about the numbers of a text model.
-pub fn is_harmless(place: &str) -> bool {
+pub(crate) fn is_harmless(place: &str) -> bool {
     HARMLESS.iter().any(|keys| keys.contains(&plain(place)))
 }
 

@@ -26,8 +26,7 @@ pub(super) fn check(model: &Pretrained, stats: &AllStats, out: &mut Verification
         // Numbers that are not finite are reported already.
         .filter(|name| weights.entry(name).is_some_and(|entry| entry.tensors.iter().all(|t| is_finite(stats, t))))
         .collect();
-    let found: Vec<Vec<Finding>> =
-        on_threads(|| quantised.par_iter().map(|name| parameter(model, name)).collect());
+    let found: Vec<Vec<Finding>> = on_threads(|| quantised.par_iter().map(|name| parameter(model, name)).collect());
     out.findings.extend(found.into_iter().flatten());
 }
 
@@ -69,7 +68,8 @@ fn code_book(w: &HostCodeBook4, storage: StorageKind, name: &str, elements: usiz
     if let Some(code) = (0..16).find(|&code| w.code_book.get(code) != book.get(code)) {
         let value = |book: &[f32; 16]| book.get(code).copied().unwrap_or_default();
         let finding = Finding::error(Check::Scales, format!("code {code} is {}", value(&w.code_book)));
-        let finding = finding.place(&format!("{name}.quant_map")).expected(format!("{}, as {format} has it", value(book)));
+        let finding =
+            finding.place(&format!("{name}.quant_map")).expected(format!("{}, as {format} has it", value(book)));
         found.push(finding.advice(AGAIN));
     }
     if let HostScales::Double { codes, map, absmax, block, offset } = &w.scales {
@@ -87,7 +87,8 @@ fn code_book(w: &HostCodeBook4, storage: StorageKind, name: &str, elements: usiz
             let negative = codes.iter().enumerate().filter(|scale| value(*scale) < -slack).count();
             if negative > 0 {
                 let text = format!("{negative} of {} scales are negative", codes.len());
-                let finding = Finding::error(Check::Scales, text).place(&format!("{name}.absmax")).expected("scales from 0");
+                let finding =
+                    Finding::error(Check::Scales, text).place(&format!("{name}.absmax")).expected("scales from 0");
                 found.push(finding.advice(AGAIN));
             }
         }
@@ -101,7 +102,10 @@ fn code_book(w: &HostCodeBook4, storage: StorageKind, name: &str, elements: usiz
     let lacking = blocks_without_extreme(w, elements);
     let blocks = elements.div_ceil(w.block);
     if let Some(first) = lacking.first().filter(|_| lacking.len() as f64 <= SOME * blocks as f64) {
-        let text = format!("{} of {blocks} blocks have no code of the largest magnitude, the first is block {first}", lacking.len());
+        let text = format!(
+            "{} of {blocks} blocks have no code of the largest magnitude, the first is block {first}",
+            lacking.len()
+        );
         let finding = Finding::warning(Check::Codes, text).place(name);
         let finding = finding.expected("one in every block, since a block is scaled by its largest number");
         found.push(finding.advice(AGAIN));
@@ -134,7 +138,8 @@ fn blocks_without_extreme(w: &HostCodeBook4, elements: usize) -> Vec<usize> {
             }
             _ => codes,
         };
-        let lacks = !codes.iter().any(|&byte| of(&any_extreme, byte)) && !codes.iter().all(|&byte| of(&both_zero, byte));
+        let lacks =
+            !codes.iter().any(|&byte| of(&any_extreme, byte)) && !codes.iter().all(|&byte| of(&both_zero, byte));
         lacks.then_some(block)
     };
     w.codes.chunks((w.block / 2).max(1)).enumerate().filter_map(lacks).collect()

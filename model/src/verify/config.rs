@@ -39,7 +39,7 @@ pub(super) fn check(dir: &ModelDir, out: &mut Verification) -> (Option<ModelConf
         // Reported with the other files.
         Err(_) => GenerationConfig::default(),
     };
-    check_generation(&generation, config.as_ref(), out);
+    check_generation(dir, &generation, config.as_ref(), out);
     (config, generation)
 }
 
@@ -104,16 +104,26 @@ fn unread(dir: &ModelDir, out: &mut Verification) {
     let path = dir.path().join(ModelConfig::FILE);
     let Ok(Some(bytes)) = dir.read(ModelConfig::FILE, LIMIT) else { return };
     for (key, value) in ModelConfig::unread_keys(&path, &bytes).unwrap_or_default().into_iter().take(MOST) {
-        let found = format!("{}: emberlm does not know this key and computes nothing of it", shown_within(&value.to_string(), 80));
+        let found = format!(
+            "{}: emberlm does not know this key and computes nothing of it",
+            shown_within(&value.to_string(), 80)
+        );
         let finding = Finding::warning(Check::Key, found).file(ModelConfig::FILE).place(&key);
         let advice = "look up what the author's code does with it; if it changes what is computed, results differ from the author's";
         out.push(finding.advice(advice));
     }
 }
 
-fn check_generation(generation: &GenerationConfig, config: Option<&ModelConfig>, out: &mut Verification) {
+fn check_generation(
+    dir: &ModelDir,
+    generation: &GenerationConfig,
+    config: Option<&ModelConfig>,
+    out: &mut Verification,
+) {
     let file = GenerationConfig::FILE;
+    let path = format!("{}: ", dir.path().join(file).display());
     for message in &generation.unusable {
+        let message = message.strip_prefix(&path).unwrap_or(message);
         let finding = Finding::error(Check::Generation, message).file(file);
         out.push(finding.advice("correct the value, or download this file again"));
     }

@@ -36,7 +36,8 @@ pub(super) fn check(dir: &ModelDir, out: &mut Verification) {
     let Ok(entries) = dir.entries() else { return };
     for name in entries {
         if name.ends_with(".incomplete") || name.ends_with(".part") || name.ends_with(".tmp") {
-            let finding = Finding::warning(Check::File, "is the beginning of a file whose download was cut off").file(&name);
+            let finding =
+                Finding::warning(Check::File, "is the beginning of a file whose download was cut off").file(&name);
             out.push(finding.advice("download the model again; it goes on where it was cut off, or begins afresh"));
         }
         let path = dir.path().join(&name);

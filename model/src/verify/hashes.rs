@@ -77,7 +77,9 @@ pub(super) fn expected(dir: &ModelDir, out: &mut Verification) -> Vec<Known> {
         if FOREIGN.contains(&extension) {
             continue;
         }
-        let Some((expected, downloaded)) = from_link(&path).or_else(|| from_metadata(dir.path(), &name)) else { continue };
+        let Some((expected, downloaded)) = from_link(&path).or_else(|| from_metadata(dir.path(), &name)) else {
+            continue;
+        };
         match fs::metadata(&path) {
             Ok(entry) if entry.is_file() => {
                 let bytes = usize::try_from(entry.len()).unwrap_or(usize::MAX);
@@ -108,9 +110,7 @@ pub(super) fn check(known: &[Known], read: &Read<'_>, out: &mut Verification) {
 fn compare(file: &Known, read: &Read<'_>) -> Option<Finding> {
     let found = match &file.expected {
         Hash::Sha256(_) => digest::<Sha256>(&file.path, b"", read).map(Hash::Sha256),
-        Hash::Git(_) => {
-            digest::<Sha1>(&file.path, format!("blob {}\0", file.bytes).as_bytes(), read).map(Hash::Git)
-        }
+        Hash::Git(_) => digest::<Sha1>(&file.path, format!("blob {}\0", file.bytes).as_bytes(), read).map(Hash::Git),
     };
     let found = match found {
         Ok(found) if found == file.expected => return None,
@@ -124,7 +124,10 @@ fn compare(file: &Known, read: &Read<'_>) -> Option<Finding> {
         let found = format!("{}; it was changed after it was downloaded", found.shown());
         (Finding::warning(Check::Hash, found), "if you did not change it, download it again")
     } else {
-        (Finding::error(Check::Hash, found.shown()), "the file is not what the hub has: delete it and download it again")
+        (
+            Finding::error(Check::Hash, found.shown()),
+            "the file is not what the hub has: delete it and download it again",
+        )
     };
     Some(finding.file(&file.name).expected(file.expected.shown()).advice(advice))
 }

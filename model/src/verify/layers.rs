@@ -65,7 +65,9 @@ fn same(kinds: &BTreeMap<(&str, &str), Vec<Layer<'_>>>, out: &mut Verification) 
         let finding = Finding::warning(Check::Layers, format!("layers {} hold the same bytes", names.join(" and ")));
         let finding = finding.place(&format!("model.layers.{}", names.first().map_or("", String::as_str)));
         let finding = finding.expected("layers that differ");
-        out.push(finding.advice("a model that was merged from parts may be meant so; else a layer was copied over another"));
+        out.push(
+            finding.advice("a model that was merged from parts may be meant so; else a layer was copied over another"),
+        );
         equal.push(layers);
     }
     for ((_, side), layers) in kinds.iter().filter(|((_, side), _)| is_main(side)) {
@@ -77,10 +79,13 @@ fn same(kinds: &BTreeMap<(&str, &str), Vec<Layer<'_>>>, out: &mut Verification) 
         }
         for tensors in by_hash.values().filter(|tensors| tensors.len() > 1) {
             let within = |layers: &Vec<usize>| tensors.iter().all(|(layer, _)| layers.contains(layer));
-            let (Some((_, first)), false) = (tensors.first(), equal.iter().any(|layers| within(layers))) else { continue };
+            let (Some((_, first)), false) = (tensors.first(), equal.iter().any(|layers| within(layers))) else {
+                continue;
+            };
             let others: Vec<String> = tensors.iter().skip(1).map(|(layer, _)| layer.to_string()).collect();
             let what = if side.is_empty() { "bytes" } else { "codes" };
-            let finding = Finding::warning(Check::Layers, format!("the same {what} as in layer {}", others.join(" and ")));
+            let finding =
+                Finding::warning(Check::Layers, format!("the same {what} as in layer {}", others.join(" and ")));
             let finding = finding.place(first).expected("matrices that differ");
             out.push(finding.advice("compare with the author's file: one may have been copied over the other"));
         }
@@ -98,7 +103,9 @@ fn unusual(kind: &str, layers: &[Layer<'_>], times: f64, out: &mut Verification)
             let text = format!("the root mean square is {rms:.2e}, in the other layers about {usual:.2e}");
             let finding = Finding::warning(Check::Layers, text).place(tensor);
             let finding = finding.expected(format!("within {times} times of the other layers' {kind}"));
-            out.push(finding.advice("compare with the author's file: a scale may have been applied twice, or not at all"));
+            out.push(
+                finding.advice("compare with the author's file: a scale may have been applied twice, or not at all"),
+            );
         }
     }
 }

@@ -32,11 +32,20 @@ pub(super) fn check(
             Ok(model) => break Some(model),
             Err(error) => error,
         };
-        out.push(Finding::of(Check::Tensors, &error, checkpoint.dir().path()).advice("download the weights again"));
+        match &error {
+            Error::Differences(differences) => differences_of(differences, &broken, out),
+            other => {
+                let finding = Finding::of(Check::Tensors, other, checkpoint.dir().path());
+                out.push(finding.advice("download the weights again"));
+            }
+        }
         // The tensors of this parameter are left out, and the others looked at.
         let Some(base) = parameter(&error) else { break None };
-        let names: BTreeSet<String> =
-            checkpoint.names().filter(|name| *name == base || name.starts_with(&format!("{base}."))).map(str::to_owned).collect();
+        let names: BTreeSet<String> = checkpoint
+            .names()
+            .filter(|name| *name == base || name.starts_with(&format!("{base}.")))
+            .map(str::to_owned)
+            .collect();
         let listed = config.nanollm_modules.remove(&base).is_some();
         if (names.is_empty() && !listed) || broken.len() == MOST {
             break None;
@@ -45,7 +54,8 @@ pub(super) fn check(
         broken.push(base);
     };
     let Some(model) = model else {
-        let finding = Finding::note(Check::Tensors, "were not compared with the config: it is unclear which parameters they are");
+        let finding =
+            Finding::note(Check::Tensors, "were not compared with the config: it is unclear which parameters they are");
         out.push(finding);
         return None;
     };

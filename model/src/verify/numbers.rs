@@ -131,7 +131,12 @@ fn values(stats: &Stats, info: &TensorInfo, place: &Place<'_>, found: &mut Vec<F
         "quant_map" | "nested_quant_map" | "prot_idx" | "deg_idx" => return,
         "absmax" | "nested_absmax" | "scale" | "scales" | "prot_scale" | "deg_scale" if !is_codes => {
             if let Some(first) = stats.first_negative {
-                let text = format!("{} of {} scales are negative, the first at {}", stats.negative, stats.count, index(info, first));
+                let text = format!(
+                    "{} of {} scales are negative, the first at {}",
+                    stats.negative,
+                    stats.count,
+                    index(info, first)
+                );
                 found.push(Finding::error(Check::Scales, text).expected("scales from 0").advice(AGAIN));
             }
             if stats.count > 0 && stats.zeros == stats.count {
@@ -186,7 +191,8 @@ fn norm(stats: &Stats, unit_offset: bool, found: &mut Vec<Finding>) {
     let mean = stats.mean() + if unit_offset { 1.0 } else { 0.0 };
     if !RANGE.contains(&mean) {
         let text = format!("the mean of this norm's weights is {mean:.3e}");
-        let finding = Finding::warning(Check::Numbers, text).expected(format!("{:e} to {}", RANGE.start(), RANGE.end()));
+        let finding =
+            Finding::warning(Check::Numbers, text).expected(format!("{:e} to {}", RANGE.start(), RANGE.end()));
         found.push(finding.advice(LOOK));
     }
 }

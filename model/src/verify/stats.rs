@@ -138,7 +138,8 @@ impl Stats {
         if zeros == 0 {
             self.zero_run = self.zero_run.followed_by(Run::default(), at, count as u64);
         } else {
-            self.zero_run = self.zero_run.followed_by(Run::of(values.iter().map(|value| *value == 0.0)), at, count as u64);
+            self.zero_run =
+                self.zero_run.followed_by(Run::of(values.iter().map(|value| *value == 0.0)), at, count as u64);
         }
         self.count += count as u64;
         self.zeros += u64::from(zeros);

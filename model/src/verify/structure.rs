@@ -15,7 +15,7 @@ pub(super) fn check(dir: &ModelDir, out: &mut Verification) -> Survey {
     let survey = survey(dir);
     for error in &survey.failures {
         let check = if dir.contains(INDEX) { Check::Index } else { Check::File };
-        out.push(Finding::of(check, error, dir.path()));
+        out.push(Finding::of(check, error, dir.path()).advice("download what is missing again"));
     }
     for file in &survey.files {
         check_file(file, dir, out);
@@ -37,7 +37,8 @@ fn check_file(file: &SurveyedFile, dir: &ModelDir, out: &mut Verification) {
         out.push(if finding.advice.is_empty() { finding.advice(AGAIN) } else { finding });
     }
     // Of one kind that many tensors have, as the ranges of a file that is cut off, the first is shown.
-    for kind in [FlawKind::Header, FlawKind::Range, FlawKind::Type, FlawKind::Size, FlawKind::Place, FlawKind::Trailing] {
+    for kind in [FlawKind::Header, FlawKind::Range, FlawKind::Type, FlawKind::Size, FlawKind::Place, FlawKind::Trailing]
+    {
         let flaws: Vec<_> = file.flaws.iter().filter(|flaw| flaw.kind == kind).collect();
         let Some(first) = flaws.first() else { continue };
         let found = match flaws.len() - 1 {
@@ -69,7 +70,8 @@ fn check_index(survey: &Survey, index: &SurveyedIndex, out: &mut Verification) {
         }
     }
     // What a damaged file lacks is reported with that file.
-    let damaged = |name: &str| survey.files.iter().any(|f| f.name == name && (f.failure.is_some() || !f.flaws.is_empty()));
+    let damaged =
+        |name: &str| survey.files.iter().any(|f| f.name == name && (f.failure.is_some() || !f.flaws.is_empty()));
     let (mut absent, mut elsewhere) = (Vec::new(), Vec::new());
     for (tensor, file) in &index.weight_map {
         match holders.get(tensor.as_str()) {
@@ -103,7 +105,8 @@ fn check_index(survey: &Survey, index: &SurveyedIndex, out: &mut Verification) {
     let bytes = survey.checkpoint.total_bytes() as u64;
     match index.total_size {
         Some(total) if whole && total != bytes => {
-            let finding = Finding::error(Check::Index, format!("the tensors of the files have {bytes} bytes"));
+            // Older writers counted tied tensors twice.
+            let finding = Finding::warning(Check::Index, format!("the tensors of the files have {bytes} bytes"));
             let finding = finding.file(INDEX).place("metadata.total_size").expected(format!("{total} bytes"));
             out.push(finding.advice("index and files are of two versions: download all of them again"));
         }

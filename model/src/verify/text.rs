@@ -82,7 +82,8 @@ fn ends(text: &TextProcessor, model: Option<&Pretrained>, generation: &Generatio
     let special = text.special_tokens();
     for (role, token) in [("bos_token", &special.bos), ("eos_token", &special.eos), ("pad_token", &special.pad)] {
         if let Some(token) = token.as_ref().filter(|token| token.id.is_none()) {
-            let finding = Finding::error(Check::Tokenizer, format!("{} is no token of the vocabulary", shown(&token.text)));
+            let finding =
+                Finding::error(Check::Tokenizer, format!("{} is no token of the vocabulary", shown(&token.text)));
             let finding = finding.file("tokenizer_config.json").place(role);
             out.push(finding.advice("the tokenizer's files are of two models: download all of them again"));
         }
@@ -105,7 +106,9 @@ fn ends(text: &TextProcessor, model: Option<&Pretrained>, generation: &Generatio
 fn untrained_rows(text: &TextProcessor, model: &Pretrained, stats: &AllStats, out: &mut Verification) {
     let tensors = model.weights().entry(EMBEDDING).map(|entry| entry.tensors.as_slice()).unwrap_or_default();
     for tensor in tensors {
-        let Some(stats) = stats.get(tensor).filter(|stats| stats.zero_rows > 0 && stats.zeros < stats.count) else { continue };
+        let Some(stats) = stats.get(tensor).filter(|stats| stats.zero_rows > 0 && stats.zeros < stats.count) else {
+            continue;
+        };
         let used = |row: &&u64| {
             let id = u32::try_from(**row).ok();
             id.is_some_and(|id| text.token(id).is_some() && text.kind(id) == TokenKind::Ordinary)
@@ -113,7 +116,8 @@ fn untrained_rows(text: &TextProcessor, model: &Pretrained, stats: &AllStats, ou
         let rows: Vec<&u64> = stats.listed_zero_rows.iter().filter(used).collect();
         if let Some(first) = rows.first().filter(|_| rows.len() > UNTRAINED) {
             let token = u32::try_from(**first).ok().and_then(|id| text.token(id)).unwrap_or_default();
-            let found = format!("{} rows of ordinary tokens are 0, the first is row {first} ({})", rows.len(), shown(&token));
+            let found =
+                format!("{} rows of ordinary tokens are 0, the first is row {first} ({})", rows.len(), shown(&token));
             let finding = Finding::warning(Check::Numbers, found).place(tensor).expected("a row for every token");
             out.push(finding.advice("download the weights again: there may be a hole in the file"));
         }
@@ -152,14 +156,22 @@ fn templates(text: &TextProcessor, out: &mut Verification) {
         Ok(plain) => plain,
         Err(error) => {
             let finding = Finding::error(Check::Template, message(&error)).place(file);
-            out.push(finding.expected("a prompt for one question").advice("download chat_template.jinja and tokenizer_config.json again"));
+            out.push(
+                finding
+                    .expected("a prompt for one question")
+                    .advice("download chat_template.jinja and tokenizer_config.json again"),
+            );
             return;
         }
     };
     out.looked_at.chats += 1;
     if !plain.contains("What is a river?") {
         let finding = Finding::error(Check::Template, format!("the prompt of one question is {plain:?}")).place(file);
-        out.push(finding.expected("the question in it").advice("download chat_template.jinja and tokenizer_config.json again"));
+        out.push(
+            finding
+                .expected("the question in it")
+                .advice("download chat_template.jinja and tokenizer_config.json again"),
+        );
     }
     markers(text, &plain, out);
     let answered = [question(), Message::assistant("Water that flows."), Message::user("Why?")];
@@ -209,14 +221,21 @@ fn markers(text: &TextProcessor, prompt: &str, out: &mut Verification) {
     let mut unknown: Vec<&str> = Vec::new();
     for (at, _) in prompt.match_indices("<|") {
         let rest = prompt.get(at..).unwrap_or_default();
-        let Some(marker) = rest.find("|>").and_then(|end| rest.get(..end + 2)).filter(|m| m.len() <= LONGEST) else { continue };
+        let Some(marker) = rest.find("|>").and_then(|end| rest.get(..end + 2)).filter(|m| m.len() <= LONGEST) else {
+            continue;
+        };
         if text.id(marker).is_none() && !unknown.contains(&marker) {
             unknown.push(marker);
         }
     }
     if let Some(first) = unknown.first() {
-        let found = format!("the template writes {} {}, which the tokenizer does not have", unknown.len(), shown(first));
-        let found = if unknown.len() == 1 { format!("the template writes {}, which is no token of the tokenizer", shown(first)) } else { found };
+        let found =
+            format!("the template writes {} {}, which the tokenizer does not have", unknown.len(), shown(first));
+        let found = if unknown.len() == 1 {
+            format!("the template writes {}, which is no token of the tokenizer", shown(first))
+        } else {
+            found
+        };
         let finding = Finding::warning(Check::Template, found).place("chat_template");
         let finding = finding.expected("markers that are one token each");
         out.push(finding.advice("template and tokenizer are of two models: take both from one place"));

@@ -9,6 +9,8 @@ mod chat_terminal;
 mod demo;
 #[path = "cli/depth.rs"]
 mod depth;
+#[path = "cli/diff.rs"]
+mod diff;
 #[path = "cli/doctor.rs"]
 mod doctor;
 #[path = "cli/dump.rs"]
@@ -39,3 +41,5 @@ mod project;
 mod sampling;
 #[path = "cli/tokenize.rs"]
 mod tokenize;
+#[path = "cli/verify.rs"]
+mod verify;

@@ -6,6 +6,7 @@ use burn::tensor::Transaction;
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::KvFormat;
 
+use crate::cache::Cache;
 use crate::causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, LogitsFor};
 use crate::diagnose::{Run, explained};
 use crate::error::{Error, Result};
@@ -116,21 +117,33 @@ pub fn tokens_per_pass(vocab_size: usize) -> usize {
 /// score; [`Error::NonFinite`] when the model gives logits that are not numbers.
 pub fn evaluate<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32], options: &EvaluateOptions) -> Result<Evaluation> {
     let config = &model.architecture().config;
-    let (text, stride) = options.steps(config.max_position_embeddings)?;
-    if ids.is_empty() {
-        return Err(Error::Prompt("it has no tokens".into()));
-    }
+    let windows = windows(config.max_position_embeddings, ids, options)?;
     let most = tokens_per_pass(config.vocab_size);
     let chunk = options.chunk.map_or(most, |chunk| chunk.clamp(1, most));
     let mut out = Evaluation::default();
+    for window in windows {
+        let run = Run { chunk, format: options.cache, depth: DepthOptions::default() };
+        read_window(model, window, options, chunk, &mut out)
+            .map_err(|error| explained(error, model, &window.read(&options.prefix), run, || false))?;
+    }
+    Ok(out)
+}
+
+/// The windows that a text is read in by a model with a context of so many tokens.
+///
+/// # Errors
+/// [`Error::Prompt`] when the text is empty; [`Error::Option`] when the options leave nothing to score.
+pub(crate) fn windows<'a>(context: usize, ids: &'a [u32], options: &EvaluateOptions) -> Result<Vec<Window<'a>>> {
+    let (text, stride) = options.steps(context)?;
+    if ids.is_empty() {
+        return Err(Error::Prompt("it has no tokens".into()));
+    }
+    let mut out = Vec::new();
     let (mut begin, mut done) = (0, 0);
     while done < ids.len() {
         let end = ids.len().min(begin + text);
         let first = done.max(begin + options.skip);
-        let window = Window { ids, begin, end, first };
-        let run = Run { chunk, format: options.cache, depth: DepthOptions::default() };
-        read_window(model, window, options, chunk, &mut out)
-            .map_err(|error| explained(error, model, &window.read(&options.prefix), run, || false))?;
+        out.push(Window { ids, begin, end, first });
         done = end;
         begin += stride;
     }
@@ -139,7 +152,7 @@ pub fn evaluate<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32], options: &E
 
 /// Tokens `begin..end` of a text, those from `first` on to be scored.
 #[derive(Clone, Copy)]
-struct Window<'a> {
+pub(crate) struct Window<'a> {
     ids: &'a [u32],
     begin: usize,
     end: usize,
@@ -148,7 +161,7 @@ struct Window<'a> {
 
 impl Window<'_> {
     /// The tokens that are read: the prefix and those of the text.
-    fn read(&self, prefix: &[u32]) -> Vec<u32> {
+    pub(crate) fn read(&self, prefix: &[u32]) -> Vec<u32> {
         prefix.iter().chain(self.ids.get(self.begin..self.end).unwrap_or_default()).copied().collect()
     }
 }
@@ -160,21 +173,79 @@ fn read_window<B: CompactBackend>(
     chunk: usize,
     out: &mut Evaluation,
 ) -> Result<()> {
-    let (Window { begin, first, .. }, read) = (window, window.read(&options.prefix));
-    let mut cache = model.new_cache(options.cache);
-    model.check_prompt(&read, &cache)?;
-    cache.reserve(read.len());
-    cache.expect(read.len());
-    // Of the first token that has one before it and is to be scored, in `read`.
-    let first = (first.saturating_sub(begin) + options.prefix.len()).max(1);
-    for (i, part) in read.chunks(chunk).enumerate() {
+    let mut reader = WindowReader::new(model, window, options, chunk)?;
+    while let Some(pass) = reader.next(out)? {
+        for (row, target, place) in pass.scored() {
+            out.log_probabilities.push(log_probability(row, target, out.log_probabilities.len())?);
+            out.scored.push(place);
+        }
+    }
+    out.windows += 1;
+    Ok(())
+}
+
+/// Feeds the tokens of a window to a model, pass by pass.
+pub(crate) struct WindowReader<'a, B: CompactBackend> {
+    model: &'a CausalLm<B>,
+    cache: Cache<B>,
+    read: Vec<u32>,
+    chunk: usize,
+    /// Tokens that were fed.
+    at: usize,
+    /// The first token of `read` that is scored.
+    first: usize,
+    /// What is added to a place in `read` for that in the text, and then what is taken off.
+    begin: usize,
+    prefix: usize,
+}
+
+/// The logits after a pass, for the tokens that it predicts.
+pub(crate) struct ScoredPass {
+    logits: Vec<f32>,
+    vocabulary: usize,
+    /// Of every row of logits that counts: its number, the token that follows, and the place of that in the text.
+    rows: Vec<(usize, u32, usize)>,
+}
+
+impl ScoredPass {
+    /// Logits, the token that follows, and its place in the text.
+    pub(crate) fn scored(&self) -> impl Iterator<Item = (&[f32], u32, usize)> {
+        self.rows.iter().filter_map(|&(row, target, place)| {
+            Some((self.logits.chunks_exact(self.vocabulary).nth(row)?, target, place))
+        })
+    }
+}
+
+impl<'a, B: CompactBackend> WindowReader<'a, B> {
+    pub(crate) fn new(
+        model: &'a CausalLm<B>,
+        window: Window<'_>,
+        options: &EvaluateOptions,
+        chunk: usize,
+    ) -> Result<Self> {
+        let (read, prefix) = (window.read(&options.prefix), options.prefix.len());
+        let mut cache = model.new_cache(options.cache);
+        model.check_prompt(&read, &cache)?;
+        cache.reserve(read.len());
+        cache.expect(read.len());
+        // Of the first token that has one before it and is to be scored, in `read`.
+        let first = (window.first.saturating_sub(window.begin) + prefix).max(1);
+        Ok(Self { model, cache, read, chunk, at: 0, first, begin: window.begin, prefix })
+    }
+
+    /// One pass; `out` takes its depth and its time. None when all tokens are fed.
+    pub(crate) fn next(&mut self, out: &mut Evaluation) -> Result<Option<ScoredPass>> {
+        let part: Vec<u32> = self.read.iter().skip(self.at).take(self.chunk).copied().collect();
+        if part.is_empty() {
+            return Ok(None);
+        }
         let started = Instant::now();
         // What follows the pass over a token predicts the token after it.
-        let targets = i * chunk + 1..(i * chunk + 1 + part.len()).min(read.len());
-        let wanted = if first < targets.end { LogitsFor::All } else { LogitsFor::Nothing };
-        let mut spans = [Span::new(part.len(), &mut cache)];
+        let targets = self.at + 1..(self.at + 1 + part.len()).min(self.read.len());
+        let wanted = if self.first < targets.end { LogitsFor::All } else { LogitsFor::Nothing };
+        let mut spans = [Span::new(part.len(), &mut self.cache)];
         let want = ForwardOptions { logits: wanted, hidden: false };
-        let pass = model.forward(model.ids(part)?, &mut spans, want)?;
+        let pass = self.model.forward(self.model.ids(&part)?, &mut spans, want)?;
         let depth = token_depths(&pass, part.len())?;
         let vocabulary = pass.logits.as_ref().map_or(1, |logits| logits.dims()[1]);
         let logits = match pass.logits {
@@ -183,17 +254,18 @@ fn read_window<B: CompactBackend>(
         };
         out.seconds += started.elapsed().as_secs_f64();
         out.depth.extend(depth);
-        for (row, place) in logits.chunks_exact(vocabulary).zip(targets).filter(|&(_, place)| place >= first) {
-            let target = read.get(place).copied().unwrap_or(u32::MAX);
-            out.log_probabilities.push(log_probability(row, target, out.log_probabilities.len())?);
-            out.scored.push((begin + place).saturating_sub(options.prefix.len()));
-        }
+        let scored = targets.enumerate().filter(|&(_, place)| place >= self.first && !logits.is_empty());
+        let rows = scored.map(|(row, place)| {
+            let target = self.read.get(place).copied().unwrap_or(u32::MAX);
+            (row, target, (self.begin + place).saturating_sub(self.prefix))
+        });
+        let rows = rows.collect();
+        self.at += part.len();
+        Ok(Some(ScoredPass { logits, vocabulary, rows }))
     }
-    out.windows += 1;
-    Ok(())
 }
 
-fn log_probability(logits: &[f32], target: u32, step: usize) -> Result<f32> {
+pub(crate) fn log_probability(logits: &[f32], target: u32, step: usize) -> Result<f32> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&x| f64::from(x - largest).exp()).sum();
     let chosen = logits.get(target as usize).copied().unwrap_or(f32::NAN);

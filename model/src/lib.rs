@@ -4,6 +4,7 @@ mod architecture;
 pub mod cache;
 mod causal_lm;
 pub mod checkpoint;
+pub mod compare;
 pub mod config;
 mod diagnose;
 pub mod engine;
@@ -22,6 +23,7 @@ pub mod sampling;
 mod tensors;
 pub mod text;
 mod token_depth;
+pub mod verify;
 
 pub use architecture::Architecture;
 pub use causal_lm::{CausalLm, DEFAULT_CHUNK, ForwardOptions, ForwardOutput, LogitsFor};

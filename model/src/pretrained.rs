@@ -62,8 +62,15 @@ impl Pretrained {
     /// # Errors
     /// As [`Self::open`].
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self> {
-        let mut config = checkpoint.config()?;
-        let generation = checkpoint.generation_config()?;
+        Self::from_parts(checkpoint, checkpoint.config()?, checkpoint.generation_config()?)
+    }
+
+    /// As [`Self::from_checkpoint`], of configs that have been read.
+    pub(crate) fn from_parts(
+        checkpoint: &Checkpoint,
+        mut config: ModelConfig,
+        generation: GenerationConfig,
+    ) -> Result<Self> {
         let mut weights = Weights::resolve(checkpoint, &config)?;
         let crest = crest_options(&config, &weights, &CrestOverrides::default())?;
         let kv_compression =

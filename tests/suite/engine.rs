@@ -91,19 +91,32 @@ pub(super) fn alone<B: CompactBackend>(loaded: &Loaded<B>, request: &Request) ->
     outcomes.remove(&id).expect("an outcome")
 }
 
-/// Whether the last bits of sums decide between what a request gave alone and what it gave here: a token halts at the threshold, or
-/// the two part at a token where logits that differ by a hundred-thousandth give the one or the other.
-pub(super) fn hangs_on_last_bits<B: CompactBackend>(
-    loaded: &Loaded<B>,
-    request: &Request,
-    expected: &Outcome,
-    got: &Outcome,
-) -> bool {
-    halts_at_the_threshold(loaded, request) || parts_on_a_border(loaded, request, expected, got)
+/// How near what a request gave alone and what it gave here are to each other.
+#[derive(Debug)]
+pub(super) struct Nearness {
+    /// The least distance of a halting probability from the threshold, at any token and layer.
+    halting: f32,
+    /// How much logits have to differ, relative to the largest, for the sampler to give both tokens at which the two part; none
+    /// where a thousandth is not enough.
+    border: Option<f32>,
 }
 
-/// Whether both tokens at which two outcomes part are chosen from logits that differ by less than f32 sums in another order.
-fn parts_on_a_border<B: CompactBackend>(
+impl Nearness {
+    pub fn of<B: CompactBackend>(loaded: &Loaded<B>, request: &Request, expected: &Outcome, got: &Outcome) -> Self {
+        let border = [1e-6, 1e-5, 1e-4, 1e-3].into_iter();
+        let border = border.into_iter().find(|&noise| parts_within(noise, loaded, request, expected, got));
+        Self { halting: nearest_halt(loaded, request), border }
+    }
+
+    /// Whether sums in another order decide.
+    pub fn hangs_on_last_bits(&self) -> bool {
+        self.halting < 1e-5 || self.border.is_some_and(|noise| noise <= 1e-5)
+    }
+}
+
+/// Whether both tokens at which two outcomes part are chosen from logits with such differences.
+fn parts_within<B: CompactBackend>(
+    noise: f32,
     loaded: &Loaded<B>,
     request: &Request,
     expected: &Outcome,
@@ -124,18 +137,18 @@ fn parts_on_a_border<B: CompactBackend>(
     let mut random = Random::new(0);
     let chosen: BTreeSet<u32> = (0..500)
         .map(|_| {
-            let noise = random.normal(logits.len());
+            let numbers = random.normal(logits.len());
             let mut noisy: Vec<f32> =
-                logits.iter().zip(noise).map(|(logit, noise)| logit + largest * 1e-5 * noise).collect();
+                logits.iter().zip(numbers).map(|(logit, number)| logit + largest * noise * number).collect();
             sampler.clone().sample(&mut noisy, &text).expect("a token")
         })
         .collect();
     chosen.contains(&one) && chosen.contains(&other)
 }
 
-/// Whether a token halts, or goes on, by less than f32 sums in another order differ.
-fn halts_at_the_threshold<B: CompactBackend>(loaded: &Loaded<B>, request: &Request) -> bool {
-    let Some(crest) = &loaded.model.architecture().crest else { return false };
+/// The least distance from the threshold at which a token halts, or goes on.
+fn nearest_halt<B: CompactBackend>(loaded: &Loaded<B>, request: &Request) -> f32 {
+    let Some(crest) = &loaded.model.architecture().crest else { return f32::INFINITY };
     let mut engine = Engine::new(&loaded.model, &loaded.text, options());
     engine.submit(Request { trace: true, ..request.clone() }).expect("a request");
     let mut depths = Vec::new();
@@ -148,15 +161,15 @@ fn halts_at_the_threshold<B: CompactBackend>(loaded: &Loaded<B>, request: &Reque
             }
         }
     }
-    let mut layers = depths.iter().flat_map(|depth| &depth.halt);
-    layers.any(|halt| {
-        // Halting probabilities by themselves, and added up, as the rule may be.
+    // Halting probabilities by themselves, and added up, as the rule may be.
+    let probabilities = depths.iter().flat_map(|depth| &depth.halt).flat_map(|halt| {
         let sums = halt.iter().scan(0.0, |sum, p| {
             *sum += p;
             Some(*sum)
         });
-        halt.iter().copied().chain(sums).any(|p: f32| (p - crest.halt_threshold).abs() < 1e-5)
-    })
+        halt.iter().copied().chain(sums)
+    });
+    probabilities.map(|p: f32| (p - crest.halt_threshold).abs()).fold(f32::INFINITY, f32::min)
 }
 
 pub(super) fn request(random: &mut Random, ids: &[u32]) -> Request {
@@ -280,7 +293,8 @@ fn one_run<B: CompactBackend>(loaded: &Loaded<B>, seed: u64, prefixes: bool) -> 
             false => *got == expected,
         };
         if !right {
-            assert!(hangs_on_last_bits(loaded, request, &expected, got), "{what}: {got:?}, expected {expected:?}");
+            let near = Nearness::of(loaded, request, &expected, got);
+            assert!(near.hangs_on_last_bits(), "{what}: {got:?}, expected {expected:?}; {near:?}");
             undecided += 1;
         }
     }

@@ -21,7 +21,7 @@ use super::{load, output};
 const MAX_TEXT: u64 = 256 << 20;
 
 /// Tokens that a model sees at most before it begins afresh.
-const WINDOW: usize = 2048;
+pub const WINDOW: usize = 2048;
 
 const ABOUT: &str = "\
 A text that is longer than --context is read in windows, each from an empty cache. Every token that has one before it in its \
@@ -87,7 +87,7 @@ pub struct EvalArgs {
 /// Which windows begin with BOS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
-enum WindowBos {
+pub enum WindowBos {
     /// Every one if the tokenizer puts BOS before a text, else none
     #[default]
     Auto,
@@ -188,19 +188,19 @@ fn eval<B: CompactBackend>(args: &EvalArgs, device: &OpenDevice<B>) -> Result<()
 }
 
 /// A text as the model reads it.
-struct Tokens {
-    ids: Vec<u32>,
+pub struct Tokens {
+    pub ids: Vec<u32>,
     /// Of the text, per id.
     bytes: Vec<f64>,
     /// Before every window.
-    window_prefix: Vec<u32>,
+    pub window_prefix: Vec<u32>,
     /// Before the text: the first of `ids`.
     text_prefix: Vec<u32>,
     bos: WindowBos,
 }
 
 impl Tokens {
-    fn new(processor: &TextProcessor, text: &str, bos: WindowBos) -> Result<Self> {
+    pub fn new(processor: &TextProcessor, text: &str, bos: WindowBos) -> Result<Self> {
         let plain = processor.encode(text, false)?;
         let around = processor.encode(text, true)?;
         // What the tokenizer puts before the text, and after it.
@@ -302,7 +302,8 @@ impl Report {
     }
 }
 
-fn read(path: &Path) -> Result<String> {
+/// A text in UTF-8 of up to 256 MiB; `-` is stdin.
+pub fn read(path: &Path) -> Result<String> {
     let mut bytes = Vec::new();
     let shown = path.display();
     let mut limit = |input: &mut dyn Read| input.take(MAX_TEXT + 1).read_to_end(&mut bytes);

@@ -1,7 +1,7 @@
 //! The command line: text goes to stdout, everything else to stderr.
 //!
 //! Exit codes: 0 when the work is done (a closed pipe included), 1 after an error, 2 when the command line is wrong, 130 after
-//! Ctrl-C.
+//! Ctrl-C. `verify` and `diff` as diff(1): 1 when something is wrong or different, 2 after an error.
 
 #![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
 
@@ -13,6 +13,7 @@ mod chat_input;
 mod completions;
 mod depth;
 mod device_args;
+mod diff;
 mod doctor;
 mod dump;
 mod estimate;
@@ -33,6 +34,7 @@ mod tensor_file;
 mod terminal;
 mod threads;
 mod tokenize;
+mod verify;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -45,6 +47,9 @@ const INTERRUPTED: u8 = 130;
 
 /// Exit code of a wrong command line, as clap has it.
 const USAGE: u8 = 2;
+
+/// Exit code of a comparison that could not be made, as `diff` has it.
+const TROUBLE: u8 = 2;
 
 /// Compact language models: CREST, Nano compact, LeanLlama
 #[derive(Debug, Parser)]
@@ -83,6 +88,10 @@ enum Command {
     Completions(completions::CompletionsArgs),
     /// Write the manual pages
     Man(man::ManArgs),
+    /// Check that a model is whole and that its files fit each other, down to every number
+    Verify(Box<verify::VerifyArgs>),
+    /// Compare two models: every tensor, the configs, and what they say about a text
+    Diff(Box<diff::DiffArgs>),
 }
 
 /// Runs the program.
@@ -123,6 +132,8 @@ pub fn main() -> ExitCode {
         Command::Render(args) => render::run(&args).map(|()| true),
         Command::Completions(args) => completions::run(&args, &mut Cli::command()).map(|()| true),
         Command::Man(args) => man::run(&args, Cli::command()).map(|()| true),
+        Command::Verify(args) => return compared(verify::run(&args)),
+        Command::Diff(args) => return compared(diff::run(&args)),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -137,6 +148,19 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The exit code of a comparison, as `diff` has it: 0 when all is as it should be, 1 when not, 2 when it could not be made.
+fn compared(result: anyhow::Result<bool>) -> ExitCode {
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {}", output::with_causes(&error));
+            ExitCode::from(TROUBLE)
+        }
+    }
+}
+
 /// Warnings of the library: what was found odd but could be used. A server also tells of every request, and when.
 fn log(command: &Command) {
     use tracing_subscriber::filter::LevelFilter;
@@ -146,6 +170,7 @@ fn log(command: &Command) {
         lines.with_max_level(LevelFilter::INFO).init();
         return;
     }
-    let _ = command;
-    lines.with_max_level(LevelFilter::WARN).without_time().init();
+    // What the library warns of is among the findings.
+    let level = if matches!(command, Command::Verify(_)) { LevelFilter::ERROR } else { LevelFilter::WARN };
+    lines.with_max_level(level).without_time().init();
 }

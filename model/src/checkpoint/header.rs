@@ -102,21 +102,96 @@ impl<'de> Deserialize<'de> for RawHeader {
     }
 }
 
-/// Parses and checks the header at the start of `file`, the whole content of a shard.
-pub(super) fn parse(file: &[u8], path: &Arc<Path>, shard: usize) -> Result<BTreeMap<String, TensorInfo>> {
-    check(file, path, shard).map_err(|error| Error::container(error.in_file(Some(path.as_ref()))))
+/// What is wrong with a safetensors file, or with a tensor of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Flaw {
+    /// Which kind of thing.
+    pub kind: FlawKind,
+    /// With the file.
+    pub error: CheckpointError,
 }
 
-/// The errors are yet without the file.
-fn check(
+/// Kinds of [`Flaw`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FlawKind {
+    /// There is no header that can be read.
+    Header,
+    /// A range is not inside the file.
+    Range,
+    /// An element type or a shape cannot be used.
+    Type,
+    /// A range has another length than the shape takes.
+    Size,
+    /// A range overlaps another, or leaves a gap.
+    Place,
+    /// Bytes at the end that belong to nothing.
+    Trailing,
+}
+
+/// Parses and checks the header at the start of `file`, the whole content of a shard.
+pub(super) fn parse(file: &[u8], path: &Arc<Path>, shard: usize) -> Result<BTreeMap<String, TensorInfo>> {
+    let (tensors, flaws) = survey(file, path, shard);
+    match flaws.into_iter().next() {
+        Some(flaw) => Err(Error::container(flaw.error)),
+        None => Ok(tensors),
+    }
+}
+
+/// As [`parse`], with everything that is wrong, and the tensors whose data are in the file all the same.
+pub(super) fn survey(file: &[u8], path: &Arc<Path>, shard: usize) -> (BTreeMap<String, TensorInfo>, Vec<Flaw>) {
+    let flaw = |kind, error: CheckpointError| Flaw { kind, error: error.in_file(Some(path.as_ref())) };
+    let of_file = |message: String| CheckpointError::of_file(path.as_ref(), message);
+    let (header, data) = match split(file, of_file) {
+        Ok(parts) => parts,
+        Err(error) => return (BTreeMap::new(), vec![flaw(FlawKind::Header, error)]),
+    };
+    let raw = match json::from_slice(header) {
+        Ok(RawHeader(raw)) => raw,
+        Err(e) => return (BTreeMap::new(), vec![flaw(FlawKind::Header, of_file(format!("the header {e}")))]),
+    };
+    let start = header.len().saturating_add(8);
+    let (mut tensors, mut flaws, mut ranges) = (BTreeMap::new(), Vec::new(), Vec::new());
+    for (name, tensor) in raw {
+        let (begin, end) = tensor.data_offsets;
+        if begin <= end {
+            ranges.push((begin, end, name.clone()));
+        }
+        match tensor.place(&name, data.len()) {
+            Ok((dtype, shape, offset, bytes)) => {
+                let offset = start.saturating_add(offset);
+                tensors.insert(name, TensorInfo { dtype, shape, bytes, file: path.clone(), offset, shard });
+            }
+            Err((kind, error)) => flaws.push(flaw(kind, error)),
+        }
+    }
+    ranges.sort_unstable();
+    let mut cursor = 0;
+    for (begin, end, name) in ranges {
+        if begin != cursor {
+            let what = if begin < cursor { "overlaps the tensor before it" } else { "leaves a gap before it" };
+            let message = format!("its range {begin} to {end} {what}");
+            flaws.push(flaw(FlawKind::Place, CheckpointError::of_tensor(&name, message)));
+        }
+        cursor = cursor.max(end);
+    }
+    let length = data.len() as u64;
+    let rest = length.saturating_sub(cursor);
+    if rest > 0 {
+        let error = of_file(format!("{rest} bytes after the last tensor belong to none"));
+        let error = error.instead(TensorProperty::Bytes(cursor), TensorProperty::Bytes(length));
+        flaws.push(flaw(FlawKind::Trailing, error));
+    }
+    (tensors, flaws)
+}
+
+/// The bytes of the header and those of the data.
+fn split(
     file: &[u8],
-    path: &Arc<Path>,
-    shard: usize,
-) -> std::result::Result<BTreeMap<String, TensorInfo>, CheckpointError> {
-    let broken = |message: String| CheckpointError::of_file(path.as_ref(), message);
+    broken: impl Fn(String) -> CheckpointError,
+) -> std::result::Result<(&[u8], &[u8]), CheckpointError> {
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
         let found = TensorProperty::Bytes(file.len() as u64);
-        let message = format!("is {} long: not a safetensors file, or cut off", found);
+        let message = format!("is {found} long: not a safetensors file, or cut off");
         return Err(broken(message).instead(TensorProperty::Bytes(8), found));
     };
     let length = u64::from_le_bytes(*length);
@@ -126,72 +201,56 @@ fn check(
             "claims a header of {length} bytes, at most {MAX_HEADER} are accepted: not a safetensors file, or damaged"
         )));
     }
-    let (Ok(at), true) = (usize::try_from(length), length <= available) else {
-        let message =
-            format!("claims a header of {length} bytes, but only {available} follow: cut off, download it again");
-        return Err(broken(message).instead(TensorProperty::Bytes(length), TensorProperty::Bytes(available)));
-    };
-    let (header, data) = rest.split_at(at);
-    let RawHeader(raw) = json::from_slice(header).map_err(|e| broken(format!("the header {e}")))?;
+    match usize::try_from(length) {
+        Ok(at) if length <= available => Ok(rest.split_at(at)),
+        _ => {
+            let message =
+                format!("claims a header of {length} bytes, but only {available} follow: cut off, download it again");
+            Err(broken(message).instead(TensorProperty::Bytes(length), TensorProperty::Bytes(available)))
+        }
+    }
+}
 
-    let start = header.len().saturating_add(8);
-    let mut tensors = BTreeMap::new();
-    for (name, tensor) in raw {
-        let bad = |message: String| CheckpointError::of_tensor(&name, message);
-        let (begin, end) = tensor.data_offsets;
-        if begin > end || end > data.len() as u64 {
+impl RawTensor {
+    /// Element type, shape, and where the bytes begin in the `data` bytes of the file and how many they are.
+    fn place(
+        &self,
+        name: &str,
+        data: usize,
+    ) -> std::result::Result<(Dtype, Vec<usize>, usize, usize), (FlawKind, CheckpointError)> {
+        let bad = |kind, message: String| (kind, CheckpointError::of_tensor(name, message));
+        let (begin, end) = self.data_offsets;
+        if begin > end || end > data as u64 {
             let message = format!(
-                "bytes {begin} to {end} are not in the {} bytes of data: damaged or cut off, download it again",
-                data.len()
+                "bytes {begin} to {end} are not in the {data} bytes of data: damaged or cut off, download it again"
             );
-            return Err(bad(message));
+            return Err(bad(FlawKind::Range, message));
         }
         // In range of the data, hence of usize.
         let (begin, end) = (begin as usize, end as usize);
-        let dtype = Dtype::named(&tensor.dtype).ok_or_else(|| {
-            bad(format!("element type {} is unknown", shown(&tensor.dtype)))
-                .found(TensorProperty::Value(shown(&tensor.dtype)))
+        let dtype = Dtype::named(&self.dtype).ok_or_else(|| {
+            let found = shown(&self.dtype);
+            let (kind, error) = bad(FlawKind::Type, format!("element type {found} is unknown"));
+            (kind, error.found(TensorProperty::Value(found)))
         })?;
-        if tensor.shape.len() > MAX_RANK {
-            return Err(bad(format!("has {} dimensions, at most {MAX_RANK} are accepted", tensor.shape.len())));
+        if self.shape.len() > MAX_RANK {
+            let message = format!("has {} dimensions, at most {MAX_RANK} are accepted", self.shape.len());
+            return Err(bad(FlawKind::Type, message));
         }
-        let dims: Option<Vec<usize>> = tensor.shape.iter().map(|&d| usize::try_from(d).ok()).collect();
+        let dims: Option<Vec<usize>> = self.shape.iter().map(|&d| usize::try_from(d).ok()).collect();
         let bytes = dims.as_ref().and_then(|dims| byte_size(dims, dtype));
         let (Some(shape), Some(bytes)) = (dims, bytes) else {
-            return Err(bad(format!("the shape {:?} is too large", tensor.shape)));
+            return Err(bad(FlawKind::Type, format!("the shape {:?} is too large", self.shape)));
         };
         let range = end.saturating_sub(begin);
         if bytes != range {
             let message = format!("{dtype:?} {shape:?} takes {bytes} bytes, but its range has {range}");
             let [expected, found] = [bytes, range].map(|bytes| TensorProperty::Bytes(bytes as u64));
-            return Err(bad(message).instead(expected, found));
+            let (kind, error) = bad(FlawKind::Size, message);
+            return Err((kind, error.instead(expected, found)));
         }
-        let offset = start.saturating_add(begin);
-        tensors.insert(name, TensorInfo { dtype, shape, bytes, file: path.clone(), offset, shard });
+        Ok((dtype, shape, begin, bytes))
     }
-
-    let mut ranges: Vec<(usize, usize, &str)> = tensors
-        .iter()
-        .map(|(name, info)| {
-            let begin = info.offset.saturating_sub(start);
-            (begin, begin.saturating_add(info.bytes), name.as_str())
-        })
-        .collect();
-    ranges.sort_unstable();
-    let mut cursor = 0;
-    for (begin, end, name) in &ranges {
-        if *begin != cursor {
-            let what = if *begin < cursor { "overlaps the tensor before it" } else { "leaves a gap before it" };
-            return Err(CheckpointError::of_tensor(name, format!("its range {begin} to {end} {what}")));
-        }
-        cursor = *end;
-    }
-    if cursor != data.len() {
-        let rest = data.len().saturating_sub(cursor);
-        let [expected, found] = [cursor, data.len()].map(|bytes| TensorProperty::Bytes(bytes as u64));
-        return Err(broken(format!("{rest} bytes after the last tensor belong to none")).instead(expected, found));
-    }
-    Ok(tensors)
 }
 
 /// Bytes of a dense tensor; `None` on overflow.

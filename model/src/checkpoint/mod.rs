@@ -36,6 +36,7 @@ mod open;
 mod problem;
 mod resolve;
 mod storage_kind;
+pub(crate) mod survey;
 mod tied;
 mod weights;
 
@@ -44,6 +45,7 @@ pub use dir::{EmbeddedFile, ModelDir};
 pub use dtype::Dtype;
 pub(crate) use foreign::recognise;
 pub use foreign::{LFS_ADVICE, is_lfs_pointer};
+pub(crate) use header::FlawKind;
 pub use header::TensorInfo;
 pub(crate) use names::layer_of;
 pub use open::{Checkpoint, OpenOptions};

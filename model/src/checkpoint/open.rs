@@ -1,7 +1,7 @@
 //! The tensors of a checkpoint, as views of mapped files.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -39,12 +39,13 @@ struct Inner {
     tensors: BTreeMap<String, TensorInfo>,
 }
 
-#[derive(Debug)]
-struct Shard {
+/// A file of tensors.
+#[derive(Clone, Debug)]
+pub(super) struct Shard {
     /// Absent when the file is part of the program.
     map: Option<Arc<Mmap>>,
     /// The whole file; views of tensors are slices of it.
-    bytes: Bytes,
+    pub(super) bytes: Bytes,
 }
 
 /// Keeps the map alive for the views of [`Bytes`].
@@ -206,7 +207,19 @@ impl Checkpoint {
             let count = absent.len();
             tracing::warn!("the index lists {count} tensors that are in none of its files: {}", list(&absent));
         }
-        Ok(Self { inner: Arc::new(Inner { dir, shards: maps, tensors }) })
+        Ok(Self::new(dir, maps, tensors))
+    }
+
+    /// Tensors whose places in `shards` have been checked.
+    pub(super) fn new(dir: ModelDir, shards: Vec<Shard>, tensors: BTreeMap<String, TensorInfo>) -> Self {
+        Self { inner: Arc::new(Inner { dir, shards, tensors }) }
+    }
+
+    /// The same checkpoint without some of its tensors.
+    pub(crate) fn without(&self, left_out: &BTreeSet<String>) -> Self {
+        let Inner { dir, shards, tensors } = &*self.inner;
+        let kept = tensors.iter().filter(|(name, _)| !left_out.contains(*name));
+        Self::new(dir.clone(), shards.clone(), kept.map(|(name, info)| (name.clone(), info.clone())).collect())
     }
 
     /// The directory of the model's configs and tokenizer.
@@ -281,7 +294,7 @@ impl Checkpoint {
     }
 
     /// As [`Self::release`], of the bytes of a tensor from `start` on.
-    pub(super) fn release_part(&self, name: &str, start: usize, length: usize) {
+    pub(crate) fn release_part(&self, name: &str, start: usize, length: usize) {
         let Some(info) = self.info(name) else { return };
         let map = self.inner.shards.get(info.shard).and_then(|shard| shard.map.as_ref());
         let (start, rest) = (info.offset.saturating_add(start), info.bytes.saturating_sub(start));
@@ -297,7 +310,7 @@ impl Checkpoint {
 }
 
 impl Shard {
-    fn open(path: &Path, file: FoundFile) -> Result<Self> {
+    pub(super) fn open(path: &Path, file: FoundFile) -> Result<Self> {
         Ok(match file {
             FoundFile::OnDisk(real) => {
                 let map = Arc::new(map_file(path, &real)?);
@@ -339,7 +352,7 @@ fn release_range(map: &Mmap, offset: usize, length: usize) {
 fn release_range(_: &Mmap, _: usize, _: usize) {}
 
 /// The subfolder that a directory without config and weights stands for.
-fn only_subfolder(dir: &ModelDir) -> Result<Option<ModelDir>> {
+pub(super) fn only_subfolder(dir: &ModelDir) -> Result<Option<ModelDir>> {
     let is_model = |dir: &ModelDir| [ModelConfig::FILE, SINGLE, INDEX].iter().any(|name| dir.contains(name));
     if is_model(dir) || advice::has_adapter(dir) {
         return Ok(None);

@@ -1,5 +1,7 @@
 //! Reading the keys of an untrusted JSON object: every value is checked for its type and range, every error names the key.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use emberlm_quant::host::FloatType;
@@ -16,14 +18,34 @@ pub(crate) struct Fields<'a> {
     map: &'a Map<String, Value>,
     /// Where to look for keys that `map` lacks (the outer object of a nested text config).
     outer: Option<&'a Map<String, Value>>,
+    /// Takes the place of every key that is asked for, whether it is there or not.
+    asked: Option<&'a RefCell<BTreeSet<String>>>,
 }
 
 impl<'a> Fields<'a> {
     /// The top level of a file.
     pub(crate) fn root(file: &'a Path, value: &'a Value) -> Result<Self> {
         match value {
-            Value::Object(map) => Ok(Self { file, at: String::new(), map, outer: None }),
+            Value::Object(map) => Ok(Self { file, at: String::new(), map, outer: None, asked: None }),
             other => Err(wrong(file, "(top level)".into(), other, "an object")),
+        }
+    }
+
+    /// The same object, which notes the place of every key that is asked for.
+    pub(super) fn noting(mut self, asked: &'a RefCell<BTreeSet<String>>) -> Self {
+        self.asked = Some(asked);
+        self
+    }
+
+    /// Notes that a key was asked for.
+    fn ask(&self, key: &str) {
+        if let Some(asked) = self.asked {
+            let mut asked = asked.borrow_mut();
+            asked.insert(format!("{}{key}", self.at));
+            // The outer object of a text config is the whole file.
+            if self.outer.is_some() {
+                asked.insert(key.to_owned());
+            }
         }
     }
 
@@ -39,12 +61,14 @@ impl<'a> Fields<'a> {
 
     /// The value of a key, unless it is absent or null.
     pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
+        self.ask(key);
         let found = |map: &'a Map<String, Value>| map.get(key).filter(|v| !v.is_null());
         found(self.map).or_else(|| self.outer.and_then(found))
     }
 
     /// Whether the key is there and null.
     pub(crate) fn is_null(&self, key: &str) -> bool {
+        self.ask(key);
         self.map.get(key).is_some_and(Value::is_null)
     }
 
@@ -182,8 +206,10 @@ impl<'a> Fields<'a> {
         };
         match value {
             Value::Object(map) => {
-                let at = format!("{}{}.", self.at, shown(key));
-                Ok(Some(Fields { file: self.file, at, map, outer: None }))
+                // What the outer object has is named as it stands there.
+                let inner = self.map.get(key).is_some_and(|value| !value.is_null());
+                let at = if inner { format!("{}{}.", self.at, shown(key)) } else { format!("{}.", shown(key)) };
+                Ok(Some(Fields { file: self.file, at, map, outer: None, asked: self.asked }))
             }
             other => Err(self.wrong(key, other, "an object")),
         }

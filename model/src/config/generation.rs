@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::fields::Fields;
 use super::generation_keys::{
-    UNSUPPORTED, UNSUPPORTED_IN_DRAWS, bad_words, decay, sequence_bias, stated, stop_strings, usable, usable_ids,
+    UNSUPPORTED, UNSUPPORTED_IN_DRAWS, Unusable, bad_words, decay, sequence_bias, stated, stop_strings,
 };
 use super::json;
 use super::limits::{MAX_CONFIG_BYTES, MAX_POSITIONS};
@@ -51,6 +51,8 @@ pub struct GenerationConfig {
     pub unsupported: Vec<String>,
     /// The same for keys that would change drawn texts only.
     pub unsupported_in_draws: Vec<String>,
+    /// What is stated and cannot be used, as sentences that name the file and the key; it counts as not stated.
+    pub unusable: Vec<String>,
 }
 
 impl GenerationConfig {
@@ -73,54 +75,62 @@ impl GenerationConfig {
 
     /// Reads the bytes of the file; `path` is for warnings.
     pub fn from_json(path: &Path, bytes: &[u8]) -> Self {
+        let out = Self::parse(path, bytes);
+        for message in &out.unusable {
+            tracing::warn!("{message}");
+        }
+        out
+    }
+
+    fn parse(path: &Path, bytes: &[u8]) -> Self {
+        let nothing = |message: String| Self { unusable: vec![message], ..Self::default() };
         // As Python's json, and unlike the other files: the last of equal keys counts.
         let value: Value = match json::from_slice(bytes) {
             Ok(value) => value,
             Err(message) => {
-                tracing::warn!("{}: {message}; no generation default is taken from it", path.display());
-                return Self::default();
+                return nothing(format!("{}: {message}; no generation default is taken from it", path.display()));
             }
         };
         match Fields::root(path, &value) {
             Ok(root) => Self::read(&root),
-            Err(error) => {
-                tracing::warn!("{error}; no generation default is taken from it");
-                Self::default()
-            }
+            Err(error) => nothing(format!("{error}; no generation default is taken from it")),
         }
     }
 
     fn read(root: &Fields) -> Self {
-        let count = |key| usable(root.integer(key, 0, MAX_POSITIONS));
-        Self {
-            do_sample: usable(root.boolean("do_sample")),
-            temperature: usable(root.number("temperature", "a number from 0 to 100", |x| (0.0..=100.0).contains(&x))),
-            top_k: usable(root.integer("top_k", 0, u32::MAX as usize)),
-            top_p: usable(root.number("top_p", "a number above 0, at most 1", |x| x > 0.0 && x <= 1.0)),
-            min_p: usable(root.number("min_p", "a number from 0 to below 1", |x| (0.0..1.0).contains(&x))),
-            repetition_penalty: usable(
-                root.number("repetition_penalty", "a number above 0, at most 100", |x| x > 0.0 && x <= 100.0),
-            ),
-            max_new_tokens: usable(root.size("max_new_tokens", MAX_POSITIONS)),
-            max_length: usable(root.size("max_length", MAX_POSITIONS)),
-            eos_token_ids: usable_ids(root, "eos_token_id"),
-            bos_token_id: usable(root.token_id("bos_token_id")),
-            pad_token_id: usable(root.token_id("pad_token_id")),
-            stop_strings: usable(stop_strings(root)),
+        let mut unusable = Unusable::default();
+        let mut out = Self {
+            do_sample: unusable.or(root.boolean("do_sample")),
+            temperature: unusable
+                .or(root.number("temperature", "a number from 0 to 100", |x| (0.0..=100.0).contains(&x))),
+            top_k: unusable.or(root.integer("top_k", 0, u32::MAX as usize)),
+            top_p: unusable.or(root.number("top_p", "a number above 0, at most 1", |x| x > 0.0 && x <= 1.0)),
+            min_p: unusable.or(root.number("min_p", "a number from 0 to below 1", |x| (0.0..1.0).contains(&x))),
+            repetition_penalty: unusable
+                .or(root.number("repetition_penalty", "a number above 0, at most 100", |x| x > 0.0 && x <= 100.0)),
+            max_new_tokens: unusable.or(root.size("max_new_tokens", MAX_POSITIONS)),
+            max_length: unusable.or(root.size("max_length", MAX_POSITIONS)),
+            eos_token_ids: unusable.ids(root, "eos_token_id"),
+            bos_token_id: unusable.or(root.token_id("bos_token_id")),
+            pad_token_id: unusable.or(root.token_id("pad_token_id")),
+            stop_strings: unusable.or(stop_strings(root)),
             processors: LogitsProcessors {
-                sequence_bias: usable(sequence_bias(root)),
-                no_repeat_ngram_size: count("no_repeat_ngram_size").unwrap_or_default(),
-                bad_words_ids: usable(bad_words(root)),
-                min_length: count("min_length").unwrap_or_default(),
-                min_new_tokens: count("min_new_tokens").unwrap_or_default(),
-                exponential_decay_length_penalty: usable(decay(root)),
-                suppress_tokens: usable_ids(root, "suppress_tokens"),
-                begin_suppress_tokens: usable_ids(root, "begin_suppress_tokens"),
+                sequence_bias: unusable.or(sequence_bias(root)),
+                no_repeat_ngram_size: unusable.count(root, "no_repeat_ngram_size"),
+                bad_words_ids: unusable.or(bad_words(root)),
+                min_length: unusable.count(root, "min_length"),
+                min_new_tokens: unusable.count(root, "min_new_tokens"),
+                exponential_decay_length_penalty: unusable.or(decay(root)),
+                suppress_tokens: unusable.ids(root, "suppress_tokens"),
+                begin_suppress_tokens: unusable.ids(root, "begin_suppress_tokens"),
                 ..LogitsProcessors::default()
             },
             unsupported: stated(root, UNSUPPORTED),
             unsupported_in_draws: stated(root, UNSUPPORTED_IN_DRAWS),
-        }
+            unusable: Vec::new(),
+        };
+        out.unusable = unusable.0;
+        out
     }
 
     /// How tokens are chosen where nobody says otherwise, by the rules of transformers: greedily unless `do_sample` is true; a draw

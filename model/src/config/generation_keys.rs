@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::fields::Fields;
+use super::limits::MAX_POSITIONS;
 use crate::Result;
 
 /// Most entries of a list, and tokens of one sequence in it.
@@ -31,26 +32,38 @@ pub(super) const UNSUPPORTED: &[(&str, Option<f64>)] = &[
 pub(super) const UNSUPPORTED_IN_DRAWS: &[(&str, Option<f64>)] =
     &[("typical_p", Some(1.0)), ("epsilon_cutoff", Some(0.0)), ("eta_cutoff", Some(0.0)), ("top_h", None)];
 
-/// The value of a key, or nothing and a warning.
-pub(super) fn usable<T: Default>(read: Result<T>) -> T {
-    read.unwrap_or_else(|error| {
-        tracing::warn!("{error}; it counts as not stated");
-        T::default()
-    })
-}
+/// What cannot be used, in words.
+#[derive(Default)]
+pub(super) struct Unusable(pub(super) Vec<String>);
 
-/// A token id or a list of them; those that are none are left out with a warning.
-pub(super) fn usable_ids(root: &Fields, key: &str) -> Vec<u32> {
-    let Some(value) = root.get(key) else { return Vec::new() };
-    let entries = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-    let ids = entries.iter().take(MAX_ENTRIES).filter_map(|entry| {
-        let id = token_id(entry);
-        if id.is_none() {
-            tracing::warn!("{}; it is left out", root.wrong(key, entry, "a token id (or a list of them)"));
-        }
-        id
-    });
-    ids.collect()
+impl Unusable {
+    /// The value of a key, or nothing.
+    pub(super) fn or<T: Default>(&mut self, read: Result<T>) -> T {
+        read.unwrap_or_else(|error| {
+            self.0.push(format!("{error}; it counts as not stated"));
+            T::default()
+        })
+    }
+
+    /// A number of tokens; 0 where none is stated.
+    pub(super) fn count(&mut self, root: &Fields, key: &str) -> usize {
+        self.or(root.integer(key, 0, MAX_POSITIONS)).unwrap_or_default()
+    }
+
+    /// A token id or a list of them; those that are none are left out.
+    pub(super) fn ids(&mut self, root: &Fields, key: &str) -> Vec<u32> {
+        let Some(value) = root.get(key) else { return Vec::new() };
+        let entries = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        let ids = entries.iter().take(MAX_ENTRIES).filter_map(|entry| {
+            let id = token_id(entry);
+            if id.is_none() {
+                let error = root.wrong(key, entry, "a token id (or a list of them)");
+                self.0.push(format!("{error}; it is left out"));
+            }
+            id
+        });
+        ids.collect()
+    }
 }
 
 fn token_id(value: &Value) -> Option<u32> {

@@ -32,6 +32,7 @@ mod quantization;
 mod read;
 mod rope;
 mod rope_scaling;
+mod unread;
 
 pub use crest::{CrestConfig, CrestOptions, CrestOverrides, DiscoveredCrest, GateInput, StepInput};
 pub use emberlm_quant::halting::{HaltMode, HaltWeights};
@@ -46,3 +47,4 @@ pub use notes::Notes;
 pub use quantization::{QuantType, QuantizationConfig};
 pub use rope::RopeConfig;
 pub use rope_scaling::{DynamicScaling, Llama3Scaling, LongRopeScaling, RopeScaling, YarnScaling};
+pub(crate) use unread::is_harmless;

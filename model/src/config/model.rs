@@ -146,6 +146,6 @@ fn read_json(dir: &ModelDir, name: &str) -> Result<Option<Value>> {
     json::parse(&bytes).map(Some).map_err(|message| not_json(&dir.path().join(name), message))
 }
 
-fn not_json(path: &Path, message: String) -> Error {
+pub(super) fn not_json(path: &Path, message: String) -> Error {
     Error::config(path, "(file)", message)
 }

@@ -164,6 +164,14 @@ impl TextProcessor {
         }
     }
 
+    /// Every token as the vocabulary spells it and its id, by id; added ones included.
+    pub fn vocabulary(&self) -> Vec<(u32, String)> {
+        let tokens = self.inner.tokenizer.get_vocab(true);
+        let mut tokens: Vec<(u32, String)> = tokens.into_iter().map(|(token, id)| (id, token)).collect();
+        tokens.sort_unstable();
+        tokens
+    }
+
     /// Tokens known, added ones included. The embedding of a model may have more rows.
     pub fn vocab_size(&self) -> usize {
         self.inner.tokenizer.get_vocab_size(true)

@@ -76,6 +76,19 @@ impl Copy {
         Self { dir }
     }
 
+    /// A copy of all files of a fixture that belong to the model.
+    pub fn whole(name: &str) -> Self {
+        let dir = tempfile::tempdir().expect("tempdir");
+        for entry in fs::read_dir(fixture(name)).expect("fixture") {
+            let path = entry.expect("entry").path();
+            let file = path.file_name().and_then(|f| f.to_str()).unwrap_or_default();
+            if !file.contains("golden") {
+                fs::copy(&path, dir.path().join(file)).expect("copy");
+            }
+        }
+        Self { dir }
+    }
+
     pub fn path(&self) -> &Path {
         self.dir.path()
     }

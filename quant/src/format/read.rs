@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::check::{check, narrow_row_bytes};
 use super::float::decoder;
+use crate::error::Result;
 use crate::host::{FloatType, HostCodeBook4, HostInt8, HostRows, HostScales, HostStorage, HostWeight};
 
 /// Elements that one task reads: large enough to hide the cost of a task, small enough to keep all threads busy.
@@ -27,6 +28,27 @@ pub fn dequantize(weight: &HostWeight) -> Vec<f32> {
     let mut values = vec![0.0; weight.n * weight.k];
     run(|| values.par_chunks_mut(TASK).enumerate().for_each(|(task, out)| read(weight, task * TASK, false, out)));
     values
+}
+
+/// Reads parts of a weight, which is checked once.
+#[derive(Clone, Copy, Debug)]
+pub struct Dequantizer<'a>(&'a HostWeight);
+
+impl<'a> Dequantizer<'a> {
+    /// # Errors
+    /// As [`check`].
+    pub fn new(weight: &'a HostWeight) -> Result<Self> {
+        check(weight)?;
+        Ok(Self(weight))
+    }
+
+    /// Elements `start..start + out.len()` of the flattened matrix, as [`dequantize`] has them.
+    ///
+    /// # Panics
+    /// When the weight has no such elements.
+    pub fn read(&self, start: usize, out: &mut [f32]) {
+        read(self.0, start, false, out);
+    }
 }
 
 /// The weight rounded to the type it is meant to be computed in, as a dense weight.

@@ -9,9 +9,9 @@ use super::names::shown;
 use crate::{Error, Result};
 
 /// The weights of a model that are one file.
-pub(super) const SINGLE: &str = "model.safetensors";
+pub(crate) const SINGLE: &str = "model.safetensors";
 /// Which tensor is in which of several files.
-pub(super) const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// A directory whose regular files may be read. Links may lead to files of the same directory, or from a hub snapshot to the
 /// blobs of the same repository; elsewhere only where the caller [allows](Self::allow_links) it.
@@ -193,7 +193,7 @@ impl ModelDir {
 
 /// The path of a file in a directory or its subfolders, as `a/b` without `.` parts; `None` when, on any platform, it could
 /// mean another place (absolute, `..`, a drive, a share, backslashes).
-pub(super) fn relative(name: &str) -> Option<String> {
+pub(crate) fn relative(name: &str) -> Option<String> {
     const DEPTH: usize = 16;
     if name.starts_with('/') || name.ends_with('/') || name.len() > 4096 {
         return None;

@@ -39,9 +39,13 @@ mod weights;
 
 pub use differences::{MismatchedTensor, MissingTensor, TensorDifferences};
 pub use dir::{EmbeddedFile, ModelDir};
+#[cfg(feature = "hub")]
+pub(crate) use dir::{INDEX, SINGLE, relative};
 pub(crate) use foreign::recognise;
 pub use foreign::{LFS_ADVICE, is_lfs_pointer};
 pub use header::{Dtype, TensorInfo};
+#[cfg(feature = "hub")]
+pub(crate) use index::{MAX_INDEX_BYTES, parse as parse_index};
 pub(crate) use names::layer_of;
 pub use open::{Checkpoint, OpenOptions};
 pub use storage_kind::StorageKind;

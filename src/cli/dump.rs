@@ -120,7 +120,7 @@ fn dump<B: CompactBackend>(args: &DumpArgs, device: &OpenDevice<B>) -> Result<()
     let out = OutputFile::create(&args.out)?;
 
     let options = WeightOptions {
-        quantize: args.model.quant.option(),
+        quantize: args.model.quant().option(),
         // What is compared with other programs changes only on demand.
         quantize_head: args.model.quant_head.option(false),
         round_to_stored: args.rounding == Rounding::Stored,

@@ -64,8 +64,13 @@ fn five_hundred_downloads_with_random_faults() {
                 cache = tempfile::tempdir().unwrap();
             }
             let rate = [5, 15, 30, 60][random.below(4)];
-            let random = Mutex::new(random);
-            server.faults(move |asked| fault(&mut random.lock().unwrap(), rate, asked));
+            // In half of them the network is gone for good after so many requests.
+            let last = if random.below(2) == 0 { 5 + random.below(30) } else { usize::MAX };
+            let (random, count) = (Mutex::new(random), AtomicUsize::new(0));
+            server.faults(move |asked| match count.fetch_add(1, Ordering::Relaxed) {
+                number if number > last => Fault::Cut(0),
+                _ => fault(&mut random.lock().unwrap(), rate, asked),
+            });
             let mut options = options(&server, cache.path());
             options.attempts = 3;
             let directory = Hub::new(options).unwrap().pull(&NAME.parse().unwrap(), &|event| {

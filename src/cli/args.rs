@@ -1,6 +1,6 @@
 //! Flags that several commands share.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use emberlm::model::QuantizeOnLoad;
@@ -36,7 +36,7 @@ pub struct ModelArgs {
 impl ModelArgs {
     /// The storage that is asked for, or is recommended for the model that is named.
     pub fn quant(&self) -> Quant {
-        self.quant.unwrap_or_else(|| model_name::recommended(self.model.as_deref()))
+        Quant::or_recommended(self.quant, self.model.as_deref())
     }
 }
 
@@ -89,6 +89,28 @@ pub enum Quant {
 }
 
 impl Quant {
+    /// What was given, or what is recommended for a model whose short name was given, or none.
+    pub fn or_recommended(given: Option<Self>, model: Option<&Path>) -> Self {
+        given.unwrap_or_else(|| match model_name::recommended(model) {
+            None => Self::None,
+            Some(QuantizeOnLoad::Nf4) => Self::Nf4,
+            Some(QuantizeOnLoad::Nf4Double) => Self::Nf4Dq,
+            Some(QuantizeOnLoad::Int8) => Self::Int8,
+            Some(QuantizeOnLoad::Int8Rows) => Self::Int8Rows,
+        })
+    }
+
+    /// As the flag has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Nf4 => "nf4",
+            Self::Nf4Dq => "nf4-dq",
+            Self::Int8 => "int8",
+            Self::Int8Rows => "int8-rows",
+        }
+    }
+
     /// As the loader takes it.
     pub fn option(self) -> Option<QuantizeOnLoad> {
         match self {

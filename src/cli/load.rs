@@ -25,6 +25,11 @@ pub fn open(model: &ModelArgs, depth: &DepthArgs) -> Result<Pretrained> {
             Pretrained::open_with(path, OpenOptions { allow_links: model.allow_links })
         }
     };
+    if let (None, Some(name), quant) = (model.quant, &model.model, model.quant())
+        && quant != Quant::None
+    {
+        output::note(&format!("{}: --quant {}, as its card recommends", name.display(), quant.name()));
+    }
     opened.and_then(|pretrained| pretrained.depth(&depth.overrides())).with_context(|| {
         let name = model.model.as_ref().map_or_else(|| "demo model".into(), |path| format!("model {}", path.display()));
         format!("cannot open the {name}{}", depth.given())

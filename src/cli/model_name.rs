@@ -8,8 +8,8 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 #[cfg(feature = "hub")]
 use emberlm::hub::{self, Hub, HubError, HubName};
+use emberlm::model::QuantizeOnLoad;
 
-use super::args::Quant;
 #[cfg(feature = "hub")]
 use super::download;
 #[cfg(feature = "hub")]
@@ -53,23 +53,16 @@ pub fn directory(model: &Path, _: &HubArgs) -> Result<PathBuf> {
     Ok(model.to_owned())
 }
 
-/// The storage that is recommended for a short name, when that is what was given.
+/// What is recommended to do with the dense weights of a model whose short name was given.
 #[cfg(feature = "hub")]
-pub fn recommended(model: Option<&Path>) -> Quant {
-    use emberlm::model::QuantizeOnLoad;
-    let short = model.filter(|model| !model.exists()).and_then(Path::to_str).and_then(hub::short_name);
-    match short.and_then(|short| short.quantize) {
-        Some(QuantizeOnLoad::Nf4) => Quant::Nf4,
-        Some(QuantizeOnLoad::Nf4Double) => Quant::Nf4Dq,
-        Some(QuantizeOnLoad::Int8) => Quant::Int8,
-        Some(QuantizeOnLoad::Int8Rows) => Quant::Int8Rows,
-        _ => Quant::None,
-    }
+pub fn recommended(model: Option<&Path>) -> Option<QuantizeOnLoad> {
+    let name = model.filter(|model| !model.exists()).and_then(Path::to_str)?;
+    hub::short_name(name)?.quantize
 }
 
 #[cfg(not(feature = "hub"))]
-pub fn recommended(_: Option<&Path>) -> Quant {
-    Quant::None
+pub fn recommended(_: Option<&Path>) -> Option<QuantizeOnLoad> {
+    None
 }
 
 /// The hub of the environment, or its cache alone.
@@ -159,7 +152,7 @@ mod tests {
         let at = HubArgs { revision: Some("v2".into()), offline: false };
         assert_eq!(as_name(Path::new("org/model"), &at).unwrap().unwrap().revision(), "v2");
         assert!(as_name(Path::new("src"), &at).is_err());
-        assert_eq!(recommended(Some(Path::new("sky-lite@main"))), Quant::Nf4);
-        assert_eq!(recommended(Some(Path::new("lean-8b"))), Quant::None);
+        assert_eq!(recommended(Some(Path::new("sky-lite@main"))), Some(QuantizeOnLoad::Nf4));
+        assert_eq!(recommended(Some(Path::new("lean-8b"))), None);
     }
 }

@@ -83,7 +83,7 @@ impl Download<'_> {
             on(PullEvent::Done { name: file });
             return Ok(blob);
         }
-        let mut restarts = 0;
+        let mut restarts = 0u32;
         let partial = Partial::open(&self.repository.blobs(), self.expected, self.client.options().part_bytes)?;
         on(PullEvent::File { name: file, length, kept: partial.written() });
         loop {
@@ -111,8 +111,9 @@ impl Download<'_> {
                 }
             };
             on(PullEvent::Lost(partial.reset()?));
-            restarts += 1;
+            restarts = restarts.saturating_add(1);
             if restarts > MOST_RESTARTS {
+                partial.discard();
                 let message =
                     format!("{reason} (after {MOST_RESTARTS} new beginnings): nothing of it is kept, try again later");
                 return Err(HubError::Integrity { file: file.into(), message });

@@ -156,6 +156,12 @@ impl Partial {
         Ok(lost)
     }
 
+    /// Removes what is there.
+    pub fn discard(&self) {
+        let _ = fs::remove_file(&self.record_path);
+        let _ = fs::remove_file(&self.path);
+    }
+
     /// As one part, as which a server without ranges sends it. Nothing may be written yet.
     pub fn as_one_part(&self) {
         let mut state = self.state();

@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::cli::args::{CacheType, Quant, QuantHead};
 use crate::cli::device_args::{ActivationType, DeviceChoice};
-use crate::cli::model_name::{self, HubArgs};
+use crate::cli::model_name::HubArgs;
 
 /// Flags of `ember bench`.
 #[derive(Debug, Args)]
@@ -95,6 +95,6 @@ pub struct BenchArgs {
 impl BenchArgs {
     /// The storage that is asked for, or is recommended for the model that is named.
     pub fn quant(&self) -> Quant {
-        self.quant.unwrap_or_else(|| model_name::recommended(self.model.as_deref()))
+        Quant::or_recommended(self.quant, self.model.as_deref())
     }
 }

@@ -74,6 +74,8 @@ pub mod nn;
 
 pub use emberlm_backends as backends;
 pub use emberlm_model as model;
+#[cfg(feature = "hub")]
+pub use emberlm_model::hub;
 pub use emberlm_quant as quant;
 
 /// What most programs need.

@@ -26,6 +26,12 @@ mod fixture;
 mod generate;
 #[path = "cli/habits.rs"]
 mod habits;
+#[cfg(feature = "hub")]
+#[path = "cli/hub.rs"]
+mod hub;
+#[cfg(feature = "hub")]
+#[path = "../../model/tests/hub_support/mod.rs"]
+mod hub_support;
 #[path = "cli/info.rs"]
 mod info;
 #[path = "cli/limits.rs"]

@@ -59,6 +59,10 @@ pub enum Error {
     /// The chat template failed.
     #[error("chat template: {0}")]
     Template(String),
+    /// A model could not be had from a hub.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
     /// A text cannot be what a grammar asks for.
     #[error("grammar: {0}")]
     Grammar(String),

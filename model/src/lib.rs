@@ -13,6 +13,8 @@ pub mod evaluate;
 pub mod generate;
 #[cfg(feature = "grammar")]
 pub mod grammar;
+#[cfg(feature = "hub")]
+pub mod hub;
 mod limits;
 mod loader;
 mod nn;

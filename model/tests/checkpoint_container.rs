@@ -444,6 +444,29 @@ mod links {
         fails("not a hub folder", "leads out", || load(&elsewhere));
     }
 
+    /// huggingface_hub 2 keeps what it gets from Xet in one store of the whole cache, to which the blobs link.
+    #[test]
+    fn a_hub_snapshot_links_to_the_store_of_its_cache() {
+        let hub = tempfile::tempdir().expect("tempdir");
+        let repository = hub.path().join("models--a--b");
+        let (snapshot, blobs) = (repository.join("snapshots/abc"), repository.join("blobs"));
+        let hash = "ab".repeat(32);
+        let store = hub.path().join("blobs/ab");
+        for folder in [&snapshot, &blobs, &store] {
+            fs::create_dir_all(folder).expect("create");
+        }
+        fs::copy(fixture("leanllama").join("config.json"), snapshot.join("config.json")).expect("copy");
+        fs::copy(fixture("leanllama").join("model.safetensors"), store.join(&hash)).expect("copy");
+        symlink(format!("../../blobs/ab/{hash}"), blobs.join("etag")).expect("link");
+        symlink("../../blobs/etag", snapshot.join("model.safetensors")).expect("link");
+        load(&snapshot).expect("the store of the cache");
+        // Anything else beside the repository is not.
+        fs::rename(store.join(&hash), store.join("notes")).expect("rename");
+        fs::remove_file(blobs.join("etag")).expect("remove");
+        symlink("../../blobs/ab/notes", blobs.join("etag")).expect("link");
+        fails("a file that is no blob", "leads out", || load(&snapshot));
+    }
+
     #[test]
     fn what_is_not_a_regular_file_is_refused() {
         let copy = Copy::of("leanllama");

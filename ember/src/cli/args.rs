@@ -1,6 +1,6 @@
 //! Flags that several commands share.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
@@ -8,24 +8,37 @@ use emberlm::model::QuantizeOnLoad;
 use emberlm::model::config::CrestOverrides;
 use emberlm::quant::kv::KvFormat;
 
+use super::model_name::{self, HubArgs};
+
 /// Where the model is.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct ModelArgs {
-    /// Model directory: config.json, safetensors files, tokenizer.json [default: a small model that is part of the program]
-    #[arg(short, long, value_name = "DIR")]
+    /// Model directory (config.json, safetensors files, tokenizer.json), or a model on a hub: org/name[@revision][:folder], sky-11b-int4, sky-lite,
+    /// nano-3b, lean-8b [default: a small model that is part of the program]
+    #[arg(short, long, value_name = "DIR|NAME")]
     pub model: Option<PathBuf>,
 
     /// Follow links in the model directory that lead out of it; for links that you made, not for a directory from a stranger
     #[arg(long)]
     pub allow_links: bool,
 
-    /// Quantise the dense linear layers while loading
-    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
-    pub quant: Quant,
+    /// Quantise the dense linear layers while loading [default: none; for a short name what the model's card recommends]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub quant: Option<Quant>,
 
     /// Storage of a dense embedding and head
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub quant_head: QuantHead,
+
+    #[command(flatten)]
+    pub hub: HubArgs,
+}
+
+impl ModelArgs {
+    /// The storage that is asked for, or is recommended for the model that is named.
+    pub fn quant(&self) -> Quant {
+        Quant::or_recommended(self.quant, self.model.as_deref())
+    }
 }
 
 /// A storage of embedding and head.
@@ -78,6 +91,16 @@ pub struct Quant(Option<QuantizeOnLoad>);
 impl Quant {
     /// Every tensor as it is stored.
     pub const NONE: Self = Self(None);
+
+    /// What was given, or what is recommended for a model whose short name was given, or none.
+    pub fn or_recommended(given: Option<Self>, model: Option<&Path>) -> Self {
+        given.unwrap_or_else(|| Self(model_name::recommended(model)))
+    }
+
+    /// As the flag has it.
+    pub fn name(self) -> &'static str {
+        self.0.map_or("none", QuantizeOnLoad::name)
+    }
 
     /// As the loader takes it.
     pub fn option(self) -> Option<QuantizeOnLoad> {

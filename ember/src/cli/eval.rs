@@ -147,7 +147,7 @@ fn eval<B: CompactBackend>(args: &EvalArgs, device: &OpenDevice<B>) -> Result<()
         QuantHead::Auto => QuantHead::As(Quant::NONE),
         chosen => chosen,
     };
-    let pretrained = load::prepare(load::open(&args.model, &args.depth)?, args.model.quant, head, device)?;
+    let pretrained = load::prepare(load::open(&args.model, &args.depth)?, args.model.quant(), head, device)?;
     let text = read(&args.text)?;
     let processor = pretrained.text()?;
     let tokens = Tokens::new(&processor, &text, args.window_bos)?;

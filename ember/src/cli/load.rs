@@ -13,14 +13,23 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::{DepthArgs, ModelArgs, Quant, QuantHead};
 use super::backend::OpenDevice;
-use super::output;
+use super::model_name::HubArgs;
+use super::{model_name, output};
 
 /// Opens a model directory, or the demo model when none is given; nothing is loaded yet.
 pub fn open(model: &ModelArgs, depth: &DepthArgs) -> Result<Pretrained> {
     let opened = match &model.model {
         None => demo::open(),
-        Some(path) => Pretrained::open_with(path, OpenOptions { allow_links: model.allow_links }),
+        Some(name) => {
+            let path = model_name::directory(name, &model.hub)?;
+            Pretrained::open_with(path, OpenOptions { allow_links: model.allow_links })
+        }
     };
+    if let (None, Some(name), quant) = (model.quant, &model.model, model.quant())
+        && quant != Quant::NONE
+    {
+        output::note(&format!("{}: --quant {}, as its card recommends", name.display(), quant.name()));
+    }
     opened.and_then(|pretrained| pretrained.depth(&depth.overrides())).with_context(|| {
         let name = model.model.as_ref().map_or_else(|| "demo model".into(), |path| format!("model {}", path.display()));
         format!("cannot open the {name}{}", depth.given())
@@ -28,10 +37,11 @@ pub fn open(model: &ModelArgs, depth: &DepthArgs) -> Result<Pretrained> {
 }
 
 /// Tokenizer and templates of a model directory, or of the demo model; a directory with its text files alone will do.
-pub fn tokenizer(model: Option<&Path>) -> Result<TextProcessor> {
-    let Some(path) = model else {
+pub fn tokenizer(model: Option<&Path>, hub: &HubArgs) -> Result<TextProcessor> {
+    let Some(model) = model else {
         return Ok(demo::open().context("cannot open the demo model")?.text()?);
     };
+    let path = &model_name::directory(model, hub)?;
     // With weights and config the size of the embedding is known.
     let text = match Pretrained::open(path) {
         Ok(pretrained) => pretrained.text(),
@@ -59,9 +69,13 @@ pub fn prepare<B: CompactBackend>(
     Ok(pretrained.weight_options(WeightOptions { quantize, quantize_head, ..WeightOptions::default() }))
 }
 
-/// The last part of the path of a model.
+/// The name of a model from a hub, or the last part of the path of another.
 pub fn name(pretrained: &Pretrained) -> String {
     let directory = pretrained.directory();
+    #[cfg(feature = "hub")]
+    if let Some(name) = emberlm::hub::repository_of(directory) {
+        return name;
+    }
     directory.file_name().map_or_else(|| directory.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 

@@ -15,6 +15,8 @@ mod depth;
 mod device_args;
 mod diff;
 mod doctor;
+#[cfg(feature = "hub")]
+mod download;
 mod dump;
 mod estimate;
 mod eval;
@@ -25,7 +27,12 @@ mod input;
 mod load;
 mod man;
 mod memory;
+mod model_name;
+#[cfg(feature = "hub")]
+mod models;
 mod output;
+#[cfg(feature = "hub")]
+mod pull;
 mod render;
 pub mod sampling;
 #[cfg(feature = "serve")]
@@ -70,6 +77,12 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Show what a model directory holds and what running it takes; loads no weights
     Info(Box<info::InfoArgs>),
+    /// Download a model from a hub into the cache
+    #[cfg(feature = "hub")]
+    Pull(pull::PullArgs),
+    /// List the models in the cache
+    #[cfg(feature = "hub")]
+    Models(models::ModelsArgs),
     /// Measure prefill and decode speed, of a checkpoint or of random weights
     Bench(Box<bench::BenchArgs>),
     /// List the devices, and test one
@@ -123,6 +136,10 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(&args),
         Command::Info(args) => info::run(&args).map(|()| true),
+        #[cfg(feature = "hub")]
+        Command::Pull(args) => pull::run(&args).map(|()| true),
+        #[cfg(feature = "hub")]
+        Command::Models(args) => models::run(&args).map(|()| true),
         Command::Bench(args) => bench::run(&args).map(|()| true),
         Command::Doctor(args) => doctor::run(&args).map(|()| true),
         Command::Eval(args) => eval::run(&args).map(|()| true),

@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::chat_input::ChatArgs;
+use super::model_name::HubArgs;
 use super::terminal::TerminalFilter;
 use super::{input, load, output};
 
@@ -28,8 +29,8 @@ tokens of the same chat.";
 #[derive(Debug, Args)]
 #[command(after_long_help = ABOUT)]
 pub struct RenderArgs {
-    /// Model directory; its tokenizer and template files are enough [default: a small model that is part of the program]
-    #[arg(short, long, value_name = "DIR")]
+    /// Model directory or name, as in `ember pull NAME`; its tokenizer and template files are enough [default: a small model that is part of the program]
+    #[arg(short, long, value_name = "DIR|NAME")]
     model: Option<PathBuf>,
 
     /// What the user says; - reads it from stdin
@@ -46,6 +47,9 @@ pub struct RenderArgs {
 
     #[command(flatten)]
     chat: ChatArgs,
+
+    #[command(flatten)]
+    hub: HubArgs,
 }
 
 /// What `--json` prints.
@@ -57,7 +61,7 @@ struct Report<'a> {
 
 /// Runs the command.
 pub fn run(args: &RenderArgs) -> Result<()> {
-    let text = load::tokenizer(args.model.as_deref())?;
+    let text = load::tokenizer(args.model.as_deref(), &args.hub)?;
     let (messages, options) = args.chat.chat(|| input::text(args.prompt.as_deref(), args.file.as_deref()))?;
     let prompt = text.render_chat(&messages, &options)?;
     // A prompt with a token that the model lacks is worth a look too.

@@ -153,7 +153,7 @@ impl WithBackend for &ServeArgs {
 }
 
 fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<bool> {
-    let (quant, head) = (args.model.quant, args.model.quant_head);
+    let (quant, head) = (args.model.quant(), args.model.quant_head);
     let pretrained = load::prepare(load::open(&args.model, &args.depth)?, quant, head, device)?;
     let architecture = pretrained.architecture();
     let trained = architecture.config.max_position_embeddings;

@@ -9,6 +9,7 @@ use emberlm::model::text::{SpecialText, SpecialToken, TextProcessor, TokenKind};
 use serde::Serialize;
 
 use super::chat_input::ChatArgs;
+use super::model_name::HubArgs;
 use super::{input, load, output};
 
 const ABOUT: &str = "\
@@ -28,8 +29,8 @@ ordinary, added or special), and the model's special_tokens (bos, eos, pad, unk)
 #[derive(Debug, Args)]
 #[command(after_long_help = ABOUT)]
 pub struct TokenizeArgs {
-    /// Model directory; its tokenizer files are enough [default: a small model that is part of the program]
-    #[arg(short, long, value_name = "DIR")]
+    /// Model directory or name, as in `ember pull NAME`; its tokenizer files are enough [default: a small model that is part of the program]
+    #[arg(short, long, value_name = "DIR|NAME")]
     model: Option<PathBuf>,
 
     /// The text; - reads it from stdin
@@ -62,6 +63,9 @@ pub struct TokenizeArgs {
 
     #[command(flatten)]
     options: ChatArgs,
+
+    #[command(flatten)]
+    hub: HubArgs,
 }
 
 /// What `--json` prints.
@@ -105,7 +109,7 @@ struct Role<'a> {
 
 /// Runs the command.
 pub fn run(args: &TokenizeArgs) -> Result<()> {
-    let text = load::tokenizer(args.model.as_deref())?;
+    let text = load::tokenizer(args.model.as_deref(), &args.hub)?;
     let rows = text.embedding();
     // Tokens beyond the embedding are shown, not refused.
     let text = text.without_embedding();

@@ -32,7 +32,7 @@ fn what_other_programs_have_and_this_has_not_is_explained() {
         (&["-f", "prompt.txt"][..], "from stdin: -p - < FILE"),
         (&["--dtype", "float16"], "--activations"),
         (&["--num_beams", "4"], "the samplers are"),
-        (&["-hf", "a/b"], "hf download"),
+        (&["-hff", "a.gguf"], "-m org/name"),
         (&["--repeat-last-n", "64"], "--repeat-penalty counts all tokens"),
     ] {
         let ended = story(flags).with_code(2);

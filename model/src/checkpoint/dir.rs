@@ -9,9 +9,9 @@ use super::names::shown;
 use crate::{Error, Result};
 
 /// The weights of a model that are one file.
-pub(super) const SINGLE: &str = "model.safetensors";
+pub(crate) const SINGLE: &str = "model.safetensors";
 /// Which tensor is in which of several files.
-pub(super) const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// A directory whose regular files may be read. Links may lead to files of the same directory, or from a hub snapshot to the
 /// blobs of the same repository; elsewhere only where the caller [allows](Self::allow_links) it.
@@ -125,7 +125,8 @@ impl ModelDir {
         let path = self.path.join(name);
         let io = |source| Error::Io { path: path.clone(), source };
         let real = path.canonicalize().map_err(io)?;
-        let inside = real.starts_with(root) || blobs.as_deref().is_some_and(|blobs| real.parent() == Some(blobs));
+        let is_blob = |blobs: &Path| real.parent() == Some(blobs) || is_shared_blob(&real, blobs);
+        let inside = real.starts_with(root) || blobs.as_deref().is_some_and(is_blob);
         if !inside && !any_links {
             let message = "is a link that leads out of the model directory: put the file itself there, or allow links (--allow-links) if \
                  you made this one";
@@ -193,7 +194,7 @@ impl ModelDir {
 
 /// The path of a file in a directory or its subfolders, as `a/b` without `.` parts; `None` when, on any platform, it could
 /// mean another place (absolute, `..`, a drive, a share, backslashes).
-pub(super) fn relative(name: &str) -> Option<String> {
+pub(crate) fn relative(name: &str) -> Option<String> {
     const DEPTH: usize = 16;
     if name.starts_with('/') || name.ends_with('/') || name.len() > 4096 {
         return None;
@@ -218,6 +219,16 @@ fn hub_blobs(real: &Path) -> Option<PathBuf> {
     let repository = snapshots.parent()?;
     let is_model = repository.file_name()?.to_str()?.starts_with("models--");
     is_model.then(|| repository.join("blobs").canonicalize().ok()).flatten()
+}
+
+/// Whether a file is in the store that the repositories of a hub's cache share, `blobs/ab/HASH` beside them: `huggingface_hub` 2 makes
+/// the blobs of a repository links to it.
+fn is_shared_blob(real: &Path, blobs: &Path) -> bool {
+    let name = real.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let is_hash = name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let cache = blobs.parent().and_then(Path::parent);
+    let store = cache.map(|cache| cache.join("blobs").join(name.get(..2).unwrap_or_default()));
+    is_hash && store.is_some_and(|store| real.parent() == Some(&store))
 }
 
 fn refuse(path: &Path, message: &str) -> Error {

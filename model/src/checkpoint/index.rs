@@ -14,11 +14,11 @@ use crate::config::json;
 use crate::{Error, Result};
 
 /// Longest index file, in bytes.
-pub(super) const MAX_INDEX_BYTES: u64 = 16 << 20;
+pub(crate) const MAX_INDEX_BYTES: u64 = 16 << 20;
 const MAX_SHARDS: usize = 1000;
 
 /// Tensor names by shard.
-pub(super) type Shards = BTreeMap<String, Vec<String>>;
+pub(crate) type Shards = BTreeMap<String, Vec<String>>;
 
 #[derive(Deserialize)]
 struct RawIndex {
@@ -58,7 +58,7 @@ impl<'de> Deserialize<'de> for RawMap {
 }
 
 /// Parses an index; every shard is a path within the directory of the index that ends in `.safetensors`.
-pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Shards> {
+pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Shards> {
     let broken = |message: String| Error::container(CheckpointError::of_file(path, message));
     let RawIndex { weight_map: RawMap(map), .. } = json::from_slice(bytes).map_err(&broken)?;
     let mut shards = Shards::new();

@@ -42,11 +42,15 @@ mod weights;
 
 pub use differences::{MismatchedTensor, MissingTensor, TensorDifferences};
 pub use dir::{EmbeddedFile, ModelDir};
+#[cfg(feature = "hub")]
+pub(crate) use dir::{INDEX, SINGLE, relative};
 pub use dtype::Dtype;
 pub(crate) use foreign::recognise;
 pub use foreign::{LFS_ADVICE, is_lfs_pointer};
 pub(crate) use header::FlawKind;
 pub use header::TensorInfo;
+#[cfg(feature = "hub")]
+pub(crate) use index::{MAX_INDEX_BYTES, parse as parse_index};
 pub(crate) use names::layer_of;
 pub use open::{Checkpoint, OpenOptions};
 pub use problem::{CheckpointError, TensorProperty};

@@ -6,12 +6,13 @@ use clap::Args;
 
 use crate::cli::args::{CacheType, Quant, QuantHead};
 use crate::cli::device_args::{ActivationType, DeviceChoice};
+use crate::cli::model_name::HubArgs;
 
 /// Flags of `ember bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Model directory [default: a small model that is part of the program]
-    #[arg(short, long, value_name = "DIR", conflicts_with = "shape")]
+    /// Model directory or name, as in `ember pull NAME` [default: a small model that is part of the program]
+    #[arg(short, long, value_name = "DIR|NAME", conflicts_with = "shape")]
     pub model: Option<PathBuf>,
 
     /// Follow links in the model directory that lead out of it
@@ -22,9 +23,9 @@ pub struct BenchArgs {
     #[arg(long, value_name = "NAME|FILE.json")]
     pub shape: Option<String>,
 
-    /// Storage of the linear layers
-    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
-    pub quant: Quant,
+    /// Storage of the linear layers [default: none; for a short name what the model's card recommends]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub quant: Option<Quant>,
 
     /// Storage of the embedding and the head
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
@@ -90,4 +91,14 @@ pub struct BenchArgs {
     /// Print one JSON object on stdout
     #[arg(long)]
     pub json: bool,
+
+    #[command(flatten)]
+    pub hub: HubArgs,
+}
+
+impl BenchArgs {
+    /// The storage that is asked for, or is recommended for the model that is named.
+    pub fn quant(&self) -> Quant {
+        Quant::or_recommended(self.quant, self.model.as_deref())
+    }
 }

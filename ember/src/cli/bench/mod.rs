@@ -22,7 +22,7 @@ use report::{Report, table};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::device_args::DeviceArgs;
 use super::memory::peak_rss;
-use super::{load, output};
+use super::{load, model_name, output};
 
 /// Runs the command.
 pub fn run(args: &BenchArgs) -> Result<()> {
@@ -109,14 +109,17 @@ fn load<B: CompactBackend>(
     depth: &CrestOverrides,
     device: &OpenDevice<B>,
 ) -> Result<(String, LoadPlan, CausalLm<B>)> {
-    let quantize = args.quant.option();
+    let quantize = args.quant().option();
     let Some(name) = args.shape.clone() else {
         let pretrained = match &args.model {
-            Some(path) => Pretrained::open_with(path, OpenOptions { allow_links: args.allow_links })?,
+            Some(name) => {
+                let path = model_name::directory(name, &args.hub)?;
+                Pretrained::open_with(path, OpenOptions { allow_links: args.allow_links })?
+            }
             None => demo::open()?,
         };
         fits(args, pretrained.architecture())?;
-        let pretrained = load::prepare(pretrained.depth(depth)?, args.quant, args.quant_head, device)?;
+        let pretrained = load::prepare(pretrained.depth(depth)?, args.quant(), args.quant_head, device)?;
         let plan = pretrained.plan::<B>(&device.device)?;
         let name = pretrained.directory().display().to_string();
         return Ok((name, plan, pretrained.load(&device.device)?));

@@ -114,7 +114,7 @@ impl WithBackend for &ChatArgs {
 fn chat<B: CompactBackend>(args: &ChatArgs, device: &OpenDevice<B>) -> Result<bool> {
     // What can be wrong is looked at before the weights are loaded, which can take minutes.
     let mut input = Input::open(args.history.as_deref())?;
-    let (quant, head) = (args.model.quant, args.model.quant_head);
+    let (quant, head) = (args.model.quant(), args.model.quant_head);
     let pretrained = load::prepare(load::open(&args.model, &args.depth)?, quant, head, device)?;
     let architecture = pretrained.architecture();
     let text = pretrained.text()?;

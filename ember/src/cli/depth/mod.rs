@@ -105,7 +105,7 @@ impl WithBackend for &DepthCommandArgs {
 }
 
 fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &OpenDevice<B>) -> Result<()> {
-    let (quant, head) = (args.model.quant, args.model.quant_head);
+    let (quant, head) = (args.model.quant(), args.model.quant_head);
     let pretrained = load::prepare(load::open(&args.model, &args.depth)?, quant, head, device)?;
     let architecture = pretrained.architecture();
     let Some(crest) = architecture.crest.clone() else {

@@ -21,6 +21,7 @@ use super::device_args::DeviceArgs;
 use super::estimate::Estimate;
 use super::eval::{self, Tokens, WINDOW, WindowBos};
 use super::memory::TokenizerMemory;
+use super::model_name::HubArgs;
 use super::{load, output, threads};
 
 const ABOUT: &str = "\
@@ -66,6 +67,9 @@ pub struct DiffArgs {
     #[arg(long)]
     allow_links: bool,
 
+    #[command(flatten)]
+    hub: HubArgs,
+
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -104,8 +108,9 @@ fn open(args: &DiffArgs, path: &std::path::Path) -> Result<Pretrained> {
     let model = ModelArgs {
         model: Some(path.to_owned()),
         allow_links: args.allow_links,
-        quant: Quant::None,
-        quant_head: QuantHead::None,
+        quant: Some(Quant::NONE),
+        quant_head: QuantHead::As(Quant::NONE),
+        hub: args.hub.clone(),
     };
     load::open(&model, &DepthArgs { steps: None, threshold: None, no_halt: false })
 }
@@ -146,7 +151,7 @@ impl WithBackend for Both<'_> {
 
     fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<bool> {
         let Self { args, a, b } = self;
-        let prepare = |model| load::prepare(model, Quant::None, QuantHead::None, device);
+        let prepare = |model| load::prepare(model, Quant::NONE, QuantHead::As(Quant::NONE), device);
         let (a, b) = (prepare(a)?, prepare(b)?);
         let text = read_text(args, &a, &b, device)?;
         report(args, &a, &b, Some(text))

@@ -124,7 +124,7 @@ fn dump<B: CompactBackend>(args: &DumpArgs, device: &OpenDevice<B>) -> Result<()
     let out = OutputFile::create(&args.out)?;
 
     let options = WeightOptions {
-        quantize: args.model.quant.option(),
+        quantize: args.model.quant().option(),
         // What is compared with other programs changes only on demand.
         quantize_head: args.model.quant_head.option(false),
         round_to_stored: args.rounding == Rounding::Stored,
@@ -207,7 +207,7 @@ fn greedy<B: CompactBackend>(
 
 #[cfg(test)]
 mod tests {
-    use crate::cli::*;
+    use super::*;
 
     #[test]
     fn passes_cover_the_prompt_once() {

@@ -119,7 +119,7 @@ impl WithBackend for &GenerateArgs {
 }
 
 fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> Result<bool> {
-    let (quant, head) = (args.model.quant, args.model.quant_head);
+    let (quant, head) = (args.model.quant(), args.model.quant_head);
     let pretrained = load::prepare(load::open(&args.model, &args.depth)?, quant, head, device)?;
     let architecture = pretrained.architecture();
     if args.trace && architecture.crest.is_none() {

@@ -17,8 +17,9 @@ use Equivalent::{Flag, Instead, NoEffect, Words};
 /// The spellings of a flag in other programs, and its equivalent.
 pub type ForeignFlag = (&'static [&'static str], Equivalent);
 
-const DOWNLOADS: Equivalent =
-    Instead("nothing is downloaded here; run `hf download REPO --local-dir DIR`, then use -m DIR");
+const ONE_FILE: Equivalent = Instead(
+    "a model is more than one file, and GGUF is not read: -m org/name downloads the safetensors files of a model",
+);
 const DEVICES: Equivalent = Instead("--device chooses the device; a model runs on one");
 const PROMPT_FILES: Equivalent = Instead("a prompt comes from -p, or from stdin: -p - < FILE");
 const TEMPLATE: Equivalent = Instead("the template is that of the model; edit chat_template.jinja in its directory");
@@ -136,7 +137,8 @@ pub const EVERYWHERE: &[ForeignFlag] = &[
     (&["--log-disable", "--simple-io", "--no-display-prompt", "--verbose-prompt", "-co"], QUIET),
     (&["--verbose", "-v", "--stream", "--no-stream", "--special"], QUIET),
     (&["--trust-remote-code"], NoEffect("code of a model is never run")),
-    (&["--offline", "--local-files-only"], NoEffect("nothing is ever downloaded")),
+    (&["--offline"], NoEffect("this command downloads nothing")),
+    (&["--local-files-only"], Flag("--offline")),
     (
         &["-ctk", "--cache-type-k", "-ctv", "--cache-type-v", "--kv-bits", "--kv-group-size", "--quantized-kv-start"],
         Instead("--cache-type f16 or f32 holds for keys and values"),
@@ -151,7 +153,10 @@ pub const EVERYWHERE: &[ForeignFlag] = &[
     (&["--load-in-8bit", "--8bit"], Words(&["--quant", "int8"])),
     (&["--quantize", "--quantization", "--q-bits", "--bits"], Instead("--quant nf4, nf4-dq or int8 quantises at load")),
     (&["--model-path", "--model-name-or-path", "--model-name", "--model-id", "--pretrained"], Flag("--model")),
-    (&["-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "--model-url", "--revision", "--hf-token"], DOWNLOADS),
+    (&["-hf", "-hfr", "--hf-repo"], Flag("--model")),
+    (&["-hff", "--hf-file", "--model-url"], ONE_FILE),
+    (&["--hf-token", "--token"], Instead("set HF_TOKEN: a command line is seen by everyone on the machine")),
+    (&["--cache-dir"], Instead("HF_HUB_CACHE says where downloads are kept")),
     (
         &["--lora", "--lora-scaled", "--adapter-path", "--adapter"],
         Instead("merge the adapter into its base model first"),
@@ -190,5 +195,6 @@ pub const COMMANDS: &[(&[&str], &str)] = &[
     (&["perplexity", "ppl", "evaluate"], "`ember eval -f FILE` measures the perplexity of a text"),
     (&["quantize", "convert"], "--quant quantises at load; nothing is written"),
     (&["benchmark"], "`ember bench` measures speed"),
-    (&["download", "pull"], "nothing is downloaded here; run `hf download REPO --local-dir DIR`, then use -m DIR"),
+    (&["download"], "`ember pull NAME` downloads a model"),
+    (&["list", "ls"], "`ember models` lists the models in the cache"),
 ];

@@ -27,8 +27,8 @@ stop_tokens, chat_template, tokenizer_error. Sizes are in bytes; what a model do
 #[derive(Debug, Args)]
 #[command(after_long_help = ABOUT)]
 pub struct InfoArgs {
-    /// Model directory, as with -m
-    #[arg(value_name = "DIR", conflicts_with = "model")]
+    /// Model directory or name, as with -m
+    #[arg(value_name = "DIR|NAME", conflicts_with = "model")]
     directory: Option<PathBuf>,
 
     #[command(flatten)]
@@ -49,8 +49,8 @@ pub struct InfoArgs {
 /// Runs the command.
 pub fn run(args: &InfoArgs) -> Result<()> {
     let directory = args.directory.as_ref().or(args.model.model.as_ref());
-    let model = ModelArgs { model: directory.cloned(), ..args.model };
-    let (quant, head) = (args.model.quant, args.model.quant_head);
+    let model = ModelArgs { model: directory.cloned(), ..args.model.clone() };
+    let (quant, head) = (model.quant(), model.quant_head);
     let device = OpenDevice::cpu(Activations::default());
     let pretrained = load::prepare(load::open(&model, &args.depth)?, quant, head, &device)?;
     let plan = load::plan::<Cpu>(&pretrained, &device.device)?;

@@ -14,6 +14,7 @@ use emberlm::model::verify::{Finding, Severity, Verification, VerifyOptions, ver
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use super::model_name::{self, HubArgs};
 use super::{output, threads};
 
 const ABOUT: &str = "\
@@ -41,9 +42,12 @@ tokens, chats, seconds), findings (severity: error, warning or note; check; file
 #[derive(Debug, Args)]
 #[command(after_long_help = ABOUT)]
 pub struct VerifyArgs {
-    /// Model directory [default: a small model that is part of the program]
-    #[arg(short, long, value_name = "DIR")]
+    /// Model directory, or name of a model on a hub [default: a small model that is part of the program]
+    #[arg(short, long, value_name = "DIR|NAME")]
     model: Option<PathBuf>,
+
+    #[command(flatten)]
+    hub: HubArgs,
 
     /// Follow links in the model directory that lead out of it; for links that you made, not for a directory from a stranger
     #[arg(long)]
@@ -116,8 +120,13 @@ pub fn run(args: &VerifyArgs) -> Result<bool> {
     };
     let options = VerifyOptions { hashes: !args.quick, numbers: !args.quick };
     let verified = match &args.model {
-        Some(path) => verify(path, OpenOptions { allow_links: args.allow_links }, options, &progress)
-            .with_context(|| format!("cannot open the model {}", path.display()))?,
+        Some(path) => verify(
+            &model_name::directory(path, &args.hub)?,
+            OpenOptions { allow_links: args.allow_links },
+            options,
+            &progress,
+        )
+        .with_context(|| format!("cannot open the model {}", path.display()))?,
         None => {
             let demo = demo::open().context("cannot open the demo model")?;
             verify_dir(demo.weights().checkpoint().dir(), options, &progress)

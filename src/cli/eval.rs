@@ -87,7 +87,7 @@ pub struct EvalArgs {
 /// Which windows begin with BOS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
-enum WindowBos {
+pub(super) enum WindowBos {
     /// Every one if the tokenizer puts BOS before a text, else none
     #[default]
     Auto,
@@ -188,19 +188,19 @@ fn eval<B: CompactBackend>(args: &EvalArgs, device: &OpenDevice<B>) -> Result<()
 }
 
 /// A text as the model reads it.
-struct Tokens {
-    ids: Vec<u32>,
+pub(super) struct Tokens {
+    pub(super) ids: Vec<u32>,
     /// Of the text, per id.
     bytes: Vec<f64>,
     /// Before every window.
-    window_prefix: Vec<u32>,
+    pub(super) window_prefix: Vec<u32>,
     /// Before the text: the first of `ids`.
     text_prefix: Vec<u32>,
     bos: WindowBos,
 }
 
 impl Tokens {
-    fn new(processor: &TextProcessor, text: &str, bos: WindowBos) -> Result<Self> {
+    pub(super) fn new(processor: &TextProcessor, text: &str, bos: WindowBos) -> Result<Self> {
         let plain = processor.encode(text, false)?;
         let around = processor.encode(text, true)?;
         // What the tokenizer puts before the text, and after it.
@@ -302,7 +302,7 @@ impl Report {
     }
 }
 
-fn read(path: &Path) -> Result<String> {
+pub(super) fn read(path: &Path) -> Result<String> {
     let mut bytes = Vec::new();
     let shown = path.display();
     let mut limit = |input: &mut dyn Read| input.take(MAX_TEXT + 1).read_to_end(&mut bytes);

@@ -23,6 +23,7 @@ mod input;
 mod load;
 mod memory;
 mod output;
+mod probe;
 mod render;
 pub mod sampling;
 #[cfg(feature = "serve")]
@@ -69,6 +70,8 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Measure how well a model predicts a text
     Eval(Box<eval::EvalArgs>),
+    /// Find options that no file of a model states: those under which it predicts a text best
+    Probe(Box<probe::ProbeArgs>),
     /// Show how deep a model with adaptive depth thinks about each token of a text
     Depth(Box<depth::DepthCommandArgs>),
     /// Write what a model computes for given tokens, for comparison with another implementation
@@ -111,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args).map(|()| true),
         Command::Doctor(args) => doctor::run(&args).map(|()| true),
         Command::Eval(args) => eval::run(&args).map(|()| true),
+        Command::Probe(args) => probe::run(&args).map(|()| true),
         Command::Depth(args) => depth::run(&args).map(|()| true),
         Command::Dump(args) => dump::run(&args).map(|()| true),
         Command::Tokenize(args) => tokenize::run(&args).map(|()| true),

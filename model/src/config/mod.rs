@@ -27,6 +27,7 @@ mod limits;
 mod model;
 mod nano;
 mod notes;
+mod options;
 mod quantization;
 mod read;
 mod rope;
@@ -37,11 +38,14 @@ pub use crest::{
 };
 pub use family::Family;
 pub use generation::GenerationConfig;
-pub use kv::{DiscoveredKvCompression, KStage, KvActivation, KvCodec, KvCompression, KvCompressionConfig, KvTarget};
+pub use kv::{
+    DiscoveredKvCompression, KStage, KvActivation, KvCodec, KvCompression, KvCompressionConfig, KvOverrides, KvTarget,
+};
 pub use layers::{LayerType, LinearAttentionConfig};
 pub use model::ModelConfig;
 pub use nano::{NanoKind, NanoModule};
 pub use notes::Notes;
+pub use options::ModelOptions;
 pub use quantization::{QuantType, QuantizationConfig};
 pub use rope::RopeConfig;
 pub use rope_scaling::{DynamicScaling, Llama3Scaling, LongRopeScaling, RopeScaling, YarnScaling};

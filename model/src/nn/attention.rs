@@ -15,7 +15,7 @@ use super::forward_context::{ForwardContext, LayerCaches};
 use super::kv_compressor::KvCompressor;
 use super::norm::RmsNorm;
 use crate::architecture::Architecture;
-use crate::config::{KStage, KvTarget};
+use crate::config::{KStage, KvCompression, KvTarget};
 use crate::error::Result;
 use crate::loader::Loader;
 
@@ -71,6 +71,14 @@ impl<B: CompactBackend> Attention<B> {
             output_gate: config.attn_output_gate,
             k_stage: compression.map_or(KStage::PostRope, |c| c.k_stage),
         })
+    }
+
+    /// Changes what compressors compute and where; their weights stay.
+    pub(crate) fn set_options(&mut self, compression: &KvCompression) {
+        self.k_stage = compression.k_stage;
+        for compressor in self.k_compressor.iter_mut().chain(&mut self.v_compressor) {
+            compressor.decoder.activation = compression.activation.into();
+        }
     }
 
     /// Attends from new tokens to all of their sequence that came before.

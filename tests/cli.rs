@@ -28,6 +28,8 @@ mod habits;
 mod info;
 #[path = "cli/limits.rs"]
 mod limits;
+#[path = "cli/probe.rs"]
+mod probe;
 #[path = "cli/program.rs"]
 mod program;
 #[path = "cli/sampling.rs"]

@@ -253,41 +253,44 @@ impl OpenOptions {
         self.combinations(values.iter().copied().find(|value| matches!(value, OptionValue::HaltThreshold(_))))
     }
 
-    /// These values at every threshold; none where it is not open.
-    pub(super) fn thresholds(&self, values: &[OptionValue]) -> Vec<Vec<OptionValue>> {
-        let Some(axis) = self.axes.iter().find(|axis| axis.is_threshold()) else { return Vec::new() };
-        let with = |threshold: &OptionValue| {
-            let replaced = values.iter().map(|value| match value {
-                OptionValue::HaltThreshold(_) => *threshold,
-                other => *other,
-            });
-            replaced.collect()
-        };
-        axis.values.iter().map(with).collect()
+    /// These values with all that decides when tokens halt: every threshold with every `gate_input` and `halt_mode`, which shift what
+    /// a threshold means. None where the threshold is not open.
+    pub(super) fn halting_of(&self, values: &[OptionValue]) -> Vec<Vec<OptionValue>> {
+        if !self.axes.iter().any(Axis::is_threshold) {
+            return Vec::new();
+        }
+        use OptionValue as V;
+        let axes = self.axes.iter().zip(values);
+        product(axes.map(|(axis, value)| match value {
+            V::HaltThreshold(_) | V::GateInput(_) | V::HaltMode(_) => axis.values.clone(),
+            other => vec![*other],
+        }))
     }
 
     fn combinations(&self, threshold: Option<OptionValue>) -> Vec<Vec<OptionValue>> {
         if self.axes.is_empty() {
             return Vec::new();
         }
-        let mut out = vec![Vec::new()];
-        for axis in &self.axes {
-            let values = match threshold {
-                Some(threshold) if axis.is_threshold() => vec![threshold],
-                _ => axis.values.clone(),
-            };
-            let with = |before: &Vec<OptionValue>| -> Vec<Vec<OptionValue>> {
-                values.iter().map(|value| before.iter().copied().chain([*value]).collect()).collect()
-            };
-            out = out.iter().flat_map(with).collect();
-        }
-        out
+        product(self.axes.iter().map(|axis| match threshold {
+            Some(threshold) if axis.is_threshold() => vec![threshold],
+            _ => axis.values.clone(),
+        }))
     }
 
     /// How many of these values are not the defaults.
     pub(super) fn departures(&self, values: &[OptionValue]) -> usize {
         self.axes.iter().zip(values).filter(|(axis, value)| axis.default() != Some(**value)).count()
     }
+}
+
+/// One of each, in every combination; the first of each comes first.
+fn product(axes: impl Iterator<Item = Vec<OptionValue>>) -> Vec<Vec<OptionValue>> {
+    axes.fold(vec![Vec::new()], |out, values| {
+        let with = |before: &Vec<OptionValue>| -> Vec<Vec<OptionValue>> {
+            values.iter().map(|value| before.iter().copied().chain([*value]).collect()).collect()
+        };
+        out.iter().flat_map(with).collect()
+    })
 }
 
 fn why_closed(effect: bool, stated: bool, given: bool) -> Option<WhyClosed> {

@@ -8,7 +8,8 @@
 //! differences block by block ([`Difference`]), whose error is much smaller than that of a perplexity. A candidate that is worse by
 //! several errors sees no further block.
 //!
-//! The halting threshold is tried for the best of the other options, and these again for a threshold that is better.
+//! Of the halting threshold, which is a number, some values are tried, with `gate_input` and `halt_mode` and for the best of the other
+//! options; these again for a threshold that is better.
 
 mod axes;
 mod candidate;
@@ -18,7 +19,7 @@ mod ranking;
 pub use axes::{Axis, ClosedOption, OpenOptions, OptionValue, WhyClosed};
 pub use candidate::{Candidate, Fate};
 pub use difference::Difference;
-pub use ranking::{Conclusion, Ranked, Ranking, Verdict};
+pub use ranking::{Conclusion, NEGLIGIBLE, Ranked, Ranking, Verdict};
 
 use std::time::Instant;
 
@@ -132,7 +133,7 @@ pub fn probe<B: CompactBackend>(
         };
         let Some(first) = all.get(first).map(|first| first.values.clone()) else { break };
         let known = |values: &[OptionValue]| all.iter().any(|candidate| candidate.values == values);
-        let further: Vec<_> = open.thresholds(&first).into_iter().filter(|values| !known(values)).collect();
+        let further: Vec<_> = open.halting_of(&first).into_iter().filter(|values| !known(values)).collect();
         let further = match further.is_empty() {
             // A threshold that is better: the other options again under it.
             true => open.forms_at(&first).into_iter().filter(|values| !known(values)).collect(),

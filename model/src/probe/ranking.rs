@@ -8,10 +8,14 @@ use super::difference::Difference;
 use super::{FEWEST_BLOCKS, ProbeText};
 use crate::config::ModelOptions;
 
+/// Nats per token that are no reason to leave the defaults, unless a text tells them from none: 0.2 % of a perplexity.
+pub const NEGLIGIBLE: f64 = 0.002;
+
 /// What is told of a candidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// No candidate is better beyond chance, and of those of which this holds it departs least from the defaults.
+    /// It has the lowest perplexity; or, of those that differ from it by less than [`NEGLIGIBLE`] and are beaten by none beyond
+    /// chance, it departs least from the defaults.
     First,
     /// Its difference from the first may be chance.
     Undecided,
@@ -125,31 +129,28 @@ fn conclusions(candidates: &[Ranked], open: &OpenOptions) -> Vec<Conclusion> {
     axes.map(conclusion).collect()
 }
 
-/// The lowest perplexity of those that read most.
+/// The lowest perplexity, over the blocks that all have read who are in play.
 pub(super) fn lowest(all: &[Candidate]) -> Option<usize> {
-    let read = |candidate: &Candidate| candidate.is_in_play() && candidate.blocks() > 0;
-    let most = all.iter().filter(|candidate| read(candidate)).map(Candidate::blocks).max()?;
-    // A candidate that lags behind is held against the same blocks.
-    let of = |candidate: &Candidate| {
-        let least = all.iter().filter(|c| read(c)).map(Candidate::blocks).min().unwrap_or(most);
-        let seen = candidate.nats.get(..least).unwrap_or_default();
-        seen.iter().sum::<f64>() / least as f64
-    };
-    let in_play = all.iter().enumerate().filter(|(_, candidate)| read(candidate));
-    in_play.min_by(|(_, a), (_, b)| of(a).total_cmp(&of(b))).map(|(i, _)| i)
+    let in_play = || all.iter().enumerate().filter(|(_, candidate)| candidate.is_in_play() && candidate.blocks() > 0);
+    let least = in_play().map(|(_, candidate)| candidate.blocks()).min()?;
+    let sum = |candidate: &Candidate| candidate.nats.iter().take(least).sum::<f64>();
+    in_play().min_by(|(_, a), (_, b)| sum(a).total_cmp(&sum(b))).map(|(i, _)| i)
 }
 
-/// Of those that no other beats beyond chance, the one that departs least from the defaults; among equals the lowest perplexity.
+/// The lowest perplexity, or of those that differ from it by less than [`NEGLIGIBLE`], and are beaten by none beyond chance, the one
+/// that departs least from the defaults.
 pub(super) fn first(all: &[Candidate], open: &OpenOptions) -> Option<usize> {
+    let lowest = lowest(all)?;
+    let best = all.get(lowest)?;
     let in_play = || all.iter().enumerate().filter(|(_, candidate)| candidate.is_in_play() && candidate.blocks() > 0);
     let beaten =
         |candidate: &Candidate| in_play().any(|(_, other)| Difference::of(&candidate.nats, &other.nats).is_worse());
+    let near = in_play().filter(|(_, candidate)| Difference::of(&candidate.nats, &best.nats).mean < NEGLIGIBLE);
     let order = |(_, a): &(usize, &Candidate), (_, b): &(usize, &Candidate)| -> Ordering {
         let departures = open.departures(&a.values).cmp(&open.departures(&b.values));
         departures.then_with(|| Difference::of(&a.nats, &b.nats).mean.total_cmp(&0.0))
     };
-    let unbeaten = in_play().filter(|(_, candidate)| !beaten(candidate)).min_by(order);
-    unbeaten.map(|(i, _)| i).or_else(|| lowest(all))
+    near.filter(|(_, candidate)| !beaten(candidate)).min_by(order).map(|(i, _)| i).or(Some(lowest))
 }
 
 /// Takes candidates out of play that are hopeless beside the best.
@@ -201,13 +202,13 @@ mod tests {
     }
 
     #[test]
-    fn within_chance_the_defaults_come_first() {
+    fn where_little_is_lost_the_defaults_come_first() {
         use HaltWeights::{Remainder, State, Truncate};
         use StepInput::{Chained, Parallel, Refine};
         let ranked = ranking(vec![
             candidate(Chained, State, hard, 32),
-            // As good or as bad, but one departure less; the lowest of all.
-            candidate(Chained, Remainder, |i| hard(i) + noise(i) - 0.001, 32),
+            // One departure less, and hardly higher.
+            candidate(Chained, Remainder, |i| hard(i) + noise(i) + 0.001, 32),
             candidate(Chained, Truncate, |i| hard(i) + 0.2 + noise(i), 32),
             candidate(Parallel, Remainder, |i| hard(i) + 0.5 + noise(i), 32),
             candidate(Refine, Remainder, |i| hard(i) + 0.4 + noise(i), 32),
@@ -224,6 +225,20 @@ mod tests {
         // The weights stay open, and are the default.
         let stated = ranked.options();
         assert_eq!((stated.crest.step_input, stated.crest.halt_weights), (Some(Chained), None));
+    }
+
+    /// What is more than a little lower comes first, also where it may be chance.
+    #[test]
+    fn the_lowest_perplexity_comes_first() {
+        use HaltWeights::Remainder;
+        use StepInput::{Chained, Parallel};
+        let ranked = ranking(vec![
+            candidate(Parallel, Remainder, |i| hard(i) + if i == 3 { 0.2 } else { 0.0 }, 32),
+            candidate(Chained, Remainder, hard, 32),
+        ]);
+        assert_eq!(ranked.candidates[0].candidate.values[0], OptionValue::StepInput(Chained));
+        assert_eq!(ranked.candidates[1].verdict, Verdict::Undecided);
+        assert_eq!(ranked.options().crest.step_input, Some(Chained));
     }
 
     /// A value that is no default is stated even where another may be as good: without it, the default would count.

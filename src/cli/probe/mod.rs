@@ -33,8 +33,8 @@ tried: every combination, and thresholds for the best of them. What a flag says 
 The text should be of the kind that the model was trained on: a few thousand tokens of its language are enough to tell most options \
 apart. It is cut into blocks, which every candidate reads from an empty cache. A difference is the mean over the blocks that both \
 read, in nats per token, with its standard error. What is more than three errors from the first is worse; what is worse by four is \
-dropped and reads no further (with few blocks, more errors are asked for). Of the candidates that are not distinguishable, the one \
-nearest to the defaults comes first.
+dropped and reads no further (with few blocks, more errors are asked for). The lowest perplexity comes first; but of candidates that \
+differ from it by less than 0.2 % and are not distinguishable, the one nearest to the defaults does.
 
 A halting threshold is also a choice: more steps take longer and seldom predict worse. The column steps tells them; --threshold keeps \
 one.

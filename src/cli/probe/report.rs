@@ -7,7 +7,7 @@ use emberlm::model::probe::{ClosedOption, OpenOptions, OptionValue, Ranked, Rank
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// Rows of the table at most; candidates that may be as good as the first are always shown.
+/// Rows of the table at most.
 const ROWS: usize = 20;
 
 /// What `--json` prints.
@@ -165,8 +165,7 @@ impl Report {
             out.push_str("  steps");
         }
         out.push_str("  perplexity  difference (nats/token)  blocks  verdict\n");
-        let shown = |row: &&Row| row.rank <= ROWS || matches!(row.verdict, Word::First | Word::Undecided);
-        for row in self.candidates.iter().filter(shown) {
+        for row in self.candidates.iter().take(ROWS) {
             let _ = write!(out, "{:>4}", row.rank);
             for (name, width) in names.iter().zip(&widths) {
                 let _ = write!(out, "  {:<width$}", cell(row, name));
@@ -190,25 +189,33 @@ impl Report {
             };
             let _ = writeln!(out, "  {perplexity:>10}  {difference:>23}  {:>6}  {verdict}", row.blocks);
         }
-        let left_out = self.candidates.iter().filter(|row| !shown(row)).count();
-        if left_out > 0 {
-            let _ = writeln!(out, "      and {left_out} that are worse; --json lists all");
+        let left_out = || self.candidates.iter().skip(ROWS);
+        let undecided = left_out().filter(|row| row.verdict == Word::Undecided).count();
+        let counts = [(undecided, "not distinguishable from the first"), (left_out().count() - undecided, "worse")];
+        let counts = counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+        let counts: Vec<String> = counts.collect();
+        if !counts.is_empty() {
+            let _ = writeln!(out, "      and {}; --json lists all", counts.join(", "));
         }
         out.push('\n');
     }
 
     fn conclusions(&self, out: &mut String) {
         for Conclusion { option, value, as_good, default } in &self.conclusions {
-            let default = if *default { " (the default)" } else { "" };
+            let default = if *default { "; it is the default" } else { "" };
             let told = match as_good.as_slice() {
                 [] => "every other value is worse".to_owned(),
-                [one] => format!("not decided by this text: {} may be as good", shown(one)),
-                more => {
-                    let names: Vec<String> = more.iter().map(shown).collect();
-                    format!("not decided by this text: any of {} may be as good", names.join(", "))
+                others => {
+                    let names: Vec<String> = others.iter().map(shown).collect();
+                    format!("not decided by this text: {} may be as good", names.join(" or "))
                 }
             };
             let _ = writeln!(out, "{option:<15} {:<11} {told}{default}", shown(value));
+        }
+        if self.conclusions.iter().all(|conclusion| !conclusion.as_good.is_empty()) {
+            out.push_str(
+                "This text tells nothing apart: use a longer one, of the kind that the model was trained on.\n",
+            );
         }
     }
 }

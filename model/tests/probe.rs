@@ -2,6 +2,8 @@
 
 mod checkpoint_support;
 
+use std::collections::BTreeMap;
+
 use burn_ndarray::NdArray;
 use checkpoint_support::{Copy, fixture};
 use emberlm_model::config::ModelOptions;
@@ -89,12 +91,16 @@ const ALL: &[&str] =
 /// Prints how every case ended; the count of those in which the true values came first, and of all.
 fn found(cases: &[(&str, &[&str])]) -> (usize, usize) {
     let mut right = 0;
+    let mut of_fixture = BTreeMap::new();
     for &(name, hidden) in cases {
-        let model = load(&Pretrained::open(fixture(name)).expect("a fixture"));
-        let ids = continuations(&model, BLOCKS, 1);
+        let (model, ids) = of_fixture.entry(name).or_insert_with(|| {
+            let model = load(&Pretrained::open(fixture(name)).expect("a fixture"));
+            let ids = continuations(&model, BLOCKS, 1);
+            (model, ids)
+        });
         let copy = hiding(name, hidden);
-        let (open, ranking) = rank(&Pretrained::open(copy.path()).expect("a copy"), &ids);
-        let truth = truth(&model, &open.axes);
+        let (open, ranking) = rank(&Pretrained::open(copy.path()).expect("a copy"), ids);
+        let truth = truth(model, &open.axes);
         let first = &ranking.candidates[0];
         let is_right = first.candidate.values == truth;
         right += usize::from(is_right);

@@ -15,7 +15,7 @@ use super::layers::{LayerType, LinearAttentionConfig};
 use super::limits::MAX_CONFIG_BYTES;
 use super::nano::{self, NanoModule};
 use super::notes::Notes;
-use super::options::ModelOptions;
+use super::options::{ModelOptions, StatedElsewhere};
 use super::quantization::QuantizationConfig;
 use super::rope::RopeConfig;
 use crate::checkpoint::ModelDir;
@@ -128,7 +128,14 @@ impl ModelConfig {
         }
         if let Some(value) = read_json(dir, ModelOptions::FILE)? {
             let path = dir.path().join(ModelOptions::FILE);
-            config.side_file = ModelOptions::read(&Fields::root(&path, &value)?, &config)?;
+            let elsewhere = StatedElsewhere {
+                family: config.family,
+                crest: config.crest.as_ref(),
+                kv_compression: config.kv_compression.as_ref(),
+                layers: config.num_hidden_layers,
+                kv_dim: config.kv_dim(),
+            };
+            config.side_file = ModelOptions::read(&Fields::root(&path, &value)?, &elsewhere)?;
         }
         Ok(config)
     }

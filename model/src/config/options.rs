@@ -13,7 +13,6 @@ use super::crest::{CrestConfig, CrestOverrides};
 use super::family::Family;
 use super::fields::Fields;
 use super::kv::{KvCompressionConfig, KvOverrides};
-use super::model::ModelConfig;
 use crate::{Error, Result};
 
 /// Options that change no weight; `None` where nothing is said.
@@ -23,6 +22,15 @@ pub struct ModelOptions {
     pub crest: CrestOverrides,
     /// Of cache compression (LeanLlama).
     pub kv_compression: KvOverrides,
+}
+
+/// What the other files of a model state, and what it is.
+pub(super) struct StatedElsewhere<'a> {
+    pub(super) family: Family,
+    pub(super) crest: Option<&'a CrestConfig>,
+    pub(super) kv_compression: Option<&'a KvCompressionConfig>,
+    pub(super) layers: usize,
+    pub(super) kv_dim: usize,
 }
 
 const CREST: &str = "crest";
@@ -53,29 +61,30 @@ impl ModelOptions {
     }
 
     /// The side file is ours: a key that means nothing, or nothing to this model, is a mistake.
-    pub(super) fn read(root: &Fields, config: &ModelConfig) -> Result<Self> {
+    pub(super) fn read(root: &Fields, elsewhere: &StatedElsewhere) -> Result<Self> {
+        let family = elsewhere.family;
         only(root, &[CREST, KV_COMPRESSION])?;
         let mut out = Self::default();
         if let Some(object) = root.object(CREST)? {
-            if config.family != Family::Crest {
-                return Err(foreign(root, CREST, &format!("this is {}, which has no adaptive depth", config.family)));
+            if family != Family::Crest {
+                return Err(foreign(root, CREST, &format!("this is {family}, which has no adaptive depth")));
             }
             only(&object, &CREST_KEYS)?;
             out.crest = CrestConfig::read(&object)?.into();
-            let elsewhere = config.crest.as_ref().map(|crest| CrestOverrides::from(crest.clone()));
-            agree(&object, &crest_json(&out.crest), &crest_json(&elsewhere.unwrap_or_default()))?;
+            let stated = elsewhere.crest.map(|crest| CrestOverrides::from(crest.clone()));
+            agree(&object, &crest_json(&out.crest), &crest_json(&stated.unwrap_or_default()))?;
         }
         if let Some(object) = root.object(KV_COMPRESSION)? {
-            if config.family != Family::LeanLlama {
-                let message = format!("this is {}, whose cache is not compressed", config.family);
+            if family != Family::LeanLlama {
+                let message = format!("this is {family}, whose cache is not compressed");
                 return Err(foreign(root, KV_COMPRESSION, &message));
             }
             only(&object, &KV_KEYS)?;
-            let read = KvCompressionConfig::read(&object, config.num_hidden_layers, config.kv_dim())?;
+            let read = KvCompressionConfig::read(&object, elsewhere.layers, elsewhere.kv_dim)?;
             out.kv_compression = KvOverrides { activation: read.activation, k_stage: read.k_stage };
-            let elsewhere = config.kv_compression.as_ref();
-            let elsewhere = elsewhere.map(|kv| KvOverrides { activation: kv.activation, k_stage: kv.k_stage });
-            agree(&object, &kv_json(out.kv_compression), &kv_json(elsewhere.unwrap_or_default()))?;
+            let stated = elsewhere.kv_compression;
+            let stated = stated.map(|kv| KvOverrides { activation: kv.activation, k_stage: kv.k_stage });
+            agree(&object, &kv_json(out.kv_compression), &kv_json(stated.unwrap_or_default()))?;
         }
         Ok(out)
     }

@@ -1,6 +1,7 @@
 //! `ember`: compact language models on the command line.
 
 mod cli;
+mod out_of_memory;
 #[cfg(feature = "serve")]
 mod server;
 

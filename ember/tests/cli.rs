@@ -38,6 +38,8 @@ mod info;
 mod limits;
 #[path = "cli/pages.rs"]
 mod pages;
+#[path = "cli/probe.rs"]
+mod probe;
 #[path = "cli/program.rs"]
 mod program;
 #[allow(dead_code)]

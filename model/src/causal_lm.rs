@@ -11,6 +11,7 @@ use emberlm_quant::{Activations, CompactBackend};
 
 use crate::architecture::Architecture;
 use crate::cache::Cache;
+use crate::config::{CrestOverrides, KvOverrides, ModelOptions};
 use crate::error::{Error, Result};
 use crate::limits::{check_activations, check_device, check_pass};
 use crate::loader::{self, Loader, WeightOptions, WeightSource};
@@ -149,6 +150,45 @@ impl<B: CompactBackend> CausalLm<B> {
                 mlp.set_depth(num_steps, halt_enabled, halt_threshold);
             }
         }
+    }
+
+    /// Changes options from now on that change no weight; what is not said stays. Sequences that were begun under others end with
+    /// them: their caches hold what tokens became under those.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when a value is out of range, or the model has no adaptive depth or no compressors and something is asked of
+    /// them; the model then stays as it was.
+    pub fn set_options(&mut self, options: &ModelOptions) -> Result<()> {
+        let mut architecture = (*self.architecture).clone();
+        let lacks = |option: &str, what: &str| {
+            Err(Error::Option { option: option.into(), message: format!("is given, but this model has no {what}") })
+        };
+        // Those in force, which `set_depth` may have changed.
+        let crest = self.model.layers.iter().find_map(|layer| match &layer.mlp {
+            FeedForward::Crest(mlp) => Some(mlp.options()),
+            FeedForward::Dense(_) => None,
+        });
+        match (crest, self.max_depth()) {
+            (Some(crest), Some(steps)) => architecture.crest = Some(crest.with(&options.crest, steps)?),
+            _ if options.crest != CrestOverrides::default() => return lacks("crest", "adaptive depth"),
+            _ => {}
+        }
+        match architecture.kv_compression.take() {
+            None if options.kv_compression != KvOverrides::default() => {
+                return lacks("kv_compression", "compressors");
+            }
+            compression => architecture.kv_compression = compression.map(|c| c.with(options.kv_compression)),
+        }
+        for layer in &mut self.model.layers {
+            if let (FeedForward::Crest(mlp), Some(crest)) = (&mut layer.mlp, &architecture.crest) {
+                mlp.set_options(crest);
+            }
+            if let (Some(attention), Some(compression)) = (&mut layer.self_attn, &architecture.kv_compression) {
+                attention.set_options(compression);
+            }
+        }
+        self.architecture = Arc::new(architecture);
+        Ok(())
     }
 
     /// Checks what a sequence may ask for.

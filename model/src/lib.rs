@@ -20,6 +20,7 @@ mod loader;
 mod nn;
 mod plan;
 mod pretrained;
+pub mod probe;
 mod read;
 pub mod sampling;
 mod tensors;

@@ -8,7 +8,9 @@ use emberlm_quant::{Activations, CompactBackend};
 use crate::architecture::Architecture;
 use crate::causal_lm::CausalLm;
 use crate::checkpoint::{Checkpoint, OpenOptions, Weights};
-use crate::config::{CrestConfig, CrestOptions, CrestOverrides, Family, GenerationConfig, KvCompression, ModelConfig};
+use crate::config::{
+    CrestConfig, CrestOptions, CrestOverrides, Family, GenerationConfig, KvCompression, ModelConfig, ModelOptions,
+};
 use crate::error::{Error, Result};
 use crate::limits::check_activations;
 use crate::loader::{SourceEntry, WeightOptions, WeightSource};
@@ -72,9 +74,9 @@ impl Pretrained {
         generation: GenerationConfig,
     ) -> Result<Self> {
         let mut weights = Weights::resolve(checkpoint, &config)?;
-        let crest = crest_options(&config, &weights, &CrestOverrides::default())?;
-        let kv_compression =
-            KvCompression::resolve(config.kv_compression.as_ref(), weights.discovered_kv_compression())?;
+        let directory = checkpoint.dir().path();
+        let crest = stated_crest_options(&config, &weights, directory)?;
+        let kv_compression = kv_compression(&config, &weights, directory)?;
         let mut notes = config.notes.unused.clone();
         let tied_head = tie_head(&mut weights, &config, &mut notes)?;
         if config.family == Family::Qwen2 && !weights.canonical_names().any(is_qkv_bias) {
@@ -209,12 +211,40 @@ impl Pretrained {
     }
 }
 
+/// As the files say; what does not fit the tensors is named with its file.
+fn stated_crest_options(config: &ModelConfig, weights: &Weights, directory: &Path) -> Result<Option<CrestOptions>> {
+    let error = match crest_options(config, weights, &CrestOverrides::default()) {
+        Err(Error::Option { option, message }) => (option, message),
+        other => return other,
+    };
+    // Of the range of the others the parser of the file is sure.
+    match (error, config.side_file.crest.num_steps) {
+        ((option, message), Some(_)) if option == "crest.num_steps" => {
+            Err(ModelOptions::does_not_fit(directory, &option, &message))
+        }
+        ((option, message), _) => Err(Error::Option { option, message }),
+    }
+}
+
+fn kv_compression(config: &ModelConfig, weights: &Weights, directory: &Path) -> Result<Option<KvCompression>> {
+    let found = weights.discovered_kv_compression();
+    let side = config.side_file.kv_compression;
+    match KvCompression::resolve(config.kv_compression.as_ref(), found)? {
+        Some(compression) => Ok(Some(compression.with(side))),
+        None if side != Default::default() => {
+            Err(ModelOptions::does_not_fit(directory, "kv_compression", "no compressors are stored"))
+        }
+        None => Ok(None),
+    }
+}
+
 /// How deep the tokens of a model go; none where it has no adaptive depth.
 fn crest_options(config: &ModelConfig, weights: &Weights, overrides: &CrestOverrides) -> Result<Option<CrestOptions>> {
     match weights.discovered_crest() {
         Some(found) => {
             let silent = CrestConfig::default();
-            CrestOptions::resolve(config.crest.as_ref().unwrap_or(&silent), found, overrides).map(Some)
+            let overrides = overrides.clone().or(config.side_file.crest.clone());
+            CrestOptions::resolve(config.crest.as_ref().unwrap_or(&silent), found, &overrides).map(Some)
         }
         None if *overrides != CrestOverrides::default() => {
             let message = format!("is for models with adaptive depth; this is {}", config.family);

@@ -31,6 +31,7 @@ mod model_name;
 #[cfg(feature = "hub")]
 mod models;
 mod output;
+mod probe;
 #[cfg(feature = "hub")]
 mod pull;
 mod render;
@@ -89,6 +90,8 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Measure how well a model predicts a text
     Eval(Box<eval::EvalArgs>),
+    /// Find options that no file of a model states: those under which it predicts a text best
+    Probe(Box<probe::ProbeArgs>),
     /// Show how deep a model with adaptive depth thinks about each token of a text
     Depth(Box<depth::DepthCommandArgs>),
     /// Write what a model computes for given tokens, for comparison with another implementation
@@ -143,6 +146,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args).map(|()| true),
         Command::Doctor(args) => doctor::run(&args).map(|()| true),
         Command::Eval(args) => eval::run(&args).map(|()| true),
+        Command::Probe(args) => probe::run(&args).map(|()| true),
         Command::Depth(args) => depth::run(&args).map(|()| true),
         Command::Dump(args) => dump::run(&args).map(|()| true),
         Command::Tokenize(args) => tokenize::run(&args).map(|()| true),

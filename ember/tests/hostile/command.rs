@@ -164,6 +164,32 @@ fn variables() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Memory that the system refuses in the middle of a text is one error, no abort.
+#[cfg(target_os = "linux")]
+#[test]
+fn out_of_memory_in_the_middle_of_a_text() {
+    for fixture in ["crest_k4", "leanllama"] {
+        let place = Place::with(fixture);
+        let model = place.model().display().to_string();
+        let long = ["generate", "-m", &model, "-p", "x", "-n", "30000", "--ignore-eos", "--cache-type", "f32"];
+        let run = Run::new(long.iter().chain(&["--threads", "2", "--seed", "1"]));
+        let mut child = run.command().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        // The first text shows that the model is loaded.
+        let mut out = child.stdout.take().expect("a pipe");
+        std::io::Read::read_exact(&mut out, &mut [0]).expect("a text");
+        let process = child.id().to_string();
+        let limited = std::process::Command::new("prlimit").args(["--pid", &process, "--as=1048576"]).status();
+        assert!(limited.expect("prlimit of util-linux").success());
+        std::io::copy(&mut out, &mut std::io::sink()).expect("the rest");
+        let ended = child.wait_with_output().expect("an end");
+        let stderr = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{fixture}: {}: {stderr}", ended.status);
+        let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert!(matches!(errors[..], [one] if one.contains("out of memory: the system refuses ")), "{stderr}");
+        assert!(!stderr.contains("panicked") && !stderr.contains("RUST_BACKTRACE"), "{stderr}");
+    }
+}
+
 /// Ctrl-C during generation ends with 130.
 #[test]
 fn interrupts() {

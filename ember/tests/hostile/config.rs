@@ -256,6 +256,10 @@ fn compression_and_side_files() {
     run("leanllama", INFO_AND_GENERATE, cases);
     let side =
         |name: &str, must: Must, text: &'static str| case(name, must, move |place| place.write("crest.json", text));
+    let ours = |name: &str, must: Must, text: &str| {
+        let text = text.to_owned();
+        case(format!("ember.json: {name}"), must, move |place| place.write("ember.json", &text))
+    };
     let cases = vec![
         side("a typing mistake", Fail(&["/crest.json", "halt_treshold"]), r#"{"halt_treshold": 0.5}"#),
         side("cut", Fail(&["/crest.json"]), r#"{"halt_threshold": 0."#),
@@ -263,6 +267,24 @@ fn compression_and_side_files() {
         side("more steps than are stored", Fail(&["num_steps", "4"]), r#"{"num_steps": 5}"#),
         side("a list", Fail(&["/crest.json"]), "[]"),
         case("100 MB", Fail(&["/crest.json"]), |place| place.write_sparse("crest.json", 100 << 20)),
+        ours(
+            "a typing mistake",
+            Fail(&["/ember.json", "crest.step_inputs"]),
+            r#"{"crest": {"step_inputs": "chained"}}"#,
+        ),
+        ours("of another family", Fail(&["/ember.json", "kv_compression", "crest"]), r#"{"kv_compression": {}}"#),
+        ours(
+            "another than config.json",
+            Fail(&["/ember.json", "step_input"]),
+            r#"{"crest": {"step_input": "refine"}}"#,
+        ),
+        ours("twice", Fail(&["/ember.json"]), r#"{"crest": {"num_steps": 4, "num_steps": 2}}"#),
+        ours("deep", Fail(&["/ember.json"]), &"[".repeat(10_000)),
+        ours("nothing", Work, "{}"),
+        case("100 MB of ours", Fail(&["/ember.json"]), |place| place.write_sparse("ember.json", 100 << 20)),
+        case("ours as a link out", Fail(&["/ember.json", "leads out"]), |place| {
+            std::os::unix::fs::symlink("../outside/config.json", place.path("ember.json")).expect("a link");
+        }),
         case("one MLP of the last step missing", Fail(&["mlp", "steps.3"]), |place| {
             place.tensors(|t| drop(t.remove("model.layers.2.mlp.steps.3.up_proj.weight")));
         }),

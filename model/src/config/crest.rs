@@ -1,7 +1,8 @@
 //! Options of CREST's adaptive depth: what a config states, what the tensors say, what the caller wants, and their union.
 //!
 //! Most of them are unpublished, so each can be stated in a `crest` object of `config.json`, in a side file `crest.json`
-//! (which wins, key by key) or by the caller; what the tensors show cannot be overridden.
+//! (which wins, key by key), in the side file of [`ModelOptions`](super::ModelOptions) or by the caller; what the tensors show cannot be
+//! overridden.
 
 use emberlm_quant::halting::{HaltMode, HaltWeights};
 
@@ -173,6 +174,37 @@ pub struct CrestOverrides {
     pub halt_enabled: Option<bool>,
 }
 
+impl From<CrestConfig> for CrestOverrides {
+    /// Those of a config that a caller may say too.
+    fn from(config: CrestConfig) -> Self {
+        Self {
+            num_steps: config.num_steps,
+            step_input: config.step_input,
+            gate_input: config.gate_input,
+            halt_mode: config.halt_mode,
+            halt_threshold: config.halt_threshold,
+            halt_weights: config.halt_weights,
+            halt_enabled: config.halt_enabled,
+        }
+    }
+}
+
+impl CrestOverrides {
+    /// These options; where one is not said, that of `other`.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            num_steps: self.num_steps.or(other.num_steps),
+            step_input: self.step_input.or(other.step_input),
+            gate_input: self.gate_input.or(other.gate_input),
+            halt_mode: self.halt_mode.or(other.halt_mode),
+            halt_threshold: self.halt_threshold.or(other.halt_threshold),
+            halt_weights: self.halt_weights.or(other.halt_weights),
+            halt_enabled: self.halt_enabled.or(other.halt_enabled),
+        }
+    }
+}
+
 /// The options that a model runs with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CrestOptions {
@@ -244,15 +276,39 @@ impl CrestOptions {
             halt_weights: overrides.halt_weights.or(stated.halt_weights).unwrap_or(default.halt_weights),
             halt_enabled: overrides.halt_enabled.or(stated.halt_enabled).unwrap_or(default.halt_enabled),
         };
-        if !(1..=found.num_steps).contains(&out.num_steps) {
-            let message = format!("is {}, but the checkpoint holds {} steps", out.num_steps, found.num_steps);
+        out.check(found.num_steps)?;
+        Ok(out)
+    }
+
+    /// With what is said; the form of the gates stays.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when a value is out of range for a model of `steps` steps.
+    pub(crate) fn with(&self, overrides: &CrestOverrides, steps: usize) -> Result<Self> {
+        let out = Self {
+            num_steps: overrides.num_steps.unwrap_or(self.num_steps),
+            step_input: overrides.step_input.unwrap_or(self.step_input),
+            gate_input: overrides.gate_input.unwrap_or(self.gate_input),
+            halt_mode: overrides.halt_mode.unwrap_or(self.halt_mode),
+            halt_threshold: overrides.halt_threshold.unwrap_or(self.halt_threshold),
+            halt_weights: overrides.halt_weights.unwrap_or(self.halt_weights),
+            halt_enabled: overrides.halt_enabled.unwrap_or(self.halt_enabled),
+            ..*self
+        };
+        out.check(steps)?;
+        Ok(out)
+    }
+
+    fn check(&self, steps: usize) -> Result<()> {
+        if !(1..=steps).contains(&self.num_steps) {
+            let message = format!("is {}, but the checkpoint holds {steps} steps", self.num_steps);
             return Err(Error::Option { option: "crest.num_steps".into(), message });
         }
-        if !(0.0..=1.0).contains(&out.halt_threshold) {
-            let message = format!("is {}, expected a number from 0 to 1", out.halt_threshold);
+        if !(0.0..=1.0).contains(&self.halt_threshold) {
+            let message = format!("is {}, expected a number from 0 to 1", self.halt_threshold);
             return Err(Error::Option { option: "crest.halt_threshold".into(), message });
         }
-        Ok(out)
+        Ok(())
     }
 }
 

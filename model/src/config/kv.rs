@@ -90,6 +90,15 @@ impl KvCompressionConfig {
     }
 }
 
+/// What the caller wants different; `None` keeps what the checkpoint says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KvOverrides {
+    /// Activation of the decoders.
+    pub activation: Option<CodeActivation>,
+    /// Where keys are compressed.
+    pub k_stage: Option<KStage>,
+}
+
 /// The compressor of one target in one layer: `code = E y (+ b)`, `y' = W2 act(W1 code + b1) + b2` or `y' = D code (+ b)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvCodec {
@@ -124,6 +133,14 @@ pub struct KvCompression {
 }
 
 impl KvCompression {
+    /// With what is said; what the tensors show stays.
+    #[must_use]
+    pub fn with(mut self, overrides: KvOverrides) -> Self {
+        self.activation = overrides.activation.unwrap_or(self.activation);
+        self.k_stage = overrides.k_stage.unwrap_or(self.k_stage);
+        self
+    }
+
     /// The codec of a layer and target, if that is compressed.
     pub fn codec(&self, layer: usize, target: KvTarget) -> Option<&KvCodec> {
         self.layers.get(&layer)?.get(&target)

@@ -15,6 +15,7 @@ use super::layers::{LayerType, LinearAttentionConfig};
 use super::limits::MAX_CONFIG_BYTES;
 use super::nano::{self, NanoModule};
 use super::notes::Notes;
+use super::options::{ModelOptions, StatedElsewhere};
 use super::quantization::QuantizationConfig;
 use super::rope::RopeConfig;
 use crate::checkpoint::ModelDir;
@@ -67,6 +68,8 @@ pub struct ModelConfig {
     pub crest: Option<CrestConfig>,
     /// Stated options of cache compression.
     pub kv_compression: Option<KvCompressionConfig>,
+    /// Options that the side file `ember.json` states and no other file does.
+    pub side_file: ModelOptions,
     /// Storage of the integer modules (Nano compact), by module path as written.
     pub nanollm_modules: BTreeMap<String, NanoModule>,
     /// How bitsandbytes quantised the weights.
@@ -91,7 +94,8 @@ impl ModelConfig {
     /// File name in a model directory.
     pub const FILE: &str = "config.json";
 
-    /// Reads and validates `config.json`, `crest.json` (CREST) and `nano_compact_spec.json` (where the config lacks the list).
+    /// Reads and validates `config.json`, `crest.json` (CREST), `nano_compact_spec.json` (where the config lacks the list) and
+    /// `ember.json` ([`ModelOptions`]).
     ///
     /// # Errors
     /// [`Error::Source`] without a `config.json`; [`Error::Config`] naming the key when a value is missing, of a wrong type, out
@@ -120,6 +124,17 @@ impl ModelConfig {
             let value = read_json(dir, SPEC)?.ok_or_else(missing)?;
             let modules = Fields::root(&path, &value)?.object("nanollm_modules")?.ok_or_else(missing)?;
             config.nanollm_modules = nano::read_modules(&modules)?;
+        }
+        if let Some(value) = read_json(dir, ModelOptions::FILE)? {
+            let path = dir.path().join(ModelOptions::FILE);
+            let elsewhere = StatedElsewhere {
+                family: config.family,
+                crest: config.crest.as_ref(),
+                kv_compression: config.kv_compression.as_ref(),
+                layers: config.num_hidden_layers,
+                kv_dim: config.kv_dim(),
+            };
+            config.side_file = ModelOptions::read(&Fields::root(&path, &value)?, &elsewhere)?;
         }
         Ok(config)
     }

@@ -13,6 +13,7 @@ use super::limits::{
 use super::model::ModelConfig;
 use super::nano;
 use super::notes::Notes;
+use super::options::ModelOptions;
 use super::quantization::QuantizationConfig;
 use super::rope::RopeConfig;
 use super::rope_scaling::RopeContext;
@@ -116,6 +117,7 @@ impl ModelConfig {
             attn_output_gate: text.boolean("attn_output_gate")?.unwrap_or(true) && hybrid,
             crest,
             kv_compression,
+            side_file: ModelOptions::default(),
             nanollm_modules,
             quantization: text.object("quantization_config")?.map(|q| QuantizationConfig::read(&q)).transpose()?,
             dtype: if dtype.is_some() { dtype } else { float_type(&text, "torch_dtype")? },

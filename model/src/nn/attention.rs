@@ -17,7 +17,7 @@ use super::kv_compressor::KvCompressor;
 use super::norm::{RmsNorm, RmsNormConfig};
 use super::rope::RotaryEmbedding;
 use crate::architecture::Architecture;
-use crate::config::{KStage, KvTarget, ModelConfig};
+use crate::config::{KStage, KvCompression, KvTarget, ModelConfig};
 use crate::error::Result;
 use crate::loader::Loader;
 
@@ -168,6 +168,14 @@ impl<B: CompactBackend> Attention<B> {
             output_gate: config.attn_output_gate,
             k_stage: compression.map_or(KStage::PostRope, |c| c.k_stage),
         })
+    }
+
+    /// Changes what compressors compute and where; their weights stay.
+    pub(crate) fn set_options(&mut self, compression: &KvCompression) {
+        self.k_stage = compression.k_stage;
+        for compressor in self.k_compressor.iter_mut().chain(&mut self.v_compressor) {
+            compressor.decoder.activation = compression.activation.into();
+        }
     }
 
     /// Attends from new tokens to all of their sequence that came before.

@@ -140,6 +140,11 @@ impl<B: CompactBackend> CrestFfn<B> {
         self.options.halt_threshold = halt_threshold;
     }
 
+    /// Changes all options but the form of the gates; they are those of a model with at least these steps and gates.
+    pub(crate) fn set_options(&mut self, options: &CrestOptions) {
+        self.options = CrestOptions { num_steps: options.num_steps.clamp(1, self.max_steps()), ..options.clone() };
+    }
+
     /// Applies the block to every row.
     ///
     /// # Shapes

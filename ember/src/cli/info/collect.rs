@@ -115,10 +115,12 @@ fn crest_info(pretrained: &Pretrained, depth: &DepthArgs) -> Option<CrestInfo> {
     let found = pretrained.weights().discovered_crest()?;
     let silent = CrestConfig::default();
     let stated = pretrained.architecture().config.crest.as_ref().unwrap_or(&silent);
+    let side = &pretrained.architecture().config.side_file.crest;
     let flags = depth.overrides();
-    let source = |overridden: bool, stated: bool, otherwise: OptionSource| match (overridden, stated) {
+    let source = |overridden: bool, stated: bool, side: bool, otherwise: OptionSource| match (overridden, stated) {
         (true, _) => OptionSource::Overridden,
         (false, true) => OptionSource::Stated,
+        (false, false) if side => OptionSource::SideFile,
         (false, false) => otherwise,
     };
     let CrestOptions {
@@ -138,24 +140,49 @@ fn crest_info(pretrained: &Pretrained, depth: &DepthArgs) -> Option<CrestInfo> {
     let threshold = halt_threshold.to_string().parse::<f64>().unwrap_or_default();
     use OptionSource::{Default, Found};
     let options = vec![
-        option("num_steps", num_steps.into(), source(flags.num_steps.is_some(), stated.num_steps.is_some(), Found)),
-        option("step_input", step_input.as_str().into(), source(false, stated.step_input.is_some(), Default)),
-        option("gate_input", gate_input.as_str().into(), source(false, stated.gate_input.is_some(), Default)),
+        option(
+            "num_steps",
+            num_steps.into(),
+            source(flags.num_steps.is_some(), stated.num_steps.is_some(), side.num_steps.is_some(), Found),
+        ),
+        option(
+            "step_input",
+            step_input.as_str().into(),
+            source(false, stated.step_input.is_some(), side.step_input.is_some(), Default),
+        ),
+        option(
+            "gate_input",
+            gate_input.as_str().into(),
+            source(false, stated.gate_input.is_some(), side.gate_input.is_some(), Default),
+        ),
         // What is stated about the gates' form must agree with the tensors, which decide.
         option("gate_shared", gate_shared.into(), Found),
         option("gate_hidden", gate_hidden.into(), Found),
         option("gate_bias", gate_bias.into(), Found),
-        option("halt_mode", halt_mode.as_str().into(), source(false, stated.halt_mode.is_some(), Default)),
+        option(
+            "halt_mode",
+            halt_mode.as_str().into(),
+            source(false, stated.halt_mode.is_some(), side.halt_mode.is_some(), Default),
+        ),
         option(
             "halt_threshold",
             threshold.into(),
-            source(flags.halt_threshold.is_some(), stated.halt_threshold.is_some(), Default),
+            source(
+                flags.halt_threshold.is_some(),
+                stated.halt_threshold.is_some(),
+                side.halt_threshold.is_some(),
+                Default,
+            ),
         ),
-        option("halt_weights", halt_weights.as_str().into(), source(false, stated.halt_weights.is_some(), Default)),
+        option(
+            "halt_weights",
+            halt_weights.as_str().into(),
+            source(false, stated.halt_weights.is_some(), side.halt_weights.is_some(), Default),
+        ),
         option(
             "halt_enabled",
             halt_enabled.into(),
-            source(flags.halt_enabled.is_some(), stated.halt_enabled.is_some(), Default),
+            source(flags.halt_enabled.is_some(), stated.halt_enabled.is_some(), side.halt_enabled.is_some(), Default),
         ),
     ];
     Some(CrestInfo { steps_in_checkpoint: found.num_steps, options, ignored_keys: stated.ignored.clone() })
@@ -163,6 +190,13 @@ fn crest_info(pretrained: &Pretrained, depth: &DepthArgs) -> Option<CrestInfo> {
 
 fn kv_info(pretrained: &Pretrained) -> Option<KvInfo> {
     let compression = pretrained.architecture().kv_compression.as_ref()?;
+    let config = &pretrained.architecture().config;
+    let (stated, side) = (config.kv_compression.clone().unwrap_or_default(), config.side_file.kv_compression);
+    let source = |stated: bool, side: bool| match (stated, side) {
+        (true, _) => OptionSource::Stated,
+        (false, true) => OptionSource::SideFile,
+        (false, false) => OptionSource::Default,
+    };
     let layers = compression.layers.iter();
     let compressors = layers.flat_map(|(&layer, codecs)| {
         codecs.iter().map(move |(target, codec)| Compressor {
@@ -177,7 +211,9 @@ fn kv_info(pretrained: &Pretrained) -> Option<KvInfo> {
     });
     Some(KvInfo {
         activation: compression.activation.as_str(),
+        activation_source: source(stated.activation.is_some(), side.activation.is_some()),
         k_stage: compression.k_stage.as_str(),
+        k_stage_source: source(stated.k_stage.is_some(), side.k_stage.is_some()),
         compressors: compressors.collect(),
     })
 }

@@ -117,6 +117,9 @@ pub enum OptionSource {
     Overridden,
     /// config.json or crest.json.
     Stated,
+    /// The side file of `ember probe --write`.
+    #[serde(rename = "ember.json")]
+    SideFile,
     /// Shown by the tensors.
     Found,
     /// Neither.
@@ -127,7 +130,9 @@ pub enum OptionSource {
 #[derive(Debug, Serialize)]
 pub struct KvInfo {
     pub activation: &'static str,
+    pub activation_source: OptionSource,
     pub k_stage: &'static str,
+    pub k_stage_source: OptionSource,
     pub compressors: Vec<Compressor>,
 }
 

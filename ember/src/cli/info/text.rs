@@ -104,12 +104,7 @@ fn group_text(group: &WeightGroup) -> String {
 
 fn crest_lines(crest: &CrestInfo, line: &mut impl FnMut(&str, &str) -> Result<()>) -> Result<()> {
     for option in &crest.options {
-        let source = match option.source {
-            OptionSource::Overridden => "overridden",
-            OptionSource::Stated => "stated",
-            OptionSource::Found => "found in the tensors",
-            OptionSource::Default => "default",
-        };
+        let source = source(option.source);
         let value = match &option.value {
             serde_json::Value::String(value) => value.clone(),
             serde_json::Value::Null => "none".to_owned(),
@@ -123,8 +118,19 @@ fn crest_lines(crest: &CrestInfo, line: &mut impl FnMut(&str, &str) -> Result<()
     }
 }
 
+fn source(source: OptionSource) -> &'static str {
+    match source {
+        OptionSource::Overridden => "overridden",
+        OptionSource::Stated => "stated",
+        OptionSource::SideFile => "stated in ember.json",
+        OptionSource::Found => "found in the tensors",
+        OptionSource::Default => "default",
+    }
+}
+
 fn kv_lines(kv: &KvInfo, line: &mut impl FnMut(&str, &str) -> Result<()>) -> Result<()> {
-    line("cache compression", &format!("activation {}, keys {}", kv.activation, kv.k_stage))?;
+    let (activation, stage) = (source(kv.activation_source), source(kv.k_stage_source));
+    line("cache compression", &format!("activation {} ({activation}), keys {} ({stage})", kv.activation, kv.k_stage))?;
     for c in &kv.compressors {
         let decoder = c.hidden_dim.map_or("linear decoder".to_owned(), |h| format!("decoder over {h}"));
         let biases = match (c.encoder_bias, c.decoder_bias) {

@@ -10,12 +10,14 @@ mod backend;
 mod bench;
 mod chat;
 mod chat_input;
+mod convert;
 mod depth;
 mod device_args;
 mod doctor;
 mod dump;
 mod estimate;
 mod eval;
+mod export;
 mod generate;
 mod habits;
 mod info;
@@ -23,6 +25,7 @@ mod input;
 mod load;
 mod memory;
 mod output;
+mod quantize;
 mod render;
 pub mod sampling;
 #[cfg(feature = "serve")]
@@ -69,6 +72,10 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Measure how well a model predicts a text
     Eval(Box<eval::EvalArgs>),
+    /// Write a model directory in smaller number formats: NF4, int8
+    Quantize(Box<quantize::QuantizeArgs>),
+    /// Write a model directory with dense weights, from any format that is read
+    Convert(convert::ConvertArgs),
     /// Show how deep a model with adaptive depth thinks about each token of a text
     Depth(Box<depth::DepthCommandArgs>),
     /// Write what a model computes for given tokens, for comparison with another implementation
@@ -111,6 +118,8 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args).map(|()| true),
         Command::Doctor(args) => doctor::run(&args).map(|()| true),
         Command::Eval(args) => eval::run(&args).map(|()| true),
+        Command::Quantize(args) => quantize::run(&args).map(|()| true),
+        Command::Convert(args) => convert::run(&args).map(|()| true),
         Command::Depth(args) => depth::run(&args).map(|()| true),
         Command::Dump(args) => dump::run(&args).map(|()| true),
         Command::Tokenize(args) => tokenize::run(&args).map(|()| true),

@@ -29,6 +29,7 @@ mod discovery;
 mod foreign;
 mod header;
 mod index;
+mod int8;
 pub(crate) mod names;
 mod nano;
 mod open;
@@ -36,6 +37,7 @@ mod resolve;
 mod storage_kind;
 mod tied;
 mod weights;
+pub(crate) mod writer;
 
 pub use differences::{MismatchedTensor, MissingTensor, TensorDifferences};
 pub use dir::{EmbeddedFile, ModelDir};

@@ -264,7 +264,7 @@ impl Checkpoint {
     }
 
     /// As [`Self::release`], of the bytes of a tensor from `start` on.
-    pub(super) fn release_part(&self, name: &str, start: usize, length: usize) {
+    pub(crate) fn release_part(&self, name: &str, start: usize, length: usize) {
         let Some(info) = self.info(name) else { return };
         let map = self.inner.shards.get(info.shard).and_then(|shard| shard.map.as_ref());
         let (start, rest) = (info.offset.saturating_add(start), info.bytes.saturating_sub(start));

@@ -10,7 +10,7 @@ use super::names::{canonical, is_ignored, layer_of, list, shown};
 use super::open::Checkpoint;
 use super::storage_kind::StorageKind;
 use super::weights::{Parameter, ParameterInfo, StoredAs, Weights};
-use super::{bnb, nano};
+use super::{bnb, int8, nano};
 use crate::config::{Family, ModelConfig, QuantType};
 use crate::{Error, Result};
 
@@ -47,6 +47,10 @@ impl Weights {
             let (name, shape) = (module.weight.clone(), vec![module.n, module.k]);
             out.insert(name, shape, storage, module.tensors(), StoredAs::Rows(module))?;
         }
+        for weight in int8::group(checkpoint, &mut names)? {
+            let (name, shape) = (canonical(&weight.name), vec![weight.n, weight.k]);
+            out.insert(name, shape, StorageKind::Int8, weight.tensors(), StoredAs::Int8(weight))?;
+        }
         for name in names {
             let Some(info) = checkpoint.info(&name) else {
                 continue;
@@ -58,7 +62,7 @@ impl Weights {
                 other => {
                     let message = format!(
                         "is stored as {other:?}, which is not a supported float type, and belongs to no quantised tensor that is \
-                         complete (bitsandbytes 4-bit, nanollm_modules)"
+                         complete (bitsandbytes 4-bit, int8 with weight_scale, nanollm_modules)"
                     );
                     return Err(Error::Tensor { tensor: shown(&name), message });
                 }

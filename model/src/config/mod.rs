@@ -42,6 +42,6 @@ pub use layers::{LayerType, LinearAttentionConfig};
 pub use model::ModelConfig;
 pub use nano::{NanoKind, NanoModule};
 pub use notes::Notes;
-pub use quantization::{QuantType, QuantizationConfig};
+pub use quantization::{QuantMethod, QuantType, QuantizationConfig};
 pub use rope::RopeConfig;
 pub use rope_scaling::{DynamicScaling, Llama3Scaling, LongRopeScaling, RopeScaling, YarnScaling};

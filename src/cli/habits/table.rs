@@ -188,7 +188,6 @@ pub const COMMANDS: &[(&[&str], &str)] = &[
     ),
     (&["server", "api"], "`ember serve` answers OpenAI's and Anthropic's APIs"),
     (&["perplexity", "ppl", "evaluate"], "`ember eval -f FILE` measures the perplexity of a text"),
-    (&["quantize", "convert"], "--quant quantises at load; nothing is written"),
     (&["benchmark"], "`ember bench` measures speed"),
     (&["download", "pull"], "nothing is downloaded here; run `hf download REPO --local-dir DIR`, then use -m DIR"),
 ];

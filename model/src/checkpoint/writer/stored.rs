@@ -1,0 +1,187 @@
+//! Which tensors of a file hold a weight: their names and shapes (slots), which are known before the weight is, and their data.
+
+use bytes::Bytes;
+use emberlm_quant::format::INT8_BLOCK;
+use emberlm_quant::host::{FloatType, HostCodeBook4, HostScales, HostStorage, HostWeight};
+
+use crate::checkpoint::header::Dtype;
+use crate::checkpoint::int8::scale_name;
+use crate::checkpoint::names::shown;
+use crate::{Error, Result};
+
+/// Longest JSON of a quant state that is written, in bytes: two sizes, two block sizes and an offset.
+const LONGEST_STATE: usize = 256;
+/// Block scales per nested scale.
+const NESTED_BLOCK: usize = 256;
+/// Elements per block of 4-bit codes.
+const CODE_BLOCK: usize = 64;
+
+/// A tensor that a file is to hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Slot {
+    pub(crate) name: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    /// Its one size is the longest possible, not the exact one.
+    pub(crate) at_most: bool,
+}
+
+/// A tensor with its data.
+#[derive(Clone, Debug)]
+pub(crate) struct StoredTensor {
+    pub(crate) name: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) data: Bytes,
+    /// The tensor of the source whose bytes these are, from its first byte on: its pages are given back as they are written.
+    pub(crate) source: Option<String>,
+}
+
+impl Slot {
+    pub(crate) fn new(name: impl Into<String>, dtype: Dtype, shape: &[usize]) -> Self {
+        Self { name: name.into(), dtype, shape: shape.to_vec(), at_most: false }
+    }
+
+    /// Bytes of its data; those of the longest possible where they are not known.
+    pub(crate) fn bytes(&self) -> usize {
+        self.shape.iter().fold(self.dtype.size(), |bytes, &dim| bytes.saturating_mul(dim))
+    }
+
+    /// The tensor with this data.
+    pub(crate) fn fill(self, data: Bytes) -> Result<StoredTensor> {
+        let Self { name, dtype, mut shape, at_most } = self;
+        if at_most {
+            shape = vec![data.len()];
+        }
+        let bytes = shape.iter().fold(dtype.size(), |bytes, &dim| bytes.saturating_mul(dim));
+        if bytes != data.len() || (at_most && bytes > LONGEST_STATE) {
+            let message = format!("would be {dtype:?} {shape:?}, but its data are {} bytes", data.len());
+            return Err(Error::Tensor { tensor: shown(&name), message });
+        }
+        Ok(StoredTensor { name, dtype, shape, data, source: None })
+    }
+}
+
+/// A tensor of plain numbers.
+pub(crate) fn dense_slots(name: &str, float: FloatType, shape: &[usize]) -> Vec<Slot> {
+    vec![Slot::new(name, float.into(), shape)]
+}
+
+/// bitsandbytes' NF4: the packed weight and its sides.
+pub(crate) fn code_book_slots(name: &str, [n, k]: [usize; 2], double: bool) -> Vec<Slot> {
+    let elements = n.saturating_mul(k);
+    let blocks = elements.div_ceil(CODE_BLOCK);
+    let side = |side: &str, dtype, size| Slot::new(format!("{name}.{side}"), dtype, &[size]);
+    let mut out = vec![
+        Slot::new(name, Dtype::U8, &[elements.div_ceil(2), 1]),
+        side("absmax", if double { Dtype::U8 } else { Dtype::F32 }, blocks),
+        side("quant_map", Dtype::F32, 16),
+    ];
+    if double {
+        out.push(side("nested_absmax", Dtype::F32, blocks.div_ceil(NESTED_BLOCK)));
+        out.push(side("nested_quant_map", Dtype::F32, 256));
+    }
+    out.push(Slot { at_most: true, ..side("quant_state.bitsandbytes__nf4", Dtype::U8, LONGEST_STATE) });
+    out
+}
+
+/// Signed bytes and their scales.
+pub(crate) fn int8_slots(name: &str, [n, k]: [usize; 2]) -> Vec<Slot> {
+    let scales = Slot::new(scale_name(name), Dtype::F16, &[n, k.div_ceil(INT8_BLOCK)]);
+    vec![Slot::new(name, Dtype::I8, &[n, k]), scales]
+}
+
+/// The data of a weight in the slots of its storage; integer rows have [another place](super::rows).
+///
+/// # Errors
+/// When the weight is not what the slots are for.
+pub(crate) fn encode(slots: &[Slot], weight: &HostWeight) -> Result<Vec<StoredTensor>> {
+    let data = match &weight.storage {
+        HostStorage::Dense(_, data) => vec![data.clone()],
+        HostStorage::CodeBook4(w) => code_book(w, [weight.n, weight.k]),
+        HostStorage::Int8(w) => vec![w.codes.clone(), w.scales.clone()],
+        HostStorage::Rows(_) => Vec::new(),
+    };
+    fill(slots, data)
+}
+
+pub(super) fn fill(slots: &[Slot], data: Vec<Bytes>) -> Result<Vec<StoredTensor>> {
+    if slots.len() != data.len() {
+        let tensor = slots.first().map_or_else(String::new, |slot| shown(&slot.name));
+        let message = format!("has {} parts, {} are expected", data.len(), slots.len());
+        return Err(Error::Tensor { tensor, message });
+    }
+    slots.iter().cloned().zip(data).map(|(slot, data)| slot.fill(data)).collect()
+}
+
+fn code_book(w: &HostCodeBook4, [n, k]: [usize; 2]) -> Vec<Bytes> {
+    let floats = |values: &[f32]| Bytes::from(values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
+    let dtype = match w.stored {
+        FloatType::F32 => "float32",
+        FloatType::F16 => "float16",
+        FloatType::Bf16 => "bfloat16",
+    };
+    // As Python's `json` writes it, so that the file is the one that bitsandbytes writes.
+    let mut state =
+        format!("{{\"quant_type\": \"nf4\", \"blocksize\": {}, \"dtype\": \"{dtype}\", \"shape\": [{n}, {k}]", w.block);
+    let mut out = vec![w.codes.clone()];
+    match &w.scales {
+        HostScales::Single(absmax) => out.extend([absmax.clone(), floats(&w.code_book)]),
+        HostScales::Double { codes, map, absmax, block, offset } => {
+            out.extend([codes.clone(), floats(&w.code_book), floats(absmax), floats(map)]);
+            let offset = python_float(f64::from(*offset));
+            let nested = format!(
+                ", \"nested_blocksize\": {block}, \"nested_dtype\": \"float32\", \"nested_offset\": {offset}"
+            );
+            state.push_str(&nested);
+        }
+    }
+    state.push('}');
+    out.push(state.into_bytes().into());
+    out
+}
+
+/// A finite number as Python writes it: the shortest digits that give it back, with an exponent of two digits or more below 1e-4
+/// and from 1e16 on.
+fn python_float(value: f64) -> String {
+    let magnitude = value.abs();
+    if magnitude == 0.0 || (1e-4..1e16).contains(&magnitude) {
+        return format!("{value:?}");
+    }
+    let text = format!("{value:e}");
+    match text.split_once('e') {
+        Some((digits, exponent)) => {
+            let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |exponent| ('-', exponent));
+            format!("{digits}e{sign}{exponent:0>2}")
+        }
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::python_float;
+
+    #[test]
+    fn floats_are_spelled_as_python_does() {
+        let pairs = [
+            (0.0, "0.0"),
+            (0.5, "0.5"),
+            (1e-4, "0.0001"),
+            (0.03125, "0.03125"),
+            (f64::from(0.012_345_678_f32), "0.012345677800476551"),
+            (1.25e-5, "1.25e-05"),
+            (-3e-11, "-3e-11"),
+            (1e16, "1e+16"),
+            (f64::from(1e-38_f32), "9.99999935045640e-39"),
+        ];
+        for (value, text) in pairs {
+            let parsed: f64 = text.parse().expect("a number");
+            let shown = python_float(value);
+            assert_eq!(shown.parse::<f64>().expect("a number"), value);
+            if parsed == value {
+                assert_eq!(shown, text);
+            }
+        }
+    }
+}

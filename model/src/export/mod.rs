@@ -37,6 +37,7 @@
     )
 )]
 
+mod cascade;
 mod config;
 mod files;
 mod item;
@@ -45,6 +46,7 @@ mod options;
 mod plan;
 mod write;
 
+pub use cascade::{CascadeModule, CascadeOptions};
 pub use matrix::{ExportedMatrix, MatrixFormat};
 pub use options::ExportOptions;
 pub use plan::ExportPlan;

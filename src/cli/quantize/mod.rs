@@ -1,12 +1,13 @@
 //! `ember quantize`: a model directory in smaller number formats.
 
+mod nano;
 mod pattern;
 mod rules;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use emberlm::model::export::ExportOptions;
-use emberlm::model::Pretrained;
+use emberlm::model::{PlannedTensor, Pretrained};
 use emberlm::quant::Activations;
 use pattern::Pattern;
 use rules::{Format, Rule, Rules};
@@ -26,7 +27,13 @@ that ember info and errors show (model.layers.0.mlp.down_proj.weight).
 What other programs load:
   nf4, nf4-dq   transformers with bitsandbytes, whose codes and scales these are bit for bit
   int8          transformers and vLLM with compressed-tensors (int-quantized, groups of 64), where rows are a multiple of 64
+  nano          the layout of Nano compact (nanollm_modules, nano_compact_spec.json) on the Qwen2 body, for its author's runtime; on others \
+this program
   a mixture, or a quantised embedding: this program alone; quant_method says emberlm, so that others refuse it
+
+--format nano takes the projections but those of queries, keys and values, one after the other, and gives each the narrowest rows with which the \
+logits after every prompt keep their cosine to those of the original; what may be lost is spread over the modules. --only, --skip and --rule \
+hold here, too.
 
 DIR appears when it is complete. Until then everything is in DIR.partial; a run that was cut off goes on there when it is \
 repeated with the same model and flags. Nothing is ever overwritten.";
@@ -45,9 +52,9 @@ pub struct QuantizeArgs {
     #[arg(long, value_enum, value_name = "FORMAT")]
     format: TargetFormat,
 
-    /// Format of embedding and head
-    #[arg(long, value_enum, value_name = "FORMAT", default_value = "none")]
-    head: Format,
+    /// Format of embedding and head [default: none, with nano int8-rows]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    head: Option<Format>,
 
     /// Quantise these modules only; may be repeated
     #[arg(long, value_name = "PATTERN")]
@@ -64,6 +71,9 @@ pub struct QuantizeArgs {
     /// Keep the first K steps of every layer (CREST)
     #[arg(long, value_name = "K")]
     steps: Option<usize>,
+
+    #[command(flatten)]
+    nano: nano::NanoArgs,
 }
 
 /// Formats of a checkpoint.
@@ -77,12 +87,14 @@ enum TargetFormat {
     Nf4Dq,
     /// 8 bits in blocks of 64, 8.25 bits per weight
     Int8,
+    /// Integer rows as narrow as the answers to some prompts allow, as Nano compact has them
+    Nano,
 }
 
 impl From<TargetFormat> for Format {
     fn from(target: TargetFormat) -> Self {
         match target {
-            TargetFormat::None => Self::None,
+            TargetFormat::None | TargetFormat::Nano => Self::None,
             TargetFormat::Nf4 => Self::Nf4,
             TargetFormat::Nf4Dq => Self::Nf4Dq,
             TargetFormat::Int8 => Self::Int8,
@@ -95,9 +107,10 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
     threads::start(args.output.threads)?;
     let depth = DepthArgs { steps: args.steps, threshold: None, no_halt: false };
     let pretrained = load::open(&args.source.model(), &depth)?;
+    let nano = args.format == TargetFormat::Nano;
     let rules = Rules {
         layers: args.format.into(),
-        head: args.head,
+        head: args.head.unwrap_or(if nano { Format::Int8Rows } else { Format::None }),
         only: args.only.clone(),
         skip: args.skip.clone(),
         rules: args.rule.clone(),
@@ -106,7 +119,13 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
     let tensors = load::plan::<Cpu>(&pretrained, &device.device)?.tensors;
     rules.check(&tensors)?;
     let options = ExportOptions { shard_bytes: args.output.shard_size.0, dense: None };
-    let plan = pretrained.export(&options, |tensor| rules.of(tensor).into()).with_context(|| cannot(&pretrained))?;
+    let chosen = if nano { nano::choose(&args.nano, &pretrained, &rules)? } else { Vec::new() };
+    let formats = nano::formats(&chosen);
+    let format_of = |tensor: &PlannedTensor| match formats.get(tensor.name.as_str()) {
+        Some(format) => *format,
+        None => rules.of(tensor).into(),
+    };
+    let plan = pretrained.export(&options, format_of).with_context(|| cannot(&pretrained))?;
     let changed = plan.matrices().iter().any(|matrix| matrix.stored != matrix.written);
     let quantised = tensors.iter().any(|tensor| tensor.stored.is_quantized());
     ensure!(
@@ -117,6 +136,9 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
             false => "these flags leave every matrix as it is stored",
         }
     );
+    if nano {
+        nano::report(&chosen)?;
+    }
     export::write(&plan, &args.output)
 }
 

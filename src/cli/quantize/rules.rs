@@ -90,6 +90,16 @@ impl Rules {
         }
     }
 
+    /// Whether a format that is chosen by other means is for this matrix: no rule names it, it is not left out, and if it is embedding or
+    /// head, rows of 8 bits were asked for.
+    pub fn takes(&self, tensor: &PlannedTensor) -> bool {
+        let matched = |pattern: &Pattern| pattern.matches(&tensor.name);
+        let named = self.rules.iter().any(|rule| matched(&rule.pattern));
+        let left_out = (!self.only.is_empty() && !self.only.iter().any(matched)) || self.skip.iter().any(matched);
+        let head = tensor.role == TensorRole::Projection || self.head == Format::Int8Rows;
+        may_be_quantised(tensor.role) && !named && !left_out && head
+    }
+
     /// Refuses patterns that mean no matrix of the model: they are typing mistakes.
     pub fn check(&self, tensors: &[PlannedTensor]) -> Result<()> {
         let rules = self.rules.iter().map(|rule| ("--rule", &rule.pattern));

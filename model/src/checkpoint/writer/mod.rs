@@ -6,6 +6,8 @@ mod rows;
 mod shard;
 mod space;
 mod stored;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use output::{Job, OutputDir, check_target};
 pub(crate) use rows::RowLayout;

@@ -30,6 +30,8 @@ mod info;
 mod limits;
 #[path = "cli/program.rs"]
 mod program;
+#[path = "cli/quantize.rs"]
+mod quantize;
 #[path = "cli/sampling.rs"]
 mod sampling;
 #[path = "cli/tokenize.rs"]

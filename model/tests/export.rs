@@ -128,8 +128,13 @@ fn quantised_folders_are_what_quantisation_at_load_makes() {
             for matrix in source.weights().canonical_names() {
                 let (found, expected) = (dense.weights(), quantised.weights());
                 if expected.entry(matrix).is_some_and(|entry| entry.storage.is_quantized()) {
-                    let rounded = dequantize_to(&expected.matrix(matrix).expect("codes"), FloatType::Bf16).expect("bf16");
-                    assert_eq!(dequantize(&found.matrix(matrix).expect("dense")), dequantize(&rounded), "{case} {matrix}");
+                    let rounded =
+                        dequantize_to(&expected.matrix(matrix).expect("codes"), FloatType::Bf16).expect("bf16");
+                    assert_eq!(
+                        dequantize(&found.matrix(matrix).expect("dense")),
+                        dequantize(&rounded),
+                        "{case} {matrix}"
+                    );
                 }
                 assert!(!found.entry(matrix).expect("an entry").storage.is_quantized(), "{case} {matrix}");
             }
@@ -149,7 +154,11 @@ fn heads_are_quantised_as_at_load() {
                 _ => MatrixFormat::AsStored,
             };
             export(&source, &folder, &ExportOptions::default(), wanted).expect(name);
-            assert_eq!(logits(&open(&folder)), logits(&open(&fixture(name)).quantize_head(format)), "{name} {format:?}");
+            assert_eq!(
+                logits(&open(&folder)),
+                logits(&open(&fixture(name)).quantize_head(format)),
+                "{name} {format:?}"
+            );
             // Others would read it wrongly.
             assert_eq!(config(&folder)["quantization_config"]["quant_method"], "emberlm", "{name} {format:?}");
         }
@@ -190,8 +199,12 @@ fn configs_say_who_reads_the_format() {
     };
     let plain = write("plain", &layers(nf4));
     assert_eq!((&plain["quant_method"], &plain["bnb_4bit_quant_type"]), (&json!("bitsandbytes"), &json!("nf4")));
-    let skipped: Vec<&str> = plain["llm_int8_skip_modules"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
-    assert!(skipped.contains(&"lm_head") && skipped.iter().any(|path| path.starts_with("model.layers.1.self_attn.")), "{skipped:?}");
+    let skipped: Vec<&str> =
+        plain["llm_int8_skip_modules"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
+    assert!(
+        skipped.contains(&"lm_head") && skipped.iter().any(|path| path.starts_with("model.layers.1.self_attn.")),
+        "{skipped:?}"
+    );
     let partly = write("partly", &|tensor| if down(tensor) { MatrixFormat::AsStored } else { layers(nf4)(tensor) });
     assert!(partly["llm_int8_skip_modules"].to_string().contains("model.layers.2.mlp.down_proj"), "{partly}");
     let groups = write("groups", &layers(int8));
@@ -367,7 +380,8 @@ fn numbers_out_of_range_are_named() {
 fn damaged_int8_is_refused() {
     let (source, target) = (open(&fixture("leanllama")), Target::new());
     let folder = target.path("int8");
-    export(&source, &folder, &ExportOptions::default(), layers(MatrixFormat::Quantized(QuantizeOnLoad::Int8))).expect("int8");
+    export(&source, &folder, &ExportOptions::default(), layers(MatrixFormat::Quantized(QuantizeOnLoad::Int8)))
+        .expect("int8");
     let name = "model.layers.1.mlp.down_proj.weight";
     let scale = format!("{name}_scale");
     let weights = folder.join("model.safetensors");
@@ -393,7 +407,9 @@ fn damaged_int8_is_refused() {
     broken("NaN", "is not a finite number", &|tensors, _| {
         tensors.get_mut(&scale).expect("scales").2[6..8].copy_from_slice(&0x7e00u16.to_le_bytes());
     });
-    broken("packed", "only int-quantized", &|_, config| config["quantization_config"]["format"] = json!("pack-quantized"));
+    broken("packed", "only int-quantized", &|_, config| {
+        config["quantization_config"]["format"] = json!("pack-quantized")
+    });
     broken("asymmetric", "only symmetric groups", &|_, config| {
         config["quantization_config"]["config_groups"]["group_0"]["weights"]["symmetric"] = json!(false);
     });
@@ -415,7 +431,8 @@ fn rows_are_as_narrow_as_the_answers_allow() {
                 .choose_rows::<Cpu>(&Default::default(), &prompts, &options, |_| false, modules, &mut |_, _| ())
                 .expect(name);
             assert!(chosen.iter().all(|module| module.cosine >= min_cosine && module.tried > 0), "{name}: {chosen:?}");
-            let narrow = |module: &emberlm_model::export::CascadeModule| matches!(module.format, MatrixFormat::MixedRows { .. });
+            let narrow =
+                |module: &emberlm_model::export::CascadeModule| matches!(module.format, MatrixFormat::MixedRows { .. });
             assert!(chosen.iter().any(narrow), "{name} {min_cosine}: {chosen:?}");
             let format = |tensor: &PlannedTensor| {
                 let module = chosen.iter().find(|module| module.name == tensor.name);
@@ -426,7 +443,8 @@ fn rows_are_as_narrow_as_the_answers_allow() {
             let written = open(&folder);
             // The model at the end of the cascade is the one that is written.
             let (a, b) = (logits(&source), logits(&written));
-            let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+            let product =
+                |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
             let cosine = product(&a, &b) / (product(&a, &a) * product(&b, &b)).sqrt();
             assert!(cosine >= min_cosine && cosine < 0.999_999_9, "{name}: {cosine}");
             let kept = chosen.last().expect("modules").cosine;
@@ -443,4 +461,39 @@ fn rows_are_as_narrow_as_the_answers_allow() {
     fails("bits", "expected 2, 4, 6 or 8", || choose(CascadeOptions { bits: vec![3], ..exact.clone() }, &prompts));
     fails("cosine", "from 0 to 1", || choose(CascadeOptions { min_cosine: 1.5, ..exact.clone() }, &prompts));
     fails("no prompts", "are none", || choose(exact.clone(), &[]));
+}
+
+/// A model in memory, however its weights are held, becomes a directory that loads again and computes the same.
+#[test]
+fn a_loaded_model_is_saved_as_it_is() {
+    use QuantizeOnLoad::{Int8, Int8Rows, Nf4, Nf4Double};
+    for name in FIXTURES {
+        for (at, format) in [None, Some(Nf4), Some(Nf4Double), Some(Int8), Some(Int8Rows)].into_iter().enumerate() {
+            let (mut source, target) = (open(&fixture(name)), Target::new());
+            if let Some(format) = format {
+                source = source.quantize(format).quantize_head(format);
+            }
+            let model = source.load::<Cpu>(&Default::default()).expect(name);
+            let to = target.path("saved");
+            model.save(&to).unwrap_or_else(|error| panic!("{name} {format:?}: {error}"));
+            let saved = open(&to);
+            assert_eq!(logits(&saved), logits(&source), "{name} {format:?}");
+            assert_eq!(saved.architecture().crest, source.architecture().crest, "{name} {format:?}");
+            for matrix in saved.weights().canonical_names() {
+                let storage = saved.weights().entry(matrix).expect("an entry").storage;
+                let before = source.weights().entry(matrix).expect("the same names").storage;
+                assert!(
+                    format.is_some() || !before.is_quantized() || storage == before,
+                    "{name} {at} {matrix}: {storage}"
+                );
+            }
+            fails("a second time", "is not empty", || model.save(&to));
+        }
+    }
+    let fewer = CrestOverrides { num_steps: Some(2), halt_threshold: Some(0.4), ..CrestOverrides::default() };
+    let (source, target) = (open(&fixture("crest_k4")).depth(&fewer).expect("two steps"), Target::new());
+    source.load::<Cpu>(&Default::default()).expect("a model").save(target.path("two")).expect("saved");
+    let saved = open(&target.path("two"));
+    assert_eq!(saved.architecture().crest, source.architecture().crest);
+    assert_eq!(logits(&saved), logits(&source));
 }

@@ -124,6 +124,14 @@ pub enum Error {
         /// Elements of the largest matrix.
         limit: usize,
     },
+    /// A weight that a device holds in parts is wanted as a whole.
+    #[error("a weight of {n} x {k} is in parts on this device; load the model on the processor to read it back")]
+    InParts {
+        /// Rows.
+        n: usize,
+        /// Columns.
+        k: usize,
+    },
     /// A device stopped working.
     #[error("the device failed: {0}")]
     Device(String),

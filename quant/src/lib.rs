@@ -22,6 +22,7 @@ mod spans;
 mod split;
 #[cfg(any(feature = "ndarray", feature = "flex", feature = "cube"))]
 mod swiglu;
+mod unpacked;
 
 pub use activations::Activations;
 pub use emberlm_backends::{environment, panics, random};

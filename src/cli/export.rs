@@ -74,8 +74,10 @@ impl FromStr for Size {
             ("", 1),
         ];
         let lower = text.trim().to_ascii_lowercase();
-        let (number, unit) =
-            UNITS.iter().find_map(|(name, unit)| Some((lower.strip_suffix(name)?.trim_end(), *unit))).unwrap_or((&lower, 1));
+        let (number, unit) = UNITS
+            .iter()
+            .find_map(|(name, unit)| Some((lower.strip_suffix(name)?.trim_end(), *unit)))
+            .unwrap_or((&lower, 1));
         let number: f64 = number.parse().map_err(|_| format!("{text:?} is no size, such as 5GB or 500MiB"))?;
         let bytes = number * unit as f64;
         if !(1.0..1e18).contains(&bytes) {
@@ -150,7 +152,11 @@ fn left_out(plan: &ExportPlan<'_>) -> Option<String> {
     let first = names.first()?;
     let tensors = if names.len() == 1 { "tensor" } else { "tensors" };
     let more = if names.len() == 1 { "" } else { " and others" };
-    Some(format!("{:>6} {tensors} left out, the model has no use for them: {}{more}", names.len(), output::printable(first)))
+    Some(format!(
+        "{:>6} {tensors} left out, the model has no use for them: {}{more}",
+        names.len(),
+        output::printable(first)
+    ))
 }
 
 fn files(count: usize) -> String {
@@ -177,7 +183,9 @@ mod tests {
 
     #[test]
     fn sizes_have_units() {
-        for (text, bytes) in [("5GB", 5_000_000_000), ("1.5 GiB", 1_610_612_736), ("500mb", 500_000_000), ("4096", 4096), ("1b", 1)] {
+        for (text, bytes) in
+            [("5GB", 5_000_000_000), ("1.5 GiB", 1_610_612_736), ("500mb", 500_000_000), ("4096", 4096), ("1b", 1)]
+        {
             assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
         }
         for text in ["", "GB", "0", "-1", "nan", "inf", "1e30", "5 parsecs", "5TB?"] {

@@ -103,11 +103,15 @@ impl QuantizationConfig {
                 return Err(object.error("format", message));
             }
         }
-        for (name, group) in object.object("config_groups")?.iter().flat_map(|groups| groups.keys().map(move |n| (n, groups))) {
+        for (name, group) in
+            object.object("config_groups")?.iter().flat_map(|groups| groups.keys().map(move |n| (n, groups)))
+        {
             let Some(group) = group.object(name)? else { continue };
             let activations = group.get("input_activations").or_else(|| group.get("output_activations"));
             if activations.is_some() {
-                return Err(group.error("input_activations", "quantised activations are not supported, only weights are"));
+                return Err(
+                    group.error("input_activations", "quantised activations are not supported, only weights are")
+                );
             }
             let Some(weights) = group.object("weights")? else { continue };
             if weights.boolean("symmetric")? == Some(false) {

@@ -74,7 +74,8 @@ impl Pretrained {
     ) -> Result<Vec<CascadeModule>> {
         check(options, prompts)?;
         let tensors = loader::plan(self.architecture(), self.weights(), WeightOptions::default())?.tensors;
-        let mut trial = Trial { pretrained: self, prompts, source: Replaced::new(self.weights()), device, expected: Vec::new() };
+        let mut trial =
+            Trial { pretrained: self, prompts, source: Replaced::new(self.weights()), device, expected: Vec::new() };
         trial.expected = trial.logits::<B>()?;
         let mut out = Vec::new();
         for tensor in tensors.iter().filter(|tensor| tensor.stored.is_dense() && fixed(tensor)) {
@@ -120,7 +121,10 @@ fn check(options: &CascadeOptions, prompts: &[Vec<u32>]) -> Result<()> {
 enum Candidate {
     /// All rows of 8 bits.
     Wide,
-    Mixed { bits: u32, keep: usize },
+    Mixed {
+        bits: u32,
+        keep: usize,
+    },
 }
 
 impl Candidate {
@@ -244,7 +248,8 @@ impl<'a> Replaced<'a> {
     }
 
     fn replace(&mut self, tensor: &PlannedTensor, candidate: Candidate) -> Result<()> {
-        let fail = |error: emberlm_quant::Error| Error::Tensor { tensor: tensor.name.clone(), message: error.to_string() };
+        let fail =
+            |error: emberlm_quant::Error| Error::Tensor { tensor: tensor.name.clone(), message: error.to_string() };
         let weight = candidate.apply(&self.weights.matrix(&tensor.name)?).map_err(fail)?;
         self.matrices.insert(tensor.name.clone(), (weight, candidate.format()));
         Ok(())
@@ -296,8 +301,17 @@ mod tests {
         let found = candidates(&options, 8);
         let mixed = |bits, keep| Candidate::Mixed { bits, keep };
         let expected = [
-            mixed(2, 0), mixed(2, 1), mixed(2, 2), mixed(4, 0), mixed(2, 3), mixed(4, 1), mixed(2, 4), mixed(4, 2),
-            mixed(4, 3), mixed(4, 4), Candidate::Wide,
+            mixed(2, 0),
+            mixed(2, 1),
+            mixed(2, 2),
+            mixed(4, 0),
+            mixed(2, 3),
+            mixed(4, 1),
+            mixed(2, 4),
+            mixed(4, 2),
+            mixed(4, 3),
+            mixed(4, 4),
+            Candidate::Wide,
         ];
         assert_eq!(found, expected);
         // Of one row no share is left.

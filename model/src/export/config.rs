@@ -107,7 +107,9 @@ impl Facts<'_> {
                 }
                 Work::Copy(_) => {
                     // The list may spell prefixes in another way than the tensors.
-                    let same = |key: &str| key == path || path.ends_with(&format!(".{key}")) || key.ends_with(&format!(".{path}"));
+                    let same = |key: &str| {
+                        key == path || path.ends_with(&format!(".{key}")) || key.ends_with(&format!(".{path}"))
+                    };
                     if let Some((key, spec)) = stated.iter().find(|(key, _)| same(key)) {
                         out.insert(key.clone(), spec.clone());
                     }
@@ -238,7 +240,8 @@ fn state_type(config: &mut Map<String, Value>, float: FloatType) {
         }
     });
     let nested = config.get("text_config").and_then(Value::as_object);
-    let is_stated = keys.iter().any(|key| config.contains_key(*key) || nested.is_some_and(|text| text.contains_key(*key)));
+    let is_stated =
+        keys.iter().any(|key| config.contains_key(*key) || nested.is_some_and(|text| text.contains_key(*key)));
     if !is_stated {
         config.insert("dtype".into(), name.into());
     }

@@ -6,8 +6,10 @@ use emberlm_quant::format;
 use emberlm_quant::host::FloatType;
 
 use super::matrix::MatrixFormat;
-use crate::checkpoint::writer::{RowLayout, Slot, StoredTensor, code_book_slots, dense_slots, encode, int8_slots};
 use crate::checkpoint::Weights;
+use crate::checkpoint::writer::{
+    CodeBookLayout, RowLayout, Slot, StoredTensor, code_book_slots, dense_slots, encode, int8_slots,
+};
 use crate::error::{Error, Result};
 use crate::plan::{PlannedTensor, QuantizeOnLoad};
 use crate::tensors::TensorRole;
@@ -57,8 +59,12 @@ impl Item {
             MatrixFormat::AsStored => (Work::Copy(Vec::new()), Vec::new()),
             MatrixFormat::Dense(float) => (Work::Dense(float), dense_slots(file_name, float, &shape)),
             MatrixFormat::Quantized(quantize) => match quantize {
-                QuantizeOnLoad::Nf4 => (Work::Quantize(quantize), code_book_slots(file_name, shape, false)),
-                QuantizeOnLoad::Nf4Double => (Work::Quantize(quantize), code_book_slots(file_name, shape, true)),
+                QuantizeOnLoad::Nf4 => {
+                    (Work::Quantize(quantize), code_book_slots(file_name, shape, CodeBookLayout::nf4(false)))
+                }
+                QuantizeOnLoad::Nf4Double => {
+                    (Work::Quantize(quantize), code_book_slots(file_name, shape, CodeBookLayout::nf4(true)))
+                }
                 QuantizeOnLoad::Int8 => (Work::Quantize(quantize), int8_slots(file_name, shape)),
                 QuantizeOnLoad::Int8Rows if tensor.role == TensorRole::Embedding => rows(RowLayout::Embedding)?,
                 QuantizeOnLoad::Int8Rows => rows(RowLayout::Int8)?,
@@ -69,7 +75,11 @@ impl Item {
     }
 
     /// Tensors that stay as they are.
-    pub(super) fn copy(parameter: &str, weights: &Weights, tensors: Vec<(String, Option<Range<usize>>)>) -> Result<Self> {
+    pub(super) fn copy(
+        parameter: &str,
+        weights: &Weights,
+        tensors: Vec<(String, Option<Range<usize>>)>,
+    ) -> Result<Self> {
         let (mut slots, mut source_bytes) = (Vec::new(), 0usize);
         for (name, rows) in &tensors {
             let info = weights.checkpoint().info(name);

@@ -67,4 +67,3 @@ impl ExportedMatrix {
         Self { name, file_name, shape, role, stored, written, stored_bytes, bytes }
     }
 }
-

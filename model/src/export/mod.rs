@@ -42,8 +42,10 @@ mod config;
 mod files;
 mod item;
 mod matrix;
+mod modules;
 mod options;
 mod plan;
+mod save;
 mod write;
 
 pub use cascade::{CascadeModule, CascadeOptions};

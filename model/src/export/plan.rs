@@ -182,7 +182,9 @@ fn left_out(weights: &Weights, items: &[Item]) -> Vec<String> {
         if let Work::Copy(tensors) = &item.work {
             used.extend(tensors.iter().map(|(name, _)| name.as_str()));
         }
-        used.extend(weights.entry(&item.parameter).into_iter().flat_map(|entry| entry.tensors.iter().map(String::as_str)));
+        used.extend(
+            weights.entry(&item.parameter).into_iter().flat_map(|entry| entry.tensors.iter().map(String::as_str)),
+        );
     }
     weights.checkpoint().names().filter(|name| !used.contains(name)).map(str::to_owned).collect()
 }

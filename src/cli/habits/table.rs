@@ -149,7 +149,10 @@ pub const EVERYWHERE: &[ForeignFlag] = &[
     ),
     (&["--load-in-4bit", "--4bit"], Words(&["--quant", "nf4"])),
     (&["--load-in-8bit", "--8bit"], Words(&["--quant", "int8"])),
-    (&["--quantize", "--quantization", "--q-bits", "--bits"], Instead("--quant nf4, nf4-dq or int8 quantises at load")),
+    (
+        &["--quantize", "--quantization", "--q-bits", "--bits"],
+        Instead("--quant nf4, nf4-dq or int8 quantises at load, ember quantize writes a model directory"),
+    ),
     (&["--model-path", "--model-name-or-path", "--model-name", "--model-id", "--pretrained"], Flag("--model")),
     (&["-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "--model-url", "--revision", "--hf-token"], DOWNLOADS),
     (

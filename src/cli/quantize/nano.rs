@@ -61,7 +61,9 @@ pub fn choose(args: &NanoArgs, pretrained: &Pretrained, rules: &Rules) -> Result
         bar.set_position(done as u64);
     };
     let fixed = |tensor: &PlannedTensor| tensor.role != TensorRole::Projection && rules.takes(tensor);
-    let modules = |tensor: &PlannedTensor| tensor.role == TensorRole::Projection && !is_input(&tensor.name) && rules.takes(tensor);
+    let modules = |tensor: &PlannedTensor| {
+        tensor.role == TensorRole::Projection && !is_input(&tensor.name) && rules.takes(tensor)
+    };
     let chosen =
         pretrained.choose_rows::<Cpu>(&CpuDevice::default(), &prompts, &options, fixed, modules, &mut progress);
     bar.finish_and_clear();
@@ -85,14 +87,20 @@ pub fn formats(chosen: &[CascadeModule]) -> BTreeMap<&str, MatrixFormat> {
 /// A line for each module, on stdout.
 pub fn report(chosen: &[CascadeModule]) -> Result<()> {
     let width = chosen.iter().map(|module| module.name.len()).max().unwrap_or(0);
-    let mut out = format!("{:width$}  {:>13}  {:>6}  {:>10}  {:>8}\n", "module", "shape", "bits", "rows of 8", "cosine");
+    let mut out =
+        format!("{:width$}  {:>13}  {:>6}  {:>10}  {:>8}\n", "module", "shape", "bits", "rows of 8", "cosine");
     for CascadeModule { name, shape: [n, k], format, cosine, .. } in chosen {
         let (bits, kept) = match format {
             MatrixFormat::MixedRows { bits, keep } => (bits.to_string(), keep.to_string()),
             MatrixFormat::Quantized(QuantizeOnLoad::Int8Rows) => ("8".into(), n.to_string()),
             _ => ("kept".into(), "-".into()),
         };
-        writeln!(out, "{:width$}  {:>13}  {bits:>6}  {kept:>10}  {cosine:>8.5}", output::printable(name), format!("{n} x {k}"))?;
+        writeln!(
+            out,
+            "{:width$}  {:>13}  {bits:>6}  {kept:>10}  {cosine:>8.5}",
+            output::printable(name),
+            format!("{n} x {k}")
+        )?;
     }
     io::stdout().write_all(out.as_bytes()).context(output::STDOUT)
 }

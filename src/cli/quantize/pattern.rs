@@ -32,7 +32,9 @@ impl Pattern {
     /// Whether it means the tensor of this name.
     pub fn matches(&self, name: &str) -> bool {
         let parts: Vec<&str> = name.split('.').collect();
-        parts.windows(self.parts.len()).any(|run| run.iter().zip(&self.parts).all(|(part, glob)| part_matches(glob, part)))
+        parts
+            .windows(self.parts.len())
+            .any(|run| run.iter().zip(&self.parts).all(|(part, glob)| part_matches(glob, part)))
     }
 }
 
@@ -58,7 +60,9 @@ mod tests {
     fn a_pattern_is_a_run_of_parts() {
         let name = "model.layers.12.mlp.down_proj.weight";
         let matches = |text: &str| text.parse::<Pattern>().expect("a pattern").matches(name);
-        for text in ["down_proj", "mlp.down_proj", "layers.12", "layers.*.mlp", "*_proj", "d*n_p*j", "*", "layers.1*", name] {
+        for text in
+            ["down_proj", "mlp.down_proj", "layers.12", "layers.*.mlp", "*_proj", "d*n_p*j", "*", "layers.1*", name]
+        {
             assert!(matches(text), "{text}");
         }
         for text in ["down", "layers.1", "layers.mlp", "mlp.up_proj", "*_projx", "d*x*j", "layers.2*", "model.model"] {

@@ -49,8 +49,10 @@ impl FromStr for Rule {
     fn from_str(text: &str) -> Result<Self, String> {
         let (pattern, format) = text.split_once('=').ok_or("expected PATTERN=FORMAT, such as mlp.down_proj=int8")?;
         let format = Format::from_str(format.trim(), true).map_err(|_| {
-            let names: Vec<String> =
-                Format::value_variants().iter().filter_map(|f| Some(f.to_possible_value()?.get_name().to_owned())).collect();
+            let names: Vec<String> = Format::value_variants()
+                .iter()
+                .filter_map(|f| Some(f.to_possible_value()?.get_name().to_owned()))
+                .collect();
             format!("{format:?} is no format, expected one of {}", names.join(", "))
         })?;
         Ok(Self { pattern: pattern.trim().parse()?, format })

@@ -13,4 +13,4 @@ pub(crate) use output::{Job, OutputDir, check_target};
 pub(crate) use rows::RowLayout;
 pub(crate) use shard::{ShardFile, header_bytes};
 pub(crate) use space::{check_space, free_space};
-pub(crate) use stored::{Slot, StoredTensor, code_book_slots, dense_slots, encode, int8_slots};
+pub(crate) use stored::{CodeBookLayout, Slot, StoredTensor, code_book_slots, dense_slots, encode, int8_slots};

@@ -62,7 +62,8 @@ impl OutputDir {
             let leftover = format!("{JOB}{PART}");
             let mut entries = fs::read_dir(&partial).map_err(io)?;
             if entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != *leftover)) {
-                let message = "holds files that are not the unfinished output of this command: move or delete it".into();
+                let message =
+                    "holds files that are not the unfinished output of this command: move or delete it".into();
                 return refuse(&partial, message);
             }
             let text = json!({
@@ -171,7 +172,10 @@ pub(crate) fn check_target(target: &Path) -> Result<()> {
         return Ok(());
     }
     let message = if found.is_dir() { "exists and is not empty" } else { "exists and is not a directory" };
-    Err(Error::Source { path: target.into(), message: format!("{message}: nothing is overwritten, name a new directory") })
+    Err(Error::Source {
+        path: target.into(),
+        message: format!("{message}: nothing is overwritten, name a new directory"),
+    })
 }
 
 fn is_directory(path: &Path) -> bool {
@@ -180,13 +184,11 @@ fn is_directory(path: &Path) -> bool {
 
 fn read_job(path: &Path, file: &File) -> Result<Job> {
     let mut bytes = Vec::new();
-    file.take(LONGEST_JOB)
-        .read_to_end(&mut bytes)
-        .map_err(|source| Error::Io { path: path.into(), source })?;
+    file.take(LONGEST_JOB).read_to_end(&mut bytes).map_err(|source| Error::Io { path: path.into(), source })?;
     let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
-    let job = strict_json::parse(&bytes).ok().and_then(|value| {
-        Some(Job { about: text(&value, "about")?, fingerprint: text(&value, "fingerprint")? })
-    });
+    let job = strict_json::parse(&bytes)
+        .ok()
+        .and_then(|value| Some(Job { about: text(&value, "about")?, fingerprint: text(&value, "fingerprint")? }));
     job.ok_or_else(|| Error::Source {
         path: path.into(),
         message: "is not the note of an unfinished output: delete the directory that it is in".into(),

@@ -22,6 +22,15 @@ pub(crate) enum RowLayout {
 }
 
 impl RowLayout {
+    /// That of a weight.
+    pub(crate) fn of(rows: &HostRows, n: usize, is_embedding: bool) -> Self {
+        match rows.wide_rows < n || rows.slots.is_some() {
+            true => Self::Mixed { bits: rows.narrow_bits, keep: rows.wide_rows },
+            false if is_embedding => Self::Embedding,
+            false => Self::Int8,
+        }
+    }
+
     /// The entry of `nanollm_modules`.
     pub(crate) fn spec(self, [n, k]: [usize; 2], has_bias: bool) -> Value {
         match self {
@@ -64,9 +73,7 @@ impl RowLayout {
         let HostStorage::Rows(rows) = &weight.storage else { return Err(not_of_layout(slots)) };
         let data = match self {
             Self::Embedding | Self::Int8 => vec![rows.wide.clone(), halves(&rows.scales)],
-            Self::Mixed { bits, keep } => {
-                mixed(rows, (bits, keep), weight).ok_or_else(|| not_of_layout(slots))?
-            }
+            Self::Mixed { bits, keep } => mixed(rows, (bits, keep), weight).ok_or_else(|| not_of_layout(slots))?,
         };
         fill(slots, data)
     }
@@ -75,10 +82,9 @@ impl RowLayout {
 /// Wide and narrow rows, in the order in which they are stored.
 fn mixed(rows: &HostRows, (bits, keep): (u32, usize), weight: &HostWeight) -> Option<Vec<Bytes>> {
     let (n, k) = (weight.n, weight.k);
-    let slots = rows.slots.as_ref()?;
     // Which output each stored row is.
-    let mut outputs = vec![0i64; n];
-    for (output, &slot) in slots.iter().enumerate() {
+    let mut outputs: Vec<i64> = (0..i64::try_from(n).ok()?).collect();
+    for (output, &slot) in rows.slots.iter().flatten().enumerate() {
         *outputs.get_mut(slot as usize)? = i64::try_from(output).ok()?;
     }
     let numbers = |outputs: &[i64]| Bytes::from(outputs.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());

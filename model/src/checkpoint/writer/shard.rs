@@ -65,7 +65,11 @@ impl ShardFile {
     ///
     /// # Errors
     /// [`Error::Io`] when the disk is full or fails.
-    pub(crate) fn push(&mut self, tensor: StoredTensor, written: &mut dyn FnMut(&StoredTensor, usize, usize)) -> Result<()> {
+    pub(crate) fn push(
+        &mut self,
+        tensor: StoredTensor,
+        written: &mut dyn FnMut(&StoredTensor, usize, usize),
+    ) -> Result<()> {
         if tensor.data.len().is_multiple_of(ALIGNMENT) {
             self.write(&tensor, written)
         } else {

@@ -1,12 +1,13 @@
 //! Which tensors of a file hold a weight: their names and shapes (slots), which are known before the weight is, and their data.
 
 use bytes::Bytes;
-use emberlm_quant::format::INT8_BLOCK;
+use emberlm_quant::format::{FP4, INT8_BLOCK};
 use emberlm_quant::host::{FloatType, HostCodeBook4, HostScales, HostStorage, HostWeight};
 
 use crate::checkpoint::header::Dtype;
 use crate::checkpoint::int8::scale_name;
 use crate::checkpoint::names::shown;
+use crate::config::QuantType;
 use crate::{Error, Result};
 
 /// Longest JSON of a quant state that is written, in bytes: two sizes, two block sizes and an offset.
@@ -67,21 +68,49 @@ pub(crate) fn dense_slots(name: &str, float: FloatType, shape: &[usize]) -> Vec<
     vec![Slot::new(name, float.into(), shape)]
 }
 
-/// bitsandbytes' NF4: the packed weight and its sides.
-pub(crate) fn code_book_slots(name: &str, [n, k]: [usize; 2], double: bool) -> Vec<Slot> {
-    let elements = n.saturating_mul(k);
-    let blocks = elements.div_ceil(CODE_BLOCK);
+/// How a weight of 4-bit codes is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CodeBookLayout {
+    pub(crate) kind: QuantType,
+    /// Elements per block.
+    pub(crate) block: usize,
+    /// Block scales per nested scale, where block scales are quantised themselves.
+    pub(crate) nested: Option<usize>,
+}
+
+impl CodeBookLayout {
+    /// What the quantiser makes.
+    pub(crate) fn nf4(double: bool) -> Self {
+        Self { kind: QuantType::Nf4, block: CODE_BLOCK, nested: double.then_some(NESTED_BLOCK) }
+    }
+
+    /// That of a weight. Another code book than FP4's is said to be NF4: it stands in the file, too.
+    pub(crate) fn of(w: &HostCodeBook4) -> Self {
+        let kind = if w.code_book == FP4 { QuantType::Fp4 } else { QuantType::Nf4 };
+        let nested = match &w.scales {
+            HostScales::Single(_) => None,
+            HostScales::Double { block, .. } => Some(*block),
+        };
+        Self { kind, block: w.block, nested }
+    }
+}
+
+/// bitsandbytes' 4-bit storage: the packed weight and its sides.
+pub(crate) fn code_book_slots(name: &str, [n, k]: [usize; 2], layout: CodeBookLayout) -> Vec<Slot> {
+    let (elements, double) = (n.saturating_mul(k), layout.nested.is_some());
+    let blocks = elements.div_ceil(layout.block.max(1));
     let side = |side: &str, dtype, size| Slot::new(format!("{name}.{side}"), dtype, &[size]);
     let mut out = vec![
         Slot::new(name, Dtype::U8, &[elements.div_ceil(2), 1]),
         side("absmax", if double { Dtype::U8 } else { Dtype::F32 }, blocks),
         side("quant_map", Dtype::F32, 16),
     ];
-    if double {
-        out.push(side("nested_absmax", Dtype::F32, blocks.div_ceil(NESTED_BLOCK)));
+    if let Some(nested) = layout.nested {
+        out.push(side("nested_absmax", Dtype::F32, blocks.div_ceil(nested.max(1))));
         out.push(side("nested_quant_map", Dtype::F32, 256));
     }
-    out.push(Slot { at_most: true, ..side("quant_state.bitsandbytes__nf4", Dtype::U8, LONGEST_STATE) });
+    let state = format!("quant_state.bitsandbytes__{}", layout.kind);
+    out.push(Slot { at_most: true, ..side(&state, Dtype::U8, LONGEST_STATE) });
     out
 }
 
@@ -122,17 +151,17 @@ fn code_book(w: &HostCodeBook4, [n, k]: [usize; 2]) -> Vec<Bytes> {
         FloatType::Bf16 => "bfloat16",
     };
     // As Python's `json` writes it, so that the file is the one that bitsandbytes writes.
+    let (kind, block) = (CodeBookLayout::of(w).kind, w.block);
     let mut state =
-        format!("{{\"quant_type\": \"nf4\", \"blocksize\": {}, \"dtype\": \"{dtype}\", \"shape\": [{n}, {k}]", w.block);
+        format!("{{\"quant_type\": \"{kind}\", \"blocksize\": {block}, \"dtype\": \"{dtype}\", \"shape\": [{n}, {k}]");
     let mut out = vec![w.codes.clone()];
     match &w.scales {
         HostScales::Single(absmax) => out.extend([absmax.clone(), floats(&w.code_book)]),
         HostScales::Double { codes, map, absmax, block, offset } => {
             out.extend([codes.clone(), floats(&w.code_book), floats(absmax), floats(map)]);
             let offset = python_float(f64::from(*offset));
-            let nested = format!(
-                ", \"nested_blocksize\": {block}, \"nested_dtype\": \"float32\", \"nested_offset\": {offset}"
-            );
+            let nested =
+                format!(", \"nested_blocksize\": {block}, \"nested_dtype\": \"float32\", \"nested_offset\": {offset}");
             state.push_str(&nested);
         }
     }

@@ -6,7 +6,7 @@ use emberlm_quant::format::{quantize_int8_rows, quantize_nf4, quantize_truequant
 use emberlm_quant::host::{FloatType, HostStorage, HostWeight};
 use serde_json::Value;
 
-use super::{RowLayout, StoredTensor, code_book_slots, encode};
+use super::{CodeBookLayout, RowLayout, StoredTensor, code_book_slots, encode};
 use crate::checkpoint::{Checkpoint, Dtype};
 
 fn cases() -> (Vec<Value>, Checkpoint) {
@@ -43,7 +43,7 @@ fn nf4_is_what_bitsandbytes_writes() {
     for case in cases.iter().filter(|case| case["name"].as_str().is_some_and(|name| name.starts_with("nf4."))) {
         let name = case["name"].as_str().expect("a name");
         let (weight, double) = (source(&checkpoint, &format!("{name}.source")), case["double"] == true);
-        let slots = code_book_slots(name, [weight.n, weight.k], double);
+        let slots = code_book_slots(name, [weight.n, weight.k], CodeBookLayout::nf4(double));
         let tensors = encode(&slots, &quantize_nf4(&weight, double).expect("quantised")).expect("encoded");
         assert_eq!(tensors.len(), if double { 6 } else { 4 });
         assert_stored(&checkpoint, &tensors);
@@ -77,7 +77,10 @@ fn rows_are_what_nano_compact_writes() {
         tensors.iter_mut().filter(|tensor| scales && tensor.name.ends_with(".scale")).for_each(|t| t.name.push('s'));
         assert_stored(&checkpoint, &tensors);
         let made = layout.spec(shape, spec["has_bias"] == true);
-        made.as_object().expect("an object").iter().for_each(|(key, value)| assert_eq!(*value, spec[key], "{name} {key}"));
+        made.as_object()
+            .expect("an object")
+            .iter()
+            .for_each(|(key, value)| assert_eq!(*value, spec[key], "{name} {key}"));
         kinds.push((spec["kind"].clone(), number("bits")));
     }
     for bits in [2, 4, 6, 8] {

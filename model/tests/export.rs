@@ -208,6 +208,7 @@ fn configs_say_who_reads_the_format() {
     let partly = write("partly", &|tensor| if down(tensor) { MatrixFormat::AsStored } else { layers(nf4)(tensor) });
     assert!(partly["llm_int8_skip_modules"].to_string().contains("model.layers.2.mlp.down_proj"), "{partly}");
     let groups = write("groups", &layers(int8));
+    assert_eq!(groups["config_groups"]["group_0"]["format"], "int-quantized");
     assert_eq!((&groups["quant_method"], &groups["format"]), (&json!("compressed-tensors"), &json!("int-quantized")));
     let mixed = write("mixed", &|tensor| if down(tensor) { int8 } else { layers(nf4)(tensor) });
     assert_eq!(mixed, json!({ "quant_method": "emberlm", "formats": ["int8", "nf4"] }));

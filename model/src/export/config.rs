@@ -149,7 +149,8 @@ impl Facts<'_> {
                     "num_bits": 8, "type": "int", "symmetric": true, "strategy": "group", "group_size": 64,
                     "dynamic": false, "observer": "minmax",
                 });
-                let group = json!({ "targets": ["Linear"], "weights": weights, "input_activations": null, "output_activations": null });
+                // Stated for the group, too: compressed-tensors takes weights alone for packed ones otherwise.
+                let group = json!({ "targets": ["Linear"], "format": "int-quantized", "weights": weights, "input_activations": null, "output_activations": null });
                 Some(json!({
                     "quant_method": "compressed-tensors", "format": "int-quantized", "quantization_status": "compressed",
                     "config_groups": { "group_0": group }, "ignore": self.skipped(), "kv_cache_scheme": null,

@@ -26,7 +26,7 @@ that ember info and errors show (model.layers.0.mlp.down_proj.weight).
 
 What other programs load:
   nf4, nf4-dq   transformers with bitsandbytes, whose codes and scales these are bit for bit
-  int8          transformers and vLLM with compressed-tensors (int-quantized, groups of 64), where rows are a multiple of 64
+  int8          transformers with compressed-tensors (int-quantized, groups of 64), where rows are a multiple of 64
   nano          the layout of Nano compact (nanollm_modules, nano_compact_spec.json) on the Qwen2 body, for its author's runtime; on others \
 this program
   a mixture, or a quantised embedding: this program alone; quant_method says emberlm, so that others refuse it

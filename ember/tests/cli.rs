@@ -45,6 +45,8 @@ mod program;
 #[allow(dead_code)]
 #[path = "support/project.rs"]
 mod project;
+#[path = "cli/quantize.rs"]
+mod quantize;
 #[path = "cli/sampling.rs"]
 mod sampling;
 #[path = "cli/tokenize.rs"]

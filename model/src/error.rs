@@ -19,6 +19,16 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
+    /// A disk has too little room for what is to be written.
+    #[error("{}: {needed} bytes are needed, but {available} are free: make room, or name a directory on another disk", path.display())]
+    Space {
+        /// The directory that was to be written.
+        path: PathBuf,
+        /// Bytes that it takes.
+        needed: u64,
+        /// Bytes that may be written.
+        available: u64,
+    },
     /// A model directory lacks what is needed, or holds something that is not supported.
     #[error("{}: {message}", path.display())]
     Source {

@@ -10,6 +10,7 @@ mod diagnose;
 pub mod engine;
 mod error;
 pub mod evaluate;
+pub mod export;
 pub mod generate;
 #[cfg(feature = "grammar")]
 pub mod grammar;

@@ -1,5 +1,7 @@
 //! What can be wrong with a weight on the host.
 
+use crate::host::FloatType;
+
 /// The result of a fallible operation of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -72,6 +74,18 @@ pub enum Error {
         /// Its largest magnitude.
         absmax: f32,
     },
+    /// A number is larger than the type that it is converted to has.
+    #[error("row {row}, column {column} is {value}, beyond the numbers of {float}; convert to bf16 or f32")]
+    Beyond {
+        /// Row of the first such element.
+        row: usize,
+        /// Column of the first such element.
+        column: usize,
+        /// The element.
+        value: f32,
+        /// The type.
+        float: FloatType,
+    },
     /// Block scales cannot be quantised themselves.
     #[error("the {blocks} block scales are too large to be averaged; quantise this weight without double quantisation")]
     ScalesTooLarge {
@@ -109,6 +123,14 @@ pub enum Error {
         elements: usize,
         /// Elements of the largest matrix.
         limit: usize,
+    },
+    /// A weight that a device holds in parts is wanted as a whole.
+    #[error("a weight of {n} x {k} is in parts on this device; load the model on the processor to read it back")]
+    InParts {
+        /// Rows.
+        n: usize,
+        /// Columns.
+        k: usize,
     },
     /// A device stopped working.
     #[error("the device failed: {0}")]

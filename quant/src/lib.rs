@@ -25,6 +25,7 @@ mod split;
 mod stored;
 #[cfg(any(feature = "ndarray", feature = "flex", feature = "cube"))]
 mod swiglu;
+mod unpacked;
 
 pub use activations::Activations;
 pub use emberlm_backends::{environment, panics, random};

@@ -11,6 +11,7 @@ mod bench;
 mod chat;
 mod chat_input;
 mod completions;
+mod convert;
 mod depth;
 mod device_args;
 mod diff;
@@ -20,6 +21,7 @@ mod download;
 mod dump;
 mod estimate;
 mod eval;
+mod export;
 mod generate;
 mod habits;
 mod info;
@@ -34,6 +36,7 @@ mod output;
 mod probe;
 #[cfg(feature = "hub")]
 mod pull;
+mod quantize;
 mod render;
 pub mod sampling;
 #[cfg(feature = "serve")]
@@ -92,6 +95,10 @@ enum Command {
     Eval(Box<eval::EvalArgs>),
     /// Find options that no file of a model states: those under which it predicts a text best
     Probe(Box<probe::ProbeArgs>),
+    /// Write a model directory in smaller number formats: NF4, int8
+    Quantize(Box<quantize::QuantizeArgs>),
+    /// Write a model directory with dense weights, from any format that is read
+    Convert(convert::ConvertArgs),
     /// Show how deep a model with adaptive depth thinks about each token of a text
     Depth(Box<depth::DepthCommandArgs>),
     /// Write what a model computes for given tokens, for comparison with another implementation
@@ -147,6 +154,8 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args).map(|()| true),
         Command::Eval(args) => eval::run(&args).map(|()| true),
         Command::Probe(args) => probe::run(&args).map(|()| true),
+        Command::Quantize(args) => quantize::run(&args).map(|()| true),
+        Command::Convert(args) => convert::run(&args).map(|()| true),
         Command::Depth(args) => depth::run(&args).map(|()| true),
         Command::Dump(args) => dump::run(&args).map(|()| true),
         Command::Tokenize(args) => tokenize::run(&args).map(|()| true),

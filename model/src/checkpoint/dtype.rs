@@ -1,5 +1,7 @@
 //! The element types of safetensors files.
 
+use emberlm_quant::host::FloatType;
+
 /// An element type of safetensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the variants are the names in the files")]
@@ -32,25 +34,41 @@ impl Dtype {
         }
     }
 
+    /// The spelling in headers.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bool => "BOOL",
+            Self::U8 => "U8",
+            Self::I8 => "I8",
+            Self::F8E4M3 => "F8_E4M3",
+            Self::F8E5M2 => "F8_E5M2",
+            Self::I16 => "I16",
+            Self::U16 => "U16",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+            Self::I32 => "I32",
+            Self::U32 => "U32",
+            Self::F32 => "F32",
+            Self::I64 => "I64",
+            Self::U64 => "U64",
+            Self::F64 => "F64",
+        }
+    }
+
     /// The type of this name in a header.
     pub(super) fn named(name: &str) -> Option<Self> {
-        Some(match name {
-            "BOOL" => Self::Bool,
-            "U8" => Self::U8,
-            "I8" => Self::I8,
-            "F8_E4M3" => Self::F8E4M3,
-            "F8_E5M2" => Self::F8E5M2,
-            "I16" => Self::I16,
-            "U16" => Self::U16,
-            "F16" => Self::F16,
-            "BF16" => Self::Bf16,
-            "I32" => Self::I32,
-            "U32" => Self::U32,
-            "F32" => Self::F32,
-            "I64" => Self::I64,
-            "U64" => Self::U64,
-            "F64" => Self::F64,
-            _ => return None,
-        })
+        use Dtype::{Bf16, Bool, F8E4M3, F8E5M2, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64};
+        let all = [Bool, U8, I8, F8E4M3, F8E5M2, I16, U16, F16, Bf16, I32, U32, F32, I64, U64, F64];
+        all.into_iter().find(|dtype| dtype.as_str() == name)
+    }
+}
+
+impl From<FloatType> for Dtype {
+    fn from(float: FloatType) -> Self {
+        match float {
+            FloatType::F32 => Self::F32,
+            FloatType::F16 => Self::F16,
+            FloatType::Bf16 => Self::Bf16,
+        }
     }
 }

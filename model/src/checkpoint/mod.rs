@@ -30,6 +30,7 @@ mod dtype;
 mod foreign;
 mod header;
 mod index;
+mod int8;
 pub(crate) mod names;
 mod nano;
 mod open;
@@ -39,6 +40,7 @@ mod storage_kind;
 pub(crate) mod survey;
 mod tied;
 mod weights;
+pub(crate) mod writer;
 
 pub use differences::{MismatchedTensor, MissingTensor, TensorDifferences};
 pub use dir::{EmbeddedFile, ModelDir};

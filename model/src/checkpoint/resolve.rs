@@ -11,7 +11,7 @@ use super::open::Checkpoint;
 use super::problem::{CheckpointError, TensorProperty};
 use super::storage_kind::StorageKind;
 use super::weights::{Parameter, ParameterInfo, StoredAs, Weights};
-use super::{bnb, nano};
+use super::{bnb, int8, nano};
 use crate::config::{Family, ModelConfig, QuantType};
 use crate::{Error, Result};
 
@@ -48,6 +48,10 @@ impl Weights {
             let (name, shape) = (module.weight.clone(), vec![module.n, module.k]);
             out.insert(name, shape, storage, module.tensors(), StoredAs::Rows(module))?;
         }
+        for weight in int8::group(checkpoint, &mut names)? {
+            let (name, shape) = (canonical(&weight.name), vec![weight.n, weight.k]);
+            out.insert(name, shape, StorageKind::Int8, weight.tensors(), StoredAs::Int8(weight))?;
+        }
         for name in names {
             let Some(info) = checkpoint.info(&name) else {
                 continue;
@@ -59,7 +63,7 @@ impl Weights {
                 other => {
                     let message = format!(
                         "is stored as {other:?}, which is not a supported float type, and belongs to no quantised tensor that is \
-                         complete (bitsandbytes 4-bit, nanollm_modules)"
+                         complete (bitsandbytes 4-bit, int8 with weight_scale, nanollm_modules)"
                     );
                     let error = checkpoint.tensor_error(&name, message);
                     let types = vec![Dtype::F32, Dtype::F16, Dtype::Bf16];

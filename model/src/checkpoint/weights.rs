@@ -8,10 +8,11 @@ use bytes::Bytes;
 use emberlm_quant::host::{FloatType, HostStorage, HostWeight};
 
 use super::convert::{dequantise, first_non_finite, floats};
+use super::names::owner;
 use super::open::Checkpoint;
 use super::problem::{CheckpointError, TensorProperty};
 use super::storage_kind::StorageKind;
-use super::{bnb, nano};
+use super::{bnb, int8, nano};
 use crate::config::{DiscoveredCrest, DiscoveredKvCompression};
 use crate::{Error, Result};
 
@@ -56,6 +57,7 @@ pub(super) struct Parameter {
 pub(super) enum StoredAs {
     Dense { name: String, dtype: FloatType },
     CodeBook(bnb::Params4bit),
+    Int8(int8::BlockInt8),
     Rows(nano::IntegerModule),
 }
 
@@ -128,6 +130,7 @@ impl Weights {
                 return Ok(HostWeight { n, k, storage: HostStorage::Dense(*dtype, data) });
             }
             StoredAs::CodeBook(weight) => weight.read(&self.checkpoint)?,
+            StoredAs::Int8(weight) => weight.read(&self.checkpoint)?,
             StoredAs::Rows(module) => module.read(&self.checkpoint)?,
         };
         if parameter.rows.is_none() && (weight.n, weight.k) == (n, k) {
@@ -155,6 +158,23 @@ impl Weights {
             _ => dequantise(&self.matrix(canonical)?)
                 .map_err(|error| self.error(parameter, format!("cannot be read: {error}"))),
         }
+    }
+
+    /// Under which name the file of a dense parameter would hold it: the name that it has, or that its packed weight has, or the module
+    /// path of integer rows and `.weight`.
+    pub(crate) fn file_name(&self, canonical: &str) -> Option<String> {
+        let name = match &self.parameters.get(canonical)?.stored {
+            StoredAs::Dense { name, .. } => name.clone(),
+            StoredAs::CodeBook(weight) => weight.name.clone(),
+            StoredAs::Int8(weight) => weight.name.clone(),
+            StoredAs::Rows(module) => format!("{}.weight", owner(module.tensors().first()?)),
+        };
+        Some(name)
+    }
+
+    /// Which rows of a tensor of the file a parameter is, where it is not all of it.
+    pub(crate) fn rows_of(&self, canonical: &str) -> Option<Range<usize>> {
+        self.parameters.get(canonical)?.rows.clone()
     }
 
     /// Advises the system that the pages of a parameter are not needed for now; see [`Checkpoint::release`].

@@ -42,7 +42,9 @@ pub(super) fn family(root: &Fields, text: &Fields, notes: &mut Notes) -> Result<
     let model_type = root.text("model_type")?.unwrap_or_default();
     let architectures = root.strings("architectures")?.unwrap_or_default();
     let is = |name: &str| architectures.contains(&name);
-    let (family, bodies): (_, &[&str]) = if is("NanoQwenForCausalLM") || text.get("nanollm_modules").is_some() {
+    // Other bodies may have integer modules too: that is a storage, and they stay what they are.
+    let integer_modules = text.get("nanollm_modules").is_some() && matches!(model_type, "qwen2" | "");
+    let (family, bodies): (_, &[&str]) = if is("NanoQwenForCausalLM") || integer_modules {
         (Family::NanoCompact, &["qwen2"])
     } else if is("SkyCRESTForCausalLM") {
         (Family::Crest, &CREST)

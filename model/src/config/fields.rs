@@ -55,6 +55,11 @@ impl<'a> Fields<'a> {
         self
     }
 
+    /// The object itself.
+    pub(super) fn map(&self) -> &'a Map<String, Value> {
+        self.map
+    }
+
     pub(crate) fn keys(&self) -> impl Iterator<Item = &'a String> {
         self.map.keys()
     }

@@ -46,7 +46,7 @@ pub use model::ModelConfig;
 pub use nano::{NanoKind, NanoModule};
 pub use notes::Notes;
 pub use options::ModelOptions;
-pub use quantization::{QuantType, QuantizationConfig};
+pub use quantization::{QuantMethod, QuantType, QuantizationConfig};
 pub use rope::RopeConfig;
 pub use rope_scaling::{DynamicScaling, Llama3Scaling, LongRopeScaling, RopeScaling, YarnScaling};
 pub(crate) use unread::is_harmless;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use emberlm_quant::host::FloatType;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::crest::CrestConfig;
 use super::family::Family;
@@ -88,6 +88,8 @@ pub struct ModelConfig {
     pub auto_map: bool,
     /// What is assumed, and what is stated but not used.
     pub notes: Notes,
+    /// The config as it was read, for writing it again.
+    pub(crate) stated: Map<String, Value>,
 }
 
 impl ModelConfig {

@@ -1,10 +1,22 @@
-//! The `quantization_config` of a checkpoint that bitsandbytes wrote.
+//! The `quantization_config` of a checkpoint.
 
 use emberlm_quant::host::FloatType;
 
 use super::fields::{Fields, float_type, spelled};
 use crate::Result;
 use crate::checkpoint::names::shown;
+
+spelled! {
+    /// Whose layout quantised weights have.
+    QuantMethod("quant_method") {
+        /// 4-bit code books of bitsandbytes.
+        Bitsandbytes = "bitsandbytes",
+        /// 8-bit groups of compressed-tensors.
+        CompressedTensors = "compressed-tensors",
+        /// Several layouts in one checkpoint, or one that its own program does not read in all places: this program's alone.
+        Emberlm = "emberlm",
+    }
+}
 
 spelled! {
     /// A 4-bit code book of bitsandbytes.
@@ -19,9 +31,11 @@ spelled! {
 /// How the author quantised the weights. The tensors themselves decide how they are read; this is for display and plans.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QuantizationConfig {
-    /// The code book.
-    pub quant_type: QuantType,
-    /// Whether the block scales are quantised themselves.
+    /// Whose layout it is.
+    pub method: QuantMethod,
+    /// The code book (bitsandbytes).
+    pub quant_type: Option<QuantType>,
+    /// Whether the block scales are quantised themselves (bitsandbytes).
     pub double_quant: bool,
     /// The type the author computed in.
     pub compute_dtype: Option<FloatType>,
@@ -39,14 +53,26 @@ impl QuantizationConfig {
                 "is missing: only bitsandbytes 4-bit checkpoints are supported (not GPTQ, AWQ, FP8, MLX and others)";
             return Err(object.error("quant_method", message));
         };
-        if method != "bitsandbytes" {
-            let message = format!(
-                "\"{}\" is not supported, only bitsandbytes 4-bit checkpoints are: use the model in half precision, \
-                 which can be quantised while it is loaded",
-                shown(method)
-            );
-            return Err(object.error("quant_method", message));
+        match method {
+            "bitsandbytes" => Self::bitsandbytes(object),
+            "compressed-tensors" => Self::compressed_tensors(object),
+            "emberlm" => Ok(Self::of(QuantMethod::Emberlm)),
+            _ => {
+                let message = format!(
+                    "\"{}\" is not supported, only bitsandbytes 4-bit checkpoints are: use the model in half precision, \
+                     which can be quantised while it is loaded",
+                    shown(method)
+                );
+                Err(object.error("quant_method", message))
+            }
         }
+    }
+
+    fn of(method: QuantMethod) -> Self {
+        Self { method, quant_type: None, double_quant: false, compute_dtype: None, skip_modules: Vec::new() }
+    }
+
+    fn bitsandbytes(object: &Fields) -> Result<Self> {
         if object.boolean("load_in_8bit")? == Some(true) {
             return Err(object.error(
                 "load_in_8bit",
@@ -56,10 +82,44 @@ impl QuantizationConfig {
         // The tensors decide how they are read: what is for display only stops nothing.
         let strings = object.strings("llm_int8_skip_modules").ok().flatten().unwrap_or_default();
         Ok(Self {
-            quant_type: object.choice("bnb_4bit_quant_type")?.unwrap_or(QuantType::Fp4),
+            quant_type: Some(object.choice("bnb_4bit_quant_type")?.unwrap_or(QuantType::Fp4)),
             double_quant: object.boolean("bnb_4bit_use_double_quant").ok().flatten().unwrap_or(false),
             compute_dtype: float_type(object, "bnb_4bit_compute_dtype").ok().flatten(),
             skip_modules: strings.into_iter().map(String::from).collect(),
+            ..Self::of(QuantMethod::Bitsandbytes)
         })
+    }
+
+    /// What the tensors do not show is whether integers stand for the weights alone.
+    fn compressed_tensors(object: &Fields) -> Result<Self> {
+        match object.text("format")? {
+            Some("int-quantized") => {}
+            other => {
+                let message = format!(
+                    "\"{}\" of compressed-tensors is not supported, only int-quantized in symmetric groups of 64 is: use the model \
+                     in half precision, which can be quantised while it is loaded",
+                    shown(other.unwrap_or_default())
+                );
+                return Err(object.error("format", message));
+            }
+        }
+        for (name, group) in
+            object.object("config_groups")?.iter().flat_map(|groups| groups.keys().map(move |n| (n, groups)))
+        {
+            let Some(group) = group.object(name)? else { continue };
+            let activations = group.get("input_activations").or_else(|| group.get("output_activations"));
+            if activations.is_some() {
+                return Err(
+                    group.error("input_activations", "quantised activations are not supported, only weights are")
+                );
+            }
+            let Some(weights) = group.object("weights")? else { continue };
+            if weights.boolean("symmetric")? == Some(false) {
+                return Err(weights.error("symmetric", "is false: only symmetric groups are supported"));
+            }
+        }
+        let strings = object.strings("ignore").ok().flatten().unwrap_or_default();
+        let skip_modules = strings.into_iter().map(String::from).collect();
+        Ok(Self { skip_modules, ..Self::of(QuantMethod::CompressedTensors) })
     }
 }

@@ -128,6 +128,7 @@ impl ModelConfig {
             sliding_window: text.size("sliding_window", MAX_POSITIONS).ok().flatten(),
             auto_map: root.get("auto_map").is_some(),
             notes,
+            stated: root.map().clone(),
         })
     }
 }

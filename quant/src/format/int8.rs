@@ -2,7 +2,7 @@
 //!
 //! Every row begins a block, so that no block crosses rows; the last block of a row is short where `k` is not a multiple of 64.
 //! `scale = max|w| / 127`, rounded up to F16, so that no code is beyond 127; `q = round(w / scale)`, ties to even. No value is
-//! off by more than half a scale. The format is this program's own, made while loading; no file has it.
+//! off by more than half a scale. In files it is what compressed-tensors calls `int-quantized` in groups of 64.
 
 use emberlm_backends::cpu::{INT8_BLOCK, run};
 use half::f16;

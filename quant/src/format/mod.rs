@@ -25,6 +25,6 @@ pub use dynamic_map::dynamic_map;
 pub use emberlm_backends::cpu::INT8_BLOCK;
 pub use int8::quantize_int8;
 pub use nf4::{FP4, NF4, quantize_fp4, quantize_nf4};
-pub use read::{Dequantizer, dequantize, dequantize_rounded};
+pub use read::{Dequantizer, dequantize, dequantize_rounded, dequantize_to};
 pub use rows::{quantize_int8_rows, quantize_truequant};
 pub use split::{BufferLimit, largest_buffer, split_rows};

@@ -7,8 +7,8 @@ use rayon::prelude::*;
 
 use super::check::{check, narrow_row_bytes};
 use super::float::decoder;
-use crate::error::Result;
-use crate::host::{FloatType, HostCodeBook4, HostInt8, HostRows, HostScales, HostStorage, HostWeight};
+use crate::error::{Error, Result};
+use crate::host::{FloatType, HostCodeBook4, HostInt8, HostRows, HostScales, HostStorage, HostWeight, weight_buffer};
 
 /// Elements that one task reads: large enough to hide the cost of a task, small enough to keep all threads busy.
 const TASK: usize = 1 << 15;
@@ -68,10 +68,49 @@ pub fn dequantize_rounded(weight: &HostWeight) -> HostWeight {
         HostStorage::CodeBook4(w) => w.stored,
         HostStorage::Int8(_) | HostStorage::Rows(_) => FloatType::F16,
     };
+    dense(weight, float, true)
+}
+
+/// The values of a weight as a dense weight of type `float`: those of [`dequantize`], rounded to nearest, ties to even. A weight that is
+/// already so is returned as it is (sharing its buffer).
+///
+/// # Shapes
+/// `[n, k]`, as the argument.
+///
+/// # Errors
+/// If the weight does not fit its shape, or a finite value is beyond `float`: F16 ends at 65504.
+pub fn dequantize_to(weight: &HostWeight, float: FloatType) -> Result<HostWeight> {
+    check(weight)?;
+    if matches!(&weight.storage, HostStorage::Dense(stored, _) if *stored == float) {
+        return Ok(weight.clone());
+    }
+    let out = dense(weight, float, false);
+    let beyond = |task: usize| {
+        let start = task * TASK;
+        let length = TASK.min(weight.n * weight.k - start);
+        let (mut values, mut kept) = (vec![0.0; length], vec![0.0; length]);
+        read(weight, start, false, &mut values);
+        read(&out, start, false, &mut kept);
+        let at = values.iter().zip(&kept).position(|(value, kept)| value.is_finite() && !kept.is_finite())?;
+        Some((start + at, values[at]))
+    };
+    let tasks = (weight.n * weight.k).div_ceil(TASK);
+    // F32 and BF16 end where F32 ends, but for the rounding of its last numbers.
+    let found = match float {
+        FloatType::F32 => None,
+        FloatType::F16 | FloatType::Bf16 => run(|| (0..tasks).into_par_iter().find_map_first(beyond)),
+    };
+    match found {
+        None => Ok(out),
+        Some((at, value)) => Err(Error::Beyond { row: at / weight.k, column: at % weight.k, value, float }),
+    }
+}
+
+fn dense(weight: &HostWeight, float: FloatType, half_scales: bool) -> HostWeight {
     let data = match float {
-        FloatType::F32 => rounded(weight, f32::to_le_bytes),
-        FloatType::F16 => rounded(weight, |v| f16::from_f32(v).to_le_bytes()),
-        FloatType::Bf16 => rounded(weight, |v| bf16::from_f32(v).to_le_bytes()),
+        FloatType::F32 => rounded(weight, half_scales, f32::to_le_bytes),
+        FloatType::F16 => rounded(weight, half_scales, |v| f16::from_f32(v).to_le_bytes()),
+        FloatType::Bf16 => rounded(weight, half_scales, |v| bf16::from_f32(v).to_le_bytes()),
     };
     HostWeight { n: weight.n, k: weight.k, storage: HostStorage::Dense(float, data) }
 }
@@ -82,15 +121,19 @@ fn trust(weight: &HostWeight) {
     }
 }
 
-fn rounded<const SIZE: usize>(weight: &HostWeight, encode: impl Fn(f32) -> [u8; SIZE] + Sync) -> Bytes {
+fn rounded<const SIZE: usize>(
+    weight: &HostWeight,
+    half_scales: bool,
+    encode: impl Fn(f32) -> [u8; SIZE] + Sync,
+) -> Bytes {
     const PIECE: usize = 256;
-    let mut data = vec![0; weight.n * weight.k * SIZE];
+    let mut data = weight_buffer(weight.n * weight.k * SIZE);
     let encode_task = |(task, out): (usize, &mut [u8])| {
         let mut values = [0.0; PIECE];
         for (piece, out) in out.chunks_mut(PIECE * SIZE).enumerate() {
             let out = out.as_chunks_mut::<SIZE>().0;
             let values = &mut values[..out.len()];
-            read(weight, task * TASK + piece * PIECE, true, values);
+            read(weight, task * TASK + piece * PIECE, half_scales, values);
             for (out, &value) in out.iter_mut().zip(&*values) {
                 *out = encode(value);
             }

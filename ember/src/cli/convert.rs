@@ -1,0 +1,70 @@
+//! `ember convert`: a model directory with dense weights.
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use emberlm::model::export::{ExportOptions, MatrixFormat};
+use emberlm::quant::host::FloatType;
+
+use super::args::DepthArgs;
+use super::export::{self, OutputArgs, SourceArgs};
+use super::{load, threads};
+
+const ABOUT: &str = "\
+Every matrix becomes dense in --dtype: what was quantised is dequantised, as it is when the model runs in f32, and rounded once. A number beyond \
+F16 is an error. Norms, biases and decays keep the type that they have, but for f32, which all tensors get. config.json says the type and nothing \
+about quantisation; a Nano compact model becomes the Qwen2 that it was made of.
+
+DIR appears when it is complete. Until then everything is in DIR.partial; a run that was cut off goes on there when it is \
+repeated with the same model and flags. Nothing is ever overwritten.";
+
+/// Flags of `ember convert`.
+#[derive(Debug, Args)]
+#[command(after_long_help = ABOUT)]
+pub struct ConvertArgs {
+    #[command(flatten)]
+    source: SourceArgs,
+
+    #[command(flatten)]
+    output: OutputArgs,
+
+    /// Type of the matrices
+    #[arg(long, value_enum, value_name = "TYPE")]
+    dtype: DenseType,
+
+    /// Keep the first K steps of every layer (CREST)
+    #[arg(long, value_name = "K")]
+    steps: Option<usize>,
+}
+
+/// Types of dense matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DenseType {
+    /// bfloat16
+    Bf16,
+    /// IEEE half precision, up to 65504
+    F16,
+    /// IEEE single precision
+    F32,
+}
+
+impl From<DenseType> for FloatType {
+    fn from(dtype: DenseType) -> Self {
+        match dtype {
+            DenseType::Bf16 => Self::Bf16,
+            DenseType::F16 => Self::F16,
+            DenseType::F32 => Self::F32,
+        }
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &ConvertArgs) -> Result<()> {
+    threads::start(args.output.threads)?;
+    let depth = DepthArgs { steps: args.steps, threshold: None, no_halt: false };
+    let pretrained = load::open(&args.source.model(), &depth)?;
+    let float = args.dtype.into();
+    let options = ExportOptions { shard_bytes: args.output.shard_size.0, dense: Some(float) };
+    let plan = pretrained.export(&options, |_| MatrixFormat::Dense(float));
+    let plan = plan.with_context(|| format!("cannot convert the model {}", pretrained.directory().display()))?;
+    export::write(&plan, &args.output)
+}

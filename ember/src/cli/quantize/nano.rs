@@ -1,0 +1,130 @@
+//! `--format nano`: rows as narrow as the model's answers allow.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use emberlm::model::export::{CascadeModule, CascadeOptions, MatrixFormat};
+use emberlm::model::{PlannedTensor, Pretrained, QuantizeOnLoad, TensorRole};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::rules::Rules;
+use crate::cli::backend::{Cpu, CpuDevice};
+use crate::cli::output;
+
+/// Texts of several kinds, after which the next token is far from certain.
+const PROMPTS: [&str; 8] = [
+    "The capital of France is",
+    "Water boils at a lower temperature in the mountains because",
+    "def fibonacci(n):\n    ",
+    "Dear Ms. Miller,\n\nthank you for your letter of",
+    "Q: What is 17 times 6?\nA:",
+    "She opened the door, and in the light of the lamp she saw",
+    "The three most important causes of the war were",
+    "{\"name\": \"Anna\", \"age\":",
+];
+/// Longest file of prompts, in bytes.
+const MAX_PROMPTS: u64 = 1 << 20;
+/// Longest prompt, in tokens.
+const MAX_TOKENS: usize = 512;
+
+/// Flags of `--format nano`.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Format nano")]
+pub struct NanoArgs {
+    /// Cosine between the logits after each prompt, of the original and the quantised model, that must be kept
+    #[arg(long, value_name = "C", default_value_t = 0.99)]
+    min_cosine: f64,
+
+    /// Prompts, a line each, UTF-8 [default: eight short ones that are part of the program]
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+
+    /// Widths of narrow rows to try, of 2, 4 and 6; rows of 6 bits are stored in 8
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "2,4")]
+    bits: Vec<u32>,
+}
+
+/// Finds the formats of all modules.
+pub fn choose(args: &NanoArgs, pretrained: &Pretrained, rules: &Rules) -> Result<Vec<CascadeModule>> {
+    let prompts = prompts(args.prompts.as_deref(), pretrained)?;
+    let options = CascadeOptions { min_cosine: args.min_cosine, bits: args.bits.clone(), ..CascadeOptions::default() };
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = ProgressStyle::with_template("choosing rows [{bar:40}] {pos}/{len} modules {eta}") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    let mut progress = |done: usize, total: usize| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    };
+    let fixed = |tensor: &PlannedTensor| tensor.role != TensorRole::Projection && rules.takes(tensor);
+    let modules = |tensor: &PlannedTensor| {
+        tensor.role == TensorRole::Projection && !is_input(&tensor.name) && rules.takes(tensor)
+    };
+    let chosen =
+        pretrained.choose_rows::<Cpu>(&CpuDevice::default(), &prompts, &options, fixed, modules, &mut progress);
+    bar.finish_and_clear();
+    let chosen = chosen.context("cannot choose the rows")?;
+    ensure!(!chosen.is_empty(), "there is nothing to do: no matrix is dense and may have integer rows");
+    Ok(chosen)
+}
+
+/// Projections into queries, keys, values and their like, which the author of Nano compact leaves in half precision.
+fn is_input(name: &str) -> bool {
+    ["q_proj", "k_proj", "v_proj", "in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b"]
+        .iter()
+        .any(|module| name.split('.').any(|part| part == *module))
+}
+
+/// The formats by name.
+pub fn formats(chosen: &[CascadeModule]) -> BTreeMap<&str, MatrixFormat> {
+    chosen.iter().map(|module| (module.name.as_str(), module.format)).collect()
+}
+
+/// A line for each module, on stdout.
+pub fn report(chosen: &[CascadeModule]) -> Result<()> {
+    let width = chosen.iter().map(|module| module.name.len()).max().unwrap_or(0);
+    let mut out =
+        format!("{:width$}  {:>13}  {:>6}  {:>10}  {:>8}\n", "module", "shape", "bits", "rows of 8", "cosine");
+    for CascadeModule { name, shape: [n, k], format, cosine, .. } in chosen {
+        let (bits, kept) = match format {
+            MatrixFormat::MixedRows { bits, keep } => (bits.to_string(), keep.to_string()),
+            MatrixFormat::Quantized(QuantizeOnLoad::Int8Rows) => ("8".into(), n.to_string()),
+            _ => ("kept".into(), "-".into()),
+        };
+        writeln!(
+            out,
+            "{:width$}  {:>13}  {bits:>6}  {kept:>10}  {cosine:>8.5}",
+            output::printable(name),
+            format!("{n} x {k}")
+        )?;
+    }
+    io::stdout().write_all(out.as_bytes()).context(output::STDOUT)
+}
+
+/// Ids of the prompts.
+fn prompts(file: Option<&Path>, pretrained: &Pretrained) -> Result<Vec<Vec<u32>>> {
+    let text = pretrained.text()?;
+    let lines: Vec<String> = match file {
+        None => PROMPTS.iter().map(|&prompt| prompt.to_owned()).collect(),
+        Some(path) => {
+            let at = || path.display().to_string();
+            let length = std::fs::metadata(path).with_context(at)?.len();
+            ensure!(length <= MAX_PROMPTS, "{}: is {length} bytes long, at most {MAX_PROMPTS} are accepted", at());
+            let content = std::fs::read_to_string(path).with_context(at)?;
+            content.lines().map(str::to_owned).filter(|line| !line.trim().is_empty()).collect()
+        }
+    };
+    if lines.is_empty() {
+        bail!("{}: holds no prompt", file.map_or_else(String::new, |path| path.display().to_string()));
+    }
+    let encode = |line: &String| {
+        let mut ids = text.encode(line, true)?;
+        ids.truncate(MAX_TOKENS);
+        Ok(ids)
+    };
+    lines.iter().map(encode).collect()
+}

@@ -1,0 +1,180 @@
+//! Writing a model that is in memory, trained or quantised at load, as a directory that loads again.
+
+use std::path::Path;
+
+use emberlm_quant::CompactBackend;
+use emberlm_quant::host::{FloatType, HostStorage, HostWeight};
+use serde_json::{Map, Value, json};
+
+use super::modules::{Held, tensors};
+use crate::causal_lm::CausalLm;
+use crate::checkpoint::CheckpointError;
+use crate::checkpoint::writer::{
+    CodeBookLayout, Job, OutputDir, RowLayout, ShardFile, Slot, StoredTensor, check_space, check_target,
+    code_book_slots, dense_slots, encode, int8_slots,
+};
+use crate::config::{CrestOptions, Family, ModelConfig};
+use crate::error::{Error, Result};
+use crate::nn::FeedForward;
+
+const FILE: &str = "model.safetensors";
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+impl<B: CompactBackend> CausalLm<B> {
+    /// Writes `config.json` and `model.safetensors` to a directory that does not exist or is empty, and that [`Pretrained::open`] loads
+    /// again. Every matrix is written as the device holds it: packed codes as codes, numbers that were trained as F32. What is no matrix
+    /// is F32. Tokenizer and chat template are not part of a model: copy them beside.
+    ///
+    /// One tensor is read back at a time. The directory appears when it is complete.
+    ///
+    /// [`Pretrained::open`]: crate::Pretrained::open
+    ///
+    /// # Errors
+    /// [`Error::Source`] when there is something at `dir`, [`Error::Space`] when the disk has too little room, [`Error::Device`] when the
+    /// device fails, [`Error::Tensor`] for a matrix that it holds in parts, [`Error::Io`].
+    pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
+        let dir = dir.as_ref();
+        check_target(dir)?;
+        let list = tensors(self);
+        let stored = self.architecture().config.dtype.unwrap_or(FloatType::Bf16);
+        let mut modules = Map::new();
+        let mut slots = Vec::new();
+        for (name, held) in &list {
+            slots.extend(self.slots(name, held, stored, &mut modules)?);
+        }
+        check_space(dir, slots.iter().map(|slot| slot.bytes() as u64).sum())?;
+        let config = self.written_config(&slots, modules);
+
+        // What is in memory has no name: a run that was cut off cannot go on.
+        let fingerprint =
+            format!("{:x}-{:x}", std::process::id(), std::time::UNIX_EPOCH.elapsed().map_or(0, |t| t.as_nanos()));
+        let output = OutputDir::open(dir, &Job { about: "a model that was in memory".into(), fingerprint })?;
+        let mut file = ShardFile::create(&output.part(FILE), slots.iter())?;
+        for (name, held) in &list {
+            for tensor in self.encoded(name, held, stored)? {
+                file.push(tensor, &mut |_, _, _| ())?;
+            }
+        }
+        file.finish(&mut |_, _, _| ())?;
+        output.complete(FILE)?;
+        output.write(ModelConfig::FILE, format!("{:#}\n", Value::Object(config)).as_bytes())?;
+        output.commit()
+    }
+
+    /// The tensors of the file that a tensor of the model becomes; rows are entered in `modules`.
+    fn slots(
+        &self,
+        name: &str,
+        held: &Held<'_, B>,
+        stored: FloatType,
+        modules: &mut Map<String, Value>,
+    ) -> Result<Vec<Slot>> {
+        let Held::Weight(_) = held else {
+            let shape = held.numbers()?.map(|data| data.shape.iter().copied().collect::<Vec<usize>>());
+            return Ok(dense_slots(name, FloatType::F32, &shape.unwrap_or_default()));
+        };
+        let weight = to_host(name, held, stored)?;
+        let path = name.strip_suffix(".weight").unwrap_or(name);
+        if let (Some(layout), HostWeight { n, k, .. }) = (row_layout(name, &weight), &weight) {
+            let has_bias = tensors(self).iter().any(|(other, _)| *other == format!("{path}.bias"));
+            modules.insert(path.into(), layout.spec([*n, *k], has_bias));
+        }
+        Ok(weight_slots(name, &weight))
+    }
+
+    fn encoded(&self, name: &str, held: &Held<'_, B>, stored: FloatType) -> Result<Vec<StoredTensor>> {
+        let Some(data) = held.numbers()? else {
+            let weight = to_host(name, held, stored)?;
+            let slots = weight_slots(name, &weight);
+            return match row_layout(name, &weight) {
+                Some(layout) => layout.encode(&slots, &weight),
+                None => encode(&slots, &weight),
+            };
+        };
+        let shape: Vec<usize> = data.shape.iter().copied().collect();
+        let numbers: Vec<u8> = data.iter::<f32>().flat_map(f32::to_le_bytes).collect();
+        dense_slots(name, FloatType::F32, &shape).into_iter().map(|slot| slot.fill(numbers.clone().into())).collect()
+    }
+
+    /// The config that was read, with what is different now.
+    fn written_config(&self, slots: &[Slot], modules: Map<String, Value>) -> Map<String, Value> {
+        let architecture = self.architecture();
+        let mut config = architecture.config.stated.clone();
+        let mut text = match config.shift_remove("text_config") {
+            Some(Value::Object(text)) => Some(text),
+            _ => None,
+        };
+        for part in [Some(&mut config), text.as_mut()].into_iter().flatten() {
+            part.shift_remove("quantization_config");
+            part.shift_remove("nanollm_modules");
+            part.shift_remove("tie_word_embeddings");
+        }
+        config.insert("tie_word_embeddings".into(), architecture.tied_head.into());
+        let options = self.model.layers.iter().find_map(|layer| match &layer.mlp {
+            FeedForward::Crest(mlp) => Some((mlp.options(), mlp.steps.len())),
+            FeedForward::Dense(_) => None,
+        });
+        if let Some((options, steps)) = options {
+            text.as_mut().unwrap_or(&mut config).insert("crest".into(), crest(options, steps));
+        }
+        // Of Nano compact on the Qwen2 body the integer rows are a part.
+        let nano = architecture.config.family == Family::NanoCompact;
+        if nano && modules.is_empty() {
+            config.insert("architectures".into(), json!(["Qwen2ForCausalLM"]));
+        }
+        let quantized =
+            slots.iter().any(|slot| slot.name.contains(".quant_state.") || slot.name.ends_with(".weight_scale"));
+        if quantized || (!modules.is_empty() && !nano) {
+            config.insert("quantization_config".into(), json!({ "quant_method": "emberlm" }));
+        }
+        if !modules.is_empty() {
+            config.insert("nanollm_modules".into(), modules.into());
+        }
+        if let Some(text) = text {
+            config.insert("text_config".into(), text.into());
+        }
+        config
+    }
+}
+
+fn to_host<B: CompactBackend>(name: &str, held: &Held<'_, B>, stored: FloatType) -> Result<HostWeight> {
+    let fail = |message: String| Error::from(CheckpointError::of_tensor(name, message));
+    let Held::Weight(weight) = held else { return Err(fail("is no matrix".into())) };
+    weight.to_host(stored).map_err(|error| fail(error.to_string()))
+}
+
+fn weight_slots(name: &str, weight: &HostWeight) -> Vec<Slot> {
+    let shape = [weight.n, weight.k];
+    match &weight.storage {
+        HostStorage::Dense(float, _) => dense_slots(name, *float, &shape),
+        HostStorage::CodeBook4(w) => code_book_slots(name, shape, CodeBookLayout::of(w)),
+        HostStorage::Int8(_) => int8_slots(name, shape),
+        HostStorage::Rows(rows) => {
+            RowLayout::of(rows, weight.n, name == EMBEDDING).slots(name.strip_suffix(".weight").unwrap_or(name), shape)
+        }
+    }
+}
+
+fn row_layout(name: &str, weight: &HostWeight) -> Option<RowLayout> {
+    match &weight.storage {
+        HostStorage::Rows(rows) => Some(RowLayout::of(rows, weight.n, name == EMBEDDING)),
+        _ => None,
+    }
+}
+
+/// Every option that is in force, of a model with so many MLPs.
+fn crest(options: &CrestOptions, steps: usize) -> Value {
+    let mut out = json!({
+        "num_steps": options.num_steps, "step_input": options.step_input.as_str(), "gate_input": options.gate_input.as_str(),
+        "halt_mode": options.halt_mode.as_str(), "halt_threshold": options.halt_threshold,
+        "halt_weights": options.halt_weights.as_str(), "halt_enabled": options.halt_enabled,
+    });
+    if let (true, Some(out)) = (steps > 1, out.as_object_mut()) {
+        out.insert("gate_hidden".into(), options.gate_hidden.into());
+        out.insert("gate_bias".into(), options.gate_bias.into());
+        if steps > 2 {
+            out.insert("gate_shared".into(), options.gate_shared.into());
+        }
+    }
+    out
+}

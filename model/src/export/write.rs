@@ -1,0 +1,123 @@
+//! Reading, converting and writing, tensor by tensor.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::mpsc::sync_channel;
+use std::thread;
+
+use serde_json::{Map, Value, json};
+
+use super::item::Item;
+use super::plan::ExportPlan;
+use crate::checkpoint::writer::{Job, OutputDir, ShardFile, StoredTensor, check_space, check_target};
+use crate::error::{Error, Result};
+use crate::plan::Progress;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// What was written.
+#[derive(Clone, Debug)]
+pub struct Exported {
+    /// Files that hold the weights.
+    pub shards: usize,
+    /// Of them, those that a run before had finished.
+    pub resumed: usize,
+    /// Bytes of all tensors.
+    pub data_bytes: u64,
+}
+
+impl ExportPlan<'_> {
+    /// Writes the directory, which must not exist or be empty. Everything is written to `DIR.partial` first, which becomes the
+    /// directory in one step when it is complete and on the disk. When a run is cut off, the same call goes on after the last complete
+    /// file of weights; `DIR.partial` of any other origin is refused. `progress` is told after every tensor.
+    ///
+    /// # Errors
+    /// [`Error::Source`] when there is something at `dir`, or the partial directory is other work's; [`Error::Space`] when the disk has
+    /// too little room; [`Error::Tensor`] when a tensor cannot be converted (NaN, too large for the format); [`Error::Io`].
+    pub fn write(&self, dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Exported> {
+        check_target(dir)?;
+        let source = self.pretrained.directory();
+        let job = Job { about: format!("from {}", source.display()), fingerprint: self.fingerprint().to_owned() };
+        let output = OutputDir::open(dir, &job)?;
+        let names: Vec<String> = (1..).take(self.shards.len()).map(|at| self.shard_name(at)).collect();
+        let missing: Vec<(&String, &Range<usize>)> =
+            names.iter().zip(&self.shards).filter(|(name, _)| !output.has(name)).collect();
+        let items = |shard: &Range<usize>| self.items.get(shard.clone()).unwrap_or_default();
+        let needed = missing.iter().flat_map(|(_, shard)| items(shard)).map(Item::bytes).sum::<u64>();
+        check_space(dir, needed.saturating_add(self.bytes().saturating_sub(self.data_bytes())))?;
+
+        let mut done = Progress { done: 0, total: self.source_bytes() };
+        let work: usize = missing.iter().flat_map(|(_, shard)| items(shard)).map(|item| item.source_bytes).sum();
+        done.done = done.total.saturating_sub(work);
+        progress(done);
+        for (name, shard) in &missing {
+            let part = output.part(name);
+            let file = ShardFile::create(&part, self.slots(shard))?;
+            self.write_shard(file, items(shard), &mut |item| {
+                done.done = done.done.saturating_add(item.source_bytes);
+                progress(done);
+            })?;
+            output.complete(name)?;
+        }
+        if let [_, _, ..] = self.shards.as_slice() {
+            output.write(INDEX, &self.index(&names))?;
+        }
+        for (name, bytes) in &self.files {
+            output.write(name, bytes)?;
+        }
+        output.commit()?;
+        let resumed = self.shards.len().saturating_sub(missing.len());
+        Ok(Exported { shards: self.shards.len(), resumed, data_bytes: self.data_bytes() })
+    }
+
+    /// One thread converts, this one writes. The channel holds nothing, so that there are two tensors at most.
+    fn write_shard(&self, mut file: ShardFile, items: &[Item], done: &mut dyn FnMut(&Item)) -> Result<()> {
+        let weights = self.pretrained.weights();
+        let checkpoint = weights.checkpoint();
+        let mut release = |tensor: &StoredTensor, start: usize, length: usize| {
+            if let Some(source) = &tensor.source {
+                checkpoint.release_part(source, start, length);
+            }
+        };
+        thread::scope(|scope| {
+            let (sender, receiver) = sync_channel(0);
+            scope.spawn(move || {
+                for item in items {
+                    let made = item.make(weights);
+                    let failed = made.is_err();
+                    // The receiver is gone after an error.
+                    if sender.send((item, made)).is_err() || failed {
+                        return;
+                    }
+                }
+            });
+            for (item, made) in receiver {
+                for tensor in made? {
+                    file.push(tensor, &mut release)?;
+                }
+                done(item);
+            }
+            Ok::<(), Error>(())
+        })?;
+        file.finish(&mut release)
+    }
+
+    fn shard_name(&self, number: usize) -> String {
+        match self.shards.len() {
+            1 => SINGLE.into(),
+            count => format!("model-{number:05}-of-{count:05}.safetensors"),
+        }
+    }
+
+    fn index(&self, names: &[String]) -> Vec<u8> {
+        let mut map = Map::new();
+        for (name, shard) in names.iter().zip(&self.shards) {
+            map.extend(self.slots(shard).map(|slot| (slot.name.clone(), Value::from(name.as_str()))));
+        }
+        // Sorted, as transformers has it.
+        map.sort_keys();
+        let index = json!({ "metadata": { "total_size": self.data_bytes() }, "weight_map": map });
+        format!("{index:#}\n").into_bytes()
+    }
+}

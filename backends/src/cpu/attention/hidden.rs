@@ -1,6 +1,7 @@
 //! The hidden layer of a decoder: `u = act(W₁ c + b₁)` of the codes of a few tokens at a time.
 
 use crate::cpu::Level;
+use crate::cpu::attention::ahead::Ahead;
 use crate::cpu::attention::types::Layer;
 use crate::cpu::matmul::embed::dequantize_rows;
 use crate::cpu::pool::for_each_chunk;
@@ -62,33 +63,35 @@ impl HiddenLayer {
         launch(level, TokenRows { layer: self, codes: &codes[tiles * self.r..], u: rest });
     }
 
-    /// `u [count, h]` of codes `[count, r]`.
+    /// `u [count, h]` of codes `[count, r]`; `ahead` is prefetched meanwhile.
     ///
     /// # Safety
     /// `S` must be enabled.
     #[inline(always)]
-    pub(super) unsafe fn rows<S: Simd>(&self, codes: &[f32], u: &mut [f32]) {
+    pub(super) unsafe fn rows<S: Simd>(&self, codes: &[f32], u: &mut [f32], ahead: &mut Ahead) {
         // SAFETY: `S` is enabled.
         unsafe {
             match self.activation {
-                CodeActivation::Gelu => self.rows_with::<S, _>(math::Gelu, codes, u),
-                CodeActivation::GeluTanh => self.rows_with::<S, _>(math::GeluTanh, codes, u),
-                CodeActivation::Silu => self.rows_with::<S, _>(math::Silu, codes, u),
-                CodeActivation::Relu => self.rows_with::<S, _>(math::Relu, codes, u),
+                CodeActivation::Gelu => self.rows_with::<S, _>(math::Gelu, codes, u, ahead),
+                CodeActivation::GeluTanh => self.rows_with::<S, _>(math::GeluTanh, codes, u, ahead),
+                CodeActivation::Silu => self.rows_with::<S, _>(math::Silu, codes, u, ahead),
+                CodeActivation::Relu => self.rows_with::<S, _>(math::Relu, codes, u, ahead),
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn rows_with<S: Simd, F: Unary>(&self, f: F, codes: &[f32], u: &mut [f32]) {
+    unsafe fn rows_with<S: Simd, F: Unary>(&self, f: F, codes: &[f32], u: &mut [f32], ahead: &mut Ahead) {
         let (r, h) = (self.r, self.h);
         let count = codes.len() / r;
         assert!(u.len() >= count * h);
+        let steps = h.div_ceil(S::LANES) * count.div_ceil(SUMS);
         for j in (0..h).step_by(S::LANES) {
             for first in (0..count).step_by(SUMS) {
                 // SAFETY: `S` is enabled. Tokens beyond the last are the last again; vector `j` lies in the padded bias and in every row
                 // of the padded weight; a vector that reaches beyond a row of `u` is written up to its end.
                 unsafe {
+                    ahead.step::<S>(steps);
                     let token = |m: usize| (first + m).min(count - 1);
                     let mut sums = [S::load(self.bias.as_ptr().add(j)); SUMS];
                     for i in 0..r {
@@ -175,6 +178,6 @@ impl Kernel for TokenRows<'_> {
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
         // SAFETY: `S` is enabled.
-        unsafe { self.layer.rows::<S>(self.codes, self.u) }
+        unsafe { self.layer.rows::<S>(self.codes, self.u, &mut Ahead::nothing()) }
     }
 }

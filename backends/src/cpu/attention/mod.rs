@@ -1,15 +1,17 @@
 //! Softmax attention over a cache that holds keys and values, or their compressed codes.
 
+mod ahead;
 mod flash;
 mod hidden;
 mod latent;
+mod source;
 mod tile;
 mod types;
 
 use crate::check::{check_len, elements};
 use crate::cpu::{Level, level};
-use flash::{FlashAttention, Source};
 use hidden::HiddenLayer;
+use source::{FlashAttention, Source};
 pub use types::{Attention, AttentionSpan, CodeDecoder, KeyValue, Layer};
 
 /// Causal attention of `s` new queries over `past + s` cached tokens.

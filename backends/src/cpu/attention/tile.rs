@@ -1,7 +1,8 @@
 //! One task of flash attention: its queries against a range of positions, tile by tile.
 
-use crate::cpu::attention::flash::{FlashAttention, Source};
+use crate::cpu::attention::ahead::{Ahead, LINE};
 use crate::cpu::attention::hidden::HiddenLayer;
+use crate::cpu::attention::source::{FlashAttention, Source};
 use crate::cpu::cache::CacheSlice;
 use crate::cpu::matmul::dense::{self, Element};
 use crate::cpu::matmul::gemm::{VECTORS, small};
@@ -15,8 +16,6 @@ pub(super) const TILE: usize = 64;
 const GEMM_MIN_ROWS: usize = 12;
 /// Keys whose dot products are summed at the same time.
 const KEYS: usize = 4;
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// Floats of the scores of `rows` queries, a tile of keys, one of values, and codes as columns.
 pub(super) fn scratch_lens(a: &FlashAttention, rows: usize) -> [usize; 4] {
@@ -74,12 +73,18 @@ impl FlashTask<'_> {
             Source::Heads(cache) if at < stop => {
                 let from = ((self.b * p.kv_heads + self.head + head) * p.capacity + at) * p.head_dim;
                 Some(match cache {
-                    CacheSlice::F32(cache) => cache.as_ptr().wrapping_add(from).cast::<u8>(),
-                    CacheSlice::F16(cache) => cache.as_ptr().wrapping_add(from).cast(),
+                    CacheSlice::F32(cache) => {
+                        Next { at: cache.as_ptr().wrapping_add(from).cast(), bytes: 4 * p.head_dim }
+                    }
+                    CacheSlice::F16(cache) => {
+                        Next { at: cache.as_ptr().wrapping_add(from).cast(), bytes: 2 * p.head_dim }
+                    }
                 })
             }
             _ => None,
         };
+        // With hidden values to compute, memory would wait meanwhile: half of the next tile's keys is left for that time.
+        let halved = matches!((a.keys, a.values), (Source::Heads(_), Source::Codes { .. }));
         // SAFETY: `S` is enabled. Queries and tiles of keys and values are taken by checked slices; the scratch has the sizes of
         // `scratch_lens`; rows `row..row + total` lie in the outputs, and tasks have different ones.
         unsafe {
@@ -95,10 +100,11 @@ impl FlashTask<'_> {
                             let from = ((self.b * p.kv_heads + self.head + head) * p.capacity + at) * wk;
                             let q = &q[head * rows * wk..(head + 1) * rows * wk];
                             let scores = &mut scores[head * rows * TILE..(head + 1) * rows * TILE];
-                            // What is read next: the next keys of this tile, its values, or the keys of the next tile.
-                            let next = if head + 1 < heads { address(&a.keys, head + 1, at) } else { None };
-                            let next = next.or_else(|| address(&a.values, 0, at));
-                            let next = next.or_else(|| address(&a.keys, 0, at + TILE));
+                            // The values of this tile, or a part of the keys of the next one.
+                            let next = address(&a.values, head, at).or_else(|| {
+                                let next = address(&a.keys, head, at + TILE)?;
+                                Some(Next { bytes: if halved { next.bytes / 2 } else { next.bytes }, ..next })
+                            });
                             match cache {
                                 CacheSlice::F32(data) => {
                                     let data = &data[from..from + count * wk];
@@ -141,9 +147,8 @@ impl FlashTask<'_> {
                             let from = ((self.b * p.kv_heads + self.head + head) * p.capacity + at) * wv;
                             let scores = &scores[head * rows * TILE..(head + 1) * rows * TILE];
                             let out = &mut out[head * rows * wv..(head + 1) * rows * wv];
-                            let next = if head + 1 < heads { address(&a.values, head + 1, at) } else { None };
-                            let next = next.or_else(|| address(&a.keys, 0, at + TILE));
-                            let next = next.or_else(|| address(&a.values, 0, at + TILE));
+                            let next =
+                                address(&a.keys, head, at + TILE).or_else(|| address(&a.values, head, at + TILE));
                             match cache {
                                 CacheSlice::F32(data) => {
                                     weigh::<S, f32>(scores, &data[from..from + count * wv], wv, value_tile, out, next);
@@ -161,7 +166,14 @@ impl FlashTask<'_> {
                     }
                     Source::Codes { codes, layer } => {
                         let codes = tile_codes(codes, layer, self.b * p.capacity + at, count);
-                        layer.rows::<S>(codes, value_tile);
+                        let mut ahead = match address(&a.keys, 0, at + TILE) {
+                            Some(Next { at, bytes }) => {
+                                let part = TILE * (bytes / 2);
+                                Ahead::new(at.wrapping_add(part), TILE * bytes - part, p.capacity * bytes, heads)
+                            }
+                            None => Ahead::nothing(),
+                        };
+                        layer.rows::<S>(codes, value_tile, &mut ahead);
                         weigh::<S, f32>(scores, &value_tile[..count * wv], wv, &mut [], out, None);
                     }
                 }
@@ -175,17 +187,24 @@ fn tile_codes<'a>(codes: &'a [f32], layer: &HiddenLayer, at: usize, count: usize
     &codes[at * layer.r..(at + count) * layer.r]
 }
 
-/// Asks for the cache lines of `bytes` at `at`.
+/// What is prefetched while the scores or the weighted sum of a tile are computed: some bytes for each of its positions.
+#[derive(Clone, Copy)]
+struct Next {
+    at: *const u8,
+    bytes: usize,
+}
+
+/// Asks for the whole cache lines of `bytes` at `at`.
 #[inline(always)]
 unsafe fn prefetch<S: Simd>(at: *const u8, bytes: usize) {
-    for line in (0..bytes).step_by(LINE) {
+    for line in 0..bytes / LINE {
         // SAFETY: `S` is enabled; the address need not be readable.
-        unsafe { S::prefetch(at.wrapping_add(line)) };
+        unsafe { S::prefetch(at.wrapping_add(line * LINE)) };
     }
 }
 
-/// `scores[r][i] = q[r] · keys[i]`, rows of `TILE` scores; for many queries by way of the keys transposed in `tile`. As many bytes as
-/// the keys have are prefetched at `next`.
+/// `scores[r][i] = q[r] · keys[i]`, rows of `TILE` scores; for many queries by way of the keys transposed in `tile`. `next` is prefetched
+/// meanwhile.
 #[inline(always)]
 unsafe fn tile_scores<S: Simd, E: Element>(
     q: &[f32],
@@ -193,7 +212,7 @@ unsafe fn tile_scores<S: Simd, E: Element>(
     keys: &[E],
     tile: &mut [f32],
     scores: &mut [f32],
-    next: Option<*const u8>,
+    next: Option<Next>,
 ) {
     let (rows, count) = (q.len() / width, keys.len() / width);
     debug_assert!(scores.len() >= rows * TILE && count <= TILE);
@@ -202,7 +221,7 @@ unsafe fn tile_scores<S: Simd, E: Element>(
     unsafe {
         if rows >= GEMM_MIN_ROWS {
             if let Some(next) = next {
-                prefetch::<S>(next, count * width * E::SIZE);
+                prefetch::<S>(next.at, count * next.bytes);
             }
             // Positions become lanes: `[width, TILE]`.
             let mut lanes = [0.0f32; 16];
@@ -220,8 +239,7 @@ unsafe fn tile_scores<S: Simd, E: Element>(
         }
         for i in (0..count).step_by(KEYS) {
             if let Some(next) = next {
-                let bytes = width * E::SIZE;
-                prefetch::<S>(next.wrapping_add(i * bytes), KEYS * bytes);
+                prefetch::<S>(next.at.wrapping_add(i * next.bytes), KEYS * next.bytes);
             }
             // Keys beyond the last are the last again.
             let keys: [*const E; KEYS] = std::array::from_fn(|j| keys.as_ptr().add((i + j).min(count - 1) * width));
@@ -275,8 +293,8 @@ unsafe fn dots<S: Simd, E: Element, const R: usize>(
     }
 }
 
-/// `out[r] += Σ scores[r][i] values[i]`; for many queries by way of the values as floats in `tile`. As many bytes as the values have
-/// are prefetched at `next`.
+/// `out[r] += Σ scores[r][i] values[i]`; for many queries by way of the values as floats in `tile`. `next` is prefetched
+/// meanwhile.
 #[inline(always)]
 unsafe fn weigh<S: Simd, E: Element>(
     scores: &[f32],
@@ -284,7 +302,7 @@ unsafe fn weigh<S: Simd, E: Element>(
     width: usize,
     tile: &mut [f32],
     out: &mut [f32],
-    next: Option<*const u8>,
+    next: Option<Next>,
 ) {
     let (rows, count) = (out.len() / width, values.len() / width);
     debug_assert!(scores.len() >= rows * TILE);
@@ -294,7 +312,7 @@ unsafe fn weigh<S: Simd, E: Element>(
         let (scores, out) = (scores.as_ptr(), out.as_mut_ptr());
         if rows >= GEMM_MIN_ROWS {
             if let Some(next) = next {
-                prefetch::<S>(next, count * width * E::SIZE);
+                prefetch::<S>(next.at, count * next.bytes);
             }
             let x = match E::as_floats(values) {
                 Some(values) => values.as_ptr(),
@@ -334,7 +352,7 @@ unsafe fn weigh_rows<S: Simd, E: Element, const R: usize, const V: usize>(
     scores: *const f32,
     values: *const E,
     out: *mut f32,
-    next: &mut Option<*const u8>,
+    next: &mut Option<Next>,
 ) -> usize {
     // SAFETY: as for `weigh`.
     unsafe {
@@ -369,7 +387,7 @@ unsafe fn weigh_columns<S: Simd, E: Element, const R: usize, const V: usize>(
     scores: *const f32,
     values: *const E,
     out: *mut f32,
-    next: Option<*const u8>,
+    next: Option<Next>,
 ) {
     // SAFETY: as for `weigh`.
     unsafe {
@@ -381,8 +399,7 @@ unsafe fn weigh_columns<S: Simd, E: Element, const R: usize, const V: usize>(
         }
         for i in 0..count {
             if let Some(next) = next {
-                let bytes = width * E::SIZE;
-                prefetch::<S>(next.wrapping_add(i * bytes), bytes);
+                prefetch::<S>(next.at.wrapping_add(i * next.bytes), next.bytes);
             }
             let mut value = [S::splat(0.0); V];
             for v in 0..V {

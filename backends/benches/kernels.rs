@@ -13,8 +13,8 @@ mod common;
 use common::{Kind, Rng, Stored};
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use emberlm_backends::cpu::{self, Attention, CacheSlice, KeyValue, Mlp};
-use emberlm_backends::types::DeltaRuleShape;
+use emberlm_backends::cpu::{self, Attention, CacheSlice, CodeDecoder, KeyValue, Layer, Mlp};
+use emberlm_backends::types::{CodeActivation, DeltaRuleShape};
 use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
@@ -229,19 +229,48 @@ fn swiglu(bencher: Bencher, m: usize) {
     });
 }
 
-/// 32 query and 8 key heads of 128: a token at the end of 8192, half a prompt after the other.
-#[divan::bench(args = [(1, 8191), (512, 512)], max_time = 1)]
+/// 32 query and 8 key heads of 128 over a cache in F16: a token at the end of a context, half a prompt after the other.
+#[divan::bench(args = [(1, 8191), (1, 32767), (1, 131_071), (512, 512)], max_time = 2)]
 fn attention(bencher: Bencher, (seq, past): (usize, usize)) {
-    let (heads, kv_heads, head_dim, t) = (32, 8, 128, past + seq);
-    let mut rng = Rng(4);
-    let cache: Vec<u16> =
-        rng.floats(kv_heads * t * head_dim, 1.0).into_iter().map(|v| half::f16::from_f32(v).to_bits()).collect();
-    let q = rng.floats(seq * heads * head_dim, 1.0);
+    let (p, [k, v], q) = long_context(seq, past);
     let mut out = q.clone();
-    let p = Attention { batch: 1, seq, heads, kv_heads, head_dim, past, capacity: t, scale: 0.1 };
-    let kv = KeyValue::Plain(CacheSlice::F16(&cache));
+    let bytes = 2 * (k.len() + v.len());
+    let (k, v) = (KeyValue::Plain(CacheSlice::F16(&k)), KeyValue::Plain(CacheSlice::F16(&v)));
     let pairs = seq * past + seq * (seq + 1) / 2;
-    measure(bencher, 4 * cache.len(), 4 * heads * head_dim * pairs, || cpu::attention(&q, &kv, &kv, &p, &mut out));
+    let flops = 4 * p.heads * p.head_dim * pairs;
+    measure(bencher, bytes, flops, || cpu::attention(&q, &k, &v, &p, &mut out));
+}
+
+/// The same with values as codes of 4 behind a decoder of 128 hidden values and GELU, LeanLlama's.
+#[divan::bench(args = [(1, 8191), (1, 32767), (1, 131_071), (512, 512)], max_time = 2)]
+fn latent_attention(bencher: Bencher, (seq, past): (usize, usize)) {
+    let (r, h) = (4, 128);
+    let (p, [keys, _], q) = long_context(seq, past);
+    let mut rng = Rng(6);
+    let codes = rng.floats(p.capacity * r, 1.0);
+    let hidden = Stored::new(&mut rng, Kind::F16, h, r);
+    let output = Stored::new(&mut rng, Kind::F16, p.kv_heads * p.head_dim, h);
+    let (b1, b2) = (rng.floats(h, 1.0), rng.floats(p.kv_heads * p.head_dim, 1.0));
+    let hidden = Layer { weight: hidden.weight(), bias: Some(&b1) };
+    let output = Layer { weight: output.weight(), bias: Some(&b2) };
+    let decoder = CodeDecoder { hidden: Some((hidden, CodeActivation::Gelu)), output };
+    let (k, v) = (KeyValue::Plain(CacheSlice::F16(&keys)), KeyValue::Compressed { codes: &codes, decoder: &decoder });
+    let mut out = q.clone();
+    let pairs = seq * past + seq * (seq + 1) / 2;
+    let flops = 4 * p.heads * p.head_dim * pairs + 2 * r * h * p.capacity;
+    measure(bencher, 2 * keys.len() + 4 * codes.len(), flops, || cpu::attention(&q, &k, &v, &p, &mut out));
+}
+
+/// The shape, keys and values in F16, and queries.
+fn long_context(seq: usize, past: usize) -> (Attention, [Vec<u16>; 2], Vec<f32>) {
+    let (heads, kv_heads, head_dim, capacity) = (32, 8, 128, past + seq);
+    let mut rng = Rng(4);
+    let cache = [(); 2].map(|()| {
+        let floats = rng.floats(kv_heads * capacity * head_dim, 1.0).into_iter();
+        floats.map(|x| half::f16::from_f32(x).to_bits()).collect()
+    });
+    let p = Attention { batch: 1, seq, heads, kv_heads, head_dim, past, capacity, scale: 0.1 };
+    (p, cache, rng.floats(seq * heads * head_dim, 1.0))
 }
 
 /// 16 key and 32 value heads of 128 x 128.

@@ -104,3 +104,42 @@ fn compressed_caches_match_the_twin() {
         }
     }
 }
+
+/// What the other queries of a call are, of other tokens or heads, does not change a bit of a row.
+#[test]
+fn a_row_does_not_depend_on_its_neighbours() {
+    let mut rng = Rng(23);
+    // A few tokens, whose hidden values are computed tile by tile, and many, for which they are computed before.
+    for (seq, heads, kv_heads, head_dim, past) in [(3, 8, 2, 48, 700), (1, 32, 8, 64, 300), (70, 8, 2, 32, 100)] {
+        let capacity = past + seq + 3;
+        let p = Attention { batch: 1, seq, heads, kv_heads, head_dim, past, capacity, scale: 0.2 };
+        let (width, r, h) = (kv_heads * head_dim, 5, 40);
+        let first = Stored::new(&mut rng, Kind::F16, h, r);
+        let last = Stored::new(&mut rng, Kind::F16, width, h);
+        let (b1, b2) = (rng.floats(h, 1.0), rng.floats(width, 1.0));
+        let hidden = Layer { weight: first.weight(), bias: Some(&b1[..]) };
+        let output = Layer { weight: last.weight(), bias: Some(&b2[..]) };
+        let decoder = CodeDecoder { hidden: Some((hidden, CodeActivation::Gelu)), output };
+        let cached: Vec<u16> =
+            cache(&mut rng, &p, kv_heads, head_dim).iter().map(|&x| half::f16::from_f32(x).to_bits()).collect();
+        let codes = cache(&mut rng, &p, 1, r);
+        let plain = KeyValue::Plain(CacheSlice::F16(&cached));
+        let compressed = KeyValue::Compressed { codes: &codes, decoder: &decoder };
+        let q = rng.floats(seq * heads * head_dim, 2.0);
+        for row in [0, seq * heads / 2, seq * heads - 1] {
+            let mut other = rng.floats(q.len(), 50.0);
+            let own = row * head_dim..(row + 1) * head_dim;
+            other[own.clone()].copy_from_slice(&q[own.clone()]);
+            for (name, k, v) in [("plain", &plain, &plain), ("v", &plain, &compressed), ("k", &compressed, &plain)] {
+                for level in Level::available() {
+                    let [got, want] = [&other, &q].map(|q| {
+                        let mut out = vec![f32::NAN; q.len()];
+                        cpu::with_level(level, || cpu::attention(q, k, v, &p, &mut out));
+                        out
+                    });
+                    assert_eq!(got[own.clone()], want[own.clone()], "{name}, row {row} of {p:?} on {}", level.name());
+                }
+            }
+        }
+    }
+}

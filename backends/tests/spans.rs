@@ -5,7 +5,7 @@ mod common;
 use common::{Kind, Rng, Stored, close};
 use emberlm_backends::cpu::{self, Attention, AttentionSpan, CacheSlice, CodeDecoder, KeyValue, Layer, Level, plain};
 use emberlm_backends::panics::catch_quietly;
-use emberlm_backends::types::DeltaRuleShape;
+use emberlm_backends::types::{CodeActivation, DeltaRuleShape};
 
 /// Tokens of each sequence: one alone, several that decode, and prompts among them.
 const TOKENS: [&[usize]; 4] = [&[3], &[1, 1, 1, 1], &[1, 70, 2, 1], &[2, 1, 1]];
@@ -26,7 +26,11 @@ fn attention_is_that_of_each_sequence() {
         let shapes: Vec<Attention> =
             (tokens.iter().zip([700, 0, 65, 1])).map(|(&seq, past)| shape(seq, past, past + seq + 5)).collect();
         let output = Stored::new(&mut rng, Kind::F16, kv_heads * head_dim, 12);
-        let decoder = CodeDecoder { hidden: None, output: Layer { weight: output.weight(), bias: None } };
+        let output = Layer { weight: output.weight(), bias: None };
+        let linear = CodeDecoder { hidden: None, output };
+        let first = Stored::new(&mut rng, Kind::F16, 12, 12);
+        let hidden = Some((Layer { weight: first.weight(), bias: None }, CodeActivation::Gelu));
+        let with_gelu = CodeDecoder { hidden, output };
         let mut cache = |p: &Attention, width: usize| {
             let mut cache = rng.floats(p.capacity * width, 1.5);
             // What was never written must not be read.
@@ -41,14 +45,15 @@ fn attention_is_that_of_each_sequence() {
         let queries: Vec<Vec<f32>> = shapes.iter().map(|p| rng.floats(p.seq * heads * head_dim, 2.0)).collect();
         let halves: Vec<Vec<u16>> =
             inputs.iter().map(|[k, ..]| k.iter().map(|&x| half::f16::from_f32(x).to_bits()).collect()).collect();
-        // In F32, with keys in F16, and with one compressed sequence among plain ones.
-        for variant in 0..3 {
+        // In F32, with keys in F16, and with compressed sequences among plain ones.
+        for variant in 0..4 {
             let key_value = |i: usize| {
                 let [k, v, codes] = &inputs[i];
                 let k = if variant == 1 { CacheSlice::F16(&halves[i]) } else { CacheSlice::F32(k) };
-                let v = match variant == 2 && i.is_multiple_of(2) {
-                    true => KeyValue::Compressed { codes, decoder: &decoder },
-                    false => KeyValue::Plain(CacheSlice::F32(v)),
+                let v = match variant {
+                    2 if i.is_multiple_of(2) => KeyValue::Compressed { codes, decoder: &linear },
+                    3 if i.is_multiple_of(2) => KeyValue::Compressed { codes, decoder: &with_gelu },
+                    _ => KeyValue::Plain(CacheSlice::F32(v)),
                 };
                 (KeyValue::Plain(k), v)
             };

@@ -2,38 +2,23 @@
 //!
 //! With `u_t = act(W₁ c_t + b₁)` a key or value is `W₂ u_t + b₂`. Its last layer is linear, so
 //! `q · (W₂ u_t + b₂) = (W₂ᵀ q) · u_t + q · b₂` and `Σ p_t (W₂ u_t + b₂) = W₂ Σ p_t u_t + b₂`: attention runs on `u`, which
-//! all heads share, and `W₂` touches each query once instead of each token.
+//! all heads share, and `W₂` touches each query once instead of each token. Here is what `W₂` does to queries and sums.
 
 use crate::check::elements;
 use crate::cpu::Level;
 use crate::cpu::attention::types::{Attention, CodeDecoder};
+use crate::cpu::matmul::dense::{DenseRows, Scales};
+use crate::cpu::matmul::dequantize::Decode;
 use crate::cpu::matmul::embed::dequantize_rows;
 use crate::cpu::matmul::linear::product;
+use crate::cpu::matmul::packed::MAX_COLUMNS;
 use crate::cpu::matmul::weight::{Matrix, Weight};
-use crate::cpu::pool::for_each_chunk;
-use crate::cpu::simd::{Kernel, Simd, launch, math};
-use crate::types::CodeActivation;
-
-/// `u [b, t, h]` of every token seen; the codes themselves (`h = r`) without a hidden layer.
-pub(crate) fn hidden(level: Level, codes: &[f32], decoder: &CodeDecoder, p: &Attention) -> Vec<f32> {
-    let (t, r, h) = (p.past + p.seq, decoder.code_dim(), decoder.output.weight.k);
-    let mut u = vec![0.0; elements("the hidden codes", &[p.batch, t, h])];
-    for b in 0..p.batch {
-        let codes = &codes[b * p.capacity * r..][..t * r];
-        let u = &mut u[b * t * h..(b + 1) * t * h];
-        match &decoder.hidden {
-            None => u.copy_from_slice(codes),
-            Some((layer, activation)) => {
-                product(codes, t, &layer.weight, layer.bias, u);
-                for_each_chunk(u, h, 16 * h, |_, u| launch(level, Activate { u, activation: *activation }));
-            }
-        }
-    }
-    u
-}
+use crate::cpu::pool::{Output, parallel, with_scratch};
+use crate::cpu::simd::launch;
 
 /// Per kv head: `W₂ᵀ q` for every row, `[b, kv_heads, rows, h]`, and `q · b₂`.
-pub(crate) fn project_queries(
+pub(super) fn project_queries(
+    level: Level,
     q: &[f32],
     rows: usize,
     decoder: &CodeDecoder,
@@ -41,21 +26,14 @@ pub(crate) fn project_queries(
 ) -> (Vec<f32>, Option<Vec<f32>>) {
     let (hd, h) = (p.head_dim, decoder.output.weight.k);
     let mut projected = vec![0.0; elements("the projected queries", &[p.batch, p.kv_heads, rows, h])];
-    let mut block = vec![0.0; hd * h];
-    let mut transposed = vec![0.0; hd * h];
-    for g in 0..p.kv_heads {
-        dequantize_rows(&decoder.output.weight, g * hd, hd, &mut block);
-        for (d, row) in block.chunks_exact(h.max(1)).enumerate() {
+    let transpose = |block: &[f32], transposed: &mut [f32]| {
+        for (d, row) in block.chunks_exact(h).enumerate() {
             for (i, &value) in row.iter().enumerate() {
                 transposed[i * hd + d] = value;
             }
         }
-        let w = Weight { n: h, k: hd, data: Matrix::F32(&transposed) };
-        for b in 0..p.batch {
-            let at = (b * p.kv_heads + g) * rows;
-            product(&q[at * hd..(at + rows) * hd], rows, &w, None, &mut projected[at * h..(at + rows) * h]);
-        }
-    }
+    };
+    of_heads(level, [hd, h], q, rows, decoder, p, None, Some(&transpose), &mut projected);
     let bias = decoder.output.bias.map(|bias| {
         let dot = |(i, q): (usize, &[f32])| {
             let bias = &bias[i / rows % p.kv_heads * hd..][..hd];
@@ -67,39 +45,74 @@ pub(crate) fn project_queries(
 }
 
 /// Per kv head: `W₂ u + b₂` for every row, `[b, kv_heads, rows, head_dim]`.
-pub(crate) fn project_values(u: &[f32], rows: usize, decoder: &CodeDecoder, p: &Attention) -> Vec<f32> {
+pub(super) fn project_values(level: Level, u: &[f32], rows: usize, decoder: &CodeDecoder, p: &Attention) -> Vec<f32> {
     let (hd, h) = (p.head_dim, decoder.output.weight.k);
     let mut values = vec![0.0; p.batch * p.kv_heads * rows * hd];
-    let mut block = vec![0.0; hd * h];
-    for g in 0..p.kv_heads {
-        dequantize_rows(&decoder.output.weight, g * hd, hd, &mut block);
-        let w = Weight { n: hd, k: h, data: Matrix::F32(&block) };
-        let bias = decoder.output.bias.map(|bias| &bias[g * hd..(g + 1) * hd]);
-        for b in 0..p.batch {
-            let at = (b * p.kv_heads + g) * rows;
-            product(&u[at * h..(at + rows) * h], rows, &w, bias, &mut values[at * hd..(at + rows) * hd]);
-        }
-    }
+    of_heads(level, [h, hd], u, rows, decoder, p, decoder.output.bias, None, &mut values);
     values
 }
 
-struct Activate<'a> {
-    u: &'a mut [f32],
-    activation: CodeActivation,
-}
+/// Turns the rows of `W₂` of one head, `[head_dim, h]`, into another matrix of as many elements.
+type Change<'a> = &'a (dyn Fn(&[f32], &mut [f32]) + Sync);
 
-impl Kernel for Activate<'_> {
-    type Output = ();
-    #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
-        // SAFETY: `S` is enabled.
-        unsafe {
-            match self.activation {
-                CodeActivation::Gelu => math::map::<S, _>(self.u, math::Gelu),
-                CodeActivation::GeluTanh => math::map::<S, _>(self.u, math::GeluTanh),
-                CodeActivation::Silu => math::map::<S, _>(self.u, math::Silu),
-                CodeActivation::Relu => math::map::<S, _>(self.u, math::Relu),
+/// `x [b, kv_heads, rows, from]` times the rows of `W₂` of each head, changed or not: `[b, kv_heads, rows, to]`.
+#[allow(clippy::too_many_arguments)]
+fn of_heads(
+    level: Level,
+    [from, to]: [usize; 2],
+    x: &[f32],
+    rows: usize,
+    decoder: &CodeDecoder,
+    p: &Attention,
+    bias: Option<&[f32]>,
+    change: Option<Change>,
+    y: &mut [f32],
+) {
+    let (w, hd) = (&decoder.output.weight, p.head_dim);
+    let bias = |g: usize| bias.map(|bias| &bias[g * to..(g + 1) * to]);
+    let size = hd * w.k;
+    if rows <= 2 * MAX_COLUMNS {
+        // A few queries of each head: the heads are tasks.
+        let out = Output::new(y, to);
+        parallel(p.kv_heads, |g| {
+            with_scratch(2 * size, |scratch| {
+                let (mut block, mut other) = scratch.split_at_mut(size);
+                for (d, out) in block.chunks_exact_mut(w.k).enumerate() {
+                    launch(level, Decode { w, row: g * hd + d, first: 0, out });
+                }
+                if let Some(change) = change {
+                    change(block, other);
+                    (block, other) = (other, block);
+                }
+                let _ = other;
+                for b in 0..p.batch {
+                    for first in (0..rows).step_by(MAX_COLUMNS) {
+                        let m = MAX_COLUMNS.min(rows - first);
+                        let row = (b * p.kv_heads + g) * rows + first;
+                        let x = &x[row * from..(row + m) * from];
+                        let (w, scales, bias) = (&*block, Scales::None, bias(g));
+                        let y = out.rows_from(row);
+                        launch(level, DenseRows { w, k: from, scales, x, m, first: 0, last: to, bias, y });
+                    }
+                }
+            });
+        });
+        return;
+    }
+    let (mut block, mut changed) = (vec![0.0; size], vec![0.0; if change.is_some() { size } else { 0 }]);
+    for g in 0..p.kv_heads {
+        dequantize_rows(w, g * hd, hd, &mut block);
+        let data = match change {
+            Some(change) => {
+                change(&block, &mut changed);
+                &changed
             }
+            None => &block,
+        };
+        let w = Weight { n: to, k: from, data: Matrix::F32(data) };
+        for b in 0..p.batch {
+            let at = (b * p.kv_heads + g) * rows;
+            product(&x[at * from..(at + rows) * from], rows, &w, bias(g), &mut y[at * to..(at + rows) * to]);
         }
     }
 }

@@ -1,12 +1,17 @@
 //! Softmax attention over a cache that holds keys and values, or their compressed codes.
 
+mod ahead;
 mod flash;
+mod hidden;
 mod latent;
+mod source;
+mod tile;
 mod types;
 
-use crate::check::check_len;
+use crate::check::{check_len, elements};
 use crate::cpu::{Level, level};
-use flash::{FlashAttention, Source};
+use hidden::HiddenLayer;
+use source::{FlashAttention, Source};
 pub use types::{Attention, AttentionSpan, CodeDecoder, KeyValue, Layer};
 
 /// Causal attention of `s` new queries over `past + s` cached tokens.
@@ -36,7 +41,7 @@ pub fn attention_spans(spans: &mut [AttentionSpan]) {
     for ((span, Prepared { rows, .. }), mut results) in spans.iter_mut().zip(&prepared).zip(results) {
         let p = &span.shape;
         if let KeyValue::Compressed { decoder, .. } = span.v {
-            results = latent::project_values(&results, *rows, decoder, p);
+            results = latent::project_values(level, &results, *rows, decoder, p);
         }
         each_row(p, |row, at| {
             span.out[at..at + p.head_dim].copy_from_slice(&results[row * p.head_dim..][..p.head_dim]);
@@ -63,9 +68,57 @@ struct Prepared {
     /// Scaled, in the order of their groups.
     queries: Vec<f32>,
     bias: Option<Vec<f32>>,
-    /// Of a compressed side: what its last layer takes.
-    key_codes: Vec<f32>,
-    value_codes: Vec<f32>,
+    keys: Codes,
+    values: Codes,
+}
+
+/// Queries up to which hidden values are computed again for every pass over the cache, while they are in the L1 cache; more queries
+/// make several passes, and they are computed before.
+const MAX_SHARED_ROWS: usize = 256;
+
+/// What stands for a side of the cache.
+#[derive(Default)]
+enum Codes {
+    /// What is stored: keys or values, or codes whose decoder is linear.
+    #[default]
+    Stored,
+    /// Hidden values of every position, `[b, past + s, h]`.
+    Hidden(Vec<f32>),
+    /// Stored codes, and what computes hidden values from them.
+    Computed(HiddenLayer),
+}
+
+impl Codes {
+    fn new(level: Level, kv: &KeyValue, rows: usize, p: &Attention) -> Codes {
+        let KeyValue::Compressed { codes, decoder: CodeDecoder { hidden: Some(hidden), .. } } = kv else {
+            return Codes::Stored;
+        };
+        let layer = HiddenLayer::new(hidden);
+        if p.kv_heads * rows <= MAX_SHARED_ROWS {
+            return Codes::Computed(layer);
+        }
+        let (t, r, h) = (p.past + p.seq, layer.r, layer.h);
+        let mut u = vec![0.0; elements("the hidden codes", &[p.batch, t, h])];
+        for (b, u) in u.chunks_exact_mut(t * h).enumerate() {
+            layer.all(level, &codes[b * p.capacity * r..][..t * r], u);
+        }
+        Codes::Hidden(u)
+    }
+
+    fn source<'a>(&'a self, kv: &KeyValue<'a>, p: &Attention) -> Source<'a> {
+        match (self, kv) {
+            (_, KeyValue::Plain(cache)) => Source::Heads(*cache),
+            (Codes::Computed(layer), KeyValue::Compressed { codes, .. }) => Source::Codes { codes, layer },
+            (Codes::Hidden(u), KeyValue::Compressed { decoder, .. }) => {
+                let width = decoder.output.weight.k;
+                Source::Tokens { data: u, width, batch_step: (p.past + p.seq) * width }
+            }
+            (Codes::Stored, KeyValue::Compressed { codes, decoder }) => {
+                let width = decoder.output.weight.k;
+                Source::Tokens { data: codes, width, batch_step: p.capacity * width }
+            }
+        }
+    }
 }
 
 impl Prepared {
@@ -82,23 +135,17 @@ impl Prepared {
             }
         });
         let mut prepared = Prepared { rows, queries: grouped, ..Prepared::default() };
-        if let KeyValue::Compressed { codes, decoder } = k {
-            prepared.key_codes = latent::hidden(level, codes, decoder, p);
-            (prepared.queries, prepared.bias) = latent::project_queries(&prepared.queries, rows, decoder, p);
+        if let KeyValue::Compressed { decoder, .. } = k {
+            (prepared.queries, prepared.bias) = latent::project_queries(level, &prepared.queries, rows, decoder, p);
         }
-        if let KeyValue::Compressed { codes, decoder } = v {
-            prepared.value_codes = latent::hidden(level, codes, decoder, p);
-        }
+        prepared.keys = Codes::new(level, k, rows, p);
+        prepared.values = Codes::new(level, v, rows, p);
         prepared
     }
 
     fn flash<'a>(&'a self, span: &AttentionSpan<'a>) -> FlashAttention<'a> {
         let p = span.shape;
-        let source = |kv: &KeyValue<'a>, codes: &'a [f32]| match kv {
-            KeyValue::Plain(cache) => Source::of_heads(*cache, &p),
-            KeyValue::Compressed { decoder, .. } => Source::of_tokens(codes, decoder.output.weight.k, &p),
-        };
-        let (keys, values) = (source(&span.k, &self.key_codes), source(&span.v, &self.value_codes));
+        let (keys, values) = (self.keys.source(&span.k, &p), self.values.source(&span.v, &p));
         FlashAttention { q: &self.queries, bias: self.bias.as_deref(), keys, values, p, rows: self.rows }
     }
 }

@@ -15,6 +15,10 @@ pub(crate) trait Element: Copy + Sync {
     /// `from` is valid for them and `S` is enabled.
     unsafe fn load<S: Simd>(from: *const Self) -> S::V;
     fn value(self) -> f32;
+    /// The elements themselves, where they are floats.
+    fn as_floats(_elements: &[Self]) -> Option<&[f32]> {
+        None
+    }
 }
 
 /// IEEE half bits.
@@ -33,7 +37,7 @@ pub(crate) struct Bf16(u16);
 pub(crate) struct I8(u8);
 
 macro_rules! element {
-    ($type:ty, $size:literal, $load:ident, $self:ident => $value:expr) => {
+    ($type:ty, $size:literal, $load:ident, $self:ident => $value:expr $(, { $($more:item)* })?) => {
         impl Element for $type {
             const SIZE: usize = $size;
             #[inline(always)]
@@ -45,10 +49,16 @@ macro_rules! element {
             fn value($self) -> f32 {
                 $value
             }
+            $($($more)*)?
         }
     };
 }
-element!(f32, 4, load, self => self);
+element!(f32, 4, load, self => self, {
+    #[inline(always)]
+    fn as_floats(elements: &[f32]) -> Option<&[f32]> {
+        Some(elements)
+    }
+});
 element!(F16, 2, load_f16, self => half::f16::from_bits(self.0).to_f32());
 element!(Bf16, 2, load_bf16, self => half::bf16::from_bits(self.0).to_f32());
 element!(I8, 1, load_i8, self => f32::from(self.0 as i8));

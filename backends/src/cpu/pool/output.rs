@@ -25,6 +25,11 @@ impl<'a> Output<'a> {
         Output { data: self.data.wrapping_add(first), ..*self }
     }
 
+    /// The same columns, with row `first` as row 0.
+    pub(crate) fn rows_from(&self, first: usize) -> Output<'a> {
+        Output { data: self.data.wrapping_add(first.wrapping_mul(self.n)), ..*self }
+    }
+
     /// Writes row `i`, column `j`.
     ///
     /// # Safety

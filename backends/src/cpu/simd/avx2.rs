@@ -100,8 +100,25 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn store_sums(to: *mut f32, [a, b, c, d]: [__m256; 4]) {
+        unsafe {
+            // In each half a0 + a2, b0 + b2, a1 + a3, b1 + b3; then a, b, c, d.
+            let ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+            let two = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(ab, cd), _mm256_shuffle_ps::<0xee>(ab, cd));
+            _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps::<1>(two)));
+        }
+    }
+    #[inline(always)]
     unsafe fn book(values: &[f32; 16]) -> [__m256; 2] {
         unsafe { [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))] }
+    }
+    #[inline(always)]
+    unsafe fn permute(book: [__m256; 2], index: __m256) -> __m256 {
+        unsafe {
+            let index = _mm256_castps_si256(index);
+            pick(book, index, _mm256_slli_epi32::<28>(index))
+        }
     }
     #[inline(always)]
     unsafe fn lookup<const SHIFT: i32>(book: [__m256; 2], words: *const u8) -> __m256 {

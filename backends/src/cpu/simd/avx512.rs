@@ -83,8 +83,24 @@ impl Simd for Avx512 {
         unsafe { _mm512_reduce_add_ps(v) }
     }
     #[inline(always)]
+    unsafe fn store_sums(to: *mut f32, [a, b, c, d]: [__m512; 4]) {
+        unsafe {
+            // In each quarter a0 + a2, b0 + b2, a1 + a3, b1 + b3; then a, b, c, d.
+            let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+            let four = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(ab, cd), _mm512_shuffle_ps::<0xee>(ab, cd));
+            let two = _mm256_add_ps(_mm512_castps512_ps256(four), _mm512_extractf32x8_ps::<1>(four));
+            _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps::<1>(two)));
+        }
+    }
+    #[inline(always)]
     unsafe fn book(values: &[f32; 16]) -> __m512 {
         unsafe { _mm512_loadu_ps(values.as_ptr()) }
+    }
+    #[inline(always)]
+    unsafe fn permute(book: __m512, index: __m512) -> __m512 {
+        // The permutation reads the low four bits of an index only.
+        unsafe { _mm512_permutexvar_ps(_mm512_castps_si512(index), book) }
     }
     #[inline(always)]
     unsafe fn lookup<const SHIFT: i32>(book: __m512, words: *const u8) -> __m512 {

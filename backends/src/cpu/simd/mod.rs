@@ -8,6 +8,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod bytes;
+mod gelu;
 pub(crate) mod math;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -51,8 +52,12 @@ pub(crate) trait Simd: Copy {
     /// `v * 2^n` for whole `n` in -127..=127.
     unsafe fn scale_exponent(v: Self::V, n: Self::V) -> Self::V;
     unsafe fn sum(v: Self::V) -> f32;
+    /// Writes the sum of each of four vectors.
+    unsafe fn store_sums(to: *mut f32, v: [Self::V; 4]);
 
     unsafe fn book(values: &[f32; 16]) -> Self::Book;
+    /// The value of the low four bits of each lane.
+    unsafe fn permute(book: Self::Book, index: Self::V) -> Self::V;
     /// The value of the 4 bits at `SHIFT` of each of `LANES` words; may read three bytes beyond them.
     unsafe fn lookup<const SHIFT: i32>(book: Self::Book, words: *const u8) -> Self::V;
     /// The values of `LANES` consecutive codes (`LANES / 2` bytes), the high or the low nibble of a byte first.

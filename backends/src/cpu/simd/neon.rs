@@ -107,8 +107,16 @@ impl Simd for Neon {
         unsafe { vaddvq_f32(v) }
     }
     #[inline(always)]
+    unsafe fn store_sums(to: *mut f32, [a, b, c, d]: [float32x4_t; 4]) {
+        unsafe { vst1q_f32(to, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d))) }
+    }
+    #[inline(always)]
     unsafe fn book(values: &[f32; 16]) -> uint8x16x4_t {
         unsafe { vld1q_u8_x4(values.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    unsafe fn permute(book: uint8x16x4_t, index: float32x4_t) -> float32x4_t {
+        unsafe { pick(book, vandq_u32(vreinterpretq_u32_f32(index), vdupq_n_u32(15))) }
     }
     #[inline(always)]
     unsafe fn lookup<const SHIFT: i32>(book: uint8x16x4_t, words: *const u8) -> float32x4_t {

@@ -92,8 +92,16 @@ impl Simd for Portable {
         (four[0] + four[2]) + (four[1] + four[3])
     }
     #[inline(always)]
+    unsafe fn store_sums(to: *mut f32, v: [[f32; N]; 4]) {
+        unsafe { to.cast::<[f32; 4]>().write_unaligned(v.map(|v| Self::sum(v))) }
+    }
+    #[inline(always)]
     unsafe fn book(values: &[f32; 16]) -> [f32; 16] {
         *values
+    }
+    #[inline(always)]
+    unsafe fn permute(book: [f32; 16], index: [f32; N]) -> [f32; N] {
+        index.map(|index| book[(index.to_bits() & 15) as usize])
     }
     #[inline(always)]
     unsafe fn lookup<const SHIFT: i32>(book: [f32; 16], words: *const u8) -> [f32; N] {

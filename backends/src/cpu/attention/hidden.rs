@@ -1,0 +1,183 @@
+//! The hidden layer of a decoder: `u = act(W₁ c + b₁)` of the codes of a few tokens at a time.
+
+use crate::cpu::Level;
+use crate::cpu::attention::ahead::Ahead;
+use crate::cpu::attention::types::Layer;
+use crate::cpu::matmul::embed::dequantize_rows;
+use crate::cpu::pool::for_each_chunk;
+use crate::cpu::simd::math::{self, Unary};
+use crate::cpu::simd::{Kernel, Simd, launch};
+use crate::types::CodeActivation;
+
+/// Tokens or hidden values whose sums are kept at the same time.
+const SUMS: usize = 4;
+
+/// The widest vector.
+const MAX_LANES: usize = 16;
+
+/// A hidden layer in floats, for tiles with tokens as rows and for tiles with tokens as columns.
+pub(super) struct HiddenLayer {
+    /// `W₁ [h, r]`.
+    weight: Vec<f32>,
+    /// `W₁ᵀ [r, padded]`.
+    transposed: Vec<f32>,
+    /// `[padded]`, zeros where there is none.
+    bias: Vec<f32>,
+    activation: CodeActivation,
+    /// Floats per code.
+    pub(super) r: usize,
+    /// Hidden values.
+    pub(super) h: usize,
+    /// `h` up to whole vectors.
+    padded: usize,
+}
+
+impl HiddenLayer {
+    pub(super) fn new((layer, activation): &(Layer<'_>, CodeActivation)) -> HiddenLayer {
+        let (h, r) = (layer.weight.n, layer.weight.k);
+        let padded = h.next_multiple_of(MAX_LANES);
+        let mut weight = vec![0.0; h * r];
+        dequantize_rows(&layer.weight, 0, h, &mut weight);
+        let mut transposed = vec![0.0; r * padded];
+        for (j, row) in weight.chunks_exact(r.max(1)).enumerate() {
+            for (i, &value) in row.iter().enumerate() {
+                transposed[i * padded + j] = value;
+            }
+        }
+        let mut bias = vec![0.0; padded];
+        if let Some(values) = layer.bias {
+            bias[..h].copy_from_slice(values);
+        }
+        HiddenLayer { weight, transposed, bias, activation: *activation, r, h, padded }
+    }
+
+    /// `u [t, h]` of codes `[t, r]`.
+    pub(super) fn all(&self, level: Level, codes: &[f32], u: &mut [f32]) {
+        const TOKENS: usize = 64;
+        let tiles = codes.len() / self.r.max(1) / TOKENS * TOKENS;
+        let (whole, rest) = u.split_at_mut(tiles * self.h);
+        for_each_chunk(whole, TOKENS * self.h, TOKENS * self.h * self.r, |i, u| {
+            let codes = &codes[i * TOKENS * self.r..(i + 1) * TOKENS * self.r];
+            launch(level, TokenRows { layer: self, codes, u });
+        });
+        launch(level, TokenRows { layer: self, codes: &codes[tiles * self.r..], u: rest });
+    }
+
+    /// `u [count, h]` of codes `[count, r]`; `ahead` is prefetched meanwhile.
+    ///
+    /// # Safety
+    /// `S` must be enabled.
+    #[inline(always)]
+    pub(super) unsafe fn rows<S: Simd>(&self, codes: &[f32], u: &mut [f32], ahead: &mut Ahead) {
+        // SAFETY: `S` is enabled.
+        unsafe {
+            match self.activation {
+                CodeActivation::Gelu => self.rows_with::<S, _>(math::Gelu, codes, u, ahead),
+                CodeActivation::GeluTanh => self.rows_with::<S, _>(math::GeluTanh, codes, u, ahead),
+                CodeActivation::Silu => self.rows_with::<S, _>(math::Silu, codes, u, ahead),
+                CodeActivation::Relu => self.rows_with::<S, _>(math::Relu, codes, u, ahead),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rows_with<S: Simd, F: Unary>(&self, f: F, codes: &[f32], u: &mut [f32], ahead: &mut Ahead) {
+        let (r, h) = (self.r, self.h);
+        let count = codes.len() / r;
+        assert!(u.len() >= count * h);
+        let steps = h.div_ceil(S::LANES) * count.div_ceil(SUMS);
+        for j in (0..h).step_by(S::LANES) {
+            for first in (0..count).step_by(SUMS) {
+                // SAFETY: `S` is enabled. Tokens beyond the last are the last again; vector `j` lies in the padded bias and in every row
+                // of the padded weight; a vector that reaches beyond a row of `u` is written up to its end.
+                unsafe {
+                    ahead.step::<S>(steps);
+                    let token = |m: usize| (first + m).min(count - 1);
+                    let mut sums = [S::load(self.bias.as_ptr().add(j)); SUMS];
+                    for i in 0..r {
+                        let w = S::load(self.transposed.as_ptr().add(i * self.padded + j));
+                        for m in 0..SUMS {
+                            sums[m] = S::fma(S::splat(*codes.as_ptr().add(token(m) * r + i)), w, sums[m]);
+                        }
+                    }
+                    for m in 0..SUMS {
+                        let value = f.at::<S>(sums[m]);
+                        let to = token(m) * h + j;
+                        if j + S::LANES <= h {
+                            S::store(u.as_mut_ptr().add(to), value);
+                        } else {
+                            let mut lanes = [0.0; MAX_LANES];
+                            S::store(lanes.as_mut_ptr(), value);
+                            u[to..to + h - j].copy_from_slice(&lanes[..h - j]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// `uᵀ [h, tile]` of codes `[count, r]`; `lanes [r, tile]` is overwritten. Columns from `count` on are of no token.
+    ///
+    /// # Safety
+    /// `S` must be enabled, and `tile` a multiple of every vector.
+    #[inline(always)]
+    pub(super) unsafe fn columns<S: Simd>(&self, codes: &[f32], tile: usize, lanes: &mut [f32], u: &mut [f32]) {
+        lanes.fill(0.0);
+        for (i, code) in codes.chunks_exact(self.r).enumerate() {
+            for (j, &value) in code.iter().enumerate() {
+                lanes[j * tile + i] = value;
+            }
+        }
+        // SAFETY: `S` is enabled.
+        unsafe {
+            match self.activation {
+                CodeActivation::Gelu => self.columns_with::<S, _>(math::Gelu, tile, lanes, u),
+                CodeActivation::GeluTanh => self.columns_with::<S, _>(math::GeluTanh, tile, lanes, u),
+                CodeActivation::Silu => self.columns_with::<S, _>(math::Silu, tile, lanes, u),
+                CodeActivation::Relu => self.columns_with::<S, _>(math::Relu, tile, lanes, u),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn columns_with<S: Simd, F: Unary>(&self, f: F, tile: usize, codes: &[f32], u: &mut [f32]) {
+        let (r, h) = (self.r, self.h);
+        assert!(codes.len() >= r * tile && u.len() >= h * tile && tile.is_multiple_of(S::LANES));
+        for at in (0..tile).step_by(S::LANES) {
+            for first in (0..h).step_by(SUMS) {
+                // SAFETY: `S` is enabled. Hidden values beyond the last are the last again; the vectors at `at` lie in rows of `tile`.
+                unsafe {
+                    let row = |m: usize| (first + m).min(h - 1);
+                    let mut sums = [S::splat(0.0); SUMS];
+                    for m in 0..SUMS {
+                        sums[m] = S::splat(*self.bias.as_ptr().add(row(m)));
+                    }
+                    for i in 0..r {
+                        let code = S::load(codes.as_ptr().add(i * tile + at));
+                        for m in 0..SUMS {
+                            sums[m] = S::fma(S::splat(*self.weight.as_ptr().add(row(m) * r + i)), code, sums[m]);
+                        }
+                    }
+                    for m in 0..SUMS {
+                        S::store(u.as_mut_ptr().add(row(m) * tile + at), f.at::<S>(sums[m]));
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct TokenRows<'a> {
+    layer: &'a HiddenLayer,
+    codes: &'a [f32],
+    u: &'a mut [f32],
+}
+
+impl Kernel for TokenRows<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        // SAFETY: `S` is enabled.
+        unsafe { self.layer.rows::<S>(self.codes, self.u, &mut Ahead::nothing()) }
+    }
+}

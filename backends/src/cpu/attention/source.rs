@@ -1,0 +1,47 @@
+//! What one call of flash attention reads.
+
+use crate::cpu::attention::hidden::HiddenLayer;
+use crate::cpu::attention::types::Attention;
+use crate::cpu::cache::CacheSlice;
+
+/// What stands for the keys or values of a position.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'a> {
+    /// Keys or values of each head.
+    Heads(CacheSlice<'a>),
+    /// One vector for all heads, `width` floats, and floats from one row of the batch to the next: codes of a linear decoder, or
+    /// hidden values that were computed before.
+    Tokens { data: &'a [f32], width: usize, batch_step: usize },
+    /// Codes, whose hidden values are computed tile by tile.
+    Codes { codes: &'a [f32], layer: &'a HiddenLayer },
+}
+
+impl Source<'_> {
+    /// Floats of one head and position.
+    pub(super) fn width(&self, p: &Attention) -> usize {
+        match self {
+            Source::Heads(_) => p.head_dim,
+            Source::Tokens { width, .. } => *width,
+            Source::Codes { layer, .. } => layer.h,
+        }
+    }
+}
+
+/// One attention over grouped queries `[b, kv_heads, rows, width of the keys]`, already scaled.
+pub(super) struct FlashAttention<'a> {
+    pub(super) q: &'a [f32],
+    /// Added to the scores of each query.
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) keys: Source<'a>,
+    pub(super) values: Source<'a>,
+    pub(super) p: Attention,
+    /// Queries per kv head: tokens times heads of the group.
+    pub(super) rows: usize,
+}
+
+impl FlashAttention<'_> {
+    /// Query heads per kv head.
+    pub(super) fn group(&self) -> usize {
+        self.rows / self.p.seq.max(1)
+    }
+}

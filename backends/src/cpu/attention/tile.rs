@@ -1,0 +1,457 @@
+//! One task of flash attention: its queries against a range of positions, tile by tile.
+
+use crate::cpu::attention::ahead::{Ahead, LINE};
+use crate::cpu::attention::hidden::HiddenLayer;
+use crate::cpu::attention::source::{FlashAttention, Source};
+use crate::cpu::cache::CacheSlice;
+use crate::cpu::matmul::dense::{self, Element};
+use crate::cpu::matmul::gemm::{VECTORS, small};
+use crate::cpu::pool::Output;
+use crate::cpu::simd::{Kernel, Simd, math};
+use std::ops::Range;
+
+/// Positions per tile.
+pub(super) const TILE: usize = 64;
+/// Queries from which scores are a GEMM on the transposed tile of keys; fewer are dot products, a few keys at a time.
+const GEMM_MIN_ROWS: usize = 12;
+/// Keys whose dot products are summed at the same time.
+const KEYS: usize = 4;
+
+/// Floats of the scores of `rows` queries, a tile of keys, one of values, and codes as columns.
+pub(super) fn scratch_lens(a: &FlashAttention, rows: usize) -> [usize; 4] {
+    let codes = match a.keys {
+        Source::Codes { layer, .. } => layer.r,
+        _ => 0,
+    };
+    [rows, a.keys.width(&a.p), a.values.width(&a.p), codes].map(|width| width * TILE)
+}
+
+/// Queries `first..first + rows` of each of the kv heads `head..head + heads` of one row of the batch; of several heads all queries.
+pub(super) struct FlashTask<'a> {
+    pub(super) a: &'a FlashAttention<'a>,
+    pub(super) b: usize,
+    pub(super) head: usize,
+    pub(super) heads: usize,
+    pub(super) first: usize,
+    pub(super) rows: usize,
+    pub(super) positions: Range<usize>,
+    /// Where its rows are in the partial results.
+    pub(super) row: usize,
+    pub(super) values: Output<'a>,
+    pub(super) state: Output<'a>,
+    /// [`scratch_lens`] floats.
+    pub(super) scratch: &'a mut [f32],
+}
+
+impl Kernel for FlashTask<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        // SAFETY: `S` is enabled.
+        unsafe { self.run::<S>() }
+    }
+}
+
+impl FlashTask<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let [scores, key_tile, value_tile, _] = scratch_lens(self.a, self.heads * self.rows);
+        let (a, p) = (self.a, &self.a.p);
+        let (wk, wv) = (a.keys.width(p), a.values.width(p));
+        let (scores, rest) = self.scratch.split_at_mut(scores);
+        let (key_tile, rest) = rest.split_at_mut(key_tile);
+        let (value_tile, code_columns) = rest.split_at_mut(value_tile);
+        let (heads, rows, group) = (self.heads, self.rows, a.group());
+        let total = heads * rows;
+        let first = (self.b * p.kv_heads + self.head) * a.rows + self.first;
+        let q = &a.q[first * wk..(first + total) * wk];
+        // One past the last position of a row.
+        let end = |row: usize| p.past + (self.first + row % rows) / group + 1;
+        let stop = self.positions.end.min(end(rows - 1));
+        // Where the keys or values of a head begin; none where they are not of heads, or there is no such tile.
+        let address = |source: &Source, head: usize, at: usize| match source {
+            Source::Heads(cache) if at < stop => {
+                let from = ((self.b * p.kv_heads + self.head + head) * p.capacity + at) * p.head_dim;
+                Some(match cache {
+                    CacheSlice::F32(cache) => {
+                        Next { at: cache.as_ptr().wrapping_add(from).cast(), bytes: 4 * p.head_dim }
+                    }
+                    CacheSlice::F16(cache) => {
+                        Next { at: cache.as_ptr().wrapping_add(from).cast(), bytes: 2 * p.head_dim }
+                    }
+                })
+            }
+            _ => None,
+        };
+        // With hidden values to compute, memory would wait meanwhile: half of the next tile's keys is left for that time.
+        let halved = matches!((a.keys, a.values), (Source::Heads(_), Source::Codes { .. }));
+        // SAFETY: `S` is enabled. Queries and tiles of keys and values are taken by checked slices; the scratch has the sizes of
+        // `scratch_lens`; rows `row..row + total` lie in the outputs, and tasks have different ones.
+        unsafe {
+            let out = self.values.row(self.row, 0, total * wv);
+            let state = self.state.row(self.row, 0, total * 2);
+            state.chunks_exact_mut(2).for_each(|state| state[0] = f32::NEG_INFINITY);
+            for at in (self.positions.start..stop).step_by(TILE) {
+                let count = TILE.min(stop - at);
+                let shape = (total, wk, count);
+                match a.keys {
+                    Source::Heads(cache) => {
+                        for head in 0..heads {
+                            let from = ((self.b * p.kv_heads + self.head + head) * p.capacity + at) * wk;
+                            let q = &q[head * rows * wk..(head + 1) * rows * wk];
+                            let scores = &mut scores[head * rows * TILE..(head + 1) * rows * TILE];
+                            // The values of this tile, or a part of the keys of the next one.
+                            let next = address(&a.values, head, at).or_else(|| {
+                                let next = address(&a.keys, head, at + TILE)?;
+                                Some(Next { bytes: if halved { next.bytes / 2 } else { next.bytes }, ..next })
+                            });
+                            match cache {
+                                CacheSlice::F32(data) => {
+                                    let data = &data[from..from + count * wk];
+                                    tile_scores::<S, f32>(q, wk, data, key_tile, scores, next);
+                                }
+                                CacheSlice::F16(data) => {
+                                    let data = &dense::f16(data)[from..from + count * wk];
+                                    tile_scores::<S, _>(q, wk, data, key_tile, scores, next);
+                                }
+                            }
+                        }
+                    }
+                    Source::Tokens { data, batch_step, .. } => {
+                        let from = self.b * batch_step + at * wk;
+                        tile_scores::<S, f32>(q, wk, &data[from..from + count * wk], key_tile, scores, None);
+                    }
+                    Source::Codes { codes, layer } => {
+                        let codes = tile_codes(codes, layer, self.b * p.capacity + at, count);
+                        layer.columns::<S>(codes, TILE, code_columns, key_tile);
+                        let (x, to) = (key_tile.as_ptr(), scores.as_mut_ptr());
+                        small::<S>(shape, q.as_ptr(), wk, x, TILE, to, TILE, true);
+                    }
+                }
+                for r in 0..total {
+                    let bias = a.bias.map_or(0.0, |bias| bias[first + r]);
+                    let valid = count.min(end(r).saturating_sub(at));
+                    let [highest, sum] = &mut state[2 * r..2 * r + 2] else {
+                        return;
+                    };
+                    let row = &mut scores[r * TILE..r * TILE + count];
+                    let factor = softmax::<S>(row, valid, bias, highest, sum);
+                    if factor != 1.0 {
+                        let out = &mut out[r * wv..(r + 1) * wv];
+                        math::map::<S, _>(out, math::Scale(factor));
+                    }
+                }
+                match a.values {
+                    Source::Heads(cache) => {
+                        for head in 0..heads {
+                            let from = ((self.b * p.kv_heads + self.head + head) * p.capacity + at) * wv;
+                            let scores = &scores[head * rows * TILE..(head + 1) * rows * TILE];
+                            let out = &mut out[head * rows * wv..(head + 1) * rows * wv];
+                            let next =
+                                address(&a.keys, head, at + TILE).or_else(|| address(&a.values, head, at + TILE));
+                            match cache {
+                                CacheSlice::F32(data) => {
+                                    weigh::<S, f32>(scores, &data[from..from + count * wv], wv, value_tile, out, next);
+                                }
+                                CacheSlice::F16(data) => {
+                                    let data = &dense::f16(data)[from..from + count * wv];
+                                    weigh::<S, _>(scores, data, wv, value_tile, out, next);
+                                }
+                            }
+                        }
+                    }
+                    Source::Tokens { data, batch_step, .. } => {
+                        let from = self.b * batch_step + at * wv;
+                        weigh::<S, f32>(scores, &data[from..from + count * wv], wv, value_tile, out, None);
+                    }
+                    Source::Codes { codes, layer } => {
+                        let codes = tile_codes(codes, layer, self.b * p.capacity + at, count);
+                        let mut ahead = match address(&a.keys, 0, at + TILE) {
+                            Some(Next { at, bytes }) => {
+                                let part = TILE * (bytes / 2);
+                                Ahead::new(at.wrapping_add(part), TILE * bytes - part, p.capacity * bytes, heads)
+                            }
+                            None => Ahead::nothing(),
+                        };
+                        layer.rows::<S>(codes, value_tile, &mut ahead);
+                        weigh::<S, f32>(scores, &value_tile[..count * wv], wv, &mut [], out, None);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The codes of `count` positions.
+fn tile_codes<'a>(codes: &'a [f32], layer: &HiddenLayer, at: usize, count: usize) -> &'a [f32] {
+    &codes[at * layer.r..(at + count) * layer.r]
+}
+
+/// What is prefetched while the scores or the weighted sum of a tile are computed: some bytes for each of its positions.
+#[derive(Clone, Copy)]
+struct Next {
+    at: *const u8,
+    bytes: usize,
+}
+
+/// Asks for the whole cache lines of `bytes` at `at`.
+#[inline(always)]
+unsafe fn prefetch<S: Simd>(at: *const u8, bytes: usize) {
+    for line in 0..bytes / LINE {
+        // SAFETY: `S` is enabled; the address need not be readable.
+        unsafe { S::prefetch(at.wrapping_add(line * LINE)) };
+    }
+}
+
+/// `scores[r][i] = q[r] · keys[i]`, rows of `TILE` scores; for many queries by way of the keys transposed in `tile`. `next` is prefetched
+/// meanwhile.
+#[inline(always)]
+unsafe fn tile_scores<S: Simd, E: Element>(
+    q: &[f32],
+    width: usize,
+    keys: &[E],
+    tile: &mut [f32],
+    scores: &mut [f32],
+    next: Option<Next>,
+) {
+    let (rows, count) = (q.len() / width, keys.len() / width);
+    debug_assert!(scores.len() >= rows * TILE && count <= TILE);
+    // SAFETY: `S` is enabled. Queries `r..r + step` and key `i` lie in their slices, which are whole rows of `width`; the caller's
+    // scores have `TILE` places, a multiple of `KEYS`, for each of `rows` queries, and `count` is at most `TILE`.
+    unsafe {
+        if rows >= GEMM_MIN_ROWS {
+            if let Some(next) = next {
+                prefetch::<S>(next.at, count * next.bytes);
+            }
+            // Positions become lanes: `[width, TILE]`.
+            let mut lanes = [0.0f32; 16];
+            for (i, key) in keys.chunks_exact(width).enumerate() {
+                for (c, piece) in key.chunks(S::LANES).enumerate() {
+                    floats::<S, E>(piece, &mut lanes[..piece.len()]);
+                    for (l, &value) in lanes[..piece.len()].iter().enumerate() {
+                        tile[(c * S::LANES + l) * TILE + i] = value;
+                    }
+                }
+            }
+            let (x, to) = (tile.as_ptr(), scores.as_mut_ptr());
+            small::<S>((rows, width, count), q.as_ptr(), width, x, TILE, to, TILE, true);
+            return;
+        }
+        for i in (0..count).step_by(KEYS) {
+            if let Some(next) = next {
+                prefetch::<S>(next.at.wrapping_add(i * next.bytes), KEYS * next.bytes);
+            }
+            // Keys beyond the last are the last again.
+            let keys: [*const E; KEYS] = std::array::from_fn(|j| keys.as_ptr().add((i + j).min(count - 1) * width));
+            let mut r = 0;
+            while r < rows {
+                let (q, to) = (q.as_ptr().add(r * width), scores.as_mut_ptr().add(r * TILE + i));
+                r += match rows - r {
+                    4.. if S::REGISTERS >= 32 => dots::<S, E, 4>(q, keys, width, to),
+                    2.. if S::REGISTERS >= 16 => dots::<S, E, 2>(q, keys, width, to),
+                    _ => dots::<S, E, 1>(q, keys, width, to),
+                };
+            }
+        }
+    }
+}
+
+/// The products of `R` queries with some keys, a row of `TILE` for each query; `R`.
+#[inline(always)]
+unsafe fn dots<S: Simd, E: Element, const R: usize>(
+    q: *const f32,
+    keys: [*const E; KEYS],
+    width: usize,
+    to: *mut f32,
+) -> usize {
+    // SAFETY: `R` queries and the keys have `width` elements; `S` is enabled.
+    unsafe {
+        let mut sums = [[S::splat(0.0); KEYS]; R];
+        let mut d = 0;
+        while d + S::LANES <= width {
+            let mut key = [S::splat(0.0); KEYS];
+            for j in 0..KEYS {
+                key[j] = E::load::<S>(keys[j].add(d));
+            }
+            for r in 0..R {
+                let q = S::load(q.add(r * width + d));
+                for j in 0..KEYS {
+                    sums[r][j] = S::fma(q, key[j], sums[r][j]);
+                }
+            }
+            d += S::LANES;
+        }
+        for r in 0..R {
+            S::store_sums(to.add(r * TILE), sums[r]);
+            for d in d..width {
+                for j in 0..KEYS {
+                    *to.add(r * TILE + j) += *q.add(r * width + d) * (*keys[j].add(d)).value();
+                }
+            }
+        }
+        R
+    }
+}
+
+/// `out[r] += Σ scores[r][i] values[i]`; for many queries by way of the values as floats in `tile`. `next` is prefetched
+/// meanwhile.
+#[inline(always)]
+unsafe fn weigh<S: Simd, E: Element>(
+    scores: &[f32],
+    values: &[E],
+    width: usize,
+    tile: &mut [f32],
+    out: &mut [f32],
+    next: Option<Next>,
+) {
+    let (rows, count) = (out.len() / width, values.len() / width);
+    debug_assert!(scores.len() >= rows * TILE);
+    // SAFETY: `S` is enabled. Each of `rows` rows has `TILE` scores and `width` results, each of `count` values `width` elements; the
+    // columns of each call end at `width`.
+    unsafe {
+        let (scores, out) = (scores.as_ptr(), out.as_mut_ptr());
+        if rows >= GEMM_MIN_ROWS {
+            if let Some(next) = next {
+                prefetch::<S>(next.at, count * next.bytes);
+            }
+            let x = match E::as_floats(values) {
+                Some(values) => values.as_ptr(),
+                None => {
+                    floats::<S, E>(values, tile);
+                    tile.as_ptr()
+                }
+            };
+            // A strip of columns stays in the L1 cache for all rows.
+            let strip = VECTORS * S::LANES;
+            for column in (0..width).step_by(strip) {
+                let shape = (rows, count, strip.min(width - column));
+                small::<S>(shape, scores, TILE, x.add(column), width, out.add(column), width, false);
+            }
+            return;
+        }
+        let mut next = next;
+        let mut r = 0;
+        while r < rows {
+            let (values, scores, out) = (values.as_ptr(), scores.add(r * TILE), out.add(r * width));
+            let shape = (count, width);
+            r += match rows - r {
+                8.. if S::REGISTERS >= 32 => weigh_rows::<S, E, 8, 2>(shape, scores, values, out, &mut next),
+                4.. if S::REGISTERS >= 32 => weigh_rows::<S, E, 4, 4>(shape, scores, values, out, &mut next),
+                4.. if S::REGISTERS >= 16 => weigh_rows::<S, E, 4, 2>(shape, scores, values, out, &mut next),
+                _ if S::REGISTERS >= 16 => weigh_rows::<S, E, 1, 8>(shape, scores, values, out, &mut next),
+                _ => weigh_rows::<S, E, 1, 2>(shape, scores, values, out, &mut next),
+            };
+        }
+    }
+}
+
+/// `R` rows of [`weigh`], `V` vectors of columns at a time; `R`. The first columns take `next`.
+#[inline(always)]
+unsafe fn weigh_rows<S: Simd, E: Element, const R: usize, const V: usize>(
+    (count, width): (usize, usize),
+    scores: *const f32,
+    values: *const E,
+    out: *mut f32,
+    next: &mut Option<Next>,
+) -> usize {
+    // SAFETY: as for `weigh`.
+    unsafe {
+        let mut column = 0;
+        while column + V * S::LANES <= width {
+            let next = next.take();
+            weigh_columns::<S, E, R, V>((count, width), scores, values.add(column), out.add(column), next);
+            column += V * S::LANES;
+        }
+        while column + S::LANES <= width {
+            let next = next.take();
+            weigh_columns::<S, E, R, 1>((count, width), scores, values.add(column), out.add(column), next);
+            column += S::LANES;
+        }
+        for column in column..width {
+            for r in 0..R {
+                let mut sum = *out.add(r * width + column);
+                for i in 0..count {
+                    sum += *scores.add(r * TILE + i) * (*values.add(i * width + column)).value();
+                }
+                *out.add(r * width + column) = sum;
+            }
+        }
+        R
+    }
+}
+
+/// `V` vectors of `R` rows.
+#[inline(always)]
+unsafe fn weigh_columns<S: Simd, E: Element, const R: usize, const V: usize>(
+    (count, width): (usize, usize),
+    scores: *const f32,
+    values: *const E,
+    out: *mut f32,
+    next: Option<Next>,
+) {
+    // SAFETY: as for `weigh`.
+    unsafe {
+        let mut sums = [[S::splat(0.0); V]; R];
+        for r in 0..R {
+            for v in 0..V {
+                sums[r][v] = S::load(out.add(r * width + v * S::LANES));
+            }
+        }
+        for i in 0..count {
+            if let Some(next) = next {
+                prefetch::<S>(next.at.wrapping_add(i * next.bytes), next.bytes);
+            }
+            let mut value = [S::splat(0.0); V];
+            for v in 0..V {
+                value[v] = E::load::<S>(values.add(i * width + v * S::LANES));
+            }
+            for r in 0..R {
+                let weight = S::splat(*scores.add(r * TILE + i));
+                for v in 0..V {
+                    sums[r][v] = S::fma(weight, value[v], sums[r][v]);
+                }
+            }
+        }
+        for r in 0..R {
+            for v in 0..V {
+                S::store(out.add(r * width + v * S::LANES), sums[r][v]);
+            }
+        }
+    }
+}
+
+/// Turns the first `valid` scores into weights relative to the running maximum, the others into 0, and returns the factor
+/// for what was summed before.
+#[inline(always)]
+unsafe fn softmax<S: Simd>(scores: &mut [f32], valid: usize, bias: f32, highest: &mut f32, sum: &mut f32) -> f32 {
+    let (scores, masked) = scores.split_at_mut(valid);
+    masked.fill(0.0);
+    if scores.is_empty() {
+        return 1.0;
+    }
+    // SAFETY: `S` is enabled.
+    unsafe {
+        let new = highest.max(math::highest::<S>(scores) + bias);
+        math::map::<S, _>(scores, math::ExpOffset(bias - new));
+        // Before the first score there is nothing to rescale.
+        let factor = if *sum == 0.0 { 1.0 } else { (*highest - new).exp() };
+        *sum = *sum * factor + math::total::<S>(scores);
+        *highest = new;
+        factor
+    }
+}
+
+/// Elements as floats.
+#[inline(always)]
+unsafe fn floats<S: Simd, E: Element>(from: &[E], to: &mut [f32]) {
+    let whole = from.len() / S::LANES * S::LANES;
+    // SAFETY: `S` is enabled, every access is inside the slices.
+    unsafe {
+        for i in (0..whole).step_by(S::LANES) {
+            S::store(to.as_mut_ptr().add(i), E::load::<S>(from.as_ptr().add(i)));
+        }
+    }
+    for (to, from) in to[whole..].iter_mut().zip(&from[whole..]) {
+        *to = from.value();
+    }
+}

@@ -214,7 +214,7 @@ pub(super) fn survey(file: &[u8], path: &Arc<Path>, shard: usize) -> (BTreeMap<S
             ranges.push((begin, end, name.clone()));
         }
         match tensor.place(data.len()) {
-            Ok((dtype, shape, offset, bytes)) => {
+            Ok(Placed { dtype, shape, offset, bytes }) => {
                 let offset = start.saturating_add(offset);
                 tensors.insert(name, TensorInfo { dtype, shape, bytes, file: path.clone(), offset, shard });
             }
@@ -256,9 +256,18 @@ fn split(file: &[u8]) -> std::result::Result<(&[u8], &[u8]), String> {
     }
 }
 
+/// A tensor whose bytes are in the file.
+struct Placed {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// First byte, counted from the first of the data.
+    offset: usize,
+    bytes: usize,
+}
+
 impl RawTensor {
-    /// Element type, shape, and where the bytes begin in the `data` bytes of the file and how many they are.
-    fn place(&self, data: usize) -> std::result::Result<(Dtype, Vec<usize>, usize, usize), (FlawKind, String)> {
+    /// Where the tensor is in the `data` bytes of the file.
+    fn place(&self, data: usize) -> std::result::Result<Placed, (FlawKind, String)> {
         let (begin, end) = self.data_offsets;
         if begin > end || end > data as u64 {
             let message = format!(
@@ -284,7 +293,7 @@ impl RawTensor {
             let message = format!("{dtype:?} {shape:?} takes {bytes} bytes, but its range has {range}");
             return Err((FlawKind::Size, message));
         }
-        Ok((dtype, shape, begin, bytes))
+        Ok(Placed { dtype, shape, offset: begin, bytes })
     }
 }
 

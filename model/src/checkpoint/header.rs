@@ -157,7 +157,7 @@ pub(super) fn survey(file: &[u8], path: &Arc<Path>, shard: usize) -> (BTreeMap<S
             ranges.push((begin, end, name.clone()));
         }
         match tensor.place(&name, data.len()) {
-            Ok((dtype, shape, offset, bytes)) => {
+            Ok(Placed { dtype, shape, offset, bytes }) => {
                 let offset = start.saturating_add(offset);
                 tensors.insert(name, TensorInfo { dtype, shape, bytes, file: path.clone(), offset, shard });
             }
@@ -211,13 +211,18 @@ fn split(
     }
 }
 
+/// A tensor whose bytes are in the file.
+struct Placed {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// First byte, counted from the first of the data.
+    offset: usize,
+    bytes: usize,
+}
+
 impl RawTensor {
-    /// Element type, shape, and where the bytes begin in the `data` bytes of the file and how many they are.
-    fn place(
-        &self,
-        name: &str,
-        data: usize,
-    ) -> std::result::Result<(Dtype, Vec<usize>, usize, usize), (FlawKind, CheckpointError)> {
+    /// Where the tensor is in the `data` bytes of the file.
+    fn place(&self, name: &str, data: usize) -> std::result::Result<Placed, (FlawKind, CheckpointError)> {
         let bad = |kind, message: String| (kind, CheckpointError::of_tensor(name, message));
         let (begin, end) = self.data_offsets;
         if begin > end || end > data as u64 {
@@ -249,7 +254,7 @@ impl RawTensor {
             let (kind, error) = bad(FlawKind::Size, message);
             return Err((kind, error.instead(expected, found)));
         }
-        Ok((dtype, shape, begin, bytes))
+        Ok(Placed { dtype, shape, offset: begin, bytes })
     }
 }
 

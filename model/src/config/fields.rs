@@ -64,6 +64,11 @@ impl<'a> Fields<'a> {
         self.map.keys()
     }
 
+    /// The first key whose value is an object. No key counts as asked for.
+    pub(crate) fn nested_key(&self) -> Option<&'a String> {
+        self.map.iter().find(|(_, value)| value.is_object()).map(|(key, _)| key)
+    }
+
     /// The value of a key, unless it is absent or null.
     pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
         self.ask(key);

@@ -30,9 +30,7 @@ impl RopeConfig {
         let parameters = text.object("rope_parameters")?;
         let stated_scaling = text.object("rope_scaling")?.filter(|scaling| scaling.keys().next().is_some());
         let object = stated_scaling.as_ref().or(parameters.as_ref());
-        if let Some(key) =
-            object.and_then(|object| object.keys().find(|key| object.get(key).is_some_and(|v| v.is_object())))
-        {
+        if let Some(key) = object.and_then(Fields::nested_key) {
             let message = "is an object: parameters for each kind of layer are not supported for this model type";
             return Err(object.unwrap_or(text).error(key, message));
         }

@@ -62,6 +62,8 @@ const HARMLESS: [&[&str]; 7] = [
         "chunk_size_feed_forward",
         "pretraining_tp",
         "low_cpu_mem_usage",
+        "num_logits_to_keep",
+        "is_llama_config",
         "mamba_ssm_dtype",
         "remove_invalid_values",
         "tf_legacy_loss",
@@ -142,6 +144,7 @@ const HARMLESS: [&[&str]; 7] = [
     // How a number format was made, not how it is read; and position streams that are equal for text.
     &[
         "quantization_config._load_in_8bit",
+        "quantization_config.modules_to_not_convert",
         "quantization_config.bnb_4bit_quant_storage",
         "quantization_config.llm_int8_enable_fp32_cpu_offload",
         "quantization_config.llm_int8_has_fp16_weight",

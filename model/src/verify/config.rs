@@ -1,6 +1,6 @@
 //! `config.json`: every value that cannot be used, and every key that is not computed; `generation_config.json`.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -34,11 +34,8 @@ pub(super) fn check(dir: &ModelDir, out: &mut Verification) -> (Option<ModelConf
             None
         }
     };
-    let generation = match GenerationConfig::from_dir(dir) {
-        Ok(generation) => generation,
-        // Reported with the other files.
-        Err(_) => GenerationConfig::default(),
-    };
+    // A file that cannot be read is reported with the others.
+    let generation = GenerationConfig::from_dir(dir).unwrap_or_default();
     check_generation(dir, &generation, config.as_ref(), out);
     (config, generation)
 }
@@ -72,7 +69,7 @@ fn all_errors(dir: &ModelDir, first: Error) -> Vec<Error> {
     errors
 }
 
-fn reread(path: &PathBuf, value: &Value) -> Result<ModelConfig> {
+fn reread(path: &Path, value: &Value) -> Result<ModelConfig> {
     ModelConfig::from_json(path, value.to_string().as_bytes())
 }
 

@@ -194,6 +194,10 @@ fn from_metadata(dir: &Path, name: &str) -> Option<(Hash, Option<Duration>)> {
     const LONGEST: u64 = 4096;
     let path = dir.join(".cache/huggingface/download").join(format!("{name}.metadata"));
     let mut text = String::new();
+    // A pipe would be waited for.
+    if !fs::metadata(&path).ok()?.is_file() {
+        return None;
+    }
     File::open(path).ok()?.take(LONGEST).read_to_string(&mut text).ok()?;
     let mut lines = text.lines().skip(1);
     let hash = Hash::parse(lines.next()?)?;

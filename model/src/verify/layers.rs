@@ -18,11 +18,14 @@ const NORM: f64 = 500.0;
 /// Layers from which on there is something usual.
 const LAYERS: usize = 4;
 
+/// Its number, and one tensor of it: name, counts, role.
+type Layer<'a> = (usize, &'a str, &'a Stats, TensorRole);
+
 pub(super) fn check(model: &Pretrained, stats: &AllStats, out: &mut Verification) {
     let specs = model.architecture().tensors();
     let places = places(Some(model), &specs);
     // By kind (the name without the layer, and the side of a quantised parameter): every layer that has it.
-    let mut kinds: BTreeMap<(&str, &str), Vec<(usize, &str, &Stats, TensorRole)>> = BTreeMap::new();
+    let mut kinds: BTreeMap<(&str, &str), Vec<Layer<'_>>> = BTreeMap::new();
     for (&tensor, place) in &places {
         let (Some((layer, rest)), Some(stats)) = (layer_of(&place.spec.name), stats.get(tensor)) else { continue };
         kinds.entry((rest, place.side)).or_default().push((layer, tensor, stats, place.spec.role));
@@ -39,8 +42,6 @@ pub(super) fn check(model: &Pretrained, stats: &AllStats, out: &mut Verification
         unusual(kind, layers, times, out);
     }
 }
-
-type Layer<'a> = (usize, &'a str, &'a Stats, TensorRole);
 
 /// Layers all of whose matrices are the same, then single matrices.
 fn same(kinds: &BTreeMap<(&str, &str), Vec<Layer<'_>>>, out: &mut Verification) {

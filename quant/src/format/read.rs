@@ -240,3 +240,42 @@ fn for_runs(period: usize, start: usize, out: &mut [f32], mut run: impl FnMut(us
         out = rest;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{quantize_fp4, quantize_int8, quantize_int8_rows, quantize_nf4, quantize_truequant};
+
+    /// Parts of every storage, wherever they begin and end, are parts of the whole.
+    #[test]
+    fn parts_are_those_of_the_whole() {
+        let (n, k) = (37, 75);
+        let data: Vec<u8> = (0..n * k).flat_map(|i| ((i * 31 % 97) as f32 / 41.0 - 1.1).to_le_bytes()).collect();
+        let dense = HostWeight { n, k, storage: HostStorage::Dense(FloatType::F32, data.into()) };
+        let quantized = [
+            quantize_nf4(&dense, false),
+            quantize_nf4(&dense, true),
+            quantize_fp4(&dense, false),
+            quantize_int8(&dense),
+            quantize_int8_rows(&dense),
+            quantize_truequant(&dense, 2, 9),
+            quantize_truequant(&dense, 4, 9),
+        ];
+        for weight in [Ok(dense)].into_iter().chain(quantized) {
+            let weight = weight.expect("a weight");
+            let (whole, reader) = (dequantize(&weight), Dequantizer::new(&weight).expect("a reader"));
+            for (start, length) in [(0, n * k), (0, 1), (1, 64), (63, 130), (75 * 9, 75), (n * k - 5, 5), (7, 0)] {
+                let mut part = vec![f32::NAN; length];
+                reader.read(start, &mut part);
+                assert_eq!(part, whole[start..start + length], "{start} {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_weight_that_does_not_fit_has_no_reader() {
+        let data = vec![0; 15].into();
+        let weight = HostWeight { n: 2, k: 2, storage: HostStorage::Dense(FloatType::F32, data) };
+        assert!(Dequantizer::new(&weight).is_err());
+    }
+}

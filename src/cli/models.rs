@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn columns_are_aligned() {
-        let row = |name: &str, short_name, complete, revisions: &[&str]| Row {
+        let row = |name: &str, short_name, complete: bool, revisions: &[&str]| Row {
             name: name.into(),
             short_name,
             family: complete.then(|| "LeanLlama".into()),

@@ -1,7 +1,8 @@
 //! What a download shows on stderr: on a terminal a bar in total and one for the file at work, else a line per file.
 
 use std::io::{IsTerminal, stderr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use emberlm::hub::{HubResult, PullEvent, PullPlan};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -24,72 +25,84 @@ pub fn with_progress<T>(
 
 struct Bars {
     all: MultiProgress,
-    total: ProgressBar,
-    file: ProgressBar,
+    /// In total, and of the file at work; none until something is to be downloaded.
+    bars: OnceLock<(ProgressBar, ProgressBar)>,
     always: bool,
     terminal: bool,
-    /// Length of the file at work, for lines.
+    /// Length of the file at work where some of it is to be downloaded, for lines and the check.
     length: AtomicU64,
-    /// Bytes of it that have come.
-    came: AtomicU64,
+    checking: AtomicBool,
 }
 
 impl Bars {
     fn new(always: bool) -> Self {
-        let all = MultiProgress::new();
-        let bar = |template: &str| {
-            let bar = all.add(ProgressBar::new(0));
+        let terminal = stderr().is_terminal();
+        let (length, checking) = (AtomicU64::new(0), AtomicBool::new(false));
+        Self { all: MultiProgress::new(), bars: OnceLock::new(), always, terminal, length, checking }
+    }
+
+    fn start(&self, bytes: u64) -> (ProgressBar, ProgressBar) {
+        let bar = |length: u64, template: &str| {
+            let bar = self.all.add(ProgressBar::new(length));
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("=> "));
             }
             bar
         };
-        let total = bar("downloading [{bar:40}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}");
-        let file = bar("{prefix:11} [{bar:40}] {binary_bytes}/{binary_total_bytes} {msg}");
-        let terminal = stderr().is_terminal();
-        Self { all, total, file, always, terminal, length: AtomicU64::new(0), came: AtomicU64::new(0) }
+        let total =
+            bar(bytes, "downloading [{bar:40}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}");
+        let file = bar(0, "{prefix:11} [{bar:40}] {binary_bytes}/{binary_total_bytes} {wide_msg}");
+        file.set_prefix("file");
+        (total, file)
     }
 
     fn tell(&self, event: PullEvent<'_>) {
-        match event {
-            PullEvent::Plan(plan) => {
-                self.total.set_length(plan.missing_bytes);
-                self.total.reset_eta();
-                if self.always || plan.missing_files > 0 {
-                    self.note(&planned(&plan));
-                }
+        if let PullEvent::Plan(plan) = &event {
+            if self.always || plan.missing_files > 0 {
+                self.note(&planned(plan));
             }
+            if plan.missing_files > 0 {
+                self.bars.get_or_init(|| self.start(plan.missing_bytes));
+            }
+        }
+        let bars = self.bars.get();
+        match event {
             PullEvent::File { name, length, kept } => {
-                self.length.store(length, Ordering::Relaxed);
-                self.came.store(0, Ordering::Relaxed);
-                self.file.reset();
-                self.file.set_length(length);
-                self.file.set_position(kept);
-                self.file.set_prefix("file");
-                self.file.set_message(output::printable(name));
+                self.length.store(if kept < length { length } else { 0 }, Ordering::Relaxed);
+                self.checking.store(false, Ordering::Relaxed);
+                if let Some((_, file)) = bars.filter(|_| kept < length) {
+                    file.reset();
+                    file.set_length(length);
+                    file.set_position(kept);
+                    file.set_prefix("file");
+                    file.set_message(output::printable(name));
+                }
                 if kept > 0 && kept < length {
                     let (kept, length) = (bytes(kept), bytes(length));
                     self.note(&format!("{}: {kept} of {length} are there from before", output::printable(name)));
                 }
             }
             PullEvent::Bytes(count) => {
-                self.came.fetch_add(count, Ordering::Relaxed);
-                self.file.inc(count);
-                self.total.inc(count);
+                let Some((total, file)) = bars else { return };
+                file.inc(count);
+                total.inc(count);
             }
             PullEvent::Lost(count) => {
-                self.file.set_position(self.file.position().saturating_sub(count));
-                self.total.set_position(self.total.position().saturating_sub(count));
+                let Some((total, file)) = bars else { return };
+                self.checking.store(false, Ordering::Relaxed);
+                file.set_prefix("file");
+                for bar in [total, file] {
+                    bar.set_position(bar.position().saturating_sub(count));
+                }
             }
             PullEvent::Hashed(count) => {
-                if self.file.position() >= self.length.load(Ordering::Relaxed) && self.came.load(Ordering::Relaxed) > 0
-                {
+                let Some((_, file)) = bars else { return };
+                if !self.checking.swap(true, Ordering::Relaxed) {
                     // The same bar again, for the hash.
-                    self.came.store(0, Ordering::Relaxed);
-                    self.file.set_prefix("checking");
-                    self.file.set_position(0);
+                    file.set_prefix("checking");
+                    file.set_position(0);
                 }
-                self.file.inc(count);
+                file.inc(count);
             }
             PullEvent::Done { name } => {
                 let length = self.length.load(Ordering::Relaxed);

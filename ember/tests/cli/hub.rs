@@ -233,7 +233,7 @@ fn forty_kills_at_random_moments() {
     for seed in 0..KILLS {
         let random = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407) >> 33;
         // Some from an empty cache, most from what was left.
-        if seed % 5 == 0 {
+        if seed.is_multiple_of(5) {
             let _ = fs::remove_dir_all(place.cache());
         }
         // A slow store: about 1 MiB in 10 ms.

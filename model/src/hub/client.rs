@@ -408,7 +408,7 @@ fn retry_after(text: &str) -> Option<Duration> {
         return Some(Duration::from_secs(seconds));
     }
     let at = chrono::DateTime::parse_from_rfc2822(text).ok()?;
-    Some((at.to_utc() - chrono::Utc::now()).to_std().unwrap_or_default())
+    Some(at.to_utc().signed_duration_since(chrono::Utc::now()).to_std().unwrap_or_default())
 }
 
 /// What an error of a connection is called.

@@ -93,7 +93,7 @@ fn five_hundred_downloads_with_random_faults() {
                     assert!(!text.contains(TOKEN) && !text.contains(SIGNATURE), "{seed}: {text}");
                     *kinds.lock().unwrap().entry(crate::support::kind(&error)).or_default() += 1;
                     failed.fetch_add(1, Ordering::Relaxed);
-                    if seed % 8 == 0 {
+                    if seed.is_multiple_of(8) {
                         server.faults(|_| Fault::None);
                         assert_files(&pull(&hub(&server, cache.path()), NAME).unwrap(), &repository(), &NEEDED);
                     }

@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 
 use burn_ndarray::NdArray;
 use checkpoint_support::{Copy, fixture};
-use emberlm_model::config::ModelOptions;
+use emberlm_model::config::{CrestOverrides, KStage, KvOverrides, ModelOptions};
 use emberlm_model::probe::{Axis, OpenOptions, OptionValue, ProbeText, Ranking, Verdict, probe};
 use emberlm_model::{CausalLm, Pretrained};
 use emberlm_quant::kv::KvFormat;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 type Cpu = NdArray<f32>;
 
@@ -215,4 +215,105 @@ fn any_options_are_found() {
         }
     }
     println!("{right} of {all} first, {lowest} of {all} by perplexity alone");
+}
+
+fn logits(model: &CausalLm<Cpu>) -> Vec<f32> {
+    let ids: Vec<u32> = (0..40).map(|i| i * 13 % 500).collect();
+    let logits = model.prefill(&ids, &mut model.new_cache(KvFormat::F32), 16).expect("logits");
+    logits.to_data().into_vec().expect("floats")
+}
+
+/// Options that are changed in a loaded model compute what they compute when its files state them.
+#[test]
+fn options_that_are_set_are_those_that_are_stated() {
+    let cases = [
+        (
+            "crest_k4",
+            "/crest",
+            json!({"step_input": "refine", "gate_input": "input", "halt_mode": "step", "halt_weights": "state",
+                "halt_threshold": 0.6, "num_steps": 3}),
+        ),
+        ("crest_k4", "/crest", json!({"halt_enabled": false})),
+        ("crest_k2", "/crest", json!({"step_input": "sequential", "halt_weights": "truncate"})),
+        ("leanllama", "/kv_compression", json!({"activation": "relu"})),
+        ("leanllama_kv", "/kv_compression", json!({"activation": "silu", "k_stage": "pre_rope"})),
+    ];
+    for (name, place, options) in cases {
+        let keys: Vec<&str> = options.as_object().expect("options").keys().map(String::as_str).collect();
+        let stated = Copy::of(name);
+        stated.change_config(|config| {
+            let object = config.pointer_mut(place).and_then(Value::as_object_mut).expect("options");
+            object.extend(options.as_object().cloned().expect("options"));
+        });
+        let expected = logits(&load(&Pretrained::open(stated.path()).expect("a copy")));
+
+        // The same by the side file.
+        let hidden = hiding(name, &keys);
+        let side_file = json!({ place.trim_start_matches('/'): options });
+        std::fs::write(hidden.path().join(ModelOptions::FILE), side_file.to_string()).expect("written");
+        let pretrained = Pretrained::open(hidden.path()).expect("a side file");
+        assert_eq!(logits(&load(&pretrained)), expected, "{name}: {options} in the side file");
+
+        let mut model = load(&Pretrained::open(fixture(name)).expect("a fixture"));
+        let before = logits(&model);
+        assert_ne!(before, expected, "{name}: {options} change nothing");
+        model.set_options(&pretrained.architecture().config.side_file).expect("options");
+        assert_eq!(logits(&model), expected, "{name}: {options} set");
+        // Back again, and what is not said stays.
+        let own = hiding(name, &[]);
+        let read = Pretrained::open(own.path()).expect("a copy");
+        let config = &read.architecture().config;
+        let crest = config.crest.clone().map(Into::into).unwrap_or_default();
+        let kv = config.kv_compression.clone().unwrap_or_default();
+        let kv_compression = KvOverrides { activation: kv.activation, k_stage: kv.k_stage };
+        let back = ModelOptions { crest, kv_compression };
+        let always = ModelOptions {
+            crest: CrestOverrides { halt_enabled: Some(true), ..CrestOverrides::default() },
+            ..ModelOptions::default()
+        };
+        let back = if name.starts_with("crest") { back.or(always) } else { back };
+        model.set_options(&back).expect("options");
+        model.set_options(&ModelOptions::default()).expect("nothing");
+        assert_eq!(logits(&model), before, "{name}: set back");
+    }
+}
+
+#[test]
+fn options_that_do_not_fit_are_refused_and_change_nothing() {
+    let crest = |crest| ModelOptions { crest, ..ModelOptions::default() };
+    let kv = ModelOptions {
+        kv_compression: KvOverrides { k_stage: Some(KStage::PreRope), activation: None },
+        ..ModelOptions::default()
+    };
+    let steps = |n| crest(CrestOverrides { num_steps: Some(n), ..CrestOverrides::default() });
+    let threshold = |t| crest(CrestOverrides { halt_threshold: Some(t), ..CrestOverrides::default() });
+    let cases = [
+        ("crest_k4", steps(0), "num_steps"),
+        ("crest_k4", steps(5), "holds 4 steps"),
+        ("crest_k4", threshold(1.5), "halt_threshold"),
+        ("crest_k4", threshold(f32::NAN), "halt_threshold"),
+        ("crest_k4", kv.clone(), "no compressors"),
+        ("leanllama", steps(1), "no adaptive depth"),
+        ("nano_compact", kv, "no compressors"),
+    ];
+    for (name, options, part) in cases {
+        let mut model = load(&Pretrained::open(fixture(name)).expect("a fixture"));
+        let before = logits(&model);
+        let error = model.set_options(&options).expect_err(name).to_string();
+        assert!(error.contains(part), "{name}: {error}");
+        assert_eq!(logits(&model), before, "{name}");
+    }
+}
+
+/// Nothing is told from too little text.
+#[test]
+fn too_little_text_is_refused() {
+    let ids = vec![1; 255];
+    let error = ProbeText::new(&ids, None, 64, Vec::new()).expect_err("too little").to_string();
+    assert!(error.contains("255 tokens, which are 7 blocks of 32") && error.contains("256 tokens"), "{error}");
+    assert!(ProbeText::new(&[1; 256], None, 64, Vec::new()).is_ok_and(|text| (text.blocks(), text.block()) == (8, 32)));
+    assert!(ProbeText::new(&[1; 256], None, 7, Vec::new()).is_err());
+    assert!(ProbeText::new(&ids, Some(15), 64, Vec::new()).is_err());
+    let long = vec![1; 100_000];
+    assert!(ProbeText::new(&long, None, 64, Vec::new()).is_ok_and(|text| text.tokens() == 64 * 256));
 }

@@ -132,6 +132,20 @@ fn a_panic_of_the_library_is_an_error() {
     });
 }
 
+/// An engine for regular expressions that gives up on a long run must not do so silently: of a run of spaces, the last one belongs to the
+/// word behind it, however long the run is. (`fancy-regex` gives up at a million, and `tokenizers` goes on with the rest as one piece, where
+/// pairs of spaces are joined first: with an even number of them none is left for the word.)
+#[test]
+fn a_million_spaces_are_tokenized_as_a_few() {
+    let text = TextProcessor::from_files(&files("leanllama")).unwrap();
+    let encode = |spaces: usize, word: &str| text.encode(&format!("{}{word}", " ".repeat(spaces)), false).unwrap();
+    let word = encode(1, "the");
+    for count in [10, 1_000_010] {
+        let ids = encode(count, "the");
+        assert!(ids.ends_with(&word), "{count} spaces: {:?}, not {word:?}", &ids[ids.len() - 3..]);
+    }
+}
+
 #[test]
 fn configs_that_are_wrong() {
     for (config, part) in [

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -61,7 +61,7 @@ pub struct ServeArgs {
     model: ModelArgs,
 
     /// Address to listen on; 0.0.0.0 for every machine that reaches this one
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", value_parser = host_of)]
     host: IpAddr,
 
     /// Port to listen on; 0 takes a free one, which is told on stderr
@@ -92,9 +92,9 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_queue: usize,
 
-    /// Tokens of a prompt and its answer at most [default: what the model was trained for]
-    #[arg(short, long, value_name = "N")]
-    ctx_size: Option<NonZeroUsize>,
+    /// Tokens of a prompt and its answer at most; 0: what the model was trained for
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    ctx_size: usize,
 
     /// Bytes of all caches together, such as 2GiB or 800M [default: one whole context, and 4096 tokens of every other answer]
     #[arg(long, value_name = "BYTES", value_parser = bytes_of)]
@@ -147,6 +147,14 @@ fn bytes_of(text: &str) -> Result<usize, String> {
     number.checked_mul(unit).filter(|&bytes| bytes > 0).ok_or_else(|| "is no amount of memory".to_owned())
 }
 
+/// An address of this machine.
+fn host_of(text: &str) -> Result<IpAddr, String> {
+    if text.eq_ignore_ascii_case("localhost") {
+        return Ok(Ipv4Addr::LOCALHOST.into());
+    }
+    text.parse().map_err(|_| "expected an address of this machine, such as 127.0.0.1, 0.0.0.0 or ::1".to_owned())
+}
+
 /// A time: `120`, `0.5`.
 fn seconds_of(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "expected seconds, such as 120 or 0.5".to_owned())?;
@@ -189,7 +197,7 @@ fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<
     let pretrained = load::open_prepared(&args.model, &args.depth, device)?;
     let architecture = pretrained.architecture();
     let trained = architecture.config.max_position_embeddings;
-    let context = args.ctx_size.map_or(trained, NonZeroUsize::get);
+    let context = if args.ctx_size == 0 { trained } else { args.ctx_size };
     ensure!(
         context <= trained,
         "--ctx-size {context} is more than the {trained} tokens that this model was trained for"
@@ -340,6 +348,8 @@ mod tests {
         for (text, bytes) in [("4096", 4096), ("2k", 2048), ("800M", 800 << 20), ("2GiB", 2 << 30), ("3gib", 3 << 30)] {
             assert_eq!(bytes_of(text), Ok(bytes), "{text}");
         }
+        assert_eq!(host_of("localhost"), Ok(Ipv4Addr::LOCALHOST.into()));
+        assert!(host_of("::").is_ok() && host_of("example.org").is_err());
         for (text, seconds) in [("120", 120.0), ("0.5", 0.5), ("0", 0.0)] {
             assert_eq!(seconds_of(text), Ok(Duration::from_secs_f64(seconds)), "{text}");
         }

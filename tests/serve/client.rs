@@ -9,7 +9,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// Nothing here takes longer.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The program, or another build of it where that is asked for.
+pub fn program() -> std::ffi::OsString {
+    std::env::var_os("EMBERLM_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_ember").into())
+}
 
 /// A running `ember serve`; killed when dropped.
 pub struct Server {
@@ -28,7 +33,7 @@ impl Server {
 
     /// Listens when this returns, and loads its model.
     pub fn spawn(args: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ember"));
+        let mut command = Command::new(program());
         command.args(["serve", "--port", "0", "--threads", "2", "--device", "cpu"]).args(args);
         command.env_remove("EMBER_API_KEY").stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::client::Server;
+use crate::client::{Server, program};
 use crate::gguf;
 
 /// The exact settings of `ember eval`.
@@ -81,7 +81,7 @@ fn lm_eval_measures_what_eval_does() {
         let (plain, begun) = (directory.path().join("plain.txt"), directory.path().join("begun.txt"));
         std::fs::write(&plain, text).unwrap();
         std::fs::write(&begun, format!("{first}{text}")).unwrap();
-        let out = Command::new(env!("CARGO_BIN_EXE_ember"))
+        let out = Command::new(program())
             .args(["eval", "--device", "cpu", "--window-bos", "never", "--json", "-f"])
             .arg(begun)
             .args(chosen)

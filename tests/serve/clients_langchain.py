@@ -8,7 +8,7 @@ from typing import Literal
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 URL, KEY = sys.argv[1:]
 MESSAGES = [SystemMessage("Be brief."), HumanMessage("tell me a story")]
@@ -31,6 +31,9 @@ def look_up(word: Literal["fox", "boat"]) -> str:
 
 class Pet(BaseModel):
     """A pet."""
+
+    # Else a model may go on with properties of its own for as long as it likes.
+    model_config = ConfigDict(extra="forbid")
 
     kind: Literal["cat", "dog"] = Field(description="What it is")
     age: int = Field(description="In years", ge=0, le=30)

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::client::{Connection, PATIENCE, Server, events};
 
 /// Clients at a time, besides those that come all at once.
-const CLIENTS: u64 = 24;
+const CLIENTS: u64 = 12;
 
 /// Connections that come at once now and then, with places for 4 and a queue of 16.
 const CROWD: usize = 200;
@@ -215,7 +215,14 @@ fn act(address: &str, kind: Kind, random: &mut Random) -> Option<u16> {
     if kind == Slow && status == 200 {
         let mut all = Vec::new();
         let mut bit = [0; 97];
-        while let count @ 1.. = connection.stream().read(&mut bit).unwrap() {
+        loop {
+            let count = match connection.stream().read(&mut bit) {
+                Ok(0) => break,
+                Ok(count) => count,
+                // A process that was stopped for a while.
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => panic!("{kind:?}: {error}"),
+            };
             all.extend_from_slice(&bit[..count]);
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -231,7 +238,7 @@ fn act(address: &str, kind: Kind, random: &mut Random) -> Option<u16> {
         assert!(last, "{kind:?} ends with {name} {data}");
     } else if kind != Metrics {
         let told: Value = serde_json::from_str(&body).unwrap_or_else(|error| panic!("{kind:?}: {error}: {body}"));
-        assert_eq!(told.get("error").is_some(), status != 200, "{kind:?}: {status} {body}");
+        assert_eq!(told["error"].is_object(), status != 200, "{kind:?}: {status} {body}");
     }
     Some(status)
 }
@@ -264,7 +271,7 @@ fn resident(process: u32) -> Option<u64> {
 fn nothing_is_left_of_what_clients_did() {
     let seconds = std::env::var("EMBERLM_SOAK_SECONDS").map_or(60, |text| text.parse().expect("a number of seconds"));
     let length = Duration::from_secs(seconds);
-    let server = Server::start(&["--parallel", "4", "--max-queue", "16", "--cache-bytes", "24M"]);
+    let server = Server::start(&["--parallel", "4", "--max-queue", "16", "--cache-bytes", "12M"]);
     let began = Instant::now();
     let (ended, counts) = (AtomicBool::new(false), Mutex::new(BTreeMap::new()));
     // The memory of every second, and how many a crowd were answered and refused.
@@ -289,6 +296,10 @@ fn nothing_is_left_of_what_clients_did() {
                             status.is_none_or(|status| right.contains(&status)),
                             "{kind:?} is answered with {status:?}"
                         );
+                        if status == Some(503) {
+                            // Half of what it is told to wait.
+                            std::thread::sleep(Duration::from_millis(500));
+                        }
                         *counts.lock().unwrap().entry((kind, status)).or_insert(0_u64) += 1;
                     }
                 })
@@ -324,18 +335,21 @@ fn nothing_is_left_of_what_clients_did() {
         let seen = |status| counts.contains_key(&(kind, status));
         assert!(if right.is_empty() { seen(None) } else { seen(Some(right[0])) }, "{kind:?} was never right");
     }
-    assert!(crowds.iter().all(|[answered, refused]| *answered >= 4 && *refused > 0), "{crowds:?}");
+    // Of a crowd whoever comes beyond the queue is refused; that nobody else is shows the last one, below.
+    let refused: usize = crowds.iter().map(|[_, refused]| refused).sum();
+    assert!(crowds.is_empty() || refused > 0, "{crowds:?}");
 
     // No place is taken, none waits, and what caches take is kept on purpose.
     server.wait_until("ember_requests_running", |running| running == 0.0);
     server.wait_until("ember_requests_waiting", |waiting| waiting == 0.0);
     let kept = server.metric("ember_prefix_cache_bytes");
     server.wait_until("ember_kv_cache_bytes", |bytes| bytes == kept);
-    assert!(kept <= f64::from(24 << 20), "{kept}");
+    assert!(kept <= f64::from(12 << 20), "{kept}");
     let cancelled = server.metric("ember_completions_total{reason=\"cancelled\"}");
     assert!(cancelled > 0.0 && server.metric("ember_completions_total{reason=\"error\"}") == 0.0);
     let asked = Instant::now();
-    assert_eq!(crowd(&server, &mut Random(7)).iter().sum::<usize>(), CROWD);
+    let [answered, refused] = crowd(&server, &mut Random(7));
+    assert!(answered >= 4 && refused > 0 && answered + refused == CROWD, "{answered} and {refused}");
     assert!(asked.elapsed() < PATIENCE);
 
     // At the end as after the first minute, or after the first half of a run that is not much longer.

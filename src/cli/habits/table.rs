@@ -91,9 +91,23 @@ pub const OF_A_COMMAND: &[(&str, &[ForeignFlag])] = &[
                 Words(&["--no-prefix-cache"]),
             ),
             (&["--cache-prompt", "--enable-prefix-caching", "--enable-chunked-prefill"], ALWAYS),
-            (&["-cb", "--cont-batching", "--continuous-batching", "--metrics", "--props", "--slots"], ALWAYS),
-            (&["--webui", "--ui", "--enable-auto-tool-choice", "--enable-reasoning", "--kv-unified", "-kvu"], ALWAYS),
-            (&["--no-webui", "--no-ui", "--no-slots", "--no-props", "--swa-full", "--no-context-shift"], HARMLESS),
+            (&["-cb", "--cont-batching", "--continuous-batching", "--metrics"], ALWAYS),
+            (&["--enable-auto-tool-choice", "--enable-reasoning", "--kv-unified", "-kvu"], ALWAYS),
+            (&["--swa-full", "--no-context-shift"], HARMLESS),
+            (&["--webui", "--ui", "--no-webui", "--no-ui"], NoEffect("the page at / is always there")),
+            (
+                &["--slots", "--no-slots", "--props", "--no-props"],
+                NoEffect("/metrics and /v1/models tell what there is to tell"),
+            ),
+            (
+                &["--log-disable", "--verbose", "-v", "-lv", "--log-verbosity", "--verbosity", "--verbose-prompt"],
+                NoEffect("every request is one line on stderr"),
+            ),
+            (&["--log-file"], Instead("the log goes to stderr: 2> FILE")),
+            (
+                &["--models-dir", "--models-preset", "--models-max"],
+                Instead("a server has one model; start another one with another --port"),
+            ),
             (&["--threads-http", "--log-timestamps", "--disable-log-requests", "--api-server-count"], HARMLESS),
             (&["--sps", "-sps", "--slot-prompt-similarity", "--cache-reuse", "--ctx-checkpoints"], HARMLESS),
             (

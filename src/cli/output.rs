@@ -64,7 +64,7 @@ pub fn note(message: &str) {
 /// Columns of a terminal below which nothing is gained by breaking lines between words.
 const NARROWEST: usize = 40;
 
-/// Lines that are too long for a terminal end between words; what follows is indented.
+/// Lines that are too long for a terminal end between words; what follows is indented. Lines with colours stay as they are.
 fn wrapped(message: &str, width: usize) -> String {
     const INDENT: &str = "  ";
     let mut out = String::with_capacity(message.len());
@@ -75,18 +75,16 @@ fn wrapped(message: &str, width: usize) -> String {
         let mut rest = line;
         let mut room = width;
         // The last column stays free: some terminals break a line that fills it.
-        while rest.width() >= room {
+        while rest.width() >= room && !line.contains('\u{1b}') {
             let mut used = 0;
             let fits = rest.char_indices().take_while(|(_, c)| {
                 used += c.width().unwrap_or(0);
                 used < room
             });
             let end = fits.last().map_or(0, |(at, c)| at + c.len_utf8());
-            let Some((head, tail)) =
-                rest.get(..end).and_then(|part| part.rfind(' ')).and_then(|at| rest.split_at_checked(at))
-            else {
-                break;
-            };
+            let word_ends = rest.get(end..).is_some_and(|next| next.starts_with(' '));
+            let space = if word_ends { Some(end) } else { rest.get(..end).and_then(|part| part.rfind(' ')) };
+            let Some((head, tail)) = space.and_then(|at| rest.split_at_checked(at)) else { break };
             if head.trim().is_empty() {
                 break;
             }
@@ -153,6 +151,7 @@ mod tests {
             // What has no spaces is left to the terminal.
             ("/a/path/without/any/space and", 12, "/a/path/without/any/space and"),
             ("\u{65e5}\u{672c} \u{8a9e}\u{8a9e} x", 8, "\u{65e5}\u{672c}\n  \u{8a9e}\u{8a9e}\n  x"),
+            ("\u{1b}[31mone\u{1b}[0m two three", 10, "\u{1b}[31mone\u{1b}[0m two three"),
             ("", 40, ""),
         ] {
             assert_eq!(wrapped(text, width), shown, "{text:?} in {width}");

@@ -10,9 +10,16 @@ mod bad_input;
 mod client;
 #[path = "serve/clients.rs"]
 mod clients;
+#[path = "serve/conversations.rs"]
+mod conversations;
 #[cfg(feature = "grammar")]
 #[path = "serve/forms.rs"]
 mod forms;
+#[cfg(unix)]
+#[path = "serve/gateway.rs"]
+mod gateway;
+#[path = "real_model/gguf.rs"]
+mod gguf;
 #[path = "serve/lifecycle.rs"]
 mod lifecycle;
 #[path = "serve/prefix.rs"]
@@ -22,5 +29,11 @@ mod prefix;
 mod project;
 #[path = "serve/scoring.rs"]
 mod scoring;
+#[path = "serve/scripted.rs"]
+mod scripted;
+#[path = "serve/scripts.rs"]
+mod scripts;
+#[path = "serve/soak.rs"]
+mod soak;
 #[path = "serve/templates.rs"]
 mod templates;

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
-use emberlm::model::QuantizeOnLoad;
 use emberlm::model::config::CrestOverrides;
+use emberlm::model::{DEFAULT_CHUNK, QuantizeOnLoad};
 use emberlm::quant::kv::KvFormat;
 
 use super::model_name::{self, HubArgs};
@@ -171,6 +171,18 @@ impl DepthArgs {
             ..CrestOverrides::default()
         }
     }
+}
+
+/// How sequences are fed and kept.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct PassArgs {
+    /// Tokens per pass over a prompt; beside quantised weights another N can change a text slightly, unless --activations f32
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_CHUNK as u32, value_parser = clap::value_parser!(u32).range(1..))]
+    pub chunk: u32,
+
+    /// Number format of cached keys and values
+    #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
+    pub cache_type: CacheType,
 }
 
 /// Number formats of the cache.

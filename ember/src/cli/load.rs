@@ -11,8 +11,10 @@ use emberlm::model::{CausalLm, LoadPlan, Pretrained, Progress, WeightOptions};
 use emberlm::quant::CompactBackend;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::args::{DepthArgs, ModelArgs, Quant, QuantHead};
+use super::args::{DepthArgs, ModelArgs, PassArgs, Quant, QuantHead};
 use super::backend::OpenDevice;
+use super::estimate::Estimate;
+use super::memory::TokenizerMemory;
 use super::model_name::HubArgs;
 use super::{model_name, output};
 
@@ -34,6 +36,15 @@ pub fn open(model: &ModelArgs, depth: &DepthArgs) -> Result<Pretrained> {
         let name = model.model.as_ref().map_or_else(|| "demo model".into(), |path| format!("model {}", path.display()));
         format!("cannot open the {name}{}", depth.given())
     })
+}
+
+/// Opens a model and says how it is to be loaded, both as the flags say.
+pub fn open_prepared<B: CompactBackend>(
+    model: &ModelArgs,
+    depth: &DepthArgs,
+    device: &OpenDevice<B>,
+) -> Result<Pretrained> {
+    prepare(open(model, depth)?, model.quant(), model.quant_head, device)
 }
 
 /// Tokenizer and templates of a model directory, or of the demo model; a directory with its text files alone will do.
@@ -111,6 +122,23 @@ pub fn load<B: CompactBackend>(
     let model = pretrained.load_with_progress::<B>(&device.device, progress);
     bar.finish_and_clear();
     model.with_context(|| format!("cannot load the model {}", pretrained.directory().display()))
+}
+
+/// Loads a model that will continue texts of up to `context` tokens. `caches` makes of the bytes of one cache those of all.
+pub fn load_for_text<B: CompactBackend>(
+    pretrained: &Pretrained,
+    device: &OpenDevice<B>,
+    text: &TextProcessor,
+    passes: &PassArgs,
+    context: usize,
+    caches: impl FnOnce(usize) -> usize,
+) -> Result<CausalLm<B>> {
+    load(pretrained, device, |plan| {
+        let (format, chunk) = (passes.cache_type.into(), passes.chunk as usize);
+        let mut estimate = Estimate::new(pretrained.architecture(), plan, format, context, chunk);
+        estimate.cache = caches(estimate.cache);
+        estimate.with_tokenizer(TokenizerMemory::of(pretrained, text)).note()
+    })
 }
 
 /// Hidden when stderr is no terminal.

@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
 /// What failed when stdout cannot be written.
 pub const STDOUT: &str = "cannot write to stdout";
 
@@ -52,7 +54,49 @@ pub fn printable(text: &str) -> String {
 
 /// A note on stderr; a closed stderr is no reason to stop.
 pub fn note(message: &str) {
-    let _ = writeln!(io::stderr(), "{message}");
+    let width = terminal_size::terminal_size_of(io::stderr()).map(|(width, _)| usize::from(width.0));
+    let _ = match width.filter(|&width| width >= NARROWEST) {
+        Some(width) => writeln!(io::stderr(), "{}", wrapped(message, width)),
+        None => writeln!(io::stderr(), "{message}"),
+    };
+}
+
+/// Columns of a terminal below which nothing is gained by breaking lines between words.
+const NARROWEST: usize = 40;
+
+/// Lines that are too long for a terminal end between words; what follows is indented. Lines with colours stay as they are.
+fn wrapped(message: &str, width: usize) -> String {
+    const INDENT: &str = "  ";
+    let mut out = String::with_capacity(message.len());
+    for (i, line) in message.split('\n').enumerate() {
+        if i > 0 {
+            out.push('\n');
+        }
+        let mut rest = line;
+        let mut room = width;
+        // The last column stays free: some terminals break a line that fills it.
+        while rest.width() >= room && !line.contains('\u{1b}') {
+            let mut used = 0;
+            let fits = rest.char_indices().take_while(|(_, c)| {
+                used += c.width().unwrap_or(0);
+                used < room
+            });
+            let end = fits.last().map_or(0, |(at, c)| at + c.len_utf8());
+            let word_ends = rest.get(end..).is_some_and(|next| next.starts_with(' '));
+            let space = if word_ends { Some(end) } else { rest.get(..end).and_then(|part| part.rfind(' ')) };
+            let Some((head, tail)) = space.and_then(|at| rest.split_at_checked(at)) else { break };
+            if head.trim().is_empty() {
+                break;
+            }
+            out.push_str(head.trim_end());
+            out.push('\n');
+            out.push_str(INDENT);
+            rest = tail.trim_start();
+            room = width - INDENT.len();
+        }
+        out.push_str(rest);
+    }
+    out
 }
 
 /// Bytes with a binary unit, three digits.
@@ -95,6 +139,23 @@ mod tests {
         let shown = [0, 1023, 1024, 10 << 10, 1_023_999, 1 << 20, 5_905_580_032].map(bytes);
         assert_eq!(shown, ["0 B", "1023 B", "1.00 KiB", "10.0 KiB", "0.98 MiB", "1.00 MiB", "5.50 GiB"]);
         assert_eq!([999, 1_500, 3_085_938_688].map(count), ["999", "1.5 K", "3.09 B"]);
+    }
+
+    #[test]
+    fn long_lines_end_between_words() {
+        for (text, width, shown) in [
+            ("a short line", 40, "a short line"),
+            ("one two three four", 10, "one two\n  three\n  four"),
+            ("one two\nthree four five", 12, "one two\nthree four\n  five"),
+            ("name       what it does", 16, "name       what\n  it does"),
+            // What has no spaces is left to the terminal.
+            ("/a/path/without/any/space and", 12, "/a/path/without/any/space and"),
+            ("\u{65e5}\u{672c} \u{8a9e}\u{8a9e} x", 8, "\u{65e5}\u{672c}\n  \u{8a9e}\u{8a9e}\n  x"),
+            ("\u{1b}[31mone\u{1b}[0m two three", 10, "\u{1b}[31mone\u{1b}[0m two three"),
+            ("", 40, ""),
+        ] {
+            assert_eq!(wrapped(text, width), shown, "{text:?} in {width}");
+        }
     }
 
     #[test]

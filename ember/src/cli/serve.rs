@@ -1,7 +1,10 @@
 //! `ember serve`: a model behind OpenAI's API.
 
-use std::net::{IpAddr, TcpListener};
+use std::fs::File;
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -9,17 +12,16 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use emberlm::model::engine::{EngineHandle, EngineOptions, HandleOptions};
 use emberlm::model::text::TextProcessor;
-use emberlm::model::{DEFAULT_CHUNK, LoadPlan, Pretrained};
+use emberlm::model::{LoadPlan, Pretrained};
 use emberlm::quant::kv::KvFormat;
 use emberlm::quant::{Activations, CompactBackend};
 use tokio::sync::Semaphore;
 
-use super::args::{CacheType, DepthArgs, ModelArgs};
+use super::args::{DepthArgs, ModelArgs, PassArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::device_args::DeviceArgs;
-use super::estimate::{Estimate, cache_bytes};
+use super::estimate::cache_bytes;
 use super::generate::warn_of_unsupported;
-use super::memory::TokenizerMemory;
 use super::sampling::SamplingArgs;
 use super::{load, output};
 use crate::server::{self, Access, App, Compiler, Defaults, Ended, Key, Markers, Metrics, ModelCard, Phase, Shutdown};
@@ -27,12 +29,15 @@ use crate::server::{self, Access, App, Compiler, Defaults, Ended, Key, Markers, 
 /// Holds the key where no flag does: a command line is seen by everybody on the machine.
 const KEY_VARIABLE: &str = "EMBER_API_KEY";
 
+/// Bytes of a file with a key at most.
+const MAX_KEY_FILE: u64 = 4096;
+
 /// Tokens of a usual conversation: the default budget of the caches has room for so many in each of the parallel ones.
 const USUAL_CONTEXT: usize = 4096;
 
 const ABOUT: &str = "\
 Endpoints: /v1/chat/completions, /v1/completions, /v1/responses, /v1/models, and Anthropic's /v1/messages with count_tokens; \
-/tokenize, /detokenize, /health, /metrics, and a page at /.
+/tokenize, /detokenize, /tokenizer_info, /health, /metrics, and a page at /.
 
   ember serve -m DIR
   curl http://127.0.0.1:8080/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"hello\"}]}'
@@ -56,7 +61,7 @@ pub struct ServeArgs {
     model: ModelArgs,
 
     /// Address to listen on; 0.0.0.0 for every machine that reaches this one
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", value_parser = host_of)]
     host: IpAddr,
 
     /// Port to listen on; 0 takes a free one, which is told on stderr
@@ -66,6 +71,10 @@ pub struct ServeArgs {
     /// Ask every client for this key [default: EMBER_API_KEY of the environment, or none]
     #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
+
+    /// Ask every client for the key in this file, which holds one line
+    #[arg(long, value_name = "FILE", conflicts_with = "api_key")]
+    api_key_file: Option<PathBuf>,
 
     /// A name under which clients may call this machine (may be repeated)
     #[arg(long, value_name = "NAME")]
@@ -83,9 +92,9 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_queue: usize,
 
-    /// Tokens of a prompt and its answer at most [default: what the model was trained for]
-    #[arg(short, long, value_name = "N")]
-    ctx_size: Option<NonZeroUsize>,
+    /// Tokens of a prompt and its answer at most; 0: what the model was trained for
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    ctx_size: usize,
 
     /// Bytes of all caches together, such as 2GiB or 800M [default: one whole context, and 4096 tokens of every other answer]
     #[arg(long, value_name = "BYTES", value_parser = bytes_of)]
@@ -95,17 +104,16 @@ pub struct ServeArgs {
     #[arg(long)]
     no_prefix_cache: bool,
 
-    /// Tokens per pass over prompts while nobody else waits for a token
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_CHUNK as u32, value_parser = clap::value_parser!(u32).range(1..))]
-    chunk: u32,
-
-    /// Number format of cached keys and values
-    #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
-    cache_type: CacheType,
+    #[command(flatten)]
+    passes: PassArgs,
 
     /// Seconds between comments that keep a silent stream open; 0 sends none
     #[arg(long, value_name = "SECONDS", default_value_t = 15)]
     keep_alive: u64,
+
+    /// Seconds that a pass of the model may take before /health says that the engine is stalled
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds_of)]
+    stall_limit: Duration,
 
     /// Seconds after SIGTERM in which requests are still taken
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
@@ -139,6 +147,39 @@ fn bytes_of(text: &str) -> Result<usize, String> {
     number.checked_mul(unit).filter(|&bytes| bytes > 0).ok_or_else(|| "is no amount of memory".to_owned())
 }
 
+/// An address of this machine.
+fn host_of(text: &str) -> Result<IpAddr, String> {
+    if text.eq_ignore_ascii_case("localhost") {
+        return Ok(Ipv4Addr::LOCALHOST.into());
+    }
+    text.parse().map_err(|_| "expected an address of this machine, such as 127.0.0.1, 0.0.0.0 or ::1".to_owned())
+}
+
+/// A time: `120`, `0.5`.
+fn seconds_of(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "expected seconds, such as 120 or 0.5".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|_| "is no length of time".to_owned())
+}
+
+/// The key of a file: its one line.
+fn key_of(path: &Path) -> Result<String> {
+    let shown = || format!("--api-key-file {}", path.display());
+    let mut text = String::new();
+    let file = File::open(path).with_context(shown)?;
+    file.take(MAX_KEY_FILE + 1).read_to_string(&mut text).with_context(shown)?;
+    ensure!(
+        text.len() as u64 <= MAX_KEY_FILE,
+        "{}: is longer than {MAX_KEY_FILE} bytes; it is to hold one key",
+        shown()
+    );
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    match (lines.next(), lines.next()) {
+        (Some(key), None) => Ok(key.to_owned()),
+        (None, _) => bail!("{}: holds no key", shown()),
+        (Some(_), Some(_)) => bail!("{}: holds several lines; this server has one key", shown()),
+    }
+}
+
 /// Runs the command. False when it was interrupted.
 pub fn run(args: &ServeArgs) -> Result<bool> {
     on_device(&args.device, Activations::Int8, args)
@@ -153,11 +194,10 @@ impl WithBackend for &ServeArgs {
 }
 
 fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<bool> {
-    let (quant, head) = (args.model.quant(), args.model.quant_head);
-    let pretrained = load::prepare(load::open(&args.model, &args.depth)?, quant, head, device)?;
+    let pretrained = load::open_prepared(&args.model, &args.depth, device)?;
     let architecture = pretrained.architecture();
     let trained = architecture.config.max_position_embeddings;
-    let context = args.ctx_size.map_or(trained, NonZeroUsize::get);
+    let context = if args.ctx_size == 0 { trained } else { args.ctx_size };
     ensure!(
         context <= trained,
         "--ctx-size {context} is more than the {trained} tokens that this model was trained for"
@@ -188,11 +228,8 @@ fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<
             .spawn(move || server::run(&app, listener, shutdown))
             .context("the thread that serves cannot be started")?
     };
-    let model = load::load(&pretrained, device, |plan| {
-        let mut estimate = Estimate::new(architecture, plan, options.kv_format, context, options.tokens_per_step);
-        estimate.cache = options.cache_bytes.unwrap_or(estimate.cache);
-        estimate.with_tokenizer(TokenizerMemory::of(&pretrained, &text)).note()
-    })?;
+    let caches = |cache: usize| options.cache_bytes.unwrap_or(cache);
+    let model = load::load_for_text(&pretrained, device, &text, &args.passes, context, caches)?;
     drop(pretrained);
     output::note(&format!("sampling where a request says nothing: {line}"));
     let engine = EngineHandle::spawn(model, &text, options, HandleOptions { max_waiting: args.max_queue })?;
@@ -206,7 +243,7 @@ fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<
 }
 
 fn engine_options(args: &ServeArgs, pretrained: &Pretrained, context: usize) -> EngineOptions {
-    let kv_format: KvFormat = args.cache_type.into();
+    let kv_format: KvFormat = args.passes.cache_type.into();
     let parallel = args.parallel.get();
     let usual = {
         let (per_token, fixed) = cache_bytes(pretrained.architecture(), kv_format);
@@ -219,7 +256,7 @@ fn engine_options(args: &ServeArgs, pretrained: &Pretrained, context: usize) -> 
     let budget = args.cache_bytes.unwrap_or(usual);
     EngineOptions {
         kv_format,
-        tokens_per_step: args.chunk as usize,
+        tokens_per_step: args.passes.chunk as usize,
         max_running: parallel,
         cache_bytes: Some(budget),
         // What running answers leave; they come first.
@@ -241,9 +278,10 @@ fn app(
     ensure!(names.iter().all(|name| !name.is_empty()), "--alias: a name is empty");
     names.push(load::name(pretrained));
     names.dedup();
-    let key = match &args.api_key {
-        Some(key) => Some(key.clone()),
-        None => std::env::var(KEY_VARIABLE).ok().filter(|key| !key.is_empty()),
+    let key = match (&args.api_key, &args.api_key_file) {
+        (Some(key), _) => Some(key.clone()),
+        (None, Some(path)) => Some(key_of(path)?),
+        (None, None) => std::env::var(KEY_VARIABLE).ok().filter(|key| !key.is_empty()),
     };
     ensure!(key.as_ref().is_none_or(|key| !key.is_empty()), "--api-key: is empty");
     let depth = architecture.crest.as_ref();
@@ -275,6 +313,7 @@ fn app(
             open: !args.host.is_loopback(),
             key: key.as_deref().map(Key::new),
         },
+        stall_limit: args.stall_limit,
         keep_alive: (args.keep_alive > 0).then(|| Duration::from_secs(args.keep_alive)),
         metrics: Metrics::new(),
         engine: OnceLock::new(),
@@ -302,12 +341,20 @@ fn compiler(_: &TextProcessor) -> Option<Compiler> {
 
 #[cfg(test)]
 mod tests {
-    use super::bytes_of;
+    use super::*;
 
     #[test]
-    fn bytes_have_units() {
+    fn amounts_have_units() {
         for (text, bytes) in [("4096", 4096), ("2k", 2048), ("800M", 800 << 20), ("2GiB", 2 << 30), ("3gib", 3 << 30)] {
             assert_eq!(bytes_of(text), Ok(bytes), "{text}");
+        }
+        assert_eq!(host_of("localhost"), Ok(Ipv4Addr::LOCALHOST.into()));
+        assert!(host_of("::").is_ok() && host_of("example.org").is_err());
+        for (text, seconds) in [("120", 120.0), ("0.5", 0.5), ("0", 0.0)] {
+            assert_eq!(seconds_of(text), Ok(Duration::from_secs_f64(seconds)), "{text}");
+        }
+        for text in ["", "-1", "NaN", "inf", "1e300", "2m"] {
+            assert!(seconds_of(text).is_err(), "{text}");
         }
         for text in ["", "0", "GiB", "-1", "1.5G", "2TB", "99999999999999999999", "18446744073709551615G"] {
             assert!(bytes_of(text).is_err(), "{text}");

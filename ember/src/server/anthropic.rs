@@ -1,12 +1,33 @@
 //! `/v1/messages`: answers, whole and streamed.
 
-use emberlm::model::text::AnswerPart;
 use serde_json::{Map, Value, json};
 
-use super::blocks::{Block, BlockEvent, Blocks};
+use super::blocks::{Block, BlockEncoder, BlockEvent, of_answer};
 use super::error::{ApiError, Dialect};
-use super::run::{Answer, Delta, Reason, Usage};
-use super::sse::{Encoder, Events, Head};
+use super::run::{Answer, End, Reason, Usage};
+use super::sse::{Events, Head};
+
+/// The strings that a client wants its answer to end at: they are told, those of the model's own files are not.
+pub struct StopSequences(Vec<String>);
+
+impl StopSequences {
+    /// Those of a body that was checked.
+    pub fn of(body: &Map<String, Value>) -> Self {
+        let given = body.get("stop_sequences").and_then(Value::as_array);
+        Self(given.into_iter().flatten().filter_map(|stop| Some(stop.as_str()?.to_owned())).collect())
+    }
+
+    /// `stop_reason` and `stop_sequence`.
+    fn tell<'a>(&self, end: Option<&'a End>) -> (&'static str, Option<&'a str>) {
+        let met = end.and_then(|end| end.stop_string.as_deref()).filter(|met| self.0.iter().any(|stop| stop == met));
+        match (end.map_or(Reason::Stop, |end| end.reason), met) {
+            (Reason::ToolCalls, _) => ("tool_use", None),
+            (Reason::Length, _) => ("max_tokens", None),
+            (Reason::Stop, Some(met)) => ("stop_sequence", Some(met)),
+            (Reason::Stop, None) => ("end_turn", None),
+        }
+    }
+}
 
 /// Cached tokens are counted apart.
 fn usage(usage: Usage) -> Value {
@@ -16,66 +37,63 @@ fn usage(usage: Usage) -> Value {
     })
 }
 
-fn stop_reason(reason: Reason) -> &'static str {
-    match reason {
-        Reason::Stop => "end_turn",
-        Reason::Length => "max_tokens",
-        Reason::ToolCalls => "tool_use",
-    }
-}
-
-fn message(head: &Head, content: &[Value], reason: Option<Reason>, tokens: Usage) -> Value {
+/// `end` is there once it has ended.
+fn message(head: &Head, content: &[Value], end: Option<(&str, Option<&str>)>, tokens: Usage) -> Value {
     json!({
         "id": head.id, "type": "message", "role": "assistant", "model": &*head.model, "content": content,
-        "stop_reason": reason.map(stop_reason), "stop_sequence": null, "usage": usage(tokens),
+        "stop_reason": end.map(|(reason, _)| reason), "stop_sequence": end.and_then(|(_, sequence)| sequence),
+        "usage": usage(tokens),
     })
 }
 
+/// A block; `text` is there once it has ended.
+fn block(block: &Block, text: Option<&str>) -> Value {
+    let whole = text.unwrap_or_default();
+    match block {
+        Block::Reasoning => json!({"type": "thinking", "thinking": whole, "signature": ""}),
+        Block::Text => json!({"type": "text", "text": whole}),
+        Block::Call { id, name, .. } => {
+            let input: Map<String, Value> = serde_json::from_str(whole).unwrap_or_default();
+            json!({"type": "tool_use", "id": id, "name": name, "input": input})
+        }
+    }
+}
+
 /// The whole answer.
-pub fn whole(head: &Head, answer: &Answer, tokens: Usage) -> Value {
-    let mut content = Vec::new();
-    if !answer.reasoning.is_empty() {
-        content.push(json!({"type": "thinking", "thinking": answer.reasoning, "signature": ""}));
-    }
-    if !answer.content.is_empty() || answer.calls.is_empty() {
-        content.push(json!({"type": "text", "text": answer.content}));
-    }
-    for call in &answer.calls {
-        let input: Map<String, Value> = serde_json::from_str(&call.arguments).unwrap_or_default();
-        content.push(json!({"type": "tool_use", "id": call.id, "name": call.name, "input": input}));
-    }
-    message(head, &content, Some(answer.reason()), tokens)
+pub fn whole(head: &Head, answer: &Answer, stops: &StopSequences, tokens: Usage) -> Value {
+    let content: Vec<Value> = of_answer(answer).iter().map(|(kind, text)| block(kind, Some(text))).collect();
+    message(head, &content, Some(stops.tell(answer.end.as_ref())), tokens)
 }
 
 /// The events of a streamed answer.
 pub struct MessageEvents {
     head: Head,
+    stops: StopSequences,
     /// Tokens of the prompt, which are told before any is read.
     prompt: usize,
-    blocks: Blocks,
-    reason: Reason,
-    any: bool,
 }
 
 impl MessageEvents {
-    pub fn new(head: Head, prompt: usize) -> Self {
-        Self { head, prompt, blocks: Blocks::default(), reason: Reason::Stop, any: false }
+    pub fn new(head: Head, stops: StopSequences, prompt: usize) -> Self {
+        Self { head, stops, prompt }
+    }
+}
+
+impl BlockEncoder for MessageEvents {
+    fn begin(&mut self, events: &mut Events) {
+        let tokens = Usage { prompt: self.prompt, ..Usage::default() };
+        let data = json!({"type": "message_start", "message": message(&self.head, &[], None, tokens)});
+        events.named("message_start", &data);
     }
 
     fn block(&mut self, event: BlockEvent, events: &mut Events) {
-        self.any = true;
         match event {
-            BlockEvent::Open(at, block) => {
-                let block = match block {
-                    Block::Reasoning => json!({"type": "thinking", "thinking": "", "signature": ""}),
-                    Block::Text => json!({"type": "text", "text": ""}),
-                    Block::Call { id, name, .. } => json!({"type": "tool_use", "id": id, "name": name, "input": {}}),
-                };
-                let data = json!({"type": "content_block_start", "index": at, "content_block": block});
+            BlockEvent::Open(at, kind) => {
+                let data = json!({"type": "content_block_start", "index": at, "content_block": block(&kind, None)});
                 events.named("content_block_start", &data);
             }
-            BlockEvent::Text(at, block, text) => {
-                let delta = match block {
+            BlockEvent::Text(at, kind, text) => {
+                let delta = match kind {
                     Block::Reasoning => json!({"type": "thinking_delta", "thinking": text}),
                     Block::Text => json!({"type": "text_delta", "text": text}),
                     Block::Call { .. } => json!({"type": "input_json_delta", "partial_json": text}),
@@ -88,36 +106,10 @@ impl MessageEvents {
             }
         }
     }
-}
 
-impl Encoder for MessageEvents {
-    fn begin(&mut self, events: &mut Events) {
-        let tokens = Usage { prompt: self.prompt, ..Usage::default() };
-        let data = json!({"type": "message_start", "message": message(&self.head, &[], None, tokens)});
-        events.named("message_start", &data);
-    }
-
-    fn delta(&mut self, delta: Delta, events: &mut Events) {
-        for part in delta.parts {
-            for event in self.blocks.push(part) {
-                self.block(event, events);
-            }
-        }
-        if let Some(end) = delta.end {
-            self.reason = end.reason;
-        }
-    }
-
-    fn end(&mut self, tokens: Usage, events: &mut Events) {
-        if !self.any {
-            for event in self.blocks.push(AnswerPart::Content(String::new())) {
-                self.block(event, events);
-            }
-        }
-        if let Some(event) = self.blocks.close() {
-            self.block(event, events);
-        }
-        let delta = json!({"stop_reason": stop_reason(self.reason), "stop_sequence": null});
+    fn end(&mut self, end: Option<&End>, tokens: Usage, events: &mut Events) {
+        let (reason, sequence) = self.stops.tell(end);
+        let delta = json!({"stop_reason": reason, "stop_sequence": sequence});
         events.named("message_delta", &json!({"type": "message_delta", "delta": delta, "usage": usage(tokens)}));
         events.named("message_stop", &json!({"type": "message_stop"}));
     }

@@ -15,9 +15,6 @@ use super::markers::Markers;
 use super::metrics::Metrics;
 use super::options::Defaults;
 
-/// An engine whose step takes so long hangs. A step is a chunk of a prompt, which can take half a minute on a small machine.
-const STALLED: Duration = Duration::from_secs(120);
-
 /// What is served, and how.
 pub struct App {
     pub text: TextProcessor,
@@ -35,6 +32,8 @@ pub struct App {
     pub context: usize,
     pub defaults: Defaults,
     pub access: Access,
+    /// An engine whose step takes so long hangs. A step is a chunk of a prompt, which can take half a minute on a small machine.
+    pub stall_limit: Duration,
     pub keep_alive: Option<Duration>,
     pub metrics: Arc<Metrics>,
     /// There once the model is loaded.
@@ -106,8 +105,8 @@ impl App {
             return Err(ApiError::unavailable("the engine has stopped", "stopped"));
         }
         match status.step_began.map(|at| at.elapsed()) {
-            Some(step) if step > STALLED => {
-                let message = format!("a step of the engine has been going on for {} s", step.as_secs());
+            Some(step) if step > self.stall_limit => {
+                let message = format!("a pass of the model has been going on for {:.1} s", step.as_secs_f64());
                 Err(ApiError::unavailable(message, "stalled"))
             }
             _ => Ok(()),

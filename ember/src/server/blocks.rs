@@ -1,6 +1,10 @@
-//! Deltas as blocks one after the other: thoughts, text, calls. The two newer APIs stream an answer so.
+//! Answers as blocks one after the other: thoughts, text, calls. The two newer APIs tell an answer so, whole and streamed.
 
 use emberlm::model::text::AnswerPart;
+
+use super::error::ApiError;
+use super::run::{Answer, Delta, End, Usage};
+use super::sse::{Encoder, Events};
 
 /// What a block holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,11 +25,88 @@ pub enum BlockEvent {
     Close(usize, Block, String),
 }
 
+/// The blocks of a whole answer. An answer is never without a text or a call.
+pub fn of_answer(answer: &Answer) -> Vec<(Block, &str)> {
+    let mut blocks = Vec::new();
+    if !answer.reasoning.is_empty() {
+        blocks.push((Block::Reasoning, answer.reasoning.as_str()));
+    }
+    if !answer.content.is_empty() || answer.calls.is_empty() {
+        blocks.push((Block::Text, answer.content.as_str()));
+    }
+    blocks.extend(answer.calls.iter().map(|call| {
+        let (id, name) = (call.id.clone(), call.name.clone());
+        (Block::Call { index: call.index, id, name }, call.arguments.as_str())
+    }));
+    blocks
+}
+
+/// Writes blocks as the events of one kind of API.
+pub trait BlockEncoder: Send + 'static {
+    /// Before anything is generated.
+    fn begin(&mut self, events: &mut Events);
+    /// What happens to a block.
+    fn block(&mut self, event: BlockEvent, events: &mut Events);
+    /// The answer has ended, and all its blocks.
+    fn end(&mut self, end: Option<&End>, usage: Usage, events: &mut Events);
+    /// The answer could not be ended.
+    fn error(&mut self, error: &ApiError, events: &mut Events);
+}
+
+/// A streamed answer in blocks.
+#[derive(Debug)]
+pub struct BlockStream<E> {
+    encoder: E,
+    blocks: Blocks,
+    end: Option<End>,
+}
+
+impl<E: BlockEncoder> BlockStream<E> {
+    pub fn new(encoder: E) -> Self {
+        Self { encoder, blocks: Blocks::default(), end: None }
+    }
+
+    fn push(&mut self, part: AnswerPart, events: &mut Events) {
+        for event in self.blocks.push(part) {
+            self.encoder.block(event, events);
+        }
+    }
+}
+
+impl<E: BlockEncoder> Encoder for BlockStream<E> {
+    fn begin(&mut self, events: &mut Events) {
+        self.encoder.begin(events);
+    }
+
+    fn delta(&mut self, delta: Delta, events: &mut Events) {
+        for part in delta.parts {
+            self.push(part, events);
+        }
+        self.end = delta.end.or(self.end.take());
+    }
+
+    fn end(&mut self, usage: Usage, events: &mut Events) {
+        if !self.blocks.answered {
+            self.push(AnswerPart::Content(String::new()), events);
+        }
+        if let Some(event) = self.blocks.close() {
+            self.encoder.block(event, events);
+        }
+        self.encoder.end(self.end.as_ref(), usage, events);
+    }
+
+    fn error(&mut self, error: &ApiError, events: &mut Events) {
+        self.encoder.error(error, events);
+    }
+}
+
 /// The block that is open.
 #[derive(Debug, Default)]
 pub struct Blocks {
     open: Option<(Block, String)>,
     count: usize,
+    /// There was a text or a call.
+    answered: bool,
 }
 
 impl Blocks {
@@ -44,6 +125,7 @@ impl Blocks {
         if self.open.as_ref().is_none_or(|(open, _)| *open != block) {
             events.extend(self.close());
             events.push(BlockEvent::Open(self.count, block.clone()));
+            self.answered |= block != Block::Reasoning;
             self.open = Some((block, String::new()));
             self.count += 1;
         }

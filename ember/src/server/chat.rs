@@ -159,7 +159,7 @@ pub fn whole(head: &Head, answers: &[Answer], tokens: Usage, reports: &TokenRepo
         choice.insert("message".into(), message);
         choice.insert("finish_reason".into(), answer.reason().name().into());
         reports.add(&mut choice, &answer.tokens);
-        if let Some(end) = answer.end {
+        if let Some(end) = &answer.end {
             choice.insert("seed".into(), end.seed.into());
             if let Some(steps) = end.mean_steps {
                 choice.insert("mean_steps".into(), steps.into());

@@ -231,7 +231,7 @@ impl Told {
             let logprobs = self.reports.shape.logprobs.then_some(logprobs);
             let mut choice = self.choice(index, text, logprobs, &answer.tokens);
             choice.insert("finish_reason".into(), answer.reason().name().into());
-            if let Some(end) = answer.end {
+            if let Some(end) = &answer.end {
                 choice.insert("seed".into(), end.seed.into());
             }
             Value::Object(choice)

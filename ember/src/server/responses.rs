@@ -1,13 +1,12 @@
 //! `/v1/responses`: answers, whole and streamed.
 
-use emberlm::model::text::AnswerPart;
 use serde_json::{Value, json};
 
-use super::blocks::{Block, BlockEvent, Blocks};
+use super::blocks::{Block, BlockEncoder, BlockEvent, of_answer};
 use super::error::{ApiError, Dialect};
 use super::ids::new_id;
-use super::run::{Answer, Delta, Reason, Usage};
-use super::sse::{Encoder, Events, Head};
+use super::run::{Answer, End, Reason, Usage};
+use super::sse::{Events, Head};
 
 fn usage(usage: Usage) -> Value {
     json!({
@@ -65,38 +64,25 @@ fn text_part(text: &str) -> Value {
 }
 
 /// The whole answer.
-pub fn whole(head: &Head, answer: Answer, tokens: Usage) -> Value {
-    let mut output = Vec::new();
-    let mut push = |block: Block, text: &str| output.push(item(&new_id(item_prefix(&block)), &block, Some(text)));
-    if !answer.reasoning.is_empty() {
-        push(Block::Reasoning, &answer.reasoning);
-    }
-    if !answer.content.is_empty() || answer.calls.is_empty() {
-        push(Block::Text, &answer.content);
-    }
-    let reason = answer.reason();
-    for call in answer.calls {
-        push(Block::Call { index: call.index, id: call.id, name: call.name }, &call.arguments);
-    }
-    response(head, &output, Some((reason, tokens)))
+pub fn whole(head: &Head, answer: &Answer, tokens: Usage) -> Value {
+    let item = |(block, text): &(Block, &str)| item(&new_id(item_prefix(block)), block, Some(text));
+    let output: Vec<Value> = of_answer(answer).iter().map(item).collect();
+    response(head, &output, Some((answer.reason(), tokens)))
 }
 
 /// The events of a streamed answer.
 pub struct ResponseEvents {
     head: Head,
-    blocks: Blocks,
-    /// Those that have ended.
+    /// Blocks that have ended.
     output: Vec<Value>,
     /// Of the open block.
     item: String,
-    reason: Reason,
     number: usize,
 }
 
 impl ResponseEvents {
     pub fn new(head: Head) -> Self {
-        let (blocks, output) = (Blocks::default(), Vec::new());
-        Self { head, blocks, output, item: String::new(), reason: Reason::Stop, number: 0 }
+        Self { head, output: Vec::new(), item: String::new(), number: 0 }
     }
 
     fn send(&mut self, kind: &str, mut data: Value, events: &mut Events) {
@@ -106,6 +92,15 @@ impl ResponseEvents {
         }
         self.number += 1;
         events.named(kind, &data);
+    }
+}
+
+impl BlockEncoder for ResponseEvents {
+    fn begin(&mut self, events: &mut Events) {
+        for kind in ["response.created", "response.in_progress"] {
+            let data = json!({"response": response(&self.head, &[], None)});
+            self.send(kind, data, events);
+        }
     }
 
     fn block(&mut self, event: BlockEvent, events: &mut Events) {
@@ -168,39 +163,11 @@ impl ResponseEvents {
             }
         }
     }
-}
 
-impl Encoder for ResponseEvents {
-    fn begin(&mut self, events: &mut Events) {
-        for kind in ["response.created", "response.in_progress"] {
-            let data = json!({"response": response(&self.head, &[], None)});
-            self.send(kind, data, events);
-        }
-    }
-
-    fn delta(&mut self, delta: Delta, events: &mut Events) {
-        for part in delta.parts {
-            for event in self.blocks.push(part) {
-                self.block(event, events);
-            }
-        }
-        if let Some(end) = delta.end {
-            self.reason = end.reason;
-        }
-    }
-
-    fn end(&mut self, usage: Usage, events: &mut Events) {
-        if self.output.is_empty() {
-            // An answer is never without a message.
-            for event in self.blocks.push(AnswerPart::Content(String::new())) {
-                self.block(event, events);
-            }
-        }
-        if let Some(event) = self.blocks.close() {
-            self.block(event, events);
-        }
-        let data = json!({"response": response(&self.head, &self.output, Some((self.reason, usage)))});
-        let kind = if self.reason == Reason::Length { "response.incomplete" } else { "response.completed" };
+    fn end(&mut self, end: Option<&End>, usage: Usage, events: &mut Events) {
+        let reason = end.map_or(Reason::Stop, |end| end.reason);
+        let data = json!({"response": response(&self.head, &self.output, Some((reason, usage)))});
+        let kind = if reason == Reason::Length { "response.incomplete" } else { "response.completed" };
         self.send(kind, data, events);
     }
 

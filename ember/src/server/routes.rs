@@ -12,9 +12,10 @@ use axum::{Extension, Router};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::anthropic::{self, MessageEvents};
+use super::anthropic::{self, MessageEvents, StopSequences};
 use super::anthropic_in;
 use super::app::App;
+use super::blocks::BlockStream;
 use super::chat::{self, Chunks, TokenReports};
 use super::completions::{self, TextChunks, Told};
 use super::error::{ApiError, Dialect};
@@ -55,6 +56,7 @@ pub fn router(app: &Arc<App>) -> Router {
         .route("/v1/messages/count_tokens", post(count_tokens))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
+        .route("/tokenizer_info", get(tokenizer_info))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(app.clone(), guard))
@@ -203,10 +205,10 @@ async fn create_response(
     let head = head(&app, "resp_");
     let run = Run::start(app.engine()?, asks, &record)?;
     if stream {
-        return Ok(sse::stream(run, ResponseEvents::new(head), app.keep_alive));
+        return Ok(sse::stream(run, BlockStream::new(ResponseEvents::new(head)), app.keep_alive));
     }
     let (mut answers, usage) = collect(run).await?;
-    Ok(json_response(&responses::whole(&head, answers.pop().unwrap_or_default(), usage)))
+    Ok(json_response(&responses::whole(&head, &answers.pop().unwrap_or_default(), usage)))
 }
 
 async fn create_message(
@@ -215,22 +217,23 @@ async fn create_message(
     request: Request,
 ) -> Result<Response, ApiError> {
     let map = body(&app, request).await?;
-    let (stream, asks) = app
+    let (stream, asks, stops) = app
         .blocking(move |app| {
             if !map.contains_key("max_tokens") {
                 return Err(ApiError::field("max_tokens", "is missing"));
             }
-            converted(app, &map, &anthropic_in::to_chat(&map)?)
+            let (stream, asks) = converted(app, &map, &anthropic_in::to_chat(&map)?)?;
+            Ok((stream, asks, StopSequences::of(&map)))
         })
         .await?;
     let head = head(&app, "msg_");
     let run = Run::start(app.engine()?, asks, &record)?;
     if stream {
         let prompt = run.usage().prompt;
-        return Ok(sse::stream(run, MessageEvents::new(head, prompt), app.keep_alive));
+        return Ok(sse::stream(run, BlockStream::new(MessageEvents::new(head, stops, prompt)), app.keep_alive));
     }
     let (mut answers, usage) = collect(run).await?;
-    Ok(json_response(&anthropic::whole(&head, &answers.pop().unwrap_or_default(), usage)))
+    Ok(json_response(&anthropic::whole(&head, &answers.pop().unwrap_or_default(), &stops, usage)))
 }
 
 async fn count_tokens(State(app): Shared, request: Request) -> Result<Response, ApiError> {
@@ -261,6 +264,10 @@ async fn detokenize(State(app): Shared, request: Request) -> Result<Response, Ap
     let map = read_object(&app, request).await?;
     let told = app.blocking(move |app| tokens::detokenize(app, Fields::root(&map))).await?;
     Ok(json_response(&told))
+}
+
+async fn tokenizer_info(State(app): Shared) -> Response {
+    json_response(&tokens::info(&app))
 }
 
 fn head(app: &App, prefix: &str) -> Head {

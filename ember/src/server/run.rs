@@ -52,9 +52,11 @@ pub struct Token {
 }
 
 /// How an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct End {
     pub reason: Reason,
+    /// The stop string that ended it, where one did.
+    pub stop_string: Option<String>,
     /// Giving it again repeats the answer.
     pub seed: u64,
     /// Steps per layer and token, on average, with a trace.
@@ -210,7 +212,7 @@ impl Run {
             }
             Update::Finished(summary) => {
                 let delta = choice.finish(i, &summary)?;
-                self.record.reason(delta.end.map_or("stop", |end| end.reason.name()));
+                self.record.reason(delta.end.as_ref().map_or("stop", |end| end.reason.name()));
                 Ok(Some(delta))
             }
             Update::Failed(error) => Err(error.into()),
@@ -253,7 +255,8 @@ impl Choice {
             Finish::Stop if self.called => Reason::ToolCalls,
             Finish::Stop => Reason::Stop,
         };
-        let end = End { reason, seed: summary.seed, mean_steps: summary.mean_steps };
+        let stop_string = summary.stop_string.clone().filter(|_| summary.finish == Finish::Stop);
+        let end = End { reason, stop_string, seed: summary.seed, mean_steps: summary.mean_steps };
         Ok(Delta { choice, parts, end: Some(end), ..Delta::default() })
     }
 }
@@ -299,12 +302,12 @@ impl Answer {
         }
         self.tokens.extend(delta.tokens);
         self.prompt.extend(delta.prompt);
-        self.end = delta.end.or(self.end);
+        self.end = delta.end.or(self.end.take());
     }
 
     /// Why it ended.
     pub fn reason(&self) -> Reason {
-        self.end.map_or(Reason::Stop, |end| end.reason)
+        self.end.as_ref().map_or(Reason::Stop, |end| end.reason)
     }
 }
 

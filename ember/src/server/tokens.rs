@@ -1,5 +1,6 @@
-//! `/tokenize` and `/detokenize`.
+//! `/tokenize`, `/detokenize` and `/tokenizer_info`.
 
+use emberlm::model::text::{ChatOptions, SpecialToken};
 use serde_json::{Value, json};
 
 use super::app::App;
@@ -46,4 +47,15 @@ pub fn detokenize(app: &App, fields: Fields<'_>) -> Result<Value, ApiError> {
     let ids: Vec<u32> = list.iter().map(id).collect::<Result<_, _>>()?;
     let text = app.text.decode(&ids, false)?;
     Ok(json!({"prompt": text, "content": text}))
+}
+
+/// The tokens with a role, and the template: what evaluation harnesses ask for to do without a tokenizer of their own.
+pub fn info(app: &App) -> Value {
+    let special = app.text.special_tokens();
+    let text = |token: &Option<SpecialToken>| token.as_ref().map(|token| token.text.clone());
+    let template = app.text.chat_template(&ChatOptions::prompt()).ok().map(|template| template.source());
+    json!({
+        "bos_token": text(&special.bos), "eos_token": text(&special.eos), "pad_token": text(&special.pad),
+        "unk_token": text(&special.unk), "chat_template": template, "model_max_length": app.context,
+    })
 }

@@ -1,5 +1,7 @@
 //! Flags of other programs.
 
+#[cfg(feature = "serve")]
+use crate::program::Scratch;
 use crate::program::{Ended, ember};
 
 fn story(flags: &[&str]) -> Ended {
@@ -82,4 +84,47 @@ fn bench_takes_the_context_under_its_older_names() {
     for flag in ["--random-context", "--random-depth"] {
         ember(["bench", "-p", "4", "-n", "0", "-r", "1", "-t", "1", "-d", "8", flag]).with_code(0);
     }
+}
+
+/// What users of llama-server and vLLM type; a port that is taken ends the program before it serves.
+#[test]
+#[cfg(feature = "serve")]
+fn flags_of_other_servers_are_translated_or_explained() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("an address").port().to_string();
+    let serve = |flags: &[&str]| ember([&["serve", "--port", &port], flags].concat());
+    for (flags, note) in [
+        (&["-np", "4", "-c", "512"][..], "-np is --parallel here"),
+        (&["--served-model-name", "x", "-ngl", "99"], "--served-model-name is --alias here"),
+        (&["--max-model-len", "512", "--host", "localhost"], "--max-model-len is --ctx-size here"),
+        (&["-c", "0", "--no-webui", "-cb", "--jinja", "-fa", "on", "--metrics"], "--no-webui changes nothing"),
+        (&["--log-disable", "--slots", "--threads-http", "4"], "--log-disable changes nothing: every request is one"),
+    ] {
+        let ended = serve(flags).with_code(1);
+        assert!(ended.stderr.contains(&format!("note: {note}")), "{flags:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains("cannot listen on 127.0.0.1"), "{flags:?}: {}", ended.stderr);
+    }
+    for (flags, part) in [
+        (&["--embeddings"][..], "generates text from text"),
+        (&["--ssl-key-file", "key.pem"], "a proxy with TLS"),
+        (&["--tool-call-parser", "hermes"], "leave it out"),
+        (&["-n", "64"], "a request says max_tokens"),
+        (&["--gpu-memory-utilization", "0.9"], "--cache-bytes"),
+        (&["--models-dir", "models"], "a server has one model"),
+        (&["--host", "example.org"], "expected an address of this machine"),
+    ] {
+        let ended = serve(flags).with_code(2);
+        assert!(ended.stderr.contains(part) && ended.stdout.is_empty(), "{flags:?}: {}", ended.stderr);
+    }
+    let scratch = Scratch::new();
+    let file = scratch.path("key");
+    for (text, part) in
+        [("one\ntwo\n", "holds several lines"), (" \n", "holds no key"), (&"x".repeat(5000), "longer than 4096")]
+    {
+        std::fs::write(&file, text).expect("written");
+        let ended = serve(&["--api-key-file", file.to_str().expect("UTF-8")]).with_code(1);
+        assert!(ended.stderr.contains(part), "{}", ended.stderr);
+    }
+    assert!(serve(&["--api-key-file", "no/file"]).with_code(1).stderr.contains("--api-key-file no/file: "));
+    assert!(serve(&["--api-key-file", "a", "--api-key", "b"]).with_code(2).stderr.contains("cannot be used with"));
 }

@@ -31,7 +31,13 @@ fn foreign_hosts_and_pages_are_refused() {
 
 #[test]
 fn a_key_is_asked_for_and_never_logged() {
-    let server = Server::start(&["--api-key", "k3y-of-this-test"]);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "k3y-of-this-test\n").unwrap();
+    check_key(&Server::start(&["--api-key", "k3y-of-this-test"]));
+    check_key(&Server::start(&["--api-key-file", file.path().to_str().unwrap()]));
+}
+
+fn check_key(server: &Server) {
     let body = json!({"messages": [{"role": "user", "content": "hi there, secretly"}], "max_tokens": 1}).to_string();
     let chat = |headers: &[(&str, &str)]| server.send("POST", "/v1/chat/completions", headers, &body);
     for headers in [

@@ -201,6 +201,10 @@ fn texts_and_tokens_become_each_other() {
     let end = server.ok("/tokenize", &json!({"prompt": "<|im_end|>"}))["tokens"][0].clone();
     assert_eq!(tokens.as_array().unwrap().iter().filter(|id| **id == end).count(), 1, "{tokens}");
     assert_eq!(server.post("/detokenize", &json!({"tokens": [99999]})).status, 400);
+    // What harnesses ask for that have no tokenizer of their own.
+    let info = server.get("/tokenizer_info");
+    assert_eq!((info.status, &info.json()["eos_token"]), (200, &json!("<|endoftext|>")));
+    assert!(info.json()["bos_token"].is_null() && info.json()["chat_template"].as_str().unwrap().contains("im_start"));
 }
 
 #[test]

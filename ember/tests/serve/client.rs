@@ -9,7 +9,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// Nothing here takes longer.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The program, or another build of it where that is asked for.
+pub fn program() -> std::ffi::OsString {
+    std::env::var_os("EMBERLM_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_ember").into())
+}
 
 /// A running `ember serve`; killed when dropped.
 pub struct Server {
@@ -21,7 +26,14 @@ pub struct Server {
 impl Server {
     /// With the model in the program; ready when this returns.
     pub fn start(args: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ember"));
+        let mut server = Self::spawn(args);
+        server.wait_for("\nready: ");
+        server
+    }
+
+    /// Listens when this returns, and loads its model.
+    pub fn spawn(args: &[&str]) -> Self {
+        let mut command = Command::new(program());
         command.args(["serve", "--port", "0", "--threads", "2", "--device", "cpu"]).args(args);
         command.env_remove("EMBER_API_KEY").stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
@@ -36,11 +48,16 @@ impl Server {
             }
         });
         let mut server = Self { child, address: String::new(), log };
-        server.wait_for("\nready: ");
+        server.wait_for("listening on http://");
         let log = server.log();
         let address = log.lines().find_map(|line| line.strip_prefix("listening on http://"));
         server.address = address.expect("no address").to_owned();
         server
+    }
+
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn log(&self) -> String {
@@ -182,6 +199,25 @@ impl Connection {
         }
         // A server that refuses may close before it has read all.
         let _ = self.0.get_mut().write_all(format!("{head}\r\n{body}").as_bytes());
+    }
+
+    /// The status; none where the connection was reset before it came.
+    pub fn status_or_reset(&mut self) -> Option<u16> {
+        let mut line = String::new();
+        self.0.read_line(&mut line).ok()?;
+        line.split(' ').nth(1)?.parse().ok()
+    }
+
+    /// What comes until the connection ends, however it ends.
+    pub fn text_to_end(&mut self) -> String {
+        let mut bytes = Vec::new();
+        let _ = self.0.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// What comes.
+    pub fn stream(&mut self) -> &mut impl Read {
+        &mut self.0
     }
 
     pub fn line(&mut self) -> String {

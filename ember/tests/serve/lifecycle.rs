@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::client::{Connection, Server};
+use crate::client::{Connection, PATIENCE, Server};
+use crate::scripted;
 
 /// Something that takes seconds.
 fn long(prompts: usize) -> Value {
@@ -68,6 +69,49 @@ fn health_is_told_while_a_prompt_is_read() {
         assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
     }
     drop(reading);
+}
+
+#[test]
+fn whoever_asks_while_the_model_is_loaded_is_told_to_wait() {
+    let directory = scripted::slow_to_load();
+    let mut server =
+        Server::spawn(&["-m", directory.path().to_str().unwrap(), "--quant", "nf4", "--quant-head", "none"]);
+    for (method, path) in [("GET", "/health"), ("POST", "/v1/chat/completions"), ("POST", "/v1/messages")] {
+        let response = server.send(method, path, &[], "{}");
+        assert_eq!((response.status, response.header("retry-after")), (503, Some("1")), "{path}: {}", response.body);
+        assert!(response.message().contains("loaded"), "{path}: {}", response.body);
+    }
+    assert_eq!(server.get("/health").json()["status"], "loading");
+    // What needs no weights is answered.
+    assert_eq!(
+        (server.get("/v1/models").status, server.get("/metrics").status, server.get("/").status),
+        (200, 200, 200)
+    );
+    assert!(!server.log().contains("ready"), "it was loaded before this was over: {}", server.log());
+    server.wait_for("\nready: ");
+    assert_eq!((server.get("/health").status, &server.get("/health").json()["status"]), (200, &json!("ok")));
+}
+
+#[test]
+fn an_engine_that_is_stalled_is_told_by_health() {
+    // Whatever takes longer than nothing.
+    let server = Server::start(&["--parallel", "1", "--stall-limit", "0"]);
+    assert_eq!(server.get("/health").status, 200);
+    let prompts: Vec<Vec<u32>> = (0..16).map(|i| vec![40 + i; 1000]).collect();
+    let reading = server.begin("/v1/completions", &json!({"prompt": prompts, "max_tokens": 1}));
+    let began = Instant::now();
+    let told = loop {
+        let health = server.get("/health");
+        if health.status != 200 {
+            break health;
+        }
+        assert!(began.elapsed() < PATIENCE, "it is always well:\n{}", server.log());
+    };
+    assert_eq!((told.status, &told.json()["status"]), (503, &json!("stalled")), "{}", told.body);
+    drop(reading);
+    while server.get("/health").status != 200 {
+        assert!(began.elapsed() < PATIENCE, "it is not well again:\n{}", server.log());
+    }
 }
 
 #[test]

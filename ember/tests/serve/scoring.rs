@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::client::Server;
+use crate::client::{Server, program};
 
 /// The exact settings of `ember eval`.
 const EXACT: [&str; 4] = ["--activations", "f32", "--cache-type", "f32"];
@@ -19,11 +19,8 @@ fn echoed_log_probabilities_are_those_of_eval() {
     let text = "Once upon a time there was a small boy. He had a red boat, and the boat was fast.";
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();
-    let out = Command::new(env!("CARGO_BIN_EXE_ember"))
-        .args(["eval", "--device", "cpu", "--json", "-f"])
-        .arg(file.path())
-        .output()
-        .unwrap();
+    let out =
+        Command::new(program()).args(["eval", "--device", "cpu", "--json", "-f"]).arg(file.path()).output().unwrap();
     let report: Value = serde_json::from_slice(&out.stdout).unwrap();
     let server = Server::start(&EXACT);
     for stream_of_passes in [json!(text), server.ok("/tokenize", &json!({ "prompt": text }))["tokens"].clone()] {

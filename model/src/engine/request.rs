@@ -149,6 +149,8 @@ pub enum Finish {
 pub struct Summary {
     /// Why it ended.
     pub finish: Finish,
+    /// The stop string that ended it; none when another reason did.
+    pub stop_string: Option<String>,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// Of them those that were not computed for this request.

@@ -81,6 +81,7 @@ impl<B: CompactBackend> Sequence<B> {
             decode_begun: None,
             summary: Summary {
                 finish: Finish::Length,
+                stop_string: None,
                 prompt_tokens: request.prompt.len(),
                 cached_tokens: 0,
                 generated: Vec::new(),
@@ -210,7 +211,8 @@ impl<B: CompactBackend> Sequence<B> {
             _ => None,
         };
         let piece = Piece { text: stopped.text, token: Some(token), depth, log_probabilities };
-        Ok(Some((piece, complete || stopped.stop.is_some())))
+        self.summary.stop_string = stopped.stop;
+        Ok(Some((piece, complete || self.summary.stop_string.is_some())))
     }
 
     /// Ends the text: what was held back, then the end.

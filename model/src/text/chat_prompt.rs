@@ -23,9 +23,19 @@ impl TextProcessor {
     /// The boundaries are found by comparison, so that they are right for any template: what the chat has in common with a chat of
     /// the same beginning and another question, and with itself without the generation prompt.
     ///
+    /// Messages that only call tools have no content, by which templates that know of tools tell them. A template that reads the content
+    /// of every message fails at them; it is asked once more, with an empty text there.
+    ///
     /// # Errors
     /// As [`Self::encode_chat`].
     pub fn chat_prompt(&self, messages: &[Message], options: &ChatOptions) -> Result<ChatPrompt> {
+        self.prompt_of(messages, options).or_else(|error| {
+            let Some(filled) = with_contents(messages) else { return Err(error) };
+            self.prompt_of(&filled, options).map_err(|_| error)
+        })
+    }
+
+    fn prompt_of(&self, messages: &[Message], options: &ChatOptions) -> Result<ChatPrompt> {
         let tokens = self.encode_chat(messages, options)?;
         let thinking = Thinking::of_prompt(&self.render_chat(messages, options)?);
         let mut boundaries: Vec<usize> =
@@ -67,6 +77,17 @@ impl TextProcessor {
         let shared = common(&without, tokens);
         (shared == without.len()).then_some(shared)
     }
+}
+
+/// The messages with an empty content where there is none; `None` when all have one.
+fn with_contents(messages: &[Message]) -> Option<Vec<Message>> {
+    let has = |message: &Message| message.fields().contains_key("content");
+    if messages.iter().all(has) {
+        return None;
+    }
+    let filled =
+        messages.iter().map(|message| if has(message) { message.clone() } else { message.clone().with("content", "") });
+    Some(filled.collect())
 }
 
 /// Tokens at the beginning that are the same.

@@ -7,7 +7,7 @@
 use crate::check::elements;
 use crate::cpu::Level;
 use crate::cpu::attention::types::{Attention, CodeDecoder};
-use crate::cpu::matmul::dense::{DenseRows, Scales};
+use crate::cpu::matmul::dense::{DenseRows, DenseScales};
 use crate::cpu::matmul::dequantize::Decode;
 use crate::cpu::matmul::embed::dequantize_rows;
 use crate::cpu::matmul::linear::product;
@@ -90,7 +90,7 @@ fn of_heads(
                         let m = MAX_COLUMNS.min(rows - first);
                         let row = (b * p.kv_heads + g) * rows + first;
                         let x = &x[row * from..(row + m) * from];
-                        let (w, scales, bias) = (&*block, Scales::None, bias(g));
+                        let (w, scales, bias) = (&*block, DenseScales::None, bias(g));
                         let y = out.rows_from(row);
                         launch(level, DenseRows { w, k: from, scales, x, m, first: 0, last: to, bias, y });
                     }

@@ -11,14 +11,16 @@ pub const HELP: &str = "\
 /retry               another answer to the last message
 /save FILE           write the conversation as JSON
 /load FILE           go on with a conversation from a file
-/depth               colour the answer by the steps of its tokens (CREST), or no longer
+/depth               colour answers by the steps of their tokens (CREST), or not
 /think on|off        let the model think first, or not
-/set [NAME VALUE]    temp, top-p, top-k, min-p, seed, max-tokens, repeat-penalty, threshold, steps;
-                     the value default takes it back; alone: show what is in force
+/set [NAME VALUE]    change temp, top-p, top-k, min-p, seed, max-tokens,
+                     repeat-penalty, threshold or steps; the value default
+                     takes it back; alone: show what is in force
 /help                this list
 /exit                leave, as Ctrl-D does
 
-A line that ends with \\ goes on in the next one. Between lines of \"\"\" everything is one message, also a line that begins with /.
+A line that ends with \\ goes on in the next one. Between lines of \"\"\"
+everything is one message, also a line that begins with /.
 Ctrl-C stops an answer.";
 
 /// Something to do that is no message.

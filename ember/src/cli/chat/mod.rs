@@ -15,7 +15,7 @@ use anyhow::{Result, bail, ensure};
 use clap::Args;
 use emberlm::model::engine::{Engine, EngineOptions};
 use emberlm::model::text::{AnswerFormat, ChatOptions, StopStrings, TextProcessor};
-use emberlm::model::{Architecture, DEFAULT_CHUNK, Pretrained};
+use emberlm::model::{Architecture, Pretrained};
 use emberlm::quant::kv::KvFormat;
 use emberlm::quant::{Activations, CompactBackend};
 
@@ -25,11 +25,10 @@ use self::interrupt::{HOW_TO_LEAVE, Interrupt};
 use self::screen::Screen;
 use self::session::{ENABLE_THINKING, Next, Session, Setup};
 use self::settings::Settings;
-use super::args::{CacheType, DepthArgs, ModelArgs};
+use super::args::{DepthArgs, ModelArgs, PassArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::device_args::DeviceArgs;
-use super::estimate::{Estimate, cache_bytes, usual_context};
-use super::memory::TokenizerMemory;
+use super::estimate::{cache_bytes, usual_context};
 use super::sampling::{SamplingArgs, or_minus_one};
 use super::{load, output};
 
@@ -80,13 +79,8 @@ pub struct ChatArgs {
     #[arg(long, value_name = "FILE")]
     history: Option<PathBuf>,
 
-    /// Tokens per pass over the prompt; beside quantised weights another N can change a text slightly, unless --activations f32
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_CHUNK as u32, value_parser = clap::value_parser!(u32).range(1..))]
-    chunk: u32,
-
-    /// Number format of cached keys and values
-    #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
-    cache_type: CacheType,
+    #[command(flatten)]
+    passes: PassArgs,
 
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -114,8 +108,7 @@ impl WithBackend for &ChatArgs {
 fn chat<B: CompactBackend>(args: &ChatArgs, device: &OpenDevice<B>) -> Result<bool> {
     // What can be wrong is looked at before the weights are loaded, which can take minutes.
     let mut input = Input::open(args.history.as_deref())?;
-    let (quant, head) = (args.model.quant(), args.model.quant_head);
-    let pretrained = load::prepare(load::open(&args.model, &args.depth)?, quant, head, device)?;
+    let pretrained = load::open_prepared(&args.model, &args.depth, device)?;
     let architecture = pretrained.architecture();
     let text = pretrained.text()?;
     if !text.has_chat_template() {
@@ -137,14 +130,10 @@ fn chat<B: CompactBackend>(args: &ChatArgs, device: &OpenDevice<B>) -> Result<bo
     let engine_options = engine_options(args, architecture, setup.context);
     let conversation = Conversation::new(args.system.as_deref());
 
-    let model = load::load(&pretrained, device, |plan| {
-        let usual = usual_context(architecture);
-        let mut estimate =
-            Estimate::new(architecture, plan, engine_options.kv_format, usual, engine_options.tokens_per_step);
-        // That of the turn, and what is kept for the next one.
-        estimate.cache = estimate.cache.saturating_mul(2);
-        estimate.with_tokenizer(TokenizerMemory::of(&pretrained, &setup.text)).note()
-    })?;
+    let usual = usual_context(architecture);
+    // That of the turn, and what is kept for the next one.
+    let caches = |cache: usize| cache.saturating_mul(2);
+    let model = load::load_for_text(&pretrained, device, &setup.text, &args.passes, usual, caches)?;
     drop(pretrained);
     output::note(&settings.sampling_line());
     if input.is_terminal() {
@@ -188,12 +177,12 @@ fn setup(
 
 /// The engine keeps the turns so far, in no more than a context and some states of linear attention.
 fn engine_options(args: &ChatArgs, architecture: &Architecture, context: usize) -> EngineOptions {
-    let kv_format: KvFormat = args.cache_type.into();
+    let kv_format: KvFormat = args.passes.cache_type.into();
     let (per_token, fixed) = cache_bytes(architecture, kv_format);
     let kept = context.saturating_mul(per_token).saturating_add(fixed.saturating_mul(KEPT_STATES));
     EngineOptions {
         kv_format,
-        tokens_per_step: args.chunk as usize,
+        tokens_per_step: args.passes.chunk as usize,
         prefix_cache_bytes: kept,
         ..EngineOptions::default()
     }

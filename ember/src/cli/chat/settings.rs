@@ -84,10 +84,10 @@ impl Settings {
         let mut new = self.clone();
         let sampling = &mut new.sampling;
         match name {
-            "temp" | "temperature" => sampling.temp = parsed(name, value)?,
-            "top-p" => sampling.top_p = parsed(name, value)?,
-            "min-p" => sampling.min_p = parsed(name, value)?,
-            "repeat-penalty" => sampling.repeat_penalty = parsed(name, value)?,
+            "temp" | "temperature" => sampling.temp = number(name, value)?,
+            "top-p" => sampling.top_p = number(name, value)?,
+            "min-p" => sampling.min_p = number(name, value)?,
+            "repeat-penalty" => sampling.repeat_penalty = number(name, value)?,
             "top-k" => sampling.top_k = count(name, value, 0)?,
             "seed" => sampling.seed = parsed(name, value)?.unwrap_or_default(),
             "max-tokens" => new.max_tokens = count(name, value, usize::MAX)?,
@@ -109,12 +109,13 @@ impl Settings {
     fn set_depth(&mut self, name: &str, value: &str) -> Result<()> {
         let Some(loaded) = self.steps else { bail!("{name} is for models with adaptive depth, which this is not") };
         if name == "threshold" {
-            let threshold: Option<f32> = parsed(name, value)?;
+            let threshold: Option<f32> = number(name, value)?;
             let in_range = threshold.is_none_or(|threshold| (0.0..=1.0).contains(&threshold));
             ensure!(in_range, "threshold is {value}, expected a number from 0 to 1");
             self.depth.threshold = threshold;
         } else {
-            let steps: Option<usize> = parsed(name, value)?;
+            let steps = parsed::<usize>(name, value)
+                .map_err(|_| anyhow!("steps cannot be {value:?}: expected 1 to {loaded}, or default"))?;
             let in_range = steps.is_none_or(|steps| (1..=loaded).contains(&steps));
             ensure!(in_range, "steps is {value}, expected 1 to {loaded}, the steps that the model was loaded with");
             self.depth.steps = steps;
@@ -128,6 +129,13 @@ fn parsed<T: FromStr<Err: std::fmt::Display>>(name: &str, value: &str) -> Result
         return Ok(None);
     }
     value.parse().map(Some).map_err(|error| anyhow!("{name} cannot be {value:?}: {error}"))
+}
+
+fn number<T: FromStr>(name: &str, value: &str) -> Result<Option<T>> {
+    if value == DEFAULT {
+        return Ok(None);
+    }
+    value.parse().map(Some).map_err(|_| anyhow!("{name} cannot be {value:?}: expected a number, or default"))
 }
 
 fn count(name: &str, value: &str, all: usize) -> Result<Option<usize>> {
@@ -171,7 +179,8 @@ mod tests {
         let before = with_depth.line();
         for (name, value, part) in [
             ("temp", "-1", "temperature"),
-            ("temp", "hot", "temp cannot be \"hot\""),
+            ("temp", "hot", "temp cannot be \"hot\": expected a number"),
+            ("steps", "deep", "steps cannot be \"deep\": expected 1 to 4"),
             ("top-p", "2", "top-p"),
             ("seed", "-2", "-1"),
             ("steps", "5", "expected 1 to 4"),

@@ -105,8 +105,7 @@ impl WithBackend for &DepthCommandArgs {
 }
 
 fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &OpenDevice<B>) -> Result<()> {
-    let (quant, head) = (args.model.quant(), args.model.quant_head);
-    let pretrained = load::prepare(load::open(&args.model, &args.depth)?, quant, head, device)?;
+    let pretrained = load::open_prepared(&args.model, &args.depth, device)?;
     let architecture = pretrained.architecture();
     let Some(crest) = architecture.crest.clone() else {
         bail!("depth is for models with adaptive depth; this is {}", architecture.config.family);

@@ -12,14 +12,12 @@ use emberlm::model::config::GenerationConfig;
 use emberlm::model::generate::{CancelHandle, Finish, GenerateOptions, Generator};
 use emberlm::model::sampling::SamplingConfig;
 use emberlm::model::text::{ChatOptions, Message, StopSet, StopStrings, TextProcessor};
-use emberlm::model::{DEFAULT_CHUNK, DepthOptions, Error, Pretrained};
+use emberlm::model::{DepthOptions, Error, Pretrained};
 use emberlm::quant::{Activations, CompactBackend};
 
-use super::args::{CacheType, DepthArgs, ModelArgs};
+use super::args::{DepthArgs, ModelArgs, PassArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::device_args::DeviceArgs;
-use super::estimate::Estimate;
-use super::memory::TokenizerMemory;
 use super::sampling::{SamplingArgs, or_minus_one};
 use super::terminal::TerminalFilter;
 use super::{chat_input, input, load, output};
@@ -79,13 +77,8 @@ pub struct GenerateArgs {
     #[arg(long, requires = "chat")]
     no_think: bool,
 
-    /// Tokens per pass over the prompt; beside quantised weights another N can change a text slightly, unless --activations f32
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_CHUNK as u32, value_parser = clap::value_parser!(u32).range(1..))]
-    chunk: u32,
-
-    /// Number format of cached keys and values
-    #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
-    cache_type: CacheType,
+    #[command(flatten)]
+    passes: PassArgs,
 
     /// Write the depth of every token to stderr (CREST)
     #[arg(long)]
@@ -119,8 +112,7 @@ impl WithBackend for &GenerateArgs {
 }
 
 fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> Result<bool> {
-    let (quant, head) = (args.model.quant(), args.model.quant_head);
-    let pretrained = load::prepare(load::open(&args.model, &args.depth)?, quant, head, device)?;
+    let pretrained = load::open_prepared(&args.model, &args.depth, device)?;
     let architecture = pretrained.architecture();
     if args.trace && architecture.crest.is_none() {
         bail!("--trace is for models with adaptive depth; this is {}", architecture.config.family);
@@ -152,10 +144,7 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> R
         }
     }
     let context = prompt.len().saturating_add(options.max_tokens).min(limit);
-    let model = load::load(&pretrained, device, |plan| {
-        let estimate = Estimate::new(architecture, plan, options.cache, context, options.chunk);
-        estimate.with_tokenizer(TokenizerMemory::of(&pretrained, &text)).note()
-    })?;
+    let model = load::load_for_text(&pretrained, device, &text, &args.passes, context, |cache| cache)?;
     output::note(&sampling);
     let generator = Generator::new(&model, &text, options)?;
     cancel_on_interrupt(generator.cancel_handle());
@@ -199,8 +188,8 @@ fn options(args: &GenerateArgs, pretrained: &Pretrained, text: &TextProcessor) -
         max_tokens: args.max_tokens.or(defaults.max_new_tokens).unwrap_or(MAX_TOKENS),
         stop_tokens: if args.ignore_eos { StopSet::default() } else { pretrained.stop_tokens(text) },
         stop_strings: args.stop.iter().chain(&defaults.stop_strings).cloned().collect(),
-        chunk: args.chunk as usize,
-        cache: args.cache_type.into(),
+        chunk: args.passes.chunk as usize,
+        cache: args.passes.cache_type.into(),
         // What the caller wants different is in the options of the model.
         depth: DepthOptions::default(),
         // Mean steps belong to the summary of every CREST run.

@@ -30,6 +30,8 @@ const PLAIN: Equivalent = NoEffect("a prompt is plain text unless --chat is give
 const WHOLE: Equivalent = NoEffect("a whole model runs on one device; --device chooses it");
 const MEMORY: Equivalent = NoEffect("weights are mapped from their files and packed in memory as they are");
 const GROWS: Equivalent = NoEffect("the context grows by itself, up to that of the model");
+const ALWAYS: Equivalent = NoEffect("it is always so");
+const HARMLESS: Equivalent = NoEffect("there is no such choice");
 const QUIET: Equivalent = NoEffect("only the text goes to stdout, and the prompt is not printed");
 
 /// Flags that mean something else in one command than in the others.
@@ -72,6 +74,83 @@ pub const OF_A_COMMAND: &[(&str, &[ForeignFlag])] = &[
             ),
             (&["-st", "--single-turn"], Instead("`ember generate --chat -p TEXT` answers one message")),
             (&["--json"], Instead("/save FILE writes the conversation as JSON")),
+        ],
+    ),
+    (
+        "serve",
+        &[
+            (&["--n-ctx", "--context", "--context-length", "--max-model-len", "--max-seq-len"], Flag("--ctx-size")),
+            (
+                &["-np", "--n-parallel", "--max-num-seqs", "--num-parallel", "--max-running-requests"],
+                Flag("--parallel"),
+            ),
+            (&["-a", "--served-model-name", "--model-alias"], Flag("--alias")),
+            (&["--max-queue-size", "--max-waiting"], Flag("--max-queue")),
+            (&["--max-num-batched-tokens", "--chunked-prefill-size"], Flag("--chunk")),
+            (
+                &["--no-cache-prompt", "--no-enable-prefix-caching", "--disable-radix-cache"],
+                Words(&["--no-prefix-cache"]),
+            ),
+            (&["--cache-prompt", "--enable-prefix-caching", "--enable-chunked-prefill"], ALWAYS),
+            (&["-cb", "--cont-batching", "--continuous-batching", "--metrics"], ALWAYS),
+            (&["--enable-auto-tool-choice", "--enable-reasoning", "--kv-unified", "-kvu"], ALWAYS),
+            (&["--swa-full", "--no-context-shift"], HARMLESS),
+            (&["--webui", "--ui", "--no-webui", "--no-ui"], NoEffect("the page at / is always there")),
+            (
+                &["--slots", "--no-slots", "--props", "--no-props"],
+                NoEffect("/metrics and /v1/models tell what there is to tell"),
+            ),
+            (
+                &["--log-disable", "--verbose", "-v", "-lv", "--log-verbosity", "--verbosity", "--verbose-prompt"],
+                NoEffect("every request is one line on stderr"),
+            ),
+            (&["--log-file"], Instead("the log goes to stderr: 2> FILE")),
+            (
+                &["--models-dir", "--models-preset", "--models-max"],
+                Instead("a server has one model; start another one with another --port"),
+            ),
+            (&["--threads-http", "--log-timestamps", "--disable-log-requests", "--api-server-count"], HARMLESS),
+            (&["--sps", "-sps", "--slot-prompt-similarity", "--cache-reuse", "--ctx-checkpoints"], HARMLESS),
+            (
+                &["--cache-ram", "-cram", "--gpu-memory-utilization", "--mem-fraction-static"],
+                Instead("--cache-bytes is the budget of all caches"),
+            ),
+            (&["--max-kv-size"], Instead("--cache-bytes is the budget of all caches, --ctx-size the length of one")),
+            (
+                &["--tool-call-parser", "--reasoning-parser", "--reasoning-format"],
+                Instead("the model's chat template tells the format; leave it out"),
+            ),
+            (
+                &["--reasoning-budget", "--reasoning"],
+                Instead("a request turns thinking off: \"reasoning_effort\": \"none\", or \"enable_thinking\": false"),
+            ),
+            (
+                &["--timeout", "-to", "--timeout-keep-alive"],
+                Instead("--keep-alive keeps silent streams open; a reader that takes nothing for 60 s is given up"),
+            ),
+            (
+                &["--cors-allow-origin", "--allowed-origins", "--allowed-hosts", "--cors"],
+                Instead("--allow-host NAME answers pages of that site"),
+            ),
+            (
+                &["--ssl-key-file", "--ssl-cert-file", "--ssl-keyfile", "--ssl-certfile"],
+                Instead("put a proxy with TLS in front"),
+            ),
+            (&["--path", "--api-prefix", "--root-path"], Instead("put a proxy in front that maps the paths")),
+            (&["--slot-save-path", "--prompt-cache"], Instead("no cache of prompts is kept on disk")),
+            (
+                &["--embedding", "--embeddings", "--rerank", "--reranking", "--mmproj", "-mm"],
+                Instead("this server generates text from text"),
+            ),
+            (
+                &["--n-predict", "--predict", "-n", "--max-tokens", "--max-new-tokens"],
+                Instead("a request says max_tokens; one that does not has the rest of the context"),
+            ),
+            (&["-r", "--stop", "--reverse-prompt"], Instead("a request says stop")),
+            (
+                &["-p", "--prompt", "--chat", "-cnv", "--system", "-sys", "--system-prompt"],
+                Instead("clients send the messages; `ember chat` is a conversation here"),
+            ),
         ],
     ),
     ("info", &[(&["-c", "--ctx-size", "--n-ctx", "--max-model-len"], Flag("--context"))]),

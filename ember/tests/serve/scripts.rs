@@ -1,0 +1,199 @@
+//! What models say only now and then, from a model that says it at will: calls in the forms of each family, characters that are cut over
+//! tokens, strings to stop at.
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::client::{Server, chunks, joined};
+use crate::scripted::{ANSWER, model};
+
+fn server(directory: &TempDir) -> Server {
+    Server::start(&["-m", directory.path().to_str().unwrap(), "--alias", "demo"])
+}
+
+/// What Llama's own templates mention.
+const LLAMA: &str =
+    "{# Environment: ipython #}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}<|answer|>";
+/// What Qwen's do.
+const QWEN: &str =
+    "{# <think> <tool_call> <function= #}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}<|answer|>";
+
+fn tools(name: &str) -> Value {
+    let parameters =
+        json!({"type": "object", "properties": {"word": {"type": "string"}, "times": {"type": "integer"}}});
+    json!([{"type": "function", "function": {"name": name, "parameters": parameters}}])
+}
+
+fn body(more: Value) -> Value {
+    let mut body = json!({"messages": [{"role": "user", "content": "Look up."}], "temperature": 0});
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+/// A whole answer and a streamed one, which has to say the same: content, calls with their arguments, and why it ended.
+fn answered(server: &Server, more: Value) -> (String, Vec<(String, Value)>, String) {
+    let asked = body(more);
+    let whole = server.ok("/v1/chat/completions", &asked);
+    let choice = &whole["choices"][0];
+    let content = choice["message"]["content"].as_str().unwrap_or_default().to_owned();
+    let call = |call: &Value| {
+        let function = &call["function"];
+        let arguments = function["arguments"].as_str().unwrap();
+        (function["name"].as_str().unwrap().to_owned(), serde_json::from_str(arguments).unwrap())
+    };
+    let calls: Vec<(String, Value)> =
+        choice["message"]["tool_calls"].as_array().into_iter().flatten().map(call).collect();
+    let mut streamed = asked.clone();
+    streamed["stream"] = true.into();
+    let parts = chunks(&server.stream("/v1/chat/completions", &streamed));
+    assert_eq!(joined(&parts, 0, "/delta/content"), content);
+    for (i, (name, arguments)) in calls.iter().enumerate() {
+        let deltas =
+            parts.iter().flat_map(|part| part["choices"][0]["delta"]["tool_calls"].as_array().into_iter().flatten());
+        let of_call: Vec<&Value> = deltas.filter(|delta| delta["index"] == i).map(|delta| &delta["function"]).collect();
+        let text = |field: &str| of_call.iter().filter_map(|function| function[field].as_str()).collect::<String>();
+        assert_eq!((&text("name"), &serde_json::from_str::<Value>(&text("arguments")).unwrap()), (name, arguments));
+    }
+    let reason = choice["finish_reason"].as_str().unwrap();
+    let last = parts.iter().find_map(|part| part["choices"][0]["finish_reason"].as_str());
+    assert_eq!(last, Some(reason));
+    (content, calls, reason.to_owned())
+}
+
+#[test]
+fn a_call_of_llama_needs_a_tool_of_its_name() {
+    let call = r#"{"name": "look_up", "parameters": {"word": "fox"}}"#;
+    let pieces = [&b"{\"name\": \"look_"[..], b"up\", \"para", b"meters\": {\"word\": \"fo", b"x\"}}"];
+    let tagged: Vec<&[u8]> = [&b"<|python_tag|>"[..]].into_iter().chain(pieces).collect();
+    // The token is a special one, which no text shows; the parser sees it.
+    for pieces in [&tagged[..], &pieces[..]] {
+        let directory = model(LLAMA, pieces);
+        let server = server(&directory);
+        let (content, calls, reason) = answered(&server, json!({"tools": tools("look_up")}));
+        assert_eq!((content.as_str(), reason.as_str()), ("", "tool_calls"));
+        assert_eq!(calls, [("look_up".to_owned(), json!({"word": "fox"}))]);
+        // The same as another API has it: one block, which is the call.
+        let asked = json!({"messages": [{"role": "user", "content": "Look up."}], "max_tokens": 50,
+            "tools": [{"name": "look_up", "input_schema": {"type": "object"}}]});
+        let message = server.ok("/v1/messages", &asked);
+        assert_eq!((&message["stop_reason"], &message["stop_sequence"]), (&json!("tool_use"), &Value::Null));
+        let block = &message["content"];
+        assert_eq!((block.as_array().unwrap().len(), &block[0]["input"]), (1, &json!({"word": "fox"})));
+        let mut asked = json!({"input": "Look up.", "tools": [{"type": "function", "name": "look_up", "parameters": {"type": "object"}}]});
+        let whole = server.ok("/v1/responses", &asked);
+        asked["stream"] = true.into();
+        let events = server.stream("/v1/responses", &asked);
+        let last: Value = serde_json::from_str(&events.last().unwrap().1).unwrap();
+        for output in [&whole["output"], &last["response"]["output"]] {
+            let items: Vec<&str> =
+                output.as_array().unwrap().iter().map(|item| item["type"].as_str().unwrap()).collect();
+            let arguments: Value = serde_json::from_str(output[0]["arguments"].as_str().unwrap()).unwrap();
+            assert_eq!((items, arguments), (vec!["function_call"], json!({"word": "fox"})));
+        }
+        // No tools, another one, or none to be called: it is what the model says.
+        for more in
+            [json!({}), json!({"tools": tools("spell")}), json!({"tools": tools("look_up"), "tool_choice": "none"})]
+        {
+            let (content, calls, reason) = answered(&server, more.clone());
+            assert_eq!(
+                (content.strip_prefix("<|python_tag|>").unwrap_or(&content), reason.as_str()),
+                (call, "stop"),
+                "{more}"
+            );
+            assert!(calls.is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_call_of_qwen_has_the_types_of_its_schema() {
+    let pieces = [
+        &b"<think>"[..],
+        b"Which one",
+        b"?</thi",
+        b"nk>\n\n",
+        b"Wait.",
+        b"\n<tool_",
+        b"call>\n<function=look",
+        b"_up>",
+        b"\n<parameter=word>\n",
+        b"4",
+        b"2\n</parameter>",
+        b"\n<parameter=times>\n3",
+        b"\n</parameter>\n",
+        b"</function>\n</tool_call>",
+    ];
+    let directory = model(QWEN, &pieces);
+    let server = server(&directory);
+    let (content, calls, reason) = answered(&server, json!({"tools": tools("look_up")}));
+    assert_eq!((content.as_str(), reason.as_str()), ("Wait.", "tool_calls"));
+    assert_eq!(calls, [("look_up".to_owned(), json!({"word": "42", "times": 3}))]);
+    let whole = server.ok("/v1/chat/completions", &body(json!({"tools": tools("look_up")})));
+    assert_eq!(whole["choices"][0]["message"]["reasoning_content"], "Which one?");
+}
+
+#[test]
+fn characters_are_whole_however_tokens_cut_them() {
+    let text = "na\u{ef}ve \u{1f600}\u{2615} \u{65e5}\u{672c}!";
+    // Every byte beyond ASCII is cut from the next somewhere.
+    let pieces = [
+        &b"na\xc3"[..],
+        b"\xafve ",
+        b"\xf0",
+        b"\x9f\x98",
+        b"\x80\xe2",
+        b"\x98\x95 \xe6",
+        b"\x97",
+        b"\xa5\xe6\x9c",
+        b"\xac!",
+    ];
+    assert_eq!(pieces.concat(), text.as_bytes());
+    let directory = model("{{ messages[0].content }}<|answer|>", &pieces);
+    let server = server(&directory);
+    let (content, _, _) = answered(&server, json!({}));
+    assert_eq!(content, text);
+    let prompt = json!({"prompt": ANSWER, "temperature": 0});
+    assert_eq!(server.ok("/v1/completions", &prompt)["choices"][0]["text"], text);
+    for most in 1..=pieces.len() {
+        // One that is cut off has no half of a character either, but for the end of what could not be finished.
+        let asked = json!({"prompt": ANSWER, "temperature": 0, "max_tokens": most, "stream": true});
+        let parts = chunks(&server.stream("/v1/completions", &asked));
+        let texts: Vec<&str> = parts.iter().filter_map(|part| part["choices"][0]["text"].as_str()).collect();
+        let whole = server.ok("/v1/completions", &json!({"prompt": ANSWER, "temperature": 0, "max_tokens": most}));
+        assert_eq!(whole["choices"][0]["text"], texts.concat());
+        let shown = texts.concat();
+        let shown = shown.trim_end_matches('\u{fffd}');
+        assert!(text.starts_with(shown) && !shown.contains('\u{fffd}'), "{most}: {texts:?}");
+        assert!(!texts.iter().rev().skip(2).any(|text| text.contains('\u{fffd}')), "{most}: {texts:?}");
+    }
+}
+
+#[test]
+fn the_string_that_ended_a_message_is_told() {
+    let directory = model("{{ messages[0].content }}<|answer|>", &[b"one tw", b"o thr", b"ee fo", b"ur"]);
+    let server = server(&directory);
+    let table = [
+        (json!({}), "one two three four", "end_turn", Value::Null),
+        (json!({"stop_sequences": ["zzz", "three four five"]}), "one two three four", "end_turn", Value::Null),
+        (json!({"stop_sequences": []}), "one two three four", "end_turn", Value::Null),
+        (json!({"stop_sequences": ["zzz", "two three"]}), "one ", "stop_sequence", json!("two three")),
+        (json!({"stop_sequences": ["four"]}), "one two three ", "stop_sequence", json!("four")),
+        (json!({"max_tokens": 2, "stop_sequences": ["four"]}), "one two thr", "max_tokens", Value::Null),
+    ];
+    for (more, text, reason, sequence) in table {
+        let mut asked = json!({"messages": [{"role": "user", "content": "Count."}], "max_tokens": 50});
+        asked.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let whole = server.ok("/v1/messages", &asked);
+        assert_eq!((&whole["stop_reason"], &whole["stop_sequence"]), (&json!(reason), &sequence), "{more}");
+        assert_eq!(whole["content"], json!([{"type": "text", "text": text}]), "{more}");
+        asked["stream"] = true.into();
+        let events = server.stream("/v1/messages", &asked);
+        let parsed: Vec<Value> = events.iter().map(|(_, data)| serde_json::from_str(data).unwrap()).collect();
+        let start = &parsed[0]["message"];
+        assert_eq!((&start["stop_reason"], &start["stop_sequence"]), (&Value::Null, &Value::Null));
+        let end = &parsed[parsed.len() - 2]["delta"];
+        assert_eq!((&end["stop_reason"], &end["stop_sequence"]), (&json!(reason), &sequence), "{more}");
+        let deltas: String = parsed.iter().filter_map(|event| event["delta"]["text"].as_str()).collect();
+        assert_eq!(deltas, text, "{more}");
+    }
+}

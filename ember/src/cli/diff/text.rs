@@ -115,8 +115,12 @@ fn write_keys(out: &mut String, compared: &Comparison) {
         let _ = writeln!(out, "config.json  these keys are spelled in two ways and mean the same");
     }
     if !others.is_empty() {
-        let mut names: Vec<String> = others.iter().take(LISTED).map(|key| printable(&key.key)).collect();
-        if let Some(more) = others.len().checked_sub(LISTED).filter(|&more| more > 0) {
+        // Of an object, as quantization_config, its name once.
+        let mut names: Vec<&str> = others.iter().filter_map(|key| key.key.split('.').next()).collect();
+        names.dedup();
+        let more = names.len().saturating_sub(LISTED);
+        let mut names: Vec<String> = names.into_iter().take(LISTED).map(printable).collect();
+        if more > 0 {
             names.push(format!("{more} more"));
         }
         let _ = writeln!(out, "config.json  without effect on the numbers: {}", names.join(", "));

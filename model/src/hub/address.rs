@@ -52,14 +52,18 @@ impl Address {
         if authority.as_str().contains('@') {
             return Err("an address with a user name or password is not used".into());
         }
+        let host = authority.host();
         // A port that is not a number must not become the default one.
-        let port = match (authority.port_u16(), authority.port().is_some() || authority.as_str().ends_with(':')) {
-            (Some(port), _) => port,
-            (None, true) => return Err(no_address()),
-            (None, false) if https => 443,
-            (None, false) => 80,
+        let port = match authority.as_str().strip_prefix(host).map(|rest| (rest, rest.strip_prefix(':'))) {
+            Some(("", _)) if https => 443,
+            Some(("", _)) => 80,
+            Some((_, Some(port))) => port.parse().map_err(|_| no_address())?,
+            _ => return Err(no_address()),
         };
-        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(no_address)?.to_ascii_lowercase();
+        if host.is_empty() {
+            return Err(no_address());
+        }
+        let host = host.to_ascii_lowercase();
         let origin = Origin { https, host, port };
         Ok(Self { uri, origin })
     }

@@ -451,8 +451,12 @@ fn what_a_sequence_keeps_is_bounded() {
         json
     };
     let crest = |changes: &[(&str, usize)]| changed("crest_k4", changes);
+    let mut wide_head =
+        changed("leanllama", &[("hidden_size", 8192), ("num_attention_heads", 1), ("num_key_value_heads", 1)]);
+    wide_head["head_dim"] = Value::Null;
     let state = [("linear_num_value_heads", 4096), ("linear_num_key_heads", 1), ("linear_key_head_dim", 4096)];
     for (json, field, message) in [
+        (wide_head, "num_attention_heads", "makes heads of 8192"),
         (crest(&[&state[..], &[("linear_value_head_dim", 1024)]].concat()), "linear_num_value_heads", "would keep"),
         (crest(&[&state[..], &[("linear_value_head_dim", 4096)]].concat()), "linear_num_value_heads", "wide, at most"),
         (

@@ -96,6 +96,41 @@ fn a_file_cut_anywhere_is_refused() {
     }
 }
 
+/// No header is beyond its limit, all of them together are.
+#[test]
+fn the_tensors_of_all_files_are_counted_together() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    for shard in ["a", "b"] {
+        let entries: Vec<String> =
+            (0..17_000).map(|i| entry(&format!("{shard}{i}.weight"), "F32", "[0]", 0, 0)).collect();
+        fs::write(dir.path().join(format!("{shard}.safetensors")), file(&entries, 0)).expect("write");
+    }
+    index(dir.path(), r#"{"a0.weight":"a.safetensors","b0.weight":"b.safetensors"}"#);
+    fails("34,000 tensors", "holds more than 32768 tensors", || Checkpoint::open(dir.path()));
+}
+
+/// What a caller could not divide by.
+#[test]
+fn a_matrix_without_rows_or_columns_is_refused() {
+    for shape in [[0, 64], [544, 0]] {
+        let copy = Copy::of("leanllama");
+        copy.change_tensors(|tensors| drop(tensors.insert("lm_head.weight".into(), zeros(&shape))));
+        fails(&format!("{shape:?}"), "expected sizes above 0", || copy.load());
+    }
+}
+
+/// The length that a file system tells need not be that of what is read.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_that_is_longer_than_it_says_is_refused() {
+    use emberlm_model::checkpoint::ModelDir;
+    let dir = tempfile::tempdir().expect("tempdir");
+    // Its length is told as 0.
+    std::os::unix::fs::symlink("/proc/self/maps", dir.path().join("config.json")).expect("a link");
+    let dir = ModelDir::open(dir.path()).expect("a directory").allow_links();
+    fails("a file that grows", "is longer than the 16 bytes", || dir.read("config.json", 16));
+}
+
 #[test]
 fn many_empty_tensors_are_handled_in_time() {
     let dir = tempfile::tempdir().expect("tempdir");
@@ -106,7 +141,8 @@ fn many_empty_tensors_are_handled_in_time() {
         fs::write(dir.path().join("model.safetensors"), file(&entries, 0)).expect("write");
         fails(&format!("{count} of {prefix}"), word, || load(dir.path()));
     };
-    case(100_000, "t", "[0]", "more than 32768 tensors");
+    // By the header's own limit, before the sum over all files is looked at.
+    case(100_000, "t", "[0]", "not valid JSON: more than 32768 tensors");
     case(32_000, "t", "[0]", "no layers");
     case(32_000, "model.layers.0.t", "[0,64]", "more than 2048 tensors");
     case(2_000, "model.layers.0.t", "[0,64]", "Found");
@@ -167,6 +203,9 @@ fn broken_indexes_are_named() {
     let many: Vec<String> = (0..1_000_000).map(|i| format!(r#""t{i}":"x""#)).collect();
     index(dir.path(), &format!("{{{}}}", many.join(",")));
     fails("a million entries", "more than", || Checkpoint::open(dir.path()));
+    let files: Vec<String> = (0..1001).map(|i| format!(r#""t{i}":"{i}.safetensors""#)).collect();
+    index(dir.path(), &format!("{{{}}}", files.join(",")));
+    fails("1001 files", "names more than 1000 files", || Checkpoint::open(dir.path()));
     File::create(dir.path().join("model.safetensors.index.json")).and_then(|f| f.set_len(100 << 20)).expect("sparse");
     fails("100 MB", "at most", || Checkpoint::open(dir.path()));
     index(dir.path(), r#"{"a":"m-2.safetensors","b":"m-2.safetensors"}"#);

@@ -168,6 +168,14 @@ fn ambiguous_crest_layers_are_refused() {
         ("a stranger without weight", "neither a step nor a gate", with(("mlp.x.scale", zeros(&[64])))),
         ("a stranger beside the gate", "neither a step nor a gate", with(("mlp.g.scale", zeros(&[64])))),
         ("a wrong bias", "not the bias", with(("mlp.g.bias", zeros(&[2])))),
+        (
+            "a bias at one gate of two",
+            "some layers of gates have a bias",
+            crest_layer(
+                &steps,
+                vec![("mlp.g.0.weight", rows(1)), ("mlp.g.0.bias", zeros(&[1])), ("mlp.g.1.weight", rows(1))],
+            ),
+        ),
         ("steps without numbers", "no number tells", crest_layer(&["mlp.a", "mlp.b"], one())),
         ("a transposed projection", "not the gate, up and down", {
             let mut tensors = without("mlp.m.1.up_proj.weight");

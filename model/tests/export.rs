@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use checkpoint_support::{Copy, Tensor, Tensors, fails, fixture, read_tensors};
 use emberlm_model::checkpoint::Checkpoint;
-use emberlm_model::config::CrestOverrides;
+use emberlm_model::config::{CrestOverrides, Family};
 use emberlm_model::export::{CascadeOptions, ExportOptions, MatrixFormat};
 use emberlm_model::{PlannedTensor, Pretrained, QuantizeOnLoad, Result, TensorRole};
 use emberlm_quant::format::{dequantize, dequantize_to};
@@ -497,4 +497,39 @@ fn a_loaded_model_is_saved_as_it_is() {
     let saved = open(&target.path("two"));
     assert_eq!(saved.architecture().crest, source.architecture().crest);
     assert_eq!(logits(&saved), logits(&source));
+}
+
+/// Nano compact becomes the Qwen2 that it was made of, and Qwen2 becomes Nano compact in the author's layout.
+#[test]
+fn nano_compact_is_made_of_qwen2() {
+    let (source, target) = (open(&fixture("nano_compact")), Target::new());
+    let (qwen, nano) = (target.path("qwen2"), target.path("nano"));
+    let options = ExportOptions { dense: Some(FloatType::F16), ..ExportOptions::default() };
+    export(&source, &qwen, &options, all(MatrixFormat::Dense(FloatType::F16))).expect("dense");
+    let dense = open(&qwen);
+    assert_eq!(dense.architecture().config.family, Family::Qwen2);
+    assert_eq!(config(&qwen)["architectures"], json!(["Qwen2ForCausalLM"]));
+    assert!(!qwen.join("nano_compact_spec.json").exists());
+
+    let rows = MatrixFormat::Quantized(QuantizeOnLoad::Int8Rows);
+    let format = |tensor: &PlannedTensor| match tensor.name.as_str() {
+        name if name.contains("up_proj") => MatrixFormat::MixedRows { bits: 2, keep: 100 },
+        name if name.contains("down_proj") => MatrixFormat::MixedRows { bits: 4, keep: 16 },
+        name if name.contains("gate_proj") => MatrixFormat::MixedRows { bits: 6, keep: 5 },
+        name if name.contains("o_proj") || tensor.role == TensorRole::Embedding => rows,
+        _ => MatrixFormat::AsStored,
+    };
+    export(&dense, &nano, &ExportOptions::default(), format).expect("rows");
+    let written = open(&nano);
+    assert_eq!(written.architecture().config.family, Family::NanoCompact);
+    let (config, spec) = (config(&nano), fs::read(nano.join("nano_compact_spec.json")).expect("a spec"));
+    let spec: Value = serde_json::from_slice(&spec).expect("JSON");
+    assert_eq!(config["nanollm_modules"], spec["nanollm_modules"]);
+    assert_eq!(config["nanollm_modules"].as_object().map(serde_json::Map::len), Some(1 + 4 * 4));
+    assert_eq!(config["nanollm_modules"]["model.layers.3.mlp.down_proj"]["deg_rows"], 48);
+    assert!(config.get("quantization_config").is_none());
+    let storage = |name: &str| written.weights().entry(name).expect("an entry").storage.to_string();
+    let found = ["up_proj", "down_proj", "gate_proj"].map(|leaf| storage(&format!("model.layers.1.mlp.{leaf}.weight")));
+    assert_eq!(found, ["int8+int2", "int8+int4", "int8-rows"]);
+    assert!(logits(&written).iter().all(|x| x.is_finite()));
 }

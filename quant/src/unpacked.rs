@@ -61,11 +61,8 @@ fn rows<B: Backend>(w: &RowsWeight<B>) -> Result<HostRows> {
     let part = |words: &Option<Param<Tensor<B, 1, Int>>>, length| {
         words.as_ref().map_or(Ok(Bytes::new()), |w| bytes(w, length))
     };
-    let slots = w
-        .slots
-        .as_ref()
-        .map(|slots| numbers::<B, u32>(one(Transaction::default().register(slots.val()))?))
-        .transpose()?;
+    let slots =
+        w.slots.as_ref().map(|slots| numbers::<u32>(one(Transaction::default().register(slots.val()))?)).transpose()?;
     Ok(HostRows {
         wide: part(&w.wide, w.wide_rows * w.k)?,
         wide_rows: w.wide_rows,
@@ -78,21 +75,21 @@ fn rows<B: Backend>(w: &RowsWeight<B>) -> Result<HostRows> {
 
 /// The first `length` bytes of words; what follows is padding.
 fn bytes<B: Backend>(words: &Param<Tensor<B, 1, Int>>, length: usize) -> Result<Bytes> {
-    let words = numbers::<B, u32>(one(Transaction::default().register(words.val()))?)?;
+    let words = numbers::<u32>(one(Transaction::default().register(words.val()))?)?;
     let mut bytes: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
     bytes.truncate(length);
     Ok(bytes.into())
 }
 
 fn floats<B: Backend, const D: usize>(tensor: &Param<Tensor<B, D>>) -> Result<Vec<f32>> {
-    numbers::<B, f32>(one(Transaction::default().register(tensor.val()))?)
+    numbers::<f32>(one(Transaction::default().register(tensor.val()))?)
 }
 
 fn one<B: Backend>(transaction: Transaction<B>) -> Result<TensorData> {
     read(transaction)?.pop().ok_or_else(no_numbers)
 }
 
-fn numbers<B: Backend, E: burn::tensor::Element>(data: TensorData) -> Result<Vec<E>> {
+fn numbers<E: burn::tensor::Element>(data: TensorData) -> Result<Vec<E>> {
     data.convert::<E>().into_vec().map_err(|_| no_numbers())
 }
 

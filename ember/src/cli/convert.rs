@@ -24,9 +24,6 @@ pub struct ConvertArgs {
     #[command(flatten)]
     source: SourceArgs,
 
-    #[command(flatten)]
-    output: OutputArgs,
-
     /// Type of the matrices
     #[arg(long, value_enum, value_name = "TYPE")]
     dtype: DenseType,
@@ -34,6 +31,9 @@ pub struct ConvertArgs {
     /// Keep the first K steps of every layer (CREST)
     #[arg(long, value_name = "K")]
     steps: Option<usize>,
+
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// Types of dense matrices.

@@ -10,7 +10,7 @@ use super::kv::KvCompressionConfig;
 use super::limits::{
     MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH, MixerSizes, check_mixers,
 };
-use super::model::ModelConfig;
+use super::model::{ModelConfig, Stated};
 use super::nano;
 use super::notes::Notes;
 use super::options::ModelOptions;
@@ -128,7 +128,7 @@ impl ModelConfig {
             sliding_window: text.size("sliding_window", MAX_POSITIONS).ok().flatten(),
             auto_map: root.get("auto_map").is_some(),
             notes,
-            stated: root.map().clone(),
+            stated: Stated(root.map().clone()),
         })
     }
 }

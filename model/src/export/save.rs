@@ -99,7 +99,7 @@ impl<B: CompactBackend> CausalLm<B> {
     /// The config that was read, with what is different now.
     fn written_config(&self, slots: &[Slot], modules: Map<String, Value>) -> Map<String, Value> {
         let architecture = self.architecture();
-        let mut config = architecture.config.stated.clone();
+        let mut config = architecture.config.stated.0.clone();
         let mut text = match config.shift_remove("text_config") {
             Some(Value::Object(text)) => Some(text),
             _ => None,

@@ -45,9 +45,6 @@ pub struct QuantizeArgs {
     #[command(flatten)]
     source: SourceArgs,
 
-    #[command(flatten)]
-    output: OutputArgs,
-
     /// Format of the linear layers
     #[arg(long, value_enum, value_name = "FORMAT")]
     format: TargetFormat,
@@ -71,6 +68,9 @@ pub struct QuantizeArgs {
     /// Keep the first K steps of every layer (CREST)
     #[arg(long, value_name = "K")]
     steps: Option<usize>,
+
+    #[command(flatten)]
+    output: OutputArgs,
 
     #[command(flatten)]
     nano: nano::NanoArgs,

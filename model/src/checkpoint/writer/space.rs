@@ -28,3 +28,16 @@ pub(crate) fn free_space(directory: &Path) -> Option<u64> {
 pub(crate) fn free_space(_: &Path) -> Option<u64> {
     None
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_asked_before_anything_is_written() {
+        let absent = std::env::temp_dir().join("emberlm-absent/a/b");
+        assert!(free_space(&absent).is_some_and(|free| free > 0) && check_space(&absent, 1).is_ok());
+        let error = check_space(&absent, u64::MAX).expect_err("no disk has so much").to_string();
+        assert!(error.contains("emberlm-absent") && error.contains(" are free: make room"), "{error}");
+    }
+}

@@ -44,7 +44,7 @@ pub(crate) fn stored<B: Backend, F, I>(
             },
         }),
         PackedWeight::Int8(w) => Matrix::Int8(Int8 { codes: words_of(&w.codes), scales: words_of(&w.scales) }),
-        PackedWeight::Rows(w) => Matrix::IntegerRows(Rows {
+        PackedWeight::Rows(w) => Matrix::IntegerRows(IntegerRows {
             wide: w.wide.as_ref().map(words_of),
             wide_rows: w.wide_rows,
             narrow: w.narrow.as_ref().map(words_of),

@@ -144,7 +144,7 @@ impl Stored {
                 code_book(BlockScales::Double { codes, map, absmax, block: nested, offset: 0.01 }, block)
             }
             Kind::Int8 => Matrix::Int8(Int8 { codes: &self.codes, scales: &self.halves }),
-            Kind::Rows { wide, bits, slots } => Matrix::IntegerRows(Rows {
+            Kind::Rows { wide, bits, slots } => Matrix::IntegerRows(IntegerRows {
                 wide: &self.codes,
                 wide_rows: wide.min(self.n),
                 narrow: &self.narrow,

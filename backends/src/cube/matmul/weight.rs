@@ -19,7 +19,7 @@ pub type BlockScales = types::BlockScales<Buffer, Buffer>;
 /// Signed bytes with a scale per block of a row.
 pub type Int8 = types::Int8<Buffer, Buffer>;
 /// Integer rows with one scale each.
-pub type Rows = types::IntegerRows<Buffer, Option<Buffer>, Buffer>;
+pub type IntegerRows = types::IntegerRows<Buffer, Option<Buffer>, Buffer>;
 
 /// What a kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -7,7 +7,7 @@ use emberlm_quant::format::{
     FP4, NF4, check, dequantize, dequantize_rounded, dynamic_map, quantize_fp4, quantize_int8, quantize_int8_rows,
     quantize_nf4, quantize_truequant,
 };
-use emberlm_quant::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight};
+use emberlm_quant::host::{FloatType, HostCodeBook4, HostScales, HostStorage, HostWeight};
 use format_fixtures::{code_book, rows};
 use half::{bf16, f16};
 use proptest::prelude::*;

@@ -3,7 +3,7 @@
 mod format_fixtures;
 
 use emberlm_quant::format::{NF4, dynamic_map, quantize_int8_rows, quantize_nf4, quantize_truequant};
-use emberlm_quant::host::{HostScales, HostStorage};
+use emberlm_quant::host::HostScales;
 use format_fixtures::{Fixture, assert_same_bits, code_book, rows};
 
 #[test]

@@ -108,7 +108,7 @@ pub(crate) struct Flaw {
     /// Which kind of thing.
     pub kind: FlawKind,
     /// With the file.
-    pub error: CheckpointError,
+    pub error: Box<CheckpointError>,
 }
 
 /// Kinds of [`Flaw`].
@@ -132,18 +132,18 @@ pub(crate) enum FlawKind {
 pub(super) fn parse(file: &[u8], path: &Arc<Path>, shard: usize) -> Result<BTreeMap<String, TensorInfo>> {
     let (tensors, flaws) = survey(file, path, shard);
     match flaws.into_iter().next() {
-        Some(flaw) => Err(Error::container(flaw.error)),
+        Some(flaw) => Err(Error::Container(flaw.error)),
         None => Ok(tensors),
     }
 }
 
 /// As [`parse`], with everything that is wrong, and the tensors whose data are in the file all the same.
 pub(super) fn survey(file: &[u8], path: &Arc<Path>, shard: usize) -> (BTreeMap<String, TensorInfo>, Vec<Flaw>) {
-    let flaw = |kind, error: CheckpointError| Flaw { kind, error: error.in_file(Some(path.as_ref())) };
+    let flaw = |kind, error: CheckpointError| Flaw { kind, error: Box::new(error.in_file(Some(path.as_ref()))) };
     let of_file = |message: String| CheckpointError::of_file(path.as_ref(), message);
     let (header, data) = match split(file, of_file) {
         Ok(parts) => parts,
-        Err(error) => return (BTreeMap::new(), vec![flaw(FlawKind::Header, error)]),
+        Err(error) => return (BTreeMap::new(), vec![flaw(FlawKind::Header, *error)]),
     };
     let raw = match json::from_slice(header) {
         Ok(RawHeader(raw)) => raw,
@@ -161,7 +161,7 @@ pub(super) fn survey(file: &[u8], path: &Arc<Path>, shard: usize) -> (BTreeMap<S
                 let offset = start.saturating_add(offset);
                 tensors.insert(name, TensorInfo { dtype, shape, bytes, file: path.clone(), offset, shard });
             }
-            Err((kind, error)) => flaws.push(flaw(kind, error)),
+            Err(wrong) => flaws.push(flaw(wrong.0, wrong.1)),
         }
     }
     ranges.sort_unstable();
@@ -188,25 +188,26 @@ pub(super) fn survey(file: &[u8], path: &Arc<Path>, shard: usize) -> (BTreeMap<S
 fn split(
     file: &[u8],
     broken: impl Fn(String) -> CheckpointError,
-) -> std::result::Result<(&[u8], &[u8]), CheckpointError> {
+) -> std::result::Result<(&[u8], &[u8]), Box<CheckpointError>> {
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
         let found = TensorProperty::Bytes(file.len() as u64);
         let message = format!("is {found} long: not a safetensors file, or cut off");
-        return Err(broken(message).instead(TensorProperty::Bytes(8), found));
+        return Err(Box::new(broken(message).instead(TensorProperty::Bytes(8), found)));
     };
     let length = u64::from_le_bytes(*length);
     let available = rest.len() as u64;
     if length > MAX_HEADER {
-        return Err(broken(format!(
+        return Err(Box::new(broken(format!(
             "claims a header of {length} bytes, at most {MAX_HEADER} are accepted: not a safetensors file, or damaged"
-        )));
+        ))));
     }
     match usize::try_from(length) {
         Ok(at) if length <= available => Ok(rest.split_at(at)),
         _ => {
             let message =
                 format!("claims a header of {length} bytes, but only {available} follow: cut off, download it again");
-            Err(broken(message).instead(TensorProperty::Bytes(length), TensorProperty::Bytes(available)))
+            let error = broken(message).instead(TensorProperty::Bytes(length), TensorProperty::Bytes(available));
+            Err(Box::new(error))
         }
     }
 }
@@ -222,8 +223,8 @@ struct Placed {
 
 impl RawTensor {
     /// Where the tensor is in the `data` bytes of the file.
-    fn place(&self, name: &str, data: usize) -> std::result::Result<Placed, (FlawKind, CheckpointError)> {
-        let bad = |kind, message: String| (kind, CheckpointError::of_tensor(name, message));
+    fn place(&self, name: &str, data: usize) -> std::result::Result<Placed, Box<(FlawKind, CheckpointError)>> {
+        let bad = |kind, message: String| Box::new((kind, CheckpointError::of_tensor(name, message)));
         let (begin, end) = self.data_offsets;
         if begin > end || end > data as u64 {
             let message = format!(
@@ -235,8 +236,8 @@ impl RawTensor {
         let (begin, end) = (begin as usize, end as usize);
         let dtype = Dtype::named(&self.dtype).ok_or_else(|| {
             let found = shown(&self.dtype);
-            let (kind, error) = bad(FlawKind::Type, format!("element type {found} is unknown"));
-            (kind, error.found(TensorProperty::Value(found)))
+            let (kind, error) = *bad(FlawKind::Type, format!("element type {found} is unknown"));
+            Box::new((kind, error.found(TensorProperty::Value(found))))
         })?;
         if self.shape.len() > MAX_RANK {
             let message = format!("has {} dimensions, at most {MAX_RANK} are accepted", self.shape.len());
@@ -251,8 +252,8 @@ impl RawTensor {
         if bytes != range {
             let message = format!("{dtype:?} {shape:?} takes {bytes} bytes, but its range has {range}");
             let [expected, found] = [bytes, range].map(|bytes| TensorProperty::Bytes(bytes as u64));
-            let (kind, error) = bad(FlawKind::Size, message);
-            return Err((kind, error.instead(expected, found)));
+            let (kind, error) = *bad(FlawKind::Size, message);
+            return Err(Box::new((kind, error.instead(expected, found))));
         }
         Ok(Placed { dtype, shape, offset: begin, bytes })
     }

@@ -174,7 +174,7 @@ impl<B: CompactBackend> Attention<B> {
     pub(crate) fn set_options(&mut self, compression: &KvCompression) {
         self.k_stage = compression.k_stage;
         for compressor in self.k_compressor.iter_mut().chain(&mut self.v_compressor) {
-            compressor.decoder.activation = compression.activation.into();
+            compressor.decoder.activation = compression.activation;
         }
     }
 

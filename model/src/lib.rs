@@ -11,6 +11,7 @@ pub mod engine;
 mod error;
 pub mod evaluate;
 pub mod export;
+mod file_hash;
 pub mod generate;
 #[cfg(feature = "grammar")]
 pub mod grammar;

@@ -15,10 +15,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::{HubError, HubResult};
-use super::hash::Hash;
 use super::name::is_commit;
 use super::select::{CONFIG, SMALL_FILES};
 use crate::checkpoint::{INDEX, MAX_INDEX_BYTES, SINGLE, parse_index};
+use crate::file_hash::FileHash;
 
 /// One repository in the cache.
 #[derive(Clone, Debug)]
@@ -49,11 +49,11 @@ impl Repository {
         self.root.join("blobs")
     }
 
-    pub fn blob(&self, hash: &Hash) -> PathBuf {
+    pub fn blob(&self, hash: &FileHash) -> PathBuf {
         self.blobs().join(hash.hex())
     }
 
-    pub fn lock_path(&self, hash: &Hash) -> PathBuf {
+    pub fn lock_path(&self, hash: &FileHash) -> PathBuf {
         self.locks.join(format!("{}.lock", hash.hex()))
     }
 
@@ -101,7 +101,7 @@ impl Repository {
     }
 
     /// Puts a blob into a snapshot under its name: a relative link, or where the file system has none, the file itself.
-    pub fn link(&self, commit: &str, file: &str, hash: &Hash) -> HubResult<()> {
+    pub fn link(&self, commit: &str, file: &str, hash: &FileHash) -> HubResult<()> {
         let (blob, path) = (self.blob(hash), self.snapshot(commit).join(file));
         if is_same_file(&path, &blob) {
             return Ok(());
@@ -230,7 +230,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let repository = Repository::new(dir.path(), "org/name");
         assert_eq!(repository.find(COMMIT, None).1, Held::Nothing);
-        let hash = Hash::from_hex(COMMIT).unwrap();
+        let hash = FileHash::from_hex(COMMIT).unwrap();
         make_dir(&repository.blobs()).unwrap();
         fs::write(repository.blob(&hash), "{}").unwrap();
         for file in ["config.json", "model.safetensors", "a/b/c.json"] {

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use super::cache::Repository;
 use super::client::{Answer, Client, Failure, Request, Retries, content_length, cut, header};
 use super::error::{HubError, HubResult};
-use super::hash::Hash;
 use super::listing::Expected;
 use super::lock::Lock;
 use super::partial::{PartWriter, Partial};
 use super::progress::{OnPull, PullEvent};
+use crate::file_hash::FileHash;
 
 /// Bytes that are read and written at once.
 const PIECE: usize = 128 << 10;
@@ -238,7 +238,7 @@ impl Download<'_> {
             answer => answer?,
         };
         let wrong = |message: String| Stop::from(HubError::Integrity { file: self.file.into(), message });
-        if let Some(stated) = answer.stated_etag.as_deref().and_then(Hash::from_etag)
+        if let Some(stated) = answer.stated_etag.as_deref().and_then(FileHash::from_etag)
             && stated != self.expected.hash
         {
             return Err(wrong("the hub has another version of it now than it listed: run this again".into()));

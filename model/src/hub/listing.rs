@@ -7,10 +7,10 @@ use serde::Deserialize;
 use super::address::encode;
 use super::client::{Client, Request, Retries};
 use super::error::{HubError, HubResult};
-use super::hash::Hash;
 use super::name::{HubName, is_commit, safe_path};
 use super::progress::OnPull;
 use crate::checkpoint::names::shown;
+use crate::file_hash::FileHash;
 
 /// The files of a repository at a commit.
 #[derive(Debug)]
@@ -24,14 +24,14 @@ pub(super) struct Listing {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Stated {
     pub length: Option<u64>,
-    pub hash: Option<Hash>,
+    pub hash: Option<FileHash>,
 }
 
 /// What a file must be.
 #[derive(Clone, Debug)]
 pub(super) struct Expected {
     pub length: u64,
-    pub hash: Hash,
+    pub hash: FileHash,
 }
 
 #[derive(Deserialize)]
@@ -73,7 +73,7 @@ impl Listing {
         let files = raw.siblings.into_iter().filter_map(|file| {
             let (lfs_hash, lfs_size) = file.lfs.map_or((None, None), |lfs| (Some(lfs.sha256), lfs.size));
             // The blob of a file in LFS is its pointer.
-            let hash = lfs_hash.unwrap_or(file.blob_id).and_then(|hex| Hash::from_hex(&hex));
+            let hash = lfs_hash.unwrap_or(file.blob_id).and_then(|hex| FileHash::from_hex(&hex));
             Some((safe_path(&file.rfilename)?, Stated { length: lfs_size.or(file.size), hash }))
         });
         Ok(Self { commit, files: files.collect() })
@@ -101,7 +101,7 @@ impl Listing {
                 Err(failure) => retries.wait(failure)?,
             }
         };
-        let hash = stated.hash.or_else(|| Hash::from_etag(answer.stated_etag.as_deref()?));
+        let hash = stated.hash.or_else(|| FileHash::from_etag(answer.stated_etag.as_deref()?));
         let length = stated.length.or(answer.stated_length);
         match (hash, length) {
             (Some(hash), Some(length)) => Ok(Expected { length, hash }),

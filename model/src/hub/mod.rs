@@ -45,7 +45,6 @@ mod cached;
 mod client;
 mod download;
 mod error;
-mod hash;
 mod listing;
 mod lock;
 mod name;

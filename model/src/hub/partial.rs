@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::cache::{make_dir, write_atomically};
 use super::error::{HubError, HubResult};
-use super::hash::Hash;
 use super::listing::Expected;
+use crate::file_hash::FileHash;
 
 /// Bytes after which the record is written again.
 const SAVE_EVERY: u64 = 4 << 20;
@@ -79,7 +79,7 @@ impl Record {
     }
 }
 
-fn paths(blobs: &Path, hash: &Hash) -> (PathBuf, PathBuf) {
+fn paths(blobs: &Path, hash: &FileHash) -> (PathBuf, PathBuf) {
     (blobs.join(format!("{}.ember.incomplete", hash.hex())), blobs.join(format!("{}.ember.json", hash.hex())))
 }
 
@@ -234,7 +234,7 @@ mod tests {
     use super::*;
 
     fn expected(length: u64) -> Expected {
-        Expected { length, hash: Hash::from_hex(&"a".repeat(64)).unwrap() }
+        Expected { length, hash: FileHash::from_hex(&"a".repeat(64)).unwrap() }
     }
 
     #[test]

@@ -11,17 +11,14 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use emberlm_quant::host::on_threads;
 use rayon::prelude::*;
-use sha1::Sha1;
-use sha2::{Digest, Sha256};
 
 use super::finding::{Check, Finding};
 use super::{Read, Verification};
 use crate::checkpoint::ModelDir;
+use crate::file_hash::FileHash;
 
 /// Weights of formats that are never read.
 const FOREIGN: [&str; 9] = ["bin", "pt", "pth", "ckpt", "gguf", "onnx", "h5", "msgpack", "tflite"];
-/// Bytes that are read at once.
-const PIECE: usize = 1 << 20;
 /// Folders below the directory that are looked into.
 const DEPTH: usize = 4;
 /// Most files.
@@ -34,36 +31,9 @@ pub(super) struct Known {
     name: String,
     path: PathBuf,
     pub(super) bytes: usize,
-    expected: Hash,
+    expected: FileHash,
     /// When it was downloaded, where that is known.
     downloaded: Option<Duration>,
-}
-
-/// A hash in lower-case hexadecimal digits.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Hash {
-    Sha256(String),
-    /// Of `blob LENGTH\0` and the contents.
-    Git(String),
-}
-
-impl Hash {
-    fn parse(text: &str) -> Option<Self> {
-        let text = text.trim().trim_matches('"');
-        let hex = text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
-        match text.len() {
-            64 if hex => Some(Self::Sha256(text.to_owned())),
-            40 if hex => Some(Self::Git(text.to_owned())),
-            _ => None,
-        }
-    }
-
-    fn shown(&self) -> String {
-        match self {
-            Self::Sha256(hex) => format!("sha256 {hex}"),
-            Self::Git(hex) => format!("git sha1 {hex}"),
-        }
-    }
 }
 
 /// The files of a directory whose hashes are known, but for weights in formats that are never read.
@@ -108,11 +78,10 @@ pub(super) fn check(known: &[Known], read: &Read<'_>, out: &mut Verification) {
 }
 
 fn compare(file: &Known, read: &Read<'_>) -> Option<Finding> {
-    let found = match &file.expected {
-        Hash::Sha256(_) => digest::<Sha256>(&file.path, b"", read).map(Hash::Sha256),
-        Hash::Git(_) => digest::<Sha1>(&file.path, format!("blob {}\0", file.bytes).as_bytes(), read).map(Hash::Git),
+    let hash = |mut content: File| {
+        file.expected.of_same_kind(&mut content, file.bytes as u64, |bytes| read.add(bytes as usize))
     };
-    let found = match found {
+    let found = match File::open(&file.path).and_then(hash) {
         Ok(found) if found == file.expected => return None,
         Ok(found) => found,
         Err(error) => return Some(Finding::error(Check::File, format!("cannot be read: {error}")).file(&file.name)),
@@ -121,32 +90,19 @@ fn compare(file: &Known, read: &Read<'_>) -> Option<Finding> {
     let changed = modified(&file.path).zip(file.downloaded);
     let changed = changed.is_some_and(|(modified, downloaded)| modified > downloaded + Duration::from_secs(1));
     let (finding, advice) = if changed {
-        let found = format!("{}; it was changed after it was downloaded", found.shown());
+        let found = format!("{found}; it was changed after it was downloaded");
         (Finding::warning(Check::Hash, found), "if you did not change it, download it again")
     } else {
         (
-            Finding::error(Check::Hash, found.shown()),
+            Finding::error(Check::Hash, found.to_string()),
             "the file is not what the hub has: delete it and download it again",
         )
     };
-    Some(finding.file(&file.name).expected(file.expected.shown()).advice(advice))
+    Some(finding.file(&file.name).expected(file.expected.to_string()).advice(advice))
 }
 
 fn modified(path: &Path) -> Option<Duration> {
     fs::metadata(path).ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok()
-}
-
-fn digest<D: Digest>(path: &Path, prefix: &[u8], read: &Read<'_>) -> std::io::Result<String> {
-    let (mut file, mut hash, mut piece) = (File::open(path)?, D::new(), vec![0; PIECE]);
-    hash.update(prefix);
-    loop {
-        let length = file.read(&mut piece)?;
-        if length == 0 {
-            return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
-        }
-        hash.update(piece.get(..length).unwrap_or_default());
-        read.add(length);
-    }
 }
 
 /// Names of the files in a directory and below it, hidden ones left out.
@@ -179,18 +135,18 @@ fn blobs(dir: &Path) -> Option<PathBuf> {
 }
 
 /// The name of the blob that a file of a snapshot is a link to.
-fn from_link(path: &Path) -> Option<(Hash, Option<Duration>)> {
+fn from_link(path: &Path) -> Option<(FileHash, Option<Duration>)> {
     if !path.symlink_metadata().ok()?.is_symlink() {
         return None;
     }
     let target = fs::read_link(path).ok()?;
     let in_blobs = target.parent()?.file_name().is_some_and(|name| name == "blobs");
-    let hash = in_blobs.then(|| Hash::parse(target.file_name()?.to_str()?)).flatten()?;
+    let hash = in_blobs.then(|| FileHash::from_etag(target.file_name()?.to_str()?)).flatten()?;
     Some((hash, None))
 }
 
 /// The second of three lines: revision, hash, time of the download in seconds.
-fn from_metadata(dir: &Path, name: &str) -> Option<(Hash, Option<Duration>)> {
+fn from_metadata(dir: &Path, name: &str) -> Option<(FileHash, Option<Duration>)> {
     const LONGEST: u64 = 4096;
     let path = dir.join(".cache/huggingface/download").join(format!("{name}.metadata"));
     let mut text = String::new();
@@ -200,7 +156,7 @@ fn from_metadata(dir: &Path, name: &str) -> Option<(Hash, Option<Duration>)> {
     }
     File::open(path).ok()?.take(LONGEST).read_to_string(&mut text).ok()?;
     let mut lines = text.lines().skip(1);
-    let hash = Hash::parse(lines.next()?)?;
+    let hash = FileHash::from_etag(lines.next()?)?;
     let time = lines.next().and_then(|time| time.trim().parse::<f64>().ok());
     Some((hash, time.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())))
 }

@@ -1,4 +1,4 @@
-//! Hashes that a hub states of its files, and files against them.
+//! Hashes that a hub states of its files, and files against them: SHA-256 of large ones, git's SHA-1 of small ones.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -8,14 +8,23 @@ use sha2::{Digest, Sha256};
 
 /// The hash of a file: SHA-256 of those that git-lfs or Xet hold, git's own of small ones. Blobs in the cache are named by it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Hash {
+pub(crate) enum FileHash {
     /// 64 hexadecimal digits.
     Sha256(String),
     /// SHA-1 of a header and the file, 40 hexadecimal digits.
     GitBlob(String),
 }
 
-impl Hash {
+impl std::fmt::Display for FileHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Sha256(hex) => write!(f, "sha256 {hex}"),
+            Self::GitBlob(hex) => write!(f, "git sha1 {hex}"),
+        }
+    }
+}
+
+impl FileHash {
     /// Reads hexadecimal digits; which hash they are is told by their number.
     pub fn from_hex(text: &str) -> Option<Self> {
         let hex = text.to_ascii_lowercase();
@@ -35,19 +44,27 @@ impl Hash {
     }
 
     /// The name of the blob, which is also the file's ETag.
+    #[cfg(feature = "hub")]
     pub fn hex(&self) -> &str {
         match self {
             Self::Sha256(hex) | Self::GitBlob(hex) => hex,
         }
     }
 
-    /// Whether a file of this length has this hash; `tell` hears of every piece that was read, in bytes.
+    /// The hash of this kind that a file of this length has; `tell` hears of every piece that was read, in bytes.
+    pub fn of_same_kind(&self, file: &mut File, length: u64, tell: impl FnMut(u64)) -> io::Result<Self> {
+        match self {
+            Self::Sha256(_) => digits(Sha256::new(), file, tell).map(Self::Sha256),
+            Self::GitBlob(_) => {
+                digits(Sha1::new().chain_update(format!("blob {length}\0")), file, tell).map(Self::GitBlob)
+            }
+        }
+    }
+
+    /// Whether a file of this length has this hash; `tell` as above.
+    #[cfg(feature = "hub")]
     pub fn matches(&self, file: &mut File, length: u64, tell: impl FnMut(u64)) -> io::Result<bool> {
-        let found = match self {
-            Self::Sha256(_) => digits(Sha256::new(), file, tell)?,
-            Self::GitBlob(_) => digits(Sha1::new().chain_update(format!("blob {length}\0")), file, tell)?,
-        };
-        Ok(found == self.hex())
+        Ok(self.of_same_kind(file, length, tell)? == *self)
     }
 }
 
@@ -82,17 +99,19 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"hello\n").unwrap();
         // `git hash-object` and `sha256sum`.
-        let git = Hash::from_etag("\"ce013625030ba8dba906f756967f9e9ca394464a\"").unwrap();
-        let sha = Hash::from_etag("W/\"5891B5B522D5DF086D0FF0B110FBD9D21BB4FC7163AF34D08286A2E846F6BE03\"").unwrap();
-        assert!(matches!((&git, &sha), (Hash::GitBlob(_), Hash::Sha256(_))));
+        let git = FileHash::from_etag("\"ce013625030ba8dba906f756967f9e9ca394464a\"").unwrap();
+        let sha =
+            FileHash::from_etag("W/\"5891B5B522D5DF086D0FF0B110FBD9D21BB4FC7163AF34D08286A2E846F6BE03\"").unwrap();
+        assert!(matches!((&git, &sha), (FileHash::GitBlob(_), FileHash::Sha256(_))));
         let mut told = 0;
-        assert!(git.matches(&mut file, 6, |bytes| told += bytes).unwrap());
-        assert!(sha.matches(&mut file, 6, |_| ()).unwrap());
+        assert_eq!(git.of_same_kind(&mut file, 6, |bytes| told += bytes).unwrap(), git);
+        assert_eq!(sha.of_same_kind(&mut file, 6, |_| ()).unwrap(), sha);
         assert_eq!(told, 6);
         file.write_all(b"x").unwrap();
-        assert!(!git.matches(&mut file, 7, |_| ()).unwrap() && !sha.matches(&mut file, 7, |_| ()).unwrap());
+        assert_ne!(git.of_same_kind(&mut file, 7, |_| ()).unwrap(), git);
+        assert_ne!(sha.of_same_kind(&mut file, 7, |_| ()).unwrap(), sha);
         for other in ["", "\"\"", "\"abc\"", "\"zz013625030ba8dba906f756967f9e9ca394464a\"", "../../x"] {
-            assert_eq!(Hash::from_etag(other), None);
+            assert_eq!(FileHash::from_etag(other), None);
         }
     }
 }

@@ -79,42 +79,42 @@ enum Command {
     /// Serve a model over HTTP: OpenAI's API, for many clients at once
     #[cfg(feature = "serve")]
     Serve(Box<serve::ServeArgs>),
-    /// Show what a model directory holds and what running it takes; loads no weights
-    Info(Box<info::InfoArgs>),
     /// Download a model from a hub into the cache
     #[cfg(feature = "hub")]
     Pull(pull::PullArgs),
     /// List the models in the cache
     #[cfg(feature = "hub")]
     Models(models::ModelsArgs),
-    /// Measure prefill and decode speed, of a checkpoint or of random weights
+    /// Show what a model directory holds and what running it takes
+    Info(Box<info::InfoArgs>),
+    /// Check that a model is whole and that its files fit each other
+    Verify(Box<verify::VerifyArgs>),
+    /// Write a smaller copy of a model: NF4, int8, integer rows
+    Quantize(Box<quantize::QuantizeArgs>),
+    /// Write a copy of a model with dense weights, from any format
+    Convert(convert::ConvertArgs),
+    /// Compare two models: tensors, configs, what they say about a text
+    Diff(Box<diff::DiffArgs>),
+    /// Measure how well a model predicts a text
+    Eval(Box<eval::EvalArgs>),
+    /// Find options that no file of a model states, by a text
+    Probe(Box<probe::ProbeArgs>),
+    /// Show how deep a model thinks about each token of a text (CREST)
+    Depth(Box<depth::DepthCommandArgs>),
+    /// Measure prefill and decode speed, of a model or random weights
     Bench(Box<bench::BenchArgs>),
     /// List the devices, and test one
     Doctor(doctor::DoctorArgs),
-    /// Measure how well a model predicts a text
-    Eval(Box<eval::EvalArgs>),
-    /// Find options that no file of a model states: those under which it predicts a text best
-    Probe(Box<probe::ProbeArgs>),
-    /// Write a model directory in smaller number formats: NF4, int8
-    Quantize(Box<quantize::QuantizeArgs>),
-    /// Write a model directory with dense weights, from any format that is read
-    Convert(convert::ConvertArgs),
-    /// Show how deep a model with adaptive depth thinks about each token of a text
-    Depth(Box<depth::DepthCommandArgs>),
-    /// Write what a model computes for given tokens, for comparison with another implementation
-    Dump(Box<dump::DumpArgs>),
     /// Show the tokens of a text or of a chat
     Tokenize(Box<tokenize::TokenizeArgs>),
     /// Show the prompt that a chat becomes
     Render(Box<render::RenderArgs>),
+    /// Write what a model computes, to compare with another program
+    Dump(Box<dump::DumpArgs>),
     /// Print what makes a shell complete commands and flags
     Completions(completions::CompletionsArgs),
     /// Write the manual pages
     Man(man::ManArgs),
-    /// Check that a model is whole and that its files fit each other, down to every number
-    Verify(Box<verify::VerifyArgs>),
-    /// Compare two models: every tensor, the configs, and what they say about a text
-    Diff(Box<diff::DiffArgs>),
 }
 
 /// Runs the program.

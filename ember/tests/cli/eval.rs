@@ -194,6 +194,7 @@ fn perplexity_is_that_of_the_tokens() {
 fn memory_is_told_before_loading() {
     let near = |told: &Value| {
         let (said, measured) = (number(told, "estimated_bytes"), number(told, "peak_rss_bytes"));
+        println!("{said} bytes said, {measured} measured");
         assert!((said / measured - 1.0).abs() < 0.1, "{said} bytes said, {measured} measured");
     };
     let run = |args: &[&str]| -> Value {

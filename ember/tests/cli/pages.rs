@@ -8,6 +8,8 @@ use crate::program::{Scratch, command, ember};
 fn commands() -> Vec<String> {
     let help = ember(["--help"]).with_code(0).stdout;
     let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    // What is further in belongs to the description above.
+    let lines = lines.filter(|line| line.find(|c: char| c != ' ') == Some(2));
     let names: Vec<String> = lines.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
     assert!(names.len() > 10 && names.contains(&"generate".to_owned()), "{names:?}");
     names

@@ -22,7 +22,7 @@ fn command_lines() {
         (vec!["sing"], Fail(&["sing"])),
         (vec!["\u{1b}[31m"], Fail(&[])),
         (vec!["generate", "-m", &made_of_escapes, "-p", "x"], Fail(&["No such file"])),
-        (vec!["generate", "-m", &long, "-p", "x"], Fail(&["too long"])),
+        (vec!["generate", "-m", &long, "-p", "x"], Fail(&["is not the name of a model"])),
         (vec!["generate", "-m", "", "-p", "x"], Fail(&[])),
         (vec!["generate", "-m", "/dev/null", "-p", "x"], Fail(&["/dev/null"])),
         (vec!["generate", "-m", "/dev/zero", "-p", "x"], Fail(&["/dev/zero"])),

@@ -13,8 +13,8 @@ use super::model_name::{self, HubArgs};
 /// Where the model is.
 #[derive(Clone, Debug, Args)]
 pub struct ModelArgs {
-    /// Model directory (config.json, safetensors files, tokenizer.json), or a model on a hub: org/name[@revision][:folder], sky-11b-int4, sky-lite,
-    /// nano-3b, lean-8b [default: a small model that is part of the program]
+    /// Model directory (config.json, safetensors files, tokenizer.json), or a model on a hub: org/name, with @revision or :folder where wanted, or
+    /// sky-11b-int4, sky-lite, nano-3b, lean-8b [default: a small model that is part of the program]
     #[arg(short, long, value_name = "DIR|NAME")]
     pub model: Option<PathBuf>,
 

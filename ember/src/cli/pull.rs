@@ -29,7 +29,7 @@ HF_TOKEN_PATH (for private and gated models), HF_ENDPOINT (another hub), HF_HUB_
 #[derive(Debug, Args)]
 #[command(after_long_help = ABOUT)]
 pub struct PullArgs {
-    /// The model: org/name[@revision][:folder], or a short name
+    /// The model: org/name, with @revision or :folder where wanted, or a short name
     #[arg(value_name = "NAME")]
     name: String,
 

@@ -40,7 +40,7 @@ impl MatrixFormat {
     }
 }
 
-/// A matrix of an [`ExportPlan`].
+/// A matrix of an [`ExportPlan`](super::ExportPlan).
 #[derive(Clone, Debug)]
 pub struct ExportedMatrix {
     /// Canonical name.

@@ -1,6 +1,6 @@
 //! Writing model directories: a checkpoint in other number formats, with everything else that its directory holds.
 //!
-//! [`Pretrained::export`] says what is to be written and holds it against the source, reading nothing; [`ExportPlan::write`] then reads,
+//! [`Pretrained::export`](crate::Pretrained::export) says what is to be written and holds it against the source, reading nothing; [`ExportPlan::write`] then reads,
 //! converts and writes tensor by tensor. One tensor is converted, on all threads, while the one before is written, so that memory holds
 //! two; pages of the source are given back as soon as they are read.
 //!

@@ -37,8 +37,9 @@ impl Pretrained {
     /// [depth](Self::depth) that was asked for are left out.
     ///
     /// # Errors
-    /// [`Error::Differences`] when the checkpoint is not that of its config; [`Error::Tensor`] and [`Error::Option`] when a tensor cannot
-    /// be written so; [`Error::Source`] and [`Error::Io`] when the files beside it cannot be read.
+    /// [`Error::Differences`](crate::Error::Differences) when the checkpoint is not that of its config; [`Error::Tensor`](crate::Error::Tensor)
+    /// and [`Error::Option`](crate::Error::Option) when a tensor cannot be written so; [`Error::Source`](crate::Error::Source) and
+    /// [`Error::Io`](crate::Error::Io) when the files beside it cannot be read.
     pub fn export(
         &self,
         options: &ExportOptions,

@@ -96,54 +96,52 @@ pub(super) fn alone<B: CompactBackend>(loaded: &Loaded<B>, request: &Request) ->
 pub(super) struct Nearness {
     /// The least distance of a halting probability from the threshold, at any token and layer.
     halting: f32,
-    /// How much logits have to differ, relative to the largest, for the sampler to give both tokens at which the two part; none
-    /// where a thousandth is not enough.
-    border: Option<f32>,
+    /// How far the logits of the text up to where the two part are from each other when it is read in other passes, at most, relative
+    /// to the largest; none where the two part at no token.
+    noise: Option<f32>,
+    /// Whether logits that differ by so much make the sampler give both tokens at which the two part.
+    either: bool,
 }
 
 impl Nearness {
     pub fn of<B: CompactBackend>(loaded: &Loaded<B>, request: &Request, expected: &Outcome, got: &Outcome) -> Self {
-        let border = [1e-6, 1e-5, 1e-4, 1e-3].into_iter();
-        let border = border.into_iter().find(|&noise| parts_within(noise, loaded, request, expected, got));
-        Self { halting: nearest_halt(loaded, request), border }
+        let halting = nearest_halt(loaded, request);
+        let shared = expected.generated.iter().zip(&got.generated).take_while(|(a, b)| a == b).count();
+        let (Some(&one), Some(&other)) = (expected.generated.get(shared), got.generated.get(shared)) else {
+            return Self { halting, noise: None, either: false };
+        };
+        let text = [request.prompt.as_slice(), &expected.generated[..shared]].concat();
+        let logits = |chunk: usize| {
+            let mut cache = loaded.model.new_cache(KvFormat::F32);
+            Numbers::of(&loaded.model.prefill(&text, &mut cache, chunk).expect("a text")).values
+        };
+        let whole = logits(text.len());
+        let largest = whole.iter().fold(0.0f32, |largest, logit| largest.max(logit.abs()));
+        let differences = [1, 2, 3, 5, 8, 13].into_iter().flat_map(|chunk| {
+            let other = logits(chunk);
+            whole.iter().zip(other).map(|(a, b)| (a - b).abs()).collect::<Vec<_>>()
+        });
+        let noise = differences.fold(0.0, f32::max) / largest;
+        // Every token before took one random number.
+        let mut sampler = Sampler::new(&request.sampling).expect("options");
+        for _ in 0..shared {
+            sampler.sample(&mut vec![0.0; whole.len()], &[]).expect("a token");
+        }
+        let mut random = Random::new(0);
+        let chosen: BTreeSet<u32> = (0..500)
+            .map(|_| {
+                let numbers = random.normal(whole.len());
+                let noisy = whole.iter().zip(numbers).map(|(logit, number)| logit + largest * noise * number);
+                sampler.clone().sample(&mut noisy.collect::<Vec<_>>(), &text).expect("a token")
+            })
+            .collect();
+        Self { halting, noise: Some(noise), either: chosen.contains(&one) && chosen.contains(&other) }
     }
 
-    /// Whether sums in another order decide.
+    /// Whether sums in another order decide. They are a thousandth of the logits at most, else something is wrong.
     pub fn hangs_on_last_bits(&self) -> bool {
-        self.halting < 1e-5 || self.border.is_some_and(|noise| noise <= 1e-5)
+        self.halting < 1e-5 || self.either && self.noise.is_some_and(|noise| noise < 1e-3)
     }
-}
-
-/// Whether both tokens at which two outcomes part are chosen from logits with such differences.
-fn parts_within<B: CompactBackend>(
-    noise: f32,
-    loaded: &Loaded<B>,
-    request: &Request,
-    expected: &Outcome,
-    got: &Outcome,
-) -> bool {
-    let shared = expected.generated.iter().zip(&got.generated).take_while(|(a, b)| a == b).count();
-    let (Some(&one), Some(&other)) = (expected.generated.get(shared), got.generated.get(shared)) else { return false };
-    let text = [request.prompt.as_slice(), &expected.generated[..shared]].concat();
-    let mut cache = loaded.model.new_cache(KvFormat::F32);
-    let logits = loaded.model.prefill(&text, &mut cache, text.len()).expect("a text");
-    let logits = Numbers::of(&logits).values;
-    let largest = logits.iter().fold(0.0f32, |largest, logit| largest.max(logit.abs()));
-    // Every token before took one random number.
-    let mut sampler = Sampler::new(&request.sampling).expect("options");
-    for _ in 0..shared {
-        sampler.sample(&mut vec![0.0; logits.len()], &[]).expect("a token");
-    }
-    let mut random = Random::new(0);
-    let chosen: BTreeSet<u32> = (0..500)
-        .map(|_| {
-            let numbers = random.normal(logits.len());
-            let mut noisy: Vec<f32> =
-                logits.iter().zip(numbers).map(|(logit, number)| logit + largest * noise * number).collect();
-            sampler.clone().sample(&mut noisy, &text).expect("a token")
-        })
-        .collect();
-    chosen.contains(&one) && chosen.contains(&other)
 }
 
 /// The least distance from the threshold at which a token halts, or goes on.

@@ -62,8 +62,8 @@
 //! the operations that a backend may override. `ARCHITECTURE.md` in the repository is the map.
 //!
 //! # Features
-//! None is on by default. `grammar` keeps answers to JSON schemas; `flex`, `wgpu`, `vulkan`, `metal` and `cuda` add backends. The program
-//! `ember`, with its server, is a crate of its own: `ember-lm`.
+//! None is on by default. `grammar` keeps answers to JSON schemas, `hub` gets models by their names; `flex`, `wgpu`, `vulkan`, `metal` and
+//! `cuda` add backends. The program `ember`, with its server, is a crate of its own: `ember-lm`.
 //!
 //! # Untrusted input
 //! Checkpoints, tokenizers and chat templates are treated as written by strangers: every file is bounded and validated before it

@@ -108,9 +108,6 @@ fn every_bad_value_is_named() {
         (nano("/mlp_bias", json!(true)), "mlp_bias"),
         (llama("/attention_bias", json!(1)), "attention_bias"),
         (nano("/use_sliding_window", json!(1)), "true or false"),
-        (llama("/eos_token_id", json!(-1)), "eos_token_id"),
-        (llama("/eos_token_id", json!([1, "x"])), "eos_token_id"),
-        (llama("/bos_token_id", json!([1, 2])), "one token id"),
         (llama("/tie_word_embeddings", json!("false")), "true or false"),
         (llama("/torch_dtype", json!("int8")), "torch_dtype"),
         (llama("/quantization_config", json!({"quant_method": "gptq"})), "gptq"),
@@ -216,6 +213,23 @@ fn spellings_and_families() {
         parse(&config("crest_k4")).expect("config").rope
     );
     assert_eq!(parse(&with("leanllama", "/eos_token_id", Value::Null)).expect("config").eos_token_ids, [0u32; 0]);
+}
+
+/// A text can do without these ids: what is none is left out, and noted.
+#[test]
+fn token_ids_that_are_none_stop_nothing() {
+    let ids = json!([1, "x", -1, null, 4_294_967_296_u64, 2]);
+    for (key, value, end) in [
+        ("eos_token_id", json!(-1), vec![]),
+        ("eos_token_id", ids, vec![1, 2]),
+        ("bos_token_id", json!(-1), vec![523, 527, 528]),
+        ("bos_token_id", json!([1, 2]), vec![523, 527, 528]),
+    ] {
+        let config = parse(&with("leanllama", &format!("/{key}"), value.clone())).expect("config");
+        assert_eq!(config.eos_token_ids, end, "{key} {value}");
+        assert!(config.notes.unused.iter().any(|note| note.contains(key)), "{key} {value}: {:?}", config.notes);
+        assert!(key != "bos_token_id" || config.bos_token_id.is_none(), "{value}");
+    }
 }
 
 /// What transformers has a default for may be missing, and is noted; null is no value.

@@ -3,33 +3,15 @@
 #[path = "text_support/stop_strings.rs"]
 mod stop_strings;
 
-use std::path::Path;
-
-use emberlm_model::text::{StopSet, StopStrings, eos_token_ids};
-use serde_json::json;
+use emberlm_model::text::{StopSet, StopStrings};
 use stop_strings::shown_and_stop;
 
 #[test]
 fn the_union_of_all_sources() {
-    let path = Path::new("config.json");
-    let generation = eos_token_ids(&json!({"eos_token_id": [128001, 128008]}), path).unwrap();
-    let config = eos_token_ids(&json!({"eos_token_id": 128009}), path).unwrap();
-    let nested = json!({"text_config": {"eos_token_id": 5}, "eos_token_id": null});
-    let nested = eos_token_ids(&nested, path).unwrap();
-    let set = StopSet::union([generation, config, nested, vec![128_001, 3]]);
-    assert_eq!(set.ids(), [3, 5, 128_001, 128_008, 128_009]);
+    let set = StopSet::union([vec![128_001, 128_008], vec![128_009], vec![], vec![128_001, 3]]);
+    assert_eq!(set.ids(), [3, 128_001, 128_008, 128_009]);
     assert!(set.contains(128_009) && !set.contains(4));
     assert!(!StopSet::default().contains(0));
-}
-
-#[test]
-fn ids_that_are_no_ids() {
-    let path = Path::new("generation_config.json");
-    for bad in [json!("2"), json!(-1), json!(1.5), json!([1, null]), json!(4_294_967_296u64), json!({})] {
-        let error = eos_token_ids(&json!({ "eos_token_id": bad }), path).unwrap_err();
-        assert!(error.to_string().contains("eos_token_id"), "{error}");
-    }
-    assert!(eos_token_ids(&json!({}), path).unwrap().is_empty());
 }
 
 #[test]

@@ -186,27 +186,19 @@ impl<'a> Fields<'a> {
         numbers.collect::<Result<_>>().map(Some)
     }
 
-    /// A token id or a list of them; empty when absent.
-    pub(crate) fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
-        let id = |v: &Value| {
-            let id = v.as_u64().and_then(|x| u32::try_from(x).ok());
-            id.ok_or_else(|| self.wrong(key, v, "a token id (or a list of them)"))
-        };
-        match self.get(key) {
-            None => Ok(Vec::new()),
-            Some(Value::Array(items)) => items.iter().map(id).collect(),
-            Some(one) => Ok(vec![id(one)?]),
-        }
-    }
-
-    /// One token id.
+    /// One token id, by itself or as a list of one.
     pub(crate) fn token_id(&self, key: &str) -> Result<Option<u32>> {
-        let ids = self.token_ids(key)?;
-        match ids.as_slice() {
-            [] => Ok(None),
-            [id] => Ok(Some(*id)),
-            _ => Err(self.error(key, "is a list, expected one token id")),
-        }
+        let value = match self.get(key) {
+            None => return Ok(None),
+            Some(Value::Array(ids)) => match ids.as_slice() {
+                [] => return Ok(None),
+                [id] => id,
+                _ => return Err(self.error(key, "is a list, expected one token id")),
+            },
+            Some(value) => value,
+        };
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| self.wrong(key, value, "a token id")).map(Some)
     }
 
     /// A nested object.

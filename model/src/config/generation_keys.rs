@@ -1,4 +1,5 @@
-//! The values of single keys of `generation_config.json`: what cannot be used counts as not stated, with a warning.
+//! The values of single keys of `generation_config.json`, and of token ids of `config.json`: what cannot be used counts as not stated,
+//! with a warning.
 
 use serde_json::Value;
 

@@ -6,6 +6,7 @@ use super::body::{self, linear_attention};
 use super::crest::CrestConfig;
 use super::family::{Family, family};
 use super::fields::{Fields, float_type};
+use super::generation_keys::Unusable;
 use super::kv::KvCompressionConfig;
 use super::limits::{
     MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH, MixerSizes, check_mixers,
@@ -94,6 +95,11 @@ impl ModelConfig {
             None => BTreeMap::new(),
         };
         let dtype = float_type(&text, "dtype")?;
+        // A text can begin and end without them, and `generation_config.json` may have others.
+        let mut unusable = Unusable::default();
+        let eos_token_ids = unusable.ids(&text, "eos_token_id");
+        let bos_token_id = unusable.or(text.token_id("bos_token_id"));
+        notes.unused.append(&mut unusable.0);
         Ok(Self {
             family,
             model_type,
@@ -121,8 +127,8 @@ impl ModelConfig {
             nanollm_modules,
             quantization: text.object("quantization_config")?.map(|q| QuantizationConfig::read(&q)).transpose()?,
             dtype: if dtype.is_some() { dtype } else { float_type(&text, "torch_dtype")? },
-            eos_token_ids: text.token_ids("eos_token_id")?,
-            bos_token_id: text.token_id("bos_token_id")?,
+            eos_token_ids,
+            bos_token_id,
             // Nothing is padded by id, so a value that is no id (-1, a list) is as good as none.
             pad_token_id: text.token_id("pad_token_id").ok().flatten(),
             sliding_window: text.size("sliding_window", MAX_POSITIONS).ok().flatten(),

@@ -39,5 +39,5 @@ pub use conversation::normalize_messages;
 pub use decode_stream::DecodeStream;
 pub use files::TextFiles;
 pub use special_tokens::{SpecialToken, SpecialTokens};
-pub use stop::{StopSet, StopStrings, Stopped, eos_token_ids};
+pub use stop::{StopSet, StopStrings, Stopped};
 pub use tokenizer::{TextProcessor, TokenKind};

@@ -40,27 +40,6 @@ impl StopSet {
     }
 }
 
-/// The ids under `eos_token_id` of a parsed `config.json` or `generation_config.json`: a number, a list, null or absent. In
-/// `config.json` those under `text_config` count too. `path` is for messages.
-///
-/// # Errors
-/// [`Error::Config`] when the value is anything else.
-pub fn eos_token_ids(json: &Value, path: &Path) -> Result<Vec<u32>> {
-    let mut ids = Vec::new();
-    for (object, field) in [(Some(json), "eos_token_id"), (json.get("text_config"), "text_config.eos_token_id")] {
-        let entries = match object.and_then(|o| o.get("eos_token_id")) {
-            None | Some(Value::Null) => continue,
-            Some(Value::Array(entries)) => entries.as_slice(),
-            Some(single) => std::slice::from_ref(single),
-        };
-        for entry in entries {
-            let id = entry.as_u64().and_then(|id| u32::try_from(id).ok());
-            ids.push(id.ok_or_else(|| Error::config(path, field, format!("{entry} is not a token id")))?);
-        }
-    }
-    Ok(ids)
-}
-
 /// What [`StopStrings`] says about the text so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stopped {

@@ -278,4 +278,6 @@ pub const COMMANDS: &[(&[&str], &str)] = &[
     (&["benchmark"], "`ember bench` measures speed"),
     (&["download"], "`ember pull NAME` downloads a model"),
     (&["list", "ls"], "`ember models` lists the models in the cache"),
+    (&["rm", "remove", "delete"], "`ember models` lists the folders of the cache; a model is gone when its folder is"),
+    (&["version"], "`ember --version` says it"),
 ];

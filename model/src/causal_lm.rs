@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 use crate::limits::{check_activations, check_device, check_pass};
 use crate::loader::{self, Loader, WeightOptions, WeightSource};
 use crate::nn::{
-    Decoder, DepthOptions, DepthTrace, FeedForward, ForwardContext, PassDepth, RotaryEmbedding, Span, SpanPosition,
+    Decoder, DepthOptions, DepthTrace, FeedForward, ForwardContext, PassDepth, RotaryEmbedding, Span, SpanContext,
+    SpanPosition,
 };
 use crate::plan::{LoadPlan, Progress};
 
@@ -43,7 +44,7 @@ pub struct CausalLm<B: Backend> {
 pub enum LogitsFor {
     /// None: the caches alone are wanted.
     Nothing,
-    /// The last token of every span, or of every row of a pass without caches.
+    /// The last token of every span and its [drafts](Span::drafted), or the last of every row of a pass without caches.
     #[default]
     Last,
     /// Every token.
@@ -277,15 +278,17 @@ impl<B: CompactBackend> CausalLm<B> {
         self.check_tensor(&ids)?;
         self.check_spans(n, spans)?;
         let past = spans.iter().map(|span| span.cache.len()).max().unwrap_or(0);
-        self.check_size((1, past, n), spans.len(), options.logits)?;
+        let rows = spans.iter().map(|span| 1 + span.drafted).sum();
+        self.check_size((1, past, n), rows, options.logits)?;
         spans.iter_mut().try_for_each(|span| span.cache.make_room(span.tokens))?;
         let positions: Vec<SpanPosition> = spans
             .iter()
-            .map(|Span { tokens, cache, .. }| SpanPosition {
+            .map(|Span { tokens, cache, drafted, .. }| SpanPosition {
                 first: cache.first_position(),
                 past: cache.len(),
                 new: *tokens,
                 expected: cache.expected(),
+                drafted: *drafted,
             })
             .collect();
         let depth = PassDepth::new(spans.iter().map(|span| (span.tokens, span.depth)));
@@ -312,13 +315,13 @@ impl<B: CompactBackend> CausalLm<B> {
             LogitsFor::Nothing => None,
             LogitsFor::All => Some(self.head(flat(x.clone()))),
             LogitsFor::Last => {
-                let last = |x: Tensor<B, 3>| {
-                    let [_, s, _] = x.dims();
-                    if s == 1 { x } else { x.slice_dim(1, s - 1..s) }
+                let last = |(x, span): (Tensor<B, 3>, &SpanContext<B>)| {
+                    let ([_, s, _], rows) = (x.dims(), 1 + span.drafted);
+                    if s <= rows { x } else { x.slice_dim(1, s - rows..s) }
                 };
-                let last = context.join(context.split(x.clone()).into_iter().map(last).collect());
-                let [_, spans, _] = last.dims();
-                Some(self.head(B::reshape(last, [b * spans, h])))
+                let last = context.join(context.split(x.clone()).into_iter().zip(&context.spans).map(last).collect());
+                let [_, rows, _] = last.dims();
+                Some(self.head(B::reshape(last, [b * rows, h])))
             }
         };
         let hidden = kept.hidden.into_iter().map(flat).collect();
@@ -344,6 +347,10 @@ impl<B: CompactBackend> CausalLm<B> {
             if span.tokens == 0 {
                 return Err(Error::Prompt("it has no tokens".into()));
             }
+            if span.drafted >= span.tokens {
+                let message = format!("{} drafts among {} tokens; one before them is none", span.drafted, span.tokens);
+                return Err(Error::Prompt(message));
+            }
             tokens = tokens.saturating_add(span.tokens);
             span.cache.check_model(&shapes)?;
             self.check_depth(span.depth)?;
@@ -354,12 +361,12 @@ impl<B: CompactBackend> CausalLm<B> {
         Ok(())
     }
 
-    /// Of `(rows, tokens before them, tokens)` of a pass; logits of the last token of `spans` places.
-    fn check_size(&self, pass: (usize, usize, usize), spans: usize, logits: LogitsFor) -> Result<()> {
+    /// Of `(rows, tokens before them, tokens)` of a pass; logits of `last` tokens where not of all.
+    fn check_size(&self, pass: (usize, usize, usize), last: usize, logits: LogitsFor) -> Result<()> {
         let (rows, _, new) = pass;
         let logits = match logits {
             LogitsFor::Nothing => 0,
-            LogitsFor::Last => spans.div_ceil(rows.max(1)),
+            LogitsFor::Last => last.div_ceil(rows.max(1)),
             LogitsFor::All => new,
         };
         check_pass::<B>(&self.architecture, &self.device(), pass, logits)

@@ -78,7 +78,7 @@ fn look<B: CompactBackend>(
             return Ok(None);
         }
         let options = ForwardOptions { logits: LogitsFor::Last, hidden: true };
-        let mut spans = [Span { tokens: part.len(), cache: &mut cache, depth: run.depth }];
+        let mut spans = [Span { depth: run.depth, ..Span::new(part.len(), &mut cache) }];
         let out = model.forward(model.ids(part)?, &mut spans, options)?;
         let from = |what: &str, row: usize| {
             let (at, id) = (start + row, part.get(row).copied().unwrap_or_default());

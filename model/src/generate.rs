@@ -11,8 +11,8 @@ use emberlm_quant::kv::KvFormat;
 
 use crate::cache::Cache;
 use crate::causal_lm::{CausalLm, DEFAULT_CHUNK};
+pub use crate::engine::{DraftOptions, DraftSource, Finish, Piece, Summary};
 use crate::engine::{Engine, EngineOptions, EventKind, Finished, Request, SequenceId};
-pub use crate::engine::{Finish, Piece, Summary};
 use crate::error::Result;
 use crate::nn::DepthOptions;
 use crate::sampling::{LogitsProcessors, SamplingConfig};
@@ -40,6 +40,8 @@ pub struct GenerateOptions {
     pub depth: DepthOptions,
     /// Record the depth of every token (CREST).
     pub trace: bool,
+    /// Guess tokens, and verify several in one pass; the text is the same. None: decode token by token.
+    pub draft: Option<DraftOptions>,
 }
 
 impl Default for GenerateOptions {
@@ -55,6 +57,7 @@ impl Default for GenerateOptions {
             cache: KvFormat::default(),
             depth: DepthOptions::default(),
             trace: false,
+            draft: None,
         }
     }
 }
@@ -92,8 +95,12 @@ impl<'a, B: CompactBackend> Generator<'a, B> {
     pub fn new(model: &'a CausalLm<B>, text: &TextProcessor, options: GenerateOptions) -> Result<Self> {
         options.sampling.validate()?;
         StopStrings::new(options.stop_strings.iter().cloned())?;
-        let limits =
-            EngineOptions { kv_format: options.cache, tokens_per_step: options.chunk, ..EngineOptions::default() };
+        let limits = EngineOptions {
+            kv_format: options.cache,
+            tokens_per_step: options.chunk,
+            draft: options.draft,
+            ..EngineOptions::default()
+        };
         let engine = Engine::new(model, text, limits);
         Ok(Self { engine, model, options, cancel: CancelHandle::default(), cache: None })
     }

@@ -40,7 +40,7 @@ fn pass<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32], spans: &mut [Span<'
 /// A whole text by itself.
 fn alone<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32], depth: DepthOptions) -> Vec<Token> {
     let mut cache = model.new_cache(KvFormat::F32);
-    pass(model, ids, &mut [Span { tokens: ids.len(), cache: &mut cache, depth }]).expect("a pass")
+    pass(model, ids, &mut [Span { depth, ..Span::new(ids.len(), &mut cache) }]).expect("a pass")
 }
 
 fn crest_fixtures() -> Vec<Fixture> {
@@ -89,7 +89,7 @@ pub fn spans_are_as_deep_as_alone<B: CompactBackend>(device: &B::Device) {
                     .collect();
                 let spans = caches.iter_mut().zip(&next).zip(depths).filter(|((_, ids), _)| !ids.is_empty());
                 let mut spans: Vec<_> =
-                    spans.map(|((cache, ids), depth)| Span { tokens: ids.len(), cache, depth }).collect();
+                    spans.map(|((cache, ids), depth)| Span { depth, ..Span::new(ids.len(), cache) }).collect();
                 if spans.is_empty() {
                     break;
                 }
@@ -140,7 +140,7 @@ pub fn depth_asked_for_is_depth_opened<B: CompactBackend>(device: &B::Device) {
         // One sequence with halting beside one without.
         let mut caches = [off.new_cache(KvFormat::F32), off.new_cache(KvFormat::F32)];
         let asked = [depth(Some(stated.halt_threshold), None), DepthOptions::default()];
-        let spans = caches.iter_mut().zip(asked).map(|(cache, depth)| Span { tokens: ids.len(), cache, depth });
+        let spans = caches.iter_mut().zip(asked).map(|(cache, depth)| Span { depth, ..Span::new(ids.len(), cache) });
         let both = pass(&off, &[&ids[..], ids].concat(), &mut spans.collect::<Vec<_>>()).expect("a pass");
         let steps = |tokens: &[Token]| -> Vec<f32> { tokens.iter().flat_map(|t| &t.layers).map(|l| l.0).collect() };
         let (halting, all) = both.split_at(ids.len());
@@ -157,7 +157,7 @@ pub fn depths_that_cannot_be<B: CompactBackend>(device: &B::Device) {
         let mut engine = Engine::new(&model, &pretrained.text().expect("a tokenizer"), EngineOptions::default());
         let mut cache = model.new_cache(KvFormat::F32);
         let mut refused = |depth: DepthOptions, option: &str, words: &str| {
-            let span = Span { tokens: 1, cache: &mut cache, depth };
+            let span = Span { depth, ..Span::new(1, &mut cache) };
             let by_pass = pass(&model, &[1], &mut [span]).map(|_| ());
             let by_engine = engine.submit(Request { depth, ..Request::new(vec![1]) }).map(|_| ());
             for result in [by_pass, by_engine] {

@@ -123,7 +123,9 @@ impl Nearness {
         });
         let noise = differences.fold(0.0, f32::max) / largest;
         // Every token before took one random number.
-        let mut sampler = Sampler::new(&request.sampling).expect("options");
+        let mut sampler = Sampler::new(&request.sampling)
+            .expect("options")
+            .with_processors(request.processors.clone(), request.stop_tokens.ids());
         for _ in 0..shared {
             sampler.sample(&mut vec![0.0; whole.len()], &[]).expect("a token");
         }

@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Result;
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use emberlm::model::config::CrestOverrides;
-use emberlm::model::{DEFAULT_CHUNK, QuantizeOnLoad};
+use emberlm::model::engine::{DraftOptions, DraftSource};
+use emberlm::model::{Architecture, DEFAULT_CHUNK, QuantizeOnLoad};
 use emberlm::quant::kv::KvFormat;
 
 use super::model_name::{self, HubArgs};
@@ -170,6 +172,49 @@ impl DepthArgs {
             halt_enabled: self.no_halt.then_some(false),
             ..CrestOverrides::default()
         }
+    }
+}
+
+/// Speculative decoding.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Drafts (speculative decoding: faster where guesses are right, the same text)")]
+pub struct DraftArgs {
+    /// Guess tokens, and verify several in one pass. prompt-lookup: the text goes on as it did where its last tokens came before
+    #[arg(long, value_enum, value_name = "SOURCE", conflicts_with = "draft_steps")]
+    pub draft: Option<DraftKind>,
+
+    /// Guess tokens with the model itself at K steps, fewer than it has (CREST)
+    #[arg(long, value_name = "K")]
+    pub draft_steps: Option<usize>,
+
+    /// Tokens of a draft at most; how many there are follows what was right of late
+    #[arg(long, value_name = "N", default_value_t = DraftOptions::MAX_TOKENS as u16, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub draft_max: u16,
+}
+
+/// Sources of drafts that need no number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DraftKind {
+    /// What followed the last tokens earlier in prompt and output; for every model
+    PromptLookup,
+}
+
+impl DraftArgs {
+    /// As an engine takes it, for a model of so many steps; none in one without adaptive depth.
+    pub fn options(&self, num_steps: Option<usize>) -> Result<Option<DraftOptions>> {
+        let source = match (self.draft, self.draft_steps) {
+            (Some(DraftKind::PromptLookup), _) => DraftSource::PromptLookup,
+            (None, Some(steps)) => DraftSource::Steps(steps),
+            (None, None) => return Ok(None),
+        };
+        let options = DraftOptions { max_tokens: self.draft_max.into(), ..DraftOptions::new(source) };
+        options.check(num_steps)?;
+        Ok(Some(options))
+    }
+
+    /// [`options`](Self::options) for a model.
+    pub fn of(&self, architecture: &Architecture) -> Result<Option<DraftOptions>> {
+        self.options(architecture.crest.as_ref().map(|crest| crest.num_steps))
     }
 }
 

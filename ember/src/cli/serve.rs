@@ -17,7 +17,7 @@ use emberlm::quant::kv::KvFormat;
 use emberlm::quant::{Activations, CompactBackend};
 use tokio::sync::Semaphore;
 
-use super::args::{DepthArgs, ModelArgs, PassArgs};
+use super::args::{DepthArgs, DraftArgs, ModelArgs, PassArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::device_args::DeviceArgs;
 use super::estimate::cache_bytes;
@@ -130,6 +130,9 @@ pub struct ServeArgs {
     depth: DepthArgs,
 
     #[command(flatten)]
+    draft: DraftArgs,
+
+    #[command(flatten)]
     device: DeviceArgs,
 }
 
@@ -207,7 +210,8 @@ fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<
     sampling.validate()?;
     warn_of_unsupported(pretrained.generation_config(), &sampling);
     let plan = load::plan::<B>(&pretrained, &device.device)?;
-    let options = engine_options(args, &pretrained, context);
+    let draft = args.draft.of(architecture)?;
+    let options = EngineOptions { draft, ..engine_options(args, &pretrained, context) };
     let app = app(args, &pretrained, &plan, &text, context)?;
     let app = Arc::new(app);
 

@@ -121,6 +121,8 @@ fn of_engine(registry: &mut Registry, status: &EngineStatus) {
         ("prefix_cache_hit_tokens", "Tokens of prompts that were in the cache", Counter(status.totals.cached_tokens)),
         ("prefix_cache_hits", "Requests that began with what was in the cache", Counter(status.totals.prefix_hits)),
         ("generated_tokens", "Tokens chosen", Counter(status.totals.generated_tokens)),
+        ("drafted_tokens", "Tokens that were guessed", Counter(status.totals.drafted_tokens)),
+        ("accepted_tokens", "Guessed tokens that were right", Counter(status.totals.accepted_tokens)),
         ("engine_steps", "Passes of the model", Counter(status.totals.steps)),
     ];
     for (name, help, reading) in readings {

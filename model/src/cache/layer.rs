@@ -4,6 +4,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::{KvFormat, KvStore};
+use emberlm_quant::ops::DeltaRule;
 
 use super::shape::LayerCacheShape;
 use crate::error::{Error, Result};
@@ -88,13 +89,72 @@ impl<B: CompactBackend> AttentionCache<B> {
     }
 }
 
-/// State of one Gated DeltaNet layer. It cannot be rolled back, only copied.
+/// State of one Gated DeltaNet layer. It cannot be rolled back, but for the drafts of its last pass; it can be copied.
 #[derive(Clone, Debug)]
 pub struct DeltaNetCache<B: Backend> {
     /// Absent while an operation owns the tensor, and after one that panicked.
     conv: Option<Tensor<B, 3>>,
     /// As `conv`.
     state: Option<Tensor<B, 4>>,
+    /// Of a pass with drafts, until it is known which of them stay.
+    replay: Option<Box<Replay<B>>>,
+}
+
+/// What a layer was before a pass over drafts, and what the pass gave it: enough to compute the layer anew after any of its tokens, without
+/// the weights.
+#[derive(Clone, Debug)]
+struct Replay<B: Backend> {
+    conv: Tensor<B, 3>,
+    state: Tensor<B, 4>,
+    /// `[1, n, channels]`, before the convolution.
+    inputs: Tensor<B, 3>,
+    /// None while the pass has not come to it.
+    rule: Option<DeltaRule<B>>,
+}
+
+impl<B: CompactBackend> DeltaNetCache<B> {
+    /// Notes what the layer is before a pass over drafts, whose inputs of the convolution `[1, n, channels]` these are.
+    pub(crate) fn begin_replay(&mut self, inputs: Tensor<B, 3>) -> Result<()> {
+        let (conv, state) = (self.conv()?.clone(), self.state()?.clone());
+        self.replay = Some(Box::new(Replay { conv, state, inputs, rule: None }));
+        Ok(())
+    }
+
+    /// Notes the inputs of the delta rule in that pass.
+    pub(crate) fn note_rule(&mut self, rule: DeltaRule<B>) {
+        if let Some(replay) = &mut self.replay {
+            replay.rule = Some(rule);
+        }
+    }
+
+    /// Forgets what was noted.
+    pub(super) fn drop_replay(&mut self) {
+        self.replay = None;
+    }
+
+    /// Makes the layer what it was after the first `tokens` of the pass that was noted. The numbers are those of a pass over them alone:
+    /// the rule goes from token to token.
+    pub(super) fn replay(&mut self, tokens: usize) -> Result<()> {
+        let Some(replay) = self.replay.take() else { return Err(not_noted()) };
+        let Replay { conv, state, inputs, rule: Some(rule) } = *replay else { return Err(not_noted()) };
+        let [_, n, _] = inputs.dims();
+        let [_, tail, _] = conv.dims();
+        if tokens > n {
+            return Err(not_noted());
+        }
+        // The last inputs before and in the pass, the oldest first.
+        let inputs = Tensor::cat(vec![conv, inputs.slice_dim(1, 0..tokens)], 1).slice_dim(1, tokens..tokens + tail);
+        let [q, k, v] = [rule.q, rule.k, rule.v].map(|t| t.slice_dim(1, 0..tokens));
+        let [g, beta] = [rule.g, rule.beta].map(|t| t.slice_dim(1, 0..tokens));
+        let (_, mut states) = B::gated_delta_rule_spans(DeltaRule { q, k, v, g, beta }, &[tokens], vec![state]);
+        (self.conv, self.state) = (Some(inputs), states.pop());
+        Ok(())
+    }
+}
+
+fn not_noted() -> Error {
+    let message = "does not know what its linear attention was at that token of the last pass".into();
+    Error::Option { option: "cache".into(), message }
 }
 
 impl<B: Backend> DeltaNetCache<B> {
@@ -205,6 +265,7 @@ pub(super) fn new_layer<B: Backend>(
             LayerCache::DeltaNet(DeltaNetCache {
                 conv: Some(Tensor::zeros([1, conv_tail, conv_channels], (device, DType::F32))),
                 state: Some(Tensor::zeros([1, heads, dk, dv], (device, DType::F32))),
+                replay: None,
             })
         }
     }

@@ -4,6 +4,7 @@
 //! convolution and its state.
 
 mod layer;
+mod rollback;
 mod segment;
 mod shape;
 
@@ -14,6 +15,7 @@ use emberlm_quant::kv::{KvFormat, KvStore};
 
 pub use layer::{AttentionCache, DeltaNetCache, LayerCache};
 use layer::{foreign, new_layer};
+pub(crate) use rollback::Mark;
 pub(crate) use segment::{KvSegment, RecurrentState};
 use shape::bytes_of;
 pub use shape::{KvShape, LayerCacheShape};

@@ -3,6 +3,7 @@
 use emberlm_quant::CompactBackend;
 
 use super::EngineOptions;
+use super::draft::DraftOptions;
 use super::request::Request;
 use crate::architecture::Architecture;
 use crate::cache::Cache;
@@ -17,12 +18,14 @@ pub(super) struct RequestCheck {
     /// Steps that can be asked for.
     max_depth: Option<usize>,
     cache_bytes: Option<usize>,
+    draft: Option<DraftOptions>,
 }
 
 impl RequestCheck {
     pub fn new<B: CompactBackend>(model: &CausalLm<B>, options: &EngineOptions) -> Self {
         let architecture = model.architecture().clone();
-        Self { architecture, max_depth: model.max_depth(), cache_bytes: options.cache_bytes }
+        let EngineOptions { cache_bytes, draft, .. } = *options;
+        Self { architecture, max_depth: model.max_depth(), cache_bytes, draft }
     }
 
     /// Checks a request whose prompt comes after what the cache holds.
@@ -32,6 +35,7 @@ impl RequestCheck {
     pub fn check<B: CompactBackend>(&self, cache: &Cache<B>, request: &Request) -> Result<()> {
         request.sampling.validate()?;
         request.depth.check(self.max_depth)?;
+        self.draft.map_or(Ok(()), |draft| draft.check(self.max_depth))?;
         StopStrings::new(request.stop_strings.iter().cloned())?;
         self.architecture.check_prompt(&request.prompt, cache.len())?;
         let read = cache.len().saturating_add(request.prompt.len());

@@ -7,6 +7,8 @@
 //! Each sequence has its own cache, sampler, stop rules and text: what it gets does not depend on who else is there (but for the last
 //! bits of sums, which are taken in another order when more tokens share a pass). One that fails, fails alone.
 //!
+//! With [drafts](DraftOptions), a step feeds several tokens of a sequence that generates, which were guessed, and keeps those that are right.
+//!
 //! With a prefix cache, a prompt that begins like an earlier one is computed from where they part.
 //!
 //! The engine is synchronous and owned by one thread; an [`EngineHandle`] is for programs with many.
@@ -14,6 +16,8 @@
 #![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
 
 mod check;
+mod chooser;
+mod draft;
 mod handle;
 mod mask;
 mod prefix;
@@ -38,12 +42,14 @@ use crate::nn::Span;
 use crate::text::TextProcessor;
 use crate::token_depth::{TokenDepth, token_depths};
 use check::RequestCheck;
+use draft::ForcedAcceptance;
+pub use draft::{DraftOptions, DraftSource};
 pub use handle::{EngineHandle, EngineStatus, HandleOptions, Refused, Ticket, Update};
 pub use mask::TokenMask;
 use prefix::{Keep, PrefixCache, Snapshots};
 pub use request::{Event, EventKind, Finish, Finished, LogProbabilities, Piece, Request, Summary};
 use schedule::shares;
-use sequence::Sequence;
+use sequence::{Chosen, Sequence, Then};
 pub use totals::EngineTotals;
 
 /// The name of a sequence in its engine; never used again.
@@ -57,7 +63,7 @@ pub struct EngineOptions {
     pub kv_format: KvFormat,
     /// Tokens of a step while no sequence generates.
     pub tokens_per_step: usize,
-    /// Tokens of prompts in a step in which others generate; they wait for it.
+    /// Tokens of prompts in a step in which others generate, drafts included; they wait for it.
     pub prompt_tokens_beside_decoding: usize,
     /// Sequences that take part at once; others wait for their turn.
     pub max_running: usize,
@@ -67,6 +73,8 @@ pub struct EngineOptions {
     /// Bytes of prefixes that are kept for requests that begin with the same tokens, at most; 0: none are kept. They make way where
     /// running sequences need the room: answers first, what many prompts begin with last.
     pub prefix_cache_bytes: usize,
+    /// Guess tokens of those that generate, and verify several in one pass; the texts are the same. None: decode token by token.
+    pub draft: Option<DraftOptions>,
     /// After logits that are no numbers, find the layer where they come from; that takes a run over the whole text.
     pub explain_failures: bool,
 }
@@ -80,6 +88,7 @@ impl Default for EngineOptions {
             max_running: 64,
             cache_bytes: None,
             prefix_cache_bytes: 0,
+            draft: None,
             explain_failures: true,
         }
     }
@@ -123,7 +132,7 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
     ///
     /// # Errors
     /// [`Error::Prompt`] when the prompt is empty, too long, or has ids outside the vocabulary; [`Error::Option`] when a sampling
-    /// option or a depth is out of range or a stop string is empty; [`Error::Memory`] when its prompt alone is beyond the budget of bytes.
+    /// option, a depth or the draft is out of range or a stop string is empty; [`Error::Memory`] when its prompt alone is beyond the budget of bytes.
     pub fn submit(&mut self, mut request: Request) -> Result<SequenceId> {
         let cache = self.model.new_cache(self.options.kv_format);
         let boundaries = std::mem::take(&mut request.prefix_boundaries);
@@ -161,6 +170,8 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
         let context = self.model.architecture().config.max_position_embeddings;
         let mut sequence = Sequence::new(id, request, (cache, history), &self.text, context)?;
         sequence.snapshots = snapshots;
+        sequence.forced_acceptance =
+            self.options.draft.and_then(|draft| draft.forced_acceptance).map(ForcedAcceptance::new);
         self.next_id += 1;
         self.waiting.push_back(sequence);
         Ok(id)
@@ -243,6 +254,7 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
         let mut events = std::mem::take(&mut self.events);
         self.admit(&mut events);
         self.end_those_at_their_end(&mut events);
+        self.draft();
         let turns = self.turns(&mut events);
         if !turns.is_empty() {
             self.pass(turns, &mut events);
@@ -280,8 +292,11 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
     fn turns(&mut self, events: &mut Vec<Event<B>>) -> Vec<Turn> {
         loop {
             let decoding = self.running.iter().any(Sequence::decodes);
-            let budget =
-                if decoding { self.options.prompt_tokens_beside_decoding } else { self.options.tokens_per_step };
+            let drafted = self.running.iter().map(|sequence| sequence.draft.len()).sum();
+            let budget = match decoding {
+                true => self.options.prompt_tokens_beside_decoding.saturating_sub(drafted),
+                false => self.options.tokens_per_step,
+            };
             // Where prompts are scored, the logits of every token of the step are there at once.
             let scoring = self.running.iter().any(Sequence::scores_prompt);
             let most = tokens_per_pass(self.model.architecture().config.vocab_size);
@@ -290,7 +305,10 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
                 self.running.iter().filter(|s| !s.decodes()).map(Sequence::until_snapshot).collect();
             let mut shares = shares(&prompts, budget).into_iter();
             let tokens: Vec<usize> = (self.running.iter())
-                .map(|sequence| if sequence.decodes() { sequence.pending().len() } else { shares.next().unwrap_or(0) })
+                .map(|sequence| match sequence.decodes() {
+                    true => sequence.pending().len() + sequence.draft.len(),
+                    false => shares.next().unwrap_or(0),
+                })
                 .collect();
             let mut turns = Vec::new();
             let mut refused = None;
@@ -351,21 +369,22 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
         for (at, sequence) in self.running.iter_mut().enumerate() {
             let Some(turn) = turns.next_if(|turn| turn.at == at) else { continue };
             sequence.begin();
-            let pending = sequence.pending();
+            let (pending, drafted) = (sequence.pending(), sequence.draft.len());
             ids.extend_from_slice(pending.get(..turn.tokens).unwrap_or(pending));
-            let ends = turn.tokens == pending.len();
+            ids.extend_from_slice(&sequence.draft);
+            let ends = turn.tokens == pending.len() + drafted;
             wanted = match wanted {
                 _ if sequence.scores_prompt() => LogitsFor::All,
                 LogitsFor::Nothing if ends => LogitsFor::Last,
                 before => before,
             };
-            spans.push(Span { tokens: turn.tokens, cache: &mut sequence.cache, depth: sequence.depth });
+            spans.push(Span { depth: sequence.depth, drafted, ..Span::new(turn.tokens, &mut sequence.cache) });
         }
         let ids = self.model.ids(&ids)?;
         self.model.forward(ids, &mut spans, ForwardOptions { logits: wanted, hidden: false })
     }
 
-    /// Chooses the next token of every sequence whose tokens are all fed.
+    /// Chooses the next tokens of every sequence whose tokens are all fed.
     fn share_out(&mut self, turns: &[Turn], out: ForwardOutput<B>, outcomes: &mut [Option<Outcome>]) {
         let traced = turns.iter().any(|turn| self.running.get(turn.at).is_some_and(|sequence| sequence.trace));
         let tokens = turns.iter().map(|turn| turn.tokens).sum();
@@ -374,13 +393,14 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
             // What a trace lacks is no reason to end a text, and the logits will not be read either.
             Err(_) => Vec::new().into_iter(),
         };
-        // The first row of logits of each turn, where there is one for every token.
+        // The first row of logits of each turn; where prompts are scored there is one for every token.
         let every = turns.iter().any(|turn| self.running.get(turn.at).is_some_and(Sequence::scores_prompt));
         let mut first = 0;
-        for (row, turn) in turns.iter().enumerate() {
-            let rows = first..first + turn.tokens;
+        for turn in turns {
+            let last = self.running.get(turn.at).map_or(1, |sequence| 1 + sequence.draft.len());
+            let rows = first..first + if every { turn.tokens } else { last };
             first = rows.end;
-            let row = if every { rows.end.saturating_sub(1) } else { row };
+            let last = rows.end.saturating_sub(last)..rows.end;
             let (Some(sequence), Some(outcome)) = (self.running.get_mut(turn.at), outcomes.get_mut(turn.at)) else {
                 continue;
             };
@@ -404,13 +424,14 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
             };
             let logits = out.logits.as_ref().filter(|_| sequence.pending().is_empty());
             let chosen = logits.map(|logits| {
-                let row = logits.clone().slice_dim(0, row..row + 1);
-                sequence.choose(row, depth.last().cloned())
+                let depth = depth.iter().skip(depth.len().saturating_sub(last.len())).cloned();
+                let (drafted, before) = (sequence.draft.len(), sequence.accepted_tokens());
+                let chosen = sequence.choose_all(logits.clone().slice_dim(0, last), depth);
+                self.totals.drafted_tokens += drafted as u64;
+                self.totals.accepted_tokens += (sequence.accepted_tokens() - before) as u64;
+                chosen
             });
-            *outcome = Some(match chosen.transpose() {
-                Ok(chosen) => Outcome::Fed { read, depth, log_probabilities, chosen },
-                Err(error) => Outcome::Failed(error),
-            });
+            *outcome = Some(Outcome::Fed { read, depth, log_probabilities, chosen });
         }
     }
 
@@ -434,25 +455,17 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
                 if read > 0 {
                     events.push(event(EventKind::PromptRead { tokens: read, depth, log_probabilities }));
                 }
-                match chosen {
-                    None => Some(sequence),
-                    Some(None) => {
-                        events.extend(self.end(sequence, Finish::Stop, prefix_limit));
+                let Some(Chosen { pieces, then }) = chosen else { return Some(sequence) };
+                events.extend(pieces.into_iter().map(|piece| event(EventKind::Token(piece))));
+                match then {
+                    Then::GoesOn => Some(sequence),
+                    Then::Ends(finish) => {
+                        events.extend(self.end(sequence, finish, prefix_limit));
                         None
                     }
-                    Some(Some((piece, stopped))) => {
-                        events.push(event(EventKind::Token(piece)));
-                        let finish = match stopped {
-                            true => Some(Finish::Stop),
-                            false => sequence.is_at_end().then_some(Finish::Length),
-                        };
-                        match finish {
-                            Some(finish) => {
-                                events.extend(self.end(sequence, finish, prefix_limit));
-                                None
-                            }
-                            None => Some(sequence),
-                        }
+                    Then::Fails(error) => {
+                        events.push(event(EventKind::Failed(self.explained(error, &sequence))));
+                        None
                     }
                 }
             }
@@ -478,8 +491,8 @@ enum Outcome {
         depth: Vec<TokenDepth>,
         /// Of the tokens of its prompt that follow those read, where they are asked for.
         log_probabilities: Vec<LogProbabilities>,
-        /// Where all its tokens are fed: what was chosen, and whether that ends the text; none for a stop token.
-        chosen: Option<Option<(Piece, bool)>>,
+        /// Where all its tokens are fed.
+        chosen: Option<Chosen>,
     },
     Failed(Error),
 }

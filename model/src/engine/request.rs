@@ -157,6 +157,10 @@ pub struct Summary {
     pub cached_tokens: usize,
     /// Every token chosen, stop tokens excluded.
     pub generated: Vec<u32>,
+    /// Tokens that were drafted for it ([`EngineOptions::draft`](super::EngineOptions::draft)).
+    pub drafted_tokens: usize,
+    /// Of them those that were what the model chose in their place.
+    pub accepted_tokens: usize,
     /// Seconds from the first step that took part in it until the logits after the prompt.
     pub prefill_seconds: f64,
     /// Seconds since then.

@@ -6,15 +6,16 @@ use burn::tensor::Tensor;
 use emberlm_quant::CompactBackend;
 
 use super::SequenceId;
-use super::mask::Masked;
+use super::chooser::Chooser;
+use super::draft::{DraftLength, ForcedAcceptance};
 use super::prefix::{Keep, Snapshots};
 use super::request::{Event, EventKind, Finish, Finished, LogProbabilities, Piece, Request, Summary};
 use super::scoring::log_probabilities;
 use crate::cache::Cache;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::DepthOptions;
 use crate::sampling::Sampler;
-use crate::text::{DecodeStream, StopSet, StopStrings, TextProcessor};
+use crate::text::{DecodeStream, StopStrings, TextProcessor};
 use crate::token_depth::TokenDepth;
 
 /// The state of a request between steps.
@@ -28,14 +29,16 @@ pub(super) struct Sequence<B: CompactBackend> {
     pub trace: bool,
     /// Still to be taken.
     pub snapshots: Snapshots,
-    sampler: Sampler,
+    /// Guesses about the tokens after the pending one; empty between steps.
+    pub draft: Vec<u32>,
+    pub draft_length: DraftLength,
+    pub forced_acceptance: Option<ForcedAcceptance>,
+    pub chooser: Chooser,
     stream: DecodeStream,
     stops: StopStrings,
-    stop_tokens: StopSet,
     max_tokens: usize,
     log_probabilities: Option<usize>,
     prompt_log_probabilities: Option<usize>,
-    grammar: Option<Masked>,
     context: usize,
     /// Tokens before the prompt.
     history: usize,
@@ -45,6 +48,20 @@ pub(super) struct Sequence<B: CompactBackend> {
     begun: Option<Instant>,
     decode_begun: Option<Instant>,
     summary: Summary,
+}
+
+/// What the logits after the last tokens of a sequence became.
+pub(super) struct Chosen {
+    /// Of each token that was chosen.
+    pub pieces: Vec<Piece>,
+    pub then: Then,
+}
+
+/// How a sequence goes on.
+pub(super) enum Then {
+    GoesOn,
+    Ends(Finish),
+    Fails(Error),
 }
 
 impl<B: CompactBackend> Sequence<B> {
@@ -66,13 +83,14 @@ impl<B: CompactBackend> Sequence<B> {
             depth: request.depth,
             trace: request.trace,
             snapshots: None,
+            draft: Vec::new(),
+            draft_length: DraftLength::default(),
+            forced_acceptance: None,
             stream: text.decode_stream(true),
             stops: StopStrings::new(request.stop_strings)?,
-            stop_tokens: request.stop_tokens,
             max_tokens: request.max_tokens,
             log_probabilities: request.log_probabilities,
             prompt_log_probabilities: request.prompt_log_probabilities,
-            grammar: request.grammar.map(Masked::new),
             context,
             history,
             started: false,
@@ -85,12 +103,14 @@ impl<B: CompactBackend> Sequence<B> {
                 prompt_tokens: request.prompt.len(),
                 cached_tokens: 0,
                 generated: Vec::new(),
+                drafted_tokens: 0,
+                accepted_tokens: 0,
                 prefill_seconds: 0.0,
                 decode_seconds: 0.0,
                 mean_steps: None,
                 seed: sampler.seed(),
             },
-            sampler,
+            chooser: Chooser::new(sampler, request.grammar, request.stop_tokens),
         })
     }
 
@@ -146,6 +166,17 @@ impl<B: CompactBackend> Sequence<B> {
         self.tokens.len().saturating_add(rest).min(self.context)
     }
 
+    /// Drafted tokens that were accepted so far.
+    pub fn accepted_tokens(&self) -> usize {
+        self.summary.accepted_tokens
+    }
+
+    /// Tokens of a draft at most: the pass that verifies it gives one more, and feeds all of them.
+    pub fn most_drafts(&self) -> usize {
+        let rest = self.max_tokens.saturating_sub(self.summary.generated.len());
+        rest.saturating_sub(1).min(self.context.saturating_sub(self.tokens.len()))
+    }
+
     /// Whether nothing more is to be chosen.
     pub fn is_at_end(&self) -> bool {
         self.summary.generated.len() >= self.max_tokens || self.tokens.len() > self.context
@@ -171,34 +202,80 @@ impl<B: CompactBackend> Sequence<B> {
         self.begun.get_or_insert_with(Instant::now);
     }
 
-    /// Chooses the next token from the logits `[1, vocabulary]` after all tokens, and says what became of the text; none where a
-    /// stop token ends it.
+    /// Chooses tokens from logits `[1 + n, vocabulary]`: those after all tokens, and those after each of the `n` tokens of the draft. A
+    /// token of the draft stays if it is what was chosen in its place, and with it the logits after it count. The cache then holds
+    /// what it would without a draft. `depth` is that of the passes over the rows, where it is traced.
+    pub fn choose_all(&mut self, logits: Tensor<B, 2>, depth: impl Iterator<Item = TokenDepth>) -> Chosen {
+        let draft = std::mem::take(&mut self.draft);
+        let mut depth = depth.fuse();
+        let mut pieces = Vec::with_capacity(1);
+        let mut accepted = 0;
+        let mut then = loop {
+            let drafted = draft.get(accepted).copied();
+            let row = match draft.is_empty() {
+                true => logits.clone(),
+                false => logits.clone().slice_dim(0, accepted..accepted + 1),
+            };
+            let (piece, stopped) = match self.choose(row, depth.next(), drafted) {
+                Ok(Some(chosen)) => chosen,
+                Ok(None) => break Then::Ends(Finish::Stop),
+                Err(error) => break Then::Fails(error),
+            };
+            let agrees = drafted.is_some() && piece.token == drafted;
+            pieces.push(piece);
+            if stopped {
+                break Then::Ends(Finish::Stop);
+            }
+            if self.is_at_end() {
+                break Then::Ends(Finish::Length);
+            }
+            if !agrees {
+                break Then::GoesOn;
+            }
+            accepted += 1;
+        };
+        if !draft.is_empty() {
+            self.summary.drafted_tokens += draft.len();
+            self.summary.accepted_tokens += accepted;
+            self.draft_length.learn(draft.len(), accepted);
+            if let (Err(error), Then::GoesOn | Then::Ends(_)) =
+                (self.cache.keep_of_pass(1 + draft.len(), 1 + accepted), &then)
+            {
+                then = Then::Fails(error);
+            }
+        }
+        Chosen { pieces, then }
+    }
+
+    /// Chooses the next token from the logits `[1, vocabulary]` after all tokens, and says what became of the text and whether it ends; none
+    /// where a stop token ends it. `drafted` is what a draft has in its place.
     ///
     /// # Errors
     /// When no token can be chosen or turned into text.
-    pub fn choose(&mut self, logits: Tensor<B, 2>, depth: Option<TokenDepth>) -> Result<Option<(Piece, bool)>> {
-        let step = self.sampler.step();
+    fn choose(
+        &mut self,
+        logits: Tensor<B, 2>,
+        depth: Option<TokenDepth>,
+        drafted: Option<u32>,
+    ) -> Result<Option<(Piece, bool)>> {
+        let step = self.chooser.step();
         let numbers = self.log_probabilities.map(|_| logits.clone());
-        let token = match &mut self.grammar {
-            None => self.sampler.choose(logits, &self.tokens)?,
-            Some(grammar) => {
-                let [_, vocabulary] = logits.dims();
-                let Some(allowed) = grammar.allowed(vocabulary, &self.stop_tokens)? else { return Ok(None) };
-                self.sampler.choose_allowed(logits, &self.tokens, allowed)?
-            }
-        };
+        let Some(mut token) = self.chooser.choose(logits, &self.tokens)? else { return Ok(None) };
+        if let (Some(forced), Some(drafted)) = (&mut self.forced_acceptance, drafted) {
+            token = forced.instead_of(token, drafted);
+        }
         if self.decode_begun.is_none() {
             self.summary.prefill_seconds = seconds_since(self.begun);
             self.decode_begun = Some(Instant::now());
         }
         if let Some(depth) = depth.as_ref().filter(|depth| !depth.steps.is_empty()) {
             self.steps_sum += depth.mean_steps();
-            self.summary.mean_steps = Some(self.steps_sum / self.sampler.step() as f64);
+            self.summary.mean_steps = Some(self.steps_sum / self.chooser.step() as f64);
         }
-        if self.stop_tokens.contains(token) {
+        if self.chooser.stops_at(token) {
             return Ok(None);
         }
-        let complete = self.grammar.as_mut().map(|grammar| grammar.accept(token)).transpose()?.unwrap_or(false);
+        let complete = self.chooser.accept(token)?;
         self.summary.generated.push(token);
         self.tokens.push(token);
         let hidden = self.stream.left_out(token).map(|name| self.stops.push_hidden(&name));

@@ -8,8 +8,10 @@ use super::request::{Event, EventKind, Finish};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EngineTotals {
-    /// Passes of the model.
+    /// Passes of the model, but for those that drafted.
     pub steps: u64,
+    /// Passes of fewer steps that drafted.
+    pub draft_steps: u64,
     /// Sequences that took part, forks included.
     pub started: u64,
     /// Tokens of their prompts, those that were cached included.
@@ -20,6 +22,10 @@ pub struct EngineTotals {
     pub prefix_hits: u64,
     /// Tokens chosen, stop tokens excluded.
     pub generated_tokens: u64,
+    /// Tokens that were drafted.
+    pub drafted_tokens: u64,
+    /// Of them those that were what the model chose in their place.
+    pub accepted_tokens: u64,
     /// Texts that ended at a stop token or a stop string.
     pub stopped: u64,
     /// Texts that ended at their limit of tokens or at the end of the context.

@@ -3,6 +3,8 @@
 //! Source: Yang, Kautz and Hatamizadeh, "Gated Delta Networks: Improving Mamba2 with Delta Rule" (2024), with Qwen3.5's
 //! projections.
 
+use std::ops::Range;
+
 use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::backend::Backend;
@@ -176,6 +178,9 @@ impl<B: CompactBackend> GatedDeltaNet<B> {
                 B::causal_conv1d_silu(u, zeros([b, width - 1, channels], &device), weight).0
             }
             Some(caches) => {
+                for (cache, span) in caches.iter_mut().zip(&context.spans).filter(|(_, span)| span.drafted > 0) {
+                    cache.begin_replay(u.clone().slice_dim(1, span.tokens.clone()))?;
+                }
                 DeltaNetCache::update_convs(caches, |tails| B::causal_conv1d_silu_spans(u, &tokens, tails, weight))?
             }
         };
@@ -189,6 +194,9 @@ impl<B: CompactBackend> GatedDeltaNet<B> {
             None => B::gated_delta_rule(DeltaRule { q, k, v, g, beta }, zeros([b, hv, dk, dv], &device)).0,
             Some(mut caches) => {
                 let rule = DeltaRule { q, k, v, g, beta };
+                for (cache, span) in caches.iter_mut().zip(&context.spans).filter(|(_, span)| span.drafted > 0) {
+                    cache.note_rule(rule_of(&rule, span.tokens.clone()));
+                }
                 DeltaNetCache::update_states(&mut caches, |states| B::gated_delta_rule_spans(rule, &tokens, states))?
             }
         };
@@ -197,6 +205,13 @@ impl<B: CompactBackend> GatedDeltaNet<B> {
         let o = B::rms_norm_gated(o, z, self.norm.weight.val(), self.norm.eps);
         Ok(self.out_proj.forward(B::reshape(o, [b, s, vd])))
     }
+}
+
+/// The inputs of some of the tokens.
+fn rule_of<B: Backend>(rule: &DeltaRule<B>, tokens: Range<usize>) -> DeltaRule<B> {
+    let [q, k, v] = [&rule.q, &rule.k, &rule.v].map(|t| t.clone().slice_dim(1, tokens.clone()));
+    let [g, beta] = [&rule.g, &rule.beta].map(|t| t.clone().slice_dim(1, tokens.clone()));
+    DeltaRule { q, k, v, g, beta }
 }
 
 /// The state of sequences that begin.

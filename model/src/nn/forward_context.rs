@@ -21,12 +21,15 @@ pub struct Span<'a, B: Backend> {
     pub cache: &'a mut Cache<B>,
     /// How deep they go (CREST): the same in every pass over the sequence.
     pub depth: DepthOptions,
+    /// So many at their end are drafts: guesses about the text, which may have to be taken back. With
+    /// [`LogitsFor::Last`](crate::LogitsFor::Last) each of them has logits, as the token before them.
+    pub drafted: usize,
 }
 
 impl<'a, B: Backend> Span<'a, B> {
     /// Tokens that go as deep as the model's own options say.
     pub fn new(tokens: usize, cache: &'a mut Cache<B>) -> Self {
-        Self { tokens, cache, depth: DepthOptions::default() }
+        Self { tokens, cache, depth: DepthOptions::default(), drafted: 0 }
     }
 }
 
@@ -49,6 +52,8 @@ pub(crate) struct SpanContext<B: Backend> {
     pub tokens: Range<usize>,
     /// Tokens of the sequence before them.
     pub past: usize,
+    /// Of them at their end those that may be taken back.
+    pub drafted: usize,
     position: SpanPosition,
     embedding: RotaryEmbedding,
     device: B::Device,
@@ -66,6 +71,8 @@ pub(crate) struct SpanPosition {
     pub new: usize,
     /// Tokens that the sequence is known to get in all: frequencies may depend on them.
     pub expected: usize,
+    /// Of the new tokens at their end those that may be taken back.
+    pub drafted: usize,
 }
 
 impl SpanPosition {
@@ -95,7 +102,8 @@ impl<B: Backend> ForwardContext<B> {
             let tokens = end..end + position.new;
             end = tokens.end;
             let (embedding, device, from_start) = (embedding.clone(), device.clone(), OnceCell::new());
-            SpanContext { tokens, past: position.past, position, embedding, device, from_start }
+            let SpanPosition { past, drafted, .. } = position;
+            SpanContext { tokens, past, drafted, position, embedding, device, from_start }
         });
         let spans = spans.collect();
         let tables = positions.iter().map(|position| position.rotary(embedding, position.past, device));
@@ -111,7 +119,7 @@ impl<B: Backend> ForwardContext<B> {
 
     /// Of `b` rows of `s` tokens without caches.
     pub fn of_rows([b, s]: [usize; 2], embedding: &RotaryEmbedding, activations: DType, device: &B::Device) -> Self {
-        let position = SpanPosition { first: 0, past: 0, new: s, expected: 0 };
+        let position = SpanPosition { first: 0, past: 0, new: s, expected: 0, drafted: 0 };
         let depth = PassDepth::new([(b * s, DepthOptions::default())]);
         Self::new(&[position], depth, embedding, activations, device)
     }

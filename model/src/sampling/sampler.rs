@@ -59,6 +59,14 @@ impl Sampler {
         self
     }
 
+    /// A copy that chooses what this one would, without the memory that it works in.
+    pub(crate) fn without_scratch(&self) -> Self {
+        let Self { strategy, repetition_penalty, seed, step, .. } = *self;
+        let (processors, end, rng) = (self.processors.clone(), self.end.clone(), self.rng.clone());
+        let (penalised, weights, candidates, scratch) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { strategy, repetition_penalty, processors, end, seed, rng, step, penalised, weights, candidates, scratch }
+    }
+
     /// The seed in use; giving it to [`SamplingConfig::seed`] repeats the run.
     pub fn seed(&self) -> u64 {
         self.seed

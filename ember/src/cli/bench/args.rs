@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use anyhow::{Result, ensure};
 use clap::Args;
+use emberlm::model::engine::DraftOptions;
 
-use crate::cli::args::{CacheType, Quant, QuantHead};
+use crate::cli::args::{CacheType, DraftArgs, Quant, QuantHead};
 use crate::cli::device_args::{ActivationType, DeviceChoice};
 use crate::cli::model_name::HubArgs;
 
@@ -84,6 +86,13 @@ pub struct BenchArgs {
     #[arg(long, value_name = "T")]
     pub threshold: Option<f32>,
 
+    #[command(flatten)]
+    pub draft: DraftArgs,
+
+    /// Accept every drafted token with this probability, whatever the model says: the speed that such guesses would have
+    #[arg(long, value_name = "P", help_heading = "Drafts (measured beside decoding without them)")]
+    pub draft_acceptance: Option<f64>,
+
     /// Device: auto, cpu, wgpu, wgpu:N, cuda or cuda:N
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
@@ -97,6 +106,18 @@ pub struct BenchArgs {
 }
 
 impl BenchArgs {
+    /// The drafts that are measured beside decoding without them, for a model of so many steps.
+    pub fn draft(&self, num_steps: Option<usize>) -> Result<Option<DraftOptions>> {
+        let options = self.draft.options(num_steps)?;
+        ensure!(
+            options.is_some() || self.draft_acceptance.is_none(),
+            "--draft-acceptance is for drafts: add --draft prompt-lookup or --draft-steps K"
+        );
+        let options = options.map(|draft| DraftOptions { forced_acceptance: self.draft_acceptance, ..draft });
+        options.map_or(Ok(()), |draft| draft.check(num_steps))?;
+        Ok(options)
+    }
+
     /// The storage that is asked for, or is recommended for the model that is named.
     pub fn quant(&self) -> Quant {
         Quant::or_recommended(self.quant, self.model.as_deref())

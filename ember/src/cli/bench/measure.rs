@@ -1,9 +1,14 @@
 //! The measurements: repetitions of prompts and generations, alternating between the numbers of CREST steps.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use emberlm::demo;
 use emberlm::model::cache::Cache;
+use emberlm::model::engine::{
+    DraftOptions, DraftSource, Engine, EngineOptions, EngineTotals, Event, EventKind, Request,
+};
 use emberlm::model::sampling::{Sampler, SamplingConfig};
 use emberlm::model::{CausalLm, DepthOptions, ForwardOptions, LoadPlan, LogitsFor, ModelPart, Span};
 use emberlm::quant::CompactBackend;
@@ -11,7 +16,7 @@ use emberlm::quant::kv::KvFormat;
 use emberlm::quant::read::reads;
 
 use super::args::BenchArgs;
-use super::report::Measurement;
+use super::report::{Drafts, Measurement};
 use crate::cli::backend::OpenDevice;
 
 /// Kernels launched and reads from the device, since the process began.
@@ -37,6 +42,8 @@ enum Test {
     Prompt(usize),
     /// So many greedy tokens of each of several sequences, one of each at a time.
     Generation { tokens: usize, parallel: usize },
+    /// As many with drafts, by an engine.
+    Drafted { tokens: usize, parallel: usize, draft: DraftOptions },
 }
 
 impl Test {
@@ -44,7 +51,7 @@ impl Test {
     fn sequences(self) -> usize {
         match self {
             Test::Prompt(_) => 1,
-            Test::Generation { parallel, .. } => parallel,
+            Test::Generation { parallel, .. } | Test::Drafted { parallel, .. } => parallel,
         }
     }
 }
@@ -58,6 +65,8 @@ struct Samples {
     after: Counts,
     ids: Vec<u32>,
     cache_bytes: usize,
+    /// Of the engine, with drafts.
+    totals: EngineTotals,
 }
 
 impl<B: CompactBackend> Bench<'_, B> {
@@ -67,7 +76,13 @@ impl<B: CompactBackend> Bench<'_, B> {
         let prompts = self.args.n_prompt.iter().filter(|&&n| n > 0).map(|&n| Test::Prompt(n));
         let tokens = self.args.n_gen;
         let parallel = self.args.parallel.iter().filter(|_| tokens > 0);
-        let generations = parallel.map(|&parallel| Test::Generation { tokens, parallel: parallel.into() });
+        let num_steps = self.model.architecture().crest.as_ref().map(|crest| crest.num_steps);
+        let draft = self.args.draft(num_steps)?;
+        let generations = parallel.flat_map(|&parallel| {
+            let parallel = parallel.into();
+            let drafted = draft.map(|draft| Test::Drafted { tokens, parallel, draft });
+            [Test::Generation { tokens, parallel }].into_iter().chain(drafted)
+        });
         let step_counts = self.step_counts();
         let mut measurements: Vec<Vec<Measurement>> = step_counts.iter().map(|_| Vec::new()).collect();
         for test in prompts.chain(generations) {
@@ -115,7 +130,7 @@ impl<B: CompactBackend> Bench<'_, B> {
         caches.iter_mut().try_for_each(|cache| self.fill(cache))?;
         let prompt = match test {
             Test::Prompt(n) => self.ids(n),
-            Test::Generation { parallel, .. } => self.ids(parallel),
+            Test::Generation { parallel, .. } | Test::Drafted { parallel, .. } => self.ids(parallel),
         };
         let mut sampler = Sampler::new(&SamplingConfig::greedy())?;
         samples.ids.clear();
@@ -135,6 +150,9 @@ impl<B: CompactBackend> Bench<'_, B> {
                     samples.ids.extend(ids.first());
                 }
             }
+            Test::Drafted { tokens, draft, .. } => {
+                (samples.ids, samples.totals) = self.generate_drafted(&prompt, tokens, draft, caches)?;
+            }
         }
         samples.after = self.finished();
         samples.seconds.push(start.elapsed().as_secs_f64());
@@ -150,6 +168,45 @@ impl<B: CompactBackend> Bench<'_, B> {
         let logits = self.model.forward(self.model.ids(ids)?, &mut spans, options)?.logits;
         let logits = logits.context("the pass gave no logits")?;
         (0..spans.len()).map(|row| Ok(sampler.choose(logits.clone().slice_dim(0, row..row + 1), &[])?)).collect()
+    }
+
+    /// So many tokens of every sequence with drafts: those of the first one, and what the engine counted.
+    fn generate_drafted(
+        &self,
+        first: &[u32],
+        max_tokens: usize,
+        draft: DraftOptions,
+        caches: &mut [Cache<B>],
+    ) -> Result<(Vec<u32>, EngineTotals)> {
+        let kv_format = self.args.cache_type.into();
+        let options = EngineOptions { kv_format, max_running: caches.len(), draft: Some(draft), ..Default::default() };
+        // A vocabulary that fits the weights is not needed: nobody reads the text.
+        let text = demo::open()?.text()?;
+        let mut engine = Engine::new(self.model, &text, options);
+        let mut places = BTreeMap::new();
+        for (((at, cache), &id), depth) in caches.iter_mut().enumerate().zip(first).zip(self.depths()) {
+            let cache = std::mem::replace(cache, self.model.new_cache(kv_format));
+            let history = self.ids(cache.len());
+            let request = Request { max_tokens, depth, ..Request::new(vec![id]) };
+            places.insert(engine.resume(cache, history, request)?, at);
+        }
+        let mut ids = Vec::new();
+        while !engine.is_idle() {
+            for Event { sequence, kind } in engine.step() {
+                match kind {
+                    EventKind::Token(piece) if places.get(&sequence) == Some(&0) => ids.extend(piece.token),
+                    EventKind::Finished(finished) => {
+                        let cache = places.get(&sequence).and_then(|&at| caches.get_mut(at));
+                        if let Some(cache) = cache {
+                            *cache = finished.cache;
+                        }
+                    }
+                    EventKind::Failed(error) => return Err(error.into()),
+                    _ => {}
+                }
+            }
+        }
+        Ok((ids, engine.totals()))
     }
 
     /// Waits until the device has finished, and returns the number of kernels launched and of reads from the device so far.
@@ -226,19 +283,34 @@ impl<B: CompactBackend> Bench<'_, B> {
             Test::Prompt(n) => (format!("pp{n}"), n, 0),
             Test::Generation { tokens, parallel: 1 } => (format!("tg{tokens}"), 0, tokens),
             Test::Generation { tokens, parallel } => (format!("tg{tokens}x{parallel}"), 0, tokens),
+            Test::Drafted { tokens, parallel: 1, .. } => (format!("tg{tokens} drafted"), 0, tokens),
+            Test::Drafted { tokens, parallel, .. } => (format!("tg{tokens}x{parallel} drafted"), 0, tokens),
         };
         let parallel = test.sequences();
         let tokens = ((n_prompt + n_gen) * parallel) as f64;
         let passes = match test {
             Test::Prompt(n) => n.div_ceil(self.args.chunk.max(1)),
             Test::Generation { tokens, .. } => tokens,
+            Test::Drafted { .. } => samples.totals.steps as usize,
         };
         let counted = if n_gen > 0 { passes } else { 1 };
         let counts = self.counts(samples.before, samples.after, counted);
         let mean_steps = self.mean_steps(&samples.ids, parallel)?;
         // The deepest of mixed sequences reads every step that was loaded.
         let read = mean_steps.filter(|_| !self.args.mixed_steps);
-        let bytes_per_token = self.weight_bytes(read) * passes as f64 / tokens;
+        let mut bytes = self.weight_bytes(read) * passes as f64;
+        if let Test::Drafted { draft: DraftOptions { source: DraftSource::Steps(steps), .. }, .. } = test {
+            bytes += self.weight_bytes(Some(steps as f64)) * samples.totals.draft_steps as f64;
+        }
+        let bytes_per_token = bytes / tokens;
+        let drafts = match test {
+            Test::Drafted { draft, .. } => Some(Drafts {
+                drafted: samples.totals.drafted_tokens,
+                accepted: samples.totals.accepted_tokens,
+                forced_acceptance: draft.forced_acceptance,
+            }),
+            _ => None,
+        };
         let mut seconds: Vec<f64> = samples.seconds.iter().skip(1).copied().collect();
         seconds.sort_by(f64::total_cmp);
         let nth = |i: usize| seconds.get(i).copied().unwrap_or(f64::NAN);
@@ -256,6 +328,7 @@ impl<B: CompactBackend> Bench<'_, B> {
             bytes_per_token,
             gb_per_second: tokens_per_second * bytes_per_token / 1e9,
             mean_steps,
+            drafts,
             cache_bytes: samples.cache_bytes,
             launches: counts.map(|[launches, _]| launches),
             read_backs: counts.map(|[_, read_backs]| read_backs),

@@ -25,7 +25,8 @@ pub struct Report {
 /// One test at one thread count.
 #[derive(Debug, Serialize)]
 pub struct Measurement {
-    /// `pp128`: a prompt of 128 tokens; `tg64`: 64 tokens one at a time; `tg64x8`: so many of 8 sequences in the same passes.
+    /// `pp128`: a prompt of 128 tokens; `tg64`: 64 tokens one at a time; `tg64x8`: so many of 8 sequences in the same passes; with ` drafted`
+    /// behind it by an engine with drafts.
     pub test: String,
     pub n_prompt: usize,
     pub n_gen: usize,
@@ -44,6 +45,8 @@ pub struct Measurement {
     pub gb_per_second: f64,
     /// Steps per layer and token (CREST).
     pub mean_steps: Option<f64>,
+    /// With `--draft` and `--draft-steps`: what became of the drafts of the last repetition.
+    pub drafts: Option<Drafts>,
     pub cache_bytes: usize,
     /// Kernels of this project per pass (a token, or a whole prompt); none on the CPU. Those of burn's own operations (copies,
     /// small element-wise ones) are not counted: CubeCL keeps no count.
@@ -52,11 +55,21 @@ pub struct Measurement {
     pub read_backs: Option<f64>,
 }
 
+/// Drafted tokens, and those that were accepted.
+#[derive(Debug, Serialize)]
+pub struct Drafts {
+    pub drafted: u64,
+    pub accepted: u64,
+    /// With `--draft-acceptance`: the probability with which they were, whatever the model said.
+    pub forced_acceptance: Option<f64>,
+}
+
 /// The results for a reader.
 pub fn table(report: &Report) -> String {
     use std::fmt::Write as _;
+    let width = report.results.iter().map(|result| result.test.len()).max().unwrap_or(0).max(8);
     let mut out = format!(
-        "{:<8} {:>7} {:>12} {:>12} {:>14} {:>9}",
+        "{:<width$} {:>7} {:>12} {:>12} {:>14} {:>9}",
         "test", "threads", "tokens/s", "best", "MB per token", "GB/s"
     );
     if report.results.iter().any(|result| result.mean_steps.is_some()) {
@@ -78,13 +91,19 @@ pub fn table(report: &Report) -> String {
         let (mb_digits, gb_digits) = (digits(mb), digits(*gb_per_second));
         let _ = write!(
             out,
-            "\n{test:<8} {threads:>7} {tokens_per_second:>12.2} {best_tokens_per_second:>12.2} {mb:>14.mb_digits$} {gb_per_second:>9.gb_digits$}"
+            "\n{test:<width$} {threads:>7} {tokens_per_second:>12.2} {best_tokens_per_second:>12.2} {mb:>14.mb_digits$} {gb_per_second:>9.gb_digits$}"
         );
         if let Some(steps) = result.mean_steps {
             let _ = write!(out, " {steps:>7.2}");
         }
         if result.n_parallel > 1 {
             let _ = write!(out, "   {:.2} each", result.tokens_per_second_each);
+        }
+        if let Some(Drafts { drafted, accepted, forced_acceptance }) = &result.drafts {
+            let _ = write!(out, "   {accepted} of {drafted} accepted");
+            if let Some(rate) = forced_acceptance {
+                let _ = write!(out, " (forced: each with probability {rate}, whatever the model says)");
+            }
         }
         if let Some(launches) = result.launches {
             let _ = write!(out, "   {launches:.0} launches, {:.0} read-backs", result.read_backs.unwrap_or_default());

@@ -25,7 +25,7 @@ use self::interrupt::{HOW_TO_LEAVE, Interrupt};
 use self::screen::Screen;
 use self::session::{ENABLE_THINKING, Next, Session, Setup};
 use self::settings::Settings;
-use super::args::{DepthArgs, ModelArgs, PassArgs};
+use super::args::{DepthArgs, DraftArgs, ModelArgs, PassArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::device_args::DeviceArgs;
 use super::estimate::{cache_bytes, usual_context};
@@ -89,6 +89,9 @@ pub struct ChatArgs {
     depth: DepthArgs,
 
     #[command(flatten)]
+    draft: DraftArgs,
+
+    #[command(flatten)]
     device: DeviceArgs,
 }
 
@@ -127,7 +130,8 @@ fn chat<B: CompactBackend>(args: &ChatArgs, device: &OpenDevice<B>) -> Result<bo
     let screen = Screen::of_stdout(input.is_terminal());
     // On a GPU the steps are a read-back more per token, which it waits for.
     let setup = Setup { always_trace: device.gpu.is_none(), ..setup(args, &pretrained, text, &options, screen)? };
-    let engine_options = engine_options(args, architecture, setup.context);
+    let engine_options =
+        EngineOptions { draft: args.draft.of(architecture)?, ..engine_options(args, architecture, setup.context) };
     let conversation = Conversation::new(args.system.as_deref());
 
     let usual = usual_context(architecture);

@@ -2,6 +2,7 @@
 
 use emberlm::model::engine::Summary;
 
+use crate::cli::generate::drafts;
 use crate::cli::output;
 
 /// Sums over the answers of a chat.
@@ -15,6 +16,8 @@ pub struct Totals {
     /// Tokens that `decode_seconds` took: the first one of an answer belongs to its prefill.
     decoded: usize,
     decode_seconds: f64,
+    drafted: u64,
+    accepted: u64,
     steps_sum: f64,
     tokens_with_steps: usize,
 }
@@ -30,6 +33,8 @@ impl Totals {
         self.generated += generated;
         self.decoded += generated.saturating_sub(1);
         self.decode_seconds += summary.decode_seconds;
+        self.drafted += summary.drafted_tokens as u64;
+        self.accepted += summary.accepted_tokens as u64;
         if let Some(steps) = summary.mean_steps {
             self.steps_sum += steps * generated as f64;
             self.tokens_with_steps += generated;
@@ -44,8 +49,9 @@ impl Totals {
             0 => String::new(),
             tokens => format!(", {:.2} steps per layer and token", self.steps_sum / tokens as f64),
         };
+        let drafts = drafts(self.accepted, self.drafted);
         format!(
-            "{} {}: {} prompt tokens, {} of them from the cache, {read} read ({:.1} tokens/s), {} generated ({:.1} tokens/s){steps}, \
+            "{} {}: {} prompt tokens, {} of them from the cache, {read} read ({:.1} tokens/s), {} generated ({:.1} tokens/s){drafts}{steps}, \
              {} of cache",
             self.answers,
             if self.answers == 1 { "answer" } else { "answers" },

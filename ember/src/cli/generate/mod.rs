@@ -15,20 +15,21 @@ use emberlm::model::text::{ChatOptions, Message, StopSet, StopStrings, TextProce
 use emberlm::model::{DepthOptions, Error, Pretrained};
 use emberlm::quant::{Activations, CompactBackend};
 
-use super::args::{DepthArgs, ModelArgs, PassArgs};
+use super::args::{DepthArgs, DraftArgs, ModelArgs, PassArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::device_args::DeviceArgs;
 use super::sampling::{SamplingArgs, or_minus_one};
 use super::terminal::TerminalFilter;
 use super::{chat_input, input, load, output};
 use report::TracedToken;
+pub use report::drafts;
 
 /// Tokens to generate where neither a flag nor generation_config.json gives a number.
 const MAX_TOKENS: usize = 256;
 
 const ABOUT: &str = "\
 With --json one object is printed at the end: text, tokens, prompt_tokens, finish (stop, length, cancelled), seed, \
-prefill_seconds, decode_seconds, prefill_tokens_per_second, decode_tokens_per_second (without the first token, which \
+drafted_tokens and accepted_tokens (with --draft), prefill_seconds, decode_seconds, prefill_tokens_per_second, decode_tokens_per_second (without the first token, which \
 belongs to the prefill), mean_steps (per layer and token; CREST), and with --trace depth: per token its id, the steps of \
 every layer and the halting probabilities.
 
@@ -93,6 +94,9 @@ pub struct GenerateArgs {
 
     #[command(flatten)]
     depth: DepthArgs,
+
+    #[command(flatten)]
+    draft: DraftArgs,
 
     #[command(flatten)]
     device: DeviceArgs,
@@ -194,6 +198,7 @@ fn options(args: &GenerateArgs, pretrained: &Pretrained, text: &TextProcessor) -
         depth: DepthOptions::default(),
         // Mean steps belong to the summary of every CREST run.
         trace: pretrained.architecture().crest.is_some(),
+        draft: args.draft.of(pretrained.architecture())?,
     };
     Ok((options, format!("sampling: {line}{rules}")))
 }

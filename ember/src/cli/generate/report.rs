@@ -14,6 +14,9 @@ struct Report<'a> {
     prompt_tokens: usize,
     finish: &'static str,
     seed: u64,
+    /// 0 without drafts.
+    drafted_tokens: usize,
+    accepted_tokens: usize,
     prefill_seconds: f64,
     decode_seconds: f64,
     prefill_tokens_per_second: f64,
@@ -55,12 +58,21 @@ fn finish_name(finish: &Finish) -> &'static str {
     }
 }
 
+/// What became of drafts, as a part of a line; empty where nothing was drafted.
+pub fn drafts(accepted: u64, drafted: u64) -> String {
+    match drafted {
+        0 => String::new(),
+        _ => format!(", {accepted} of {drafted} drafted tokens accepted"),
+    }
+}
+
 /// What a run was, for stderr.
 pub fn summary_line(summary: &Summary) -> String {
     let (prefill, decode) = rates(summary);
     let steps = summary.mean_steps.map_or(String::new(), |steps| format!(", {steps:.2} steps per layer and token"));
+    let drafts = drafts(summary.accepted_tokens as u64, summary.drafted_tokens as u64);
     format!(
-        "{} prompt tokens ({prefill:.1} tokens/s), {} generated ({decode:.1} tokens/s){steps}, seed {}, finish: {}",
+        "{} prompt tokens ({prefill:.1} tokens/s), {} generated ({decode:.1} tokens/s){drafts}{steps}, seed {}, finish: {}",
         summary.prompt_tokens,
         summary.generated.len(),
         summary.seed,
@@ -77,6 +89,8 @@ pub fn write(text: &str, summary: &Summary, depth: Option<Vec<TracedToken>>) -> 
         prompt_tokens: summary.prompt_tokens,
         finish: finish_name(&summary.finish),
         seed: summary.seed,
+        drafted_tokens: summary.drafted_tokens,
+        accepted_tokens: summary.accepted_tokens,
         prefill_seconds: summary.prefill_seconds,
         decode_seconds: summary.decode_seconds,
         prefill_tokens_per_second,

@@ -244,9 +244,10 @@ pub const EVERYWHERE: &[ForeignFlag] = &[
         Instead("merge the adapter into its base model first"),
     ),
     (
-        &["--model-draft", "--draft-model", "--num-draft-tokens", "--draft-max", "--draft"],
-        Instead("there is no speculative decoding"),
+        &["--model-draft", "--draft-model", "-md"],
+        Instead("no second model drafts: --draft prompt-lookup and --draft-steps K do it with the model itself"),
     ),
+    (&["--num-draft-tokens", "--prompt-lookup-num-tokens", "--draft-n"], Flag("--draft-max")),
     (&["--prompt-cache", "--prompt-cache-file", "--session"], Instead("no cache of prompts is kept on disk")),
     (&["-np", "--parallel", "--num-return-sequences", "--best-of"], Instead("one run makes one text")),
 ];

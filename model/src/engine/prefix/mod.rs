@@ -166,7 +166,7 @@ fn add(snapshots: &mut VecDeque<(usize, Keep)>, at: usize) {
 }
 
 /// Tokens of a text whose rotary frequencies do not depend on how long it becomes.
-fn longest(architecture: &Architecture) -> usize {
+pub(super) fn longest(architecture: &Architecture) -> usize {
     match &architecture.config.rope.scaling {
         Some(RopeScaling::Dynamic(scaling)) => scaling.max_position_embeddings,
         Some(RopeScaling::LongRope(scaling)) => scaling.original_max_position_embeddings,

@@ -12,3 +12,5 @@ mod models;
 mod secrets;
 #[path = "hub/support.rs"]
 mod support;
+#[path = "hub/tls.rs"]
+mod tls;

@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Int, Tensor};
-use burn_store::{ModuleSnapshot, SafetensorsStore};
+use burn_store::{BurnpackStore, ModuleSnapshot, SafetensorsStore};
 use emberlm::model::checkpoint::{StorageKind, Weights};
+use emberlm::model::export::{ExportContainer, ExportOptions, MatrixFormat};
 use emberlm::model::{Architecture, CausalLm, Pretrained, Result, SourceEntry, WeightOptions, WeightSource};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::host::{FloatType, HostStorage, HostWeight};
+use emberlm::quant::packed::PackedWeight;
 use safetensors::SafeTensors;
 
 use super::fixture::{Fixture, all_logits};
@@ -127,5 +129,68 @@ pub fn packed_weights_come_back<B: CompactBackend>(device: &B::Device) {
         let result = restored.load_from(&mut loading(architecture, bytes)).expect("loaded");
         assert!(result.errors.is_empty() && result.unused.is_empty(), "{}: {result}", fixture.name());
         assert_eq!(logits(&restored, ids), expected, "{}: restored", fixture.name());
+    }
+}
+
+/// A record that is exported is read by burn into a model that was never loaded, and one that burn writes is a model directory.
+pub fn records_go_both_ways<B: CompactBackend>(device: &B::Device) {
+    let scratch = tempfile::tempdir().expect("a directory");
+    for fixture in Fixture::all() {
+        let name = fixture.name();
+        let ids = &fixture.case("text").ids()[0];
+        let source = fixture.open();
+        let export = |from: &Pretrained, folder: &str, container| {
+            let to = scratch.path().join(format!("{name}-{folder}"));
+            let options = ExportOptions { dense: Some(FloatType::F32), container, ..ExportOptions::default() };
+            let plan = from.export(&options, |_| MatrixFormat::Dense(FloatType::F32)).expect("a plan");
+            plan.write(&to, &mut |_| ()).expect("written");
+            let written: u64 = std::fs::read_dir(&to)
+                .expect("a directory")
+                .map(|f| f.expect("a file").metadata().expect("a size").len())
+                .sum();
+            assert!(written.abs_diff(plan.bytes()) < 2048, "{name}: {written} of {}", plan.bytes());
+            to
+        };
+        let load = |folder: &std::path::Path| {
+            let pretrained = Pretrained::open(folder).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let model = pretrained.load::<B>(device).unwrap_or_else(|error| panic!("{name}: {error}"));
+            (pretrained, model)
+        };
+        let expected = logits(&load(&export(&source, "dense", ExportContainer::Safetensors)).1, ids);
+        let record = export(&source, "record", ExportContainer::Burnpack);
+        let (pretrained, model) = load(&record);
+        assert_eq!(logits(&model, ids), expected, "{name}: a record as a model directory");
+
+        let mut restored = CausalLm::<B>::init(pretrained.architecture().clone(), device).expect("a model");
+        assert_ne!(logits(&restored, ids), expected, "{name}: initial values");
+        let result =
+            restored.load_from(&mut BurnpackStore::from_file(record.join("model.bpk"))).expect("loaded by burn");
+        assert!(result.errors.is_empty() && result.unused.is_empty() && result.missing.is_empty(), "{name}: {result}");
+        assert_eq!(logits(&restored, ids), expected, "{name}: a record in burn's hands");
+
+        let saved = scratch.path().join(format!("{name}-saved"));
+        std::fs::create_dir(&saved).expect("a folder");
+        std::fs::copy(record.join("config.json"), saved.join("config.json")).expect("copied");
+        restored.save_into(&mut BurnpackStore::from_file(saved.join("model.bpk"))).expect("saved by burn");
+        let (from_burn, model) = load(&saved);
+        assert_eq!(logits(&model, ids), expected, "{name}: a record of burn as a model directory");
+        let back = export(&from_burn, "back", ExportContainer::Safetensors);
+        assert_eq!(logits(&load(&back).1, ids), expected, "{name}: and as safetensors");
+
+        if fixture.load::<B>(device).lm_head.as_ref().is_some_and(|head| !matches!(head.weight, PackedWeight::Float(_)))
+        {
+            let packed = scratch.path().join(format!("{name}-packed"));
+            std::fs::create_dir(&packed).expect("a folder");
+            std::fs::copy(record.join("config.json"), packed.join("config.json")).expect("copied");
+            fixture
+                .load::<B>(device)
+                .save_into(&mut BurnpackStore::from_file(packed.join("model.bpk")))
+                .expect("saved");
+            let error = Pretrained::open(&packed).expect_err("packed words").to_string();
+            assert!(
+                error.contains("model.bpk") && error.contains("packed weight") && error.contains("CausalLm::save"),
+                "{error}"
+            );
+        }
     }
 }

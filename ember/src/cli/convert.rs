@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use emberlm::model::export::{ExportOptions, MatrixFormat};
+use emberlm::model::export::{ExportContainer, ExportOptions, MatrixFormat};
 use emberlm::quant::host::FloatType;
 
 use super::args::DepthArgs;
@@ -13,6 +13,10 @@ const ABOUT: &str = "\
 Every matrix becomes dense in --dtype: what was quantised is dequantised, as it is when the model runs in f32, and rounded once. A number beyond \
 F16 is an error. Norms, biases and decays keep the type that they have, but for f32, which all tensors get. config.json says the type and nothing \
 about quantisation; a Nano compact model becomes the Qwen2 that it was made of.
+
+--format burnpack writes the weights as a record of burn-store, model.bpk, beside the same files: burn's load_from reads it into the fields of an \
+emberlm::model::CausalLm (with --dtype f32 as it is; burn keeps the types of a record). A directory with such a record, converted or saved by \
+a training run, is a model directory like any other; convert makes safetensors of it.
 
 DIR appears when it is complete. Until then everything is in DIR.partial; a run that was cut off goes on there when it is \
 repeated with the same model and flags. Nothing is ever overwritten.";
@@ -28,12 +32,34 @@ pub struct ConvertArgs {
     #[arg(long, value_enum, value_name = "TYPE")]
     dtype: DenseType,
 
+    /// Format of the files that hold the weights
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = FileFormat::Safetensors)]
+    format: FileFormat,
+
     /// Keep the first K steps of every layer (CREST)
     #[arg(long, value_name = "K")]
     steps: Option<usize>,
 
     #[command(flatten)]
     output: OutputArgs,
+}
+
+/// Formats of files that hold weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FileFormat {
+    /// model.safetensors, or shards and their index
+    Safetensors,
+    /// model.bpk, a record of burn-store
+    Burnpack,
+}
+
+impl From<FileFormat> for ExportContainer {
+    fn from(format: FileFormat) -> Self {
+        match format {
+            FileFormat::Safetensors => Self::Safetensors,
+            FileFormat::Burnpack => Self::Burnpack,
+        }
+    }
 }
 
 /// Types of dense matrices.
@@ -63,7 +89,8 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     let depth = DepthArgs { steps: args.steps, threshold: None, no_halt: false };
     let pretrained = load::open(&args.source.model(), &depth)?;
     let float = args.dtype.into();
-    let options = ExportOptions { shard_bytes: args.output.shard_size.0, dense: Some(float) };
+    let (shard_bytes, container) = (args.output.shard_size.0, args.format.into());
+    let options = ExportOptions { shard_bytes, dense: Some(float), container };
     let plan = pretrained.export(&options, |_| MatrixFormat::Dense(float));
     let plan = plan.with_context(|| format!("cannot convert the model {}", pretrained.directory().display()))?;
     export::write(&plan, &args.output)

@@ -115,7 +115,7 @@ fn looks_like_path(model: &Path) -> bool {
         || repository.is_empty()
         || repository.ends_with('/')
         || repository.matches('/').count() > 1
-        || matches!(extension, "safetensors" | "json" | "gguf" | "bin" | "pt")
+        || matches!(extension, "safetensors" | "bpk" | "json" | "gguf" | "bin" | "pt")
 }
 
 #[cfg(all(test, feature = "hub"))]

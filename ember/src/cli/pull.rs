@@ -23,7 +23,8 @@ Downloaded are the configs, the tokenizer, the chat templates and the safetensor
 was cut goes on where it was. Every file is checked against the hash that the hub lists. The directory is printed on stdout.
 
 The cache is that of huggingface_hub, so each finds what the other downloaded. Environment: HF_HOME or HF_HUB_CACHE (where it is), HF_TOKEN or \
-HF_TOKEN_PATH (for private and gated models), HF_ENDPOINT (another hub), HF_HUB_OFFLINE=1 (no network).";
+HF_TOKEN_PATH (for private and gated models), HF_ENDPOINT (another hub), HF_HUB_OFFLINE=1 (no network), SSL_CERT_FILE (or REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE: a PEM \
+file with the authorities to trust instead of the system's, such as that of a proxy).";
 
 /// Flags of `ember pull`.
 #[derive(Debug, Args)]

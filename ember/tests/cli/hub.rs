@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::hub_support::tls::{Authority, front};
 use crate::hub_support::{COMMIT, Fault, RemoteFile, Repository, Server, Side, TOKEN, git_hash, sha256};
 use crate::program::{Ended, Scratch, command, ember, model};
 
@@ -96,6 +97,41 @@ impl Place {
             }
         }
     }
+}
+
+/// The variables that other clients have for it, and the place where the system keeps what it trusts.
+#[test]
+fn an_authority_is_trusted_when_the_environment_or_the_system_names_it() {
+    let (authority, scratch) = (Authority::new(), Scratch::new());
+    let config = authority.server("127.0.0.1", false);
+    let server = Server::start_as(|hub, store| (front(&hub, &config), front(&store, &config)));
+    server.add(NAME, Repository::default().of(&model(FIXTURE), ""));
+    let (file, system) = (scratch.path("ca.pem"), scratch.path("certs"));
+    authority.write(&file);
+    fs::create_dir(&system).expect("a directory");
+    authority.write(&system.join("0a1b2c3d.0"));
+    let place = Place { server, scratch };
+    const NAMES: [&str; 4] = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_DIR"];
+    let pull = |set: &[(&str, &Path)]| {
+        let mut command = place.command(&["pull", NAME]);
+        NAMES.iter().for_each(|name| _ = command.env_remove(name));
+        command.envs(set.iter().copied());
+        let output = command.output().expect("the program runs");
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    };
+    for name in &NAMES {
+        let path = if *name == "SSL_CERT_DIR" { &system } else { &file };
+        pull(&[(name, path)]).with_code(0);
+        place.assert_complete();
+        fs::remove_dir_all(place.cache()).expect("removed");
+    }
+    pull(&[]).fails_with(&["this system trusts", "SSL_CERT_FILE", place.server.url()]);
+    pull(&[("SSL_CERT_FILE", Path::new("/nowhere/ca.pem"))]).fails_with(&[
+        "SSL_CERT_FILE",
+        "/nowhere/ca.pem",
+        "no such file",
+    ]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::dir::{INDEX, ModelDir, SINGLE};
+use super::dir::{INDEX, ModelDir, RECORD, SINGLE};
 use super::names::{list, shown};
 use crate::config::json;
 
@@ -74,9 +74,10 @@ pub(super) fn of_directory(dir: &ModelDir) -> crate::Result<String> {
     if has_adapter(dir) {
         return Ok(of_adapter(dir));
     }
-    let safetensors: Vec<&String> = entries.iter().filter(|name| name.ends_with(".safetensors")).collect();
-    if !safetensors.is_empty() {
-        return Ok(format!("{none}; to load one of {}, give the path of the file", list(&safetensors)));
+    let is_weights = |name: &&String| name.ends_with(".safetensors") || name.ends_with(".bpk");
+    let weights: Vec<&String> = entries.iter().filter(is_weights).collect();
+    if !weights.is_empty() {
+        return Ok(format!("{none}; to load one of {}, give the path of the file", list(&weights)));
     }
     let foreign = entries.iter().filter_map(|name| Some((name, of_extension(name)?)));
     let foreign: Vec<(&String, &str)> = foreign.collect();
@@ -105,7 +106,7 @@ fn models_below(dir: &ModelDir, folders: &[&String]) -> Vec<String> {
         let mut next = Vec::new();
         for name in &level {
             let Ok(sub) = dir.subfolder(name) else { continue };
-            if ["config.json", SINGLE, INDEX].iter().any(|file| sub.contains(file)) {
+            if ["config.json", SINGLE, INDEX, RECORD].iter().any(|file| sub.contains(file)) {
                 found.push(name.clone());
                 continue;
             }

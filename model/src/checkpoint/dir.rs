@@ -12,6 +12,8 @@ use crate::{Error, Result};
 pub(crate) const SINGLE: &str = "model.safetensors";
 /// Which tensor is in which of several files.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
+/// A record of burn-store.
+pub(crate) const RECORD: &str = "model.bpk";
 
 /// A directory whose regular files may be read. Links may lead to files of the same directory, or from a hub snapshot to the
 /// blobs of the same repository; elsewhere only where the caller [allows](Self::allow_links) it.

@@ -4,6 +4,7 @@
 //! needs the freedom: ranges must follow each other without gaps from the first data byte to the end of the file.
 
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,7 +15,6 @@ use super::dtype::Dtype;
 use super::names::shown;
 use super::problem::{CheckpointError, TensorProperty};
 use crate::config::json;
-use crate::{Error, Result};
 
 /// Longest header, in bytes.
 pub(super) const MAX_HEADER: u64 = 16 << 20;
@@ -48,28 +48,29 @@ impl TensorInfo {
     }
 }
 
+/// A tensor as a header states it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawTensor {
-    dtype: String,
-    shape: Vec<u64>,
-    data_offsets: (u64, u64),
+pub(super) struct RawTensor {
+    pub(super) dtype: String,
+    pub(super) shape: Vec<u64>,
+    pub(super) data_offsets: (u64, u64),
 }
 
-/// The header's object; keys are checked for duplicates and length.
-struct RawHeader(BTreeMap<String, RawTensor>);
+/// A header's object of tensors; keys are checked for duplicates and length.
+pub(super) struct RawHeader<T>(pub(super) BTreeMap<String, T>);
 
-impl<'de> Deserialize<'de> for RawHeader {
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for RawHeader<T> {
     fn deserialize<D: Deserializer<'de>>(json: D) -> std::result::Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
-            type Value = RawHeader;
+        struct V<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for V<T> {
+            type Value = RawHeader<T>;
 
             fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
                 f.write_str("an object of tensors")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> std::result::Result<RawHeader, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> std::result::Result<RawHeader<T>, A::Error> {
                 let mut out = BTreeMap::new();
                 let mut metadata = false;
                 while let Some(name) = entries.next_key::<String>()? {
@@ -98,7 +99,7 @@ impl<'de> Deserialize<'de> for RawHeader {
                 Ok(RawHeader(out))
             }
         }
-        json.deserialize_map(V)
+        json.deserialize_map(V(PhantomData))
     }
 }
 
@@ -128,16 +129,7 @@ pub(crate) enum FlawKind {
     Trailing,
 }
 
-/// Parses and checks the header at the start of `file`, the whole content of a shard.
-pub(super) fn parse(file: &[u8], path: &Arc<Path>, shard: usize) -> Result<BTreeMap<String, TensorInfo>> {
-    let (tensors, flaws) = survey(file, path, shard);
-    match flaws.into_iter().next() {
-        Some(flaw) => Err(Error::Container(flaw.error)),
-        None => Ok(tensors),
-    }
-}
-
-/// As [`parse`], with everything that is wrong, and the tensors whose data are in the file all the same.
+/// The tensors of a file whose data are in it, and everything that is wrong with it.
 pub(super) fn survey(file: &[u8], path: &Arc<Path>, shard: usize) -> (BTreeMap<String, TensorInfo>, Vec<Flaw>) {
     let flaw = |kind, error: CheckpointError| Flaw { kind, error: Box::new(error.in_file(Some(path.as_ref()))) };
     let of_file = |message: String| CheckpointError::of_file(path.as_ref(), message);
@@ -146,7 +138,7 @@ pub(super) fn survey(file: &[u8], path: &Arc<Path>, shard: usize) -> (BTreeMap<S
         Err(error) => return (BTreeMap::new(), vec![flaw(FlawKind::Header, *error)]),
     };
     let raw = match json::from_slice(header) {
-        Ok(RawHeader(raw)) => raw,
+        Ok(RawHeader::<RawTensor>(raw)) => raw,
         Err(e) => return (BTreeMap::new(), vec![flaw(FlawKind::Header, of_file(format!("the header {e}")))]),
     };
     let start = header.len().saturating_add(8);
@@ -213,17 +205,21 @@ fn split(
 }
 
 /// A tensor whose bytes are in the file.
-struct Placed {
-    dtype: Dtype,
-    shape: Vec<usize>,
+pub(super) struct Placed {
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
     /// First byte, counted from the first of the data.
-    offset: usize,
-    bytes: usize,
+    pub(super) offset: usize,
+    pub(super) bytes: usize,
 }
 
 impl RawTensor {
     /// Where the tensor is in the `data` bytes of the file.
-    fn place(&self, name: &str, data: usize) -> std::result::Result<Placed, Box<(FlawKind, CheckpointError)>> {
+    pub(super) fn place(
+        &self,
+        name: &str,
+        data: usize,
+    ) -> std::result::Result<Placed, Box<(FlawKind, CheckpointError)>> {
         let bad = |kind, message: String| Box::new((kind, CheckpointError::of_tensor(name, message)));
         let (begin, end) = self.data_offsets;
         if begin > end || end > data as u64 {

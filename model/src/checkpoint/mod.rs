@@ -1,4 +1,4 @@
-//! Checkpoints on disk: safetensors files, alone or sharded, in a model directory.
+//! Checkpoints on disk: safetensors files, alone or sharded, or a record of burn-store, in a model directory.
 //!
 //! Three layers, each of which trusts the one before: [`ModelDir`] (which files may be read), [`Checkpoint`] (which bytes are
 //! which tensor), [`Weights`] (which tensors are which parameter of the model, under canonical names).
@@ -22,6 +22,7 @@
 
 mod advice;
 mod bnb;
+mod container;
 mod convert;
 mod differences;
 mod dir;
@@ -35,6 +36,8 @@ pub(crate) mod names;
 mod nano;
 mod open;
 mod problem;
+mod record;
+mod record_names;
 mod resolve;
 mod storage_kind;
 pub(crate) mod survey;
@@ -43,9 +46,10 @@ mod weights;
 pub(crate) mod writer;
 
 pub use differences::{MismatchedTensor, MissingTensor, TensorDifferences};
-pub use dir::{EmbeddedFile, ModelDir};
 #[cfg(feature = "hub")]
-pub(crate) use dir::{INDEX, SINGLE, relative};
+pub(crate) use dir::relative;
+pub use dir::{EmbeddedFile, ModelDir};
+pub(crate) use dir::{INDEX, RECORD, SINGLE};
 pub use dtype::Dtype;
 pub(crate) use foreign::recognise;
 pub use foreign::{LFS_ADVICE, is_lfs_pointer};
@@ -56,5 +60,6 @@ pub(crate) use index::{MAX_INDEX_BYTES, parse as parse_index};
 pub(crate) use names::layer_of;
 pub use open::{Checkpoint, OpenOptions};
 pub use problem::{CheckpointError, TensorProperty};
+pub(crate) use record_names::field as record_field;
 pub use storage_kind::StorageKind;
 pub use weights::{ParameterInfo, Weights};

@@ -10,9 +10,10 @@ use bytes::Bytes;
 use memmap2::Mmap;
 
 use super::advice;
-use super::dir::{EmbeddedFile, FoundFile, INDEX, ModelDir, SINGLE};
+use super::container;
+use super::dir::{EmbeddedFile, FoundFile, INDEX, ModelDir, RECORD, SINGLE};
 use super::foreign;
-use super::header::{self, TensorInfo};
+use super::header::{MAX_TENSORS, TensorInfo};
 use super::index::{self, Shards};
 use super::names::{is_ignored, list, shown};
 use super::problem::{CheckpointError, TensorProperty};
@@ -58,7 +59,8 @@ impl AsRef<[u8]> for MapOwner {
 }
 
 impl Checkpoint {
-    /// Opens a model directory, a `.safetensors` file (configs are then read from its directory) or an index.
+    /// Opens a model directory, a `.safetensors` file (configs are then read from its directory), an index, or a record of burn-store
+    /// (`.bpk`) of plain numbers. Of several in a directory the first of `model.safetensors`, the index and `model.bpk` counts.
     ///
     /// A directory that holds neither a config nor weights, but exactly one subfolder that does, stands for that subfolder.
     ///
@@ -90,7 +92,7 @@ impl Checkpoint {
         if name.ends_with(".safetensors.index.json") {
             return Self::open_index(open(parent)?, name);
         }
-        if !name.ends_with(".safetensors") {
+        if !name.ends_with(".safetensors") && !name.ends_with(".bpk") {
             return Err(source(unsupported(name)));
         }
         let dir = open(parent)?;
@@ -122,6 +124,9 @@ impl Checkpoint {
         }
         if dir.contains(INDEX) {
             return Self::open_index(dir, INDEX);
+        }
+        if dir.contains(RECORD) {
+            return Self::open_shards(dir, Shards::from([(RECORD.to_owned(), Vec::new())]));
         }
         Err(Error::Source { path: dir.path().into(), message: advice::of_directory(&dir)? })
     }
@@ -167,7 +172,7 @@ impl Checkpoint {
             if let Some(advice) = foreign::recognise(&opened.bytes) {
                 return Err(Error::Source { path: path.as_ref().into(), message: advice.into() });
             }
-            for (tensor, info) in header::parse(&opened.bytes, &path, shard)? {
+            for (tensor, info) in container::parse(&opened.bytes, &path, shard)? {
                 match tensors.entry(tensor) {
                     Entry::Vacant(free) => {
                         free.insert(info);
@@ -182,8 +187,8 @@ impl Checkpoint {
                     }
                 }
             }
-            if tensors.len() > header::MAX_TENSORS {
-                let message = format!("holds more than {} tensors", header::MAX_TENSORS);
+            if tensors.len() > MAX_TENSORS {
+                let message = format!("holds more than {} tensors", MAX_TENSORS);
                 return Err(Error::Source { path: dir.path().into(), message });
             }
             maps.push(opened);
@@ -353,7 +358,7 @@ fn release_range(_: &Mmap, _: usize, _: usize) {}
 
 /// The subfolder that a directory without config and weights stands for.
 pub(super) fn only_subfolder(dir: &ModelDir) -> Result<Option<ModelDir>> {
-    let is_model = |dir: &ModelDir| [ModelConfig::FILE, SINGLE, INDEX].iter().any(|name| dir.contains(name));
+    let is_model = |dir: &ModelDir| [ModelConfig::FILE, SINGLE, INDEX, RECORD].iter().any(|name| dir.contains(name));
     if is_model(dir) || advice::has_adapter(dir) {
         return Ok(None);
     }
@@ -376,5 +381,7 @@ pub(super) fn only_subfolder(dir: &ModelDir) -> Result<Option<ModelDir>> {
 
 fn unsupported(name: &str) -> String {
     let advice = advice::of_extension(name).map_or_else(String::new, |advice| format!(" ({advice})"));
-    format!("is not supported{advice}. Supported: a model directory, a .safetensors file, a .safetensors.index.json")
+    format!(
+        "is not supported{advice}. Supported: a model directory, a .safetensors file, a .safetensors.index.json, a .bpk record of burn-store"
+    )
 }

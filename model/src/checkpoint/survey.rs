@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::dir::{INDEX, ModelDir, SINGLE};
-use super::header::{self, Flaw, TensorInfo};
+use super::container;
+use super::dir::{INDEX, ModelDir, RECORD, SINGLE};
+use super::header::{Flaw, TensorInfo};
 use super::index::{self, Shards};
 use super::open::{Checkpoint, OpenOptions, Shard, only_subfolder};
 use super::problem::CheckpointError;
@@ -77,6 +78,8 @@ pub(crate) fn survey(dir: &ModelDir) -> Survey {
                 shards = files_by_name(dir);
             }
         }
+    } else if dir.contains(RECORD) {
+        shards.insert(RECORD.to_owned(), Vec::new());
     } else {
         let error = advice::of_directory(dir).map(|message| Error::Source { path: dir.path().into(), message });
         failures.push(error.unwrap_or_else(|error| error));
@@ -88,7 +91,7 @@ pub(crate) fn survey(dir: &ModelDir) -> Survey {
         match open(dir, &file.name, &path) {
             Err(error) => file.failure = Some(error),
             Ok(shard) => {
-                let (found, flaws) = header::survey(&shard.bytes, &path, opened.len());
+                let (found, flaws) = container::survey(&shard.bytes, &path, opened.len());
                 file.flaws = flaws;
                 file.tensors = found.keys().cloned().collect();
                 let named = |tensor: &str| index.as_ref().and_then(|index| index.weight_map.get(tensor));
@@ -104,7 +107,7 @@ pub(crate) fn survey(dir: &ModelDir) -> Survey {
         let Some(bytes) = opened.get(shard).map(|shard| &shard.bytes) else { continue };
         let absent: BTreeSet<&String> = file.tensors.iter().filter(|name| !tensors.contains_key(*name)).collect();
         if !absent.is_empty() {
-            let (found, _) = header::survey(bytes, &dir.path().join(&file.name).into(), shard);
+            let (found, _) = container::survey(bytes, &dir.path().join(&file.name).into(), shard);
             let absent: Vec<String> = absent.into_iter().cloned().collect();
             tensors.extend(found.into_iter().filter(|(name, _)| absent.contains(name)));
         }

@@ -143,6 +143,19 @@ impl Weights {
         Ok(HostWeight { n, k, storage: HostStorage::Dense(FloatType::F32, data) })
     }
 
+    /// The whole matrix of the file that a parameter is rows of, in its storage; none where it is dense.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`].
+    pub(crate) fn quantised_whole(&self, canonical: &str) -> Result<Option<HostWeight>> {
+        match &self.parameter(canonical)?.stored {
+            StoredAs::Dense { .. } => Ok(None),
+            StoredAs::CodeBook(weight) => weight.read(&self.checkpoint).map(Some),
+            StoredAs::Int8(weight) => weight.read(&self.checkpoint).map(Some),
+            StoredAs::Rows(module) => module.read(&self.checkpoint).map(Some),
+        }
+    }
+
     /// All numbers of a parameter of any shape and storage, as f32 in row-major order.
     ///
     /// # Errors

@@ -3,14 +3,13 @@
 use std::ops::Range;
 
 use emberlm_quant::format;
-use emberlm_quant::host::FloatType;
+use emberlm_quant::host::{FloatType, HostStorage, HostWeight};
 
 use super::matrix::MatrixFormat;
-use crate::checkpoint::CheckpointError;
-use crate::checkpoint::Weights;
 use crate::checkpoint::writer::{
     CodeBookLayout, RowLayout, Slot, StoredTensor, code_book_slots, dense_slots, encode, int8_slots,
 };
+use crate::checkpoint::{CheckpointError, Weights, record_field};
 use crate::error::{Error, Result};
 use crate::plan::{PlannedTensor, QuantizeOnLoad};
 use crate::tensors::TensorRole;
@@ -39,6 +38,8 @@ pub(super) enum Work {
     Rows(RowLayout),
     /// A tensor that is no matrix, as F32.
     Widen,
+    /// So many rows of a quantised matrix, in its format, and the tensors of the source that hold the matrix.
+    FirstRows { rows: usize, tensors: Vec<String> },
 }
 
 impl Item {
@@ -72,6 +73,40 @@ impl Item {
             MatrixFormat::MixedRows { bits, keep } => rows(RowLayout::Mixed { bits, keep: keep.min(n) })?,
         };
         Ok(Self { parameter: tensor.name.clone(), work, slots, source_bytes: tensor.stored_bytes })
+    }
+
+    /// The first rows of a quantised matrix of the source, whose tensors are these.
+    pub(super) fn first_rows(
+        parameter: &str,
+        file_name: &str,
+        all: &HostWeight,
+        rows: usize,
+        tensors: Vec<String>,
+    ) -> Result<Self> {
+        let shape = [rows, all.k];
+        let slots = match &all.storage {
+            HostStorage::CodeBook4(w) => code_book_slots(file_name, shape, CodeBookLayout::of(w)),
+            HostStorage::Int8(_) => int8_slots(file_name, shape),
+            HostStorage::Dense(..) | HostStorage::Rows(_) => {
+                let message =
+                    "holds the gates of all steps as integer rows, of which none can be left out: keep all steps";
+                return Err(CheckpointError::of_tensor(file_name, message).into());
+            }
+        };
+        Ok(Self {
+            parameter: parameter.into(),
+            work: Work::FirstRows { rows, tensors },
+            slots,
+            source_bytes: all.bytes(),
+        })
+    }
+
+    /// A tensor of a record.
+    pub(super) fn of_record(tensor: &PlannedTensor, float: FloatType) -> Self {
+        let is_matrix = tensor.role.is_matrix();
+        let (work, float) = if is_matrix { (Work::Dense(float), float) } else { (Work::Widen, FloatType::F32) };
+        let slots = dense_slots(&record_field(&tensor.name, is_matrix), float, &tensor.shape);
+        Self { parameter: tensor.name.clone(), work, slots, source_bytes: tensor.stored_bytes }
     }
 
     /// Tensors that stay as they are.
@@ -125,6 +160,11 @@ impl Item {
                     RowLayout::Mixed { bits, keep } => format::quantize_truequant(&matrix()?, *bits, *keep),
                 };
                 layout.encode(&self.slots, &weight.map_err(fail)?)
+            }
+            Work::FirstRows { rows, .. } => {
+                let all = weights.quantised_whole(name)?;
+                let missing = || CheckpointError::of_tensor(name, "is not stored quantised");
+                encode(&self.slots, &format::first_rows(&all.ok_or_else(missing)?, *rows).map_err(fail)?)
             }
             Work::Widen => {
                 let numbers: Vec<u8> = weights.vector(name)?.into_iter().flat_map(f32::to_le_bytes).collect();

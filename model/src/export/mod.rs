@@ -22,8 +22,8 @@
 //! ```
 //!
 //! # What is written
-//! A Hugging Face folder: `model.safetensors`, or shards and their index; `config.json` with what it must say about the formats; tokenizer,
-//! chat templates and generation defaults as they are. Tensors keep the names that they have in the source. The directory appears when
+//! A Hugging Face folder: `model.safetensors`, or shards and their index, or a record of burn-store ([`ExportContainer`]); `config.json` with what it must say about the formats; tokenizer,
+//! chat templates and generation defaults as they are. Tensors keep the names that they have in the source, those of a record are the fields of the model. The directory appears when
 //! it is complete; see [`ExportPlan::write`].
 
 #![cfg_attr(
@@ -50,7 +50,7 @@ mod write;
 
 pub use cascade::{CascadeModule, CascadeOptions};
 pub use matrix::{ExportedMatrix, MatrixFormat};
-pub use options::ExportOptions;
+pub use options::{ExportContainer, ExportOptions};
 pub use plan::ExportPlan;
 pub use write::Exported;
 

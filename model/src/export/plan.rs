@@ -7,12 +7,12 @@ use std::ops::Range;
 use super::config::Facts;
 use super::item::{Item, Work};
 use super::matrix::{ExportedMatrix, MatrixFormat};
-use super::options::ExportOptions;
+use super::options::{ExportContainer, ExportOptions};
 use super::{config, files};
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::writer::header_bytes;
+use crate::checkpoint::writer::{header_bytes, record_header_bytes};
 use crate::checkpoint::{StorageKind, Weights};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::loader::{self, WeightOptions};
 use crate::plan::PlannedTensor;
 use crate::pretrained::Pretrained;
@@ -27,6 +27,7 @@ pub struct ExportPlan<'a> {
     pub(super) shards: Vec<Range<usize>>,
     /// Names and contents of the files beside the weights, the config last.
     pub(super) files: Vec<(String, Vec<u8>)>,
+    pub(super) container: ExportContainer,
     matrices: Vec<ExportedMatrix>,
     left_out: Vec<String>,
     fingerprint: String,
@@ -52,13 +53,24 @@ impl Pretrained {
         for tensor in &plan.tensors {
             let name = &tensor.name;
             let missing = || CheckpointError::of_tensor(name, "is not in the checkpoint");
+            if options.container == ExportContainer::Burnpack {
+                let float = options.dense.ok_or_else(only_dense)?;
+                let item = Item::of_record(tensor, float);
+                if tensor.role.is_matrix() {
+                    let file_name = weights.file_name(name).ok_or_else(missing)?;
+                    let written = MatrixFormat::Dense(float).storage(tensor.stored);
+                    matrices.push(ExportedMatrix::new(tensor, file_name, written, item.bytes()));
+                }
+                items.push(item);
+                continue;
+            }
             let file_name = weights.file_name(name).ok_or_else(missing)?;
             let tensors = weights.entry(name).ok_or_else(missing)?.tensors.clone();
             if weights.rows_of(name).is_some() {
                 // The rows of one tensor are several parameters: it is copied once.
                 let at = *stacked.entry(file_name.clone()).or_insert(items.len());
                 if at == items.len() {
-                    items.push(self.stacked(tensor, tensors)?);
+                    items.push(self.stacked(tensor, &file_name, tensors)?);
                 }
                 if tensor.role.is_matrix() {
                     matrices.push(ExportedMatrix::new(tensor, file_name, tensor.stored, tensor.stored_bytes as u64));
@@ -80,27 +92,34 @@ impl Pretrained {
             }
             items.push(item);
         }
-        let shards = shards(&items, options.shard_bytes);
+        let limit = match options.container {
+            ExportContainer::Safetensors => options.shard_bytes,
+            ExportContainer::Burnpack => u64::MAX,
+        };
+        let shards = shards(&items, limit);
         let dir = weights.checkpoint().dir();
         let facts = Facts { pretrained: self, matrices: &matrices, items: &items, dense: options.dense };
         let mut files = files::read(dir)?;
         files.extend(config::files(&facts)?);
-        let fingerprint = fingerprint(weights, &items, &shards, &files);
+        let container = options.container;
+        let fingerprint = fingerprint(weights, &items, &shards, &files, container);
         let left_out = left_out(weights, &items);
-        Ok(ExportPlan { pretrained: self, items, shards, files, matrices, left_out, fingerprint })
+        Ok(ExportPlan { pretrained: self, items, shards, files, container, matrices, left_out, fingerprint })
     }
 
     /// A tensor whose rows are gates of halting.
-    fn stacked(&self, tensor: &PlannedTensor, tensors: Vec<String>) -> Result<Item> {
+    fn stacked(&self, tensor: &PlannedTensor, file_name: &str, tensors: Vec<String>) -> Result<Item> {
         let steps = |count: usize| self.architecture().crest.as_ref().map_or(count, |crest| crest.num_steps);
         let stored = self.weights().discovered_crest().map_or(0, |crest| crest.num_steps);
         let rows = match steps(stored) {
             kept if kept < stored => Some(0..kept.saturating_sub(1)),
             _ => None,
         };
-        if rows.is_some() && tensor.stored.is_quantized() {
-            let message = "holds the quantised gates of all steps, of which no rows can be left out: keep all steps";
-            return Err(CheckpointError::of_tensor(&tensor.name, message).into());
+        if let Some(rows) = &rows
+            && tensor.role.is_matrix()
+            && let Some(all) = self.weights().quantised_whole(&tensor.name)?
+        {
+            return Item::first_rows(&tensor.name, file_name, &all, rows.end, tensors);
         }
         Item::copy(&tensor.name, self.weights(), tensors.into_iter().map(|tensor| (tensor, rows.clone())).collect())
     }
@@ -114,7 +133,16 @@ impl ExportPlan<'_> {
 
     /// Bytes of the directory, within a few per tensor.
     pub fn bytes(&self) -> u64 {
-        let headers: usize = self.shards.iter().map(|shard| header_bytes(self.slots(shard))).sum();
+        let header = |shard: &Range<usize>| match self.container {
+            ExportContainer::Safetensors => header_bytes(self.slots(shard)),
+            // And what aligns the tensors.
+            ExportContainer::Burnpack => {
+                let padding =
+                    self.slots(shard).map(|slot| slot.bytes().next_multiple_of(256).saturating_sub(slot.bytes()));
+                padding.sum::<usize>().saturating_add(record_header_bytes(self.slots(shard)))
+            }
+        };
+        let headers: usize = self.shards.iter().map(header).sum();
         let files: usize = self.files.iter().map(|(_, bytes)| bytes.len()).sum();
         self.data_bytes().saturating_add(headers as u64).saturating_add(files as u64)
     }
@@ -161,6 +189,11 @@ impl ExportPlan<'_> {
     }
 }
 
+fn only_dense() -> Error {
+    let message = "a record of burn-store holds plain numbers: say their type".into();
+    Error::Option { option: "container".into(), message }
+}
+
 /// Items in order, in as few files as hold `limit` bytes each.
 fn shards(items: &[Item], limit: u64) -> Vec<Range<usize>> {
     let (mut out, mut start, mut bytes) = (Vec::new(), 0, 0u64);
@@ -181,8 +214,10 @@ fn shards(items: &[Item], limit: u64) -> Vec<Range<usize>> {
 fn left_out(weights: &Weights, items: &[Item]) -> Vec<String> {
     let mut used: std::collections::BTreeSet<&str> = std::collections::BTreeSet::new();
     for item in items {
-        if let Work::Copy(tensors) = &item.work {
-            used.extend(tensors.iter().map(|(name, _)| name.as_str()));
+        match &item.work {
+            Work::Copy(tensors) => used.extend(tensors.iter().map(|(name, _)| name.as_str())),
+            Work::FirstRows { tensors, .. } => used.extend(tensors.iter().map(String::as_str)),
+            _ => {}
         }
         used.extend(
             weights.entry(&item.parameter).into_iter().flat_map(|entry| entry.tensors.iter().map(String::as_str)),
@@ -192,7 +227,13 @@ fn left_out(weights: &Weights, items: &[Item]) -> Vec<String> {
 }
 
 /// The same for the same source, formats and program. Files of the source count by name, length and time of change.
-fn fingerprint(weights: &Weights, items: &[Item], shards: &[Range<usize>], files: &[(String, Vec<u8>)]) -> String {
+fn fingerprint(
+    weights: &Weights,
+    items: &[Item],
+    shards: &[Range<usize>],
+    files: &[(String, Vec<u8>)],
+    container: ExportContainer,
+) -> String {
     let checkpoint = weights.checkpoint();
     let mut paths = std::collections::BTreeSet::new();
     let mut hasher = DefaultHasher::new();
@@ -211,6 +252,6 @@ fn fingerprint(weights: &Weights, items: &[Item], shards: &[Range<usize>], files
     for item in items {
         (&item.parameter, format!("{:?}", item.work)).hash(&mut hasher);
     }
-    (shards, files).hash(&mut hasher);
+    (shards, files, format!("{container:?}")).hash(&mut hasher);
     format!("{:016x}", hasher.finish())
 }

@@ -8,13 +8,34 @@ use std::thread;
 use serde_json::{Map, Value, json};
 
 use super::item::Item;
+use super::options::ExportContainer;
 use super::plan::ExportPlan;
-use crate::checkpoint::writer::{Job, OutputDir, ShardFile, StoredTensor, check_space, check_target};
+use crate::checkpoint::writer::{Job, OutputDir, RecordFile, ShardFile, StoredTensor, check_space, check_target};
+use crate::checkpoint::{INDEX, RECORD, SINGLE};
 use crate::error::{Error, Result};
 use crate::plan::Progress;
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// A file of weights that is being written.
+enum WeightFile {
+    Safetensors(ShardFile),
+    Burnpack(RecordFile),
+}
+
+impl WeightFile {
+    fn push(&mut self, tensor: StoredTensor, written: &mut dyn FnMut(&StoredTensor, usize, usize)) -> Result<()> {
+        match self {
+            Self::Safetensors(file) => file.push(tensor, written),
+            Self::Burnpack(file) => file.push(&tensor, written),
+        }
+    }
+
+    fn finish(self, written: &mut dyn FnMut(&StoredTensor, usize, usize)) -> Result<()> {
+        match self {
+            Self::Safetensors(file) => file.finish(written),
+            Self::Burnpack(file) => file.finish(),
+        }
+    }
+}
 
 /// What was written.
 #[derive(Clone, Debug)]
@@ -53,7 +74,10 @@ impl ExportPlan<'_> {
         progress(done);
         for (name, shard) in &missing {
             let part = output.part(name);
-            let file = ShardFile::create(&part, self.slots(shard))?;
+            let file = match self.container {
+                ExportContainer::Safetensors => WeightFile::Safetensors(ShardFile::create(&part, self.slots(shard))?),
+                ExportContainer::Burnpack => WeightFile::Burnpack(RecordFile::create(&part, self.slots(shard))?),
+            };
             self.write_shard(file, items(shard), &mut |item| {
                 done.done = done.done.saturating_add(item.source_bytes);
                 progress(done);
@@ -72,7 +96,7 @@ impl ExportPlan<'_> {
     }
 
     /// One thread converts, this one writes. The channel holds nothing, so that there are two tensors at most.
-    fn write_shard(&self, mut file: ShardFile, items: &[Item], done: &mut dyn FnMut(&Item)) -> Result<()> {
+    fn write_shard(&self, mut file: WeightFile, items: &[Item], done: &mut dyn FnMut(&Item)) -> Result<()> {
         let weights = self.pretrained.weights();
         let checkpoint = weights.checkpoint();
         let mut release = |tensor: &StoredTensor, start: usize, length: usize| {
@@ -105,6 +129,7 @@ impl ExportPlan<'_> {
 
     fn shard_name(&self, number: usize) -> String {
         match self.shards.len() {
+            _ if self.container == ExportContainer::Burnpack => RECORD.into(),
             1 => SINGLE.into(),
             count => format!("model-{number:05}-of-{count:05}.safetensors"),
         }

@@ -6,16 +6,19 @@
 //! memory have a limit in bytes and in time.
 
 use std::io::Read;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use ureq::http::{HeaderMap, Response};
+use ureq::tls::TlsConfig;
 use ureq::{Agent, Body};
 
 use super::address::{Address, header_shown};
 use super::error::{HubError, HubResult};
 use super::options::{HubOptions, Token};
 use super::progress::{OnPull, PullEvent};
+use super::trust;
 use crate::checkpoint::recognise;
 use crate::config::json;
 
@@ -27,7 +30,8 @@ const MAX_JSON: u64 = 32 << 20;
 /// Asks one hub.
 #[derive(Debug)]
 pub(super) struct Client {
-    agent: Agent,
+    /// Made for the first request: the authorities of the system are read then.
+    agent: OnceLock<Agent>,
     endpoint: Address,
     token: Option<Token>,
     options: HubOptions,
@@ -158,8 +162,17 @@ impl Client {
                 endpoint.shown()
             );
         }
-        let patience = Some(options.patience);
+        Ok(Self { agent: OnceLock::new(), endpoint, token, options: options.clone() })
+    }
+
+    fn agent(&self) -> HubResult<&Agent> {
+        if let Some(agent) = self.agent.get() {
+            return Ok(agent);
+        }
+        let authorities = trust::authorities(self.options.certificates.as_deref())?;
+        let patience = Some(self.options.patience);
         let agent = Agent::config_builder()
+            .tls_config(TlsConfig::builder().root_certs(authorities).build())
             .max_redirects(0)
             .max_redirects_will_error(false)
             .http_status_as_error(false)
@@ -172,7 +185,8 @@ impl Client {
             .timeout_per_read(patience)
             .build()
             .new_agent();
-        Ok(Self { agent, endpoint, token, options: options.clone() })
+        // Another thread may have been first.
+        Ok(self.agent.get_or_init(|| agent))
     }
 
     pub fn options(&self) -> &HubOptions {
@@ -280,7 +294,8 @@ impl Client {
 
     /// One request to one address. `ours`: it has the origin of the endpoint.
     fn send(&self, url: &Address, request: Request<'_>, head: bool, ours: bool) -> Result<Response<Body>, Failure> {
-        let mut builder = if head { self.agent.head(url.text()) } else { self.agent.get(url.text()) };
+        let agent = self.agent()?;
+        let mut builder = if head { agent.head(url.text()) } else { agent.get(url.text()) };
         if let Some(token) = self.token.as_ref().filter(|_| ours) {
             builder = builder.header("authorization", format!("Bearer {}", token.reveal()));
         }
@@ -296,6 +311,13 @@ impl Client {
     /// What an error of the HTTP library means. Its own text is not shown where it may hold an address.
     fn failure(&self, url: &str, error: &ureq::Error) -> Failure {
         let url = self.hide(url);
+        let refusal = match error {
+            ureq::Error::Io(error) => trust::refusal(error, self.options.certificates.as_deref()),
+            _ => None,
+        };
+        if let Some(message) = refusal {
+            return Failure::Final(HubError::Network { url, message });
+        }
         let reason = match error {
             ureq::Error::Io(error) => cut(error),
             ureq::Error::Timeout(_) => format!("no answer within {:?}", self.options.patience),
@@ -303,8 +325,7 @@ impl Client {
             ureq::Error::ConnectionFailed => "no connection".into(),
             ureq::Error::Protocol(_) => "the answer is not HTTP".into(),
             ureq::Error::Tls(_) | ureq::Error::Rustls(_) => {
-                let message =
-                    "no encrypted connection: the certificate is not valid, or a proxy replaces it".to_owned();
+                let message = "no encrypted connection: is the server one of https?".to_owned();
                 return Failure::Final(HubError::Network { url, message });
             }
             ureq::Error::InvalidProxyUrl => {

@@ -26,7 +26,8 @@
 //! # Untrusted input
 //! Names, what the hub answers and where it redirects to are a stranger's. Names and paths that could mean another place are refused
 //! ([`HubName`]); a file gets its name in the cache when its length and hash are those that the hub lists, and not before; the access
-//! token is sent to the endpoint alone and is in no message. That the hub itself lists honest hashes is trusted, as with any client.
+//! token is sent to the endpoint alone and is in no message. Certificates are checked against the authorities that the system trusts, or
+//! those of [`HubOptions::certificates`]. That the hub itself lists honest hashes is trusted, as with any client.
 
 #![cfg_attr(
     not(test),
@@ -53,6 +54,7 @@ mod partial;
 mod progress;
 mod pull;
 mod select;
+mod trust;
 
 pub use cached::{CachedModel, repository_of};
 pub use error::{HubError, HubResult};

@@ -20,6 +20,8 @@ pub struct HubOptions {
     pub cache: PathBuf,
     /// Access token, sent to the endpoint alone.
     pub token: Option<Token>,
+    /// A file of certificates (PEM), or a directory of them, that are trusted as authorities instead of those of the system.
+    pub certificates: Option<PathBuf>,
     /// Never use the network.
     pub offline: bool,
     /// Connections at once for a large file.
@@ -77,6 +79,7 @@ impl HubOptions {
             endpoint: DEFAULT_ENDPOINT.into(),
             cache: cache.into(),
             token: None,
+            certificates: None,
             offline: false,
             connections: 4,
             part_bytes: 64 << 20,
@@ -88,7 +91,7 @@ impl HubOptions {
     }
 
     /// As `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_TOKEN_PATH` and `HF_HUB_OFFLINE` say, with the meaning that
-    /// `huggingface_hub` gives them.
+    /// `huggingface_hub` gives them; `SSL_CERT_FILE`, else `REQUESTS_CA_BUNDLE`, else `CURL_CA_BUNDLE`, names the [certificates](Self::certificates).
     ///
     /// # Errors
     /// [`HubError::Setting`] names the variable that cannot be used.
@@ -120,6 +123,15 @@ impl HubOptions {
                 variable: "HF_ENDPOINT",
                 message: "is not Unicode: it is an address such as https://huggingface.co".into(),
             })?;
+        }
+        for variable in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"] {
+            let Some(path) = path(variable) else { continue };
+            if !path.exists() {
+                let message = format!("{}: there is no such file", path.display());
+                return Err(HubError::Setting { variable, message });
+            }
+            options.certificates = Some(path);
+            break;
         }
         options.offline = given("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value));
         options.token = match given("HF_TOKEN") {
@@ -184,6 +196,28 @@ mod tests {
         for (value, offline) in [("1", true), ("true", true), ("YES", true), ("0", false), ("no", false)] {
             assert_eq!(from(&[("HF_HUB_OFFLINE", value)]).unwrap().offline, offline, "{value}");
         }
+    }
+
+    #[test]
+    fn certificates_come_from_the_first_variable_that_is_set() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| {
+            std::fs::write(dir.path().join(name), "").unwrap();
+            dir.path().join(name)
+        };
+        let (one, two, three) = (path("one"), path("two"), path("three"));
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        let all = [("CURL_CA_BUNDLE", text(&three)), ("REQUESTS_CA_BUNDLE", text(&two)), ("SSL_CERT_FILE", text(&one))];
+        let chosen = |variables: &[(&str, String)]| {
+            let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            from(&variables).unwrap().certificates
+        };
+        assert_eq!(chosen(&all), Some(one));
+        assert_eq!(chosen(&all[..2]), Some(two));
+        assert_eq!(chosen(&all[..1]), Some(three));
+        assert_eq!(chosen(&[]), None);
+        let error = from(&[("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")]).unwrap_err().to_string();
+        assert!(error.contains("REQUESTS_CA_BUNDLE") && error.contains("/nowhere/ca.pem"), "{error}");
     }
 
     #[test]

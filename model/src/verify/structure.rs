@@ -47,8 +47,12 @@ fn check_file(file: &SurveyedFile, dir: &ModelDir, out: &mut Verification) {
             more => format!("{}; and {more} more tensors of the same kind", first.error.message),
         };
         let expected = match kind {
+            FlawKind::Header if file.name.ends_with(".bpk") => {
+                "10 bytes of magic, version and length, and a map of that length"
+            }
             FlawKind::Header => "8 bytes of a length and a header of that length",
             FlawKind::Range => "ranges inside the file",
+            FlawKind::Type if file.name.ends_with(".bpk") => "plain numbers of a type and a shape that are read",
             FlawKind::Type => "a type and a shape of safetensors",
             FlawKind::Size => "a range as long as type and shape say",
             FlawKind::Place => "ranges that follow each other",

@@ -5,6 +5,8 @@
 
 #![allow(dead_code)]
 
+pub mod tls;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -142,12 +144,18 @@ impl Repository {
 
 impl Server {
     pub fn start() -> Self {
+        Self::start_as(|hub, store| (hub, store))
+    }
+
+    /// Under other addresses than those where the two listen: `public` makes them of these.
+    pub fn start_as(public: impl FnOnce(String, String) -> (String, String)) -> Self {
         let listen = || TcpListener::bind("127.0.0.1:0").expect("a port");
         let (hub, store) = (listen(), listen());
         let address = |listener: &TcpListener| format!("http://{}", listener.local_addr().expect("an address"));
+        let (hub_url, store_url) = public(address(&hub), address(&store));
         let inner = Arc::new(Inner {
-            hub: address(&hub),
-            store: address(&store),
+            hub: hub_url,
+            store: store_url,
             repositories: Mutex::default(),
             faults: Mutex::new(Arc::new(Box::new(|_| Fault::None))),
             asked: Mutex::default(),

@@ -27,4 +27,4 @@ pub use int8::quantize_int8;
 pub use nf4::{FP4, NF4, quantize_fp4, quantize_nf4};
 pub use read::{Dequantizer, dequantize, dequantize_rounded, dequantize_to};
 pub use rows::{quantize_int8_rows, quantize_truequant};
-pub use split::{BufferLimit, largest_buffer, split_rows};
+pub use split::{BufferLimit, first_rows, largest_buffer, split_rows};

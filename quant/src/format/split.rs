@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use emberlm_backends::cpu::INT8_BLOCK;
 
+use super::check::check;
 use crate::error::{Error, Result};
 use crate::host::{HostCodeBook4, HostInt8, HostRows, HostScales, HostStorage, HostWeight};
 
@@ -63,6 +64,17 @@ pub fn split_rows(weight: HostWeight, limit: impl Into<BufferLimit>) -> Result<V
             HostWeight { n: part, k, storage: rows_of(&weight.storage, first, part, k) }
         })
         .collect())
+}
+
+/// The first `rows` rows (at most all), in the same storage: the same codes and scales, as views where rows are stored in order.
+///
+/// # Errors
+/// Those of [`check`](super::check()).
+pub fn first_rows(weight: &HostWeight, rows: usize) -> Result<HostWeight> {
+    check(weight)?;
+    let (n, k) = (rows.min(weight.n), weight.k);
+    // The first rows begin at a block of every storage, and blocks that go on beyond them keep their scales.
+    Ok(HostWeight { n, k, storage: rows_of(&weight.storage, 0, n, k) })
 }
 
 /// Bytes of the largest buffer that the weight takes on a device.

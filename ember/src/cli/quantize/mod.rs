@@ -118,7 +118,7 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
     let device = OpenDevice::<Cpu>::cpu(Activations::default());
     let tensors = load::plan::<Cpu>(&pretrained, &device.device)?.tensors;
     rules.check(&tensors)?;
-    let options = ExportOptions { shard_bytes: args.output.shard_size.0, dense: None };
+    let options = ExportOptions { shard_bytes: args.output.shard_size.0, ..ExportOptions::default() };
     let chosen = if nano { nano::choose(&args.nano, &pretrained, &rules)? } else { Vec::new() };
     let formats = nano::formats(&chosen);
     let format_of = |tensor: &PlannedTensor| match formats.get(tensor.name.as_str()) {

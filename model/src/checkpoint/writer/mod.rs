@@ -1,7 +1,8 @@
 //! Checkpoints on their way to disk, the mirror of the readers beside this folder: which tensors hold a weight ([`stored`]), files of
-//! them ([`shard`]), and a directory that appears when it is complete ([`output`]).
+//! them ([`shard`], [`record`]), and a directory that appears when it is complete ([`output`]).
 
 mod output;
+mod record;
 mod rows;
 mod shard;
 mod space;
@@ -10,6 +11,7 @@ mod stored;
 mod tests;
 
 pub(crate) use output::{Job, OutputDir, check_target};
+pub(crate) use record::{RecordFile, record_header_bytes};
 pub(crate) use rows::RowLayout;
 pub(crate) use shard::{ShardFile, header_bytes};
 pub(crate) use space::{check_space, free_space};

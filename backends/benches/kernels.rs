@@ -118,6 +118,13 @@ struct Case {
     m: usize,
 }
 
+impl Case {
+    /// Whether products with it may round x.
+    fn is_packed(&self) -> bool {
+        !matches!(self.kind, Kind::F32 | Kind::F16 | Kind::Bf16)
+    }
+}
+
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} x {}", self.name, self.m)
@@ -142,6 +149,7 @@ fn cases(sizes: &[usize]) -> Vec<Case> {
 #[divan::bench_group(max_time = 1)]
 mod linear {
     use super::*;
+    use emberlm_backends::cpu::Precision;
 
     /// A layer of an 8B model: the weights come from memory.
     const LARGE: (usize, usize) = (14336, 4096);
@@ -162,6 +170,12 @@ mod linear {
     #[divan::bench(args = cases(&[1, 8, 128]))]
     fn cached(bencher: Bencher, case: &Case) {
         product(bencher, case, (256, 4096));
+    }
+
+    /// Tokens of sequences and prompts with x in 8 bits, where the weights have few.
+    #[divan::bench(args = cases(&[1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128]).into_iter().filter(Case::is_packed))]
+    fn rounded(bencher: Bencher, case: &Case) {
+        cpu::with_precision(Precision::Int8Activations, || product(bencher, case, LARGE));
     }
 
     fn product(bencher: Bencher, case: &Case, (n, k): (usize, usize)) {

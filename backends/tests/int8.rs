@@ -186,11 +186,13 @@ fn twin(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>, outlier: f64) -> 
     (y, size)
 }
 
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 9] = [
     Kind::Single { block: 64 },
     Kind::Single { block: 128 },
     Kind::Double { block: 64, nested: 256 },
     Kind::Double { block: 64, nested: 3 },
+    // Another absmax within a row.
+    Kind::Double { block: 64, nested: 4 },
     Kind::Int8,
     Kind::Rows { wide: usize::MAX, bits: 4, slots: false },
     Kind::Rows { wide: 3, bits: 4, slots: true },
@@ -206,7 +208,7 @@ fn linear_matches_a_loop_of_the_same_integers() {
             let n = if i == 9 { 519 } else { [1, 5, 13, 64, 29][i % 5] };
             let stored = Stored::new(&mut rng, kind, n, k);
             let bias = rng.floats(n, 1.0);
-            for m in [1, 2, 3, 4, 5, 8, 9, 16, 17, 33, 50] {
+            for m in [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 32, 33, 50] {
                 let mut x = rng.floats(m * k, 1.7);
                 // An outlier channel, in one row larger than 15 bits hold beside the others, and one elsewhere in each row.
                 for (row, x) in x.chunks_exact_mut(k).enumerate().filter(|_| m % 4 != 0) {
@@ -343,6 +345,37 @@ fn a_row_becomes_the_same_integers_alone_and_among_others() {
                 let alone = cpu::with_level(level, || int8(x, 1, &stored.weight(), None));
                 // Only sums in another order, far below what rounding x changes (0.4 %).
                 close("alone", &alone, &together[row * n..(row + 1) * n], 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn from_three_rows_on_a_row_has_the_same_bits_whatever_its_neighbours_are() {
+    if !rounds(Level::Avx512, 33) {
+        return;
+    }
+    let mut rng = Rng(24);
+    for kind in KINDS {
+        for (n, k) in [(40, 576), (17, 1024)] {
+            let stored = Stored::new(&mut rng, kind, n, k);
+            let bias = rng.floats(n, 1.0);
+            let mut x = rng.floats(70 * k, 1.0);
+            for (row, x) in x.chunks_exact_mut(k).enumerate() {
+                x[17 * row % k] *= 40.0;
+            }
+            for product in [int8, int8_head] {
+                let rows = |rows: &[f32]| -> Vec<u32> {
+                    let y = product(rows, rows.len() / k, &stored.weight(), Some(&bias));
+                    y.into_iter().map(f32::to_bits).collect()
+                };
+                let all = rows(&x);
+                for (first, m) in
+                    [(0, 3), (1, 4), (3, 5), (7, 8), (8, 9), (0, 16), (20, 25), (38, 32), (5, 33), (19, 51)]
+                {
+                    let some = rows(&x[first * k..(first + m) * k]);
+                    assert!(some == all[first * n..(first + m) * n], "{kind:?} [{n}, {k}], {m} rows from {first} on");
+                }
             }
         }
     }

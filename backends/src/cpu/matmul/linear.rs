@@ -10,7 +10,7 @@ use crate::cpu::matmul::types::{InputRows, Product};
 use crate::cpu::matmul::weight::{self, CodeBook4, Matrix};
 use crate::cpu::pool::{Output, Region, with_scratch};
 use crate::cpu::simd::launch;
-use crate::cpu::{Precision, Weight, level, precision};
+use crate::cpu::{Level, Precision, Weight, level, precision};
 
 /// `y = x Wᵀ + b`, in the arithmetic of [`precision`].
 ///
@@ -74,7 +74,6 @@ pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [P
         Precision::Exact => None,
         Precision::Int8Activations => int8::kernels(level, m),
     };
-    let mut columns = MAX_COLUMNS;
     let (mut by_gemv, mut by_gemm) = (Vec::new(), Vec::new());
     for product in products {
         let rounded = rounded.filter(|_| int8::fits(&product.weight));
@@ -86,27 +85,41 @@ pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [P
         } else if rounded.is_none() && m > GEMV_MAX_ROWS {
             gemm(level, x, m, &product.weight, product.bias, Output::new(product.y, product.weight.n));
         } else {
-            columns = if rounded.is_some() { columns.min(int8::MAX_COLUMNS) } else { columns };
             by_gemv.push((product, rounded));
         }
     }
     if !by_gemm.is_empty() {
         int8::gemm(x, m, input, &mut by_gemm);
     }
-    if by_gemv.is_empty() {
-        return;
+    let columns = |rounded: Option<int8::Kernels>| rounded.map_or(MAX_COLUMNS, int8::Kernels::columns).min(m);
+    while let Some(&(_, rounded)) = by_gemv.first() {
+        let columns_of_first = columns(rounded);
+        let (mut these, rest): (Vec<_>, Vec<_>) =
+            by_gemv.into_iter().partition(|(_, rounded)| columns(*rounded) == columns_of_first);
+        passes((x, m, k), level, input, columns_of_first, &mut these);
+        by_gemv = rest;
     }
+}
+
+/// Products with rows of k, so many at a time, each pass in one region.
+fn passes(
+    (x, m, k): (&[f32], usize, usize),
+    level: Level,
+    input: int8::Input,
+    columns: usize,
+    products: &mut [(&mut Product, Option<int8::Kernels>)],
+) {
     for first in (0..m).step_by(columns) {
         let count = columns.min(m - first);
         let rounded_x = int8::Rounded::default();
         let x = InputRows::new(&x[first * k..(first + count) * k], count, k, level, input);
         // Rows that are not stored in order are computed as they are, then put where they belong.
-        let mut stored: Vec<Vec<f32>> = by_gemv
+        let mut stored: Vec<Vec<f32>> = products
             .iter()
             .map(|(product, _)| vec![0.0; if slots(&product.weight).is_some() { count * product.weight.n } else { 0 }])
             .collect();
         let mut region = Region::default();
-        for ((product, rounded), stored) in by_gemv.iter_mut().zip(&mut stored) {
+        for ((product, rounded), stored) in products.iter_mut().zip(&mut stored) {
             let (w, n) = (product.weight, product.weight.n);
             let (bias, y) = match slots(&w) {
                 Some(_) => (None, &mut stored[..]),
@@ -119,7 +132,7 @@ pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [P
             }
         }
         region.run();
-        for ((product, _), stored) in by_gemv.iter_mut().zip(&stored) {
+        for ((product, _), stored) in products.iter_mut().zip(&stored) {
             let n = product.weight.n;
             let Some(slots) = slots(&product.weight) else { continue };
             for (y, stored) in product.y[first * n..].chunks_exact_mut(n).zip(stored.chunks_exact(n)) {

@@ -1,9 +1,9 @@
 //! A few rows of x on AVX2 and NEON: 64 codes at a time become signed bytes and are multiplied.
 
+use super::BLOCK;
 use super::book::Shift;
 use super::gemv::{Codes, Gemv, StoredRows, WeightScales};
 use super::round::{Block, Detail};
-use super::{BLOCK, MAX_COLUMNS};
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::packed::{AHEAD, block_scales};
 use crate::cpu::matmul::types::InputRows;
@@ -14,6 +14,9 @@ use crate::cpu::simd::bytes::{self, ByteKernel, Bytes};
 
 /// The crossover of GEMV and GEMM: up to so many rows of x this is faster than tiles in f32.
 pub(crate) const GEMV_MAX_ROWS: usize = 32;
+
+/// The most columns of x in one pass.
+pub(crate) const MAX_COLUMNS: usize = 4;
 
 impl Codes {
     /// The element whose code [`Bytes`] puts at `place`.

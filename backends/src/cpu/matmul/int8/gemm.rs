@@ -4,13 +4,13 @@
 //! multiplied a second time, by the high bytes.
 
 use super::book::{Book, Shift};
-use super::panel::{Order, Panel, Shape, WORDS};
+use super::panel::{Order, PANEL, Panel, WORDS};
 use super::round::{Detail, Input};
 use super::{BLOCK, OFFSET};
 use crate::cpu::matmul::packed::block_scales;
 use crate::cpu::matmul::types::Product;
 use crate::cpu::matmul::weight::{BlockScales, Matrix, Weight};
-use crate::cpu::pool::{Output, Region, for_each_chunk, parallel, threads, with_scratch};
+use crate::cpu::pool::{Output, for_each_chunk, parallel, threads, with_scratch};
 use std::arch::x86_64::*;
 
 /// Inputs per tile.
@@ -19,8 +19,6 @@ const DEPTH: usize = 512;
 const STRIP: usize = 12;
 /// Rows of a tile with many tokens: x is read as often as there are tiles.
 const HEIGHT: usize = 96;
-/// Up to so many tokens a tile is one strip: x stays in the first cache, and what counts is how the matrix is read.
-const STRIP_MAX_TOKENS: usize = 32;
 
 /// All tokens for matrices with such bytes.
 struct Panels {
@@ -35,11 +33,11 @@ impl Panels {
         let mut panels: Vec<Panel> = Vec::new();
         let mut first = 0;
         while first < m {
-            let panel = Panel::of(first, m - first);
+            let panel = Panel::vectors(first, m - first);
             first += panel.tokens;
             panels.push(panel);
         }
-        for_each_chunk(&mut panels, 1, m.min(super::panel::PANEL) * k, |_, panel| {
+        for_each_chunk(&mut panels, 1, m.min(PANEL) * k, |_, panel| {
             // SAFETY: `kernels` has found the features.
             unsafe { panel[0].fill(x, k, order, shift, detail) };
         });
@@ -76,17 +74,6 @@ pub(super) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Produ
         });
         tiled.push((panels, Tiled { w, book, factor, order, bias, y }));
     }
-    if m <= STRIP_MAX_TOKENS {
-        let mut region = Region::default();
-        for (panels, tiled) in &tiled {
-            let panels = &made[*panels].panels;
-            region.add_tiles(STRIP, tiled.codes(), tiled.w.n, m * tiled.w.k, move |first, last| {
-                // SAFETY: as below.
-                unsafe { tiled.range(panels, first, last, STRIP) };
-            });
-        }
-        return region.run();
-    }
     let mut tasks = Vec::new();
     for (panels, tiled) in &tiled {
         let even = tiled.w.n.div_ceil(16 * threads());
@@ -120,17 +107,6 @@ struct Tile {
 }
 
 impl Tiled<'_> {
-    /// Where the rows lie, and the bytes of one.
-    fn codes(&self) -> (*const u8, usize) {
-        match &self.w.data {
-            Matrix::Int8(w) => (w.codes.as_ptr(), self.w.k),
-            Matrix::CodeBook4(w) => (w.codes.as_ptr(), self.w.k / 2),
-            Matrix::IntegerRows(w) if w.wide_rows == self.w.n => (w.wide.as_ptr(), self.w.k),
-            Matrix::IntegerRows(w) => (w.narrow.as_ptr(), w.narrow_stride),
-            _ => unreachable!("`fits` lets no other storage through"),
-        }
-    }
-
     /// Rows `first..last` in tiles of that height.
     ///
     /// # Safety
@@ -138,7 +114,7 @@ impl Tiled<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
     unsafe fn range(&self, panels: &[Panel], first: usize, last: usize, height: usize) {
         let rows = height.next_multiple_of(STRIP);
-        let lanes: usize = panels.iter().map(|panel| panel.shape.lanes()).sum();
+        let lanes: usize = panels.iter().map(|panel| panel.lanes).sum();
         let mut bytes = vec![0u8; rows * DEPTH];
         let mut scales = vec![0f32; rows * (DEPTH / BLOCK)];
         with_scratch(rows * lanes, |sums| {
@@ -180,8 +156,8 @@ impl Tiled<'_> {
             }
             let mut lane = 0;
             for (p, panel) in panels.iter().enumerate() {
-                let (width, words) = (panel.shape.lanes(), panel.shape.words());
-                let height = if panel.shape == Shape::Two { STRIP / 2 } else { STRIP };
+                let width = panel.lanes;
+                let height = if width == PANEL { STRIP / 2 } else { STRIP };
                 for strip in (0..rows).step_by(height) {
                     // SAFETY: the strip lies in the tile, the blocks in the panel, the sums in `[rows, lanes]`.
                     unsafe {
@@ -192,7 +168,7 @@ impl Tiled<'_> {
                             w: bytes.as_ptr().add(strip * DEPTH),
                             w_scales: w_scales.add(strip * scale_stride),
                             scale_stride,
-                            low: panel.low.as_ptr().add(from / (4 * words) * width),
+                            low: panel.low.as_ptr().add(from / 4 * width),
                             start: panel.start.as_ptr().add(from / BLOCK * width),
                             steps: panel.steps.as_ptr().add(from / BLOCK * width),
                             high: panel.high.as_ptr(),
@@ -201,11 +177,7 @@ impl Tiled<'_> {
                             sums: sums.as_mut_ptr().add(strip * lanes + lane),
                             lanes,
                         };
-                        match panel.shape {
-                            Shape::Half => part.add::<STRIP, 1, 2>(),
-                            Shape::One => part.add::<STRIP, 1, 1>(),
-                            Shape::Two => part.add::<{ STRIP / 2 }, 2, 1>(),
-                        }
+                        if width == PANEL { part.add::<{ STRIP / 2 }, 2>() } else { part.add::<STRIP, 1>() }
                     }
                 }
                 lane += width;
@@ -217,14 +189,11 @@ impl Tiled<'_> {
                 // SAFETY: tasks have different columns of y.
                 let y = unsafe { self.y.row(panel.first + token, tile.first, tile.height) };
                 for (r, y) in y.iter_mut().enumerate() {
-                    let sum = match panel.shape.words() {
-                        1 => sums[r * lanes + lane + token],
-                        _ => sums[r * lanes + lane + 2 * token] + sums[r * lanes + lane + 2 * token + 1],
-                    };
+                    let sum = sums[r * lanes + lane + token];
                     *y = sum * self.factor + self.bias.map_or(0.0, |bias| bias[tile.first + r]);
                 }
             }
-            lane += panel.shape.lanes();
+            lane += panel.lanes;
         }
     }
 
@@ -426,13 +395,13 @@ struct Part {
 }
 
 impl Part {
-    /// Adds the products of `NR` rows and `V` vectors of tokens, `W` words of each, to their sums.
+    /// Adds the products of `NR` rows and `V` vectors of tokens to their sums.
     ///
     /// # Safety
     /// The pointers are valid for them.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[inline]
-    unsafe fn add<const NR: usize, const V: usize, const W: usize>(&self) {
+    unsafe fn add<const NR: usize, const V: usize>(&self) {
         let mut total = [[_mm512_setzero_ps(); V]; NR];
         // SAFETY: the caller's promise.
         unsafe {
@@ -447,7 +416,7 @@ impl Part {
                 if let Some(next) = self.next {
                     next.prefetch(b);
                 }
-                let sums = self.products::<NR, V, W>(b);
+                let sums = self.products::<NR, V>(b);
                 let steps = self.steps::<V>(b);
                 for r in 0..NR {
                     let w = _mm512_set1_ps(*self.w_scales.add(r * self.scale_stride + b));
@@ -471,7 +440,7 @@ impl Part {
     /// As for `add`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[inline]
-    unsafe fn products<const NR: usize, const V: usize, const W: usize>(&self, block: usize) -> [[__m512i; V]; NR] {
+    unsafe fn products<const NR: usize, const V: usize>(&self, block: usize) -> [[__m512i; V]; NR] {
         // SAFETY: the caller's promise.
         unsafe {
             let w = self.w.add(block * BLOCK);
@@ -484,8 +453,8 @@ impl Part {
             if begin < end {
                 sums = [[_mm512_setzero_si512(); V]; NR];
                 for i in begin..end {
-                    let at = w.add(4 * W * *self.places.add(i) as usize);
-                    dot::<NR, V, W>(at, self.high.add(i * 16 * V), &mut sums);
+                    let at = w.add(4 * *self.places.add(i) as usize);
+                    dot::<NR, V>(at, self.high.add(i * 16 * V), &mut sums);
                 }
                 for sums in &mut sums {
                     for v in 0..V {
@@ -493,8 +462,8 @@ impl Part {
                     }
                 }
             }
-            for i in 0..WORDS / W {
-                dot::<NR, V, W>(w.add(4 * W * i), self.low.add((block * WORDS / W + i) * 16 * V), &mut sums);
+            for i in 0..WORDS {
+                dot::<NR, V>(w.add(4 * i), self.low.add((block * WORDS + i) * 16 * V), &mut sums);
             }
             sums
         }
@@ -514,17 +483,13 @@ impl Part {
     }
 }
 
-/// Adds the products of `W` words of each row with those of each token.
+/// Adds the products of a word of each row with one of each token.
 ///
 /// # Safety
 /// The pointers are valid for them, rows [`DEPTH`] bytes apart.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-unsafe fn dot<const NR: usize, const V: usize, const W: usize>(
-    w: *const u8,
-    x: *const i32,
-    sums: &mut [[__m512i; V]; NR],
-) {
+unsafe fn dot<const NR: usize, const V: usize>(w: *const u8, x: *const i32, sums: &mut [[__m512i; V]; NR]) {
     // SAFETY: the caller's promise.
     unsafe {
         let mut words = [_mm512_setzero_si512(); V];
@@ -533,10 +498,7 @@ unsafe fn dot<const NR: usize, const V: usize, const W: usize>(
         }
         for (r, sums) in sums.iter_mut().enumerate() {
             let w = w.add(r * DEPTH);
-            let w = match W {
-                1 => _mm512_set1_epi32(w.cast::<i32>().read_unaligned()),
-                _ => _mm512_set1_epi64(w.cast::<i64>().read_unaligned()),
-            };
+            let w = _mm512_set1_epi32(w.cast::<i32>().read_unaligned());
             for v in 0..V {
                 sums[v] = _mm512_dpbusd_epi32(sums[v], w, words[v]);
             }

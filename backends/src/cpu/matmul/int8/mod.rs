@@ -15,6 +15,8 @@ mod panel;
 mod round;
 #[cfg(target_arch = "x86_64")]
 mod rows;
+#[cfg(target_arch = "x86_64")]
+mod strips;
 
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::types::{InputRows, Product};
@@ -57,10 +59,18 @@ pub(crate) fn fits(w: &Weight) -> bool {
 
 pub(crate) use round::{BLOCK, Input};
 
-/// The most columns of x in one pass.
-pub(crate) const MAX_COLUMNS: usize = 4;
-/// The crossover of GEMV and GEMM for [`Kernels::Vnni`]: what takes a second pass is faster in tiles.
-pub(crate) const GEMV_MAX_ROWS: usize = MAX_COLUMNS;
+impl Kernels {
+    /// The most rows of x in one pass over a matrix by [`add_gemv`].
+    pub(crate) fn columns(self) -> usize {
+        match self {
+            Kernels::Vnni => GEMV_MAX_ROWS,
+            Kernels::Blocks => blocks::MAX_COLUMNS,
+        }
+    }
+}
+
+/// The crossover of GEMV and GEMM for [`Kernels::Vnni`].
+pub(crate) const GEMV_MAX_ROWS: usize = 32;
 
 /// x as the kernels of a region want it.
 #[derive(Default)]
@@ -68,9 +78,11 @@ pub(crate) struct Rounded {
     blocks: Memo<blocks::Packing, blocks::Columns>,
     #[cfg(target_arch = "x86_64")]
     groups: Memo<rows::Packing, rows::Columns>,
+    #[cfg(target_arch = "x86_64")]
+    panels: Memo<strips::Packing, strips::Panels>,
 }
 
-/// Adds a product with at most [`MAX_COLUMNS`] rows of x, of a matrix that fits. Rows go where they are stored.
+/// Adds a product with at most [`Kernels::columns`] rows of x, of a matrix that fits. Rows go where they are stored.
 pub(crate) fn add_gemv<'a>(
     kernels: Kernels,
     rows: &InputRows<'a>,
@@ -82,7 +94,9 @@ pub(crate) fn add_gemv<'a>(
 ) {
     match kernels {
         #[cfg(target_arch = "x86_64")]
-        Kernels::Vnni => rows::add_gemv(rows, &rounded.groups, w, bias, y, region),
+        Kernels::Vnni if rows.m <= rows::MAX_COLUMNS => rows::add_gemv(rows, &rounded.groups, w, bias, y, region),
+        #[cfg(target_arch = "x86_64")]
+        Kernels::Vnni => strips::add(rows, &rounded.panels, w, bias, y, region),
         _ => blocks::add_gemv(rows, &rounded.blocks, w, bias, y, region),
     }
 }

@@ -1,6 +1,4 @@
-//! x for tiles: the lanes of a vector are tokens.
-//!
-//! A word is four bytes of a token. With 16 tokens a vector holds a word of each; with up to 8 it holds two, so that it is full.
+//! x for many rows: four bytes of a token are a word, and words of all tokens follow each other.
 
 use super::book::Shift;
 use super::round::{Block, Detail};
@@ -41,73 +39,42 @@ impl Order {
     }
 }
 
-/// How the tokens of a panel lie in its vectors.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Shape {
-    /// Up to 8 tokens, two words of each in a vector.
-    Half,
-    /// Up to 16 tokens.
-    One,
-    /// Up to 32 tokens in two vectors.
-    Two,
-}
-
-impl Shape {
-    /// The panel with which to begin on so many tokens: 17 to 24 are cheaper in two panels.
-    pub(super) fn of(tokens: usize) -> Shape {
-        match tokens {
-            ..=8 => Shape::Half,
-            9..=24 => Shape::One,
-            _ => Shape::Two,
-        }
-    }
-
-    fn tokens(self) -> usize {
-        match self {
-            Shape::Half => 8,
-            Shape::One => 16,
-            Shape::Two => PANEL,
-        }
-    }
-
-    /// 32-bit lanes of its vectors.
-    pub(super) fn lanes(self) -> usize {
-        self.tokens().max(16)
-    }
-
-    /// Words of a token in a vector.
-    pub(super) fn words(self) -> usize {
-        self.lanes() / self.tokens()
-    }
-}
-
 /// Up to [`PANEL`] tokens.
 pub(super) struct Panel {
-    pub(super) shape: Shape,
+    /// Tokens with those that are zeros.
+    pub(super) lanes: usize,
     /// The first token, and how many there are.
     pub(super) first: usize,
     pub(super) tokens: usize,
-    /// `[k / 4 / words][token][word]`: four low bytes each.
+    /// `[k / 4][token]`: four low bytes each.
     pub(super) low: Vec<i32>,
-    /// `[k / 64][token][word]`: what the offset of the weights adds, negated.
+    /// `[k / 64][token]`: what the offset of the weights adds, negated.
     pub(super) start: Vec<i32>,
-    /// `[k / 64][token][word]`.
+    /// `[k / 64][token]`.
     pub(super) steps: Vec<f32>,
-    /// `[i][token][word]`: the high bytes of the vectors with outliers.
+    /// `[i][token]`: the high bytes of the words with outliers.
     pub(super) high: Vec<i32>,
-    /// `[i]`: which vector of its block each is.
+    /// `[i]`: which word of its block each is.
     pub(super) places: Vec<u32>,
     /// `[k / 64 + 1]`: where those of each block begin.
     pub(super) begins: Vec<u32>,
 }
 
 impl Panel {
-    /// A panel that is still empty, for tokens from `first` on; `m` are left.
-    pub(super) fn of(first: usize, m: usize) -> Panel {
-        let shape = Shape::of(m);
-        let tokens = shape.tokens().min(m);
+    /// A panel that is still empty, for vectors whose lanes are tokens from `first` on; `m` are left. 17 to 24 are cheaper in two panels.
+    pub(super) fn vectors(first: usize, m: usize) -> Panel {
+        let lanes = if m <= 24 { 16 } else { PANEL };
+        Panel::empty(lanes, first, lanes.min(m))
+    }
+
+    /// A panel that is still empty, for words of exactly these tokens that are broadcast.
+    pub(super) fn words(first: usize, tokens: usize) -> Panel {
+        Panel::empty(tokens, first, tokens)
+    }
+
+    fn empty(lanes: usize, first: usize, tokens: usize) -> Panel {
         let (low, start, steps) = (Vec::new(), Vec::new(), Vec::new());
-        Panel { shape, first, tokens, low, start, steps, high: Vec::new(), places: Vec::new(), begins: Vec::new() }
+        Panel { lanes, first, tokens, low, start, steps, high: Vec::new(), places: Vec::new(), begins: Vec::new() }
     }
 
     /// Fills it with its tokens of `x`, rows of `k`.
@@ -116,9 +83,8 @@ impl Panel {
     /// The processor has AVX-512 with VNNI and VBMI.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
     pub(super) unsafe fn fill(&mut self, x: &[f32], k: usize, order: Order, shift: Shift, detail: Detail) {
-        let (lanes, words) = (self.shape.lanes(), self.shape.words());
-        let (blocks, vectors) = (k / BLOCK, WORDS / words);
-        self.low = vec![0; blocks * vectors * lanes];
+        let (lanes, blocks) = (self.lanes, k / BLOCK);
+        self.low = vec![0; blocks * WORDS * lanes];
         self.start = vec![0; blocks * lanes];
         self.steps = vec![0.0; blocks * lanes];
         self.begins.push(0);
@@ -142,36 +108,32 @@ impl Panel {
             }
             (ordered, sums)
         };
-        // High bytes of a block, and which of its vectors have some.
+        // High bytes of a block, and which of its words have some.
         let mut high = [[0; PANEL]; WORDS];
         for b in 0..blocks {
             let mut used = 0u32;
             for (token, (x, threshold)) in x.chunks_exact(k).zip(thresholds).enumerate() {
                 let block = Block::avx512(&x[b * BLOCK..(b + 1) * BLOCK], threshold);
-                let lane = token * words;
                 let (low, mut sums) = ordered(&block.low);
-                for (i, low) in low.chunks_exact(words).enumerate() {
-                    self.low[(b * vectors + i) * lanes + lane..][..words].copy_from_slice(low);
+                for (i, low) in low.into_iter().enumerate() {
+                    self.low[(b * WORDS + i) * lanes + token] = low;
                 }
                 if block.outliers {
-                    let (words_of_high, sums_of_high) = ordered(&block.high);
-                    for (i, (to, from)) in high.iter_mut().zip(words_of_high.chunks_exact(words)).enumerate() {
-                        to[lane..lane + words].copy_from_slice(from);
-                        used |= u32::from(from.iter().any(|&word| word != 0)) << i;
+                    let (words, sums_of_high) = ordered(&block.high);
+                    for (i, (to, word)) in high.iter_mut().zip(words).enumerate() {
+                        to[token] = word;
+                        used |= u32::from(word != 0) << i;
                     }
                     sums.iter_mut().zip(sums_of_high).for_each(|(sum, high)| *sum += high << 7);
                 }
-                let at = b * lanes + lane;
-                let start = &mut self.start[at..at + words];
-                for sums in sums.chunks_exact(words) {
-                    start.iter_mut().zip(sums).for_each(|(start, sum)| *start -= OFFSET * sum);
-                }
+                let start = &mut self.start[b * lanes + token];
+                *start = -OFFSET * sums.iter().sum::<i32>();
                 if shift != Shift::NONE {
-                    block.sums::<8>(|_, sum| start[0] += shift.of(sum));
+                    block.sums::<8>(|_, sum| *start += shift.of(sum));
                 }
-                self.steps[at..at + words].fill(block.step);
+                self.steps[b * lanes + token] = block.step;
             }
-            for place in (0..vectors).filter(|place| used >> place & 1 == 1) {
+            for place in (0..WORDS).filter(|place| used >> place & 1 == 1) {
                 self.places.push(place as u32);
                 self.high.extend_from_slice(&high[place][..lanes]);
             }

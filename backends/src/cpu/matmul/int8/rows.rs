@@ -1,4 +1,4 @@
-//! A few rows of x: codes are looked up and multiplied as they are read, some rows of the matrix in flight.
+//! One or two rows of x: codes are looked up and multiplied as they are read, some rows of the matrix in flight.
 
 use super::BLOCK;
 use super::book::Shift;
@@ -14,6 +14,8 @@ use std::arch::x86_64::*;
 
 /// Sequential streams in which the rows of a task are read.
 const STREAMS: usize = 4;
+/// The most rows of x.
+pub(crate) const MAX_COLUMNS: usize = 2;
 /// How many bytes ahead the scales of bytes are prefetched.
 const SCALES_AHEAD: usize = 256;
 
@@ -120,7 +122,7 @@ unsafe fn spread<const PER_BYTE: usize>(block: &[i8; BLOCK], to: &mut [i8], flip
     }
 }
 
-/// Adds a product with at most [`MAX_COLUMNS`](super::MAX_COLUMNS) rows of x. Rows go where they are stored.
+/// Adds a product with at most [`MAX_COLUMNS`] rows of x. Rows go where they are stored.
 pub(crate) fn add_gemv<'a>(
     rows: &InputRows<'a>,
     memo: &Memo<Packing, Columns>,
@@ -146,7 +148,7 @@ pub(crate) fn add_gemv<'a>(
 /// registers are stored, since what a masked store wrote has to reach the cache before it can be read.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 #[inline]
-unsafe fn halves(bits: &[u16], out: &mut [f32]) {
+pub(super) unsafe fn halves(bits: &[u16], out: &mut [f32]) {
     for (bits, out) in bits.chunks(16).zip(out.chunks_exact_mut(16)) {
         // SAFETY: 16 floats, and the mask leaves the halves that there are.
         unsafe {
@@ -161,17 +163,17 @@ unsafe fn halves(bits: &[u16], out: &mut [f32]) {
 
 /// Quantised block scales of which the two of a group share their absmax.
 #[derive(Clone, Copy)]
-struct Nested<'a> {
-    codes: &'a [u8],
-    map: &'a [f32; 256],
-    absmax: &'a [f32],
+pub(super) struct Nested<'a> {
+    pub(super) codes: &'a [u8],
+    pub(super) map: &'a [f32; 256],
+    pub(super) absmax: &'a [f32],
     /// Scales per absmax are two to this.
-    shift: u32,
-    offset: f32,
+    pub(super) shift: u32,
+    pub(super) offset: f32,
 }
 
 impl<'a> Nested<'a> {
-    fn new(w: &CodeBook4<'a>, k: usize) -> Option<Nested<'a>> {
+    pub(super) fn new(w: &CodeBook4<'a>, k: usize) -> Option<Nested<'a>> {
         let BlockScales::Double { codes, map, absmax, block, offset } = w.scales else {
             return None;
         };
@@ -249,54 +251,34 @@ impl Gemv<'_, Columns> {
         // SAFETY: the caller's promise.
         unsafe {
             match self.x.columns {
-                1 => self.range::<BITS, SCALES, STREAMS, 1>(first, last),
-                2 => self.range::<BITS, SCALES, STREAMS, 2>(first, last),
-                // The sums of four rows would not stay in the registers.
-                _ => self.range::<BITS, SCALES, 2, 4>(first, last),
+                1 => self.range::<BITS, SCALES, 1>(first, last),
+                _ => self.range::<BITS, SCALES, MAX_COLUMNS>(first, last),
             }
         }
     }
 
-    /// Rows `first..last`, `R` of them in flight.
+    /// Rows `first..last`, [`STREAMS`] of them in flight.
     ///
     /// # Safety
     /// The processor has AVX-512 VNNI and VBMI, the rows exist, and no other task writes their outputs.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-    unsafe fn range<const BITS: usize, const SCALES: u8, const R: usize, const M: usize>(
-        &self,
-        first: usize,
-        last: usize,
-    ) {
+    unsafe fn range<const BITS: usize, const SCALES: u8, const M: usize>(&self, first: usize, last: usize) {
         let per_row = match self.w.scales {
             // One more: a group covers two blocks.
             WeightScales::CodeBook(..) if SCALES == DECODED => self.k / BLOCK + 1,
             WeightScales::Int8(_) => (self.k / BLOCK).next_multiple_of(16),
             _ => 0,
         };
-        let mut scales = vec![0.0; R * per_row];
+        let mut scales = vec![0.0; STREAMS * per_row];
         // Streams far apart, each read in order: that is what hardware prefetchers follow.
         let apart = (last - first) / STREAMS;
-        // The rest one at a time: `R` times the same row, to spare a kernel of its own.
+        // The rest one at a time: several times the same row, to spare a kernel of its own.
         let rest = first + apart * STREAMS;
-        let new_tables = || -> [ScaleTable; R] { std::array::from_fn(|_| ScaleTable::new()) };
-        if R == STREAMS {
-            let mut tables = new_tables();
-            for row in (first..first + apart).chain(rest..last) {
-                let apart = if row < rest { apart } else { 0 };
-                // SAFETY: the rows lie before `last`.
-                unsafe { self.rows::<BITS, SCALES, R, M>(row, apart, per_row, &mut scales, &mut tables) };
-            }
-            return;
-        }
-        let parts = STREAMS / R;
-        let mut tables = [new_tables(), new_tables()];
-        for i in 0..apart * parts + (last - rest) {
-            let (row, apart, part) = match i < apart * parts {
-                true => (first + i / parts + i % parts * R * apart, apart, i % parts),
-                false => (rest + i - apart * parts, 0, 0),
-            };
-            // SAFETY: as above.
-            unsafe { self.rows::<BITS, SCALES, R, M>(row, apart, per_row, &mut scales, &mut tables[part]) };
+        let mut tables: [ScaleTable; STREAMS] = std::array::from_fn(|_| ScaleTable::new());
+        for row in (first..first + apart).chain(rest..last) {
+            let apart = if row < rest { apart } else { 0 };
+            // SAFETY: the rows lie before `last`.
+            unsafe { self.rows::<BITS, SCALES, STREAMS, M>(row, apart, per_row, &mut scales, &mut tables) };
         }
     }
 

@@ -60,6 +60,22 @@ fn a_model_is_the_same_as_itself() {
     }
 }
 
+/// Nothing to compare is no difference, whatever the shape.
+#[test]
+fn tensors_without_numbers_are_the_same() {
+    let copy = Copy::whole("leanllama");
+    let shapes: [&[usize]; 4] = [&[0], &[0, 4], &[4, 0], &[2, 0, 3]];
+    copy.change_tensors(|tensors| {
+        for (i, shape) in shapes.into_iter().enumerate() {
+            tensors.insert(format!("extra.{i}.weight"), f32s(shape, &[]));
+        }
+    });
+    let found = compared(copy.path(), copy.path());
+    assert!(found.is_same());
+    let empty = found.tensors.iter().filter(|tensor| tensor.name.starts_with("extra."));
+    assert_eq!(empty.filter(|tensor| tensor.identical && tensor.cosine == 1.0).count(), shapes.len());
+}
+
 /// A quantised checkpoint has the numbers that its dequantised copy has, whatever the storage.
 #[test]
 fn every_storage_compares_with_dense_numbers() {

@@ -8,7 +8,10 @@ use std::path::Path;
 
 use checkpoint_support::{Copy, Tensor, fixture};
 use emberlm_model::checkpoint::OpenOptions;
+use emberlm_model::export::{ExportOptions, MatrixFormat};
 use emberlm_model::verify::{Check, Finding, Severity, Verification, VerifyOptions, verify};
+use emberlm_model::{PlannedTensor, Pretrained, QuantizeOnLoad, TensorRole};
+use emberlm_quant::host::FloatType;
 use half::{bf16, f16};
 use serde_json::json;
 use verify_support::{Case, NORM, book_codes, change_shard, git, halves, numbers, rows, sha256, table, write};
@@ -91,6 +94,7 @@ fn all_of_several_damages_are_found() {
             "spec whose rows do not add up",
             "scales of a module missing",
             "codes of a row changed",
+            "hole in codes of 8 bits",
         ];
         let cases: Vec<Case> = parts.iter().flat_map(|part| part()).collect();
         let cases: Vec<&Case> =
@@ -111,6 +115,95 @@ fn all_of_several_damages_are_found() {
         ] {
             assert!(found(&verified, told), "{fixture}: {told:?}\n{}", listed(&verified.findings));
         }
+    }
+}
+
+/// Writes a fixture in another format.
+fn export(name: &str, dense: Option<FloatType>, to: &Path, format: impl Fn(&PlannedTensor) -> MatrixFormat) {
+    let source = Pretrained::open(fixture(name)).expect("a model");
+    let plan = source.export(&ExportOptions { dense, ..ExportOptions::default() }, format).expect("a plan");
+    plan.write(to, &mut |_| ()).expect("written");
+}
+
+/// What this crate writes is as good as what it was made of, in every format.
+#[test]
+fn what_is_exported_has_no_findings() {
+    use QuantizeOnLoad::{Int8, Int8Rows, Nf4, Nf4Double};
+    let to = tempfile::tempdir().expect("tempdir");
+    let good = |path: &Path| {
+        let verified = look(path);
+        assert!(verified.worst() <= Some(Severity::Note), "{}\n{}", path.display(), listed(&verified.findings));
+    };
+    for name in FIXTURES {
+        for format in [Nf4, Nf4Double, Int8, Int8Rows] {
+            for head in [false, true] {
+                let folder = to.path().join(format!("{name}-{format:?}-{head}"));
+                export(name, None, &folder, |tensor| match tensor.role {
+                    TensorRole::Embedding | TensorRole::Head if !head => MatrixFormat::AsStored,
+                    _ => MatrixFormat::Quantized(format),
+                });
+                good(&folder);
+            }
+        }
+        for float in [FloatType::F32, FloatType::Bf16] {
+            let folder = to.path().join(format!("{name}-{float:?}"));
+            export(name, Some(float), &folder, |_| MatrixFormat::Dense(float));
+            good(&folder);
+        }
+        let folder = to.path().join(format!("{name}-mixed"));
+        export(name, None, &folder, |tensor| match tensor.role {
+            TensorRole::Projection if tensor.name.contains("up_proj") => MatrixFormat::MixedRows { bits: 2, keep: 16 },
+            TensorRole::Projection if tensor.name.contains("down_proj") => MatrixFormat::MixedRows { bits: 4, keep: 8 },
+            _ => MatrixFormat::AsStored,
+        });
+        good(&folder);
+    }
+}
+
+/// Codes of int8 with a scale per group, which no fixture has: a hole is found, but not where tokens may have no rows.
+#[test]
+fn holes_in_int8_are_found() {
+    let to = tempfile::tempdir().expect("tempdir");
+    let folder = to.path().join("int8");
+    export("leanllama", None, &folder, |tensor| match tensor.role {
+        TensorRole::Projection | TensorRole::Embedding => MatrixFormat::Quantized(QuantizeOnLoad::Int8),
+        _ => MatrixFormat::AsStored,
+    });
+    let weights = folder.join("model.safetensors");
+    let spoil = |name: &str| {
+        let mut tensors = checkpoint_support::read_tensors(&weights);
+        tensors.get_mut(name).expect("codes").2[1500..4000].fill(0);
+        checkpoint_support::write_tensors(&weights, &tensors);
+    };
+    spoil("model.embed_tokens.weight");
+    let verified = look(&folder);
+    assert!(verified.findings.iter().all(|finding| finding.check != Check::Codes), "{}", listed(&verified.findings));
+    spoil("model.layers.2.mlp.gate_proj.weight");
+    let verified = look(&folder);
+    let told = (Severity::Warning, Check::Codes, "layers.2.mlp.gate_proj", "2048 bytes of zeros, from byte 1500 on");
+    assert!(found(&verified, told), "{}", listed(&verified.findings));
+}
+
+/// A template can write very many markers that never end, or that are all different: looking for them takes no longer than writing them.
+#[test]
+fn markers_without_end_are_looked_at_once() {
+    let copy = Copy::whole("crest_k4");
+    for (template, told) in [
+        ("{{ '<|' * 500000 }}{{ messages[0].content }}", None),
+        ("{% for i in range(40000) %}<|m{{ i }}|>{% endfor %}{{ messages[0].content }}", Some("40000 <|m0|>")),
+        ("<|\u{e4}{{ '\u{1f600}' * 30 }}|><|x|>{{ messages[0].content }}", Some("<|x|>, which is no token")),
+    ] {
+        write(&copy, "chat_template.jinja", template.as_bytes());
+        let begun = std::time::Instant::now();
+        let verified = look(copy.path());
+        assert!(begun.elapsed().as_secs() < 60, "{template}: {:?}", begun.elapsed());
+        let markers: Vec<&str> =
+            verified.findings.iter().map(|f| f.found.as_str()).filter(|f| f.contains("the template writes")).collect();
+        assert!(
+            markers.len() == usize::from(told.is_some())
+                && markers.iter().all(|f| told.is_some_and(|told| f.contains(told))),
+            "{markers:?}"
+        );
     }
 }
 

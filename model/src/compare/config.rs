@@ -83,7 +83,7 @@ fn meaning(config: &ModelConfig) -> ModelConfig {
 /// The keys of a config.
 struct Stated {
     values: BTreeMap<String, Value>,
-    unread: Vec<String>,
+    unread: BTreeSet<String>,
 }
 
 impl Stated {
@@ -99,10 +99,8 @@ impl Stated {
     }
 
     fn is_unread(&self, place: &str) -> bool {
-        let below = |key: &String| {
-            place.strip_prefix(key.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-        };
-        self.unread.iter().any(below)
+        let parents = place.match_indices('.').filter_map(|(dot, _)| place.get(..dot));
+        parents.chain([place]).any(|key| self.unread.contains(key))
     }
 }
 

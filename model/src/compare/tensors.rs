@@ -112,25 +112,7 @@ struct Sums {
 }
 
 fn tensor(first: &Pretrained, second: &Pretrained, name: &str, shape: &[usize]) -> Result<TensorComparison> {
-    let (a, b) = (Rows::of(first, name, shape)?, Rows::of(second, name, shape)?);
-    let (n, k) = (a.weight.n, a.weight.k);
-    let (read_a, read_b) = (a.reader(name)?, b.reader(name)?);
-    let rows = (PIECE / k.max(1)).max(1);
-    let piece = |buffers: &mut [Vec<f32>; 2], piece: usize| {
-        let begin = piece * rows;
-        let count = rows.min(n - begin);
-        let [x, y] = buffers;
-        x.resize(count * k, 0.0);
-        y.resize(count * k, 0.0);
-        read_a.read(begin * k, x);
-        read_b.read(begin * k, y);
-        let pairs = x.chunks_exact(k).zip(y.chunks_exact(k)).enumerate();
-        pairs.fold(Sums::new(), |sums, (row, (x, y))| sums.and(Sums::of_row(begin + row, x, y)))
-    };
-    let pieces = (0..n.div_ceil(rows)).into_par_iter();
-    let sums = pieces.map_init(Default::default, piece).reduce(Sums::new, Sums::and);
-    first.weights().release(name);
-    second.weights().release(name);
+    let sums = if shape.contains(&0) { Sums::new() } else { sums(first, second, name, shape)? };
     let storage = |model: &Pretrained| model.weights().entry(name).map(|entry| entry.storage);
     let (Some(stored), Some(other)) = (storage(first), storage(second)) else {
         return Err(CheckpointError::of_tensor(name, "is not there").into());
@@ -151,8 +133,32 @@ fn tensor(first: &Pretrained, second: &Pretrained, name: &str, shape: &[usize]) 
         max_at: sums.at,
         norm_ratio: (sums.first / sums.second).sqrt(),
         not_finite: sums.not_finite,
-        worst_rows: if n > 1 { sums.worst } else { Vec::new() },
+        worst_rows: sums.worst,
     })
+}
+
+/// Over all rows of two tensors that have numbers.
+fn sums(first: &Pretrained, second: &Pretrained, name: &str, shape: &[usize]) -> Result<Sums> {
+    let (a, b) = (Rows::of(first, name, shape)?, Rows::of(second, name, shape)?);
+    let (n, k) = (a.weight.n, a.weight.k);
+    let (read_a, read_b) = (a.reader(name)?, b.reader(name)?);
+    let rows = (PIECE / k.max(1)).max(1);
+    let piece = |buffers: &mut [Vec<f32>; 2], piece: usize| {
+        let begin = piece * rows;
+        let count = rows.min(n - begin);
+        let [x, y] = buffers;
+        x.resize(count * k, 0.0);
+        y.resize(count * k, 0.0);
+        read_a.read(begin * k, x);
+        read_b.read(begin * k, y);
+        let pairs = x.chunks_exact(k).zip(y.chunks_exact(k)).enumerate();
+        pairs.fold(Sums::new(), |sums, (row, (x, y))| sums.and(Sums::of_row(begin + row, x, y)))
+    };
+    let pieces = (0..n.div_ceil(rows)).into_par_iter();
+    let sums = pieces.map_init(Default::default, piece).reduce(Sums::new, Sums::and);
+    first.weights().release(name);
+    second.weights().release(name);
+    Ok(Sums { worst: if n > 1 { sums.worst } else { Vec::new() }, ..sums })
 }
 
 /// The root of a sum of squares over that of another.

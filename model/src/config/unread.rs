@@ -146,6 +146,7 @@ const HARMLESS: [&[&str]; 7] = [
         "quantization_config._load_in_8bit",
         "quantization_config.modules_to_not_convert",
         "quantization_config.bnb_4bit_quant_storage",
+        "quantization_config.formats",
         "quantization_config.llm_int8_enable_fp32_cpu_offload",
         "quantization_config.llm_int8_has_fp16_weight",
         "quantization_config.llm_int8_threshold",

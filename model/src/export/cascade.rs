@@ -209,9 +209,7 @@ impl<D> Trial<'_, D> {
     /// The least cosine over the prompts.
     fn cosine<B: CompactBackend<Device = D>>(&self) -> Result<f64> {
         let found = self.logits::<B>()?;
-        let cosines = found.iter().zip(&self.expected).map(|(found, expected)| cosine(found, expected));
-        // NaN is no agreement.
-        Ok(cosines.fold(1.0, |least, cosine| if cosine >= least { least } else { cosine }))
+        Ok(least(found.iter().zip(&self.expected).map(|(found, expected)| cosine(found, expected))))
     }
 
     /// Logits after each prompt.
@@ -235,6 +233,11 @@ impl<D> Trial<'_, D> {
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
     product(a, b) / (product(a, a) * product(b, b)).sqrt()
+}
+
+/// The least of some cosines, at most 1; NaN, which is no agreement, where any of them is.
+fn least(cosines: impl Iterator<Item = f64>) -> f64 {
+    cosines.fold(1.0, |least, cosine| if least.is_nan() || cosine >= least { least } else { cosine })
 }
 
 /// A checkpoint some of whose matrices are replaced.
@@ -322,5 +325,12 @@ mod tests {
     fn what_is_no_number_agrees_with_nothing() {
         assert_eq!(cosine(&[1.0, 0.0], &[2.0, 0.0]), 1.0);
         assert!(cosine(&[f32::NAN, 0.0], &[2.0, 0.0]).is_nan());
+        assert_eq!(least([0.9, 0.5, 0.7].into_iter()), 0.5);
+        // Whichever prompt it is.
+        for at in 0..3 {
+            let mut cosines = [0.9, 0.9, 0.9];
+            cosines[at] = f64::NAN;
+            assert!(least(cosines.into_iter()).is_nan(), "prompt {at}");
+        }
     }
 }

@@ -108,9 +108,8 @@ impl Facts<'_> {
                 }
                 Work::Copy(_) => {
                     // The list may spell prefixes in another way than the tensors.
-                    let same = |key: &str| {
-                        key == path || path.ends_with(&format!(".{key}")) || key.ends_with(&format!(".{path}"))
-                    };
+                    let ends = |long: &str, end: &str| long.strip_suffix(end).is_some_and(|rest| rest.ends_with('.'));
+                    let same = |key: &str| key == path || ends(path, key) || ends(key, path);
                     if let Some((key, spec)) = stated.iter().find(|(key, _)| same(key)) {
                         out.insert(key.clone(), spec.clone());
                     }

@@ -1,5 +1,6 @@
 //! Writing a model that is in memory, trained or quantised at load, as a directory that loads again.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use emberlm_quant::CompactBackend;
@@ -36,11 +37,12 @@ impl<B: CompactBackend> CausalLm<B> {
         let dir = dir.as_ref();
         check_target(dir)?;
         let list = tensors(self);
+        let names: BTreeSet<&str> = list.iter().map(|(name, _)| name.as_str()).collect();
         let stored = self.architecture().config.dtype.unwrap_or(FloatType::Bf16);
         let mut modules = Map::new();
         let mut slots = Vec::new();
         for (name, held) in &list {
-            slots.extend(self.slots(name, held, stored, &mut modules)?);
+            slots.extend(slots_of(name, held, stored, &names, &mut modules)?);
         }
         check_space(dir, slots.iter().map(|slot| slot.bytes() as u64).sum())?;
         let config = self.written_config(&slots, modules);
@@ -51,7 +53,7 @@ impl<B: CompactBackend> CausalLm<B> {
         let output = OutputDir::open(dir, &Job { about: "a model that was in memory".into(), fingerprint })?;
         let mut file = ShardFile::create(&output.part(FILE), slots.iter())?;
         for (name, held) in &list {
-            for tensor in self.encoded(name, held, stored)? {
+            for tensor in encoded(name, held, stored)? {
                 file.push(tensor, &mut |_, _, _| ())?;
             }
         }
@@ -59,41 +61,6 @@ impl<B: CompactBackend> CausalLm<B> {
         output.complete(FILE)?;
         output.write(ModelConfig::FILE, format!("{:#}\n", Value::Object(config)).as_bytes())?;
         output.commit()
-    }
-
-    /// The tensors of the file that a tensor of the model becomes; rows are entered in `modules`.
-    fn slots(
-        &self,
-        name: &str,
-        held: &Held<'_, B>,
-        stored: FloatType,
-        modules: &mut Map<String, Value>,
-    ) -> Result<Vec<Slot>> {
-        let Held::Weight(_) = held else {
-            let shape = held.numbers()?.map(|data| data.shape.iter().copied().collect::<Vec<usize>>());
-            return Ok(dense_slots(name, FloatType::F32, &shape.unwrap_or_default()));
-        };
-        let weight = to_host(name, held, stored)?;
-        let path = name.strip_suffix(".weight").unwrap_or(name);
-        if let (Some(layout), HostWeight { n, k, .. }) = (row_layout(name, &weight), &weight) {
-            let has_bias = tensors(self).iter().any(|(other, _)| *other == format!("{path}.bias"));
-            modules.insert(path.into(), layout.spec([*n, *k], has_bias));
-        }
-        Ok(weight_slots(name, &weight))
-    }
-
-    fn encoded(&self, name: &str, held: &Held<'_, B>, stored: FloatType) -> Result<Vec<StoredTensor>> {
-        let Some(data) = held.numbers()? else {
-            let weight = to_host(name, held, stored)?;
-            let slots = weight_slots(name, &weight);
-            return match row_layout(name, &weight) {
-                Some(layout) => layout.encode(&slots, &weight),
-                None => encode(&slots, &weight),
-            };
-        };
-        let shape: Vec<usize> = data.shape.iter().copied().collect();
-        let numbers: Vec<u8> = data.iter::<f32>().flat_map(f32::to_le_bytes).collect();
-        dense_slots(name, FloatType::F32, &shape).into_iter().map(|slot| slot.fill(numbers.clone().into())).collect()
     }
 
     /// The config that was read, with what is different now.
@@ -135,6 +102,41 @@ impl<B: CompactBackend> CausalLm<B> {
         }
         config
     }
+}
+
+/// The tensors of the file that a tensor of the model becomes; rows are entered in `modules`. `names` are those of all tensors.
+fn slots_of<B: CompactBackend>(
+    name: &str,
+    held: &Held<'_, B>,
+    stored: FloatType,
+    names: &BTreeSet<&str>,
+    modules: &mut Map<String, Value>,
+) -> Result<Vec<Slot>> {
+    let Held::Weight(_) = held else {
+        let shape = held.numbers()?.map(|data| data.shape.iter().copied().collect::<Vec<usize>>());
+        return Ok(dense_slots(name, FloatType::F32, &shape.unwrap_or_default()));
+    };
+    let weight = to_host(name, held, stored)?;
+    let path = name.strip_suffix(".weight").unwrap_or(name);
+    if let Some(layout) = row_layout(name, &weight) {
+        let has_bias = names.contains(format!("{path}.bias").as_str());
+        modules.insert(path.into(), layout.spec([weight.n, weight.k], has_bias));
+    }
+    Ok(weight_slots(name, &weight))
+}
+
+fn encoded<B: CompactBackend>(name: &str, held: &Held<'_, B>, stored: FloatType) -> Result<Vec<StoredTensor>> {
+    let Some(data) = held.numbers()? else {
+        let weight = to_host(name, held, stored)?;
+        let slots = weight_slots(name, &weight);
+        return match row_layout(name, &weight) {
+            Some(layout) => layout.encode(&slots, &weight),
+            None => encode(&slots, &weight),
+        };
+    };
+    let shape: Vec<usize> = data.shape.iter().copied().collect();
+    let numbers: Vec<u8> = data.iter::<f32>().flat_map(f32::to_le_bytes).collect();
+    dense_slots(name, FloatType::F32, &shape).into_iter().map(|slot| slot.fill(numbers.clone().into())).collect()
 }
 
 fn to_host<B: CompactBackend>(name: &str, held: &Held<'_, B>, stored: FloatType) -> Result<HostWeight> {

@@ -1,5 +1,7 @@
 //! Quantised parameters: code books against those that define the format, and codes against the rule by which they were chosen.
 
+use std::collections::BTreeSet;
+
 use emberlm_quant::format::{self, FP4, NF4};
 use emberlm_quant::host::{HostCodeBook4, HostRows, HostScales, HostStorage, on_threads};
 use rayon::prelude::*;
@@ -9,24 +11,29 @@ use super::finding::{Check, Finding};
 use super::numbers::AllStats;
 use crate::checkpoint::StorageKind;
 use crate::pretrained::Pretrained;
+use crate::tensors::TensorRole;
 
-/// Bytes of 4-bit codes that are 0 one after the other: each is the most negative code, which a weight has twice in a row at most
-/// here and there.
+/// Bytes of 0 one after the other where these are the most negative codes, which a weight has twice in a row at most here and there.
 const HOLE: usize = 256;
+/// Codes of 0 one after the other that stand for numbers of 0: as many as of dense numbers.
+const ZEROS: usize = super::numbers::HOLE as usize;
 /// A part of the blocks up to which a missing extreme is damage. Beyond it, codes were chosen by another rule.
 const SOME: f64 = 0.25;
 const AGAIN: &str = "download this file again; if it stays so, the author's file is damaged";
 
 pub(super) fn check(model: &Pretrained, stats: &AllStats, out: &mut Verification) {
     let weights = model.weights();
-    let names: Vec<&str> = weights.canonical_names().collect();
-    let quantised: Vec<&str> = names
-        .into_iter()
+    let specs = model.architecture().tensors();
+    let projections: BTreeSet<&str> =
+        specs.iter().filter(|spec| spec.role == TensorRole::Projection).map(|spec| spec.name.as_str()).collect();
+    let quantised: Vec<&str> = weights
+        .canonical_names()
         .filter(|name| weights.entry(name).is_some_and(|entry| entry.storage.is_quantized()))
         // Numbers that are not finite are reported already.
         .filter(|name| weights.entry(name).is_some_and(|entry| entry.tensors.iter().all(|t| is_finite(stats, t))))
         .collect();
-    let found: Vec<Vec<Finding>> = on_threads(|| quantised.par_iter().map(|name| parameter(model, name)).collect());
+    let found: Vec<Vec<Finding>> =
+        on_threads(|| quantised.par_iter().map(|name| parameter(model, name, projections.contains(name))).collect());
     out.findings.extend(found.into_iter().flatten());
 }
 
@@ -34,7 +41,8 @@ fn is_finite(stats: &AllStats, tensor: &str) -> bool {
     stats.get(tensor).is_none_or(|stats| stats.is_finite())
 }
 
-fn parameter(model: &Pretrained, name: &str) -> Vec<Finding> {
+/// Rows of an embedding may be 0: those of tokens that training never met.
+fn parameter(model: &Pretrained, name: &str, is_projection: bool) -> Vec<Finding> {
     let weights = model.weights();
     let Some(entry) = weights.entry(name) else { return Vec::new() };
     let dir = weights.checkpoint().dir().path();
@@ -48,8 +56,13 @@ fn parameter(model: &Pretrained, name: &str) -> Vec<Finding> {
         Ok(weight) => match (&weight.storage, format::check(&weight)) {
             (_, Err(error)) => vec![Finding::error(Check::Codes, error.to_string()).place(first).advice(AGAIN)],
             (HostStorage::CodeBook4(w), _) => code_book(w, entry.storage, first, weight.n * weight.k),
-            (HostStorage::Rows(w), _) => rows(w, first, weight.n, weight.k),
-            _ => Vec::new(),
+            (HostStorage::Rows(w), _) => {
+                let mut found = rows(w, first, weight.n, weight.k);
+                found.extend(zeros(&w.wide, first).filter(|_| is_projection));
+                found
+            }
+            (HostStorage::Int8(w), _) => zeros(&w.codes, first).filter(|_| is_projection).into_iter().collect(),
+            (HostStorage::Dense(..), _) => Vec::new(),
         },
     };
     weights.release(name);
@@ -85,6 +98,10 @@ fn code_book(w: &HostCodeBook4, storage: StorageKind, name: &str, elements: usiz
             };
             let slack = absmax.iter().fold(offset.abs(), |largest, x| largest.max(x.abs())) * 0.02;
             let negative = codes.iter().enumerate().filter(|scale| value(*scale) < -slack).count();
+            if codes.len() > 1 && absmax.iter().all(|&scale| scale == 0.0) {
+                let finding = Finding::error(Check::Scales, "all scales are 0");
+                found.push(finding.place(&format!("{name}.nested_absmax")).advice(AGAIN));
+            }
             if negative > 0 {
                 let text = format!("{negative} of {} scales are negative", codes.len());
                 let finding =
@@ -93,19 +110,22 @@ fn code_book(w: &HostCodeBook4, storage: StorageKind, name: &str, elements: usiz
             }
         }
     }
-    if let Some(at) = run_of_zeros(&w.codes, HOLE) {
+    if book.first() == Some(&0.0) {
+        // FP4: bytes of 0 are numbers of 0.
+        if let Some(at) = run_of_zeros(&w.codes, ZEROS / 2) {
+            found.push(hole(at, ZEROS / 2, name));
+        }
+    } else if let Some(at) = run_of_zeros(&w.codes, HOLE) {
         let text = format!("at least {HOLE} bytes of zeros, from byte {at} on");
         let finding = Finding::error(Check::Codes, text).place(name).expected("no hole of zeros");
         found.push(finding.advice(AGAIN));
         return found;
     }
-    let lacking = blocks_without_extreme(w, elements);
+    let (lacking, first) = blocks_without_extreme(w, elements);
     let blocks = elements.div_ceil(w.block);
-    if let Some(first) = lacking.first().filter(|_| lacking.len() as f64 <= SOME * blocks as f64) {
-        let text = format!(
-            "{} of {blocks} blocks have no code of the largest magnitude, the first is block {first}",
-            lacking.len()
-        );
+    if let Some(first) = first.filter(|_| lacking as f64 <= SOME * blocks as f64) {
+        let text =
+            format!("{lacking} of {blocks} blocks have no code of the largest magnitude, the first is block {first}");
         let finding = Finding::warning(Check::Codes, text).place(name);
         let finding = finding.expected("one in every block, since a block is scaled by its largest number");
         found.push(finding.advice(AGAIN));
@@ -113,8 +133,8 @@ fn code_book(w: &HostCodeBook4, storage: StorageKind, name: &str, elements: usiz
     found
 }
 
-/// Blocks that are not all 0 and hold no code of the largest magnitude.
-fn blocks_without_extreme(w: &HostCodeBook4, elements: usize) -> Vec<usize> {
+/// How many blocks are not all 0 and hold no code of the largest magnitude, and the first of them.
+fn blocks_without_extreme(w: &HostCodeBook4, elements: usize) -> (usize, Option<usize>) {
     let largest = w.code_book.iter().fold(0f32, |largest, x| largest.max(x.abs()));
     let (mut extreme, mut zero) = ([false; 16], [false; 16]);
     for ((extreme, zero), value) in extreme.iter_mut().zip(&mut zero).zip(&w.code_book) {
@@ -142,7 +162,18 @@ fn blocks_without_extreme(w: &HostCodeBook4, elements: usize) -> Vec<usize> {
             !codes.iter().any(|&byte| of(&any_extreme, byte)) && !codes.iter().all(|&byte| of(&both_zero, byte));
         lacks.then_some(block)
     };
-    w.codes.chunks((w.block / 2).max(1)).enumerate().filter_map(lacks).collect()
+    let blocks = w.codes.chunks((w.block / 2).max(1)).enumerate().filter_map(lacks);
+    blocks.fold((0, None), |(count, first), block| (count + 1, first.or(Some(block))))
+}
+
+/// A hole in codes of 8 bits.
+fn zeros(codes: &[u8], name: &str) -> Option<Finding> {
+    run_of_zeros(codes, ZEROS).map(|at| hole(at, ZEROS, name))
+}
+
+fn hole(at: usize, bytes: usize, name: &str) -> Finding {
+    let text = format!("at least {bytes} bytes of zeros, from byte {at} on");
+    Finding::warning(Check::Codes, text).place(name).expected("no hole of zeros").advice(AGAIN)
 }
 
 fn run_of_zeros(bytes: &[u8], length: usize) -> Option<usize> {
@@ -194,4 +225,35 @@ fn rows(w: &HostRows, name: &str, n: usize, k: usize) -> Vec<Finding> {
         found.push(finding.expected("one in every row, since a row is scaled by its largest number").advice(AGAIN));
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use emberlm_quant::host::FloatType;
+
+    fn found(storage: StorageKind, book: [f32; 16], zeros: usize) -> Vec<(&'static str, String)> {
+        let mut codes = vec![0x3b; 4096];
+        codes[64..64 + zeros].fill(0);
+        let scales = vec![1f32; 8192 / 64].into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>();
+        let weight = HostCodeBook4 {
+            codes: codes.into(),
+            code_book: book,
+            block: 64,
+            scales: HostScales::Single(scales.into()),
+            stored: FloatType::Bf16,
+        };
+        let found = code_book(&weight, storage, "weight", 8192).into_iter();
+        found.map(|finding| (finding.severity.as_str(), finding.found)).collect()
+    }
+
+    /// A byte of 0 is twice the most negative number of NF4, and twice 0 in FP4, where rows that were cut out have many.
+    #[test]
+    fn zeros_of_fp4_are_no_hole_before_they_are_many() {
+        let nf4 = found(StorageKind::Nf4 { double: false }, NF4, 400);
+        assert_eq!(nf4, [("error", "at least 256 bytes of zeros, from byte 64 on".to_owned())]);
+        let fp4 = |zeros| found(StorageKind::Fp4 { double: false }, FP4, zeros);
+        assert!(!fp4(400).iter().any(|(_, text)| text.contains("zeros")), "{:?}", fp4(400));
+        assert!(fp4(1100).contains(&("warning", "at least 1024 bytes of zeros, from byte 64 on".to_owned())));
+    }
 }

@@ -101,7 +101,10 @@ fn parameter(error: &Error) -> Option<String> {
 
 fn differences_of(differences: &TensorDifferences, broken: &[String], out: &mut Verification) {
     // Of a parameter that was left out above, the rest says no more.
-    let known = |name: &str| broken.iter().any(|base| name.starts_with(base.trim_end_matches(".weight")));
+    let known = |name: &str| {
+        let below = |base: &String| name.strip_prefix(base.strip_suffix(".weight").unwrap_or(base));
+        broken.iter().filter_map(below).any(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
     let missing: Vec<&MissingTensor> = differences.missing.iter().filter(|missing| !known(&missing.tensor)).collect();
     for MissingTensor { tensor, expected } in missing.iter().take(MOST) {
         let finding = Finding::error(Check::Tensors, "is missing").place(tensor);

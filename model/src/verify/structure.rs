@@ -1,6 +1,6 @@
 //! Files of weights: headers and ranges of each, and the index against them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Verification;
 use super::finding::{Check, Finding};
@@ -74,12 +74,12 @@ fn check_index(survey: &Survey, index: &SurveyedIndex, out: &mut Verification) {
         }
     }
     // What a damaged file lacks is reported with that file.
-    let damaged =
-        |name: &str| survey.files.iter().any(|f| f.name == name && (f.failure.is_some() || !f.flaws.is_empty()));
+    let is_damaged = |file: &&SurveyedFile| file.failure.is_some() || !file.flaws.is_empty();
+    let damaged: BTreeSet<&str> = survey.files.iter().filter(is_damaged).map(|file| file.name.as_str()).collect();
     let (mut absent, mut elsewhere) = (Vec::new(), Vec::new());
     for (tensor, file) in &index.weight_map {
         match holders.get(tensor.as_str()) {
-            None if damaged(file) => {}
+            None if damaged.contains(file.as_str()) => {}
             None => absent.push(tensor),
             Some(files) if !files.contains(&file.as_str()) => elsewhere.push(tensor),
             Some(_) => {}
@@ -105,10 +105,9 @@ fn check_index(survey: &Survey, index: &SurveyedIndex, out: &mut Verification) {
     let finding = Finding::error(Check::Index, found).expected("every tensor in one file");
     report(twice.len(), finding.advice("files of two versions are mixed: download all of them again"));
 
-    let whole = survey.files.iter().all(|file| file.failure.is_none() && file.flaws.is_empty());
     let bytes = survey.checkpoint.total_bytes() as u64;
     match index.total_size {
-        Some(total) if whole && total != bytes => {
+        Some(total) if damaged.is_empty() && total != bytes => {
             // Older writers counted tied tensors twice.
             let finding = Finding::warning(Check::Index, format!("the tensors of the files have {bytes} bytes"));
             let finding = finding.file(INDEX).place("metadata.total_size").expected(format!("{total} bytes"));

@@ -1,6 +1,6 @@
 //! Tokenizer and chat template, and the ids of the tokenizer against the embedding.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
@@ -218,17 +218,17 @@ fn message(error: &Error) -> String {
 /// Texts like `<|name|>` in a prompt, each of which should be one token.
 fn markers(text: &TextProcessor, prompt: &str, out: &mut Verification) {
     const LONGEST: usize = 64;
-    let mut unknown: Vec<&str> = Vec::new();
+    let mut unknown: BTreeSet<&str> = BTreeSet::new();
+    let mut first = None;
     for (at, _) in prompt.match_indices("<|") {
-        let rest = prompt.get(at..).unwrap_or_default();
-        let Some(marker) = rest.find("|>").and_then(|end| rest.get(..end + 2)).filter(|m| m.len() <= LONGEST) else {
-            continue;
-        };
-        if text.id(marker).is_none() && !unknown.contains(&marker) {
-            unknown.push(marker);
+        // A template may write very many of these that never end.
+        let rest = prompt.get(at..prompt.floor_char_boundary(at.saturating_add(LONGEST))).unwrap_or_default();
+        let Some(marker) = rest.find("|>").and_then(|end| rest.get(..end + 2)) else { continue };
+        if text.id(marker).is_none() && unknown.insert(marker) {
+            first = first.or(Some(marker));
         }
     }
-    if let Some(first) = unknown.first() {
+    if let Some(first) = first {
         let found =
             format!("the template writes {} {}, which the tokenizer does not have", unknown.len(), shown(first));
         let found = if unknown.len() == 1 {

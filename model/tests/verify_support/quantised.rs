@@ -49,6 +49,9 @@ pub fn book_codes() -> Vec<Case> {
                 state["nested_offset"] = json!(-state["nested_offset"].as_f64().expect("a number"));
             });
         }),
+        case!("nested scales lost", "leanllama_nf4", Error Scales "up_proj.weight.nested_absmax" "all scales are 0", |copy| {
+            floats(copy, "model.layers.0.mlp.up_proj.weight.nested_absmax", |values| values.fill(0.0));
+        }),
         case!("nested scales missing", "leanllama_nf4", Error Tensors "up_proj.weight" "double-quantised by its quant state", |copy| {
             copy.change_tensors(|tensors| {
                 tensors.remove("model.layers.0.mlp.up_proj.weight.nested_absmax");
@@ -81,6 +84,9 @@ pub fn rows() -> Vec<Case> {
         }),
         case!("codes of a row changed", "nano_compact", Warning Codes "o_proj" "1 of 64 rows have no code at the end of the range", |copy| {
             copy.change_tensors(|t| t.get_mut("model.layers.0.self_attn.o_proj.q").expect("it").2[..64].fill(1));
+        }),
+        case!("hole in codes of 8 bits", "nano_compact", Warning Codes "o_proj" "at least 2048 bytes of zeros, from byte 1000 on", |copy| {
+            copy.change_tensors(|t| t.get_mut("model.layers.0.self_attn.o_proj.q").expect("it").2[1000..3200].fill(0));
         }),
         case!("spec with another number of bits", "nano_compact", Error Config "layers.0.mlp.gate_proj.bits" "3", |copy| {
             copy.change_config(|config| config["nanollm_modules"][GATE]["bits"] = json!(3));

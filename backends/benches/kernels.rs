@@ -249,7 +249,8 @@ fn attention(bencher: Bencher, (seq, past): (usize, usize)) {
     let (p, [k, v], q) = long_context(seq, past);
     let mut out = q.clone();
     let bytes = 2 * (k.len() + v.len());
-    let (k, v) = (KeyValue::Plain(CacheSlice::F16(&k)), KeyValue::Plain(CacheSlice::F16(&v)));
+    let [k, v] = [&k, &v].map(|side| [CacheSlice::F16(side)]);
+    let (k, v) = (KeyValue::Plain(&k), KeyValue::Plain(&v));
     let pairs = seq * past + seq * (seq + 1) / 2;
     let flops = 4 * p.heads * p.head_dim * pairs;
     measure(bencher, bytes, flops, || cpu::attention(&q, &k, &v, &p, &mut out));
@@ -268,7 +269,8 @@ fn latent_attention(bencher: Bencher, (seq, past): (usize, usize)) {
     let hidden = Layer { weight: hidden.weight(), bias: Some(&b1) };
     let output = Layer { weight: output.weight(), bias: Some(&b2) };
     let decoder = CodeDecoder { hidden: Some((hidden, CodeActivation::Gelu)), output };
-    let (k, v) = (KeyValue::Plain(CacheSlice::F16(&keys)), KeyValue::Compressed { codes: &codes, decoder: &decoder });
+    let (stored, parts) = ([CacheSlice::F16(&keys)], [&codes[..]]);
+    let (k, v) = (KeyValue::Plain(&stored), KeyValue::Compressed { codes: &parts, decoder: &decoder });
     let mut out = q.clone();
     let pairs = seq * past + seq * (seq + 1) / 2;
     let flops = 4 * p.heads * p.head_dim * pairs + 2 * r * h * p.capacity;

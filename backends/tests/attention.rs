@@ -54,9 +54,10 @@ fn plain_caches_match_the_twin() {
         let v = cache(&mut rng, &p, p.batch * p.kv_heads, p.head_dim);
         let half = |cache: &[f32]| cache.iter().map(|&x| half::f16::from_f32(x).to_bits()).collect::<Vec<_>>();
         let (k16, v16) = (half(&k), half(&v));
-        let plain = |cache| KeyValue::Plain(cache);
-        check(&format!("f32 {p:?}"), &q, &plain(CacheSlice::F32(&k)), &plain(CacheSlice::F32(&v)), &p);
-        check(&format!("f16 {p:?}"), &q, &plain(CacheSlice::F16(&k16)), &plain(CacheSlice::F16(&v16)), &p);
+        let [k, v] = [&k, &v].map(|side| [CacheSlice::F32(side)]);
+        check(&format!("f32 {p:?}"), &q, &KeyValue::Plain(&k), &KeyValue::Plain(&v), &p);
+        let [k, v] = [&k16, &v16].map(|side| [CacheSlice::F16(side)]);
+        check(&format!("f16 {p:?}"), &q, &KeyValue::Plain(&k), &KeyValue::Plain(&v), &p);
     }
 }
 
@@ -94,8 +95,10 @@ fn compressed_caches_match_the_twin() {
         ];
         let q = rng.floats(p.batch * p.seq * p.heads * p.head_dim, 2.0);
         let plain = cache(&mut rng, &p, p.batch * p.kv_heads, p.head_dim);
-        let plain = KeyValue::Plain(CacheSlice::F32(&plain));
+        let plain = [CacheSlice::F32(&plain)];
+        let plain = KeyValue::Plain(&plain);
         let codes = cache(&mut rng, &p, p.batch, r);
+        let codes = [&codes[..]];
         for (j, decoder) in decoders.iter().enumerate() {
             let compressed = KeyValue::Compressed { codes: &codes, decoder };
             check(&format!("v {j} {p:?}"), &q, &plain, &compressed, &p);
@@ -123,7 +126,8 @@ fn a_row_does_not_depend_on_its_neighbours() {
         let cached: Vec<u16> =
             cache(&mut rng, &p, kv_heads, head_dim).iter().map(|&x| half::f16::from_f32(x).to_bits()).collect();
         let codes = cache(&mut rng, &p, 1, r);
-        let plain = KeyValue::Plain(CacheSlice::F16(&cached));
+        let (cached, codes) = ([CacheSlice::F16(&cached)], [&codes[..]]);
+        let plain = KeyValue::Plain(&cached);
         let compressed = KeyValue::Compressed { codes: &codes, decoder: &decoder };
         let q = rng.floats(seq * heads * head_dim, 2.0);
         for row in [0, seq * heads / 2, seq * heads - 1] {

@@ -156,13 +156,10 @@ fn caches_and_attention() {
         let layer = |stored| Layer { weight: Stored::weight(stored), bias: None };
         let decoder = CodeDecoder { hidden: Some((layer(&first), CodeActivation::Gelu)), output: layer(&last) };
         let codes = rng.floats(t * r, 1.0).into_boxed_slice();
-        let plain_cache = |cache| KeyValue::Plain(cache);
+        let (halves, floats, codes) = ([CacheSlice::F16(&halves)], [CacheSlice::F32(&floats)], [&codes[..]]);
+        let (halves, floats) = (KeyValue::Plain(&halves), KeyValue::Plain(&floats));
         let compressed = KeyValue::Compressed { codes: &codes, decoder: &decoder };
-        for (what, k, v) in [
-            ("halves", plain_cache(CacheSlice::F16(&halves)), plain_cache(CacheSlice::F16(&halves))),
-            ("floats", plain_cache(CacheSlice::F32(&floats)), plain_cache(CacheSlice::F32(&floats))),
-            ("codes", plain_cache(CacheSlice::F16(&halves)), compressed),
-        ] {
+        for (what, k, v) in [("halves", halves, halves), ("floats", floats, floats), ("codes", halves, compressed)] {
             let mut want = vec![0.0; q.len()];
             plain::attention(&q, &k, &v, &p, &mut want);
             on_every_level(|level| {

@@ -51,14 +51,17 @@ impl KvShape {
         }
     }
 
-    /// Whether a store of this shape is one of halves.
-    pub(super) fn is_halves(self, format: KvFormat) -> bool {
-        matches!((self, format), (Self::Heads { width, .. }, KvFormat::F16) if width.is_multiple_of(2))
+    /// The format that a store of this shape begins with in a cache of `format`.
+    pub(super) fn format(self, format: KvFormat) -> KvFormat {
+        match self {
+            Self::Heads { width, .. } if width.is_multiple_of(2) => format,
+            Self::Heads { .. } | Self::Codes { .. } => KvFormat::F32,
+        }
     }
 
     pub(super) fn bytes_per_token(self, format: KvFormat) -> usize {
         match self {
-            Self::Heads { heads, width } if self.is_halves(format) => bytes_of(&[heads, width]) / 2,
+            Self::Heads { heads, width } if self.format(format) == KvFormat::F16 => bytes_of(&[heads, width]) / 2,
             Self::Heads { heads, width } => bytes_of(&[heads, width]),
             Self::Codes { count, width } => bytes_of(&[count, width]),
         }

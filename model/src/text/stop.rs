@@ -1,9 +1,6 @@
 //! When a generation ends: token ids and texts.
 
 use std::ops::Range;
-use std::path::Path;
-
-use serde_json::Value;
 
 use crate::{Error, Result};
 

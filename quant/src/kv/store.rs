@@ -1,5 +1,7 @@
 //! The store of keys, values or codes of past tokens.
 
+use std::ops::Range;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor};
 
@@ -41,6 +43,14 @@ impl<B: Backend> KvStore<B> {
         }
     }
 
+    /// How its numbers are stored.
+    pub fn format(&self) -> KvFormat {
+        match self {
+            Self::F32(_) => KvFormat::F32,
+            Self::F16(_) => KvFormat::F16,
+        }
+    }
+
     /// `[b, heads, capacity, width]`, in numbers.
     pub fn dims(&self) -> [usize; 4] {
         match self {
@@ -68,21 +78,50 @@ impl<B: Backend> KvStore<B> {
 
     /// The same rows with room for `capacity` tokens; a smaller capacity keeps the first ones.
     pub fn with_capacity(self, capacity: usize) -> Self {
+        self.copied(0..self.capacity().min(capacity), capacity)
+    }
+
+    /// Some of its tokens as a store of their own with room for `capacity` tokens. (A slice alone may be a view, which keeps all of the
+    /// memory.)
+    ///
+    /// # Panics
+    /// When it has no such slots, or they are more than the capacity.
+    pub fn copied(&self, tokens: Range<usize>, capacity: usize) -> Self {
         match self {
-            Self::F32(t) => Self::F32(resized(t, capacity)),
+            Self::F32(t) => {
+                let [b, heads, _, width] = t.dims();
+                let new = Tensor::zeros([b, heads, capacity, width], (&t.device(), t.dtype()));
+                let slots = [0..b, 0..heads, 0..tokens.len(), 0..width];
+                let is_empty = tokens.is_empty();
+                Self::F32(if is_empty { new } else { new.slice_assign(slots, t.clone().slice_dim(2, tokens)) })
+            }
             Self::F16(t) => {
-                let [b, heads, held, words] = t.dims();
-                let kept = held.min(capacity);
-                let grown = Tensor::zeros([b, heads, capacity, words], (&t.device(), DType::U32));
-                Self::F16(grown.slice_assign([0..b, 0..heads, 0..kept, 0..words], t.slice([0..b, 0..heads, 0..kept])))
+                let [b, heads, _, words] = t.dims();
+                let new = Tensor::zeros([b, heads, capacity, words], (&t.device(), t.dtype()));
+                let slots = [0..b, 0..heads, 0..tokens.len(), 0..words];
+                let is_empty = tokens.is_empty();
+                Self::F16(if is_empty { new } else { new.slice_assign(slots, t.clone().slice_dim(2, tokens)) })
             }
         }
     }
-}
 
-fn resized<B: Backend>(t: Tensor<B, 4>, capacity: usize) -> Tensor<B, 4> {
-    let [b, heads, held, width] = t.dims();
-    let kept = held.min(capacity);
-    let grown = Tensor::zeros([b, heads, capacity, width], &t.device());
-    grown.slice_assign([0..b, 0..heads, 0..kept, 0..width], t.slice([0..b, 0..heads, 0..kept]))
+    /// The store with the first `count` tokens of another one from slot `at` on; none where the other is of another format.
+    ///
+    /// # Panics
+    /// When one of the two has no such slots, or their rows differ.
+    pub fn with_tokens(self, at: usize, other: &Self, count: usize) -> Option<Self> {
+        match (self, other) {
+            (Self::F32(t), Self::F32(new)) => {
+                let [b, heads, _, width] = t.dims();
+                let slots = [0..b, 0..heads, at..at + count, 0..width];
+                Some(Self::F32(t.slice_assign(slots, new.clone().slice_dim(2, 0..count))))
+            }
+            (Self::F16(t), Self::F16(new)) => {
+                let [b, heads, _, words] = t.dims();
+                let slots = [0..b, 0..heads, at..at + count, 0..words];
+                Some(Self::F16(t.slice_assign(slots, new.clone().slice_dim(2, 0..count))))
+            }
+            _ => None,
+        }
+    }
 }

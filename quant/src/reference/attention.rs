@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 
 use super::{linear, rotary, unpack_f16};
-use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvStore};
+use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvParts, KvStore};
 use crate::modules::Linear;
 use crate::ops::AttentionShape;
 
@@ -83,7 +83,7 @@ fn future<B: Backend>(s: usize, past: usize, device: &B::Device) -> Tensor<B, 2,
 /// The first `t` tokens as they are attended to: `[b, kv_heads, t, head_dim]`.
 fn rows<B: Backend>(kv: KeyValue<'_, B>, t: usize, kv_heads: usize) -> Tensor<B, 4> {
     match kv {
-        KeyValue::Plain(store) => read(store, t),
+        KeyValue::Plain(parts) => read(parts, t),
         KeyValue::Compressed { codes, decoder, rotary: positions } => {
             let codes = read(codes, t).swap_dims(1, 2); // [b, t, 1 or kv_heads, r]
             let [b, _, count, r] = codes.dims();
@@ -99,13 +99,36 @@ fn rows<B: Backend>(kv: KeyValue<'_, B>, t: usize, kv_heads: usize) -> Tensor<B,
     }
 }
 
-fn read<B: Backend>(store: &KvStore<B>, t: usize) -> Tensor<B, 4> {
-    match store {
-        KvStore::F32(data) => data.clone().slice_dim(2, 0..t),
-        KvStore::F16(words) => {
-            let words = words.clone().slice_dim(2, 0..t);
-            numbers_of(words)
-        }
+fn read<B: Backend>(parts: KvParts<'_, B>, t: usize) -> Tensor<B, 4> {
+    let numbers = |store: &KvStore<B>, tokens| match store {
+        KvStore::F32(data) => data.clone().slice_dim(2, 0..tokens),
+        KvStore::F16(words) => numbers_of(words.clone().slice_dim(2, 0..tokens)),
+    };
+    if parts.shared.is_empty() {
+        return numbers(parts.own, t);
+    }
+    let mut left = t;
+    let part = |store: &KvStore<B>| {
+        let tokens = left.min(store.capacity());
+        left -= tokens;
+        (tokens > 0).then(|| numbers(store, tokens))
+    };
+    Tensor::cat(parts.iter().filter_map(part).collect(), 2)
+}
+
+/// All parts in one store.
+#[cfg(feature = "cube")]
+pub(crate) fn gathered<B: Backend>(parts: KvParts<'_, B>) -> KvStore<B> {
+    if parts.shared.is_empty() {
+        return parts.own.clone();
+    }
+    let words = |store: &KvStore<B>| match store {
+        KvStore::F32(_) => None,
+        KvStore::F16(words) => Some(words.clone()),
+    };
+    match parts.iter().map(words).collect::<Option<Vec<_>>>() {
+        Some(words) => KvStore::F16(Tensor::cat(words, 2)),
+        None => KvStore::F32(read(parts, parts.capacity())),
     }
 }
 

@@ -8,6 +8,8 @@ mod norm;
 mod top_k;
 mod unpack;
 
+#[cfg(feature = "cube")]
+pub(crate) use attention::gathered;
 pub use attention::{attention, store_kv};
 pub use delta::{causal_conv1d_silu, delta_gates, gated_delta_rule};
 pub use halting::halt_step;

@@ -4,6 +4,7 @@ mod ahead;
 mod flash;
 mod hidden;
 mod latent;
+mod parts;
 mod source;
 mod tile;
 mod types;
@@ -11,6 +12,7 @@ mod types;
 use crate::check::{check_len, elements};
 use crate::cpu::{Level, level};
 use hidden::HiddenLayer;
+use parts::Parts;
 use source::{FlashAttention, Source};
 pub use types::{Attention, AttentionSpan, CodeDecoder, KeyValue, Layer};
 
@@ -97,25 +99,28 @@ impl Codes {
         if p.kv_heads * rows <= MAX_SHARED_ROWS {
             return Codes::Computed(layer);
         }
-        let (t, r, h) = (p.past + p.seq, layer.r, layer.h);
+        let (t, h) = (p.past + p.seq, layer.h);
+        let codes = Parts::of_tokens(codes, layer.r, p);
         let mut u = vec![0.0; elements("the hidden codes", &[p.batch, t, h])];
         for (b, u) in u.chunks_exact_mut(t * h).enumerate() {
-            layer.all(level, &codes[b * p.capacity * r..][..t * r], u);
+            layer.all(level, &codes, b, u);
         }
         Codes::Hidden(u)
     }
 
     fn source<'a>(&'a self, kv: &KeyValue<'a>, p: &Attention) -> Source<'a> {
         match (self, kv) {
-            (_, KeyValue::Plain(cache)) => Source::Heads(*cache),
-            (Codes::Computed(layer), KeyValue::Compressed { codes, .. }) => Source::Codes { codes, layer },
+            (_, KeyValue::Plain(parts)) => Source::Heads(Parts::of_heads(parts, p)),
+            (Codes::Computed(layer), KeyValue::Compressed { codes, .. }) => {
+                Source::Codes { parts: Parts::of_tokens(codes, layer.r, p), layer }
+            }
             (Codes::Hidden(u), KeyValue::Compressed { decoder, .. }) => {
                 let width = decoder.output.weight.k;
-                Source::Tokens { data: u, width, batch_step: (p.past + p.seq) * width }
+                Source::Tokens { parts: Parts::of_tokens(&[&u[..]], width, p), width }
             }
             (Codes::Stored, KeyValue::Compressed { codes, decoder }) => {
                 let width = decoder.output.weight.k;
-                Source::Tokens { data: codes, width, batch_step: p.capacity * width }
+                Source::Tokens { parts: Parts::of_tokens(codes, width, p), width }
             }
         }
     }

@@ -3,7 +3,8 @@
 use std::vec::IntoIter;
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{Element, TensorData, Transaction};
+use burn::tensor::{Element, Tensor, TensorData, Transaction};
+use emberlm_quant::CompactBackend;
 use emberlm_quant::read::read;
 
 use crate::error::{Error, Result};
@@ -17,4 +18,12 @@ pub(crate) fn read_back<B: Backend>(tensors: Transaction<B>) -> Result<IntoIter<
 pub(crate) fn elements<E: Element>(data: Option<TensorData>) -> Result<Vec<E>> {
     let elements = data.and_then(|data| data.convert::<E>().into_vec().ok());
     elements.ok_or_else(|| Error::Device("the device gave no numbers".into()))
+}
+
+/// The numbers of a tensor, from the host's memory where they are there.
+pub(crate) fn floats<B: CompactBackend, const D: usize>(tensor: Tensor<B, D>) -> Result<Vec<f32>> {
+    match B::host_floats(&tensor) {
+        Some(numbers) => Ok(numbers),
+        None => elements(read_back(Transaction::default().register(tensor))?.next()),
+    }
 }

@@ -105,6 +105,12 @@ pub trait CompactBackend: Backend {
         None
     }
 
+    /// The numbers of an F32 tensor, where it is in the memory of the host; none where they have to be read from a device. (Where other
+    /// tensors share the buffer, burn-ndarray reads them one by one, which takes as long per row of logits as a layer.)
+    fn host_floats<const D: usize>(_x: &Tensor<Self, D>) -> Option<Vec<f32>> {
+        None
+    }
+
     /// Whether a model may compute so.
     fn computes_with(_device: &Self::Device, activations: Activations) -> bool {
         activations == Activations::F32

@@ -102,7 +102,7 @@ impl Place {
 /// The variables that other clients have for it, and the place where the system keeps what it trusts.
 #[test]
 fn an_authority_is_trusted_when_the_environment_or_the_system_names_it() {
-    let (authority, scratch) = (Authority::new(), Scratch::new());
+    let (authority, scratch) = (Authority::new("ours"), Scratch::new());
     let config = authority.server("127.0.0.1", false);
     let server = Server::start_as(|hub, store| (front(&hub, &config), front(&store, &config)));
     server.add(NAME, Repository::default().of(&model(FIXTURE), ""));

@@ -1,11 +1,11 @@
 //! How probable tokens are: of what was chosen, and of a prompt.
 
-use burn::tensor::{Tensor, Transaction};
+use burn::tensor::Tensor;
 use emberlm_quant::CompactBackend;
 
 use super::request::LogProbabilities;
 use crate::error::Result;
-use crate::read::{elements, read_back};
+use crate::read::floats;
 use crate::sampling::log_softmax;
 
 /// Of logits `[n, vocabulary]`: per row of its target, and of the `count` most probable tokens. Rows beyond the targets are left
@@ -17,7 +17,7 @@ pub(super) fn log_probabilities<B: CompactBackend>(
     step: usize,
 ) -> Result<Vec<LogProbabilities>> {
     let [_, vocabulary] = logits.dims();
-    let logits: Vec<f32> = elements(read_back(Transaction::default().register(logits))?.next())?;
+    let logits = floats(logits)?;
     logits.chunks_exact(vocabulary.max(1)).zip(targets).map(|(row, &target)| of_row(row, target, count, step)).collect()
 }
 

@@ -46,7 +46,8 @@ pub(super) fn refusal(error: &std::io::Error, given: Option<&Path>) -> Option<St
         _ => return None,
     };
     let what = match wrong {
-        CertificateError::UnknownIssuer => {
+        // The other: by one of the same name with another key.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             let by = match given {
                 Some(path) => format!("none of the authorities in {}", path.display()),
                 None => "none of the authorities that this system trusts".to_owned(),

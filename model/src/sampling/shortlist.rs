@@ -8,7 +8,7 @@ use super::config::Strategy;
 use super::logits::keep_allowed;
 use super::sampler::Sampler;
 use crate::Result;
-use crate::read::{elements, read_back};
+use crate::read::{elements, floats, read_back};
 
 impl Sampler {
     /// Chooses one token as [`sample`](Self::sample) does, from logits `[1, vocabulary]` on a device.
@@ -26,7 +26,7 @@ impl Sampler {
                 return Ok(id);
             }
         }
-        self.sample(&mut elements(read_back(Transaction::default().register(logits))?.next())?, seen)
+        self.sample(&mut floats(logits)?, seen)
     }
 
     /// As [`choose`](Self::choose), among the tokens whose bit is set, the lowest bit of the first word for id 0. The logits of the
@@ -40,7 +40,7 @@ impl Sampler {
         seen: &[u32],
         allowed: &[u32],
     ) -> Result<u32> {
-        let mut logits: Vec<f32> = elements(read_back(Transaction::default().register(logits))?.next())?;
+        let mut logits = floats(logits)?;
         keep_allowed(&mut logits, allowed);
         self.sample(&mut logits, seen)
     }

@@ -24,7 +24,7 @@ fn hub(server: &Server, cache: &Path, certificates: Option<&Path>) -> Hub {
 
 #[test]
 fn an_authority_of_ones_own_is_trusted_and_the_token_stays_with_the_hub() {
-    let (authority, scratch) = (Authority::new(), tempfile::tempdir().unwrap());
+    let (authority, scratch) = (Authority::new("ours"), tempfile::tempdir().unwrap());
     let server = server(&authority, "127.0.0.1", false);
     let file = scratch.path().join("ca.pem");
     authority.write(&file);
@@ -47,7 +47,7 @@ fn an_authority_of_ones_own_is_trusted_and_the_token_stays_with_the_hub() {
 
 #[test]
 fn other_certificates_are_refused_at_once() {
-    let (ours, other, scratch) = (Authority::new(), Authority::new(), tempfile::tempdir().unwrap());
+    let (ours, other, scratch) = (Authority::new("ours"), Authority::new("another"), tempfile::tempdir().unwrap());
     let file = scratch.path().join("ca.pem");
     ours.write(&file);
     let shown = file.display().to_string();
@@ -56,6 +56,11 @@ fn other_certificates_are_refused_at_once() {
             server(&other, "127.0.0.1", false),
             Some(file.as_path()),
             vec!["none of the authorities in", &shown, "SSL_CERT_FILE"],
+        ),
+        (
+            server(&Authority::new("ours"), "127.0.0.1", false),
+            Some(&file),
+            vec!["none of the authorities in", "SSL_CERT_FILE"],
         ),
         (server(&ours, "127.0.0.1", false), None, vec!["this system trusts", "SSL_CERT_FILE"]),
         (server(&ours, "hub.example", false), Some(&file), vec!["another host"]),
@@ -87,16 +92,22 @@ fn files_without_certificates_and_servers_without_encryption_are_named() {
         kind(&error) == "Io" && error.to_string().contains("text.pem") && error.to_string().contains("PEM"),
         "{error}"
     );
-    let mut plain = options(&server, scratch.path());
-    plain.endpoint = server.url().replace("http:", "https:");
-    let error = pull(&Hub::new(plain).unwrap(), NAME).unwrap_err();
-    assert!(kind(&error) == "Network" && error.to_string().contains("speak TLS"), "{error}");
     assert!(server.asked().is_empty());
+    let plain = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut options = options(&server, scratch.path());
+    options.endpoint = format!("https://{}", plain.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in plain.incoming().flatten() {
+            std::io::Write::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").unwrap();
+        }
+    });
+    let error = pull(&Hub::new(options).unwrap(), NAME).unwrap_err();
+    assert!(kind(&error) == "Network" && error.to_string().contains("speak TLS"), "{error}");
 }
 
 #[test]
 fn a_redirect_does_not_leave_the_encryption() {
-    let (authority, scratch) = (Authority::new(), tempfile::tempdir().unwrap());
+    let (authority, scratch) = (Authority::new("ours"), tempfile::tempdir().unwrap());
     let config = authority.server("127.0.0.1", false);
     let server = Server::start_as(|hub, store| (front(&hub, &config), store));
     server.add(NAME, repository());

@@ -68,6 +68,10 @@ macro_rules! host_operations {
             operations::first_unknown_id(ids, rows)
         }
 
+        fn host_floats<const D: usize>(x: &Tensor<Self, D>) -> Option<Vec<f32>> {
+            Some(operations::host_floats(x))
+        }
+
         fn computes_with(_device: &Self::Device, activations: crate::Activations) -> bool {
             matches!(activations, crate::Activations::F32 | crate::Activations::Int8)
         }

@@ -131,6 +131,10 @@ pub(super) fn first_unknown_id<B: HostTensors, const D: usize>(ids: &Tensor<B, D
     B::integers(&ids.clone().into_primitive()).into_iter().find(|&id| !known(id))
 }
 
+pub(super) fn host_floats<B: HostTensors, const D: usize>(x: &Tensor<B, D>) -> Vec<f32> {
+    B::floats(&float_primitive(x.clone())).into_owned()
+}
+
 pub(super) fn swiglu_mlp<B: HostTensors>(
     x: Tensor<B, 2>,
     mlp: &SwiGlu<B>,

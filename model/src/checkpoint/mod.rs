@@ -42,9 +42,10 @@ mod tied;
 mod weights;
 pub(crate) mod writer;
 
+#[cfg(feature = "hub")]
+pub(crate) use bnb::SIDES as BNB_SIDES;
 pub use differences::{MismatchedTensor, MissingTensor, TensorDifferences};
 pub use dir::{EmbeddedFile, ModelDir};
-#[cfg(feature = "hub")]
 pub(crate) use dir::{INDEX, SINGLE, relative};
 pub use dtype::Dtype;
 pub(crate) use foreign::recognise;

@@ -10,7 +10,7 @@ use emberlm_backends::device::{DeviceError, open_wgpu, wgpu_devices};
 
 type Backend = emberlm::quant::cube::Wgpu;
 
-whole_suite!(gpu);
+whole_suite!(gpu, long: "takes minutes where the card is software: for cards");
 
 #[test]
 #[ignore = "minutes; with --release, --ignored and --nocapture"]

@@ -9,7 +9,7 @@ use emberlm_model::engine::TokenMask;
 use emberlm_model::grammar::{Grammar, GrammarCompiler};
 use emberlm_model::sampling::{Sampler, SamplingConfig};
 use emberlm_model::text::{AnswerFormat, AnswerParser, AnswerPart, DeclaredTools, TextProcessor, Thinking, ToolFormat};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use text_support::{files, in_child};
 
 const FIXTURES: [&str; 3] = ["nano_compact", "leanllama", "crest_k4"];
@@ -362,6 +362,24 @@ fn what_no_grammar_can_be_made_of_is_named_with_its_place() {
     let odd = DeclaredTools::parse(&json!([{"name": "a>b"}])).unwrap();
     let error = compiler.tool_calls(ToolFormat::Qwen3Coder, &odd, true).unwrap_err().to_string();
     assert!(error.starts_with("tools[0].function.name: \"a>b\" cannot be written in a tag"), "{error}");
+
+    // Definitions are written again with every parameter in tags that refers to them, and with no other.
+    let texts: Vec<String> = (0..1000).map(|i| format!("text {i:026}")).collect();
+    let tool = |count: usize, schema: Value| {
+        let properties: Map<String, Value> = (0..count).map(|i| (format!("k{i}"), schema.clone())).collect();
+        let parameters = json!({"type": "object", "properties": properties, "$defs": {"Text": {"enum": texts}}});
+        let tools = DeclaredTools::parse(&json!([{"name": "tool", "parameters": parameters}])).unwrap();
+        compiler.tool_calls(ToolFormat::Qwen3Coder, &tools, false)
+    };
+    let error = tool(300, json!({"$ref": "#/$defs/Text"})).unwrap_err().to_string();
+    assert!(
+        error.starts_with("tools[0].function.parameters.properties.k")
+            && error.contains("makes a grammar of more than"),
+        "{error}"
+    );
+    let error = tool(401, json!({"type": "boolean"})).unwrap_err().to_string();
+    assert!(error.starts_with("tools[0].function.parameters.properties: has 401 keys, and 400 are allowed"), "{error}");
+    assert!(tool(60, json!({"type": "boolean"})).is_ok());
 }
 
 /// Schemas that ask for much, and answers that follow them, in bounded time and memory.

@@ -156,3 +156,25 @@ fn roles_and_token_files_of_wrong_types_are_named() {
         assert!(error.contains(part), "{name} {content}: {error}");
     }
 }
+
+/// Lists of many tokens, most of them there several times, are read in the time that their length takes.
+#[test]
+fn long_lists_of_tokens_are_read_once() {
+    let many: Vec<String> = (0..400_000).map(|i| format!("<{}>", i % 4000)).collect();
+    let named: Map<String, Value> = many[..4000].iter().map(|token| (format!("{token}_token"), json!(token))).collect();
+    let numbered: Map<String, Value> =
+        many[..4000].iter().zip(1000..).map(|(token, id)| (token.clone(), json!(id))).collect();
+    for (config, map) in [
+        (json!({}), json!({ "additional_special_tokens": many })),
+        (json!({ "extra_special_tokens": named }), json!(named)),
+    ] {
+        let mut files = files("crest_k4");
+        files.tokenizer_config = Some(config.to_string().into_bytes());
+        files.special_tokens_map = Some(map.to_string().into_bytes());
+        files.added_tokens = Some(json!(numbered).to_string().into_bytes());
+        let begun = std::time::Instant::now();
+        // What becomes of them is not the question.
+        let _ = TextProcessor::from_files(&files);
+        assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
+    }
+}

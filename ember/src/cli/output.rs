@@ -24,10 +24,15 @@ const LONGEST_ERROR: usize = 8 << 10;
 pub fn with_causes(error: &anyhow::Error) -> String {
     let mut message = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
+        // What failed is often the place that the cause begins with.
+        let cause = match cause.split_once(": ") {
+            Some((place, rest)) if message.strip_suffix(place).is_some_and(|before| before.ends_with(' ')) => rest,
+            _ => &cause,
+        };
         // Messages that already quote their cause are common.
-        if !message.contains(&cause) {
+        if !message.contains(cause) {
             message.push_str(": ");
-            message.push_str(&cause);
+            message.push_str(cause);
         }
     }
     if message.len() > LONGEST_ERROR {
@@ -156,6 +161,19 @@ mod tests {
         ] {
             assert_eq!(wrapped(text, width), shown, "{text:?} in {width}");
         }
+    }
+
+    #[test]
+    fn places_are_named_once() {
+        let said =
+            |context: &'static str, cause: &'static str| with_causes(&anyhow::Error::msg(cause).context(context));
+        assert_eq!(
+            said("cannot open the model /a/b", "/a/b: No such file"),
+            "cannot open the model /a/b: No such file"
+        );
+        assert_eq!(said("cannot open the model /a/b", "/a: is a file"), "cannot open the model /a/b: /a: is a file");
+        assert_eq!(said("cannot open the model b", "/a/b: is a file"), "cannot open the model b: /a/b: is a file");
+        assert_eq!(said("cannot write", ": it is full"), "cannot write: : it is full");
     }
 
     #[test]

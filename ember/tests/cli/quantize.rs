@@ -231,6 +231,17 @@ fn killed_runs_go_on() {
     assert!(resumed >= 2, "{resumed}");
 }
 
+/// A disk without room: nothing is made there. The file system of processes has none.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_without_room_is_told_before_anything_is_made() {
+    let scratch = Scratch::new();
+    let ended = quantize(&large(&scratch), Path::new("/proc/ember-none"), &["--format", "nf4"]).with_code(1);
+    let error = ended.stderr.lines().last().expect("an error");
+    assert!(error.starts_with("error: cannot write /proc/ember-none: "), "{error}");
+    assert!(error.contains(" bytes are needed, but 0 are free: make room"), "{error}");
+}
+
 /// A full disk, as far as a limit on the size of files stands for it.
 #[cfg(unix)]
 #[test]

@@ -42,6 +42,9 @@ fn headers() {
             let file = std::fs::File::options().write(true).open(place.path(FILE)).expect("open");
             std::os::unix::fs::FileExt::write_at(&file, &(100u64 << 20).to_le_bytes(), 0).expect("written");
         }),
+        case("more than the address space", Fail(&["/model.safetensors", "cannot be mapped", "ulimit -v"]), |place| {
+            place.write_sparse(FILE, 64 << 30);
+        }),
         bytes("header of zeros", NAMED, container("\0\0\0\0", &[])),
         bytes("header not UTF-8", NAMED, [&4u64.to_le_bytes()[..], b"{\"\xff\""].concat()),
         bytes("header with a lone surrogate", NAMED, container(r#"{"\ud800":1}"#, &[])),

@@ -16,7 +16,8 @@ use super::problem::TensorProperty;
 use crate::config::{QuantType, json};
 use crate::{Error, Result};
 
-const SIDES: [&str; 6] = [
+/// What a 4-bit weight has beside its codes.
+pub(crate) const SIDES: [&str; 6] = [
     "absmax",
     "quant_map",
     "nested_absmax",

@@ -3,6 +3,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -329,13 +330,22 @@ impl Shard {
 fn map_file(path: &Path, real: &Path) -> Result<Mmap> {
     let io = |source| Error::Io { path: path.into(), source };
     let file = File::open(real).map_err(io)?;
-    if file.metadata().map_err(io)?.len() < 8 {
+    let bytes = file.metadata().map_err(io)?.len();
+    if bytes < 8 {
         let message = "is shorter than 8 bytes: not a safetensors file, or cut off";
         return Err(Error::container(CheckpointError::of_file(path, message)));
     }
     // SAFETY: the map is read-only and private to this process's view; the one thing it cannot defend against is another
     // process that changes or truncates the file meanwhile, which every program that maps weights has to assume away.
-    let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+    let map = unsafe { Mmap::map(&file) }.map_err(|error| match error.kind() {
+        ErrorKind::OutOfMemory => {
+            let message = format!(
+                "its {bytes} bytes cannot be mapped, as the system refuses so much address space: a limit (ulimit -v) can be the reason"
+            );
+            Error::Source { path: path.into(), message }
+        }
+        _ => io(error),
+    })?;
     // Weights that are read from the file for every token are read up to a third faster through large pages. The file system
     // decides; what the system already holds of the file stays as it is. An error means small pages.
     #[cfg(target_os = "linux")]

@@ -108,7 +108,7 @@ pub(crate) fn survey(dir: &ModelDir) -> Survey {
         let absent: BTreeSet<&String> = file.tensors.iter().filter(|name| !tensors.contains_key(*name)).collect();
         if !absent.is_empty() {
             let (found, _) = container::survey(bytes, &dir.path().join(&file.name).into(), shard);
-            let absent: Vec<String> = absent.into_iter().cloned().collect();
+            let absent: BTreeSet<String> = absent.into_iter().cloned().collect();
             tensors.extend(found.into_iter().filter(|(name, _)| absent.contains(name)));
         }
     }

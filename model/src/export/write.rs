@@ -60,6 +60,10 @@ impl ExportPlan<'_> {
         check_target(dir)?;
         let source = self.pretrained.directory();
         let job = Job { about: format!("from {}", source.display()), fingerprint: self.fingerprint().to_owned() };
+        if !OutputDir::is_begun(dir) {
+            // Where there is no room, nothing is left behind.
+            check_space(dir, self.bytes())?;
+        }
         let output = OutputDir::open(dir, &job)?;
         let names: Vec<String> = (1..).take(self.shards.len()).map(|at| self.shard_name(at)).collect();
         let missing: Vec<(&String, &Range<usize>)> =

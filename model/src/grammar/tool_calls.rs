@@ -10,6 +10,8 @@ use crate::text::{DeclaredTool, DeclaredTools, ToolFormat};
 
 /// Calls of one answer at most: a small model does not find an end.
 const CALLS: usize = 16;
+/// Bytes of a grammar. Every parameter in tags has the definitions that its schema refers to.
+const BYTES: usize = 4 << 20;
 
 /// A text and the line end behind it: lines, none of which is the end tag. A rule that ends at the tag wherever it comes takes
 /// milliseconds behind every line end, because llguidance knows stretches of tokens beforehand for plain repetitions alone.
@@ -44,6 +46,7 @@ pub(super) fn lark(format: ToolFormat, tools: &DeclaredTools, parallel: bool) ->
             ToolFormat::Llama3Json => object(&mut lark, i, tool, ("", "parameters", ""), &place)?,
             ToolFormat::Qwen3Coder => tags(&mut lark, i, tool, &place)?,
         }
+        bounded(lark.len(), &place)?;
     }
     Ok(lark)
 }
@@ -71,6 +74,10 @@ fn object(lark: &mut String, i: usize, tool: &DeclaredTool, around: (&str, &str,
 /// Tags, with one rule for each parameter.
 fn tags(lark: &mut String, i: usize, tool: &DeclaredTool, place: &str) -> Result<()> {
     let name = in_tag(&tool.name, &format!("{place}.name"))?;
+    if tool.parameters.is_object() {
+        // Bounds of the whole, before any part of it is written again and again.
+        prepared(&tool.parameters, &format!("{place}.parameters"))?;
+    }
     let empty = Map::new();
     let properties = tool.parameters.get("properties").and_then(Value::as_object).unwrap_or(&empty);
     let required: Vec<&str> = (tool.parameters.get("required").and_then(Value::as_array).into_iter().flatten())
@@ -95,8 +102,9 @@ fn tags(lark: &mut String, i: usize, tool: &DeclaredTool, place: &str) -> Result
             let _ = writeln!(rules, "parameter_{i}_{p}: {begin} lines {}", literal("</parameter>\n"));
         } else {
             let mut schema = schema;
+            let has_references = refers(&schema);
             // References are to the definitions of the whole.
-            for definitions in ["$defs", "definitions"] {
+            for definitions in ["$defs", "definitions"].into_iter().filter(|_| has_references) {
                 if let (Some(object), Some(value)) = (schema.as_object_mut(), tool.parameters.get(definitions)) {
                     object.entry(definitions).or_insert_with(|| value.clone());
                 }
@@ -104,10 +112,30 @@ fn tags(lark: &mut String, i: usize, tool: &DeclaredTool, place: &str) -> Result
             let schema = prepared(&schema, &key_place)?;
             let _ = writeln!(rules, "parameter_{i}_{p}: {begin} value_{i}_{p} {}", literal(end));
             let _ = writeln!(rules, "value_{i}_{p}: %json {schema}");
+            bounded(rules.len(), &key_place)?;
         }
     }
     let _ = writeln!(lark, " {}\n{rules}", literal("</function>\n</tool_call>"));
     Ok(())
+}
+
+fn bounded(bytes: usize, place: &str) -> Result<()> {
+    if bytes > BYTES {
+        return Err(wrong(
+            place,
+            &format!("makes a grammar of more than {BYTES} bytes; use fewer tools or simpler schemas"),
+        ));
+    }
+    Ok(())
+}
+
+/// Whether a schema refers to definitions.
+fn refers(schema: &Value) -> bool {
+    match schema {
+        Value::Object(object) => object.iter().any(|(key, value)| key == "$ref" || refers(value)),
+        Value::Array(values) => values.iter().any(refers),
+        _ => false,
+    }
 }
 
 /// The texts that a schema lists, where it allows nothing else.

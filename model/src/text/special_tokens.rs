@@ -5,7 +5,7 @@
 //! `added_tokens_decoder` are the older files `special_tokens_map.json`, which then wins over it, and `added_tokens.json` read.
 //! Source: `PreTrainedTokenizerBase._from_pretrained` and `TokenizersBackend.__init__` of transformers 5.23.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -215,11 +215,8 @@ fn read_older_files(
             let value = match (key.as_str(), value) {
                 ("extra_special_tokens", Value::Array(tokens)) => {
                     let mut all = values.get(&key).and_then(Value::as_array).cloned().unwrap_or_default();
-                    for token in tokens {
-                        if !all.contains(&token) {
-                            all.push(token);
-                        }
-                    }
+                    let mut known: HashSet<Value> = all.iter().cloned().collect();
+                    all.extend(tokens.into_iter().filter(|token| known.insert(token.clone())));
                     Value::Array(all)
                 }
                 ("extra_special_tokens", value) => value,
@@ -236,11 +233,12 @@ fn read_older_files(
         let path = files.directory.join("added_tokens.json");
         let config = files.directory.join("tokenizer_config.json");
         let (roles, extra) = roles_and_extra(values, &config)?;
+        let standard = roles.iter().filter(|(role, _)| ROLES.contains(&role.as_str())).map(|(_, named)| named);
+        let special: HashSet<&str> = standard.chain(&extra).map(|named| named.text.as_str()).collect();
         for (text, id) in parse_object(bytes, &path)? {
             let id = id.as_i64().ok_or_else(|| wrong(&path, &text, "must be a token id"))?;
-            let standard = |(role, named): &(String, Named)| ROLES.contains(&role.as_str()) && named.text == text;
-            let special = roles.iter().any(standard) || extra.iter().any(|named| named.text == text);
-            added.insert(id, AddedToken::from(text, special));
+            let is_special = special.contains(text.as_str());
+            added.insert(id, AddedToken::from(text, is_special));
         }
     }
     Ok(())
@@ -286,8 +284,8 @@ fn roles_and_extra(values: &Map<String, Value>, path: &Path) -> Result<(Roles, V
             }
         }
         Some(Value::Object(tokens)) => {
+            roles.retain(|(known, _)| !tokens.contains_key(known));
             for (role, token) in tokens {
-                roles.retain(|(known, _)| known != role);
                 roles.extend(one(&format!("{name}.{role}"), token)?.map(|named| (role.clone(), named)));
             }
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Verification;
 use super::finding::{Check, Finding};
+use crate::checkpoint::BNB_SIDES;
 use crate::checkpoint::names::list;
 use crate::checkpoint::{Checkpoint, MismatchedTensor, MissingTensor, TensorDifferences};
 use crate::config::{GenerationConfig, ModelConfig};
@@ -74,28 +75,27 @@ pub(super) fn check(
 
 /// The name that all tensors of a broken parameter begin with.
 fn parameter(error: &Error) -> Option<String> {
-    const SIDES: [&str; 13] = [
-        "absmax",
-        "quant_map",
-        "nested_absmax",
-        "nested_quant_map",
-        "quant_state.bitsandbytes__nf4",
-        "quant_state.bitsandbytes__fp4",
+    // Of integer rows, of int8, and of what goes with them.
+    const OTHERS: [&str; 12] = [
         "q",
         "scale",
         "scales",
         "prot_q",
+        "prot_scale",
+        "prot_idx",
         "deg_q",
         "deg_q_packed",
+        "deg_scale",
+        "deg_idx",
         "SCB",
+        "bias",
     ];
-    const OTHERS: [&str; 5] = ["prot_scale", "prot_idx", "deg_scale", "deg_idx", "bias"];
     let name = match error {
         Error::Tensor(error) => error.tensor.as_deref()?,
         Error::Differences(differences) => differences.missing.first()?.tensor.as_str(),
         _ => return None,
     };
-    let side = SIDES.iter().chain(&OTHERS).find_map(|side| name.strip_suffix(side)?.strip_suffix('.'));
+    let side = BNB_SIDES.iter().chain(&OTHERS).find_map(|side| name.strip_suffix(side)?.strip_suffix('.'));
     Some(side.unwrap_or(name).to_owned())
 }
 

@@ -34,6 +34,12 @@ pub fn files() -> Vec<Case> {
         case!("the beginning of a download", "leanllama", Warning File "model-2.safetensors.incomplete" "cut off", |copy| {
             write(copy, "model-2.safetensors.incomplete", b"12345678");
         }),
+        case!("directory under the name of a file", "leanllama", Error File "chat_template.jinja" "", |copy| {
+            fs::create_dir(copy.path().join("chat_template.jinja")).expect("a directory");
+        }),
+        case!("adapter beside the weights", "leanllama", Warning Tensors "" "the adapter in this directory is not applied", |copy| {
+            write(copy, "adapter_config.json", b"{}");
+        }),
         case!("pickle under the name of weights", "leanllama", Error Container "model.safetensors" "zip file", |copy| {
             write(copy, "model.safetensors", b"PK\x03\x04and a pickle");
         }),
@@ -139,6 +145,11 @@ pub fn hashes() -> Vec<Case> {
                 let at = bytes.len() - 1000;
                 bytes[at] ^= 1;
             });
+        }),
+        case!("small file that was changed after its download", "leanllama", Warning Hash "generation_config.json" "it was changed after it was downloaded", |copy| {
+            let bytes = fs::read(copy.path().join("generation_config.json")).expect("a config");
+            metadata(copy, "generation_config.json", &format!("{}\n7.5\n", git(&bytes)));
+            change_json(copy, "generation_config.json", |config| config["top_p"] = json!(0.8));
         }),
         case!("small file that git knows", "leanllama", Error Hash "generation_config.json" "git sha1", |copy| {
             let bytes = fs::read(copy.path().join("generation_config.json")).expect("a config");

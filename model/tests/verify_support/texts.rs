@@ -22,6 +22,9 @@ pub fn configs() -> Vec<Case> {
             config["layer_types"].as_array_mut().expect("a list").pop();
             });
         }),
+        case!("far too many layers", "leanllama", Error Tensors "" "more tensors are missing", |copy| {
+            copy.change_config(|config| config["num_hidden_layers"] = json!(12));
+        }),
         case!("too many layers", "leanllama", Error Tensors "model.layers.6." "is missing", |copy| {
             copy.change_config(|config| config["num_hidden_layers"] = json!(7));
         }),
@@ -77,6 +80,16 @@ pub fn texts() -> Vec<Case> {
                 config["added_tokens_decoder"]["520"] = token;
             });
         }),
+        case!("one id for two tokens", "crest_k4", Error Tokenizer "tokenizer.json" "1 ids belong to two tokens: 70 (", |copy| {
+            change_json(copy, "tokenizer.json", |tokenizer| {
+                let vocabulary = tokenizer["model"]["vocab"].as_object_mut().expect("a vocabulary");
+                let token = vocabulary.iter().find(|(_, id)| **id == json!(71)).expect("a token").0.clone();
+                vocabulary[&token] = json!(70);
+            });
+        }),
+        case!("end token without an id", "crest_k4", Error Tokenizer "eos_token" "<|fin|> is no token of the vocabulary", |copy| {
+            change_json(copy, "tokenizer_config.json", |config| config["eos_token"] = json!("<|fin|>"));
+        }),
         case!("tokenizer cut off", "crest_k4", Error Tokenizer "tokenizer.json" "tokenizer", |copy| {
             let bytes = fs::read(copy.path().join("tokenizer.json")).expect("a tokenizer");
             write(copy, "tokenizer.json", &bytes[..bytes.len() / 2]);
@@ -89,6 +102,10 @@ pub fn texts() -> Vec<Case> {
         }),
         case!("template that fails", "crest_k4", Error Template "chat_template" "no_such_function", |copy| {
             write(copy, "chat_template.jinja", b"{{ no_such_function(messages) }}");
+        }),
+        case!("template that knows one question", "crest_k4", Error Template "chat_template" "one at a time", |copy| {
+            let template = "{% if messages|length > 2 %}{{ raise_exception('one at a time') }}{% endif %}{{ messages[-1].content }}";
+            write(copy, "chat_template.jinja", template.as_bytes());
         }),
         case!("template without the question", "crest_k4", Error Template "chat_template" "the prompt of one question", |copy| {
             write(copy, "chat_template.jinja", b"<|im_start|>user\n<|im_end|>\n");

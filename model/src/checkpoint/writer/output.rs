@@ -93,6 +93,11 @@ impl OutputDir {
         Ok(Self { target: target.into(), partial, lock })
     }
 
+    /// Whether a run before has begun with it, and was cut off.
+    pub(crate) fn is_begun(target: &Path) -> bool {
+        partial_path(target).is_ok_and(|partial| partial.exists())
+    }
+
     /// Whether a file is complete, from this run or one before.
     pub(crate) fn has(&self, name: &str) -> bool {
         fs::symlink_metadata(self.partial.join(name)).is_ok_and(|file| file.is_file())

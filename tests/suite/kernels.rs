@@ -290,7 +290,7 @@ pub fn attention_over_parts<B: CompactBackend>(device: &B::Device) {
                 let KvStore::F16(words) = k16.copied(0..whole, whole) else { panic!("halves") };
                 let numbers = reference::unpack_f16(words.reshape([kv_heads * whole * hd / 2]));
                 let first = KvStore::F32(numbers.reshape([1, kv_heads, whole, hd]));
-                k.copied(0..t, t + 3).with_tokens(0, &first, whole).expect("of one format")
+                k.copied(0..t, t + 5).with_tokens(0, &first, whole).expect("of one format")
             };
             let rotary = Some(&positions);
             let cases: [(&str, Side<'_, B>, Side<'_, B>); 7] = [

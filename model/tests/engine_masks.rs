@@ -2,7 +2,9 @@
 
 mod text_support;
 
-use emberlm_model::engine::{Engine, EngineOptions, Event, EventKind, Finish, Request, TokenMask};
+use emberlm_model::engine::{
+    DraftOptions, DraftSource, Engine, EngineOptions, Event, EventKind, Finish, Request, TokenMask,
+};
 use emberlm_model::sampling::{LogitsProcessors, SamplingConfig};
 use emberlm_model::text::{StopSet, TextProcessor};
 use emberlm_model::{CausalLm, Error, Pretrained, Result};
@@ -143,6 +145,38 @@ fn stop_tokens_come_where_the_text_is_complete_and_nowhere_else() {
             let outcome = one(&model, &text, Request { processors: processors.clone(), ..masked(mask, sampling) });
             assert_eq!((outcome.ids.len(), outcome.end.unwrap()), (complete, Finish::Stop));
         }
+    }
+}
+
+/// Drafts go through the mask like every token: texts, their ends and what is refused are those without.
+#[test]
+fn drafts_change_nothing() {
+    for (name, sources) in [
+        ("nano_compact", &[DraftSource::PromptLookup][..]),
+        ("crest_k4", &[DraftSource::PromptLookup, DraftSource::Steps(1)]),
+    ] {
+        let (model, text) = load(name);
+        let (mut drafted, mut accepted) = (0, 0);
+        for (sampling, &source) in
+            samplings().into_iter().flat_map(|sampling| sources.iter().map(move |s| (sampling, s)))
+        {
+            for complete in [3, 8, 99] {
+                // Few tokens, so that the text repeats itself; then one alone, and then what the model likes.
+                let few: &[&[u32]] =
+                    &[&[3, 70, 60], &[3, 70], &[3, 70], &[70, 3], &[3, 70], &[3, 70], &[5], &[3, 70, 60, 61], &[]];
+                let request = || Request { max_tokens: 20, ..masked(lists(few, complete), sampling) };
+                let plain = one(&model, &text, request());
+                let options = EngineOptions { draft: Some(DraftOptions::new(source)), ..EngineOptions::default() };
+                let mut engine = Engine::new(&model, &text, options);
+                engine.submit(request()).unwrap();
+                let outcome = run(&mut engine).remove(0);
+                assert_eq!((&outcome.ids, &outcome.text), (&plain.ids, &plain.text), "{name} {source:?} {sampling:?}");
+                assert_eq!(outcome.end.unwrap(), plain.end.unwrap());
+                drafted += engine.totals().drafted_tokens;
+                accepted += engine.totals().accepted_tokens;
+            }
+        }
+        assert!(accepted > 0 && accepted < drafted, "{name}: {accepted} of {drafted}");
     }
 }
 

@@ -7,10 +7,11 @@ use burn::module::{Module, Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{AllocationProperty, DType, Int, Tensor, TensorData};
 use bytes::Bytes;
+use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::format;
-use crate::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight};
+use crate::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight, on_threads, weight_buffer};
 
 /// A matrix `[n, k]` (outputs, inputs) in one of the supported storages: those of [`emberlm_backends::types::Matrix`], as parameters
 /// of a module, which burn can save, move and train.
@@ -293,10 +294,25 @@ fn words<B: Backend>(data: Bytes, device: &B::Device) -> Param<Tensor<B, 1, Int>
     frozen_int(Tensor::from_data(data, (device, DType::U32)))
 }
 
-/// A buffer of exactly `len` bytes that is aligned to 4: the given one, or a copy padded with zeros.
+/// Bytes from which on a copy is worth large pages and several threads.
+const LARGE: usize = 1 << 20;
+
+/// A buffer of exactly `len` bytes that is aligned to 4: the given one, or a copy padded with zeros. In files of bitsandbytes most codes
+/// are at odd places, behind texts of any length.
 fn shared(data: Bytes, len: usize) -> burn::tensor::Bytes {
-    if data.len() == len && (data.as_ptr() as usize).is_multiple_of(4) {
+    let is_aligned = |data: &[u8]| (data.as_ptr() as usize).is_multiple_of(4);
+    if data.len() == len && is_aligned(&data) {
         return burn::tensor::Bytes::from_shared(data, AllocationProperty::Other);
+    }
+    if len >= LARGE {
+        let mut copy = weight_buffer(len);
+        if is_aligned(&copy) {
+            on_threads(|| {
+                let parts = copy.par_chunks_mut(LARGE / 4).zip(data.par_chunks(LARGE / 4));
+                parts.for_each(|(to, from)| to[..from.len()].copy_from_slice(from));
+            });
+            return burn::tensor::Bytes::from_shared(copy.into(), AllocationProperty::Other);
+        }
     }
     let mut copy = vec![0u32; len / 4];
     bytemuck::cast_slice_mut::<u32, u8>(&mut copy)[..data.len()].copy_from_slice(&data);
@@ -324,4 +340,24 @@ fn frozen<B: Backend>(tensor: Tensor<B, 1>) -> Param<Tensor<B, 1>> {
 
 fn frozen_int<B: Backend>(tensor: Tensor<B, 1, Int>) -> Param<Tensor<B, 1, Int>> {
     Param::initialized(ParamId::new(), tensor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Small and large ones, of any length.
+    #[test]
+    fn bytes_at_odd_places_are_copied_whole() {
+        for len in [0, 1, 4, 4095, LARGE - 1, LARGE, LARGE + 3, 3 * LARGE + 2] {
+            let file: Bytes = (0..len + 8).map(|i| (i * 31 % 251) as u8).collect::<Vec<u8>>().into();
+            for start in 0..5 {
+                let (data, padded) = (file.slice(start..start + len), len.div_ceil(4) * 4);
+                let got = shared(data.clone(), padded);
+                assert_eq!((got.len(), &got[..len]), (padded, &data[..]), "{len} bytes from {start}");
+                assert!(got[len..].iter().all(|&byte| byte == 0), "{len} bytes from {start}");
+                assert!((got.as_ptr() as usize).is_multiple_of(4));
+            }
+        }
+    }
 }

@@ -1,6 +1,8 @@
 //! Opening and loading a model, with its plan on stderr first and a progress bar after.
 
+use std::cell::Cell;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use emberlm::backends::cpu;
@@ -9,7 +11,7 @@ use emberlm::model::checkpoint::OpenOptions;
 use emberlm::model::text::TextProcessor;
 use emberlm::model::{CausalLm, LoadPlan, Pretrained, Progress, WeightOptions};
 use emberlm::quant::CompactBackend;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::args::{DepthArgs, ModelArgs, PassArgs, Quant, QuantHead};
 use super::backend::OpenDevice;
@@ -114,10 +116,14 @@ pub fn load<B: CompactBackend>(
     cpu::release_free_memory();
     let weights = pretrained.weights();
     weights.canonical_names().for_each(|name| weights.release(name));
-    let bar = progress_bar();
+    let (bar, shown, started) = (progress_bar(), Cell::new(false), Instant::now());
     let progress = |progress: Progress| {
         bar.set_length(progress.total as u64);
         bar.set_position(progress.done as u64);
+        if !shown.get() && started.elapsed() >= SOON {
+            shown.set(true);
+            bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
     };
     let model = pretrained.load_with_progress::<B>(&device.device, progress);
     bar.finish_and_clear();
@@ -141,9 +147,12 @@ pub fn load_for_text<B: CompactBackend>(
     })
 }
 
-/// Hidden when stderr is no terminal.
+/// What ends within this time needs no progress bar.
+const SOON: Duration = Duration::from_millis(300);
+
+/// Not shown yet.
 fn progress_bar() -> ProgressBar {
-    let bar = ProgressBar::new(0);
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
     let template = "loading [{bar:40}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));

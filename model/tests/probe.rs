@@ -165,7 +165,8 @@ fn all_options_hidden_at_once_are_found() {
     assert!(right * 10 >= all * 9, "{right} of {all}");
 }
 
-/// Truths of all kinds: a fixture run with other options than it states, which the probe does not know.
+/// Truths of all kinds: a fixture run with other options than it states, which the probe does not know. Not all can be told by a text: of
+/// those whose difference may be chance the probe says so, and keeps the defaults.
 #[test]
 #[ignore = "takes minutes: for changes of the search, by hand"]
 fn any_options_are_found() {
@@ -174,7 +175,7 @@ fn any_options_are_found() {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (state >> 8) as usize % n
     };
-    let (mut right, mut all, mut lowest) = (0, 0, 0);
+    let (mut right, mut untold, mut all, mut lowest) = (0, 0, 0, 0);
     for (name, times) in [
         ("crest_k4", 10),
         ("leanllama", 3),
@@ -210,11 +211,13 @@ fn any_options_are_found() {
             );
             if !is_right {
                 let of = ranking.candidates.iter().find(|ranked| ranked.candidate.values == truth);
+                untold += usize::from(of.is_some_and(|of| of.verdict == Verdict::Undecided));
                 println!("   the true one: {:?} {:?}", of.map(|of| of.verdict), of.and_then(|of| of.difference));
             }
         }
     }
-    println!("{right} of {all} first, {lowest} of {all} by perplexity alone");
+    println!("{right} of {all} first, {untold} called undecided, {lowest} of {all} by perplexity alone");
+    assert!((right + untold) * 10 >= all * 9, "{right} and {untold} of {all}");
 }
 
 fn logits(model: &CausalLm<Cpu>) -> Vec<f32> {

@@ -58,6 +58,33 @@ fn a_quantised_folder_is_used_like_any_other() {
     assert_eq!(scratch.files(), ["int8", "nf4", "nf4-dq"]);
 }
 
+/// A record of burn-store is a model directory, and becomes safetensors again.
+#[test]
+fn records_of_burn_store_go_out_and_in() {
+    let scratch = Scratch::new();
+    for name in ["crest_k4_nf4", "leanllama_kv"] {
+        let (from, record, back) = (model(name), scratch.path("record"), scratch.path("back"));
+        let convert = |from: &Path, to: &Path, flags: &[&str]| {
+            ember(["convert", "-m", text(from), "--to", text(to), "--dtype", "f32"].iter().chain(flags))
+        };
+        let ended = convert(&from, &record, &["--format", "burnpack"]).with_code(0);
+        assert!(ended.stdout.starts_with(text(&record)) && ended.stdout.contains(" in 1 file, "), "{}", ended.stdout);
+        let names: Vec<String> = files(&record).into_iter().map(|(name, _)| name).collect();
+        assert!(names.contains(&"model.bpk".to_owned()) && !names.iter().any(|name| name.contains("safetensors")));
+        assert_eq!(perplexity(&record, &[]), perplexity(&from, &[]), "{name}");
+        let verified = ember(["verify", "-m", text(&record), "--json"]).with_code(0);
+        let verified: Value = serde_json::from_str(&verified.stdout).expect("JSON");
+        assert_eq!((&verified["clean"], &verified["warnings"]), (&json!(true), &json!(0)), "{verified}");
+        convert(&record, &back, &[]).with_code(0);
+        assert_eq!(perplexity(&back, &[]), perplexity(&from, &[]), "{name}");
+        convert(&back, &record, &["--format", "burnpack"]).fails_with(&["record", "nothing is overwritten"]);
+        // By the name of the file.
+        assert_eq!(perplexity(&record.join("model.bpk"), &[]), perplexity(&from, &[]), "{name}");
+        fs::remove_dir_all(record).expect("removed");
+        fs::remove_dir_all(back).expect("removed");
+    }
+}
+
 #[test]
 fn modules_are_chosen_by_pattern() {
     let scratch = Scratch::new();

@@ -305,3 +305,25 @@ fn messages_are_streamed_as_blocks() {
     let missing = server.post("/v1/messages", &json!({"messages": [{"role": "user", "content": "hi"}]}));
     assert!(missing.status == 400 && missing.message().contains("max_tokens"), "{}", missing.body);
 }
+
+/// As written, but for the port. Left out where there is no curl.
+#[cfg(unix)]
+#[test]
+fn the_curl_lines_of_the_readme_work() {
+    use std::process::Command;
+    if Command::new("curl").arg("--version").output().is_err() {
+        eprintln!("left out: curl is not installed");
+        return;
+    }
+    let server = Server::start(&[]);
+    let readme = std::fs::read_to_string(crate::project::project("README.md")).unwrap();
+    let lines: Vec<&str> = readme.lines().filter(|line| line.starts_with("curl ")).collect();
+    assert!(!lines.is_empty());
+    for line in lines {
+        assert!(line.contains("127.0.0.1:8080"), "{line}");
+        let output =
+            Command::new("sh").args(["-c", &line.replace("127.0.0.1:8080", &server.address)]).output().unwrap();
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{line}: {error}"));
+        assert!(!content(&answer).is_empty(), "{line}: {answer}");
+    }
+}

@@ -11,7 +11,7 @@ pub const HELP: &str = "\
 /retry               another answer to the last message
 /save FILE           write the conversation as JSON
 /load FILE           go on with a conversation from a file
-/depth               colour answers by the steps of their tokens (CREST), or not
+/depth               colour answers by steps per token (CREST), or not
 /think on|off        let the model think first, or not
 /set [NAME VALUE]    change temp, top-p, top-k, min-p, seed, max-tokens,
                      repeat-penalty, threshold or steps; the value default

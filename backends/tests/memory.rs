@@ -8,7 +8,7 @@
 
 mod common;
 
-use common::{Kind, Rng, Stored, close, kinds};
+use common::{Eighths, Kind, Rng, Stored, close, kinds};
 use emberlm_backends::cpu::{
     self, Attention, CacheSlice, CacheSliceMut, CodeDecoder, KeyValue, Layer, Level, Mlp, plain,
 };
@@ -141,7 +141,9 @@ fn convolutions_and_delta_rules() {
 #[test]
 fn caches_and_attention() {
     let mut rng = Rng(55);
-    for &(seq, past, head_dim) in some(&[(1, 2, 5), (13, 0, 3), (1, 0, 1), (2, 65, 17), (3, 61, 33), (1, 130, 64)], 2) {
+    for &(seq, past, head_dim) in
+        some(&[(1, 2, 5), (13, 0, 3), (1, 0, 1), (2, 65, 17), (3, 61, 33), (1, 130, 64), (5, 66, 128)], 2)
+    {
         let (heads, kv_heads, t) = (4, 2, past + seq);
         let p = Attention { batch: 1, seq, heads, kv_heads, head_dim, past, capacity: t, scale: 0.3 };
         let mut halves = vec![0u16; kv_heads * t * head_dim].into_boxed_slice();
@@ -158,7 +160,9 @@ fn caches_and_attention() {
         let codes = rng.floats(t * r, 1.0).into_boxed_slice();
         let plain_cache = |cache| KeyValue::Plain(cache);
         let compressed = KeyValue::Compressed { codes: &codes, decoder: &decoder };
+        let eighths = Eighths::new(&src, head_dim);
         for (what, k, v) in [
+            ("eighths", plain_cache(eighths.slice()), plain_cache(eighths.slice())),
             ("halves", plain_cache(CacheSlice::F16(&halves)), plain_cache(CacheSlice::F16(&halves))),
             ("floats", plain_cache(CacheSlice::F32(&floats)), plain_cache(CacheSlice::F32(&floats))),
             ("codes", plain_cache(CacheSlice::F16(&halves)), compressed),

@@ -9,5 +9,5 @@ mod weight;
 pub use activation::CodeActivation;
 pub use delta_rule::DeltaRuleShape;
 pub use halting::{HaltMode, HaltRule, HaltWeights};
-pub use store_kv::StoreKv;
+pub use store_kv::{KV_BLOCK, StoreKv};
 pub use weight::{BlockScales, CodeBook4, INT8_BLOCK, Int8, IntegerRows, Matrix, Weight};

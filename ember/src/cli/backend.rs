@@ -11,6 +11,7 @@ use emberlm::quant::{
     self_test::{Extent, self_test},
 };
 
+use super::args::CacheType;
 use super::device_args::{DeviceArgs, DeviceChoice};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use super::output;
@@ -41,6 +42,17 @@ impl<B: CompactBackend> OpenDevice<B> {
             (None, Activations::F32) => "exact".into(),
             (_, activations) => activations.to_string(),
         }
+    }
+
+    /// Checks, before anything is loaded, that the device computes with such a cache.
+    pub fn check_cache(&self, cache: CacheType) -> Result<()> {
+        ensure!(
+            self.gpu.is_none() || cache != CacheType::Q8,
+            "--cache-type {} is for the processor: {} computes with f16 and f32; use one of them, or --device cpu",
+            cache.name(),
+            self.name
+        );
+        Ok(())
     }
 }
 

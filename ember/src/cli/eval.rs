@@ -138,6 +138,7 @@ impl WithBackend for &EvalArgs {
     type Output = ();
 
     fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<()> {
+        device.check_cache(self.cache_type)?;
         eval(self, device)
     }
 }

@@ -31,7 +31,7 @@ impl<B: CompactBackend> KvSegment<B> {
     pub fn split(&self, at: usize) -> (Self, Self) {
         let part = |range: fn(usize, usize) -> Range<usize>| {
             let layers = self.0.iter();
-            Self(layers.map(|stores| stores.each_ref().map(|s| copied(s, range(at, s.capacity())))).collect())
+            Self(layers.map(|stores| stores.each_ref().map(|s| s.tokens(range(at, s.capacity())))).collect())
         };
         (part(|at, _| 0..at), part(|at, end| at..end))
     }
@@ -58,11 +58,10 @@ impl<B: CompactBackend> Cache<B> {
         for (layer, shape) in self.layers.iter().zip(&self.shapes) {
             let (LayerCache::Attention(kv), &LayerCacheShape::Attention { k, v }) = (layer, shape) else { continue };
             let stores = [kv.k()?, kv.v()?];
-            let halves = [k, v].map(|shape| shape.is_halves(self.format));
-            if stores.map(|store| matches!(store, KvStore::F16(_))) != halves {
+            if stores.map(KvStore::format) != [k, v].map(|shape| shape.format(self.format)) {
                 return Ok(None);
             }
-            layers.push(stores.map(|store| copied(store, tokens.clone())));
+            layers.push(stores.map(|store| store.tokens(tokens.clone())));
         }
         Ok(Some(KvSegment(layers)))
     }
@@ -144,23 +143,6 @@ impl<B: CompactBackend> Cache<B> {
     }
 }
 
-/// Tokens of a store as a store of their own. A slice alone may be a view, which keeps all of the memory.
-fn copied<B: Backend>(store: &KvStore<B>, tokens: Range<usize>) -> KvStore<B> {
-    let count = tokens.len();
-    match store {
-        KvStore::F32(t) => {
-            let [b, heads, _, width] = t.dims();
-            let new = Tensor::zeros([b, heads, count, width], &t.device());
-            KvStore::F32(new.slice_assign([0..b, 0..heads, 0..count, 0..width], t.clone().slice_dim(2, tokens)))
-        }
-        KvStore::F16(t) => {
-            let [b, heads, _, words] = t.dims();
-            let new = Tensor::zeros([b, heads, count, words], (&t.device(), t.dtype()));
-            KvStore::F16(new.slice_assign([0..b, 0..heads, 0..count, 0..words], t.clone().slice_dim(2, tokens)))
-        }
-    }
-}
-
 /// The stores with the first `tokens` tokens of the parts at slot `at`.
 fn written<B: Backend>(
     stores: [KvStore<B>; 2],
@@ -170,18 +152,8 @@ fn written<B: Backend>(
 ) -> Result<[KvStore<B>; 2]> {
     let [k, v] = stores;
     let [new_k, new_v] = parts;
-    let one = |store: KvStore<B>, new: &KvStore<B>| match (store, new) {
-        (KvStore::F32(t), KvStore::F32(new)) => {
-            let [b, heads, _, width] = t.dims();
-            let new = new.clone().slice_dim(2, 0..tokens);
-            Ok(KvStore::F32(t.slice_assign([0..b, 0..heads, at..at + tokens, 0..width], new)))
-        }
-        (KvStore::F16(t), KvStore::F16(new)) => {
-            let [b, heads, _, words] = t.dims();
-            let new = new.clone().slice_dim(2, 0..tokens);
-            Ok(KvStore::F16(t.slice_assign([0..b, 0..heads, at..at + tokens, 0..words], new)))
-        }
-        _ => Err(foreign()),
-    };
-    Ok([one(k, new_k)?, one(v, new_v)?])
+    if [&k, &v].map(KvStore::format) != [new_k, new_v].map(KvStore::format) {
+        return Err(foreign());
+    }
+    Ok([k.with_tokens(at, new_k, 0..tokens), v.with_tokens(at, new_v, 0..tokens)])
 }

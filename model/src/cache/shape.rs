@@ -51,15 +51,17 @@ impl KvShape {
         }
     }
 
-    /// Whether a store of this shape is one of halves.
-    pub(super) fn is_halves(self, format: KvFormat) -> bool {
-        matches!((self, format), (Self::Heads { width, .. }, KvFormat::F16) if width.is_multiple_of(2))
+    /// The format of a store of this shape.
+    pub(super) fn format(self, format: KvFormat) -> KvFormat {
+        match self {
+            Self::Heads { width, .. } => format.of_width(width),
+            Self::Codes { .. } => KvFormat::F32,
+        }
     }
 
     pub(super) fn bytes_per_token(self, format: KvFormat) -> usize {
         match self {
-            Self::Heads { heads, width } if self.is_halves(format) => bytes_of(&[heads, width]) / 2,
-            Self::Heads { heads, width } => bytes_of(&[heads, width]),
+            Self::Heads { heads, width } => heads.saturating_mul(format.bytes(width)),
             Self::Codes { count, width } => bytes_of(&[count, width]),
         }
     }

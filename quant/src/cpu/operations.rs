@@ -237,6 +237,18 @@ pub(super) fn store_kv<B: HostTensors>(store: KvStore<B>, new: Tensor<B, 4>, at:
             let dims = Shape::from([batch, heads, capacity, width / 2]);
             KvStore::F16(Tensor::from_primitive(B::from_words(words, dims)))
         }
+        KvStore::Q8 { codes, scales } => {
+            let blocks = scales.dims()[3];
+            let mut words = B::into_words(codes.into_primitive());
+            let mut scales = B::into_floats(float_primitive(scales));
+            let codes = bytemuck::cast_slice_mut(&mut words);
+            let _ = cpu::store_kv(&B::floats(&new), cpu::CacheSliceMut::Q8 { codes, scales: &mut scales }, &shape);
+            let dims = Shape::from([batch, heads, capacity, width / 4]);
+            KvStore::Q8 {
+                codes: Tensor::from_primitive(B::from_words(words, dims)),
+                scales: float_tensor(scales, [batch, heads, capacity, blocks]),
+            }
+        }
     }
 }
 
@@ -292,6 +304,11 @@ fn with_key_value<B: HostTensors, T>(kv: KeyValue<'_, B>, f: impl FnOnce(cpu::Ke
         KeyValue::Plain(KvStore::F16(t)) => {
             let t = t.clone().into_primitive();
             f(cpu::KeyValue::Plain(cpu::CacheSlice::F16(bytemuck::cast_slice(&B::words(&t)))))
+        }
+        KeyValue::Plain(KvStore::Q8 { codes, scales }) => {
+            let (codes, scales) = (codes.clone().into_primitive(), float_primitive(scales.clone()));
+            let (codes, scales) = (B::words(&codes), B::floats(&scales));
+            f(cpu::KeyValue::Plain(cpu::CacheSlice::Q8 { codes: bytemuck::cast_slice(&codes), scales: &scales }))
         }
         KeyValue::Compressed { codes, decoder, .. } => {
             let KvStore::F32(codes) = codes else { unreachable!("codes are stored as F32") };

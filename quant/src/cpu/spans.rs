@@ -16,12 +16,14 @@ use crate::spans::{join, split};
 enum HeldStore<B: HostTensors> {
     F32(FloatTensor<B>),
     F16(IntTensor<B>),
+    Q8 { codes: IntTensor<B>, scales: FloatTensor<B> },
 }
 
 /// Their numbers.
 enum Numbers<'a> {
     F32(Cow<'a, [f32]>),
     F16(Cow<'a, [u32]>),
+    Q8 { codes: Cow<'a, [u32]>, scales: Cow<'a, [f32]> },
 }
 
 impl<B: HostTensors> HeldStore<B> {
@@ -30,6 +32,9 @@ impl<B: HostTensors> HeldStore<B> {
         match kv {
             KeyValue::Plain(KvStore::F32(t)) => Some(Self::F32(float_primitive(t.clone()))),
             KeyValue::Plain(KvStore::F16(t)) => Some(Self::F16(t.clone().into_primitive())),
+            KeyValue::Plain(KvStore::Q8 { codes, scales }) => {
+                Some(Self::Q8 { codes: codes.clone().into_primitive(), scales: float_primitive(scales.clone()) })
+            }
             KeyValue::Compressed { .. } => None,
         }
     }
@@ -38,6 +43,7 @@ impl<B: HostTensors> HeldStore<B> {
         match self {
             Self::F32(t) => Numbers::F32(B::floats(t)),
             Self::F16(t) => Numbers::F16(B::words(t)),
+            Self::Q8 { codes, scales } => Numbers::Q8 { codes: B::words(codes), scales: B::floats(scales) },
         }
     }
 }
@@ -47,6 +53,7 @@ impl Numbers<'_> {
         cpu::KeyValue::Plain(match self {
             Self::F32(numbers) => cpu::CacheSlice::F32(numbers),
             Self::F16(words) => cpu::CacheSlice::F16(bytemuck::cast_slice(words)),
+            Self::Q8 { codes, scales } => cpu::CacheSlice::Q8 { codes: bytemuck::cast_slice(codes), scales },
         })
     }
 }

@@ -2,6 +2,8 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor};
+use emberlm_backends::types::KV_BLOCK;
+use std::ops::Range;
 
 /// The number format of a [`KvStore`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -11,6 +13,8 @@ pub enum KvFormat {
     /// Half precision, two numbers per word; 2 bytes per number.
     #[default]
     F16,
+    /// 8 bits with an F32 scale for every [`KV_BLOCK`] numbers of a head; 1.06 bytes per number.
+    Q8,
 }
 
 impl KvFormat {
@@ -18,6 +22,24 @@ impl KvFormat {
     /// integers there, and no gradient of keys and values passes through an integer.
     pub fn on<B: Backend>(self, device: &B::Device) -> Self {
         if B::ad_enabled(device) { Self::F32 } else { self }
+    }
+
+    /// The format of vectors of `width` numbers: the next larger one where they do not fill words.
+    pub fn of_width(self, width: usize) -> Self {
+        match self {
+            Self::Q8 if !width.is_multiple_of(4) => Self::F16.of_width(width),
+            Self::F16 if !width.is_multiple_of(2) => Self::F32,
+            format => format,
+        }
+    }
+
+    /// Bytes of a vector of `width` numbers in this format, as [`of_width`](Self::of_width) has it.
+    pub fn bytes(self, width: usize) -> usize {
+        match self.of_width(width) {
+            Self::F32 => width.saturating_mul(4),
+            Self::F16 => width.saturating_mul(2),
+            Self::Q8 => width.saturating_add(width.div_ceil(KV_BLOCK).saturating_mul(4)),
+        }
     }
 }
 
@@ -28,28 +50,46 @@ pub enum KvStore<B: Backend> {
     F32(Tensor<B, 4>),
     /// `[b, heads, capacity, width / 2]` U32, the earlier number in the low half.
     F16(Tensor<B, 4, Int>),
+    /// 8 bits.
+    Q8 {
+        /// `[b, heads, capacity, width / 4]` U32, the earliest number in the lowest byte, signed.
+        codes: Tensor<B, 4, Int>,
+        /// `[b, heads, capacity, width / KV_BLOCK]`, rounded up.
+        scales: Tensor<B, 4>,
+    },
 }
 
 impl<B: Backend> KvStore<B> {
-    /// An empty store. An odd width is stored as F32, and [where gradients are recorded](KvFormat::on) every width.
+    /// An empty store. Widths that do not fill words are stored [in a larger format](KvFormat::of_width), and
+    /// [where gradients are recorded](KvFormat::on) all as F32.
     pub fn new(format: KvFormat, [b, heads, capacity, width]: [usize; 4], device: &B::Device) -> Self {
-        match format.on::<B>(device) {
-            KvFormat::F16 if width.is_multiple_of(2) => {
-                Self::F16(Tensor::zeros([b, heads, capacity, width / 2], (device, DType::U32)))
-            }
-            _ => Self::F32(Tensor::zeros([b, heads, capacity, width], (device, DType::F32))),
+        let words = |words| Tensor::zeros([b, heads, capacity, words], (device, DType::U32));
+        let floats = |floats| Tensor::zeros([b, heads, capacity, floats], (device, DType::F32));
+        match format.on::<B>(device).of_width(width) {
+            KvFormat::F32 => Self::F32(floats(width)),
+            KvFormat::F16 => Self::F16(words(width / 2)),
+            KvFormat::Q8 => Self::Q8 { codes: words(width / 4), scales: floats(width.div_ceil(KV_BLOCK)) },
+        }
+    }
+
+    /// What its numbers are stored as.
+    pub fn format(&self) -> KvFormat {
+        match self {
+            Self::F32(_) => KvFormat::F32,
+            Self::F16(_) => KvFormat::F16,
+            Self::Q8 { .. } => KvFormat::Q8,
         }
     }
 
     /// `[b, heads, capacity, width]`, in numbers.
     pub fn dims(&self) -> [usize; 4] {
-        match self {
-            Self::F32(t) => t.dims(),
-            Self::F16(t) => {
-                let [b, heads, capacity, words] = t.dims();
-                [b, heads, capacity, words * 2]
-            }
-        }
+        let (words, numbers) = match self {
+            Self::F32(t) => return t.dims(),
+            Self::F16(t) => (t, 2),
+            Self::Q8 { codes, .. } => (codes, 4),
+        };
+        let [b, heads, capacity, words] = words.dims();
+        [b, heads, capacity, words * numbers]
     }
 
     /// Tokens that fit.
@@ -59,30 +99,66 @@ impl<B: Backend> KvStore<B> {
 
     /// Bytes held, free slots included.
     pub fn bytes(&self) -> usize {
-        let numbers: usize = self.dims().iter().product();
-        match self {
-            Self::F32(_) => numbers * 4,
-            Self::F16(_) => numbers * 2,
-        }
+        let [b, heads, capacity, width] = self.dims();
+        b * heads * capacity * self.format().bytes(width)
     }
 
     /// The same rows with room for `capacity` tokens; a smaller capacity keeps the first ones.
     pub fn with_capacity(self, capacity: usize) -> Self {
+        let kept = self.capacity().min(capacity);
+        self.emptied(capacity).with_tokens(0, &self, 0..kept)
+    }
+
+    /// These tokens as a store of their own, which shares no memory with this one.
+    pub fn tokens(&self, tokens: Range<usize>) -> Self {
+        self.emptied(tokens.len()).with_tokens(0, self, tokens)
+    }
+
+    /// A store of zeros like this one, with room for `capacity` tokens.
+    fn emptied(&self, capacity: usize) -> Self {
         match self {
-            Self::F32(t) => Self::F32(resized(t, capacity)),
-            Self::F16(t) => {
-                let [b, heads, held, words] = t.dims();
-                let kept = held.min(capacity);
-                let grown = Tensor::zeros([b, heads, capacity, words], (&t.device(), DType::U32));
-                Self::F16(grown.slice_assign([0..b, 0..heads, 0..kept, 0..words], t.slice([0..b, 0..heads, 0..kept])))
+            Self::F32(t) => Self::F32(zeros_like(t, capacity)),
+            Self::F16(t) => Self::F16(zero_words_like(t, capacity)),
+            Self::Q8 { codes, scales } => {
+                Self::Q8 { codes: zero_words_like(codes, capacity), scales: zeros_like(scales, capacity) }
             }
+        }
+    }
+
+    /// The same with `tokens` of another store at slot `at`.
+    ///
+    /// # Panics
+    /// If the other has another format.
+    pub fn with_tokens(self, at: usize, other: &Self, tokens: Range<usize>) -> Self {
+        let floats = |to: Tensor<B, 4>, from: &Tensor<B, 4>| {
+            let [b, heads, _, width] = to.dims();
+            let slots = [0..b, 0..heads, at..at + tokens.len(), 0..width];
+            to.slice_assign(slots, from.clone().slice_dim(2, tokens.clone()))
+        };
+        let words = |to: Tensor<B, 4, Int>, from: &Tensor<B, 4, Int>| {
+            let [b, heads, _, width] = to.dims();
+            let slots = [0..b, 0..heads, at..at + tokens.len(), 0..width];
+            to.slice_assign(slots, from.clone().slice_dim(2, tokens.clone()))
+        };
+        match (self, other) {
+            (Self::F32(to), Self::F32(from)) => Self::F32(floats(to, from)),
+            (Self::F16(to), Self::F16(from)) => Self::F16(words(to, from)),
+            (Self::Q8 { codes, scales }, Self::Q8 { codes: new_codes, scales: new_scales }) => {
+                Self::Q8 { codes: words(codes, new_codes), scales: floats(scales, new_scales) }
+            }
+            (to, from) => panic!("tokens in {:?} do not go into a store in {:?}", from.format(), to.format()),
         }
     }
 }
 
-fn resized<B: Backend>(t: Tensor<B, 4>, capacity: usize) -> Tensor<B, 4> {
-    let [b, heads, held, width] = t.dims();
-    let kept = held.min(capacity);
-    let grown = Tensor::zeros([b, heads, capacity, width], &t.device());
-    grown.slice_assign([0..b, 0..heads, 0..kept, 0..width], t.slice([0..b, 0..heads, 0..kept]))
+/// Zeros for `capacity` tokens.
+fn zeros_like<B: Backend>(t: &Tensor<B, 4>, capacity: usize) -> Tensor<B, 4> {
+    let [b, heads, _, width] = t.dims();
+    Tensor::zeros([b, heads, capacity, width], (&t.device(), DType::F32))
+}
+
+/// As [`zeros_like`].
+fn zero_words_like<B: Backend>(t: &Tensor<B, 4, Int>, capacity: usize) -> Tensor<B, 4, Int> {
+    let [b, heads, _, words] = t.dims();
+    Tensor::zeros([b, heads, capacity, words], (&t.device(), DType::U32))
 }

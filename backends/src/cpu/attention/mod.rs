@@ -4,12 +4,16 @@ mod ahead;
 mod flash;
 mod hidden;
 mod latent;
+mod q8;
 mod source;
 mod tile;
 mod types;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 use crate::check::{check_len, elements};
-use crate::cpu::{Level, level};
+use crate::cpu::{CacheSlice, Level, level};
+use crate::types::KV_BLOCK;
 use hidden::HiddenLayer;
 use source::{FlashAttention, Source};
 pub use types::{Attention, AttentionSpan, CodeDecoder, KeyValue, Layer};
@@ -36,7 +40,8 @@ pub fn attention_spans(spans: &mut [AttentionSpan]) {
     spans.iter().for_each(check);
     let level = level();
     let prepared: Vec<Prepared> = spans.iter().map(|span| Prepared::new(level, span)).collect();
-    let calls: Vec<FlashAttention> = spans.iter().zip(&prepared).map(|(span, prepared)| prepared.flash(span)).collect();
+    let calls: Vec<FlashAttention> =
+        spans.iter().zip(&prepared).map(|(span, prepared)| prepared.flash(level, span)).collect();
     let results = flash::run(&calls, level);
     for ((span, Prepared { rows, .. }), mut results) in spans.iter_mut().zip(&prepared).zip(results) {
         let p = &span.shape;
@@ -70,6 +75,9 @@ struct Prepared {
     bias: Option<Vec<f32>>,
     keys: Codes,
     values: Codes,
+    /// The queries as whole numbers, for keys in 8 bits.
+    #[cfg(target_arch = "x86_64")]
+    ints: Option<vnni::IntQueries>,
 }
 
 /// Queries up to which hidden values are computed again for every pass over the cache, while they are in the L1 cache; more queries
@@ -138,15 +146,44 @@ impl Prepared {
         if let KeyValue::Compressed { decoder, .. } = k {
             (prepared.queries, prepared.bias) = latent::project_queries(level, &prepared.queries, rows, decoder, p);
         }
+        #[cfg(target_arch = "x86_64")]
+        if let KeyValue::Plain(cache) = k
+            && has_byte_sums(level, cache, p.head_dim)
+        {
+            prepared.ints = Some(vnni::IntQueries::new(&prepared.queries, p.head_dim));
+        }
         prepared.keys = Codes::new(level, k, rows, p);
         prepared.values = Codes::new(level, v, rows, p);
         prepared
     }
 
-    fn flash<'a>(&'a self, span: &AttentionSpan<'a>) -> FlashAttention<'a> {
+    fn flash<'a>(&'a self, level: Level, span: &AttentionSpan<'a>) -> FlashAttention<'a> {
         let p = span.shape;
         let (keys, values) = (self.keys.source(&span.k, &p), self.values.source(&span.v, &p));
-        FlashAttention { q: &self.queries, bias: self.bias.as_deref(), keys, values, p, rows: self.rows }
+        let byte_sums = matches!(span.v, KeyValue::Plain(cache) if has_byte_sums(level, &cache, p.head_dim));
+        FlashAttention {
+            q: &self.queries,
+            bias: self.bias.as_deref(),
+            keys,
+            values,
+            p,
+            rows: self.rows,
+            #[cfg(target_arch = "x86_64")]
+            ints: self.ints.as_ref(),
+            byte_sums,
+        }
+    }
+}
+
+/// Whether sums over such a cache can be of whole numbers.
+fn has_byte_sums(level: Level, cache: &CacheSlice, width: usize) -> bool {
+    let fits = matches!(cache, CacheSlice::Q8 { .. }) && width.is_multiple_of(KV_BLOCK) && width > 0;
+    #[cfg(target_arch = "x86_64")]
+    return fits && level == Level::Avx512 && vnni::available();
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (fits, level);
+        false
     }
 }
 

@@ -2,6 +2,8 @@
 
 use crate::cpu::attention::hidden::HiddenLayer;
 use crate::cpu::attention::types::Attention;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::attention::vnni::IntQueries;
 use crate::cpu::cache::CacheSlice;
 
 /// What stands for the keys or values of a position.
@@ -37,6 +39,11 @@ pub(super) struct FlashAttention<'a> {
     pub(super) p: Attention,
     /// Queries per kv head: tokens times heads of the group.
     pub(super) rows: usize,
+    /// The queries as whole numbers, where scores are sums of those.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) ints: Option<&'a IntQueries>,
+    /// Whether weighted sums of values are.
+    pub(super) byte_sums: bool,
 }
 
 impl FlashAttention<'_> {

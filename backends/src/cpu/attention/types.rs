@@ -5,6 +5,9 @@ use crate::cpu::cache::CacheSlice;
 use crate::cpu::matmul::weight::Weight;
 use crate::types::CodeActivation;
 
+/// Positions whose keys or values are at hand together.
+pub(super) const TILE: usize = 64;
+
 /// The shape of one attention call.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention {
@@ -102,9 +105,7 @@ impl Layer<'_> {
 impl KeyValue<'_> {
     pub(super) fn check(&self, p: &Attention) {
         match self {
-            KeyValue::Plain(cache) => {
-                check_len("the cache", cache.len(), &[p.batch, p.kv_heads, p.capacity, p.head_dim]);
-            }
+            KeyValue::Plain(cache) => cache.check(&[p.batch, p.kv_heads], p.capacity, p.head_dim),
             KeyValue::Compressed { codes, decoder } => {
                 decoder.check(elements("the keys or values of a token", &[p.kv_heads, p.head_dim]));
                 check_len("the code cache", codes.len(), &[p.batch, p.capacity, decoder.code_dim()]);

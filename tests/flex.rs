@@ -6,3 +6,9 @@ mod suite;
 type Backend = burn_flex::Flex;
 
 whole_suite!();
+
+#[test]
+#[ignore = "minutes; with --release, --ignored and --nocapture"]
+fn cached_is_uncached_everywhere() {
+    suite::prefix::cached_is_uncached_everywhere::<Backend>(&Default::default());
+}

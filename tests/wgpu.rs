@@ -13,6 +13,12 @@ type Backend = emberlm::quant::cube::Wgpu;
 whole_suite!(gpu);
 
 #[test]
+#[ignore = "minutes; with --release, --ignored and --nocapture"]
+fn cached_is_uncached_everywhere() {
+    suite::prefix::cached_is_uncached_everywhere::<Backend>(&Default::default());
+}
+
+#[test]
 fn a_table_beyond_a_buffer() {
     suite::split::a_table_beyond_a_buffer::<Backend>(&Default::default());
 }

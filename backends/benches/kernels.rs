@@ -10,7 +10,7 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use common::{Kind, Rng, Stored};
+use common::{Eighths, Kind, Rng, Stored};
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use emberlm_backends::cpu::{self, Attention, CacheSlice, CodeDecoder, KeyValue, Layer, Mlp};
@@ -256,7 +256,27 @@ fn attention(bencher: Bencher, context: &Context) {
     let (p, [k, v], q) = long_context(context);
     let mut out = q.clone();
     let bytes = 2 * (k.len() + v.len());
-    let (k, v) = (KeyValue::Plain(CacheSlice::F16(&k)), KeyValue::Plain(CacheSlice::F16(&v)));
+    let [k, v] = [&k, &v].map(|side| [CacheSlice::F16(side)]);
+    let (k, v) = (KeyValue::Plain(&k), KeyValue::Plain(&v));
+    measure(bencher, bytes, flops(&p), || cpu::attention(&q, &k, &v, &p, &mut out));
+}
+
+/// The same in 8 bits.
+#[divan::bench(args = contexts(&HEADS), max_time = 2)]
+fn attention_in_8_bits(bencher: Bencher, context: &Context) {
+    let (p, sides, q) = long_context(context);
+    let mut out = q.clone();
+    let stored = sides.map(|halves| {
+        let floats: Vec<f32> = halves.iter().map(|&bits| half::f16::from_bits(bits).to_f32()).collect();
+        drop(halves);
+        let mut stored = Eighths::zeros(floats.len(), p.head_dim);
+        cpu::advise_large_pages(&mut stored.codes);
+        stored.fill(&floats, p.head_dim);
+        stored
+    });
+    let bytes = stored.iter().map(|side| side.codes.len() + 4 * side.scales.len()).sum();
+    let [k, v] = stored.each_ref().map(|side| [side.slice()]);
+    let (k, v) = (KeyValue::Plain(&k), KeyValue::Plain(&v));
     measure(bencher, bytes, flops(&p), || cpu::attention(&q, &k, &v, &p, &mut out));
 }
 
@@ -273,7 +293,8 @@ fn latent_attention(bencher: Bencher, context: &Context) {
     let hidden = Layer { weight: hidden.weight(), bias: Some(&b1) };
     let output = Layer { weight: output.weight(), bias: Some(&b2) };
     let decoder = CodeDecoder { hidden: Some((hidden, CodeActivation::Gelu)), output };
-    let (k, v) = (KeyValue::Plain(CacheSlice::F16(&keys)), KeyValue::Compressed { codes: &codes, decoder: &decoder });
+    let (stored, parts) = ([CacheSlice::F16(&keys)], [&codes[..]]);
+    let (k, v) = (KeyValue::Plain(&stored), KeyValue::Compressed { codes: &parts, decoder: &decoder });
     let mut out = q.clone();
     measure(bencher, 2 * keys.len() + 4 * codes.len(), flops(&p) + 2 * r * h * p.capacity, || {
         cpu::attention(&q, &k, &v, &p, &mut out);

@@ -58,9 +58,10 @@ fn plain_caches_match_the_twin() {
         let v = cache(&mut rng, &p, p.batch * p.kv_heads, p.head_dim);
         let half = |cache: &[f32]| cache.iter().map(|&x| half::f16::from_f32(x).to_bits()).collect::<Vec<_>>();
         let (k16, v16) = (half(&k), half(&v));
-        let plain = |cache| KeyValue::Plain(cache);
-        check(&format!("f32 {p:?}"), &q, &plain(CacheSlice::F32(&k)), &plain(CacheSlice::F32(&v)), &p);
-        check(&format!("f16 {p:?}"), &q, &plain(CacheSlice::F16(&k16)), &plain(CacheSlice::F16(&v16)), &p);
+        let [k, v] = [&k, &v].map(|side| [CacheSlice::F32(side)]);
+        check(&format!("f32 {p:?}"), &q, &KeyValue::Plain(&k), &KeyValue::Plain(&v), &p);
+        let [k, v] = [&k16, &v16].map(|side| [CacheSlice::F16(side)]);
+        check(&format!("f16 {p:?}"), &q, &KeyValue::Plain(&k), &KeyValue::Plain(&v), &p);
     }
 }
 
@@ -77,12 +78,15 @@ fn caches_of_8_bits_match_the_twin() {
         let q = rng.floats(batch * seq * heads * head_dim, 2.0);
         let [k, v] = [0, 1].map(|_| Eighths::new(&cache(&mut rng, &p, batch * kv_heads, head_dim), head_dim));
         let name = format!("8 bits {p:?}");
-        check_to(3e-5, &name, &q, &KeyValue::Plain(k.slice()), &KeyValue::Plain(v.slice()), &p);
+        let (k, v) = ([k.slice()], [v.slice()]);
+        let (k, v) = (KeyValue::Plain(&k), KeyValue::Plain(&v));
+        check_to(3e-5, &name, &q, &k, &v, &p);
         // Beside another side that is not of 8 bits.
         let floats = cache(&mut rng, &p, batch * kv_heads, head_dim);
-        let floats = KeyValue::Plain(CacheSlice::F32(&floats));
-        check_to(3e-5, &format!("{name}, keys"), &q, &KeyValue::Plain(k.slice()), &floats, &p);
-        check_to(3e-5, &format!("{name}, values"), &q, &floats, &KeyValue::Plain(v.slice()), &p);
+        let floats = [CacheSlice::F32(&floats)];
+        let floats = KeyValue::Plain(&floats);
+        check_to(3e-5, &format!("{name}, keys"), &q, &k, &floats, &p);
+        check_to(3e-5, &format!("{name}, values"), &q, &floats, &v, &p);
     }
 }
 
@@ -98,7 +102,8 @@ fn what_is_not_finite_in_8_bits_stays_so() {
             let mut inputs = [q.clone(), k.clone(), v.clone()];
             inputs[side][at] = bad;
             let [k, v] = [1, 2].map(|i| Eighths::new(&inputs[i], head_dim));
-            let (k, v) = (KeyValue::Plain(k.slice()), KeyValue::Plain(v.slice()));
+            let (k, v) = ([k.slice()], [v.slice()]);
+            let (k, v) = (KeyValue::Plain(&k), KeyValue::Plain(&v));
             for level in Level::available() {
                 let mut out = vec![0.0; q.len()];
                 cpu::with_level(level, || cpu::attention(&inputs[0], &k, &v, &p, &mut out));
@@ -146,8 +151,10 @@ fn compressed_caches_match_the_twin() {
         ];
         let q = rng.floats(p.batch * p.seq * p.heads * p.head_dim, 2.0);
         let plain = cache(&mut rng, &p, p.batch * p.kv_heads, p.head_dim);
-        let plain = KeyValue::Plain(CacheSlice::F32(&plain));
+        let plain = [CacheSlice::F32(&plain)];
+        let plain = KeyValue::Plain(&plain);
         let codes = cache(&mut rng, &p, p.batch, r);
+        let codes = [&codes[..]];
         for (j, decoder) in decoders.iter().enumerate() {
             let compressed = KeyValue::Compressed { codes: &codes, decoder };
             check(&format!("v {j} {p:?}"), &q, &plain, &compressed, &p);
@@ -175,8 +182,9 @@ fn a_row_does_not_depend_on_its_neighbours() {
         let cached: Vec<u16> =
             cache(&mut rng, &p, kv_heads, head_dim).iter().map(|&x| half::f16::from_f32(x).to_bits()).collect();
         let codes = cache(&mut rng, &p, 1, r);
-        let eighths = Eighths::new(&cache(&mut rng, &p, kv_heads, head_dim), head_dim);
-        let (plain, eighths) = (KeyValue::Plain(CacheSlice::F16(&cached)), KeyValue::Plain(eighths.slice()));
+        let stored = Eighths::new(&cache(&mut rng, &p, kv_heads, head_dim), head_dim);
+        let (cached, eighths, codes) = ([CacheSlice::F16(&cached)], [stored.slice()], [&codes[..]]);
+        let (plain, eighths) = (KeyValue::Plain(&cached), KeyValue::Plain(&eighths));
         let compressed = KeyValue::Compressed { codes: &codes, decoder: &decoder };
         let q = rng.floats(seq * heads * head_dim, 2.0);
         for row in [0, seq * heads / 2, seq * heads - 1] {

@@ -157,20 +157,23 @@ fn caches_whose_shapes_wrap_around() {
     };
     let two = [1.0f32; 2];
     let attend = |p: Attention| {
-        let kv = KeyValue::Plain(CacheSlice::F32(&two));
+        let cache = [CacheSlice::F32(&two)];
+        let kv = KeyValue::Plain(&cache);
         cpu::attention(&two, &kv, &kv, &p, &mut [0.0; 2]);
     };
     refused("queries", "q [", || attend(shape(HALF + 1, 1, 0, 1)));
     refused("stored keys", "the cache [", || attend(shape(1, 1, 0, HALF + 1)));
     refused("scales of 8 bits", "the scales of the cache", || {
-        let kv = KeyValue::Plain(CacheSlice::Q8 { codes: &[1; 2], scales: &[] });
+        let stored = [CacheSlice::Q8 { codes: &[1; 2], scales: &[] }];
+        let kv = KeyValue::Plain(&stored);
         cpu::attention(&two, &kv, &kv, &shape(1, 1, 0, 1), &mut [0.0; 2]);
     });
     refused("past", "overflows", || attend(shape(1, 1, usize::MAX, 1)));
     refused("codes", "the code cache", || {
         let output = Layer { weight: f32_weight(2, 1, &two), bias: None };
         let decoder = CodeDecoder { hidden: None, output };
-        let k = KeyValue::Plain(CacheSlice::F32(&two));
+        let cache = [CacheSlice::F32(&two)];
+        let k = KeyValue::Plain(&cache);
         let v = KeyValue::Compressed { codes: &[], decoder: &decoder };
         cpu::attention(&two, &k, &v, &shape(1, 1, 0, 1), &mut [0.0; 2]);
     });

@@ -158,14 +158,17 @@ fn caches_and_attention() {
         let layer = |stored| Layer { weight: Stored::weight(stored), bias: None };
         let decoder = CodeDecoder { hidden: Some((layer(&first), CodeActivation::Gelu)), output: layer(&last) };
         let codes = rng.floats(t * r, 1.0).into_boxed_slice();
-        let plain_cache = |cache| KeyValue::Plain(cache);
+        let (halves, floats, codes) = ([CacheSlice::F16(&halves)], [CacheSlice::F32(&floats)], [&codes[..]]);
+        let (halves, floats) = (KeyValue::Plain(&halves), KeyValue::Plain(&floats));
         let compressed = KeyValue::Compressed { codes: &codes, decoder: &decoder };
-        let eighths = Eighths::new(&src, head_dim);
+        let stored = Eighths::new(&src, head_dim);
+        let eighths = [stored.slice()];
+        let eighths = KeyValue::Plain(&eighths);
         for (what, k, v) in [
-            ("eighths", plain_cache(eighths.slice()), plain_cache(eighths.slice())),
-            ("halves", plain_cache(CacheSlice::F16(&halves)), plain_cache(CacheSlice::F16(&halves))),
-            ("floats", plain_cache(CacheSlice::F32(&floats)), plain_cache(CacheSlice::F32(&floats))),
-            ("codes", plain_cache(CacheSlice::F16(&halves)), compressed),
+            ("eighths", eighths, eighths),
+            ("halves", halves, halves),
+            ("floats", floats, floats),
+            ("codes", halves, compressed),
         ] {
             let mut want = vec![0.0; q.len()];
             plain::attention(&q, &k, &v, &p, &mut want);

@@ -47,15 +47,20 @@ fn attention_is_that_of_each_sequence() {
             inputs.iter().map(|[k, ..]| k.iter().map(|&x| half::f16::from_f32(x).to_bits()).collect()).collect();
         // In F32, with keys in F16, and with compressed sequences among plain ones.
         for variant in 0..4 {
+            let parts: Vec<([CacheSlice; 2], [&[f32]; 1])> = (inputs.iter().zip(&halves))
+                .map(|([k, v, codes], halves)| {
+                    let k = if variant == 1 { CacheSlice::F16(halves) } else { CacheSlice::F32(k) };
+                    ([k, CacheSlice::F32(v)], [&codes[..]])
+                })
+                .collect();
             let key_value = |i: usize| {
-                let [k, v, codes] = &inputs[i];
-                let k = if variant == 1 { CacheSlice::F16(&halves[i]) } else { CacheSlice::F32(k) };
+                let (plain, codes) = &parts[i];
                 let v = match variant {
                     2 if i.is_multiple_of(2) => KeyValue::Compressed { codes, decoder: &linear },
                     3 if i.is_multiple_of(2) => KeyValue::Compressed { codes, decoder: &with_gelu },
-                    _ => KeyValue::Plain(CacheSlice::F32(v)),
+                    _ => KeyValue::Plain(&plain[1..]),
                 };
-                (KeyValue::Plain(k), v)
+                (KeyValue::Plain(&plain[..1]), v)
             };
             let expected: Vec<Vec<f32>> = (0..shapes.len())
                 .map(|i| {

@@ -3,7 +3,7 @@
 //! The tokens are run once more with every layer looked at. That happens only after a failure, so a pass that works pays nothing.
 
 use burn::tensor::{DType, Tensor, Transaction};
-use emberlm_quant::kv::{KvFormat, KvStore};
+use emberlm_quant::kv::{KvFormat, KvParts, KvStore};
 use emberlm_quant::{Activations, CompactBackend};
 
 use crate::cache::LayerCache;
@@ -118,8 +118,9 @@ fn bad_row<B: CompactBackend>(t: Tensor<B, 2>) -> Result<Option<usize>> {
 }
 
 /// Whether keys or values are not finite.
-fn bad_cache<B: CompactBackend>(k: &KvStore<B>, v: &KvStore<B>) -> Result<Option<&'static str>> {
-    for (what, store) in [("keys", k), ("values", v)] {
+fn bad_cache<B: CompactBackend>(k: KvParts<'_, B>, v: KvParts<'_, B>) -> Result<Option<&'static str>> {
+    let stores = k.iter().map(|store| ("keys", store)).chain(v.iter().map(|store| ("values", store)));
+    for (what, store) in stores {
         let bad = match store {
             KvStore::F32(t) => {
                 let numbers: Vec<f32> = elements(read_back(Transaction::default().register(t.clone()))?.next())?;

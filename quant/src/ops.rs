@@ -77,6 +77,9 @@ pub trait CompactBackend: Backend {
     /// is in the memory of the host.
     const TOP_K_ON_DEVICE: usize = 0;
 
+    /// Whether attention reads a cache in parts as it is. Elsewhere it gathers them for every call: there a cache had better be in one.
+    const READS_KV_PARTS: bool = false;
+
     /// Bytes of the largest buffer of a device, where something beside its memory limits it: a larger weight is held in parts.
     fn max_buffer(_device: &Self::Device) -> Option<usize> {
         None

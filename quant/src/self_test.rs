@@ -241,7 +241,7 @@ impl<'a, B: CompactBackend> Results<'a, B> {
             };
             let (k, v) = (store(), store());
             let shape = AttentionShape { past, kv_heads, scale: (dim as f64).powf(-0.5) };
-            let out = B::cached_attention(q.clone(), KeyValue::Plain(&k), KeyValue::Plain(&v), shape);
+            let out = B::cached_attention(q.clone(), KeyValue::Plain((&k).into()), KeyValue::Plain((&v).into()), shape);
             self.keep(format!("attention of {s} tokens, {format:?}"), out);
         }
         self.codes(s, &q);
@@ -285,9 +285,9 @@ impl<'a, B: CompactBackend> Results<'a, B> {
         };
         let (hidden, output) = (Some(layer(inner, r)), layer(kv_heads * dim, inner));
         let decoder = CodeDecoder { hidden, activation: CodeActivation::Gelu, output };
-        let v = KeyValue::Compressed { codes: &codes, decoder: &decoder, rotary: None };
+        let v = KeyValue::Compressed { codes: (&codes).into(), decoder: &decoder, rotary: None };
         let shape = AttentionShape { past, kv_heads, scale: (dim as f64).powf(-0.5) };
-        let out = B::cached_attention(q.clone(), KeyValue::Plain(&k), v, shape);
+        let out = B::cached_attention(q.clone(), KeyValue::Plain((&k).into()), v, shape);
         self.keep(format!("attention of {s} tokens to codes"), out);
     }
 

@@ -207,8 +207,8 @@ pub fn prefill_cache<B: CompactBackend>(device: &B::Device) {
                         KvStore::F32(t) => Numbers::of(&t.clone().slice_dim(2, 0..kept)),
                         KvStore::F16(_) | KvStore::Q8 { .. } => panic!("an F32 cache was asked for"),
                     };
-                    check(filled(kv.k().expect("keys")), "key");
-                    check(filled(kv.v().expect("values")), "value");
+                    check(filled(kv.k().expect("keys").own), "key");
+                    check(filled(kv.v().expect("values").own), "value");
                 }
                 LayerCache::DeltaNet(delta) => {
                     // The golden holds four columns; only the last three matter.
@@ -316,7 +316,8 @@ pub fn half_precision_cache<B: CompactBackend>(device: &B::Device) {
         assert_ne!(half.values, exact.values, "{}: the cache was not rounded", fixture.name());
         assert!(half_cache.bytes() < exact_cache.bytes());
         if let (LayerCache::Attention(half), LayerCache::Attention(exact)) = (half_cache.layer(0), exact_cache.layer(0))
-            && let (KvStore::F16(half), KvStore::F32(exact)) = (half.k().expect("keys"), exact.k().expect("keys"))
+            && let (KvStore::F16(half), KvStore::F32(exact)) =
+                (half.k().expect("keys").own, exact.k().expect("keys").own)
         {
             let shape = exact.dims();
             let words = half.clone().reshape([shape.iter().product::<usize>() / 2]);

@@ -6,7 +6,7 @@ use emberlm::quant::CompactBackend;
 use emberlm::quant::format;
 use emberlm::quant::halting::{HaltMode, HaltRows, HaltRule, HaltState, HaltWeights};
 use emberlm::quant::host::{FloatType, HostStorage, HostWeight};
-use emberlm::quant::kv::{CodeActivation, CodeDecoder, KeyValue, KvFormat, KvStore, Rotary};
+use emberlm::quant::kv::{CodeActivation, CodeDecoder, KeyValue, KvFormat, KvParts, KvStore, Rotary};
 use emberlm::quant::modules::{Linear, SwiGlu};
 use emberlm::quant::ops::{AttentionShape, AttentionSpan, DeltaRule};
 use emberlm::quant::packed::PackedWeight;
@@ -219,19 +219,105 @@ pub fn attention<B: CompactBackend>(device: &B::Device) {
             };
             let (gelu, flat, per_head) =
                 (decoder(Some(24), kv_heads * hd), decoder(None, kv_heads * hd), decoder(Some(8), hd));
-            let compressed = |decoder| KeyValue::Compressed { codes: &codes, decoder, rotary: None };
-            let by_head = KeyValue::Compressed { codes: &head_codes, decoder: &per_head, rotary: None };
+            let compressed = |decoder| KeyValue::Compressed { codes: (&codes).into(), decoder, rotary: None };
+            let by_head = KeyValue::Compressed { codes: (&head_codes).into(), decoder: &per_head, rotary: None };
             let shape = AttentionShape { past, kv_heads, scale: 0.25 };
             for (name, k, v) in [
-                ("plain", KeyValue::Plain(&k), KeyValue::Plain(&v)),
-                ("values compressed", KeyValue::Plain(&k), compressed(&gelu)),
+                ("plain", KeyValue::Plain((&k).into()), KeyValue::Plain((&v).into())),
+                ("values compressed", KeyValue::Plain((&k).into()), compressed(&gelu)),
                 ("both compressed", compressed(&gelu), compressed(&flat)),
-                ("a code per head", by_head, KeyValue::Plain(&v)),
+                ("a code per head", by_head, KeyValue::Plain((&v).into())),
             ] {
                 let got = B::cached_attention(q.clone(), k, v, shape);
                 let expected = reference::attention(q.clone(), k, v, shape);
                 let what = format!("attention {name}, past {past}, s {s}, heads {heads}, {format:?}");
                 close(&what, got, expected);
+            }
+        }
+    }
+}
+
+/// A cache in one part, in several, and what decodes and rotates it.
+type Side<'a, B> =
+    (&'a KvStore<B>, &'a (Vec<KvStore<B>>, KvStore<B>), Option<(&'a CodeDecoder<B>, Option<&'a Rotary<B>>)>);
+
+fn key_value<'a, B: CompactBackend>((store, parts, decoder): Side<'a, B>, in_parts: bool) -> KeyValue<'a, B> {
+    let parts = if in_parts { KvParts { shared: &parts.0, own: &parts.1 } } else { store.into() };
+    match decoder {
+        None => KeyValue::Plain(parts),
+        Some((decoder, rotary)) => KeyValue::Compressed { codes: parts, decoder, rotary },
+    }
+}
+
+/// Attention over a cache in parts is that over the cache in one: to the last bit where parts are read as they are.
+pub fn attention_over_parts<B: CompactBackend>(device: &B::Device) {
+    let mut random = Random::new(18);
+    let (heads, kv_heads, hd) = (4, 2, 16);
+    for (past, s) in [(64, 1), (150, 1), (191, 2), (100, 70)] {
+        let t = past + s;
+        let q: Tensor<B, 4> = tensor(&mut random, [1, s, heads, hd], device);
+        let mut store = |width: usize, heads: usize, format| {
+            let new: Tensor<B, 4> = tensor(&mut random, [1, t, heads, width], device);
+            B::store_kv(KvStore::<B>::new(format, [1, heads, t + 5, width], device), new, 0)
+        };
+        let plain =
+            [KvFormat::F32, KvFormat::F16].map(|format| [store(hd, kv_heads, format), store(hd, kv_heads, format)]);
+        let (codes, head_codes) = (store(4, 1, KvFormat::F32), store(4, kv_heads, KvFormat::F32));
+        // One tile each, and two tiles and what is left.
+        for tile in [64, 128] {
+            let tile = if tile < t { tile } else { 64 };
+            let whole = (t - 1) / tile * tile;
+            let split = |store: &KvStore<B>| -> (Vec<KvStore<B>>, KvStore<B>) {
+                let shared = (0..whole).step_by(tile).map(|at| store.copied(at..at + tile, tile)).collect();
+                (shared, store.copied(whole..t, t + 3 - whole))
+            };
+            let parts = plain.each_ref().map(|sides| sides.each_ref().map(split));
+            let (code_parts, head_code_parts) = (split(&codes), split(&head_codes));
+            let mut decoder = |hidden: Option<usize>, width: usize| CodeDecoder::<B> {
+                hidden: hidden.map(|h| linear(&mut random, h, 4, true, device)),
+                activation: CodeActivation::Gelu,
+                output: linear(&mut random, width, hidden.unwrap_or(4), hidden.is_some(), device),
+            };
+            let (gelu, flat, per_head) =
+                (decoder(Some(24), kv_heads * hd), decoder(None, kv_heads * hd), decoder(Some(8), hd));
+            let angles: Tensor<B, 2> = tensor(&mut random, [t, hd / 2], device);
+            let positions = Rotary { cos: angles.clone().cos(), sin: angles.sin() };
+            let [[k, v], [k16, v16]] = &plain;
+            let [[k_parts, v_parts], [k16_parts, v16_parts]] = &parts;
+            // As after a number that halves cannot hold.
+            let mixed = (k16_parts.0.clone(), k_parts.1.clone());
+            let mixed_whole = {
+                let KvStore::F16(words) = k16.copied(0..whole, whole) else { panic!("halves") };
+                let numbers = reference::unpack_f16(words.reshape([kv_heads * whole * hd / 2]));
+                let first = KvStore::F32(numbers.reshape([1, kv_heads, whole, hd]));
+                k.copied(0..t, t + 3).with_tokens(0, &first, whole).expect("of one format")
+            };
+            let rotary = Some(&positions);
+            let cases: [(&str, Side<'_, B>, Side<'_, B>); 7] = [
+                ("F32", (k, k_parts, None), (v, v_parts, None)),
+                ("F16", (k16, k16_parts, None), (v16, v16_parts, None)),
+                ("F16 and then F32", (&mixed_whole, &mixed, None), (v, v_parts, None)),
+                ("values compressed", (k16, k16_parts, None), (&codes, &code_parts, Some((&gelu, None)))),
+                ("both", (&codes, &code_parts, Some((&gelu, None))), (&codes, &code_parts, Some((&flat, None)))),
+                ("before rotation", (&codes, &code_parts, Some((&gelu, rotary))), (v, v_parts, None)),
+                ("a code per head", (&head_codes, &head_code_parts, Some((&per_head, None))), (v, v_parts, None)),
+            ];
+            let shape = AttentionShape { past, kv_heads, scale: 0.25 };
+            for (name, k, v) in cases {
+                let of =
+                    |in_parts| B::cached_attention(q.clone(), key_value(k, in_parts), key_value(v, in_parts), shape);
+                let (got, expected) = (of(true), of(false));
+                let what = format!("attention {name}, past {past}, s {s}, parts of {tile}");
+                match B::READS_KV_PARTS {
+                    true => assert_eq!(got.to_data(), expected.to_data(), "{what}"),
+                    false => close(&what, got, expected),
+                }
+                // Beside another sequence.
+                let span =
+                    |in_parts| AttentionSpan { tokens: s, k: key_value(k, in_parts), v: key_value(v, in_parts), shape };
+                let both = Tensor::cat(vec![q.clone(), q.clone()], 1);
+                let got = B::cached_attention_spans(both.clone(), &[span(true), span(false)]);
+                close(&what, got.clone().slice_dim(1, 0..s), got.slice_dim(1, s..2 * s));
             }
         }
     }
@@ -348,8 +434,8 @@ pub fn spans<B: CompactBackend>(device: &B::Device) {
             let spans: Vec<AttentionSpan<'_, B>> = (stores.iter().enumerate())
                 .map(|(i, [k, v])| AttentionSpan {
                     tokens: tokens[i],
-                    k: KeyValue::Plain(k),
-                    v: KeyValue::Plain(v),
+                    k: KeyValue::Plain(k.into()),
+                    v: KeyValue::Plain(v.into()),
                     shape: AttentionShape { past: 3 * i, kv_heads, scale: 0.25 },
                 })
                 .collect();

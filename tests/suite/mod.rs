@@ -13,6 +13,7 @@ pub mod invariants;
 pub mod kernels;
 pub mod prefix;
 mod random;
+pub mod share;
 pub mod split;
 pub mod store;
 pub mod training;
@@ -31,7 +32,7 @@ macro_rules! whole_suite {
                 snapshot_is_untouched, reset_is_new, last_is_the_last_of_all, reserve_changes_nothing, cache_bytes_are_its_shapes, depth_set_is_depth_opened,
                 prompt_errors, forward_errors, caches_beyond_memory;
             depth: spans_are_as_deep_as_alone, depth_asked_for_is_depth_opened, depths_that_cannot_be, requests_are_as_deep_as_alone;
-            kernels: reshape, linears, swiglu_mlp, norms, rotary, attention, store_beyond_half_precision, delta_net, spans, halting;
+            kernels: reshape, linears, swiglu_mlp, norms, rotary, attention, attention_over_parts, store_beyond_half_precision, delta_net, spans, halting;
             training: linear_gradients, norm_gradients, attention_gradients, delta_net_gradients, halting_gradients,
                 crest_gradients, one_step_lowers_the_loss, a_cache_of_halves_keeps_gradients;
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
@@ -41,6 +42,7 @@ macro_rules! whole_suite {
                 requests_are_checked_at_once, a_panic_stops_the_engine, a_model_without_numbers_fails_its_requests, drained_and_shut_down;
             prefix: cached_is_uncached, a_conversation_computes_its_last_turn, where_a_request_leaves_an_entry, choices_read_their_prompt_once,
                 conversations_keep_their_secrets, depth_is_part_of_a_prefix, frequencies_by_length_are_not_shared, caches_are_cut;
+            share: forks_go_on_by_themselves, forks_are_cut, a_prefix_is_there_once, forks_share_their_bytes;
             split: operations, models, caches;
             store: plain_weights_have_checkpoint_names, packed_weights_come_back;
             initial: initial_models_have_the_tensors_of_checkpoints, layers_by_themselves_are_the_model, initial_layers_learn;
@@ -57,9 +59,10 @@ macro_rules! whole_suite {
             invariants: prefill_is_prefill_and_decode, chunked_is_whole, spans_are_their_sequences, uncached_is_cached, keys_compressed_before_rotation,
                 snapshot_is_untouched, reset_is_new, last_is_the_last_of_all, depth_set_is_depth_opened, forward_errors;
             depth: spans_are_as_deep_as_alone, depth_asked_for_is_depth_opened;
-            kernels: as_on_the_processor, store_beyond_half_precision;
+            kernels: as_on_the_processor, attention_over_parts, store_beyond_half_precision;
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
             prefix: cached_is_uncached;
+            share: forks_go_on_by_themselves, a_prefix_is_there_once;
             split: models;
             store: packed_weights_come_back;
         }

@@ -10,7 +10,7 @@ use emberlm::quant::kv::KvFormat;
 use serde_json::json;
 
 use super::bodies::with_config;
-use super::engine::{Loaded, Outcome, alone, loaded, options};
+use super::engine::{Loaded, Nearness, Outcome, alone, loaded, options};
 use super::fixture::own;
 
 fn with_prefixes() -> EngineOptions {
@@ -112,6 +112,58 @@ pub fn cached_is_uncached<B: CompactBackend>(device: &B::Device) {
             engine.clear_prefix_cache();
             assert_eq!(engine.cache_bytes(), 0, "{}: something is left", loaded.name);
         }
+    }
+}
+
+/// Tokens of the text whose every boundary is tried: a whole tile of the cache and more.
+const GRID: usize = 72;
+
+/// Every boundary of a text, read in chunks of every size, on every fixture and in every format: what goes on from what is kept gets
+/// what it gets alone. Takes minutes.
+pub fn cached_is_uncached_everywhere<B: CompactBackend>(device: &B::Device) {
+    for loaded in loaded::<B>(device) {
+        let began = std::time::Instant::now();
+        let (mut compared, mut undecided) = (0, 0);
+        let text = &loaded.ids[..GRID];
+        for kv_format in [KvFormat::F32, KvFormat::F16] {
+            let requests: Vec<(Request, Outcome)> = (1..=GRID)
+                .map(|boundary| {
+                    let mut prompt = text[..boundary].to_vec();
+                    prompt.push(text.get(boundary).map_or(5, |&token| other(token)));
+                    prompt.extend(&loaded.ids[100..103]);
+                    let request = Request { max_tokens: 4, ..Request::new(prompt) };
+                    let limits = EngineOptions { kv_format, ..options() };
+                    let outcome = run_one(&mut Engine::new(&loaded.model, &loaded.text, limits), &request).outcome;
+                    (request, outcome)
+                })
+                .collect();
+            for tokens_per_step in 1..=GRID {
+                for (boundary, (request, expected)) in (1..).zip(&requests) {
+                    let limits = EngineOptions { kv_format, tokens_per_step, ..with_prefixes() };
+                    let mut engine = Engine::new(&loaded.model, &loaded.text, limits);
+                    let first =
+                        Request { max_tokens: 1, prefix_boundaries: vec![boundary], ..Request::new(text.to_vec()) };
+                    assert_eq!(run_one(&mut engine, &first).cached, 0);
+                    let told = run_one(&mut engine, request);
+                    let what = format!("{} at {boundary}, {tokens_per_step} at once, {kv_format:?}", loaded.name);
+                    assert_eq!(told.cached, boundary, "{what}");
+                    compared += 1;
+                    if told.outcome != *expected {
+                        let near = Nearness::of(&loaded, request, expected, &told.outcome);
+                        assert!(
+                            near.hangs_on_last_bits(),
+                            "{what}: {:?}, expected {expected:?}; {near:?}",
+                            told.outcome
+                        );
+                        undecided += 1;
+                    }
+                    engine.clear_prefix_cache();
+                    assert_eq!(engine.cache_bytes(), 0, "{what}: something is left");
+                }
+            }
+        }
+        println!("{}: {compared} compared, {undecided} hang on last bits, {:.0?}", loaded.name, began.elapsed());
+        assert!(undecided * 100 <= compared, "{}: {undecided} of {compared}", loaded.name);
     }
 }
 

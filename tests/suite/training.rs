@@ -200,7 +200,7 @@ pub fn attention_gradients<B: CompactBackend>(device: &B::Device) {
     check::<B>("attention", device, |leaves| {
         let (k, v) = (store(leaves.normal([b, t, kv_heads, hd])), store(leaves.normal([b, t, kv_heads, hd])));
         let q = leaves.normal([b, s, heads, hd]);
-        vec![flat(Ad::<B>::cached_attention(q, KeyValue::Plain(&k), KeyValue::Plain(&v), shape))]
+        vec![flat(Ad::<B>::cached_attention(q, KeyValue::Plain((&k).into()), KeyValue::Plain((&v).into()), shape))]
     });
     check::<B>("attention over codes", device, |leaves| {
         let empty = KvStore::<Ad<B>>::new(KvFormat::F32, [b, 1, t, 3], device);
@@ -211,9 +211,9 @@ pub fn attention_gradients<B: CompactBackend>(device: &B::Device) {
             output: leaves.linear(kv_heads * hd, 5, true),
         };
         let k = store(leaves.normal([b, t, kv_heads, hd]));
-        let v = KeyValue::Compressed { codes: &codes, decoder: &decoder, rotary: None };
+        let v = KeyValue::Compressed { codes: (&codes).into(), decoder: &decoder, rotary: None };
         let q = leaves.normal([b, s, heads, hd]);
-        vec![flat(Ad::<B>::cached_attention(q, KeyValue::Plain(&k), v, shape))]
+        vec![flat(Ad::<B>::cached_attention(q, KeyValue::Plain((&k).into()), v, shape))]
     });
 }
 
@@ -227,7 +227,7 @@ pub fn a_cache_of_halves_keeps_gradients<B: CompactBackend>(device: &B::Device) 
     check::<B>("attention over halves", device, |leaves| {
         let (k, v) = (store(leaves.normal([b, t, kv_heads, hd])), store(leaves.normal([b, t, kv_heads, hd])));
         let q = leaves.normal([b, s, heads, hd]);
-        vec![flat(Ad::<B>::cached_attention(q, KeyValue::Plain(&k), KeyValue::Plain(&v), shape))]
+        vec![flat(Ad::<B>::cached_attention(q, KeyValue::Plain((&k).into()), KeyValue::Plain((&v).into()), shape))]
     });
     // Without gradients they stay halves.
     assert!(matches!(KvStore::<B>::new(KvFormat::F16, [1, 1, 1, 2], device), KvStore::F16(_)));

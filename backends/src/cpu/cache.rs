@@ -41,16 +41,20 @@ pub enum CacheSliceMut<'a> {
 }
 
 impl CacheSlice<'_> {
-    /// Checks that it is one of `groups` heads, of `capacity` tokens and `width` numbers each.
-    pub(crate) fn check(&self, groups: &[usize], capacity: usize, width: usize) {
-        let shape = |width| [groups, &[capacity, width]].concat();
+    /// Numbers.
+    pub(crate) fn len(&self) -> usize {
         match self {
-            CacheSlice::F32(cache) => check_len("the cache", cache.len(), &shape(width)),
-            CacheSlice::F16(cache) => check_len("the cache", cache.len(), &shape(width)),
-            CacheSlice::Q8 { codes, scales } => {
-                check_len("the cache", codes.len(), &shape(width));
-                check_len("the scales of the cache", scales.len(), &shape(width.div_ceil(KV_BLOCK)));
-            }
+            CacheSlice::F32(cache) => cache.len(),
+            CacheSlice::F16(cache) => cache.len(),
+            CacheSlice::Q8 { codes, .. } => codes.len(),
+        }
+    }
+
+    /// Checks that every block of its rows of `width` numbers has a scale.
+    pub(crate) fn check_scales(&self, width: usize) {
+        if let CacheSlice::Q8 { codes, scales } = self {
+            let rows = codes.len().checked_div(width).unwrap_or_default();
+            check_len("the scales of the cache", scales.len(), &[rows, width.div_ceil(KV_BLOCK)]);
         }
     }
 }

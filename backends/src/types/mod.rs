@@ -3,11 +3,13 @@
 mod activation;
 mod delta_rule;
 mod halting;
+mod kv;
 mod store_kv;
 mod weight;
 
 pub use activation::CodeActivation;
 pub use delta_rule::DeltaRuleShape;
 pub use halting::{HaltMode, HaltRule, HaltWeights};
-pub use store_kv::{KV_BLOCK, StoreKv};
+pub use kv::{KV_BLOCK, KV_TILE};
+pub use store_kv::StoreKv;
 pub use weight::{BlockScales, CodeBook4, INT8_BLOCK, Int8, IntegerRows, Matrix, Weight};

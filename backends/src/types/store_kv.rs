@@ -1,8 +1,5 @@
 //! The shape of an append to a key and value cache.
 
-/// Numbers of a head that share a scale in a cache of 8 bits. The last block of a head may be shorter.
-pub const KV_BLOCK: usize = 64;
-
 /// The shape of an append to the cache.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreKv {

@@ -17,12 +17,20 @@ pub struct Eighths {
 impl Eighths {
     /// Of heads and positions of `width` numbers.
     pub fn new(numbers: &[f32], width: usize) -> Self {
-        let rows = numbers.len() / width;
-        let mut cache =
-            Self { codes: vec![0; numbers.len()].into(), scales: vec![0.0; rows * width.div_ceil(KV_BLOCK)].into() };
-        let p = StoreKv { batch: 1, seq: rows, heads: 1, capacity: rows, width, at: 0 };
-        assert!(cpu::store_kv(numbers, cache.slice_mut(), &p));
+        let mut cache = Self::zeros(numbers.len(), width);
+        cache.fill(numbers, width);
         cache
+    }
+
+    pub fn zeros(numbers: usize, width: usize) -> Self {
+        let scales = numbers / width * width.div_ceil(KV_BLOCK);
+        Self { codes: vec![0; numbers].into(), scales: vec![0.0; scales].into() }
+    }
+
+    pub fn fill(&mut self, numbers: &[f32], width: usize) {
+        let rows = numbers.len() / width;
+        let p = StoreKv { batch: 1, seq: rows, heads: 1, capacity: rows, width, at: 0 };
+        assert!(cpu::store_kv(numbers, self.slice_mut(), &p));
     }
 
     pub fn slice(&self) -> CacheSlice<'_> {

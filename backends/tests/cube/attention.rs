@@ -33,11 +33,11 @@ impl Cache {
         Cache { halves, floats, bits, on_device }
     }
 
-    fn host(&self) -> cpu::KeyValue<'_> {
-        cpu::KeyValue::Plain(match self.halves {
+    fn host(&self) -> [cpu::CacheSlice<'_>; 1] {
+        [match self.halves {
             true => cpu::CacheSlice::F16(&self.bits),
             false => cpu::CacheSlice::F32(&self.floats),
-        })
+        }]
     }
 }
 
@@ -59,7 +59,8 @@ fn check(client: &Client, rng: &mut Rng, float: Float, halves: bool, case: &Case
     let scale = (head_dim as f32).powf(-0.5);
     let twin = cpu::Attention { batch, seq, heads, kv_heads, head_dim, past, capacity, scale };
     let mut want = vec![0.0; q.len()];
-    plain::attention(&q, &k.host(), &v.host(), &twin, &mut want);
+    let [k_host, v_host] = [k.host(), v.host()];
+    plain::attention(&q, &cpu::KeyValue::Plain(&k_host), &cpu::KeyValue::Plain(&v_host), &twin, &mut want);
 
     let out = float.unwritten(client, q.len());
     let q = float.upload(client, &q);

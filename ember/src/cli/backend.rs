@@ -285,3 +285,25 @@ pub fn run_self_test(choice: DeviceChoice) -> Result<Option<(String, Vec<Check>)
         other => bail!("this build does not have {other:?}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Before anything is loaded, and with what to do.
+    #[test]
+    fn a_gpu_refuses_a_cache_in_8_bits() {
+        let mut device = OpenDevice::cpu(Activations::F32);
+        for cache in [CacheType::Q8, CacheType::F16, CacheType::F32] {
+            device.check_cache(cache).expect("the processor has every format");
+        }
+        device.gpu = Some(Gpu { read_bandwidth: Box::new(|| 0.0), launches: || 0 });
+        device.name = "wgpu:0".into();
+        let error = device.check_cache(CacheType::Q8).expect_err("refused").to_string();
+        assert!(
+            ["--cache-type q8", "wgpu:0", "f16", "--device cpu"].iter().all(|part| error.contains(part)),
+            "{error}"
+        );
+        device.check_cache(CacheType::F16).expect("a GPU has halves");
+    }
+}

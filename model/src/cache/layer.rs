@@ -3,7 +3,7 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
 use emberlm_quant::CompactBackend;
-use emberlm_quant::kv::{KvFormat, KvStore};
+use emberlm_quant::kv::{KvFormat, KvParts, KvStore};
 
 use super::shape::LayerCacheShape;
 use crate::error::{Error, Result};
@@ -11,7 +11,9 @@ use crate::error::{Error, Result};
 /// Keys and values of one attention layer.
 #[derive(Clone, Debug)]
 pub struct AttentionCache<B: Backend> {
-    /// Absent while an append owns the store, and after one that panicked.
+    /// Keys and values of the first tokens, in whole parts that other caches may hold too.
+    shared: [Vec<KvStore<B>>; 2],
+    /// The tokens after them. Absent while an append owns the store, and after one that panicked.
     k: Option<KvStore<B>>,
     /// As `k`.
     v: Option<KvStore<B>>,
@@ -28,6 +30,8 @@ fn broken() -> Error {
 impl<B: CompactBackend> AttentionCache<B> {
     /// Appends keys and values `[1, s, heads, width]` of new tokens at slot `at`.
     pub(crate) fn append(&mut self, k: Tensor<B, 4>, v: Tensor<B, 4>, at: usize) -> Result<()> {
+        let [shared, _] = &self.shared;
+        let at = at.checked_sub(shared.iter().map(KvStore::capacity).sum()).ok_or_else(foreign)?;
         // The store is moved out, so that the operation owns it and can write in place.
         let store = self.k.take().ok_or_else(broken)?;
         self.k = Some(self.store("keys", store, k, at));
@@ -49,33 +53,46 @@ impl<B: CompactBackend> AttentionCache<B> {
         store
     }
 
-    /// Stored keys or their codes, `[1, heads, capacity, width]`.
+    /// Stored keys or their codes, parts of `[1, heads, tokens, width]`.
     ///
     /// # Errors
     /// [`Error::Option`] when a pass that failed has lost them.
-    pub fn k(&self) -> Result<&KvStore<B>> {
-        self.k.as_ref().ok_or_else(broken)
+    pub fn k(&self) -> Result<KvParts<'_, B>> {
+        let [shared, _] = &self.shared;
+        Ok(KvParts { shared, own: self.k.as_ref().ok_or_else(broken)? })
     }
 
-    /// Stored values or their codes, `[1, heads, capacity, width]`.
+    /// Stored values or their codes, parts of `[1, heads, tokens, width]`.
     ///
     /// # Errors
     /// As [`k`](Self::k).
-    pub fn v(&self) -> Result<&KvStore<B>> {
-        self.v.as_ref().ok_or_else(broken)
+    pub fn v(&self) -> Result<KvParts<'_, B>> {
+        let [_, shared] = &self.shared;
+        Ok(KvParts { shared, own: self.v.as_ref().ok_or_else(broken)? })
     }
 
-    /// Replaces keys and values by what `f` makes of them.
-    pub(super) fn update(&mut self, f: impl FnOnce([KvStore<B>; 2]) -> Result<[KvStore<B>; 2]>) -> Result<()> {
+    /// Keys and values of the first tokens in `shared` parts, those after them in what `own` makes of its own part.
+    pub(super) fn set(
+        &mut self,
+        shared: &[&[KvStore<B>; 2]],
+        own: impl FnOnce([KvStore<B>; 2]) -> Result<[KvStore<B>; 2]>,
+    ) -> Result<()> {
         let stores = [self.k.take().ok_or_else(broken)?, self.v.take().ok_or_else(broken)?];
-        let [k, v] = f(stores)?;
+        let [k, v] = own(stores)?;
         (self.k, self.v) = (Some(k), Some(v));
+        self.shared = [0, 1].map(|side| shared.iter().map(|stores| stores[side].clone()).collect());
         Ok(())
     }
 
+    /// Makes room for so many tokens in its own part.
     pub(super) fn grow(&mut self, capacity: usize) {
         self.k = self.k.take().map(|store| store.with_capacity(capacity));
         self.v = self.v.take().map(|store| store.with_capacity(capacity));
+    }
+
+    /// Leaves its own part alone.
+    pub(super) fn clear_shared(&mut self) {
+        self.shared = [Vec::new(), Vec::new()];
     }
 
     /// Whether nothing was lost.
@@ -83,6 +100,7 @@ impl<B: CompactBackend> AttentionCache<B> {
         self.k.is_some() && self.v.is_some()
     }
 
+    /// Of its own part.
     pub(super) fn bytes(&self) -> usize {
         [&self.k, &self.v].into_iter().flatten().map(KvStore::bytes).sum()
     }
@@ -197,6 +215,7 @@ pub(super) fn new_layer<B: Backend>(
 ) -> LayerCache<B> {
     match shape {
         LayerCacheShape::Attention { k, v } => LayerCache::Attention(AttentionCache {
+            shared: [Vec::new(), Vec::new()],
             k: Some(k.store(format, capacity, device)),
             v: Some(v.store(format, capacity, device)),
             layer,

@@ -2,19 +2,26 @@
 //!
 //! Full attention keeps keys and values (or the codes they were compressed to), linear attention the last inputs of its
 //! convolution and its state.
+//!
+//! Keys and values are in parts: blocks that several caches and kept prefixes may hold, and one part of its own that grows.
 
+mod block;
 mod layer;
 mod segment;
 mod shape;
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::{Distribution, Tensor};
 use emberlm_quant::CompactBackend;
-use emberlm_quant::kv::{KvFormat, KvStore};
+use emberlm_quant::kv::{KV_TILE, KvFormat, KvParts};
 
+pub(crate) use block::KvBlock;
 pub use layer::{AttentionCache, DeltaNetCache, LayerCache};
 use layer::{foreign, new_layer};
-pub(crate) use segment::{KvSegment, RecurrentState};
+pub(crate) use segment::{KvSegment, RecurrentState, shared_blocks};
 use shape::bytes_of;
 pub use shape::{KvShape, LayerCacheShape};
 
@@ -29,10 +36,13 @@ const NOISE: Distribution = Distribution::Uniform(-1.0, 1.0);
 
 /// Everything one sequence keeps between calls.
 ///
-/// Cloning forks the sequence: tensors are shared until one side appends.
+/// Cloning forks the sequence: tensors are shared until one side appends, which copies its own part whole. After a
+/// [`fork`](Self::fork) that part is small.
 #[derive(Clone, Debug)]
 pub struct Cache<B: Backend> {
     pub(crate) layers: Vec<LayerCache<B>>,
+    /// Keys and values of the first tokens; each is a whole tile.
+    blocks: Vec<Arc<KvBlock<B>>>,
     shapes: Vec<LayerCacheShape>,
     format: KvFormat,
     capacity: usize,
@@ -52,8 +62,9 @@ impl<B: CompactBackend> Cache<B> {
     pub fn new(shapes: Vec<LayerCacheShape>, format: KvFormat, device: &B::Device) -> Self {
         let (device, format) = (device.clone(), format.on::<B>(device));
         let (limit, memory) = (buffer_limit::<B>(&device), B::memory(&device));
-        let (layers, capacity, len, expected, first_position) = (Vec::new(), 0, 0, 0, 0);
-        Self { layers, shapes, format, capacity, len, expected, first_position, limit, memory, device }
+        let (layers, blocks) = (Vec::new(), Vec::new());
+        let (capacity, len, expected, first_position) = (0, 0, 0, 0);
+        Self { layers, blocks, shapes, format, capacity, len, expected, first_position, limit, memory, device }
     }
 
     /// What layer `i` keeps.
@@ -107,13 +118,28 @@ impl<B: CompactBackend> Cache<B> {
         self.expected
     }
 
-    /// Bytes held on the device, free slots included.
+    /// Bytes held on the device, free slots and what it shares with others included.
     pub fn bytes(&self) -> usize {
+        self.own_bytes() + self.blocks.iter().map(|block| block.bytes()).sum::<usize>()
+    }
+
+    /// Of them those that it shares with nobody: what a clone takes when it goes on.
+    pub(crate) fn own_bytes(&self) -> usize {
         let layers = self.layers.iter().map(|layer| match layer {
             LayerCache::Attention(kv) => kv.bytes(),
             LayerCache::DeltaNet(delta) => delta.bytes(),
         });
         layers.sum()
+    }
+
+    /// What it may share with others.
+    pub(crate) fn blocks(&self) -> &[Arc<KvBlock<B>>] {
+        &self.blocks
+    }
+
+    /// Tokens of the blocks.
+    fn shared_tokens(&self) -> usize {
+        self.blocks.len() * KV_TILE
     }
 
     /// Tokens that fit without growth.
@@ -142,9 +168,10 @@ impl<B: CompactBackend> Cache<B> {
             self.layers = self.shapes.iter().enumerate().map(layer).collect();
             return;
         }
+        let own = self.capacity - self.shared_tokens();
         for layer in &mut self.layers {
             if let LayerCache::Attention(kv) = layer {
-                kv.grow(self.capacity);
+                kv.grow(own);
             }
         }
     }
@@ -207,13 +234,16 @@ impl<B: CompactBackend> Cache<B> {
         self.limit = Some(self.limit.map_or(bytes, |limit| limit.min(bytes)));
     }
 
-    /// Forgets every token; the memory is kept.
+    /// Forgets every token; the memory is kept, but for what is shared with others.
     pub fn reset(&mut self) {
         (self.len, self.expected, self.first_position) = (0, 0, 0);
+        self.capacity -= self.shared_tokens();
+        self.blocks.clear();
         for (i, (layer, &shape)) in self.layers.iter_mut().zip(&self.shapes).enumerate() {
-            // Slots are written before they are read; a state is read first.
-            if !matches!(layer, LayerCache::Attention(kv) if kv.is_whole()) {
-                *layer = new_layer(i, shape, self.format, self.capacity, &self.device);
+            match layer {
+                // Slots are written before they are read; a state is read first.
+                LayerCache::Attention(kv) if kv.is_whole() => kv.clear_shared(),
+                _ => *layer = new_layer(i, shape, self.format, self.capacity, &self.device),
             }
         }
     }
@@ -232,8 +262,8 @@ impl<B: CompactBackend> Cache<B> {
             for layer in &mut self.layers {
                 match layer {
                     LayerCache::Attention(kv) => {
-                        let new = |store: &KvStore<B>| {
-                            let [b, heads, _, width] = store.dims();
+                        let new = |parts: KvParts<'_, B>| {
+                            let [b, heads, _, width] = parts.own.dims();
                             Tensor::random([b, s, heads, width], NOISE, &self.device)
                         };
                         let (k, v) = (new(kv.k()?), new(kv.v()?));
@@ -275,6 +305,18 @@ impl<B: CompactBackend> Cache<B> {
     pub(crate) fn advance(&mut self, s: usize) {
         self.len += s;
     }
+}
+
+/// Bytes of the blocks of all these caches, each block once, as far as `counts` says.
+pub(crate) fn block_bytes<'a, B: CompactBackend>(
+    caches: impl Iterator<Item = &'a Cache<B>>,
+    counts: impl Fn(&KvBlock<B>) -> bool,
+) -> usize {
+    let mut seen = HashSet::new();
+    let blocks = caches.flat_map(|cache| &cache.blocks).filter(|block| counts(block));
+    // One that has one holder need not be looked for.
+    let once = |block: &&Arc<KvBlock<B>>| Arc::strong_count(block) == 1 || seen.insert(Arc::as_ptr(block));
+    blocks.filter(once).map(|block| block.bytes()).sum()
 }
 
 fn refused(message: String) -> Error {

@@ -51,7 +51,7 @@ impl KvShape {
         }
     }
 
-    /// The format of a store of this shape.
+    /// The format that a store of this shape begins with in a cache of `format`.
     pub(super) fn format(self, format: KvFormat) -> KvFormat {
         match self {
             Self::Heads { width, .. } => format.of_width(width),

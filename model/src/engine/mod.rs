@@ -61,7 +61,7 @@ pub struct EngineOptions {
     pub prompt_tokens_beside_decoding: usize,
     /// Sequences that take part at once; others wait for their turn.
     pub max_running: usize,
-    /// Bytes of all caches together, free slots and kept prefixes included; none: what the device has. A cache that grows is for a moment
+    /// Bytes of all caches together, free slots and kept prefixes included, what several share once; none: what the device has. A cache that grows is for a moment
     /// there twice.
     pub cache_bytes: Option<usize>,
     /// Bytes of prefixes that are kept for requests that begin with the same tokens, at most; 0: none are kept. They make way where
@@ -179,10 +179,12 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
         };
         let events = self.end(sequence, Finish::Cancelled, limit);
         self.events.extend(events);
+        self.make_way(0);
     }
 
     /// A second sequence that has read and generated what this one has, and goes on by itself, with the same random numbers to come.
-    /// Their caches are shared until one of the two appends, and then one of them is copied whole.
+    /// On a backend that reads a cache in parts they share its whole tiles for good; the rest, and on other backends all of it, is shared
+    /// until one of the two appends and then copied.
     ///
     /// For several answers to one prompt with seeds of their own, submit it several times: with a prefix cache it is read once, the others
     /// wait meanwhile, and each gets what it gets alone.
@@ -190,17 +192,17 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
     /// # Errors
     /// [`Error::Option`] when there is no such sequence (any more), [`Error::Memory`] when there is no room for a second cache.
     pub fn fork(&mut self, id: SequenceId) -> Result<SequenceId> {
-        let mut all = self.running.iter().chain(&self.waiting);
+        let mut all = self.running.iter_mut().chain(&mut self.waiting);
         let Some(original) = all.find(|sequence| sequence.id == id) else {
             return Err(Error::Option { option: "sequence".into(), message: "has ended or never was".into() });
         };
-        let more = original.cache.bytes();
+        let id = SequenceId(self.next_id);
+        let copy = original.fork(id)?;
+        let more = copy.cache.own_bytes();
         if let Some((bytes, limit)) = self.beyond_budget(more) {
             let what = format!("the caches of {} sequences", self.running.len() + self.waiting.len() + 1);
             return Err(Error::Memory { what, bytes, limit });
         }
-        let id = SequenceId(self.next_id);
-        let copy = original.fork(id);
         self.next_id += 1;
         self.make_way(more);
         // What it holds takes room wherever it is; a turn of its own comes when there is a place.
@@ -218,9 +220,9 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
         self.running.is_empty() && self.waiting.is_empty() && self.events.is_empty()
     }
 
-    /// Bytes of all caches, free slots and kept prefixes included.
+    /// Bytes of all caches, free slots and kept prefixes included. What several of them share counts once.
     pub fn cache_bytes(&self) -> usize {
-        self.sequence_bytes() + self.prefix.bytes()
+        self.bytes_beside_prefixes() + self.prefix.bytes()
     }
 
     /// Bytes of the prefixes that are kept.
@@ -253,8 +255,8 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
     }
 
     /// Ends a sequence that has not failed. What it has computed is kept as a prefix, in so many bytes for all of them.
-    fn end(&mut self, sequence: Sequence<B>, finish: Finish, prefix_limit: usize) -> Vec<Event<B>> {
-        self.prefix.keep(&sequence, Keep::Answer, prefix_limit);
+    fn end(&mut self, mut sequence: Sequence<B>, finish: Finish, prefix_limit: usize) -> Vec<Event<B>> {
+        self.prefix.keep(&mut sequence, Keep::Answer, prefix_limit);
         sequence.finish(finish)
     }
 
@@ -274,6 +276,7 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
         for sequence in ended {
             events.extend(self.end(sequence, Finish::Length, limit));
         }
+        self.make_way(0);
     }
 
     /// Whose tokens this step feeds, as far as there is room for them. Where none can go on for want of room, the youngest fail.
@@ -341,6 +344,8 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
         }
         self.running = kept;
         self.take_snapshots();
+        // Prefixes that went may have left what sequences hold too.
+        self.make_way(0);
     }
 
     fn forward(&mut self, turns: &[Turn]) -> Result<ForwardOutput<B>> {

@@ -1,31 +1,50 @@
 //! The budget of bytes: who takes part, and what goes to make room.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use emberlm_quant::CompactBackend;
 
 use super::Engine;
 use super::request::{Event, EventKind};
 use super::sequence::Sequence;
+use crate::cache::{Cache, KvBlock, block_bytes};
 use crate::error::{Error, Result};
 
 /// Output tokens that a cache gets room for at once; a longer text grows it.
 const RESERVED: usize = 1024;
 
 impl<B: CompactBackend> Engine<'_, B> {
-    /// Of the caches of all sequences. Those that a [fork](Self::fork) shares count for each: room for the copy is set aside before one
-    /// of the two goes on.
-    pub(super) fn sequence_bytes(&self) -> usize {
-        self.running.iter().chain(&self.waiting).map(|sequence| sequence.cache.bytes()).sum()
+    fn caches(&self) -> impl Iterator<Item = &Cache<B>> {
+        self.running.iter().chain(&self.waiting).map(|sequence| &sequence.cache)
+    }
+
+    /// Of what each sequence has by itself. Of a [fork](Self::fork) that is what it still shares but will copy: room for the copy is set
+    /// aside before one of the two goes on.
+    fn own_bytes(&self) -> usize {
+        self.caches().map(Cache::own_bytes).sum()
+    }
+
+    /// Of the caches of all sequences; what several share counts once.
+    fn sequence_bytes(&self) -> usize {
+        self.own_bytes() + block_bytes(self.caches(), |_| true)
+    }
+
+    /// Of them those that are not in kept prefixes too.
+    pub(super) fn bytes_beside_prefixes(&self) -> usize {
+        self.own_bytes() + block_bytes(self.caches(), |block| !block.is_kept())
     }
 
     /// What the sequences would take with so many bytes more, and the budget, where it is beyond even without prefixes.
     pub(super) fn beyond_budget(&self, more: usize) -> Option<(usize, usize)> {
+        let limit = self.options.cache_bytes?;
         let bytes = self.sequence_bytes().saturating_add(more);
-        self.options.cache_bytes.filter(|&limit| bytes > limit).map(|limit| (bytes, limit))
+        (bytes > limit).then_some((bytes, limit))
     }
 
     /// Bytes that prefixes may take beside the sequences.
     pub(super) fn prefix_limit(&self) -> usize {
-        self.options.cache_bytes.map_or(usize::MAX, |limit| limit.saturating_sub(self.sequence_bytes()))
+        self.options.cache_bytes.map_or(usize::MAX, |limit| limit.saturating_sub(self.bytes_beside_prefixes()))
     }
 
     /// Whether the sequences can take so many bytes more without any prefix going.
@@ -35,7 +54,33 @@ impl<B: CompactBackend> Engine<'_, B> {
 
     /// Lets prefixes go, so that the sequences can take so many bytes more.
     pub(super) fn make_way(&mut self, more: usize) {
-        self.prefix.shrink_to(self.prefix_limit().saturating_sub(more));
+        self.make_way_for(|_| more);
+    }
+
+    /// Lets prefixes go, so that the sequences can take `more` bytes, which may be more without what went. What sequences share with a
+    /// prefix stays with them.
+    fn make_way_for(&mut self, more: impl Fn(&Self) -> usize) {
+        while self.prefix.bytes() > 0 {
+            let limit = self.prefix_limit().saturating_sub(more(self));
+            if self.prefix.bytes() <= limit {
+                return;
+            }
+            self.prefix.shrink_to(limit);
+        }
+    }
+
+    /// Bytes of a cache that takes part which are there already: beside the prefixes, and without them.
+    fn bytes_there(&self, sequence: &Sequence<B>) -> [usize; 2] {
+        let blocks: Vec<&Arc<KvBlock<B>>> = match sequence.begins_anew() {
+            true => self.prefix.blocks_for(sequence),
+            false => sequence.cache.blocks().iter().collect(),
+        };
+        let held: HashSet<_> = self.caches().flat_map(Cache::blocks).map(Arc::as_ptr).collect();
+        let is_held = |block: &Arc<KvBlock<B>>| held.contains(&Arc::as_ptr(block));
+        let bytes = |there: &dyn Fn(&Arc<KvBlock<B>>) -> bool| {
+            blocks.iter().filter(|block| there(block)).map(|block| block.bytes()).sum()
+        };
+        [bytes(&|block| block.is_kept() || is_held(block)), bytes(&is_held)]
     }
 
     /// Lets those that wait take part, in order, as long as there is room for their prompts. One whose prompt another is just reading
@@ -53,16 +98,20 @@ impl<B: CompactBackend> Engine<'_, B> {
             let read = sequence.tokens.len();
             let roomy = sequence.most_tokens().min(read.saturating_add(RESERVED));
             let held = sequence.cache.bytes();
-            // Its own bytes count with those of the others.
+            // Its own bytes count with those of the others, but for what it shares with them or with prefixes.
+            let [there, there_without_prefixes] = self.bytes_there(&sequence);
             let [roomy_bytes, read_bytes] = [roomy, read].map(|slots| sequence.cache.bytes_with_room(slots).max(held));
-            let (slots, bytes) = match self.fits_beside_prefixes(roomy_bytes) {
+            let (slots, bytes) = match self.fits_beside_prefixes(roomy_bytes.saturating_sub(there)) {
                 true => (roomy, roomy_bytes),
                 false => (read, read_bytes),
             };
-            match self.beyond_budget(bytes) {
+            match self.beyond_budget(bytes.saturating_sub(there_without_prefixes)) {
                 None => {
                     self.prefix.touch(&sequence);
-                    self.make_way(bytes);
+                    self.make_way_for(|engine| {
+                        let [there, _] = engine.bytes_there(&sequence);
+                        bytes.saturating_sub(there)
+                    });
                     self.start(&mut sequence, slots);
                     events.extend(sequence.start());
                     self.running.push(sequence);
@@ -86,17 +135,14 @@ impl<B: CompactBackend> Engine<'_, B> {
         if sequence.cache.check_room(slots).is_err() {
             return;
         }
-        sequence.cache.reserve(slots);
-        if !sequence.begins_anew() {
-            return;
-        }
-        if self.prefix.restore(sequence).is_err() {
+        let anew = sequence.begins_anew();
+        if anew && self.prefix.restore(sequence).is_err() {
             let mut cache = self.model.new_cache(self.options.kv_format);
             cache.expect(sequence.tokens.len());
-            cache.reserve(slots);
             sequence.cache = cache;
         }
-        self.totals.prefix_hits += u64::from(!sequence.cache.is_empty());
+        sequence.cache.reserve(slots);
+        self.totals.prefix_hits += u64::from(anew && !sequence.cache.is_empty());
     }
 
     /// Makes room for `tokens` more of a sequence, half as much again where the budget has it.

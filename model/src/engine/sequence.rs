@@ -163,8 +163,12 @@ impl<B: CompactBackend> Sequence<B> {
     }
 
     /// The same sequence by another name, which has not started yet.
-    pub fn fork(&self, id: SequenceId) -> Self {
-        Self { id, started: false, ..self.clone() }
+    ///
+    /// # Errors
+    /// When its cache has lost a tensor.
+    pub fn fork(&mut self, id: SequenceId) -> Result<Self> {
+        let cache = self.cache.fork()?;
+        Ok(Self { id, cache, started: false, ..self.clone() })
     }
 
     pub fn begin(&mut self) {

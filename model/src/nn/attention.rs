@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use emberlm_quant::CompactBackend;
-use emberlm_quant::kv::{KeyValue, KvStore, Rotary};
+use emberlm_quant::kv::{KeyValue, KvParts, KvStore, Rotary};
 use emberlm_quant::modules::{Linear, LinearConfig, forward_all};
 use emberlm_quant::ops::{AttentionShape, AttentionSpan};
 
@@ -215,7 +215,7 @@ impl<B: CompactBackend> Attention<B> {
         let o = match caches {
             None => {
                 let [k, v] = [k, v].map(|t| KvStore::F32(t.swap_dims(1, 2)));
-                self.attend(q, context, &[(&k, &v)])
+                self.attend(q, context, &[((&k).into(), (&v).into())])
             }
             Some(caches) => {
                 let mut caches = caches.into_iter().map(|cache| cache.attention_mut()).collect::<Result<Vec<_>>>()?;
@@ -243,7 +243,7 @@ impl<B: CompactBackend> Attention<B> {
         &self,
         q: Tensor<B, 4>,
         context: &ForwardContext<B>,
-        stores: &[(&KvStore<B>, &KvStore<B>)],
+        stores: &[(KvParts<'_, B>, KvParts<'_, B>)],
     ) -> Tensor<B, 4> {
         // Keys compressed before rotation are rotated after decoding, all of them.
         let rotates = self.k_compressor.is_some() && self.k_stage == KStage::PreRope;
@@ -251,8 +251,8 @@ impl<B: CompactBackend> Attention<B> {
         let scale = (self.head_dim as f64).powf(-0.5);
         let spans = context.spans.iter().zip(stores).zip(&rotaries).map(|((span, (k, v)), rotary)| AttentionSpan {
             tokens: span.tokens.len(),
-            k: key_value(k, &self.k_compressor, rotary.as_ref()),
-            v: key_value(v, &self.v_compressor, None),
+            k: key_value(*k, &self.k_compressor, rotary.as_ref()),
+            v: key_value(*v, &self.v_compressor, None),
             shape: AttentionShape { past: span.past, kv_heads: self.num_key_value_heads, scale },
         });
         B::cached_attention_spans(q, &spans.collect::<Vec<_>>())
@@ -267,12 +267,12 @@ fn normed<B: CompactBackend>(norm: &Option<RmsNorm<B>>, x: Tensor<B, 4>) -> Tens
 }
 
 fn key_value<'a, B: Backend>(
-    store: &'a KvStore<B>,
+    parts: KvParts<'a, B>,
     compressor: &'a Option<KvCompressor<B>>,
     rotary: Option<&'a Rotary<B>>,
 ) -> KeyValue<'a, B> {
     match compressor {
-        Some(compressor) => KeyValue::Compressed { codes: store, decoder: &compressor.decoder, rotary },
-        None => KeyValue::Plain(store),
+        Some(compressor) => KeyValue::Compressed { codes: parts, decoder: &compressor.decoder, rotary },
+        None => KeyValue::Plain(parts),
     }
 }

@@ -209,3 +209,38 @@ fn yarn(plain: Vec<f64>, theta: f64, dim: usize, scaling: &YarnScaling) -> Vec<f
     };
     plain.into_iter().enumerate().map(stretched).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::DType;
+
+    type B = burn_ndarray::NdArray<f32>;
+
+    fn numbers(rotary: Rotary<B>) -> [Vec<f32>; 2] {
+        [rotary.cos, rotary.sin].map(|t| t.cast(DType::F32).into_data().into_vec().expect("floats"))
+    }
+
+    /// What is kept is what would be computed, bit for bit: a sequence that grows, others beside it, one that begins elsewhere, and
+    /// frequencies that depend on the length.
+    #[test]
+    fn tables_that_are_kept_are_those_that_are_computed() {
+        let dynamic = DynamicScaling { factor: 2.0, max_position_embeddings: 50 };
+        for scaling in [None, Some(RopeScaling::Linear { factor: 4.0 }), Some(RopeScaling::Dynamic(dynamic))] {
+            let embedding = RotaryEmbedding::new(&RopeConfig { theta: 1e4, rotary_dim: 16, scaling });
+            let clone = embedding.clone();
+            for (start, count) in
+                [(0, 7), (0, 8), (0, 60), (0, 61), (3, 9), (0, 100), (70, 40), (500, 3), (0, 5), (2, 300)]
+            {
+                let length = start + count;
+                let want = numbers(embedding.at(start, count, length, &Default::default()));
+                assert_eq!(want[0].len(), count * 8);
+                assert_eq!(
+                    numbers(clone.at_again(start, count, length, &Default::default())),
+                    want,
+                    "{start} + {count}"
+                );
+            }
+        }
+    }
+}

@@ -3,6 +3,7 @@
 #[cfg(feature = "flex")]
 mod flex;
 mod held;
+mod kv;
 #[cfg(feature = "ndarray")]
 mod ndarray;
 mod operations;
@@ -57,6 +58,7 @@ fn bool_tensor<B: HostTensors, const D: usize>(values: Vec<bool>, shape: [usize;
 macro_rules! host_operations {
     () => {
         const SHARES_HOST_MEMORY: bool = true;
+        const READS_KV_PARTS: bool = true;
 
         fn memory(_device: &Self::Device) -> Option<usize> {
             emberlm_backends::cpu::memory()

@@ -7,6 +7,7 @@ use emberlm_backends::types::{DeltaRuleShape, StoreKv};
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use super::held::{HeldLinear, HeldWeight};
+use super::kv::{HeldParts, PartNumbers};
 use super::{HostTensors, bool_tensor, float_primitive, float_tensor, int_tensor};
 use crate::activations::Activations;
 use crate::halting::{HaltMode, HaltRecord, HaltRows, HaltRule, HaltState, HaltWeights};
@@ -263,9 +264,6 @@ pub(super) fn cached_attention<B: HostTensors>(
     }
     let [batch, seq, heads, head_dim] = q.dims();
     let q = float_primitive(q);
-    let capacity = match k {
-        KeyValue::Plain(store) | KeyValue::Compressed { codes: store, .. } => store.capacity(),
-    };
     let geometry = cpu::Attention {
         batch,
         seq,
@@ -273,12 +271,14 @@ pub(super) fn cached_attention<B: HostTensors>(
         kv_heads: shape.kv_heads,
         head_dim,
         past: shape.past,
-        capacity,
+        capacity: k.parts().capacity(),
         scale: shape.scale as f32,
     };
     let mut out = vec![0.0; batch * seq * heads * head_dim];
-    with_key_value(k, |k| {
-        with_key_value(v, |v| cpu::attention(&B::floats(&q), &k, &v, &geometry, &mut out));
+    let held = [k, v].map(|kv| HeldParts::new(kv.parts()));
+    let [k_numbers, v_numbers] = held.each_ref().map(HeldParts::numbers);
+    with_key_value(k, &k_numbers, |k| {
+        with_key_value(v, &v_numbers, |v| cpu::attention(&B::floats(&q), &k, &v, &geometry, &mut out));
     });
     float_tensor(out, [batch, seq, heads, head_dim])
 }
@@ -289,31 +289,22 @@ fn needs_decoding<B: HostTensors>(kv: &KeyValue<'_, B>) -> bool {
         KeyValue::Plain(_) => false,
         KeyValue::Compressed { codes, decoder, rotary } => {
             let split = decoder.hidden.iter().chain([&decoder.output]).any(split::in_parts);
-            rotary.is_some() || codes.dims()[1] > 1 || split
+            rotary.is_some() || codes.own.dims()[1] > 1 || split
         }
     }
 }
 
-/// Calls `f` with the borrowed keys or values.
-fn with_key_value<B: HostTensors, T>(kv: KeyValue<'_, B>, f: impl FnOnce(cpu::KeyValue<'_>) -> T) -> T {
+/// Calls `f` with the keys or values whose numbers these are.
+fn with_key_value<B: HostTensors, T>(
+    kv: KeyValue<'_, B>,
+    numbers: &PartNumbers<'_>,
+    f: impl FnOnce(cpu::KeyValue<'_>) -> T,
+) -> T {
     match kv {
-        KeyValue::Plain(KvStore::F32(t)) => {
-            let t = float_primitive(t.clone());
-            f(cpu::KeyValue::Plain(cpu::CacheSlice::F32(&B::floats(&t))))
-        }
-        KeyValue::Plain(KvStore::F16(t)) => {
-            let t = t.clone().into_primitive();
-            f(cpu::KeyValue::Plain(cpu::CacheSlice::F16(bytemuck::cast_slice(&B::words(&t)))))
-        }
-        KeyValue::Plain(KvStore::Q8 { codes, scales }) => {
-            let (codes, scales) = (codes.clone().into_primitive(), float_primitive(scales.clone()));
-            let (codes, scales) = (B::words(&codes), B::floats(&scales));
-            f(cpu::KeyValue::Plain(cpu::CacheSlice::Q8 { codes: bytemuck::cast_slice(&codes), scales: &scales }))
-        }
-        KeyValue::Compressed { codes, decoder, .. } => {
-            let KvStore::F32(codes) = codes else { unreachable!("codes are stored as F32") };
-            let codes = float_primitive(codes.clone());
-            with_decoder(decoder, |decoder| f(cpu::KeyValue::Compressed { codes: &B::floats(&codes), decoder }))
+        KeyValue::Plain(_) => f(cpu::KeyValue::Plain(&numbers.slices())),
+        KeyValue::Compressed { decoder, .. } => {
+            let codes = numbers.codes();
+            with_decoder(decoder, |decoder| f(cpu::KeyValue::Compressed { codes: &codes, decoder }))
         }
     }
 }

@@ -1,88 +1,38 @@
 //! Operations on several sequences at once: one parallel region for all of them.
 
-use std::borrow::Cow;
-
 use burn::tensor::Tensor;
-use burn::tensor::ops::{FloatTensor, IntTensor};
 use emberlm_backends::cpu;
 use emberlm_backends::types::DeltaRuleShape;
 
+use super::kv::{HeldParts, PartNumbers};
 use super::{HostTensors, float_primitive, float_tensor};
-use crate::kv::{KeyValue, KvStore};
+use crate::kv::KeyValue;
 use crate::ops::{AttentionSpan, DeltaRule};
 use crate::spans::{join, split};
 
-/// Stored keys or values, kept alive while a kernel reads them.
-enum HeldStore<B: HostTensors> {
-    F32(FloatTensor<B>),
-    F16(IntTensor<B>),
-    Q8 { codes: IntTensor<B>, scales: FloatTensor<B> },
-}
-
-/// Their numbers.
-enum Numbers<'a> {
-    F32(Cow<'a, [f32]>),
-    F16(Cow<'a, [u32]>),
-    Q8 { codes: Cow<'a, [u32]>, scales: Cow<'a, [f32]> },
-}
-
-impl<B: HostTensors> HeldStore<B> {
-    /// None where keys or values are compressed.
-    fn new(kv: &KeyValue<'_, B>) -> Option<Self> {
-        match kv {
-            KeyValue::Plain(KvStore::F32(t)) => Some(Self::F32(float_primitive(t.clone()))),
-            KeyValue::Plain(KvStore::F16(t)) => Some(Self::F16(t.clone().into_primitive())),
-            KeyValue::Plain(KvStore::Q8 { codes, scales }) => {
-                Some(Self::Q8 { codes: codes.clone().into_primitive(), scales: float_primitive(scales.clone()) })
-            }
-            KeyValue::Compressed { .. } => None,
-        }
-    }
-
-    fn numbers(&self) -> Numbers<'_> {
-        match self {
-            Self::F32(t) => Numbers::F32(B::floats(t)),
-            Self::F16(t) => Numbers::F16(B::words(t)),
-            Self::Q8 { codes, scales } => Numbers::Q8 { codes: B::words(codes), scales: B::floats(scales) },
-        }
-    }
-}
-
-impl Numbers<'_> {
-    fn key_value(&self) -> cpu::KeyValue<'_> {
-        cpu::KeyValue::Plain(match self {
-            Self::F32(numbers) => cpu::CacheSlice::F32(numbers),
-            Self::F16(words) => cpu::CacheSlice::F16(bytemuck::cast_slice(words)),
-            Self::Q8 { codes, scales } => cpu::CacheSlice::Q8 { codes: bytemuck::cast_slice(codes), scales },
-        })
-    }
-}
-
 pub(super) fn cached_attention<B: HostTensors>(q: Tensor<B, 4>, spans: &[AttentionSpan<'_, B>]) -> Tensor<B, 4> {
-    let held = spans.iter().map(|span| Some([HeldStore::new(&span.k)?, HeldStore::new(&span.v)?]));
-    let held: Vec<[HeldStore<B>; 2]> = match held.collect() {
-        Some(held) if spans.len() > 1 => held,
-        // What a compressed side takes most of its time for is a region of its own in any case.
-        _ => {
-            let tokens: Vec<usize> = spans.iter().map(|span| span.tokens).collect();
-            let queries = split(q, &tokens).into_iter().zip(spans);
-            return join(queries.map(|(q, span)| B::cached_attention(q, span.k, span.v, span.shape)).collect());
-        }
-    };
-    let numbers: Vec<[Numbers; 2]> = held.iter().map(|held| held.each_ref().map(HeldStore::numbers)).collect();
+    let is_plain = |kv: &KeyValue<'_, B>| matches!(kv, KeyValue::Plain(_));
+    // What a compressed side takes most of its time for is a region of its own in any case.
+    if spans.len() == 1 || !spans.iter().all(|span| is_plain(&span.k) && is_plain(&span.v)) {
+        let tokens: Vec<usize> = spans.iter().map(|span| span.tokens).collect();
+        let queries = split(q, &tokens).into_iter().zip(spans);
+        return join(queries.map(|(q, span)| B::cached_attention(q, span.k, span.v, span.shape)).collect());
+    }
+    let held = spans.iter().map(|span| [span.k, span.v].map(|kv| HeldParts::<B>::new(kv.parts())));
+    let held: Vec<[HeldParts<B>; 2]> = held.collect();
+    let numbers: Vec<[PartNumbers; 2]> = held.iter().map(|held| held.each_ref().map(HeldParts::numbers)).collect();
+    let slices = numbers.iter().map(|numbers| numbers.each_ref().map(PartNumbers::slices));
+    let slices: Vec<[Vec<cpu::CacheSlice>; 2]> = slices.collect();
     let [_, n, heads, head_dim] = q.dims();
     let q = float_primitive(q);
     let q = B::floats(&q);
     let mut out = vec![0.0; n * heads * head_dim];
     let (mut q, mut rest) = (&q[..], &mut out[..]);
-    let calls = spans.iter().zip(&numbers).map(|(span, [k, v])| {
+    let calls = spans.iter().zip(&slices).map(|(span, [k, v])| {
         let own = span.tokens * heads * head_dim;
         let (own_q, after) = q.split_at(own);
         let (own_out, out_after) = std::mem::take(&mut rest).split_at_mut(own);
         (q, rest) = (after, out_after);
-        let capacity = match span.k {
-            KeyValue::Plain(store) | KeyValue::Compressed { codes: store, .. } => store.capacity(),
-        };
         let shape = cpu::Attention {
             batch: 1,
             seq: span.tokens,
@@ -90,10 +40,10 @@ pub(super) fn cached_attention<B: HostTensors>(q: Tensor<B, 4>, spans: &[Attenti
             kv_heads: span.shape.kv_heads,
             head_dim,
             past: span.shape.past,
-            capacity,
+            capacity: span.k.parts().capacity(),
             scale: span.shape.scale as f32,
         };
-        cpu::AttentionSpan { q: own_q, k: k.key_value(), v: v.key_value(), shape, out: own_out }
+        cpu::AttentionSpan { q: own_q, k: cpu::KeyValue::Plain(k), v: cpu::KeyValue::Plain(v), shape, out: own_out }
     });
     cpu::attention_spans(&mut calls.collect::<Vec<_>>());
     float_tensor(out, [1, n, heads, head_dim])

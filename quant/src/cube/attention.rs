@@ -12,7 +12,7 @@ use super::tensor::{Cube, buffer, float_tensor, floats, int_tensor, ints, own, u
 use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvStore};
 use crate::ops::{AttentionShape, CompactBackend};
 use crate::packed::PackedWeight;
-use crate::reference;
+use crate::reference::{self, gathered};
 
 pub(super) fn store_kv<R: CubeRuntime>(store: KvStore<Cube<R>>, new: Tensor<Cube<R>, 4>, at: usize) -> KvStore<Cube<R>>
 where
@@ -100,12 +100,12 @@ where
     /// The first `t` tokens. Codes are decoded up to the last layer if all heads share a code and `moves_decoder`, else
     /// wholly.
     fn new(kv: KeyValue<'_, Cube<R>>, t: usize, kv_heads: usize, head_dim: usize, moves_decoder: bool) -> Self {
-        let (codes, decoder, rotary) = match kv {
-            KeyValue::Plain(store) => return Self::plain(store),
-            KeyValue::Compressed { codes: KvStore::F32(codes), decoder, rotary } => (codes, decoder, rotary),
-            KeyValue::Compressed { .. } => unreachable!("codes are stored as F32"),
+        let (decoder, rotary) = match kv {
+            KeyValue::Plain(parts) => return Self::plain(&gathered(parts)),
+            KeyValue::Compressed { decoder, rotary, .. } => (decoder, rotary),
         };
-        let codes = codes.clone().slice_dim(2, 0..t).swap_dims(1, 2); // [b, t, 1 or kv_heads, r]
+        let KvStore::F32(codes) = gathered(kv.parts()) else { unreachable!("codes are stored as F32") };
+        let codes = codes.slice_dim(2, 0..t).swap_dims(1, 2); // [b, t, 1 or kv_heads, r]
         let [b, _, count, r] = codes.dims();
         let inner = hidden(codes.reshape([b * t * count, r]), decoder);
         let width = inner.dims()[1];
@@ -130,7 +130,7 @@ where
     fn plain(store: &KvStore<Cube<R>>) -> Self {
         if matches!(store, KvStore::Q8 { .. }) {
             // No kernel reads 8 bits: as floats.
-            return Self::plain(&KvStore::F32(reference::read(store, store.capacity())));
+            return Self::plain(&KvStore::F32(reference::read_store(store, store.capacity())));
         }
         let [_, heads, capacity, width] = store.dims();
         let (buffer, halves) = match store {

@@ -1,12 +1,15 @@
 //! What attention reads besides the queries: stored keys and values, or the codes they were compressed to.
 
 mod decoder;
+mod parts;
 mod rotary;
 mod store;
 
 use burn::tensor::backend::Backend;
 
 pub use decoder::{CodeActivation, CodeDecoder};
+pub use emberlm_backends::types::KV_TILE;
+pub use parts::KvParts;
 pub use rotary::Rotary;
 pub use store::{KvFormat, KvStore};
 
@@ -14,11 +17,11 @@ pub use store::{KvFormat, KvStore};
 #[derive(Debug)]
 pub enum KeyValue<'a, B: Backend> {
     /// Stored as they are: `[b, kv_heads, capacity, head_dim]`.
-    Plain(&'a KvStore<B>),
+    Plain(KvParts<'a, B>),
     /// Stored as codes of `r` numbers, one per token for all heads together or one per head.
     Compressed {
         /// `[b, 1 or kv_heads, capacity, r]`, F32.
-        codes: &'a KvStore<B>,
+        codes: KvParts<'a, B>,
         /// Code to all heads or to one: `[.., r] -> [.., kv_heads * head_dim]` or `[.., head_dim]`.
         decoder: &'a CodeDecoder<B>,
         /// Rotation of the decoded keys for positions `0..past + s`, when keys were compressed before it.
@@ -34,3 +37,12 @@ impl<B: Backend> Clone for KeyValue<'_, B> {
 }
 
 impl<B: Backend> Copy for KeyValue<'_, B> {}
+
+impl<'a, B: Backend> KeyValue<'a, B> {
+    /// What is stored, be it keys, values or codes.
+    pub fn parts(&self) -> KvParts<'a, B> {
+        match *self {
+            Self::Plain(parts) | Self::Compressed { codes: parts, .. } => parts,
+        }
+    }
+}

@@ -1,9 +1,10 @@
 //! The store of keys, values or codes of past tokens.
 
-use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Int, Tensor};
-use emberlm_backends::types::KV_BLOCK;
 use std::ops::Range;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{BasicOps, DType, Int, Tensor};
+use emberlm_backends::types::KV_BLOCK;
 
 /// The number format of a [`KvStore`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,60 +106,60 @@ impl<B: Backend> KvStore<B> {
 
     /// The same rows with room for `capacity` tokens; a smaller capacity keeps the first ones.
     pub fn with_capacity(self, capacity: usize) -> Self {
-        let kept = self.capacity().min(capacity);
-        self.emptied(capacity).with_tokens(0, &self, 0..kept)
+        self.copied(0..self.capacity().min(capacity), capacity)
     }
 
-    /// These tokens as a store of their own, which shares no memory with this one.
-    pub fn tokens(&self, tokens: Range<usize>) -> Self {
-        self.emptied(tokens.len()).with_tokens(0, self, tokens)
-    }
-
-    /// A store of zeros like this one, with room for `capacity` tokens.
-    fn emptied(&self, capacity: usize) -> Self {
-        match self {
-            Self::F32(t) => Self::F32(zeros_like(t, capacity)),
-            Self::F16(t) => Self::F16(zero_words_like(t, capacity)),
-            Self::Q8 { codes, scales } => {
-                Self::Q8 { codes: zero_words_like(codes, capacity), scales: zeros_like(scales, capacity) }
-            }
-        }
-    }
-
-    /// The same with `tokens` of another store at slot `at`.
+    /// Some of its tokens as a store of their own with room for `capacity` tokens. (A slice alone may be a view, which keeps all of the
+    /// memory.)
     ///
     /// # Panics
-    /// If the other has another format.
-    pub fn with_tokens(self, at: usize, other: &Self, tokens: Range<usize>) -> Self {
-        let floats = |to: Tensor<B, 4>, from: &Tensor<B, 4>| {
-            let [b, heads, _, width] = to.dims();
-            let slots = [0..b, 0..heads, at..at + tokens.len(), 0..width];
-            to.slice_assign(slots, from.clone().slice_dim(2, tokens.clone()))
+    /// When it has no such slots, or they are more than the capacity.
+    pub fn copied(&self, tokens: Range<usize>, capacity: usize) -> Self {
+        let floats = |t: &Tensor<B, 4>| {
+            let [b, heads, _, width] = t.dims();
+            let new = Tensor::zeros([b, heads, capacity, width], (&t.device(), t.dtype()));
+            assigned(new, 0, t, tokens.clone())
         };
-        let words = |to: Tensor<B, 4, Int>, from: &Tensor<B, 4, Int>| {
-            let [b, heads, _, width] = to.dims();
-            let slots = [0..b, 0..heads, at..at + tokens.len(), 0..width];
-            to.slice_assign(slots, from.clone().slice_dim(2, tokens.clone()))
+        let words = |t: &Tensor<B, 4, Int>| {
+            let [b, heads, _, words] = t.dims();
+            let new = Tensor::zeros([b, heads, capacity, words], (&t.device(), t.dtype()));
+            assigned(new, 0, t, tokens.clone())
         };
+        match self {
+            Self::F32(t) => Self::F32(floats(t)),
+            Self::F16(t) => Self::F16(words(t)),
+            Self::Q8 { codes, scales } => Self::Q8 { codes: words(codes), scales: floats(scales) },
+        }
+    }
+
+    /// The store with the first `count` tokens of another one from slot `at` on; none where the other is of another format.
+    ///
+    /// # Panics
+    /// When one of the two has no such slots, or their rows differ.
+    pub fn with_tokens(self, at: usize, other: &Self, count: usize) -> Option<Self> {
         match (self, other) {
-            (Self::F32(to), Self::F32(from)) => Self::F32(floats(to, from)),
-            (Self::F16(to), Self::F16(from)) => Self::F16(words(to, from)),
-            (Self::Q8 { codes, scales }, Self::Q8 { codes: new_codes, scales: new_scales }) => {
-                Self::Q8 { codes: words(codes, new_codes), scales: floats(scales, new_scales) }
-            }
-            (to, from) => panic!("tokens in {:?} do not go into a store in {:?}", from.format(), to.format()),
+            (Self::F32(t), Self::F32(new)) => Some(Self::F32(assigned(t, at, new, 0..count))),
+            (Self::F16(t), Self::F16(new)) => Some(Self::F16(assigned(t, at, new, 0..count))),
+            (Self::Q8 { codes, scales }, Self::Q8 { codes: new_codes, scales: new_scales }) => Some(Self::Q8 {
+                codes: assigned(codes, at, new_codes, 0..count),
+                scales: assigned(scales, at, new_scales, 0..count),
+            }),
+            _ => None,
         }
     }
 }
 
-/// Zeros for `capacity` tokens.
-fn zeros_like<B: Backend>(t: &Tensor<B, 4>, capacity: usize) -> Tensor<B, 4> {
-    let [b, heads, _, width] = t.dims();
-    Tensor::zeros([b, heads, capacity, width], (&t.device(), DType::F32))
-}
-
-/// As [`zeros_like`].
-fn zero_words_like<B: Backend>(t: &Tensor<B, 4, Int>, capacity: usize) -> Tensor<B, 4, Int> {
-    let [b, heads, _, words] = t.dims();
-    Tensor::zeros([b, heads, capacity, words], (&t.device(), DType::U32))
+/// `to` with `tokens` of `from` from slot `at` on.
+fn assigned<B: Backend, K: BasicOps<B>>(
+    to: Tensor<B, 4, K>,
+    at: usize,
+    from: &Tensor<B, 4, K>,
+    tokens: Range<usize>,
+) -> Tensor<B, 4, K> {
+    if tokens.is_empty() {
+        return to;
+    }
+    let [b, heads, _, width] = to.dims();
+    let slots = [0..b, 0..heads, at..at + tokens.len(), 0..width];
+    to.slice_assign(slots, from.clone().slice_dim(2, tokens))
 }

@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 
 use super::{linear, rotary, unpack_f16, unpack_i8};
-use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvStore};
+use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvParts, KvStore};
 use crate::modules::Linear;
 use crate::ops::AttentionShape;
 use emberlm_backends::types::KV_BLOCK;
@@ -33,7 +33,7 @@ pub fn store_kv<B: Backend>(store: KvStore<B>, new: Tensor<B, 4>, at: usize) -> 
         }
         store @ KvStore::Q8 { .. } => {
             assert!(!B::ad_enabled(&new.device()), "a store of 8 bits loses the gradients of keys and values; use F32");
-            store.with_tokens(at, &pack_q8(new), 0..s)
+            store.with_tokens(at, &pack_q8(new), s).expect("two stores of 8 bits")
         }
     }
 }
@@ -110,7 +110,7 @@ fn future<B: Backend>(s: usize, past: usize, device: &B::Device) -> Tensor<B, 2,
 /// The first `t` tokens as they are attended to: `[b, kv_heads, t, head_dim]`.
 fn rows<B: Backend>(kv: KeyValue<'_, B>, t: usize, kv_heads: usize) -> Tensor<B, 4> {
     match kv {
-        KeyValue::Plain(store) => read(store, t),
+        KeyValue::Plain(parts) => read(parts, t),
         KeyValue::Compressed { codes, decoder, rotary: positions } => {
             let codes = read(codes, t).swap_dims(1, 2); // [b, t, 1 or kv_heads, r]
             let [b, _, count, r] = codes.dims();
@@ -127,13 +127,24 @@ fn rows<B: Backend>(kv: KeyValue<'_, B>, t: usize, kv_heads: usize) -> Tensor<B,
 }
 
 /// The numbers of the first `t` tokens, `[b, heads, t, width]`.
-pub fn read<B: Backend>(store: &KvStore<B>, t: usize) -> Tensor<B, 4> {
+fn read<B: Backend>(parts: KvParts<'_, B>, t: usize) -> Tensor<B, 4> {
+    if parts.shared.is_empty() {
+        return read_store(parts.own, t);
+    }
+    let mut left = t;
+    let part = |store: &KvStore<B>| {
+        let tokens = left.min(store.capacity());
+        left -= tokens;
+        (tokens > 0).then(|| read_store(store, tokens))
+    };
+    Tensor::cat(parts.iter().filter_map(part).collect(), 2)
+}
+
+/// The numbers of the first `t` tokens of one part.
+pub(crate) fn read_store<B: Backend>(store: &KvStore<B>, t: usize) -> Tensor<B, 4> {
     match store {
         KvStore::F32(data) => data.clone().slice_dim(2, 0..t),
-        KvStore::F16(words) => {
-            let words = words.clone().slice_dim(2, 0..t);
-            numbers_of(words)
-        }
+        KvStore::F16(words) => numbers_of(words.clone().slice_dim(2, 0..t)),
         KvStore::Q8 { codes, scales } => {
             let [b, heads, _, width] = store.dims();
             let codes = codes.clone().slice_dim(2, 0..t).reshape([b * heads * t * width / 4]);
@@ -143,6 +154,22 @@ pub fn read<B: Backend>(store: &KvStore<B>, t: usize) -> Tensor<B, 4> {
             let scales = scales.repeat_dim(2, KV_BLOCK).reshape([b * heads * t, blocks * KV_BLOCK]);
             (codes * scales.slice_dim(1, 0..width)).reshape([b, heads, t, width])
         }
+    }
+}
+
+/// All parts in one store; in F32 where they are of different formats, or of 8 bits.
+#[cfg(feature = "cube")]
+pub(crate) fn gathered<B: Backend>(parts: KvParts<'_, B>) -> KvStore<B> {
+    if parts.shared.is_empty() {
+        return parts.own.clone();
+    }
+    let words = |store: &KvStore<B>| match store {
+        KvStore::F16(words) => Some(words.clone()),
+        KvStore::F32(_) | KvStore::Q8 { .. } => None,
+    };
+    match parts.iter().map(words).collect::<Option<Vec<_>>>() {
+        Some(words) => KvStore::F16(Tensor::cat(words, 2)),
+        None => KvStore::F32(read(parts, parts.capacity())),
     }
 }
 

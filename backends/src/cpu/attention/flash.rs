@@ -9,9 +9,9 @@ use crate::check::elements;
 use crate::cpu::Level;
 use crate::cpu::attention::source::{FlashAttention, Source};
 use crate::cpu::attention::tile::{self, FlashTask};
-use crate::cpu::attention::types::TILE;
 use crate::cpu::pool::{Output, parallel, threads, with_scratch};
 use crate::cpu::simd::launch;
+use crate::types::KV_TILE as TILE;
 
 /// About how many queries share a tile.
 const ROWS: usize = 64;

@@ -2,12 +2,13 @@
 
 use crate::cpu::Level;
 use crate::cpu::attention::ahead::Ahead;
+use crate::cpu::attention::parts::Parts;
 use crate::cpu::attention::types::Layer;
 use crate::cpu::matmul::embed::dequantize_rows;
 use crate::cpu::pool::for_each_chunk;
 use crate::cpu::simd::math::{self, Unary};
 use crate::cpu::simd::{Kernel, Simd, launch};
-use crate::types::CodeActivation;
+use crate::types::{CodeActivation, KV_TILE as TILE};
 
 /// Tokens or hidden values whose sums are kept at the same time.
 const SUMS: usize = 4;
@@ -51,16 +52,19 @@ impl HiddenLayer {
         HiddenLayer { weight, transposed, bias, activation: *activation, r, h, padded }
     }
 
-    /// `u [t, h]` of codes `[t, r]`.
-    pub(super) fn all(&self, level: Level, codes: &[f32], u: &mut [f32]) {
-        const TOKENS: usize = 64;
-        let tiles = codes.len() / self.r.max(1) / TOKENS * TOKENS;
-        let (whole, rest) = u.split_at_mut(tiles * self.h);
-        for_each_chunk(whole, TOKENS * self.h, TOKENS * self.h * self.r, |i, u| {
-            let codes = &codes[i * TOKENS * self.r..(i + 1) * TOKENS * self.r];
+    /// `u [t, h]` of the codes of row `batch` of a cache.
+    pub(super) fn all(&self, level: Level, codes: &Parts<&[f32]>, batch: usize, u: &mut [f32]) {
+        let tiles = u.len() / (TILE * self.h);
+        let (whole, rest) = u.split_at_mut(tiles * TILE * self.h);
+        let tile = |i: usize, u: &mut [f32]| {
+            let part = codes.at(i * TILE);
+            let codes = &part.data[part.row(batch, i * TILE) * self.r..][..u.len() / self.h * self.r];
             launch(level, TokenRows { layer: self, codes, u });
-        });
-        launch(level, TokenRows { layer: self, codes: &codes[tiles * self.r..], u: rest });
+        };
+        for_each_chunk(whole, TILE * self.h, TILE * self.h * self.r, tile);
+        if !rest.is_empty() {
+            tile(tiles, rest);
+        }
     }
 
     /// `u [count, h]` of codes `[count, r]`; `ahead` is prefetched meanwhile.

@@ -4,6 +4,7 @@ mod ahead;
 mod flash;
 mod hidden;
 mod latent;
+mod parts;
 mod q8;
 mod source;
 mod tile;
@@ -15,6 +16,7 @@ use crate::check::{check_len, elements};
 use crate::cpu::{CacheSlice, Level, level};
 use crate::types::KV_BLOCK;
 use hidden::HiddenLayer;
+use parts::Parts;
 use source::{FlashAttention, Source};
 pub use types::{Attention, AttentionSpan, CodeDecoder, KeyValue, Layer};
 
@@ -105,25 +107,28 @@ impl Codes {
         if p.kv_heads * rows <= MAX_SHARED_ROWS {
             return Codes::Computed(layer);
         }
-        let (t, r, h) = (p.past + p.seq, layer.r, layer.h);
+        let (t, h) = (p.past + p.seq, layer.h);
+        let codes = Parts::of_tokens(codes, layer.r, p);
         let mut u = vec![0.0; elements("the hidden codes", &[p.batch, t, h])];
         for (b, u) in u.chunks_exact_mut(t * h).enumerate() {
-            layer.all(level, &codes[b * p.capacity * r..][..t * r], u);
+            layer.all(level, &codes, b, u);
         }
         Codes::Hidden(u)
     }
 
     fn source<'a>(&'a self, kv: &KeyValue<'a>, p: &Attention) -> Source<'a> {
         match (self, kv) {
-            (_, KeyValue::Plain(cache)) => Source::Heads(*cache),
-            (Codes::Computed(layer), KeyValue::Compressed { codes, .. }) => Source::Codes { codes, layer },
+            (_, KeyValue::Plain(parts)) => Source::Heads(Parts::of_heads(parts, p)),
+            (Codes::Computed(layer), KeyValue::Compressed { codes, .. }) => {
+                Source::Codes { parts: Parts::of_tokens(codes, layer.r, p), layer }
+            }
             (Codes::Hidden(u), KeyValue::Compressed { decoder, .. }) => {
                 let width = decoder.output.weight.k;
-                Source::Tokens { data: u, width, batch_step: (p.past + p.seq) * width }
+                Source::Tokens { parts: Parts::of_tokens(&[&u[..]], width, p), width }
             }
             (Codes::Stored, KeyValue::Compressed { codes, decoder }) => {
                 let width = decoder.output.weight.k;
-                Source::Tokens { data: codes, width, batch_step: p.capacity * width }
+                Source::Tokens { parts: Parts::of_tokens(codes, width, p), width }
             }
         }
     }
@@ -147,9 +152,7 @@ impl Prepared {
             (prepared.queries, prepared.bias) = latent::project_queries(level, &prepared.queries, rows, decoder, p);
         }
         #[cfg(target_arch = "x86_64")]
-        if let KeyValue::Plain(cache) = k
-            && has_byte_sums(level, cache, p.head_dim)
-        {
+        if has_byte_sums(level, k, p.head_dim) {
             prepared.ints = Some(vnni::IntQueries::new(&prepared.queries, p.head_dim));
         }
         prepared.keys = Codes::new(level, k, rows, p);
@@ -160,7 +163,7 @@ impl Prepared {
     fn flash<'a>(&'a self, level: Level, span: &AttentionSpan<'a>) -> FlashAttention<'a> {
         let p = span.shape;
         let (keys, values) = (self.keys.source(&span.k, &p), self.values.source(&span.v, &p));
-        let byte_sums = matches!(span.v, KeyValue::Plain(cache) if has_byte_sums(level, &cache, p.head_dim));
+        let byte_sums = has_byte_sums(level, &span.v, p.head_dim);
         FlashAttention {
             q: &self.queries,
             bias: self.bias.as_deref(),
@@ -175,9 +178,11 @@ impl Prepared {
     }
 }
 
-/// Whether sums over such a cache can be of whole numbers.
-fn has_byte_sums(level: Level, cache: &CacheSlice, width: usize) -> bool {
-    let fits = matches!(cache, CacheSlice::Q8 { .. }) && width.is_multiple_of(KV_BLOCK) && width > 0;
+/// Whether sums over what is stored in 8 bits can be of whole numbers.
+fn has_byte_sums(level: Level, kv: &KeyValue, width: usize) -> bool {
+    let eighths = |part: &CacheSlice| matches!(part, CacheSlice::Q8 { .. });
+    let stored = matches!(kv, KeyValue::Plain(parts) if parts.iter().any(eighths));
+    let fits = stored && width.is_multiple_of(KV_BLOCK) && width > 0;
     #[cfg(target_arch = "x86_64")]
     return fits && level == Level::Avx512 && vnni::available();
     #[cfg(not(target_arch = "x86_64"))]

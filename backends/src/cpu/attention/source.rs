@@ -1,24 +1,28 @@
 //! What one call of flash attention reads.
 
 use crate::cpu::attention::hidden::HiddenLayer;
+use crate::cpu::attention::parts::Parts;
 use crate::cpu::attention::types::Attention;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::attention::vnni::IntQueries;
 use crate::cpu::cache::CacheSlice;
 
 /// What stands for the keys or values of a position.
-#[derive(Clone, Copy)]
 pub(super) enum Source<'a> {
     /// Keys or values of each head.
-    Heads(CacheSlice<'a>),
-    /// One vector for all heads, `width` floats, and floats from one row of the batch to the next: codes of a linear decoder, or
-    /// hidden values that were computed before.
-    Tokens { data: &'a [f32], width: usize, batch_step: usize },
+    Heads(Parts<CacheSlice<'a>>),
+    /// One vector for all heads, `width` floats: codes of a linear decoder, or hidden values that were computed before.
+    Tokens { parts: Parts<&'a [f32]>, width: usize },
     /// Codes, whose hidden values are computed tile by tile.
-    Codes { codes: &'a [f32], layer: &'a HiddenLayer },
+    Codes { parts: Parts<&'a [f32]>, layer: &'a HiddenLayer },
 }
 
 impl Source<'_> {
+    /// Whether a part of it is in 8 bits.
+    pub(super) fn has_8_bits(&self) -> bool {
+        matches!(self, Source::Heads(parts) if parts.any(|part| matches!(part, CacheSlice::Q8 { .. })))
+    }
+
     /// Floats of one head and position.
     pub(super) fn width(&self, p: &Attention) -> usize {
         match self {

@@ -2,9 +2,9 @@
 
 use crate::cpu::attention::ahead::{Ahead, LINE};
 use crate::cpu::attention::hidden::HiddenLayer;
+use crate::cpu::attention::parts::Parts;
 use crate::cpu::attention::q8::Q8Rows;
 use crate::cpu::attention::source::{FlashAttention, Source};
-use crate::cpu::attention::types::TILE;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::attention::vnni;
 use crate::cpu::cache::CacheSlice;
@@ -12,6 +12,7 @@ use crate::cpu::matmul::dense::{self, Element};
 use crate::cpu::matmul::gemm::{VECTORS, small};
 use crate::cpu::pool::Output;
 use crate::cpu::simd::{Kernel, Simd, math};
+use crate::types::KV_TILE as TILE;
 use std::ops::Range;
 
 /// Queries from which scores are a GEMM on the transposed tile of keys; fewer are dot products, a few keys at a time.
@@ -23,12 +24,11 @@ const AGAIN: usize = 16;
 
 /// Floats of the scores of `rows` queries, a tile of keys, one of values, codes as columns, and what is stored in 8 bits as floats.
 pub(super) fn scratch_lens(a: &FlashAttention, rows: usize) -> [usize; 5] {
-    let codes = match a.keys {
+    let codes = match &a.keys {
         Source::Codes { layer, .. } => layer.r,
         _ => 0,
     };
-    let eighths = |source: &Source| matches!(source, Source::Heads(CacheSlice::Q8 { .. }));
-    let floats = if eighths(&a.keys) || eighths(&a.values) { a.p.head_dim } else { 0 };
+    let floats = if a.keys.has_8_bits() || a.values.has_8_bits() { a.p.head_dim } else { 0 };
     [rows, a.keys.width(&a.p), a.values.width(&a.p), codes, floats].map(|width| width * TILE)
 }
 
@@ -77,9 +77,10 @@ impl FlashTask<'_> {
         let stop = self.positions.end.min(end(rows - 1));
         // Where the keys or values of a head begin; none where they are not of heads, or there is no such tile.
         let address = |source: &Source, head: usize, at: usize| match source {
-            Source::Heads(cache) if at < stop => {
-                let from = ((self.b * p.kv_heads + self.head + head) * p.capacity + at) * p.head_dim;
-                Some(match cache {
+            Source::Heads(parts) if at < stop => {
+                let part = parts.at(at);
+                let from = part.row(self.b * p.kv_heads + self.head + head, at) * p.head_dim;
+                Some(match part.data {
                     CacheSlice::F32(cache) => {
                         Next { at: cache.as_ptr().wrapping_add(from).cast(), bytes: 4 * p.head_dim }
                     }
@@ -94,7 +95,7 @@ impl FlashTask<'_> {
             _ => None,
         };
         // With hidden values to compute, memory would wait meanwhile: half of the next tile's keys is left for that time.
-        let halved = matches!((a.keys, a.values), (Source::Heads(_), Source::Codes { .. }));
+        let halved = matches!((&a.keys, &a.values), (Source::Heads(_), Source::Codes { .. }));
         // SAFETY: `S` is enabled. Queries and tiles of keys and values are taken by checked slices; the scratch has the sizes of
         // `scratch_lens`; rows `row..row + total` lie in the outputs, and tasks have different ones.
         unsafe {
@@ -104,10 +105,11 @@ impl FlashTask<'_> {
             for at in (self.positions.start..stop).step_by(TILE) {
                 let count = TILE.min(stop - at);
                 let shape = (total, wk, count);
-                match a.keys {
-                    Source::Heads(cache) => {
+                match &a.keys {
+                    Source::Heads(parts) => {
+                        let part = parts.at(at);
                         for head in 0..heads {
-                            let from = ((self.b * p.kv_heads + self.head + head) * p.capacity + at) * wk;
+                            let from = part.row(self.b * p.kv_heads + self.head + head, at) * wk;
                             let q = &q[head * rows * wk..(head + 1) * rows * wk];
                             let scores = &mut scores[head * rows * TILE..(head + 1) * rows * TILE];
                             // The values of this tile, or a part of the keys of the next one.
@@ -115,7 +117,7 @@ impl FlashTask<'_> {
                                 let next = address(&a.keys, head, at + TILE)?;
                                 Some(Next { bytes: if halved { next.bytes / 2 } else { next.bytes }, ..next })
                             });
-                            match cache {
+                            match part.data {
                                 CacheSlice::F32(data) => {
                                     let data = &data[from..from + count * wk];
                                     tile_scores::<S, f32>(q, wk, data, key_tile, scores, next);
@@ -139,12 +141,13 @@ impl FlashTask<'_> {
                             }
                         }
                     }
-                    Source::Tokens { data, batch_step, .. } => {
-                        let from = self.b * batch_step + at * wk;
-                        tile_scores::<S, f32>(q, wk, &data[from..from + count * wk], key_tile, scores, None);
+                    Source::Tokens { parts, .. } => {
+                        let part = parts.at(at);
+                        let data = &part.data[part.row(self.b, at) * wk..][..count * wk];
+                        tile_scores::<S, f32>(q, wk, data, key_tile, scores, None);
                     }
-                    Source::Codes { codes, layer } => {
-                        let codes = tile_codes(codes, layer, self.b * p.capacity + at, count);
+                    Source::Codes { parts, layer } => {
+                        let codes = tile_codes(parts, layer, self.b, at, count);
                         layer.columns::<S>(codes, TILE, code_columns, key_tile);
                         let (x, to) = (key_tile.as_ptr(), scores.as_mut_ptr());
                         small::<S>(shape, q.as_ptr(), wk, x, TILE, to, TILE, true);
@@ -164,15 +167,16 @@ impl FlashTask<'_> {
                         math::map::<S, _>(out, math::Scale(factor));
                     }
                 }
-                match a.values {
-                    Source::Heads(cache) => {
+                match &a.values {
+                    Source::Heads(parts) => {
+                        let part = parts.at(at);
                         for head in 0..heads {
-                            let from = ((self.b * p.kv_heads + self.head + head) * p.capacity + at) * wv;
+                            let from = part.row(self.b * p.kv_heads + self.head + head, at) * wv;
                             let scores = &scores[head * rows * TILE..(head + 1) * rows * TILE];
                             let out = &mut out[head * rows * wv..(head + 1) * rows * wv];
                             let next =
                                 address(&a.keys, head, at + TILE).or_else(|| address(&a.values, head, at + TILE));
-                            match cache {
+                            match part.data {
                                 CacheSlice::F32(data) => {
                                     weigh::<S, f32>(scores, &data[from..from + count * wv], wv, value_tile, out, next);
                                 }
@@ -195,18 +199,20 @@ impl FlashTask<'_> {
                             }
                         }
                     }
-                    Source::Tokens { data, batch_step, .. } => {
-                        let from = self.b * batch_step + at * wv;
-                        weigh::<S, f32>(scores, &data[from..from + count * wv], wv, value_tile, out, None);
+                    Source::Tokens { parts, .. } => {
+                        let part = parts.at(at);
+                        let data = &part.data[part.row(self.b, at) * wv..][..count * wv];
+                        weigh::<S, f32>(scores, data, wv, value_tile, out, None);
                     }
-                    Source::Codes { codes, layer } => {
-                        let codes = tile_codes(codes, layer, self.b * p.capacity + at, count);
-                        let mut ahead = match address(&a.keys, 0, at + TILE) {
-                            Some(Next { at, bytes }) => {
-                                let part = TILE * (bytes / 2);
-                                Ahead::new(at.wrapping_add(part), TILE * bytes - part, p.capacity * bytes, heads)
+                    Source::Codes { parts, layer } => {
+                        let codes = tile_codes(parts, layer, self.b, at, count);
+                        let mut ahead = match (address(&a.keys, 0, at + TILE), &a.keys) {
+                            (Some(next), Source::Heads(keys)) => {
+                                let (half, head_step) =
+                                    (TILE * (next.bytes / 2), keys.at(at + TILE).slots * next.bytes);
+                                Ahead::new(next.at.wrapping_add(half), TILE * next.bytes - half, head_step, heads)
                             }
-                            None => Ahead::nothing(),
+                            _ => Ahead::nothing(),
                         };
                         layer.rows::<S>(codes, value_tile, &mut ahead);
                         weigh::<S, f32>(scores, &value_tile[..count * wv], wv, &mut [], out, None);
@@ -217,9 +223,10 @@ impl FlashTask<'_> {
     }
 }
 
-/// The codes of `count` positions.
-fn tile_codes<'a>(codes: &'a [f32], layer: &HiddenLayer, at: usize, count: usize) -> &'a [f32] {
-    &codes[at * layer.r..(at + count) * layer.r]
+/// The codes of `count` positions from `at` on of a row of the batch.
+fn tile_codes<'a>(parts: &Parts<&'a [f32]>, layer: &HiddenLayer, batch: usize, at: usize, count: usize) -> &'a [f32] {
+    let part = parts.at(at);
+    &part.data[part.row(batch, at) * layer.r..][..count * layer.r]
 }
 
 /// What is prefetched while the scores or the weighted sum of a tile are computed: some bytes for each of its positions.

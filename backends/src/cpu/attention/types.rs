@@ -3,10 +3,7 @@
 use crate::check::{check_len, elements};
 use crate::cpu::cache::CacheSlice;
 use crate::cpu::matmul::weight::Weight;
-use crate::types::CodeActivation;
-
-/// Positions whose keys or values are at hand together.
-pub(super) const TILE: usize = 64;
+use crate::types::{CodeActivation, KV_TILE};
 
 /// The shape of one attention call.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +20,7 @@ pub struct Attention {
     pub head_dim: usize,
     /// Tokens before the new ones.
     pub past: usize,
-    /// Tokens that the cache holds per head.
+    /// Tokens that the cache holds per head, all its parts together.
     pub capacity: usize,
     /// Multiplies every score.
     pub scale: f32,
@@ -44,15 +41,18 @@ pub struct AttentionSpan<'a> {
     pub out: &'a mut [f32],
 }
 
-/// Where keys or values come from.
+/// Where keys or values come from: a cache in one or more parts, in the order of their tokens.
+///
+/// All parts but the last are full, and hold a multiple of [`KV_TILE`] tokens each; they may be of different formats. The result is
+/// that of a cache in one part to the last bit.
 #[derive(Clone, Copy, Debug)]
 pub enum KeyValue<'a> {
-    /// A cache `[b, kv_heads, capacity, head_dim]`.
-    Plain(CacheSlice<'a>),
-    /// Codes `[b, capacity, r]` and what turns one into all heads of a token.
+    /// Parts `[b, kv_heads, tokens of the part, head_dim]`.
+    Plain(&'a [CacheSlice<'a>]),
+    /// Codes and what turns one into all heads of a token.
     Compressed {
-        /// One code per token.
-        codes: &'a [f32],
+        /// Parts `[b, tokens of the part, r]`, one code per token.
+        codes: &'a [&'a [f32]],
         /// Code to keys or values.
         decoder: &'a CodeDecoder<'a>,
     },
@@ -105,11 +105,36 @@ impl Layer<'_> {
 impl KeyValue<'_> {
     pub(super) fn check(&self, p: &Attention) {
         match self {
-            KeyValue::Plain(cache) => cache.check(&[p.batch, p.kv_heads], p.capacity, p.head_dim),
+            KeyValue::Plain(parts) => {
+                parts.iter().for_each(|part| part.check_scales(p.head_dim));
+                check_parts(
+                    "the cache",
+                    parts.iter().map(CacheSlice::len),
+                    p.capacity,
+                    &[p.batch, p.kv_heads, p.head_dim],
+                );
+            }
             KeyValue::Compressed { codes, decoder } => {
                 decoder.check(elements("the keys or values of a token", &[p.kv_heads, p.head_dim]));
-                check_len("the code cache", codes.len(), &[p.batch, p.capacity, decoder.code_dim()]);
+                let lens = codes.iter().map(|codes| codes.len());
+                check_parts("the code cache", lens, p.capacity, &[p.batch, decoder.code_dim()]);
             }
         }
+    }
+}
+
+/// Checks that parts of so many elements hold `capacity` tokens together, each token of the batch `sizes`, and that they meet between
+/// two tiles.
+fn check_parts(what: &str, lens: impl Iterator<Item = usize> + Clone, capacity: usize, sizes: &[usize]) {
+    let whole = [sizes, &[capacity]].concat();
+    check_len(what, lens.clone().fold(0, usize::saturating_add), &whole);
+    let (parts, token) = (lens.clone().count(), elements(what, sizes));
+    assert!(parts > 0, "{what} has no parts");
+    for len in lens.take(parts - 1) {
+        let tokens = len.checked_div(token).unwrap_or_default();
+        assert!(
+            tokens > 0 && tokens * token == len && tokens.is_multiple_of(KV_TILE),
+            "a part of {what} has {len} elements, not {token} for each of a multiple of {KV_TILE} tokens"
+        );
     }
 }

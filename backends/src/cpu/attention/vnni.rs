@@ -7,8 +7,7 @@
 
 use crate::cpu::attention::ahead::LINE;
 use crate::cpu::attention::q8::Q8Rows;
-use crate::cpu::attention::types::TILE;
-use crate::types::KV_BLOCK;
+use crate::types::{KV_BLOCK, KV_TILE as TILE};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 

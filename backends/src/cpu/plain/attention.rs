@@ -37,25 +37,42 @@ pub fn attention(q: &[f32], k: &KeyValue, v: &KeyValue, p: &Attention, out: &mut
 /// The keys or values of all heads for token `i` of row `b`.
 fn token(kv: &KeyValue, p: &Attention, b: usize, i: usize) -> Vec<f64> {
     match kv {
-        KeyValue::Plain(cache) => (0..p.kv_heads * p.head_dim)
-            .map(|j| {
-                let (head, d) = (j / p.head_dim, j % p.head_dim);
-                let at = ((b * p.kv_heads + head) * p.capacity + i) * p.head_dim + d;
-                match cache {
-                    CacheSlice::F32(cache) => f64::from(cache[at]),
-                    CacheSlice::F16(cache) => f16::from_bits(cache[at]).to_f64(),
-                    CacheSlice::Q8 { codes, scales } => {
-                        let block = at / p.head_dim * p.head_dim.div_ceil(KV_BLOCK) + d / KV_BLOCK;
-                        f64::from(codes[at]) * f64::from(scales[block])
+        KeyValue::Plain(parts) => {
+            let token = p.batch * p.kv_heads * p.head_dim;
+            let (part, slots, i) = part_of(parts.iter().map(|part| part.len() / token), i);
+            (0..p.kv_heads * p.head_dim)
+                .map(|j| {
+                    let (head, d) = (j / p.head_dim, j % p.head_dim);
+                    let row = (b * p.kv_heads + head) * slots + i;
+                    let at = row * p.head_dim + d;
+                    match parts[part] {
+                        CacheSlice::F32(cache) => f64::from(cache[at]),
+                        CacheSlice::F16(cache) => f16::from_bits(cache[at]).to_f64(),
+                        CacheSlice::Q8 { codes, scales } => {
+                            let block = row * p.head_dim.div_ceil(KV_BLOCK) + d / KV_BLOCK;
+                            f64::from(codes[at]) * f64::from(scales[block])
+                        }
                     }
-                }
-            })
-            .collect(),
+                })
+                .collect()
+        }
         KeyValue::Compressed { codes, decoder } => {
-            let at = (b * p.capacity + i) * decoder.code_dim();
-            decode(&codes[at..at + decoder.code_dim()], decoder)
+            let r = decoder.code_dim();
+            let (part, slots, i) = part_of(codes.iter().map(|part| part.len() / (p.batch * r)), i);
+            decode(&codes[part][(b * slots + i) * r..][..r], decoder)
         }
     }
+}
+
+/// Which of the parts holds token `i`, how many it holds, and which of them it is.
+fn part_of(parts: impl Iterator<Item = usize>, mut i: usize) -> (usize, usize, usize) {
+    for (part, slots) in parts.enumerate() {
+        if i < slots {
+            return (part, slots, i);
+        }
+        i -= slots;
+    }
+    panic!("no part holds the token")
 }
 
 fn decode(code: &[f32], decoder: &CodeDecoder) -> Vec<f64> {

@@ -1,18 +1,20 @@
 //! The prefix cache: what sequences left behind, for others that begin with the same tokens.
 //!
-//! Entries are never changed. A sequence takes over copies of their keys and values, and of a state where the model is recurrent (a
-//! state cannot be rolled back). At least one token of a prompt is always computed, since its logits are.
+//! Entries are never changed. A sequence holds the same keys and values (but for those of its last tile, which it copies, and on a
+//! backend that does not read a cache in parts, where it copies all), and a copy of a state where the model is recurrent (a state cannot
+//! be rolled back). At least one token of a prompt is always computed, since its logits are.
 
 mod tree;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use emberlm_quant::CompactBackend;
 
 use super::EngineOptions;
 use super::sequence::Sequence;
 use crate::architecture::Architecture;
-use crate::cache::{KvSegment, RecurrentState};
+use crate::cache::{KvBlock, KvSegment, RecurrentState, shared_blocks};
 use crate::causal_lm::CausalLm;
 use crate::config::RopeScaling;
 use crate::error::Result;
@@ -113,14 +115,21 @@ impl<B: CompactBackend> PrefixCache<B> {
         Ok(())
     }
 
-    /// Keeps what the cache of a sequence holds, with so many bytes for all prefixes.
-    pub fn keep(&mut self, sequence: &Sequence<B>, keep: Keep, limit: usize) {
-        let cache = &sequence.cache;
-        let held = sequence.tokens.get(..cache.len()).unwrap_or_default();
+    /// The blocks that a sequence which has not started would share with the prefixes.
+    pub fn blocks_for(&self, sequence: &Sequence<B>) -> Vec<&Arc<KvBlock<B>>> {
+        shared_blocks(self.tree.segments(&self.find(sequence)))
+    }
+
+    /// Keeps what the cache of a sequence holds, with so many bytes for all prefixes. Both hold the same keys and values then.
+    pub fn keep(&mut self, sequence: &mut Sequence<B>, keep: Keep, limit: usize) {
+        let held = sequence.tokens.get(..sequence.cache.len()).unwrap_or_default();
         let too_short = keep == Keep::Answer && held.len() < WORTHWHILE;
         if sequence.snapshots.is_none() || too_short || held.len() > self.longest {
             return;
         }
+        // Where that fails, so does what follows.
+        let _ = sequence.cache.make_shareable();
+        let cache = &sequence.cache;
         // A cache that has lost a tensor is not kept; its sequence will say so.
         let Ok(state) = cache.recurrent_state() else { return };
         let limits = (limit.min(self.limit), self.token_bytes);

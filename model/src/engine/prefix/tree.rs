@@ -167,7 +167,8 @@ impl<S: Segment, T: State> PrefixTree<S, T> {
         let mut parent = end.map(|(id, taken)| self.split(id, taken));
         let mut at = agreed;
         while let Some(rest) = tokens.get(at..).filter(|rest| !rest.is_empty()) {
-            let piece = rest.get(..LONGEST).unwrap_or(rest);
+            // Pieces end at multiples of their length, where the blocks of keys and values do too.
+            let piece = rest.get(..LONGEST - at % LONGEST).unwrap_or(rest);
             let end = at + piece.len();
             let Some(segment) = copy(at..end) else {
                 parent.iter().for_each(|&id| self.prune(id, &[]));

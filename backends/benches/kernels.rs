@@ -10,7 +10,7 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use common::{Kind, Rng, Stored};
+use common::{Eighths, Kind, Rng, Stored};
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use emberlm_backends::cpu::{self, Attention, CacheSlice, CodeDecoder, KeyValue, Layer, Mlp};
@@ -243,24 +243,62 @@ fn swiglu(bencher: Bencher, m: usize) {
     });
 }
 
-/// 32 query and 8 key heads of 128 over a cache in F16: a token at the end of a context, half a prompt after the other.
-#[divan::bench(args = [(1, 8191), (1, 32767), (1, 131_071), (512, 512)], max_time = 2)]
-fn attention(bencher: Bencher, (seq, past): (usize, usize)) {
-    let (p, [k, v], q) = long_context(seq, past);
+/// Query heads, key heads and head size of lean-8b and of nano-3b.
+const HEADS: [(&str, usize, usize, usize); 2] = [("lean-8b", 32, 8, 128), ("nano-3b", 16, 2, 128)];
+
+/// A shape, new tokens and those before them.
+struct Context {
+    heads: (&'static str, usize, usize, usize),
+    seq: usize,
+    past: usize,
+}
+
+impl fmt::Display for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} + {}", self.heads.0, self.past, self.seq)
+    }
+}
+
+fn contexts(heads: &[(&'static str, usize, usize, usize)]) -> Vec<Context> {
+    const TOKENS: [(usize, usize); 5] = [(1, 2047), (1, 8191), (1, 32767), (1, 131_071), (512, 512)];
+    heads.iter().flat_map(|&heads| TOKENS.map(|(seq, past)| Context { heads, seq, past })).collect()
+}
+
+/// A token at the end of a context in F16, half a prompt after the other.
+#[divan::bench(args = contexts(&HEADS), max_time = 2)]
+fn attention(bencher: Bencher, context: &Context) {
+    let (p, [k, v], q) = long_context(context);
     let mut out = q.clone();
     let bytes = 2 * (k.len() + v.len());
     let [k, v] = [&k, &v].map(|side| [CacheSlice::F16(side)]);
     let (k, v) = (KeyValue::Plain(&k), KeyValue::Plain(&v));
-    let pairs = seq * past + seq * (seq + 1) / 2;
-    let flops = 4 * p.heads * p.head_dim * pairs;
-    measure(bencher, bytes, flops, || cpu::attention(&q, &k, &v, &p, &mut out));
+    measure(bencher, bytes, flops(&p), || cpu::attention(&q, &k, &v, &p, &mut out));
+}
+
+/// The same in 8 bits.
+#[divan::bench(args = contexts(&HEADS), max_time = 2)]
+fn attention_in_8_bits(bencher: Bencher, context: &Context) {
+    let (p, sides, q) = long_context(context);
+    let mut out = q.clone();
+    let stored = sides.map(|halves| {
+        let floats: Vec<f32> = halves.iter().map(|&bits| half::f16::from_bits(bits).to_f32()).collect();
+        drop(halves);
+        let mut stored = Eighths::zeros(floats.len(), p.head_dim);
+        cpu::advise_large_pages(&mut stored.codes);
+        stored.fill(&floats, p.head_dim);
+        stored
+    });
+    let bytes = stored.iter().map(|side| side.codes.len() + 4 * side.scales.len()).sum();
+    let [k, v] = stored.each_ref().map(|side| [side.slice()]);
+    let (k, v) = (KeyValue::Plain(&k), KeyValue::Plain(&v));
+    measure(bencher, bytes, flops(&p), || cpu::attention(&q, &k, &v, &p, &mut out));
 }
 
 /// The same with values as codes of 4 behind a decoder of 128 hidden values and GELU, LeanLlama's.
-#[divan::bench(args = [(1, 8191), (1, 32767), (1, 131_071), (512, 512)], max_time = 2)]
-fn latent_attention(bencher: Bencher, (seq, past): (usize, usize)) {
+#[divan::bench(args = contexts(&HEADS[..1]), max_time = 2)]
+fn latent_attention(bencher: Bencher, context: &Context) {
     let (r, h) = (4, 128);
-    let (p, [keys, _], q) = long_context(seq, past);
+    let (p, [keys, _], q) = long_context(context);
     let mut rng = Rng(6);
     let codes = rng.floats(p.capacity * r, 1.0);
     let hidden = Stored::new(&mut rng, Kind::F16, h, r);
@@ -272,18 +310,26 @@ fn latent_attention(bencher: Bencher, (seq, past): (usize, usize)) {
     let (stored, parts) = ([CacheSlice::F16(&keys)], [&codes[..]]);
     let (k, v) = (KeyValue::Plain(&stored), KeyValue::Compressed { codes: &parts, decoder: &decoder });
     let mut out = q.clone();
-    let pairs = seq * past + seq * (seq + 1) / 2;
-    let flops = 4 * p.heads * p.head_dim * pairs + 2 * r * h * p.capacity;
-    measure(bencher, 2 * keys.len() + 4 * codes.len(), flops, || cpu::attention(&q, &k, &v, &p, &mut out));
+    measure(bencher, 2 * keys.len() + 4 * codes.len(), flops(&p) + 2 * r * h * p.capacity, || {
+        cpu::attention(&q, &k, &v, &p, &mut out);
+    });
 }
 
-/// The shape, keys and values in F16, and queries.
-fn long_context(seq: usize, past: usize) -> (Attention, [Vec<u16>; 2], Vec<f32>) {
-    let (heads, kv_heads, head_dim, capacity) = (32, 8, 128, past + seq);
+fn flops(p: &Attention) -> usize {
+    4 * p.heads * p.head_dim * (p.seq * p.past + p.seq * (p.seq + 1) / 2)
+}
+
+/// The shape, keys and values in F16 on large pages, and queries.
+fn long_context(
+    &Context { heads: (_, heads, kv_heads, head_dim), seq, past }: &Context,
+) -> (Attention, [Vec<u16>; 2], Vec<f32>) {
+    let capacity = past + seq;
     let mut rng = Rng(4);
     let cache = [(); 2].map(|()| {
-        let floats = rng.floats(kv_heads * capacity * head_dim, 1.0).into_iter();
-        floats.map(|x| half::f16::from_f32(x).to_bits()).collect()
+        let mut cache = vec![0; kv_heads * capacity * head_dim];
+        cpu::advise_large_pages(&mut cache);
+        cache.iter_mut().for_each(|half| *half = half::f16::from_f32(rng.float(1.0)).to_bits());
+        cache
     });
     let p = Attention { batch: 1, seq, heads, kv_heads, head_dim, past, capacity, scale: 0.1 };
     (p, cache, rng.floats(seq * heads * head_dim, 1.0))

@@ -140,6 +140,10 @@ fn caches_whose_shapes_wrap_around() {
     refused("capacity", "exceed", || store(1, 1, 1, 1));
     refused("position", "overflows", || store(1, 1, 1, usize::MAX));
     refused("cache", "cache [", || store(1, 1, HALF + 1, 0));
+    refused("scales", "the scales of the cache", || {
+        let cache = CacheSliceMut::Q8 { codes: &mut [0; 2], scales: &mut [0.0; 2] };
+        let _ = cpu::store_kv(&[1.0; 2], cache, &StoreKv { batch: 1, seq: 1, heads: 1, capacity: 1, width: 2, at: 0 });
+    });
 
     let shape = |batch, seq, past, capacity| Attention {
         batch,
@@ -159,6 +163,11 @@ fn caches_whose_shapes_wrap_around() {
     };
     refused("queries", "q [", || attend(shape(HALF + 1, 1, 0, 1)));
     refused("stored keys", "the cache [", || attend(shape(1, 1, 0, HALF + 1)));
+    refused("scales of 8 bits", "the scales of the cache", || {
+        let stored = [CacheSlice::Q8 { codes: &[1; 2], scales: &[] }];
+        let kv = KeyValue::Plain(&stored);
+        cpu::attention(&two, &kv, &kv, &shape(1, 1, 0, 1), &mut [0.0; 2]);
+    });
     refused("past", "overflows", || attend(shape(1, 1, usize::MAX, 1)));
     refused("codes", "the code cache", || {
         let output = Layer { weight: f32_weight(2, 1, &two), bias: None };

@@ -8,7 +8,7 @@
 
 mod common;
 
-use common::{Kind, Rng, Stored, close, kinds};
+use common::{Eighths, Kind, Rng, Stored, close, kinds};
 use emberlm_backends::cpu::{
     self, Attention, CacheSlice, CacheSliceMut, CodeDecoder, KeyValue, Layer, Level, Mlp, plain,
 };
@@ -141,7 +141,9 @@ fn convolutions_and_delta_rules() {
 #[test]
 fn caches_and_attention() {
     let mut rng = Rng(55);
-    for &(seq, past, head_dim) in some(&[(1, 2, 5), (13, 0, 3), (1, 0, 1), (2, 65, 17), (3, 61, 33), (1, 130, 64)], 2) {
+    for &(seq, past, head_dim) in
+        some(&[(1, 2, 5), (13, 0, 3), (1, 0, 1), (2, 65, 17), (3, 61, 33), (1, 130, 64), (5, 66, 128)], 2)
+    {
         let (heads, kv_heads, t) = (4, 2, past + seq);
         let p = Attention { batch: 1, seq, heads, kv_heads, head_dim, past, capacity: t, scale: 0.3 };
         let mut halves = vec![0u16; kv_heads * t * head_dim].into_boxed_slice();
@@ -159,7 +161,15 @@ fn caches_and_attention() {
         let (halves, floats, codes) = ([CacheSlice::F16(&halves)], [CacheSlice::F32(&floats)], [&codes[..]]);
         let (halves, floats) = (KeyValue::Plain(&halves), KeyValue::Plain(&floats));
         let compressed = KeyValue::Compressed { codes: &codes, decoder: &decoder };
-        for (what, k, v) in [("halves", halves, halves), ("floats", floats, floats), ("codes", halves, compressed)] {
+        let stored = Eighths::new(&src, head_dim);
+        let eighths = [stored.slice()];
+        let eighths = KeyValue::Plain(&eighths);
+        for (what, k, v) in [
+            ("eighths", eighths, eighths),
+            ("halves", halves, halves),
+            ("floats", floats, floats),
+            ("codes", halves, compressed),
+        ] {
             let mut want = vec![0.0; q.len()];
             plain::attention(&q, &k, &v, &p, &mut want);
             on_every_level(|level| {

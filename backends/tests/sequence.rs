@@ -164,6 +164,46 @@ fn the_cache_is_appended_in_place_and_rounded_to_even() {
     assert_eq!(one, [0x3c00]);
 }
 
+/// Every block of a head has a scale, its largest number 127 steps; the last block is shorter.
+#[test]
+fn the_cache_in_8_bits_is_appended_in_place_and_rounded() {
+    let (heads, capacity, seq, width) = (2, 4, 2, 100);
+    let p = StoreKv { batch: 2, seq, heads, capacity, width, at: 1 };
+    let mut rng = Rng(16);
+    let mut src = rng.floats(2 * seq * heads * width, 3.0);
+    // Zeros, numbers so small that their scale is 0, the largest there are, and what is not finite.
+    src[..64].fill(0.0);
+    src[100..164].fill(1e-45);
+    src[200..264].copy_from_slice(&rng.floats(64, f32::MAX));
+    src[300] = f32::NAN;
+    src[399] = f32::INFINITY;
+    let mut codes = vec![99i8; 2 * heads * capacity * width];
+    let mut scales = vec![-1.0f32; 2 * heads * capacity * 2];
+    assert!(cpu::store_kv(&src, CacheSliceMut::Q8 { codes: &mut codes, scales: &mut scales }, &p));
+    for (row, codes) in codes.chunks_exact(width).enumerate() {
+        let (t, h, b) = (row % capacity, row / capacity % heads, row / capacity / heads);
+        if !(1..=seq).contains(&t) {
+            assert!(codes.iter().all(|&code| code == 99) && scales[2 * row..][..2] == [-1.0; 2], "{row} is not new");
+            continue;
+        }
+        let from = ((b * seq + t - 1) * heads + h) * width;
+        for (block, range) in [0..64, 64..100].into_iter().enumerate() {
+            let (stored, scale) = (&codes[range.clone()], scales[2 * row + block]);
+            let numbers = &src[from + range.start..from + range.end];
+            let largest = numbers.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+            if !numbers.iter().all(|x| x.is_finite()) {
+                assert!(scale.is_nan(), "{row}, {block}: {scale}");
+                continue;
+            }
+            assert_eq!(scale, largest / 127.0, "{row}, {block}");
+            for (&code, &x) in stored.iter().zip(numbers) {
+                let off = (f64::from(code) * f64::from(scale) - f64::from(x)).abs();
+                assert!(code != -128 && off <= 0.5001 * f64::from(scale) + 1e-42, "{row}, {block}: {code} for {x}");
+            }
+        }
+    }
+}
+
 /// The largest half is 65504; from 65520 on a number is rounded to infinity.
 #[test]
 fn a_number_that_halves_cannot_hold_is_told() {

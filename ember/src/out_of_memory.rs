@@ -49,7 +49,7 @@ fn given(pointer: *mut u8, size: usize) -> *mut u8 {
 fn end(size: usize) -> ! {
     let _ = writeln!(
         std::io::stderr(),
-        "error: out of memory: the system refuses {size} more bytes; use a shorter text or --max-tokens, --cache-type f16, --quant, or a \
+        "error: out of memory: the system refuses {size} more bytes; use a shorter text or --max-tokens, --cache-type q8, --quant, or a \
          machine or a limit with more memory"
     );
     std::process::exit(1)

@@ -57,7 +57,7 @@ fn first_non_finite<B: CompactBackend>(
             if f16 { "; activations of F16 end at 65504: use F32 or BF16 (--activations f32 or bf16)" } else { "" };
         return Ok(Some(format!("{place}{range}")));
     }
-    if run.format == KvFormat::F32 {
+    if run.format != KvFormat::F16 {
         return Ok(None);
     }
     let place = look(model, ids, run, &cancelled)?;
@@ -130,6 +130,10 @@ fn bad_cache<B: CompactBackend>(k: KvParts<'_, B>, v: KvParts<'_, B>) -> Result<
                 let words: Vec<u32> = elements(read_back(Transaction::default().register(t.clone()))?.next())?;
                 let bad = |half: u32| half & 0x7c00 == 0x7c00;
                 words.iter().any(|&word| bad(word) || bad(word >> 16))
+            }
+            KvStore::Q8 { scales, .. } => {
+                let numbers: Vec<f32> = elements(read_back(Transaction::default().register(scales.clone()))?.next())?;
+                numbers.iter().any(|x| !x.is_finite())
             }
         };
         if bad {

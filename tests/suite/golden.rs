@@ -205,7 +205,7 @@ pub fn prefill_cache<B: CompactBackend>(device: &B::Device) {
                 LayerCache::Attention(kv) => {
                     let filled = |store: &KvStore<B>| match store {
                         KvStore::F32(t) => Numbers::of(&t.clone().slice_dim(2, 0..kept)),
-                        KvStore::F16(_) => panic!("an F32 cache was asked for"),
+                        KvStore::F16(_) | KvStore::Q8 { .. } => panic!("an F32 cache was asked for"),
                     };
                     check(filled(kv.k().expect("keys").own), "key");
                     check(filled(kv.v().expect("values").own), "value");

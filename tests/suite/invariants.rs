@@ -265,7 +265,7 @@ pub fn keys_compressed_before_rotation<B: CompactBackend>(device: &B::Device) {
 /// What is fed to one copy of a cache is not seen by the other.
 pub fn snapshot_is_untouched<B: CompactBackend>(device: &B::Device) {
     for (fixture, model, _) in models::<B>(device) {
-        for format in [KvFormat::F32, KvFormat::F16] {
+        for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
             let ids = &fixture.case("text").ids()[0];
             let (ours, theirs) = (&ids[3..6], &ids[8..14]);
             let after_prompt = |tokens: &[u32]| {
@@ -292,7 +292,7 @@ pub fn snapshot_is_untouched<B: CompactBackend>(device: &B::Device) {
 /// A cache that has forgotten is as good as new, whatever it held.
 pub fn reset_is_new<B: CompactBackend>(device: &B::Device) {
     for (fixture, model, _) in models::<B>(device) {
-        for format in [KvFormat::F32, KvFormat::F16] {
+        for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
             let [long, text] = ["long", "text"].map(|name| fixture.case(name).ids().remove(0));
             let mut cache = model.new_cache(format);
             assert!(cache.is_empty());
@@ -368,7 +368,7 @@ pub fn uncached_is_cached<B: CompactBackend>(device: &B::Device) {
 /// Room made beforehand, or when most of the slots are in use, changes no number.
 pub fn reserve_changes_nothing<B: CompactBackend>(device: &B::Device) {
     for (fixture, model, _) in models::<B>(device) {
-        for format in [KvFormat::F32, KvFormat::F16] {
+        for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
             let ids = &fixture.case("long").ids()[0][..200];
             let mut plain = model.new_cache(format);
             let mut roomy = model.new_cache(format);
@@ -393,7 +393,7 @@ pub fn reserve_changes_nothing<B: CompactBackend>(device: &B::Device) {
 pub fn cache_bytes_are_its_shapes<B: CompactBackend>(device: &B::Device) {
     for (fixture, model, _) in models::<B>(device) {
         let config = &model.architecture().config;
-        for (format, size) in [(KvFormat::F32, 4), (KvFormat::F16, 2)] {
+        for (format, size) in [(KvFormat::F32, 4), (KvFormat::F16, 2), (KvFormat::Q8, 1)] {
             let (mut per_slot, mut fixed) = (0, 0);
             for shape in model.architecture().cache_shapes() {
                 match shape {
@@ -402,7 +402,9 @@ pub fn cache_bytes_are_its_shapes<B: CompactBackend>(device: &B::Device) {
                             let bytes = match stored {
                                 KvShape::Heads { heads, width } => {
                                     assert_eq!([heads, width], [config.num_key_value_heads, config.head_dim]);
-                                    heads * width * size
+                                    // A scale for every 64 numbers.
+                                    let scales = if size == 1 { 4 * width.div_ceil(64) } else { 0 };
+                                    heads * (width * size + scales)
                                 }
                                 KvShape::Codes { count, width } => {
                                     assert!(model.architecture().kv_compression.is_some());

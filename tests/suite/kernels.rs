@@ -195,7 +195,7 @@ pub fn attention<B: CompactBackend>(device: &B::Device) {
     let mut random = Random::new(5);
     let (kv_heads, hd) = (2, 16);
     for (past, s) in [(0, 1), (0, 70), (5, 1), (69, 3), (3, 33), (300, 1)] {
-        for (heads, format) in [(2, KvFormat::F32), (6, KvFormat::F32), (4, KvFormat::F16)] {
+        for (heads, format) in [(2, KvFormat::F32), (6, KvFormat::F32), (4, KvFormat::F16), (4, KvFormat::Q8)] {
             let (b, t) = (2, past + s);
             let mut store = |width: usize, heads: usize, format| {
                 let new: Tensor<B, 4> = tensor(&mut random, [b, t, heads, width], device);
@@ -345,6 +345,7 @@ pub fn store_beyond_half_precision<B: CompactBackend>(device: &B::Device) {
                 let stored = half::f16::from_bits((word >> (16 * (d % 2))) as u16);
                 assert!(if at_large < 65520.0 && at_large > 0.0 { stored == half(at_large) } else { stored.is_nan() });
             }
+            KvStore::Q8 { .. } => panic!("a store of halves became one of 8 bits"),
             KvStore::F32(stored) => {
                 assert!(half(at_large).is_infinite(), "{at_large} fits");
                 let stored = stored.into_data().convert::<f32>().into_vec::<f32>().expect("floats");
@@ -364,6 +365,9 @@ fn same_rows<B: CompactBackend>(a: &KvStore<B>, b: &KvStore<B>) {
     match (a, b) {
         (KvStore::F32(a), KvStore::F32(b)) => assert_eq!(a.to_data(), b.to_data()),
         (KvStore::F16(a), KvStore::F16(b)) => assert_eq!(a.to_data(), b.to_data()),
+        (KvStore::Q8 { codes: a, scales: x }, KvStore::Q8 { codes: b, scales: y }) => {
+            assert_eq!((a.to_data(), x.to_data()), (b.to_data(), y.to_data()));
+        }
         _ => panic!("stores of different formats"),
     }
 }
@@ -420,7 +424,7 @@ pub fn spans<B: CompactBackend>(device: &B::Device) {
 
         let (heads, kv_heads, hd) = (4, 2, 8);
         let q: Tensor<B, 4> = tensor(&mut random, [1, n, heads, hd], device);
-        for format in [KvFormat::F32, KvFormat::F16] {
+        for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
             let mut store = |i: usize| {
                 let t = 3 * i + tokens[i];
                 let new = tensor(&mut random, [1, t, kv_heads, hd], device);

@@ -78,10 +78,10 @@ pub fn cached_is_uncached<B: CompactBackend>(device: &B::Device) {
         let boundaries = if all { (1..=48).collect() } else { vec![1, 7, 32, 47, 48] };
         let runs = match (all, B::SHARES_HOST_MEMORY) {
             (false, false) => vec![(KvFormat::F32, 5)],
-            (false, true) => vec![(KvFormat::F32, 5), (KvFormat::F16, 48)],
+            (false, true) => vec![(KvFormat::F32, 5), (KvFormat::F16, 48), (KvFormat::Q8, 48)],
             (true, _) => [1, 5, 16, 48].into_iter().flat_map(|n| [(KvFormat::F32, n), (KvFormat::F16, n)]).collect(),
         };
-        let mut expected = BTreeMap::<(bool, usize), Outcome>::new();
+        let mut expected = BTreeMap::<(String, usize), Outcome>::new();
         for (kv_format, tokens_per_step) in runs {
             let limits = EngineOptions { kv_format, tokens_per_step, ..with_prefixes() };
             let mut engine = Engine::new(&loaded.model, &loaded.text, limits);
@@ -102,7 +102,7 @@ pub fn cached_is_uncached<B: CompactBackend>(device: &B::Device) {
                 let cached = if repeated { boundary - 1 } else { boundary };
                 assert_eq!(told.cached, cached, "{what}");
                 // Rounded keys are not exact ones: each is compared with its own.
-                let expected = expected.entry((kv_format == KvFormat::F16, boundary)).or_insert_with(|| {
+                let expected = expected.entry((format!("{kv_format:?}"), boundary)).or_insert_with(|| {
                     let limits = EngineOptions { kv_format, ..options() };
                     run_one(&mut Engine::new(&loaded.model, &loaded.text, limits), &request).outcome
                 });

@@ -10,6 +10,27 @@ pub fn weight_buffer(len: usize) -> Vec<u8> {
     buffer
 }
 
+/// Asks for pages as large as the system gives under the part of `buffer` that is not yet touched. Touching one byte of such a page takes all
+/// of it, so this is for what will be filled.
+pub fn advise_large_pages<T>(buffer: &mut [T]) {
+    #[cfg(all(target_os = "linux", not(miri)))]
+    advise(buffer.as_mut_ptr() as usize, size_of_val(buffer), libc::MADV_HUGEPAGE);
+    #[cfg(not(all(target_os = "linux", not(miri))))]
+    let _ = buffer;
+}
+
+/// Moves what was written to `buffer` onto pages as large as the system gives, where it can (Linux from 6.1 on). Such a page takes memory for all
+/// of it, so this is for buffers most of which are in use.
+pub(crate) fn collapse_pages<T>(buffer: &mut [T]) {
+    #[cfg(all(target_os = "linux", not(miri)))]
+    advise(buffer.as_mut_ptr() as usize, size_of_val(buffer), libc::MADV_COLLAPSE);
+    #[cfg(not(all(target_os = "linux", not(miri))))]
+    let _ = buffer;
+}
+
+/// Bytes of a large page.
+pub(crate) const LARGE: usize = 2 << 20;
+
 /// Bytes of memory that this process may use: those of the machine, or of the container it runs in. None where the system does
 /// not tell.
 pub fn memory() -> Option<usize> {
@@ -34,18 +55,14 @@ fn installed() -> Option<usize> {
 }
 
 #[cfg(all(target_os = "linux", not(miri)))]
-fn advise_large_pages(buffer: &mut [u8]) {
-    const LARGE: usize = 2 << 20;
-    let start = (buffer.as_mut_ptr() as usize).next_multiple_of(LARGE);
-    let end = (buffer.as_mut_ptr() as usize + buffer.len()) / LARGE * LARGE;
+fn advise(at: usize, bytes: usize, advice: libc::c_int) {
+    let start = at.next_multiple_of(LARGE);
+    let end = (at + bytes) / LARGE * LARGE;
     if start < end {
-        // SAFETY: the range lies inside the buffer; the advice changes no content. It may be refused, which costs speed only.
-        unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
+        // SAFETY: the range lies inside a buffer; the advice changes no content. It may be refused, which costs speed only.
+        unsafe { libc::madvise(start as *mut libc::c_void, end - start, advice) };
     }
 }
-
-#[cfg(not(all(target_os = "linux", not(miri))))]
-fn advise_large_pages(_: &mut [u8]) {}
 
 /// Gives memory that the process freed back to the system, where the allocator would keep it. Worth a call after work with many
 /// small allocations: of a parsed vocabulary of 150,000 tokens, more than 50 MiB of what is free stay with glibc's allocator.

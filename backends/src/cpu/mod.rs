@@ -38,7 +38,7 @@ pub use matmul::embed::{dequantize_rows, embed};
 pub use matmul::linear::{head, linear, linears};
 pub use matmul::types::Product;
 pub use matmul::weight::{BlockScales, CodeBook4, INT8_BLOCK, Int8, IntegerRows, Matrix, Weight};
-pub use memory::{memory, release_free_memory, weight_buffer};
+pub use memory::{advise_large_pages, memory, release_free_memory, weight_buffer};
 pub use mlp::{Mlp, swiglu_mlp};
 pub use norm::{add_rms_norm, rms_norm, rms_norm_gated};
 pub use pool::{MAX_THREADS, refused_threads, run, set_threads, threads, with_threads};

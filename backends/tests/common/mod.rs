@@ -1,9 +1,46 @@
 //! Seeded data in every storage, and the comparison.
 #![allow(dead_code)]
 
-use emberlm_backends::cpu::{BlockScales, CodeBook4, INT8_BLOCK, Int8, IntegerRows, Matrix, Weight};
+use emberlm_backends::cpu::{
+    self, BlockScales, CacheSlice, CacheSliceMut, CodeBook4, INT8_BLOCK, Int8, IntegerRows, Matrix, Weight,
+};
 use emberlm_backends::random::{GAMMA, word};
+use emberlm_backends::types::{KV_BLOCK, StoreKv};
 use half::{bf16, f16};
+
+/// A cache in 8 bits, rounded by the kernel.
+pub struct Eighths {
+    pub codes: Box<[i8]>,
+    pub scales: Box<[f32]>,
+}
+
+impl Eighths {
+    /// Of heads and positions of `width` numbers.
+    pub fn new(numbers: &[f32], width: usize) -> Self {
+        let mut cache = Self::zeros(numbers.len(), width);
+        cache.fill(numbers, width);
+        cache
+    }
+
+    pub fn zeros(numbers: usize, width: usize) -> Self {
+        let scales = numbers / width * width.div_ceil(KV_BLOCK);
+        Self { codes: vec![0; numbers].into(), scales: vec![0.0; scales].into() }
+    }
+
+    pub fn fill(&mut self, numbers: &[f32], width: usize) {
+        let rows = numbers.len() / width;
+        let p = StoreKv { batch: 1, seq: rows, heads: 1, capacity: rows, width, at: 0 };
+        assert!(cpu::store_kv(numbers, self.slice_mut(), &p));
+    }
+
+    pub fn slice(&self) -> CacheSlice<'_> {
+        CacheSlice::Q8 { codes: &self.codes, scales: &self.scales }
+    }
+
+    pub fn slice_mut(&mut self) -> CacheSliceMut<'_> {
+        CacheSliceMut::Q8 { codes: &mut self.codes, scales: &mut self.scales }
+    }
+}
 
 /// A small generator (splitmix64): the tests need variety, not quality.
 pub struct Rng(pub u64);

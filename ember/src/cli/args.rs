@@ -233,6 +233,9 @@ pub struct PassArgs {
 /// Number formats of the cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum CacheType {
+    /// 8 bits with a scale for every 64 numbers of a head, 8.5 bits per number; on the processor
+    #[value(alias = "q8_0")]
+    Q8,
     /// Half precision
     #[default]
     F16,
@@ -244,6 +247,7 @@ impl CacheType {
     /// As the flag has it.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Q8 => "q8",
             Self::F16 => "f16",
             Self::F32 => "f32",
         }
@@ -253,6 +257,7 @@ impl CacheType {
 impl From<CacheType> for KvFormat {
     fn from(cache: CacheType) -> Self {
         match cache {
+            CacheType::Q8 => Self::Q8,
             CacheType::F16 => Self::F16,
             CacheType::F32 => Self::F32,
         }

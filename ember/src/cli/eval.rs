@@ -26,7 +26,7 @@ pub const WINDOW: usize = 2048;
 const ABOUT: &str = "\
 A text that is longer than --context is read in windows, each from an empty cache. Every token that has one before it in its \
 window is scored once. Unlike generate, eval computes exactly unless asked otherwise: activations in f32, the cache in f32, \
-embedding and head as they are stored (--quant-head auto is none here). --activations int8, --cache-type f16 and --quant-head \
+embedding and head as they are stored (--quant-head auto is none here). --activations int8, --cache-type f16 or q8 and --quant-head \
 int8 measure what each of these costs.
 
 Perplexities compare between programs only when the windows are the same:
@@ -138,6 +138,7 @@ impl WithBackend for &EvalArgs {
     type Output = ();
 
     fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<()> {
+        device.check_cache(self.cache_type)?;
         eval(self, device)
     }
 }

@@ -192,6 +192,7 @@ impl WithBackend for &ServeArgs {
     type Output = bool;
 
     fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<bool> {
+        device.check_cache(self.passes.cache_type)?;
         serve(self, device)
     }
 }

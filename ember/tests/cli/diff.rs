@@ -132,6 +132,24 @@ fn a_text_tells_what_the_difference_costs() {
     assert!(number("kl") > 1e-6 && number("kl_error") > 0.0 && number("kl_max") >= number("kl_99"), "{told}");
 }
 
+/// What a cache in 8 bits costs: a model beside itself, with the name that llama.cpp has for it too.
+#[test]
+fn a_model_beside_itself_with_another_cache() {
+    let fixture = model("nano_compact");
+    let kl = |flags: &[&str]| {
+        let mut args = vec!["diff", path(&fixture), path(&fixture), "--json", "-f", "-", "-c", "16"];
+        args.extend(flags);
+        let told = json(&ember_reading(TEXT, args).with_code(0));
+        told["text"]["kl"].as_f64().unwrap_or_else(|| panic!("{told}"))
+    };
+    assert_eq!(kl(&[]), 0.0);
+    let halves = kl(&["--other-cache-type", "f16"]);
+    let eighths = kl(&["--other-cache-type", "q8"]);
+    assert!(halves > 0.0 && eighths > 3.0 * halves && eighths < 0.01, "{halves} and {eighths}");
+    assert_eq!(kl(&["--other-cache-type", "q8_0"]), eighths);
+    assert_eq!(kl(&["--cache-type", "q8"]), 0.0);
+}
+
 #[test]
 fn what_cannot_be_compared_is_another_exit_code() {
     let fixture = model("leanllama");

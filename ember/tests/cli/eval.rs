@@ -164,6 +164,7 @@ fn measuring_is_exact_unless_asked_otherwise() {
     let halves = told(&["--cache-type", "f16"]);
     assert_ne!(halves["perplexity"], exact["perplexity"]);
     assert_eq!(halves["cache"], json!("f16"));
+    assert_eq!(told(&["--cache-type", "q8_0"])["cache"], json!("q8"));
     let rounded = told(&["--activations", "int8"]);
     assert_eq!(rounded["activations"] == "int8", rounded["perplexity"] != exact["perplexity"], "{rounded}");
     let line = eval("crest_k4_nf4", &[]).with_code(0).stdout;

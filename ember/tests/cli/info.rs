@@ -52,7 +52,7 @@ fn info_agrees_with_the_loaded_model() {
         let plan = pretrained.plan::<burn_ndarray::NdArray<f32>>(&device).expect("a plan");
         let loaded = fixture.load::<burn_ndarray::NdArray<f32>>(&device);
         let shapes = loaded.architecture().cache_shapes();
-        for (key, format) in [("f16", KvFormat::F16), ("f32", KvFormat::F32)] {
+        for (key, format) in [("q8", KvFormat::Q8), ("f16", KvFormat::F16), ("f32", KvFormat::F32)] {
             let per_token: usize = shapes.iter().map(|shape| shape.bytes_per_token(format)).sum();
             let fixed: usize = shapes.iter().map(|shape| shape.fixed_bytes()).sum();
             assert_eq!(told["cache"]["bytes_per_token"][key], json!(per_token), "{name}");

@@ -203,6 +203,10 @@ fn beyond_half_precision(what: &str, large: &str, small: &str) {
     assert_eq!(warnings.len(), 1, "{stderr}");
     let named = [&format!("layer 2: {what}"), "65504", "--cache-type f32"];
     assert!(named.iter().all(|part| warnings[0].contains(part)), "{stderr}");
+    // 8 bits hold them too: their scale is a float.
+    let (got, stderr) = report(&copy, &flags("q8"));
+    assert_eq!(got["tokens"], report(&model("leanllama"), &flags("q8")).0["tokens"]);
+    assert!(!stderr.contains("WARN"), "{stderr}");
 }
 
 #[test]
@@ -224,7 +228,7 @@ fn numbers_that_are_none_name_step_and_layer() {
     }
     // Infinite by themselves, so another cache would not help.
     scale(&keys, "layers.3.self_attn.k_proj.weight", 3e38);
-    for cache in ["f16", "f32"] {
+    for cache in ["q8", "f16", "f32"] {
         let run = |model| generate(model, &["-n", "4", "--greedy", "--cache-type", cache]);
         let step = "logits of generated token 0 are not finite";
         run(&copy).fails_with(&[step, "they come from layer 1, at position 0 (token "]);

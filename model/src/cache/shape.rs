@@ -54,15 +54,14 @@ impl KvShape {
     /// The format that a store of this shape begins with in a cache of `format`.
     pub(super) fn format(self, format: KvFormat) -> KvFormat {
         match self {
-            Self::Heads { width, .. } if width.is_multiple_of(2) => format,
-            Self::Heads { .. } | Self::Codes { .. } => KvFormat::F32,
+            Self::Heads { width, .. } => format.of_width(width),
+            Self::Codes { .. } => KvFormat::F32,
         }
     }
 
     pub(super) fn bytes_per_token(self, format: KvFormat) -> usize {
         match self {
-            Self::Heads { heads, width } if self.format(format) == KvFormat::F16 => bytes_of(&[heads, width]) / 2,
-            Self::Heads { heads, width } => bytes_of(&[heads, width]),
+            Self::Heads { heads, width } => heads.saturating_mul(format.bytes(width)),
             Self::Codes { count, width } => bytes_of(&[count, width]),
         }
     }

@@ -2,6 +2,7 @@
 
 use emberlm_quant::CompactBackend;
 use emberlm_quant::host::on_threads;
+use emberlm_quant::kv::KvFormat;
 use rayon::prelude::*;
 
 use crate::causal_lm::CausalLm;
@@ -40,7 +41,8 @@ impl TextComparison {
     }
 }
 
-/// Feeds a text to two models with one tokenizer, in the same windows and passes. Two passes' logits are held at a time.
+/// Feeds a text to two models with one tokenizer, in the same windows and passes; the second keeps its keys and values as `second_cache`. Two
+/// passes' logits are held at a time.
 ///
 /// # Errors
 /// As [`evaluate`](crate::evaluate::evaluate); [`Error::Option`] when the vocabularies differ in size.
@@ -49,6 +51,7 @@ pub fn compare_text<B: CompactBackend>(
     second: &CausalLm<B>,
     ids: &[u32],
     options: &EvaluateOptions,
+    second_cache: KvFormat,
 ) -> Result<TextComparison> {
     let [a, b] = [first, second].map(|model| &model.architecture().config);
     if a.vocab_size != b.vocab_size {
@@ -62,10 +65,11 @@ pub fn compare_text<B: CompactBackend>(
     let context = a.max_position_embeddings.min(b.max_position_embeddings);
     let most = tokens_per_pass(a.vocab_size);
     let chunk = options.chunk.map_or(most, |chunk| chunk.clamp(1, most));
+    let second_options = &EvaluateOptions { cache: second_cache, ..options.clone() };
     let mut out = TextComparison::default();
     for window in windows(context, ids, options)? {
         let mut x = WindowReader::new(first, window, options, chunk)?;
-        let mut y = WindowReader::new(second, window, options, chunk)?;
+        let mut y = WindowReader::new(second, window, second_options, chunk)?;
         while let (Some(x), Some(y)) = (x.next(&mut out.first)?, y.next(&mut out.second)?) {
             let pairs: Vec<_> = x.scored().zip(y.scored()).collect();
             let done = out.divergences.len();

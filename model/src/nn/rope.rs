@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::f64::consts::PI;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
@@ -21,6 +22,17 @@ pub struct RotaryEmbedding {
     inverse_frequencies: Vec<f64>,
     by_length: ByLength,
     attention_factor: f64,
+    /// Of all sequences of the model.
+    table: Arc<Mutex<Table>>,
+}
+
+/// Cosines and sines of consecutive positions, kept for those who need all of a sequence for every token.
+#[derive(Debug, Default)]
+struct Table {
+    frequencies: Vec<f64>,
+    first: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
 }
 
 /// How frequencies depend on the length of the sequence.
@@ -43,7 +55,12 @@ impl RotaryEmbedding {
     pub fn new(config: &RopeConfig) -> Self {
         let (theta, dim) = (config.theta, config.rotary_dim);
         let plain = plain(theta, dim);
-        let same = |inverse_frequencies| Self { inverse_frequencies, by_length: ByLength::No, attention_factor: 1.0 };
+        let same = |inverse_frequencies| Self {
+            inverse_frequencies,
+            by_length: ByLength::No,
+            attention_factor: 1.0,
+            table: Arc::default(),
+        };
         match &config.scaling {
             None => same(plain),
             Some(RopeScaling::Linear { factor }) => same(plain.into_iter().map(|f| f / factor).collect()),
@@ -69,6 +86,7 @@ impl RotaryEmbedding {
                         above: *original_max_position_embeddings,
                     },
                     attention_factor: *attention_factor,
+                    table: Arc::default(),
                 }
             }
         }
@@ -76,7 +94,8 @@ impl RotaryEmbedding {
 
     /// Of a layer that rotates nothing.
     pub(crate) fn none() -> Self {
-        Self { inverse_frequencies: Vec::new(), by_length: ByLength::No, attention_factor: 1.0 }
+        let by_length = ByLength::No;
+        Self { inverse_frequencies: Vec::new(), by_length, attention_factor: 1.0, table: Arc::default() }
     }
 
     /// The inverse frequencies for a sequence of `length` tokens, in radians per token.
@@ -100,19 +119,54 @@ impl RotaryEmbedding {
 
     /// Cosines and sines of positions `start..start + count` in a sequence of `length` tokens, computed in f64.
     pub fn at<B: Backend>(&self, start: usize, count: usize, length: usize, device: &B::Device) -> Rotary<B> {
+        let mut table =
+            Table { frequencies: self.inverse_frequencies(length).into(), first: start, ..Table::default() };
+        table.extend(start + count, self.attention_factor);
+        rotary([count, table.frequencies.len()], table.cos, table.sin, device)
+    }
+
+    /// As [`at`](Self::at), of what was computed before as far as it goes: 8 bytes of memory per position and frequency, for as long as the
+    /// model lives.
+    pub(crate) fn at_again<B: Backend>(
+        &self,
+        start: usize,
+        count: usize,
+        length: usize,
+        device: &B::Device,
+    ) -> Rotary<B> {
         let frequencies = self.inverse_frequencies(length);
-        let r = frequencies.len();
-        let (mut cos, mut sin) = (Vec::with_capacity(count * r), Vec::with_capacity(count * r));
-        for position in start..start + count {
-            for frequency in frequencies.iter() {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if start < table.first || start > table.end() || *table.frequencies != *frequencies {
+            *table = Table { frequencies: frequencies.into(), first: start, ..Table::default() };
+        }
+        table.extend(start + count, self.attention_factor);
+        let r = table.frequencies.len();
+        let of = |values: &[f32]| values.iter().skip((start - table.first) * r).take(count * r).copied().collect();
+        rotary([count, r], of(&table.cos), of(&table.sin), device)
+    }
+}
+
+impl Table {
+    /// One past the last position.
+    fn end(&self) -> usize {
+        self.first + self.cos.len().checked_div(self.frequencies.len()).unwrap_or(0)
+    }
+
+    /// Computes the positions up to `end` that are missing.
+    fn extend(&mut self, end: usize, attention_factor: f64) {
+        for position in self.end()..end {
+            for frequency in &self.frequencies {
                 let (s, c) = (position as f64 * frequency).sin_cos();
-                cos.push((c * self.attention_factor) as f32);
-                sin.push((s * self.attention_factor) as f32);
+                self.cos.push((c * attention_factor) as f32);
+                self.sin.push((s * attention_factor) as f32);
             }
         }
-        let tensor = |values| Tensor::from_data(TensorData::new(values, [count, r]), (device, DType::F32));
-        Rotary { cos: tensor(cos), sin: tensor(sin) }
     }
+}
+
+fn rotary<B: Backend>(shape: [usize; 2], cos: Vec<f32>, sin: Vec<f32>, device: &B::Device) -> Rotary<B> {
+    let tensor = |values| Tensor::from_data(TensorData::new(values, shape), (device, DType::F32));
+    Rotary { cos: tensor(cos), sin: tensor(sin) }
 }
 
 /// `theta^(-2i / dim)`.
@@ -154,4 +208,39 @@ fn yarn(plain: Vec<f64>, theta: f64, dim: usize, scaling: &YarnScaling) -> Vec<f
         f / scaling.factor * interpolated + f * (1.0 - interpolated)
     };
     plain.into_iter().enumerate().map(stretched).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::DType;
+
+    type B = burn_ndarray::NdArray<f32>;
+
+    fn numbers(rotary: Rotary<B>) -> [Vec<f32>; 2] {
+        [rotary.cos, rotary.sin].map(|t| t.cast(DType::F32).into_data().into_vec().expect("floats"))
+    }
+
+    /// What is kept is what would be computed, bit for bit: a sequence that grows, others beside it, one that begins elsewhere, and
+    /// frequencies that depend on the length.
+    #[test]
+    fn tables_that_are_kept_are_those_that_are_computed() {
+        let dynamic = DynamicScaling { factor: 2.0, max_position_embeddings: 50 };
+        for scaling in [None, Some(RopeScaling::Linear { factor: 4.0 }), Some(RopeScaling::Dynamic(dynamic))] {
+            let embedding = RotaryEmbedding::new(&RopeConfig { theta: 1e4, rotary_dim: 16, scaling });
+            let clone = embedding.clone();
+            for (start, count) in
+                [(0, 7), (0, 8), (0, 60), (0, 61), (3, 9), (0, 100), (70, 40), (500, 3), (0, 5), (2, 300)]
+            {
+                let length = start + count;
+                let want = numbers(embedding.at(start, count, length, &Default::default()));
+                assert_eq!(want[0].len(), count * 8);
+                assert_eq!(
+                    numbers(clone.at_again(start, count, length, &Default::default())),
+                    want,
+                    "{start} + {count}"
+                );
+            }
+        }
+    }
 }

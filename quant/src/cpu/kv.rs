@@ -14,6 +14,7 @@ pub(super) struct HeldParts<B: HostTensors>(Vec<HeldStore<B>>);
 enum HeldStore<B: HostTensors> {
     F32(FloatTensor<B>),
     F16(IntTensor<B>),
+    Q8 { codes: IntTensor<B>, scales: FloatTensor<B> },
 }
 
 /// Their numbers.
@@ -22,6 +23,7 @@ pub(super) struct PartNumbers<'a>(Vec<Numbers<'a>>);
 enum Numbers<'a> {
     F32(Cow<'a, [f32]>),
     F16(Cow<'a, [u32]>),
+    Q8 { codes: Cow<'a, [u32]>, scales: Cow<'a, [f32]> },
 }
 
 impl<B: HostTensors> HeldParts<B> {
@@ -29,6 +31,9 @@ impl<B: HostTensors> HeldParts<B> {
         let held = |store: &KvStore<B>| match store {
             KvStore::F32(t) => HeldStore::F32(float_primitive(t.clone())),
             KvStore::F16(t) => HeldStore::F16(t.clone().into_primitive()),
+            KvStore::Q8 { codes, scales } => {
+                HeldStore::Q8 { codes: codes.clone().into_primitive(), scales: float_primitive(scales.clone()) }
+            }
         };
         Self(parts.iter().map(held).collect())
     }
@@ -43,6 +48,7 @@ impl<B: HostTensors> HeldStore<B> {
         match self {
             Self::F32(t) => Numbers::F32(B::floats(t)),
             Self::F16(t) => Numbers::F16(B::words(t)),
+            Self::Q8 { codes, scales } => Numbers::Q8 { codes: B::words(codes), scales: B::floats(scales) },
         }
     }
 }
@@ -64,13 +70,14 @@ impl Numbers<'_> {
         match self {
             Self::F32(numbers) => cpu::CacheSlice::F32(numbers),
             Self::F16(words) => cpu::CacheSlice::F16(bytemuck::cast_slice(words)),
+            Self::Q8 { codes, scales } => cpu::CacheSlice::Q8 { codes: bytemuck::cast_slice(codes), scales },
         }
     }
 
     fn floats(&self) -> &[f32] {
         match self {
             Self::F32(numbers) => numbers,
-            Self::F16(_) => unreachable!("codes are stored as F32"),
+            Self::F16(_) | Self::Q8 { .. } => unreachable!("codes are stored as F32"),
         }
     }
 }

@@ -242,6 +242,18 @@ pub(super) fn store_kv<B: HostTensors>(store: KvStore<B>, new: Tensor<B, 4>, at:
             let dims = Shape::from([batch, heads, capacity, width / 2]);
             KvStore::F16(Tensor::from_primitive(B::from_words(words, dims)))
         }
+        KvStore::Q8 { codes, scales } => {
+            let blocks = scales.dims()[3];
+            let mut words = B::into_words(codes.into_primitive());
+            let mut scales = B::into_floats(float_primitive(scales));
+            let codes = bytemuck::cast_slice_mut(&mut words);
+            let _ = cpu::store_kv(&B::floats(&new), cpu::CacheSliceMut::Q8 { codes, scales: &mut scales }, &shape);
+            let dims = Shape::from([batch, heads, capacity, width / 4]);
+            KvStore::Q8 {
+                codes: Tensor::from_primitive(B::from_words(words, dims)),
+                scales: float_tensor(scales, [batch, heads, capacity, blocks]),
+            }
+        }
     }
 }
 

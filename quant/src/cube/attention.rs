@@ -12,7 +12,7 @@ use super::tensor::{Cube, buffer, float_tensor, floats, int_tensor, ints, own, u
 use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvStore};
 use crate::ops::{AttentionShape, CompactBackend};
 use crate::packed::PackedWeight;
-use crate::reference::gathered;
+use crate::reference::{self, gathered};
 
 pub(super) fn store_kv<R: CubeRuntime>(store: KvStore<Cube<R>>, new: Tensor<Cube<R>, 4>, at: usize) -> KvStore<Cube<R>>
 where
@@ -20,6 +20,10 @@ where
 {
     let [batch, heads, capacity, width] = store.dims();
     let seq = new.dims()[1];
+    if matches!(store, KvStore::Q8 { .. }) {
+        // No kernel writes 8 bits: by way of the host.
+        return reference::store_kv(store, new, at);
+    }
     let halves = matches!(store, KvStore::F16(_));
     let shape = StoreKv { batch, seq, heads, capacity, width, at };
     let new = floats(new);
@@ -31,6 +35,7 @@ where
     match store {
         KvStore::F32(t) => KvStore::F32(float_tensor(append(floats(t)))),
         KvStore::F16(t) => KvStore::F16(int_tensor(append(ints(t)))),
+        KvStore::Q8 { .. } => unreachable!("stored above"),
     }
 }
 
@@ -123,10 +128,15 @@ where
     }
 
     fn plain(store: &KvStore<Cube<R>>) -> Self {
+        if matches!(store, KvStore::Q8 { .. }) {
+            // No kernel reads 8 bits: as floats.
+            return Self::plain(&KvStore::F32(reference::read_store(store, store.capacity())));
+        }
         let [_, heads, capacity, width] = store.dims();
         let (buffer, halves) = match store {
             KvStore::F32(data) => (buffer(&floats(data.clone())), false),
             KvStore::F16(words) => (buffer(&ints(words.clone())), true),
+            KvStore::Q8 { .. } => unreachable!("floats by now"),
         };
         Self { rows: KvRows::of_store(buffer, halves, heads, capacity, width), width, last: None }
     }

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Int, Tensor};
+use burn::tensor::{BasicOps, DType, Int, Tensor};
+use emberlm_backends::types::KV_BLOCK;
 
 /// The number format of a [`KvStore`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub enum KvFormat {
     /// Half precision, two numbers per word; 2 bytes per number.
     #[default]
     F16,
+    /// 8 bits with an F32 scale for every [`KV_BLOCK`] numbers of a head; 1.06 bytes per number.
+    Q8,
 }
 
 impl KvFormat {
@@ -20,6 +23,24 @@ impl KvFormat {
     /// integers there, and no gradient of keys and values passes through an integer.
     pub fn on<B: Backend>(self, device: &B::Device) -> Self {
         if B::ad_enabled(device) { Self::F32 } else { self }
+    }
+
+    /// The format of vectors of `width` numbers: the next larger one where they do not fill words.
+    pub fn of_width(self, width: usize) -> Self {
+        match self {
+            Self::Q8 if !width.is_multiple_of(4) => Self::F16.of_width(width),
+            Self::F16 if !width.is_multiple_of(2) => Self::F32,
+            format => format,
+        }
+    }
+
+    /// Bytes of a vector of `width` numbers in this format, as [`of_width`](Self::of_width) has it.
+    pub fn bytes(self, width: usize) -> usize {
+        match self.of_width(width) {
+            Self::F32 => width.saturating_mul(4),
+            Self::F16 => width.saturating_mul(2),
+            Self::Q8 => width.saturating_add(width.div_ceil(KV_BLOCK).saturating_mul(4)),
+        }
     }
 }
 
@@ -30,36 +51,46 @@ pub enum KvStore<B: Backend> {
     F32(Tensor<B, 4>),
     /// `[b, heads, capacity, width / 2]` U32, the earlier number in the low half.
     F16(Tensor<B, 4, Int>),
+    /// 8 bits.
+    Q8 {
+        /// `[b, heads, capacity, width / 4]` U32, the earliest number in the lowest byte, signed.
+        codes: Tensor<B, 4, Int>,
+        /// `[b, heads, capacity, width / KV_BLOCK]`, rounded up.
+        scales: Tensor<B, 4>,
+    },
 }
 
 impl<B: Backend> KvStore<B> {
-    /// An empty store. An odd width is stored as F32, and [where gradients are recorded](KvFormat::on) every width.
+    /// An empty store. Widths that do not fill words are stored [in a larger format](KvFormat::of_width), and
+    /// [where gradients are recorded](KvFormat::on) all as F32.
     pub fn new(format: KvFormat, [b, heads, capacity, width]: [usize; 4], device: &B::Device) -> Self {
-        match format.on::<B>(device) {
-            KvFormat::F16 if width.is_multiple_of(2) => {
-                Self::F16(Tensor::zeros([b, heads, capacity, width / 2], (device, DType::U32)))
-            }
-            _ => Self::F32(Tensor::zeros([b, heads, capacity, width], (device, DType::F32))),
+        let words = |words| Tensor::zeros([b, heads, capacity, words], (device, DType::U32));
+        let floats = |floats| Tensor::zeros([b, heads, capacity, floats], (device, DType::F32));
+        match format.on::<B>(device).of_width(width) {
+            KvFormat::F32 => Self::F32(floats(width)),
+            KvFormat::F16 => Self::F16(words(width / 2)),
+            KvFormat::Q8 => Self::Q8 { codes: words(width / 4), scales: floats(width.div_ceil(KV_BLOCK)) },
         }
     }
 
-    /// How its numbers are stored.
+    /// What its numbers are stored as.
     pub fn format(&self) -> KvFormat {
         match self {
             Self::F32(_) => KvFormat::F32,
             Self::F16(_) => KvFormat::F16,
+            Self::Q8 { .. } => KvFormat::Q8,
         }
     }
 
     /// `[b, heads, capacity, width]`, in numbers.
     pub fn dims(&self) -> [usize; 4] {
-        match self {
-            Self::F32(t) => t.dims(),
-            Self::F16(t) => {
-                let [b, heads, capacity, words] = t.dims();
-                [b, heads, capacity, words * 2]
-            }
-        }
+        let (words, numbers) = match self {
+            Self::F32(t) => return t.dims(),
+            Self::F16(t) => (t, 2),
+            Self::Q8 { codes, .. } => (codes, 4),
+        };
+        let [b, heads, capacity, words] = words.dims();
+        [b, heads, capacity, words * numbers]
     }
 
     /// Tokens that fit.
@@ -69,11 +100,8 @@ impl<B: Backend> KvStore<B> {
 
     /// Bytes held, free slots included.
     pub fn bytes(&self) -> usize {
-        let numbers: usize = self.dims().iter().product();
-        match self {
-            Self::F32(_) => numbers * 4,
-            Self::F16(_) => numbers * 2,
-        }
+        let [b, heads, capacity, width] = self.dims();
+        b * heads * capacity * self.format().bytes(width)
     }
 
     /// The same rows with room for `capacity` tokens; a smaller capacity keeps the first ones.
@@ -87,21 +115,20 @@ impl<B: Backend> KvStore<B> {
     /// # Panics
     /// When it has no such slots, or they are more than the capacity.
     pub fn copied(&self, tokens: Range<usize>, capacity: usize) -> Self {
+        let floats = |t: &Tensor<B, 4>| {
+            let [b, heads, _, width] = t.dims();
+            let new = Tensor::zeros([b, heads, capacity, width], (&t.device(), t.dtype()));
+            assigned(new, 0, t, tokens.clone())
+        };
+        let words = |t: &Tensor<B, 4, Int>| {
+            let [b, heads, _, words] = t.dims();
+            let new = Tensor::zeros([b, heads, capacity, words], (&t.device(), t.dtype()));
+            assigned(new, 0, t, tokens.clone())
+        };
         match self {
-            Self::F32(t) => {
-                let [b, heads, _, width] = t.dims();
-                let new = Tensor::zeros([b, heads, capacity, width], (&t.device(), t.dtype()));
-                let slots = [0..b, 0..heads, 0..tokens.len(), 0..width];
-                let is_empty = tokens.is_empty();
-                Self::F32(if is_empty { new } else { new.slice_assign(slots, t.clone().slice_dim(2, tokens)) })
-            }
-            Self::F16(t) => {
-                let [b, heads, _, words] = t.dims();
-                let new = Tensor::zeros([b, heads, capacity, words], (&t.device(), t.dtype()));
-                let slots = [0..b, 0..heads, 0..tokens.len(), 0..words];
-                let is_empty = tokens.is_empty();
-                Self::F16(if is_empty { new } else { new.slice_assign(slots, t.clone().slice_dim(2, tokens)) })
-            }
+            Self::F32(t) => Self::F32(floats(t)),
+            Self::F16(t) => Self::F16(words(t)),
+            Self::Q8 { codes, scales } => Self::Q8 { codes: words(codes), scales: floats(scales) },
         }
     }
 
@@ -111,17 +138,28 @@ impl<B: Backend> KvStore<B> {
     /// When one of the two has no such slots, or their rows differ.
     pub fn with_tokens(self, at: usize, other: &Self, count: usize) -> Option<Self> {
         match (self, other) {
-            (Self::F32(t), Self::F32(new)) => {
-                let [b, heads, _, width] = t.dims();
-                let slots = [0..b, 0..heads, at..at + count, 0..width];
-                Some(Self::F32(t.slice_assign(slots, new.clone().slice_dim(2, 0..count))))
-            }
-            (Self::F16(t), Self::F16(new)) => {
-                let [b, heads, _, words] = t.dims();
-                let slots = [0..b, 0..heads, at..at + count, 0..words];
-                Some(Self::F16(t.slice_assign(slots, new.clone().slice_dim(2, 0..count))))
-            }
+            (Self::F32(t), Self::F32(new)) => Some(Self::F32(assigned(t, at, new, 0..count))),
+            (Self::F16(t), Self::F16(new)) => Some(Self::F16(assigned(t, at, new, 0..count))),
+            (Self::Q8 { codes, scales }, Self::Q8 { codes: new_codes, scales: new_scales }) => Some(Self::Q8 {
+                codes: assigned(codes, at, new_codes, 0..count),
+                scales: assigned(scales, at, new_scales, 0..count),
+            }),
             _ => None,
         }
     }
+}
+
+/// `to` with `tokens` of `from` from slot `at` on.
+fn assigned<B: Backend, K: BasicOps<B>>(
+    to: Tensor<B, 4, K>,
+    at: usize,
+    from: &Tensor<B, 4, K>,
+    tokens: Range<usize>,
+) -> Tensor<B, 4, K> {
+    if tokens.is_empty() {
+        return to;
+    }
+    let [b, heads, _, width] = to.dims();
+    let slots = [0..b, 0..heads, at..at + tokens.len(), 0..width];
+    to.slice_assign(slots, from.clone().slice_dim(2, tokens))
 }

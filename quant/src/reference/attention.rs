@@ -5,10 +5,11 @@ use burn::tensor::activation::{gelu, gelu_approximate, relu, silu, softmax};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 
-use super::{linear, rotary, unpack_f16};
+use super::{linear, rotary, unpack_f16, unpack_i8};
 use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvParts, KvStore};
 use crate::modules::Linear;
 use crate::ops::AttentionShape;
+use emberlm_backends::types::KV_BLOCK;
 
 /// A score that softmax turns into exactly 0 beside any real one.
 const MASKED: f32 = -1e30;
@@ -29,6 +30,10 @@ pub fn store_kv<B: Backend>(store: KvStore<B>, new: Tensor<B, 4>, at: usize) -> 
                     KvStore::F32(wide.slice_assign([0..b, 0..heads, at..at + s, 0..width], new))
                 }
             }
+        }
+        store @ KvStore::Q8 { .. } => {
+            assert!(!B::ad_enabled(&new.device()), "a store of 8 bits loses the gradients of keys and values; use F32");
+            store.with_tokens(at, &pack_q8(new), s).expect("two stores of 8 bits")
         }
     }
 }
@@ -51,6 +56,28 @@ fn pack_f16<B: Backend>(t: Tensor<B, 4>) -> Option<Tensor<B, 4, Int>> {
     let bits = |x: f32| u32::from(half::f16::from_f32(x).to_bits());
     let words: Vec<u32> = numbers.chunks_exact(2).map(|pair| bits(pair[0]) | bits(pair[1]) << 16).collect();
     Some(Tensor::from_data(TensorData::new(words, [b, heads, s, width / 2]), (&device, DType::U32)))
+}
+
+/// Rounds to 8 bits on the host: the largest number of every block of a head becomes 127 steps. A block with a number that is not finite
+/// becomes NaN.
+fn pack_q8<B: Backend>(t: Tensor<B, 4>) -> KvStore<B> {
+    let [b, heads, s, width] = t.dims();
+    let device = t.device();
+    let data = t.into_data().convert::<f32>();
+    let numbers: &[f32] = data.as_slice().unwrap_or(&[]);
+    let (mut codes, mut scales) = (Vec::with_capacity(numbers.len()), Vec::new());
+    for block in numbers.chunks_exact(width.max(1)).flat_map(|head| head.chunks(KV_BLOCK)) {
+        let largest = block.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+        let scale = if block.iter().all(|x| x.is_finite()) { largest / 127.0 } else { f32::NAN };
+        scales.push(scale);
+        codes.extend(block.iter().map(|x| (x / scale).clamp(-127.0, 127.0).round_ties_even() as i8 as u8));
+    }
+    let words: Vec<u32> = codes.chunks_exact(4).map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect();
+    let blocks = width.div_ceil(KV_BLOCK);
+    KvStore::Q8 {
+        codes: Tensor::from_data(TensorData::new(words, [b, heads, s, width / 4]), (&device, DType::U32)),
+        scales: Tensor::from_data(TensorData::new(scales, [b, heads, s, blocks]), (&device, DType::F32)),
+    }
 }
 
 /// See [`CompactBackend::cached_attention`](crate::CompactBackend::cached_attention).
@@ -99,32 +126,46 @@ fn rows<B: Backend>(kv: KeyValue<'_, B>, t: usize, kv_heads: usize) -> Tensor<B,
     }
 }
 
+/// The numbers of the first `t` tokens, `[b, heads, t, width]`.
 fn read<B: Backend>(parts: KvParts<'_, B>, t: usize) -> Tensor<B, 4> {
-    let numbers = |store: &KvStore<B>, tokens| match store {
-        KvStore::F32(data) => data.clone().slice_dim(2, 0..tokens),
-        KvStore::F16(words) => numbers_of(words.clone().slice_dim(2, 0..tokens)),
-    };
     if parts.shared.is_empty() {
-        return numbers(parts.own, t);
+        return read_store(parts.own, t);
     }
     let mut left = t;
     let part = |store: &KvStore<B>| {
         let tokens = left.min(store.capacity());
         left -= tokens;
-        (tokens > 0).then(|| numbers(store, tokens))
+        (tokens > 0).then(|| read_store(store, tokens))
     };
     Tensor::cat(parts.iter().filter_map(part).collect(), 2)
 }
 
-/// All parts in one store.
+/// The numbers of the first `t` tokens of one part.
+pub(crate) fn read_store<B: Backend>(store: &KvStore<B>, t: usize) -> Tensor<B, 4> {
+    match store {
+        KvStore::F32(data) => data.clone().slice_dim(2, 0..t),
+        KvStore::F16(words) => numbers_of(words.clone().slice_dim(2, 0..t)),
+        KvStore::Q8 { codes, scales } => {
+            let [b, heads, _, width] = store.dims();
+            let codes = codes.clone().slice_dim(2, 0..t).reshape([b * heads * t * width / 4]);
+            let codes = unpack_i8(codes, [b * heads * t, width]);
+            let blocks = width.div_ceil(KV_BLOCK);
+            let scales = scales.clone().slice_dim(2, 0..t).reshape([b * heads * t, blocks, 1]);
+            let scales = scales.repeat_dim(2, KV_BLOCK).reshape([b * heads * t, blocks * KV_BLOCK]);
+            (codes * scales.slice_dim(1, 0..width)).reshape([b, heads, t, width])
+        }
+    }
+}
+
+/// All parts in one store; in F32 where they are of different formats, or of 8 bits.
 #[cfg(feature = "cube")]
 pub(crate) fn gathered<B: Backend>(parts: KvParts<'_, B>) -> KvStore<B> {
     if parts.shared.is_empty() {
         return parts.own.clone();
     }
     let words = |store: &KvStore<B>| match store {
-        KvStore::F32(_) => None,
         KvStore::F16(words) => Some(words.clone()),
+        KvStore::F32(_) | KvStore::Q8 { .. } => None,
     };
     match parts.iter().map(words).collect::<Option<Vec<_>>>() {
         Some(words) => KvStore::F16(Tensor::cat(words, 2)),

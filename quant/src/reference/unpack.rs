@@ -59,11 +59,14 @@ fn int8<B: Backend>(w: &Int8Weight<B>) -> Tensor<B, 2> {
     let blocks = w.k.div_ceil(INT8_BLOCK);
     let scales = half_to_float(fields(w.scales.val(), &[0, 16], 16, w.n * blocks), FloatType::F16);
     let scales = scales.reshape([w.n, blocks, 1]).repeat_dim(2, INT8_BLOCK).reshape([w.n, blocks * INT8_BLOCK]);
-    signed_bytes(w.codes.val(), [w.n, w.k]) * scales.slice_dim(1, 0..w.k)
+    unpack_i8(w.codes.val(), [w.n, w.k]) * scales.slice_dim(1, 0..w.k)
 }
 
-/// Bytes in two's complement.
-fn signed_bytes<B: Backend>(words: Tensor<B, 1, Int>, shape: [usize; 2]) -> Tensor<B, 2> {
+/// Words of four bytes in two's complement, the first in the lowest bits, as numbers.
+///
+/// # Shapes
+/// `[rows * columns / 4] -> [rows, columns]`
+pub fn unpack_i8<B: Backend>(words: Tensor<B, 1, Int>, shape: [usize; 2]) -> Tensor<B, 2> {
     let codes = fields(words, &[0, 8, 16, 24], 8, shape[0] * shape[1]).reshape(shape).float();
     // 128..255 stand for -128..-1.
     let wrap = codes.clone().greater_equal_elem(128.0).float() * 256.0;
@@ -74,7 +77,7 @@ fn rows<B: Backend>(w: &RowsWeight<B>) -> Tensor<B, 2> {
     let narrow_rows = w.n - w.wide_rows;
     let mut stored = Vec::new();
     if let Some(wide) = &w.wide {
-        stored.push(signed_bytes(wide.val(), [w.wide_rows, w.k]));
+        stored.push(unpack_i8(wide.val(), [w.wide_rows, w.k]));
     }
     if let Some(narrow) = &w.narrow {
         let bits = w.narrow_bits as u32;

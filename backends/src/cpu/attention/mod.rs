@@ -5,12 +5,16 @@ mod flash;
 mod hidden;
 mod latent;
 mod parts;
+mod q8;
 mod source;
 mod tile;
 mod types;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 use crate::check::{check_len, elements};
-use crate::cpu::{Level, level};
+use crate::cpu::{CacheSlice, Level, level};
+use crate::types::KV_BLOCK;
 use hidden::HiddenLayer;
 use parts::Parts;
 use source::{FlashAttention, Source};
@@ -38,7 +42,8 @@ pub fn attention_spans(spans: &mut [AttentionSpan]) {
     spans.iter().for_each(check);
     let level = level();
     let prepared: Vec<Prepared> = spans.iter().map(|span| Prepared::new(level, span)).collect();
-    let calls: Vec<FlashAttention> = spans.iter().zip(&prepared).map(|(span, prepared)| prepared.flash(span)).collect();
+    let calls: Vec<FlashAttention> =
+        spans.iter().zip(&prepared).map(|(span, prepared)| prepared.flash(level, span)).collect();
     let results = flash::run(&calls, level);
     for ((span, Prepared { rows, .. }), mut results) in spans.iter_mut().zip(&prepared).zip(results) {
         let p = &span.shape;
@@ -72,6 +77,9 @@ struct Prepared {
     bias: Option<Vec<f32>>,
     keys: Codes,
     values: Codes,
+    /// The queries as whole numbers, for keys in 8 bits.
+    #[cfg(target_arch = "x86_64")]
+    ints: Option<vnni::IntQueries>,
 }
 
 /// Queries up to which hidden values are computed again for every pass over the cache, while they are in the L1 cache; more queries
@@ -143,15 +151,44 @@ impl Prepared {
         if let KeyValue::Compressed { decoder, .. } = k {
             (prepared.queries, prepared.bias) = latent::project_queries(level, &prepared.queries, rows, decoder, p);
         }
+        #[cfg(target_arch = "x86_64")]
+        if has_byte_sums(level, k, p.head_dim) {
+            prepared.ints = Some(vnni::IntQueries::new(&prepared.queries, p.head_dim));
+        }
         prepared.keys = Codes::new(level, k, rows, p);
         prepared.values = Codes::new(level, v, rows, p);
         prepared
     }
 
-    fn flash<'a>(&'a self, span: &AttentionSpan<'a>) -> FlashAttention<'a> {
+    fn flash<'a>(&'a self, level: Level, span: &AttentionSpan<'a>) -> FlashAttention<'a> {
         let p = span.shape;
         let (keys, values) = (self.keys.source(&span.k, &p), self.values.source(&span.v, &p));
-        FlashAttention { q: &self.queries, bias: self.bias.as_deref(), keys, values, p, rows: self.rows }
+        let byte_sums = has_byte_sums(level, &span.v, p.head_dim);
+        FlashAttention {
+            q: &self.queries,
+            bias: self.bias.as_deref(),
+            keys,
+            values,
+            p,
+            rows: self.rows,
+            #[cfg(target_arch = "x86_64")]
+            ints: self.ints.as_ref(),
+            byte_sums,
+        }
+    }
+}
+
+/// Whether sums over what is stored in 8 bits can be of whole numbers.
+fn has_byte_sums(level: Level, kv: &KeyValue, width: usize) -> bool {
+    let eighths = |part: &CacheSlice| matches!(part, CacheSlice::Q8 { .. });
+    let stored = matches!(kv, KeyValue::Plain(parts) if parts.iter().any(eighths));
+    let fits = stored && width.is_multiple_of(KV_BLOCK) && width > 0;
+    #[cfg(target_arch = "x86_64")]
+    return fits && level == Level::Avx512 && vnni::available();
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (fits, level);
+        false
     }
 }
 

@@ -34,6 +34,11 @@ impl<S: Copy> Parts<S> {
         Self(parts.map(part).collect())
     }
 
+    /// Whether this is so of one of them.
+    pub(super) fn any(&self, f: impl Fn(S) -> bool) -> bool {
+        self.0.iter().any(|part| f(part.data))
+    }
+
     /// The part that holds the tile at `position`.
     #[inline(always)]
     pub(super) fn at(&self, position: usize) -> Part<S> {

@@ -3,6 +3,8 @@
 use crate::cpu::attention::hidden::HiddenLayer;
 use crate::cpu::attention::parts::Parts;
 use crate::cpu::attention::types::Attention;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::attention::vnni::IntQueries;
 use crate::cpu::cache::CacheSlice;
 
 /// What stands for the keys or values of a position.
@@ -16,6 +18,11 @@ pub(super) enum Source<'a> {
 }
 
 impl Source<'_> {
+    /// Whether a part of it is in 8 bits.
+    pub(super) fn has_8_bits(&self) -> bool {
+        matches!(self, Source::Heads(parts) if parts.any(|part| matches!(part, CacheSlice::Q8 { .. })))
+    }
+
     /// Floats of one head and position.
     pub(super) fn width(&self, p: &Attention) -> usize {
         match self {
@@ -36,6 +43,11 @@ pub(super) struct FlashAttention<'a> {
     pub(super) p: Attention,
     /// Queries per kv head: tokens times heads of the group.
     pub(super) rows: usize,
+    /// The queries as whole numbers, where scores are sums of those.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) ints: Option<&'a IntQueries>,
+    /// Whether weighted sums of values are.
+    pub(super) byte_sums: bool,
 }
 
 impl FlashAttention<'_> {

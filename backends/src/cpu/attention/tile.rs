@@ -3,7 +3,10 @@
 use crate::cpu::attention::ahead::{Ahead, LINE};
 use crate::cpu::attention::hidden::HiddenLayer;
 use crate::cpu::attention::parts::Parts;
+use crate::cpu::attention::q8::Q8Rows;
 use crate::cpu::attention::source::{FlashAttention, Source};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::attention::vnni;
 use crate::cpu::cache::CacheSlice;
 use crate::cpu::matmul::dense::{self, Element};
 use crate::cpu::matmul::gemm::{VECTORS, small};
@@ -16,14 +19,17 @@ use std::ops::Range;
 const GEMM_MIN_ROWS: usize = 12;
 /// Keys whose dot products are summed at the same time.
 const KEYS: usize = 4;
+/// Positions after which a line is asked for again.
+const AGAIN: usize = 16;
 
-/// Floats of the scores of `rows` queries, a tile of keys, one of values, and codes as columns.
-pub(super) fn scratch_lens(a: &FlashAttention, rows: usize) -> [usize; 4] {
+/// Floats of the scores of `rows` queries, a tile of keys, one of values, codes as columns, and what is stored in 8 bits as floats.
+pub(super) fn scratch_lens(a: &FlashAttention, rows: usize) -> [usize; 5] {
     let codes = match &a.keys {
         Source::Codes { layer, .. } => layer.r,
         _ => 0,
     };
-    [rows, a.keys.width(&a.p), a.values.width(&a.p), codes].map(|width| width * TILE)
+    let floats = if a.keys.has_8_bits() || a.values.has_8_bits() { a.p.head_dim } else { 0 };
+    [rows, a.keys.width(&a.p), a.values.width(&a.p), codes, floats].map(|width| width * TILE)
 }
 
 /// Queries `first..first + rows` of each of the kv heads `head..head + heads` of one row of the batch; of several heads all queries.
@@ -55,12 +61,13 @@ impl Kernel for FlashTask<'_> {
 impl FlashTask<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let [scores, key_tile, value_tile, _] = scratch_lens(self.a, self.heads * self.rows);
+        let [scores, key_tile, value_tile, codes, _] = scratch_lens(self.a, self.heads * self.rows);
         let (a, p) = (self.a, &self.a.p);
         let (wk, wv) = (a.keys.width(p), a.values.width(p));
         let (scores, rest) = self.scratch.split_at_mut(scores);
         let (key_tile, rest) = rest.split_at_mut(key_tile);
-        let (value_tile, code_columns) = rest.split_at_mut(value_tile);
+        let (value_tile, rest) = rest.split_at_mut(value_tile);
+        let (code_columns, numbers) = rest.split_at_mut(codes);
         let (heads, rows, group) = (self.heads, self.rows, a.group());
         let total = heads * rows;
         let first = (self.b * p.kv_heads + self.head) * a.rows + self.first;
@@ -79,6 +86,9 @@ impl FlashTask<'_> {
                     }
                     CacheSlice::F16(cache) => {
                         Next { at: cache.as_ptr().wrapping_add(from).cast(), bytes: 2 * p.head_dim }
+                    }
+                    CacheSlice::Q8 { codes, .. } => {
+                        Next { at: codes.as_ptr().wrapping_add(from).cast(), bytes: p.head_dim }
                     }
                 })
             }
@@ -116,6 +126,18 @@ impl FlashTask<'_> {
                                     let data = &dense::f16(data)[from..from + count * wk];
                                     tile_scores::<S, _>(q, wk, data, key_tile, scores, next);
                                 }
+                                CacheSlice::Q8 { codes, scales } => {
+                                    let keys = Q8Rows::new(codes, scales, wk, from / wk, count);
+                                    #[cfg(target_arch = "x86_64")]
+                                    if let Some(queries) = a.ints {
+                                        let next = next.map_or(keys.codes.as_ptr().cast(), |next| next.at);
+                                        vnni::scores(queries, first + head * rows, rows, keys, scores, next);
+                                        continue;
+                                    }
+                                    keys.floats::<S>(numbers);
+                                    let data = &numbers[..count * wk];
+                                    tile_scores::<S, f32>(q, wk, data, key_tile, scores, next);
+                                }
                             }
                         }
                     }
@@ -137,7 +159,8 @@ impl FlashTask<'_> {
                     let [highest, sum] = &mut state[2 * r..2 * r + 2] else {
                         return;
                     };
-                    let row = &mut scores[r * TILE..r * TILE + count];
+                    let (row, rest) = scores[r * TILE..(r + 1) * TILE].split_at_mut(count);
+                    rest.fill(0.0);
                     let factor = softmax::<S>(row, valid, bias, highest, sum);
                     if factor != 1.0 {
                         let out = &mut out[r * wv..(r + 1) * wv];
@@ -160,6 +183,18 @@ impl FlashTask<'_> {
                                 CacheSlice::F16(data) => {
                                     let data = &dense::f16(data)[from..from + count * wv];
                                     weigh::<S, _>(scores, data, wv, value_tile, out, next);
+                                }
+                                CacheSlice::Q8 { codes, scales } => {
+                                    let values = Q8Rows::new(codes, scales, wv, from / wv, count);
+                                    #[cfg(target_arch = "x86_64")]
+                                    if a.byte_sums {
+                                        let next = next.map_or(values.codes.as_ptr().cast(), |next| next.at);
+                                        vnni::weigh(scores, rows, values, out, next);
+                                        continue;
+                                    }
+                                    values.floats::<S>(numbers);
+                                    let data = &numbers[..count * wv];
+                                    weigh::<S, f32>(scores, data, wv, value_tile, out, next);
                                 }
                             }
                         }
@@ -199,6 +234,65 @@ fn tile_codes<'a>(parts: &Parts<&'a [f32]>, layer: &HiddenLayer, batch: usize, a
 struct Next {
     at: *const u8,
     bytes: usize,
+}
+
+/// Cache lines to ask for in equal steps, some at each. In bursts many would be lost: the processor drops a prefetch that finds no free
+/// buffer.
+#[derive(Clone, Copy)]
+struct Spread {
+    at: *const u8,
+    /// Bytes from one step to the next.
+    step: usize,
+}
+
+impl Spread {
+    /// Nothing new: the line at `at`, which is at hand, again and again. A branch in the inner loops would cost more.
+    #[inline(always)]
+    fn nothing(at: *const u8) -> Spread {
+        Spread { at, step: 0 }
+    }
+
+    /// The lines of `bytes` at `at` in `steps` steps.
+    #[inline(always)]
+    fn new(at: *const u8, bytes: usize, steps: usize) -> Spread {
+        Spread { at, step: bytes / steps.max(1) }
+    }
+
+    /// Asks for `lines` lines of step `i`.
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, i: usize, lines: usize) {
+        for line in 0..lines {
+            // SAFETY: `S` is enabled; the address need not be readable.
+            unsafe { S::prefetch(self.at.wrapping_add(i * self.step + line * LINE)) };
+        }
+    }
+}
+
+/// What each pass over the columns of a tile asks for: its part of what comes next, and once more the part of the pass before, of which
+/// some may have been dropped.
+struct Passes {
+    next: Option<Next>,
+    positions: usize,
+    passes: usize,
+    done: usize,
+}
+
+impl Passes {
+    #[inline(always)]
+    fn new(next: Option<Next>, positions: usize, passes: usize) -> Passes {
+        Passes { next, positions, passes: passes.max(1), done: 0 }
+    }
+
+    #[inline(always)]
+    fn next(&mut self, idle: *const f32) -> [Spread; 2] {
+        let idle = Spread::nothing(idle.cast());
+        let Some(next) = self.next else { return [idle; 2] };
+        let part = self.positions * next.bytes / self.passes;
+        let spread = |pass: usize| Spread::new(next.at.wrapping_add(pass * part), part, self.positions);
+        let spreads = [spread(self.done), self.done.checked_sub(1).map_or(idle, spread)];
+        self.done += 1;
+        spreads
+    }
 }
 
 /// Asks for the whole cache lines of `bytes` at `at`.
@@ -245,8 +339,15 @@ unsafe fn tile_scores<S: Simd, E: Element>(
             return;
         }
         for i in (0..count).step_by(KEYS) {
+            let idle = Spread::nothing(q.as_ptr().cast());
+            let mut spread = idle;
             if let Some(next) = next {
-                prefetch::<S>(next.at.wrapping_add(i * next.bytes), KEYS * next.bytes);
+                let at = next.at.wrapping_add(i * next.bytes);
+                spread = Spread::new(at, KEYS * next.bytes, width / S::LANES);
+                // Once more what was asked for a while ago and may have been dropped.
+                if i >= AGAIN {
+                    prefetch::<S>(at.wrapping_sub(AGAIN * next.bytes), KEYS * next.bytes);
+                }
             }
             // Keys beyond the last are the last again.
             let keys: [*const E; KEYS] = std::array::from_fn(|j| keys.as_ptr().add((i + j).min(count - 1) * width));
@@ -254,10 +355,11 @@ unsafe fn tile_scores<S: Simd, E: Element>(
             while r < rows {
                 let (q, to) = (q.as_ptr().add(r * width), scores.as_mut_ptr().add(r * TILE + i));
                 r += match rows - r {
-                    4.. if S::REGISTERS >= 32 => dots::<S, E, 4>(q, keys, width, to),
-                    2.. if S::REGISTERS >= 16 => dots::<S, E, 2>(q, keys, width, to),
-                    _ => dots::<S, E, 1>(q, keys, width, to),
+                    4.. if S::REGISTERS >= 32 => dots::<S, E, 4>(q, keys, width, to, spread),
+                    2.. if S::REGISTERS >= 16 => dots::<S, E, 2>(q, keys, width, to, spread),
+                    _ => dots::<S, E, 1>(q, keys, width, to, spread),
                 };
+                spread = idle;
             }
         }
     }
@@ -270,12 +372,14 @@ unsafe fn dots<S: Simd, E: Element, const R: usize>(
     keys: [*const E; KEYS],
     width: usize,
     to: *mut f32,
+    next: Spread,
 ) -> usize {
     // SAFETY: `R` queries and the keys have `width` elements; `S` is enabled.
     unsafe {
         let mut sums = [[S::splat(0.0); KEYS]; R];
         let mut d = 0;
         while d + S::LANES <= width {
+            next.step::<S>(d / S::LANES, KEYS * E::SIZE * S::LANES / LINE);
             let mut key = [S::splat(0.0); KEYS];
             for j in 0..KEYS {
                 key[j] = E::load::<S>(keys[j].add(d));
@@ -288,9 +392,12 @@ unsafe fn dots<S: Simd, E: Element, const R: usize>(
             }
             d += S::LANES;
         }
+        // A loop of its own: with the other inside, the compiler would keep the sums in memory.
         for r in 0..R {
             S::store_sums(to.add(r * TILE), sums[r]);
-            for d in d..width {
+        }
+        for d in d..width {
+            for r in 0..R {
                 for j in 0..KEYS {
                     *to.add(r * TILE + j) += *q.add(r * width + d) * (*keys[j].add(d)).value();
                 }
@@ -352,7 +459,7 @@ unsafe fn weigh<S: Simd, E: Element>(
     }
 }
 
-/// `R` rows of [`weigh`], `V` vectors of columns at a time; `R`. The first columns take `next`.
+/// `R` rows of [`weigh`], `V` vectors of columns at a time; `R`. `next` is prefetched evenly, and all but the last part a second time.
 #[inline(always)]
 unsafe fn weigh_rows<S: Simd, E: Element, const R: usize, const V: usize>(
     (count, width): (usize, usize),
@@ -364,13 +471,14 @@ unsafe fn weigh_rows<S: Simd, E: Element, const R: usize, const V: usize>(
     // SAFETY: as for `weigh`.
     unsafe {
         let mut column = 0;
+        let mut ahead = Passes::new(next.take(), count, width.div_ceil(V * S::LANES));
         while column + V * S::LANES <= width {
-            let next = next.take();
+            let next = ahead.next(scores);
             weigh_columns::<S, E, R, V>((count, width), scores, values.add(column), out.add(column), next);
             column += V * S::LANES;
         }
         while column + S::LANES <= width {
-            let next = next.take();
+            let next = ahead.next(scores);
             weigh_columns::<S, E, R, 1>((count, width), scores, values.add(column), out.add(column), next);
             column += S::LANES;
         }
@@ -394,7 +502,7 @@ unsafe fn weigh_columns<S: Simd, E: Element, const R: usize, const V: usize>(
     scores: *const f32,
     values: *const E,
     out: *mut f32,
-    next: Option<Next>,
+    next: [Spread; 2],
 ) {
     // SAFETY: as for `weigh`.
     unsafe {
@@ -405,9 +513,8 @@ unsafe fn weigh_columns<S: Simd, E: Element, const R: usize, const V: usize>(
             }
         }
         for i in 0..count {
-            if let Some(next) = next {
-                prefetch::<S>(next.at.wrapping_add(i * next.bytes), next.bytes);
-            }
+            next[0].step::<S>(i, V * E::SIZE * S::LANES / LINE);
+            next[1].step::<S>(i, V * E::SIZE * S::LANES / LINE);
             let mut value = [S::splat(0.0); V];
             for v in 0..V {
                 value[v] = E::load::<S>(values.add(i * width + v * S::LANES));
@@ -440,8 +547,8 @@ unsafe fn softmax<S: Simd>(scores: &mut [f32], valid: usize, bias: f32, highest:
     unsafe {
         let new = highest.max(math::highest::<S>(scores) + bias);
         math::map::<S, _>(scores, math::ExpOffset(bias - new));
-        // Before the first score there is nothing to rescale.
-        let factor = if *sum == 0.0 { 1.0 } else { (*highest - new).exp() };
+        // Before the first score there is nothing to rescale, and mostly nothing changes.
+        let factor = if *sum == 0.0 || new == *highest { 1.0 } else { (*highest - new).exp() };
         *sum = *sum * factor + math::total::<S>(scores);
         *highest = new;
         factor

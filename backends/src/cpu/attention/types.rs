@@ -106,6 +106,7 @@ impl KeyValue<'_> {
     pub(super) fn check(&self, p: &Attention) {
         match self {
             KeyValue::Plain(parts) => {
+                parts.iter().for_each(|part| part.check_scales(p.head_dim));
                 check_parts(
                     "the cache",
                     parts.iter().map(CacheSlice::len),

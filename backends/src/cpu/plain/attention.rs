@@ -2,7 +2,7 @@
 
 use super::super::{Attention, CacheSlice, CodeDecoder, KeyValue, Layer};
 use super::silu;
-use crate::types::CodeActivation;
+use crate::types::{CodeActivation, KV_BLOCK};
 use half::f16;
 
 /// Attention of the new queries over the cache: every key and value is formed, then `softmax(q Kᵀ) V`.
@@ -43,10 +43,15 @@ fn token(kv: &KeyValue, p: &Attention, b: usize, i: usize) -> Vec<f64> {
             (0..p.kv_heads * p.head_dim)
                 .map(|j| {
                     let (head, d) = (j / p.head_dim, j % p.head_dim);
-                    let at = ((b * p.kv_heads + head) * slots + i) * p.head_dim + d;
+                    let row = (b * p.kv_heads + head) * slots + i;
+                    let at = row * p.head_dim + d;
                     match parts[part] {
                         CacheSlice::F32(cache) => f64::from(cache[at]),
                         CacheSlice::F16(cache) => f16::from_bits(cache[at]).to_f64(),
+                        CacheSlice::Q8 { codes, scales } => {
+                            let block = row * p.head_dim.div_ceil(KV_BLOCK) + d / KV_BLOCK;
+                            f64::from(codes[at]) * f64::from(scales[block])
+                        }
                     }
                 })
                 .collect()

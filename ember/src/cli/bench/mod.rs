@@ -34,6 +34,7 @@ impl WithBackend for &BenchArgs {
     type Output = ();
 
     fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<()> {
+        device.check_cache(self.cache_type)?;
         bench(self, device)
     }
 }

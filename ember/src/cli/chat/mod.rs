@@ -104,6 +104,7 @@ impl WithBackend for &ChatArgs {
     type Output = bool;
 
     fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<bool> {
+        device.check_cache(self.passes.cache_type)?;
         chat(self, device)
     }
 }

@@ -11,6 +11,7 @@ use clap::Args;
 use emberlm::model::compare::{TextComparison, compare, compare_text};
 use emberlm::model::evaluate::{EvaluateOptions, tokens_per_pass};
 use emberlm::model::{Pretrained, Progress};
+use emberlm::quant::kv::KvFormat;
 use emberlm::quant::{Activations, CompactBackend};
 use indicatif::{ProgressBar, ProgressStyle};
 use report::{Report, TextReport};
@@ -90,8 +91,20 @@ pub struct DiffArgs {
     #[arg(long, value_enum, default_value = "f32", value_name = "TYPE", help_heading = "Text")]
     cache_type: CacheType,
 
+    /// Number format of the second model's cache, to see what another costs: `ember diff M M --text FILE --other-cache-type q8` [default: as the
+    /// first]
+    #[arg(long, value_enum, value_name = "TYPE", requires = "text", help_heading = "Text")]
+    other_cache_type: Option<CacheType>,
+
     #[command(flatten)]
     device: DeviceArgs,
+}
+
+impl DiffArgs {
+    /// Of the first model's cache and of the second's.
+    fn cache_types(&self) -> [CacheType; 2] {
+        [self.cache_type, self.other_cache_type.unwrap_or(self.cache_type)]
+    }
 }
 
 /// Runs the command; false when the models differ.
@@ -151,6 +164,7 @@ impl WithBackend for Both<'_> {
 
     fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<bool> {
         let Self { args, a, b } = self;
+        args.cache_types().into_iter().try_for_each(|cache| device.check_cache(cache))?;
         let prepare = |model| load::prepare(model, Quant::NONE, QuantHead::As(Quant::NONE), device);
         let (a, b) = (prepare(a)?, prepare(b)?);
         let text = read_text(args, &a, &b, device)?;
@@ -180,19 +194,19 @@ fn read_text<B: CompactBackend>(
     let limit = limits.into_iter().min().unwrap_or(WINDOW);
     let context = args.context.map_or(WINDOW.min(limit), |n| n as usize);
     ensure!(context <= limit, "--context {context} is more than the {limit} tokens of the models");
+    let caches = args.cache_types().map(KvFormat::from);
     let options = EvaluateOptions {
         window: Some(context),
         prefix: tokens.window_prefix.clone(),
-        cache: args.cache_type.into(),
+        cache: caches[0],
         ..EvaluateOptions::default()
     };
     let mut estimated = 0;
-    let mut load_one = |model: &Pretrained, last: bool| {
+    let mut load_one = |model: &Pretrained, cache: KvFormat, last: bool| {
         load::load(model, device, |plan| {
             let vocabulary = model.architecture().config.vocab_size;
             let longest = context.min(all);
-            let estimate =
-                Estimate::new(model.architecture(), plan, options.cache, longest, tokens_per_pass(vocabulary));
+            let estimate = Estimate::new(model.architecture(), plan, cache, longest, tokens_per_pass(vocabulary));
             let tokenizer = TokenizerMemory::of(model, &processor);
             let estimate = estimate.with_logits(vocabulary).with_tokenizer(tokenizer);
             estimated += estimate.total;
@@ -200,9 +214,9 @@ fn read_text<B: CompactBackend>(
             format!("{}{both}", estimate.note())
         })
     };
-    let first = load_one(a, false)?;
-    let second = load_one(b, true)?;
-    let compared: TextComparison = compare_text(&first, &second, &tokens.ids, &options)?;
+    let first = load_one(a, caches[0], false)?;
+    let second = load_one(b, caches[1], true)?;
+    let compared: TextComparison = compare_text(&first, &second, &tokens.ids, &options, caches[1])?;
     ensure!(!compared.divergences.is_empty(), "no token was scored: give a longer text");
     Ok(TextReport::new(&compared, context))
 }

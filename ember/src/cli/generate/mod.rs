@@ -111,6 +111,7 @@ impl WithBackend for &GenerateArgs {
     type Output = bool;
 
     fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<bool> {
+        device.check_cache(self.passes.cache_type)?;
         generate(self, device)
     }
 }

@@ -220,7 +220,7 @@ pub const EVERYWHERE: &[ForeignFlag] = &[
     (&["--local-files-only"], Flag("--offline")),
     (
         &["-ctk", "--cache-type-k", "-ctv", "--cache-type-v", "--kv-bits", "--kv-group-size", "--quantized-kv-start"],
-        Instead("--cache-type f16 or f32 holds for keys and values"),
+        Instead("--cache-type q8, f16 or f32 holds for keys and values"),
     ),
     (
         &["--dtype", "--torch-dtype", "--precision", "--bf16", "--fp16"],

@@ -41,18 +41,21 @@ impl Info {
             crest: crest_info(pretrained, depth),
             kv_compression: kv_info(pretrained),
             cache: CacheInfo {
-                bytes_per_token: ByFormat { f16: per_token(KvFormat::F16), f32: per_token(KvFormat::F32) },
+                bytes_per_token: ByFormat::of(per_token),
                 bytes_per_sequence: estimate::cache_bytes(architecture, KvFormat::F32).1,
             },
-            estimate: Estimates {
-                by_format: ByFormat { f16: estimate(KvFormat::F16), f32: estimate(KvFormat::F32) },
-                formula: estimate::FORMULA,
-            },
+            estimate: Estimates { by_format: ByFormat::of(estimate), formula: estimate::FORMULA },
             generation: generation(pretrained),
             stop_tokens: stop_tokens(pretrained, text.as_ref().ok()),
             chat_template: text.as_ref().ok().map(TextProcessor::has_chat_template),
             tokenizer_error: text.err().map(|e| e.to_string()),
         }
+    }
+}
+
+impl<T> ByFormat<T> {
+    fn of(f: impl Fn(KvFormat) -> T) -> Self {
+        Self { q8: f(KvFormat::Q8), f16: f(KvFormat::F16), f32: f(KvFormat::F32) }
     }
 }
 

@@ -161,6 +161,7 @@ pub struct CacheInfo {
 /// By number format of the cache.
 #[derive(Debug, Serialize)]
 pub struct ByFormat<T> {
+    pub q8: T,
     pub f16: T,
     pub f32: T,
 }

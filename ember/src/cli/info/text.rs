@@ -2,7 +2,7 @@
 
 use std::io::{Result, Write};
 
-use super::facts::{CrestInfo, Generation, Info, KvInfo, OptionSource, WeightGroup};
+use super::facts::{ByFormat, CrestInfo, Generation, Info, KvInfo, OptionSource, WeightGroup};
 use crate::cli::output::{bytes, count, printable};
 
 /// Width of the names on the left.
@@ -50,12 +50,13 @@ pub fn write(out: &mut impl Write, info: &Info) -> Result<()> {
         line(&format!("  {}", group.name), &group_text(group))?;
     }
     let cache = &info.cache;
-    let (f16, f32) = (bytes(cache.bytes_per_token.f16), bytes(cache.bytes_per_token.f32));
+    let ByFormat { q8, f16, f32 } = &cache.bytes_per_token;
+    let (q8, f16, f32) = (bytes(*q8), bytes(*f16), bytes(*f32));
     let fixed = match cache.bytes_per_sequence {
         0 => String::new(),
         fixed => format!("; {} per sequence besides", bytes(fixed)),
     };
-    line("cache", &format!("{f16} per token in f16, {f32} in f32{fixed}"))?;
+    line("cache", &format!("{f16} per token in f16, {q8} in q8, {f32} in f32{fixed}"))?;
     memory_lines(info, &mut line)?;
 
     if let Some(crest) = &info.crest {
@@ -82,11 +83,18 @@ pub fn write(out: &mut impl Write, info: &Info) -> Result<()> {
 
 /// What running takes, by part.
 fn memory_lines(info: &Info, line: &mut impl FnMut(&str, &str) -> Result<()>) -> Result<()> {
-    let (f16, f32) = (&info.estimate.by_format.f16, &info.estimate.by_format.f32);
-    let (half, single) = (bytes(f16.total), bytes(f32.total));
-    line("memory", &format!("about {half} for {} tokens with an f16 cache, {single} with f32", f16.context))?;
+    let ByFormat { q8, f16, f32 } = &info.estimate.by_format;
+    let [eighth, half, single] = [q8, f16, f32].map(|estimate| bytes(estimate.total));
+    let context = f16.context;
+    line(
+        "memory",
+        &format!("about {half} for {context} tokens with an f16 cache, {eighth} with q8, {single} with f32"),
+    )?;
     line("  weights", &format!("{:>10}", bytes(f16.weights)))?;
-    line("  cache", &format!("{:>10} in f16, {} in f32", bytes(f16.cache), bytes(f32.cache)))?;
+    line(
+        "  cache",
+        &format!("{:>10} in f16, {} in q8, {} in f32", bytes(f16.cache), bytes(q8.cache), bytes(f32.cache)),
+    )?;
     line("  scratch", &format!("{:>10} ({} tokens per pass)", bytes(f16.scratch), f16.chunk))?;
     line("  tokenizer", &format!("{:>10}", bytes(f16.tokenizer)))?;
     line("  program", &format!("{:>10}", bytes(f16.program)))

@@ -31,8 +31,7 @@ fn rounds(level: Level, m: usize) -> bool {
     match level {
         Level::Scalar => false,
         Level::Neon => has("dotprod") && m <= 32,
-        Level::Avx2 => m <= 32,
-        Level::Avx512 => m <= 32 || (has("avx512vnni") && has("avx512vbmi")),
+        Level::Avx2 | Level::Avx512 => true,
     }
 }
 
@@ -351,10 +350,14 @@ fn a_row_becomes_the_same_integers_alone_and_among_others() {
 }
 
 #[test]
-fn from_three_rows_on_a_row_has_the_same_bits_whatever_its_neighbours_are() {
-    if !rounds(Level::Avx512, 33) {
-        return;
-    }
+fn a_row_among_others_has_the_same_bits_whatever_they_are() {
+    let has = |name| cpu::features().contains(&name);
+    // With AVX2 from five on, where it has tiles, which give the bits of AVX-512's.
+    let least = |level| match level {
+        Level::Avx512 if has("avx512vnni") && has("avx512vbmi") => 3,
+        Level::Avx512 | Level::Avx2 => 5,
+        _ => usize::MAX,
+    };
     let mut rng = Rng(24);
     for kind in KINDS {
         for (n, k) in [(40, 576), (17, 1024)] {
@@ -365,16 +368,34 @@ fn from_three_rows_on_a_row_has_the_same_bits_whatever_its_neighbours_are() {
                 x[17 * row % k] *= 40.0;
             }
             for product in [int8, int8_head] {
-                let rows = |rows: &[f32]| -> Vec<u32> {
-                    let y = product(rows, rows.len() / k, &stored.weight(), Some(&bias));
-                    y.into_iter().map(f32::to_bits).collect()
+                let rows = |level, rows: &[f32]| -> Vec<u32> {
+                    let run = || product(rows, rows.len() / k, &stored.weight(), Some(&bias));
+                    cpu::with_level(level, run).into_iter().map(f32::to_bits).collect()
                 };
-                let all = rows(&x);
-                for (first, m) in
-                    [(0, 3), (1, 4), (3, 5), (7, 8), (8, 9), (0, 16), (20, 25), (38, 32), (5, 33), (19, 51)]
-                {
-                    let some = rows(&x[first * k..(first + m) * k]);
-                    assert!(some == all[first * n..(first + m) * n], "{kind:?} [{n}, {k}], {m} rows from {first} on");
+                let levels = Level::available().into_iter().filter(|&level| least(level) < usize::MAX);
+                let mut all: Option<Vec<u32>> = None;
+                for level in levels {
+                    let all = all.get_or_insert_with(|| rows(level, &x));
+                    for (first, m) in [
+                        (0, 3),
+                        (1, 4),
+                        (3, 5),
+                        (7, 8),
+                        (8, 9),
+                        (0, 16),
+                        (20, 25),
+                        (38, 32),
+                        (5, 33),
+                        (19, 51),
+                        (0, 70),
+                    ] {
+                        if m < least(level) {
+                            continue;
+                        }
+                        let some = rows(level, &x[first * k..(first + m) * k]);
+                        let name = format!("{kind:?} [{n}, {k}], {m} rows from {first} on with {}", level.name());
+                        assert!(some == all[first * n..(first + m) * n], "{name}");
+                    }
                 }
             }
         }

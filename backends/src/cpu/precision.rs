@@ -1,8 +1,8 @@
-//! In which arithmetic products with quantised matrices run.
+//! In which arithmetic products run.
 
 use std::cell::Cell;
 
-/// The arithmetic of [`linear`](super::linear()) and [`swiglu_mlp`](super::swiglu_mlp) on quantised matrices.
+/// The arithmetic of [`linear`](super::linear()) and [`swiglu_mlp`](super::swiglu_mlp).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// f32 throughout.
@@ -12,10 +12,12 @@ pub enum Precision {
     ///
     /// Outliers, elements 8 times as large as the average of their row (24 times behind the gate of [`swiglu_mlp`](super::swiglu_mlp)),
     /// keep 15 bits and do not coarsen the steps of others; so does all of x before a
-    /// [`head`](super::head). What a row becomes depends on no other row. A code book is rounded to 8 bits too. It applies to code books, 8-bit blocks, 8-, 4- and 2-bit rows whose inputs (and blocks) are
-    /// multiples of 64: on x86-64 with AVX-512 VNNI and VBMI (Ice Lake, Zen 4 and later) always, on x86-64 with AVX2 and on
-    /// aarch64 with the dot product (Apple M1, Neoverse N1 and later) for up to 32 rows of x at a time. Everything else stays
-    /// exact. A non-finite x makes its results NaN.
+    /// [`head`](super::head). What a row becomes depends on no other row. A code book is rounded to 8 bits too. It applies to code books,
+    /// 8-bit blocks, 8-, 4- and 2-bit rows whose inputs (and blocks) are multiples of 64: on x86-64 with AVX2 always, on aarch64 with the
+    /// dot product (Apple M1, Neoverse N1 and later) for up to 32 rows of x at a time. A non-finite x makes its results NaN.
+    ///
+    /// Where the processor multiplies BF16 (AVX-512 with BF16: Zen 4, Cooper Lake and later), more than 32 rows of x become BF16 for a
+    /// matrix of BF16, but for a head. Everything else stays exact.
     Int8Activations,
 }
 

@@ -4,7 +4,7 @@
 //! function on the way must be `#[inline(always)]`, because only code inlined there is compiled for that instruction set.
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
+pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod bytes;

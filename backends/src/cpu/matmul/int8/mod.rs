@@ -2,7 +2,7 @@
 //!
 //! Every 64 elements of x become signed bytes and a step, and outliers a second byte (`round`). For VNNI weights become unsigned
 //! bytes, 128 (or the offset of the storage) too large, because the instruction multiplies unsigned by signed; the sum of the integers
-//! of x, known before the first weight is read, takes that back. Elsewhere (`blocks`) they stay signed. Sums under one step are exact
+//! of x, known before the first weight is read, takes that back. Elsewhere (`blocks`, `tiles`) they stay signed. Sums under one step are exact
 //! integers; they are added in f32.
 
 mod blocks;
@@ -17,6 +17,8 @@ mod round;
 mod rows;
 #[cfg(target_arch = "x86_64")]
 mod strips;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::types::{InputRows, Product};
@@ -34,7 +36,7 @@ pub(crate) enum Kernels {
     /// AVX-512 with VNNI and VBMI: for any number of rows of x.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     Vnni,
-    /// AVX2, or NEON with the dot product: for a few rows. With many, f32 is as fast.
+    /// AVX2, for any number of rows of x, or NEON with the dot product, for a few. With many, f32 is as fast there.
     Blocks,
 }
 
@@ -44,7 +46,8 @@ pub(crate) fn kernels(level: Level, m: usize) -> Option<Kernels> {
     if level == Level::Avx512 && is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi") {
         return Some(Kernels::Vnni);
     }
-    (bytes::available(level) && m <= blocks::GEMV_MAX_ROWS).then_some(Kernels::Blocks)
+    let any_number = cfg!(target_arch = "x86_64");
+    (bytes::available(level) && (any_number || m <= blocks::GEMV_MAX_ROWS)).then_some(Kernels::Blocks)
 }
 
 /// Whether this matrix can take part.
@@ -60,11 +63,12 @@ pub(crate) fn fits(w: &Weight) -> bool {
 pub(crate) use round::{BLOCK, Input};
 
 impl Kernels {
-    /// The most rows of x in one pass over a matrix by [`add_gemv`].
-    pub(crate) fn columns(self) -> usize {
+    /// How many of `m` rows of x [`add_gemv`] takes in one pass over a matrix.
+    pub(crate) fn columns(self, m: usize) -> usize {
         match self {
-            Kernels::Vnni => GEMV_MAX_ROWS,
-            Kernels::Blocks => blocks::MAX_COLUMNS,
+            Kernels::Vnni => m.min(GEMV_MAX_ROWS),
+            Kernels::Blocks if m <= blocks::GEMV_MAX_ROWS => m.min(blocks::MAX_COLUMNS),
+            Kernels::Blocks => m,
         }
     }
 }
@@ -80,6 +84,8 @@ pub(crate) struct Rounded {
     groups: Memo<rows::Packing, rows::Columns>,
     #[cfg(target_arch = "x86_64")]
     panels: Memo<strips::Packing, strips::Panels>,
+    #[cfg(target_arch = "x86_64")]
+    pairs: Memo<tiles::Packing, tiles::Panels>,
 }
 
 /// Adds a product with at most [`Kernels::columns`] rows of x, of a matrix that fits. Rows go where they are stored.
@@ -97,6 +103,8 @@ pub(crate) fn add_gemv<'a>(
         Kernels::Vnni if rows.m <= rows::MAX_COLUMNS => rows::add_gemv(rows, &rounded.groups, w, bias, y, region),
         #[cfg(target_arch = "x86_64")]
         Kernels::Vnni => strips::add(rows, &rounded.panels, w, bias, y, region),
+        #[cfg(target_arch = "x86_64")]
+        Kernels::Blocks if rows.m > blocks::MAX_COLUMNS => tiles::add(rows, &rounded.pairs, w, bias, y, region),
         _ => blocks::add_gemv(rows, &rounded.blocks, w, bias, y, region),
     }
 }

@@ -1,0 +1,277 @@
+//! Many rows of x on AVX2: x and the bytes of the matrix as 16-bit integers, multiplied in pairs.
+//!
+//! The lanes are tokens, and pairs of the weight are broadcast. x with its outliers fits 16 bits, so that it needs no second product,
+//! and a sum of pairs is exact. Sums become floats as in the tiles of AVX-512: both give the same bits.
+
+use super::BLOCK;
+use super::book::Shift;
+use super::gemv::{Codes, Gemv, StoredRows, WeightScales};
+use super::round::{Block, Detail};
+use crate::cpu::matmul::memo::Memo;
+use crate::cpu::matmul::packed::block_scales;
+use crate::cpu::matmul::types::InputRows;
+use crate::cpu::matmul::weight::Weight;
+use crate::cpu::pool::{Output, Region, for_each_chunk, with_scratch};
+use crate::cpu::simd::avx2::Avx2;
+use crate::cpu::simd::bytes::Bytes;
+use std::arch::x86_64::*;
+
+/// Blocks of a row per tile.
+const DEPTH: usize = 4;
+/// Rows of a tile whose products with a panel are computed at once.
+const STRIP: usize = 6;
+/// Rows of a tile: x is read as often as there are tiles.
+const HEIGHT: usize = 48;
+/// Tokens of a panel: two vectors.
+const PANEL: usize = 16;
+/// Pairs of a block.
+const PAIRS: usize = BLOCK / 2;
+const LANES: usize = 8;
+
+/// What the order and the sums of x depend on.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) struct Packing {
+    codes: Codes,
+    shift: Shift,
+    detail: Detail,
+}
+
+/// Up to [`PANEL`] tokens, padded with zeros.
+#[derive(Default)]
+struct Panel {
+    /// `[block][pair][token]`: two integers each.
+    pairs: Vec<i32>,
+    /// `[block][token]`: what the shift of the weights adds.
+    start: Vec<i32>,
+    /// `[block][token]`.
+    steps: Vec<f32>,
+}
+
+/// All tokens.
+pub(crate) struct Panels(Vec<Panel>);
+
+impl Panels {
+    fn new(x: &[f32], m: usize, k: usize, packing: Packing) -> Panels {
+        let mut panels: Vec<Panel> = Vec::new();
+        panels.resize_with(m.div_ceil(PANEL), Panel::default);
+        for_each_chunk(&mut panels, 1, PANEL * k, |p, panel| {
+            // SAFETY: `kernels` has found the features.
+            unsafe { panel[0].fill(&x[p * PANEL * k..m.min((p + 1) * PANEL) * k], k, packing) };
+        });
+        Panels(panels)
+    }
+}
+
+impl Panel {
+    /// Fills it with these rows of `k`.
+    ///
+    /// # Safety
+    /// The processor has AVX2, FMA and F16C.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn fill(&mut self, x: &[f32], k: usize, packing: Packing) {
+        let blocks = k / BLOCK;
+        let elements: [usize; BLOCK] = std::array::from_fn(|place| packing.codes.element::<Avx2>(place));
+        self.pairs = vec![0; blocks * PAIRS * PANEL];
+        self.start = vec![0; blocks * PANEL];
+        self.steps = vec![0.0; blocks * PANEL];
+        for (token, x) in x.chunks_exact(k).enumerate() {
+            let threshold = packing.detail.threshold(x);
+            for (b, x) in x.chunks_exact(BLOCK).enumerate() {
+                let block = Block::new(x, threshold);
+                let integer = |place: usize| {
+                    let element = elements[place];
+                    (i32::from(block.high[element]) << 7) + i32::from(block.low[element])
+                };
+                for i in 0..PAIRS {
+                    // The first in the lower half.
+                    let pair = (integer(2 * i) & 0xffff) | (integer(2 * i + 1) << 16);
+                    self.pairs[(b * PAIRS + i) * PANEL + token] = pair;
+                }
+                if packing.shift != Shift::NONE {
+                    let start = &mut self.start[b * PANEL + token];
+                    block.sums::<8>(|_, sum| *start += packing.shift.of(sum));
+                }
+                self.steps[b * PANEL + token] = block.step;
+            }
+        }
+    }
+}
+
+/// Adds a product with any number of rows of x. Rows go where they are stored.
+pub(super) fn add<'a>(
+    rows: &InputRows<'a>,
+    memo: &Memo<Packing, Panels>,
+    w: Weight<'a>,
+    bias: Option<&'a [f32]>,
+    y: Output<'a>,
+    region: &mut Region<'a>,
+) {
+    let &InputRows { x, m, k, .. } = rows;
+    for w in StoredRows::of(&w) {
+        let packing = Packing { codes: w.codes, shift: w.shift, detail: Detail::of(rows.input) };
+        let x = memo.get(packing, || Panels::new(x, m, k, packing));
+        let (data, stride, count) = (w.data.as_ptr(), w.stride, w.rows);
+        let gemv = Gemv { w, x, m, k, bias, y };
+        region.add_tiles(STRIP, (data, stride), count, m * k, move |first, last| {
+            // SAFETY: `kernels` has found AVX2, the matrix was checked, and tasks have different rows.
+            unsafe { gemv.range(first, last) };
+        });
+    }
+}
+
+impl Gemv<'_, Panels> {
+    /// Rows `first..last`.
+    ///
+    /// # Safety
+    /// The processor has AVX2, FMA and F16C, the rows exist, and no other task writes their outputs.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn range(&self, first: usize, last: usize) {
+        let tokens = self.x.0.len() * PANEL;
+        let mut tile = vec![0i16; HEIGHT * DEPTH * BLOCK];
+        let mut scales = vec![1.0; HEIGHT * DEPTH];
+        with_scratch(HEIGHT * tokens, |totals| {
+            for first in (first..last).step_by(HEIGHT) {
+                let height = HEIGHT.min(last - first);
+                totals.fill(0.0);
+                for from in (0..self.k / BLOCK).step_by(DEPTH) {
+                    let blocks = DEPTH.min(self.k / BLOCK - from);
+                    for r in 0..height {
+                        let scales = &mut scales[r * DEPTH..][..blocks];
+                        match &self.w.scales {
+                            WeightScales::PerRow(stored) => scales.fill(stored[first + r]),
+                            WeightScales::Int8(w) => w.scales(self.k, first + r, from, scales),
+                            WeightScales::CodeBook(w, _) => {
+                                block_scales(w, (first + r) * self.k + from * BLOCK, scales);
+                            }
+                        }
+                        for b in 0..blocks {
+                            // SAFETY: the block of the row exists.
+                            unsafe { self.expand(first + r, from + b, &mut tile[(r * DEPTH + b) * BLOCK..][..BLOCK]) };
+                        }
+                    }
+                    for (p, panel) in self.x.0.iter().enumerate() {
+                        for strip in (0..height).step_by(STRIP) {
+                            for b in 0..blocks {
+                                // SAFETY: the strip lies in the tile, the block in the panel, the totals in `[rows, tokens]`.
+                                unsafe {
+                                    let part = Part {
+                                        w: tile.as_ptr().add((strip * DEPTH + b) * BLOCK),
+                                        w_scales: scales.as_ptr().add(strip * DEPTH + b),
+                                        x: panel.pairs.as_ptr().add((from + b) * PAIRS * PANEL),
+                                        start: panel.start.as_ptr().add((from + b) * PANEL),
+                                        steps: panel.steps.as_ptr().add((from + b) * PANEL),
+                                        totals: totals.as_mut_ptr().add(strip * tokens + p * PANEL),
+                                        tokens,
+                                    };
+                                    // A last panel that is half empty takes the kernel of one vector.
+                                    if self.m - p * PANEL > LANES { part.add::<2>() } else { part.add::<1>() }
+                                }
+                            }
+                        }
+                    }
+                }
+                // SAFETY: the caller's promise.
+                unsafe { self.write(first, height, totals, tokens) };
+            }
+        });
+    }
+
+    /// Writes the outputs of a tile.
+    ///
+    /// # Safety
+    /// As for `range`.
+    #[inline]
+    unsafe fn write(&self, first: usize, height: usize, totals: &[f32], tokens: usize) {
+        let factor = match &self.w.scales {
+            WeightScales::CodeBook(_, factor) => *factor,
+            _ => 1.0,
+        };
+        let column = self.w.column + first;
+        for token in 0..self.m {
+            // SAFETY: the caller's promise.
+            let y = unsafe { self.y.row(token, column, height) };
+            for (r, y) in y.iter_mut().enumerate() {
+                *y = totals[r * tokens + token] * factor + self.bias.map_or(0.0, |bias| bias[column + r]);
+            }
+        }
+    }
+
+    /// A block of a row as 16-bit integers, in the order of [`Codes::element`].
+    ///
+    /// # Safety
+    /// The processor has AVX2, and the block exists.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn expand(&self, row: usize, block: usize, to: &mut [i16]) {
+        // SAFETY: the caller's promise, and 64 integers are four vectors.
+        unsafe {
+            let codes = self.w.data.as_ptr().add(row * self.w.stride);
+            let table = Avx2::table(&self.w.table);
+            let bytes = match self.w.codes {
+                Codes::Bytes => Avx2::bytes(codes.add(block * BLOCK)),
+                Codes::Nibbles { .. } => Avx2::nibbles(codes.add(block * (BLOCK / 2)), table),
+                Codes::Pairs => Avx2::pairs(codes.add(block * (BLOCK / 4)), table),
+            };
+            for (bytes, to) in bytes.into_iter().zip(to.chunks_exact_mut(BLOCK / 2)) {
+                let (low, high) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
+                _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm256_cvtepi8_epi16(low));
+                _mm256_storeu_si256(to.as_mut_ptr().add(16).cast(), _mm256_cvtepi8_epi16(high));
+            }
+        }
+    }
+}
+
+/// A block of a strip and of a panel.
+struct Part {
+    /// Rows [`DEPTH`] blocks apart.
+    w: *const i16,
+    /// Rows [`DEPTH`] apart.
+    w_scales: *const f32,
+    x: *const i32,
+    start: *const i32,
+    steps: *const f32,
+    totals: *mut f32,
+    /// From one row of the totals to the next.
+    tokens: usize,
+}
+
+impl Part {
+    /// Adds the products of [`STRIP`] rows and `V` vectors of tokens to their totals.
+    ///
+    /// # Safety
+    /// The processor has AVX2 and FMA, and the pointers are valid for them.
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    unsafe fn add<const V: usize>(&self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut start = [_mm256_setzero_si256(); V];
+            for (v, start) in start.iter_mut().enumerate() {
+                *start = _mm256_loadu_si256(self.start.add(LANES * v).cast());
+            }
+            let mut sums = [start; STRIP];
+            for i in 0..PAIRS {
+                let mut x = [_mm256_setzero_si256(); V];
+                for (v, x) in x.iter_mut().enumerate() {
+                    *x = _mm256_loadu_si256(self.x.add(i * PANEL + LANES * v).cast());
+                }
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let w = self.w.add(r * DEPTH * BLOCK + 2 * i).cast::<i32>().read_unaligned();
+                    let w = _mm256_set1_epi32(w);
+                    for (sum, x) in sums.iter_mut().zip(x) {
+                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(w, x));
+                    }
+                }
+            }
+            for (r, sums) in sums.iter().enumerate() {
+                let w = _mm256_set1_ps(*self.w_scales.add(r * DEPTH));
+                for (v, sum) in sums.iter().enumerate() {
+                    let total = self.totals.add(r * self.tokens + LANES * v);
+                    let scale = _mm256_mul_ps(w, _mm256_loadu_ps(self.steps.add(LANES * v)));
+                    let sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(*sum), scale, _mm256_loadu_ps(total));
+                    _mm256_storeu_ps(total, sum);
+                }
+            }
+        }
+    }
+}

@@ -8,7 +8,7 @@ type Backend = burn_ndarray::NdArray<f32>;
 whole_suite!();
 
 #[test]
-#[ignore = "minutes; with --release, --ignored and --nocapture"]
+#[ignore = "long; --release -- --ignored --nocapture cached_is_uncached_everywhere"]
 fn cached_is_uncached_everywhere() {
     suite::prefix::cached_is_uncached_everywhere::<Backend>(&Default::default());
 }

@@ -13,7 +13,7 @@ type Backend = emberlm::quant::cube::Wgpu;
 whole_suite!(gpu, long: "takes minutes where the card is software: for cards");
 
 #[test]
-#[ignore = "minutes; with --release, --ignored and --nocapture"]
+#[ignore = "long; --release -- --ignored --nocapture cached_is_uncached_everywhere"]
 fn cached_is_uncached_everywhere() {
     suite::prefix::cached_is_uncached_everywhere::<Backend>(&Default::default());
 }

@@ -65,8 +65,11 @@ fn plain_caches_match_the_twin() {
     }
 }
 
-/// Keys and values in 8 bits against the twin on the same codes. Sums of whole numbers keep 15 bits of a query and 16 of a weight: 1.2e-5 was
-/// measured with scores up to 10.
+/// Where the sums are of whole numbers a query keeps 15 bits and a weight 16: with queries of size 2 a score is off by 3e-5 on average, and 4e-5 was
+/// measured in a result.
+const EIGHTHS: f32 = 1.5e-4;
+
+/// Keys and values in 8 bits against the twin on the same codes.
 #[test]
 fn caches_of_8_bits_match_the_twin() {
     let mut rng = Rng(24);
@@ -80,13 +83,13 @@ fn caches_of_8_bits_match_the_twin() {
         let name = format!("8 bits {p:?}");
         let (k, v) = ([k.slice()], [v.slice()]);
         let (k, v) = (KeyValue::Plain(&k), KeyValue::Plain(&v));
-        check_to(3e-5, &name, &q, &k, &v, &p);
+        check_to(EIGHTHS, &name, &q, &k, &v, &p);
         // Beside another side that is not of 8 bits.
         let floats = cache(&mut rng, &p, batch * kv_heads, head_dim);
         let floats = [CacheSlice::F32(&floats)];
         let floats = KeyValue::Plain(&floats);
-        check_to(3e-5, &format!("{name}, keys"), &q, &k, &floats, &p);
-        check_to(3e-5, &format!("{name}, values"), &q, &floats, &v, &p);
+        check_to(EIGHTHS, &format!("{name}, keys"), &q, &k, &floats, &p);
+        check_to(EIGHTHS, &format!("{name}, values"), &q, &floats, &v, &p);
     }
 }
 

@@ -163,7 +163,7 @@ fn distribution<B: CompactBackend>(loaded: &Loaded<B>, prompt: &[u32], allowed: 
 /// Chi-square of the second and third token of drawn texts, whose first one is pending when the first draft is made: about the distribution
 /// of the model over many seeds. Drafts that were all accepted would give another one.
 pub fn distributions_are_those_without<B: CompactBackend>(device: &B::Device) {
-    const SEEDS: u64 = 600;
+    const SEEDS: u64 = 400;
     const TEMPERATURE: f32 = 2.0;
     // Beyond it are 1 in 10,000 of chi-square with 15 degrees of freedom.
     const BOUND: f64 = 44.3;
@@ -217,7 +217,7 @@ pub fn distributions_are_those_without<B: CompactBackend>(device: &B::Device) {
         };
         let (plain, _) = chi_square(None);
         assert!(plain < BOUND, "{}: {plain}", loaded.name);
-        for source in sources(&loaded) {
+        for source in sources(&loaded).into_iter().take(2) {
             let (got, drafted) = chi_square(Some(DraftOptions::new(source)));
             assert!(got < BOUND && drafted > SEEDS / 2, "{} {source:?}: {got}", loaded.name);
             let all = DraftOptions { forced_acceptance: Some(1.0), ..DraftOptions::new(source) };

@@ -177,9 +177,11 @@ impl DepthArgs {
 
 /// Speculative decoding.
 #[derive(Clone, Copy, Debug, Args)]
-#[command(next_help_heading = "Drafts (speculative decoding: faster where guesses are right, the same text)")]
+#[command(next_help_heading = "Drafts (speculative decoding)")]
 pub struct DraftArgs {
-    /// Guess tokens, and verify several in one pass. prompt-lookup: the text goes on as it did where its last tokens came before
+    /// Guess tokens and verify several in one pass: faster where guesses are right. prompt-lookup: the text goes on as it did where its last tokens
+    /// came before. What is chosen stays the same, with a seed too; beside quantised weights a text can change slightly as with another
+    /// --chunk, unless --activations f32
     #[arg(long, value_enum, value_name = "SOURCE", conflicts_with = "draft_steps")]
     pub draft: Option<DraftKind>,
 

@@ -224,3 +224,29 @@ fn an_interrupt_ends_the_text_and_keeps_the_summary() {
     assert!(rest.trim_end().ends_with("finish: cancelled"), "{rest}");
     assert!(stdout.len() > 1);
 }
+
+/// Drafts are guesses: the text is the same, and the summary says how many were right.
+#[test]
+fn drafts_do_not_change_the_text() {
+    for (name, flags) in [
+        ("leanllama", &["--draft", "prompt-lookup"][..]),
+        ("crest_k4", &["--draft", "prompt-lookup", "--draft-max", "3"]),
+        ("crest_k4", &["--draft-steps", "1"]),
+    ] {
+        let exact = ["--activations", "f32", "--quant-head", "none", "--cache-type", "f32", "-n", "60", "--ignore-eos"];
+        for sampling in [&["--greedy"][..], &["--temp", "0.7", "--seed", "5"]] {
+            let [plain, drafted] =
+                [&[][..], flags].map(|drafts| report(name, &[&exact[..], sampling, drafts].concat()));
+            assert_eq!(drafted["tokens"], plain["tokens"], "{name} {flags:?} {sampling:?}");
+            assert_eq!(plain["drafted_tokens"], json!(0));
+            let [of, right] = ["drafted_tokens", "accepted_tokens"].map(|key| drafted[key].as_u64().expect("a count"));
+            assert!(of >= right && (of > 0 || sampling.len() > 1), "{name} {flags:?} {sampling:?}: {right} of {of}");
+        }
+    }
+    let ended = generate("leanllama", &["--draft-steps", "1"]).with_code(1);
+    assert!(ended.stderr.contains("draft.steps") && ended.stderr.contains("adaptive depth"), "{}", ended.stderr);
+    let ended = generate("crest_k4", &["--draft-steps", "4"]).with_code(1);
+    assert!(ended.stderr.contains("expected 1 to 3"), "{}", ended.stderr);
+    let ended = generate("crest_k4", &["--draft-steps", "1", "--draft", "prompt-lookup"]).with_code(2);
+    assert!(ended.stderr.contains("cannot be used with"), "{}", ended.stderr);
+}

@@ -41,14 +41,17 @@ fn quantize(weight: &HostWeight) -> Result<HostWeight> {
         || vec![0.0; k],
         |values, (row, ((codes, scales), largest))| {
             dense.read(row * k, values);
-            *largest = absmax(values);
+            let mut row_absmax = 0.0;
             let blocks = values.chunks_mut(INT8_BLOCK).zip(codes.chunks_mut(INT8_BLOCK));
             for ((values, codes), stored) in blocks.zip(scales.as_chunks_mut::<2>().0) {
-                let scale = scale(absmax(values));
+                let block_absmax = absmax(values);
+                row_absmax = absmax(&[row_absmax, block_absmax]);
+                let scale = scale(block_absmax);
                 *stored = scale.to_le_bytes();
                 round_to_codes(values, scale.to_f32(), QMAX_WIDE);
                 store_row(values, codes);
             }
+            *largest = row_absmax;
         },
     );
     dense.check_finite(&largest, k)?;

@@ -28,8 +28,8 @@ pub struct DraftOptions {
     /// Where the tokens come from.
     pub source: DraftSource,
     /// Tokens of a draft at most. How many there are follows from the share that was accepted of late: one more as long as it is accepted
-    /// with a probability of a quarter ([`PromptLookup`](DraftSource::PromptLookup)) or a half ([`Steps`](DraftSource::Steps)), by what the passes
-    /// cost. Where not even one is, one is tried every 16 tokens.
+    /// with a probability of a half ([`PromptLookup`](DraftSource::PromptLookup)) or three quarters ([`Steps`](DraftSource::Steps)), by what
+    /// rows and passes cost. Where not even one is, one is tried every 16 tokens.
     pub max_tokens: usize,
     /// To measure speed alone: every drafted token is accepted with this probability, whatever the model says, and **the text is nonsense**.
     pub forced_acceptance: Option<f64>,
@@ -44,12 +44,12 @@ impl DraftOptions {
         Self { source, max_tokens: Self::MAX_TOKENS, forced_acceptance: None }
     }
 
-    /// The least probability with which a token has to be accepted to be drafted: about what one more row of a pass costs of the pass, and
-    /// what a pass of fewer steps costs.
+    /// The least probability with which a token has to be accepted to be drafted. On a processor one more row of a pass costs about a third
+    /// of a pass, and a pass of one step out of four as much again; each token has to earn that.
     pub(super) fn worthwhile(&self) -> f64 {
         match self.source {
-            DraftSource::PromptLookup => 0.25,
-            DraftSource::Steps(_) => 0.5,
+            DraftSource::PromptLookup => 0.5,
+            DraftSource::Steps(_) => 0.75,
         }
     }
 

@@ -1,7 +1,7 @@
 //! What the GEMV kernels share: the rows of a matrix that are stored alike, and their product with a few rows of x.
 
-use super::OFFSET;
 use super::book::{Book, Shift};
+use super::{BLOCK, OFFSET};
 use crate::cpu::matmul::weight::{CodeBook4, Int8, Matrix, Weight};
 use crate::cpu::pool::Output;
 use std::sync::Arc;
@@ -15,6 +15,18 @@ pub(super) enum Codes {
     Nibbles { high_first: bool },
     /// Four in a byte, from the lowest bits on.
     Pairs,
+}
+
+impl Codes {
+    /// Bytes of a block.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(super) fn block_bytes(self) -> usize {
+        match self {
+            Codes::Bytes => BLOCK,
+            Codes::Nibbles { .. } => BLOCK / 2,
+            Codes::Pairs => BLOCK / 4,
+        }
+    }
 }
 
 /// The scales of stored rows.

@@ -100,7 +100,7 @@ pub(crate) fn add_gemv<'a>(
 ) {
     match kernels {
         #[cfg(target_arch = "x86_64")]
-        Kernels::Vnni if rows.m <= rows::MAX_COLUMNS => rows::add_gemv(rows, &rounded.groups, w, bias, y, region),
+        Kernels::Vnni if rows.m <= rows::max_columns(&w) => rows::add_gemv(rows, &rounded.groups, w, bias, y, region),
         #[cfg(target_arch = "x86_64")]
         Kernels::Vnni => strips::add(rows, &rounded.panels, w, bias, y, region),
         #[cfg(target_arch = "x86_64")]

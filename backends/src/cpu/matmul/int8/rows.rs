@@ -7,7 +7,7 @@ use super::round::{Block, Detail};
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::packed::{AHEAD, block_scales};
 use crate::cpu::matmul::types::InputRows;
-use crate::cpu::matmul::weight::{BlockScales, CodeBook4, Weight};
+use crate::cpu::matmul::weight::{BlockScales, CodeBook4, Matrix, Weight};
 use crate::cpu::pool::Output;
 use crate::cpu::pool::Region;
 use std::arch::x86_64::*;
@@ -15,7 +15,17 @@ use std::arch::x86_64::*;
 /// Sequential streams in which the rows of a task are read.
 const STREAMS: usize = 4;
 /// The most rows of x.
-pub(crate) const MAX_COLUMNS: usize = 2;
+const MAX_COLUMNS: usize = 2;
+
+/// Up to so many rows of x this is faster than strips: two take more scales, or more planes, than there are registers.
+pub(super) fn max_columns(w: &Weight) -> usize {
+    match &w.data {
+        Matrix::CodeBook4(data) if Nested::new(data, w.k).is_some() => 1,
+        Matrix::IntegerRows(data) if data.narrow_bits == 2 && data.wide_rows < w.n => 1,
+        _ => MAX_COLUMNS,
+    }
+}
+
 /// How many bytes ahead the scales of bytes are prefetched.
 const SCALES_AHEAD: usize = 256;
 

@@ -162,17 +162,9 @@ impl Gemv<'_, Panels> {
                 let count = CHUNK.min(groups - from);
                 for g in 0..count {
                     let at = (from + g) * GROUP;
-                    let mask = if row_bytes - at >= GROUP { u64::MAX } else { (1u64 << (row_bytes - at)) - 1 };
-                    let mut lines = [_mm512_setzero_si512(); ROWS];
-                    for (r, line) in lines.iter_mut().enumerate() {
-                        next.prefetch(from + g, r);
-                        *line = _mm512_maskz_loadu_epi8(mask, rows[r].add(at).cast());
-                    }
-                    let mut words = transposed(lines);
-                    if BITS == 8 {
-                        words = words.map(|word| _mm512_xor_si512(word, _mm512_set1_epi8(-128)));
-                    }
-                    scratch.words[g * ROWS..(g + 1) * ROWS].copy_from_slice(&words);
+                    next.prefetch(from + g);
+                    let to = scratch.words.as_mut_ptr().add(g * ROWS);
+                    transpose::<BITS>(&rows, at, GROUP.min(row_bytes - at), to);
                 }
                 let first = from * planes;
                 let count = (count * planes).min(blocks - first);
@@ -248,21 +240,19 @@ impl Gemv<'_, Panels> {
             let blocks = self.k / BLOCK;
             for (i, to) in scales.chunks_exact_mut(ROWS * ROWS).enumerate() {
                 let (first, count) = (i * ROWS, ROWS.min(blocks - i * ROWS));
-                let mut lines = [_mm512_setzero_si512(); ROWS];
-                for (r, line) in lines.iter_mut().enumerate() {
-                    let (row, mut of_row) = (strip.row(r), [0.0; ROWS]);
+                let mut of_rows = [[0.0; ROWS]; ROWS];
+                for (r, of_row) in of_rows.iter_mut().enumerate() {
+                    let row = strip.row(r);
                     match &self.w.scales {
-                        WeightScales::Int8(w) => halves(&w.scales[row * blocks + first..][..count], &mut of_row),
+                        WeightScales::Int8(w) => halves(&w.scales[row * blocks + first..][..count], of_row),
                         WeightScales::CodeBook(w, _) => {
                             block_scales(w, row * self.k + first * BLOCK, &mut of_row[..count]);
                         }
                         WeightScales::PerRow(_) => {}
                     }
-                    *line = _mm512_loadu_si512(of_row.as_ptr().cast());
                 }
-                for (to, line) in to.chunks_exact_mut(ROWS).zip(transposed(lines)) {
-                    _mm512_storeu_si512(to.as_mut_ptr().cast(), line);
-                }
+                let rows = std::array::from_fn(|r| of_rows[r].as_ptr().cast());
+                transpose::<32>(&rows, 0, GROUP, to.as_mut_ptr().cast());
             }
         }
     }
@@ -297,14 +287,16 @@ struct Next {
 }
 
 impl Next {
-    /// What belongs to row `r` of a group, into L2.
+    /// What belongs to a group, into L2.
     #[inline(always)]
-    fn prefetch(self, group: usize, r: usize) {
+    fn prefetch(self, group: usize) {
         // SAFETY: hints, no accesses.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T1>(self.codes.wrapping_add((group * ROWS + r) * GROUP).cast());
-            if r * 64 < self.scale_bytes {
-                _mm_prefetch::<_MM_HINT_T1>(self.scales.wrapping_add(group * self.scale_bytes + r * 64).cast());
+            for r in 0..ROWS {
+                _mm_prefetch::<_MM_HINT_T1>(self.codes.wrapping_add((group * ROWS + r) * GROUP).cast());
+            }
+            for line in (0..self.scale_bytes).step_by(64) {
+                _mm_prefetch::<_MM_HINT_T1>(self.scales.wrapping_add(group * self.scale_bytes + line).cast());
             }
         }
     }
@@ -326,10 +318,12 @@ unsafe fn nested_scales(
     // SAFETY: the check of the matrix found a code for each block and an absmax for each of these; codes are below 256.
     unsafe {
         let to = scratch.scales.as_mut_ptr();
+        let map = nested.map.as_ptr();
         for r in 0..ROWS {
-            let codes = nested.codes.as_ptr().add(strip.row(r) * blocks);
-            for b in first..first + count {
-                *to.add(b * ROWS + r) = *nested.map.as_ptr().add(usize::from(*codes.add(b)));
+            let codes = nested.codes.as_ptr().add(strip.row(r) * blocks + first);
+            let to = to.add(first * ROWS + r);
+            for b in 0..count {
+                *to.add(b * ROWS) = *map.add(usize::from(*codes.add(b)));
             }
         }
         for b in first..first + count {
@@ -349,10 +343,27 @@ unsafe fn nested_scales(
     }
 }
 
-/// Word `i` of every line `r` as word `r` of line `i`.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn transposed(rows: [__m512i; ROWS]) -> [__m512i; ROWS] {
+/// Transposes up to 64 bytes of each row, at `at`: word `i` of row `r` becomes word `r` of vector `i`. Signed bytes, of which `BITS` is 8,
+/// become unsigned.
+///
+/// # Safety
+/// The processor has AVX-512; the rows have these bytes, and `to` has room for 16 vectors.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn transpose<const BITS: usize>(rows: &[*const u8; ROWS], at: usize, bytes: usize, to: *mut __m512i) {
+    let mut lines = [_mm512_setzero_si512(); ROWS];
+    // SAFETY: the caller's promise; what is beyond a row is masked out.
+    unsafe {
+        if bytes == GROUP {
+            for r in 0..ROWS {
+                lines[r] = _mm512_loadu_si512(rows[r].add(at).cast());
+            }
+        } else {
+            for r in 0..ROWS {
+                lines[r] = _mm512_maskz_loadu_epi8((1 << bytes) - 1, rows[r].add(at).cast());
+            }
+        }
+    }
+    let rows = lines;
     let (mut a, mut b) = ([_mm512_setzero_si512(); ROWS], [_mm512_setzero_si512(); ROWS]);
     for i in 0..8 {
         a[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
@@ -375,7 +386,11 @@ fn transposed(rows: [__m512i; ROWS]) -> [__m512i; ROWS] {
         b[i] = _mm512_shuffle_i32x4::<0x88>(a[i], a[8 + i]);
         b[8 + i] = _mm512_shuffle_i32x4::<0xdd>(a[i], a[8 + i]);
     }
-    b
+    for i in 0..ROWS {
+        let words = if BITS == 8 { _mm512_xor_si512(b[i], _mm512_set1_epi8(-128)) } else { b[i] };
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_storeu_si512(to.add(i).cast(), words) };
+    }
 }
 
 /// Some blocks of a strip and a panel.

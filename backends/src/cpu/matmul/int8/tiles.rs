@@ -135,7 +135,14 @@ impl Gemv<'_, Panels> {
                 totals.fill(0.0);
                 for from in (0..self.k / BLOCK).step_by(DEPTH) {
                     let blocks = DEPTH.min(self.k / BLOCK - from);
+                    let block_bytes = self.w.codes.block_bytes();
                     for r in 0..height {
+                        // As many bytes of the next tile, but of whole rows one after the other: that is how memory is read fastest.
+                        let next = self.w.data.as_ptr().wrapping_add((first + HEIGHT) * self.w.stride);
+                        let next = next.wrapping_add((from * HEIGHT + r * blocks) * block_bytes);
+                        for line in (0..blocks * block_bytes).step_by(64) {
+                            _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line).cast());
+                        }
                         let scales = &mut scales[r * DEPTH..][..blocks];
                         match &self.w.scales {
                             WeightScales::PerRow(stored) => scales.fill(stored[first + r]),
@@ -207,10 +214,11 @@ impl Gemv<'_, Panels> {
         unsafe {
             let codes = self.w.data.as_ptr().add(row * self.w.stride);
             let table = Avx2::table(&self.w.table);
+            let at = codes.add(block * self.w.codes.block_bytes());
             let bytes = match self.w.codes {
-                Codes::Bytes => Avx2::bytes(codes.add(block * BLOCK)),
-                Codes::Nibbles { .. } => Avx2::nibbles(codes.add(block * (BLOCK / 2)), table),
-                Codes::Pairs => Avx2::pairs(codes.add(block * (BLOCK / 4)), table),
+                Codes::Bytes => Avx2::bytes(at),
+                Codes::Nibbles { .. } => Avx2::nibbles(at, table),
+                Codes::Pairs => Avx2::pairs(at, table),
             };
             for (bytes, to) in bytes.into_iter().zip(to.chunks_exact_mut(BLOCK / 2)) {
                 let (low, high) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));

@@ -143,16 +143,24 @@ impl Weights {
         Ok(HostWeight { n, k, storage: HostStorage::Dense(FloatType::F32, data) })
     }
 
-    /// The whole matrix of the file that a parameter is rows of, in its storage; none where it is dense.
+    /// The whole matrix of the file that a parameter is rows of, in its storage.
     ///
     /// # Errors
     /// As [`Self::matrix`].
-    pub(crate) fn quantised_whole(&self, canonical: &str) -> Result<Option<HostWeight>> {
-        match &self.parameter(canonical)?.stored {
-            StoredAs::Dense { .. } => Ok(None),
-            StoredAs::CodeBook(weight) => weight.read(&self.checkpoint).map(Some),
-            StoredAs::Int8(weight) => weight.read(&self.checkpoint).map(Some),
-            StoredAs::Rows(module) => module.read(&self.checkpoint).map(Some),
+    pub(crate) fn whole_matrix(&self, canonical: &str) -> Result<HostWeight> {
+        let parameter = self.parameter(canonical)?;
+        match &parameter.stored {
+            StoredAs::Dense { name, dtype } => match self.checkpoint.info(name).map(|info| info.shape.as_slice()) {
+                Some(&[n, k]) => {
+                    let data = self.checkpoint.data(name)?;
+                    self.check_finite(parameter, *dtype, &data)?;
+                    Ok(HostWeight { n, k, storage: HostStorage::Dense(*dtype, data) })
+                }
+                _ => Err(self.error(parameter, "is no matrix".into())),
+            },
+            StoredAs::CodeBook(weight) => weight.read(&self.checkpoint),
+            StoredAs::Int8(weight) => weight.read(&self.checkpoint),
+            StoredAs::Rows(module) => module.read(&self.checkpoint),
         }
     }
 

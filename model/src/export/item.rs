@@ -38,8 +38,8 @@ pub(super) enum Work {
     Rows(RowLayout),
     /// A tensor that is no matrix, as F32.
     Widen,
-    /// So many rows of a quantised matrix, in its format, and the tensors of the source that hold the matrix.
-    FirstRows { rows: usize, tensors: Vec<String> },
+    /// So many rows of a matrix, in its format or as plain numbers, and the tensors of the source that hold the matrix.
+    FirstRows { rows: usize, dense: Option<FloatType>, tensors: Vec<String> },
 }
 
 impl Item {
@@ -75,30 +75,27 @@ impl Item {
         Ok(Self { parameter: tensor.name.clone(), work, slots, source_bytes: tensor.stored_bytes })
     }
 
-    /// The first rows of a quantised matrix of the source, whose tensors are these.
+    /// The first rows of a matrix of the source, whose tensors are these: in its format, or as plain numbers.
     pub(super) fn first_rows(
         parameter: &str,
         file_name: &str,
         all: &HostWeight,
-        rows: usize,
+        (rows, dense): (usize, Option<FloatType>),
         tensors: Vec<String>,
     ) -> Result<Self> {
         let shape = [rows, all.k];
-        let slots = match &all.storage {
-            HostStorage::CodeBook4(w) => code_book_slots(file_name, shape, CodeBookLayout::of(w)),
-            HostStorage::Int8(_) => int8_slots(file_name, shape),
-            HostStorage::Dense(..) | HostStorage::Rows(_) => {
+        let slots = match (dense, &all.storage) {
+            (Some(float), _) => dense_slots(file_name, float, &shape),
+            (None, HostStorage::CodeBook4(w)) => code_book_slots(file_name, shape, CodeBookLayout::of(w)),
+            (None, HostStorage::Int8(_)) => int8_slots(file_name, shape),
+            (None, HostStorage::Dense(..) | HostStorage::Rows(_)) => {
                 let message =
                     "holds the gates of all steps as integer rows, of which none can be left out: keep all steps";
                 return Err(CheckpointError::of_tensor(file_name, message).into());
             }
         };
-        Ok(Self {
-            parameter: parameter.into(),
-            work: Work::FirstRows { rows, tensors },
-            slots,
-            source_bytes: all.bytes(),
-        })
+        let work = Work::FirstRows { rows, dense, tensors };
+        Ok(Self { parameter: parameter.into(), work, slots, source_bytes: all.bytes() })
     }
 
     /// A tensor of a record.
@@ -161,10 +158,12 @@ impl Item {
                 };
                 layout.encode(&self.slots, &weight.map_err(fail)?)
             }
-            Work::FirstRows { rows, .. } => {
-                let all = weights.quantised_whole(name)?;
-                let missing = || CheckpointError::of_tensor(name, "is not stored quantised");
-                encode(&self.slots, &format::first_rows(&all.ok_or_else(missing)?, *rows).map_err(fail)?)
+            Work::FirstRows { rows, dense, .. } => {
+                let kept = format::first_rows(&weights.whole_matrix(name)?, *rows).map_err(fail)?;
+                match dense {
+                    Some(float) => encode(&self.slots, &format::dequantize_to(&kept, *float).map_err(fail)?),
+                    None => encode(&self.slots, &kept),
+                }
             }
             Work::Widen => {
                 let numbers: Vec<u8> = weights.vector(name)?.into_iter().flat_map(f32::to_le_bytes).collect();

@@ -70,10 +70,12 @@ impl Pretrained {
                 // The rows of one tensor are several parameters: it is copied once.
                 let at = *stacked.entry(file_name.clone()).or_insert(items.len());
                 if at == items.len() {
-                    items.push(self.stacked(tensor, &file_name, tensors)?);
+                    items.push(self.stacked(tensor, &file_name, tensors, options.dense)?);
                 }
                 if tensor.role.is_matrix() {
-                    matrices.push(ExportedMatrix::new(tensor, file_name, tensor.stored, tensor.stored_bytes as u64));
+                    let wanted = options.dense.map_or(MatrixFormat::AsStored, MatrixFormat::Dense);
+                    let written = wanted.storage(tensor.stored);
+                    matrices.push(ExportedMatrix::new(tensor, file_name, written, tensor.stored_bytes as u64));
                 }
                 continue;
             }
@@ -108,18 +110,24 @@ impl Pretrained {
     }
 
     /// A tensor whose rows are gates of halting.
-    fn stacked(&self, tensor: &PlannedTensor, file_name: &str, tensors: Vec<String>) -> Result<Item> {
+    fn stacked(
+        &self,
+        tensor: &PlannedTensor,
+        file_name: &str,
+        tensors: Vec<String>,
+        dense: Option<FloatType>,
+    ) -> Result<Item> {
         let steps = |count: usize| self.architecture().crest.as_ref().map_or(count, |crest| crest.num_steps);
         let stored = self.weights().discovered_crest().map_or(0, |crest| crest.num_steps);
         let rows = match steps(stored) {
             kept if kept < stored => Some(0..kept.saturating_sub(1)),
             _ => None,
         };
-        if let Some(rows) = &rows
-            && tensor.role.is_matrix()
-            && let Some(all) = self.weights().quantised_whole(&tensor.name)?
-        {
-            return Item::first_rows(&tensor.name, file_name, &all, rows.end, tensors);
+        let changes = dense.is_some_and(|float| MatrixFormat::Dense(float).storage(tensor.stored) != tensor.stored);
+        if tensor.role.is_matrix() && (changes || (rows.is_some() && tensor.stored.is_quantized())) {
+            let all = self.weights().whole_matrix(&tensor.name)?;
+            let rows = rows.map_or(all.n, |rows| rows.end);
+            return Item::first_rows(&tensor.name, file_name, &all, (rows, dense), tensors);
         }
         Item::copy(&tensor.name, self.weights(), tensors.into_iter().map(|tensor| (tensor, rows.clone())).collect())
     }

@@ -401,7 +401,14 @@ fn rows_are_as_narrow_as_the_answers_allow() {
             let chosen = source
                 .choose_rows::<Cpu>(&Default::default(), &prompts, &options, |_| false, modules, &mut |_, _| ())
                 .expect(name);
-            assert!(chosen.iter().all(|module| module.cosine >= min_cosine && module.tried > 0), "{name}: {chosen:?}");
+            // What may be lost is spread over the modules.
+            for (i, module) in chosen.iter().enumerate() {
+                let share = (i + 1) as f64 / chosen.len() as f64;
+                assert!(
+                    module.cosine >= 1.0 - (1.0 - min_cosine) * share && module.tried > 0,
+                    "{name} {i}: {chosen:?}"
+                );
+            }
             let narrow =
                 |module: &emberlm_model::export::CascadeModule| matches!(module.format, MatrixFormat::MixedRows { .. });
             assert!(chosen.iter().any(narrow), "{name} {min_cosine}: {chosen:?}");
@@ -429,6 +436,12 @@ fn rows_are_as_narrow_as_the_answers_allow() {
     let exact = CascadeOptions { min_cosine: 1.0, ..CascadeOptions::default() };
     let chosen = source.choose_rows::<Cpu>(&Default::default(), &prompts, &exact, |_| false, modules, &mut |_, _| ());
     assert!(chosen.expect("a choice").iter().all(|module| module.format == MatrixFormat::AsStored));
+    // Where anything is good enough, the smallest is taken.
+    let any = CascadeOptions { min_cosine: 0.0, ..CascadeOptions::default() };
+    let one = |tensor: &PlannedTensor| tensor.name == "model.layers.2.mlp.up_proj.weight";
+    let chosen = source.choose_rows::<Cpu>(&Default::default(), &prompts, &any, |_| false, one, &mut |_, _| ());
+    let formats: Vec<MatrixFormat> = chosen.expect("a choice").iter().map(|module| module.format).collect();
+    assert_eq!(formats, [MatrixFormat::MixedRows { bits: 2, keep: 0 }]);
     let choose = |options: CascadeOptions, prompts: &[Vec<u32>]| {
         source.choose_rows::<Cpu>(&Default::default(), prompts, &options, |_| false, modules, &mut |_, _| ())
     };
@@ -453,6 +466,7 @@ fn a_loaded_model_is_saved_as_it_is() {
             let saved = open(&to);
             assert_eq!(logits(&saved), logits(&source), "{name} {format:?}");
             assert_eq!(saved.architecture().crest, source.architecture().crest, "{name} {format:?}");
+            assert_eq!(config(&to)["tie_word_embeddings"], json!(source.architecture().tied_head), "{name} {format:?}");
             for matrix in saved.weights().canonical_names() {
                 let storage = saved.weights().entry(matrix).expect("an entry").storage;
                 let before = source.weights().entry(matrix).expect("the same names").storage;
@@ -497,6 +511,7 @@ fn nano_compact_is_made_of_qwen2() {
     assert_eq!(written.architecture().config.family, Family::NanoCompact);
     let (config, spec) = (config(&nano), fs::read(nano.join("nano_compact_spec.json")).expect("a spec"));
     let spec: Value = serde_json::from_slice(&spec).expect("JSON");
+    assert_eq!(config["architectures"], json!(["NanoQwenForCausalLM"]));
     assert_eq!(config["nanollm_modules"], spec["nanollm_modules"]);
     assert_eq!(config["nanollm_modules"].as_object().map(serde_json::Map::len), Some(1 + 4 * 4));
     assert_eq!(config["nanollm_modules"]["model.layers.3.mlp.down_proj"]["deg_rows"], 48);

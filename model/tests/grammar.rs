@@ -364,14 +364,14 @@ fn what_no_grammar_can_be_made_of_is_named_with_its_place() {
     assert!(error.starts_with("tools[0].function.name: \"a>b\" cannot be written in a tag"), "{error}");
 
     // Definitions are written again with every parameter in tags that refers to them, and with no other.
-    let texts: Vec<String> = (0..1000).map(|i| format!("text {i:026}")).collect();
+    let numbers: Vec<u64> = (0..1000).map(|i| 1_000_000_000_000_000 + i).collect();
     let tool = |count: usize, schema: Value| {
         let properties: Map<String, Value> = (0..count).map(|i| (format!("k{i}"), schema.clone())).collect();
-        let parameters = json!({"type": "object", "properties": properties, "$defs": {"Text": {"enum": texts}}});
+        let parameters = json!({"type": "object", "properties": properties, "$defs": {"Number": {"enum": numbers}}});
         let tools = DeclaredTools::parse(&json!([{"name": "tool", "parameters": parameters}])).unwrap();
         compiler.tool_calls(ToolFormat::Qwen3Coder, &tools, false)
     };
-    let error = tool(300, json!({"$ref": "#/$defs/Text"})).unwrap_err().to_string();
+    let error = tool(390, json!({"$ref": "#/$defs/Number"})).unwrap_err().to_string();
     assert!(
         error.starts_with("tools[0].function.parameters.properties.k")
             && error.contains("makes a grammar of more than"),

@@ -139,16 +139,17 @@ impl Declared {
 
     /// Adds to the tokenizer what it lacks. New tokens get the next free ids, whatever id a file gives them.
     pub(super) fn add_to(&self, tokenizer: &mut Tokenizer) -> Result<()> {
-        let known: Vec<AddedToken> = tokenizer.get_added_tokens_decoder().into_values().collect();
+        let known: HashSet<AddedToken> = tokenizer.get_added_tokens_decoder().into_values().collect();
         let mut new: Vec<AddedToken> = self.added.values().filter(|token| !known.contains(token)).cloned().collect();
-        let in_list = |list: &[AddedToken], text: &str| list.iter().any(|token| token.content == text);
+        let mut texts: HashSet<String> = known.iter().chain(&new).map(|token| token.content.clone()).collect();
         for named in self.roles.iter().map(|(_, named)| named).chain(&self.extra) {
-            if !in_list(&known, &named.text) && !in_list(&new, &named.text) {
+            if texts.insert(named.text.clone()) {
                 new.push(named.token());
             }
         }
+        let with_role: HashSet<&str> = self.roles.iter().map(|(_, named)| named.text.as_str()).collect();
         for token in &mut new {
-            token.special |= self.roles.iter().any(|(_, named)| named.text == token.content);
+            token.special |= with_role.contains(token.content.as_str());
         }
         catch_panic(|| {
             if !new.is_empty() {

@@ -30,7 +30,10 @@ pub(super) fn check(dir: &ModelDir, out: &mut Verification) {
             Ok(Some(bytes)) => contents(name, &bytes, out),
             // The modules that read these files would say the same.
             Err(_) if ["config.json", "tokenizer.json"].contains(&name) => {}
-            Err(error) => out.push(Finding::of(Check::File, &error, dir.path())),
+            Err(error) => {
+                let finding = Finding::of(Check::File, &error, dir.path());
+                out.push(finding.advice("put the file of the author's repository in its place"));
+            }
         }
     }
     let Ok(entries) = dir.entries() else { return };

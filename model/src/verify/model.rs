@@ -67,7 +67,7 @@ pub(super) fn check(
     if let Err(error) = loader::plan(model.architecture(), model.weights(), WeightOptions::default()) {
         match error {
             Error::Differences(differences) => differences_of(&differences, &broken, out),
-            other => out.push(Finding::of(Check::Tensors, &other, checkpoint.dir().path())),
+            other => out.push(Finding::of(Check::Tensors, &other, checkpoint.dir().path()).advice(OTHER)),
         }
     }
     Some(model)

@@ -1,9 +1,9 @@
 //! Attention over keys and values in 8 bits with AVX-512 VNNI: sums of whole numbers, 64 at a time.
 //!
-//! A query keeps 15 bits and a weight 16, each as two bytes, so that what is computed differs from f32 by less than its own rounding of long
-//! sums; the 8 bits are those of the cache alone. Keys are made unsigned, 128 too large, because the instruction multiplies unsigned by
-//! signed bytes; the sum of a query's bytes takes that back. Positions are the lanes of scores, numbers of a head those of weighted sums, so
-//! that no sum runs over the lanes of a vector.
+//! A query keeps 15 bits and a weight 16, each as two bytes: a score is off by about 1e-5 of the products in it, some hundredths of what the 8
+//! bits of a key cost. Keys are made unsigned, 128 too large, because the instruction multiplies unsigned by signed bytes; the sum of a
+//! query's bytes takes that back. Positions are the lanes of scores, numbers of a head those of weighted sums, so that no sum runs over the
+//! lanes of a vector.
 
 use crate::cpu::attention::ahead::LINE;
 use crate::cpu::attention::q8::Q8Rows;

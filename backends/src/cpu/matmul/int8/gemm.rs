@@ -10,7 +10,7 @@ use super::{BLOCK, OFFSET};
 use crate::cpu::matmul::packed::block_scales;
 use crate::cpu::matmul::types::Product;
 use crate::cpu::matmul::weight::{BlockScales, Matrix, Weight};
-use crate::cpu::pool::{Output, for_each_chunk, parallel, threads, with_scratch};
+use crate::cpu::pool::{Output, Region, for_each_chunk, parallel, threads, with_scratch};
 use std::arch::x86_64::*;
 
 /// Inputs per tile.
@@ -19,6 +19,9 @@ const DEPTH: usize = 512;
 const STRIP: usize = 12;
 /// Rows of a tile with many tokens: x is read as often as there are tiles.
 const HEIGHT: usize = 96;
+
+/// Up to so many tokens a tile is one strip: x stays in the first cache, and what counts is how the matrix is read.
+const STRIP_MAX_TOKENS: usize = 32;
 
 /// All tokens for matrices with such bytes.
 struct Panels {
@@ -74,6 +77,17 @@ pub(super) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Produ
         });
         tiled.push((panels, Tiled { w, book, factor, order, bias, y }));
     }
+    if m <= STRIP_MAX_TOKENS {
+        let mut region = Region::default();
+        for (panels, tiled) in &tiled {
+            let panels = &made[*panels].panels;
+            region.add_tiles(STRIP, tiled.codes(), tiled.w.n, m * tiled.w.k, move |first, last| {
+                // SAFETY: as below.
+                unsafe { tiled.range(panels, first, last, STRIP) };
+            });
+        }
+        return region.run();
+    }
     let mut tasks = Vec::new();
     for (panels, tiled) in &tiled {
         let even = tiled.w.n.div_ceil(16 * threads());
@@ -107,6 +121,17 @@ struct Tile {
 }
 
 impl Tiled<'_> {
+    /// Where the rows lie, and the bytes of one.
+    fn codes(&self) -> (*const u8, usize) {
+        match &self.w.data {
+            Matrix::Int8(w) => (w.codes.as_ptr(), self.w.k),
+            Matrix::CodeBook4(w) => (w.codes.as_ptr(), self.w.k / 2),
+            Matrix::IntegerRows(w) if w.wide_rows == self.w.n => (w.wide.as_ptr(), self.w.k),
+            Matrix::IntegerRows(w) => (w.narrow.as_ptr(), w.narrow_stride),
+            _ => unreachable!("`fits` lets no other storage through"),
+        }
+    }
+
     /// Rows `first..last` in tiles of that height.
     ///
     /// # Safety

@@ -73,8 +73,13 @@ impl Kernels {
     }
 }
 
-/// The crossover of GEMV and GEMM for [`Kernels::Vnni`].
-pub(crate) const GEMV_MAX_ROWS: usize = 32;
+/// The most rows of x that [`Kernels::Vnni`] takes in one pass of [`add_gemv`].
+const GEMV_MAX_ROWS: usize = 32;
+
+/// Whether [`gemm`] is faster for `m` rows of x on [`Kernels::Vnni`]: its vectors hold 16 of them, a few of which may be empty.
+pub(crate) fn by_gemm(m: usize) -> bool {
+    m > GEMV_MAX_ROWS || (m > 12 && m.next_multiple_of(16) - m < 4)
+}
 
 /// x as the kernels of a region want it.
 #[derive(Default)]
@@ -100,7 +105,7 @@ pub(crate) fn add_gemv<'a>(
 ) {
     match kernels {
         #[cfg(target_arch = "x86_64")]
-        Kernels::Vnni if rows.m <= rows::max_columns(&w) => rows::add_gemv(rows, &rounded.groups, w, bias, y, region),
+        Kernels::Vnni if rows.m <= rows::MAX_COLUMNS => rows::add_gemv(rows, &rounded.groups, w, bias, y, region),
         #[cfg(target_arch = "x86_64")]
         Kernels::Vnni => strips::add(rows, &rounded.panels, w, bias, y, region),
         #[cfg(target_arch = "x86_64")]
@@ -109,7 +114,7 @@ pub(crate) fn add_gemv<'a>(
     }
 }
 
-/// Products with more than [`GEMV_MAX_ROWS`] rows of x, of matrices that fit, for [`Kernels::Vnni`].
+/// Products with so many rows of x that [`by_gemm`] says so, of matrices that fit, for [`Kernels::Vnni`].
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Product]) {
     gemm::gemm(x, m, input, products);

@@ -1,4 +1,4 @@
-//! One or two rows of x: codes are looked up and multiplied as they are read, some rows of the matrix in flight.
+//! A few rows of x: codes are looked up and multiplied as they are read, some rows of the matrix in flight.
 
 use super::BLOCK;
 use super::book::Shift;
@@ -7,7 +7,7 @@ use super::round::{Block, Detail};
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::packed::{AHEAD, block_scales};
 use crate::cpu::matmul::types::InputRows;
-use crate::cpu::matmul::weight::{BlockScales, CodeBook4, Matrix, Weight};
+use crate::cpu::matmul::weight::{BlockScales, CodeBook4, Weight};
 use crate::cpu::pool::Output;
 use crate::cpu::pool::Region;
 use std::arch::x86_64::*;
@@ -15,17 +15,7 @@ use std::arch::x86_64::*;
 /// Sequential streams in which the rows of a task are read.
 const STREAMS: usize = 4;
 /// The most rows of x.
-const MAX_COLUMNS: usize = 2;
-
-/// Up to so many rows of x this is faster than strips: two take more scales, or more planes, than there are registers.
-pub(super) fn max_columns(w: &Weight) -> usize {
-    match &w.data {
-        Matrix::CodeBook4(data) if Nested::new(data, w.k).is_some() => 1,
-        Matrix::IntegerRows(data) if data.narrow_bits == 2 && data.wide_rows < w.n => 1,
-        _ => MAX_COLUMNS,
-    }
-}
-
+pub(super) const MAX_COLUMNS: usize = 4;
 /// How many bytes ahead the scales of bytes are prefetched.
 const SCALES_AHEAD: usize = 256;
 
@@ -261,34 +251,54 @@ impl Gemv<'_, Columns> {
         // SAFETY: the caller's promise.
         unsafe {
             match self.x.columns {
-                1 => self.range::<BITS, SCALES, 1>(first, last),
-                _ => self.range::<BITS, SCALES, MAX_COLUMNS>(first, last),
+                1 => self.range::<BITS, SCALES, STREAMS, 1>(first, last),
+                2 => self.range::<BITS, SCALES, STREAMS, 2>(first, last),
+                // The sums of four rows would not stay in the registers.
+                _ => self.range::<BITS, SCALES, 2, 4>(first, last),
             }
         }
     }
 
-    /// Rows `first..last`, [`STREAMS`] of them in flight.
+    /// Rows `first..last`, `R` of them in flight.
     ///
     /// # Safety
     /// The processor has AVX-512 VNNI and VBMI, the rows exist, and no other task writes their outputs.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-    unsafe fn range<const BITS: usize, const SCALES: u8, const M: usize>(&self, first: usize, last: usize) {
+    unsafe fn range<const BITS: usize, const SCALES: u8, const R: usize, const M: usize>(
+        &self,
+        first: usize,
+        last: usize,
+    ) {
         let per_row = match self.w.scales {
             // One more: a group covers two blocks.
             WeightScales::CodeBook(..) if SCALES == DECODED => self.k / BLOCK + 1,
             WeightScales::Int8(_) => (self.k / BLOCK).next_multiple_of(16),
             _ => 0,
         };
-        let mut scales = vec![0.0; STREAMS * per_row];
+        let mut scales = vec![0.0; R * per_row];
         // Streams far apart, each read in order: that is what hardware prefetchers follow.
         let apart = (last - first) / STREAMS;
-        // The rest one at a time: several times the same row, to spare a kernel of its own.
+        // The rest one at a time: `R` times the same row, to spare a kernel of its own.
         let rest = first + apart * STREAMS;
-        let mut tables: [ScaleTable; STREAMS] = std::array::from_fn(|_| ScaleTable::new());
-        for row in (first..first + apart).chain(rest..last) {
-            let apart = if row < rest { apart } else { 0 };
-            // SAFETY: the rows lie before `last`.
-            unsafe { self.rows::<BITS, SCALES, STREAMS, M>(row, apart, per_row, &mut scales, &mut tables) };
+        let new_tables = || -> [ScaleTable; R] { std::array::from_fn(|_| ScaleTable::new()) };
+        if R == STREAMS {
+            let mut tables = new_tables();
+            for row in (first..first + apart).chain(rest..last) {
+                let apart = if row < rest { apart } else { 0 };
+                // SAFETY: the rows lie before `last`.
+                unsafe { self.rows::<BITS, SCALES, R, M>(row, apart, per_row, &mut scales, &mut tables) };
+            }
+            return;
+        }
+        let parts = STREAMS / R;
+        let mut tables = [new_tables(), new_tables()];
+        for i in 0..apart * parts + (last - rest) {
+            let (row, apart, part) = match i < apart * parts {
+                true => (first + i / parts + i % parts * R * apart, apart, i % parts),
+                false => (rest + i - apart * parts, 0, 0),
+            };
+            // SAFETY: as above.
+            unsafe { self.rows::<BITS, SCALES, R, M>(row, apart, per_row, &mut scales, &mut tables[part]) };
         }
     }
 

@@ -1,4 +1,4 @@
-//! A few rows of x against 16 rows of the matrix at a time: the lanes of a vector are rows of the matrix.
+//! 5 rows of x and more against 16 rows of the matrix at a time: the lanes of a vector are rows of the matrix.
 //!
 //! 64 bytes of each row are transposed, so that a register holds a word of every row, and words of x are broadcast from memory. What a
 //! block costs beyond its products (integers to floats, scales) is paid for 16 rows at once, and codes are looked up once for up to 8

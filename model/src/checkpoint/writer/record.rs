@@ -49,8 +49,11 @@ pub(crate) fn record_header_bytes<'a>(slots: impl Iterator<Item = &'a Slot>) -> 
     map(&slots).map_or(0, |(map, _)| data_start(map.len()))
 }
 
+/// Where tensors begin, by name, in order.
+type Starts = Vec<(String, u64)>;
+
 /// The CBOR map, and where each tensor begins.
-fn map(slots: &[&Slot]) -> std::result::Result<(Vec<u8>, Vec<(String, u64)>), String> {
+fn map(slots: &[&Slot]) -> std::result::Result<(Vec<u8>, Starts), String> {
     let (mut tensors, mut starts, mut end) = (BTreeMap::new(), Vec::new(), 0u64);
     for slot in slots {
         let start = end.checked_next_multiple_of(ALIGNMENT).ok_or("would be too large")?;
@@ -104,7 +107,7 @@ impl RecordFile {
             _ => return Err(CheckpointError::of_tensor(&tensor.name, "is not the next tensor of the record").into()),
         };
         let padding = usize::try_from(start.saturating_sub(self.at)).unwrap_or(0).min(ALIGNMENT as usize);
-        self.file.write_all(&[0; ALIGNMENT as usize].get(..padding).unwrap_or_default()).map_err(io)?;
+        self.file.write_all([0; ALIGNMENT as usize].get(..padding).unwrap_or_default()).map_err(io)?;
         let mut done = 0usize;
         for piece in tensor.data.chunks(PIECE) {
             self.file.write_all(piece).map_err(io)?;

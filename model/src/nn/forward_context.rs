@@ -85,7 +85,7 @@ impl SpanPosition {
 impl<B: Backend> SpanContext<B> {
     /// Of every position of the sequence up to the last new one.
     pub fn rotary_from_start(&self) -> Rotary<B> {
-        let SpanPosition { first, past, new, expected } = self.position;
+        let SpanPosition { first, past, new, expected, .. } = self.position;
         let tokens = past + new;
         let rotary = || self.embedding.at_again(first, tokens, first + tokens.max(expected), &self.device);
         self.from_start.get_or_init(rotary).clone()

@@ -178,7 +178,9 @@ fn measuring_is_exact_unless_asked_otherwise() {
 #[test]
 fn perplexity_is_that_of_the_tokens() {
     let model = model("crest_k2");
-    let ended = ember(["depth", "-m", model.to_str().expect("UTF-8"), "-p", TEXT, "--json"]).with_code(0);
+    let model = model.to_str().expect("UTF-8");
+    // As `eval` computes.
+    let ended = ember(["depth", "-m", model, "-p", TEXT, "--activations", "f32", "--json"]).with_code(0);
     let depth: Value = serde_json::from_str(&ended.stdout).expect("JSON");
     let told = report("crest_k2", &[]);
     let close =

@@ -17,7 +17,7 @@ pub enum Activations {
     /// As F16 with the range of F32 and 8 bits of it.
     Bf16,
     /// F32 between operations; products with quantised weights round them to 8 bits with a step for every 64 elements, and outliers to
-    /// 15; long prompts become BF16 for BF16 weights. What the processor has no kernels for stays exact.
+    /// 15. What the processor has no kernels for stays exact.
     Int8,
 }
 

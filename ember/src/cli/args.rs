@@ -223,7 +223,7 @@ impl DraftArgs {
 /// How sequences are fed and kept.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct PassArgs {
-    /// Tokens per pass over a prompt; beside quantised or BF16 weights another N can change a text slightly, unless --activations f32
+    /// Tokens per pass over a prompt; beside quantised weights another N can change a text slightly, unless --activations f32
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CHUNK as u32, value_parser = clap::value_parser!(u32).range(1..))]
     pub chunk: u32,
 

@@ -1,8 +1,6 @@
 //! Linear layers for every storage: which kernel computes a product, and the products in f32 with a few rows of x.
 
 use crate::check::check_len;
-#[cfg(target_arch = "x86_64")]
-use crate::cpu::matmul::bf16;
 use crate::cpu::matmul::dense::{self, DenseRows, DenseScales, Element};
 use crate::cpu::matmul::dequantize::{Decode, NARROW2, NARROW4};
 use crate::cpu::matmul::gemm::gemm;
@@ -76,8 +74,6 @@ pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [P
         Precision::Exact => None,
         Precision::Int8Activations => int8::kernels(level, m),
     };
-    let may_round = precision() == Precision::Int8Activations && input != int8::Input::Head;
-    let halved = may_round && rounds_to_bf16(level, m);
     let (mut by_gemv, mut by_gemm) = (Vec::new(), Vec::new());
     for product in products {
         let rounded = rounded.filter(|_| int8::fits(&product.weight));
@@ -88,9 +84,7 @@ pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [P
             by_gemm.push(product);
             continue;
         }
-        if let (Matrix::Bf16(w), true) = (&product.weight.data, halved) {
-            bf16_gemm(x, m, w, product);
-        } else if rounded.is_none() && m > GEMV_MAX_ROWS {
+        if rounded.is_none() && m > GEMV_MAX_ROWS {
             gemm(level, x, m, &product.weight, product.bias, Output::new(product.y, product.weight.n));
         } else {
             by_gemv.push((product, rounded));
@@ -107,26 +101,6 @@ pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [P
         passes((x, m, k), level, input, columns_of_first, &mut these);
         by_gemv = rest;
     }
-}
-
-/// Whether `m` rows of x that may be rounded become BF16 for a matrix of BF16.
-fn rounds_to_bf16(level: Level, m: usize) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return m >= bf16::MIN_ROWS && bf16::available(level);
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = (level, m);
-        false
-    }
-}
-
-/// A product of x in BF16 with these weights, where [`rounds_to_bf16`] says so.
-fn bf16_gemm(x: &[f32], m: usize, w: &[u16], product: &mut Product) {
-    let (n, k) = (product.weight.n, product.weight.k);
-    #[cfg(target_arch = "x86_64")]
-    bf16::gemm(x, m, w, (n, k), product.bias, Output::new(product.y, n));
-    #[cfg(not(target_arch = "x86_64"))]
-    unreachable!("[{n}, {k}] x {m}: no processor but x86-64 rounds to BF16: {} {}", x.len(), w.len());
 }
 
 /// Products with rows of k, so many at a time, each pass in one region.

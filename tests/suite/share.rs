@@ -112,7 +112,10 @@ pub fn a_prefix_is_there_once<B: CompactBackend>(device: &B::Device) {
         while !engine.is_idle() {
             for event in engine.step() {
                 match event.kind {
-                    EventKind::Started { cached, .. } => assert_eq!(cached, 200, "{}", loaded.name),
+                    // Where nothing is shared the prefix makes way for the second.
+                    EventKind::Started { cached, .. } => {
+                        assert!(cached == 200 || !B::READS_KV_PARTS, "{}: {cached}", loaded.name);
+                    }
                     EventKind::Token(piece) => {
                         texts[usize::from(event.sequence == ids[1])].push_str(&piece.text);
                     }

@@ -159,7 +159,7 @@ fn hidden_options_are_found() {
 }
 
 #[test]
-#[ignore = "takes a minute: for changes of the search, by hand"]
+#[ignore = "takes a minute: by hand when the search changes (CONTRIBUTING.md); single options always run"]
 fn all_options_hidden_at_once_are_found() {
     let (right, all) = found(FURTHER);
     assert!(right * 10 >= all * 9, "{right} of {all}");
@@ -168,7 +168,7 @@ fn all_options_hidden_at_once_are_found() {
 /// Truths of all kinds: a fixture run with other options than it states, which the probe does not know. Not all can be told by a text: of
 /// those whose difference may be chance the probe says so, and keeps the defaults.
 #[test]
-#[ignore = "takes minutes: for changes of the search, by hand"]
+#[ignore = "takes minutes in release, hours in debug: by hand when the search changes (CONTRIBUTING.md); single options always run"]
 fn any_options_are_found() {
     let mut state = 7u32;
     let mut random = |n: usize| {

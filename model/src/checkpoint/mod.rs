@@ -45,11 +45,12 @@ mod tied;
 mod weights;
 pub(crate) mod writer;
 
-#[cfg(feature = "hub")]
 pub(crate) use bnb::SIDES as BNB_SIDES;
 pub use differences::{MismatchedTensor, MissingTensor, TensorDifferences};
+#[cfg(feature = "hub")]
+pub(crate) use dir::relative;
 pub use dir::{EmbeddedFile, ModelDir};
-pub(crate) use dir::{INDEX, RECORD, SINGLE, relative};
+pub(crate) use dir::{INDEX, RECORD, SINGLE};
 pub use dtype::Dtype;
 pub(crate) use foreign::recognise;
 pub use foreign::{LFS_ADVICE, is_lfs_pointer};

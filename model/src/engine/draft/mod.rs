@@ -131,7 +131,10 @@ impl<B: CompactBackend> Engine<'_, B> {
         }
         let options = ForwardOptions { logits: LogitsFor::Last, hidden: false };
         let logits = self.model.forward(self.model.ids(&ids)?, &mut spans, options)?.logits;
-        let Some(logits) = logits else { return Ok(()) };
+        let Some(logits) = logits else {
+            drafting.iter_mut().for_each(|drafting| drafting.ended = true);
+            return Ok(());
+        };
         for (row, drafting) in drafting.iter_mut().filter(|drafting| !drafting.ended).enumerate() {
             let Some(sequence) = self.running.get_mut(drafting.at) else { continue };
             drafting.ended = !drafting.extend(&mut sequence.tokens, logits.clone().slice_dim(0, row..row + 1))?;

@@ -6,7 +6,7 @@
 #[macro_use]
 mod suite;
 
-use emberlm_backends::device::{DeviceError, open_wgpu, wgpu_devices};
+use emberlm_backends::device::{AutoGraphicsApi, DeviceError, WgpuDevice, init_setup, open_wgpu, wgpu_devices};
 
 type Backend = emberlm::quant::cube::Wgpu;
 
@@ -34,6 +34,16 @@ fn a_device_that_is_not_there_is_an_error() {
     assert!(error.to_string().contains(&format!("no wgpu device {count}")), "{error}");
     let (found, _, limits) = open_wgpu(0).expect("the device of these tests");
     assert!(!found.name.is_empty() && limits.max_buffer > 0 && limits.types.contains(&"f32"), "{found:?} {limits:?}");
+}
+
+/// A card that is pulled out, or whose driver starts anew, ends what was computed on it: with an error, no panic and no endless wait.
+#[test]
+fn a_lost_device_is_an_error() {
+    // The same card as the other tests', behind a device of its own.
+    #[allow(deprecated)]
+    let device = WgpuDevice::BestAvailable;
+    let setup = init_setup::<AutoGraphicsApi>(&device, Default::default());
+    suite::lost::a_lost_device_is_an_error::<Backend>(&device, || setup.device.destroy());
 }
 
 /// Sizes that configs may have and kernels may not are refused by name when a model is planned, not by a panic when it runs.

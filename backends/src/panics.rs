@@ -19,6 +19,8 @@ thread_local! {
 
 /// Calls of [`catch_quietly_with_threads`] that are in progress.
 static SCOPES: Mutex<Vec<Scope>> = Mutex::new(Vec::new());
+/// What a thread panicked with while a call was in progress that did not wait for it: the caller that does will want to know.
+static UNTOLD: Mutex<Option<String>> = Mutex::new(None);
 
 struct Scope {
     /// How the names of its threads begin.
@@ -60,7 +62,8 @@ pub fn catch_quietly<T>(f: impl FnOnce() -> T) -> Result<T, String> {
 }
 
 /// As [`catch_quietly`], and quiet too are the panics of threads whose names begin with `prefix`: for a library that does its work
-/// on a thread of its own, whose panic the caller only sees as an answer that does not come. Their message is what is returned.
+/// on a thread of its own, whose panic the caller only sees as an answer that does not come. Their message is what is returned, also
+/// when the panic was in an earlier call that did not wait for the answer.
 ///
 /// # Errors
 /// The message of the first panic of such a thread, else that of the panic of this thread.
@@ -71,7 +74,16 @@ pub fn catch_quietly_with_threads<T>(prefix: &'static str, f: impl FnOnce() -> T
     let mut scopes = scopes();
     // Nested calls of one thread end in order, so the last of the caller's is this one.
     let noted = scopes.iter().rposition(|scope| scope.caller == caller).and_then(|at| scopes.remove(at).message);
-    result.map_err(|message| noted.unwrap_or(message))
+    drop(scopes);
+    let mut untold = UNTOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    let first = untold.take().or(noted);
+    match result {
+        Ok(value) => {
+            *untold = first;
+            Ok(value)
+        }
+        Err(message) => Err(first.unwrap_or(message)),
+    }
 }
 
 /// Nothing panics while this is held; a poisoned lock is none.

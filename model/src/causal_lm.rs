@@ -20,6 +20,7 @@ use crate::nn::{
     SpanPosition,
 };
 use crate::plan::{LoadPlan, Progress};
+use crate::read::device_error;
 
 /// Tokens per pass when a long prompt is fed in.
 pub const DEFAULT_CHUNK: usize = 512;
@@ -238,15 +239,15 @@ impl<B: CompactBackend> CausalLm<B> {
     ///
     /// # Errors
     /// [`Error::Prompt`] when a span has no tokens, the spans are not all of `ids`, or an id is outside the vocabulary;
-    /// [`Error::Option`] when a cache is another model's, or a depth [cannot be](Self::check_depth); [`Error::Buffer`] or [`Error::Memory`] when there is no room. The caches
-    /// then hold the tokens that they held.
+    /// [`Error::Option`] when a cache is another model's, or a depth [cannot be](Self::check_depth); [`Error::Buffer`] or [`Error::Memory`] when there is no room;
+    /// [`Error::Device`] when a GPU is lost. The caches then hold the tokens that they held (not where the device is lost).
     pub fn forward(
         &self,
         ids: Tensor<B, 1, Int>,
         spans: &mut [Span<'_, B>],
         options: ForwardOptions,
     ) -> Result<ForwardOutput<B>> {
-        B::run_pass(self.activations, || self.forward_spans(ids, spans, options))
+        B::run_pass(self.activations, || self.forward_spans(ids, spans, options)).map_err(device_error)?
     }
 
     /// One pass over rows of tokens of one length that begin a sequence each and leave nothing behind: what training runs, since
@@ -266,6 +267,7 @@ impl<B: CompactBackend> CausalLm<B> {
             let context = ForwardContext::of_rows([b, s], &self.rotary, activations, &ids.device());
             self.run(ids, &context, None, options)
         })
+        .map_err(device_error)?
     }
 
     fn forward_spans(

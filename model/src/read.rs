@@ -11,7 +11,12 @@ use crate::error::{Error, Result};
 
 /// Waits for several tensors at once; they come in the order in which they were registered.
 pub(crate) fn read_back<B: Backend>(tensors: Transaction<B>) -> Result<IntoIter<TensorData>> {
-    read(tensors).map(Vec::into_iter).map_err(|error| Error::Device(error.to_string()))
+    read(tensors).map(Vec::into_iter).map_err(device_error)
+}
+
+/// A device that failed.
+pub(crate) fn device_error(error: emberlm_quant::Error) -> Error {
+    Error::Device(error.to_string())
 }
 
 /// The elements of a tensor that was read.

@@ -12,7 +12,7 @@ use crate::halting::{HaltRecord, HaltRows, HaltRule, HaltState};
 use crate::kv::{KeyValue, KvStore, Rotary};
 use crate::layers::{Linear, SwiGlu};
 use crate::packed::PackedWeight;
-use crate::{reference, spans};
+use crate::{Result, reference, spans};
 
 /// Geometry of an [`cached_attention`](CompactBackend::cached_attention) call that its tensors do not show.
 #[derive(Clone, Copy, Debug)]
@@ -118,8 +118,11 @@ pub trait CompactBackend: Backend {
 
     /// Runs `f`, a whole pass of a model, in this arithmetic and where its operations cost least to start: on the CPU inside the thread
     /// pool of the kernels, elsewhere on the calling thread.
-    fn run_pass<T: Send>(_activations: Activations, f: impl FnOnce() -> T + Send) -> T {
-        f()
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) when the device is lost; what `f` has changed must not be used then.
+    fn run_pass<T: Send>(_activations: Activations, f: impl FnOnce() -> T + Send) -> Result<T> {
+        Ok(f())
     }
 
     /// The same numbers in another shape. (Where a backend's own reshape copies them, this does not.)

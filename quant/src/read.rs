@@ -21,5 +21,16 @@ pub fn reads() -> u64 {
 /// [`Error::Device`] when the device failed since the last read.
 pub fn read<B: Backend>(tensors: Transaction<B>) -> Result<Vec<TensorData>> {
     READS.fetch_add(1, Ordering::Relaxed);
-    tensors.try_execute().map_err(|error| Error::Device(error.to_string()))
+    contained(|| tensors.try_execute())?.map_err(|error| Error::Device(error.to_string()))
+}
+
+/// Calls `f`, which launches work on a GPU or waits for it.
+///
+/// # Errors
+/// [`Error::Device`] when the device is lost, where its runtime panics.
+pub(crate) fn contained<T>(f: impl FnOnce() -> T) -> Result<T> {
+    #[cfg(feature = "cube")]
+    return emberlm_backends::device::contained(f).map_err(Error::Device);
+    #[cfg(not(feature = "cube"))]
+    return Ok(f());
 }

@@ -13,7 +13,9 @@ use crate::panics::catch_quietly_with_threads;
 #[cfg(feature = "cuda")]
 pub use cuda::{cuda_devices, open_cuda};
 #[cfg(feature = "wgpu")]
-pub use wgpu::{open_wgpu, wgpu_devices};
+pub use wgpu::{
+    AutoGraphicsApi, RuntimeOptions, WgpuDevice, WgpuSetup, init_device, init_setup, open_wgpu, wgpu_devices,
+};
 
 /// What is known of a device before it is used.
 #[derive(Clone, Debug, PartialEq)]
@@ -121,10 +123,19 @@ pub fn limits<R: cubecl::Runtime>(client: &cubecl::client::ComputeClient<R>) -> 
 /// Starts the runtime of a device; what it would end its thread with becomes an error.
 #[cfg(feature = "cube")]
 fn start<R: cubecl::Runtime>(name: &str, device: &R::Device) -> Result<Limits, DeviceError> {
+    contained(|| limits(&R::client(device))).map_err(|reason| DeviceError::Start { name: name.to_owned(), reason })
+}
+
+/// Calls `f`, which launches work on a device or waits for it. Where a card is lost (pulled out, reset, its driver started anew), the
+/// runtimes panic, on a thread of their own and on the one that waits: that becomes an error.
+///
+/// # Errors
+/// The message of the first panic since work was last launched.
+#[cfg(feature = "cube")]
+pub fn contained<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     /// How CubeCL names the threads that its devices live on.
     const THREADS: &str = "DS";
-    catch_quietly_with_threads(THREADS, || limits(&R::client(device)))
-        .map_err(|reason| DeviceError::Start { name: name.to_owned(), reason })
+    catch_quietly_with_threads(THREADS, f).map_err(|message| message.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 /// The device at `index` of those that were found.

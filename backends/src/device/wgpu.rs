@@ -1,6 +1,8 @@
 //! What wgpu finds.
 
-use cubecl::wgpu::{AutoGraphicsApi, GraphicsApi, WgpuDevice, WgpuRuntime};
+/// How the runtime is started by hand: to share its device with what else draws or computes on it, or to keep a hand on that device.
+pub use cubecl::wgpu::{AutoGraphicsApi, RuntimeOptions, WgpuDevice, WgpuSetup, init_device, init_setup};
+use cubecl::wgpu::{GraphicsApi, WgpuRuntime};
 use wgpu::{Adapter, Backends, DeviceType, Instance, InstanceDescriptor};
 
 use super::{DeviceError, Found, Limits, pick, start};

@@ -76,8 +76,8 @@ macro_rules! host_operations {
             matches!(activations, crate::Activations::F32 | crate::Activations::Int8)
         }
 
-        fn run_pass<T: Send>(activations: crate::Activations, f: impl FnOnce() -> T + Send) -> T {
-            operations::run_pass(activations, f)
+        fn run_pass<T: Send>(activations: crate::Activations, f: impl FnOnce() -> T + Send) -> crate::Result<T> {
+            Ok(operations::run_pass(activations, f))
         }
 
         fn reshape<const D: usize, const E: usize>(x: Tensor<Self, D>, shape: [usize; E]) -> Tensor<Self, E> {

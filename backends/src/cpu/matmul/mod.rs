@@ -1,6 +1,5 @@
 //! Products with weights in every storage: dispatch, and the kernels of each arithmetic.
 
-#[cfg(target_arch = "x86_64")]
 pub(super) mod dense;
 pub(super) mod dequantize;
 pub(super) mod embed;

@@ -14,7 +14,7 @@ pub enum Precision {
     /// keep 15 bits and do not coarsen the steps of others; so does all of x before a
     /// [`head`](super::head). What a row becomes depends on no other row. A code book is rounded to 8 bits too. It applies to code books,
     /// 8-bit blocks, 8-, 4- and 2-bit rows whose inputs (and blocks) are multiples of 64: on x86-64 with AVX2 always, on aarch64 with the
-    /// dot product (Apple M1, Neoverse N1 and later) for up to 32 rows of x at a time. Everything else stays exact. A non-finite x makes its
+    /// dot product (Apple M1, Neoverse N1 and later). Everything else stays exact. A non-finite x makes its
     /// results NaN.
     Int8Activations,
 }

@@ -47,6 +47,7 @@ pub(super) struct FlashAttention<'a> {
     #[cfg(target_arch = "x86_64")]
     pub(super) ints: Option<&'a IntQueries>,
     /// Whether weighted sums of values are.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(super) byte_sums: bool,
 }
 

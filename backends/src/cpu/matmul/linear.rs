@@ -72,7 +72,7 @@ pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [P
     let level = level();
     let rounded = match precision() {
         Precision::Exact => None,
-        Precision::Int8Activations => int8::kernels(level, m),
+        Precision::Int8Activations => int8::kernels(level),
     };
     let (mut by_gemv, mut by_gemm) = (Vec::new(), Vec::new());
     for product in products {

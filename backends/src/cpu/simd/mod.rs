@@ -11,7 +11,7 @@ pub(crate) mod bytes;
 mod gelu;
 pub(crate) mod math;
 #[cfg(target_arch = "aarch64")]
-mod neon;
+pub(crate) mod neon;
 mod portable;
 
 use super::Level;

@@ -12,14 +12,7 @@ use crate::cpu::pool::Output;
 use crate::cpu::pool::Region;
 use crate::cpu::simd::bytes::{self, ByteKernel, Bytes};
 
-/// The crossover of GEMV and GEMM: up to so many rows of x this is faster than tiles of 16-bit integers ...
-#[cfg(target_arch = "x86_64")]
-pub(crate) const GEMV_MAX_ROWS: usize = MAX_COLUMNS;
-/// ... or, where there are none, than tiles in f32.
-#[cfg(not(target_arch = "x86_64"))]
-pub(crate) const GEMV_MAX_ROWS: usize = 32;
-
-/// The most columns of x in one pass.
+/// The crossover of GEMV and GEMM: up to so many rows of x this is faster than tiles.
 pub(crate) const MAX_COLUMNS: usize = 4;
 
 impl Codes {

@@ -2,14 +2,18 @@
 //!
 //! Every 64 elements of x become signed bytes and a step, and outliers a second byte (`round`). For VNNI weights become unsigned
 //! bytes, 128 (or the offset of the storage) too large, because the instruction multiplies unsigned by signed; the sum of the integers
-//! of x, known before the first weight is read, takes that back. Elsewhere (`blocks`, `tiles`) they stay signed. Sums under one step are exact
+//! of x, known before the first weight is read, takes that back. Elsewhere (`blocks`, `tiles`, `neon`) they stay signed. Sums under one step are exact
 //! integers; they are added in f32.
 
 mod blocks;
 mod book;
+#[cfg(target_arch = "aarch64")]
+mod dot;
 #[cfg(target_arch = "x86_64")]
 mod gemm;
 mod gemv;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(target_arch = "x86_64")]
 mod panel;
 mod round;
@@ -33,21 +37,20 @@ const OFFSET: i32 = 128;
 /// The kernels of a processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kernels {
-    /// AVX-512 with VNNI and VBMI: for any number of rows of x.
+    /// AVX-512 with VNNI and VBMI.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     Vnni,
-    /// AVX2, for any number of rows of x, or NEON with the dot product, for a few. With many, f32 is as fast there.
+    /// AVX2, or NEON with the dot product.
     Blocks,
 }
 
-/// What products of `m` rows of x can use at `level` on this machine.
-pub(crate) fn kernels(level: Level, m: usize) -> Option<Kernels> {
+/// What products can use at `level` on this machine, for any number of rows of x.
+pub(crate) fn kernels(level: Level) -> Option<Kernels> {
     #[cfg(target_arch = "x86_64")]
     if level == Level::Avx512 && is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi") {
         return Some(Kernels::Vnni);
     }
-    let any_number = cfg!(target_arch = "x86_64");
-    (bytes::available(level) && (any_number || m <= blocks::GEMV_MAX_ROWS)).then_some(Kernels::Blocks)
+    bytes::available(level).then_some(Kernels::Blocks)
 }
 
 /// Whether this matrix can take part.
@@ -67,7 +70,6 @@ impl Kernels {
     pub(crate) fn columns(self, m: usize) -> usize {
         match self {
             Kernels::Vnni => m.min(GEMV_MAX_ROWS),
-            Kernels::Blocks if m <= blocks::GEMV_MAX_ROWS => m.min(blocks::MAX_COLUMNS),
             Kernels::Blocks => m,
         }
     }
@@ -91,6 +93,8 @@ pub(crate) struct Rounded {
     panels: Memo<strips::Packing, strips::Panels>,
     #[cfg(target_arch = "x86_64")]
     pairs: Memo<tiles::Packing, tiles::Panels>,
+    #[cfg(target_arch = "aarch64")]
+    chunks: Memo<neon::Packing, neon::Panels>,
 }
 
 /// Adds a product with at most [`Kernels::columns`] rows of x, of a matrix that fits. Rows go where they are stored.
@@ -110,6 +114,8 @@ pub(crate) fn add_gemv<'a>(
         Kernels::Vnni => strips::add(rows, &rounded.panels, w, bias, y, region),
         #[cfg(target_arch = "x86_64")]
         Kernels::Blocks if rows.m > blocks::MAX_COLUMNS => tiles::add(rows, &rounded.pairs, w, bias, y, region),
+        #[cfg(target_arch = "aarch64")]
+        Kernels::Blocks if rows.m > blocks::MAX_COLUMNS => neon::add(rows, &rounded.chunks, w, bias, y, region),
         _ => blocks::add_gemv(rows, &rounded.blocks, w, bias, y, region),
     }
 }
@@ -120,8 +126,8 @@ pub(crate) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Produ
     gemm::gemm(x, m, input, products);
 }
 
-/// The other processors never have that many.
+/// The other processors have no [`Kernels::Vnni`].
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn gemm(_: &[f32], _: usize, _: Input, _: &mut [&mut Product]) {
-    unreachable!("no more than `GEMV_MAX_ROWS` rows")
+    unreachable!("no kernels for VNNI")
 }

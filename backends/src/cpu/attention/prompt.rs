@@ -274,12 +274,7 @@ unsafe fn product<S: Simd, const V: usize>(
 /// # Safety
 /// `S` is enabled.
 #[inline(always)]
-unsafe fn load<S: Simd>(
-    source: &Source,
-    a: &FlashAttention,
-    [b, head, at, count]: [usize; 4],
-    to: &mut [f32],
-) {
+unsafe fn load<S: Simd>(source: &Source, a: &FlashAttention, [b, head, at, count]: [usize; 4], to: &mut [f32]) {
     let width = source.width(&a.p);
     let to = &mut to[..count * width];
     // SAFETY: `S` is enabled; everything is taken by checked slices.

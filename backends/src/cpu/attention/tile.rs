@@ -225,7 +225,13 @@ impl FlashTask<'_> {
 }
 
 /// The codes of `count` positions from `at` on of a row of the batch.
-pub(super) fn tile_codes<'a>(parts: &Parts<&'a [f32]>, layer: &HiddenLayer, batch: usize, at: usize, count: usize) -> &'a [f32] {
+pub(super) fn tile_codes<'a>(
+    parts: &Parts<&'a [f32]>,
+    layer: &HiddenLayer,
+    batch: usize,
+    at: usize,
+    count: usize,
+) -> &'a [f32] {
     let part = parts.at(at);
     &part.data[part.row(batch, at) * layer.r..][..count * layer.r]
 }

@@ -260,7 +260,7 @@ impl fmt::Display for Context {
 }
 
 fn contexts(heads: &[(&'static str, usize, usize, usize)]) -> Vec<Context> {
-    const TOKENS: [(usize, usize); 5] = [(1, 2047), (1, 8191), (1, 32767), (1, 131_071), (512, 512)];
+    const TOKENS: [(usize, usize); 6] = [(1, 2047), (1, 8191), (1, 32767), (1, 131_071), (512, 512), (512, 8192)];
     heads.iter().flat_map(|&heads| TOKENS.map(|(seq, past)| Context { heads, seq, past })).collect()
 }
 

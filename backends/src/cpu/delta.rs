@@ -154,7 +154,9 @@ impl Kernel for Unit<'_> {
 /// All tokens of one value head of one sequence.
 ///
 /// The columns of a state never meet, so a few are taken through all tokens while they stay in the L1 cache. Because
-/// `Sᵀ q = e^g S'ᵀ q + d (k q)` with `S'` the state before the token, one pass reads it and one pass writes it.
+/// `Sᵀ q = e^g S'ᵀ q + d (k q)` with `S'` the state before the token, one pass per token writes the state after it and reads what the next
+/// token takes from that. The chunked form would multiply as often: per token and head `3 dk dv` and, in chunks of 64, another quarter of that
+/// beside the chunk's own keys, where this has `4 dk dv`.
 struct Head<'a> {
     unit: &'a [f32],
     v: &'a [f32],
@@ -254,24 +256,31 @@ impl Head<'_> {
     ) {
         let &DeltaRuleShape { key_heads, value_heads, key_dim: dk, value_dim: dv, .. } = self.p;
         let key_head = self.head / (value_heads / key_heads);
+        if self.tokens.is_empty() {
+            return;
+        }
         // SAFETY: the caller's promise for `columns`; loads and stores of `values` stay inside its `VECTORS * LANES` floats; tokens and
         // heads have different parts of o, which has the shape that was checked.
         unsafe {
+            let unit = |t: usize| {
+                let at = (t * key_heads + key_head) * 2 * dk;
+                self.unit[at..at + 2 * dk].split_at(dk)
+            };
+            let mut recalled = [S::splat(0.0); VECTORS];
+            let mut out = [S::splat(0.0); VECTORS];
+            let (q, k) = unit(self.tokens.start);
+            for i in 0..dk {
+                let (k, q) = (S::splat(k[i]), S::splat(q[i]));
+                for c in 0..VECTORS {
+                    let s = S::load(columns.add(i * stride + c * S::LANES));
+                    recalled[c] = S::fma(s, k, recalled[c]);
+                    out[c] = S::fma(s, q, out[c]);
+                }
+            }
             for t in self.tokens.clone() {
-                let key = (t * key_heads + key_head) * 2 * dk;
-                let (q, k) = self.unit[key..key + 2 * dk].split_at(dk);
+                let (q, k) = unit(t);
                 let at = t * value_heads + self.head;
                 let decay = S::splat(self.g[at].exp());
-                let mut recalled = [S::splat(0.0); VECTORS];
-                let mut out = [S::splat(0.0); VECTORS];
-                for i in 0..dk {
-                    let (k, q) = (S::splat(k[i]), S::splat(q[i]));
-                    for c in 0..VECTORS {
-                        let s = S::load(columns.add(i * stride + c * S::LANES));
-                        recalled[c] = S::fma(s, k, recalled[c]);
-                        out[c] = S::fma(s, q, out[c]);
-                    }
-                }
                 let mut values = [[0.0f32; 16]; VECTORS];
                 let values = &mut values.as_flattened_mut()[..VECTORS * S::LANES];
                 values[..count].copy_from_slice(&self.v[at * dv + from..][..count]);
@@ -284,11 +293,28 @@ impl Head<'_> {
                     S::store(values.as_mut_ptr().add(c * S::LANES), out[c]);
                 }
                 self.o.row(at, from, count).copy_from_slice(&values[..count]);
+                if t + 1 == self.tokens.end {
+                    for i in 0..dk {
+                        let k = S::splat(k[i]);
+                        for c in 0..VECTORS {
+                            let at = columns.add(i * stride + c * S::LANES);
+                            S::store(at, S::fma(k, d[c], S::mul(decay, S::load(at))));
+                        }
+                    }
+                    return;
+                }
+                // What the next token reads of a state is what this one writes.
+                let (next_q, next_k) = unit(t + 1);
+                recalled = [S::splat(0.0); VECTORS];
+                out = [S::splat(0.0); VECTORS];
                 for i in 0..dk {
-                    let k = S::splat(k[i]);
+                    let (k, next_k, next_q) = (S::splat(k[i]), S::splat(next_k[i]), S::splat(next_q[i]));
                     for c in 0..VECTORS {
                         let at = columns.add(i * stride + c * S::LANES);
-                        S::store(at, S::fma(k, d[c], S::mul(decay, S::load(at))));
+                        let s = S::fma(k, d[c], S::mul(decay, S::load(at)));
+                        S::store(at, s);
+                        recalled[c] = S::fma(s, next_k, recalled[c]);
+                        out[c] = S::fma(s, next_q, out[c]);
                     }
                 }
             }

@@ -7,6 +7,7 @@
 
 use crate::check::elements;
 use crate::cpu::Level;
+use crate::cpu::attention::prompt::{self, PromptTask};
 use crate::cpu::attention::source::{FlashAttention, Source};
 use crate::cpu::attention::tile::{self, FlashTask};
 use crate::cpu::pool::{Output, parallel, threads, with_scratch};
@@ -51,7 +52,8 @@ impl FlashAttention<'_> {
     fn shared(&self) -> (usize, usize) {
         let computed = [&self.keys, &self.values].into_iter().any(|source| matches!(source, Source::Codes { .. }));
         let group = self.group().max(1);
-        if computed { (self.p.kv_heads, self.rows.max(1)) } else { (1, (ROWS / group).max(1) * group) }
+        let rows = if self.prompt { prompt::ROWS } else { ROWS };
+        if computed { (self.p.kv_heads, self.rows.max(1)) } else { (1, (rows / group).max(1) * group) }
     }
 
     /// Tasks of one range of positions.
@@ -74,12 +76,21 @@ impl FlashAttention<'_> {
         Cut { heads, step, tiles: self.rows.div_ceil(step), ranges: t.div_ceil(range.max(1)).max(1), range }
     }
 
-    fn task(&self, level: Level, cut: &Cut, task: usize, [values, state]: [Output<'_>; 2]) {
+    /// Whether its results are written where they belong by the tasks themselves: there is nothing to merge, and nothing to project.
+    fn is_direct(&self, cut: &Cut) -> bool {
+        self.prompt && cut.ranges == 1 && matches!(self.values, Source::Heads(_))
+    }
+
+    fn task(&self, level: Level, cut: &Cut, task: usize, out: Output<'_>, [values, state]: [Output<'_>; 2]) {
         let (r, rest) = (task % cut.ranges, task / cut.ranges);
         let (head, first) = (rest / cut.tiles * cut.heads, rest % cut.tiles * cut.step);
         let rows = cut.step.min(self.rows - first);
         let t = self.positions();
-        with_scratch(tile::scratch_lens(self, cut.heads * rows).iter().sum(), |scratch| {
+        let scratch: usize = match self.prompt {
+            true => prompt::scratch_lens(self, rows).iter().sum(),
+            false => tile::scratch_lens(self, cut.heads * rows).iter().sum(),
+        };
+        with_scratch(scratch, |scratch| {
             let task = FlashTask {
                 a: self,
                 b: head / self.p.kv_heads,
@@ -93,7 +104,11 @@ impl FlashAttention<'_> {
                 state,
                 scratch,
             };
-            launch(level, task);
+            if self.prompt {
+                launch(level, PromptTask { task, out: self.is_direct(cut).then_some(out) });
+            } else {
+                launch(level, task);
+            }
         });
     }
 
@@ -120,13 +135,15 @@ impl FlashAttention<'_> {
     }
 }
 
-/// The weighted values `[b, kv_heads, rows, values.width]` of each of the calls, in one region.
-pub(super) fn run(calls: &[FlashAttention], level: Level) -> Vec<Vec<f32>> {
+/// The weighted values `[b, kv_heads, rows, values.width]` of each of the calls, in one region; none for those whose results were written to
+/// their place in `outs`, each `[b * s, heads * head_dim]`.
+pub(super) fn run(calls: &[FlashAttention], outs: &[Output], level: Level) -> Vec<Option<Vec<f32>>> {
     let shares = calls.iter().fold(0usize, |sum, call| sum.saturating_add(call.share()));
     let cuts: Vec<Cut> = calls.iter().map(|call| call.cut(shares)).collect();
     // Per range and query: the values, then maximum and sum.
     let buffers = |of: fn(&FlashAttention) -> usize| -> Vec<Vec<f32>> {
-        let sizes = calls.iter().zip(&cuts).map(|(call, cut)| [cut.ranges, call.all(), of(call)]);
+        let ranges = |call: &FlashAttention, cut| if call.is_direct(cut) { 0 } else { cut.ranges };
+        let sizes = calls.iter().zip(&cuts).map(|(call, cut)| [ranges(call, cut), call.all(), of(call)]);
         sizes.map(|size| vec![0.0; elements("the partial results", &size)]).collect()
     };
     let (mut partial, mut state) = (buffers(|call| call.values.width(&call.p)), buffers(|_| 2));
@@ -143,7 +160,7 @@ pub(super) fn run(calls: &[FlashAttention], level: Level) -> Vec<Vec<f32>> {
     let starts: Vec<usize> = starts.collect();
     let task = |task: usize| {
         let i = starts.partition_point(|&start| start <= task) - 1;
-        calls[i].task(level, &cuts[i], task - starts[i], outputs[i]);
+        calls[i].task(level, &cuts[i], task - starts[i], outs[i], outputs[i]);
     };
     let work = |call: &FlashAttention| call.all().saturating_mul(call.positions()).saturating_mul(call.p.head_dim);
     if calls.iter().map(work).fold(0, usize::saturating_add) < crate::cpu::pool::MIN_WORK {
@@ -151,8 +168,12 @@ pub(super) fn run(calls: &[FlashAttention], level: Level) -> Vec<Vec<f32>> {
     } else {
         parallel(tasks, task);
     }
-    for (((call, cut), partial), state) in calls.iter().zip(&cuts).zip(&mut partial).zip(&state) {
-        call.merge(cut.ranges, partial, state);
-    }
-    partial
+    let results = calls.iter().zip(&cuts).zip(partial.into_iter().zip(&state));
+    let merged = results.map(|((call, cut), (mut partial, state))| {
+        (!call.is_direct(cut)).then(|| {
+            call.merge(cut.ranges, &mut partial, state);
+            partial
+        })
+    });
+    merged.collect()
 }

@@ -5,6 +5,7 @@ mod flash;
 mod hidden;
 mod latent;
 mod parts;
+mod prompt;
 mod q8;
 mod source;
 mod tile;
@@ -13,11 +14,12 @@ mod types;
 mod vnni;
 
 use crate::check::{check_len, elements};
+use crate::cpu::pool::Output;
 use crate::cpu::{CacheSlice, Level, level};
 use crate::types::KV_BLOCK;
 use hidden::HiddenLayer;
 use parts::Parts;
-use source::{FlashAttention, Source};
+use source::{FlashAttention, Queries, Source};
 pub use types::{Attention, AttentionSpan, CodeDecoder, KeyValue, Layer};
 
 /// Causal attention of `s` new queries over `past + s` cached tokens.
@@ -42,10 +44,16 @@ pub fn attention_spans(spans: &mut [AttentionSpan]) {
     spans.iter().for_each(check);
     let level = level();
     let prepared: Vec<Prepared> = spans.iter().map(|span| Prepared::new(level, span)).collect();
+    // Apart from what is read, while tasks write to them.
+    let mut outs: Vec<&mut [f32]> = spans.iter_mut().map(|span| std::mem::take(&mut span.out)).collect();
     let calls: Vec<FlashAttention> =
         spans.iter().zip(&prepared).map(|(span, prepared)| prepared.flash(level, span)).collect();
-    let results = flash::run(&calls, level);
-    for ((span, Prepared { rows, .. }), mut results) in spans.iter_mut().zip(&prepared).zip(results) {
+    let rows = outs.iter_mut().zip(&calls).map(|(out, call)| Output::new(out, call.p.heads * call.p.head_dim));
+    let results = flash::run(&calls, &rows.collect::<Vec<_>>(), level);
+    drop(calls);
+    for (((span, out), Prepared { rows, .. }), results) in spans.iter_mut().zip(outs).zip(&prepared).zip(results) {
+        span.out = out;
+        let Some(mut results) = results else { continue };
         let p = &span.shape;
         if let KeyValue::Compressed { decoder, .. } = span.v {
             results = latent::project_values(level, &results, *rows, decoder, p);
@@ -72,8 +80,10 @@ fn check(AttentionSpan { q, k, v, shape: p, out }: &AttentionSpan) {
 struct Prepared {
     /// Queries per kv head; none where there is nothing to compute.
     rows: usize,
-    /// Scaled, in the order of their groups.
-    queries: Vec<f32>,
+    /// Whether queries are the lanes of vectors.
+    prompt: bool,
+    /// Scaled, in the order of their groups; none where they are read as they are.
+    queries: Option<Vec<f32>>,
     bias: Option<Vec<f32>>,
     keys: Codes,
     values: Codes,
@@ -139,24 +149,29 @@ impl Prepared {
         if q.is_empty() {
             return Prepared::default();
         }
-        // [b, kv_heads, rows, head_dim] with the rows of a group (token, head) together, since they read the same keys.
         let rows = p.seq * (p.heads / p.kv_heads);
+        let (keys, values) = (Codes::new(level, k, rows, p), Codes::new(level, v, rows, p));
+        let computed = [&keys, &values].into_iter().any(|codes| matches!(codes, Codes::Computed(_)));
+        let byte_sums = [k, v].map(|kv| has_byte_sums(level, kv, p.head_dim));
+        let prompt = rows >= prompt::MIN_ROWS && !computed && byte_sums == [false; 2];
+        let mut prepared = Prepared { rows, prompt, keys, values, ..Prepared::default() };
+        if prompt && matches!(k, KeyValue::Plain(_)) {
+            return prepared;
+        }
         let mut grouped = vec![0.0; q.len()];
         each_row(p, |row, at| {
             for (to, q) in grouped[row * p.head_dim..][..p.head_dim].iter_mut().zip(&q[at..]) {
                 *to = q * p.scale;
             }
         });
-        let mut prepared = Prepared { rows, queries: grouped, ..Prepared::default() };
         if let KeyValue::Compressed { decoder, .. } = k {
-            (prepared.queries, prepared.bias) = latent::project_queries(level, &prepared.queries, rows, decoder, p);
+            (grouped, prepared.bias) = latent::project_queries(level, &grouped, rows, decoder, p);
         }
         #[cfg(target_arch = "x86_64")]
-        if has_byte_sums(level, k, p.head_dim) {
-            prepared.ints = Some(vnni::IntQueries::new(&prepared.queries, p.head_dim));
+        if byte_sums[0] {
+            prepared.ints = Some(vnni::IntQueries::new(&grouped, p.head_dim));
         }
-        prepared.keys = Codes::new(level, k, rows, p);
-        prepared.values = Codes::new(level, v, rows, p);
+        prepared.queries = Some(grouped);
         prepared
     }
 
@@ -165,7 +180,7 @@ impl Prepared {
         let (keys, values) = (self.keys.source(&span.k, &p), self.values.source(&span.v, &p));
         let byte_sums = has_byte_sums(level, &span.v, p.head_dim);
         FlashAttention {
-            q: &self.queries,
+            q: self.queries.as_deref().map_or(Queries::Tokens(span.q), Queries::Grouped),
             bias: self.bias.as_deref(),
             keys,
             values,
@@ -174,6 +189,7 @@ impl Prepared {
             #[cfg(target_arch = "x86_64")]
             ints: self.ints.as_ref(),
             byte_sums,
+            prompt: self.prompt,
         }
     }
 }

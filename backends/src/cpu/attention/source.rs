@@ -33,9 +33,43 @@ impl Source<'_> {
     }
 }
 
-/// One attention over grouped queries `[b, kv_heads, rows, width of the keys]`, already scaled.
+/// The queries of an attention.
+#[derive(Clone, Copy)]
+pub(super) enum Queries<'a> {
+    /// `[b, kv_heads, rows, width of the keys]`, already scaled: the queries of a group (token, head) together, since they read the same keys.
+    Grouped(&'a [f32]),
+    /// `[b, s, heads, head_dim]`, not scaled.
+    Tokens(&'a [f32]),
+}
+
+impl<'a> Queries<'a> {
+    /// Query `row` of a kv head, `width` floats.
+    pub(super) fn row(&self, a: &FlashAttention, b: usize, head: usize, row: usize) -> &'a [f32] {
+        let (p, group) = (&a.p, a.group());
+        match *self {
+            Queries::Grouped(q) => {
+                let width = a.keys.width(p);
+                &q[((b * p.kv_heads + head) * a.rows + row) * width..][..width]
+            }
+            Queries::Tokens(q) => {
+                let at = (b * p.seq + row / group) * p.heads + head * group + row % group;
+                &q[at * p.head_dim..][..p.head_dim]
+            }
+        }
+    }
+
+    /// What they are yet to be multiplied by.
+    pub(super) fn scale(&self, p: &Attention) -> f32 {
+        match self {
+            Queries::Grouped(_) => 1.0,
+            Queries::Tokens(_) => p.scale,
+        }
+    }
+}
+
+/// One attention.
 pub(super) struct FlashAttention<'a> {
-    pub(super) q: &'a [f32],
+    pub(super) q: Queries<'a>,
     /// Added to the scores of each query.
     pub(super) bias: Option<&'a [f32]>,
     pub(super) keys: Source<'a>,
@@ -49,6 +83,8 @@ pub(super) struct FlashAttention<'a> {
     /// Whether weighted sums of values are.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(super) byte_sums: bool,
+    /// Whether queries are the lanes of vectors.
+    pub(super) prompt: bool,
 }
 
 impl FlashAttention<'_> {

@@ -4,7 +4,7 @@ use crate::cpu::attention::ahead::{Ahead, LINE};
 use crate::cpu::attention::hidden::HiddenLayer;
 use crate::cpu::attention::parts::Parts;
 use crate::cpu::attention::q8::Q8Rows;
-use crate::cpu::attention::source::{FlashAttention, Source};
+use crate::cpu::attention::source::{FlashAttention, Queries, Source};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::attention::vnni;
 use crate::cpu::cache::CacheSlice;
@@ -71,7 +71,8 @@ impl FlashTask<'_> {
         let (heads, rows, group) = (self.heads, self.rows, a.group());
         let total = heads * rows;
         let first = (self.b * p.kv_heads + self.head) * a.rows + self.first;
-        let q = &a.q[first * wk..(first + total) * wk];
+        let Queries::Grouped(q) = a.q else { unreachable!("queries of these tasks are grouped") };
+        let q = &q[first * wk..(first + total) * wk];
         // One past the last position of a row.
         let end = |row: usize| p.past + (self.first + row % rows) / group + 1;
         let stop = self.positions.end.min(end(rows - 1));
@@ -224,7 +225,13 @@ impl FlashTask<'_> {
 }
 
 /// The codes of `count` positions from `at` on of a row of the batch.
-fn tile_codes<'a>(parts: &Parts<&'a [f32]>, layer: &HiddenLayer, batch: usize, at: usize, count: usize) -> &'a [f32] {
+pub(super) fn tile_codes<'a>(
+    parts: &Parts<&'a [f32]>,
+    layer: &HiddenLayer,
+    batch: usize,
+    at: usize,
+    count: usize,
+) -> &'a [f32] {
     let part = parts.at(at);
     &part.data[part.row(batch, at) * layer.r..][..count * layer.r]
 }
@@ -557,7 +564,7 @@ unsafe fn softmax<S: Simd>(scores: &mut [f32], valid: usize, bias: f32, highest:
 
 /// Elements as floats.
 #[inline(always)]
-unsafe fn floats<S: Simd, E: Element>(from: &[E], to: &mut [f32]) {
+pub(super) unsafe fn floats<S: Simd, E: Element>(from: &[E], to: &mut [f32]) {
     let whole = from.len() / S::LANES * S::LANES;
     // SAFETY: `S` is enabled, every access is inside the slices.
     unsafe {

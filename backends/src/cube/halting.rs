@@ -52,6 +52,45 @@ pub struct HaltRows {
     pub steps: Buffer,
 }
 
+impl HaltState {
+    /// # Panics
+    /// If a buffer does not have its shape and type.
+    fn check(&self, m: usize, h: usize) {
+        let per_token = [
+            ("active", &self.active),
+            ("remaining", &self.remaining),
+            ("cumulative", &self.cumulative),
+            ("steps", &self.steps),
+        ];
+        per_token.iter().for_each(|(name, buffer)| buffer.check(name, &[m]));
+        self.output.check("output", &[m, h]);
+        self.remaining.check_type("remaining", f32_type());
+        self.cumulative.check_type("cumulative", f32_type());
+    }
+
+    fn arg<A: Int, I: Int, O: Float, R: Runtime>(&self) -> StateLaunch<A, I, O, R> {
+        let Self { active, remaining, cumulative, steps, output } = self;
+        StateLaunch::new(active.arg(), remaining.arg(), cumulative.arg(), steps.arg(), output.arg())
+    }
+}
+
+/// A [`HaltState`] as the argument of a kernel.
+#[derive(CubeType, CubeLaunch)]
+struct State<A: Int, I: Int, O: Float> {
+    active: Array<A>,
+    remaining: Array<f32>,
+    cumulative: Array<f32>,
+    steps: Array<I>,
+    output: Array<O>,
+}
+
+/// [`HaltRows`] as the argument of a kernel.
+#[derive(CubeType, CubeLaunch)]
+struct Rows<I: Int> {
+    threshold: Array<f32>,
+    steps: Array<I>,
+}
+
 /// Before the first step: every token runs, nothing is mixed yet.
 ///
 /// # Shapes
@@ -60,16 +99,7 @@ pub struct HaltRows {
 /// # Panics
 /// If a buffer does not have its shape and type.
 pub fn start_halting<R: Runtime>(client: &ComputeClient<R>, state: &HaltState, m: usize, h: usize) {
-    let per_token = [
-        ("active", &state.active),
-        ("remaining", &state.remaining),
-        ("cumulative", &state.cumulative),
-        ("steps", &state.steps),
-    ];
-    per_token.iter().for_each(|(name, buffer)| buffer.check(name, &[m]));
-    state.output.check("output", &[m, h]);
-    state.remaining.check_type("remaining", f32_type());
-    state.cumulative.check_type("cumulative", f32_type());
+    state.check(m, h);
     if state.output.len == 0 {
         return;
     }
@@ -79,11 +109,7 @@ pub fn start_halting<R: Runtime>(client: &ComputeClient<R>, state: &HaltState, m
             client,
             grid_of_units(m * h),
             CubeDim::new_1d(UNITS),
-            state.active.arg(),
-            state.remaining.arg(),
-            state.cumulative.arg(),
-            state.steps.arg(),
-            state.output.arg(),
+            state.arg(),
             m as u32,
             h as u32,
             state.active.dtype,
@@ -94,13 +120,8 @@ pub fn start_halting<R: Runtime>(client: &ComputeClient<R>, state: &HaltState, m
 }
 
 #[cube(launch_unchecked)]
-#[allow(clippy::too_many_arguments)]
 fn start_kernel<A: Int, I: Int, O: Float>(
-    active: &mut Array<A>,
-    remaining: &mut Array<f32>,
-    cumulative: &mut Array<f32>,
-    steps: &mut Array<I>,
-    output: &mut Array<O>,
+    state: &mut State<A, I, O>,
     m: u32,
     h: u32,
     #[define(A)] _active_type: StorageType,
@@ -109,13 +130,13 @@ fn start_kernel<A: Int, I: Int, O: Float>(
 ) {
     let at = ABSOLUTE_POS;
     if at < (m * h) as usize {
-        output[at] = O::cast_from(0.0f32);
+        state.output[at] = O::cast_from(0.0f32);
     }
     if at < m as usize {
-        active[at] = A::from_int(1);
-        remaining[at] = 1.0;
-        cumulative[at] = 0.0;
-        steps[at] = I::from_int(0);
+        state.active[at] = A::from_int(1);
+        state.remaining[at] = 1.0;
+        state.cumulative[at] = 0.0;
+        state.steps[at] = I::from_int(0);
     }
 }
 
@@ -136,109 +157,68 @@ pub fn halt_step<R: Runtime>(
     p: HaltStep,
 ) {
     let HaltStep { m, h, rule: HaltRule { mode, weights, enabled, threshold } } = p;
-    let per_token = [
-        ("active", &state.active),
-        ("remaining", &state.remaining),
-        ("cumulative", &state.cumulative),
-        ("steps", &state.steps),
-        ("weight", weight),
-    ];
-    per_token.iter().for_each(|(name, buffer)| buffer.check(name, &[m]));
-    state.output.check("output", &[m, h]);
+    state.check(m, h);
     step_state.check("step_state", &[m, h]);
-    let floats = [("remaining", &state.remaining), ("cumulative", &state.cumulative), ("weight", weight)];
-    floats.iter().for_each(|(name, buffer)| buffer.check_type(name, f32_type()));
+    weight.check("weight", &[m]);
+    weight.check_type("weight", f32_type());
+    let rows = gate.and_then(|gate| gate.rows);
+    if let Some(HaltGate { logit, probability, .. }) = gate {
+        logit.check("logit", &[m]);
+        probability.check("probability", &[m]);
+        probability.check_type("probability", f32_type());
+    }
+    if let Some(rows) = rows {
+        rows.threshold.check("threshold", &[m]);
+        rows.threshold.check_type("threshold", f32_type());
+        rows.steps.check("steps", &[m]);
+        rows.steps.check_type("steps", state.steps.dtype);
+    }
     if m == 0 {
         return;
     }
-    let state_args = (state.active.arg(), state.remaining.arg(), state.cumulative.arg(), state.steps.arg());
-    let (active, remaining, cumulative, steps) = state_args;
-    // SAFETY: the lengths were checked, and the kernels stay inside them.
+    // SAFETY: the lengths were checked, and the kernel stays inside them.
     unsafe {
-        match gate {
-            Some(HaltGate { logit, probability, rows }) => {
-                logit.check("logit", &[m]);
-                probability.check("probability", &[m]);
-                probability.check_type("probability", f32_type());
-                if let Some(rows) = rows {
-                    rows.threshold.check("threshold", &[m]);
-                    rows.threshold.check_type("threshold", f32_type());
-                    rows.steps.check("steps", &[m]);
-                    rows.steps.check_type("steps", state.steps.dtype);
-                }
-                // Read only where there are rows.
-                let (thresholds, last_steps) = rows.map_or((logit, logit), |rows| (&rows.threshold, &rows.steps));
-                gated_step_kernel::launch_unchecked::<R>(
-                    client,
-                    grid(m),
-                    CubeDim::new_1d(UNITS),
-                    active,
-                    remaining,
-                    cumulative,
-                    steps,
-                    state.output.arg(),
-                    step_state.arg(),
-                    logit.arg(),
-                    thresholds.arg(),
-                    last_steps.arg(),
-                    probability.arg(),
-                    weight.arg(),
-                    m as u32,
-                    h as u32,
-                    threshold,
-                    (enabled || rows.is_some()).then_some(mode),
-                    rows.is_some(),
-                    weights,
-                    state.active.dtype,
-                    state.steps.dtype,
-                    state.output.dtype,
-                    step_state.dtype,
-                    logit.dtype,
-                );
-            }
-            None => last_step_kernel::launch_unchecked::<R>(
-                client,
-                grid(m),
-                CubeDim::new_1d(UNITS),
-                active,
-                remaining,
-                cumulative,
-                steps,
-                state.output.arg(),
-                step_state.arg(),
-                weight.arg(),
-                m as u32,
-                h as u32,
-                weights,
-                state.active.dtype,
-                state.steps.dtype,
-                state.output.dtype,
-                step_state.dtype,
-            ),
-        }
+        step_kernel::launch_unchecked::<R>(
+            client,
+            grid(m),
+            CubeDim::new_1d(UNITS),
+            state.arg(),
+            step_state.arg(),
+            gate.map(|gate| gate.logit.arg()).into(),
+            rows.map(|rows| RowsLaunch::new(rows.threshold.arg(), rows.steps.arg())).into(),
+            gate.map(|gate| gate.probability.arg()).into(),
+            weight.arg(),
+            m as u32,
+            h as u32,
+            threshold,
+            gate.is_none(),
+            (enabled || rows.is_some()).then_some(mode),
+            weights,
+            state.active.dtype,
+            state.steps.dtype,
+            state.output.dtype,
+            step_state.dtype,
+            gate.map_or(f32_type(), |gate| gate.logit.dtype),
+        );
     }
 }
 
-/// A cube takes a token. Every unit works out the same weight; the first one writes the token's numbers.
+/// A cube takes a token. Every unit works out the same weight; the first one writes the token's numbers. At the last step, of all or of
+/// a token, the gate is 1.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-fn gated_step_kernel<A: Int, I: Int, O: Float, F: Float, L: Float>(
-    active: &mut Array<A>,
-    remaining: &mut Array<f32>,
-    cumulative: &mut Array<f32>,
-    steps: &mut Array<I>,
-    output: &mut Array<O>,
+fn step_kernel<A: Int, I: Int, O: Float, F: Float, L: Float>(
+    state: &mut State<A, I, O>,
     step_state: &Array<F>,
-    logit: &Array<L>,
-    thresholds: &Array<f32>,
-    last_steps: &Array<I>,
-    probability: &mut Array<f32>,
+    logit: &ComptimeOption<Array<L>>,
+    rows: &ComptimeOption<Rows<I>>,
+    probability: &mut ComptimeOption<Array<f32>>,
     weight: &mut Array<f32>,
     m: u32,
     h: u32,
     threshold: f32,
+    #[comptime] last: bool,
     #[comptime] mode: Option<HaltMode>,
-    #[comptime] by_row: bool,
     #[comptime] weights: HaltWeights,
     #[define(A)] _active_type: StorageType,
     #[define(I)] _steps_type: StorageType,
@@ -250,17 +230,22 @@ fn gated_step_kernel<A: Int, I: Int, O: Float, F: Float, L: Float>(
     if token >= m as usize {
         terminate!();
     }
-    let running = active[token] != A::from_int(0);
-    let left = remaining[token];
-    let sum = cumulative[token];
+    let running = state.active[token] != A::from_int(0);
+    let left = state.remaining[token];
+    let sum = state.cumulative[token];
     let mut threshold = threshold;
-    let mut at_last = false.runtime();
-    if comptime!(by_row) {
-        threshold = thresholds[token];
-        at_last = steps[token] + I::from_int(1) >= last_steps[token];
+    let mut at_last = last.runtime();
+    #[comptime]
+    if let ComptimeOption::Some(rows) = rows {
+        threshold = rows.threshold[token];
+        at_last = state.steps[token] + I::from_int(1) >= rows.steps[token];
     }
-    let gate = 1.0 / (1.0 + f32::exp(-f32::cast_from(logit[token])));
-    let gate = select(at_last, 1.0f32, gate);
+    let mut gate = 1.0f32.runtime();
+    #[comptime]
+    if let ComptimeOption::Some(logit) = logit {
+        let open = 1.0 / (1.0 + f32::exp(-f32::cast_from(logit[token])));
+        gate = select(at_last, 1.0f32, open);
+    }
     let p = gate * left;
     let reached = match comptime!(mode) {
         Some(HaltMode::Cumulative) => sum + p >= threshold,
@@ -274,62 +259,21 @@ fn gated_step_kernel<A: Int, I: Int, O: Float, F: Float, L: Float>(
         HaltWeights::State => select(stop, 1.0f32, 0.0f32),
     };
     let share = select(running, share, 0.0f32);
-    mix::<O, F>(output, step_state, token as u32, share, h);
+    mix::<O, F>(&mut state.output, step_state, token as u32, share, h);
     sync_cube(); // all have read what the first unit writes now
     if UNIT_POS == 0 {
         weight[token] = share;
-        probability[token] = select(running && !at_last, gate, 0.0f32);
-        if running {
-            steps[token] += I::from_int(1);
-            cumulative[token] = sum + p;
-            remaining[token] = left * (1.0 - gate);
-            if stop {
-                active[token] = A::from_int(0);
-            }
+        #[comptime]
+        if let ComptimeOption::Some(probability) = probability {
+            probability[token] = select(running && !at_last, gate, 0.0f32);
         }
-    }
-}
-
-/// As [`gated_step_kernel`] where `h = 1`: all that still run stop here.
-#[cube(launch_unchecked)]
-#[allow(clippy::too_many_arguments)]
-fn last_step_kernel<A: Int, I: Int, O: Float, F: Float>(
-    active: &mut Array<A>,
-    remaining: &mut Array<f32>,
-    cumulative: &mut Array<f32>,
-    steps: &mut Array<I>,
-    output: &mut Array<O>,
-    step_state: &Array<F>,
-    weight: &mut Array<f32>,
-    m: u32,
-    h: u32,
-    #[comptime] weights: HaltWeights,
-    #[define(A)] _active_type: StorageType,
-    #[define(I)] _steps_type: StorageType,
-    #[define(O)] _output_type: StorageType,
-    #[define(F)] _state_type: StorageType,
-) {
-    let token = CUBE_POS;
-    if token >= m as usize {
-        terminate!();
-    }
-    let running = active[token] != A::from_int(0);
-    let left = remaining[token];
-    let share = match weights {
-        HaltWeights::Remainder => left,
-        HaltWeights::Truncate => left,
-        HaltWeights::State => 1.0f32.runtime(),
-    };
-    let share = select(running, share, 0.0f32);
-    mix::<O, F>(output, step_state, token as u32, share, h);
-    sync_cube();
-    if UNIT_POS == 0 {
-        weight[token] = share;
         if running {
-            steps[token] += I::from_int(1);
-            cumulative[token] += left;
-            remaining[token] = 0.0;
-            active[token] = A::from_int(0);
+            state.steps[token] += I::from_int(1);
+            state.cumulative[token] = sum + p;
+            state.remaining[token] = left * (1.0 - gate);
+            if stop {
+                state.active[token] = A::from_int(0);
+            }
         }
     }
 }

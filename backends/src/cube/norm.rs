@@ -28,7 +28,7 @@ pub struct RmsNorm {
 /// # Panics
 /// If a buffer does not have its shape and type.
 pub fn rms_norm<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, weight: &Buffer, y: &Buffer, p: RmsNorm) {
-    launch(client, x, None, weight, y, p);
+    launch(client, x, Beside::Nothing, weight, y, p);
 }
 
 /// `y = x * rsqrt(mean(x²) + eps) * w * silu(z)` per row.
@@ -46,9 +46,7 @@ pub fn rms_norm_gated<R: Runtime>(
     y: &Buffer,
     p: RmsNorm,
 ) {
-    z.check("z", &[p.m, p.h]);
-    z.check_type("z", x.dtype);
-    launch(client, x, Some(z), weight, y, p);
+    launch(client, x, Beside::Gate(z), weight, y, p);
 }
 
 /// `sum = x + z`, and `y` its [`rms_norm`].
@@ -67,47 +65,41 @@ pub fn add_rms_norm<R: Runtime>(
     y: &Buffer,
     p: RmsNorm,
 ) {
-    for (name, buffer) in [("z", z), ("sum", sum)] {
-        buffer.check(name, &[p.m, p.h]);
-        buffer.check_type(name, x.dtype);
-    }
-    let Some(Geometry { cubes, lanes, plane, vector, h }) = Geometry::of(client, x, weight, y, &p) else {
-        return;
-    };
-    // SAFETY: the lengths were checked, and the kernel stays inside them.
-    unsafe {
-        add_norm_kernel::launch_unchecked::<R>(
-            client,
-            cubes,
-            CubeDim::new_1d(UNITS),
-            vector,
-            x.arg(),
-            z.arg(),
-            weight.arg(),
-            sum.arg(),
-            y.arg(),
-            p.m as u32,
-            h,
-            1.0 / p.h as f32,
-            p.eps,
-            if p.unit_offset { 1.0 } else { 0.0 },
-            lanes,
-            plane,
-            vector as u32,
-            x.dtype,
-            weight.dtype,
-        );
-    }
+    launch(client, x, Beside::Summand { z, sum }, weight, y, p);
+}
+
+/// What a norm takes beside its rows, of their shape and type.
+#[derive(Clone, Copy)]
+enum Beside<'a> {
+    Nothing,
+    /// The result is multiplied by its silu.
+    Gate(&'a Buffer),
+    /// The norm is that of a sum, which is written too.
+    Summand {
+        z: &'a Buffer,
+        sum: &'a Buffer,
+    },
 }
 
 fn launch<R: Runtime>(
     client: &ComputeClient<R>,
     x: &Buffer,
-    z: Option<&Buffer>,
+    beside: Beside<'_>,
     weight: &Buffer,
     y: &Buffer,
     p: RmsNorm,
 ) {
+    let (gate, summand, sum) = match beside {
+        Beside::Nothing => (None, None, None),
+        Beside::Gate(z) => (Some(z), None, None),
+        Beside::Summand { z, sum } => (None, Some(z), Some(sum)),
+    };
+    for (name, buffer) in [("z", gate.or(summand)), ("sum", sum)] {
+        if let Some(buffer) = buffer {
+            buffer.check(name, &[p.m, p.h]);
+            buffer.check_type(name, x.dtype);
+        }
+    }
     let Some(Geometry { cubes, lanes, plane, vector, h }) = Geometry::of(client, x, weight, y, &p) else {
         return;
     };
@@ -119,8 +111,10 @@ fn launch<R: Runtime>(
             CubeDim::new_1d(UNITS),
             vector,
             x.arg(),
-            z.unwrap_or(x).arg(),
+            gate.map(Buffer::arg).into(),
+            summand.map(Buffer::arg).into(),
             weight.arg(),
+            sum.map(Buffer::arg).into(),
             y.arg(),
             p.m as u32,
             h,
@@ -130,7 +124,6 @@ fn launch<R: Runtime>(
             lanes,
             plane,
             vector as u32,
-            z.is_some(),
             x.dtype,
             weight.dtype,
         );
@@ -180,13 +173,15 @@ impl Geometry {
     }
 }
 
-/// `lanes` units take a row of `h` vectors.
+/// `lanes` units take a row of `h` vectors. The norm of a sum is that of the sum as it is stored.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 fn norm_kernel<F: Float, W: Float, N: Size>(
     x: &Array<Vector<F, N>>,
-    z: &Array<Vector<F, N>>,
+    gate: &ComptimeOption<Array<Vector<F, N>>>,
+    summand: &ComptimeOption<Array<Vector<F, N>>>,
     weight: &Array<Vector<W, N>>,
+    sum: &mut ComptimeOption<Array<Vector<F, N>>>,
     y: &mut Array<Vector<F, N>>,
     m: u32,
     h: u32,
@@ -196,7 +191,6 @@ fn norm_kernel<F: Float, W: Float, N: Size>(
     #[comptime] lanes: u32,
     #[comptime] plane: u32,
     #[comptime] vector: u32,
-    #[comptime] gated: bool,
     #[define(F)] _x_type: StorageType,
     #[define(W)] _weight_type: StorageType,
 ) {
@@ -210,7 +204,19 @@ fn norm_kernel<F: Float, W: Float, N: Size>(
     let mut squares = 0.0f32;
     let mut i = lane;
     while i < end {
-        squares += sum_of_squares::<N>(Vector::cast_from(x[(start + i) as usize]), vector);
+        let at = (start + i) as usize;
+        #[comptime]
+        let values = match summand {
+            ComptimeOption::Some(summand) => {
+                Vector::cast_from(Vector::<f32, N>::cast_from(x[at]) + Vector::<f32, N>::cast_from(summand[at]))
+            }
+            ComptimeOption::None => x[at],
+        };
+        #[comptime]
+        if let ComptimeOption::Some(sum) = sum {
+            sum[at] = values;
+        }
+        squares += sum_of_squares::<N>(Vector::cast_from(values), vector);
         i += lanes;
     }
     let squares = sum_of_lanes(squares, &mut scratch, lanes, plane);
@@ -221,65 +227,22 @@ fn norm_kernel<F: Float, W: Float, N: Size>(
     while i < end {
         let at = (start + i) as usize;
         let weights = Vector::<f32, N>::cast_from(weight[i as usize]) + offset;
-        let mut values = Vector::<f32, N>::cast_from(x[at]) * scale * weights;
-        if gated {
-            let z = Vector::<f32, N>::cast_from(z[at]);
+        // Each unit reads what it wrote itself.
+        #[comptime]
+        let values = match sum {
+            ComptimeOption::Some(sum) => sum[at],
+            ComptimeOption::None => x[at],
+        };
+        let mut values = Vector::<f32, N>::cast_from(values) * scale * weights;
+        #[comptime]
+        if let ComptimeOption::Some(gate) = gate {
+            let z = Vector::<f32, N>::cast_from(gate[at]);
             let one = Vector::<f32, N>::new(1.0);
             // CUDA has no negative of a vector.
             let less = Vector::<f32, N>::new(0.0) - z;
             values *= z / (one + less.exp());
         }
         y[at] = Vector::cast_from(values);
-        i += lanes;
-    }
-}
-
-/// [`norm_kernel`] of a sum, which is rounded to its type first.
-#[cube(launch_unchecked)]
-#[allow(clippy::too_many_arguments)]
-fn add_norm_kernel<F: Float, W: Float, N: Size>(
-    x: &Array<Vector<F, N>>,
-    z: &Array<Vector<F, N>>,
-    weight: &Array<Vector<W, N>>,
-    sum: &mut Array<Vector<F, N>>,
-    y: &mut Array<Vector<F, N>>,
-    m: u32,
-    h: u32,
-    share: f32,
-    eps: f32,
-    offset: f32,
-    #[comptime] lanes: u32,
-    #[comptime] plane: u32,
-    #[comptime] vector: u32,
-    #[define(F)] _x_type: StorageType,
-    #[define(W)] _weight_type: StorageType,
-) {
-    let mut scratch = SharedMemory::<f32>::new(UNITS as usize);
-    let row = CUBE_POS as u32 * comptime!(UNITS / lanes) + UNIT_POS / lanes;
-    let lane = UNIT_POS % lanes;
-    let start = row * h;
-    let end = select(row < m, h, 0u32);
-
-    let mut squares = 0.0f32;
-    let mut i = lane;
-    while i < end {
-        let at = (start + i) as usize;
-        let added = Vector::<f32, N>::cast_from(x[at]) + Vector::<f32, N>::cast_from(z[at]);
-        let added = Vector::<F, N>::cast_from(added);
-        sum[at] = added;
-        squares += sum_of_squares::<N>(Vector::cast_from(added), vector);
-        i += lanes;
-    }
-    let squares = sum_of_lanes(squares, &mut scratch, lanes, plane);
-    let scale = Vector::<f32, N>::new(1.0 / f32::sqrt(squares * share + eps));
-    let offset = Vector::<f32, N>::new(offset);
-
-    // Each unit reads what it wrote itself.
-    let mut i = lane;
-    while i < end {
-        let at = (start + i) as usize;
-        let weights = Vector::<f32, N>::cast_from(weight[i as usize]) + offset;
-        y[at] = Vector::cast_from(Vector::<f32, N>::cast_from(sum[at]) * scale * weights);
         i += lanes;
     }
 }

@@ -11,10 +11,8 @@ use cubecl::prelude::*;
 
 use crate::cube::instructions::{MatrixShape, matrix_shape};
 use crate::cube::launch::{UNITS, grid};
-use crate::cube::matmul::types::{Product, count_of, eight_of_x, row_of};
-use crate::cube::matmul::weight::{
-    Packed, Storage, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor,
-};
+use crate::cube::matmul::types::{Operands, Product, count, eight_of_x, finished, row};
+use crate::cube::matmul::weight::{Storage, eight, row_factor, shared_code_book, stored_row, unit_factor};
 
 /// Rows of the weight per cube.
 const COLUMNS: u32 = 64;
@@ -37,12 +35,6 @@ struct Plan {
     across: u32,
     /// Fragments of a plane: along the rows of `x`, along those of the weight.
     each: (u32, u32),
-    bias: bool,
-    /// The result is multiplied by the silu of another.
-    gate: bool,
-    /// Only the rows of a list.
-    listed: bool,
-    aligned: bool,
 }
 
 impl Plan {
@@ -66,17 +58,7 @@ impl Plan {
             (tiles + results + 16 * 4) as usize
         };
         let depth = [8, 4].into_iter().find(|&depth| bytes(depth) <= hardware.max_shared_memory_size)?;
-        (hardware.max_units_per_cube >= UNITS).then_some(Self {
-            shape,
-            rows,
-            depth,
-            across,
-            each,
-            bias: p.bias.is_some(),
-            gate: p.gate.is_some(),
-            listed: p.rows.is_some(),
-            aligned: p.weight.layout().aligned,
-        })
+        (hardware.max_units_per_cube >= UNITS).then_some(Self { shape, rows, depth, across, each })
     }
 }
 
@@ -91,25 +73,17 @@ pub(super) fn launch<R: Runtime>(client: &ComputeClient<R>, p: &Product<'_>) -> 
         return false;
     }
     let Some(plan) = Plan::new(client, p) else { return false };
-    let Weight { n, k, .. } = *p.weight;
-    let cubes = n.div_ceil(COLUMNS as usize) * p.m.div_ceil(plan.rows as usize);
+    let cubes = p.weight.n.div_ceil(COLUMNS as usize) * p.m.div_ceil(plan.rows as usize);
     // SAFETY: the lengths were checked, and the kernel stays inside them.
     unsafe {
         cmma_kernel::launch_unchecked::<R>(
             client,
             grid(cubes),
             CubeDim::new_1d(UNITS),
-            if plan.aligned { 4 } else { 1 },
+            p.vector(),
             p.weight.vector(),
-            p.x.arg(),
-            p.weight.arg(),
-            p.bias.unwrap_or(p.x).arg(),
-            p.gate.unwrap_or(p.x).arg(),
-            p.rows.unwrap_or(p.x).arg(),
+            p.arg(),
             p.y.arg(),
-            p.m as u32,
-            n as u32,
-            k as u32,
             plan,
             p.x.dtype,
         );
@@ -118,24 +92,18 @@ pub(super) fn launch<R: Runtime>(client: &ComputeClient<R>, p: &Product<'_>) -> 
 }
 
 #[cube(launch_unchecked)]
-#[allow(clippy::too_many_arguments)]
 fn cmma_kernel<F: Float, V: Size, W: Size>(
-    x: &Array<Vector<F, V>>,
-    weight: &Packed<W>,
-    bias: &Array<f32>,
-    gate: &Array<F>,
-    rows: &Array<u32>,
+    p: &Operands<F, V, W>,
     y: &mut Array<F>,
-    m: u32,
-    n: u32,
-    k: u32,
     #[comptime] plan: Plan,
     #[define(F)] _x_type: StorageType,
 ) {
+    let weight = &p.weight;
+    let (n, k) = (p.n, p.k);
     let blocks = n.div_ceil(COLUMNS);
     let first_column = CUBE_POS as u32 % blocks * COLUMNS;
     let first_row = CUBE_POS as u32 / blocks * plan.rows;
-    let count = count_of(rows, m, plan.listed);
+    let count = count::<F, V, W>(p);
     if first_row >= count {
         terminate!();
     }
@@ -155,7 +123,7 @@ fn cmma_kernel<F: Float, V: Size, W: Size>(
     let mut rows_of_x = Array::<u32>::new(comptime!((plan.rows / step) as usize));
     #[unroll]
     for i in 0..comptime!(plan.rows / step) {
-        rows_of_x[i as usize] = row_of(rows, min(first_row + own + i * step, count - 1), plan.listed);
+        rows_of_x[i as usize] = row::<F, V, W>(p, min(first_row + own + i * step, count - 1));
     }
     let mut rows_of_w = Array::<u32>::new(comptime!((COLUMNS / step) as usize));
     #[unroll]
@@ -189,12 +157,12 @@ fn cmma_kernel<F: Float, V: Size, W: Size>(
             let mut low = Halves::<F>::new(F::cast_from(0.0f32));
             let mut high = Halves::<F>::new(F::cast_from(0.0f32));
             if unit < units {
-                if comptime!(plan.aligned) {
+                if comptime!(p.aligned) {
                     let at = (rows_of_x[i as usize] * (k / 8) + unit) * 2;
-                    low = Halves::<F>::cast_from(x[at as usize]);
-                    high = Halves::<F>::cast_from(x[(at + 1) as usize]);
+                    low = Halves::<F>::cast_from(p.x[at as usize]);
+                    high = Halves::<F>::cast_from(p.x[(at + 1) as usize]);
                 } else {
-                    let values = eight_of_x::<F, V>(x, rows_of_x[i as usize], unit, k, false);
+                    let values = eight_of_x::<F, V>(&p.x, rows_of_x[i as usize], unit, k, false);
                     low = Halves::<F>::cast_from(values.low);
                     high = Halves::<F>::cast_from(values.high);
                 }
@@ -268,16 +236,9 @@ fn cmma_kernel<F: Float, V: Size, W: Size>(
                 let listed = first_row + plane_row + i * shape.m + at / shape.n;
                 let column = first_column + plane_column + j * shape.n + at % shape.n;
                 if listed < count && column < n {
-                    let to = (row_of(rows, listed, plan.listed) * n + column) as usize;
-                    let mut sum = results[(from + at) as usize] * row_factor(weight, stored_row(weight, column));
-                    if comptime!(plan.bias) {
-                        sum += bias[column as usize];
-                    }
-                    if comptime!(plan.gate) {
-                        let gate = f32::cast_from(gate[to]);
-                        sum *= gate / (1.0 + f32::exp(-gate));
-                    }
-                    y[to] = F::cast_from(sum);
+                    let to = (row::<F, V, W>(p, listed) * n + column) as usize;
+                    let sum = results[(from + at) as usize] * row_factor(weight, stored_row(weight, column));
+                    y[to] = finished::<F, V, W>(p, sum, column, to);
                 }
                 at += shape.plane;
             }

@@ -6,8 +6,8 @@ use cubecl::prelude::*;
 
 use crate::cube::launch::{Buffer, UNITS, grid, grid_of_units};
 use crate::cube::matmul::cmma;
-use crate::cube::matmul::types::{Linear, Product, count_of, eight_of_x, row_of};
-use crate::cube::matmul::weight::{Four, Packed, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor};
+use crate::cube::matmul::types::{Linear, Operands, Product, count, eight_of_x, finished, row};
+use crate::cube::matmul::weight::{Four, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor};
 
 /// Rows of `x`, and of the weight, per cube.
 const TILE: u32 = 64;
@@ -63,63 +63,30 @@ fn launch<R: Runtime>(client: &ComputeClient<R>, p: &Product<'_>) {
     if cmma::launch(client, p) {
         return;
     }
-    let &Product { x, m, weight, gate, y, bias, rows } = p;
-    let Weight { n, k, .. } = *weight;
-    let aligned = weight.layout().aligned;
-    let (across, down) = (n.div_ceil(TILE as usize), m.div_ceil(TILE as usize));
+    let cubes = p.weight.n.div_ceil(TILE as usize) * p.m.div_ceil(TILE as usize);
     // SAFETY: the lengths were checked, and the kernel stays inside them.
     unsafe {
         tile_kernel::launch_unchecked::<R>(
             client,
-            grid(across * down),
+            grid(cubes),
             CubeDim::new_1d(UNITS),
-            if aligned { 4 } else { 1 },
-            weight.vector(),
-            x.arg(),
-            weight.arg(),
-            bias.unwrap_or(x).arg(),
-            gate.unwrap_or(x).arg(),
-            rows.unwrap_or(x).arg(),
-            y.arg(),
-            m as u32,
-            n as u32,
-            k as u32,
-            Plan { bias: bias.is_some(), gate: gate.is_some(), rows: rows.is_some(), aligned },
-            x.dtype,
+            p.vector(),
+            p.weight.vector(),
+            p.arg(),
+            p.y.arg(),
+            p.x.dtype,
         );
     }
 }
 
-/// What the kernel is compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Plan {
-    bias: bool,
-    /// The result is multiplied by the silu of another.
-    gate: bool,
-    /// Only the rows of a list.
-    rows: bool,
-    aligned: bool,
-}
-
 #[cube(launch_unchecked)]
-#[allow(clippy::too_many_arguments)]
-fn tile_kernel<F: Float, V: Size, W: Size>(
-    x: &Array<Vector<F, V>>,
-    weight: &Packed<W>,
-    bias: &Array<f32>,
-    gate: &Array<F>,
-    rows: &Array<u32>,
-    y: &mut Array<F>,
-    m: u32,
-    n: u32,
-    k: u32,
-    #[comptime] plan: Plan,
-    #[define(F)] _x_type: StorageType,
-) {
+fn tile_kernel<F: Float, V: Size, W: Size>(p: &Operands<F, V, W>, y: &mut Array<F>, #[define(F)] _x_type: StorageType) {
+    let weight = &p.weight;
+    let (n, k) = (p.n, p.k);
     let across = n.div_ceil(TILE);
     let first_column = CUBE_POS as u32 % across * TILE;
     let first_row = CUBE_POS as u32 / across * TILE;
-    let count = count_of(rows, m, plan.rows);
+    let count = count::<F, V, W>(p);
     if first_row >= count {
         terminate!();
     }
@@ -131,7 +98,7 @@ fn tile_kernel<F: Float, V: Size, W: Size>(
     let own = UNIT_POS / DEPTH;
     let own_unit = UNIT_POS % DEPTH;
     let own_stored = stored_row(weight, min(first_column + own, n - 1));
-    let own_row = row_of(rows, min(first_row + own, count - 1), plan.rows);
+    let own_row = row::<F, V, W>(p, min(first_row + own, count - 1));
 
     // What this unit computes.
     let (tx, ty) = (UNIT_POS % SIDE, UNIT_POS / SIDE);
@@ -151,7 +118,7 @@ fn tile_kernel<F: Float, V: Size, W: Size>(
         let mut w_low = Four::new(0.0);
         let mut w_high = Four::new(0.0);
         if unit < units {
-            let values = eight_of_x::<F, V>(x, own_row, unit, k, plan.aligned);
+            let values = eight_of_x::<F, V>(&p.x, own_row, unit, k, comptime!(p.aligned));
             let weights = eight(weight, &book, own_stored, unit, k);
             let factor = Four::new(unit_factor(weight, own_stored, unit, k));
             x_low = values.low;
@@ -192,16 +159,9 @@ fn tile_kernel<F: Float, V: Size, W: Size>(
             for i in 0..EACH {
                 let listed = first_row + ty + i * SIDE;
                 if listed < count {
-                    let at = (row_of(rows, listed, plan.rows) * n + column) as usize;
-                    let mut sum = sums[comptime!((i * EACH + j) as usize)] * factor;
-                    if comptime!(plan.bias) {
-                        sum += bias[column as usize];
-                    }
-                    if comptime!(plan.gate) {
-                        let gate = f32::cast_from(gate[at]);
-                        sum *= gate / (1.0 + f32::exp(-gate));
-                    }
-                    y[at] = F::cast_from(sum);
+                    let at = (row::<F, V, W>(p, listed) * n + column) as usize;
+                    let sum = sums[comptime!((i * EACH + j) as usize)] * factor;
+                    y[at] = finished::<F, V, W>(p, sum, column, at);
                 }
             }
         }

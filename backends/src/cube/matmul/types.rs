@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use crate::cube::launch::Buffer;
-use crate::cube::matmul::weight::{Eight, Four, Weight, eight_of_values};
+use crate::cube::matmul::weight::{Eight, Four, Packed, Weight, eight_of_values};
 
 /// What a linear layer does beside the product.
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,16 +31,78 @@ pub(super) struct Product<'a> {
     pub rows: Option<&'a Buffer>,
 }
 
+/// A [`Product`] without its result as the argument of a kernel. What it does not have is not bound, and kernels are compiled
+/// without it.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct Operands<F: Float, V: Size, W: Size> {
+    pub(super) x: Array<Vector<F, V>>,
+    pub(super) weight: Packed<W>,
+    bias: ComptimeOption<Array<f32>>,
+    gate: ComptimeOption<Array<F>>,
+    rows: ComptimeOption<Array<u32>>,
+    m: u32,
+    pub(super) n: u32,
+    pub(super) k: u32,
+    /// Whether rows of `x` and of the weight are read in whole vectors.
+    #[cube(comptime)]
+    pub(super) aligned: bool,
+}
+
+impl Product<'_> {
+    /// Numbers of a vector of `x`.
+    pub(super) fn vector(&self) -> usize {
+        if self.weight.layout().aligned { 4 } else { 1 }
+    }
+
+    pub(super) fn arg<F: Float, V: Size, W: Size, R: Runtime>(&self) -> OperandsLaunch<F, V, W, R> {
+        OperandsLaunch::new(
+            self.x.arg(),
+            self.weight.arg(),
+            self.bias.map(Buffer::arg).into(),
+            self.gate.map(Buffer::arg).into(),
+            self.rows.map(Buffer::arg).into(),
+            self.m as u32,
+            self.weight.n as u32,
+            self.weight.k as u32,
+            self.weight.layout().aligned,
+        )
+    }
+}
+
 /// How many rows there are: all, or those of the list, which begins with its length.
 #[cube]
-pub(super) fn count_of(rows: &Array<u32>, m: u32, #[comptime] is_list: bool) -> u32 {
-    if comptime!(is_list) { rows[0] } else { m }
+pub(super) fn count<F: Float, V: Size, W: Size>(p: &Operands<F, V, W>) -> u32 {
+    #[comptime]
+    match &p.rows {
+        ComptimeOption::Some(rows) => rows[0],
+        ComptimeOption::None => p.m,
+    }
 }
 
 /// The row at place `listed` of the list, or of all.
 #[cube]
-pub(super) fn row_of(rows: &Array<u32>, listed: u32, #[comptime] is_list: bool) -> u32 {
-    if comptime!(is_list) { rows[(listed + 1) as usize] } else { listed }
+pub(super) fn row<F: Float, V: Size, W: Size>(p: &Operands<F, V, W>, listed: u32) -> u32 {
+    #[comptime]
+    match &p.rows {
+        ComptimeOption::Some(rows) => rows[(listed + 1) as usize],
+        ComptimeOption::None => listed,
+    }
+}
+
+/// What is written for a sum of column `column` at `at` of the result: with its bias, and times the silu of its gate.
+#[cube]
+pub(super) fn finished<F: Float, V: Size, W: Size>(p: &Operands<F, V, W>, sum: f32, column: u32, at: usize) -> F {
+    let mut sum = sum;
+    #[comptime]
+    if let ComptimeOption::Some(bias) = &p.bias {
+        sum += bias[column as usize];
+    }
+    #[comptime]
+    if let ComptimeOption::Some(gate) = &p.gate {
+        let gate = f32::cast_from(gate[at]);
+        sum *= gate / (1.0 + f32::exp(-gate));
+    }
+    F::cast_from(sum)
 }
 
 /// Unit `unit` of row `row` of `x`; elements past the row are 0.

@@ -2,6 +2,7 @@
 
 mod command;
 mod conversation;
+mod echo;
 mod input;
 mod interrupt;
 mod screen;

@@ -19,6 +19,8 @@ mod dump;
 mod errors;
 #[path = "cli/eval.rs"]
 mod eval;
+#[path = "../../tests/support/files.rs"]
+mod files;
 #[allow(dead_code)]
 #[path = "../../tests/suite/fixture.rs"]
 mod fixture;

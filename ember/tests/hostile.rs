@@ -25,5 +25,7 @@ mod project;
 mod quantised;
 #[path = "hostile/table.rs"]
 mod table;
+#[path = "../../tests/support/tensors.rs"]
+mod tensors;
 #[path = "hostile/text.rs"]
 mod text;

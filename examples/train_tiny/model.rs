@@ -154,10 +154,6 @@ impl WeightSource for Initial {
         Some(SourceEntry { shape: expected.to_vec(), storage: StorageKind::F32, bytes })
     }
 
-    fn optional(&self, _name: &str) -> Option<Vec<usize>> {
-        None
-    }
-
     fn matrix(&self, name: &str, n: usize, k: usize) -> emberlm::model::Result<HostWeight> {
         let into_the_stream = ["o_proj", "out_proj", "down_proj"].iter().any(|part| name.contains(part));
         let later = name.contains(".steps.") && !name.contains(".steps.0.");

@@ -386,10 +386,9 @@ impl<B: CompactBackend> CausalLm<B> {
         cache.make_room(ids.len())?;
         cache.expect(cache.len() + ids.len());
         let mut logits = None;
-        let chunk = chunk.max(1);
-        for start in (0..ids.len()).step_by(chunk) {
-            let part = &ids[start..ids.len().min(start + chunk)];
-            let wanted = if start + part.len() == ids.len() { LogitsFor::Last } else { LogitsFor::Nothing };
+        let mut parts = ids.chunks(chunk.max(1)).peekable();
+        while let Some(part) = parts.next() {
+            let wanted = if parts.peek().is_none() { LogitsFor::Last } else { LogitsFor::Nothing };
             let mut spans = [Span::new(part.len(), &mut *cache)];
             let options = ForwardOptions { logits: wanted, hidden: false };
             logits = self.forward(self.ids(part)?, &mut spans, options)?.logits;

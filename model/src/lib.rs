@@ -1,5 +1,9 @@
 //! The model families of emberlm: configs, modules, loading, text and generation.
 
+// What is read comes from strangers. Rooms that compute with tensors whose shapes were checked say that they are excepted; those that read files
+// refuse unchecked arithmetic too.
+#![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
+
 mod architecture;
 pub mod cache;
 mod causal_lm;

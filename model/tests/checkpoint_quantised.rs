@@ -9,29 +9,6 @@ use serde_json::{Value, json};
 const DOUBLE: &str = "model.layers.1.mlp.down_proj.weight";
 const SINGLE: &str = "model.layers.1.mlp.ffns.2.down_proj.weight";
 
-/// Drops elements from the end of a vector, or repeats its last ones.
-fn resize(tensor: &mut Tensor, length: usize) {
-    let size = tensor.2.len() / tensor.1.iter().product::<usize>();
-    let last = tensor.2[tensor.2.len() - size..].to_vec();
-    tensor.2.truncate(length * size);
-    while tensor.2.len() < length * size {
-        tensor.2.extend(&last);
-    }
-    tensor.1 = vec![length];
-}
-
-fn set_f32(tensor: &mut Tensor, at: usize, x: f32) {
-    tensor.2[4 * at..4 * at + 4].copy_from_slice(&x.to_le_bytes());
-}
-
-fn change_state(tensors: &mut Tensors, weight: &str, change: impl FnOnce(&mut Value)) {
-    let tensor = tensors.get_mut(&format!("{weight}.quant_state.bitsandbytes__nf4")).expect("state");
-    let mut json: Value = serde_json::from_slice(&tensor.2).expect("json");
-    change(&mut json);
-    tensor.2 = json.to_string().into_bytes();
-    tensor.1 = vec![tensor.2.len()];
-}
-
 type Change = Box<dyn Fn(&mut Tensors)>;
 
 /// Each change alone makes the checkpoint fail, with this word; in the end it is whole again.

@@ -1,6 +1,8 @@
 //! Model directories that are written: what they hold, what they compute, and what is left of one that was cut off.
 
 mod checkpoint_support;
+#[path = "../../tests/support/files.rs"]
+mod files;
 #[path = "export/gates.rs"]
 mod gates;
 
@@ -16,6 +18,7 @@ use emberlm_model::{PlannedTensor, Pretrained, QuantizeOnLoad, Result, TensorRol
 use emberlm_quant::format::{dequantize, dequantize_to};
 use emberlm_quant::host::FloatType;
 use emberlm_quant::kv::KvFormat;
+use files::files;
 use serde_json::{Value, json};
 
 type Cpu = burn_ndarray::NdArray<f32>;
@@ -73,16 +76,6 @@ fn logits_after(ids: &[u32], pretrained: &Pretrained) -> Vec<f32> {
 
 fn config(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path.join("config.json")).expect("a config")).expect("JSON")
-}
-
-/// Names and contents of all files of a directory.
-fn files(path: &Path) -> Vec<(String, Vec<u8>)> {
-    let entries = fs::read_dir(path).expect("a directory").map(|entry| entry.expect("an entry"));
-    let mut out: Vec<_> = entries
-        .map(|entry| (entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path()).expect("a file")))
-        .collect();
-    out.sort();
-    out
 }
 
 /// Everything is byte for byte what it was, whatever the storage; tensors that the model does not use are left out.

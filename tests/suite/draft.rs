@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use emberlm::model::cache::Cache;
+use emberlm::model::cache::{Cache, LayerCacheShape};
 use emberlm::model::engine::{
     DraftOptions, DraftSource, Engine, EngineOptions, EventKind, Finished, LogProbabilities, Request, SequenceId,
 };
@@ -276,6 +276,47 @@ pub fn budgets_hold<B: CompactBackend>(device: &B::Device) {
         tokens
     };
     assert_eq!(generated(Some(forced(DraftSource::PromptLookup))), generated(None));
+}
+
+/// What linear attention was before a draft is in the budget: without room for it there are no drafts, and a text that needs the room of one
+/// gets it.
+pub fn states_before_drafts_are_counted<B: CompactBackend>(device: &B::Device) {
+    let loaded = loaded::<B>(device).find(|loaded| loaded.name == "crest_k4").expect("a fixture");
+    let draft = DraftOptions { forced_acceptance: Some(0.7), ..DraftOptions::new(DraftSource::PromptLookup) };
+    let shapes = loaded.model.architecture().cache_shapes();
+    let sum = |bytes: &dyn Fn(&LayerCacheShape) -> usize| shapes.iter().map(bytes).sum::<usize>();
+    let slots = 256 * sum(&|shape| shape.bytes_per_token(KvFormat::F32));
+    let fixed = sum(&|shape| shape.fixed_bytes());
+    let replay = |tokens| sum(&|shape| shape.replay_bytes(tokens));
+    let request = |prompt, max_tokens| Request { max_tokens, ..Request::new(loaded.ids[..prompt].to_vec()) };
+    // The drafted tokens, and the places of the requests in the order in which their texts ended.
+    let run = |budget, requests: &[Request]| {
+        let limits = EngineOptions { cache_bytes: Some(budget), draft: Some(draft), ..options() };
+        let mut engine = Engine::new(&loaded.model, &loaded.text, limits);
+        let ids: Vec<SequenceId> =
+            requests.iter().map(|request| engine.submit(request.clone()).expect("a request")).collect();
+        let mut ended = Vec::new();
+        while !engine.is_idle() {
+            for event in engine.step() {
+                match event.kind {
+                    EventKind::Finished(_) => ended.extend(ids.iter().position(|id| *id == event.sequence)),
+                    EventKind::Failed(error) => panic!("{error}"),
+                    _ => {}
+                }
+            }
+            assert!(engine.cache_bytes() <= budget, "{} of {budget} bytes", engine.cache_bytes());
+        }
+        (engine.totals().drafted_tokens, ended)
+    };
+    let alone = slots + fixed;
+    assert_eq!(run(alone + replay(2) - 1, &[request(12, 20)]), (0, vec![0]));
+    assert!(run(alone + replay(1 + DraftOptions::MAX_TOKENS), &[request(12, 20)]).0 > 0);
+
+    // When the second has ended, the third grows into its room or the first drafts there.
+    let requests = [request(12, 100), request(5, 1), request(250, 10)];
+    let (drafted, ended) = run(3 * (slots + fixed), &requests);
+    assert_eq!(ended, [1, 2, 0]);
+    assert!(drafted > 0);
 }
 
 /// Where there is nothing to draft with, that is said, or the text is decoded token by token.

@@ -212,13 +212,7 @@ pub fn attention<B: CompactBackend>(device: &B::Device) {
             let codes = store(4, 1, KvFormat::F32);
             let head_codes = store(4, kv_heads, KvFormat::F32);
             let q: Tensor<B, 4> = tensor(&mut random, [b, s, heads, hd], device);
-            let mut decoder = |hidden: Option<usize>, width: usize| CodeDecoder::<B> {
-                hidden: hidden.map(|h| linear(&mut random, h, 4, true, device)),
-                activation: CodeActivation::Gelu,
-                output: linear(&mut random, width, hidden.unwrap_or(4), hidden.is_some(), device),
-            };
-            let (gelu, flat, per_head) =
-                (decoder(Some(24), kv_heads * hd), decoder(None, kv_heads * hd), decoder(Some(8), hd));
+            let [gelu, flat, per_head] = decoders::<B>(&mut random, kv_heads, hd, device);
             let compressed = |decoder| KeyValue::Compressed { codes: (&codes).into(), decoder, rotary: None };
             let by_head = KeyValue::Compressed { codes: (&head_codes).into(), decoder: &per_head, rotary: None };
             let shape = AttentionShape { past, kv_heads, scale: 0.25 };
@@ -249,6 +243,21 @@ fn key_value<'a, B: CompactBackend>((store, parts, decoder): Side<'a, B>, in_par
     }
 }
 
+/// Decoders of codes of 4 numbers: two layers and one for all heads, two for each.
+fn decoders<B: CompactBackend>(
+    random: &mut Random,
+    kv_heads: usize,
+    head_dim: usize,
+    device: &B::Device,
+) -> [CodeDecoder<B>; 3] {
+    let mut decoder = |hidden: Option<usize>, width: usize| CodeDecoder::<B> {
+        hidden: hidden.map(|h| linear(random, h, 4, true, device)),
+        activation: CodeActivation::Gelu,
+        output: linear(random, width, hidden.unwrap_or(4), hidden.is_some(), device),
+    };
+    [decoder(Some(24), kv_heads * head_dim), decoder(None, kv_heads * head_dim), decoder(Some(8), head_dim)]
+}
+
 /// Attention over a cache in parts is that over the cache in one: to the last bit where parts are read as they are.
 pub fn attention_over_parts<B: CompactBackend>(device: &B::Device) {
     let mut random = Random::new(18);
@@ -273,13 +282,7 @@ pub fn attention_over_parts<B: CompactBackend>(device: &B::Device) {
             };
             let parts = plain.each_ref().map(|sides| sides.each_ref().map(split));
             let (code_parts, head_code_parts) = (split(&codes), split(&head_codes));
-            let mut decoder = |hidden: Option<usize>, width: usize| CodeDecoder::<B> {
-                hidden: hidden.map(|h| linear(&mut random, h, 4, true, device)),
-                activation: CodeActivation::Gelu,
-                output: linear(&mut random, width, hidden.unwrap_or(4), hidden.is_some(), device),
-            };
-            let (gelu, flat, per_head) =
-                (decoder(Some(24), kv_heads * hd), decoder(None, kv_heads * hd), decoder(Some(8), hd));
+            let [gelu, flat, per_head] = decoders::<B>(&mut random, kv_heads, hd, device);
             let angles: Tensor<B, 2> = tensor(&mut random, [t, hd / 2], device);
             let positions = Rotary { cos: angles.clone().cos(), sin: angles.sin() };
             let [[k, v], [k16, v16]] = &plain;

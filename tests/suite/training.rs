@@ -360,10 +360,6 @@ impl WeightSource for Initial {
         Some(SourceEntry { shape: expected.to_vec(), storage: StorageKind::F32, bytes })
     }
 
-    fn optional(&self, _name: &str) -> Option<Vec<usize>> {
-        None
-    }
-
     fn matrix(&self, name: &str, n: usize, k: usize) -> Result<HostWeight> {
         let scale = (k as f32).powf(-0.5);
         let bytes: Vec<u8> = seeded(name, n * k).iter().flat_map(|x| (x * scale).to_le_bytes()).collect();

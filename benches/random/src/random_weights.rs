@@ -98,10 +98,6 @@ impl WeightSource for RandomWeights {
         Some(SourceEntry { shape: expected.to_vec(), storage, bytes })
     }
 
-    fn optional(&self, _name: &str) -> Option<Vec<usize>> {
-        None
-    }
-
     fn matrix(&self, name: &str, n: usize, k: usize) -> Result<HostWeight> {
         let stream = self.stream(name);
         let storage = match self.storage(name) {

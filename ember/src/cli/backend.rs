@@ -126,6 +126,30 @@ pub fn on_device<W: WithBackend>(args: &DeviceArgs, usual: Activations, work: W)
     }
 }
 
+/// As [`on_device`], for work with a cache in this format: whether the device computes with it is checked first.
+pub fn on_device_with_cache<W: WithBackend>(
+    args: &DeviceArgs,
+    usual: Activations,
+    cache: CacheType,
+    work: W,
+) -> Result<W::Output> {
+    on_device(args, usual, WithCache { cache, work })
+}
+
+struct WithCache<W> {
+    cache: CacheType,
+    work: W,
+}
+
+impl<W: WithBackend> WithBackend for WithCache<W> {
+    type Output = W::Output;
+
+    fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<W::Output> {
+        device.check_cache(self.cache)?;
+        self.work.run(device)
+    }
+}
+
 /// # Errors
 /// When the device does not compute so.
 fn check_activations<B: CompactBackend>(activations: Activations, device: &B::Device, name: &str) -> Result<()> {

@@ -1,6 +1,7 @@
 //! How much memory a model will take, before it is loaded.
 
 use emberlm::model::config::LayerType;
+use emberlm::model::engine::DraftOptions;
 use emberlm::model::{Architecture, DEFAULT_CHUNK, LoadPlan};
 use emberlm::quant::kv::KvFormat;
 use serde::Serialize;
@@ -93,6 +94,15 @@ pub fn cache_bytes(architecture: &Architecture, format: KvFormat) -> (usize, usi
     let shapes = architecture.cache_shapes();
     let per_token = shapes.iter().map(|shape| shape.bytes_per_token(format)).sum();
     (per_token, shapes.iter().map(|shape| shape.fixed_bytes()).sum())
+}
+
+/// Bytes per sequence that drafts take beside the cache.
+pub fn draft_bytes(architecture: &Architecture, draft: Option<DraftOptions>) -> usize {
+    let replay = |draft: DraftOptions| {
+        let shapes = architecture.cache_shapes();
+        shapes.iter().map(|shape| shape.replay_bytes(1 + draft.max_tokens)).sum()
+    };
+    draft.map_or(0, replay)
 }
 
 /// A context to estimate for when none is given.

@@ -10,8 +10,8 @@ use emberlm::model::text::TextProcessor;
 use emberlm::quant::{Activations, CompactBackend};
 use serde::Serialize;
 
-use super::args::{CacheType, DepthArgs, ModelArgs, Quant, QuantHead};
-use super::backend::{OpenDevice, WithBackend, on_device};
+use super::args::{CacheType, DepthArgs, ModelArgs};
+use super::backend::{OpenDevice, WithBackend, on_device_with_cache};
 use super::device_args::DeviceArgs;
 use super::estimate::Estimate;
 use super::memory::{TokenizerMemory, peak_rss};
@@ -131,24 +131,19 @@ struct Report {
 
 /// Runs the command.
 pub fn run(args: &EvalArgs) -> Result<()> {
-    on_device(&args.device, Activations::F32, args)
+    on_device_with_cache(&args.device, Activations::F32, args.cache_type, args)
 }
 
 impl WithBackend for &EvalArgs {
     type Output = ();
 
     fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<()> {
-        device.check_cache(self.cache_type)?;
         eval(self, device)
     }
 }
 
 fn eval<B: CompactBackend>(args: &EvalArgs, device: &OpenDevice<B>) -> Result<()> {
-    let head = match args.model.quant_head {
-        QuantHead::Auto => QuantHead::As(Quant::NONE),
-        chosen => chosen,
-    };
-    let pretrained = load::prepare(load::open(&args.model, &args.depth)?, args.model.quant(), head, device)?;
+    let pretrained = load::open_exact(&args.model, &args.depth, device)?;
     let text = read(&args.text)?;
     let processor = pretrained.text()?;
     let tokens = Tokens::new(&processor, &text, args.window_bos)?;

@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
 
 use super::output;
 
@@ -32,15 +33,32 @@ pub fn read(path: &Path) -> Result<String> {
     String::from_utf8(bytes).with_context(|| format!("{shown} is not UTF-8"))
 }
 
-/// A text from `-p`, from `-f`, or else from stdin. A `-` stands for stdin.
-pub fn text(prompt: Option<&str>, file: Option<&Path>) -> Result<String> {
-    match (prompt, file) {
-        (Some(prompt), _) if prompt != "-" => Ok(prompt.to_owned()),
-        (None, Some(file)) => read(file),
-        (prompt, _) => {
-            let waits = prompt.is_none() && io::stdin().is_terminal();
-            ensure!(!waits, "there is no text: give one with -p, a file with -f, or pipe one in");
-            given_or_stdin("-")
+/// A text from `-p`, from `-f`, or else from stdin.
+#[derive(Debug, Args)]
+pub struct TextArgs {
+    /// The text, or what the user of a chat says; - reads it from stdin
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "file")]
+    prompt: Option<String>,
+
+    /// A file with it; stdin is read where neither is given
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+}
+
+impl TextArgs {
+    /// The text. A `-` stands for stdin.
+    ///
+    /// # Errors
+    /// When it cannot be read, is too long or no UTF-8, or stdin is a terminal that was not asked for.
+    pub fn read(&self) -> Result<String> {
+        match (self.prompt.as_deref(), &self.file) {
+            (Some(prompt), _) if prompt != "-" => Ok(prompt.to_owned()),
+            (None, Some(file)) => read(file),
+            (prompt, _) => {
+                let waits = prompt.is_none() && io::stdin().is_terminal();
+                ensure!(!waits, "there is no text: give one with -p, a file with -f, or pipe one in");
+                given_or_stdin("-")
+            }
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Opening and loading a model, with its plan on stderr first and a progress bar after.
 
 use std::cell::Cell;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -17,7 +16,6 @@ use super::args::{DepthArgs, ModelArgs, PassArgs, Quant, QuantHead};
 use super::backend::OpenDevice;
 use super::estimate::Estimate;
 use super::memory::TokenizerMemory;
-use super::model_name::HubArgs;
 use super::{model_name, output};
 
 /// Opens a model directory, or the demo model when none is given; nothing is loaded yet.
@@ -49,18 +47,17 @@ pub fn open_prepared<B: CompactBackend>(
     prepare(open(model, depth)?, model.quant(), model.quant_head, device)
 }
 
-/// Tokenizer and templates of a model directory, or of the demo model; a directory with its text files alone will do.
-pub fn tokenizer(model: Option<&Path>, hub: &HubArgs) -> Result<TextProcessor> {
-    let Some(model) = model else {
-        return Ok(demo::open().context("cannot open the demo model")?.text()?);
+/// As [`open_prepared`], with embedding and head as they are stored unless a flag says otherwise.
+pub fn open_exact<B: CompactBackend>(
+    model: &ModelArgs,
+    depth: &DepthArgs,
+    device: &OpenDevice<B>,
+) -> Result<Pretrained> {
+    let head = match model.quant_head {
+        QuantHead::Auto => QuantHead::As(Quant::NONE),
+        chosen => chosen,
     };
-    let path = &model_name::directory(model, hub)?;
-    // With weights and config the size of the embedding is known.
-    let text = match Pretrained::open(path) {
-        Ok(pretrained) => pretrained.text(),
-        Err(_) => TextProcessor::from_dir(path),
-    };
-    text.with_context(|| format!("cannot open the tokenizer of {}", path.display()))
+    prepare(open(model, depth)?, model.quant(), head, device)
 }
 
 /// Says how a model is to be loaded: weights as the flags say, the storage of the head following that of the layers; the numbers that

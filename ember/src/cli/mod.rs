@@ -23,6 +23,7 @@ mod estimate;
 mod eval;
 mod export;
 mod generate;
+mod generation_args;
 mod habits;
 mod info;
 mod input;
@@ -45,6 +46,7 @@ mod tensor_file;
 mod terminal;
 mod threads;
 mod tokenize;
+mod tokenizer_args;
 mod verify;
 
 use std::io::Write;

@@ -1,16 +1,16 @@
 //! `ember render`: the prompt that a chat becomes.
 
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use serde::Serialize;
 
 use super::chat_input::ChatArgs;
-use super::model_name::HubArgs;
+use super::input::TextArgs;
+use super::output;
 use super::terminal::TerminalFilter;
-use super::{input, load, output};
+use super::tokenizer_args::TokenizerArgs;
 
 const ABOUT: &str = "\
 Examples:
@@ -29,17 +29,11 @@ tokens of the same chat.";
 #[derive(Debug, Args)]
 #[command(after_long_help = ABOUT)]
 pub struct RenderArgs {
-    /// Model directory or name, as in `ember pull NAME`; its tokenizer and template files are enough [default: a small model that is part of the program]
-    #[arg(short, long, value_name = "DIR|NAME")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    tokenizer: TokenizerArgs,
 
-    /// What the user says; - reads it from stdin
-    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "file")]
-    prompt: Option<String>,
-
-    /// A file with what the user says
-    #[arg(short, long, value_name = "FILE")]
-    file: Option<PathBuf>,
+    #[command(flatten)]
+    text: TextArgs,
 
     /// Print one JSON object: prompt, and its number of tokens
     #[arg(long)]
@@ -47,9 +41,6 @@ pub struct RenderArgs {
 
     #[command(flatten)]
     chat: ChatArgs,
-
-    #[command(flatten)]
-    hub: HubArgs,
 }
 
 /// What `--json` prints.
@@ -61,8 +52,8 @@ struct Report<'a> {
 
 /// Runs the command.
 pub fn run(args: &RenderArgs) -> Result<()> {
-    let text = load::tokenizer(args.model.as_deref(), &args.hub)?;
-    let (messages, options) = args.chat.chat(|| input::text(args.prompt.as_deref(), args.file.as_deref()))?;
+    let text = args.tokenizer.open()?;
+    let (messages, options) = args.chat.chat(|| args.text.read())?;
     let prompt = text.render_chat(&messages, &options)?;
     // A prompt with a token that the model lacks is worth a look too.
     let tokens = text.without_embedding().encode(&prompt, false)?.len();

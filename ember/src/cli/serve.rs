@@ -12,17 +12,16 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use emberlm::model::engine::{EngineHandle, EngineOptions, HandleOptions};
 use emberlm::model::text::TextProcessor;
-use emberlm::model::{LoadPlan, Pretrained};
+use emberlm::model::{Architecture, LoadPlan, Pretrained};
 use emberlm::quant::kv::KvFormat;
 use emberlm::quant::{Activations, CompactBackend};
 use tokio::sync::Semaphore;
 
-use super::args::{DepthArgs, DraftArgs, ModelArgs, PassArgs};
-use super::backend::{OpenDevice, WithBackend, on_device};
-use super::device_args::DeviceArgs;
-use super::estimate::cache_bytes;
+use super::args::{ModelArgs, PassArgs};
+use super::backend::{OpenDevice, WithBackend, on_device_with_cache};
+use super::estimate::{cache_bytes, draft_bytes};
 use super::generate::warn_of_unsupported;
-use super::sampling::SamplingArgs;
+use super::generation_args::GenerationArgs;
 use super::{load, output};
 use crate::server::{self, Access, App, Compiler, Defaults, Ended, Key, Markers, Metrics, ModelCard, Phase, Shutdown};
 
@@ -124,16 +123,7 @@ pub struct ServeArgs {
     drain_limit: u64,
 
     #[command(flatten)]
-    sampling: SamplingArgs,
-
-    #[command(flatten)]
-    depth: DepthArgs,
-
-    #[command(flatten)]
-    draft: DraftArgs,
-
-    #[command(flatten)]
-    device: DeviceArgs,
+    generation: GenerationArgs,
 }
 
 /// A count of bytes with a unit of 1024: `2GiB`, `2G`, `800M`, `4096`.
@@ -185,20 +175,20 @@ fn key_of(path: &Path) -> Result<String> {
 
 /// Runs the command. False when it was interrupted.
 pub fn run(args: &ServeArgs) -> Result<bool> {
-    on_device(&args.device, Activations::Int8, args)
+    let device = &args.generation.device;
+    on_device_with_cache(device, Activations::Int8, args.passes.cache_type, args)
 }
 
 impl WithBackend for &ServeArgs {
     type Output = bool;
 
     fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<bool> {
-        device.check_cache(self.passes.cache_type)?;
         serve(self, device)
     }
 }
 
 fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<bool> {
-    let pretrained = load::open_prepared(&args.model, &args.depth, device)?;
+    let pretrained = load::open_prepared(&args.model, &args.generation.depth, device)?;
     let architecture = pretrained.architecture();
     let trained = architecture.config.max_position_embeddings;
     let context = if args.ctx_size == 0 { trained } else { args.ctx_size };
@@ -207,12 +197,11 @@ fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<
         "--ctx-size {context} is more than the {trained} tokens that this model was trained for"
     );
     let text = pretrained.text()?;
-    let (sampling, line) = args.sampling.config(pretrained.generation_config());
+    let (sampling, line) = args.generation.sampling.config(pretrained.generation_config());
     sampling.validate()?;
     warn_of_unsupported(pretrained.generation_config(), &sampling);
     let plan = load::plan::<B>(&pretrained, &device.device)?;
-    let draft = args.draft.of(architecture)?;
-    let options = EngineOptions { draft, ..engine_options(args, &pretrained, context) };
+    let options = engine_options(args, architecture, context)?;
     let app = app(args, &pretrained, &plan, &text, context)?;
     let app = Arc::new(app);
 
@@ -247,11 +236,13 @@ fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<
     Ok(ended == Ended::Terminated)
 }
 
-fn engine_options(args: &ServeArgs, pretrained: &Pretrained, context: usize) -> EngineOptions {
+fn engine_options(args: &ServeArgs, architecture: &Architecture, context: usize) -> Result<EngineOptions> {
     let kv_format: KvFormat = args.passes.cache_type.into();
+    let draft = args.generation.draft.of(architecture)?;
     let parallel = args.parallel.get();
     let usual = {
-        let (per_token, fixed) = cache_bytes(pretrained.architecture(), kv_format);
+        let (per_token, fixed) = cache_bytes(architecture, kv_format);
+        let fixed = fixed.saturating_add(draft_bytes(architecture, draft));
         let others = (parallel - 1).saturating_mul(context.min(USUAL_CONTEXT));
         let tokens = context.saturating_add(others);
         // A cache that grows is for a moment there twice.
@@ -259,15 +250,16 @@ fn engine_options(args: &ServeArgs, pretrained: &Pretrained, context: usize) -> 
         tokens.saturating_mul(per_token).saturating_add(growing).saturating_add(parallel.saturating_mul(fixed))
     };
     let budget = args.cache_bytes.unwrap_or(usual);
-    EngineOptions {
+    Ok(EngineOptions {
         kv_format,
         tokens_per_step: args.passes.chunk as usize,
         max_running: parallel,
         cache_bytes: Some(budget),
         // What running answers leave; they come first.
         prefix_cache_bytes: if args.no_prefix_cache { 0 } else { budget },
+        draft,
         ..EngineOptions::default()
-    }
+    })
 }
 
 fn app(
@@ -308,7 +300,7 @@ fn app(
         created: server::now(),
         context,
         defaults: Defaults {
-            flags: args.sampling.clone(),
+            flags: args.generation.sampling.clone(),
             file: pretrained.generation_config().clone(),
             adaptive_depth: depth.is_some(),
             vocabulary: config.vocab_size,

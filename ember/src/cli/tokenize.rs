@@ -1,7 +1,6 @@
 //! `ember tokenize`: the tokens of a text or of a chat.
 
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -9,8 +8,9 @@ use emberlm::model::text::{SpecialText, SpecialToken, TextProcessor, TokenKind};
 use serde::Serialize;
 
 use super::chat_input::ChatArgs;
-use super::model_name::HubArgs;
-use super::{input, load, output};
+use super::input::TextArgs;
+use super::output;
+use super::tokenizer_args::TokenizerArgs;
 
 const ABOUT: &str = "\
 Examples:
@@ -29,17 +29,11 @@ ordinary, added or special), and the model's special_tokens (bos, eos, pad, unk)
 #[derive(Debug, Args)]
 #[command(after_long_help = ABOUT)]
 pub struct TokenizeArgs {
-    /// Model directory or name, as in `ember pull NAME`; its tokenizer files are enough [default: a small model that is part of the program]
-    #[arg(short, long, value_name = "DIR|NAME")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    tokenizer: TokenizerArgs,
 
-    /// The text; - reads it from stdin
-    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "file")]
-    prompt: Option<String>,
-
-    /// A file with the text; stdin is read where neither is given
-    #[arg(short, long, value_name = "FILE")]
-    file: Option<PathBuf>,
+    #[command(flatten)]
+    text: TextArgs,
 
     /// Leave out the tokens that the tokenizer puts around a text, such as BOS
     #[arg(long, visible_alias = "no-bos", conflicts_with_all = ["chat", "messages"])]
@@ -63,9 +57,6 @@ pub struct TokenizeArgs {
 
     #[command(flatten)]
     options: ChatArgs,
-
-    #[command(flatten)]
-    hub: HubArgs,
 }
 
 /// What `--json` prints.
@@ -109,11 +100,11 @@ struct Role<'a> {
 
 /// Runs the command.
 pub fn run(args: &TokenizeArgs) -> Result<()> {
-    let text = load::tokenizer(args.model.as_deref(), &args.hub)?;
+    let text = args.tokenizer.open()?;
     let rows = text.embedding();
     // Tokens beyond the embedding are shown, not refused.
     let text = text.without_embedding();
-    let given = || input::text(args.prompt.as_deref(), args.file.as_deref());
+    let given = || args.text.read();
     let ids = if args.chat || args.options.has_messages() {
         let (messages, mut options) = args.options.chat(given)?;
         if args.literal {

@@ -144,6 +144,20 @@ impl Run {
         Ok(Self { updates, _tickets: tickets, choices, usage, record: record.clone() })
     }
 
+    /// An answer whose updates come from elsewhere than an engine.
+    #[cfg(test)]
+    pub fn of(updates: mpsc::Receiver<(usize, Update)>, parser: AnswerParser, record: &Arc<Record>) -> Self {
+        let choice = Choice {
+            parser: Some((parser, Arc::default())),
+            counts_prompt: true,
+            silent: false,
+            called: false,
+            ended: false,
+            last_token: None,
+        };
+        Self { updates, _tickets: Vec::new(), choices: vec![choice], usage: Usage::default(), record: record.clone() }
+    }
+
     /// Tokens so far.
     pub fn usage(&self) -> Usage {
         self.usage

@@ -143,3 +143,76 @@ pub struct Head {
     pub created: u64,
     pub model: Arc<str>,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use emberlm::model::engine::{Piece, Update};
+    use emberlm::model::text::{AnswerFormat, AnswerParser, AnswerPart, DeclaredTools, Thinking, ToolFormat};
+    use http_body::Body as _;
+    use serde_json::json;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::server::metrics::Metrics;
+    use crate::server::record::Record;
+
+    /// Tells what parts there are.
+    struct Parts;
+
+    impl Encoder for Parts {
+        fn begin(&mut self, _: &mut Events) {}
+
+        fn delta(&mut self, delta: Delta, events: &mut Events) {
+            for part in delta.parts {
+                match part {
+                    AnswerPart::Content(text) => events.data(&text.into()),
+                    part => events.data(&format!("{part:?}").into()),
+                }
+            }
+        }
+
+        fn end(&mut self, _: Usage, _: &mut Events) {}
+
+        fn error(&mut self, error: &ApiError, _: &mut Events) {
+            panic!("{error:?}");
+        }
+    }
+
+    /// Tokens come all the time, but their text may be that of a call, and goes out when the call is known.
+    #[test]
+    fn comments_come_while_the_text_of_a_call_is_held_back() {
+        let tools = json!([{"type": "function", "function": {"name": "look_up_a_word_in_the_book", "parameters": {"type": "object"}}}]);
+        let format = AnswerFormat { tools: ToolFormat::Qwen3Coder, thinking: false };
+        let parser = AnswerParser::new(format, Thinking::Closed, DeclaredTools::parse(&tools).unwrap(), 0);
+        let (send, updates) = mpsc::channel(64);
+        let record = Record::new("POST", "/v1/chat/completions", &Metrics::new());
+        let every = Duration::from_millis(20);
+        let run = Run::of(updates, parser, &record);
+        let saying = std::thread::spawn(move || {
+            let call = "Wait.<tool_call>\n<function=look_up_a_word_in_the_book>\n";
+            for (id, text) in (0..).zip(call.chars()) {
+                std::thread::sleep(Duration::from_millis(5));
+                let piece = Piece { text: text.into(), token: Some(id), depth: None, log_probabilities: None };
+                send.blocking_send((0, Update::Token(piece))).unwrap();
+            }
+            send
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let told = runtime.block_on(async {
+            let mut body = stream(run, Parts, Some(every)).into_body();
+            let mut told: Vec<String> = Vec::new();
+            while told.last().is_none_or(|frame| !frame.contains("ToolCallBegin")) {
+                let frame = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await.unwrap();
+                told.push(String::from_utf8(frame.unwrap().into_data().unwrap().to_vec()).unwrap());
+            }
+            told
+        });
+        let comments = told.iter().filter(|frame| *frame == ": waiting\n\n").count();
+        assert!(comments >= 3, "{told:?}");
+        let said: String = told.iter().filter(|frame| frame.starts_with("data: ")).map(String::as_str).collect();
+        assert!(!said.contains("tool_call") && !said.contains("function"), "{told:?}");
+        assert!(told.last().unwrap().contains("look_up_a_word_in_the_book"), "{told:?}");
+    }
+}

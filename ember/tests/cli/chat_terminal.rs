@@ -66,8 +66,10 @@ impl Terminal {
         self.keys("\r");
     }
 
-    fn prompt(&mut self) {
-        self.wait_for("> ");
+    /// Waits for a prompt. Returns what came before it.
+    #[track_caller]
+    fn prompt(&mut self) -> String {
+        self.wait_for("> ")
     }
 
     /// Waits until this was shown, after what was waited for before. Returns what came before it.
@@ -136,7 +138,9 @@ fn an_interrupt_ends_the_answer_and_not_the_program() {
     terminal.wait_for("\n");
     terminal.wait_for_more(8);
     terminal.keys(INTERRUPT);
-    terminal.line(&format!("/save {}", saved.display()));
+    let answer = terminal.prompt();
+    assert!(!answer.contains("^C"), "the key is in the answer: {answer:?}");
+    terminal.keys(&format!("/save {}\r", saved.display()));
     terminal.wait_for("saved 2 messages");
     terminal.line("/set max-tokens 4");
     terminal.wait_for("max-tokens 4");

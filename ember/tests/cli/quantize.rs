@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use emberlm::model::Pretrained;
 use serde_json::{Value, json};
 
+use crate::files::files;
 use crate::program::{Ended, Scratch, command, ember, model};
 
 fn text(path: &Path) -> &str {
@@ -22,15 +23,6 @@ fn perplexity(folder: &Path, flags: &[&str]) -> f64 {
     let args = ["eval", "-m", text(folder), "-f", held_out, "--context", "64", "--json", "--device", "cpu"];
     let ended = ember(args.iter().chain(flags)).with_code(0);
     serde_json::from_str::<Value>(&ended.stdout).expect("JSON")["perplexity"].as_f64().expect("a number")
-}
-
-fn files(path: &Path) -> Vec<(String, Vec<u8>)> {
-    let entries = fs::read_dir(path).expect("a directory").map(|entry| entry.expect("an entry"));
-    let mut out: Vec<_> = entries
-        .map(|entry| (entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path()).expect("a file")))
-        .collect();
-    out.sort();
-    out
 }
 
 /// The folder predicts a text exactly as quantisation at load does.

@@ -1,7 +1,8 @@
 //! Safetensors files.
 
-use super::model::{Place, Tensor, container};
+use super::model::Place;
 use super::table::*;
+use super::tensors::{Tensor, container};
 
 const FILE: &str = "model.safetensors";
 /// Every error names the file.

@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use super::limits::Run;
-use super::model::{Place, Tensor};
+use super::model::Place;
 use super::table::*;
+use super::tensors::Tensor;
 
 const F16_NAN: [u8; 2] = [0, 0x7e];
 /// Rows of the head: the vocabulary.

@@ -7,8 +7,9 @@ use std::os::unix::net::UnixListener;
 use serde_json::{Value, json};
 
 use super::limits::Run;
-use super::model::{Place, read_safetensors, safetensors};
+use super::model::{Place, read_safetensors};
 use super::table::*;
+use super::tensors::safetensors;
 
 const INDEX: &str = "model.safetensors.index.json";
 const SHARD: &str = "model-00002-of-00003.safetensors";

@@ -8,27 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde_json::{Value, json};
 
 use super::project;
-
-/// Element type, shape, data.
-#[derive(Clone, Debug)]
-pub struct Tensor(pub String, pub Vec<usize>, pub Vec<u8>);
-
-pub type Tensors = BTreeMap<String, Tensor>;
-
-/// The bytes of a safetensors file with this header text.
-pub fn container(header: &str, data: &[u8]) -> Vec<u8> {
-    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
-}
-
-pub fn safetensors(tensors: &Tensors) -> Vec<u8> {
-    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
-    for (name, Tensor(dtype, shape, bytes)) in tensors {
-        let range = [data.len(), data.len() + bytes.len()];
-        header.insert(name.clone(), json!({ "dtype": dtype, "shape": shape, "data_offsets": range }));
-        data.extend(bytes);
-    }
-    container(&Value::Object(header).to_string(), &data)
-}
+use super::tensors::{Tensor, Tensors, safetensors};
 
 pub fn read_safetensors(file: &[u8]) -> Tensors {
     let (length, rest) = file.split_first_chunk::<8>().expect("a length");

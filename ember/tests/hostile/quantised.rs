@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::model::{Tensor, Tensors};
 use super::table::*;
+use super::tensors::{Tensor, Tensors, change_state, resize, set_f32};
 
 const DOUBLE: &str = "model.layers.1.mlp.down_proj.weight";
 const SINGLE: &str = "model.layers.1.mlp.ffns.2.down_proj.weight";
@@ -12,21 +12,6 @@ const MIXED: &str = "model.layers.0.mlp.up_proj";
 const OF_DOUBLE: Must = Fail(&[DOUBLE]);
 const OF_SINGLE: Must = Fail(&[SINGLE]);
 const OF_MIXED: Must = Fail(&[MIXED]);
-
-/// Drops elements from the end of a vector, or repeats its last one.
-fn resize(tensor: &mut Tensor, length: usize) {
-    let size = tensor.2.len() / tensor.1.iter().product::<usize>();
-    let last = tensor.2[tensor.2.len() - size..].to_vec();
-    tensor.2.truncate(length * size);
-    while tensor.2.len() < length * size {
-        tensor.2.extend(&last);
-    }
-    tensor.1 = vec![length];
-}
-
-fn set_f32(tensor: &mut Tensor, at: usize, x: f32) {
-    tensor.2[4 * at..4 * at + 4].copy_from_slice(&x.to_le_bytes());
-}
 
 fn change(name: &str, must: Must, change: impl Fn(&mut Tensors) + 'static) -> Case {
     case(name, must, move |place| place.tensors(&change))
@@ -41,19 +26,11 @@ fn without(name: &str, must: Must, tensor: String) -> Case {
     change(name, must, move |t| drop(t.remove(&tensor).unwrap_or_else(|| panic!("{tensor}"))))
 }
 
-fn edit_state(tensors: &mut Tensors, weight: &str, edit: impl FnOnce(&mut Value)) {
-    let tensor = tensors.get_mut(&format!("{weight}.quant_state.bitsandbytes__nf4")).expect("a state");
-    let mut json: Value = serde_json::from_slice(&tensor.2).expect("JSON");
-    edit(&mut json);
-    tensor.2 = json.to_string().into_bytes();
-    tensor.1 = vec![tensor.2.len()];
-}
-
 #[test]
 fn bitsandbytes() {
     let side = |suffix: &str| format!("{DOUBLE}.{suffix}");
     let state = |key: &'static str, value: Value| {
-        change(&format!("{key} {value}"), OF_DOUBLE, move |t| edit_state(t, DOUBLE, |json| json[key] = value.clone()))
+        change(&format!("{key} {value}"), OF_DOUBLE, move |t| change_state(t, DOUBLE, |json| json[key] = value.clone()))
     };
     let state_bytes = |name: &str, bytes: Vec<u8>| {
         change(name, OF_DOUBLE, move |t| {
@@ -144,7 +121,7 @@ fn bitsandbytes() {
             t.2.truncate(t.1[0]);
         }),
         change("half of a double quantisation", OF_SINGLE, |t| {
-            edit_state(t, SINGLE, |json| json["nested_offset"] = json!(0.5))
+            change_state(t, SINGLE, |json| json["nested_offset"] = json!(0.5))
         }),
         change("a gate of NaN", Fail(&["model.layers.2.mlp.gates.1.weight"]), |t| {
             t.get_mut("model.layers.2.mlp.gates.1.weight").expect("a gate").2[..2].copy_from_slice(&[0xc0, 0x7f]);

@@ -79,6 +79,9 @@ fn chats_with_one_system_message_read_it_once() {
     let (prompt, second) = ask("Where is the boat now, and who is in it?");
     assert_eq!(first, 0);
     assert!(second > 32 && second < prompt, "{second} of {prompt}");
+    // The cached tokens are tokens of the prompt.
+    let body = chat(&[say("system", SYSTEM), say("user", "Where is the boat now, and who is in it?")], json!({}));
+    assert_eq!(server.ok("/tokenize", &body)["count"], prompt);
     // Another depth has other states.
     let deep = chat(&[say("system", SYSTEM), say("user", "Why?")], json!({"depth": {"steps": 1}}));
     assert_eq!(counts(&server.ok("/v1/chat/completions", &deep)).1, 0);

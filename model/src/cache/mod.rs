@@ -5,6 +5,8 @@
 //!
 //! Keys and values are in parts: blocks that several caches and kept prefixes may hold, and one part of its own that grows.
 
+#![allow(clippy::indexing_slicing, clippy::panic, reason = "layers are those of the model, and documented panics")]
+
 mod block;
 mod layer;
 mod rollback;
@@ -132,6 +134,11 @@ impl<B: CompactBackend> Cache<B> {
             LayerCache::DeltaNet(delta) => delta.bytes(),
         });
         layers.sum()
+    }
+
+    /// Bytes that a pass over `tokens` with drafts among them takes beside it: see [`LayerCacheShape::replay_bytes`].
+    pub(crate) fn replay_bytes(&self, tokens: usize) -> usize {
+        self.shapes.iter().map(|shape| shape.replay_bytes(tokens)).fold(0, usize::saturating_add)
     }
 
     /// What it may share with others.

@@ -4,7 +4,8 @@
 //!
 //! - Drafts that one pass verifies (`drafted` of a span): the layers note what they were before it, and the inputs of
 //!   their recurrent operations. What is left of the pass is computed from those; no weight is read for it. A state for every token of the
-//!   pass would take its bytes as many times, and write them although most drafts stay.
+//!   pass would take its bytes as many times, and write them although most drafts stay. What is noted takes the bytes of a state once more
+//!   (`LayerCacheShape::replay_bytes`); an engine's budget counts them as long as they are there.
 //! - Passes that are to leave nothing behind, as those that draft: a [`Mark`] shares the tensors of the states, which the first pass copies.
 
 use burn::tensor::backend::Backend;

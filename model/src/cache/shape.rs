@@ -90,4 +90,16 @@ impl LayerCacheShape {
             }
         }
     }
+
+    /// Bytes per sequence that a pass over `tokens` with drafts among them takes beside the cache, until it is known which of them stay: what
+    /// the layer was before, and the inputs of its recurrent operations.
+    pub fn replay_bytes(&self, tokens: usize) -> usize {
+        match self {
+            Self::Attention { .. } => 0,
+            Self::DeltaNet { conv_channels, state: [heads, ..], .. } => {
+                let inputs = conv_channels.saturating_add(*heads).saturating_mul(2);
+                self.fixed_bytes().saturating_add(bytes_of(&[tokens, inputs]))
+            }
+        }
+    }
 }

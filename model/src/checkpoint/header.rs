@@ -146,7 +146,7 @@ pub(super) fn survey(file: &[u8], path: &Arc<Path>, shard: usize) -> (BTreeMap<S
     for (name, tensor) in raw {
         let (begin, end) = tensor.data_offsets;
         if begin <= end {
-            ranges.push((begin, end, name.clone()));
+            ranges.push(((begin, end), name.clone()));
         }
         match tensor.place(&name, data.len()) {
             Ok(Placed { dtype, shape, offset, bytes }) => {
@@ -156,24 +156,40 @@ pub(super) fn survey(file: &[u8], path: &Arc<Path>, shard: usize) -> (BTreeMap<S
             Err(wrong) => flaws.push(flaw(wrong.0, wrong.1)),
         }
     }
+    flaws.extend(check_places(ranges, data.len(), 1, path));
+    (tensors, flaws)
+}
+
+/// What is wrong with the ranges of tensors in the `data` bytes of a file: each begins where the one before ends, but for what fills it up to a
+/// multiple of `alignment`, and the last ends with the data.
+pub(super) fn check_places(
+    mut ranges: Vec<((u64, u64), String)>,
+    data: usize,
+    alignment: u64,
+    path: &Arc<Path>,
+) -> Vec<Flaw> {
+    let flaw = |kind, error: CheckpointError| Flaw { kind, error: Box::new(error.in_file(Some(path.as_ref()))) };
+    let mut flaws = Vec::new();
     ranges.sort_unstable();
-    let mut cursor = 0;
-    for (begin, end, name) in ranges {
-        if begin != cursor {
-            let what = if begin < cursor { "overlaps the tensor before it" } else { "leaves a gap before it" };
+    let mut cursor = 0u64;
+    for ((begin, end), name) in ranges {
+        let gap = begin.checked_sub(cursor);
+        if gap.is_none_or(|gap| gap >= alignment) {
+            let what = if gap.is_none() { "overlaps the tensor before it" } else { "leaves a gap before it" };
             let message = format!("its range {begin} to {end} {what}");
             flaws.push(flaw(FlawKind::Place, CheckpointError::of_tensor(&name, message)));
         }
         cursor = cursor.max(end);
     }
-    let length = data.len() as u64;
+    let length = data as u64;
     let rest = length.saturating_sub(cursor);
     if rest > 0 {
-        let error = of_file(format!("{rest} bytes after the last tensor belong to none"));
+        let message = format!("{rest} bytes after the last tensor belong to none");
+        let error = CheckpointError::of_file(path.as_ref(), message);
         let error = error.instead(TensorProperty::Bytes(cursor), TensorProperty::Bytes(length));
         flaws.push(flaw(FlawKind::Trailing, error));
     }
-    (tensors, flaws)
+    flaws
 }
 
 /// The bytes of the header and those of the data.

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::header::{Flaw, FlawKind, MAX_HEADER, Placed, RawHeader, RawTensor, TensorInfo};
+use super::header::{Flaw, FlawKind, MAX_HEADER, Placed, RawHeader, RawTensor, TensorInfo, check_places};
 use super::names::shown;
-use super::problem::{CheckpointError, TensorProperty};
+use super::problem::CheckpointError;
 use super::record_names::Fields;
 
 /// "BURN", little-endian.
@@ -92,24 +92,7 @@ pub(super) fn survey(file: &[u8], path: &Arc<Path>, shard: usize) -> (BTreeMap<S
             Err(wrong) => flaws.push(flaw(wrong.0, wrong.1)),
         }
     }
-    ranges.sort_unstable();
-    let mut cursor = 0u64;
-    for ((begin, end), name) in ranges {
-        let gap = begin.checked_sub(cursor);
-        if gap.is_none_or(|gap| gap >= ALIGNMENT) {
-            let what = if gap.is_none() { "overlaps the tensor before it" } else { "leaves a gap before it" };
-            let message = format!("its range {begin} to {end} {what}");
-            flaws.push(flaw(FlawKind::Place, CheckpointError::of_tensor(&name, message)));
-        }
-        cursor = cursor.max(end);
-    }
-    let length = data.len() as u64;
-    let rest = length.saturating_sub(cursor);
-    if rest > 0 {
-        let error = of_file(format!("{rest} bytes after the last tensor belong to none"));
-        let error = error.instead(TensorProperty::Bytes(cursor), TensorProperty::Bytes(length));
-        flaws.push(flaw(FlawKind::Trailing, error));
-    }
+    flaws.extend(check_places(ranges, data.len(), ALIGNMENT, path));
     (tensors, flaws)
 }
 

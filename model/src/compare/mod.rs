@@ -1,7 +1,5 @@
 //! Two checkpoints beside each other: their numbers, whatever they are stored in, their configs, and what they say about a text.
 
-#![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
-
 mod config;
 mod tensors;
 mod text;

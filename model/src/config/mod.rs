@@ -4,16 +4,7 @@
 //! without checks of its own. Text keys may be flat or under `text_config`; the spellings of transformers 4 and 5 are both read.
 //! `auto_map` is noted, never followed.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic,
-        clippy::unwrap_used
-    )
-)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 mod body;
 mod crest;

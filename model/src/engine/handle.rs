@@ -14,13 +14,12 @@ use emberlm_quant::CompactBackend;
 use emberlm_quant::panics::catch_quietly;
 
 use super::check::RequestCheck;
-use super::request::{EventKind, LogProbabilities, Piece, Request, Summary};
+use super::request::{EventKind, Request, Summary};
 use super::totals::EngineTotals;
 use super::{Engine, EngineOptions, SequenceId};
 use crate::causal_lm::CausalLm;
 use crate::error::{Error, Result};
 use crate::text::TextProcessor;
-use crate::token_depth::TokenDepth;
 
 /// Limits of a handle.
 #[derive(Clone, Copy, Debug)]
@@ -41,33 +40,8 @@ impl Default for HandleOptions {
 #[derive(Clone)]
 pub struct EngineHandle(Arc<Front>);
 
-/// What becomes of a request. `Finished` or `Failed` is the last of them.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Update {
-    /// The request takes part from now on.
-    Started {
-        /// Tokens of its prompt.
-        prompt: usize,
-        /// Of them those that need not be computed.
-        cached: usize,
-    },
-    /// So many tokens of its prompt were read in a step.
-    PromptRead {
-        /// Tokens.
-        tokens: usize,
-        /// Of each of them, with [`Request::trace`].
-        depth: Vec<TokenDepth>,
-        /// Of the tokens of the prompt that follow them, with [`Request::prompt_log_probabilities`]: all but its first one in all.
-        log_probabilities: Vec<LogProbabilities>,
-    },
-    /// A token was chosen, or text that was held back to the end became certain.
-    Token(Piece),
-    /// The text has ended.
-    Finished(Summary),
-    /// It could not go on.
-    Failed(Error),
-}
+/// What becomes of a request. `Finished`, without the cache, or `Failed` is the last of them.
+pub type Update = EventKind<Summary>;
 
 /// Why a request was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -461,20 +435,11 @@ fn serve<B: CompactBackend>(
         for event in events {
             let id = event.sequence;
             let Some(client) = clients.get_mut(&id) else { continue };
-            let (update, last) = match event.kind {
-                EventKind::Started { prompt, cached } => (Update::Started { prompt, cached }, false),
-                EventKind::PromptRead { tokens, depth, log_probabilities } => {
-                    (Update::PromptRead { tokens, depth, log_probabilities }, false)
-                }
-                EventKind::Token(piece) => (Update::Token(piece), false),
-                EventKind::Finished(finished) => (Update::Finished(finished.summary), true),
-                EventKind::Failed(error) => {
-                    if let Error::Device(message) = &error {
-                        lost = Some(message.clone());
-                    }
-                    (Update::Failed(error), true)
-                }
-            };
+            if let EventKind::Failed(Error::Device(message)) = &event.kind {
+                lost = Some(message.clone());
+            }
+            let last = matches!(event.kind, EventKind::Finished(_) | EventKind::Failed(_));
+            let update = event.kind.map_finished(|finished| finished.summary);
             let goes_on = client.tell(update);
             if last || !goes_on {
                 clients.remove(&id);

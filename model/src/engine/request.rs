@@ -69,13 +69,13 @@ pub struct Event<B: CompactBackend> {
     /// Which one.
     pub sequence: SequenceId,
     /// What.
-    pub kind: EventKind<B>,
+    pub kind: EventKind<Box<Finished<B>>>,
 }
 
-/// What happened to a sequence. After `Finished` or `Failed` it is forgotten.
+/// What happened to a sequence. After `Finished`, which tells `F`, or `Failed` it is forgotten.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum EventKind<B: CompactBackend> {
+pub enum EventKind<F> {
     /// It takes part from now on.
     Started {
         /// Tokens of its prompt.
@@ -83,7 +83,7 @@ pub enum EventKind<B: CompactBackend> {
         /// Of them those that need not be computed.
         cached: usize,
     },
-    /// So many tokens of its prompt were read in this step.
+    /// So many tokens of its prompt were read in a step.
     PromptRead {
         /// Tokens.
         tokens: usize,
@@ -95,9 +95,24 @@ pub enum EventKind<B: CompactBackend> {
     /// A token was chosen, or text that was held back to the end became certain.
     Token(Piece),
     /// The text has ended.
-    Finished(Box<Finished<B>>),
+    Finished(F),
     /// It could not go on; other sequences do.
     Failed(Error),
+}
+
+impl<F> EventKind<F> {
+    /// The same with something else about the end.
+    pub(super) fn map_finished<G>(self, f: impl FnOnce(F) -> G) -> EventKind<G> {
+        match self {
+            Self::Started { prompt, cached } => EventKind::Started { prompt, cached },
+            Self::PromptRead { tokens, depth, log_probabilities } => {
+                EventKind::PromptRead { tokens, depth, log_probabilities }
+            }
+            Self::Token(piece) => EventKind::Token(piece),
+            Self::Finished(finished) => EventKind::Finished(f(finished)),
+            Self::Failed(error) => EventKind::Failed(error),
+        }
+    }
 }
 
 /// One token's worth of a generated text.

@@ -19,10 +19,11 @@ impl<B: CompactBackend> Engine<'_, B> {
         self.running.iter().chain(&self.waiting).map(|sequence| &sequence.cache)
     }
 
-    /// Of what each sequence has by itself. Of a [fork](Self::fork) that is what it still shares but will copy: room for the copy is set
+    /// Of what each sequence has by itself, and of the drafts that are verified in this step. Of a [fork](Self::fork) that is what it still shares but will copy: room for the copy is set
     /// aside before one of the two goes on.
     fn own_bytes(&self) -> usize {
-        self.caches().map(Cache::own_bytes).sum()
+        let drafts: usize = self.running.iter().map(Sequence::draft_bytes).sum();
+        self.caches().map(Cache::own_bytes).sum::<usize>().saturating_add(drafts)
     }
 
     /// Of the caches of all sequences; what several share counts once.

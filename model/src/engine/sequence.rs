@@ -114,6 +114,11 @@ impl<B: CompactBackend> Sequence<B> {
         })
     }
 
+    /// Bytes that its draft takes beside the cache, while it is verified.
+    pub fn draft_bytes(&self) -> usize {
+        if self.draft.is_empty() { 0 } else { self.cache.replay_bytes(1 + self.draft.len()) }
+    }
+
     /// Tokens that the cache lacks.
     pub fn pending(&self) -> &[u32] {
         self.tokens.get(self.cache.len()..).unwrap_or_default()

@@ -1,5 +1,7 @@
 //! The layers of all families: each reads like its equations, and has the names that checkpoints have.
 
+#![allow(clippy::indexing_slicing, reason = "of lists as long as the config that a layer was made from says")]
+
 mod attention;
 mod crest;
 mod decoder;

@@ -16,8 +16,6 @@
 //! # Untrusted input
 //! NaN, `+Inf` and logits that are all `-Inf` are [`Error::NonFinite`](crate::Error::NonFinite), never token 0. A single `-Inf` bans that token.
 
-#![cfg_attr(not(test), deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used))]
-
 mod candidates;
 mod config;
 mod exponential;

@@ -1,7 +1,9 @@
 //! Checkpoints made and broken by the tests.
-#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(dead_code, unused_imports, reason = "each test file uses a part")]
 
-use std::collections::BTreeMap;
+#[path = "../../../tests/support/tensors.rs"]
+mod tensors;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -9,17 +11,12 @@ use std::time::{Duration, Instant};
 
 use emberlm_model::checkpoint::{Checkpoint, Weights};
 use emberlm_model::{Error, Result};
-use serde_json::{Value, json};
+use serde_json::Value;
+pub use tensors::{Tensor, Tensors, change_state, container, resize, safetensors, set_f32};
 
 pub fn fixture(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures")).join(name)
 }
-
-/// Element type, shape, data.
-#[derive(Clone, Debug)]
-pub struct Tensor(pub String, pub Vec<usize>, pub Vec<u8>);
-
-pub type Tensors = BTreeMap<String, Tensor>;
 
 pub fn f32s(shape: &[usize], numbers: &[f32]) -> Tensor {
     Tensor("F32".into(), shape.into(), numbers.iter().flat_map(|x| x.to_le_bytes()).collect())
@@ -30,22 +27,8 @@ pub fn zeros(shape: &[usize]) -> Tensor {
     f32s(shape, &vec![0.0; shape.iter().product()])
 }
 
-/// The bytes of a safetensors file with this header text.
-pub fn container(header: &str, data: &[u8]) -> Vec<u8> {
-    let mut out = (header.len() as u64).to_le_bytes().to_vec();
-    out.extend(header.as_bytes());
-    out.extend(data);
-    out
-}
-
 pub fn write_tensors(path: &Path, tensors: &Tensors) {
-    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
-    for (name, Tensor(dtype, shape, bytes)) in tensors {
-        let range = [data.len(), data.len() + bytes.len()];
-        header.insert(name.clone(), json!({ "dtype": dtype, "shape": shape, "data_offsets": range }));
-        data.extend(bytes);
-    }
-    fs::write(path, container(&Value::Object(header).to_string(), &data)).expect("write");
+    fs::write(path, safetensors(tensors)).expect("write");
 }
 
 pub fn read_tensors(path: &Path) -> Tensors {

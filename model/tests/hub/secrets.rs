@@ -3,19 +3,14 @@
 use emberlm_model::hub::HubError;
 use serde_json::json;
 
-use crate::hub_support::{Fault, SIGNATURE, Server, Side, TOKEN};
-use crate::support::{NAME, get, hub, kind, pull, server};
+use crate::hub_support::{Fault, SIGNATURE, Server, TOKEN};
+use crate::support::{NAME, assert_token_went_to_the_hub_alone, get, hub, kind, pull, server};
 
 #[test]
 fn the_token_goes_to_the_hub_alone() {
     let (server, cache) = (server(), tempfile::tempdir().unwrap());
     pull(&hub(&server, cache.path()), NAME).unwrap();
-    let asked = server.asked();
-    assert!(asked.iter().any(|(asked, _)| asked.side == Side::Store));
-    for (asked, _) in asked {
-        let expected = (asked.side == Side::Hub).then(|| format!("Bearer {TOKEN}"));
-        assert_eq!(asked.authorization, expected, "{:?} {}", asked.side, asked.path);
-    }
+    assert_token_went_to_the_hub_alone(&server);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use emberlm_model::hub::{Hub, HubError, HubName, HubOptions, HubResult, Token};
 
-use crate::hub_support::{Repository, Server, TOKEN, git_hash, sha256};
+use crate::hub_support::{Repository, Server, Side, TOKEN, git_hash, sha256};
 
 pub const NAME: &str = "org/model";
 /// Of the options below.
@@ -111,4 +111,15 @@ pub fn assert_blobs(cache: &Path) -> usize {
         count += 1;
     }
     count
+}
+
+/// Of what was asked since the last look: the hub was given the token, the store, which was asked too, was not.
+#[track_caller]
+pub fn assert_token_went_to_the_hub_alone(server: &Server) {
+    let asked = server.asked();
+    assert!(asked.iter().any(|(asked, _)| asked.side == Side::Store));
+    for (asked, _) in asked {
+        let expected = (asked.side == Side::Hub).then(|| format!("Bearer {TOKEN}"));
+        assert_eq!(asked.authorization, expected, "{:?} {}", asked.side, asked.path);
+    }
 }

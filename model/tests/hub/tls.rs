@@ -5,8 +5,8 @@ use std::path::Path;
 use emberlm_model::hub::{Hub, HubError};
 
 use crate::hub_support::tls::{Authority, front};
-use crate::hub_support::{Server, Side, TOKEN};
-use crate::support::{NAME, NEEDED, assert_files, kind, options, pull, repository};
+use crate::hub_support::{Server, Side};
+use crate::support::{NAME, NEEDED, assert_files, assert_token_went_to_the_hub_alone, kind, options, pull, repository};
 
 /// A hub and its store behind HTTPS, with certificates for this host.
 fn server(authority: &Authority, host: &str, expired: bool) -> Server {
@@ -36,12 +36,7 @@ fn an_authority_of_ones_own_is_trusted_and_the_token_stays_with_the_hub() {
         let cache = scratch.path().join(cache);
         let folder = pull(&hub(&server, &cache, Some(certificates)), NAME).unwrap();
         assert_files(&folder, &repository(), &NEEDED);
-        let asked = server.asked();
-        assert!(asked.iter().any(|(asked, _)| asked.side == Side::Store));
-        for (asked, _) in asked {
-            let expected = (asked.side == Side::Hub).then(|| format!("Bearer {TOKEN}"));
-            assert_eq!(asked.authorization, expected, "{:?} {}", asked.side, asked.path);
-        }
+        assert_token_went_to_the_hub_alone(&server);
     }
 }
 

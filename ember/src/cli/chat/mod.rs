@@ -2,6 +2,7 @@
 
 mod command;
 mod conversation;
+mod echo;
 mod input;
 mod interrupt;
 mod screen;
@@ -25,11 +26,11 @@ use self::interrupt::{HOW_TO_LEAVE, Interrupt};
 use self::screen::Screen;
 use self::session::{ENABLE_THINKING, Next, Session, Setup};
 use self::settings::Settings;
-use super::args::{DepthArgs, DraftArgs, ModelArgs, PassArgs};
-use super::backend::{OpenDevice, WithBackend, on_device};
-use super::device_args::DeviceArgs;
-use super::estimate::{cache_bytes, usual_context};
-use super::sampling::{SamplingArgs, or_minus_one};
+use super::args::{ModelArgs, PassArgs};
+use super::backend::{OpenDevice, WithBackend, on_device_with_cache};
+use super::estimate::{cache_bytes, draft_bytes, usual_context};
+use super::generation_args::GenerationArgs;
+use super::sampling::or_minus_one;
 use super::{load, output};
 
 /// States of a recurrent model that are kept beside the keys and values of a conversation.
@@ -83,28 +84,19 @@ pub struct ChatArgs {
     passes: PassArgs,
 
     #[command(flatten)]
-    sampling: SamplingArgs,
-
-    #[command(flatten)]
-    depth: DepthArgs,
-
-    #[command(flatten)]
-    draft: DraftArgs,
-
-    #[command(flatten)]
-    device: DeviceArgs,
+    generation: GenerationArgs,
 }
 
 /// Runs the command. False when it was interrupted.
 pub fn run(args: &ChatArgs) -> Result<bool> {
-    on_device(&args.device, Activations::Int8, args)
+    let device = &args.generation.device;
+    on_device_with_cache(device, Activations::Int8, args.passes.cache_type, args)
 }
 
 impl WithBackend for &ChatArgs {
     type Output = bool;
 
     fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<bool> {
-        device.check_cache(self.passes.cache_type)?;
         chat(self, device)
     }
 }
@@ -112,7 +104,7 @@ impl WithBackend for &ChatArgs {
 fn chat<B: CompactBackend>(args: &ChatArgs, device: &OpenDevice<B>) -> Result<bool> {
     // What can be wrong is looked at before the weights are loaded, which can take minutes.
     let mut input = Input::open(args.history.as_deref())?;
-    let pretrained = load::open_prepared(&args.model, &args.depth, device)?;
+    let pretrained = load::open_prepared(&args.model, &args.generation.depth, device)?;
     let architecture = pretrained.architecture();
     let text = pretrained.text()?;
     if !text.has_chat_template() {
@@ -127,17 +119,19 @@ fn chat<B: CompactBackend>(args: &ChatArgs, device: &OpenDevice<B>) -> Result<bo
         options = options.with(ENABLE_THINKING, false);
     }
     let num_steps = architecture.crest.as_ref().map(|crest| crest.num_steps);
-    let settings = Settings::new(args.sampling.clone(), args.max_tokens, pretrained.generation_config(), num_steps)?;
+    let settings =
+        Settings::new(args.generation.sampling.clone(), args.max_tokens, pretrained.generation_config(), num_steps)?;
     let screen = Screen::of_stdout(input.is_terminal());
     // On a GPU the steps are a read-back more per token, which it waits for.
     let setup = Setup { always_trace: device.gpu.is_none(), ..setup(args, &pretrained, text, &options, screen)? };
-    let engine_options =
-        EngineOptions { draft: args.draft.of(architecture)?, ..engine_options(args, architecture, setup.context) };
+    let draft = args.generation.draft.of(architecture)?;
+    let engine_options = EngineOptions { draft, ..engine_options(args, architecture, setup.context) };
     let conversation = Conversation::new(args.system.as_deref());
 
     let usual = usual_context(architecture);
-    // That of the turn, and what is kept for the next one.
-    let caches = |cache: usize| cache.saturating_mul(2);
+    // That of the turn with its drafts, and what is kept for the next one.
+    let drafts = draft_bytes(architecture, draft);
+    let caches = |cache: usize| cache.saturating_mul(2).saturating_add(drafts);
     let model = load::load_for_text(&pretrained, device, &setup.text, &args.passes, usual, caches)?;
     drop(pretrained);
     output::note(&settings.sampling_line());

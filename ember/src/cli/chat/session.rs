@@ -12,6 +12,7 @@ use emberlm::quant::CompactBackend;
 
 use super::command::{Command, HELP};
 use super::conversation::Conversation;
+use super::echo::HiddenInterrupt;
 use super::interrupt::Interrupt;
 use super::screen::{Screen, Shown};
 use super::settings::Settings;
@@ -213,6 +214,7 @@ impl<'m, B: CompactBackend> Session<'m, B> {
     /// Generates the answer to a conversation, shows it, and adds it to the conversation that it then is.
     fn answer(&mut self, conversation: Conversation) -> Result<Next> {
         self.interrupt.begin();
+        let _hidden = HiddenInterrupt::new();
         let next = self.answer_until_interrupted(conversation);
         self.interrupt.end();
         next

@@ -15,10 +15,11 @@ use emberlm::model::text::{ChatOptions, Message, StopSet, StopStrings, TextProce
 use emberlm::model::{DepthOptions, Error, Pretrained};
 use emberlm::quant::{Activations, CompactBackend};
 
-use super::args::{DepthArgs, DraftArgs, ModelArgs, PassArgs};
-use super::backend::{OpenDevice, WithBackend, on_device};
-use super::device_args::DeviceArgs;
-use super::sampling::{SamplingArgs, or_minus_one};
+use super::args::{ModelArgs, PassArgs};
+use super::backend::{OpenDevice, WithBackend, on_device_with_cache};
+use super::estimate::draft_bytes;
+use super::generation_args::GenerationArgs;
+use super::sampling::or_minus_one;
 use super::terminal::TerminalFilter;
 use super::{chat_input, input, load, output};
 use report::TracedToken;
@@ -90,34 +91,25 @@ pub struct GenerateArgs {
     json: bool,
 
     #[command(flatten)]
-    sampling: SamplingArgs,
-
-    #[command(flatten)]
-    depth: DepthArgs,
-
-    #[command(flatten)]
-    draft: DraftArgs,
-
-    #[command(flatten)]
-    device: DeviceArgs,
+    generation: GenerationArgs,
 }
 
 /// Runs the command. False when it was interrupted.
 pub fn run(args: &GenerateArgs) -> Result<bool> {
-    on_device(&args.device, Activations::Int8, args)
+    let device = &args.generation.device;
+    on_device_with_cache(device, Activations::Int8, args.passes.cache_type, args)
 }
 
 impl WithBackend for &GenerateArgs {
     type Output = bool;
 
     fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<bool> {
-        device.check_cache(self.passes.cache_type)?;
         generate(self, device)
     }
 }
 
 fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> Result<bool> {
-    let pretrained = load::open_prepared(&args.model, &args.depth, device)?;
+    let pretrained = load::open_prepared(&args.model, &args.generation.depth, device)?;
     let architecture = pretrained.architecture();
     if args.trace && architecture.crest.is_none() {
         bail!("--trace is for models with adaptive depth; this is {}", architecture.config.family);
@@ -149,7 +141,9 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> R
         }
     }
     let context = prompt.len().saturating_add(options.max_tokens).min(limit);
-    let model = load::load_for_text(&pretrained, device, &text, &args.passes, context, |cache| cache)?;
+    let drafts = draft_bytes(architecture, options.draft);
+    let caches = |cache: usize| cache.saturating_add(drafts);
+    let model = load::load_for_text(&pretrained, device, &text, &args.passes, context, caches)?;
     output::note(&sampling);
     let generator = Generator::new(&model, &text, options)?;
     cancel_on_interrupt(generator.cancel_handle());
@@ -180,7 +174,7 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> R
 /// How the text is continued, and a line about how tokens are chosen.
 fn options(args: &GenerateArgs, pretrained: &Pretrained, text: &TextProcessor) -> Result<(GenerateOptions, String)> {
     let defaults = pretrained.generation_config();
-    let (sampling, line) = args.sampling.config(defaults);
+    let (sampling, line) = args.generation.sampling.config(defaults);
     sampling.validate()?;
     StopStrings::new(args.stop.iter().cloned())?;
     warn_of_unsupported(defaults, &sampling);
@@ -199,7 +193,7 @@ fn options(args: &GenerateArgs, pretrained: &Pretrained, text: &TextProcessor) -
         depth: DepthOptions::default(),
         // Mean steps belong to the summary of every CREST run.
         trace: pretrained.architecture().crest.is_some(),
-        draft: args.draft.of(pretrained.architecture())?,
+        draft: args.generation.draft.of(pretrained.architecture())?,
     };
     Ok((options, format!("sampling: {line}{rules}")))
 }

@@ -17,7 +17,7 @@ use emberlm::quant::{Activations, CompactBackend};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use self::report::Report;
-use super::args::{DepthArgs, ModelArgs, Quant, QuantHead};
+use super::args::{DepthArgs, ModelArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::device_args::DeviceArgs;
 use super::estimate::Estimate;
@@ -93,11 +93,7 @@ impl WithBackend for &ProbeArgs {
     type Output = ();
 
     fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<()> {
-        let head = match self.model.quant_head {
-            QuantHead::Auto => QuantHead::As(Quant::NONE),
-            chosen => chosen,
-        };
-        let pretrained = load::prepare(load::open(&self.model, &self.depth)?, self.model.quant(), head, device)?;
+        let pretrained = load::open_exact(&self.model, &self.depth, device)?;
         let given = ModelOptions { crest: self.depth.overrides(), ..ModelOptions::default() };
         let open = OpenOptions::of(&pretrained, &given, self.all);
         if open.axes.is_empty() {

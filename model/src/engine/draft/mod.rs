@@ -90,7 +90,23 @@ impl<B: CompactBackend> Engine<'_, B> {
         }
         let wanted: Vec<usize> = each.iter().map(|&(_, wanted)| wanted).collect();
         let each = each.into_iter().map(|(at, _)| at).zip(shares(&wanted, half));
-        each.filter(|&(at, wanted)| self.make_room(at, 1 + wanted).is_ok()).collect()
+        let mut each: Vec<_> = each.filter(|&(at, wanted)| self.make_room(at, 1 + wanted).is_ok()).collect();
+        let mut bytes = 0usize;
+        each.retain(|&(at, wanted)| {
+            let more = self.running.get(at).map_or(0, |sequence| sequence.cache.replay_bytes(1 + wanted));
+            let all = bytes.saturating_add(more);
+            let fits = self.beyond_budget(all).is_none();
+            bytes = if fits { all } else { bytes };
+            fits
+        });
+        self.make_way(bytes);
+        each
+    }
+
+    /// Gives up the drafts of this step; whether there were any.
+    pub(super) fn drop_drafts(&mut self) -> bool {
+        let drafts = self.running.iter_mut().map(|sequence| std::mem::take(&mut sequence.draft));
+        drafts.filter(|draft| !draft.is_empty()).count() > 0
     }
 
     /// Decodes at few steps, one token of every sequence that drafts in a pass. Where a pass fails there is less to verify; what is wrong

@@ -80,7 +80,7 @@ pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [P
         if product.weight.n == 0 {
             continue;
         }
-        if rounded == Some(int8::Kernels::Vnni) && int8::by_gemm(m) {
+        if rounded == Some(int8::Kernels::Vnni) && m > int8::GEMV_MAX_ROWS {
             by_gemm.push(product);
             continue;
         }

@@ -2,8 +2,8 @@
 
 use super::BLOCK;
 use super::book::Shift;
-use super::gemv::{Codes, Gemv, StoredRows, WeightScales};
-use super::round::{Block, Detail};
+use super::gemv::{Codes, Gemv, Packing, WeightScales, for_stored_rows};
+use super::round::Block;
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::packed::{AHEAD, block_scales};
 use crate::cpu::matmul::types::InputRows;
@@ -27,14 +27,6 @@ impl Codes {
             Codes::Pairs => place % 16 * 4 + place / 16,
         }
     }
-}
-
-/// What the order and the sums of x depend on.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) struct Packing {
-    codes: Codes,
-    shift: Shift,
-    detail: Detail,
 }
 
 /// Where a sum starts at 0.
@@ -68,7 +60,7 @@ impl ByteKernel for Arrange<'_> {
     #[inline(always)]
     unsafe fn call<S: Bytes>(self) -> Columns {
         let Self { x, m, k, packing } = self;
-        let Packing { codes, shift, detail } = packing;
+        let Packing { codes, shift, detail, .. } = packing;
         let columns = m.next_power_of_two();
         let cells = k / BLOCK * columns;
         let mut made = Columns {
@@ -117,14 +109,12 @@ pub(crate) fn add_gemv<'a>(
     region: &mut Region<'a>,
 ) {
     let &InputRows { x, m, k, level, .. } = rows;
-    for w in StoredRows::of(&w) {
-        let packing = Packing { codes: w.codes, shift: w.shift, detail: Detail::of(rows.input) };
-        let x = memo.get(packing, || bytes::launch(level, Arrange { x, m, k, packing }));
-        let gemv = Gemv { w, x, m, k, bias, y };
+    let pack = |packing| bytes::launch(level, Arrange { x, m, k, packing });
+    for_stored_rows(rows, memo, &w, bias, y, pack, |gemv| {
         region.add(gemv.w.data.as_ptr(), (gemv.w.rows, gemv.w.stride), m * k, move |first, last| {
             bytes::launch(level, Range { gemv: &gemv, first, last });
         });
-    }
+    });
 }
 
 /// Rows `first..last` of a product.

@@ -10,7 +10,7 @@ use super::{BLOCK, OFFSET};
 use crate::cpu::matmul::packed::block_scales;
 use crate::cpu::matmul::types::Product;
 use crate::cpu::matmul::weight::{BlockScales, Matrix, Weight};
-use crate::cpu::pool::{Output, Region, for_each_chunk, parallel, threads, with_scratch};
+use crate::cpu::pool::{Output, for_each_chunk, parallel, threads, with_scratch};
 use std::arch::x86_64::*;
 
 /// Inputs per tile.
@@ -19,9 +19,6 @@ const DEPTH: usize = 512;
 const STRIP: usize = 12;
 /// Rows of a tile with many tokens: x is read as often as there are tiles.
 const HEIGHT: usize = 96;
-
-/// Up to so many tokens a tile is one strip: x stays in the first cache, and what counts is how the matrix is read.
-const STRIP_MAX_TOKENS: usize = 32;
 
 /// All tokens for matrices with such bytes.
 struct Panels {
@@ -77,17 +74,6 @@ pub(super) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Produ
         });
         tiled.push((panels, Tiled { w, book, factor, order, bias, y }));
     }
-    if m <= STRIP_MAX_TOKENS {
-        let mut region = Region::default();
-        for (panels, tiled) in &tiled {
-            let panels = &made[*panels].panels;
-            region.add_tiles(STRIP, tiled.codes(), tiled.w.n, m * tiled.w.k, move |first, last| {
-                // SAFETY: as below.
-                unsafe { tiled.range(panels, first, last, STRIP) };
-            });
-        }
-        return region.run();
-    }
     let mut tasks = Vec::new();
     for (panels, tiled) in &tiled {
         let even = tiled.w.n.div_ceil(16 * threads());
@@ -98,7 +84,7 @@ pub(super) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Produ
     parallel(tasks.len(), |task| {
         let (panels, tiled, first, last) = tasks[task];
         // SAFETY: `kernels` has found AVX-512 VNNI and VBMI, the matrices were checked, and tasks have different columns of y.
-        unsafe { tiled.range(panels, first, last, last - first) };
+        unsafe { tiled.range(panels, first, last) };
     });
 }
 
@@ -121,33 +107,20 @@ struct Tile {
 }
 
 impl Tiled<'_> {
-    /// Where the rows lie, and the bytes of one.
-    fn codes(&self) -> (*const u8, usize) {
-        match &self.w.data {
-            Matrix::Int8(w) => (w.codes.as_ptr(), self.w.k),
-            Matrix::CodeBook4(w) => (w.codes.as_ptr(), self.w.k / 2),
-            Matrix::IntegerRows(w) if w.wide_rows == self.w.n => (w.wide.as_ptr(), self.w.k),
-            Matrix::IntegerRows(w) => (w.narrow.as_ptr(), w.narrow_stride),
-            _ => unreachable!("`fits` lets no other storage through"),
-        }
-    }
-
-    /// Rows `first..last` in tiles of that height.
+    /// Rows `first..last`.
     ///
     /// # Safety
     /// The processor has AVX-512 with VNNI and VBMI, the rows exist, and no other task writes their outputs.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-    unsafe fn range(&self, panels: &[Panel], first: usize, last: usize, height: usize) {
-        let rows = height.next_multiple_of(STRIP);
+    unsafe fn range(&self, panels: &[Panel], first: usize, last: usize) {
+        let tile = Tile { first, height: last - first };
+        let rows = tile.height.next_multiple_of(STRIP);
         let lanes: usize = panels.iter().map(|panel| panel.lanes).sum();
         let mut bytes = vec![0u8; rows * DEPTH];
         let mut scales = vec![0f32; rows * (DEPTH / BLOCK)];
         with_scratch(rows * lanes, |sums| {
-            for first in (first..last).step_by(height.max(1)) {
-                let tile = Tile { first, height: height.min(last - first) };
-                // SAFETY: the caller's promise.
-                unsafe { self.sum(panels, tile, &mut bytes, &mut scales, sums, lanes) };
-            }
+            // SAFETY: the caller's promise.
+            unsafe { self.sum(panels, tile, &mut bytes, &mut scales, sums, lanes) };
         });
     }
 

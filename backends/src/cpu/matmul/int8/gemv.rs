@@ -1,7 +1,10 @@
 //! What the GEMV kernels share: the rows of a matrix that are stored alike, and their product with a few rows of x.
 
 use super::book::{Book, Shift};
+use super::round::{Detail, Input};
 use super::{BLOCK, OFFSET};
+use crate::cpu::matmul::memo::Memo;
+use crate::cpu::matmul::types::InputRows;
 use crate::cpu::matmul::weight::{CodeBook4, Int8, Matrix, Weight};
 use crate::cpu::pool::Output;
 use std::sync::Arc;
@@ -96,6 +99,40 @@ impl<'a> StoredRows<'a> {
             }
             _ => unreachable!("`fits` lets no other storage through"),
         }
+    }
+}
+
+/// What the order and the sums of x depend on.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) struct Packing {
+    pub(super) codes: Codes,
+    /// Those of [`StoredRows`].
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(super) offset: i32,
+    pub(super) shift: Shift,
+    pub(super) detail: Detail,
+}
+
+impl Packing {
+    fn of(w: &StoredRows, input: Input) -> Packing {
+        Packing { codes: w.codes, offset: w.offset, shift: w.shift, detail: Detail::of(input) }
+    }
+}
+
+/// Calls `add` with each part of a product, with x as `pack` packs it for a kernel.
+pub(super) fn for_stored_rows<'a, X>(
+    rows: &InputRows<'a>,
+    memo: &Memo<Packing, X>,
+    w: &Weight<'a>,
+    bias: Option<&'a [f32]>,
+    y: Output<'a>,
+    pack: impl Fn(Packing) -> X,
+    mut add: impl FnMut(Gemv<'a, X>),
+) {
+    for w in StoredRows::of(w) {
+        let packing = Packing::of(&w, rows.input);
+        let x = memo.get(packing, || pack(packing));
+        add(Gemv { w, x, m: rows.m, k: rows.k, bias, y });
     }
 }
 

@@ -75,24 +75,19 @@ impl Kernels {
     }
 }
 
-/// The most rows of x that [`Kernels::Vnni`] takes in one pass of [`add_gemv`].
-const GEMV_MAX_ROWS: usize = 32;
-
-/// Whether [`gemm`] is faster for `m` rows of x on [`Kernels::Vnni`]: its vectors hold 16 of them, a few of which may be empty.
-pub(crate) fn by_gemm(m: usize) -> bool {
-    m > GEMV_MAX_ROWS || (m > 12 && m.next_multiple_of(16) - m < 4)
-}
+/// The crossover of GEMV and GEMM on [`Kernels::Vnni`]: the most rows of x in one pass of [`add_gemv`]; with more [`gemm`] is faster.
+pub(crate) const GEMV_MAX_ROWS: usize = 32;
 
 /// x as the kernels of a region want it.
 #[derive(Default)]
 pub(crate) struct Rounded {
-    blocks: Memo<blocks::Packing, blocks::Columns>,
+    blocks: Memo<gemv::Packing, blocks::Columns>,
     #[cfg(target_arch = "x86_64")]
-    groups: Memo<rows::Packing, rows::Columns>,
+    row: Memo<gemv::Packing, rows::Row>,
     #[cfg(target_arch = "x86_64")]
-    panels: Memo<strips::Packing, strips::Panels>,
+    tokens: Memo<gemv::Packing, strips::Tokens>,
     #[cfg(target_arch = "x86_64")]
-    pairs: Memo<tiles::Packing, tiles::Panels>,
+    pairs: Memo<gemv::Packing, tiles::Panels>,
     #[cfg(target_arch = "aarch64")]
     chunks: Memo<neon::Packing, neon::Panels>,
 }
@@ -109,9 +104,9 @@ pub(crate) fn add_gemv<'a>(
 ) {
     match kernels {
         #[cfg(target_arch = "x86_64")]
-        Kernels::Vnni if rows.m <= rows::MAX_COLUMNS => rows::add_gemv(rows, &rounded.groups, w, bias, y, region),
+        Kernels::Vnni if rows.m == 1 => rows::add_gemv(rows, &rounded.row, w, bias, y, region),
         #[cfg(target_arch = "x86_64")]
-        Kernels::Vnni => strips::add(rows, &rounded.panels, w, bias, y, region),
+        Kernels::Vnni => strips::add(rows, &rounded.tokens, w, bias, y, region),
         #[cfg(target_arch = "x86_64")]
         Kernels::Blocks if rows.m > blocks::MAX_COLUMNS => tiles::add(rows, &rounded.pairs, w, bias, y, region),
         #[cfg(target_arch = "aarch64")]
@@ -120,7 +115,7 @@ pub(crate) fn add_gemv<'a>(
     }
 }
 
-/// Products with so many rows of x that [`by_gemm`] says so, of matrices that fit, for [`Kernels::Vnni`].
+/// Products with more than [`GEMV_MAX_ROWS`] rows of x, of matrices that fit, for [`Kernels::Vnni`].
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn gemm(x: &[f32], m: usize, input: Input, products: &mut [&mut Product]) {
     gemm::gemm(x, m, input, products);

@@ -37,6 +37,20 @@ impl Order {
         }
         elements
     }
+
+    /// Puts the bytes of a block in this order.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+    #[inline]
+    pub(super) fn apply(self, bytes: &[i8; BLOCK]) -> [i8; BLOCK] {
+        let (elements, mut ordered) = (self.elements(), [0; BLOCK]);
+        // SAFETY: all arrays have 64 bytes.
+        unsafe {
+            let elements = _mm512_loadu_si512(elements.as_ptr().cast());
+            let bytes = _mm512_permutexvar_epi8(elements, _mm512_loadu_si512(bytes.as_ptr().cast()));
+            _mm512_storeu_si512(ordered.as_mut_ptr().cast(), bytes);
+        }
+        ordered
+    }
 }
 
 /// Up to [`PANEL`] tokens.
@@ -64,17 +78,9 @@ impl Panel {
     /// A panel that is still empty, for vectors whose lanes are tokens from `first` on; `m` are left. 17 to 24 are cheaper in two panels.
     pub(super) fn vectors(first: usize, m: usize) -> Panel {
         let lanes = if m <= 24 { 16 } else { PANEL };
-        Panel::empty(lanes, first, lanes.min(m))
-    }
-
-    /// A panel that is still empty, for words of exactly these tokens that are broadcast.
-    pub(super) fn words(first: usize, tokens: usize) -> Panel {
-        Panel::empty(tokens, first, tokens)
-    }
-
-    fn empty(lanes: usize, first: usize, tokens: usize) -> Panel {
         let (low, start, steps) = (Vec::new(), Vec::new(), Vec::new());
-        Panel { lanes, first, tokens, low, start, steps, high: Vec::new(), places: Vec::new(), begins: Vec::new() }
+        let (high, places, begins) = (Vec::new(), Vec::new(), Vec::new());
+        Panel { lanes, first, tokens: lanes.min(m), low, start, steps, high, places, begins }
     }
 
     /// Fills it with its tokens of `x`, rows of `k`.

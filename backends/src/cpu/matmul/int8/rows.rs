@@ -1,9 +1,9 @@
-//! A few rows of x: codes are looked up and multiplied as they are read, some rows of the matrix in flight.
+//! One row of x: codes are looked up and multiplied as they are read, some rows of the matrix in flight. What bounds it is memory, so x
+//! takes as little of the caches as it can.
 
 use super::BLOCK;
-use super::book::Shift;
-use super::gemv::{Codes, Gemv, StoredRows, WeightScales};
-use super::round::{Block, Detail};
+use super::gemv::{Codes, Gemv, Packing, WeightScales, for_stored_rows};
+use super::round::Block;
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::packed::{AHEAD, block_scales};
 use crate::cpu::matmul::types::InputRows;
@@ -14,88 +14,76 @@ use std::arch::x86_64::*;
 
 /// Sequential streams in which the rows of a task are read.
 const STREAMS: usize = 4;
-/// The most rows of x.
-pub(super) const MAX_COLUMNS: usize = 4;
-/// How many bytes ahead the scales of bytes are prefetched.
+/// How many bytes ahead rows of bytes are prefetched: further ahead than what hardware prefetchers do costs more than it brings.
+const BYTES_AHEAD: usize = 1024;
+/// How many bytes ahead their scales are.
 const SCALES_AHEAD: usize = 256;
 
-/// x in the order in which codes leave the bytes.
-pub(crate) struct Columns {
-    /// `[group][column][code of a byte][byte]`.
+/// x in the order in which codes leave the bytes. Groups are 64 bytes of codes.
+pub(crate) struct Row {
+    /// `[group][code of a byte][byte]`.
     low: Vec<i8>,
     /// As `low`; empty without outliers.
     high: Vec<i8>,
-    /// `[group][column]`: whether there are outliers.
+    /// `[group]`: whether there are outliers.
     outliers: Vec<bool>,
-    /// `[group][column][lane]`: what the offset of the weights adds, negated.
+    /// `[group][lane]`: what the offset of the weights adds, negated. Empty for bytes, where it is computed on the way.
     start: Vec<i32>,
-    /// `[group][column][lane]`.
+    /// `[group][block]`.
     steps: Vec<f32>,
-    columns: usize,
 }
 
-/// How codes leave the bytes. Groups are 64 bytes of codes; the element at `e` of a byte is multiplied by the code at bit
-/// `bits * (e ^ flip)`, which is `offset` too large and `shift` too small.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) struct Packing {
-    bits: usize,
-    flip: usize,
-    offset: i32,
-    shift: Shift,
-    detail: Detail,
-}
-
-impl Columns {
-    fn new(x: &[f32], m: usize, k: usize, packing: Packing) -> Columns {
+impl Row {
+    fn new(x: &[f32], packing: Packing) -> Row {
         // SAFETY: `kernels` has found the features.
         unsafe {
-            match packing.bits {
-                8 => Columns::order::<1>(x, m, k, packing),
-                4 => Columns::order::<2>(x, m, k, packing),
-                _ => Columns::order::<4>(x, m, k, packing),
+            match packing.codes {
+                Codes::Bytes => Row::order::<1>(x, packing, 0),
+                Codes::Nibbles { high_first } => Row::order::<2>(x, packing, usize::from(high_first)),
+                Codes::Pairs => Row::order::<4>(x, packing, 0),
             }
         }
     }
 
+    /// The element at `e` of a byte is multiplied by the code at bit `8 / PER_BYTE * (e ^ flip)`.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 with VNNI.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn order<const PER_BYTE: usize>(x: &[f32], m: usize, k: usize, packing: Packing) -> Columns {
-        let columns = m.next_power_of_two();
+    unsafe fn order<const PER_BYTE: usize>(x: &[f32], packing: Packing, flip: usize) -> Row {
         let group = 64 * PER_BYTE;
-        let groups = k.div_ceil(group);
-        let mut low = vec![0i8; groups * columns * group];
-        let mut high = Vec::new();
-        let mut outliers = vec![false; groups * columns];
-        let mut start = vec![0i32; groups * columns * 16];
-        let mut steps = vec![0f32; groups * columns * 16];
-        for (column, x) in x.chunks_exact(k).enumerate().take(m) {
-            let threshold = packing.detail.threshold(x);
-            for (block, x) in x.chunks_exact(BLOCK).enumerate() {
-                let at = block / PER_BYTE * columns + column;
-                // The bytes of the group that this block fills.
-                let bytes = BLOCK / PER_BYTE;
-                let from = block % PER_BYTE * bytes;
-                let block = Block::avx512(x, threshold);
+        let groups = x.len().div_ceil(group);
+        let mut made = Row {
+            low: vec![0; groups * group],
+            high: Vec::new(),
+            outliers: vec![false; groups],
+            start: vec![0; if PER_BYTE == 1 { 0 } else { groups * 16 }],
+            steps: vec![0.0; groups * PER_BYTE],
+        };
+        let threshold = packing.detail.threshold(x);
+        for (index, x) in x.chunks_exact(BLOCK).enumerate() {
+            let at = index / PER_BYTE;
+            // The bytes of the group that this block fills.
+            let from = index % PER_BYTE * (BLOCK / PER_BYTE);
+            let block = Block::avx512(x, threshold);
+            // SAFETY: as above.
+            unsafe { spread::<PER_BYTE>(&block.low, &mut made.low[at * group + from..], flip) };
+            if block.outliers {
+                made.outliers[at] = true;
+                made.high.resize(made.low.len(), 0);
                 // SAFETY: as above.
-                unsafe { spread::<PER_BYTE>(&block.low, &mut low[at * group + from..], packing.flip) };
-                if block.outliers {
-                    outliers[at] = true;
-                    high.resize(low.len(), 0);
-                    // SAFETY: as above.
-                    unsafe { spread::<PER_BYTE>(&block.high, &mut high[at * group + from..], packing.flip) };
-                }
-                // Lanes hold 4, 8 or 16 elements.
-                let lanes = BLOCK / (4 * PER_BYTE);
-                let first = at * 16 + from / 4;
-                let starts = &mut start[first..][..lanes];
-                match PER_BYTE {
-                    1 => block.sums::<4>(|lane, sum| starts[lane] = -packing.offset * sum),
-                    2 => block.sums::<8>(|lane, sum| starts[lane] = packing.shift.of(sum) - packing.offset * sum),
-                    _ => block.sums::<16>(|lane, sum| starts[lane] = -packing.offset * sum),
-                }
-                steps[first..][..lanes].fill(block.step);
+                unsafe { spread::<PER_BYTE>(&block.high, &mut made.high[at * group + from..], flip) };
+            }
+            made.steps[index] = block.step;
+            // Lanes hold 8 or 16 elements.
+            let start = made.start.get_mut(at * 16 + from / 4..).unwrap_or_default();
+            match PER_BYTE {
+                1 => {}
+                2 => block.sums::<8>(|lane, sum| start[lane] = packing.shift.of(sum) - packing.offset * sum),
+                _ => block.sums::<16>(|lane, sum| start[lane] = -packing.offset * sum),
             }
         }
-        Columns { low, high, outliers, start, steps, columns }
+        made
     }
 }
 
@@ -122,43 +110,16 @@ unsafe fn spread<const PER_BYTE: usize>(block: &[i8; BLOCK], to: &mut [i8], flip
     }
 }
 
-/// Adds a product with at most [`MAX_COLUMNS`] rows of x. Rows go where they are stored.
+/// Adds a product with one row of x. Rows go where they are stored.
 pub(crate) fn add_gemv<'a>(
     rows: &InputRows<'a>,
-    memo: &Memo<Packing, Columns>,
+    memo: &Memo<Packing, Row>,
     w: Weight<'a>,
     bias: Option<&'a [f32]>,
     y: Output<'a>,
     region: &mut Region<'a>,
 ) {
-    let &InputRows { x, m, k, .. } = rows;
-    for w in StoredRows::of(&w) {
-        let (bits, flip) = match w.codes {
-            Codes::Bytes => (8, 0),
-            Codes::Nibbles { high_first } => (4, usize::from(high_first)),
-            Codes::Pairs => (2, 0),
-        };
-        let packing = Packing { bits, flip, offset: w.offset, shift: w.shift, detail: Detail::of(rows.input) };
-        let x = memo.get(packing, || Columns::new(x, m, k, packing));
-        add(Gemv { w, x, m, k, bias, y }, region);
-    }
-}
-
-/// Numbers of IEEE half precision, padded with zeros to the length of `out`, a multiple of 16 that is no more than 15 longer: whole
-/// registers are stored, since what a masked store wrote has to reach the cache before it can be read.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-#[inline]
-pub(super) unsafe fn halves(bits: &[u16], out: &mut [f32]) {
-    for (bits, out) in bits.chunks(16).zip(out.chunks_exact_mut(16)) {
-        // SAFETY: 16 floats, and the mask leaves the halves that there are.
-        unsafe {
-            let bits = match bits.len() {
-                16 => _mm256_loadu_si256(bits.as_ptr().cast()),
-                len => _mm256_maskz_loadu_epi16((1u16 << len) - 1, bits.as_ptr().cast()),
-            };
-            _mm512_storeu_ps(out.as_mut_ptr(), _mm512_cvtph_ps(bits));
-        }
-    }
+    for_stored_rows(rows, memo, &w, bias, y, |packing| Row::new(rows.x, packing), |gemv| add(gemv, region));
 }
 
 /// Quantised block scales of which the two of a group share their absmax.
@@ -173,6 +134,8 @@ pub(super) struct Nested<'a> {
 }
 
 impl<'a> Nested<'a> {
+    const NONE: Nested<'a> = Nested { codes: &[], map: &[0.0; 256], absmax: &[], shift: 0, offset: 0.0 };
+
     pub(super) fn new(w: &CodeBook4<'a>, k: usize) -> Option<Nested<'a>> {
         let BlockScales::Double { codes, map, absmax, block, offset } = w.scales else {
             return None;
@@ -185,57 +148,45 @@ impl<'a> Nested<'a> {
 
 /// How a pass gets at the scales.
 const ROWS: u8 = 0;
-/// Of blocks, decoded row by row.
+/// Of blocks, as they are stored or decoded row by row.
 const DECODED: u8 = 1;
-/// Of blocks, looked up on the way in a table for the absmax that they share.
+/// Of blocks, looked up and multiplied by the absmax that they share on the way.
 const NESTED: u8 = 2;
+/// Of blocks of bytes, in half precision.
+const HALVES: u8 = 3;
 
-/// The scale of each code under one absmax, for one row in flight.
-struct ScaleTable {
-    absmax: usize,
-    scales: [f32; 256],
-}
-
-impl ScaleTable {
-    fn new() -> ScaleTable {
-        ScaleTable { absmax: usize::MAX, scales: [0.0; 256] }
-    }
-
-    /// Makes it the table of this absmax.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    #[inline]
-    fn turn_to(&mut self, absmax: usize, nested: &Nested) {
-        if self.absmax != absmax {
-            let by = nested.absmax[absmax];
-            for (scale, value) in self.scales.iter_mut().zip(nested.map) {
-                *scale = value * by + nested.offset;
-            }
-            self.absmax = absmax;
-        }
-    }
+/// A factor for each of the two blocks of a group.
+///
+/// # Safety
+/// The processor has AVX-512, and the pointers are valid.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn two(first: *const f32, second: *const f32) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_mask_broadcastss_ps(_mm512_set1_ps(*first), 0xff00, _mm_load_ss(second)) }
 }
 
 /// Adds a product to a region.
-fn add<'a>(gemv: Gemv<'a, Columns>, region: &mut Region<'a>) {
+fn add<'a>(gemv: Gemv<'a, Row>, region: &mut Region<'a>) {
     let row_bytes = gemv.row_bytes();
-    region.add(gemv.w.data.as_ptr(), (gemv.w.rows, gemv.w.stride), gemv.m * row_bytes, move |first, last| {
+    region.add(gemv.w.data.as_ptr(), (gemv.w.rows, gemv.w.stride), row_bytes, move |first, last| {
         // SAFETY: `kernels` has found AVX-512 VNNI and VBMI, the matrix was checked, and tasks have different rows.
         unsafe {
             match (gemv.w.codes, &gemv.w.scales) {
                 (Codes::Nibbles { .. }, WeightScales::CodeBook(w, _)) if Nested::new(w, gemv.k).is_some() => {
-                    gemv.columns::<4, NESTED>(first, last)
+                    gemv.range::<4, NESTED>(first, last)
                 }
-                (Codes::Nibbles { .. }, WeightScales::CodeBook(..)) => gemv.columns::<4, DECODED>(first, last),
-                (Codes::Nibbles { .. }, _) => gemv.columns::<4, ROWS>(first, last),
-                (Codes::Bytes, WeightScales::Int8(_)) => gemv.columns::<8, DECODED>(first, last),
-                (Codes::Bytes, _) => gemv.columns::<8, ROWS>(first, last),
-                (Codes::Pairs, _) => gemv.columns::<2, ROWS>(first, last),
+                (Codes::Nibbles { .. }, WeightScales::CodeBook(..)) => gemv.range::<4, DECODED>(first, last),
+                (Codes::Nibbles { .. }, _) => gemv.range::<4, ROWS>(first, last),
+                (Codes::Bytes, WeightScales::Int8(_)) => gemv.range::<8, HALVES>(first, last),
+                (Codes::Bytes, _) => gemv.range::<8, ROWS>(first, last),
+                (Codes::Pairs, _) => gemv.range::<2, ROWS>(first, last),
             }
         }
     });
 }
 
-impl Gemv<'_, Columns> {
+impl Gemv<'_, Row> {
     /// Bytes of a row that hold codes.
     fn row_bytes(&self) -> usize {
         match self.w.codes {
@@ -245,116 +196,76 @@ impl Gemv<'_, Columns> {
         }
     }
 
-    /// # Safety
-    /// As for `range`.
-    unsafe fn columns<const BITS: usize, const SCALES: u8>(&self, first: usize, last: usize) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match self.x.columns {
-                1 => self.range::<BITS, SCALES, STREAMS, 1>(first, last),
-                2 => self.range::<BITS, SCALES, STREAMS, 2>(first, last),
-                // The sums of four rows would not stay in the registers.
-                _ => self.range::<BITS, SCALES, 2, 4>(first, last),
-            }
-        }
-    }
-
-    /// Rows `first..last`, `R` of them in flight.
+    /// Rows `first..last`, [`STREAMS`] of them in flight.
     ///
     /// # Safety
     /// The processor has AVX-512 VNNI and VBMI, the rows exist, and no other task writes their outputs.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-    unsafe fn range<const BITS: usize, const SCALES: u8, const R: usize, const M: usize>(
-        &self,
-        first: usize,
-        last: usize,
-    ) {
-        let per_row = match self.w.scales {
-            // One more: a group covers two blocks.
-            WeightScales::CodeBook(..) if SCALES == DECODED => self.k / BLOCK + 1,
-            WeightScales::Int8(_) => (self.k / BLOCK).next_multiple_of(16),
-            _ => 0,
-        };
-        let mut scales = vec![0.0; R * per_row];
+    unsafe fn range<const BITS: usize, const SCALES: u8>(&self, first: usize, last: usize) {
+        // One more: a group covers two blocks.
+        let per_row = if SCALES == DECODED { self.k / BLOCK + 1 } else { 0 };
+        let mut scales = vec![0.0; STREAMS * per_row];
         // Streams far apart, each read in order: that is what hardware prefetchers follow.
         let apart = (last - first) / STREAMS;
-        // The rest one at a time: `R` times the same row, to spare a kernel of its own.
+        // The rest one at a time: the same row several times, to spare a kernel of its own.
         let rest = first + apart * STREAMS;
-        let new_tables = || -> [ScaleTable; R] { std::array::from_fn(|_| ScaleTable::new()) };
-        if R == STREAMS {
-            let mut tables = new_tables();
-            for row in (first..first + apart).chain(rest..last) {
-                let apart = if row < rest { apart } else { 0 };
-                // SAFETY: the rows lie before `last`.
-                unsafe { self.rows::<BITS, SCALES, R, M>(row, apart, per_row, &mut scales, &mut tables) };
-            }
-            return;
-        }
-        let parts = STREAMS / R;
-        let mut tables = [new_tables(), new_tables()];
-        for i in 0..apart * parts + (last - rest) {
-            let (row, apart, part) = match i < apart * parts {
-                true => (first + i / parts + i % parts * R * apart, apart, i % parts),
-                false => (rest + i - apart * parts, 0, 0),
-            };
-            // SAFETY: as above.
-            unsafe { self.rows::<BITS, SCALES, R, M>(row, apart, per_row, &mut scales, &mut tables[part]) };
+        for row in (first..first + apart).chain(rest..last) {
+            let apart = if row < rest { apart } else { 0 };
+            // SAFETY: the rows lie before `last`.
+            unsafe { self.rows::<BITS, SCALES>(row, apart, per_row, &mut scales) };
         }
     }
 
-    /// Rows `row`, `row + apart`, ... (`R` of them) times `M` columns.
+    /// Rows `row`, `row + apart`, ..., [`STREAMS`] of them.
     ///
     /// # Safety
-    /// As for `range`, and x has `M` columns ordered for `BITS`.
+    /// As for `range`, and x is ordered for `BITS`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
     #[inline]
-    unsafe fn rows<const BITS: usize, const SCALES: u8, const R: usize, const M: usize>(
+    unsafe fn rows<const BITS: usize, const SCALES: u8>(
         &self,
         row: usize,
         apart: usize,
         per_row: usize,
         scales: &mut [f32],
-        tables: &mut [ScaleTable; R],
     ) {
+        const R: usize = STREAMS;
         let (k, row_bytes) = (self.k, self.row_bytes());
         // Where the scales of row `r` of `R` lie.
-        let (mut w_scales, mut scale_stride) = (std::ptr::null(), per_row);
-        let mut nested = Nested { codes: &[], map: &[0.0; 256], absmax: &[], shift: 0, offset: 0.0 };
-        if let WeightScales::Int8(w) = &self.w.scales {
-            for (r, scales) in scales.chunks_exact_mut(per_row).enumerate() {
-                let stored = &w.scales[(row + r * apart) * (k / BLOCK)..][..k / BLOCK];
+        let (mut w_scales, mut scale_stride) = (scales.as_ptr(), per_row);
+        let (mut nested, mut halves) = (Nested::NONE, std::ptr::null::<u16>());
+        match &self.w.scales {
+            WeightScales::PerRow(_) => {}
+            WeightScales::Int8(w) => {
+                scale_stride = apart * (k / BLOCK);
+                halves = w.scales.as_ptr().wrapping_add(row * (k / BLOCK));
                 // Rows of a stream follow each other, so that the scales of the next ones do.
-                for line in (0..size_of_val(stored)).step_by(64) {
-                    _mm_prefetch::<_MM_HINT_T0>(stored.as_ptr().wrapping_byte_add(SCALES_AHEAD + line).cast());
-                }
-                // SAFETY: the features are enabled, and there is room for whole registers.
-                unsafe { halves(stored, scales) };
-            }
-            w_scales = scales.as_ptr();
-        }
-        if let WeightScales::CodeBook(w, _) = &self.w.scales {
-            if SCALES == NESTED {
-                nested = Nested::new(w, k).unwrap_or(nested);
-            } else {
-                w_scales = scales.as_ptr();
-                match w.scales {
-                    BlockScales::Single(stored) if w.block == BLOCK && k.is_multiple_of(2 * BLOCK) => {
-                        w_scales = stored[row * k / BLOCK..].as_ptr();
-                        scale_stride = apart * k / BLOCK;
-                    }
-                    _ => {
-                        for r in 0..R {
-                            block_scales(w, (row + r * apart) * k, &mut scales[r * per_row..(r + 1) * per_row - 1]);
-                        }
+                for r in 0..R {
+                    let next = halves.wrapping_add(r * scale_stride).wrapping_byte_add(SCALES_AHEAD);
+                    for line in (0..k / BLOCK * 2).step_by(64) {
+                        _mm_prefetch::<_MM_HINT_T0>(next.wrapping_byte_add(line).cast());
                     }
                 }
             }
+            WeightScales::CodeBook(w, _) if SCALES == NESTED => nested = Nested::new(w, k).unwrap_or(nested),
+            WeightScales::CodeBook(w, _) => match w.scales {
+                BlockScales::Single(stored) if w.block == BLOCK && k.is_multiple_of(2 * BLOCK) => {
+                    w_scales = stored[row * k / BLOCK..].as_ptr();
+                    scale_stride = apart * k / BLOCK;
+                }
+                _ => {
+                    for r in 0..R {
+                        block_scales(w, (row + r * apart) * k, &mut scales[r * per_row..(r + 1) * per_row - 1]);
+                    }
+                }
+            },
         }
         // SAFETY: the last group of a row is read under a mask; x and decoded scales are padded to whole groups, and
         // the check of the matrix found a nested scale for each of its blocks.
         unsafe {
             let book = _mm_add_epi8(_mm_loadu_si128(self.w.table.as_ptr().cast()), _mm_set1_epi8(self.w.offset as i8));
             let book = _mm512_broadcast_i32x4(book);
+            let quarters = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
             let (nibble, pair, flip) = (_mm512_set1_epi8(15), _mm512_set1_epi8(3), _mm512_set1_epi8(-128));
             // One pointer and a step, for a pointer per row would not stay in the registers.
             let codes = self.w.data.as_ptr().add(row * self.w.stride);
@@ -365,30 +276,26 @@ impl Gemv<'_, Columns> {
             let even = SCALES == NESTED || BITS == 8;
             let whole = row_bytes / 64;
             let tail = (1u64 << (row_bytes % 64)) - 1;
-            let mut total = [[_mm512_setzero_ps(); M]; R];
+            let mut total = [_mm512_setzero_ps(); R];
             let groups = row_bytes.div_ceil(64);
-            let mut turn = 0;
+            let (mut absmax, mut turn) = ([_mm512_setzero_ps(); R], 0);
             for g in 0..groups {
                 if SCALES == NESTED && g == turn {
                     // The next group at which a row comes to another absmax.
                     turn = groups;
-                    for (r, table) in tables.iter_mut().enumerate() {
+                    for (r, absmax) in absmax.iter_mut().enumerate() {
                         let block = (row + r * apart) * (row_bytes / 32) + 2 * g;
-                        table.turn_to(block >> nested.shift, &nested);
+                        *absmax = _mm512_set1_ps(nested.absmax[block >> nested.shift]);
                         turn = turn.min(g + ((((block >> nested.shift) + 1) << nested.shift) - block) / 2);
                     }
                 }
-                let x = self.x.low.as_ptr().add(g * M * planes * 64);
-                let start = self.x.start.as_ptr().add(g * M * 16);
-                let steps = self.x.steps.as_ptr().add(g * M * 16);
-                let outliers = self.x.outliers.as_ptr().add(g * M);
                 let mut weights = [[_mm512_setzero_si512(); 4]; R];
                 let mut w_scale = [_mm512_set1_ps(1.0); R];
                 let (mut at, mut scale_at) = (codes.add(g * 64), scale_codes.wrapping_add(2 * g));
-                let mut w_scales = w_scales.wrapping_add(if BITS == 8 { g } else { 2 * g });
+                let (mut w_scales, mut halves) = (w_scales.wrapping_add(2 * g), halves.wrapping_add(g));
                 for r in 0..R {
                     // Into L2: rows are often a power of two apart, and would push each other and x out of L1.
-                    _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(AHEAD).cast());
+                    _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(if BITS == 8 { BYTES_AHEAD } else { AHEAD }).cast());
                     let bytes = if even || g < whole {
                         _mm512_loadu_si512(at.cast())
                     } else {
@@ -414,57 +321,62 @@ impl Gemv<'_, Columns> {
                             _mm512_and_si512(_mm512_srli_epi16::<6>(bytes), pair),
                         ],
                     };
-                    if SCALES == DECODED && BITS == 8 {
-                        w_scale[r] = _mm512_set1_ps(*w_scales);
-                    } else if SCALES == DECODED {
-                        let second = _mm_load_ss(w_scales.add(1));
-                        w_scale[r] = _mm512_mask_broadcastss_ps(_mm512_set1_ps(*w_scales), 0xff00, second);
-                    }
-                    if SCALES == NESTED {
-                        let of = |i: usize| tables[r].scales.as_ptr().add(usize::from(*scale_at.add(i)));
-                        w_scale[r] = _mm512_mask_broadcastss_ps(_mm512_set1_ps(*of(0)), 0xff00, _mm_load_ss(of(1)));
+                    match SCALES {
+                        HALVES => w_scale[r] = _mm512_cvtph_ps(_mm256_set1_epi16(*halves as i16)),
+                        DECODED => w_scale[r] = two(w_scales, w_scales.add(1)),
+                        NESTED => {
+                            let of = |i: usize| nested.map.as_ptr().add(usize::from(*scale_at.add(i)));
+                            let scaled = _mm512_mul_ps(two(of(0), of(1)), absmax[r]);
+                            w_scale[r] = _mm512_add_ps(scaled, _mm512_set1_ps(nested.offset));
+                        }
+                        _ => {}
                     }
                     (at, scale_at) = (at.wrapping_add(code_step), scale_at.wrapping_add(scale_step));
-                    w_scales = w_scales.wrapping_add(scale_stride);
+                    (w_scales, halves) = (w_scales.wrapping_add(scale_stride), halves.wrapping_add(scale_stride));
                 }
-                for m in 0..M {
-                    let mut xs = [_mm512_setzero_si512(); 4];
+                let mut xs = [_mm512_setzero_si512(); 4];
+                for plane in 0..planes {
+                    xs[plane] = _mm512_loadu_si512(self.x.low.as_ptr().add((g * planes + plane) * 64).cast());
+                }
+                let zero = _mm512_setzero_si512();
+                // Bytes are 128 too large.
+                let start_of = |x| _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, flip, x));
+                let start = match BITS {
+                    8 => start_of(xs[0]),
+                    _ => _mm512_loadu_si512(self.x.start.as_ptr().add(g * 16).cast()),
+                };
+                let step = self.x.steps.as_ptr().add(g * planes);
+                let step = match BITS {
+                    8 => _mm512_set1_ps(*step),
+                    4 => two(step, step.add(1)),
+                    _ => _mm512_permutexvar_ps(quarters, _mm512_castps128_ps512(_mm_loadu_ps(step))),
+                };
+                let mut sums = [start; R];
+                for r in 0..R {
                     for plane in 0..planes {
-                        xs[plane] = _mm512_loadu_si512(x.add((m * planes + plane) * 64).cast());
+                        sums[r] = _mm512_dpbusd_epi32(sums[r], weights[r][plane], xs[plane]);
                     }
-                    let start = _mm512_loadu_si512(start.add(m * 16).cast());
-                    let step = _mm512_loadu_ps(steps.add(m * 16));
-                    let mut sums = [start; R];
+                }
+                if *self.x.outliers.as_ptr().add(g) {
+                    for plane in 0..planes {
+                        xs[plane] = _mm512_loadu_si512(self.x.high.as_ptr().add((g * planes + plane) * 64).cast());
+                    }
+                    let start = if BITS == 8 { start_of(xs[0]) } else { zero };
                     for r in 0..R {
+                        let mut high = start;
                         for plane in 0..planes {
-                            sums[r] = _mm512_dpbusd_epi32(sums[r], weights[r][plane], xs[plane]);
+                            high = _mm512_dpbusd_epi32(high, weights[r][plane], xs[plane]);
                         }
+                        sums[r] = _mm512_add_epi32(sums[r], _mm512_slli_epi32::<7>(high));
                     }
-                    if *outliers.add(m) {
-                        let high = self.x.high.as_ptr().add((g * M + m) * planes * 64);
-                        for plane in 0..planes {
-                            xs[plane] = _mm512_loadu_si512(high.add(plane * 64).cast());
-                        }
-                        for r in 0..R {
-                            let mut high = _mm512_setzero_si512();
-                            for plane in 0..planes {
-                                high = _mm512_dpbusd_epi32(high, weights[r][plane], xs[plane]);
-                            }
-                            sums[r] = _mm512_add_epi32(sums[r], _mm512_slli_epi32::<7>(high));
-                        }
-                    }
-                    for r in 0..R {
-                        let scale = if SCALES == ROWS { step } else { _mm512_mul_ps(step, w_scale[r]) };
-                        total[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r]), scale, total[r][m]);
-                    }
+                }
+                for r in 0..R {
+                    let scale = if SCALES == ROWS { step } else { _mm512_mul_ps(step, w_scale[r]) };
+                    total[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r]), scale, total[r]);
                 }
             }
             for r in 0..R {
-                let mut sums = [0.0; M];
-                for m in 0..M {
-                    sums[m] = _mm512_reduce_add_ps(total[r][m]);
-                }
-                self.store(row + r * apart, sums);
+                self.store(row + r * apart, [_mm512_reduce_add_ps(total[r])]);
             }
         }
     }

@@ -1,16 +1,16 @@
-//! 5 rows of x and more against 16 rows of the matrix at a time: the lanes of a vector are rows of the matrix.
+//! 2 rows of x and more against 16 rows of the matrix at a time.
 //!
-//! 64 bytes of each row are transposed, so that a register holds a word of every row, and words of x are broadcast from memory. What a
-//! block costs beyond its products (integers to floats, scales) is paid for 16 rows at once, and codes are looked up once for up to 8
-//! rows of x. While a strip is multiplied the next one is prefetched, its bytes in the order in which they lie: that is how memory is
-//! read fastest. A row's sums are added in the same order as in the tiles of [`gemm`](super::gemm) and whatever its neighbours are.
+//! A register holds 16 bytes of each of four rows, and 16 bytes of x are broadcast from memory. The sums of four such registers, an
+//! integer for each of 16 rows, become floats at once: conversion, scales and addition cost a sixteenth of those of a dot product per
+//! row, and codes are looked up once for all rows of x. While a strip is multiplied the next one is prefetched, its bytes in the order
+//! in which they lie: that is how memory is read fastest. A row's sums are added in the same order as in the tiles of
+//! [`gemm`](super::gemm) and whatever its neighbours are.
 
-use super::BLOCK;
-use super::book::Shift;
-use super::gemv::{Codes, Gemv, StoredRows, WeightScales};
-use super::panel::{Order, Panel};
-use super::round::Detail;
-use super::rows::{Nested, halves};
+use super::gemv::{Codes, Gemv, Packing, WeightScales, for_stored_rows};
+use super::panel::Order;
+use super::round::Block;
+use super::rows::Nested;
+use super::{BLOCK, OFFSET};
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::packed::block_scales;
 use crate::cpu::matmul::types::InputRows;
@@ -20,81 +20,116 @@ use std::arch::x86_64::*;
 
 /// Rows of a strip: 32-bit lanes of a register.
 const ROWS: usize = 16;
-/// Bytes of a row that are transposed at once: a cache line, for rows are often a power of two apart.
-const GROUP: usize = 64;
-/// Groups that are transposed before they are multiplied.
-const CHUNK: usize = 2;
-/// Rows of x whose sums stay in the registers.
-const TOKENS: usize = 8;
+/// Rows of which a register holds a part.
+const QUAD: usize = 4;
+/// Bytes of a cache line, and of a register.
+const LINE: usize = 64;
 
-/// What the order and the sums of x depend on.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) struct Packing {
-    order: Order,
-    shift: Shift,
-    detail: Detail,
+/// A block of a row of x, in the order of the codes.
+struct Ordered {
+    low: [i8; BLOCK],
+    high: [i8; BLOCK],
+    outliers: bool,
+    step: f32,
+    start: i32,
 }
 
-/// x in panels of up to [`TOKENS`] rows, as even as can be.
-pub(crate) struct Panels(Vec<Panel>);
+/// Where the high bytes of a block without outliers lie.
+const NOWHERE: u32 = u32::MAX;
 
-impl Panels {
-    fn new(x: &[f32], m: usize, k: usize, packing: Packing) -> Panels {
-        let each = m.div_ceil(m.div_ceil(TOKENS).max(1)).max(1);
-        let mut panels: Vec<Panel> =
-            (0..m).step_by(each).map(|first| Panel::words(first, each.min(m - first))).collect();
-        for_each_chunk(&mut panels, 1, each * k, |_, panel| {
+/// Rows of x. The bytes of blocks are in the order of the codes.
+#[derive(Default)]
+pub(crate) struct Tokens {
+    /// `[block][token]`.
+    low: Vec<[i8; BLOCK]>,
+    /// `[block][token]`: what the offset of the weights adds, negated.
+    start: Vec<i32>,
+    /// `[block][token]`.
+    steps: Vec<f32>,
+    /// `[block][token]`: which of `high` is its own, or [`NOWHERE`].
+    high_at: Vec<u32>,
+    high: Vec<[i8; BLOCK]>,
+}
+
+impl Tokens {
+    fn new(x: &[f32], m: usize, k: usize, packing: Packing) -> Tokens {
+        let mut rounded: Vec<Vec<Ordered>> = Vec::new();
+        rounded.resize_with(m, Vec::new);
+        for_each_chunk(&mut rounded, 1, k, |token, blocks| {
             // SAFETY: `kernels` has found the features.
-            unsafe { panel[0].fill(x, k, packing.order, packing.shift, packing.detail) };
+            blocks[0] = unsafe { Ordered::of(&x[token * k..(token + 1) * k], packing) };
         });
-        Panels(panels)
+        let mut made = Tokens::default();
+        for b in 0..k / BLOCK {
+            for block in rounded.iter().map(|blocks| &blocks[b]) {
+                made.low.push(block.low);
+                made.start.push(block.start);
+                made.steps.push(block.step);
+                made.high_at.push(if block.outliers { made.high.len() as u32 } else { NOWHERE });
+                made.high.extend(block.outliers.then_some(block.high));
+            }
+        }
+        made
+    }
+}
+
+impl Ordered {
+    /// The blocks of a row.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 with VNNI and VBMI.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+    unsafe fn of(x: &[f32], packing: Packing) -> Vec<Ordered> {
+        let order = match packing.codes {
+            Codes::Bytes => Order::Natural,
+            Codes::Nibbles { .. } => Order::EvenOdd,
+            Codes::Pairs => Order::Quarters,
+        };
+        let threshold = packing.detail.threshold(x);
+        let mut blocks = Vec::with_capacity(x.len() / BLOCK);
+        for x in x.chunks_exact(BLOCK) {
+            let block = Block::avx512(x, threshold);
+            let mut start = 0;
+            block.sums::<8>(|_, sum| start += packing.shift.of(sum) - OFFSET * sum);
+            let (low, high) = (order.apply(&block.low), order.apply(&block.high));
+            blocks.push(Ordered { low, high, outliers: block.outliers, step: block.step, start });
+        }
+        blocks
     }
 }
 
 /// Adds a product with a few rows of x. Rows go where they are stored.
 pub(super) fn add<'a>(
     rows: &InputRows<'a>,
-    memo: &Memo<Packing, Panels>,
+    memo: &Memo<Packing, Tokens>,
     w: Weight<'a>,
     bias: Option<&'a [f32]>,
     y: Output<'a>,
     region: &mut Region<'a>,
 ) {
     let &InputRows { x, m, k, .. } = rows;
-    for w in StoredRows::of(&w) {
-        let order = match w.codes {
-            Codes::Bytes => Order::Natural,
-            Codes::Nibbles { .. } => Order::EvenOdd,
-            Codes::Pairs => Order::Quarters,
-        };
-        let packing = Packing { order, shift: w.shift, detail: Detail::of(rows.input) };
-        let x = memo.get(packing, || Panels::new(x, m, k, packing));
-        let (data, stride, count) = (w.data.as_ptr(), w.stride, w.rows);
-        let gemv = Gemv { w, x, m, k, bias, y };
-        region.add_tiles(ROWS, (data, stride), count, m * k, move |first, last| {
-            // SAFETY: `kernels` has found AVX-512 VNNI and VBMI, the matrix was checked, and tasks have different rows.
-            unsafe {
-                match gemv.w.codes {
-                    Codes::Bytes => gemv.strips::<8>(first, last),
-                    Codes::Nibbles { .. } => gemv.strips::<4>(first, last),
-                    Codes::Pairs => gemv.strips::<2>(first, last),
+    for_stored_rows(
+        rows,
+        memo,
+        &w,
+        bias,
+        y,
+        |packing| Tokens::new(x, m, k, packing),
+        |gemv| {
+            let (data, stride, count) = (gemv.w.data.as_ptr(), gemv.w.stride, gemv.w.rows);
+            region.add_tiles(ROWS, (data, stride), count, m * k, move |first, last| {
+                // SAFETY: `kernels` has found AVX-512 VNNI and VBMI, the matrix was checked, and tasks have different rows.
+                unsafe {
+                    match gemv.w.codes {
+                        Codes::Bytes => gemv.strips::<8, false>(first, last),
+                        Codes::Nibbles { high_first: true } => gemv.strips::<4, true>(first, last),
+                        Codes::Nibbles { high_first: false } => gemv.strips::<4, false>(first, last),
+                        Codes::Pairs => gemv.strips::<2, false>(first, last),
+                    }
                 }
-            }
-        });
-    }
-}
-
-/// Memory for a strip.
-struct Scratch {
-    /// `[group of a chunk][word][row]`.
-    words: [__m512i; CHUNK * ROWS],
-    /// `[block][row]`.
-    scales: Vec<f32>,
-    /// `[token][row]`.
-    totals: Vec<f32>,
-    /// The absmax of the scales of each row, up to block `valid`.
-    absmax: [f32; ROWS],
-    valid: usize,
+            });
+        },
+    );
 }
 
 /// 16 rows that follow each other; the last of the matrix stands for those beyond it.
@@ -115,82 +150,75 @@ impl Strip {
     }
 }
 
-impl Gemv<'_, Panels> {
+impl Gemv<'_, Tokens> {
     /// Rows `first..last`.
     ///
     /// # Safety
     /// The processor has AVX-512 with VNNI and VBMI, the rows exist, and no other task writes their outputs.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-    unsafe fn strips<const BITS: usize>(&self, first: usize, last: usize) {
-        let mut scratch = Scratch {
-            words: [_mm512_setzero_si512(); CHUNK * ROWS],
-            scales: vec![0.0; (self.k / BLOCK).next_multiple_of(ROWS) * ROWS],
-            totals: vec![0.0; self.m * ROWS],
-            absmax: [0.0; ROWS],
-            valid: 0,
+    unsafe fn strips<const BITS: usize, const HIGH_FIRST: bool>(&self, first: usize, last: usize) {
+        let blocks = self.k / BLOCK;
+        let nested = match &self.w.scales {
+            WeightScales::CodeBook(w, _) => Nested::new(w, self.k).map(NestedScales::new),
+            _ => None,
         };
+        let mut scales = vec![0.0; blocks.next_multiple_of(ROWS) * ROWS];
+        let mut totals = vec![0.0; self.m * ROWS];
+        let table = self.table();
         for first in (first..last).step_by(ROWS) {
             let strip = Strip { first, height: ROWS.min(last - first) };
-            // SAFETY: the caller's promise.
-            unsafe { self.strip::<BITS>(strip, &mut scratch) };
+            totals.fill(0.0);
+            // SAFETY: the rows have these blocks; scales and totals have all blocks and rows of x that are added.
+            unsafe {
+                match &nested {
+                    Some(nested) => nested.decode(strip, blocks, &mut scales),
+                    None => self.scales(strip, &mut scales),
+                }
+                let next = self.next(strip, blocks);
+                let table = _mm512_loadu_si512(table.as_ptr().cast());
+                let rows: [*const u8; ROWS] =
+                    std::array::from_fn(|r| self.w.data.as_ptr().add(strip.row(r) * self.w.stride));
+                for b in 0..blocks {
+                    next.prefetch(b);
+                    let mut w = [[_mm512_setzero_si512(); 4]; QUAD];
+                    for (q, w) in w.iter_mut().enumerate() {
+                        let at = [0, 1, 2, 3].map(|r| rows[q + QUAD * r].add(b * (8 * BITS)));
+                        *w = quad::<BITS, HIGH_FIRST>(at, table);
+                    }
+                    let scales = _mm512_loadu_ps(scales.as_ptr().add(b * ROWS));
+                    self.block(b, &w, scales, totals.as_mut_ptr());
+                }
+                self.write(strip, &totals);
+            }
         }
     }
 
+    /// Adds the products of a block with all rows of x to their totals, `[token][row]`.
+    ///
     /// # Safety
-    /// As for `strips`.
+    /// As for `strips`, and the totals exist.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-    unsafe fn strip<const BITS: usize>(&self, strip: Strip, scratch: &mut Scratch) {
-        let (planes, blocks) = (8 / BITS, self.k / BLOCK);
-        let row_bytes = self.k * BITS / 8;
-        let groups = row_bytes.div_ceil(GROUP);
-        let nested = match &self.w.scales {
-            WeightScales::CodeBook(w, _) => Nested::new(w, self.k),
-            _ => None,
-        };
-        scratch.totals.fill(0.0);
-        scratch.valid = 0;
-        let next = self.next(strip, groups);
-        // SAFETY: bytes beyond a row are masked out; x, scales and totals have all blocks and rows of x that are added.
+    #[inline]
+    unsafe fn block(&self, block: usize, w: &[[__m512i; 4]; QUAD], scales: __m512, totals: *mut f32) {
+        let x = &*self.x;
+        // SAFETY: x has the block, for `m` tokens.
         unsafe {
-            if nested.is_none() {
-                self.scales(strip, &mut scratch.scales);
+            for token in 0..self.m {
+                let at = block * self.m + token;
+                let mut sums = products(w, x.low.as_ptr().add(at).cast());
+                let high_at = *x.high_at.as_ptr().add(at);
+                if high_at != NOWHERE {
+                    let high = products(w, x.high.as_ptr().add(high_at as usize).cast());
+                    for (sum, high) in sums.iter_mut().zip(high) {
+                        *sum = _mm512_add_epi32(*sum, _mm512_slli_epi32::<7>(high));
+                    }
+                }
+                let sum = _mm512_add_epi32(of_rows(sums), _mm512_set1_epi32(*x.start.as_ptr().add(at)));
+                let scales = _mm512_mul_ps(scales, _mm512_set1_ps(*x.steps.as_ptr().add(at)));
+                let total = totals.add(token * ROWS);
+                let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scales, _mm512_loadu_ps(total));
+                _mm512_storeu_ps(total, sum);
             }
-            let rows: [*const u8; ROWS] =
-                std::array::from_fn(|r| self.w.data.as_ptr().add(strip.row(r) * self.w.stride));
-            let table = self.table();
-            for from in (0..groups).step_by(CHUNK) {
-                let count = CHUNK.min(groups - from);
-                for g in 0..count {
-                    let at = (from + g) * GROUP;
-                    next.prefetch(from + g);
-                    let to = scratch.words.as_mut_ptr().add(g * ROWS);
-                    transpose::<BITS>(&rows, at, GROUP.min(row_bytes - at), to);
-                }
-                let first = from * planes;
-                let count = (count * planes).min(blocks - first);
-                if let Some(nested) = &nested {
-                    nested_scales(nested, strip, blocks, (first, count), scratch);
-                }
-                for panel in &self.x.0 {
-                    let m = panel.tokens;
-                    let part = Part {
-                        blocks: count,
-                        w: scratch.words.as_ptr(),
-                        table,
-                        scales: scratch.scales.as_ptr().add(first * ROWS),
-                        low: panel.low.as_ptr().add(first * (BLOCK / 4) * m),
-                        start: panel.start.as_ptr().add(first * m),
-                        steps: panel.steps.as_ptr().add(first * m),
-                        high: panel.high.as_ptr(),
-                        places: panel.places.as_ptr(),
-                        begins: panel.begins.as_ptr().add(first),
-                        totals: scratch.totals.as_mut_ptr().add(panel.first * ROWS),
-                    };
-                    let high_first = matches!(self.w.codes, Codes::Nibbles { high_first: true });
-                    if high_first { part.columns::<BITS, true>(m) } else { part.columns::<BITS, false>(m) }
-                }
-            }
-            self.write(strip, &scratch.totals);
         }
     }
 
@@ -252,18 +280,15 @@ impl Gemv<'_, Panels> {
                     }
                 }
                 let rows = std::array::from_fn(|r| of_rows[r].as_ptr().cast());
-                transpose::<32>(&rows, 0, GROUP, to.as_mut_ptr().cast());
+                transpose(&rows, LINE, to.as_mut_ptr().cast());
             }
         }
     }
 
     /// What is prefetched meanwhile: the rows after a strip and their scales.
-    fn next(&self, strip: Strip, groups: usize) -> Next {
+    fn next(&self, strip: Strip, blocks: usize) -> Next {
         let row = strip.first + ROWS;
-        let scales = |data: *const u8, block: usize| {
-            let of_row = self.k / BLOCK * block;
-            (data.wrapping_add(row.wrapping_mul(of_row)), (ROWS * of_row).div_ceil(groups.max(1)))
-        };
+        let scales = |data: *const u8, size: usize| (data.wrapping_add(row.wrapping_mul(blocks * size)), ROWS * size);
         let (scales, scale_bytes) = match &self.w.scales {
             WeightScales::Int8(w) => scales(w.scales.as_ptr().cast(), 2),
             WeightScales::CodeBook(w, _) if w.block == BLOCK => match w.scales {
@@ -273,95 +298,219 @@ impl Gemv<'_, Panels> {
             _ => (std::ptr::null(), 0),
         };
         let codes = self.w.data.as_ptr().wrapping_add(row.wrapping_mul(self.w.stride));
-        Next { codes, scales, scale_bytes }
+        Next { codes, code_bytes: ROWS * self.w.codes.block_bytes(), scales, scale_bytes }
     }
 }
 
-/// What is to be prefetched. Only hints.
+/// 64 elements of four rows as unsigned bytes: each register has 16 of every row. Planes of codes follow each other in the order of
+/// [`Order`].
+///
+/// # Safety
+/// The processor has AVX-512 with VNNI and VBMI, and the rows have a block at `at`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+#[inline]
+unsafe fn quad<const BITS: usize, const HIGH_FIRST: bool>(at: [*const u8; QUAD], table: __m512i) -> [__m512i; 4] {
+    // SAFETY: a block has 8 bytes per bit of a code.
+    unsafe {
+        match BITS {
+            8 => {
+                let [a, b, c, d] = at.map(|at| _mm512_loadu_si512(at.cast()));
+                let (low, high) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xee>(a, b));
+                let (low2, high2) = (_mm512_shuffle_i32x4::<0x44>(c, d), _mm512_shuffle_i32x4::<0xee>(c, d));
+                let parts = [
+                    _mm512_shuffle_i32x4::<0x88>(low, low2),
+                    _mm512_shuffle_i32x4::<0xdd>(low, low2),
+                    _mm512_shuffle_i32x4::<0x88>(high, high2),
+                    _mm512_shuffle_i32x4::<0xdd>(high, high2),
+                ];
+                parts.map(|part| _mm512_xor_si512(part, _mm512_set1_epi8(-128)))
+            }
+            4 => {
+                let [a, b, c, d] = at.map(|at| _mm256_loadu_si256(at.cast()));
+                let a = _mm512_mask_broadcast_i64x4(_mm512_castsi256_si512(a), 0xf0, b);
+                let c = _mm512_mask_broadcast_i64x4(_mm512_castsi256_si512(c), 0xf0, d);
+                let parts = [_mm512_shuffle_i32x4::<0x88>(a, c), _mm512_shuffle_i32x4::<0xdd>(a, c)];
+                let low = parts.map(|part| code::<0>(part, table));
+                let high = parts.map(|part| code::<4>(part, table));
+                let ([a, b], [c, d]) = if HIGH_FIRST { (high, low) } else { (low, high) };
+                [a, b, c, d]
+            }
+            _ => {
+                let [a, b, c, d] = at.map(|at| _mm_loadu_si128(at.cast()));
+                let part = _mm512_mask_broadcast_i32x4(_mm512_castsi128_si512(a), 0xf0, b);
+                let part = _mm512_mask_broadcast_i32x4(part, 0xf00, c);
+                let part = _mm512_mask_broadcast_i32x4(part, 0xf000, d);
+                [code::<0>(part, table), code::<2>(part, table), code::<4>(part, table), code::<6>(part, table)]
+            }
+        }
+    }
+}
+
+/// The bytes of the codes from bit `SHIFT` of each byte on; the table does not mind the bits above them.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[inline]
+fn code<const SHIFT: u32>(bytes: __m512i, table: __m512i) -> __m512i {
+    let bytes = if SHIFT == 0 { bytes } else { _mm512_srli_epi16::<SHIFT>(bytes) };
+    _mm512_permutexvar_epi8(bytes, table)
+}
+
+/// The products of a block of 16 rows with one of x, four sums for each row.
+///
+/// # Safety
+/// The processor has AVX-512 with VNNI, and x has 64 bytes.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn products(w: &[[__m512i; 4]; QUAD], x: *const i8) -> [__m512i; QUAD] {
+    let mut sums = [_mm512_setzero_si512(); QUAD];
+    for i in 0..4 {
+        // SAFETY: the caller's promise.
+        let x = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(x.add(16 * i).cast()) });
+        for (sum, w) in sums.iter_mut().zip(w) {
+            *sum = _mm512_dpbusd_epi32(*sum, w[i], x);
+        }
+    }
+    sums
+}
+
+/// The sum of each row, in their order: register `q` has rows `q`, `q + 4`, ...
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn of_rows([a, b, c, d]: [__m512i; QUAD]) -> __m512i {
+    let first = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let second = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    _mm512_add_epi32(_mm512_unpacklo_epi64(first, second), _mm512_unpackhi_epi64(first, second))
+}
+
+/// What is to be prefetched for every block that is multiplied. Only hints.
 #[derive(Clone, Copy)]
 struct Next {
     codes: *const u8,
+    code_bytes: usize,
     scales: *const u8,
-    /// Per group.
     scale_bytes: usize,
 }
 
 impl Next {
-    /// What belongs to a group, into L2.
+    /// What belongs to a block, into L2.
     #[inline(always)]
-    fn prefetch(self, group: usize) {
+    fn prefetch(self, block: usize) {
         // SAFETY: hints, no accesses.
         unsafe {
-            for r in 0..ROWS {
-                _mm_prefetch::<_MM_HINT_T1>(self.codes.wrapping_add((group * ROWS + r) * GROUP).cast());
+            for line in (0..self.code_bytes).step_by(LINE) {
+                _mm_prefetch::<_MM_HINT_T1>(self.codes.wrapping_add(block * self.code_bytes + line).cast());
             }
-            for line in (0..self.scale_bytes).step_by(64) {
-                _mm_prefetch::<_MM_HINT_T1>(self.scales.wrapping_add(group * self.scale_bytes + line).cast());
-            }
+            _mm_prefetch::<_MM_HINT_T1>(self.scales.wrapping_add(block * self.scale_bytes).cast());
         }
     }
 }
 
-/// Decodes the scales of `count` blocks from block `first` on, of rows of `blocks` blocks.
-///
-/// # Safety
-/// The processor has AVX-512, the matrix was checked, and the rows have these blocks.
+/// Numbers of IEEE half precision, padded with zeros to the length of `out`, a multiple of 16 that is no more than 15 longer: whole
+/// registers are stored, since what a masked store wrote has to reach the cache before it can be read.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 #[inline]
-unsafe fn nested_scales(
-    nested: &Nested,
-    strip: Strip,
-    blocks: usize,
-    (first, count): (usize, usize),
-    scratch: &mut Scratch,
-) {
-    // SAFETY: the check of the matrix found a code for each block and an absmax for each of these; codes are below 256.
-    unsafe {
-        let to = scratch.scales.as_mut_ptr();
-        let map = nested.map.as_ptr();
-        for r in 0..ROWS {
-            let codes = nested.codes.as_ptr().add(strip.row(r) * blocks + first);
-            let to = to.add(first * ROWS + r);
-            for b in 0..count {
-                *to.add(b * ROWS) = *map.add(usize::from(*codes.add(b)));
-            }
-        }
-        for b in first..first + count {
-            if b >= scratch.valid {
-                scratch.valid = usize::MAX;
-                for r in 0..ROWS {
-                    let block = strip.row(r) * blocks + b;
-                    scratch.absmax[r] = nested.absmax[block >> nested.shift];
-                    let left = (((block >> nested.shift) + 1) << nested.shift) - block;
-                    scratch.valid = scratch.valid.min(b + left);
-                }
-            }
-            let to = to.add(b * ROWS);
-            let scaled = _mm512_mul_ps(_mm512_loadu_ps(to), _mm512_loadu_ps(scratch.absmax.as_ptr()));
-            _mm512_storeu_ps(to, _mm512_add_ps(scaled, _mm512_set1_ps(nested.offset)));
+unsafe fn halves(bits: &[u16], out: &mut [f32]) {
+    for (bits, out) in bits.chunks(16).zip(out.chunks_exact_mut(16)) {
+        // SAFETY: 16 floats, and the mask leaves the halves that there are.
+        unsafe {
+            let bits = match bits.len() {
+                16 => _mm256_loadu_si256(bits.as_ptr().cast()),
+                len => _mm256_maskz_loadu_epi16((1u16 << len) - 1, bits.as_ptr().cast()),
+            };
+            _mm512_storeu_ps(out.as_mut_ptr(), _mm512_cvtph_ps(bits));
         }
     }
 }
 
-/// Transposes up to 64 bytes of each row, at `at`: word `i` of row `r` becomes word `r` of vector `i`. Signed bytes, of which `BITS` is 8,
-/// become unsigned.
+/// Decodes quantised block scales 64 at a time.
+struct NestedScales<'a> {
+    nested: Nested<'a>,
+    /// Byte `p` of each number of the map.
+    planes: [[u8; 256]; 4],
+}
+
+impl<'a> NestedScales<'a> {
+    fn new(nested: Nested<'a>) -> NestedScales<'a> {
+        let planes = std::array::from_fn(|p| std::array::from_fn(|code| nested.map[code].to_le_bytes()[p]));
+        NestedScales { nested, planes }
+    }
+
+    /// The scales of a strip of rows of `blocks` blocks, `[block][row]`.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 with VBMI, the matrix was checked, and the rows and scales have these blocks.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+    unsafe fn decode(&self, strip: Strip, blocks: usize, scales: &mut [f32]) {
+        let Nested { codes, absmax, shift, offset, .. } = self.nested;
+        // Of each row, up to block `valid`.
+        let (mut factors, mut valid) = ([0.0; ROWS], 0);
+        let mut words = [_mm512_setzero_si512(); ROWS];
+        // SAFETY: the check of the matrix found a code for each block and an absmax for each of these.
+        unsafe {
+            for from in (0..blocks).step_by(LINE) {
+                let rows = std::array::from_fn(|r| codes.as_ptr().add(strip.row(r) * blocks + from));
+                transpose(&rows, LINE.min(blocks - from), words.as_mut_ptr());
+                for (i, b) in (from..blocks.min(from + LINE)).enumerate() {
+                    if b >= valid {
+                        valid = usize::MAX;
+                        for (r, factor) in factors.iter_mut().enumerate() {
+                            let block = strip.row(r) * blocks + b;
+                            *factor = absmax[block >> shift];
+                            valid = valid.min(b + ((((block >> shift) + 1) << shift) - block));
+                        }
+                    }
+                    // Four blocks of each row are looked up at once.
+                    if i % 4 == 0 {
+                        self.look_up(words[i / 4], scales.as_mut_ptr().add(b * ROWS), (blocks - b).min(4));
+                    }
+                    let scale = scales.as_mut_ptr().add(b * ROWS);
+                    let scaled = _mm512_mul_ps(_mm512_loadu_ps(scale), _mm512_loadu_ps(factors.as_ptr()));
+                    _mm512_storeu_ps(scale, _mm512_add_ps(scaled, _mm512_set1_ps(offset)));
+                }
+            }
+        }
+    }
+
+    /// What the map has for the first `blocks` of four codes of each row, `[block][row]`.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 with VBMI, and there is room for them.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+    #[inline]
+    unsafe fn look_up(&self, codes: __m512i, to: *mut f32, blocks: usize) {
+        // SAFETY: planes have 256 bytes.
+        unsafe {
+            let upper = _mm512_movepi8_mask(codes);
+            let mut bytes = [codes; 4];
+            for (bytes, plane) in bytes.iter_mut().zip(&self.planes) {
+                let part = |i: usize| _mm512_loadu_si512(plane.as_ptr().add(64 * i).cast());
+                let low = _mm512_permutex2var_epi8(part(0), codes, part(1));
+                let high = _mm512_permutex2var_epi8(part(2), codes, part(3));
+                *bytes = _mm512_mask_blend_epi8(upper, low, high);
+            }
+            for block in 0..blocks {
+                // Byte `block` of each word, of the first and of the second plane.
+                let first = _mm512_set1_epi16((block + (64 + block) * 256) as i16);
+                let words = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
+                let from = _mm512_add_epi8(first, _mm512_mullo_epi32(words, _mm512_set1_epi32(0x0101_0101)));
+                let low = _mm512_permutex2var_epi8(bytes[0], from, bytes[1]);
+                let high = _mm512_permutex2var_epi8(bytes[2], from, bytes[3]);
+                let value = _mm512_mask_blend_epi16(0xaaaa_aaaa, low, high);
+                _mm512_storeu_si512(to.add(block * ROWS).cast(), value);
+            }
+        }
+    }
+}
+
+/// Transposes up to 64 bytes of each row: word `i` of row `r` becomes word `r` of vector `i`.
 ///
 /// # Safety
 /// The processor has AVX-512; the rows have these bytes, and `to` has room for 16 vectors.
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn transpose<const BITS: usize>(rows: &[*const u8; ROWS], at: usize, bytes: usize, to: *mut __m512i) {
+unsafe fn transpose(rows: &[*const u8; ROWS], bytes: usize, to: *mut __m512i) {
     let mut lines = [_mm512_setzero_si512(); ROWS];
-    // SAFETY: the caller's promise; what is beyond a row is masked out.
-    unsafe {
-        if bytes == GROUP {
-            for r in 0..ROWS {
-                lines[r] = _mm512_loadu_si512(rows[r].add(at).cast());
-            }
-        } else {
-            for r in 0..ROWS {
-                lines[r] = _mm512_maskz_loadu_epi8((1 << bytes) - 1, rows[r].add(at).cast());
-            }
-        }
+    for (line, row) in lines.iter_mut().zip(rows) {
+        // SAFETY: the caller's promise; what is beyond a row is masked out.
+        *line = unsafe { _mm512_maskz_loadu_epi8(u64::MAX >> (LINE - bytes), row.cast()) };
     }
     let rows = lines;
     let (mut a, mut b) = ([_mm512_setzero_si512(); ROWS], [_mm512_setzero_si512(); ROWS]);
@@ -387,138 +536,7 @@ unsafe fn transpose<const BITS: usize>(rows: &[*const u8; ROWS], at: usize, byte
         b[8 + i] = _mm512_shuffle_i32x4::<0xdd>(a[i], a[8 + i]);
     }
     for i in 0..ROWS {
-        let words = if BITS == 8 { _mm512_xor_si512(b[i], _mm512_set1_epi8(-128)) } else { b[i] };
         // SAFETY: the caller's promise.
-        unsafe { _mm512_storeu_si512(to.add(i).cast(), words) };
-    }
-}
-
-/// Some blocks of a strip and a panel.
-struct Part {
-    blocks: usize,
-    w: *const __m512i,
-    table: [u8; 64],
-    scales: *const f32,
-    low: *const i32,
-    start: *const i32,
-    steps: *const f32,
-    high: *const i32,
-    places: *const u32,
-    begins: *const u32,
-    totals: *mut f32,
-}
-
-impl Part {
-    /// [`add`](Self::add) of `m` rows of x.
-    ///
-    /// # Safety
-    /// As for `add`.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-    unsafe fn columns<const BITS: usize, const HIGH_FIRST: bool>(&self, m: usize) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match m {
-                1 => self.add::<BITS, HIGH_FIRST, 1>(),
-                2 => self.add::<BITS, HIGH_FIRST, 2>(),
-                3 => self.add::<BITS, HIGH_FIRST, 3>(),
-                4 => self.add::<BITS, HIGH_FIRST, 4>(),
-                5 => self.add::<BITS, HIGH_FIRST, 5>(),
-                6 => self.add::<BITS, HIGH_FIRST, 6>(),
-                7 => self.add::<BITS, HIGH_FIRST, 7>(),
-                _ => self.add::<BITS, HIGH_FIRST, TOKENS>(),
-            }
-        }
-    }
-
-    /// Adds the products with `M` rows of x to their totals.
-    ///
-    /// # Safety
-    /// The pointers are valid for them.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-    unsafe fn add<const BITS: usize, const HIGH_FIRST: bool, const M: usize>(&self) {
-        let zero = _mm512_setzero_si512();
-        // Bytes of a row in a block, in words.
-        let depth = BLOCK * BITS / 32;
-        // SAFETY: the caller's promise.
-        unsafe {
-            let table = _mm512_loadu_si512(self.table.as_ptr().cast());
-            let mut total = [_mm512_setzero_ps(); M];
-            for (m, total) in total.iter_mut().enumerate() {
-                *total = _mm512_loadu_ps(self.totals.add(m * ROWS));
-            }
-            for b in 0..self.blocks {
-                let words = self.w.add(b * depth);
-                let mut sums = [zero; M];
-                for (m, sum) in sums.iter_mut().enumerate() {
-                    *sum = _mm512_set1_epi32(*self.start.add(b * M + m));
-                }
-                let (begin, end) = (*self.begins.add(b) as usize, *self.begins.add(b + 1) as usize);
-                if begin < end {
-                    let mut high = [zero; M];
-                    for i in begin..end {
-                        let place = *self.places.add(i) as usize;
-                        let w = *words.add(place % depth);
-                        let w = code::<BITS>(w, plane::<BITS, HIGH_FIRST>(place / depth), table);
-                        for (m, high) in high.iter_mut().enumerate() {
-                            let x = _mm512_set1_epi32(*self.high.add(i * M + m));
-                            *high = _mm512_dpbusd_epi32(*high, w, x);
-                        }
-                    }
-                    for (sum, high) in sums.iter_mut().zip(high) {
-                        *sum = _mm512_add_epi32(_mm512_slli_epi32::<7>(high), *sum);
-                    }
-                }
-                // With few sums every second word goes to others, for one addition has to wait for the one before.
-                let mut others = [zero; M];
-                let low = self.low.add(b * (BLOCK / 4) * M);
-                let step = if BITS == 8 { 2 } else { 1 };
-                for i in (0..depth).step_by(step) {
-                    for j in 0..step {
-                        let w = *words.add(i + j);
-                        for p in 0..8 / BITS {
-                            let w = code::<BITS>(w, plane::<BITS, HIGH_FIRST>(p), table);
-                            let x = low.add((p * depth + i + j) * M);
-                            for m in 0..M {
-                                let x = _mm512_set1_epi32(*x.add(m));
-                                if M <= 4 && (j + p) % 2 == 1 {
-                                    others[m] = _mm512_dpbusd_epi32(others[m], w, x);
-                                } else {
-                                    sums[m] = _mm512_dpbusd_epi32(sums[m], w, x);
-                                }
-                            }
-                        }
-                    }
-                }
-                let scale = _mm512_loadu_ps(self.scales.add(b * ROWS));
-                for m in 0..M {
-                    let sum = if M <= 4 { _mm512_add_epi32(sums[m], others[m]) } else { sums[m] };
-                    let step = _mm512_set1_ps(*self.steps.add(b * M + m));
-                    total[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(scale, step), total[m]);
-                }
-            }
-            for (m, total) in total.iter().enumerate() {
-                _mm512_storeu_ps(self.totals.add(m * ROWS), *total);
-            }
-        }
-    }
-}
-
-/// Which bits of a byte hold the elements that come `p`th in the order of a block.
-#[inline(always)]
-const fn plane<const BITS: usize, const HIGH_FIRST: bool>(p: usize) -> usize {
-    if BITS == 4 && HIGH_FIRST { 1 - p } else { p }
-}
-
-/// The bytes of the codes of a plane.
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-#[inline]
-fn code<const BITS: usize>(words: __m512i, plane: usize, table: __m512i) -> __m512i {
-    match (BITS, plane) {
-        (8, _) => words,
-        (_, 0) => _mm512_permutexvar_epi8(words, table),
-        _ => {
-            let by = _mm_cvtsi32_si128((BITS * plane) as i32);
-            _mm512_permutexvar_epi8(_mm512_srl_epi16(words, by), table)
-        }
+        unsafe { _mm512_storeu_si512(to.add(i).cast(), b[i]) };
     }
 }

@@ -5,8 +5,8 @@
 
 use super::BLOCK;
 use super::book::Shift;
-use super::gemv::{Codes, Gemv, StoredRows, WeightScales};
-use super::round::{Block, Detail};
+use super::gemv::{Codes, Gemv, Packing, WeightScales, for_stored_rows};
+use super::round::Block;
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::packed::block_scales;
 use crate::cpu::matmul::types::InputRows;
@@ -27,14 +27,6 @@ const PANEL: usize = 16;
 /// Pairs of a block.
 const PAIRS: usize = BLOCK / 2;
 const LANES: usize = 8;
-
-/// What the order and the sums of x depend on.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) struct Packing {
-    codes: Codes,
-    shift: Shift,
-    detail: Detail,
-}
 
 /// Up to [`PANEL`] tokens, padded with zeros.
 #[derive(Default)]
@@ -107,16 +99,21 @@ pub(super) fn add<'a>(
     region: &mut Region<'a>,
 ) {
     let &InputRows { x, m, k, .. } = rows;
-    for w in StoredRows::of(&w) {
-        let packing = Packing { codes: w.codes, shift: w.shift, detail: Detail::of(rows.input) };
-        let x = memo.get(packing, || Panels::new(x, m, k, packing));
-        let (data, stride, count) = (w.data.as_ptr(), w.stride, w.rows);
-        let gemv = Gemv { w, x, m, k, bias, y };
-        region.add_tiles(STRIP, (data, stride), count, m * k, move |first, last| {
-            // SAFETY: `kernels` has found AVX2, the matrix was checked, and tasks have different rows.
-            unsafe { gemv.range(first, last) };
-        });
-    }
+    for_stored_rows(
+        rows,
+        memo,
+        &w,
+        bias,
+        y,
+        |packing| Panels::new(x, m, k, packing),
+        |gemv| {
+            let (data, stride, count) = (gemv.w.data.as_ptr(), gemv.w.stride, gemv.w.rows);
+            region.add_tiles(STRIP, (data, stride), count, m * k, move |first, last| {
+                // SAFETY: `kernels` has found AVX2, the matrix was checked, and tasks have different rows.
+                unsafe { gemv.range(first, last) };
+            });
+        },
+    );
 }
 
 impl Gemv<'_, Panels> {

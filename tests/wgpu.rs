@@ -23,7 +23,8 @@ fn a_table_beyond_a_buffer() {
     suite::split::a_table_beyond_a_buffer::<Backend>(&Default::default());
 }
 
-/// What one pass over a token of each sequence launches does not depend on how many they are, up to as many as a launch takes.
+/// What one pass over a token of each sequence launches does not depend on how many they are, up to as many as a launch takes. Codes of a
+/// compressed side are decoded for each sequence by itself: two products a side, and a rotation of keys.
 #[test]
 fn sequences_share_their_launches() {
     use emberlm::model::{ForwardOptions, LogitsFor, Span};
@@ -47,7 +48,12 @@ fn sequences_share_their_launches() {
             launches_of_thread() - before
         });
         println!("{}: {counts:?} launches for 1, 2 and 8 sequences", fixture.name());
-        assert!(counts.iter().all(|&count| count == counts[0]), "{}: {counts:?}", fixture.name());
+        let architecture = model.architecture();
+        let decoders =
+            if architecture.kv_compression.is_some() { 5 * architecture.config.num_hidden_layers as u64 } else { 0 };
+        for (count, sequences) in counts.iter().zip([1, 2, 8]) {
+            assert!(*count <= counts[0] + (sequences - 1) * decoders, "{}: {counts:?}", fixture.name());
+        }
     }
 }
 

@@ -23,6 +23,40 @@ fn a_table_beyond_a_buffer() {
     suite::split::a_table_beyond_a_buffer::<Backend>(&Default::default());
 }
 
+/// What one pass over a token of each sequence launches does not depend on how many they are, up to as many as a launch takes. Codes of a
+/// compressed side are decoded for each sequence by itself: two products a side, and a rotation of keys.
+#[test]
+fn sequences_share_their_launches() {
+    use emberlm::model::{ForwardOptions, LogitsFor, Span};
+    use emberlm::quant::kv::KvFormat;
+    use emberlm_backends::cube::launches_of_thread;
+
+    let names = ["crest_k2", "leanllama", "leanllama_kv", "nano_compact"];
+    for fixture in suite::fixture::Fixture::all().into_iter().filter(|fixture| names.contains(&fixture.name().as_str()))
+    {
+        let model = fixture.open().load::<Backend>(&Default::default()).expect("a model");
+        let options = ForwardOptions { logits: LogitsFor::Last, hidden: false };
+        let counts = [1, 2, 8].map(|count| {
+            let mut caches: Vec<_> = (0..count).map(|_| model.new_cache(KvFormat::F16)).collect();
+            for (i, cache) in caches.iter_mut().enumerate() {
+                model.prefill(&[1, 2, 3][..1 + i % 3], cache, 8).expect("a pass");
+            }
+            let mut spans: Vec<_> = caches.iter_mut().map(|cache| Span::new(1, cache)).collect();
+            let ids = model.ids(&vec![7; count]).expect("ids");
+            let before = launches_of_thread();
+            let _ = model.forward(ids, &mut spans, options).expect("a pass");
+            launches_of_thread() - before
+        });
+        println!("{}: {counts:?} launches for 1, 2 and 8 sequences", fixture.name());
+        let architecture = model.architecture();
+        let decoders =
+            if architecture.kv_compression.is_some() { 5 * architecture.config.num_hidden_layers as u64 } else { 0 };
+        for (count, sequences) in counts.iter().zip([1, 2, 8]) {
+            assert!(*count <= counts[0] + (sequences - 1) * decoders, "{}: {counts:?}", fixture.name());
+        }
+    }
+}
+
 #[test]
 fn a_device_that_is_not_there_is_an_error() {
     let count = wgpu_devices().len();

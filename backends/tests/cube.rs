@@ -26,5 +26,7 @@ mod linear;
 mod norm;
 #[path = "cube/sequence.rs"]
 mod sequence;
+#[path = "cube/spans.rs"]
+mod spans;
 #[path = "cube/top_k.rs"]
 mod top_k;

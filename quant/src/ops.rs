@@ -38,6 +38,15 @@ pub struct AttentionSpan<'a, B: Backend> {
     pub shape: AttentionShape,
 }
 
+/// The new tokens of one sequence in [appends to several](CompactBackend::store_kv_spans).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewTokens {
+    /// How many.
+    pub tokens: usize,
+    /// The slot of the first one.
+    pub at: usize,
+}
+
 /// A size of a model that the kernels of a device may have a limit on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModelSize {
@@ -227,6 +236,22 @@ pub trait CompactBackend: Backend {
         reference::store_kv(store, new, at)
     }
 
+    /// [`store_kv`](Self::store_kv) of the keys `new[0]` and values `new[1]` of several sequences, whose tokens follow one another:
+    /// those of `spans[i]` into the stores of keys and values `stores[i]`.
+    ///
+    /// # Shapes
+    /// each of `new [1, n, heads, width]`, each of `stores [1, heads, capacity, width]`
+    ///
+    /// # Panics
+    /// As there.
+    fn store_kv_spans(
+        stores: Vec<[KvStore<Self>; 2]>,
+        new: [Tensor<Self, 4>; 2],
+        spans: &[NewTokens],
+    ) -> Vec<[KvStore<Self>; 2]> {
+        spans::store_kv(stores, new, spans)
+    }
+
     /// Causal grouped-query attention of `s` new tokens over the `past + s` of the cache, softmax in f32.
     ///
     /// # Shapes
@@ -245,9 +270,7 @@ pub trait CompactBackend: Backend {
     /// # Shapes
     /// `q [1, n, heads, head_dim] -> [1, n, heads, head_dim]`, `n` the tokens of all spans
     fn cached_attention_spans(q: Tensor<Self, 4>, spans: &[AttentionSpan<'_, Self>]) -> Tensor<Self, 4> {
-        let tokens: Vec<usize> = spans.iter().map(|span| span.tokens).collect();
-        let queries = spans::split(q, &tokens).into_iter().zip(spans);
-        spans::join(queries.map(|(q, span)| Self::cached_attention(q, span.k, span.v, span.shape)).collect())
+        spans::cached_attention(q, spans)
     }
 
     /// `x * sigmoid(gate)`.

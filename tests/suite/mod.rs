@@ -6,7 +6,7 @@ pub mod choice;
 pub mod depth;
 pub mod draft;
 pub mod engine;
-mod fixture;
+pub mod fixture;
 pub mod golden;
 pub mod handle;
 pub mod initial;

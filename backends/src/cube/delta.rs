@@ -10,6 +10,8 @@ use cubecl::prelude::*;
 use super::instructions::plane_size;
 use super::launch::{Buffer, MAX_ELEMENTS, UNITS, grid};
 use super::reduce::sum_of_lanes;
+use super::spans::{buffers, is_span, numbers, of_span, span_at, spans_per_launch, starts};
+use crate::check::elements;
 use crate::types::DeltaRuleShape;
 
 /// Units that share a column.
@@ -47,21 +49,63 @@ pub fn gated_delta_rule<R: Runtime>(
     p: DeltaRuleShape,
     token_strides: [usize; 3],
 ) {
-    let DeltaRuleShape { batch, seq, key_heads, value_heads, key_dim, value_dim } = p;
+    gated_delta_rule_spans(client, q, k, v, g, beta, &[DeltaSpan { state, shape: p }], o, token_strides);
+}
+
+/// One sequence of a call over several.
+#[derive(Clone, Copy, Debug)]
+pub struct DeltaSpan<'a> {
+    /// Of the sequence, updated in place.
+    pub state: &'a Buffer,
+    /// The shape of this sequence alone.
+    pub shape: DeltaRuleShape,
+}
+
+/// [`gated_delta_rule`] of several sequences, whose tokens follow one another, to the last bit: in one launch for as many as the
+/// device has arguments for, sequences of one token apart from longer ones.
+///
+/// # Shapes
+/// As there, with `n` for `b` and `s`, the tokens of all batches of all sequences; all states of one type.
+///
+/// # Panics
+/// As [`gated_delta_rule`], or if sequences have other heads or widths.
+#[allow(clippy::too_many_arguments)]
+pub fn gated_delta_rule_spans<R: Runtime>(
+    client: &ComputeClient<R>,
+    q: &Buffer,
+    k: &Buffer,
+    v: &Buffer,
+    g: &Buffer,
+    beta: &Buffer,
+    spans: &[DeltaSpan<'_>],
+    o: &Buffer,
+    token_strides: [usize; 3],
+) {
+    let Some(DeltaSpan { state: first_state, shape }) = spans.first() else { return };
+    let &DeltaRuleShape { key_heads, value_heads, key_dim, value_dim, .. } = shape;
     assert!(key_heads > 0 && value_heads % key_heads == 0, "{key_heads} key heads do not divide {value_heads}");
     assert!(key_dim <= MAX_KEY_DIM, "keys of {key_dim} numbers, at most {MAX_KEY_DIM}");
-    o.check("o", &[batch, seq, value_heads, value_dim]);
-    g.check("g", &[batch, seq, value_heads]);
-    beta.check("beta", &[batch, seq, value_heads]);
-    state.check("state", &[batch, value_heads, key_dim, value_dim]);
+    let mut tokens = 0usize;
+    let firsts = spans.iter().map(|DeltaSpan { state, shape: p }| {
+        let same = DeltaRuleShape { batch: shape.batch, seq: shape.seq, ..*p };
+        assert!(same == *shape, "sequences of {p:?} and of {shape:?} in one call");
+        state.check("state", &[p.batch, value_heads, key_dim, value_dim]);
+        state.check_type("state", first_state.dtype);
+        let first = tokens;
+        tokens = tokens.saturating_add(elements("the tokens of a sequence", &[p.batch, p.seq]));
+        first
+    });
+    let firsts: Vec<usize> = firsts.collect();
+    o.check("o", &[tokens, value_heads, value_dim]);
+    g.check("g", &[tokens, value_heads]);
+    beta.check("beta", &[tokens, value_heads]);
     [("k", k), ("v", v), ("o", o)].iter().for_each(|(name, buffer)| buffer.check_type(name, q.dtype));
     beta.check_type("beta", g.dtype);
-    if g.len == 0 || state.len == 0 {
+    if g.len == 0 || key_dim == 0 || value_dim == 0 {
         return;
     }
-    // Of g and the state there is something, so that their sides are bounded.
-    let tokens = batch * seq;
-    let widths = p.dense_strides();
+    // Of g and the states there is something, so that their sides are bounded.
+    let widths = shape.dense_strides();
     for (((name, buffer), stride), width) in [("q", q), ("k", k), ("v", v)].iter().zip(token_strides).zip(widths) {
         let needed = (tokens - 1).checked_mul(stride).and_then(|before| before.checked_add(width));
         let enough = needed.is_some_and(|needed| buffer.len >= needed);
@@ -69,39 +113,49 @@ pub fn gated_delta_rule<R: Runtime>(
     }
     // Tokens staged at once: within shared memory, and none for nothing.
     let most = (MAX_KEY_DIM / key_dim).clamp(1, 8);
-    let staged = if seq == 1 { 1 } else { 1 << most.ilog2() };
-    let cubes = batch * value_heads * value_dim.div_ceil(COLUMNS as usize);
-    // SAFETY: the lengths were checked, and the kernel stays inside them.
-    unsafe {
-        delta_kernel::launch_unchecked::<R>(
-            client,
-            grid(cubes),
-            CubeDim::new_1d(UNITS),
-            q.arg(),
-            k.arg(),
-            v.arg(),
-            g.arg(),
-            beta.arg(),
-            state.arg(),
-            o.arg(),
-            cubes as u32,
-            seq as u32,
-            key_heads as u32,
-            value_heads as u32,
-            value_dim as u32,
-            token_strides[0] as u32,
-            token_strides[1] as u32,
-            token_strides[2] as u32,
-            key_dim as u32,
-            staged,
-            plane_size(client),
-            q.dtype,
-            g.dtype,
-            state.dtype,
-        );
+    let spans = spans.iter().zip(firsts).filter(|(span, _)| span.shape.batch * span.shape.seq > 0);
+    let (short, long): (Vec<_>, Vec<_>) = spans.partition(|(span, _)| span.shape.seq == 1);
+    for (spans, staged) in [(short, 1), (long, 1 << most.ilog2())] {
+        // All but the states are of all.
+        for spans in spans.chunks(spans_per_launch(client, 1, 6)) {
+            let cubes_of = |span: &DeltaSpan<'_>| span.shape.batch * value_heads * value_dim.div_ceil(COLUMNS as usize);
+            let cubes = spans.iter().fold(0usize, |sum, (span, _)| sum.saturating_add(cubes_of(span)));
+            // SAFETY: the lengths were checked, and the kernel stays inside them.
+            unsafe {
+                delta_kernel::launch_unchecked::<R>(
+                    client,
+                    grid(cubes),
+                    CubeDim::new_1d(UNITS),
+                    q.arg(),
+                    k.arg(),
+                    v.arg(),
+                    g.arg(),
+                    beta.arg(),
+                    buffers(spans.iter().map(|(span, _)| span.state)),
+                    o.arg(),
+                    starts(spans.iter().map(|(span, _)| cubes_of(span))),
+                    numbers(spans.iter().map(|(_, first)| *first)),
+                    numbers(spans.iter().map(|(span, _)| span.shape.seq)),
+                    cubes as u32,
+                    key_heads as u32,
+                    value_heads as u32,
+                    value_dim as u32,
+                    token_strides[0] as u32,
+                    token_strides[1] as u32,
+                    token_strides[2] as u32,
+                    key_dim as u32,
+                    staged,
+                    plane_size(client),
+                    q.dtype,
+                    g.dtype,
+                    first_state.dtype,
+                );
+            }
+        }
     }
 }
 
+/// A sequence has the cubes from one of `starts` on, and the tokens from one of `tokens` on.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 fn delta_kernel<F: Float, G: Float, S: Float>(
@@ -110,10 +164,12 @@ fn delta_kernel<F: Float, G: Float, S: Float>(
     v: &Array<F>,
     g: &Array<G>,
     beta: &Array<G>,
-    state: &mut Array<S>,
+    states: &mut Sequence<Array<S>>,
     o: &mut Array<F>,
+    starts: &Sequence<u32>,
+    tokens: &Sequence<u32>,
+    seq: &Sequence<u32>,
     cubes: u32,
-    seq: u32,
     key_heads: u32,
     value_heads: u32,
     value_dim: u32,
@@ -131,11 +187,14 @@ fn delta_kernel<F: Float, G: Float, S: Float>(
     if cube >= cubes {
         terminate!();
     }
+    let span = span_at(starts, cube);
+    let cube = cube - of_span(starts, span);
+    let seq = of_span(seq, span);
+    let first_token = of_span(tokens, span);
     let rows = comptime!(key_dim.div_ceil(LANES)); // of a unit
     let padded = comptime!(key_dim.next_multiple_of(LANES));
     let by_plane = comptime!(plane >= LANES);
-    // Unrolled, the state stays in registers; a very long one would only make the kernel long.
-    let in_registers = comptime!(rows <= 32);
+    let in_registers = comptime!(in_registers(key_dim));
 
     let mut keys = SharedMemory::<f32>::new(comptime!((staged * padded) as usize));
     let mut queries = SharedMemory::<f32>::new(comptime!((staged * padded) as usize));
@@ -145,7 +204,7 @@ fn delta_kernel<F: Float, G: Float, S: Float>(
     let mut strengths = SharedMemory::<f32>::new(staged as usize);
     let mut scratch = SharedMemory::<f32>::new(comptime!((4 * UNITS) as usize));
 
-    // cube = (b * value_heads + head) * blocks + column block
+    // Of a sequence, cube = (b * value_heads + head) * blocks + column block
     let blocks = value_dim.div_ceil(COLUMNS);
     let first_column = cube % blocks * COLUMNS;
     let b_head = cube / blocks;
@@ -159,20 +218,17 @@ fn delta_kernel<F: Float, G: Float, S: Float>(
     let state_start = b_head * key_dim * value_dim + column;
 
     let mut s = Array::<f32>::new(rows as usize);
-    #[unroll(in_registers)]
-    for r in 0..rows {
-        let row = lane + r * LANES;
-        let mut value = 0.0f32;
-        if known && row < key_dim {
-            value = f32::cast_from(state[(state_start + row * value_dim) as usize]);
+    #[unroll]
+    for i in 0..comptime!(states.len()) {
+        if is_span(span, i, comptime!(states.len())) {
+            load_column::<S>(&states[i], &mut s, state_start, lane, known, value_dim, key_dim);
         }
-        s[r as usize] = value;
     }
 
     let mut first = 0u32;
     while first < seq {
         let count = min(staged, seq - first);
-        let token = b * seq + first; // the first staged one
+        let token = first_token + b * seq + first; // the first staged one
 
         // Unit keys and queries: each vector by `share` units, keys by the first half of the cube.
         let share = comptime!(UNITS / (2 * staged));
@@ -292,11 +348,57 @@ fn delta_kernel<F: Float, G: Float, S: Float>(
         first += staged;
     }
 
-    #[unroll(in_registers)]
-    for r in 0..rows {
+    #[unroll]
+    for i in 0..comptime!(states.len()) {
+        if is_span(span, i, comptime!(states.len())) {
+            store_column::<S>(states.index_mut(i), &s, state_start, lane, known, value_dim, key_dim);
+        }
+    }
+}
+
+/// Whether the rows of a unit are unrolled: then the state stays in registers; a very long one would only make the kernel long.
+fn in_registers(key_dim: u32) -> bool {
+    key_dim.div_ceil(LANES) <= 32
+}
+
+/// The rows of a unit in its column of a state, which begins at `start`.
+#[cube]
+fn load_column<S: Float>(
+    state: &Array<S>,
+    s: &mut Array<f32>,
+    start: u32,
+    lane: u32,
+    known: bool,
+    value_dim: u32,
+    #[comptime] key_dim: u32,
+) {
+    #[unroll(in_registers(key_dim))]
+    for r in 0..comptime!(key_dim.div_ceil(LANES)) {
+        let row = lane + r * LANES;
+        let mut value = 0.0f32;
+        if known && row < key_dim {
+            value = f32::cast_from(state[(start + row * value_dim) as usize]);
+        }
+        s[r as usize] = value;
+    }
+}
+
+/// The reverse of [`load_column`].
+#[cube]
+fn store_column<S: Float>(
+    state: &mut Array<S>,
+    s: &Array<f32>,
+    start: u32,
+    lane: u32,
+    known: bool,
+    value_dim: u32,
+    #[comptime] key_dim: u32,
+) {
+    #[unroll(in_registers(key_dim))]
+    for r in 0..comptime!(key_dim.div_ceil(LANES)) {
         let row = lane + r * LANES;
         if known && row < key_dim {
-            state[(state_start + row * value_dim) as usize] = S::cast_from(s[r as usize]);
+            state[(start + row * value_dim) as usize] = S::cast_from(s[r as usize]);
         }
     }
 }

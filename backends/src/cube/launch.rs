@@ -1,5 +1,6 @@
 //! What every launch needs: typed buffers, grids, and what the device can do.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cubecl::ir::{ElemType, FloatKind, StorageType};
@@ -100,6 +101,15 @@ pub fn launches() -> u64 {
     LAUNCHES.load(Ordering::Relaxed)
 }
 
+thread_local! {
+    static LAUNCHES_OF_THREAD: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Kernels launched from this module so far by this thread; for tests, which run beside each other.
+pub fn launches_of_thread() -> u64 {
+    LAUNCHES_OF_THREAD.get()
+}
+
 /// The grid of a launch, which is counted: at least `cubes` cubes; a kernel leaves at once when `CUBE_POS` is past the last.
 ///
 /// # Panics
@@ -107,6 +117,7 @@ pub fn launches() -> u64 {
 pub(super) fn grid(cubes: usize) -> CubeCount {
     assert!(cubes <= MAX_ELEMENTS, "{cubes} cubes in one launch, kernels count to {MAX_ELEMENTS}");
     LAUNCHES.fetch_add(1, Ordering::Relaxed);
+    LAUNCHES_OF_THREAD.set(LAUNCHES_OF_THREAD.get() + 1);
     let rows = cubes.div_ceil(MAX_CUBES).max(1);
     CubeCount::Static(cubes.div_ceil(rows) as u32, rows as u32, 1)
 }

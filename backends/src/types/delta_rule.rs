@@ -1,7 +1,7 @@
 //! The shape of a gated delta rule.
 
 /// The shape of a delta rule call.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeltaRuleShape {
     /// Rows of the batch.
     pub batch: usize,

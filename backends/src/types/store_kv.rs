@@ -1,7 +1,7 @@
 //! The shape of an append to a key and value cache.
 
 /// The shape of an append to the cache.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreKv {
     /// Rows of the batch.
     pub batch: usize,

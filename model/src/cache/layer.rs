@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::{KvFormat, KvParts, KvStore};
-use emberlm_quant::ops::DeltaRule;
+use emberlm_quant::ops::{DeltaRule, NewTokens};
 
 use super::shape::LayerCacheShape;
 use crate::error::{Error, Result};
@@ -29,29 +29,36 @@ fn broken() -> Error {
 }
 
 impl<B: CompactBackend> AttentionCache<B> {
-    /// Appends keys and values `[1, s, heads, width]` of new tokens at slot `at`.
-    pub(crate) fn append(&mut self, k: Tensor<B, 4>, v: Tensor<B, 4>, at: usize) -> Result<()> {
-        let [shared, _] = &self.shared;
-        let at = at.checked_sub(shared.iter().map(KvStore::capacity).sum()).ok_or_else(foreign)?;
-        // The store is moved out, so that the operation owns it and can write in place.
-        let store = self.k.take().ok_or_else(broken)?;
-        self.k = Some(self.store("keys", store, k, at));
-        let store = self.v.take().ok_or_else(broken)?;
-        self.v = Some(self.store("values", store, v, at));
+    /// Appends keys and values `[1, n, heads, width]` of the new tokens of several sequences, which follow one another: those of each
+    /// from slot `at` on. Where one has lost its tensors, nothing is changed.
+    pub(crate) fn append(caches: &mut [&mut Self], new: [Tensor<B, 4>; 2], spans: &[NewTokens]) -> Result<()> {
+        let mut formats = Vec::with_capacity(caches.len());
+        let mut slots = Vec::with_capacity(caches.len());
+        for (cache, &NewTokens { tokens, at }) in caches.iter().zip(spans) {
+            let [shared, _] = &cache.shared;
+            let at = at.checked_sub(shared.iter().map(KvStore::capacity).sum()).ok_or_else(foreign)?;
+            slots.push(NewTokens { tokens, at });
+            formats.push([cache.k()?, cache.v()?].map(|parts| parts.own.format()));
+        }
+        // The stores are moved out, so that the operation owns them and can write in place.
+        let stores = caches.iter_mut().filter_map(|cache| Some([cache.k.take()?, cache.v.take()?])).collect();
+        let stored = B::store_kv_spans(stores, new, &slots);
+        for ((cache, [k, v]), [k_format, v_format]) in caches.iter_mut().zip(stored).zip(formats) {
+            cache.warn_of_overflow("keys", k_format, &k);
+            cache.warn_of_overflow("values", v_format, &v);
+            (cache.k, cache.v) = (Some(k), Some(v));
+        }
         Ok(())
     }
 
-    fn store(&self, what: &str, store: KvStore<B>, new: Tensor<B, 4>, at: usize) -> KvStore<B> {
-        let halves = matches!(store, KvStore::F16(_));
-        let store = B::store_kv(store, new, at);
-        if halves && matches!(store, KvStore::F32(_)) {
+    fn warn_of_overflow(&self, what: &str, before: KvFormat, store: &KvStore<B>) {
+        if before == KvFormat::F16 && store.format() == KvFormat::F32 {
             tracing::warn!(
                 "layer {}: {what} are beyond 65504, where the F16 of the cache ends, and are kept in F32 from here on; \
                  a cache of F32 (--cache-type f32) is exact from the first token",
                 self.layer
             );
         }
-        store
     }
 
     /// Stored keys or their codes, parts of `[1, heads, tokens, width]`.

@@ -20,6 +20,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Distribution, Tensor};
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::{KV_TILE, KvFormat, KvParts};
+use emberlm_quant::ops::NewTokens;
 
 pub(crate) use block::KvBlock;
 pub use layer::{AttentionCache, DeltaNetCache, LayerCache};
@@ -276,7 +277,7 @@ impl<B: CompactBackend> Cache<B> {
                             Tensor::random([b, s, heads, width], NOISE, &self.device)
                         };
                         let (k, v) = (new(kv.k()?), new(kv.v()?));
-                        kv.append(k, v, self.len)?;
+                        AttentionCache::append(&mut [kv], [k, v], &[NewTokens { tokens: s, at: self.len }])?;
                     }
                     LayerCache::DeltaNet(delta) => {
                         delta.update_conv(|conv| ((), conv.random_like(NOISE)))?;

@@ -10,13 +10,14 @@ use burn::tensor::backend::Backend;
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::{KeyValue, KvParts, KvStore, Rotary};
 use emberlm_quant::modules::{Linear, LinearConfig, forward_all};
-use emberlm_quant::ops::{AttentionShape, AttentionSpan};
+use emberlm_quant::ops::{AttentionShape, AttentionSpan, NewTokens};
 
 use super::forward_context::{ForwardContext, LayerCaches};
 use super::kv_compressor::KvCompressor;
 use super::norm::{RmsNorm, RmsNormConfig};
 use super::rope::RotaryEmbedding;
 use crate::architecture::Architecture;
+use crate::cache::AttentionCache;
 use crate::config::{KStage, KvCompression, KvTarget, ModelConfig};
 use crate::error::Result;
 use crate::loader::Loader;
@@ -219,10 +220,8 @@ impl<B: CompactBackend> Attention<B> {
             }
             Some(caches) => {
                 let mut caches = caches.into_iter().map(|cache| cache.attention_mut()).collect::<Result<Vec<_>>>()?;
-                let new = context.split(k).into_iter().zip(context.split(v));
-                for ((span, cache), (k, v)) in context.spans.iter().zip(&mut caches).zip(new) {
-                    cache.append(k, v, span.past)?;
-                }
+                let new = context.spans.iter().map(|span| NewTokens { tokens: span.tokens.len(), at: span.past });
+                AttentionCache::append(&mut caches, [k, v], &new.collect::<Vec<_>>())?;
                 let stores = caches.iter().map(|cache| Ok((cache.k()?, cache.v()?)));
                 self.attend(q, context, &stores.collect::<Result<Vec<_>>>()?)
             }

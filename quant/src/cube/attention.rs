@@ -5,37 +5,95 @@ use burn::tensor::backend::DeviceOps;
 use burn::tensor::{DType, Int, Tensor};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
-use emberlm_backends::cube::{self, HeadProjection, KvRows};
+use emberlm_backends::cube::{self, HeadProjection, KvRows, KvSide};
 use emberlm_backends::types::StoreKv;
 
 use super::tensor::{Cube, buffer, float_tensor, floats, int_tensor, ints, own, unset};
-use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvStore};
-use crate::ops::{AttentionShape, CompactBackend};
+use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvFormat, KvStore};
+use crate::layers::Linear;
+use crate::ops::{AttentionShape, AttentionSpan, CompactBackend, NewTokens};
 use crate::packed::PackedWeight;
 use crate::reference::{self, gathered};
+use crate::spans;
 
 pub(super) fn store_kv<R: CubeRuntime>(store: KvStore<Cube<R>>, new: Tensor<Cube<R>, 4>, at: usize) -> KvStore<Cube<R>>
 where
     R::Device: DeviceOps,
 {
-    let [batch, heads, capacity, width] = store.dims();
-    let seq = new.dims()[1];
     if matches!(store, KvStore::Q8 { .. }) {
         // No kernel writes 8 bits: by way of the host.
         return reference::store_kv(store, new, at);
     }
-    let halves = matches!(store, KvStore::F16(_));
-    let shape = StoreKv { batch, seq, heads, capacity, width, at };
-    let new = floats(new);
-    let append = |to| {
-        let to = own(to);
-        cube::store_kv(&new.client, &buffer(&new), &buffer(&to), shape, halves);
-        to
-    };
-    match store {
-        KvStore::F32(t) => KvStore::F32(float_tensor(append(floats(t)))),
-        KvStore::F16(t) => KvStore::F16(int_tensor(append(ints(t)))),
-        KvStore::Q8 { .. } => unreachable!("stored above"),
+    let tokens = new.dims()[1];
+    let append = Append::new(vec![store], new, &[NewTokens { tokens, at }]);
+    Append::run(&[&append]);
+    append.into_stores().remove(0)
+}
+
+pub(super) fn store_kv_spans<R: CubeRuntime>(
+    stores: Vec<[KvStore<Cube<R>>; 2]>,
+    new: [Tensor<Cube<R>, 4>; 2],
+    spans: &[NewTokens],
+) -> Vec<[KvStore<Cube<R>>; 2]>
+where
+    R::Device: DeviceOps,
+{
+    let formats: Vec<[KvFormat; 2]> = stores.iter().map(|stores| stores.each_ref().map(KvStore::format)).collect();
+    let alike = formats.iter().all(|of_one| of_one == &formats[0] && !of_one.contains(&KvFormat::Q8));
+    if !alike {
+        return spans::store_kv(stores, new, spans);
+    }
+    let (k_stores, v_stores) = stores.into_iter().map(|[k, v]| (k, v)).unzip();
+    let [k_new, v_new] = new;
+    let (k, v) = (Append::new(k_stores, k_new, spans), Append::new(v_stores, v_new, spans));
+    if (k.halves, k.new.dtype, &k.shapes) == (v.halves, v.new.dtype, &v.shapes) {
+        Append::run(&[&k, &v]);
+    } else {
+        Append::run(&[&k]);
+        Append::run(&[&v]);
+    }
+    k.into_stores().into_iter().zip(v.into_stores()).map(|(k, v)| [k, v]).collect()
+}
+
+/// New keys or values of sequences, and the stores that they go to: all F16, or all F32.
+struct Append<R: CubeRuntime> {
+    new: CubeTensor<R>,
+    stores: Vec<CubeTensor<R>>,
+    shapes: Vec<StoreKv>,
+    halves: bool,
+}
+
+impl<R: CubeRuntime> Append<R>
+where
+    R::Device: DeviceOps,
+{
+    fn new(stores: Vec<KvStore<Cube<R>>>, new: Tensor<Cube<R>, 4>, spans: &[NewTokens]) -> Self {
+        let shapes = stores.iter().zip(spans).map(|(store, &NewTokens { tokens, at })| {
+            let [batch, heads, capacity, width] = store.dims();
+            StoreKv { batch, seq: tokens, heads, capacity, width, at }
+        });
+        let (shapes, new) = (shapes.collect(), floats(new));
+        let halves = stores.iter().any(|store| matches!(store, KvStore::F16(_)));
+        let stores = stores.into_iter().map(|store| match store {
+            KvStore::F32(t) => own(floats(t)),
+            KvStore::F16(t) => own(ints(t)),
+            KvStore::Q8 { .. } => unreachable!("stored by the reference"),
+        });
+        Self { new, stores: stores.collect(), shapes, halves }
+    }
+
+    /// Keys, values, or both where they differ in nothing but their numbers.
+    fn run(sides: &[&Self]) {
+        let Some(Self { new, shapes, halves, .. }) = sides.first() else { return };
+        let buffers = sides.iter().map(|side| (buffer(&side.new), side.stores.iter().map(buffer).collect::<Vec<_>>()));
+        let buffers: Vec<_> = buffers.collect();
+        let sides = buffers.iter().map(|(new, stores)| KvSide { new, stores });
+        cube::store_kv_spans(&new.client, &sides.collect::<Vec<_>>(), shapes, *halves);
+    }
+
+    fn into_stores(self) -> Vec<KvStore<Cube<R>>> {
+        let store = |t| if self.halves { KvStore::F16(int_tensor(t)) } else { KvStore::F32(float_tensor(t)) };
+        self.stores.into_iter().map(store).collect()
     }
 }
 
@@ -48,58 +106,88 @@ pub(super) fn cached_attention<R: CubeRuntime>(
 where
     R::Device: DeviceOps,
 {
+    let tokens = q.dims()[1];
+    attend(q, &[AttentionSpan { tokens, k, v, shape }])
+}
+
+pub(super) fn cached_attention_spans<R: CubeRuntime>(
+    q: Tensor<Cube<R>, 4>,
+    spans: &[AttentionSpan<'_, Cube<R>>],
+) -> Tensor<Cube<R>, 4>
+where
+    R::Device: DeviceOps,
+{
+    let heads = q.dims()[2];
+    let is_plain =
+        |span: &AttentionSpan<'_, Cube<R>>| matches!((&span.k, &span.v), (KeyValue::Plain(_), KeyValue::Plain(_)));
+    let moves = |span: &AttentionSpan<'_, Cube<R>>| moves_decoder(span, heads);
+    let alike = spans.iter().all(is_plain) || spans.iter().all(moves) || !spans.iter().any(moves);
+    if alike && !spans.is_empty() { attend(q, spans) } else { spans::cached_attention(q, spans) }
+}
+
+/// Whether a decoder's last layer runs on the queries: when they are fewer than the tokens.
+fn moves_decoder<R: CubeRuntime>(span: &AttentionSpan<'_, Cube<R>>, heads: usize) -> bool {
+    span.tokens * heads < span.shape.past + span.tokens
+}
+
+/// Attention of sequences with a batch of 1 that all move the decoder or none, or of one with any batch.
+fn attend<R: CubeRuntime>(q: Tensor<Cube<R>, 4>, spans: &[AttentionSpan<'_, Cube<R>>]) -> Tensor<Cube<R>, 4>
+where
+    R::Device: DeviceOps,
+{
     let [batch, seq, heads, head_dim] = q.dims();
-    let AttentionShape { past, kv_heads, scale } = shape;
-    // A decoder's last layer runs on the queries when they are fewer than the tokens.
-    let moves_decoder = seq * heads < past + seq;
-    let [k, v] = [k, v].map(|kv| Side::new(kv, past + seq, kv_heads, head_dim, moves_decoder));
+    let AttentionShape { kv_heads, scale, .. } = spans[0].shape;
+    let sides = spans.iter().map(|span| {
+        let (tokens, moves_decoder) = (span.shape.past + span.tokens, moves_decoder(span, heads));
+        [span.k, span.v].map(|kv| Side::new(kv, tokens, kv_heads, head_dim, moves_decoder))
+    });
+    let sides: Vec<[Side<'_, R>; 2]> = sides.collect();
+    let [k, v] = &sides[0];
     let q = floats(q);
     let client = q.client.clone();
     let projection = |inner| HeadProjection { rows: batch * seq, heads, kv_heads, head_dim, inner };
 
-    let queries = match &k.last {
+    let queries = match k.last {
         None => q.clone(),
         Some(last) => {
             let queries = unset(&q, [batch, seq, heads, k.width], DType::F32);
             let p = projection(k.width);
-            cube::project_queries(&client, &buffer(&q), &buffer(&last.weight), &buffer(&queries), p);
+            cube::project_queries(&client, &buffer(&q), &buffer(&dense(&last.weight)), &buffer(&queries), p);
             queries
         }
     };
     let dtype = if v.last.is_some() { DType::F32 } else { q.dtype };
     let out = unset(&q, [batch, seq, heads, v.width], dtype);
-    let (key_dim, value_dim) = (k.width, v.width);
-    let p = cube::Attention { batch, seq, heads, kv_heads, key_dim, value_dim, past, scale: scale as f32 };
-    cube::attention(&client, &buffer(&queries), &k.rows, &v.rows, &buffer(&out), p);
-    let Some(last) = &v.last else { return float_tensor(out) };
+    let calls = spans.iter().zip(&sides).map(|(span, [k, v])| {
+        let (key_dim, value_dim, past) = (k.width, v.width, span.shape.past);
+        let scale = scale as f32;
+        let shape = cube::Attention { batch, seq: span.tokens, heads, kv_heads, key_dim, value_dim, past, scale };
+        cube::AttentionSpan { k: &k.rows, v: &v.rows, shape }
+    });
+    cube::attention_spans(&client, &buffer(&queries), &calls.collect::<Vec<_>>(), &buffer(&out));
+    let Some(last) = v.last else { return float_tensor(out) };
     let values = unset(&q, [batch, seq, heads, head_dim], q.dtype);
-    let bias = last.bias.as_ref().map(buffer);
+    let bias = last.bias.as_ref().map(|bias| buffer(&floats(bias.val().cast(DType::F32))));
     let p = projection(v.width);
-    cube::project_values(&client, &buffer(&out), &buffer(&last.weight), bias.as_ref(), &buffer(&values), p);
+    cube::project_values(&client, &buffer(&out), &buffer(&dense(&last.weight)), bias.as_ref(), &buffer(&values), p);
     float_tensor(values)
 }
 
 /// Keys or values as attention reads them.
-struct Side<R: CubeRuntime> {
+struct Side<'a, R: CubeRuntime> {
     rows: KvRows,
     width: usize,
     /// The last layer of the decoder, when the rows are what it takes.
-    last: Option<LastLayer<R>>,
+    last: Option<&'a Linear<Cube<R>>>,
 }
 
-/// `[kv_heads * head_dim, inner]` and `[kv_heads * head_dim]`, in F32.
-struct LastLayer<R: CubeRuntime> {
-    weight: CubeTensor<R>,
-    bias: Option<CubeTensor<R>>,
-}
-
-impl<R: CubeRuntime> Side<R>
+impl<'a, R: CubeRuntime> Side<'a, R>
 where
     R::Device: DeviceOps,
 {
     /// The first `t` tokens. Codes are decoded up to the last layer if all heads share a code and `moves_decoder`, else
     /// wholly.
-    fn new(kv: KeyValue<'_, Cube<R>>, t: usize, kv_heads: usize, head_dim: usize, moves_decoder: bool) -> Self {
+    fn new(kv: KeyValue<'a, Cube<R>>, t: usize, kv_heads: usize, head_dim: usize, moves_decoder: bool) -> Self {
         let (decoder, rotary) = match kv {
             KeyValue::Plain(parts) => return Self::plain(&gathered(parts)),
             KeyValue::Compressed { decoder, rotary, .. } => (decoder, rotary),
@@ -115,8 +203,7 @@ where
             let buffer = buffer(&floats(inner));
             let (batch_stride, token_stride) = (t * width, width);
             let rows = KvRows { buffer, halves: false, batch_stride, head_stride: 0, token_stride };
-            let bias = decoder.output.bias.as_ref().map(|bias| floats(bias.val().cast(DType::F32)));
-            return Self { rows, width, last: Some(LastLayer { weight: dense(&decoder.output.weight), bias }) };
+            return Self { rows, width, last: Some(&decoder.output) };
         }
         let decoded = decoder.output.forward(inner).reshape([b, t, kv_heads, head_dim]);
         let decoded = match rotary {

@@ -18,31 +18,47 @@ pub(super) fn gated_delta_rule<R: CubeRuntime>(
 where
     R::Device: DeviceOps,
 {
+    let (o, mut states) = gated_delta_rule_spans(rule.clone(), &[rule.q.dims()[1]], vec![state]);
+    (o, states.remove(0))
+}
+
+/// Of sequences with a batch of 1, or one with any.
+pub(super) fn gated_delta_rule_spans<R: CubeRuntime>(
+    rule: DeltaRule<Cube<R>>,
+    tokens: &[usize],
+    states: Vec<Tensor<Cube<R>, 4>>,
+) -> (Tensor<Cube<R>, 4>, Vec<Tensor<Cube<R>, 4>>)
+where
+    R::Device: DeviceOps,
+{
     let [batch, seq, key_heads, key_dim] = rule.q.dims();
     let [_, _, value_heads, value_dim] = rule.v.dims();
-    let [(q, q_stride), (k, k_stride)] = [rule.q, rule.k].map(tokens);
-    let (v, v_stride) = tokens(rule.v);
-    let (g, beta, state) = (floats(rule.g), floats(rule.beta), own(floats(state)));
+    let [(q, q_stride), (k, k_stride)] = [rule.q, rule.k].map(rows);
+    let (v, v_stride) = rows(rule.v);
+    let (g, beta) = (floats(rule.g), floats(rule.beta));
+    let states: Vec<_> = states.into_iter().map(|state| own(floats(state))).collect();
     let o = unset(&q, [batch, seq, value_heads, value_dim], q.dtype);
-    let token_strides = [q_stride, k_stride, v_stride];
-    let shape = DeltaRuleShape { batch, seq, key_heads, value_heads, key_dim, value_dim };
-    cube::gated_delta_rule(
+    let buffers: Vec<Buffer> = states.iter().map(buffer).collect();
+    let spans = buffers.iter().zip(tokens).map(|(state, &seq)| {
+        let shape = DeltaRuleShape { batch, seq, key_heads, value_heads, key_dim, value_dim };
+        cube::DeltaSpan { state, shape }
+    });
+    cube::gated_delta_rule_spans(
         &q.client,
         &row_buffer(&q, q_stride),
         &row_buffer(&k, k_stride),
         &row_buffer(&v, v_stride),
         &buffer(&g),
         &buffer(&beta),
-        &buffer(&state),
+        &spans.collect::<Vec<_>>(),
         &buffer(&o),
-        shape,
-        token_strides,
+        [q_stride, k_stride, v_stride],
     );
-    (float_tensor(o), float_tensor(state))
+    (float_tensor(o), states.into_iter().map(float_tensor).collect())
 }
 
 /// Heads of tokens `[b, s, heads, d]` and the distance of tokens. Slices of one wider tensor are taken as they lie.
-fn tokens<R: CubeRuntime>(t: Tensor<Cube<R>, 4>) -> (CubeTensor<R>, usize)
+fn rows<R: CubeRuntime>(t: Tensor<Cube<R>, 4>) -> (CubeTensor<R>, usize)
 where
     R::Device: DeviceOps,
 {
@@ -61,7 +77,7 @@ where
     (into_contiguous(t), heads * d)
 }
 
-/// The buffer of [`tokens`]: it ends with the last head of the last token.
+/// The buffer of [`rows`]: it ends with the last head of the last token.
 fn row_buffer<R: CubeRuntime>(t: &CubeTensor<R>, stride: usize) -> Buffer {
     let shape = t.shape();
     let (tokens, width) = (shape[0] * shape[1], shape[2] * shape[3]);

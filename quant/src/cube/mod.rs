@@ -22,7 +22,7 @@ use crate::activations::Activations;
 use crate::halting::{HaltRecord, HaltRows, HaltRule, HaltState};
 use crate::kv::{KeyValue, KvStore, Rotary};
 use crate::modules::SwiGlu;
-use crate::ops::{AttentionShape, DeltaRule, ModelSize};
+use crate::ops::{AttentionShape, AttentionSpan, DeltaRule, ModelSize, NewTokens};
 use crate::packed::PackedWeight;
 
 /// Any GPU that wgpu finds.
@@ -115,6 +115,14 @@ where
         attention::store_kv(store, new, at)
     }
 
+    fn store_kv_spans(
+        stores: Vec<[KvStore<Self>; 2]>,
+        new: [Tensor<Self, 4>; 2],
+        spans: &[NewTokens],
+    ) -> Vec<[KvStore<Self>; 2]> {
+        attention::store_kv_spans(stores, new, spans)
+    }
+
     fn cached_attention(
         q: Tensor<Self, 4>,
         k: KeyValue<'_, Self>,
@@ -124,12 +132,25 @@ where
         attention::cached_attention(q, k, v, shape)
     }
 
+    fn cached_attention_spans(q: Tensor<Self, 4>, spans: &[AttentionSpan<'_, Self>]) -> Tensor<Self, 4> {
+        attention::cached_attention_spans(q, spans)
+    }
+
     fn causal_conv1d_silu(
         u: Tensor<Self, 3>,
         tail: Tensor<Self, 3>,
         weight: Tensor<Self, 3>,
     ) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
         conv::causal_conv1d_silu(u, tail, weight)
+    }
+
+    fn causal_conv1d_silu_spans(
+        u: Tensor<Self, 3>,
+        tokens: &[usize],
+        tails: Vec<Tensor<Self, 3>>,
+        weight: Tensor<Self, 3>,
+    ) -> (Tensor<Self, 3>, Vec<Tensor<Self, 3>>) {
+        conv::causal_conv1d_silu_spans(u, tokens, tails, weight)
     }
 
     fn delta_gates(
@@ -143,6 +164,14 @@ where
 
     fn gated_delta_rule(rule: DeltaRule<Self>, state: Tensor<Self, 4>) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
         delta::gated_delta_rule(rule, state)
+    }
+
+    fn gated_delta_rule_spans(
+        rule: DeltaRule<Self>,
+        tokens: &[usize],
+        states: Vec<Tensor<Self, 4>>,
+    ) -> (Tensor<Self, 4>, Vec<Tensor<Self, 4>>) {
+        delta::gated_delta_rule_spans(rule, tokens, states)
     }
 
     fn start_halting(m: usize, h: usize, device: &Self::Device) -> HaltState<Self> {

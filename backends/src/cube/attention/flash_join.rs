@@ -5,14 +5,28 @@ use cubecl::prelude::*;
 
 use super::flash_kernel::MASKED;
 use crate::cube::launch::UNITS;
+use crate::cube::spans::{of_span, span_at};
+
+/// What differs between the sequences of a launch.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct Joined {
+    /// The first row of each in the launch.
+    pub(super) rows: Sequence<u32>,
+    /// The first row of each in the result.
+    pub(super) targets: Sequence<u32>,
+    /// The first part of each.
+    pub(super) parts: Sequence<u32>,
+    /// Parts of a row.
+    pub(super) splits: Sequence<u32>,
+}
 
 /// Joins the parts of a row: `sum_i e^(m_i - m) s_i / sum_i e^(m_i - m) l_i`. A cube takes a row.
 #[cube(launch_unchecked)]
 pub(super) fn join_kernel<O: Float>(
     parts: &Array<f32>,
     out: &mut Array<O>,
+    spans: &Joined,
     rows: u32,
-    splits: u32,
     value_dim: u32,
     #[define(O)] _out_type: StorageType,
 ) {
@@ -20,8 +34,12 @@ pub(super) fn join_kernel<O: Float>(
     if row >= rows {
         terminate!();
     }
+    let span = span_at(&spans.rows, row);
+    let own = row - of_span(&spans.rows, span);
+    let splits = of_span(&spans.splits, span);
     let stride = value_dim + 2;
-    let start = row * splits * stride;
+    let start = (of_span(&spans.parts, span) + own * splits) * stride;
+    let target = (of_span(&spans.targets, span) + own) * value_dim;
     let mut highest = f32::new(MASKED);
     for i in 0..splits {
         highest = max(highest, parts[(start + i * stride + value_dim + 1) as usize]);
@@ -40,7 +58,7 @@ pub(super) fn join_kernel<O: Float>(
         if total > 0.0 {
             result = sum / total;
         }
-        out[(row * value_dim + d) as usize] = O::cast_from(result);
+        out[(target + d) as usize] = O::cast_from(result);
         d += UNITS;
     }
 }

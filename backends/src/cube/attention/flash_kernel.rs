@@ -6,6 +6,7 @@ use cubecl::prelude::*;
 use crate::cube::half::{high_half, low_half};
 use crate::cube::launch::UNITS;
 use crate::cube::reduce::{max_of_lanes, sum_of_lanes};
+use crate::cube::spans::{is_span, of_span, span_at};
 
 /// Keys of a tile.
 pub(super) const TILE: usize = 64;
@@ -33,27 +34,47 @@ pub(super) struct Cut {
     pub(super) native: bool,
 }
 
+/// What differs between the sequences of a launch.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct Spans {
+    /// The first cube of each.
+    pub(super) cubes: Sequence<u32>,
+    /// The first token of each among the queries.
+    pub(super) tokens: Sequence<u32>,
+    /// The first of its results, where they are not final.
+    pub(super) parts: Sequence<u32>,
+    /// New tokens.
+    pub(super) seq: Sequence<u32>,
+    /// Tokens before them.
+    pub(super) past: Sequence<u32>,
+    /// Over how many cubes the keys of a row are split.
+    pub(super) splits: Sequence<u32>,
+    /// How many keys each of them takes.
+    pub(super) per_split: Sequence<u32>,
+    pub(super) k: Strides,
+    pub(super) v: Strides,
+}
+
+/// Words from one to the next.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct Strides {
+    pub(super) batch: Sequence<u32>,
+    pub(super) head: Sequence<u32>,
+    pub(super) token: Sequence<u32>,
+}
+
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
     q: &Array<F>,
-    k: &Array<Vector<u32, NK>>,
-    v: &Array<Vector<u32, NV>>,
+    k: &Sequence<Array<Vector<u32, NK>>>,
+    v: &Sequence<Array<Vector<u32, NV>>>,
     out: &mut Array<O>,
+    spans: &Spans,
     cubes: u32,
-    seq: u32,
     kv_heads: u32,
     group: u32,
-    past: u32,
-    splits: u32,
-    per_split: u32,
     scale: f32,
-    k_batch: u32,
-    k_head: u32,
-    k_token: u32,
-    v_batch: u32,
-    v_head: u32,
-    v_token: u32,
     #[comptime] cut: Cut,
     #[define(F)] _q_type: StorageType,
     #[define(O)] _out_type: StorageType,
@@ -62,6 +83,12 @@ pub(super) fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
     if cube >= cubes {
         terminate!();
     }
+    let span = span_at(&spans.cubes, cube);
+    let cube = cube - of_span(&spans.cubes, span);
+    let (seq, past) = (of_span(&spans.seq, span), of_span(&spans.past, span));
+    let (splits, per_split) = (of_span(&spans.splits, span), of_span(&spans.per_split, span));
+    let first_token = of_span(&spans.tokens, span);
+    let (k_token, v_token) = (of_span(&spans.k.token, span), of_span(&spans.v.token, span));
     let rows = comptime!(cut.rows);
     let chunk = comptime!(cut.chunk);
     let lanes = comptime!(cut.lanes);
@@ -76,7 +103,7 @@ pub(super) fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
     let mut scores = SharedMemory::<f32>::new(comptime!((rows * tile) as usize));
     let mut factors = SharedMemory::<f32>::new(rows as usize);
 
-    // cube = ((b * kv_heads + head) * tiles + row tile) * splits + split
+    // Of a sequence, cube = ((b * kv_heads + head) * tiles + row tile) * splits + split
     let all_rows = seq * group;
     let tiles = all_rows.div_ceil(rows);
     let split = cube % splits;
@@ -92,8 +119,8 @@ pub(super) fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
     let lane = UNIT_POS % lanes;
     let key_lane = lane * chunk < comptime!(cut.key_dim);
     let value_lane = lane * chunk < comptime!(cut.value_dim);
-    let k_start = b * k_batch + head * k_head;
-    let v_start = b * v_batch + head * v_head;
+    let k_start = b * of_span(&spans.k.batch, span) + head * of_span(&spans.k.head, span);
+    let v_start = b * of_span(&spans.v.batch, span) + head * of_span(&spans.v.head, span);
 
     // This unit's share of the queries.
     let mut queries = Array::<f32>::new(comptime!((rows * chunk) as usize));
@@ -102,7 +129,8 @@ pub(super) fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
     for r in 0..rows {
         let row = first_row + r;
         let known = key_lane && row < all_rows;
-        let at = (((b * seq + row / group) * kv_heads + head) * group + row % group) * comptime!(cut.key_dim);
+        let token = first_token + b * seq + row / group;
+        let at = ((token * kv_heads + head) * group + row % group) * comptime!(cut.key_dim);
         // An unknown row reads the first numbers instead, times 0: less code than a branch.
         let at = select(known, at + lane * chunk, 0u32);
         let factor = select(known, scale, 0.0f32);
@@ -128,7 +156,7 @@ pub(super) fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
             let mut numbers = Array::<f32>::new(chunk as usize);
             if key_lane && key < end {
                 let at = k_start + key * k_token;
-                load::<NK>(k, at, lane, &mut numbers, chunk, comptime!(cut.key_halves), comptime!(cut.native));
+                load_of::<NK>(k, span, at, lane, &mut numbers, chunk, comptime!(cut.key_halves), comptime!(cut.native));
             } else {
                 clear(&mut numbers, chunk);
             }
@@ -224,7 +252,16 @@ pub(super) fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
             let mut numbers = Array::<f32>::new(chunk as usize);
             if value_lane && key < end {
                 let at = v_start + key * v_token;
-                load::<NV>(v, at, lane, &mut numbers, chunk, comptime!(cut.value_halves), comptime!(cut.native));
+                load_of::<NV>(
+                    v,
+                    span,
+                    at,
+                    lane,
+                    &mut numbers,
+                    chunk,
+                    comptime!(cut.value_halves),
+                    comptime!(cut.native),
+                );
             } else {
                 clear(&mut numbers, chunk);
             }
@@ -256,7 +293,9 @@ pub(super) fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
         sync_cube();
         let row = first_row + r;
         if row < all_rows {
-            let at = ((b * seq + row / group) * kv_heads + head) * group + row % group;
+            let own = ((b * seq + row / group) * kv_heads + head) * group + row % group;
+            let at = first_token * kv_heads * group + own;
+            let part = (of_span(&spans.parts, span) + own * splits + split) * comptime!(cut.value_dim + 2);
             let total = scores[comptime!((2 * r) as usize)];
             let mut d = UNIT_POS;
             while d < comptime!(cut.value_dim) {
@@ -265,7 +304,7 @@ pub(super) fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
                     sum += scratch[(s * width + d) as usize];
                 }
                 if comptime!(cut.split) {
-                    out[((at * splits + split) * comptime!(cut.value_dim + 2) + d) as usize] = O::cast_from(sum);
+                    out[(part + d) as usize] = O::cast_from(sum);
                 } else {
                     let mut result = 0.0f32;
                     if total > 0.0 {
@@ -277,12 +316,33 @@ pub(super) fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
             }
             if comptime!(cut.split) {
                 if UNIT_POS < 2 {
-                    let to = (at * splits + split) * comptime!(cut.value_dim + 2) + comptime!(cut.value_dim) + UNIT_POS;
+                    let to = part + comptime!(cut.value_dim) + UNIT_POS;
                     out[to as usize] = O::cast_from(scores[(2 * r + UNIT_POS) as usize]);
                 }
             }
         }
         sync_cube();
+    }
+}
+
+/// [`load`] from the rows of one sequence.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn load_of<N: Size>(
+    rows: &Sequence<Array<Vector<u32, N>>>,
+    span: u32,
+    at: u32,
+    lane: u32,
+    numbers: &mut Array<f32>,
+    #[comptime] chunk: u32,
+    #[comptime] halves: bool,
+    #[comptime] native: bool,
+) {
+    #[unroll]
+    for i in 0..comptime!(rows.len()) {
+        if is_span(span, i, comptime!(rows.len())) {
+            load::<N>(&rows[i], at, lane, numbers, chunk, halves, native);
+        }
     }
 }
 

@@ -23,6 +23,17 @@ pub struct Attention {
     pub scale: f32,
 }
 
+/// One sequence of a call over several.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionSpan<'a> {
+    /// What is stored of its keys.
+    pub k: &'a KvRows,
+    /// What is stored of its values.
+    pub v: &'a KvRows,
+    /// The shape of this sequence alone.
+    pub shape: Attention,
+}
+
 /// Stored keys or values: `width` numbers from `b * batch + head * heads + token * tokens` on.
 #[derive(Clone, Debug)]
 pub struct KvRows {

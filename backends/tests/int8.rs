@@ -412,7 +412,7 @@ fn blocks_in_order(x: &[f32], m: usize, w: &Weight, bias: &[f32], outlier: f64) 
     let mut y = Vec::new();
     for x in x.chunks_exact(w.k).take(m) {
         let (q, steps) = quantize(x, outlier);
-        for j in 0..w.n {
+        for (j, bias) in bias.iter().enumerate() {
             let mut total = 0.0f32;
             for (b, step) in steps.iter().enumerate() {
                 let elements = 64 * b..64 * b + 64;
@@ -426,7 +426,7 @@ fn blocks_in_order(x: &[f32], m: usize, w: &Weight, bias: &[f32], outlier: f64) 
                 };
                 total = ((sum + shifts) as f32).mul_add(scale * step, total);
             }
-            y.push(total * book.factor + bias[j]);
+            y.push(total * book.factor + bias);
         }
     }
     y
@@ -444,9 +444,8 @@ fn from_five_rows_on_every_processor_has_the_bits_of_a_loop_over_blocks() {
                 for (row, x) in x.chunks_exact_mut(k).enumerate() {
                     x[17 * row % k] *= 40.0;
                 }
-                let products: [(fn(&[f32], usize, &Weight, Option<&[f32]>) -> Vec<f32>, f64); 2] =
-                    [(int8, OUTLIER), (int8_head, HEAD)];
-                for (product, outlier) in products {
+                for outlier in [OUTLIER, HEAD] {
+                    let product = if outlier == HEAD { int8_head } else { int8 };
                     let want = blocks_in_order(&x, m, &stored.weight(), &bias, outlier);
                     for level in Level::available().into_iter().filter(|&level| rounds(level)) {
                         let got = cpu::with_level(level, || product(&x, m, &stored.weight(), Some(&bias)));

@@ -62,7 +62,7 @@ pub enum ActivationType {
     F16,
     /// As f16 with the range of f32 and 8 bits; GPUs with CUDA
     Bf16,
-    /// Rounded to 8 bits per 64 numbers, outliers to 15, in products with quantised weights: twice as fast; on a real model a hundredth of what NF4 changes, over half of what int8 weights change. AVX-512 VNNI and VBMI; AVX2 and NEON for up to 32 tokens at a time; else f32
+    /// Rounded to 8 bits per 64 numbers, outliers to 15, in products with quantised weights: twice as fast; on a real model a hundredth of what NF4 changes, over half of what int8 weights change. AVX-512 VNNI and VBMI, AVX2, NEON with the dot product; else f32
     Int8,
 }
 

@@ -18,7 +18,7 @@ use crate::cpu::simd::neon::Neon;
 use std::arch::aarch64::*;
 
 /// Blocks of a row per tile.
-const DEPTH: usize = 4;
+const DEPTH: usize = 8;
 /// Rows of a tile: x is read as often as there are tiles.
 const HEIGHT: usize = 48;
 
@@ -192,14 +192,19 @@ impl Gemv<'_, Panels> {
         let panels = &self.x.0;
         let mut tile = vec![0; HEIGHT * DEPTH * BLOCK];
         let mut scales = vec![1.0; HEIGHT * DEPTH];
+        let expand = match self.w.codes {
+            Codes::Bytes => Self::expand::<D, 8>,
+            Codes::Nibbles { .. } => Self::expand::<D, 4>,
+            Codes::Pairs => Self::expand::<D, 2>,
+        };
         with_scratch(panels.len() * HEIGHT * PANEL, |totals| {
             for first in (first..last).step_by(HEIGHT) {
                 let height = HEIGHT.min(last - first);
                 totals.fill(0.0);
                 for from in (0..self.k / BLOCK).step_by(DEPTH) {
                     let blocks = DEPTH.min(self.k / BLOCK - from);
-                    // SAFETY: the rows have these blocks.
-                    unsafe { self.expand::<D>((first, height), (from, blocks), &mut tile, &mut scales) };
+                    // SAFETY: the rows have these blocks, and the buffers room for a tile.
+                    unsafe { expand(self, (first, height), (from, blocks), tile.as_mut_ptr(), scales.as_mut_ptr()) };
                     for (p, (panel, totals)) in panels.iter().zip(totals.chunks_exact_mut(HEIGHT * PANEL)).enumerate() {
                         for b in 0..blocks {
                             // SAFETY: the blocks lie in the tile and in the panel, and the processor has `D`.
@@ -232,43 +237,44 @@ impl Gemv<'_, Panels> {
     /// `[block][row]`.
     ///
     /// # Safety
-    /// The rows have these blocks.
-    #[inline]
-    unsafe fn expand<D: Dot>(
+    /// The rows have these blocks of codes of `BITS` bits; `tile` and `scales` have room for [`DEPTH`] blocks of [`HEIGHT`] rows.
+    unsafe fn expand<D: Dot, const BITS: usize>(
         &self,
         (first, height): (usize, usize),
         (from, blocks): (usize, usize),
-        tile: &mut [i8],
-        scales: &mut [f32],
+        tile: *mut i8,
+        scales: *mut f32,
     ) {
-        let block_bytes = self.w.codes.block_bytes();
+        let block_bytes = BLOCK * BITS / 8;
         // As many bytes of the next tile, but of whole rows one after the other: that is how memory is read fastest.
         let next = self.w.data.as_ptr().wrapping_add((first + HEIGHT) * self.w.stride);
         let next = next.wrapping_add(from * HEIGHT * block_bytes);
         for line in (0..height * blocks * block_bytes).step_by(64) {
             prefetch(next.wrapping_add(line));
         }
-        for r in 0..height {
-            let row = first + r;
-            let mut of_row = [1.0; DEPTH];
-            match &self.w.scales {
-                WeightScales::PerRow(stored) => of_row.fill(stored[row]),
-                WeightScales::Int8(w) => w.scales(self.k, row, from, &mut of_row[..blocks]),
-                WeightScales::CodeBook(w, _) => block_scales(w, row * self.k + from * BLOCK, &mut of_row[..blocks]),
-            }
-            for b in 0..blocks {
-                scales[b * HEIGHT + r] = of_row[b];
-                let to = &mut tile[(b * HEIGHT + r / STRIP * STRIP) * BLOCK..][..STRIP * BLOCK];
-                // SAFETY: the caller's promise; a strip has room for the block of every row.
-                unsafe {
-                    let table = Neon::table(&self.w.table);
-                    let at = self.w.data.as_ptr().add(row * self.w.stride + (from + b) * block_bytes);
-                    let bytes = match self.w.codes {
-                        Codes::Bytes => Neon::bytes(at),
-                        Codes::Nibbles { .. } => Neon::nibbles(at, table),
-                        Codes::Pairs => Neon::pairs(at, table),
+        // SAFETY: the caller's promise.
+        unsafe {
+            let table = Neon::table(&self.w.table);
+            for r in 0..height {
+                let row = first + r;
+                let mut of_row = [1.0; DEPTH];
+                let of_row = &mut of_row[..blocks];
+                match &self.w.scales {
+                    WeightScales::PerRow(stored) => of_row.fill(stored[row]),
+                    WeightScales::Int8(w) => w.scales(self.k, row, from, of_row),
+                    WeightScales::CodeBook(w, _) => block_scales(w, row * self.k + from * BLOCK, of_row),
+                }
+                let codes = self.w.data.as_ptr().add(row * self.w.stride + from * block_bytes);
+                let to = tile.add(r / STRIP * STRIP * BLOCK);
+                for (b, &scale) in of_row.iter().enumerate() {
+                    *scales.add(b * HEIGHT + r) = scale;
+                    let at = codes.add(b * block_bytes);
+                    let bytes = match BITS {
+                        8 => Neon::bytes(at),
+                        4 => Neon::nibbles(at, table),
+                        _ => Neon::pairs(at, table),
                     };
-                    D::put(bytes, r % STRIP, to.as_mut_ptr());
+                    D::put(bytes, r % STRIP, to.add(b * HEIGHT * BLOCK));
                 }
             }
         }

@@ -139,7 +139,9 @@ impl FlashAttention<'_> {
 /// their place in `outs`, each `[b * s, heads * head_dim]`.
 pub(super) fn run(calls: &[FlashAttention], outs: &[Output], level: Level) -> Vec<Option<Vec<f32>>> {
     let shares = calls.iter().fold(0usize, |sum, call| sum.saturating_add(call.share()));
-    let cuts: Vec<Cut> = calls.iter().map(|call| call.cut(shares)).collect();
+    // A prompt is many tasks already: it is cut as if it were alone, so that its results do not depend on what else there is.
+    let cut = |call: &FlashAttention| call.cut(if call.prompt { call.share() } else { shares });
+    let cuts: Vec<Cut> = calls.iter().map(cut).collect();
     // Per range and query: the values, then maximum and sum.
     let buffers = |of: fn(&FlashAttention) -> usize| -> Vec<Vec<f32>> {
         let ranges = |call: &FlashAttention, cut| if call.is_direct(cut) { 0 } else { cut.ranges };

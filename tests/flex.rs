@@ -1,5 +1,8 @@
 //! The suite on burn-flex.
 
+// What runs on one backend.
+#![allow(dead_code)]
+
 #[macro_use]
 mod suite;
 

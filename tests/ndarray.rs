@@ -12,3 +12,9 @@ whole_suite!();
 fn cached_is_uncached_everywhere() {
     suite::prefix::cached_is_uncached_everywhere::<Backend>(&Default::default());
 }
+
+/// The longest test of all, on one backend alone: it looks at how drafted tokens are chosen, which is the same on each.
+#[test]
+fn distributions_with_drafts_are_those_without() {
+    suite::draft::distributions_are_those_without::<Backend>(&Default::default());
+}

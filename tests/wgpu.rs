@@ -73,11 +73,31 @@ fn a_device_that_is_not_there_is_an_error() {
 /// A card that is pulled out, or whose driver starts anew, ends what was computed on it: with an error, no panic and no endless wait.
 #[test]
 fn a_lost_device_is_an_error() {
+    use emberlm::model::Error;
+    use emberlm::model::engine::{Engine, EngineOptions, EventKind, Request};
+    use suite::fixture::Fixture;
+
     // The same card as the other tests', behind a device of its own.
     #[allow(deprecated)]
     let device = WgpuDevice::BestAvailable;
     let setup = init_setup::<AutoGraphicsApi>(&device, Default::default());
-    suite::lost::a_lost_device_is_an_error::<Backend>(&device, || setup.device.destroy());
+    let fixture = Fixture::all().remove(0);
+    let (model, text) = (fixture.load::<Backend>(&device), fixture.open().text().expect("a tokenizer"));
+    let mut engine = Engine::new(&model, &text, EngineOptions::default());
+    let request = || Request { max_tokens: 8, ..Request::new(fixture.case("long").ids().remove(0)) };
+    let failures = |engine: &mut Engine<'_, Backend>| -> Vec<Error> {
+        let kinds = engine.step().into_iter().map(|event| event.kind);
+        kinds.filter_map(|kind| if let EventKind::Failed(error) = kind { Some(error) } else { None }).collect()
+    };
+    engine.submit(request()).expect("room for a request");
+    assert!(failures(&mut engine).is_empty(), "the device works");
+    setup.device.destroy();
+    // What was under way fails, and what comes later.
+    for _ in 0..2 {
+        let errors = failures(&mut engine);
+        assert!(matches!(errors[..], [Error::Device(_)]), "{errors:?}");
+        engine.submit(request()).expect("room for a request");
+    }
 }
 
 /// Sizes that configs may have and kernels may not are refused by name when a model is planned, not by a panic when it runs.

@@ -12,7 +12,6 @@ pub mod handle;
 pub mod initial;
 pub mod invariants;
 pub mod kernels;
-pub mod lost;
 pub mod prefix;
 mod random;
 pub mod share;

@@ -249,7 +249,7 @@ pub trait CompactBackend: Backend {
         new: [Tensor<Self, 4>; 2],
         spans: &[NewTokens],
     ) -> Vec<[KvStore<Self>; 2]> {
-        spans::store_kv(stores, new, spans)
+        store_kv_one_by_one(stores, new, spans)
     }
 
     /// Causal grouped-query attention of `s` new tokens over the `past + s` of the cache, softmax in f32.
@@ -270,7 +270,7 @@ pub trait CompactBackend: Backend {
     /// # Shapes
     /// `q [1, n, heads, head_dim] -> [1, n, heads, head_dim]`, `n` the tokens of all spans
     fn cached_attention_spans(q: Tensor<Self, 4>, spans: &[AttentionSpan<'_, Self>]) -> Tensor<Self, 4> {
-        spans::cached_attention(q, spans)
+        cached_attention_one_by_one(q, spans)
     }
 
     /// `x * sigmoid(gate)`.
@@ -380,4 +380,29 @@ pub trait CompactBackend: Backend {
     fn top_k(x: Tensor<Self, 2>, k: usize) -> (Tensor<Self, 2>, Tensor<Self, 2, Int>) {
         reference::top_k(x, k)
     }
+}
+
+/// See [`CompactBackend::store_kv_spans`]: one sequence after the other.
+pub(crate) fn store_kv_one_by_one<B: CompactBackend>(
+    stores: Vec<[KvStore<B>; 2]>,
+    new: [Tensor<B, 4>; 2],
+    of: &[NewTokens],
+) -> Vec<[KvStore<B>; 2]> {
+    let tokens: Vec<usize> = of.iter().map(|span| span.tokens).collect();
+    let [k, v] = new.map(|new| spans::split(new, &tokens));
+    let new = k.into_iter().zip(v).zip(of);
+    let stored = stores.into_iter().zip(new).map(|([k_store, v_store], ((k, v), span))| {
+        [B::store_kv(k_store, k, span.at), B::store_kv(v_store, v, span.at)]
+    });
+    stored.collect()
+}
+
+/// See [`CompactBackend::cached_attention_spans`]: one sequence after the other.
+pub(crate) fn cached_attention_one_by_one<B: CompactBackend>(
+    q: Tensor<B, 4>,
+    of: &[AttentionSpan<'_, B>],
+) -> Tensor<B, 4> {
+    let tokens: Vec<usize> = of.iter().map(|span| span.tokens).collect();
+    let queries = spans::split(q, &tokens).into_iter().zip(of);
+    spans::join(queries.map(|(q, span)| B::cached_attention(q, span.k, span.v, span.shape)).collect())
 }

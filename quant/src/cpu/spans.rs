@@ -7,14 +7,13 @@ use emberlm_backends::types::DeltaRuleShape;
 use super::kv::{HeldParts, PartNumbers};
 use super::{HostTensors, float_primitive, float_tensor};
 use crate::kv::KeyValue;
-use crate::ops::{AttentionSpan, DeltaRule};
-use crate::spans;
+use crate::ops::{AttentionSpan, DeltaRule, cached_attention_one_by_one};
 
 pub(super) fn cached_attention<B: HostTensors>(q: Tensor<B, 4>, spans: &[AttentionSpan<'_, B>]) -> Tensor<B, 4> {
     let is_plain = |kv: &KeyValue<'_, B>| matches!(kv, KeyValue::Plain(_));
     // What a compressed side takes most of its time for is a region of its own in any case.
     if spans.len() == 1 || !spans.iter().all(|span| is_plain(&span.k) && is_plain(&span.v)) {
-        return spans::cached_attention(q, spans);
+        return cached_attention_one_by_one(q, spans);
     }
     let held = spans.iter().map(|span| [span.k, span.v].map(|kv| HeldParts::<B>::new(kv.parts())));
     let held: Vec<[HeldParts<B>; 2]> = held.collect();

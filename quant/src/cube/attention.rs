@@ -11,10 +11,11 @@ use emberlm_backends::types::StoreKv;
 use super::tensor::{Cube, buffer, float_tensor, floats, int_tensor, ints, own, unset};
 use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvFormat, KvStore};
 use crate::layers::Linear;
-use crate::ops::{AttentionShape, AttentionSpan, CompactBackend, NewTokens};
+use crate::ops::{
+    AttentionShape, AttentionSpan, CompactBackend, NewTokens, cached_attention_one_by_one, store_kv_one_by_one,
+};
 use crate::packed::PackedWeight;
 use crate::reference::{self, gathered};
-use crate::spans;
 
 pub(super) fn store_kv<R: CubeRuntime>(store: KvStore<Cube<R>>, new: Tensor<Cube<R>, 4>, at: usize) -> KvStore<Cube<R>>
 where
@@ -41,7 +42,7 @@ where
     let formats: Vec<[KvFormat; 2]> = stores.iter().map(|stores| stores.each_ref().map(KvStore::format)).collect();
     let alike = formats.iter().all(|of_one| of_one == &formats[0] && !of_one.contains(&KvFormat::Q8));
     if !alike {
-        return spans::store_kv(stores, new, spans);
+        return store_kv_one_by_one(stores, new, spans);
     }
     let (k_stores, v_stores) = stores.into_iter().map(|[k, v]| (k, v)).unzip();
     let [k_new, v_new] = new;
@@ -122,7 +123,7 @@ where
         |span: &AttentionSpan<'_, Cube<R>>| matches!((&span.k, &span.v), (KeyValue::Plain(_), KeyValue::Plain(_)));
     let moves = |span: &AttentionSpan<'_, Cube<R>>| moves_decoder(span, heads);
     let alike = spans.iter().all(is_plain) || spans.iter().all(moves) || !spans.iter().any(moves);
-    if alike && !spans.is_empty() { attend(q, spans) } else { spans::cached_attention(q, spans) }
+    if alike && !spans.is_empty() { attend(q, spans) } else { cached_attention_one_by_one(q, spans) }
 }
 
 /// Whether a decoder's last layer runs on the queries: when they are fewer than the tokens.

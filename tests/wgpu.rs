@@ -77,9 +77,20 @@ fn a_lost_device_is_an_error() {
     use emberlm::model::engine::{Engine, EngineOptions, EventKind, Request};
     use suite::fixture::Fixture;
 
-    // The same card as the other tests', behind a device of its own.
-    #[allow(deprecated)]
-    let device = WgpuDevice::BestAvailable;
+    // In a process of its own: the tests of this one share their device.
+    const INSIDE: &str = "LOSES_ITS_DEVICE";
+    if std::env::var_os(INSIDE).is_none() {
+        let mut again = std::process::Command::new(std::env::current_exe().expect("this program"));
+        let output = again.args(["--exact", "a_lost_device_is_an_error"]).env(INSIDE, "1").output().expect("it runs");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        return;
+    }
+    let device = WgpuDevice::default();
     let setup = init_setup::<AutoGraphicsApi>(&device, Default::default());
     let fixture = Fixture::all().remove(0);
     let (model, text) = (fixture.load::<Backend>(&device), fixture.open().text().expect("a tokenizer"));

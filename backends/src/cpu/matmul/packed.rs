@@ -284,8 +284,7 @@ unsafe fn group<S: Simd, const BITS: usize, const BLOCKS: bool, const R: usize, 
     }
 }
 
-/// The scale of every 64 elements from `element` on; `w.block` and `element` are multiples of 64. (Inlined, for the vectors of its caller.)
-#[inline(always)]
+/// The scale of every 64 elements from `element` on; `w.block` and `element` are multiples of 64.
 pub(crate) fn block_scales(w: &CodeBook4, element: usize, out: &mut [f32]) {
     use crate::cpu::matmul::weight::BlockScales;
     let first = element / w.block;

@@ -194,10 +194,27 @@ impl Gemv<'_, Columns> {
                 std::array::from_fn(|r| self.w.data.as_ptr().add((row + r * apart) * self.w.stride));
             let mut total = [[S::splat(0.0); M]; R];
             for b in 0..blocks {
-                // Asked once for all rows, so that the loop of most blocks has its registers to itself.
-                match self.x.outliers[b * M..(b + 1) * M].contains(&true) {
-                    false => self.block::<S, R, M, BITS, false>(b, &codes, table, scales, &mut total),
-                    true => self.block::<S, R, M, BITS, true>(b, &codes, table, scales, &mut total),
+                let low = self.x.low.as_ptr().add(b * M * BLOCK);
+                let start = self.x.start.as_ptr().add(b * M * S::LANES);
+                let steps = &self.x.steps[b * M..(b + 1) * M];
+                let outliers = &self.x.outliers[b * M..(b + 1) * M];
+                for r in 0..R {
+                    let at = codes[r].add(b * (BLOCK * BITS / 8));
+                    S::prefetch(at.wrapping_add(AHEAD));
+                    let w = match BITS {
+                        8 => S::bytes(at),
+                        4 => S::nibbles(at, table),
+                        _ => S::pairs(at, table),
+                    };
+                    let scale = scales[r * blocks + b];
+                    for m in 0..M {
+                        let mut sum = S::dot(w, low.add(m * BLOCK), S::sums(start.add(m * S::LANES)));
+                        if outliers[m] {
+                            let high = self.x.high.as_ptr().add((b * M + m) * BLOCK);
+                            sum = S::add_high(sum, S::dot(w, high, S::sums(NOTHING.as_ptr())));
+                        }
+                        total[r][m] = S::fma(S::floats(sum), S::splat(scale * steps[m]), total[r][m]);
+                    }
                 }
             }
             for r in 0..R {
@@ -206,46 +223,6 @@ impl Gemv<'_, Columns> {
                     sums[m] = S::sum(total[r][m]);
                 }
                 self.store(row + r * apart, sums);
-            }
-        }
-    }
-
-    /// Adds block `b` of the rows with these codes, of which x has outliers or has none.
-    ///
-    /// # Safety
-    /// As for `product`.
-    #[inline(always)]
-    unsafe fn block<S: Bytes, const R: usize, const M: usize, const BITS: usize, const OUTLIERS: bool>(
-        &self,
-        b: usize,
-        codes: &[*const u8; R],
-        table: S::Table,
-        scales: &[f32],
-        total: &mut [[S::V; M]; R],
-    ) {
-        let blocks = self.k / BLOCK;
-        // SAFETY: the caller's promise.
-        unsafe {
-            let low = self.x.low.as_ptr().add(b * M * BLOCK);
-            let start = self.x.start.as_ptr().add(b * M * S::LANES);
-            let steps = &self.x.steps[b * M..(b + 1) * M];
-            for r in 0..R {
-                let at = codes[r].add(b * (BLOCK * BITS / 8));
-                S::prefetch(at.wrapping_add(AHEAD));
-                let w = match BITS {
-                    8 => S::bytes(at),
-                    4 => S::nibbles(at, table),
-                    _ => S::pairs(at, table),
-                };
-                let scale = scales[r * blocks + b];
-                for m in 0..M {
-                    let mut sum = S::dot(w, low.add(m * BLOCK), S::sums(start.add(m * S::LANES)));
-                    if OUTLIERS && self.x.outliers[b * M + m] {
-                        let high = self.x.high.as_ptr().add((b * M + m) * BLOCK);
-                        sum = S::add_high(sum, S::dot(w, high, S::sums(NOTHING.as_ptr())));
-                    }
-                    total[r][m] = S::fma(S::floats(sum), S::splat(scale * steps[m]), total[r][m]);
-                }
             }
         }
     }

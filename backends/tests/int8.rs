@@ -48,7 +48,7 @@ fn int8_head(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>) -> Vec<f32> 
 }
 
 /// Times the average size of a row, above which elements are outliers, which keep 15 bits ...
-const OUTLIER: f64 = 6.0;
+const OUTLIER: f64 = 5.0;
 /// ... and before a head, which keeps 15 bits of everything.
 const HEAD: f64 = 0.0;
 
@@ -533,7 +533,7 @@ fn the_mlp_matches_a_loop_of_the_same_integers() {
             let silu = |x: f64| x / (1.0 + (-x).exp());
             let inner: Vec<f32> =
                 wide(&mlp.gate).iter().zip(wide(&mlp.up)).map(|(gate, up)| (silu(*gate) * up) as f32).collect();
-            let want = twin(&inner, m, &mlp.down, None, 16.0).0;
+            let want = twin(&inner, m, &mlp.down, None, 8.0).0;
             let size = want.iter().fold(0.0f64, |a, b| a.max(b.abs()));
             for level in Level::available().into_iter().filter(|&level| rounds(level)) {
                 let mut got = vec![f32::NAN; m * 96];

@@ -10,7 +10,7 @@ pub enum Precision {
     Exact,
     /// x rounded to 8 bits with a step for every 64 elements, and integer products.
     ///
-    /// Outliers, elements 6 times as large as the average of their row (16 times behind the gate of [`swiglu_mlp`](super::swiglu_mlp)),
+    /// Outliers, elements 5 times as large as the average of their row (8 times behind the gate of [`swiglu_mlp`](super::swiglu_mlp)),
     /// keep 15 bits and do not coarsen the steps of others; so does all of x before a
     /// [`head`](super::head). What a row becomes depends on no other row. A code book is rounded to 8 bits too. It applies to code books,
     /// 8-bit blocks, 8-, 4- and 2-bit rows whose inputs (and blocks) are multiples of 64: on x86-64 with AVX2 always, on aarch64 with the

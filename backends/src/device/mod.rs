@@ -130,7 +130,7 @@ fn start<R: cubecl::Runtime>(name: &str, device: &R::Device) -> Result<Limits, D
 /// runtimes panic, on a thread of their own and on the one that waits: that becomes an error.
 ///
 /// # Errors
-/// The message of the first panic since work was last launched.
+/// The message of the first panic of the runtime's thread that no caller was told of, else that of this thread, whatever its reason.
 #[cfg(feature = "cube")]
 pub fn contained<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     /// How CubeCL names the threads that its devices live on.

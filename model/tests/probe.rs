@@ -60,7 +60,9 @@ fn hiding(name: &str, keys: &[&str]) -> Copy {
 fn rank(pretrained: &Pretrained, ids: &[u32]) -> (OpenOptions, Ranking) {
     let open = OpenOptions::of(pretrained, &ModelOptions::default(), false);
     let text = ProbeText::new(ids, Some(BLOCK), usize::MAX, Vec::new()).expect("a text");
-    let ranking = probe(&mut load(pretrained), &open, &text, |_| ()).expect("a ranking");
+    let mut model = load(pretrained);
+    let ranking = probe(&mut model, &open, &text, |_| ()).expect("a ranking");
+    assert_eq!(truth(&model, &open.axes), ranking.candidates[0].candidate.values, "the model is left with the first");
     (open, ranking)
 }
 

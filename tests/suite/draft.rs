@@ -1,6 +1,6 @@
 //! Drafts: texts, what is told of them, and caches are those without.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use emberlm::model::cache::{Cache, LayerCacheShape};
 use emberlm::model::engine::{
@@ -276,6 +276,50 @@ pub fn budgets_hold<B: CompactBackend>(device: &B::Device) {
         tokens
     };
     assert_eq!(generated(Some(forced(DraftSource::PromptLookup))), generated(None));
+}
+
+/// Guesses go before a text waits: while one that decodes has no room for its next token nobody drafts, and drafts stay in the budget.
+pub fn none_are_made_while_a_text_waits<B: CompactBackend>(device: &B::Device) {
+    for loaded in loaded::<B>(device) {
+        let source = match loaded.name.as_str() {
+            "leanllama" => DraftSource::PromptLookup,
+            "crest_k4" => DraftSource::Steps(1),
+            _ => continue,
+        };
+        let draft = DraftOptions { forced_acceptance: Some(0.7), ..DraftOptions::new(source) };
+        let shapes = loaded.model.architecture().cache_shapes();
+        let sum = |bytes: &dyn Fn(&LayerCacheShape) -> usize| shapes.iter().map(bytes).sum::<usize>();
+        // Both texts grow beyond 256 tokens, for which there is room once.
+        let block = 256 * sum(&|shape| shape.bytes_per_token(KvFormat::F32));
+        let states = 2 * sum(&|shape| shape.fixed_bytes() + shape.replay_bytes(1 + DraftOptions::MAX_TOKENS));
+        let budget = 3 * block + states;
+        let limits = EngineOptions { cache_bytes: Some(budget), draft: Some(draft), ..options() };
+        let mut engine = Engine::new(&loaded.model, &loaded.text, limits);
+        for prompt in [&loaded.ids[..200], &loaded.ids[..190]] {
+            engine.submit(Request { max_tokens: 120, ..Request::new(prompt.to_vec()) }).expect("a request");
+        }
+        let (mut decoding, mut before, mut waited) = (BTreeSet::new(), 0, 0);
+        while !engine.is_idle() {
+            let mut told = BTreeSet::new();
+            for event in engine.step() {
+                match event.kind {
+                    EventKind::Token(_) => decoding.insert(event.sequence),
+                    EventKind::Finished(_) => decoding.remove(&event.sequence),
+                    EventKind::Failed(error) => panic!("{error}"),
+                    _ => continue,
+                };
+                told.insert(event.sequence);
+            }
+            let drafted = engine.totals().drafted_tokens - before;
+            before += drafted;
+            assert!(engine.cache_bytes() <= budget, "{}: {} of {budget} bytes", loaded.name, engine.cache_bytes());
+            if !decoding.is_subset(&told) {
+                waited += 1;
+                assert_eq!(drafted, 0, "{}: drafts while a text waits", loaded.name);
+            }
+        }
+        assert!(waited > 0 && before > 0, "{}: {waited} steps waited, {before} drafts", loaded.name);
+    }
 }
 
 /// What linear attention was before a draft is in the budget: without room for it there are no drafts, and a text that needs the room of one

@@ -39,7 +39,8 @@ macro_rules! whole_suite {
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
             engine: sequences_are_as_alone, one_that_fails_fails_alone, log_probabilities_are_those_of_the_model, nobody_waits_for_a_long_prompt,
                 memory_is_asked_for_first;
-            draft: texts_are_those_without, budgets_hold, states_before_drafts_are_counted, what_cannot_be_drafted;
+            draft: texts_are_those_without, budgets_hold, none_are_made_while_a_text_waits, states_before_drafts_are_counted,
+                what_cannot_be_drafted;
             handle: updates_are_those_of_the_engine, the_queue_is_bounded, tickets_cancel_where_the_request_is, sinks_cancel_and_may_panic,
                 requests_are_checked_at_once, a_panic_stops_the_engine, a_model_without_numbers_fails_its_requests, drained_and_shut_down;
             prefix: cached_is_uncached, a_conversation_computes_its_last_turn, where_a_request_leaves_an_entry, choices_read_their_prompt_once,

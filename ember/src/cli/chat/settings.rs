@@ -1,4 +1,4 @@
-//! What `/set` changes.
+//! What `/set` and `/think` change.
 
 use std::str::FromStr;
 
@@ -6,6 +6,7 @@ use anyhow::{Result, anyhow, bail, ensure};
 use emberlm::model::DepthOptions;
 use emberlm::model::config::GenerationConfig;
 use emberlm::model::sampling::SamplingConfig;
+use emberlm::model::text::ChatOptions;
 
 use crate::cli::sampling::{SamplingArgs, or_minus_one};
 
@@ -22,6 +23,8 @@ pub struct Settings {
     max_tokens: Option<usize>,
     /// Beside what was asked for when the model was loaded.
     pub depth: DepthOptions,
+    /// What the chat template is told.
+    pub template: ChatOptions,
     file: GenerationConfig,
     /// The steps that the model was loaded with; none without adaptive depth.
     steps: Option<usize>,
@@ -35,11 +38,12 @@ impl Settings {
     pub fn new(
         sampling: SamplingArgs,
         max_tokens: Option<usize>,
+        template: ChatOptions,
         file: &GenerationConfig,
         steps: Option<usize>,
     ) -> Result<Self> {
         let (depth, file) = (DepthOptions::default(), file.clone());
-        let settings = Self { sampling, max_tokens, depth, file, steps };
+        let settings = Self { sampling, max_tokens, depth, template, file, steps };
         settings.sampling().validate()?;
         Ok(settings)
     }
@@ -151,7 +155,7 @@ mod tests {
     use super::*;
 
     fn settings(sampling: SamplingArgs, steps: Option<usize>) -> Settings {
-        Settings::new(sampling, None, &GenerationConfig::default(), steps).unwrap()
+        Settings::new(sampling, None, ChatOptions::prompt(), &GenerationConfig::default(), steps).unwrap()
     }
 
     #[test]

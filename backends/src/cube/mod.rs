@@ -40,7 +40,7 @@ pub use instructions::{Instructions, matrix_types, with_instructions};
 pub use launch::{Buffer, MAX_ELEMENTS, launches, launches_of_thread};
 pub use matmul::embed::embed;
 pub use matmul::linear::{gated_linear, linear};
-pub use matmul::types::Linear;
+pub use matmul::types::{GatedLinear, Linear};
 pub use matmul::weight::{BlockScales, CodeBook4, Int8, IntegerRows, Matrix, Weight};
 pub use norm::{RmsNorm, add_rms_norm, rms_norm, rms_norm_gated};
 pub use rotary::{Rotary, rotary};

@@ -14,7 +14,7 @@ use common::{Eighths, Kind, Rng, Stored};
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use emberlm_backends::cpu::{self, Attention, CacheSlice, CodeDecoder, KeyValue, Layer, Mlp};
-use emberlm_backends::types::{CodeActivation, DeltaRuleShape};
+use emberlm_backends::types::{CodeActivation, DeltaRuleInputs, DeltaRuleShape};
 use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
@@ -344,6 +344,7 @@ fn delta_rule(bencher: Bencher, seq: usize) {
     let (gates, mut state) = (vec![-0.1; seq * 32], vec![0.0; 32 * 128 * 128]);
     let mut o = v.clone();
     measure(bencher, 8 * state.len(), 8 * seq * state.len(), || {
-        cpu::gated_delta_rule(&q, &q, &v, &gates, &gates, &mut state, &p, &mut o);
+        let rule = DeltaRuleInputs { q: &q[..], k: &q, v: &v, g: &gates, beta: &gates };
+        cpu::gated_delta_rule(rule, &mut state, &p, &mut o);
     });
 }

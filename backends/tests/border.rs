@@ -6,7 +6,7 @@ use emberlm_backends::cpu::{
     Matrix, Mlp, Product, Weight, with_level,
 };
 use emberlm_backends::panics::catch_quietly;
-use emberlm_backends::types::{DeltaRuleShape, StoreKv};
+use emberlm_backends::types::{ConvShape, DeltaRuleInputs, DeltaRuleShape, RmsNorm, RotaryShape, StoreKv};
 
 /// `HALF * 2` wraps to 0, `HALF * 2 + 1` rows of 2 to 2 elements.
 const HALF: usize = 1 << (usize::BITS - 1);
@@ -111,22 +111,27 @@ fn a_weight_that_is_too_short() {
 fn rows_and_tokens_whose_shapes_wrap_around() {
     let w = [1.0f32; 2];
     let rows = HALF + 1;
-    refused("norm", "x [", || cpu::rms_norm(&[1.0; 2], rows, &w, 1e-6, false, &mut [0.0; 2]));
-    refused("add norm", "x [", || cpu::add_rms_norm(&mut [1.0; 2], &w, rows, &w, 1e-6, false, &mut [0.0; 2]));
-    refused("gated norm", "z", || cpu::rms_norm_gated(&[1.0; 2], &[1.0; 3], 1, &w, 1e-6, &mut [0.0; 2]));
-    refused("rotary", "x [", || cpu::rotary(&mut [1.0; 2], rows, 1, 1, 2, &[1.0], &[0.0], 2));
+    let p = RmsNorm { m: rows, h: 2, eps: 1e-6, unit_offset: false };
+    refused("norm", "x [", || cpu::rms_norm(&[1.0; 2], &w, &p, &mut [0.0; 2]));
+    refused("add norm", "x [", || cpu::add_rms_norm(&mut [1.0; 2], &w, &w, &p, &mut [0.0; 2]));
+    let p = RmsNorm { m: 1, ..p };
+    refused("gated norm", "z", || cpu::rms_norm_gated(&[1.0; 2], &[1.0; 3], &w, &p, &mut [0.0; 2]));
+    refused("weight of a norm", "weight", || cpu::rms_norm(&[1.0; 2], &[1.0; 3], &p, &mut [0.0; 2]));
+    let p = RotaryShape { batch: rows, seq: 1, heads: 1, head_dim: 2, half: 1 };
+    refused("rotary", "x [", || cpu::rotary(&mut [1.0; 2], &[1.0], &[0.0], &p));
+    let p = RotaryShape { batch: 1, half: 2, ..p };
+    refused("rotary beyond a head", "2 pairs", || cpu::rotary(&mut [1.0; 2], &[1.0; 2], &[0.0; 2], &p));
     refused("gate", "elements", || cpu::sigmoid_gate(&mut [1.0; 2], &[1.0; 3]));
     refused("delta gates", "dt has", || cpu::delta_gates(&mut [1.0; 3], &mut [1.0; 3], &w, &w));
-    refused("conv", "u [", || cpu::causal_conv1d_silu(&w, rows, 1, 2, &mut [], &w, 1, &mut [0.0; 2]));
-    refused("conv's tail", "tail", || cpu::causal_conv1d_silu(&w, 1, 1, 2, &mut [], &[1.0; 4], 2, &mut [0.0; 2]));
-    refused("delta rule", "q [", || {
-        let p = DeltaRuleShape { batch: rows, seq: 1, key_heads: 1, value_heads: 1, key_dim: 2, value_dim: 2 };
-        cpu::gated_delta_rule(&w, &w, &w, &[0.0], &[0.0], &mut [0.0; 4], &p, &mut [0.0; 2]);
-    });
-    refused("delta state", "state", || {
-        let p = DeltaRuleShape { batch: 1, seq: 1, key_heads: 1, value_heads: 1, key_dim: 2, value_dim: 2 };
-        cpu::gated_delta_rule(&w, &w, &w, &[0.0], &[0.0], &mut [0.0; 3], &p, &mut [0.0; 2]);
-    });
+    let p = ConvShape { batch: rows, seq: 1, channels: 2, width: 1 };
+    refused("conv", "u [", || cpu::causal_conv1d_silu(&w, &mut [], &w, &p, &mut [0.0; 2]));
+    let p = ConvShape { batch: 1, width: 2, ..p };
+    refused("conv's tail", "tail", || cpu::causal_conv1d_silu(&w, &mut [], &[1.0; 4], &p, &mut [0.0; 2]));
+    let rule = DeltaRuleInputs { q: &w[..], k: &w, v: &w, g: &[0.0], beta: &[0.0] };
+    let p = DeltaRuleShape { batch: rows, seq: 1, key_heads: 1, value_heads: 1, key_dim: 2, value_dim: 2 };
+    refused("delta rule", "q [", || cpu::gated_delta_rule(rule, &mut [0.0; 4], &p, &mut [0.0; 2]));
+    let p = DeltaRuleShape { batch: 1, ..p };
+    refused("delta state", "state", || cpu::gated_delta_rule(rule, &mut [0.0; 3], &p, &mut [0.0; 2]));
 }
 
 #[test]

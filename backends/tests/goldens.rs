@@ -1,7 +1,7 @@
 //! The kernels against the unit goldens of `tests/fixtures`, at every level of this machine.
 
 use emberlm_backends::cpu::{self, BlockScales, CodeBook4, IntegerRows, Level, Matrix, Weight};
-use emberlm_backends::types::DeltaRuleShape;
+use emberlm_backends::types::{DeltaRuleInputs, DeltaRuleShape};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -180,7 +180,8 @@ fn the_delta_rule_matches_in_any_split() {
         cpu::with_level(level, || {
             let mut state = start.clone();
             let mut o = vec![f32::NAN; v.len()];
-            cpu::gated_delta_rule(&q, &k, &v, &g, &beta, &mut state, &shape, &mut o);
+            let rule = DeltaRuleInputs { q: &q[..], k: &k, v: &v, g: &g, beta: &beta };
+            cpu::gated_delta_rule(rule, &mut state, &shape, &mut o);
             close(&format!("{name} output"), &o, &part("output"), 1e-5);
             close(&format!("{name} state"), &state, &part("final_state"), 1e-5);
             if b == 1 {
@@ -189,9 +190,9 @@ fn the_delta_rule_matches_in_any_split() {
                 let cut = t / 3;
                 for (from, to) in [(0, cut), (cut, t)] {
                     let shape = DeltaRuleShape { seq: to - from, ..shape };
-                    let of = |x: &[f32]| x[from * x.len() / t..to * x.len() / t].to_vec();
-                    let mut o = vec![f32::NAN; of(&v).len()];
-                    cpu::gated_delta_rule(&of(&q), &of(&k), &of(&v), &of(&g), &of(&beta), &mut state, &shape, &mut o);
+                    let [q, k, v, g, beta] = [&q, &k, &v, &g, &beta].map(|x| &x[from * x.len() / t..to * x.len() / t]);
+                    let mut o = vec![f32::NAN; v.len()];
+                    cpu::gated_delta_rule(DeltaRuleInputs { q, k, v, g, beta }, &mut state, &shape, &mut o);
                     pieces.extend(o);
                 }
                 close(&format!("{name} output in two pieces"), &pieces, &part("output"), 1e-5);

@@ -12,7 +12,9 @@ use common::{Eighths, Kind, Rng, Stored, close, kinds};
 use emberlm_backends::cpu::{
     self, Attention, CacheSlice, CacheSliceMut, CodeDecoder, KeyValue, Layer, Level, Mlp, plain,
 };
-use emberlm_backends::types::{CodeActivation, DeltaRuleShape, StoreKv};
+use emberlm_backends::types::{
+    CodeActivation, ConvShape, DeltaRuleInputs, DeltaRuleShape, RmsNorm, RotaryShape, StoreKv,
+};
 use half::f16;
 
 fn on_every_level(f: impl Fn(&str)) {
@@ -84,20 +86,22 @@ fn norms_and_rotations() {
         let (m, x) = (3, rng.floats(3 * d, 2.0).into_boxed_slice());
         let (w, z) = (rng.floats(d, 1.0).into_boxed_slice(), rng.floats(3 * d, 2.0).into_boxed_slice());
         let mut want = vec![0.0; m * d];
-        plain::rms_norm_gated(&x, &z, m, &w, 1e-6, &mut want);
+        let p = RmsNorm { m, h: d, eps: 1e-6, unit_offset: false };
+        plain::rms_norm_gated(&x, &z, &w, &p, &mut want);
         on_every_level(|level| {
             let mut y = vec![f32::NAN; m * d].into_boxed_slice();
-            cpu::rms_norm_gated(&x, &z, m, &w, 1e-6, &mut y);
+            cpu::rms_norm_gated(&x, &z, &w, &p, &mut y);
             close(&format!("norm of {d} on {level}"), &y, &want, 1e-5);
         });
-        let rotary = 2 * d.div_ceil(2);
-        let dim = rotary + 1;
+        let half = d.div_ceil(2);
+        let dim = 2 * half + 1;
+        let p = RotaryShape { batch: 1, seq: 3, heads: 1, head_dim: dim, half };
         let x = rng.floats(3 * dim, 2.0).into_boxed_slice();
-        let (cos, sin) = (rng.floats(3 * rotary / 2, 1.0), rng.floats(3 * rotary / 2, 1.0));
+        let (cos, sin) = (rng.floats(3 * half, 1.0), rng.floats(3 * half, 1.0));
         let mut want = x.clone();
-        plain::rotary(&mut want, 3, 3, 1, dim, &cos, &sin, rotary);
+        plain::rotary(&mut want, &cos, &sin, &p);
         let mut got = x.clone();
-        cpu::rotary(&mut got, 3, 3, 1, dim, &cos, &sin, rotary);
+        cpu::rotary(&mut got, &cos, &sin, &p);
         close(&format!("rotary of {dim}"), &got, &want, 1e-6);
     }
 }
@@ -110,10 +114,11 @@ fn convolutions_and_delta_rules() {
         let tail = rng.floats((width - 1) * channels, 2.0).into_boxed_slice();
         let weight = rng.floats(channels * width, 1.0).into_boxed_slice();
         let (mut want, mut last) = (vec![0.0; u.len()], tail.clone());
-        plain::causal_conv1d_silu(&u, 1, seq, channels, &mut last, &weight, width, &mut want);
+        let p = ConvShape { batch: 1, seq, channels, width };
+        plain::causal_conv1d_silu(&u, &mut last, &weight, &p, &mut want);
         on_every_level(|level| {
             let (mut y, mut kept) = (vec![f32::NAN; u.len()].into_boxed_slice(), tail.clone());
-            cpu::causal_conv1d_silu(&u, 1, seq, channels, &mut kept, &weight, width, &mut y);
+            cpu::causal_conv1d_silu(&u, &mut kept, &weight, &p, &mut y);
             close(&format!("[{seq}, {channels}] x {width} on {level}"), &y, &want, 3e-6);
             assert_eq!(kept, last);
         });
@@ -128,10 +133,11 @@ fn convolutions_and_delta_rules() {
         let [g, beta] = [-0.3f32, 0.6].map(|x| vec![x; seq * 2].into_boxed_slice());
         let state = rng.floats(2 * key_dim * value_dim, 1.0).into_boxed_slice();
         let (mut want, mut last) = (vec![0.0; v.len()], state.clone());
-        plain::gated_delta_rule(&q, &k, &v, &g, &beta, &mut last, &p, &mut want);
+        let rule = DeltaRuleInputs { q: &q[..], k: &k, v: &v, g: &g, beta: &beta };
+        plain::gated_delta_rule(rule, &mut last, &p, &mut want);
         on_every_level(|level| {
             let (mut o, mut after) = (vec![f32::NAN; v.len()].into_boxed_slice(), state.clone());
-            cpu::gated_delta_rule(&q, &k, &v, &g, &beta, &mut after, &p, &mut o);
+            cpu::gated_delta_rule(rule, &mut after, &p, &mut o);
             close(&format!("{p:?} on {level}"), &o, &want, 1e-5);
             close(&format!("state of {p:?} on {level}"), &after, &last, 1e-5);
         });

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Rng, close};
 use emberlm_backends::cpu::{self, CacheSliceMut, Level, plain};
-use emberlm_backends::types::{DeltaRuleShape, StoreKv};
+use emberlm_backends::types::{ConvShape, DeltaRuleInputs, DeltaRuleShape, RmsNorm, RotaryShape, StoreKv};
 
 fn on_every_level(f: impl Fn(&str)) {
     for level in Level::available() {
@@ -20,20 +20,21 @@ fn norms_match_their_twins() {
             let (x, z) = (rng.floats(m * d, 4.0), rng.floats(m * d, 30.0));
             let weight = rng.floats(d, 1.0);
             let (mut want, mut gated) = (vec![0.0; m * d], vec![0.0; m * d]);
-            plain::rms_norm_gated(&x, &z, m, &weight, 1e-6, &mut gated);
             for unit_offset in [false, true] {
-                plain::rms_norm(&x, m, &weight, 1e-6, unit_offset, &mut want);
+                let p = RmsNorm { m, h: d, eps: 1e-6, unit_offset };
+                plain::rms_norm(&x, &weight, &p, &mut want);
+                plain::rms_norm_gated(&x, &z, &weight, &p, &mut gated);
                 let mut normed_sum = vec![0.0; m * d];
-                plain::add_rms_norm(&mut x.clone(), &z, m, &weight, 1e-6, unit_offset, &mut normed_sum);
+                plain::add_rms_norm(&mut x.clone(), &z, &weight, &p, &mut normed_sum);
                 on_every_level(|level| {
                     let mut got = vec![f32::NAN; m * d];
-                    cpu::rms_norm(&x, m, &weight, 1e-6, unit_offset, &mut got);
+                    cpu::rms_norm(&x, &weight, &p, &mut got);
                     close(&format!("norm [{m}, {d}] on {level}"), &got, &want, 1e-6);
                     let mut sum = x.clone();
-                    cpu::add_rms_norm(&mut sum, &z, m, &weight, 1e-6, unit_offset, &mut got);
+                    cpu::add_rms_norm(&mut sum, &z, &weight, &p, &mut got);
                     close(&format!("norm of a sum [{m}, {d}] on {level}"), &got, &normed_sum, 1e-6);
                     assert!(sum.iter().zip(&x).zip(&z).all(|((sum, x), z)| *sum == x + z), "sum [{m}, {d}] on {level}");
-                    cpu::rms_norm_gated(&x, &z, m, &weight, 1e-6, &mut got);
+                    cpu::rms_norm_gated(&x, &z, &weight, &p, &mut got);
                     close(&format!("gated norm [{m}, {d}] on {level}"), &got, &gated, 2e-6);
                 });
             }
@@ -70,16 +71,17 @@ fn gates_match_their_twins() {
 #[test]
 fn rotary_matches_its_twin_and_leaves_the_rest_of_a_head() {
     let mut rng = Rng(12);
-    for (batch, seq, heads, head_dim, rotary_dim) in [(1, 1, 1, 2, 2), (2, 3, 5, 32, 8), (3, 70, 16, 128, 128)] {
+    for (batch, seq, heads, head_dim, half) in [(1, 1, 1, 2, 1), (2, 3, 5, 32, 4), (3, 70, 16, 128, 64)] {
+        let p = RotaryShape { batch, seq, heads, head_dim, half };
         let x = rng.floats(batch * seq * heads * head_dim, 3.0);
-        let angles = rng.floats(seq * rotary_dim / 2, 3.2);
+        let angles = rng.floats(seq * half, 3.2);
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
         let mut want = x.clone();
-        plain::rotary(&mut want, batch * seq, seq, heads, head_dim, &cos, &sin, rotary_dim);
+        plain::rotary(&mut want, &cos, &sin, &p);
         on_every_level(|level| {
             let mut got = x.clone();
-            cpu::rotary(&mut got, batch * seq, seq, heads, head_dim, &cos, &sin, rotary_dim);
-            close(&format!("rotary {rotary_dim} of {head_dim} on {level}"), &got, &want, 1e-6);
+            cpu::rotary(&mut got, &cos, &sin, &p);
+            close(&format!("rotary {half} of {head_dim} on {level}"), &got, &want, 1e-6);
         });
     }
 }
@@ -89,21 +91,22 @@ fn convolution_matches_its_twin_in_any_split() {
     let mut rng = Rng(13);
     for (batch, seq, channels, width) in [(1, 1, 5, 4), (2, 2, 33, 4), (1, 65, 300, 4), (2, 9, 16, 1), (1, 20, 8192, 4)]
     {
+        let p = ConvShape { batch, seq, channels, width };
         let u = rng.floats(batch * seq * channels, 2.0);
         let tail = rng.floats(batch * (width - 1) * channels, 2.0);
         let weight = rng.floats(channels * width, 1.0);
         let (mut want, mut last) = (vec![0.0; u.len()], tail.clone());
-        plain::causal_conv1d_silu(&u, batch, seq, channels, &mut last, &weight, width, &mut want);
+        plain::causal_conv1d_silu(&u, &mut last, &weight, &p, &mut want);
         on_every_level(|level| {
             let name = format!("[{batch}, {seq}, {channels}] x {width} on {level}");
             let (mut got, mut kept) = (vec![f32::NAN; u.len()], tail.clone());
-            cpu::causal_conv1d_silu(&u, batch, seq, channels, &mut kept, &weight, width, &mut got);
+            cpu::causal_conv1d_silu(&u, &mut kept, &weight, &p, &mut got);
             close(&name, &got, &want, 3e-6);
             assert_eq!(kept, last, "{name}");
             if batch == 1 {
                 let (mut got, mut kept) = (vec![f32::NAN; u.len()], tail.clone());
                 for (u, y) in u.chunks(channels).zip(got.chunks_mut(channels)) {
-                    cpu::causal_conv1d_silu(u, 1, 1, channels, &mut kept, &weight, width, y);
+                    cpu::causal_conv1d_silu(u, &mut kept, &weight, &ConvShape { seq: 1, ..p }, y);
                 }
                 close(&format!("{name}, one by one"), &got, &want, 3e-6);
                 assert_eq!(kept, last, "{name}, one by one");
@@ -133,10 +136,11 @@ fn the_delta_rule_matches_its_twin() {
         let beta: Vec<f32> = (0..gates).map(|_| rng.float(1.0).abs()).collect();
         let state = rng.floats(batch * value_heads * key_dim * value_dim, 1.0);
         let (mut want, mut last) = (vec![0.0; values], state.clone());
-        plain::gated_delta_rule(&q, &k, &v, &g, &beta, &mut last, &p, &mut want);
+        let rule = DeltaRuleInputs { q: &q[..], k: &k, v: &v, g: &g, beta: &beta };
+        plain::gated_delta_rule(rule, &mut last, &p, &mut want);
         on_every_level(|level| {
             let (mut got, mut after) = (vec![f32::NAN; values], state.clone());
-            cpu::gated_delta_rule(&q, &k, &v, &g, &beta, &mut after, &p, &mut got);
+            cpu::gated_delta_rule(rule, &mut after, &p, &mut got);
             close(&format!("{p:?} on {level}"), &got, &want, 1e-5);
             close(&format!("state of {p:?} on {level}"), &after, &last, 1e-5);
         });

@@ -5,7 +5,7 @@ mod common;
 use common::{Kind, Rng, Stored, close};
 use emberlm_backends::cpu::{self, Attention, AttentionSpan, CacheSlice, CodeDecoder, KeyValue, Layer, Level, plain};
 use emberlm_backends::panics::catch_quietly;
-use emberlm_backends::types::{CodeActivation, DeltaRuleShape};
+use emberlm_backends::types::{CodeActivation, ConvShape, DeltaRuleInputs, DeltaRuleShape};
 
 /// Tokens of each sequence: one alone, several that decode, and prompts among them.
 const TOKENS: [&[usize]; 4] = [&[3], &[1, 1, 1, 1], &[1, 70, 2, 1], &[2, 1, 1]];
@@ -91,18 +91,19 @@ fn convolution_is_that_of_each_sequence() {
     for (channels, width) in [(5, 1), (300, 4), (8192, 4)] {
         for tokens in TOKENS {
             let n: usize = tokens.iter().sum();
+            let shape = |seq| ConvShape { batch: 1, seq, channels, width };
             let (u, weight) = (rng.floats(n * channels, 2.0), rng.floats(channels * width, 1.0));
             let tails: Vec<Vec<f32>> = tokens.iter().map(|_| rng.floats((width - 1) * channels, 2.0)).collect();
             on_every_level(|level| {
                 let (mut got, mut got_tails) = (vec![f32::NAN; u.len()], tails.clone());
                 let mut slices: Vec<&mut [f32]> = got_tails.iter_mut().map(Vec::as_mut_slice).collect();
-                cpu::causal_conv1d_silu_spans(&u, tokens, channels, &mut slices, &weight, width, &mut got);
+                cpu::causal_conv1d_silu_spans(&u, tokens, &mut slices, &weight, &shape(n), &mut got);
                 let (mut want, mut want_tails) = (vec![0.0; u.len()], tails.clone());
                 let mut start = 0;
                 for (&tokens, tail) in tokens.iter().zip(&mut want_tails) {
                     let own = start * channels..(start + tokens) * channels;
                     let (u, y) = (&u[own.clone()], &mut want[own]);
-                    cpu::causal_conv1d_silu(u, 1, tokens, channels, tail, &weight, width, y);
+                    cpu::causal_conv1d_silu(u, tail, &weight, &shape(tokens), y);
                     start += tokens;
                 }
                 assert_eq!((got, got_tails), (want, want_tails), "{tokens:?} of {channels} x {width} on {level}");
@@ -123,17 +124,18 @@ fn the_delta_rule_is_that_of_each_sequence() {
             let g: Vec<f32> = (0..n * gates).map(|_| -rng.float(1.0).abs()).collect();
             let beta: Vec<f32> = (0..n * gates).map(|_| rng.float(1.0).abs()).collect();
             let states: Vec<Vec<f32>> = tokens.iter().map(|_| rng.floats(values * key_dim, 1.0)).collect();
+            let rule = DeltaRuleInputs { q: &q[..], k: &k, v: &v, g: &g, beta: &beta };
             on_every_level(|level| {
                 let (mut got, mut got_states) = (vec![f32::NAN; v.len()], states.clone());
                 let mut slices: Vec<&mut [f32]> = got_states.iter_mut().map(Vec::as_mut_slice).collect();
-                cpu::gated_delta_rule_spans(&q, &k, &v, &g, &beta, tokens, &mut slices, &shape(n), &mut got);
+                cpu::gated_delta_rule_spans(rule, tokens, &mut slices, &shape(n), &mut got);
                 let (mut want, mut want_states) = (vec![0.0; v.len()], states.clone());
                 let mut start = 0;
                 for (&tokens, state) in tokens.iter().zip(&mut want_states) {
                     let own = |width: usize| start * width..(start + tokens) * width;
                     let (q, k, v) = (&q[own(keys)], &k[own(keys)], &v[own(values)]);
                     let (g, beta, o) = (&g[own(gates)], &beta[own(gates)], &mut want[own(values)]);
-                    cpu::gated_delta_rule(q, k, v, g, beta, state, &shape(tokens), o);
+                    cpu::gated_delta_rule(DeltaRuleInputs { q, k, v, g, beta }, state, &shape(tokens), o);
                     start += tokens;
                 }
                 assert_eq!((got, got_states), (want, want_states), "{tokens:?} of {:?} on {level}", shape(n));
@@ -149,7 +151,9 @@ fn sequences_that_do_not_fit_are_refused() {
         assert!(message.contains(words), "{message}");
     };
     let conv = |tokens: &[usize], tails: &mut [&mut [f32]]| {
-        cpu::causal_conv1d_silu_spans(&[1.0; 4], tokens, 2, tails, &[1.0; 4], 2, &mut [0.0; 4]);
+        let seq = tokens.iter().fold(0usize, |sum, &tokens| sum.saturating_add(tokens));
+        let p = ConvShape { batch: 1, seq, channels: 2, width: 2 };
+        cpu::causal_conv1d_silu_spans(&[1.0; 4], tokens, tails, &[1.0; 4], &p, &mut [0.0; 4]);
     };
     refused("u has 4 elements", &|| conv(&[1, 2], &mut [&mut [0.0; 2], &mut [0.0; 2]]));
     refused("more elements than can be counted", &|| conv(&[1, usize::MAX], &mut [&mut [0.0; 2], &mut [0.0; 2]]));
@@ -159,7 +163,8 @@ fn sequences_that_do_not_fit_are_refused() {
     let delta = |tokens: &[usize], batch: usize, states: &mut [&mut [f32]]| {
         let p = DeltaRuleShape { batch, seq: 2, key_heads: 1, value_heads: 1, key_dim: 2, value_dim: 2 };
         let (x, gates) = ([1.0; 4], [0.5; 2]);
-        cpu::gated_delta_rule_spans(&x, &x, &x, &gates, &gates, tokens, states, &p, &mut [0.0; 4]);
+        let rule = DeltaRuleInputs { q: &x[..], k: &x, v: &x, g: &gates, beta: &gates };
+        cpu::gated_delta_rule_spans(rule, tokens, states, &p, &mut [0.0; 4]);
     };
     refused("[1, 2] tokens", &|| delta(&[1, 2], 1, &mut [&mut [0.0; 4], &mut [0.0; 4]]));
     refused("[1] tokens", &|| delta(&[1], 2, &mut [&mut [0.0; 4]]));

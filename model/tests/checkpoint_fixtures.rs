@@ -264,7 +264,7 @@ fn configs_of_the_fixtures() {
     let generation = checkpoint.generation_config().expect("generation config");
     assert_eq!(generation.eos_token_ids, [555, 553]);
     assert_eq!(
-        (generation.repetition_penalty, generation.top_k, generation.do_sample),
+        (generation.defaults.repetition_penalty, generation.defaults.top_k, generation.defaults.do_sample),
         (Some(1.05), Some(20), Some(true))
     );
 }

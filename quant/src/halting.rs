@@ -62,6 +62,19 @@ impl<B: Backend> HaltRows<B> {
     }
 }
 
+/// One step of `m` tokens of width `h`, and when they stop.
+#[derive(Clone, Debug)]
+pub struct HaltStep<'a, B: Backend> {
+    /// `[m, h]`: the state of the step.
+    pub state: Tensor<B, 2>,
+    /// `[m]`: the gate before its sigmoid; none on the last step.
+    pub logit: Option<Tensor<B, 1>>,
+    /// When tokens stop, and how states are mixed.
+    pub rule: HaltRule,
+    /// A threshold and a last step for every token; those of the rule do not count then.
+    pub rows: Option<&'a HaltRows<B>>,
+}
+
 /// What one step did to `m` tokens; zeros for tokens that had stopped before.
 #[derive(Clone, Debug)]
 pub struct HaltRecord<B: Backend> {

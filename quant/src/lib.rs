@@ -11,6 +11,8 @@ pub mod format;
 pub mod halting;
 pub mod host;
 mod init;
+#[cfg(any(feature = "ndarray", feature = "flex", feature = "cube"))]
+mod kernels;
 pub mod kv;
 mod layers;
 pub mod modules;
@@ -19,6 +21,8 @@ pub mod packed;
 pub mod read;
 pub mod reference;
 pub mod self_test;
+#[cfg(any(feature = "ndarray", feature = "flex", feature = "cube"))]
+mod shapes;
 mod spans;
 mod split;
 #[cfg(any(feature = "ndarray", feature = "flex", feature = "cube"))]

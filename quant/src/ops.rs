@@ -8,11 +8,22 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, Int, Tensor};
 
 use crate::activations::Activations;
-use crate::halting::{HaltRecord, HaltRows, HaltRule, HaltState};
+use crate::halting::{HaltRecord, HaltState, HaltStep};
 use crate::kv::{KeyValue, KvStore, Rotary};
 use crate::layers::{Linear, SwiGlu};
 use crate::packed::PackedWeight;
 use crate::{Result, reference, spans};
+
+/// The weight and the constants of an RMS norm.
+#[derive(Clone, Debug)]
+pub struct Norm<B: Backend> {
+    /// `[h]`.
+    pub weight: Tensor<B, 1>,
+    /// Added to the mean of squares.
+    pub eps: f64,
+    /// The factor is `1 + weight`.
+    pub unit_offset: bool,
+}
 
 /// Geometry of an [`cached_attention`](CompactBackend::cached_attention) call that its tensors do not show.
 #[derive(Clone, Copy, Debug)]
@@ -25,17 +36,33 @@ pub struct AttentionShape {
     pub scale: f64,
 }
 
+/// What [attention](CompactBackend::cached_attention) reads of a cache.
+#[derive(Debug)]
+pub struct CachedKv<'a, B: Backend> {
+    /// Keys, those of the new tokens included.
+    pub k: KeyValue<'a, B>,
+    /// Values, those of the new tokens included.
+    pub v: KeyValue<'a, B>,
+    /// What the tensors do not show.
+    pub shape: AttentionShape,
+}
+
+// Derived ones would ask them of the backend.
+impl<B: Backend> Clone for CachedKv<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for CachedKv<'_, B> {}
+
 /// The tokens of one sequence in [attention of several](CompactBackend::cached_attention_spans).
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionSpan<'a, B: Backend> {
     /// How many.
     pub tokens: usize,
-    /// Keys of the sequence, `[1, ..]`.
-    pub k: KeyValue<'a, B>,
-    /// Values of the sequence, `[1, ..]`.
-    pub v: KeyValue<'a, B>,
-    /// What its tensors do not show; key and value heads are as many for all.
-    pub shape: AttentionShape,
+    /// Keys and values of the sequence, `[1, ..]`; their heads are as many for all.
+    pub kv: CachedKv<'a, B>,
 }
 
 /// The new tokens of one sequence in [appends to several](CompactBackend::store_kv_spans).
@@ -54,6 +81,28 @@ pub enum ModelSize {
     AttentionHead(usize),
     /// Elements of a key of the [gated delta rule](CompactBackend::gated_delta_rule).
     DeltaKey(usize),
+}
+
+/// Inputs of the [causal convolution](CompactBackend::causal_conv1d_silu) beside what came before them.
+#[derive(Clone, Debug)]
+pub struct CausalConv<B: Backend> {
+    /// `[b, s, c]`.
+    pub u: Tensor<B, 3>,
+    /// `[c, 1, w]`.
+    pub weight: Tensor<B, 3>,
+}
+
+/// Inputs of the [gates of the delta rule](CompactBackend::delta_gates), for `hv` value heads.
+#[derive(Clone, Debug)]
+pub struct DeltaGates<B: Backend> {
+    /// `[b, s, hv]`: the time step, before its bias and softplus.
+    pub dt: Tensor<B, 3>,
+    /// `[b, s, hv]`: the writing strength, before its sigmoid.
+    pub b: Tensor<B, 3>,
+    /// `[hv]`.
+    pub dt_bias: Tensor<B, 1>,
+    /// `[hv]`.
+    pub a_log: Tensor<B, 1>,
 }
 
 /// Inputs of the [gated delta rule](CompactBackend::gated_delta_rule), for `hk` key and `hv` value heads.
@@ -184,34 +233,28 @@ pub trait CompactBackend: Backend {
         reference::swiglu_mlp(x, mlp, active)
     }
 
-    /// `x * rsqrt(mean(x^2) + eps) * w`, or `* (1 + w)` with `unit_offset`, over the last dimension, in f32.
+    /// `x * rsqrt(mean(x^2) + eps) * w`, or `* (1 + w)` with a unit offset, over the last dimension, in f32.
     ///
     /// # Shapes
-    /// `x [m, h]`, `weight [h]` `-> [m, h]`
-    fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, eps: f64, unit_offset: bool) -> Tensor<Self, 2> {
-        reference::rms_norm(x, weight, eps, unit_offset)
+    /// `x [m, h]` `-> [m, h]`
+    fn rms_norm(x: Tensor<Self, 2>, norm: Norm<Self>) -> Tensor<Self, 2> {
+        reference::rms_norm(x, norm)
     }
 
     /// The sum `x + y`, and its [`rms_norm`](Self::rms_norm).
     ///
     /// # Shapes
-    /// `x, y [m, h]`, `weight [h]` `-> ([m, h], [m, h])`
-    fn add_rms_norm(
-        x: Tensor<Self, 2>,
-        y: Tensor<Self, 2>,
-        weight: Tensor<Self, 1>,
-        eps: f64,
-        unit_offset: bool,
-    ) -> (Tensor<Self, 2>, Tensor<Self, 2>) {
-        reference::add_rms_norm(x, y, weight, eps, unit_offset)
+    /// `x, y [m, h]` `-> ([m, h], [m, h])`
+    fn add_rms_norm(x: Tensor<Self, 2>, y: Tensor<Self, 2>, norm: Norm<Self>) -> (Tensor<Self, 2>, Tensor<Self, 2>) {
+        reference::add_rms_norm(x, y, norm)
     }
 
-    /// `x * rsqrt(mean(x^2) + eps) * w * silu(z)` over the last dimension, in f32.
+    /// The [`rms_norm`](Self::rms_norm) of `x`, times `silu(z)`, in f32.
     ///
     /// # Shapes
-    /// `x, z [m, h]`, `weight [h]` `-> [m, h]`
-    fn rms_norm_gated(x: Tensor<Self, 2>, z: Tensor<Self, 2>, weight: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 2> {
-        reference::rms_norm_gated(x, z, weight, eps)
+    /// `x, z [m, h]` `-> [m, h]`
+    fn rms_norm_gated(x: Tensor<Self, 2>, z: Tensor<Self, 2>, norm: Norm<Self>) -> Tensor<Self, 2> {
+        reference::rms_norm_gated(x, z, norm)
     }
 
     /// Rotates the first `2 r` numbers of each head, the first `r` against the second.
@@ -256,13 +299,8 @@ pub trait CompactBackend: Backend {
     ///
     /// # Shapes
     /// `q [b, s, heads, head_dim] -> [b, s, heads, head_dim]`
-    fn cached_attention(
-        q: Tensor<Self, 4>,
-        k: KeyValue<'_, Self>,
-        v: KeyValue<'_, Self>,
-        shape: AttentionShape,
-    ) -> Tensor<Self, 4> {
-        reference::attention(q, k, v, shape)
+    fn cached_attention(q: Tensor<Self, 4>, kv: CachedKv<'_, Self>) -> Tensor<Self, 4> {
+        reference::attention(q, kv)
     }
 
     /// [`cached_attention`](Self::cached_attention) of several sequences, whose tokens follow one another.
@@ -285,28 +323,24 @@ pub trait CompactBackend: Backend {
     /// inputs, oldest first.
     ///
     /// # Shapes
-    /// `u [b, s, c]`, `tail [b, w - 1, c]`, `weight [c, 1, w]` `-> ([b, s, c], [b, w - 1, c])`
-    fn causal_conv1d_silu(
-        u: Tensor<Self, 3>,
-        tail: Tensor<Self, 3>,
-        weight: Tensor<Self, 3>,
-    ) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
-        reference::causal_conv1d_silu(u, tail, weight)
+    /// `tail [b, w - 1, c]` `-> ([b, s, c], [b, w - 1, c])`
+    fn causal_conv1d_silu(conv: CausalConv<Self>, tail: Tensor<Self, 3>) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
+        reference::causal_conv1d_silu(conv, tail)
     }
 
     /// [`causal_conv1d_silu`](Self::causal_conv1d_silu) of several sequences, whose tokens follow one another: `tokens[i]` of the one
     /// with `tails[i]`.
     ///
     /// # Shapes
-    /// `u [1, n, c]`, each of `tails [1, w - 1, c]`, `weight [c, 1, w]` `-> ([1, n, c], tails)`
+    /// Of `conv` as there with a batch of 1, each of `tails [1, w - 1, c]` `-> ([1, n, c], tails)`
     fn causal_conv1d_silu_spans(
-        u: Tensor<Self, 3>,
+        conv: CausalConv<Self>,
         tokens: &[usize],
         tails: Vec<Tensor<Self, 3>>,
-        weight: Tensor<Self, 3>,
     ) -> (Tensor<Self, 3>, Vec<Tensor<Self, 3>>) {
-        let inputs = spans::split(u, tokens).into_iter().zip(tails);
-        let (y, tails) = inputs.map(|(u, tail)| Self::causal_conv1d_silu(u, tail, weight.clone())).unzip();
+        let CausalConv { u, weight } = conv;
+        let convs = spans::split(u, tokens).into_iter().map(|u| CausalConv { u, weight: weight.clone() });
+        let (y, tails) = convs.zip(tails).map(|(conv, tail)| Self::causal_conv1d_silu(conv, tail)).unzip();
         (spans::join(y), tails)
     }
 
@@ -314,14 +348,9 @@ pub trait CompactBackend: Backend {
     /// `beta = sigmoid(b)`.
     ///
     /// # Shapes
-    /// `dt, b [b, s, hv]`, `dt_bias, a_log [hv]` `-> ([b, s, hv], [b, s, hv])`
-    fn delta_gates(
-        dt: Tensor<Self, 3>,
-        b: Tensor<Self, 3>,
-        dt_bias: Tensor<Self, 1>,
-        a_log: Tensor<Self, 1>,
-    ) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
-        reference::delta_gates(dt, b, dt_bias, a_log)
+    /// `-> ([b, s, hv], [b, s, hv])`
+    fn delta_gates(gates: DeltaGates<Self>) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
+        reference::delta_gates(gates)
     }
 
     /// Gated DeltaNet (linear attention of Qwen3.5). With q, k l2-normed and q scaled by `dk^-1/2`, per token
@@ -356,20 +385,9 @@ pub trait CompactBackend: Backend {
         HaltState::new(m, h, device)
     }
 
-    /// Mixes the state of one step into the output and decides which tokens go on. `halt_logit` is the gate before its
-    /// sigmoid; none on the last step. With `rows` every token has a threshold and a last step of its own, and those of `rule` do
-    /// not count.
-    ///
-    /// # Shapes
-    /// `step_state [m, h]`, `halt_logit [m]`, `rows [m]`
-    fn halt_step(
-        state: HaltState<Self>,
-        step_state: Tensor<Self, 2>,
-        halt_logit: Option<Tensor<Self, 1>>,
-        rule: HaltRule,
-        rows: Option<&HaltRows<Self>>,
-    ) -> (HaltState<Self>, HaltRecord<Self>) {
-        reference::halt_step(state, step_state, halt_logit, rule, rows)
+    /// Mixes the state of one step into the output and decides which tokens go on.
+    fn halt_step(state: HaltState<Self>, step: HaltStep<'_, Self>) -> (HaltState<Self>, HaltRecord<Self>) {
+        reference::halt_step(state, step)
     }
 
     /// The `k` largest numbers of each row, the largest first, and their columns. Among equals the lowest column comes first;
@@ -404,5 +422,5 @@ pub(crate) fn cached_attention_one_by_one<B: CompactBackend>(
 ) -> Tensor<B, 4> {
     let tokens: Vec<usize> = of.iter().map(|span| span.tokens).collect();
     let queries = spans::split(q, &tokens).into_iter().zip(of);
-    spans::join(queries.map(|(q, span)| B::cached_attention(q, span.k, span.v, span.shape)).collect())
+    spans::join(queries.map(|(q, span)| B::cached_attention(q, span.kv)).collect())
 }

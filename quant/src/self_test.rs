@@ -11,11 +11,11 @@ use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 use emberlm_backends::random::SplitMix64;
 
 use crate::format;
-use crate::halting::{HaltMode, HaltRows, HaltRule, HaltWeights};
+use crate::halting::{HaltMode, HaltRows, HaltRule, HaltStep, HaltWeights};
 use crate::host::{FloatType, HostStorage, HostWeight};
 use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvFormat, KvStore, Rotary};
 use crate::modules::{Linear, SwiGlu};
-use crate::ops::{AttentionShape, CompactBackend, DeltaRule};
+use crate::ops::{AttentionShape, CachedKv, CausalConv, CompactBackend, DeltaGates, DeltaRule, Norm};
 use crate::packed::PackedWeight;
 
 /// Largest error allowed in F32, relative to the largest number of a result: devices add in other orders and have other
@@ -219,12 +219,13 @@ impl<'a, B: CompactBackend> Results<'a, B> {
     fn norms(&mut self, m: usize) {
         for h in [48, 640] {
             let (x, z, w) = (self.activations([m, h]), self.activations([m, h]), self.tensor([h]));
-            self.keep(format!("RMS norm [{m}, {h}]"), B::rms_norm(x.clone(), w.clone(), 1e-6, true));
-            let (sum, normed) = B::add_rms_norm(x.clone(), z.clone(), w.clone(), 1e-6, false);
+            let norm = |unit_offset| Norm { weight: w.clone(), eps: 1e-6, unit_offset };
+            self.keep(format!("RMS norm [{m}, {h}]"), B::rms_norm(x.clone(), norm(true)));
+            let (sum, normed) = B::add_rms_norm(x.clone(), z.clone(), norm(false));
             self.keep(format!("sum [{m}, {h}]"), sum);
             self.keep(format!("RMS norm of the sum [{m}, {h}]"), normed);
             self.keep(format!("sigmoid gate [{m}, {h}]"), B::sigmoid_gate(x.clone(), z.clone()));
-            self.keep(format!("gated RMS norm [{m}, {h}]"), B::rms_norm_gated(x, z, w, 1e-6));
+            self.keep(format!("gated RMS norm [{m}, {h}]"), B::rms_norm_gated(x, z, norm(false)));
         }
     }
 
@@ -241,18 +242,19 @@ impl<'a, B: CompactBackend> Results<'a, B> {
             };
             let (k, v) = (store(), store());
             let shape = AttentionShape { past, kv_heads, scale: (dim as f64).powf(-0.5) };
-            let out = B::cached_attention(q.clone(), KeyValue::Plain((&k).into()), KeyValue::Plain((&v).into()), shape);
+            let kv = CachedKv { k: KeyValue::Plain((&k).into()), v: KeyValue::Plain((&v).into()), shape };
+            let out = B::cached_attention(q.clone(), kv);
             self.keep(format!("attention of {s} tokens, {format:?}"), out);
         }
         self.codes(s, &q);
         let (u, tail, taps) = (self.activations([1, s, 24]), self.tensor([1, 3, 24]), self.tensor([24, 1, 4]));
-        let (y, tail) = B::causal_conv1d_silu(u, tail, taps);
+        let (y, tail) = B::causal_conv1d_silu(CausalConv { u, weight: taps }, tail);
         self.keep(format!("convolution of {s} tokens"), y);
         self.keep(format!("tail of the convolution of {s} tokens"), tail);
         let (key_heads, value_heads, dk, dv) = (2, 4, 16, 32);
         let [dt, b] = [(); 2].map(|()| self.tensor([1, s, value_heads]) * 8.0);
         let (dt_bias, a_log) = (self.tensor([value_heads]), self.tensor([value_heads]));
-        let (g, beta) = B::delta_gates(dt, b, dt_bias, a_log);
+        let (g, beta) = B::delta_gates(DeltaGates { dt, b, dt_bias, a_log });
         self.keep(format!("decay of the delta rule, {s} tokens"), g);
         self.keep(format!("writing strength of the delta rule, {s} tokens"), beta);
         let rule = DeltaRule::<B> {
@@ -287,7 +289,7 @@ impl<'a, B: CompactBackend> Results<'a, B> {
         let decoder = CodeDecoder { hidden, activation: CodeActivation::Gelu, output };
         let v = KeyValue::Compressed { codes: (&codes).into(), decoder: &decoder, rotary: None };
         let shape = AttentionShape { past, kv_heads, scale: (dim as f64).powf(-0.5) };
-        let out = B::cached_attention(q.clone(), KeyValue::Plain((&k).into()), v, shape);
+        let out = B::cached_attention(q.clone(), CachedKv { k: KeyValue::Plain((&k).into()), v, shape });
         self.keep(format!("attention of {s} tokens to codes"), out);
     }
 
@@ -301,9 +303,10 @@ impl<'a, B: CompactBackend> Results<'a, B> {
             let rows = own.then(|| HaltRows::new(thresholds, steps, self.device));
             let mut state = B::start_halting(m, 24, self.device);
             for step in 0..3 {
-                let s = self.activations([m, 24]);
+                let state_of_step = self.activations([m, 24]);
                 let logit = (step < 2).then(|| self.activations([m]));
-                let (next, record) = B::halt_step(state, s, logit, rule, rows.as_ref());
+                let (next, record) =
+                    B::halt_step(state, HaltStep { state: state_of_step, logit, rule, rows: rows.as_ref() });
                 self.keep(format!("weights of halting step {step}, {m} tokens"), record.weight);
                 state = next;
             }

@@ -4,11 +4,11 @@ use burn::module::{Param, ParamId};
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::format;
-use emberlm::quant::halting::{HaltMode, HaltRows, HaltRule, HaltState, HaltWeights};
+use emberlm::quant::halting::{HaltMode, HaltRows, HaltRule, HaltState, HaltStep, HaltWeights};
 use emberlm::quant::host::{FloatType, HostStorage, HostWeight};
 use emberlm::quant::kv::{CodeActivation, CodeDecoder, KeyValue, KvFormat, KvParts, KvStore, Rotary};
 use emberlm::quant::modules::{Linear, SwiGlu};
-use emberlm::quant::ops::{AttentionShape, AttentionSpan, DeltaRule};
+use emberlm::quant::ops::{AttentionShape, AttentionSpan, CachedKv, CausalConv, DeltaGates, DeltaRule, Norm};
 use emberlm::quant::packed::PackedWeight;
 use emberlm::quant::reference;
 use emberlm::quant::self_test::{Extent, self_test};
@@ -148,18 +148,19 @@ pub fn norms<B: CompactBackend>(device: &B::Device) {
         let x: Tensor<B, 2> = tensor(&mut random, [m, h], device);
         let z: Tensor<B, 2> = tensor(&mut random, [m, h], device);
         let w: Tensor<B, 1> = tensor(&mut random, [h], device);
+        let norm = |unit_offset| Norm { weight: w.clone(), eps: 1e-6, unit_offset };
         for unit_offset in [false, true] {
-            let got = B::rms_norm(x.clone(), w.clone(), 1e-6, unit_offset);
-            close("rms_norm", got, reference::rms_norm(x.clone(), w.clone(), 1e-6, unit_offset));
-            let got = B::add_rms_norm(x.clone(), z.clone(), w.clone(), 1e-6, unit_offset);
-            let expected = reference::add_rms_norm(x.clone(), z.clone(), w.clone(), 1e-6, unit_offset);
+            let got = B::rms_norm(x.clone(), norm(unit_offset));
+            close("rms_norm", got, reference::rms_norm(x.clone(), norm(unit_offset)));
+            let got = B::add_rms_norm(x.clone(), z.clone(), norm(unit_offset));
+            let expected = reference::add_rms_norm(x.clone(), z.clone(), norm(unit_offset));
             close("sum", got.0, expected.0);
             close("norm of the sum", got.1, expected.1);
         }
         let got = B::sigmoid_gate(x.clone(), z.clone());
         close("sigmoid_gate", got, reference::sigmoid_gate(x.clone(), z.clone()));
-        let got = B::rms_norm_gated(x.clone(), z.clone(), w.clone(), 1e-6);
-        close("rms_norm_gated", got, reference::rms_norm_gated(x, z, w, 1e-6));
+        let got = B::rms_norm_gated(x.clone(), z.clone(), norm(false));
+        close("rms_norm_gated", got, reference::rms_norm_gated(x, z, norm(false)));
     }
 }
 
@@ -222,8 +223,8 @@ pub fn attention<B: CompactBackend>(device: &B::Device) {
                 ("both compressed", compressed(&gelu), compressed(&flat)),
                 ("a code per head", by_head, KeyValue::Plain((&v).into())),
             ] {
-                let got = B::cached_attention(q.clone(), k, v, shape);
-                let expected = reference::attention(q.clone(), k, v, shape);
+                let kv = CachedKv { k, v, shape };
+                let (got, expected) = (B::cached_attention(q.clone(), kv), reference::attention(q.clone(), kv));
                 let what = format!("attention {name}, past {past}, s {s}, heads {heads}, {format:?}");
                 close(&what, got, expected);
             }
@@ -307,8 +308,8 @@ pub fn attention_over_parts<B: CompactBackend>(device: &B::Device) {
             ];
             let shape = AttentionShape { past, kv_heads, scale: 0.25 };
             for (name, k, v) in cases {
-                let of =
-                    |in_parts| B::cached_attention(q.clone(), key_value(k, in_parts), key_value(v, in_parts), shape);
+                let kv = |in_parts| CachedKv { k: key_value(k, in_parts), v: key_value(v, in_parts), shape };
+                let of = |in_parts| B::cached_attention(q.clone(), kv(in_parts));
                 let (got, expected) = (of(true), of(false));
                 let what = format!("attention {name}, past {past}, s {s}, parts of {tile}");
                 match B::READS_KV_PARTS {
@@ -316,8 +317,7 @@ pub fn attention_over_parts<B: CompactBackend>(device: &B::Device) {
                     false => close(&what, got, expected),
                 }
                 // Beside another sequence.
-                let span =
-                    |in_parts| AttentionSpan { tokens: s, k: key_value(k, in_parts), v: key_value(v, in_parts), shape };
+                let span = |in_parts| AttentionSpan { tokens: s, kv: kv(in_parts) };
                 let both = Tensor::cat(vec![q.clone(), q.clone()], 1);
                 let got = B::cached_attention_spans(both.clone(), &[span(true), span(false)]);
                 close(&what, got.clone().slice_dim(1, 0..s), got.slice_dim(1, s..2 * s));
@@ -382,15 +382,16 @@ pub fn delta_net<B: CompactBackend>(device: &B::Device) {
         let u: Tensor<B, 3> = tensor(&mut random, [b, s, c], device);
         let tail: Tensor<B, 3> = tensor(&mut random, [b, w - 1, c], device);
         let weight: Tensor<B, 3> = tensor(&mut random, [c, 1, w], device);
-        let got = B::causal_conv1d_silu(u.clone(), tail.clone(), weight.clone());
-        let expected = reference::causal_conv1d_silu(u, tail, weight);
+        let conv = CausalConv { u, weight };
+        let got = B::causal_conv1d_silu(conv.clone(), tail.clone());
+        let expected = reference::causal_conv1d_silu(conv, tail);
         close(&format!("conv s={s}"), got.0, expected.0);
         close(&format!("conv tail s={s}"), got.1, expected.1);
 
-        let [dt, beta] = [(); 2].map(|()| tensor::<B, 3>(&mut random, [b, s, hv], device) * 8.0);
+        let [dt, b_logit] = [(); 2].map(|()| tensor::<B, 3>(&mut random, [b, s, hv], device) * 8.0);
         let [dt_bias, a_log] = [(); 2].map(|()| tensor::<B, 1>(&mut random, [hv], device));
-        let got = B::delta_gates(dt.clone(), beta.clone(), dt_bias.clone(), a_log.clone());
-        let expected = reference::delta_gates(dt, beta, dt_bias, a_log);
+        let gates = DeltaGates { dt, b: b_logit, dt_bias, a_log };
+        let (got, expected) = (B::delta_gates(gates.clone()), reference::delta_gates(gates));
         close(&format!("decay s={s}"), got.0, expected.0);
         close(&format!("writing strength s={s}"), got.1, expected.1);
 
@@ -437,14 +438,16 @@ pub fn spans<B: CompactBackend>(device: &B::Device) {
             let spans: Vec<AttentionSpan<'_, B>> = (stores.iter().enumerate())
                 .map(|(i, [k, v])| AttentionSpan {
                     tokens: tokens[i],
-                    k: KeyValue::Plain(k.into()),
-                    v: KeyValue::Plain(v.into()),
-                    shape: AttentionShape { past: 3 * i, kv_heads, scale: 0.25 },
+                    kv: CachedKv {
+                        k: KeyValue::Plain(k.into()),
+                        v: KeyValue::Plain(v.into()),
+                        shape: AttentionShape { past: 3 * i, kv_heads, scale: 0.25 },
+                    },
                 })
                 .collect();
             let together = B::cached_attention_spans(q.clone(), &spans);
             for (i, span) in spans.iter().enumerate() {
-                let alone = B::cached_attention(q.clone().slice_dim(1, of(i)), span.k, span.v, span.shape);
+                let alone = B::cached_attention(q.clone().slice_dim(1, of(i)), span.kv);
                 let what = format!("attention of {tokens:?}, {format:?}: sequence {i}");
                 close(&what, together.clone().slice_dim(1, of(i)), alone);
             }
@@ -454,10 +457,12 @@ pub fn spans<B: CompactBackend>(device: &B::Device) {
         let u: Tensor<B, 3> = tensor(&mut random, [1, n, c], device);
         let weight: Tensor<B, 3> = tensor(&mut random, [c, 1, w], device);
         let tails: Vec<Tensor<B, 3>> = tokens.iter().map(|_| tensor(&mut random, [1, w - 1, c], device)).collect();
-        let (y, next) = B::causal_conv1d_silu_spans(u.clone(), tokens, tails.clone(), weight.clone());
+        let conv = CausalConv { u, weight };
+        let (y, next) = B::causal_conv1d_silu_spans(conv.clone(), tokens, tails.clone());
         assert_eq!(next.len(), tokens.len());
         for (i, (tail, next)) in tails.into_iter().zip(next).enumerate() {
-            let alone = B::causal_conv1d_silu(u.clone().slice_dim(1, of(i)), tail, weight.clone());
+            let own = CausalConv { u: conv.u.clone().slice_dim(1, of(i)), weight: conv.weight.clone() };
+            let alone = B::causal_conv1d_silu(own, tail);
             close(&format!("conv of {tokens:?}: sequence {i}"), y.clone().slice_dim(1, of(i)), alone.0);
             close(&format!("conv tail of {tokens:?}: sequence {i}"), next, alone.1);
         }
@@ -512,8 +517,9 @@ fn check_halting<B: CompactBackend>(
     for k in 0..steps {
         let s: Tensor<B, 2> = tensor(random, [m, h], device);
         let logit = (k + 1 < steps).then(|| tensor(random, [m], device) * 2.0);
-        let (g, g_record) = B::halt_step(got, s.clone(), logit.clone(), rule, rows);
-        let (e, e_record) = reference::halt_step(expected, s, logit, rule, rows);
+        let step = HaltStep { state: s, logit, rule, rows };
+        let (g, g_record) = B::halt_step(got, step.clone());
+        let (e, e_record) = reference::halt_step(expected, step);
         let what = format!("{rule:?}, rows {}, step {k}", rows.is_some());
         assert_eq!(g.active.to_data(), e.active.to_data(), "{what}: active");
         assert_eq!(g.steps.to_data(), e.steps.to_data(), "{what}: steps");

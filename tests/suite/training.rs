@@ -14,11 +14,11 @@ use emberlm::model::{
 };
 use emberlm::quant::CompactBackend;
 use emberlm::quant::format;
-use emberlm::quant::halting::{HaltMode, HaltRule, HaltState, HaltWeights};
+use emberlm::quant::halting::{HaltMode, HaltRule, HaltState, HaltStep, HaltWeights};
 use emberlm::quant::host::{FloatType, HostStorage, HostWeight};
 use emberlm::quant::kv::{CodeActivation, CodeDecoder, KeyValue, KvFormat, KvStore, Rotary};
 use emberlm::quant::modules::{Linear, SwiGlu};
-use emberlm::quant::ops::{AttentionShape, DeltaRule};
+use emberlm::quant::ops::{AttentionShape, CachedKv, CausalConv, DeltaRule, Norm};
 use emberlm::quant::packed::PackedWeight;
 
 use super::fixture::{Numbers, Rows};
@@ -169,12 +169,14 @@ pub fn linear_gradients<B: CompactBackend>(device: &B::Device) {
 pub fn norm_gradients<B: CompactBackend>(device: &B::Device) {
     for unit_offset in [false, true] {
         check::<B>("rms_norm", device, |leaves| {
-            vec![flat(Ad::<B>::rms_norm(leaves.normal([3, 8]), leaves.normal([8]), 1e-6, unit_offset))]
+            let x = leaves.normal([3, 8]);
+            vec![flat(Ad::<B>::rms_norm(x, Norm { weight: leaves.normal([8]), eps: 1e-6, unit_offset }))]
         });
     }
     check::<B>("add_rms_norm", device, |leaves| {
         let (x, y) = (leaves.normal([3, 8]), leaves.normal([3, 8]));
-        let (sum, normed) = Ad::<B>::add_rms_norm(x, y, leaves.normal([8]), 1e-6, true);
+        let norm = Norm { weight: leaves.normal([8]), eps: 1e-6, unit_offset: true };
+        let (sum, normed) = Ad::<B>::add_rms_norm(x, y, norm);
         vec![flat(sum), flat(normed)]
     });
     check::<B>("sigmoid_gate", device, |leaves| {
@@ -182,7 +184,8 @@ pub fn norm_gradients<B: CompactBackend>(device: &B::Device) {
     });
     check::<B>("rms_norm_gated", device, |leaves| {
         let (x, z) = (leaves.normal([3, 8]), leaves.normal([3, 8]));
-        vec![flat(Ad::<B>::rms_norm_gated(x, z, leaves.normal([8]), 1e-6))]
+        let norm = Norm { weight: leaves.normal([8]), eps: 1e-6, unit_offset: false };
+        vec![flat(Ad::<B>::rms_norm_gated(x, z, norm))]
     });
     check::<B>("rotary", device, |leaves| {
         let angles: Tensor<Ad<B>, 2> = leaves.normal([4, 3]);
@@ -200,7 +203,8 @@ pub fn attention_gradients<B: CompactBackend>(device: &B::Device) {
     check::<B>("attention", device, |leaves| {
         let (k, v) = (store(leaves.normal([b, t, kv_heads, hd])), store(leaves.normal([b, t, kv_heads, hd])));
         let q = leaves.normal([b, s, heads, hd]);
-        vec![flat(Ad::<B>::cached_attention(q, KeyValue::Plain((&k).into()), KeyValue::Plain((&v).into()), shape))]
+        let kv = CachedKv { k: KeyValue::Plain((&k).into()), v: KeyValue::Plain((&v).into()), shape };
+        vec![flat(Ad::<B>::cached_attention(q, kv))]
     });
     check::<B>("attention over codes", device, |leaves| {
         let empty = KvStore::<Ad<B>>::new(KvFormat::F32, [b, 1, t, 3], device);
@@ -213,7 +217,7 @@ pub fn attention_gradients<B: CompactBackend>(device: &B::Device) {
         let k = store(leaves.normal([b, t, kv_heads, hd]));
         let v = KeyValue::Compressed { codes: (&codes).into(), decoder: &decoder, rotary: None };
         let q = leaves.normal([b, s, heads, hd]);
-        vec![flat(Ad::<B>::cached_attention(q, KeyValue::Plain((&k).into()), v, shape))]
+        vec![flat(Ad::<B>::cached_attention(q, CachedKv { k: KeyValue::Plain((&k).into()), v, shape }))]
     });
 }
 
@@ -227,7 +231,8 @@ pub fn a_cache_of_halves_keeps_gradients<B: CompactBackend>(device: &B::Device) 
     check::<B>("attention over halves", device, |leaves| {
         let (k, v) = (store(leaves.normal([b, t, kv_heads, hd])), store(leaves.normal([b, t, kv_heads, hd])));
         let q = leaves.normal([b, s, heads, hd]);
-        vec![flat(Ad::<B>::cached_attention(q, KeyValue::Plain((&k).into()), KeyValue::Plain((&v).into()), shape))]
+        let kv = CachedKv { k: KeyValue::Plain((&k).into()), v: KeyValue::Plain((&v).into()), shape };
+        vec![flat(Ad::<B>::cached_attention(q, kv))]
     });
     // Without gradients they stay halves.
     assert!(matches!(KvStore::<B>::new(KvFormat::F16, [1, 1, 1, 2], device), KvStore::F16(_)));
@@ -265,7 +270,7 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Norms<'_> {
 pub fn delta_net_gradients<B: CompactBackend>(device: &B::Device) {
     check::<B>("conv", device, |leaves| {
         let (u, tail, weight) = (leaves.normal([2, 5, 3]), leaves.normal([2, 3, 3]), leaves.normal([3, 1, 4]));
-        let (y, tail) = Ad::<B>::causal_conv1d_silu(u, tail, weight);
+        let (y, tail) = Ad::<B>::causal_conv1d_silu(CausalConv { u, weight }, tail);
         vec![flat(y), flat(tail)]
     });
     for s in [1, 2, 70] {
@@ -304,7 +309,7 @@ pub fn halting_gradients<B: CompactBackend>(device: &B::Device) {
                         true => leaves.given(gate, [3]),
                         false => Tensor::from_data(TensorData::from(*gate), (device, DType::F32)),
                     });
-                    state = Ad::<B>::halt_step(state, s, logit, rule, None).0;
+                    state = Ad::<B>::halt_step(state, HaltStep { state: s, logit, rule, rows: None }).0;
                 }
                 vec![flat(state.output)]
             });

@@ -5,6 +5,7 @@ use super::simd::{Kernel, Simd, launch, math};
 use super::spans::{ranges, total};
 use crate::check::check_len;
 use crate::cpu::pool::{MIN_WORK, Output, parallel};
+use crate::types::ConvShape;
 use std::ops::Range;
 
 /// Depthwise causal convolution and SiLU: `y_t = silu(sum_j W[:, j] u_{t - (w-1) + j})`.
@@ -17,17 +18,8 @@ use std::ops::Range;
 ///
 /// # Panics
 /// If a slice does not have its shape.
-#[allow(clippy::too_many_arguments)]
-pub fn causal_conv1d_silu(
-    u: &[f32],
-    batch: usize,
-    seq: usize,
-    channels: usize,
-    tail: &mut [f32],
-    weight: &[f32],
-    width: usize,
-    y: &mut [f32],
-) {
+pub fn causal_conv1d_silu(u: &[f32], tail: &mut [f32], weight: &[f32], p: &ConvShape, y: &mut [f32]) {
+    let &ConvShape { batch, seq, channels, width } = p;
     assert!(width > 0, "the convolution needs at least one tap");
     check_len("u", u.len(), &[batch, seq, channels]);
     check_len("y", y.len(), &[batch, seq, channels]);
@@ -42,7 +34,7 @@ pub fn causal_conv1d_silu(
         0 => (0..batch).map(|b| row(b, &mut [])).collect(),
         kept => tail.chunks_exact_mut(kept).enumerate().map(|(b, tail)| row(b, tail)).collect(),
     };
-    run(u, &spans, channels, weight, width, y);
+    run(u, &spans, weight, p, y);
 }
 
 /// [`causal_conv1d_silu`] of several sequences at once: `tokens[i]` tokens belong to the one whose inputs before them are `tails[i]`.
@@ -51,19 +43,20 @@ pub fn causal_conv1d_silu(
 /// `u`, `y`: `[n, c]`, the tokens of all sequences one after the other; each of `tails [w-1, c]`; `weight [c, w]`.
 ///
 /// # Panics
-/// If a slice does not have its shape, or there is not a tail for each sequence.
+/// If a slice does not have its shape, the shape is not that of one row with all tokens, or there is not a tail for each sequence.
 pub fn causal_conv1d_silu_spans(
     u: &[f32],
     tokens: &[usize],
-    channels: usize,
     tails: &mut [&mut [f32]],
     weight: &[f32],
-    width: usize,
+    p: &ConvShape,
     y: &mut [f32],
 ) {
+    let &ConvShape { batch, seq, channels, width } = p;
     assert!(width > 0, "the convolution needs at least one tap");
-    check_len("u", u.len(), &[total(tokens), channels]);
-    check_len("y", y.len(), &[total(tokens), channels]);
+    assert!(batch == 1 && total(tokens) == seq, "sequences of {tokens:?} tokens are not {batch} times {seq}");
+    check_len("u", u.len(), &[seq, channels]);
+    check_len("y", y.len(), &[seq, channels]);
     assert!(tails.len() == tokens.len(), "{} tails for {} sequences", tails.len(), tokens.len());
     tails.iter().for_each(|tail| check_len("tail", tail.len(), &[width - 1, channels]));
     check_len("weight", weight.len(), &[channels, width]);
@@ -72,14 +65,15 @@ pub fn causal_conv1d_silu_spans(
     }
     let spans: Vec<ConvSpan> =
         ranges(tokens).zip(tails).map(|(tokens, tail)| (tokens, Output::new(tail, channels))).collect();
-    run(u, &spans, channels, weight, width, y);
+    run(u, &spans, weight, p, y);
 }
 
 /// Which tokens belong to a sequence, and its inputs before them, `[w-1, c]`.
 type ConvSpan<'a> = (Range<usize>, Output<'a>);
 
 /// What the functions above do when they have checked the shapes.
-fn run(u: &[f32], spans: &[ConvSpan], channels: usize, weight: &[f32], width: usize, y: &mut [f32]) {
+fn run(u: &[f32], spans: &[ConvSpan], weight: &[f32], p: &ConvShape, y: &mut [f32]) {
+    let &ConvShape { channels, width, .. } = p;
     let level = level();
     let blocks = channels.div_ceil(BLOCK);
     let y = Output::new(y, channels);

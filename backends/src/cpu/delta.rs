@@ -5,7 +5,7 @@ use super::simd::{Kernel, Simd, launch, math};
 use super::spans::{ranges, total};
 use crate::check::check_len;
 use crate::cpu::pool::{MIN_WORK, Output, for_each_chunk, parallel};
-use crate::types::DeltaRuleShape;
+use crate::types::{DeltaRuleInputs, DeltaRuleShape};
 use std::ops::Range;
 
 /// Runs the gated delta rule over `s` tokens and leaves the state after the last one.
@@ -19,24 +19,13 @@ use std::ops::Range;
 ///
 /// # Panics
 /// If a slice does not have its shape, or `key_heads` does not divide `value_heads`.
-#[allow(clippy::too_many_arguments)]
-pub fn gated_delta_rule(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    g: &[f32],
-    beta: &[f32],
-    state: &mut [f32],
-    p: &DeltaRuleShape,
-    o: &mut [f32],
-) {
-    let inputs = Inputs { q, k, v, g, beta, p };
-    inputs.check(o);
+pub fn gated_delta_rule(rule: DeltaRuleInputs<&[f32]>, state: &mut [f32], p: &DeltaRuleShape, o: &mut [f32]) {
+    check(rule, p, o);
     check_len("state", state.len(), &[p.batch, p.value_heads, p.key_dim, p.value_dim]);
     let size = state.len() / p.batch.max(1);
     let rows = state.chunks_exact_mut(size.max(1)).enumerate();
     let spans = rows.map(|(b, state)| (b * p.seq..(b + 1) * p.seq, Output::new(state, p.value_dim)));
-    inputs.run(&spans.collect::<Vec<_>>(), o);
+    run(rule, &spans.collect::<Vec<_>>(), p, o);
 }
 
 /// [`gated_delta_rule`] of several sequences at once: `tokens[i]` tokens belong to the one whose state is `states[i]`.
@@ -46,13 +35,8 @@ pub fn gated_delta_rule(
 ///
 /// # Panics
 /// If a slice does not have its shape, there is not a state for each sequence, or `key_heads` does not divide `value_heads`.
-#[allow(clippy::too_many_arguments)]
 pub fn gated_delta_rule_spans(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    g: &[f32],
-    beta: &[f32],
+    rule: DeltaRuleInputs<&[f32]>,
     tokens: &[usize],
     states: &mut [&mut [f32]],
     p: &DeltaRuleShape,
@@ -66,68 +50,55 @@ pub fn gated_delta_rule_spans(
     );
     assert!(states.len() == tokens.len(), "{} states for {} sequences", states.len(), tokens.len());
     states.iter().for_each(|state| check_len("state", state.len(), &[p.value_heads, p.key_dim, p.value_dim]));
-    let inputs = Inputs { q, k, v, g, beta, p };
-    inputs.check(o);
+    check(rule, p, o);
     let spans = ranges(tokens).zip(states).map(|(tokens, state)| (tokens, Output::new(state, p.value_dim)));
-    inputs.run(&spans.collect::<Vec<_>>(), o);
+    run(rule, &spans.collect::<Vec<_>>(), p, o);
 }
 
 /// Which tokens belong to a sequence, and its state, `[hv * dk, dv]`.
 type DeltaSpan<'a> = (Range<usize>, Output<'a>);
 
-/// What both functions read.
-struct Inputs<'a> {
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
-    g: &'a [f32],
-    beta: &'a [f32],
-    p: &'a DeltaRuleShape,
+fn check(rule: DeltaRuleInputs<&[f32]>, p: &DeltaRuleShape, o: &[f32]) {
+    let DeltaRuleInputs { q, k, v, g, beta } = rule;
+    assert!(p.key_heads > 0 && p.value_heads.is_multiple_of(p.key_heads), "key_heads must divide value_heads");
+    for (name, x) in [("q", q), ("k", k)] {
+        check_len(name, x.len(), &[p.batch, p.seq, p.key_heads, p.key_dim]);
+    }
+    for (name, x) in [("v", v), ("o", o)] {
+        check_len(name, x.len(), &[p.batch, p.seq, p.value_heads, p.value_dim]);
+    }
+    for (name, x) in [("g", g), ("beta", beta)] {
+        check_len(name, x.len(), &[p.batch, p.seq, p.value_heads]);
+    }
 }
 
-impl Inputs<'_> {
-    fn check(&self, o: &[f32]) {
-        let &Self { q, k, v, g, beta, p } = self;
-        assert!(p.key_heads > 0 && p.value_heads.is_multiple_of(p.key_heads), "key_heads must divide value_heads");
-        for (name, x) in [("q", q), ("k", k)] {
-            check_len(name, x.len(), &[p.batch, p.seq, p.key_heads, p.key_dim]);
-        }
-        for (name, x) in [("v", v), ("o", o)] {
-            check_len(name, x.len(), &[p.batch, p.seq, p.value_heads, p.value_dim]);
-        }
-        for (name, x) in [("g", g), ("beta", beta)] {
-            check_len(name, x.len(), &[p.batch, p.seq, p.value_heads]);
-        }
+/// What the functions above do when they have checked the shapes.
+fn run(rule: DeltaRuleInputs<&[f32]>, spans: &[DeltaSpan], p: &DeltaRuleShape, o: &mut [f32]) {
+    let DeltaRuleInputs { q, k, v, g, beta } = rule;
+    if spans.is_empty() || q.is_empty() || v.is_empty() {
+        return;
     }
-
-    /// What the functions above do when they have checked the shapes.
-    fn run(&self, spans: &[DeltaSpan], o: &mut [f32]) {
-        let &Self { q, k, v, g, beta, p } = self;
-        if spans.is_empty() || q.is_empty() || v.is_empty() {
-            return;
-        }
-        let level = level();
-        let dk = p.key_dim;
-        // [n, hk, 2, dk]: the unit q and k of a key head side by side, read by all its value heads.
-        let mut unit = vec![0.0; 2 * q.len()];
-        for_each_chunk(&mut unit, 2 * dk, 4 * dk, |i, unit| {
-            let (to_q, to_k) = unit.split_at_mut(dk);
-            let scale = 1.0 / (dk as f32).sqrt();
-            launch(level, Unit { x: &q[i * dk..(i + 1) * dk], scale, y: to_q });
-            launch(level, Unit { x: &k[i * dk..(i + 1) * dk], scale: 1.0, y: to_k });
-        });
-        let o = Output::new(o, p.value_dim);
-        let head = |task: usize| {
-            let (tokens, state) = &spans[task / p.value_heads];
-            let (tokens, state, head) = (tokens.clone(), *state, task % p.value_heads);
-            launch(level, Head { unit: &unit, v, g, beta, tokens, head, p, state, o });
-        };
-        let tasks = spans.len() * p.value_heads;
-        if v.len().saturating_mul(dk) < MIN_WORK {
-            (0..tasks).for_each(head);
-        } else {
-            parallel(tasks, head);
-        }
+    let level = level();
+    let dk = p.key_dim;
+    // [n, hk, 2, dk]: the unit q and k of a key head side by side, read by all its value heads.
+    let mut unit = vec![0.0; 2 * q.len()];
+    for_each_chunk(&mut unit, 2 * dk, 4 * dk, |i, unit| {
+        let (to_q, to_k) = unit.split_at_mut(dk);
+        let scale = 1.0 / (dk as f32).sqrt();
+        launch(level, Unit { x: &q[i * dk..(i + 1) * dk], scale, y: to_q });
+        launch(level, Unit { x: &k[i * dk..(i + 1) * dk], scale: 1.0, y: to_k });
+    });
+    let o = Output::new(o, p.value_dim);
+    let head = |task: usize| {
+        let (tokens, state) = &spans[task / p.value_heads];
+        let (tokens, state, head) = (tokens.clone(), *state, task % p.value_heads);
+        launch(level, Head { unit: &unit, v, g, beta, tokens, head, p, state, o });
+    };
+    let tasks = spans.len() * p.value_heads;
+    if v.len().saturating_mul(dk) < MIN_WORK {
+        (0..tasks).for_each(head);
+    } else {
+        parallel(tasks, head);
     }
 }
 
@@ -176,7 +147,7 @@ impl Kernel for Head<'_> {
     type Output = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
-        // SAFETY: `S` is enabled, every task has a head of a state of its own, and the shapes were checked before `Inputs::run`.
+        // SAFETY: `S` is enabled, every task has a head of a state of its own, and the shapes were checked before `run`.
         unsafe {
             if self.tokens.len() > IN_PLACE {
                 self.copied::<S>(0);

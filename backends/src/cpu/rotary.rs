@@ -2,34 +2,25 @@
 
 use crate::check::check_len;
 use crate::cpu::pool::for_each_chunk;
+use crate::types::RotaryShape;
 
-/// Rotates the two halves of the first `rotary_dim` elements of every head: `(a, b) -> (a cos - b sin, b cos + a sin)`.
+/// Rotates the two halves of the first `2 half` elements of every head: `(a, b) -> (a cos - b sin, b cos + a sin)`.
 ///
 /// # Shapes
-/// `x [b, s, heads, head_dim]` with `rows = b * s`, `cos` and `sin` `[s, rotary_dim / 2]`.
+/// `x [b, s, heads, head_dim]`, `cos` and `sin` `[s, half]`.
 ///
 /// # Panics
-/// If a slice does not have its shape, `rotary_dim` is odd or above `head_dim`, or `seq` does not divide `rows`.
-#[allow(clippy::too_many_arguments)]
-pub fn rotary(
-    x: &mut [f32],
-    rows: usize,
-    seq: usize,
-    heads: usize,
-    head_dim: usize,
-    cos: &[f32],
-    sin: &[f32],
-    rotary_dim: usize,
-) {
-    check_len("x", x.len(), &[rows, heads, head_dim]);
-    assert!(rotary_dim.is_multiple_of(2) && rotary_dim <= head_dim, "rotary_dim {rotary_dim} of a head of {head_dim}");
-    check_len("cos", cos.len(), &[seq, rotary_dim / 2]);
-    check_len("sin", sin.len(), &[seq, rotary_dim / 2]);
-    if x.is_empty() || rotary_dim == 0 {
+/// If a slice does not have its shape, or `2 half` exceeds the head.
+pub fn rotary(x: &mut [f32], cos: &[f32], sin: &[f32], p: &RotaryShape) {
+    let &RotaryShape { batch, seq, heads, head_dim, half } = p;
+    check_len("x", x.len(), &[batch, seq, heads, head_dim]);
+    assert!(half <= head_dim / 2, "{half} pairs in a head of {head_dim}");
+    check_len("cos", cos.len(), &[seq, half]);
+    check_len("sin", sin.len(), &[seq, half]);
+    if x.is_empty() || half == 0 {
         return;
     }
-    assert!(seq > 0 && rows.is_multiple_of(seq), "{rows} rows are not a batch of {seq} tokens");
-    let half = rotary_dim / 2;
+    let rotary_dim = 2 * half;
     for_each_chunk(x, heads * head_dim, heads * rotary_dim, |row, x| {
         let at = row % seq * half;
         let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);

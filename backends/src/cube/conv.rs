@@ -4,21 +4,9 @@ use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use super::launch::{Buffer, UNITS, grid_of_units};
-use super::spans::{buffers, numbers, of_span, read, span_at, spans_per_launch, starts, write};
+use super::spans::{Places, PlacesLaunch, buffers, numbers, of_span, read, span_at, spans_per_launch, starts, write};
 use crate::check::elements;
-
-/// The shape of a convolution.
-#[derive(Clone, Copy, Debug)]
-pub struct CausalConv1d {
-    /// Rows of the batch.
-    pub batch: usize,
-    /// New tokens.
-    pub seq: usize,
-    /// Channels.
-    pub channels: usize,
-    /// Taps.
-    pub width: usize,
-}
+use crate::types::ConvShape;
 
 /// Depthwise causal convolution and SiLU: `y_t = silu(sum_j W[:, j] u_{t - (w-1) + j})`, with the `w - 1` inputs before
 /// `u` in `tail`; `next_tail` gets the last `w - 1` of all. The tails may not be one buffer.
@@ -35,7 +23,7 @@ pub fn causal_conv1d_silu<R: Runtime>(
     weight: &Buffer,
     y: &Buffer,
     next_tail: &Buffer,
-    p: CausalConv1d,
+    p: ConvShape,
 ) {
     causal_conv1d_silu_spans(client, u, &[ConvSpan { tail, next_tail, shape: p }], weight, y);
 }
@@ -48,7 +36,7 @@ pub struct ConvSpan<'a> {
     /// As `tail`, written.
     pub next_tail: &'a Buffer,
     /// The shape of this sequence alone.
-    pub shape: CausalConv1d,
+    pub shape: ConvShape,
 }
 
 /// [`causal_conv1d_silu`] of several sequences, whose tokens follow one another, in one launch for as many as the device has
@@ -66,7 +54,7 @@ pub fn causal_conv1d_silu_spans<R: Runtime>(
     weight: &Buffer,
     y: &Buffer,
 ) {
-    let Some(&ConvSpan { tail: first, shape: CausalConv1d { channels, width, .. }, .. }) = spans.first() else {
+    let Some(&ConvSpan { tail: first, shape: ConvShape { channels, width, .. }, .. }) = spans.first() else {
         return;
     };
     assert!(width > 0, "the convolution needs at least one tap");
@@ -96,7 +84,11 @@ pub fn causal_conv1d_silu_spans<R: Runtime>(
         // An output or an element of the tail.
         let rows = |span: &ConvSpan<'_>| span.shape.batch.saturating_mul(span.shape.seq.saturating_add(width - 1));
         let items = elements("outputs and tails", &[spans.iter().map(rows).sum(), channels]);
-        let seq = numbers(spans.iter().map(|span| span.shape.seq));
+        let places = PlacesLaunch::new(
+            starts(spans.iter().map(rows)),
+            starts(spans.iter().map(|span| span.shape.batch * span.shape.seq)),
+            numbers(spans.iter().map(|span| span.shape.seq)),
+        );
         if items > 0 {
             // SAFETY: the lengths were checked, and the kernel stays inside them.
             unsafe {
@@ -109,9 +101,7 @@ pub fn causal_conv1d_silu_spans<R: Runtime>(
                     weight.arg(),
                     y.arg(),
                     buffers(spans.iter().map(|span| span.next_tail)),
-                    starts(spans.iter().map(rows)),
-                    starts(spans.iter().map(|span| span.shape.batch * span.shape.seq)),
-                    seq,
+                    places,
                     items as u32,
                     before as u32,
                     channels as u32,
@@ -127,7 +117,7 @@ pub fn causal_conv1d_silu_spans<R: Runtime>(
 }
 
 /// A unit makes an output, or one element of the next tail: inputs `s..s + w - 1` of `tail` and `u` joined. A sequence has the outputs
-/// from one of `rows` on, for the inputs from one of `tokens` on, after `before` of earlier launches.
+/// from its start on, for the inputs from its first token on, after `before` of earlier launches.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 fn conv_kernel<F: Float, T: Float, W: Float>(
@@ -136,9 +126,7 @@ fn conv_kernel<F: Float, T: Float, W: Float>(
     weight: &Array<W>,
     y: &mut Array<F>,
     next_tails: &mut Sequence<Array<T>>,
-    rows: &Sequence<u32>,
-    tokens: &Sequence<u32>,
-    seq: &Sequence<u32>,
+    places: &Places,
     items: u32,
     before: u32,
     channels: u32,
@@ -154,12 +142,12 @@ fn conv_kernel<F: Float, T: Float, W: Float>(
     let past = comptime!(width - 1);
     let c = item % channels;
     let row = item / channels;
-    let span = span_at(rows, row);
-    let own = row - of_span(rows, span);
-    let seq = of_span(seq, span);
+    let span = span_at(&places.starts, row);
+    let own = row - of_span(&places.starts, span);
+    let seq = of_span(&places.seq, span);
     let t = own % (seq + past);
     let b = own / (seq + past);
-    let first = before + of_span(tokens, span) + b * seq;
+    let first = before + of_span(&places.tokens, span) + b * seq;
     if t < seq {
         let mut sum = 0.0f32;
         #[unroll]

@@ -9,10 +9,10 @@ use cubecl::prelude::*;
 
 use super::instructions::plane_size;
 use super::launch::{Buffer, MAX_ELEMENTS, UNITS, grid};
-use super::reduce::sum_of_lanes;
-use super::spans::{buffers, is_span, numbers, of_span, span_at, spans_per_launch, starts};
+use super::reduce::{Lanes, sum_of_lanes};
+use super::spans::{Places, PlacesLaunch, buffers, is_span, numbers, of_span, span_at, spans_per_launch, starts};
 use crate::check::elements;
-use crate::types::DeltaRuleShape;
+use crate::types::{DeltaRuleInputs, DeltaRuleShape};
 
 /// Units that share a column.
 const LANES: u32 = 8;
@@ -36,20 +36,15 @@ const COLUMNS: u32 = UNITS / LANES;
 /// # Panics
 /// If a buffer does not have its shape and type, `key_heads` does not divide `value_heads`, or `key_dim` exceeds
 /// [`MAX_KEY_DIM`].
-#[allow(clippy::too_many_arguments)]
 pub fn gated_delta_rule<R: Runtime>(
     client: &ComputeClient<R>,
-    q: &Buffer,
-    k: &Buffer,
-    v: &Buffer,
-    g: &Buffer,
-    beta: &Buffer,
+    rule: DeltaRuleInputs<&Buffer>,
     state: &Buffer,
     o: &Buffer,
     p: DeltaRuleShape,
     token_strides: [usize; 3],
 ) {
-    gated_delta_rule_spans(client, q, k, v, g, beta, &[DeltaSpan { state, shape: p }], o, token_strides);
+    gated_delta_rule_spans(client, rule, &[DeltaSpan { state, shape: p }], o, token_strides);
 }
 
 /// One sequence of a call over several.
@@ -69,18 +64,14 @@ pub struct DeltaSpan<'a> {
 ///
 /// # Panics
 /// As [`gated_delta_rule`], or if sequences have other heads or widths.
-#[allow(clippy::too_many_arguments)]
 pub fn gated_delta_rule_spans<R: Runtime>(
     client: &ComputeClient<R>,
-    q: &Buffer,
-    k: &Buffer,
-    v: &Buffer,
-    g: &Buffer,
-    beta: &Buffer,
+    rule: DeltaRuleInputs<&Buffer>,
     spans: &[DeltaSpan<'_>],
     o: &Buffer,
     token_strides: [usize; 3],
 ) {
+    let DeltaRuleInputs { q, k, v, g, beta } = rule;
     let Some(DeltaSpan { state: first_state, shape }) = spans.first() else { return };
     let &DeltaRuleShape { key_heads, value_heads, key_dim, value_dim, .. } = shape;
     assert!(key_heads > 0 && value_heads % key_heads == 0, "{key_heads} key heads do not divide {value_heads}");
@@ -120,29 +111,25 @@ pub fn gated_delta_rule_spans<R: Runtime>(
         for spans in spans.chunks(spans_per_launch(client, 1, 6)) {
             let cubes_of = |span: &DeltaSpan<'_>| span.shape.batch * value_heads * value_dim.div_ceil(COLUMNS as usize);
             let cubes = spans.iter().fold(0usize, |sum, (span, _)| sum.saturating_add(cubes_of(span)));
+            let places = PlacesLaunch::new(
+                starts(spans.iter().map(|(span, _)| cubes_of(span))),
+                numbers(spans.iter().map(|(_, first)| *first)),
+                numbers(spans.iter().map(|(span, _)| span.shape.seq)),
+            );
             // SAFETY: the lengths were checked, and the kernel stays inside them.
             unsafe {
                 delta_kernel::launch_unchecked::<R>(
                     client,
                     grid(cubes),
                     CubeDim::new_1d(UNITS),
-                    q.arg(),
-                    k.arg(),
-                    v.arg(),
-                    g.arg(),
-                    beta.arg(),
+                    arg(rule, token_strides),
                     buffers(spans.iter().map(|(span, _)| span.state)),
                     o.arg(),
-                    starts(spans.iter().map(|(span, _)| cubes_of(span))),
-                    numbers(spans.iter().map(|(_, first)| *first)),
-                    numbers(spans.iter().map(|(span, _)| span.shape.seq)),
+                    places,
                     cubes as u32,
                     key_heads as u32,
                     value_heads as u32,
                     value_dim as u32,
-                    token_strides[0] as u32,
-                    token_strides[1] as u32,
-                    token_strides[2] as u32,
                     key_dim as u32,
                     staged,
                     plane_size(client),
@@ -155,27 +142,39 @@ pub fn gated_delta_rule_spans<R: Runtime>(
     }
 }
 
-/// A sequence has the cubes from one of `starts` on, and the tokens from one of `tokens` on.
+/// [`DeltaRuleInputs`] as the argument of a kernel, and the elements from a token of each to the next.
+#[derive(CubeType, CubeLaunch)]
+struct Rule<F: Float, G: Float> {
+    q: Array<F>,
+    k: Array<F>,
+    v: Array<F>,
+    g: Array<G>,
+    beta: Array<G>,
+    q_stride: u32,
+    k_stride: u32,
+    v_stride: u32,
+}
+
+fn arg<F: Float, G: Float, R: Runtime>(
+    rule: DeltaRuleInputs<&Buffer>,
+    token_strides: [usize; 3],
+) -> RuleLaunch<F, G, R> {
+    let DeltaRuleInputs { q, k, v, g, beta } = rule;
+    let [q_stride, k_stride, v_stride] = token_strides.map(|stride| stride as u32);
+    RuleLaunch::new(q.arg(), k.arg(), v.arg(), g.arg(), beta.arg(), q_stride, k_stride, v_stride)
+}
+
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 fn delta_kernel<F: Float, G: Float, S: Float>(
-    q: &Array<F>,
-    k: &Array<F>,
-    v: &Array<F>,
-    g: &Array<G>,
-    beta: &Array<G>,
+    rule: &Rule<F, G>,
     states: &mut Sequence<Array<S>>,
     o: &mut Array<F>,
-    starts: &Sequence<u32>,
-    tokens: &Sequence<u32>,
-    seq: &Sequence<u32>,
+    places: &Places,
     cubes: u32,
     key_heads: u32,
     value_heads: u32,
     value_dim: u32,
-    q_stride: u32,
-    k_stride: u32,
-    v_stride: u32,
     #[comptime] key_dim: u32,
     #[comptime] staged: u32,
     #[comptime] plane: u32,
@@ -187,10 +186,10 @@ fn delta_kernel<F: Float, G: Float, S: Float>(
     if cube >= cubes {
         terminate!();
     }
-    let span = span_at(starts, cube);
-    let cube = cube - of_span(starts, span);
-    let seq = of_span(seq, span);
-    let first_token = of_span(tokens, span);
+    let span = span_at(&places.starts, cube);
+    let cube = cube - of_span(&places.starts, span);
+    let seq = of_span(&places.seq, span);
+    let first_token = of_span(&places.tokens, span);
     let rows = comptime!(key_dim.div_ceil(LANES)); // of a unit
     let padded = comptime!(key_dim.next_multiple_of(LANES));
     let by_plane = comptime!(plane >= LANES);
@@ -215,13 +214,13 @@ fn delta_kernel<F: Float, G: Float, S: Float>(
     let lane = UNIT_POS % LANES;
     let column = first_column + UNIT_POS / LANES;
     let known = column < value_dim;
-    let state_start = b_head * key_dim * value_dim + column;
+    let own = Column { start: b_head * key_dim * value_dim + column, lane, known, value_dim };
 
     let mut s = Array::<f32>::new(rows as usize);
     #[unroll]
     for i in 0..comptime!(states.len()) {
         if is_span(span, i, comptime!(states.len())) {
-            load_column::<S>(&states[i], &mut s, state_start, lane, known, value_dim, key_dim);
+            load_column::<S>(&states[i], &mut s, &own, key_dim);
         }
     }
 
@@ -244,9 +243,9 @@ fn delta_kernel<F: Float, G: Float, S: Float>(
             if here && i < key_dim {
                 let at = key_head * key_dim + i;
                 if is_query {
-                    value = f32::cast_from(q[((token + t) * q_stride + at) as usize]);
+                    value = f32::cast_from(rule.q[((token + t) * rule.q_stride + at) as usize]);
                 } else {
-                    value = f32::cast_from(k[((token + t) * k_stride + at) as usize]);
+                    value = f32::cast_from(rule.k[((token + t) * rule.k_stride + at) as usize]);
                 }
             }
             squares += value * value;
@@ -257,7 +256,7 @@ fn delta_kernel<F: Float, G: Float, S: Float>(
             }
             i += share;
         }
-        let squares = sum_of_lanes(squares, &mut scratch, share, plane);
+        let squares = sum_of_lanes(squares, &mut scratch, comptime!(Lanes { count: share, plane }));
         let scale = 1.0 / f32::sqrt(squares + 1e-6);
         let mut i = part;
         while i < padded {
@@ -274,14 +273,15 @@ fn delta_kernel<F: Float, G: Float, S: Float>(
             let t = i / COLUMNS;
             let c = first_column + i % COLUMNS;
             if t < count && c < value_dim {
-                values[i as usize] = f32::cast_from(v[((token + t) * v_stride + head * value_dim + c) as usize]);
+                let at = (token + t) * rule.v_stride + head * value_dim + c;
+                values[i as usize] = f32::cast_from(rule.v[at as usize]);
             }
             i += UNITS;
         }
         if UNIT_POS < count {
             let at = (token + UNIT_POS) * value_heads + head;
-            decays[UNIT_POS as usize] = f32::exp(f32::cast_from(g[at as usize]));
-            strengths[UNIT_POS as usize] = f32::cast_from(beta[at as usize]);
+            decays[UNIT_POS as usize] = f32::exp(f32::cast_from(rule.g[at as usize]));
+            strengths[UNIT_POS as usize] = f32::cast_from(rule.beta[at as usize]);
         }
         sync_cube();
 
@@ -295,7 +295,7 @@ fn delta_kernel<F: Float, G: Float, S: Float>(
             product += keys[at] * queries[at];
             i += share;
         }
-        let product = sum_of_lanes(product, &mut scratch, share, plane);
+        let product = sum_of_lanes(product, &mut scratch, comptime!(Lanes { count: share, plane }));
         if part == 0 {
             products[t as usize] = product;
         }
@@ -351,7 +351,7 @@ fn delta_kernel<F: Float, G: Float, S: Float>(
     #[unroll]
     for i in 0..comptime!(states.len()) {
         if is_span(span, i, comptime!(states.len())) {
-            store_column::<S>(states.index_mut(i), &s, state_start, lane, known, value_dim, key_dim);
+            store_column::<S>(states.index_mut(i), &s, &own, key_dim);
         }
     }
 }
@@ -361,23 +361,26 @@ fn in_registers(key_dim: u32) -> bool {
     key_dim.div_ceil(LANES) <= 32
 }
 
-/// The rows of a unit in its column of a state, which begins at `start`.
-#[cube]
-fn load_column<S: Float>(
-    state: &Array<S>,
-    s: &mut Array<f32>,
+/// The column of a state that a unit shares, of which it has every [`LANES`]th row from row `lane` on.
+#[derive(CubeType)]
+struct Column {
+    /// Where its first row is.
     start: u32,
     lane: u32,
+    /// Whether the state has it.
     known: bool,
     value_dim: u32,
-    #[comptime] key_dim: u32,
-) {
+}
+
+/// The rows of a unit in its column of a state.
+#[cube]
+fn load_column<S: Float>(state: &Array<S>, s: &mut Array<f32>, at: &Column, #[comptime] key_dim: u32) {
     #[unroll(in_registers(key_dim))]
     for r in 0..comptime!(key_dim.div_ceil(LANES)) {
-        let row = lane + r * LANES;
+        let row = at.lane + r * LANES;
         let mut value = 0.0f32;
-        if known && row < key_dim {
-            value = f32::cast_from(state[(start + row * value_dim) as usize]);
+        if at.known && row < key_dim {
+            value = f32::cast_from(state[(at.start + row * at.value_dim) as usize]);
         }
         s[r as usize] = value;
     }
@@ -385,20 +388,12 @@ fn load_column<S: Float>(
 
 /// The reverse of [`load_column`].
 #[cube]
-fn store_column<S: Float>(
-    state: &mut Array<S>,
-    s: &Array<f32>,
-    start: u32,
-    lane: u32,
-    known: bool,
-    value_dim: u32,
-    #[comptime] key_dim: u32,
-) {
+fn store_column<S: Float>(state: &mut Array<S>, s: &Array<f32>, at: &Column, #[comptime] key_dim: u32) {
     #[unroll(in_registers(key_dim))]
     for r in 0..comptime!(key_dim.div_ceil(LANES)) {
-        let row = lane + r * LANES;
-        if known && row < key_dim {
-            state[(start + row * value_dim) as usize] = S::cast_from(s[r as usize]);
+        let row = at.lane + r * LANES;
+        if at.known && row < key_dim {
+            state[(at.start + row * at.value_dim) as usize] = S::cast_from(s[r as usize]);
         }
     }
 }

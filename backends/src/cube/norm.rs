@@ -5,20 +5,8 @@ use cubecl::prelude::*;
 
 use super::instructions::plane_size;
 use super::launch::{Buffer, UNITS, grid};
-use super::reduce::sum_of_lanes;
-
-/// The shape of a norm.
-#[derive(Clone, Copy, Debug)]
-pub struct RmsNorm {
-    /// Rows.
-    pub m: usize,
-    /// Elements of a row.
-    pub h: usize,
-    /// Added to the mean of squares.
-    pub eps: f32,
-    /// Whether the factor is `1 + w`.
-    pub unit_offset: bool,
-}
+use super::reduce::{Lanes, sum_of_lanes};
+use crate::types::RmsNorm;
 
 /// `y = x * rsqrt(mean(x²) + eps) * w` per row, or `* (1 + w)` with `unit_offset`.
 ///
@@ -219,7 +207,7 @@ fn norm_kernel<F: Float, W: Float, N: Size>(
         squares += sum_of_squares::<N>(Vector::cast_from(values), vector);
         i += lanes;
     }
-    let squares = sum_of_lanes(squares, &mut scratch, lanes, plane);
+    let squares = sum_of_lanes(squares, &mut scratch, comptime!(Lanes { count: lanes, plane }));
     let scale = Vector::<f32, N>::new(1.0 / f32::sqrt(squares * share + eps));
     let offset = Vector::<f32, N>::new(offset);
 

@@ -2,17 +2,22 @@
 
 use cubecl::prelude::*;
 
-/// The sum over each `lanes` neighbouring units, known to all of them.
+/// Neighbouring units that work on one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Lanes {
+    /// How many: a power of two up to the cube's units.
+    pub(super) count: u32,
+    /// Units of a plane, or 0 where planes cannot add.
+    pub(super) plane: u32,
+}
+
+/// The sum over each [`Lanes`], known to all of them.
 ///
-/// `lanes` is a power of two up to the cube's units, `plane` the units of a plane or 0 where planes cannot add, `scratch` has
-/// an element for each unit. All units of the cube must come here together; `scratch` is free again afterwards.
+/// `scratch` has an element for each unit. All units of the cube must come here together; `scratch` is free again afterwards.
 #[cube]
-pub(super) fn sum_of_lanes(
-    value: f32,
-    scratch: &mut SharedMemory<f32>,
-    #[comptime] lanes: u32,
-    #[comptime] plane: u32,
-) -> f32 {
+pub(super) fn sum_of_lanes(value: f32, scratch: &mut SharedMemory<f32>, #[comptime] lanes: Lanes) -> f32 {
+    let plane = comptime!(lanes.plane);
+    let lanes = comptime!(lanes.count);
     if comptime!(plane > 0 && lanes == plane) {
         plane_sum(value)
     } else if comptime!(plane > 0 && lanes < plane) {
@@ -63,14 +68,11 @@ pub(super) fn sum_of_lanes(
     }
 }
 
-/// The largest over each `lanes` neighbouring units, at most 64; as [`sum_of_lanes`].
+/// The largest over each [`Lanes`], at most 64 units; as [`sum_of_lanes`].
 #[cube]
-pub(super) fn max_of_lanes(
-    value: f32,
-    scratch: &mut SharedMemory<f32>,
-    #[comptime] lanes: u32,
-    #[comptime] plane: u32,
-) -> f32 {
+pub(super) fn max_of_lanes(value: f32, scratch: &mut SharedMemory<f32>, #[comptime] lanes: Lanes) -> f32 {
+    let plane = comptime!(lanes.plane);
+    let lanes = comptime!(lanes.count);
     if comptime!(plane > 0 && lanes == plane) {
         plane_max(value)
     } else {

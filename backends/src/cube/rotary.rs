@@ -4,20 +4,17 @@ use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use super::launch::{Buffer, UNITS, grid_of_units};
+use crate::types::RotaryShape;
 
-/// The shape of a rotation.
-#[derive(Clone, Copy, Debug)]
-pub struct Rotary {
-    /// Rows of the batch.
-    pub batch: usize,
-    /// Tokens.
-    pub seq: usize,
-    /// Heads of a token.
-    pub heads: usize,
-    /// Elements of a head.
-    pub head_dim: usize,
-    /// Pairs that turn, the first `half` elements of a head against the second.
-    pub half: usize,
+/// A [`RotaryShape`] as the argument of a kernel.
+#[derive(CubeType, CubeLaunch)]
+struct Shape {
+    /// Pairs and elements of the rest.
+    items: u32,
+    seq: u32,
+    heads: u32,
+    head_dim: u32,
+    half: u32,
 }
 
 /// `(a, b) -> (a cos - b sin, b cos + a sin)` for the first `2 half` elements of each head; the rest is copied.
@@ -27,8 +24,15 @@ pub struct Rotary {
 ///
 /// # Panics
 /// If a buffer does not have its shape and type, or `2 half` exceeds the head.
-pub fn rotary<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, cos: &Buffer, sin: &Buffer, y: &Buffer, p: Rotary) {
-    let Rotary { batch, seq, heads, head_dim, half } = p;
+pub fn rotary<R: Runtime>(
+    client: &ComputeClient<R>,
+    x: &Buffer,
+    cos: &Buffer,
+    sin: &Buffer,
+    y: &Buffer,
+    p: RotaryShape,
+) {
+    let RotaryShape { batch, seq, heads, head_dim, half } = p;
     assert!(half <= head_dim / 2, "{half} pairs in a head of {head_dim}");
     x.check("x", &[batch, seq, heads, head_dim]);
     y.check("y", &[batch, seq, heads, head_dim]);
@@ -41,6 +45,7 @@ pub fn rotary<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, cos: &Buffer, s
     }
     // A unit turns a pair or copies an element of the rest.
     let items = batch * seq * heads * (head_dim - half);
+    let shape = ShapeLaunch::new(items as u32, seq as u32, heads as u32, head_dim as u32, half as u32);
     // SAFETY: the lengths were checked, and the kernel stays inside them.
     unsafe {
         rotary_kernel::launch_unchecked::<R>(
@@ -51,11 +56,7 @@ pub fn rotary<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, cos: &Buffer, s
             cos.arg(),
             sin.arg(),
             y.arg(),
-            items as u32,
-            seq as u32,
-            heads as u32,
-            head_dim as u32,
-            half as u32,
+            shape,
             x.dtype,
             cos.dtype,
         );
@@ -63,30 +64,26 @@ pub fn rotary<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, cos: &Buffer, s
 }
 
 #[cube(launch_unchecked)]
-#[allow(clippy::too_many_arguments)]
 fn rotary_kernel<F: Float, T: Float>(
     x: &Array<F>,
     cos: &Array<T>,
     sin: &Array<T>,
     y: &mut Array<F>,
-    items: u32,
-    seq: u32,
-    heads: u32,
-    head_dim: u32,
-    half: u32,
+    p: &Shape,
     #[define(F)] _x_type: StorageType,
     #[define(T)] _table_type: StorageType,
 ) {
     let item = CUBE_POS as u32 * UNITS + UNIT_POS;
-    if item >= items {
+    if item >= p.items {
         terminate!();
     }
-    let per_head = head_dim - half;
+    let half = p.half;
+    let per_head = p.head_dim - half;
     let head = item / per_head;
     let i = item % per_head;
-    let at = head * head_dim + i;
+    let at = head * p.head_dim + i;
     if i < half {
-        let angle = (head / heads % seq * half + i) as usize;
+        let angle = (head / p.heads % p.seq * half + i) as usize;
         let (c, s) = (f32::cast_from(cos[angle]), f32::cast_from(sin[angle]));
         let a = f32::cast_from(x[at as usize]);
         let b = f32::cast_from(x[(at + half) as usize]);

@@ -41,6 +41,17 @@ pub(super) fn starts<R: Runtime>(places: impl IntoIterator<Item = usize>) -> Seq
     filled(starts, |_| u32::MAX as usize).map(|start| start as u32).collect()
 }
 
+/// Where the sequences of a launch begin, and how long they are.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct Places {
+    /// The first of what a kernel counts: cubes or rows.
+    pub(super) starts: Sequence<u32>,
+    /// The first token.
+    pub(super) tokens: Sequence<u32>,
+    /// New tokens.
+    pub(super) seq: Sequence<u32>,
+}
+
 /// Up to the next power of two what follows the last one.
 fn filled<T>(values: impl IntoIterator<Item = T>, next: impl Fn(&T) -> T) -> impl Iterator<Item = T> {
     let mut values: Vec<T> = values.into_iter().collect();

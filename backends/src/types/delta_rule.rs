@@ -1,4 +1,19 @@
-//! The shape of a gated delta rule.
+//! The inputs of a gated delta rule, and their shape.
+
+/// What a delta rule reads, for `hk` key and `hv` value heads; slices on the CPU, buffers on a GPU.
+#[derive(Clone, Copy, Debug)]
+pub struct DeltaRuleInputs<T> {
+    /// `[b, s, hk, dk]`, not normalised.
+    pub q: T,
+    /// `[b, s, hk, dk]`, not normalised.
+    pub k: T,
+    /// `[b, s, hv, dv]`.
+    pub v: T,
+    /// `[b, s, hv]`: logarithm of the decay.
+    pub g: T,
+    /// `[b, s, hv]`: writing strength.
+    pub beta: T,
+}
 
 /// The shape of a delta rule call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use emberlm_backends::cube::{self, Buffer, MAX_ELEMENTS};
 use emberlm_backends::panics::catch_quietly;
+use emberlm_backends::types::{RmsNorm, RotaryShape};
 
 use crate::device::{Float, client, download, upload_ints, upload_words};
 
@@ -32,7 +33,7 @@ fn shapes_that_wrap_around_and_types_of_another_size() {
     let half = 1usize << (usize::BITS - 1);
     let (x, w) = (Float::F32.upload(&client, &[1.0; 2]), Float::F32.upload(&client, &[1.0; 2]));
     let y = Float::F32.unwritten(&client, 2);
-    let p = cube::RmsNorm { m: half + 1, h: 2, eps: 1e-6, unit_offset: false };
+    let p = RmsNorm { m: half + 1, h: 2, eps: 1e-6, unit_offset: false };
     refused("norm", "x [", || cube::rms_norm(&client, &x, &w, &y, p));
     let weight = |n, k| cube::Weight { n, k, data: cube::Matrix::F32(w.clone()) };
     refused("linear", "x [", || cube::linear(&client, &x, half + 1, &weight(1, 2), &y, Default::default()));
@@ -40,7 +41,7 @@ fn shapes_that_wrap_around_and_types_of_another_size() {
     refused("more than 32 bits", "kernels count to", || {
         cube::linear(&client, &x, 1, &weight(MAX_ELEMENTS, 2), &y, Default::default());
     });
-    let shape = cube::Rotary { batch: half + 1, seq: 1, heads: 1, head_dim: 2, half: 0 };
+    let shape = RotaryShape { batch: half + 1, seq: 1, heads: 1, head_dim: 2, half: 0 };
     refused("rotary", "x [", || cube::rotary(&client, &x, &w, &w, &y, shape));
 
     // Two bytes each: read as words they would end in the middle.

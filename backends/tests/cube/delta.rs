@@ -2,7 +2,7 @@
 
 use emberlm_backends::cpu::plain;
 use emberlm_backends::cube::{self, Buffer};
-use emberlm_backends::types::DeltaRuleShape;
+use emberlm_backends::types::{DeltaRuleInputs, DeltaRuleShape};
 
 use crate::common::{Rng, close};
 use crate::device::{Client, Float, download, with_all_instructions};
@@ -33,7 +33,8 @@ fn inputs(rng: &mut Rng, float: Float, [b, s, hk, hv, dk, dv]: Dims) -> Inputs {
 fn twin(x: &Inputs, dims: Dims) -> (Vec<f32>, Vec<f32>) {
     let shape = shape(dims);
     let (mut o, mut state) = (vec![0.0; x.v.len()], x.state.clone());
-    plain::gated_delta_rule(&x.q, &x.k, &x.v, &x.g, &x.beta, &mut state, &shape, &mut o);
+    let rule = DeltaRuleInputs { q: &x.q[..], k: &x.k, v: &x.v, g: &x.g, beta: &x.beta };
+    plain::gated_delta_rule(rule, &mut state, &shape, &mut o);
     (o, state)
 }
 
@@ -50,7 +51,8 @@ fn run(
 ) -> [Vec<f32>; 2] {
     let [g, beta, state] = [&x.g, &x.beta, &x.state].map(|values| Float::F32.upload(client, values));
     let o = float.unwritten(client, x.v.len());
-    cube::gated_delta_rule(client, q, k, v, &g, &beta, &state, &o, p, token_strides);
+    let rule = DeltaRuleInputs { q, k, v, g: &g, beta: &beta };
+    cube::gated_delta_rule(client, rule, &state, &o, p, token_strides);
     [download(client, &o), download(client, &state)]
 }
 

@@ -193,7 +193,8 @@ fn swiglu_matches_its_twin() {
                         });
                         let inner_state = float.unwritten(client, m * inner);
                         let y = float.unwritten(client, m * h);
-                        cube::gated_linear(client, &x, m, &gate, &up, &inner_state, active.as_ref());
+                        let layers = cube::GatedLinear { gate: &gate, up: &up, active: active.as_ref() };
+                        cube::gated_linear(client, &x, m, layers, &inner_state);
                         let p = Linear { bias: None, active: active.as_ref() };
                         cube::linear(client, &inner_state, m, &down, &y, p);
                         let what = format!("{float:?} {kind:?} {h} -> {inner}, {m} rows, {flags:?}");

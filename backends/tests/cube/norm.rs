@@ -1,5 +1,6 @@
 use emberlm_backends::cpu::plain;
-use emberlm_backends::cube::{self, RmsNorm};
+use emberlm_backends::cube;
+use emberlm_backends::types::RmsNorm;
 
 use crate::common::{Rng, close};
 use crate::device::{Float, download, with_all_instructions};
@@ -36,27 +37,27 @@ fn norms_match_their_twins() {
                     let on_weight = Float::F32.upload(client, &weight);
                     let mut want = vec![0.0; m * h];
                     for unit_offset in [false, true] {
-                        plain::rms_norm(&x, m, &weight, 1e-6, unit_offset, &mut want);
+                        let p = RmsNorm { m, h, eps: 1e-6, unit_offset };
+                        plain::rms_norm(&x, &weight, &p, &mut want);
                         let y = float.unwritten(client, m * h);
-                        cube::rms_norm(client, &on_x, &on_weight, &y, RmsNorm { m, h, eps: 1e-6, unit_offset });
+                        cube::rms_norm(client, &on_x, &on_weight, &y, p);
                         let what = format!("norm [{m}, {h}] of {float:?}");
                         close(&what, &download(client, &y), &want, float.bound(1e-6));
 
                         let mut sum = x.clone();
                         sum.iter_mut().zip(&z).for_each(|(x, z)| *x += z);
                         // What is normed is the sum in its type.
-                        plain::rms_norm(&float.rounded(&sum), m, &weight, 1e-6, unit_offset, &mut want);
+                        plain::rms_norm(&float.rounded(&sum), &weight, &p, &mut want);
                         let [on_sum, y] = [(); 2].map(|()| float.unwritten(client, m * h));
-                        let shape = RmsNorm { m, h, eps: 1e-6, unit_offset };
-                        cube::add_rms_norm(client, &on_x, &on_z, &on_weight, &on_sum, &y, shape);
+                        cube::add_rms_norm(client, &on_x, &on_z, &on_weight, &on_sum, &y, p);
                         let what = format!("norm of a sum [{m}, {h}] of {float:?}");
                         close(&what, &download(client, &on_sum), &sum, float.bound(0.0));
                         close(&what, &download(client, &y), &want, float.bound(1e-6));
                     }
-                    plain::rms_norm_gated(&x, &z, m, &weight, 1e-6, &mut want);
+                    let p = RmsNorm { m, h, eps: 1e-6, unit_offset: false };
+                    plain::rms_norm_gated(&x, &z, &weight, &p, &mut want);
                     let y = float.unwritten(client, m * h);
-                    let shape = RmsNorm { m, h, eps: 1e-6, unit_offset: false };
-                    cube::rms_norm_gated(client, &on_x, &on_z, &on_weight, &y, shape);
+                    cube::rms_norm_gated(client, &on_x, &on_z, &on_weight, &y, p);
                     let what = format!("gated norm [{m}, {h}] of {float:?}");
                     close(&what, &download(client, &y), &want, float.bound(2e-6));
                 }

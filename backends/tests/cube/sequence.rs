@@ -2,7 +2,7 @@
 
 use emberlm_backends::cpu::{self, plain};
 use emberlm_backends::cube;
-use emberlm_backends::types::StoreKv;
+use emberlm_backends::types::{ConvShape, RotaryShape, StoreKv};
 use half::f16;
 
 use crate::common::{Rng, close};
@@ -16,15 +16,16 @@ fn rotary_matches_its_twin_and_leaves_the_rest_of_a_head() {
         for (batch, seq, heads, head_dim, half) in
             [(1, 1, 1, 2, 1), (2, 3, 5, 80, 20), (3, 17, 16, 128, 64), (1, 129, 3, 256, 32), (2, 1, 7, 6, 0)]
         {
+            let shape = RotaryShape { batch, seq, heads, head_dim, half };
             let x = float.rounded(&rng.floats(batch * seq * heads * head_dim, 3.0));
             let angles = rng.floats(seq * half, 3.2);
             let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
             let mut want = x.clone();
-            plain::rotary(&mut want, batch * seq, seq, heads, head_dim, &cos, &sin, 2 * half);
+            plain::rotary(&mut want, &cos, &sin, &shape);
             let y = float.unwritten(&client, x.len());
             let x = float.upload(&client, &x);
             let [cos, sin] = [cos, sin].map(|table| Float::F32.upload(&client, &table));
-            cube::rotary(&client, &x, &cos, &sin, &y, cube::Rotary { batch, seq, heads, head_dim, half });
+            cube::rotary(&client, &x, &cos, &sin, &y, shape);
             let what = format!("rotary {half} of {head_dim} in {float:?}");
             close(&what, &download(&client, &y), &want, float.bound(1e-6));
         }
@@ -97,18 +98,18 @@ fn convolution_matches_its_twin_in_any_split() {
         for (batch, seq, channels, width) in
             [(1, 1, 5, 4), (2, 2, 33, 4), (1, 65, 300, 4), (2, 9, 16, 1), (1, 3, 8192, 4), (2, 17, 7, 5)]
         {
+            let shape = ConvShape { batch, seq, channels, width };
             let u = float.rounded(&rng.floats(batch * seq * channels, 2.0));
             let tail = rng.floats(batch * (width - 1) * channels, 2.0);
             let weight = rng.floats(channels * width, 1.0);
             let (mut want, mut want_tail) = (vec![0.0; u.len()], tail.clone());
-            plain::causal_conv1d_silu(&u, batch, seq, channels, &mut want_tail, &weight, width, &mut want);
+            plain::causal_conv1d_silu(&u, &mut want_tail, &weight, &shape, &mut want);
             let y = float.unwritten(&client, u.len());
             let next = Float::F32.unwritten(&client, tail.len().max(1));
             let first = |buffer: cube::Buffer| cube::Buffer::new(buffer.handle().clone(), tail.len(), buffer.dtype());
             let next = first(next);
             let tail = first(Float::F32.upload(&client, &[&tail[..], &[0.0]].concat()));
             let (u, weight) = (float.upload(&client, &u), Float::F32.upload(&client, &weight));
-            let shape = cube::CausalConv1d { batch, seq, channels, width };
             cube::causal_conv1d_silu(&client, &u, &tail, &weight, &y, &next, shape);
             let what = format!("{shape:?} of {float:?}");
             close(&what, &download(&client, &y), &want, float.bound(2e-6));

@@ -1,7 +1,7 @@
 //! Operations over several sequences at once, against each sequence alone: the same bits.
 
 use emberlm_backends::cube::{self, Attention, AttentionSpan, Buffer, ConvSpan, DeltaSpan, KvRows, KvSide};
-use emberlm_backends::types::{DeltaRuleShape, StoreKv};
+use emberlm_backends::types::{ConvShape, DeltaRuleInputs, DeltaRuleShape, StoreKv};
 
 use crate::common::Rng;
 use crate::device::{Client, Float, download, download_words, upload_words, with_all_instructions};
@@ -140,7 +140,7 @@ fn convolution_is_that_of_each_sequence() {
                 |_: &_| [Float::F32.upload(client, &rng.floats(len, 2.0)), Float::F32.unwritten(client, len)];
             let tails: Vec<[Buffer; 2]> = tokens.iter().map(&mut buffers).collect();
             let spans = tokens.iter().zip(&tails).map(|(&(seq, _), [tail, next_tail])| {
-                let shape = cube::CausalConv1d { batch: 1, seq, channels, width };
+                let shape = ConvShape { batch: 1, seq, channels, width };
                 ConvSpan { tail, next_tail, shape }
             });
             let spans: Vec<_> = spans.collect();
@@ -184,10 +184,11 @@ fn delta_rule_is_that_of_each_sequence() {
             });
             let spans: Vec<_> = spans.collect();
             let strides = spans[0].shape.dense_strides();
-            let [q_all, k_all, v_all, g_all, beta_all] = &on_device;
-            let together = launches(|| {
-                cube::gated_delta_rule_spans(client, q_all, k_all, v_all, g_all, beta_all, &spans, &o, strides);
-            });
+            let all = {
+                let [q, k, v, g, beta] = &on_device;
+                DeltaRuleInputs { q, k, v, g, beta }
+            };
+            let together = launches(|| cube::gated_delta_rule_spans(client, all, &spans, &o, strides));
             let short = tokens.iter().filter(|(seq, _)| *seq == 1).count();
             let long = tokens.len() - short;
             assert_eq!(together, (short.div_ceil(8) + long.div_ceil(8)) as u64);
@@ -200,7 +201,8 @@ fn delta_rule_is_that_of_each_sequence() {
                 let (g, beta) = (own(&g, value_heads), own(&beta, value_heads));
                 let state = Float::F32.upload(client, &states[i]);
                 let want = Float::F32.unwritten(client, seq * values);
-                cube::gated_delta_rule(client, &q, &k, &v, &g, &beta, &state, &want, span.shape, strides);
+                let own = DeltaRuleInputs { q: &q, k: &k, v: &v, g: &g, beta: &beta };
+                cube::gated_delta_rule(client, own, &state, &want, span.shape, strides);
                 let got = &o[first * values..(first + seq) * values];
                 assert_eq!(bits(got), bits(&download(client, &want)), "sequence {i} of {tokens:?}");
                 let [got, want] = [span.state, &state].map(|state| bits(&download(client, state)));

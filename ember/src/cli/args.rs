@@ -10,6 +10,7 @@ use emberlm::model::engine::{DraftOptions, DraftSource};
 use emberlm::model::{Architecture, DEFAULT_CHUNK, QuantizeOnLoad};
 use emberlm::quant::kv::KvFormat;
 
+use super::device_args::DeviceArgs;
 use super::model_name::{self, HubArgs};
 
 /// Where the model is.
@@ -135,6 +136,16 @@ impl ValueEnum for Quant {
         // The name that `ember info` shows.
         Some(PossibleValue::new(format.name()).help(help))
     }
+}
+
+/// How deep a model computes, and on what.
+#[derive(Debug, Args)]
+pub struct ComputeArgs {
+    #[command(flatten)]
+    pub depth: DepthArgs,
+
+    #[command(flatten)]
+    pub device: DeviceArgs,
 }
 
 /// Adaptive depth (CREST models).

@@ -10,9 +10,8 @@ use emberlm::model::text::TextProcessor;
 use emberlm::quant::{Activations, CompactBackend};
 use serde::Serialize;
 
-use super::args::{CacheType, DepthArgs, ModelArgs};
+use super::args::{CacheType, ComputeArgs, ModelArgs};
 use super::backend::{OpenDevice, WithBackend, on_device_with_cache};
-use super::device_args::DeviceArgs;
 use super::estimate::Estimate;
 use super::memory::{TokenizerMemory, peak_rss};
 use super::{load, output};
@@ -78,10 +77,7 @@ pub struct EvalArgs {
     json: bool,
 
     #[command(flatten)]
-    depth: DepthArgs,
-
-    #[command(flatten)]
-    device: DeviceArgs,
+    compute: ComputeArgs,
 }
 
 /// Which windows begin with BOS.
@@ -131,7 +127,7 @@ struct Report {
 
 /// Runs the command.
 pub fn run(args: &EvalArgs) -> Result<()> {
-    on_device_with_cache(&args.device, Activations::F32, args.cache_type, args)
+    on_device_with_cache(&args.compute.device, Activations::F32, args.cache_type, args)
 }
 
 impl WithBackend for &EvalArgs {
@@ -143,7 +139,7 @@ impl WithBackend for &EvalArgs {
 }
 
 fn eval<B: CompactBackend>(args: &EvalArgs, device: &OpenDevice<B>) -> Result<()> {
-    let pretrained = load::open_exact(&args.model, &args.depth, device)?;
+    let pretrained = load::open_exact(&args.model, &args.compute.depth, device)?;
     let text = read(&args.text)?;
     let processor = pretrained.text()?;
     let tokens = Tokens::new(&processor, &text, args.window_bos)?;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use clap::Args;
-use emberlm::model::config::GenerationConfig;
+use emberlm::model::config::{GenerationConfig, GenerationDefaults};
 use emberlm::model::sampling::SamplingConfig;
 
 /// Flags of sampling. What is absent comes from generation_config.json.
@@ -91,7 +91,7 @@ fn stated<T>(flag: Option<T>, file: Option<T>, default: T) -> (T, ParameterSourc
 
 impl SamplingArgs {
     /// The flags over the author's defaults, and a line about what is in force. A flag that only matters in a draw asks for draws.
-    pub fn config(&self, defaults: &GenerationConfig) -> (SamplingConfig, String) {
+    pub fn config(&self, defaults: &GenerationDefaults) -> (SamplingConfig, String) {
         let single = |x: f64| x as f32;
         let off = SamplingConfig::default();
         let (penalty, penalty_source) =
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     fn temperature(flags: SamplingArgs, do_sample: Option<bool>, stated: Option<f64>) -> f32 {
-        let defaults = GenerationConfig { do_sample, temperature: stated, ..GenerationConfig::default() };
+        let defaults = GenerationDefaults { do_sample, temperature: stated, ..GenerationDefaults::default() };
         flags.config(&defaults).0.temperature
     }
 
@@ -181,10 +181,10 @@ mod tests {
         // A seed alone does not ask for draws.
         assert_eq!(temperature(SamplingArgs { seed: Seed(Some(3)), ..none() }, None, None), 0.0);
 
-        let defaults = GenerationConfig { top_k: Some(20), top_p: Some(0.5), ..GenerationConfig::default() };
+        let defaults = GenerationDefaults { top_k: Some(20), top_p: Some(0.5), ..GenerationDefaults::default() };
         let (config, _) = SamplingArgs { top_p: Some(0.75), ..none() }.config(&defaults);
         assert_eq!((config.top_k, config.top_p, config.min_p), (20, 0.75, 0.0));
-        let (config, _) = SamplingArgs { temp: Some(1.0), ..none() }.config(&GenerationConfig::default());
+        let (config, _) = SamplingArgs { temp: Some(1.0), ..none() }.config(&GenerationDefaults::default());
         assert_eq!((config.top_k, config.top_p), (50, 1.0));
         let (config, _) = SamplingArgs { top_k: Some(0), ..none() }.config(&defaults);
         assert_eq!(config.top_k, 0);
@@ -198,14 +198,15 @@ mod tests {
         for (do_sample, top_k) in files {
             for temperature in [None, Some(0.0), Some(0.5)] {
                 let repetition_penalty = Some(1.25);
-                let file = GenerationConfig {
+                let defaults = GenerationDefaults {
                     do_sample,
                     top_k,
                     temperature,
                     repetition_penalty,
-                    ..GenerationConfig::default()
+                    ..GenerationDefaults::default()
                 };
-                let (mut config, wanted) = (SamplingArgs::default().config(&file).0, file.sampling());
+                let file = GenerationConfig { defaults, ..GenerationConfig::default() };
+                let (mut config, wanted) = (SamplingArgs::default().config(&defaults).0, file.sampling());
                 if wanted.is_greedy() {
                     // What is kept of one token does not matter.
                     config.top_k = wanted.top_k;
@@ -217,17 +218,16 @@ mod tests {
 
     #[test]
     fn the_line_says_what_is_in_force_and_why() {
-        let line = |flags: SamplingArgs, file: &GenerationConfig| flags.config(file).1;
-        let (none, nothing) = (SamplingArgs::default, GenerationConfig::default());
+        let line = |flags: SamplingArgs, file: &GenerationDefaults| flags.config(file).1;
+        let (none, nothing) = (SamplingArgs::default, GenerationDefaults::default());
         assert_eq!(line(none(), &nothing), "greedy (no do_sample is stated)");
-        let drawn =
-            GenerationConfig { do_sample: Some(true), temperature: Some(0.5), top_p: Some(0.75), ..nothing.clone() };
+        let drawn = GenerationDefaults { do_sample: Some(true), temperature: Some(0.5), top_p: Some(0.75), ..nothing };
         assert_eq!(line(none(), &drawn), "temperature 0.5, top-p 0.75 (generation_config.json), top-k 50 (default)");
         assert_eq!(
             line(SamplingArgs { top_k: Some(0), ..none() }, &drawn),
             "temperature 0.5, top-p 0.75 (generation_config.json), all tokens (flags)"
         );
-        let penalised = GenerationConfig { repetition_penalty: Some(1.25), ..nothing };
+        let penalised = GenerationDefaults { repetition_penalty: Some(1.25), ..nothing };
         assert_eq!(
             line(SamplingArgs { greedy: true, ..none() }, &penalised),
             "greedy (--greedy), repetition penalty 1.25 (generation_config.json)"

@@ -86,7 +86,7 @@ fn sampling(fields: Fields<'_>, defaults: &Defaults) -> Result<SamplingConfig, A
         seed: flags.seed,
         greedy: flags.greedy && !asked,
     };
-    let mut sampling = merged.config(&defaults.file).0;
+    let mut sampling = merged.config(&defaults.file.defaults).0;
     if let Some(seed) = seed(fields)? {
         sampling.seed = Some(seed);
     }

@@ -22,45 +22,39 @@ dataset_kwargs:
   data_files: {data}
   cache_dir: {cache}
 test_split: train
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{{{text}}}}"
-metric_list:
-  - metric: bits_per_byte
-  - metric: byte_perplexity
 metadata:
   version: 1
 """
+ROLLING = """
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list:
+  - metric: bits_per_byte
+  - metric: byte_perplexity
+"""
 CHOICES = """
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files: {data}
-  cache_dir: {cache}
-test_split: train
 output_type: multiple_choice
-doc_to_text: "{{{{text}}}}"
+doc_to_text: "{{text}}"
 doc_to_target: 0
-doc_to_choice: "{{{{choices}}}}"
+doc_to_choice: "{{choices}}"
 metric_list:
   - metric: acc
-metadata:
-  version: 1
 """
 
 text = open(TEXT, encoding="utf-8").read()
 with tempfile.TemporaryDirectory() as directory:
 
-    def task(name, template, documents):
+    def task(name, kind, documents):
         data = os.path.join(directory, f"{name}.jsonl")
         with open(data, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(document) + "\n" for document in documents)
         with open(os.path.join(directory, f"{name}.yaml"), "w", encoding="utf-8") as file:
-            file.write(template.format(name=name, data=data, cache=os.path.join(directory, "cache")))
+            file.write(TASK.format(name=name, data=data, cache=os.path.join(directory, "cache")) + kind)
         return name
 
     names = [
-        task("text", TASK, [{"text": text}]),
+        task("text", ROLLING, [{"text": text}]),
         task("choices", CHOICES, [{"text": "Once upon a", "choices": ["time", "zebra"]}, {"text": "There was a little", "choices": ["girl", "of"]}]),
     ]
     results = {}

@@ -107,22 +107,10 @@ fn a_call_of_llama_needs_a_tool_of_its_name() {
 
 #[test]
 fn a_call_of_qwen_has_the_types_of_its_schema() {
-    let pieces = [
-        &b"<think>"[..],
-        b"Which one",
-        b"?</thi",
-        b"nk>\n\n",
-        b"Wait.",
-        b"\n<tool_",
-        b"call>\n<function=look",
-        b"_up>",
-        b"\n<parameter=word>\n",
-        b"4",
-        b"2\n</parameter>",
-        b"\n<parameter=times>\n3",
-        b"\n</parameter>\n",
-        b"</function>\n</tool_call>",
-    ];
+    // Cut into tokens at the bars.
+    let said = "<think>|Which one|?</thi|nk>\n\n|Wait.|\n<tool_|call>\n<function=look|_up>|\n<parameter=word>\n|4|2\n</parameter>|\
+                \n<parameter=times>\n3|\n</parameter>\n|</function>\n</tool_call>";
+    let pieces: Vec<&[u8]> = said.split('|').map(str::as_bytes).collect();
     let directory = model(QWEN, &pieces);
     let server = server(&directory);
     let (content, calls, reason) = answered(&server, json!({"tools": tools("look_up")}));

@@ -6,6 +6,7 @@
 
 use std::path::Path;
 
+use serde::Serialize;
 use serde_json::Value;
 
 use super::fields::Fields;
@@ -18,9 +19,9 @@ use crate::Result;
 use crate::checkpoint::ModelDir;
 use crate::sampling::{LogitsProcessors, SamplingConfig};
 
-/// The author's generation defaults; everything is optional.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct GenerationConfig {
+/// How tokens are chosen, and how many, where a caller says nothing; everything is optional.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct GenerationDefaults {
     /// Sample, rather than take the most likely token.
     pub do_sample: Option<bool>,
     /// Divides the logits; 0 means greedy.
@@ -35,6 +36,13 @@ pub struct GenerationConfig {
     pub repetition_penalty: Option<f64>,
     /// Tokens to generate at most.
     pub max_new_tokens: Option<usize>,
+}
+
+/// What the author states about generation.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GenerationConfig {
+    /// Of the options that callers have too.
+    pub defaults: GenerationDefaults,
     /// Tokens of prompt and output at most.
     pub max_length: Option<usize>,
     /// Tokens that end a generation.
@@ -99,7 +107,7 @@ impl GenerationConfig {
 
     fn read(root: &Fields) -> Self {
         let mut unusable = Unusable::default();
-        let mut out = Self {
+        let defaults = GenerationDefaults {
             do_sample: unusable.or(root.boolean("do_sample")),
             temperature: unusable
                 .or(root.number("temperature", "a number from 0 to 100", |x| (0.0..=100.0).contains(&x))),
@@ -109,6 +117,9 @@ impl GenerationConfig {
             repetition_penalty: unusable
                 .or(root.number("repetition_penalty", "a number above 0, at most 100", |x| x > 0.0 && x <= 100.0)),
             max_new_tokens: unusable.or(root.size("max_new_tokens", MAX_POSITIONS)),
+        };
+        let mut out = Self {
+            defaults,
             max_length: unusable.or(root.size("max_length", MAX_POSITIONS)),
             eos_token_ids: unusable.ids(root, "eos_token_id"),
             bos_token_id: unusable.or(root.token_id("bos_token_id")),
@@ -138,15 +149,16 @@ impl GenerationConfig {
     pub fn sampling(&self) -> SamplingConfig {
         let off = SamplingConfig::default();
         let or = |stated: Option<f64>, off: f32| stated.map_or(off, |x| x as f32);
-        let repetition_penalty = or(self.repetition_penalty, off.repetition_penalty);
-        if self.do_sample != Some(true) {
+        let stated = self.defaults;
+        let repetition_penalty = or(stated.repetition_penalty, off.repetition_penalty);
+        if stated.do_sample != Some(true) {
             return SamplingConfig { repetition_penalty, ..SamplingConfig::greedy() };
         }
         SamplingConfig {
-            temperature: or(self.temperature, off.temperature),
-            top_k: self.top_k.unwrap_or(Self::DEFAULT_TOP_K),
-            top_p: or(self.top_p, off.top_p),
-            min_p: or(self.min_p, off.min_p),
+            temperature: or(stated.temperature, off.temperature),
+            top_k: stated.top_k.unwrap_or(Self::DEFAULT_TOP_K),
+            top_p: or(stated.top_p, off.top_p),
+            min_p: or(stated.min_p, off.min_p),
             repetition_penalty,
             seed: None,
         }
@@ -252,11 +264,11 @@ mod tests {
             let file = format!("{{{value}}}");
             assert_eq!(told(read(&file), &file), nothing, "{value}");
             // The other keys count.
-            let beside = read(&format!("{{\"do_sample\": true, {value}, \"num_beams\": 1}}")).do_sample;
+            let beside = read(&format!("{{\"do_sample\": true, {value}, \"num_beams\": 1}}")).defaults.do_sample;
             assert!(beside == Some(true) || value.contains("do_sample"), "{value}");
         }
         assert_eq!(read("{\"eos_token_id\": [7, -1, 9]}").eos_token_ids, [7, 9]);
-        assert_eq!(read("{\"top_k\": 4, \"top_k\": 5}").top_k, Some(5));
+        assert_eq!(read("{\"top_k\": 4, \"top_k\": 5}").defaults.top_k, Some(5));
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub use crest::{CrestConfig, CrestOptions, CrestOverrides, DiscoveredCrest, Gate
 pub use emberlm_quant::halting::{HaltMode, HaltWeights};
 pub use emberlm_quant::kv::CodeActivation;
 pub use family::Family;
-pub use generation::GenerationConfig;
+pub use generation::{GenerationConfig, GenerationDefaults};
 pub use kv::{DiscoveredKvCompression, KStage, KvCodec, KvCompression, KvCompressionConfig, KvOverrides, KvTarget};
 pub use layers::{LayerType, LinearAttentionConfig};
 pub use model::ModelConfig;

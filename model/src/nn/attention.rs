@@ -10,7 +10,7 @@ use burn::tensor::backend::Backend;
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::{KeyValue, KvParts, KvStore, Rotary};
 use emberlm_quant::modules::{Linear, LinearConfig, forward_all};
-use emberlm_quant::ops::{AttentionShape, AttentionSpan, NewTokens};
+use emberlm_quant::ops::{AttentionShape, AttentionSpan, CachedKv, NewTokens};
 
 use super::forward_context::{ForwardContext, LayerCaches};
 use super::kv_compressor::KvCompressor;
@@ -250,9 +250,11 @@ impl<B: CompactBackend> Attention<B> {
         let scale = (self.head_dim as f64).powf(-0.5);
         let spans = context.spans.iter().zip(stores).zip(&rotaries).map(|((span, (k, v)), rotary)| AttentionSpan {
             tokens: span.tokens.len(),
-            k: key_value(*k, &self.k_compressor, rotary.as_ref()),
-            v: key_value(*v, &self.v_compressor, None),
-            shape: AttentionShape { past: span.past, kv_heads: self.num_key_value_heads, scale },
+            kv: CachedKv {
+                k: key_value(*k, &self.k_compressor, rotary.as_ref()),
+                v: key_value(*v, &self.v_compressor, None),
+                shape: AttentionShape { past: span.past, kv_heads: self.num_key_value_heads, scale },
+            },
         });
         B::cached_attention_spans(q, &spans.collect::<Vec<_>>())
     }

@@ -8,7 +8,7 @@ use burn::tensor::activation::silu;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use emberlm_quant::CompactBackend;
-use emberlm_quant::halting::HaltRule;
+use emberlm_quant::halting::{HaltRule, HaltStep};
 use emberlm_quant::modules::{Linear, LinearConfig, SwiGlu, SwiGluConfig};
 
 use super::depth::{DepthOptions, DepthRun, PassDepth};
@@ -188,7 +188,8 @@ impl<B: CompactBackend> CrestFfn<B> {
                 };
                 self.gate(k).forward(input)
             });
-            let (next, record) = B::halt_step(tokens, s.clone(), logit, rule, rows.as_ref());
+            let step = HaltStep { state: s.clone(), logit, rule, rows: rows.as_ref() };
+            let (next, record) = B::halt_step(tokens, step);
             tokens = next;
             halt.extend(record.probability);
             weights.push(record.weight);

@@ -11,7 +11,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Distribution, Tensor};
 use emberlm_quant::CompactBackend;
 use emberlm_quant::modules::{Linear, LinearConfig, forward_all};
-use emberlm_quant::ops::DeltaRule;
+use emberlm_quant::ops::{CausalConv, DeltaGates, DeltaRule};
 
 use super::forward_context::{ForwardContext, LayerCaches};
 use super::norm::{RmsNorm, RmsNormConfig};
@@ -170,25 +170,27 @@ impl<B: CompactBackend> GatedDeltaNet<B> {
         let tokens: Vec<usize> = context.spans.iter().map(|span| span.tokens.len()).collect();
 
         let projections = [&self.in_proj_qkv, &self.in_proj_z, &self.in_proj_b, &self.in_proj_a];
-        let [u, z, beta, dt] = forward_all(projections, x);
+        let [u, z, b_logit, dt] = forward_all(projections, x);
         let weight = self.conv1d.weight.val();
         let qkv = match &mut caches {
             None => {
                 let [channels, _, width] = weight.dims();
-                B::causal_conv1d_silu(u, zeros([b, width - 1, channels], &device), weight).0
+                B::causal_conv1d_silu(CausalConv { u, weight }, zeros([b, width - 1, channels], &device)).0
             }
             Some(caches) => {
                 for (cache, span) in caches.iter_mut().zip(&context.spans).filter(|(_, span)| span.drafted > 0) {
                     cache.begin_replay(u.clone().slice_dim(1, span.tokens.clone()))?;
                 }
-                DeltaNetCache::update_convs(caches, |tails| B::causal_conv1d_silu_spans(u, &tokens, tails, weight))?
+                let conv = CausalConv { u, weight };
+                DeltaNetCache::update_convs(caches, |tails| B::causal_conv1d_silu_spans(conv, &tokens, tails))?
             }
         };
 
         let q = B::reshape(qkv.clone().slice_dim(2, 0..kd), [b, s, hk, dk]);
         let k = B::reshape(qkv.clone().slice_dim(2, kd..2 * kd), [b, s, hk, dk]);
         let v = B::reshape(qkv.slice_dim(2, 2 * kd..2 * kd + vd), [b, s, hv, dv]);
-        let (g, beta) = B::delta_gates(dt, beta, self.dt_bias.val(), self.a_log.val());
+        let (dt_bias, a_log) = (self.dt_bias.val(), self.a_log.val());
+        let (g, beta) = B::delta_gates(DeltaGates { dt, b: b_logit, dt_bias, a_log });
 
         let o = match caches {
             None => B::gated_delta_rule(DeltaRule { q, k, v, g, beta }, zeros([b, hv, dk, dv], &device)).0,
@@ -202,7 +204,7 @@ impl<B: CompactBackend> GatedDeltaNet<B> {
         };
 
         let [o, z] = [B::reshape(o, [b * s * hv, dv]), B::reshape(z, [b * s * hv, dv])];
-        let o = B::rms_norm_gated(o, z, self.norm.weight.val(), self.norm.eps);
+        let o = B::rms_norm_gated(o, z, self.norm.as_norm());
         Ok(self.out_proj.forward(B::reshape(o, [b, s, vd])))
     }
 }

@@ -5,6 +5,7 @@ use burn::module::{Initializer, Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use emberlm_quant::CompactBackend;
+use emberlm_quant::ops::Norm;
 
 /// `x * rsqrt(mean(x^2) + eps) * w`, in f32 whatever the activations are.
 #[derive(Module, Debug)]
@@ -49,7 +50,7 @@ impl<B: CompactBackend> RmsNorm<B> {
         let width = dims[D - 1];
         let m = dims[..D - 1].iter().product();
         let x = B::reshape(x, [m, width]);
-        B::reshape(B::rms_norm(x, self.weight.val(), self.eps, self.unit_offset), dims)
+        B::reshape(B::rms_norm(x, self.as_norm()), dims)
     }
 
     /// The sum of both, and the norm of its last dimension.
@@ -61,7 +62,12 @@ impl<B: CompactBackend> RmsNorm<B> {
         let width = dims[D - 1];
         let m = dims[..D - 1].iter().product();
         let [x, y] = [x, y].map(|t| B::reshape(t, [m, width]));
-        let (sum, normed) = B::add_rms_norm(x, y, self.weight.val(), self.eps, self.unit_offset);
+        let (sum, normed) = B::add_rms_norm(x, y, self.as_norm());
         (B::reshape(sum, dims), B::reshape(normed, dims))
+    }
+
+    /// As the operations take it.
+    pub(crate) fn as_norm(&self) -> Norm<B> {
+        Norm { weight: self.weight.val(), eps: self.eps, unit_offset: self.unit_offset }
     }
 }

@@ -11,38 +11,25 @@ use crate::checkpoint_support::{Tensor, read_tensors};
 
 const GATE: &str = "model.layers.2.mlp.gate_proj.weight";
 
+/// What git-lfs leaves where a file was not fetched.
+const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
+
 pub fn files() -> Vec<Case> {
     vec![
-        case!("git-lfs pointer for weights", "leanllama", Error Container "model.safetensors" "git-lfs", |copy| {
-            write(copy, "model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n");
-        }),
-        case!("git-lfs pointer for the tokenizer", "leanllama", Error Tokenizer "tokenizer.json" "git-lfs", |copy| {
-            write(copy, "tokenizer.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n");
-        }),
-        case!("web page for a config", "leanllama", Error File "tokenizer_config.json" "web page", |copy| {
-            write(copy, "tokenizer_config.json", b"<!DOCTYPE html><title>Log in</title>");
-        }),
-        case!("empty file", "leanllama", Error Container "model.safetensors" "shorter than 8 bytes", |copy| {
-            write(copy, "model.safetensors", b"");
-        }),
-        case!("a file of zeros", "leanllama", Error File "generation_config.json" "zeros alone", |copy| {
-            write(copy, "generation_config.json", &[0; 512]);
-        }),
+        case!("git-lfs pointer for weights", "leanllama", Error Container "model.safetensors" "git-lfs", "model.safetensors" = POINTER),
+        case!("git-lfs pointer for the tokenizer", "leanllama", Error Tokenizer "tokenizer.json" "git-lfs", "tokenizer.json" = POINTER),
+        case!("web page for a config", "leanllama", Error File "tokenizer_config.json" "web page", "tokenizer_config.json" = b"<!DOCTYPE html><title>Log in</title>"),
+        case!("empty file", "leanllama", Error Container "model.safetensors" "shorter than 8 bytes", "model.safetensors" = b""),
+        case!("a file of zeros", "leanllama", Error File "generation_config.json" "zeros alone", "generation_config.json" = &[0; 512]),
         case!("no weights", "leanllama", Error File "" "no model.safetensors", |copy| {
             fs::remove_file(copy.weights()).expect("removed");
         }),
-        case!("the beginning of a download", "leanllama", Warning File "model-2.safetensors.incomplete" "cut off", |copy| {
-            write(copy, "model-2.safetensors.incomplete", b"12345678");
-        }),
+        case!("the beginning of a download", "leanllama", Warning File "model-2.safetensors.incomplete" "cut off", "model-2.safetensors.incomplete" = b"12345678"),
         case!("directory under the name of a file", "leanllama", Error File "chat_template.jinja" "", |copy| {
             fs::create_dir(copy.path().join("chat_template.jinja")).expect("a directory");
         }),
-        case!("adapter beside the weights", "leanllama", Warning Tensors "" "the adapter in this directory is not applied", |copy| {
-            write(copy, "adapter_config.json", b"{}");
-        }),
-        case!("pickle under the name of weights", "leanllama", Error Container "model.safetensors" "zip file", |copy| {
-            write(copy, "model.safetensors", b"PK\x03\x04and a pickle");
-        }),
+        case!("adapter beside the weights", "leanllama", Warning Tensors "" "the adapter in this directory is not applied", "adapter_config.json" = b"{}"),
+        case!("pickle under the name of weights", "leanllama", Error Container "model.safetensors" "zip file", "model.safetensors" = b"PK\x03\x04and a pickle"),
     ]
 }
 

@@ -25,7 +25,11 @@ pub struct Case {
     pub told: (Severity, Check, &'static str, &'static str),
 }
 
+/// A row of the table. The damage is a function, or other bytes of a file: `"name" = bytes`.
 macro_rules! case {
+    ($name:literal, $fixture:literal, $severity:ident $check:ident $place:literal $found:literal, $file:literal = $bytes:expr) => {
+        case!($name, $fixture, $severity $check $place $found, |copy| write(copy, $file, $bytes))
+    };
     ($name:literal, $fixture:literal, $severity:ident $check:ident $place:literal $found:literal, $damage:expr) => {
         Case {
             name: $name,

@@ -94,19 +94,13 @@ pub fn texts() -> Vec<Case> {
         case!("tokenizer missing", "crest_k4", Error Tokenizer "tokenizer.json" "no such file", |copy| {
             fs::remove_file(copy.path().join("tokenizer.json")).expect("removed");
         }),
-        case!("template that does not parse", "crest_k4", Error Template "chat_template" "line", |copy| {
-            write(copy, "chat_template.jinja", b"{% for message in messages %}{{ message.content ");
-        }),
-        case!("template that fails", "crest_k4", Error Template "chat_template" "no_such_function", |copy| {
-            write(copy, "chat_template.jinja", b"{{ no_such_function(messages) }}");
-        }),
+        case!("template that does not parse", "crest_k4", Error Template "chat_template" "line", "chat_template.jinja" = b"{% for message in messages %}{{ message.content "),
+        case!("template that fails", "crest_k4", Error Template "chat_template" "no_such_function", "chat_template.jinja" = b"{{ no_such_function(messages) }}"),
         case!("template that knows one question", "crest_k4", Error Template "chat_template" "one at a time", |copy| {
             let template = "{% if messages|length > 2 %}{{ raise_exception('one at a time') }}{% endif %}{{ messages[-1].content }}";
             write(copy, "chat_template.jinja", template.as_bytes());
         }),
-        case!("template without the question", "crest_k4", Error Template "chat_template" "the prompt of one question", |copy| {
-            write(copy, "chat_template.jinja", b"<|im_start|>user\n<|im_end|>\n");
-        }),
+        case!("template without the question", "crest_k4", Error Template "chat_template" "the prompt of one question", "chat_template.jinja" = b"<|im_start|>user\n<|im_end|>\n"),
         case!("template of another model", "crest_k4", Warning Template "chat_template" "<|begin_of_turn|>", |copy| {
             let template = fs::read_to_string(copy.path().join("chat_template.jinja")).expect("a template");
             write(copy, "chat_template.jinja", template.replace("<|im_start|>", "<|begin_of_turn|>").as_bytes());

@@ -6,12 +6,12 @@ use burn::tensor::ops::{BoolTensor, FloatTensor, FloatTensorOps, IntTensor};
 use burn::tensor::{Bool, DType, Int, Shape, Tensor, TensorData};
 use burn_flex::{Flex, FlexTensor};
 
-use super::{HostTensors, host_operations, operations, spans};
+use super::{HostTensors, host_operations, operations};
 use crate::CompactBackend;
-use crate::halting::{HaltRecord, HaltRows, HaltRule, HaltState};
-use crate::kv::{KeyValue, KvStore, Rotary};
+use crate::halting::{HaltRecord, HaltState, HaltStep};
+use crate::kv::{KvStore, Rotary};
 use crate::modules::{Linear, SwiGlu};
-use crate::ops::{AttentionShape, AttentionSpan, DeltaRule};
+use crate::ops::{AttentionSpan, CachedKv, CausalConv, DeltaGates, DeltaRule, Norm};
 use crate::packed::PackedWeight;
 
 impl CompactBackend for Flex {

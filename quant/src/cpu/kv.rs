@@ -7,6 +7,17 @@ use emberlm_backends::cpu;
 
 use super::{HostTensors, float_primitive};
 use crate::kv::{KvParts, KvStore};
+use crate::ops::{AttentionShape, CachedKv};
+
+/// The shape of attention of queries of these dimensions.
+pub(super) fn geometry<B: HostTensors>(
+    [batch, seq, heads, head_dim]: [usize; 4],
+    kv: &CachedKv<'_, B>,
+) -> cpu::Attention {
+    let AttentionShape { past, kv_heads, scale } = kv.shape;
+    let (capacity, scale) = (kv.k.parts().capacity(), scale as f32);
+    cpu::Attention { batch, seq, heads, kv_heads, head_dim, past, capacity, scale }
+}
 
 /// The parts of one side of a cache, kept alive while a kernel reads them.
 pub(super) struct HeldParts<B: HostTensors>(Vec<HeldStore<B>>);

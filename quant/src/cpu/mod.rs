@@ -84,10 +84,6 @@ macro_rules! host_operations {
             operations::reshape(x, shape)
         }
 
-        fn packed_linear(x: Tensor<Self, 2>, w: &PackedWeight<Self>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {
-            operations::packed_linear(x, w, bias)
-        }
-
         fn packed_head(x: Tensor<Self, 2>, w: &PackedWeight<Self>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {
             operations::packed_head(x, w, bias)
         }
@@ -96,117 +92,7 @@ macro_rules! host_operations {
             operations::packed_linears(x, layers)
         }
 
-        fn packed_embed(ids: Tensor<Self, 1, Int>, w: &PackedWeight<Self>) -> Tensor<Self, 2> {
-            operations::packed_embed(ids, w)
-        }
-
-        fn swiglu_mlp(
-            x: Tensor<Self, 2>,
-            mlp: &SwiGlu<Self>,
-            active: Option<Tensor<Self, 1, Bool>>,
-        ) -> Tensor<Self, 2> {
-            operations::swiglu_mlp(x, mlp, active)
-        }
-
-        fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, eps: f64, unit_offset: bool) -> Tensor<Self, 2> {
-            operations::rms_norm(x, weight, eps, unit_offset)
-        }
-
-        fn add_rms_norm(
-            x: Tensor<Self, 2>,
-            y: Tensor<Self, 2>,
-            weight: Tensor<Self, 1>,
-            eps: f64,
-            unit_offset: bool,
-        ) -> (Tensor<Self, 2>, Tensor<Self, 2>) {
-            operations::add_rms_norm(x, y, weight, eps, unit_offset)
-        }
-
-        fn sigmoid_gate(x: Tensor<Self, 2>, gate: Tensor<Self, 2>) -> Tensor<Self, 2> {
-            operations::sigmoid_gate(x, gate)
-        }
-
-        fn rms_norm_gated(
-            x: Tensor<Self, 2>,
-            z: Tensor<Self, 2>,
-            weight: Tensor<Self, 1>,
-            eps: f64,
-        ) -> Tensor<Self, 2> {
-            operations::rms_norm_gated(x, z, weight, eps)
-        }
-
-        fn rotary(x: Tensor<Self, 4>, rotary: &Rotary<Self>) -> Tensor<Self, 4> {
-            operations::rotary(x, rotary)
-        }
-
-        fn store_kv(store: KvStore<Self>, new: Tensor<Self, 4>, at: usize) -> KvStore<Self> {
-            operations::store_kv(store, new, at)
-        }
-
-        fn cached_attention(
-            q: Tensor<Self, 4>,
-            k: KeyValue<'_, Self>,
-            v: KeyValue<'_, Self>,
-            shape: AttentionShape,
-        ) -> Tensor<Self, 4> {
-            operations::cached_attention(q, k, v, shape)
-        }
-
-        fn cached_attention_spans(q: Tensor<Self, 4>, spans: &[AttentionSpan<'_, Self>]) -> Tensor<Self, 4> {
-            spans::cached_attention(q, spans)
-        }
-
-        fn causal_conv1d_silu_spans(
-            u: Tensor<Self, 3>,
-            tokens: &[usize],
-            tails: Vec<Tensor<Self, 3>>,
-            weight: Tensor<Self, 3>,
-        ) -> (Tensor<Self, 3>, Vec<Tensor<Self, 3>>) {
-            spans::causal_conv1d_silu(u, tokens, tails, weight)
-        }
-
-        fn gated_delta_rule_spans(
-            rule: DeltaRule<Self>,
-            tokens: &[usize],
-            states: Vec<Tensor<Self, 4>>,
-        ) -> (Tensor<Self, 4>, Vec<Tensor<Self, 4>>) {
-            spans::gated_delta_rule(rule, tokens, states)
-        }
-
-        fn causal_conv1d_silu(
-            u: Tensor<Self, 3>,
-            tail: Tensor<Self, 3>,
-            weight: Tensor<Self, 3>,
-        ) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
-            operations::causal_conv1d_silu(u, tail, weight)
-        }
-
-        fn delta_gates(
-            dt: Tensor<Self, 3>,
-            b: Tensor<Self, 3>,
-            dt_bias: Tensor<Self, 1>,
-            a_log: Tensor<Self, 1>,
-        ) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
-            operations::delta_gates(dt, b, dt_bias, a_log)
-        }
-
-        fn gated_delta_rule(rule: DeltaRule<Self>, state: Tensor<Self, 4>) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
-            operations::gated_delta_rule(rule, state)
-        }
-
-        fn start_halting(m: usize, h: usize, _device: &Self::Device) -> HaltState<Self> {
-            operations::start_halting(m, h)
-        }
-
-        fn halt_step(
-            state: HaltState<Self>,
-            step_state: Tensor<Self, 2>,
-            halt_logit: Option<Tensor<Self, 1>>,
-            rule: HaltRule,
-            rows: Option<&HaltRows<Self>>,
-        ) -> (HaltState<Self>, HaltRecord<Self>) {
-            operations::halt_step(state, step_state, halt_logit, rule, rows)
-        }
+        crate::kernels::kernel_operations!(operations);
     };
 }
 use host_operations;

@@ -1,19 +1,21 @@
-//! One function per operation of [`CompactBackend`](crate::CompactBackend): slices out of tensors, a kernel, a tensor.
+//! One function per operation of [`CompactBackend`](crate::CompactBackend): slices out of tensors, a kernel, a tensor. Those on several
+//! sequences are in [`spans`](super::spans).
 
 use burn::module::Param;
 use burn::tensor::{Bool, Int, Shape, Tensor, TensorPrimitive};
 use emberlm_backends::cpu;
-use emberlm_backends::types::{DeltaRuleShape, StoreKv};
+use emberlm_backends::types::{ConvShape, DeltaRuleInputs, DeltaRuleShape, RotaryShape, StoreKv};
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use super::held::{HeldLinear, HeldWeight};
-use super::kv::{HeldParts, PartNumbers};
+use super::kv::{HeldParts, PartNumbers, geometry};
+pub(super) use super::spans::{cached_attention_spans, causal_conv1d_silu_spans, gated_delta_rule_spans};
 use super::{HostTensors, bool_tensor, float_primitive, float_tensor, int_tensor};
 use crate::activations::Activations;
-use crate::halting::{HaltMode, HaltRecord, HaltRows, HaltRule, HaltState, HaltWeights};
+use crate::halting::{HaltMode, HaltRecord, HaltState, HaltStep, HaltWeights};
 use crate::kv::{CodeDecoder, KeyValue, KvStore, Rotary};
 use crate::modules::{Linear, SwiGlu};
-use crate::ops::{AttentionShape, DeltaRule};
+use crate::ops::{CachedKv, CausalConv, DeltaGates, DeltaRule, Norm};
 use crate::packed::PackedWeight;
 use crate::reference;
 use crate::{split, swiglu};
@@ -161,32 +163,26 @@ pub(super) fn swiglu_mlp<B: HostTensors>(
     })
 }
 
-pub(super) fn rms_norm<B: HostTensors>(
-    x: Tensor<B, 2>,
-    weight: Tensor<B, 1>,
-    eps: f64,
-    unit_offset: bool,
-) -> Tensor<B, 2> {
-    let [m, h] = x.dims();
-    let (x, weight) = (float_primitive(x), float_primitive(weight));
-    let mut y = vec![0.0; m * h];
-    cpu::rms_norm(&B::floats(&x), m, &B::floats(&weight), eps as f32, unit_offset, &mut y);
-    float_tensor(y, [m, h])
+pub(super) fn rms_norm<B: HostTensors>(x: Tensor<B, 2>, norm: Norm<B>) -> Tensor<B, 2> {
+    let shape = norm.shape(x.dims());
+    let (x, weight) = (float_primitive(x), float_primitive(norm.weight));
+    let mut y = vec![0.0; shape.m * shape.h];
+    cpu::rms_norm(&B::floats(&x), &B::floats(&weight), &shape, &mut y);
+    float_tensor(y, [shape.m, shape.h])
 }
 
 pub(super) fn add_rms_norm<B: HostTensors>(
     x: Tensor<B, 2>,
     y: Tensor<B, 2>,
-    weight: Tensor<B, 1>,
-    eps: f64,
-    unit_offset: bool,
+    norm: Norm<B>,
 ) -> (Tensor<B, 2>, Tensor<B, 2>) {
-    let [m, h] = x.dims();
-    let (y, weight) = (float_primitive(y), float_primitive(weight));
+    let dims = x.dims();
+    let shape = norm.shape(dims);
+    let (y, weight) = (float_primitive(y), float_primitive(norm.weight));
     let mut sum = B::into_floats(float_primitive(x));
-    let mut normed = vec![0.0; m * h];
-    cpu::add_rms_norm(&mut sum, &B::floats(&y), m, &B::floats(&weight), eps as f32, unit_offset, &mut normed);
-    (float_tensor(sum, [m, h]), float_tensor(normed, [m, h]))
+    let mut normed = vec![0.0; shape.m * shape.h];
+    cpu::add_rms_norm(&mut sum, &B::floats(&y), &B::floats(&weight), &shape, &mut normed);
+    (float_tensor(sum, dims), float_tensor(normed, dims))
 }
 
 pub(super) fn sigmoid_gate<B: HostTensors>(x: Tensor<B, 2>, gate: Tensor<B, 2>) -> Tensor<B, 2> {
@@ -197,26 +193,21 @@ pub(super) fn sigmoid_gate<B: HostTensors>(x: Tensor<B, 2>, gate: Tensor<B, 2>) 
     float_tensor(x, shape)
 }
 
-pub(super) fn rms_norm_gated<B: HostTensors>(
-    x: Tensor<B, 2>,
-    z: Tensor<B, 2>,
-    weight: Tensor<B, 1>,
-    eps: f64,
-) -> Tensor<B, 2> {
-    let [m, h] = x.dims();
-    let (x, z, weight) = (float_primitive(x), float_primitive(z), float_primitive(weight));
-    let mut y = vec![0.0; m * h];
-    cpu::rms_norm_gated(&B::floats(&x), &B::floats(&z), m, &B::floats(&weight), eps as f32, &mut y);
-    float_tensor(y, [m, h])
+pub(super) fn rms_norm_gated<B: HostTensors>(x: Tensor<B, 2>, z: Tensor<B, 2>, norm: Norm<B>) -> Tensor<B, 2> {
+    let shape = norm.shape(x.dims());
+    let (x, z, weight) = (float_primitive(x), float_primitive(z), float_primitive(norm.weight));
+    let mut y = vec![0.0; shape.m * shape.h];
+    cpu::rms_norm_gated(&B::floats(&x), &B::floats(&z), &B::floats(&weight), &shape, &mut y);
+    float_tensor(y, [shape.m, shape.h])
 }
 
 pub(super) fn rotary<B: HostTensors>(x: Tensor<B, 4>, rotary: &Rotary<B>) -> Tensor<B, 4> {
-    let [b, s, heads, head_dim] = x.dims();
-    let r = rotary.cos.dims()[1];
+    let dims @ [batch, seq, heads, head_dim] = x.dims();
+    let shape = RotaryShape { batch, seq, heads, head_dim, half: rotary.cos.dims()[1] };
     let (cos, sin) = (float_primitive(rotary.cos.clone()), float_primitive(rotary.sin.clone()));
     let mut x = B::into_floats(float_primitive(x));
-    cpu::rotary(&mut x, b * s, s, heads, head_dim, &B::floats(&cos), &B::floats(&sin), 2 * r);
-    float_tensor(x, [b, s, heads, head_dim])
+    cpu::rotary(&mut x, &B::floats(&cos), &B::floats(&sin), &shape);
+    float_tensor(x, dims)
 }
 
 pub(super) fn store_kv<B: HostTensors>(store: KvStore<B>, new: Tensor<B, 4>, at: usize) -> KvStore<B> {
@@ -257,27 +248,14 @@ pub(super) fn store_kv<B: HostTensors>(store: KvStore<B>, new: Tensor<B, 4>, at:
     }
 }
 
-pub(super) fn cached_attention<B: HostTensors>(
-    q: Tensor<B, 4>,
-    k: KeyValue<'_, B>,
-    v: KeyValue<'_, B>,
-    shape: AttentionShape,
-) -> Tensor<B, 4> {
+pub(super) fn cached_attention<B: HostTensors>(q: Tensor<B, 4>, kv: CachedKv<'_, B>) -> Tensor<B, 4> {
+    let CachedKv { k, v, .. } = kv;
     if needs_decoding(&k) || needs_decoding(&v) {
-        return reference::attention(q, k, v, shape);
+        return reference::attention(q, kv);
     }
     let [batch, seq, heads, head_dim] = q.dims();
     let q = float_primitive(q);
-    let geometry = cpu::Attention {
-        batch,
-        seq,
-        heads,
-        kv_heads: shape.kv_heads,
-        head_dim,
-        past: shape.past,
-        capacity: k.parts().capacity(),
-        scale: shape.scale as f32,
-    };
+    let geometry = geometry([batch, seq, heads, head_dim], &kv);
     let mut out = vec![0.0; batch * seq * heads * head_dim];
     let held = [k, v].map(|kv| HeldParts::new(kv.parts()));
     let [k_numbers, v_numbers] = held.each_ref().map(HeldParts::numbers);
@@ -324,25 +302,20 @@ fn with_decoder<B: HostTensors, T>(decoder: &CodeDecoder<B>, f: impl FnOnce(&cpu
 }
 
 pub(super) fn causal_conv1d_silu<B: HostTensors>(
-    u: Tensor<B, 3>,
+    conv: CausalConv<B>,
     tail: Tensor<B, 3>,
-    weight: Tensor<B, 3>,
 ) -> (Tensor<B, 3>, Tensor<B, 3>) {
-    let [b, s, c] = u.dims();
-    let [_, _, width] = weight.dims();
-    let (u, weight) = (float_primitive(u), float_primitive(weight));
+    let shape = conv.shape();
+    let ConvShape { batch, seq, channels, width } = shape;
+    let (u, weight) = (float_primitive(conv.u), float_primitive(conv.weight));
     let mut tail = B::into_floats(float_primitive(tail));
-    let mut y = vec![0.0; b * s * c];
-    cpu::causal_conv1d_silu(&B::floats(&u), b, s, c, &mut tail, &B::floats(&weight), width, &mut y);
-    (float_tensor(y, [b, s, c]), float_tensor(tail, [b, width - 1, c]))
+    let mut y = vec![0.0; batch * seq * channels];
+    cpu::causal_conv1d_silu(&B::floats(&u), &mut tail, &B::floats(&weight), &shape, &mut y);
+    (float_tensor(y, [batch, seq, channels]), float_tensor(tail, [batch, width - 1, channels]))
 }
 
-pub(super) fn delta_gates<B: HostTensors>(
-    dt: Tensor<B, 3>,
-    b: Tensor<B, 3>,
-    dt_bias: Tensor<B, 1>,
-    a_log: Tensor<B, 1>,
-) -> (Tensor<B, 3>, Tensor<B, 3>) {
+pub(super) fn delta_gates<B: HostTensors>(gates: DeltaGates<B>) -> (Tensor<B, 3>, Tensor<B, 3>) {
+    let DeltaGates { dt, b, dt_bias, a_log } = gates;
     let shape = dt.dims();
     let (dt_bias, a_log) = (float_primitive(dt_bias), float_primitive(a_log));
     let [mut g, mut beta] = [dt, b].map(|t| B::into_floats(float_primitive(t)));
@@ -354,30 +327,22 @@ pub(super) fn gated_delta_rule<B: HostTensors>(
     rule: DeltaRule<B>,
     state: Tensor<B, 4>,
 ) -> (Tensor<B, 4>, Tensor<B, 4>) {
-    let [batch, seq, key_heads, key_dim] = rule.q.dims();
-    let [_, _, value_heads, value_dim] = rule.v.dims();
+    let shape = rule.shape();
+    let DeltaRuleShape { batch, seq, value_heads, key_dim, value_dim, .. } = shape;
     let [q, k, v] = [rule.q, rule.k, rule.v].map(float_primitive);
     let [g, beta] = [rule.g, rule.beta].map(float_primitive);
-    let shape = DeltaRuleShape { batch, seq, key_heads, value_heads, key_dim, value_dim };
+    let [q, k, v, g, beta] = [&q, &k, &v, &g, &beta].map(B::floats);
+    let inputs = DeltaRuleInputs { q: &*q, k: &*k, v: &*v, g: &*g, beta: &*beta };
     let mut state = B::into_floats(float_primitive(state));
     let mut o = vec![0.0; batch * seq * value_heads * value_dim];
-    cpu::gated_delta_rule(
-        &B::floats(&q),
-        &B::floats(&k),
-        &B::floats(&v),
-        &B::floats(&g),
-        &B::floats(&beta),
-        &mut state,
-        &shape,
-        &mut o,
-    );
+    cpu::gated_delta_rule(inputs, &mut state, &shape, &mut o);
     (
         float_tensor(o, [batch, seq, value_heads, value_dim]),
         float_tensor(state, [batch, value_heads, key_dim, value_dim]),
     )
 }
 
-pub(super) fn start_halting<B: HostTensors>(m: usize, h: usize) -> HaltState<B> {
+pub(super) fn start_halting<B: HostTensors>(m: usize, h: usize, _device: &B::Device) -> HaltState<B> {
     HaltState {
         active: bool_tensor(vec![true; m], [m]),
         remaining: float_tensor(vec![1.0; m], [m]),
@@ -387,16 +352,11 @@ pub(super) fn start_halting<B: HostTensors>(m: usize, h: usize) -> HaltState<B> 
     }
 }
 
-pub(super) fn halt_step<B: HostTensors>(
-    state: HaltState<B>,
-    step_state: Tensor<B, 2>,
-    halt_logit: Option<Tensor<B, 1>>,
-    rule: HaltRule,
-    rows: Option<&HaltRows<B>>,
-) -> (HaltState<B>, HaltRecord<B>) {
+pub(super) fn halt_step<B: HostTensors>(state: HaltState<B>, step: HaltStep<'_, B>) -> (HaltState<B>, HaltRecord<B>) {
+    let HaltStep { state: step_state, logit, rule, rows } = step;
     let [m, h] = step_state.dims();
     let step_state = float_primitive(step_state);
-    let logits = halt_logit.map(|logit| B::into_floats(float_primitive(logit)));
+    let logits = logit.map(|logit| B::into_floats(float_primitive(logit)));
     let mut active = B::flags(&state.active.into_primitive()).into_owned();
     let mut remaining = B::into_floats(float_primitive(state.remaining));
     let mut cumulative = B::into_floats(float_primitive(state.cumulative));

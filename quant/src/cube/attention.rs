@@ -12,7 +12,8 @@ use super::tensor::{Cube, buffer, float_tensor, floats, int_tensor, ints, own, u
 use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvFormat, KvStore};
 use crate::layers::Linear;
 use crate::ops::{
-    AttentionShape, AttentionSpan, CompactBackend, NewTokens, cached_attention_one_by_one, store_kv_one_by_one,
+    AttentionShape, AttentionSpan, CachedKv, CompactBackend, NewTokens, cached_attention_one_by_one,
+    store_kv_one_by_one,
 };
 use crate::packed::PackedWeight;
 use crate::reference::{self, gathered};
@@ -98,17 +99,12 @@ where
     }
 }
 
-pub(super) fn cached_attention<R: CubeRuntime>(
-    q: Tensor<Cube<R>, 4>,
-    k: KeyValue<'_, Cube<R>>,
-    v: KeyValue<'_, Cube<R>>,
-    shape: AttentionShape,
-) -> Tensor<Cube<R>, 4>
+pub(super) fn cached_attention<R: CubeRuntime>(q: Tensor<Cube<R>, 4>, kv: CachedKv<'_, Cube<R>>) -> Tensor<Cube<R>, 4>
 where
     R::Device: DeviceOps,
 {
     let tokens = q.dims()[1];
-    attend(q, &[AttentionSpan { tokens, k, v, shape }])
+    attend(q, &[AttentionSpan { tokens, kv }])
 }
 
 pub(super) fn cached_attention_spans<R: CubeRuntime>(
@@ -119,8 +115,9 @@ where
     R::Device: DeviceOps,
 {
     let heads = q.dims()[2];
-    let is_plain =
-        |span: &AttentionSpan<'_, Cube<R>>| matches!((&span.k, &span.v), (KeyValue::Plain(_), KeyValue::Plain(_)));
+    let is_plain = |span: &AttentionSpan<'_, Cube<R>>| {
+        matches!((&span.kv.k, &span.kv.v), (KeyValue::Plain(_), KeyValue::Plain(_)))
+    };
     let moves = |span: &AttentionSpan<'_, Cube<R>>| moves_decoder(span, heads);
     let alike = spans.iter().all(is_plain) || spans.iter().all(moves) || !spans.iter().any(moves);
     if alike && !spans.is_empty() { attend(q, spans) } else { cached_attention_one_by_one(q, spans) }
@@ -128,7 +125,7 @@ where
 
 /// Whether a decoder's last layer runs on the queries: when they are fewer than the tokens.
 fn moves_decoder<R: CubeRuntime>(span: &AttentionSpan<'_, Cube<R>>, heads: usize) -> bool {
-    span.tokens * heads < span.shape.past + span.tokens
+    span.tokens * heads < span.kv.shape.past + span.tokens
 }
 
 /// Attention of sequences with a batch of 1 that all move the decoder or none, or of one with any batch.
@@ -137,10 +134,10 @@ where
     R::Device: DeviceOps,
 {
     let [batch, seq, heads, head_dim] = q.dims();
-    let AttentionShape { kv_heads, scale, .. } = spans[0].shape;
+    let AttentionShape { kv_heads, scale, .. } = spans[0].kv.shape;
     let sides = spans.iter().map(|span| {
-        let (tokens, moves_decoder) = (span.shape.past + span.tokens, moves_decoder(span, heads));
-        [span.k, span.v].map(|kv| Side::new(kv, tokens, kv_heads, head_dim, moves_decoder))
+        let (tokens, moves_decoder) = (span.kv.shape.past + span.tokens, moves_decoder(span, heads));
+        [span.kv.k, span.kv.v].map(|kv| Side::new(kv, tokens, kv_heads, head_dim, moves_decoder))
     });
     let sides: Vec<[Side<'_, R>; 2]> = sides.collect();
     let [k, v] = &sides[0];
@@ -160,7 +157,7 @@ where
     let dtype = if v.last.is_some() { DType::F32 } else { q.dtype };
     let out = unset(&q, [batch, seq, heads, v.width], dtype);
     let calls = spans.iter().zip(&sides).map(|(span, [k, v])| {
-        let (key_dim, value_dim, past) = (k.width, v.width, span.shape.past);
+        let (key_dim, value_dim, past) = (k.width, v.width, span.kv.shape.past);
         let scale = scale as f32;
         let shape = cube::Attention { batch, seq: span.tokens, heads, kv_heads, key_dim, value_dim, past, scale };
         cube::AttentionSpan { k: &k.rows, v: &v.rows, shape }

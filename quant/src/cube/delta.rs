@@ -6,7 +6,7 @@ use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use emberlm_backends::cube::{self, Buffer};
-use emberlm_backends::types::DeltaRuleShape;
+use emberlm_backends::types::{DeltaRuleInputs, DeltaRuleShape};
 
 use super::tensor::{Cube, buffer, float_tensor, floats, own, unset, view};
 use crate::ops::DeltaRule;
@@ -31,29 +31,25 @@ pub(super) fn gated_delta_rule_spans<R: CubeRuntime>(
 where
     R::Device: DeviceOps,
 {
-    let [batch, seq, key_heads, key_dim] = rule.q.dims();
-    let [_, _, value_heads, value_dim] = rule.v.dims();
+    let shape = rule.shape();
+    let DeltaRuleShape { batch, seq, value_heads, value_dim, .. } = shape;
     let [(q, q_stride), (k, k_stride)] = [rule.q, rule.k].map(rows);
     let (v, v_stride) = rows(rule.v);
     let (g, beta) = (floats(rule.g), floats(rule.beta));
     let states: Vec<_> = states.into_iter().map(|state| own(floats(state))).collect();
     let o = unset(&q, [batch, seq, value_heads, value_dim], q.dtype);
     let buffers: Vec<Buffer> = states.iter().map(buffer).collect();
-    let spans = buffers.iter().zip(tokens).map(|(state, &seq)| {
-        let shape = DeltaRuleShape { batch, seq, key_heads, value_heads, key_dim, value_dim };
-        cube::DeltaSpan { state, shape }
-    });
-    cube::gated_delta_rule_spans(
-        &q.client,
-        &row_buffer(&q, q_stride),
-        &row_buffer(&k, k_stride),
-        &row_buffer(&v, v_stride),
-        &buffer(&g),
-        &buffer(&beta),
-        &spans.collect::<Vec<_>>(),
-        &buffer(&o),
-        [q_stride, k_stride, v_stride],
-    );
+    let of_each = buffers.iter().zip(tokens);
+    let spans = of_each.map(|(state, &seq)| cube::DeltaSpan { state, shape: DeltaRuleShape { seq, ..shape } });
+    let inputs = DeltaRuleInputs {
+        q: &row_buffer(&q, q_stride),
+        k: &row_buffer(&k, k_stride),
+        v: &row_buffer(&v, v_stride),
+        g: &buffer(&g),
+        beta: &buffer(&beta),
+    };
+    let strides = [q_stride, k_stride, v_stride];
+    cube::gated_delta_rule_spans(&q.client, inputs, &spans.collect::<Vec<_>>(), &buffer(&o), strides);
     (float_tensor(o), states.into_iter().map(float_tensor).collect())
 }
 

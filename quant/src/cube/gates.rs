@@ -6,6 +6,7 @@ use burn_cubecl::CubeRuntime;
 use emberlm_backends::cube;
 
 use super::tensor::{Cube, buffer, float_tensor, floats, unset};
+use crate::ops::DeltaGates;
 
 pub(super) fn sigmoid_gate<R: CubeRuntime>(x: Tensor<Cube<R>, 2>, gate: Tensor<Cube<R>, 2>) -> Tensor<Cube<R>, 2>
 where
@@ -18,15 +19,11 @@ where
     float_tensor(y)
 }
 
-pub(super) fn delta_gates<R: CubeRuntime>(
-    dt: Tensor<Cube<R>, 3>,
-    b: Tensor<Cube<R>, 3>,
-    dt_bias: Tensor<Cube<R>, 1>,
-    a_log: Tensor<Cube<R>, 1>,
-) -> (Tensor<Cube<R>, 3>, Tensor<Cube<R>, 3>)
+pub(super) fn delta_gates<R: CubeRuntime>(gates: DeltaGates<Cube<R>>) -> (Tensor<Cube<R>, 3>, Tensor<Cube<R>, 3>)
 where
     R::Device: DeviceOps,
 {
+    let DeltaGates { dt, b, dt_bias, a_log } = gates;
     let shape = dt.dims();
     let ([dt, b], [dt_bias, a_log]) = ([dt, b].map(floats), [dt_bias, a_log].map(floats));
     let [g, beta] = [(); 2].map(|()| unset(&dt, shape, DType::F32));

@@ -7,7 +7,7 @@ use burn_cubecl::tensor::CubeTensor;
 use emberlm_backends::cube;
 
 use super::tensor::{Cube, bool_tensor, buffer, flags, float_tensor, floats, int_tensor, ints, own, unset};
-use crate::halting::{HaltRecord, HaltRows, HaltRule, HaltState};
+use crate::halting::{HaltRecord, HaltState, HaltStep};
 
 pub(super) fn start_halting<R: CubeRuntime>(m: usize, h: usize, device: &R::Device) -> HaltState<Cube<R>>
 where
@@ -62,20 +62,18 @@ where
 
 pub(super) fn halt_step<R: CubeRuntime>(
     state: HaltState<Cube<R>>,
-    step_state: Tensor<Cube<R>, 2>,
-    halt_logit: Option<Tensor<Cube<R>, 1>>,
-    rule: HaltRule,
-    rows: Option<&HaltRows<Cube<R>>>,
+    step: HaltStep<'_, Cube<R>>,
 ) -> (HaltState<Cube<R>>, HaltRecord<Cube<R>>)
 where
     R::Device: DeviceOps,
 {
+    let HaltStep { state: step_state, logit, rule, rows } = step;
     let [m, h] = step_state.dims();
     let flag_type = state.active.dtype();
     let active = own(flags(state.active));
     let [remaining, cumulative] = [state.remaining, state.cumulative].map(|t| own(floats(t)));
     let (steps, output) = (own(ints(state.steps)), own(floats(state.output)));
-    let (step_state, logit) = (floats(step_state), halt_logit.map(floats));
+    let (step_state, logit) = (floats(step_state), logit.map(floats));
     let weight = unset(&step_state, [m], DType::F32);
     let probability = logit.is_some().then(|| unset(&step_state, [m], DType::F32));
 

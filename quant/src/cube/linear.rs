@@ -66,7 +66,8 @@ where
     let active = active.map(flags);
     let active = active.as_ref().map(buffer);
     let inner = unset(&x, [m, gate.n], x.dtype);
-    cube::gated_linear(&x.client, &buffer(&x), m, &gate, &up, &buffer(&inner), active.as_ref());
+    let layers = cube::GatedLinear { gate: &gate, up: &up, active: active.as_ref() };
+    cube::gated_linear(&x.client, &buffer(&x), m, layers, &buffer(&inner));
     let y = unset(&x, [m, h], x.dtype);
     let p = cube::Linear { bias: None, active: active.as_ref() };
     cube::linear(&x.client, &buffer(&inner), m, &down, &buffer(&y), p);

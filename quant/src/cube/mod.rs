@@ -19,10 +19,11 @@ use burn_cubecl::{CubeBackend, CubeRuntime};
 
 use crate::CompactBackend;
 use crate::activations::Activations;
-use crate::halting::{HaltRecord, HaltRows, HaltRule, HaltState};
-use crate::kv::{KeyValue, KvStore, Rotary};
+use crate::halting::{HaltRecord, HaltState, HaltStep};
+use crate::kernels::kernel_operations;
+use crate::kv::{KvStore, Rotary};
 use crate::modules::SwiGlu;
-use crate::ops::{AttentionShape, AttentionSpan, DeltaRule, ModelSize, NewTokens};
+use crate::ops::{AttentionSpan, CachedKv, CausalConv, DeltaGates, DeltaRule, ModelSize, NewTokens, Norm};
 use crate::packed::PackedWeight;
 
 /// Any GPU that wgpu finds.
@@ -32,6 +33,18 @@ pub type Wgpu = CubeBackend<cubecl::wgpu::WgpuRuntime, f32, i32, u32>;
 /// NVIDIA cards.
 #[cfg(feature = "cuda")]
 pub type Cuda = CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u32>;
+
+/// The functions that `kernel_operations` calls, out of the files of their groups.
+mod operations {
+    pub(super) use super::attention::{cached_attention, cached_attention_spans, store_kv};
+    pub(super) use super::conv::{causal_conv1d_silu, causal_conv1d_silu_spans};
+    pub(super) use super::delta::{gated_delta_rule, gated_delta_rule_spans};
+    pub(super) use super::gates::{delta_gates, sigmoid_gate};
+    pub(super) use super::halting::{halt_step, start_halting};
+    pub(super) use super::linear::{packed_embed, packed_linear, swiglu_mlp};
+    pub(super) use super::norm::{add_rms_norm, rms_norm, rms_norm_gated};
+    pub(super) use super::rotary::rotary;
+}
 
 /// Integers are I32 and flags U32, the types that every shading language has.
 impl<R: CubeRuntime> CompactBackend for CubeBackend<R, f32, i32, u32>
@@ -73,48 +86,6 @@ where
         crate::read::contained(f)
     }
 
-    fn packed_linear(x: Tensor<Self, 2>, w: &PackedWeight<Self>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {
-        linear::packed_linear(x, w, bias)
-    }
-
-    fn packed_embed(ids: Tensor<Self, 1, Int>, w: &PackedWeight<Self>) -> Tensor<Self, 2> {
-        linear::packed_embed(ids, w)
-    }
-
-    fn swiglu_mlp(x: Tensor<Self, 2>, mlp: &SwiGlu<Self>, active: Option<Tensor<Self, 1, Bool>>) -> Tensor<Self, 2> {
-        linear::swiglu_mlp(x, mlp, active)
-    }
-
-    fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, eps: f64, unit_offset: bool) -> Tensor<Self, 2> {
-        norm::rms_norm(x, weight, eps, unit_offset)
-    }
-
-    fn add_rms_norm(
-        x: Tensor<Self, 2>,
-        y: Tensor<Self, 2>,
-        weight: Tensor<Self, 1>,
-        eps: f64,
-        unit_offset: bool,
-    ) -> (Tensor<Self, 2>, Tensor<Self, 2>) {
-        norm::add_rms_norm(x, y, weight, eps, unit_offset)
-    }
-
-    fn sigmoid_gate(x: Tensor<Self, 2>, gate: Tensor<Self, 2>) -> Tensor<Self, 2> {
-        gates::sigmoid_gate(x, gate)
-    }
-
-    fn rms_norm_gated(x: Tensor<Self, 2>, z: Tensor<Self, 2>, weight: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 2> {
-        norm::rms_norm_gated(x, z, weight, eps)
-    }
-
-    fn rotary(x: Tensor<Self, 4>, rotary: &Rotary<Self>) -> Tensor<Self, 4> {
-        rotary::rotary(x, rotary)
-    }
-
-    fn store_kv(store: KvStore<Self>, new: Tensor<Self, 4>, at: usize) -> KvStore<Self> {
-        attention::store_kv(store, new, at)
-    }
-
     fn store_kv_spans(
         stores: Vec<[KvStore<Self>; 2]>,
         new: [Tensor<Self, 4>; 2],
@@ -123,72 +94,9 @@ where
         attention::store_kv_spans(stores, new, spans)
     }
 
-    fn cached_attention(
-        q: Tensor<Self, 4>,
-        k: KeyValue<'_, Self>,
-        v: KeyValue<'_, Self>,
-        shape: AttentionShape,
-    ) -> Tensor<Self, 4> {
-        attention::cached_attention(q, k, v, shape)
-    }
-
-    fn cached_attention_spans(q: Tensor<Self, 4>, spans: &[AttentionSpan<'_, Self>]) -> Tensor<Self, 4> {
-        attention::cached_attention_spans(q, spans)
-    }
-
-    fn causal_conv1d_silu(
-        u: Tensor<Self, 3>,
-        tail: Tensor<Self, 3>,
-        weight: Tensor<Self, 3>,
-    ) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
-        conv::causal_conv1d_silu(u, tail, weight)
-    }
-
-    fn causal_conv1d_silu_spans(
-        u: Tensor<Self, 3>,
-        tokens: &[usize],
-        tails: Vec<Tensor<Self, 3>>,
-        weight: Tensor<Self, 3>,
-    ) -> (Tensor<Self, 3>, Vec<Tensor<Self, 3>>) {
-        conv::causal_conv1d_silu_spans(u, tokens, tails, weight)
-    }
-
-    fn delta_gates(
-        dt: Tensor<Self, 3>,
-        b: Tensor<Self, 3>,
-        dt_bias: Tensor<Self, 1>,
-        a_log: Tensor<Self, 1>,
-    ) -> (Tensor<Self, 3>, Tensor<Self, 3>) {
-        gates::delta_gates(dt, b, dt_bias, a_log)
-    }
-
-    fn gated_delta_rule(rule: DeltaRule<Self>, state: Tensor<Self, 4>) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
-        delta::gated_delta_rule(rule, state)
-    }
-
-    fn gated_delta_rule_spans(
-        rule: DeltaRule<Self>,
-        tokens: &[usize],
-        states: Vec<Tensor<Self, 4>>,
-    ) -> (Tensor<Self, 4>, Vec<Tensor<Self, 4>>) {
-        delta::gated_delta_rule_spans(rule, tokens, states)
-    }
-
-    fn start_halting(m: usize, h: usize, device: &Self::Device) -> HaltState<Self> {
-        halting::start_halting(m, h, device)
-    }
-
-    fn halt_step(
-        state: HaltState<Self>,
-        step_state: Tensor<Self, 2>,
-        halt_logit: Option<Tensor<Self, 1>>,
-        rule: HaltRule,
-        rows: Option<&HaltRows<Self>>,
-    ) -> (HaltState<Self>, HaltRecord<Self>) {
-        halting::halt_step(state, step_state, halt_logit, rule, rows)
-    }
-
     fn top_k(x: Tensor<Self, 2>, k: usize) -> (Tensor<Self, 2>, Tensor<Self, 2, Int>) {
         top_k::top_k(x, k)
     }
+
+    kernel_operations!(operations);
 }

@@ -8,7 +8,7 @@ use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 use super::{linear, rotary, unpack_f16, unpack_i8};
 use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvParts, KvStore};
 use crate::modules::Linear;
-use crate::ops::AttentionShape;
+use crate::ops::{AttentionShape, CachedKv};
 use emberlm_backends::types::KV_BLOCK;
 
 /// A score that softmax turns into exactly 0 beside any real one.
@@ -81,12 +81,8 @@ fn pack_q8<B: Backend>(t: Tensor<B, 4>) -> KvStore<B> {
 }
 
 /// See [`CompactBackend::cached_attention`](crate::CompactBackend::cached_attention).
-pub fn attention<B: Backend>(
-    q: Tensor<B, 4>,
-    k: KeyValue<'_, B>,
-    v: KeyValue<'_, B>,
-    shape: AttentionShape,
-) -> Tensor<B, 4> {
+pub fn attention<B: Backend>(q: Tensor<B, 4>, kv: CachedKv<'_, B>) -> Tensor<B, 4> {
+    let CachedKv { k, v, shape } = kv;
     let [b, s, heads, _] = q.dims();
     let AttentionShape { past, kv_heads, scale } = shape;
     let t = past + s;

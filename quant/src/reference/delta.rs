@@ -7,7 +7,7 @@ use burn::tensor::activation::{sigmoid, silu, softplus};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
 
-use crate::ops::DeltaRule;
+use crate::ops::{CausalConv, DeltaGates, DeltaRule};
 
 /// Tokens per chunk.
 const CHUNK: usize = 32;
@@ -16,11 +16,8 @@ const CHUNK: usize = 32;
 const L2_EPS: f64 = 1e-6;
 
 /// See [`CompactBackend::causal_conv1d_silu`](crate::CompactBackend::causal_conv1d_silu).
-pub fn causal_conv1d_silu<B: Backend>(
-    u: Tensor<B, 3>,
-    tail: Tensor<B, 3>,
-    weight: Tensor<B, 3>,
-) -> (Tensor<B, 3>, Tensor<B, 3>) {
+pub fn causal_conv1d_silu<B: Backend>(conv: CausalConv<B>, tail: Tensor<B, 3>) -> (Tensor<B, 3>, Tensor<B, 3>) {
+    let CausalConv { u, weight } = conv;
     let [_, s, c] = u.dims();
     let [_, _, width] = weight.dims();
     let inputs = Tensor::cat(vec![tail, u], 1); // [b, width - 1 + s, c]
@@ -33,12 +30,8 @@ pub fn causal_conv1d_silu<B: Backend>(
 }
 
 /// See [`CompactBackend::delta_gates`](crate::CompactBackend::delta_gates).
-pub fn delta_gates<B: Backend>(
-    dt: Tensor<B, 3>,
-    b: Tensor<B, 3>,
-    dt_bias: Tensor<B, 1>,
-    a_log: Tensor<B, 1>,
-) -> (Tensor<B, 3>, Tensor<B, 3>) {
+pub fn delta_gates<B: Backend>(gates: DeltaGates<B>) -> (Tensor<B, 3>, Tensor<B, 3>) {
+    let DeltaGates { dt, b, dt_bias, a_log } = gates;
     let dt = softplus(dt + dt_bias.unsqueeze(), 1.0);
     (a_log.exp().neg().unsqueeze() * dt, sigmoid(b))
 }

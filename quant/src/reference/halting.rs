@@ -4,16 +4,11 @@ use burn::tensor::activation::sigmoid;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, Tensor};
 
-use crate::halting::{HaltMode, HaltRecord, HaltRows, HaltRule, HaltState, HaltWeights};
+use crate::halting::{HaltMode, HaltRecord, HaltState, HaltStep, HaltWeights};
 
 /// See [`CompactBackend::halt_step`](crate::CompactBackend::halt_step).
-pub fn halt_step<B: Backend>(
-    state: HaltState<B>,
-    step_state: Tensor<B, 2>,
-    halt_logit: Option<Tensor<B, 1>>,
-    rule: HaltRule,
-    rows: Option<&HaltRows<B>>,
-) -> (HaltState<B>, HaltRecord<B>) {
+pub fn halt_step<B: Backend>(state: HaltState<B>, step: HaltStep<'_, B>) -> (HaltState<B>, HaltRecord<B>) {
+    let HaltStep { state: step_state, logit: halt_logit, rule, rows } = step;
     let HaltState { active, remaining, cumulative, steps, output } = state;
     let last = halt_logit.is_none();
     let running = active.clone().float();

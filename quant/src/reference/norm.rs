@@ -5,9 +5,11 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
 
 use crate::kv::Rotary;
+use crate::ops::Norm;
 
 /// See [`CompactBackend::rms_norm`](crate::CompactBackend::rms_norm).
-pub fn rms_norm<B: Backend>(x: Tensor<B, 2>, weight: Tensor<B, 1>, eps: f64, unit_offset: bool) -> Tensor<B, 2> {
+pub fn rms_norm<B: Backend>(x: Tensor<B, 2>, norm: Norm<B>) -> Tensor<B, 2> {
+    let Norm { weight, eps, unit_offset } = norm;
     let dtype = x.dtype();
     let x = x.cast(DType::F32); // the mean of squares leaves the range of f16
     let weight = weight.cast(DType::F32).unsqueeze();
@@ -17,15 +19,9 @@ pub fn rms_norm<B: Backend>(x: Tensor<B, 2>, weight: Tensor<B, 1>, eps: f64, uni
 }
 
 /// See [`CompactBackend::add_rms_norm`](crate::CompactBackend::add_rms_norm).
-pub fn add_rms_norm<B: Backend>(
-    x: Tensor<B, 2>,
-    y: Tensor<B, 2>,
-    weight: Tensor<B, 1>,
-    eps: f64,
-    unit_offset: bool,
-) -> (Tensor<B, 2>, Tensor<B, 2>) {
+pub fn add_rms_norm<B: Backend>(x: Tensor<B, 2>, y: Tensor<B, 2>, norm: Norm<B>) -> (Tensor<B, 2>, Tensor<B, 2>) {
     let sum = x + y;
-    (sum.clone(), rms_norm(sum, weight, eps, unit_offset))
+    (sum.clone(), rms_norm(sum, norm))
 }
 
 /// See [`CompactBackend::sigmoid_gate`](crate::CompactBackend::sigmoid_gate).
@@ -34,8 +30,8 @@ pub fn sigmoid_gate<B: Backend>(x: Tensor<B, 2>, gate: Tensor<B, 2>) -> Tensor<B
 }
 
 /// See [`CompactBackend::rms_norm_gated`](crate::CompactBackend::rms_norm_gated).
-pub fn rms_norm_gated<B: Backend>(x: Tensor<B, 2>, z: Tensor<B, 2>, weight: Tensor<B, 1>, eps: f64) -> Tensor<B, 2> {
-    rms_norm(x, weight, eps, false) * silu(z)
+pub fn rms_norm_gated<B: Backend>(x: Tensor<B, 2>, z: Tensor<B, 2>, norm: Norm<B>) -> Tensor<B, 2> {
+    rms_norm(x, norm) * silu(z)
 }
 
 /// See [`CompactBackend::rotary`](crate::CompactBackend::rotary).

@@ -9,7 +9,7 @@ mod attention;
 pub use attention::{activate, attention};
 
 use super::{Mlp, Weight};
-use crate::types::DeltaRuleShape;
+use crate::types::{ConvShape, DeltaRuleInputs, DeltaRuleShape, RmsNorm, RotaryShape};
 use rayon::prelude::*;
 
 /// Rows `first..first + count` as floats; the values are exact, one f32 product each.
@@ -64,30 +64,21 @@ pub fn swiglu_mlp(x: &[f32], m: usize, mlp: &Mlp, active: Option<&[bool]>, y: &m
 }
 
 /// `y = x * rsqrt(mean(x²) + eps) * w`, or `* (1 + w)` with the unit offset.
-pub fn rms_norm(x: &[f32], m: usize, weight: &[f32], eps: f32, unit_offset: bool, y: &mut [f32]) {
-    let d = weight.len();
-    for (x, y) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).take(m) {
-        let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / d as f64;
-        let scale = 1.0 / (mean + f64::from(eps)).sqrt();
+pub fn rms_norm(x: &[f32], weight: &[f32], p: &RmsNorm, y: &mut [f32]) {
+    for (x, y) in x.chunks_exact(p.h).zip(y.chunks_exact_mut(p.h)).take(p.m) {
+        let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / p.h as f64;
+        let scale = 1.0 / (mean + f64::from(p.eps)).sqrt();
         for ((y, &x), &w) in y.iter_mut().zip(x).zip(weight) {
-            let w = f64::from(w) + if unit_offset { 1.0 } else { 0.0 };
+            let w = f64::from(w) + if p.unit_offset { 1.0 } else { 0.0 };
             *y = (f64::from(x) * scale * w) as f32;
         }
     }
 }
 
 /// `x += y`, and the norm of that.
-pub fn add_rms_norm(
-    x: &mut [f32],
-    y: &[f32],
-    m: usize,
-    weight: &[f32],
-    eps: f32,
-    unit_offset: bool,
-    normed: &mut [f32],
-) {
+pub fn add_rms_norm(x: &mut [f32], y: &[f32], weight: &[f32], p: &RmsNorm, normed: &mut [f32]) {
     x.iter_mut().zip(y).for_each(|(x, &y)| *x += y);
-    rms_norm(x, m, weight, eps, unit_offset, normed);
+    rms_norm(x, weight, p, normed);
 }
 
 /// `x *= sigmoid(gate)`.
@@ -107,27 +98,17 @@ pub fn delta_gates(dt: &mut [f32], b: &mut [f32], dt_bias: &[f32], a_log: &[f32]
 }
 
 /// `y = w * x / rms(x) * silu(z)`.
-pub fn rms_norm_gated(x: &[f32], z: &[f32], m: usize, weight: &[f32], eps: f32, y: &mut [f32]) {
-    rms_norm(x, m, weight, eps, false, y);
+pub fn rms_norm_gated(x: &[f32], z: &[f32], weight: &[f32], p: &RmsNorm, y: &mut [f32]) {
+    rms_norm(x, weight, p, y);
     for (y, &z) in y.iter_mut().zip(z) {
         *y = (f64::from(*y) * silu(f64::from(z))) as f32;
     }
 }
 
-/// Rotates the halves of the first `rotary_dim` elements of every head.
-#[allow(clippy::too_many_arguments)]
-pub fn rotary(
-    x: &mut [f32],
-    rows: usize,
-    seq: usize,
-    heads: usize,
-    head_dim: usize,
-    cos: &[f32],
-    sin: &[f32],
-    rotary_dim: usize,
-) {
-    let half = rotary_dim / 2;
-    for (i, head) in x.chunks_exact_mut(head_dim).enumerate().take(rows * heads) {
+/// Rotates the halves of the first `2 half` elements of every head.
+pub fn rotary(x: &mut [f32], cos: &[f32], sin: &[f32], p: &RotaryShape) {
+    let &RotaryShape { batch, seq, heads, head_dim, half } = p;
+    for (i, head) in x.chunks_exact_mut(head_dim).enumerate().take(batch * seq * heads) {
         let at = (i / heads % seq) * half;
         for j in 0..half {
             let (a, b) = (f64::from(head[j]), f64::from(head[half + j]));
@@ -139,18 +120,8 @@ pub fn rotary(
 }
 
 /// `y_t = silu(sum_j W[:, j] u_{t - (w-1) + j})`; `tail` holds the `w-1` inputs before `u`, then the last `w-1` of all.
-#[allow(clippy::too_many_arguments)]
-pub fn causal_conv1d_silu(
-    u: &[f32],
-    batch: usize,
-    seq: usize,
-    channels: usize,
-    tail: &mut [f32],
-    weight: &[f32],
-    width: usize,
-    y: &mut [f32],
-) {
-    let c = channels;
+pub fn causal_conv1d_silu(u: &[f32], tail: &mut [f32], weight: &[f32], p: &ConvShape, y: &mut [f32]) {
+    let &ConvShape { batch, seq, channels: c, width } = p;
     for b in 0..batch {
         let tail = &mut tail[b * (width - 1) * c..(b + 1) * (width - 1) * c];
         let inputs: Vec<f32> = tail.iter().chain(&u[b * seq * c..(b + 1) * seq * c]).copied().collect();
@@ -165,17 +136,8 @@ pub fn causal_conv1d_silu(
 }
 
 /// The gated delta rule, token by token.
-#[allow(clippy::too_many_arguments)]
-pub fn gated_delta_rule(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    g: &[f32],
-    beta: &[f32],
-    state: &mut [f32],
-    p: &DeltaRuleShape,
-    o: &mut [f32],
-) {
+pub fn gated_delta_rule(rule: DeltaRuleInputs<&[f32]>, state: &mut [f32], p: &DeltaRuleShape, o: &mut [f32]) {
+    let DeltaRuleInputs { q, k, v, g, beta } = rule;
     let &DeltaRuleShape { batch, seq, key_heads, value_heads, key_dim, value_dim } = p;
     let unit = |x: &[f32]| {
         let scale = 1.0 / (x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() + 1e-6).sqrt();

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 
 use crate::cube::half::{high_half, low_half};
 use crate::cube::launch::UNITS;
-use crate::cube::reduce::{max_of_lanes, sum_of_lanes};
+use crate::cube::reduce::{Lanes, max_of_lanes, sum_of_lanes};
 use crate::cube::spans::{is_span, of_span, span_at};
 
 /// Keys of a tile.
@@ -98,6 +98,7 @@ pub(super) fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
     let plane = comptime!(cut.plane);
     let by_plane = comptime!(plane > 0 && lanes <= plane);
     let row_lanes = comptime!(UNITS / 8); // units per row in the softmax
+    let of_row = comptime!(Lanes { count: row_lanes, plane });
 
     let mut scratch = SharedMemory::<f32>::new(comptime!((UNITS * Ord::max(rows, chunk)) as usize));
     let mut scores = SharedMemory::<f32>::new(comptime!((rows * tile) as usize));
@@ -212,7 +213,7 @@ pub(super) fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
                 i += row_lanes;
             }
         }
-        let best = max(highest, max_of_lanes(best, &mut scratch, row_lanes, plane));
+        let best = max(highest, max_of_lanes(best, &mut scratch, of_row));
         let mut weights = 0.0f32;
         if own_row < rows {
             let mut i = own_lane;
@@ -228,7 +229,7 @@ pub(super) fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
                 i += row_lanes;
             }
         }
-        let weights = sum_of_lanes(weights, &mut scratch, row_lanes, plane);
+        let weights = sum_of_lanes(weights, &mut scratch, of_row);
         let factor = f32::exp(highest - best);
         total = total * factor + weights;
         highest = best;

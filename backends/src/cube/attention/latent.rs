@@ -9,7 +9,7 @@ use cubecl::prelude::*;
 
 use crate::cube::instructions::plane_size;
 use crate::cube::launch::{Buffer, UNITS, grid};
-use crate::cube::reduce::sum_of_lanes;
+use crate::cube::reduce::{Lanes, sum_of_lanes};
 
 /// Units that work on one sum.
 const LANES: u32 = 32;
@@ -37,6 +37,21 @@ impl HeadProjection {
         outer.1.check(outer.0, &[rows, heads, head_dim]);
         inner.1.check(inner.0, &[rows, heads, width]);
     }
+
+    fn arg<R: Runtime>(&self) -> HeadsLaunch<R> {
+        let &Self { heads, kv_heads, head_dim, inner, .. } = self;
+        HeadsLaunch::new(heads as u32, (heads / kv_heads) as u32, head_dim as u32, inner as u32)
+    }
+}
+
+/// A [`HeadProjection`] as the argument of a kernel.
+#[derive(CubeType, CubeLaunch)]
+struct Heads {
+    heads: u32,
+    /// Query heads that share a key head.
+    group: u32,
+    head_dim: u32,
+    inner: u32,
 }
 
 /// `out = W_gᵀ q` for every query of head group `g`.
@@ -68,10 +83,7 @@ pub fn project_queries<R: Runtime>(
             weight.arg(),
             out.arg(),
             (p.rows * p.heads * blocks) as u32,
-            p.heads as u32,
-            (p.heads / p.kv_heads) as u32,
-            p.head_dim as u32,
-            p.inner as u32,
+            p.arg(),
             q.dtype,
             weight.dtype,
             out.dtype,
@@ -87,28 +99,25 @@ fn queries_kernel<F: Float, W: Float, O: Float>(
     weight: &Array<W>,
     out: &mut Array<O>,
     cubes: u32,
-    heads: u32,
-    group: u32,
-    head_dim: u32,
-    inner: u32,
+    p: &Heads,
     #[define(F)] _q_type: StorageType,
     #[define(W)] _weight_type: StorageType,
     #[define(O)] _out_type: StorageType,
 ) {
     let cube = CUBE_POS as u32;
-    let blocks = inner.div_ceil(UNITS);
+    let blocks = p.inner.div_ceil(UNITS);
     let column = cube % blocks * UNITS + UNIT_POS;
-    if cube >= cubes || column >= inner {
+    if cube >= cubes || column >= p.inner {
         terminate!();
     }
     let query = cube / blocks; // row * heads + head
-    let first = query % heads / group * head_dim;
+    let first = query % p.heads / p.group * p.head_dim;
     let mut sum = 0.0f32;
-    for d in 0..head_dim {
-        let w = f32::cast_from(weight[((first + d) * inner + column) as usize]);
-        sum += f32::cast_from(q[(query * head_dim + d) as usize]) * w;
+    for d in 0..p.head_dim {
+        let w = f32::cast_from(weight[((first + d) * p.inner + column) as usize]);
+        sum += f32::cast_from(q[(query * p.head_dim + d) as usize]) * w;
     }
-    out[(query * inner + column) as usize] = O::cast_from(sum);
+    out[(query * p.inner + column) as usize] = O::cast_from(sum);
 }
 
 /// `out = W_g u + b_g` for every weighted sum `u` of head group `g`.
@@ -146,10 +155,7 @@ pub fn project_values<R: Runtime>(
             bias.unwrap_or(weight).arg(),
             out.arg(),
             out.len as u32,
-            p.heads as u32,
-            (p.heads / p.kv_heads) as u32,
-            p.head_dim as u32,
-            p.inner as u32,
+            p.arg(),
             bias.is_some(),
             plane_size(client),
             u.dtype,
@@ -168,10 +174,7 @@ fn values_kernel<F: Float, W: Float, O: Float>(
     bias: &Array<W>,
     out: &mut Array<O>,
     len: u32,
-    heads: u32,
-    group: u32,
-    head_dim: u32,
-    inner: u32,
+    p: &Heads,
     #[comptime] biased: bool,
     #[comptime] plane: u32,
     #[define(F)] _u_type: StorageType,
@@ -180,18 +183,18 @@ fn values_kernel<F: Float, W: Float, O: Float>(
 ) {
     let mut scratch = SharedMemory::<f32>::new(UNITS as usize);
     let number = CUBE_POS as u32 * comptime!(UNITS / LANES) + UNIT_POS / LANES;
-    let query = number / head_dim; // row * heads + head
-    let output = query % heads / group * head_dim + number % head_dim;
+    let query = number / p.head_dim; // row * heads + head
+    let output = query % p.heads / p.group * p.head_dim + number % p.head_dim;
     // A number past the last takes part in the sum with nothing.
-    let end = select(number < len, inner, 0u32);
+    let end = select(number < len, p.inner, 0u32);
     let mut sum = 0.0f32;
     let mut i = UNIT_POS % LANES;
     while i < end {
-        let w = f32::cast_from(weight[(output * inner + i) as usize]);
-        sum += w * f32::cast_from(u[(query * inner + i) as usize]);
+        let w = f32::cast_from(weight[(output * p.inner + i) as usize]);
+        sum += w * f32::cast_from(u[(query * p.inner + i) as usize]);
         i += LANES;
     }
-    let mut sum = sum_of_lanes(sum, &mut scratch, LANES, plane);
+    let mut sum = sum_of_lanes(sum, &mut scratch, comptime!(Lanes { count: LANES, plane }));
     if UNIT_POS % LANES == 0 && number < len {
         if comptime!(biased) {
             sum += f32::cast_from(bias[output as usize]);

@@ -99,7 +99,7 @@ fn cmma_kernel<F: Float, V: Size, W: Size>(
     #[define(F)] _x_type: StorageType,
 ) {
     let weight = &p.weight;
-    let (n, k) = (p.n, p.k);
+    let (n, k) = (weight.n, weight.k);
     let blocks = n.div_ceil(COLUMNS);
     let first_column = CUBE_POS as u32 % blocks * COLUMNS;
     let first_row = CUBE_POS as u32 / blocks * plan.rows;

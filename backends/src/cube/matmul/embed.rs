@@ -33,24 +33,20 @@ pub fn embed<R: Runtime>(client: &ComputeClient<R>, ids: &Buffer, weight: &Weigh
             weight.arg(),
             y.arg(),
             m as u32,
-            n as u32,
-            k as u32,
             y.dtype,
         );
     }
 }
 
 #[cube(launch_unchecked)]
-#[allow(clippy::too_many_arguments)]
 fn embed_kernel<F: Float, W: Size>(
     ids: &Array<i32>,
     weight: &Packed<W>,
     y: &mut Array<F>,
     m: u32,
-    n: u32,
-    k: u32,
     #[define(F)] _y_type: StorageType,
 ) {
+    let (n, k) = (weight.n, weight.k);
     let book = shared_code_book(weight);
     let units = k.div_ceil(8);
     let i = ABSOLUTE_POS as u32 / units;

@@ -9,7 +9,7 @@ use cubecl::prelude::*;
 use crate::cube::instructions::plane_size;
 use crate::cube::launch::{Buffer, f32_type, grid};
 use crate::cube::matmul::tiled;
-use crate::cube::matmul::types::{Linear, eight_of_x};
+use crate::cube::matmul::types::{GatedLinear, Linear, eight_of_x};
 use crate::cube::matmul::weight::{Four, Packed, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor};
 
 /// The crossover of GEMV and GEMM: up to so many rows of `x` weights are streamed, beyond it they are tiled.
@@ -41,15 +41,8 @@ pub fn linear<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, m: usize, weigh
 ///
 /// # Panics
 /// If a buffer does not have its shape and type.
-pub fn gated_linear<R: Runtime>(
-    client: &ComputeClient<R>,
-    x: &Buffer,
-    m: usize,
-    gate: &Weight,
-    up: &Weight,
-    y: &Buffer,
-    active: Option<&Buffer>,
-) {
+pub fn gated_linear<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, m: usize, layers: GatedLinear<'_>, y: &Buffer) {
+    let GatedLinear { gate, up, active } = layers;
     let p = Linear { bias: None, active };
     check(x, m, gate, y, p);
     check(x, m, up, y, p);
@@ -59,7 +52,7 @@ pub fn gated_linear<R: Runtime>(
     if m <= GEMV_MAX_ROWS {
         vector(client, x, m, gate, Some(up), y, p);
     } else {
-        tiled::gated_linear(client, x, m, gate, up, y, active);
+        tiled::gated_linear(client, x, m, layers, y);
     }
 }
 
@@ -144,8 +137,6 @@ fn vector<R: Runtime>(
             p.active.unwrap_or(x).arg(),
             y.arg(),
             m as u32,
-            n as u32,
-            k as u32,
             plan,
             x.dtype,
         );
@@ -162,11 +153,10 @@ fn vector_kernel<F: Float, V: Size, W: Size, U: Size>(
     active: &Array<u32>,
     y: &mut Array<F>,
     m: u32,
-    n: u32,
-    k: u32,
     #[comptime] plan: Plan,
     #[define(F)] _x_type: StorageType,
 ) {
+    let n = weight.n;
     let first = CUBE_POS as u32 * plan.rows;
     let count = comptime!(plan.rows * plan.columns);
     if first >= n {
@@ -188,9 +178,9 @@ fn vector_kernel<F: Float, V: Size, W: Size, U: Size>(
         }
     }
     let mut scratch = SharedMemory::<f32>::new(comptime!((count * plan.units) as usize));
-    let mut sum = dots::<F, V, W>(x, weight, first, m, n, k, &mut scratch, plan);
+    let mut sum = dots::<F, V, W>(x, weight, first, m, &mut scratch, plan);
     if comptime!(plan.gated) {
-        let other = dots::<F, V, U>(x, up, first, m, n, k, &mut scratch, plan);
+        let other = dots::<F, V, U>(x, up, first, m, &mut scratch, plan);
         sum = sum / (1.0 + f32::exp(-sum)) * other;
     }
     if UNIT_POS < count {
@@ -209,17 +199,15 @@ fn vector_kernel<F: Float, V: Size, W: Size, U: Size>(
 
 /// Unit `i` gets the product of row `first + i % rows` and row `i / rows` of `x`; the others nothing of use.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 fn dots<F: Float, V: Size, W: Size>(
     x: &Array<Vector<F, V>>,
     w: &Packed<W>,
     first: u32,
     m: u32,
-    n: u32,
-    k: u32,
     scratch: &mut SharedMemory<f32>,
     #[comptime] plan: Plan,
 ) -> f32 {
+    let (n, k) = (w.n, w.k);
     let book = shared_code_book(w);
     let count = comptime!((plan.rows * plan.columns) as usize);
     let mut stored = Array::<u32>::new(comptime!(plan.rows as usize));

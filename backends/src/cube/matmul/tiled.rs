@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 
 use crate::cube::launch::{Buffer, UNITS, grid, grid_of_units};
 use crate::cube::matmul::cmma;
-use crate::cube::matmul::types::{Linear, Operands, Product, count, eight_of_x, finished, row};
+use crate::cube::matmul::types::{GatedLinear, Linear, Operands, Product, count, eight_of_x, finished, row};
 use crate::cube::matmul::weight::{Four, Weight, eight, row_factor, shared_code_book, stored_row, unit_factor};
 
 /// Rows of `x`, and of the weight, per cube.
@@ -43,11 +43,10 @@ pub(super) fn gated_linear<R: Runtime>(
     client: &ComputeClient<R>,
     x: &Buffer,
     m: usize,
-    gate: &Weight,
-    up: &Weight,
+    layers: GatedLinear<'_>,
     y: &Buffer,
-    active: Option<&Buffer>,
 ) {
+    let GatedLinear { gate, up, active } = layers;
     let rows = active.map(|active| running(client, active, m));
     // What is not written of either is not read: rows that have halted are left as they are.
     let gated = Buffer::new(client.empty(y.len * y.dtype.size()), y.len, y.dtype);
@@ -82,7 +81,7 @@ fn launch<R: Runtime>(client: &ComputeClient<R>, p: &Product<'_>) {
 #[cube(launch_unchecked)]
 fn tile_kernel<F: Float, V: Size, W: Size>(p: &Operands<F, V, W>, y: &mut Array<F>, #[define(F)] _x_type: StorageType) {
     let weight = &p.weight;
-    let (n, k) = (p.n, p.k);
+    let (n, k) = (weight.n, weight.k);
     let across = n.div_ceil(TILE);
     let first_column = CUBE_POS as u32 % across * TILE;
     let first_row = CUBE_POS as u32 / across * TILE;

@@ -14,6 +14,17 @@ pub struct Linear<'a> {
     pub active: Option<&'a Buffer>,
 }
 
+/// Gate and up of a SwiGLU block, `silu(x Gᵀ) * (x Uᵀ)`.
+#[derive(Clone, Copy, Debug)]
+pub struct GatedLinear<'a> {
+    /// `[n, k]`, through the silu.
+    pub gate: &'a Weight,
+    /// `[n, k]`.
+    pub up: &'a Weight,
+    /// As [`Linear::active`].
+    pub active: Option<&'a Buffer>,
+}
+
 /// One product: `y = x Wᵀ`.
 pub(super) struct Product<'a> {
     /// `[m, k]`
@@ -41,8 +52,6 @@ pub(super) struct Operands<F: Float, V: Size, W: Size> {
     gate: ComptimeOption<Array<F>>,
     rows: ComptimeOption<Array<u32>>,
     m: u32,
-    pub(super) n: u32,
-    pub(super) k: u32,
     /// Whether rows of `x` and of the weight are read in whole vectors.
     #[cube(comptime)]
     pub(super) aligned: bool,
@@ -62,8 +71,6 @@ impl Product<'_> {
             self.gate.map(Buffer::arg).into(),
             self.rows.map(Buffer::arg).into(),
             self.m as u32,
-            self.weight.n as u32,
-            self.weight.k as u32,
             self.weight.layout().aligned,
         )
     }

@@ -66,8 +66,8 @@ pub(super) struct Packed<W: Size> {
     wide_rows: u32,
     /// Bytes.
     narrow_stride: u32,
-    /// The last stored row.
-    last_row: u32,
+    pub(super) n: u32,
+    pub(super) k: u32,
     #[cube(comptime)]
     layout: WeightLayout,
 }
@@ -195,7 +195,8 @@ impl Weight {
             offset,
             wide_rows,
             narrow_stride,
-            self.n.saturating_sub(1) as u32,
+            self.n as u32,
+            self.k as u32,
             self.layout(),
         )
     }
@@ -228,7 +229,7 @@ pub(super) fn shared_code_book<W: Size>(w: &Packed<W>) -> SharedMemory<f32> {
 #[cube]
 pub(super) fn stored_row<W: Size>(w: &Packed<W>, row: u32) -> u32 {
     if comptime!(matches!(w.layout.storage, Storage::Rows { slots: true, .. })) {
-        min(w.slots[row as usize], w.last_row)
+        min(w.slots[row as usize], w.n - 1)
     } else {
         row
     }

@@ -119,11 +119,12 @@ fn chat<B: CompactBackend>(args: &ChatArgs, device: &OpenDevice<B>) -> Result<bo
         options = options.with(ENABLE_THINKING, false);
     }
     let num_steps = architecture.crest.as_ref().map(|crest| crest.num_steps);
-    let settings =
-        Settings::new(args.generation.sampling.clone(), args.max_tokens, pretrained.generation_config(), num_steps)?;
+    let (sampling, file) = (args.generation.sampling.clone(), pretrained.generation_config());
+    let settings = Settings::new(sampling, args.max_tokens, options, file, num_steps)?;
     let screen = Screen::of_stdout(input.is_terminal());
     // On a GPU the steps are a read-back more per token, which it waits for.
-    let setup = Setup { always_trace: device.gpu.is_none(), ..setup(args, &pretrained, text, &options, screen)? };
+    let setup =
+        Setup { always_trace: device.gpu.is_none(), ..setup(args, &pretrained, text, &settings.template, screen)? };
     let draft = args.generation.draft.of(architecture)?;
     let engine_options = EngineOptions { draft, ..engine_options(args, architecture, setup.context) };
     let conversation = Conversation::new(args.system.as_deref());
@@ -140,7 +141,7 @@ fn chat<B: CompactBackend>(args: &ChatArgs, device: &OpenDevice<B>) -> Result<bo
     }
     let engine = Engine::new(&model, &setup.text, engine_options);
     let interrupt = Interrupt::handle(input.is_terminal());
-    let mut session = Session::new(setup, engine, conversation, options, settings, interrupt);
+    let mut session = Session::new(setup, engine, conversation, settings, interrupt);
     let ended = converse(&mut input, &mut session);
     let kept = input.save_history();
     let ended = ended?;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use emberlm::model::engine::{Engine, EventKind, Finish, Request, Summary};
 use emberlm::model::sampling::LogitsProcessors;
 use emberlm::model::text::{
-    AnswerFormat, AnswerParser, AnswerPart, ChatOptions, ChatPrompt, DeclaredTools, Message, StopSet, TextProcessor,
+    AnswerFormat, AnswerParser, AnswerPart, ChatPrompt, DeclaredTools, Message, StopSet, TextProcessor,
 };
 use emberlm::quant::CompactBackend;
 
@@ -54,7 +54,6 @@ pub struct Session<'m, B: CompactBackend> {
     setup: Setup,
     engine: Engine<'m, B>,
     conversation: Conversation,
-    chat: ChatOptions,
     settings: Settings,
     interrupt: Interrupt,
     /// Answers to the last message before the current one.
@@ -69,12 +68,11 @@ impl<'m, B: CompactBackend> Session<'m, B> {
         setup: Setup,
         engine: Engine<'m, B>,
         conversation: Conversation,
-        chat: ChatOptions,
         settings: Settings,
         interrupt: Interrupt,
     ) -> Self {
         let (retries, shows_depth, totals) = (0, false, Totals::default());
-        Self { setup, engine, conversation, chat, settings, interrupt, retries, shows_depth, totals }
+        Self { setup, engine, conversation, settings, interrupt, retries, shows_depth, totals }
     }
 
     /// What the chat took, in one line.
@@ -117,7 +115,7 @@ impl<'m, B: CompactBackend> Session<'m, B> {
             }
             Command::Load(path) => self.load(&path)?,
             Command::Depth => self.toggle_depth(),
-            Command::ShowThink => output::note(&match self.chat.variables.get(ENABLE_THINKING) {
+            Command::ShowThink => output::note(&match self.settings.template.variables.get(ENABLE_THINKING) {
                 Some(value) if value == true => "thinking is on".to_owned(),
                 Some(_) => "thinking is off".to_owned(),
                 None => "thinking is as the chat template has it; /think on or /think off says so".to_owned(),
@@ -164,19 +162,19 @@ impl<'m, B: CompactBackend> Session<'m, B> {
         if conversation.messages().last().is_none_or(|message| message.role() != "user") {
             conversation.push(Message::user("?"));
         }
-        self.setup.text.render_chat(conversation.messages(), &self.chat)?;
+        self.setup.text.render_chat(conversation.messages(), &self.settings.template)?;
         Ok(())
     }
 
     fn set_thinking(&mut self, on: bool) -> Result<()> {
-        let template = self.setup.text.chat_template(&self.chat)?;
+        let template = self.setup.text.chat_template(&self.settings.template)?;
         if !template.source().contains(ENABLE_THINKING) {
             output::note(
                 "the chat template of this model has no switch for thinking (enable_thinking): nothing changes",
             );
             return Ok(());
         }
-        self.chat.variables.insert(ENABLE_THINKING.to_owned(), on.into());
+        self.settings.template.variables.insert(ENABLE_THINKING.to_owned(), on.into());
         output::note(if on { "thinking is on" } else { "thinking is off" });
         Ok(())
     }
@@ -221,7 +219,7 @@ impl<'m, B: CompactBackend> Session<'m, B> {
     }
 
     fn answer_until_interrupted(&mut self, mut conversation: Conversation) -> Result<Next> {
-        let prompt = self.setup.text.chat_prompt(conversation.messages(), &self.chat)?;
+        let prompt = self.setup.text.chat_prompt(conversation.messages(), &self.settings.template)?;
         let (tokens, context) = (prompt.tokens.len(), self.setup.context);
         ensure!(
             tokens < context,

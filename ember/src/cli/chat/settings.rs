@@ -1,4 +1,4 @@
-//! What `/set` changes.
+//! What `/set` and `/think` change.
 
 use std::str::FromStr;
 
@@ -6,6 +6,7 @@ use anyhow::{Result, anyhow, bail, ensure};
 use emberlm::model::DepthOptions;
 use emberlm::model::config::GenerationConfig;
 use emberlm::model::sampling::SamplingConfig;
+use emberlm::model::text::ChatOptions;
 
 use crate::cli::sampling::{SamplingArgs, or_minus_one};
 
@@ -22,7 +23,9 @@ pub struct Settings {
     max_tokens: Option<usize>,
     /// Beside what was asked for when the model was loaded.
     pub depth: DepthOptions,
-    defaults: GenerationConfig,
+    /// What the chat template is told.
+    pub template: ChatOptions,
+    file: GenerationConfig,
     /// The steps that the model was loaded with; none without adaptive depth.
     steps: Option<usize>,
 }
@@ -35,30 +38,32 @@ impl Settings {
     pub fn new(
         sampling: SamplingArgs,
         max_tokens: Option<usize>,
-        defaults: &GenerationConfig,
+        template: ChatOptions,
+        file: &GenerationConfig,
         steps: Option<usize>,
     ) -> Result<Self> {
-        let settings = Self { sampling, max_tokens, depth: DepthOptions::default(), defaults: defaults.clone(), steps };
+        let (depth, file) = (DepthOptions::default(), file.clone());
+        let settings = Self { sampling, max_tokens, depth, template, file, steps };
         settings.sampling().validate()?;
         Ok(settings)
     }
 
     /// How tokens are chosen.
     pub fn sampling(&self) -> SamplingConfig {
-        self.sampling.config(&self.defaults).0
+        self.sampling.config(&self.file.defaults).0
     }
 
     /// Tokens of an answer at most.
     pub fn max_tokens(&self) -> usize {
-        self.max_tokens.or(self.defaults.max_new_tokens).unwrap_or(MAX_TOKENS)
+        self.max_tokens.or(self.file.defaults.max_new_tokens).unwrap_or(MAX_TOKENS)
     }
 
     /// In one line, how tokens are chosen.
     pub fn sampling_line(&self) -> String {
-        let rules = self.defaults.processors.names();
+        let rules = self.file.processors.names();
         let rules =
             if rules.is_empty() { String::new() } else { format!("; {} (generation_config.json)", rules.join(", ")) };
-        format!("sampling: {}{rules}", self.sampling.config(&self.defaults).1)
+        format!("sampling: {}{rules}", self.sampling.config(&self.file.defaults).1)
     }
 
     /// In one line, everything that can be set.
@@ -150,7 +155,7 @@ mod tests {
     use super::*;
 
     fn settings(sampling: SamplingArgs, steps: Option<usize>) -> Settings {
-        Settings::new(sampling, None, &GenerationConfig::default(), steps).unwrap()
+        Settings::new(sampling, None, ChatOptions::prompt(), &GenerationConfig::default(), steps).unwrap()
     }
 
     #[test]

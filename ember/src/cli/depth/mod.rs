@@ -21,9 +21,8 @@ use self::map::DepthMap;
 pub use self::map::level;
 use self::sweep::Threshold;
 pub use self::terminal::tinted;
-use super::args::{DepthArgs, ModelArgs};
+use super::args::{ComputeArgs, ModelArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
-use super::device_args::DeviceArgs;
 use super::estimate::Estimate;
 use super::memory::TokenizerMemory;
 use super::{load, output};
@@ -76,10 +75,7 @@ pub struct DepthCommandArgs {
     width: Option<u16>,
 
     #[command(flatten)]
-    depth: DepthArgs,
-
-    #[command(flatten)]
-    device: DeviceArgs,
+    compute: ComputeArgs,
 }
 
 /// What `--json` prints.
@@ -93,7 +89,7 @@ struct Report<'a> {
 
 /// Runs the command.
 pub fn run(args: &DepthCommandArgs) -> Result<()> {
-    on_device(&args.device, Activations::Int8, args)
+    on_device(&args.compute.device, Activations::Int8, args)
 }
 
 impl WithBackend for &DepthCommandArgs {
@@ -105,7 +101,7 @@ impl WithBackend for &DepthCommandArgs {
 }
 
 fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &OpenDevice<B>) -> Result<()> {
-    let pretrained = load::open_prepared(&args.model, &args.depth, device)?;
+    let pretrained = load::open_prepared(&args.model, &args.compute.depth, device)?;
     let architecture = pretrained.architecture();
     let Some(crest) = architecture.crest.clone() else {
         bail!("depth is for models with adaptive depth; this is {}", architecture.config.family);

@@ -12,9 +12,8 @@ use emberlm::model::{CausalLm, ForwardOptions, LogitsFor, Span, WeightOptions};
 use emberlm::quant::kv::KvFormat;
 use emberlm::quant::{Activations, CompactBackend};
 
-use crate::cli::args::{DepthArgs, ModelArgs};
+use crate::cli::args::{ComputeArgs, ModelArgs};
 use crate::cli::backend::{OpenDevice, WithBackend, on_device};
-use crate::cli::device_args::DeviceArgs;
 use crate::cli::tensor_file::{Array, Numbers, OutputFile, Tokens};
 use crate::cli::{load, output};
 
@@ -72,10 +71,7 @@ pub struct DumpArgs {
     rounding: Rounding,
 
     #[command(flatten)]
-    depth: DepthArgs,
-
-    #[command(flatten)]
-    device: DeviceArgs,
+    compute: ComputeArgs,
 }
 
 /// What quantised weights are multiplied out to.
@@ -90,7 +86,7 @@ enum Rounding {
 
 /// Runs the command.
 pub fn run(args: &DumpArgs) -> Result<()> {
-    on_device(&args.device, Activations::F32, args)
+    on_device(&args.compute.device, Activations::F32, args)
 }
 
 impl WithBackend for &DumpArgs {
@@ -108,7 +104,7 @@ fn dump<B: CompactBackend>(args: &DumpArgs, device: &OpenDevice<B>) -> Result<()
         "--out {} would replace the input",
         args.out.display()
     );
-    let pretrained = load::open(&args.model, &args.depth)?;
+    let pretrained = load::open(&args.model, &args.compute.depth)?;
     let config = pretrained.architecture().config.clone();
     let tokens = Tokens::read(&args.input, config.vocab_size)?;
     let (t, n) = (tokens.rows.first().map_or(0, Vec::len), args.greedy.map_or(0, |n| n as usize));

@@ -173,20 +173,20 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> R
 
 /// How the text is continued, and a line about how tokens are chosen.
 fn options(args: &GenerateArgs, pretrained: &Pretrained, text: &TextProcessor) -> Result<(GenerateOptions, String)> {
-    let defaults = pretrained.generation_config();
-    let (sampling, line) = args.generation.sampling.config(defaults);
+    let file = pretrained.generation_config();
+    let (sampling, line) = args.generation.sampling.config(&file.defaults);
     sampling.validate()?;
     StopStrings::new(args.stop.iter().cloned())?;
-    warn_of_unsupported(defaults, &sampling);
-    let rules: Vec<&str> = defaults.processors.names();
+    warn_of_unsupported(file, &sampling);
+    let rules: Vec<&str> = file.processors.names();
     let rules =
         if rules.is_empty() { String::new() } else { format!("; {} (generation_config.json)", rules.join(", ")) };
     let options = GenerateOptions {
         sampling,
-        processors: defaults.processors.clone(),
-        max_tokens: args.max_tokens.or(defaults.max_new_tokens).unwrap_or(MAX_TOKENS),
+        processors: file.processors.clone(),
+        max_tokens: args.max_tokens.or(file.defaults.max_new_tokens).unwrap_or(MAX_TOKENS),
         stop_tokens: if args.ignore_eos { StopSet::default() } else { pretrained.stop_tokens(text) },
-        stop_strings: args.stop.iter().chain(&defaults.stop_strings).cloned().collect(),
+        stop_strings: args.stop.iter().chain(&file.stop_strings).cloned().collect(),
         chunk: args.passes.chunk as usize,
         cache: args.passes.cache_type.into(),
         // What the caller wants different is in the options of the model.

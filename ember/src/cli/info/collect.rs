@@ -8,8 +8,8 @@ use emberlm::model::{DEFAULT_CHUNK, LoadPlan, PlannedTensor, Pretrained};
 use emberlm::quant::kv::KvFormat;
 
 use super::facts::{
-    ByFormat, CacheInfo, Compressor, CrestInfo, CrestOption, Estimates, Generation, Info, KvInfo, OptionSource, Sizes,
-    StopToken, WeightGroup, WeightsInfo,
+    ByFormat, CacheInfo, Compressor, CrestInfo, CrestOption, Estimates, Info, KvInfo, OptionSource, Sizes, StopToken,
+    WeightGroup, WeightsInfo,
 };
 use crate::cli::args::DepthArgs;
 use crate::cli::estimate::{self, Estimate};
@@ -45,7 +45,7 @@ impl Info {
                 bytes_per_sequence: estimate::cache_bytes(architecture, KvFormat::F32).1,
             },
             estimate: Estimates { by_format: ByFormat::of(estimate), formula: estimate::FORMULA },
-            generation: generation(pretrained),
+            generation: pretrained.generation_config().defaults,
             stop_tokens: stop_tokens(pretrained, text.as_ref().ok()),
             chat_template: text.as_ref().ok().map(TextProcessor::has_chat_template),
             tokenizer_error: text.err().map(|e| e.to_string()),
@@ -219,19 +219,6 @@ fn kv_info(pretrained: &Pretrained) -> Option<KvInfo> {
         k_stage_source: source(stated.k_stage.is_some(), side.k_stage.is_some()),
         compressors: compressors.collect(),
     })
-}
-
-fn generation(pretrained: &Pretrained) -> Generation {
-    let config = pretrained.generation_config();
-    Generation {
-        do_sample: config.do_sample,
-        temperature: config.temperature,
-        top_k: config.top_k,
-        top_p: config.top_p,
-        min_p: config.min_p,
-        repetition_penalty: config.repetition_penalty,
-        max_new_tokens: config.max_new_tokens,
-    }
 }
 
 fn stop_tokens(pretrained: &Pretrained, text: Option<&TextProcessor>) -> Vec<StopToken> {

@@ -1,5 +1,6 @@
 //! The facts that `ember info` tells, in the form of its JSON.
 
+use emberlm::model::config::GenerationDefaults;
 use serde::Serialize;
 
 use crate::cli::estimate::Estimate;
@@ -40,7 +41,7 @@ pub struct Info {
     /// Memory for a sequence.
     pub estimate: Estimates,
     /// The author's defaults; null where they state none.
-    pub generation: Generation,
+    pub generation: GenerationDefaults,
     /// Tokens that end a text.
     pub stop_tokens: Vec<StopToken>,
     /// Whether there is a chat template; null when the tokenizer cannot be read.
@@ -172,18 +173,6 @@ pub struct Estimates {
     #[serde(flatten)]
     pub by_format: ByFormat<Estimate>,
     pub formula: &'static str,
-}
-
-/// The author's defaults.
-#[derive(Debug, Serialize)]
-pub struct Generation {
-    pub do_sample: Option<bool>,
-    pub temperature: Option<f64>,
-    pub top_k: Option<usize>,
-    pub top_p: Option<f64>,
-    pub min_p: Option<f64>,
-    pub repetition_penalty: Option<f64>,
-    pub max_new_tokens: Option<usize>,
 }
 
 /// A token that ends a text.

@@ -2,7 +2,9 @@
 
 use std::io::{Result, Write};
 
-use super::facts::{ByFormat, CrestInfo, Generation, Info, KvInfo, OptionSource, WeightGroup};
+use emberlm::model::config::GenerationDefaults;
+
+use super::facts::{ByFormat, CrestInfo, Info, KvInfo, OptionSource, WeightGroup};
 use crate::cli::output::{bytes, count, printable};
 
 /// Width of the names on the left.
@@ -153,7 +155,7 @@ fn kv_lines(kv: &KvInfo, line: &mut impl FnMut(&str, &str) -> Result<()>) -> Res
     Ok(())
 }
 
-fn generation_text(generation: &Generation) -> String {
+fn generation_text(generation: &GenerationDefaults) -> String {
     fn show<T: ToString>(name: &str, value: Option<T>) -> Option<String> {
         value.map(|value| format!("{name} {}", value.to_string()))
     }

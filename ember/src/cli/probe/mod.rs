@@ -17,9 +17,8 @@ use emberlm::quant::{Activations, CompactBackend};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use self::report::Report;
-use super::args::{DepthArgs, ModelArgs};
+use super::args::{ComputeArgs, ModelArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
-use super::device_args::DeviceArgs;
 use super::estimate::Estimate;
 use super::eval::{Tokens, WindowBos, read};
 use super::memory::TokenizerMemory;
@@ -78,23 +77,20 @@ pub struct ProbeArgs {
     json: bool,
 
     #[command(flatten)]
-    depth: DepthArgs,
-
-    #[command(flatten)]
-    device: DeviceArgs,
+    compute: ComputeArgs,
 }
 
 /// Runs the command.
 pub fn run(args: &ProbeArgs) -> Result<()> {
-    on_device(&args.device, Activations::F32, args)
+    on_device(&args.compute.device, Activations::F32, args)
 }
 
 impl WithBackend for &ProbeArgs {
     type Output = ();
 
     fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<()> {
-        let pretrained = load::open_exact(&self.model, &self.depth, device)?;
-        let given = ModelOptions { crest: self.depth.overrides(), ..ModelOptions::default() };
+        let pretrained = load::open_exact(&self.model, &self.compute.depth, device)?;
+        let given = ModelOptions { crest: self.compute.depth.overrides(), ..ModelOptions::default() };
         let open = OpenOptions::of(&pretrained, &given, self.all);
         if open.axes.is_empty() {
             return nothing_open(self, &open, &pretrained, device);

@@ -16,6 +16,8 @@ mod gemv;
 mod neon;
 #[cfg(target_arch = "x86_64")]
 mod panel;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod panels;
 mod round;
 #[cfg(target_arch = "x86_64")]
 mod rows;
@@ -87,9 +89,9 @@ pub(crate) struct Rounded {
     #[cfg(target_arch = "x86_64")]
     tokens: Memo<gemv::Packing, strips::Tokens>,
     #[cfg(target_arch = "x86_64")]
-    pairs: Memo<gemv::Packing, tiles::Panels>,
+    pairs: Memo<gemv::Packing, panels::Panels<tiles::Panel>>,
     #[cfg(target_arch = "aarch64")]
-    chunks: Memo<neon::Packing, neon::Panels>,
+    chunks: Memo<neon::Packing, panels::Panels<neon::Panel>>,
 }
 
 /// Adds a product with at most [`Kernels::columns`] rows of x, of a matrix that fits. Rows go where they are stored.
@@ -110,7 +112,9 @@ pub(crate) fn add_gemv<'a>(
         #[cfg(target_arch = "x86_64")]
         Kernels::Blocks if rows.m > blocks::MAX_COLUMNS => tiles::add(rows, &rounded.pairs, w, bias, y, region),
         #[cfg(target_arch = "aarch64")]
-        Kernels::Blocks if rows.m > blocks::MAX_COLUMNS => neon::add(rows, &rounded.chunks, w, bias, y, region),
+        Kernels::Blocks if rows.m > blocks::MAX_COLUMNS => {
+            neon::add(neon::Instruction::best(), rows, &rounded.chunks, w, bias, y, region);
+        }
         _ => blocks::add_gemv(rows, &rounded.blocks, w, bias, y, region),
     }
 }

@@ -6,13 +6,13 @@
 use super::BLOCK;
 use super::book::Shift;
 use super::dot::{Dot, LANES, PANEL, Part, STRIP, SUMS, Sdot, Smmla};
-use super::gemv::{Codes, Gemv, StoredRows, WeightScales};
+use super::gemv::{Codes, Gemv, StoredRows};
+use super::panels::Panels;
 use super::round::{Block, Detail};
 use crate::cpu::matmul::memo::Memo;
-use crate::cpu::matmul::packed::block_scales;
 use crate::cpu::matmul::types::InputRows;
 use crate::cpu::matmul::weight::Weight;
-use crate::cpu::pool::{Output, Region, for_each_chunk, with_scratch};
+use crate::cpu::pool::{Output, Region, with_scratch};
 use crate::cpu::simd::bytes::Bytes;
 use crate::cpu::simd::neon::Neon;
 use std::arch::aarch64::*;
@@ -24,7 +24,7 @@ const HEIGHT: usize = 48;
 
 /// The instruction that multiplies.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Instruction {
+pub(super) enum Instruction {
     /// Of the dot product, which every processor with these kernels has.
     Sdot,
     /// Of i8mm (Apple M2, Neoverse V1 and N2 and later): twice the products.
@@ -32,7 +32,7 @@ enum Instruction {
 }
 
 impl Instruction {
-    fn best() -> Instruction {
+    pub(super) fn best() -> Instruction {
         if std::arch::is_aarch64_feature_detected!("i8mm") { Instruction::Smmla } else { Instruction::Sdot }
     }
 }
@@ -48,7 +48,7 @@ pub(crate) struct Packing {
 
 /// Up to [`PANEL`] tokens, padded with zeros.
 #[derive(Default)]
-struct Panel {
+pub(super) struct Panel {
     /// `[block][chunk][token]`: [`Dot::CHUNK`] bytes each.
     low: Vec<i8>,
     /// `[outlier][token]`, of the chunks in which a token has an outlier.
@@ -61,24 +61,6 @@ struct Panel {
     start: Vec<i32>,
     /// `[block][token]`.
     steps: Vec<f32>,
-}
-
-/// All tokens.
-pub(crate) struct Panels(Vec<Panel>);
-
-impl Panels {
-    fn new(x: &[f32], m: usize, k: usize, packing: Packing) -> Panels {
-        let mut panels: Vec<Panel> = Vec::new();
-        panels.resize_with(m.div_ceil(PANEL), Panel::default);
-        for_each_chunk(&mut panels, 1, PANEL * k, |p, panel| {
-            let x = &x[p * PANEL * k..m.min((p + 1) * PANEL) * k];
-            match packing.instruction {
-                Instruction::Sdot => panel[0].fill::<Sdot>(x, k, packing),
-                Instruction::Smmla => panel[0].fill::<Smmla>(x, k, packing),
-            }
-        });
-        Panels(panels)
-    }
 }
 
 impl Panel {
@@ -143,23 +125,11 @@ fn put<D: Dot>(bytes: &[i8; BLOCK], token: usize, to: &mut [i8]) {
     }
 }
 
-/// Adds a product with any number of rows of x. Rows go where they are stored.
+/// Adds a product with any number of rows of x, by an instruction that the processor has. Rows go where they are stored.
 pub(super) fn add<'a>(
-    rows: &InputRows<'a>,
-    memo: &Memo<Packing, Panels>,
-    w: Weight<'a>,
-    bias: Option<&'a [f32]>,
-    y: Output<'a>,
-    region: &mut Region<'a>,
-) {
-    add_with(Instruction::best(), rows, memo, w, bias, y, region);
-}
-
-/// [`add`] by an instruction that the processor has.
-fn add_with<'a>(
     instruction: Instruction,
     rows: &InputRows<'a>,
-    memo: &Memo<Packing, Panels>,
+    memo: &Memo<Packing, Panels<Panel>>,
     w: Weight<'a>,
     bias: Option<&'a [f32]>,
     y: Output<'a>,
@@ -168,7 +138,11 @@ fn add_with<'a>(
     let &InputRows { x, m, k, .. } = rows;
     for w in StoredRows::of(&w) {
         let packing = Packing { codes: w.codes, shift: w.shift, detail: Detail::of(rows.input), instruction };
-        let x = memo.get(packing, || Panels::new(x, m, k, packing));
+        let fill = |panel: &mut Panel, x: &[f32]| match instruction {
+            Instruction::Sdot => panel.fill::<Sdot>(x, k, packing),
+            Instruction::Smmla => panel.fill::<Smmla>(x, k, packing),
+        };
+        let x = memo.get(packing, || Panels::new(x, (m, k), PANEL, fill));
         let (data, stride, count) = (w.data.as_ptr(), w.stride, w.rows);
         let gemv = Gemv { w, x, m, k, bias, y };
         region.add_tiles(STRIP, (data, stride), count, m * k, move |first, last| {
@@ -183,7 +157,7 @@ fn add_with<'a>(
     }
 }
 
-impl Gemv<'_, Panels> {
+impl Gemv<'_, Panels<Panel>> {
     /// Rows `first..last`.
     ///
     /// # Safety
@@ -259,11 +233,7 @@ impl Gemv<'_, Panels> {
                 let row = first + r;
                 let mut of_row = [1.0; DEPTH];
                 let of_row = &mut of_row[..blocks];
-                match &self.w.scales {
-                    WeightScales::PerRow(stored) => of_row.fill(stored[row]),
-                    WeightScales::Int8(w) => w.scales(self.k, row, from, of_row),
-                    WeightScales::CodeBook(w, _) => block_scales(w, row * self.k + from * BLOCK, of_row),
-                }
+                self.w.scales.of_row(self.k, row, from, of_row);
                 let codes = self.w.data.as_ptr().add(row * self.w.stride + from * block_bytes);
                 let to = tile.add(r / STRIP * STRIP * BLOCK);
                 for (b, &scale) in of_row.iter().enumerate() {
@@ -286,10 +256,7 @@ impl Gemv<'_, Panels> {
     /// As for `range`.
     #[inline]
     unsafe fn write<D: Dot>(&self, (first, height): (usize, usize), totals: &[f32]) {
-        let factor = match &self.w.scales {
-            WeightScales::CodeBook(_, factor) => *factor,
-            _ => 1.0,
-        };
+        let factor = self.w.scales.factor();
         for token in (0..self.m).step_by(LANES) {
             for r in (0..height).step_by(LANES) {
                 let column = self.w.column + first + r;
@@ -380,7 +347,7 @@ mod tests {
                     let mut y = vec![f32::NAN; m * n];
                     let (memo, w) = (Memo::default(), Weight { n, k, data });
                     let mut region = Region::default();
-                    add_with(instruction, &rows, &memo, w, None, Output::new(&mut y, n), &mut region);
+                    add(instruction, &rows, &memo, w, None, Output::new(&mut y, n), &mut region);
                     region.run();
                     y
                 };

@@ -5,13 +5,13 @@
 
 use super::BLOCK;
 use super::book::Shift;
-use super::gemv::{Codes, Gemv, Packing, WeightScales, for_stored_rows};
+use super::gemv::{Codes, Gemv, Packing, for_stored_rows};
+use super::panels::Panels;
 use super::round::Block;
 use crate::cpu::matmul::memo::Memo;
-use crate::cpu::matmul::packed::block_scales;
 use crate::cpu::matmul::types::InputRows;
 use crate::cpu::matmul::weight::Weight;
-use crate::cpu::pool::{Output, Region, for_each_chunk, with_scratch};
+use crate::cpu::pool::{Output, Region, with_scratch};
 use crate::cpu::simd::avx2::Avx2;
 use crate::cpu::simd::bytes::Bytes;
 use std::arch::x86_64::*;
@@ -30,28 +30,13 @@ const LANES: usize = 8;
 
 /// Up to [`PANEL`] tokens, padded with zeros.
 #[derive(Default)]
-struct Panel {
+pub(super) struct Panel {
     /// `[block][pair][token]`: two integers each.
     pairs: Vec<i32>,
     /// `[block][token]`: what the shift of the weights adds.
     start: Vec<i32>,
     /// `[block][token]`.
     steps: Vec<f32>,
-}
-
-/// All tokens.
-pub(crate) struct Panels(Vec<Panel>);
-
-impl Panels {
-    fn new(x: &[f32], m: usize, k: usize, packing: Packing) -> Panels {
-        let mut panels: Vec<Panel> = Vec::new();
-        panels.resize_with(m.div_ceil(PANEL), Panel::default);
-        for_each_chunk(&mut panels, 1, PANEL * k, |p, panel| {
-            // SAFETY: `kernels` has found the features.
-            unsafe { panel[0].fill(&x[p * PANEL * k..m.min((p + 1) * PANEL) * k], k, packing) };
-        });
-        Panels(panels)
-    }
 }
 
 impl Panel {
@@ -92,7 +77,7 @@ impl Panel {
 /// Adds a product with any number of rows of x. Rows go where they are stored.
 pub(super) fn add<'a>(
     rows: &InputRows<'a>,
-    memo: &Memo<Packing, Panels>,
+    memo: &Memo<Packing, Panels<Panel>>,
     w: Weight<'a>,
     bias: Option<&'a [f32]>,
     y: Output<'a>,
@@ -105,7 +90,10 @@ pub(super) fn add<'a>(
         &w,
         bias,
         y,
-        |packing| Panels::new(x, m, k, packing),
+        |packing| {
+            // SAFETY: `kernels` has found the features.
+            Panels::new(x, (m, k), PANEL, |panel: &mut Panel, x| unsafe { panel.fill(x, k, packing) })
+        },
         |gemv| {
             let (data, stride, count) = (gemv.w.data.as_ptr(), gemv.w.stride, gemv.w.rows);
             region.add_tiles(STRIP, (data, stride), count, m * k, move |first, last| {
@@ -116,7 +104,7 @@ pub(super) fn add<'a>(
     );
 }
 
-impl Gemv<'_, Panels> {
+impl Gemv<'_, Panels<Panel>> {
     /// Rows `first..last`.
     ///
     /// # Safety
@@ -141,13 +129,7 @@ impl Gemv<'_, Panels> {
                             _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line).cast());
                         }
                         let scales = &mut scales[r * DEPTH..][..blocks];
-                        match &self.w.scales {
-                            WeightScales::PerRow(stored) => scales.fill(stored[first + r]),
-                            WeightScales::Int8(w) => w.scales(self.k, first + r, from, scales),
-                            WeightScales::CodeBook(w, _) => {
-                                block_scales(w, (first + r) * self.k + from * BLOCK, scales);
-                            }
-                        }
+                        self.w.scales.of_row(self.k, first + r, from, scales);
                         for b in 0..blocks {
                             // SAFETY: the block of the row exists.
                             unsafe { self.expand(first + r, from + b, &mut tile[(r * DEPTH + b) * BLOCK..][..BLOCK]) };
@@ -186,10 +168,7 @@ impl Gemv<'_, Panels> {
     /// As for `range`.
     #[inline]
     unsafe fn write(&self, first: usize, height: usize, totals: &[f32], tokens: usize) {
-        let factor = match &self.w.scales {
-            WeightScales::CodeBook(_, factor) => *factor,
-            _ => 1.0,
-        };
+        let factor = self.w.scales.factor();
         let column = self.w.column + first;
         for token in 0..self.m {
             // SAFETY: the caller's promise.

@@ -156,11 +156,9 @@ fn drafts_change_nothing() {
         ("crest_k4", &[DraftSource::PromptLookup, DraftSource::Steps(1)]),
     ] {
         let (model, text) = load(name);
-        let (mut drafted, mut accepted) = (0, 0);
-        for (sampling, &source) in
-            samplings().into_iter().flat_map(|sampling| sources.iter().map(move |s| (sampling, s)))
-        {
-            for complete in [3, 8, 99] {
+        for &source in sources {
+            let (mut drafted, mut accepted) = (0, 0);
+            for (sampling, complete) in samplings().into_iter().flat_map(|s| [3, 8, 99].map(|complete| (s, complete))) {
                 // Few tokens, so that the text repeats itself; then one alone, and then what the model likes.
                 let few: &[&[u32]] =
                     &[&[3, 70, 60], &[3, 70], &[3, 70], &[70, 3], &[3, 70], &[3, 70], &[5], &[3, 70, 60, 61], &[]];
@@ -175,8 +173,10 @@ fn drafts_change_nothing() {
                 drafted += engine.totals().drafted_tokens;
                 accepted += engine.totals().accepted_tokens;
             }
+            // What the model drafts goes through the mask too, so that most of it can be accepted.
+            let fewest = if source == DraftSource::PromptLookup { 0 } else { drafted / 2 };
+            assert!(accepted > fewest && accepted < drafted, "{name} {source:?}: {accepted} of {drafted}");
         }
-        assert!(accepted > 0 && accepted < drafted, "{name}: {accepted} of {drafted}");
     }
 }
 

@@ -93,7 +93,7 @@ struct Report<'a> {
 
 /// Runs the command.
 pub fn run(args: &DepthCommandArgs) -> Result<()> {
-    on_device(&args.device, Activations::Int8, args)
+    on_device(&args.device, Activations::Auto, args)
 }
 
 impl WithBackend for &DepthCommandArgs {

@@ -15,12 +15,15 @@ const LINE: usize = 32;
 const DEPTH: usize = 1024;
 /// Rows of the matrix, and most rows of x, whose sums are in registers at once.
 const SQUARE: usize = 4;
-/// The most rows of x with which the matrix is read in streams from where it lies; with more, copying it into the first cache pays.
-const STREAMS_MAX_ROWS: usize = 8;
+/// The most rows of x with which the matrix is read in streams from where it lies; with more, copying it into the first cache pays,
+/// where no vector of it lies across two lines.
+const STREAMS_MAX_ROWS: usize = 32;
 /// Rows of the matrix with which a part of x is multiplied while it is in the second cache.
 const HEIGHT: usize = 32;
 /// Rows of x of which a part is there.
 const TOKENS: usize = 128;
+/// Elements by which a stream is asked for ahead: rows of x leave the processor too little room to do it itself.
+const AHEAD: usize = 512;
 
 /// Whether the processor multiplies BF16.
 pub(super) fn available(level: Level) -> bool {
@@ -102,6 +105,10 @@ struct Part {
     depth: usize,
 }
 
+/// Parts of four rows of the matrix, in cache lines of their own.
+#[repr(C, align(64))]
+struct Tile([[u16; DEPTH]; SQUARE]);
+
 /// Rows of a matrix times rows of x.
 #[derive(Clone, Copy)]
 struct Rows<'a> {
@@ -131,7 +138,7 @@ impl Rows<'_> {
                 let w = std::array::from_fn(|r| self.w[at(r)..].as_ptr());
                 let part = Part { w, from, depth: DEPTH.min(self.k - from) };
                 // SAFETY: the caller's promise.
-                unsafe { self.add(part, 0, &mut sums[..self.m], &mut Prefetch::nothing()) };
+                unsafe { self.add(part, 0, &mut sums[..self.m], None) };
             }
             for (token, sums) in sums[..self.m].iter().enumerate() {
                 for (r, sum) in sums[..count].iter().enumerate() {
@@ -171,21 +178,17 @@ impl Rows<'_> {
         // [strip][token]
         let (sums, _) = scratch.as_chunks_mut::<SQUARE>();
         sums[..strips * tokens].fill([0.0; SQUARE]);
-        let mut tile = [[Line([0; LINE]); DEPTH / LINE]; SQUARE];
+        let mut tile = Tile([[0; DEPTH]; SQUARE]);
         for from in (0..k).step_by(DEPTH) {
             let depth = DEPTH.min(k - from);
             for (strip, sums) in sums.chunks_exact_mut(tokens).enumerate().take(strips) {
                 let rows = SQUARE.min(height - strip * SQUARE);
-                for (r, row) in tile.iter_mut().enumerate().take(rows) {
-                    let w = &self.w[(first + strip * SQUARE + r) * k + from..][..depth];
-                    for (line, w) in row.iter_mut().zip(w.chunks(LINE)) {
-                        if w.len() < LINE {
-                            *line = Line([0; LINE]);
-                        }
-                        line.0[..w.len()].copy_from_slice(w);
-                    }
+                for (r, row) in tile.0.iter_mut().enumerate().take(rows) {
+                    let at = (first + strip * SQUARE + r) * k + from;
+                    row[..depth].copy_from_slice(&self.w[at..at + depth]);
+                    row[depth..depth.next_multiple_of(LINE)].fill(0);
                 }
-                let w = tile.each_ref().map(|row| row.as_ptr().cast());
+                let w = tile.0.each_ref().map(|row| row.as_ptr());
                 let part = Part { w, from, depth: depth.next_multiple_of(LINE) };
                 // The next strip, at last that of the next part or tile.
                 let next = match (strip + 1 < strips, from + DEPTH < k) {
@@ -193,9 +196,9 @@ impl Rows<'_> {
                     (false, true) => (first, from + DEPTH),
                     (false, false) => (first + height, 0),
                 };
-                let mut next = Prefetch::new(self.w.as_ptr().wrapping_add(next.0 * k + next.1), k, tokens);
+                let next = Prefetch::new(self.w.as_ptr().wrapping_add(next.0 * k + next.1), k, tokens);
                 // SAFETY: the caller's promise; the tile is padded with zeros.
-                unsafe { self.add(part, token, sums, &mut next) };
+                unsafe { self.add(part, token, sums, Some(next)) };
             }
         }
         for i in 0..tokens {
@@ -209,24 +212,32 @@ impl Rows<'_> {
         }
     }
 
-    /// Adds the products of a part with as many rows of x as there are sums, from `token` on.
+    /// Adds the products of a part with as many rows of x as there are sums, from `token` on; asks for `next` meanwhile, or for what
+    /// follows the part in memory.
     ///
     /// # Safety
     /// As for `streams`; the part is readable, and the rows of x exist.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     #[inline]
-    unsafe fn add(&self, part: Part, token: usize, sums: &mut [Sums], next: &mut Prefetch) {
+    unsafe fn add(&self, part: Part, token: usize, sums: &mut [Sums], mut next: Option<Prefetch>) {
         let x = self.x.lines[token * self.x.stride + part.from / LINE..].as_ptr();
         for (i, sums) in sums.chunks_mut(SQUARE).enumerate() {
-            next.step();
+            let stream = i == 0 && next.is_none();
+            if let Some(next) = &mut next {
+                next.step();
+            }
             // SAFETY: the caller's promise.
             unsafe {
-                let x = x.add(i * SQUARE * self.x.stride);
-                match sums.len() {
-                    1 => part.add::<1>(x, self.x.stride, sums),
-                    2 => part.add::<2>(x, self.x.stride, sums),
-                    3 => part.add::<3>(x, self.x.stride, sums),
-                    _ => part.add::<SQUARE>(x, self.x.stride, sums),
+                let (x, stride) = (x.add(i * SQUARE * self.x.stride), self.x.stride);
+                match (sums.len(), stream) {
+                    (1, true) => part.add::<1, true>(x, stride, sums),
+                    (2, true) => part.add::<2, true>(x, stride, sums),
+                    (3, true) => part.add::<3, true>(x, stride, sums),
+                    (_, true) => part.add::<SQUARE, true>(x, stride, sums),
+                    (1, false) => part.add::<1, false>(x, stride, sums),
+                    (2, false) => part.add::<2, false>(x, stride, sums),
+                    (3, false) => part.add::<3, false>(x, stride, sums),
+                    (_, false) => part.add::<SQUARE, false>(x, stride, sums),
                 }
             }
         }
@@ -234,21 +245,24 @@ impl Rows<'_> {
 }
 
 impl Part {
-    /// Adds the products with `C` rows of x, `stride` lines apart.
+    /// Adds the products with `C` rows of x, `stride` lines apart; `STREAM` asks for what follows in memory.
     ///
     /// # Safety
     /// The processor has AVX-512 with BF16, the part is readable, and so are as many elements of x, padded with zeros to whole lines;
     /// there are `C` sums.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     #[inline]
-    unsafe fn add<const C: usize>(self, x: *const Line, stride: usize, sums: &mut [Sums]) {
+    unsafe fn add<const C: usize, const STREAM: bool>(self, x: *const Line, stride: usize, sums: &mut [Sums]) {
         let mut squares = [[_mm512_setzero_ps(); SQUARE]; C];
         let whole = self.depth / LINE;
-        // SAFETY: the caller's promise; past the end of the part no element is loaded.
+        // SAFETY: the caller's promise; past the end of the part no element is loaded, and a prefetch loads none.
         unsafe {
             for i in 0..whole {
                 let x: [_; C] = std::array::from_fn(|c| _mm512_load_si512(x.add(c * stride + i).cast()));
                 for r in 0..SQUARE {
+                    if STREAM {
+                        _mm_prefetch::<_MM_HINT_T0>(self.w[r].wrapping_add(i * LINE + AHEAD).cast());
+                    }
                     let w = _mm512_loadu_si512(self.w[r].add(i * LINE).cast());
                     for c in 0..C {
                         squares[c][r] = _mm512_dpbf16_ps(squares[c][r], bf16(w), bf16(x[c]));
@@ -303,10 +317,6 @@ struct Prefetch {
 }
 
 impl Prefetch {
-    fn nothing() -> Prefetch {
-        Prefetch { at: std::ptr::null(), stride: 0, lines: 0..0, per_step: 0 }
-    }
-
     /// For so many tokens meanwhile. The part need not exist.
     fn new(at: *const u16, stride: usize, tokens: usize) -> Prefetch {
         const LINES: usize = SQUARE * DEPTH / LINE;

@@ -94,7 +94,7 @@ fn linear_matches_a_loop_over_rounded_rows() {
 #[test]
 fn a_row_has_the_same_bits_whatever_its_neighbours_are() {
     let mut rng = Rng(32);
-    for (n, k) in [(37, 320), (64, 1100), (7, 77)] {
+    for (n, k) in [(37, 320), (64, 1100), (7, 77), (3, 9000)] {
         let stored = Stored::new(&mut rng, Kind::Bf16, n, k);
         let x = rng.floats(300 * k, 1.0);
         for level in Level::available().into_iter().filter(|level| multiplies(*level)) {

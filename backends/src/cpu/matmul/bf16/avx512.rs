@@ -18,6 +18,8 @@ const SQUARE: usize = 4;
 /// The most rows of x with which the matrix is read in streams from where it lies; with more, copying it into the first cache pays,
 /// where no vector of it lies across two lines.
 const STREAMS_MAX_ROWS: usize = 32;
+/// The most elements of x that stay in the second cache while a stream passes.
+const STREAMS_MAX_ELEMENTS: usize = 1 << 18;
 /// Rows of the matrix with which a part of x is multiplied while it is in the second cache.
 const HEIGHT: usize = 32;
 /// Rows of x of which a part is there.
@@ -42,7 +44,7 @@ pub(super) fn products(x: &[f32], m: usize, k: usize, products: Vec<&mut Product
         let Matrix::Bf16(w) = weight.data else { unreachable!("`rounds` lets no other storage through") };
         let rows = Rows { w, k, x: &x, m, bias: *bias, y: Output::new(y, weight.n) };
         // SAFETY (both): the processor has the instructions, the matrix was checked, and tasks have different rows of it.
-        if m <= STREAMS_MAX_ROWS {
+        if m <= STREAMS_MAX_ROWS && m * k <= STREAMS_MAX_ELEMENTS {
             let run = move |first, last| unsafe { rows.streams(first, last) };
             region.add(w.as_ptr().cast(), (weight.n, 2 * k), m * k, run);
         } else {

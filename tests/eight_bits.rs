@@ -57,6 +57,30 @@ fn models_of_different_arithmetic_run_side_by_side() {
     });
 }
 
+/// Each arithmetic rounds beside its weights alone, and the last chooses between them; the head of one token is like that of many.
+#[test]
+fn activations_are_rounded_as_weights_are_stored() {
+    let fixtures = Fixture::all();
+    let logits = |name: &str, activations| {
+        let fixture = fixtures.iter().find(|fixture| fixture.name() == name).expect("a fixture");
+        let model = fixture.load_from::<Backend>(fixture.open().activations(activations), &Default::default());
+        let ids = fixture.case("text").ids()[0].clone();
+        let mut cache = model.new_cache(KvFormat::F32);
+        let prompt = Numbers::of(&model.prefill(&ids, &mut cache, DEFAULT_CHUNK).expect("a prompt")).values;
+        let token = Numbers::of(&model.decode(ids[0], &mut cache).expect("a token")).values;
+        [prompt, token]
+    };
+    let [f32, bf16, int8, auto] =
+        [Activations::F32, Activations::Bf16, Activations::Int8, Activations::Auto].map(|a| logits("crest_k4", a));
+    assert_eq!(int8, f32, "BF16 weights beside Int8");
+    assert!(bf16.iter().zip(&f32).all(|(rounded, exact)| rounded != exact), "Bf16 has no effect");
+    assert_eq!(auto, if cpu::Precision::multiplies_bf16() { bf16 } else { f32 });
+    let [f32, bf16, int8, auto] =
+        [Activations::F32, Activations::Bf16, Activations::Int8, Activations::Auto].map(|a| logits("nano_compact", a));
+    assert_eq!(bf16, f32, "F16 weights and integer rows beside Bf16");
+    assert_eq!(auto, int8);
+}
+
 /// The logits of a whole prompt.
 fn prefill(model: &CausalLm<Backend>, case: &Case<'_>, allowed: (f64, f64)) {
     let sequences = case.sequences();

@@ -119,7 +119,12 @@ struct Case {
 }
 
 impl Case {
-    /// Whether products with it may round x.
+    /// Whether products with it may round x to BF16.
+    fn is_bf16(&self) -> bool {
+        matches!(self.kind, Kind::Bf16)
+    }
+
+    /// Whether products with it may round x to 8 bits.
     fn is_packed(&self) -> bool {
         !matches!(self.kind, Kind::F32 | Kind::F16 | Kind::Bf16)
     }
@@ -176,6 +181,12 @@ mod linear {
     #[divan::bench(args = cases(&[1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128]).into_iter().filter(Case::is_packed))]
     fn rounded(bencher: Bencher, case: &Case) {
         cpu::with_precision(Precision::Int8Activations, || product(bencher, case, LARGE));
+    }
+
+    /// The same with x in BF16 beside BF16 weights.
+    #[divan::bench(args = cases(&[1, 2, 4, 8, 16, 32, 64, 128, 512]).into_iter().filter(Case::is_bf16))]
+    fn halves(bencher: Bencher, case: &Case) {
+        cpu::with_precision(Precision::Bf16Activations, || product(bencher, case, LARGE));
     }
 
     fn product(bencher: Bencher, case: &Case, (n, k): (usize, usize)) {

@@ -263,7 +263,7 @@ impl<B: CompactBackend> CausalLm<B> {
             let [b, s] = ids.dims();
             self.check_tensor(&ids)?;
             self.check_size((b, 0, s), b, options.logits)?;
-            let activations = self.activations.float().into();
+            let activations = B::between_operations(self.activations).into();
             let context = ForwardContext::of_rows([b, s], &self.rotary, activations, &ids.device());
             self.run(ids, &context, None, options)
         })
@@ -294,8 +294,13 @@ impl<B: CompactBackend> CausalLm<B> {
             })
             .collect();
         let depth = PassDepth::new(spans.iter().map(|span| (span.tokens, span.depth)));
-        let context =
-            ForwardContext::new(&positions, depth, &self.rotary, self.activations.float().into(), &ids.device());
+        let context = ForwardContext::new(
+            &positions,
+            depth,
+            &self.rotary,
+            B::between_operations(self.activations).into(),
+            &ids.device(),
+        );
         let out = self.run(ids.reshape([1, n]), &context, Some(spans), options)?;
         spans.iter_mut().for_each(|span| span.cache.advance(span.tokens));
         Ok(out)

@@ -9,6 +9,7 @@ use burn::tensor::{Bool, Int, Tensor};
 
 use crate::activations::Activations;
 use crate::halting::{HaltRecord, HaltState, HaltStep};
+use crate::host::FloatType;
 use crate::kv::{KeyValue, KvStore, Rotary};
 use crate::layers::{Linear, SwiGlu};
 use crate::packed::PackedWeight;
@@ -172,6 +173,11 @@ pub trait CompactBackend: Backend {
     /// Whether a model may compute so.
     fn computes_with(_device: &Self::Device, activations: Activations) -> bool {
         activations == Activations::F32
+    }
+
+    /// The type of activations between operations in a model that computes so.
+    fn between_operations(activations: Activations) -> FloatType {
+        activations.float()
     }
 
     /// Runs `f`, a whole pass of a model, in this arithmetic and where its operations cost least to start: on the CPU inside the thread

@@ -17,6 +17,22 @@ pub enum Precision {
     /// dot product (Apple M1, Neoverse N1 and later). Everything else stays exact. A non-finite x makes its
     /// results NaN.
     Int8Activations,
+    /// x rounded to BF16 in products with BF16 weights, whose sums are in f32. Everything else stays exact.
+    ///
+    /// Every number of rows of x is rounded, by every processor. Where it multiplies BF16 (AVX-512 with BF16), a row has the same bits
+    /// alone and among others; elsewhere, and in the last digits of f32, the result is that of the exact kernels for x so rounded. Numbers
+    /// below the smallest normal one (1.2e-38) may count as 0.
+    Bf16Activations,
+    /// As weights are stored, where it is faster: [`Int8Activations`](Self::Int8Activations) with what that applies to,
+    /// [`Bf16Activations`](Self::Bf16Activations) with BF16 weights where the processor multiplies BF16. Everything else stays exact.
+    Auto,
+}
+
+impl Precision {
+    /// Whether [`Bf16Activations`](Self::Bf16Activations) are faster than exact ones at the [`level`](super::level()) of this thread.
+    pub fn multiplies_bf16() -> bool {
+        super::matmul::bf16::available(super::level())
+    }
 }
 
 thread_local! {
@@ -46,7 +62,7 @@ mod tests {
 
     #[test]
     fn a_precision_holds_inside_and_ends_outside() {
-        for inner in [Precision::Exact, Precision::Int8Activations] {
+        for inner in [Precision::Exact, Precision::Int8Activations, Precision::Bf16Activations, Precision::Auto] {
             assert_eq!(with_precision(inner, precision), inner);
         }
         assert_eq!(precision(), Precision::Exact);

@@ -1,8 +1,11 @@
 //! The devices of this build; the one place where a command chooses among them.
 
 use anyhow::{Result, bail, ensure};
+use emberlm::backends::cpu::Precision;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use emberlm::backends::{cube, device};
+use emberlm::model::checkpoint::StorageKind;
+use emberlm::model::{LoadPlan, TensorRole};
 use emberlm::quant::self_test::Check;
 use emberlm::quant::{Activations, CompactBackend};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
@@ -36,12 +39,33 @@ pub struct OpenDevice<B: CompactBackend> {
 }
 
 impl<B: CompactBackend> OpenDevice<B> {
+    /// What [`arithmetic`](Self::arithmetic) says where nothing is rounded.
+    pub const EXACT: &'static str = "exact";
+
     /// The type of activations, for reports.
     pub fn arithmetic(&self) -> String {
         match (&self.gpu, self.activations) {
-            (None, Activations::F32) => "exact".into(),
+            (None, Activations::F32) => Self::EXACT.into(),
             (_, activations) => activations.to_string(),
         }
+    }
+
+    /// As [`arithmetic`](Self::arithmetic), with what [`Activations::Auto`] comes to beside these weights.
+    pub fn arithmetic_with(&self, plan: &LoadPlan) -> String {
+        if self.activations != Activations::Auto {
+            return self.arithmetic();
+        }
+        let tied = !plan.tensors.iter().any(|tensor| tensor.role == TensorRole::Head);
+        let products = plan.tensors.iter().filter(|tensor| match tensor.role {
+            TensorRole::Projection | TensorRole::Head => true,
+            TensorRole::Embedding => tied,
+            _ => false,
+        });
+        let mut storages = products.map(|tensor| tensor.storage);
+        let int8 = storages.clone().any(StorageKind::is_quantized).then_some("int8");
+        let bf16 = Precision::multiplies_bf16() && storages.any(|storage| storage == StorageKind::Bf16);
+        let rounded: Vec<&str> = int8.into_iter().chain(bf16.then_some("bf16")).collect();
+        if rounded.is_empty() { Self::EXACT.into() } else { rounded.join(" and ") }
     }
 
     /// Checks, before anything is loaded, that the device computes with such a cache.
@@ -85,9 +109,9 @@ pub trait WithBackend {
 pub fn on_device<W: WithBackend>(args: &DeviceArgs, usual: Activations, work: W) -> Result<W::Output> {
     threads::start(args.threads)?;
     let given = args.activations.map(Activations::from);
-    // Products in 8 bits are the processor's.
+    let activations = given.unwrap_or(usual);
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
-    let gpu_activations = given.unwrap_or(if usual == Activations::Int8 { Activations::F32 } else { usual });
+    let gpu_activations = if activations == Activations::Auto { Activations::F32 } else { activations };
     let choice = match args.device {
         DeviceChoice::Auto => best(),
         choice => choice,
@@ -95,7 +119,6 @@ pub fn on_device<W: WithBackend>(args: &DeviceArgs, usual: Activations, work: W)
     match choice {
         DeviceChoice::Auto | DeviceChoice::Cpu => {
             let device = CpuDevice::default();
-            let activations = given.unwrap_or(usual);
             check_activations::<Cpu>(activations, &device, "cpu")?;
             work.run(&OpenDevice::<Cpu> { device, name: "cpu".into(), activations, gpu: None })
         }
@@ -157,7 +180,7 @@ fn check_activations<B: CompactBackend>(activations: Activations, device: &B::De
     ensure!(
         B::computes_with(device, activations),
         "--activations {activations}: {name} computes with {}; leave it out, or use another --device",
-        known.join(" and ")
+        known.join(", ")
     );
     Ok(())
 }

@@ -157,8 +157,9 @@ fn eval<B: CompactBackend>(args: &EvalArgs, device: &OpenDevice<B>) -> Result<()
         cache: args.cache_type.into(),
         ..EvaluateOptions::default()
     };
-    let mut estimated = 0;
+    let (mut estimated, mut arithmetic) = (0, String::new());
     let model = load::load(&pretrained, device, |plan| {
+        arithmetic = device.arithmetic_with(plan);
         let longest = context.min(all);
         let vocabulary = architecture.config.vocab_size;
         let estimate = Estimate::new(architecture, plan, options.cache, longest, tokens_per_pass(vocabulary));
@@ -168,8 +169,7 @@ fn eval<B: CompactBackend>(args: &EvalArgs, device: &OpenDevice<B>) -> Result<()
         estimate.note()
     })?;
     let evaluated = evaluate(&model, &tokens.ids, &options)?;
-    let report =
-        Report { estimated_bytes: estimated, ..Report::new(&tokens, &evaluated, &options, args, &device.arithmetic()) };
+    let report = Report { estimated_bytes: estimated, ..Report::new(&tokens, &evaluated, &options, args, &arithmetic) };
     ensure!(
         report.tokens > 0,
         "no token was scored: the text has {all} tokens, and --skip {} are context only; give a longer text or a smaller --skip",

@@ -103,9 +103,10 @@ pub fn load<B: CompactBackend>(
 ) -> Result<CausalLm<B>> {
     let plan = plan::<B>(pretrained, &device.device)?;
     output::note(&format!(
-        "{}: {} parameters, {} of weights{}",
+        "{}: {} parameters, {}{} of weights{}",
         pretrained.architecture().config.family,
         output::count(plan.parameters()),
+        rounding(device, &plan),
         output::bytes(plan.weight_bytes()),
         estimate(&plan)
     ));
@@ -125,6 +126,14 @@ pub fn load<B: CompactBackend>(
     let model = pretrained.load_with_progress::<B>(&device.device, progress);
     bar.finish_and_clear();
     model.with_context(|| format!("cannot load the model {}", pretrained.directory().display()))
+}
+
+/// What activations the processor rounds to; the line about a GPU says it there.
+fn rounding<B: CompactBackend>(device: &OpenDevice<B>, plan: &LoadPlan) -> String {
+    match device.arithmetic_with(plan) {
+        arithmetic if device.gpu.is_some() || arithmetic == OpenDevice::<B>::EXACT => String::new(),
+        arithmetic => format!("{arithmetic} activations, "),
+    }
 }
 
 /// Loads a model that will continue texts of up to `context` tokens. `caches` makes of the bytes of one cache those of all.

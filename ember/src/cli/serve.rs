@@ -176,7 +176,7 @@ fn key_of(path: &Path) -> Result<String> {
 /// Runs the command. False when it was interrupted.
 pub fn run(args: &ServeArgs) -> Result<bool> {
     let device = &args.generation.device;
-    on_device_with_cache(device, Activations::Int8, args.passes.cache_type, args)
+    on_device_with_cache(device, Activations::Auto, args.passes.cache_type, args)
 }
 
 impl WithBackend for &ServeArgs {

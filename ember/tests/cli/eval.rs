@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use emberlm::backends::cpu::Precision;
 use emberlm::model::evaluate::{EvaluateOptions, evaluate};
 use emberlm::model::text::TextProcessor;
 use safetensors::{Dtype, tensor::TensorView};
@@ -152,6 +153,22 @@ fn a_stride_gives_every_token_context() {
     eval("crest_k4", &["--stride", "0"]).with_code(2);
 }
 
+/// BF16 activations are for every processor; the program chooses them by itself only where they are faster.
+#[test]
+fn activations_in_bf16_are_for_bf16_weights() {
+    let told = |name: &str, activations: &str| {
+        let told = report(name, &["--activations", activations]);
+        (told["activations"].clone(), told["perplexity"].clone())
+    };
+    let (exact, rounded) = (told("crest_k4", "f32"), told("crest_k4", "bf16"));
+    assert_eq!((&exact.0, &rounded.0), (&json!("exact"), &json!("bf16")));
+    assert_ne!(rounded.1, exact.1, "nothing is rounded");
+    let chosen = if Precision::multiplies_bf16() { &rounded } else { &exact };
+    assert_eq!(told("crest_k4", "auto"), *chosen);
+    assert_eq!(told("crest_k4", "int8").1, exact.1, "BF16 weights stay exact");
+    assert_eq!(told("leanllama_nf4", "bf16").1, told("leanllama_nf4", "f32").1, "NF4 stays exact");
+}
+
 /// Nothing is approximated unless it is asked for; then the report says so.
 #[test]
 fn measuring_is_exact_unless_asked_otherwise() {
@@ -167,6 +184,8 @@ fn measuring_is_exact_unless_asked_otherwise() {
     assert_eq!(told(&["--cache-type", "q8_0"])["cache"], json!("q8"));
     let rounded = told(&["--activations", "int8"]);
     assert_eq!(rounded["activations"] == "int8", rounded["perplexity"] != exact["perplexity"], "{rounded}");
+    let chosen = told(&["--activations", "auto"]);
+    assert_eq!((&chosen["activations"], &chosen["perplexity"]), (&json!("int8"), &rounded["perplexity"]));
     let line = eval("crest_k4_nf4", &[]).with_code(0).stdout;
     assert!(
         line.contains("exact arithmetic, f32 cache") && line.contains("1 window of") && line.contains("no BOS"),

@@ -73,7 +73,11 @@ macro_rules! host_operations {
         }
 
         fn computes_with(_device: &Self::Device, activations: crate::Activations) -> bool {
-            matches!(activations, crate::Activations::F32 | crate::Activations::Int8)
+            activations != crate::Activations::F16
+        }
+
+        fn between_operations(_activations: crate::Activations) -> crate::host::FloatType {
+            crate::host::FloatType::F32
         }
 
         fn run_pass<T: Send>(activations: crate::Activations, f: impl FnOnce() -> T + Send) -> crate::Result<T> {

@@ -23,7 +23,9 @@ use crate::{split, swiglu};
 pub(super) fn run_pass<T: Send>(activations: Activations, f: impl FnOnce() -> T + Send) -> T {
     let precision = match activations {
         Activations::Int8 => cpu::Precision::Int8Activations,
-        Activations::F32 | Activations::F16 | Activations::Bf16 => cpu::Precision::Exact,
+        Activations::Bf16 => cpu::Precision::Bf16Activations,
+        Activations::Auto => cpu::Precision::Auto,
+        Activations::F32 | Activations::F16 => cpu::Precision::Exact,
     };
     // The kernels of a pass are started by the thread that runs it.
     cpu::run(|| cpu::with_precision(precision, f))

@@ -78,7 +78,7 @@ where
         match activations {
             Activations::F32 => true,
             Activations::F16 | Activations::Bf16 => Self::supports_dtype(device, DType::from(activations.float())),
-            Activations::Int8 => false,
+            Activations::Int8 | Activations::Auto => false,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Linear layers for every storage: which kernel computes a product, and the products in f32 with a few rows of x.
 
 use crate::check::check_len;
+use crate::cpu::matmul::bf16;
 use crate::cpu::matmul::dense::{self, DenseRows, DenseScales, Element};
 use crate::cpu::matmul::dequantize::{Decode, NARROW2, NARROW4};
 use crate::cpu::matmul::gemm::gemm;
@@ -69,17 +70,33 @@ pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [P
         }
         return;
     }
-    let level = level();
-    let rounded = match precision() {
-        Precision::Exact => None,
-        Precision::Int8Activations => int8::kernels(level),
+    let (level, precision) = (level(), precision());
+    let products = products.iter_mut().filter(|product| product.weight.n > 0);
+    let (halves, others): (Vec<_>, Vec<_>) =
+        products.partition(|product| bf16::rounds(precision, level, &product.weight));
+    if !halves.is_empty() && bf16::available(level) {
+        bf16::products(x, m, k, halves);
+    } else if !halves.is_empty() {
+        by_rows((&bf16::rounded(x, k), m, k), level, input, None, halves);
+    }
+    let kernels = match precision {
+        Precision::Exact | Precision::Bf16Activations => None,
+        Precision::Int8Activations | Precision::Auto => int8::kernels(level),
     };
+    by_rows((x, m, k), level, input, kernels, others);
+}
+
+/// Products in f32, or in 8 bits by these kernels where the matrix fits them.
+fn by_rows(
+    (x, m, k): (&[f32], usize, usize),
+    level: Level,
+    input: int8::Input,
+    kernels: Option<int8::Kernels>,
+    products: Vec<&mut Product>,
+) {
     let (mut by_gemv, mut by_gemm) = (Vec::new(), Vec::new());
     for product in products {
-        let rounded = rounded.filter(|_| int8::fits(&product.weight));
-        if product.weight.n == 0 {
-            continue;
-        }
+        let rounded = kernels.filter(|_| int8::fits(&product.weight));
         if rounded == Some(int8::Kernels::Vnni) && m > int8::GEMV_MAX_ROWS {
             by_gemm.push(product);
             continue;

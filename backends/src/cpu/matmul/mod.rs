@@ -1,5 +1,6 @@
 //! Products with weights in every storage: dispatch, and the kernels of each arithmetic.
 
+pub(super) mod bf16;
 pub(super) mod dense;
 pub(super) mod dequantize;
 pub(super) mod embed;

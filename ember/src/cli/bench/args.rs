@@ -65,7 +65,7 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 512, value_name = "N")]
     pub chunk: usize,
 
-    /// Type of activations [default: int8 on the processor, f32 on GPUs]
+    /// Type of activations [default: auto]
     #[arg(long, value_enum, value_name = "TYPE")]
     pub activations: Option<ActivationType>,
 

@@ -27,7 +27,7 @@ use super::{load, model_name, output};
 /// Runs the command.
 pub fn run(args: &BenchArgs) -> Result<()> {
     let device = DeviceArgs { device: args.device, activations: args.activations, threads: None };
-    on_device_with_cache(&device, Activations::Int8, args.cache_type, args)
+    on_device_with_cache(&device, Activations::Auto, args.cache_type, args)
 }
 
 impl WithBackend for &BenchArgs {
@@ -66,7 +66,7 @@ fn bench<B: CompactBackend>(args: &BenchArgs, device: &OpenDevice<B>) -> Result<
         weight_bytes: plan.weight_bytes(),
         device: device.name.clone(),
         cpu_features: cpu::features(),
-        activations: device.arithmetic(),
+        activations: device.arithmetic_with(&plan),
         read_gb_per_second: Vec::new(),
     };
     let counts = match &device.gpu {

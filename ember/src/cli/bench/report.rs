@@ -16,7 +16,7 @@ pub struct Report {
     pub weight_bytes: usize,
     pub device: String,
     pub cpu_features: Vec<&'static str>,
-    /// `exact` or `int8`; on a GPU `f32`, `f16` or `bf16`.
+    /// `exact`, `int8`, `bf16` or `int8 and bf16`; on a GPU `f32`, `f16` or `bf16`.
     pub activations: String,
     /// What a plain read loop reaches, per thread count, in the same process.
     pub read_gb_per_second: Vec<(usize, f64)>,

@@ -90,7 +90,7 @@ pub struct ChatArgs {
 /// Runs the command. False when it was interrupted.
 pub fn run(args: &ChatArgs) -> Result<bool> {
     let device = &args.generation.device;
-    on_device_with_cache(device, Activations::Int8, args.passes.cache_type, args)
+    on_device_with_cache(device, Activations::Auto, args.passes.cache_type, args)
 }
 
 impl WithBackend for &ChatArgs {

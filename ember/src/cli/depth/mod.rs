@@ -89,7 +89,7 @@ struct Report<'a> {
 
 /// Runs the command.
 pub fn run(args: &DepthCommandArgs) -> Result<()> {
-    on_device(&args.compute.device, Activations::Int8, args)
+    on_device(&args.compute.device, Activations::Auto, args)
 }
 
 impl WithBackend for &DepthCommandArgs {

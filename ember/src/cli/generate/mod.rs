@@ -97,7 +97,7 @@ pub struct GenerateArgs {
 /// Runs the command. False when it was interrupted.
 pub fn run(args: &GenerateArgs) -> Result<bool> {
     let device = &args.generation.device;
-    on_device_with_cache(device, Activations::Int8, args.passes.cache_type, args)
+    on_device_with_cache(device, Activations::Auto, args.passes.cache_type, args)
 }
 
 impl WithBackend for &GenerateArgs {

@@ -16,8 +16,14 @@ use crate::cli::estimate::{self, Estimate};
 use crate::cli::memory::TokenizerMemory;
 
 impl Info {
-    /// The facts about a model; memory is estimated for a sequence of `context` tokens.
-    pub fn new(pretrained: &Pretrained, plan: &LoadPlan, depth: &DepthArgs, context: usize) -> Self {
+    /// The facts about a model; memory is estimated for a sequence of `context` tokens, and this processor rounds activations so.
+    pub fn new(
+        pretrained: &Pretrained,
+        plan: &LoadPlan,
+        depth: &DepthArgs,
+        context: usize,
+        activations: String,
+    ) -> Self {
         let architecture = pretrained.architecture();
         let config = &architecture.config;
         let text = pretrained.text();
@@ -35,6 +41,7 @@ impl Info {
             rope: config.rope.to_string(),
             parameters: plan.parameters(),
             weights: WeightsInfo::new(plan),
+            activations,
             tied_head: architecture.tied_head,
             ignored_tensors: pretrained.weights().ignored().len(),
             notes: pretrained.notes().to_vec(),

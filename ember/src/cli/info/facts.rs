@@ -26,6 +26,8 @@ pub struct Info {
     pub parameters: usize,
     /// Bytes of the weights.
     pub weights: WeightsInfo,
+    /// To what this processor rounds activations unless told otherwise, or `exact`.
+    pub activations: String,
     /// The head is the embedding.
     pub tied_head: bool,
     /// Tensors of the file that the model does not need.

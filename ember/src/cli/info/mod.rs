@@ -19,7 +19,8 @@ use super::{estimate, load, output};
 
 const ABOUT: &str = "\
 With --json one object is printed, with the facts of the text: path, family, model_type, architecture, auto_map, sizes, \
-rope, parameters, weights (stored_bytes, bytes, peak_load_bytes, by_storage in memory, by_part), tied_head, ignored_tensors, notes, \
+rope, parameters, weights (stored_bytes, bytes, peak_load_bytes, by_storage in memory, by_part), activations (those of --activations auto on this \
+processor), tied_head, ignored_tensors, notes, \
 crest, kv_compression, cache (bytes_per_token f16 and f32, bytes_per_sequence), estimate (f16, f32, formula), generation, \
 stop_tokens, chat_template, tokenizer_error. Sizes are in bytes; what a model does not have is null.";
 
@@ -51,14 +52,14 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     let directory = args.directory.as_ref().or(args.model.model.as_ref());
     let model = ModelArgs { model: directory.cloned(), ..args.model.clone() };
     let (quant, head) = (model.quant(), model.quant_head);
-    let device = OpenDevice::cpu(Activations::default());
+    let device = OpenDevice::cpu(Activations::Auto);
     let pretrained = load::prepare(load::open(&model, &args.depth)?, quant, head, &device)?;
     let plan = load::plan::<Cpu>(&pretrained, &device.device)?;
     let architecture = pretrained.architecture();
     let limit = architecture.config.max_position_embeddings;
     let context = args.context.map_or_else(|| estimate::usual_context(architecture), |n| n as usize);
     ensure!(context <= limit, "--context {context} is more than the {limit} tokens of this model");
-    let info = Info::new(&pretrained, &plan, &args.depth, context);
+    let info = Info::new(&pretrained, &plan, &args.depth, context, device.arithmetic_with(&plan));
     write(&info, args.json).context(output::STDOUT)
 }
 

@@ -45,6 +45,12 @@ pub(crate) trait Bytes: Simd {
     unsafe fn add_high(sums: Self::Sums, high: Self::Sums) -> Self::Sums;
     /// As floats.
     unsafe fn floats(sums: Self::Sums) -> Self::V;
+    /// Asks for the cache line at `at`, which need not be readable, for a row of codes that is read once.
+    #[inline(always)]
+    unsafe fn prefetch_codes(at: *const u8) {
+        // SAFETY: as for this function.
+        unsafe { Self::prefetch(at) }
+    }
 }
 
 /// A computation on bytes that is compiled once per instruction set.
@@ -200,6 +206,11 @@ mod avx2 {
         #[inline(always)]
         unsafe fn floats(sums: __m256i) -> __m256 {
             unsafe { _mm256_cvtepi32_ps(sums) }
+        }
+        #[inline(always)]
+        unsafe fn prefetch_codes(at: *const u8) {
+            // Into L1, unlike what the kernels in f32 read.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
         }
     }
 

@@ -170,7 +170,7 @@ mod avx2 {
             }
             let mut negative = 0;
             for ((byte, size), sign) in bytes.iter().zip(sizes).zip(signs) {
-                (*size, *sign) = (byte.abs(), byte >> 7);
+                (*size, *sign) = (byte.wrapping_abs(), byte >> 7);
                 negative += i32::from(*size & *sign);
             }
             negative

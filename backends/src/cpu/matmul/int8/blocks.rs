@@ -33,7 +33,7 @@ impl Codes {
     }
 }
 
-/// Bytes of x that one cache line holds.
+/// A cache line of x.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([i8; 64]);

@@ -285,6 +285,7 @@ unsafe fn group<S: Simd, const BITS: usize, const BLOCKS: bool, const R: usize, 
 }
 
 /// The scale of every 64 elements from `element` on; `w.block` and `element` are multiples of 64.
+#[inline(always)]
 pub(crate) fn block_scales(w: &CodeBook4, element: usize, out: &mut [f32]) {
     use crate::cpu::matmul::weight::BlockScales;
     let first = element / w.block;
@@ -306,8 +307,16 @@ pub(crate) fn block_scales(w: &CodeBook4, element: usize, out: &mut [f32]) {
                 let at = first + done;
                 let end = out.len().min(done + block - at % block);
                 let absmax = absmax[at / block];
-                for (out, &code) in out[done..end].iter_mut().zip(&codes[done..end]) {
-                    *out = map[code as usize] * absmax + offset;
+                // Codes are read and scales are computed eight at a time.
+                let (codes, last_codes) = codes[done..end].as_chunks::<8>();
+                let (out, last) = out[done..end].as_chunks_mut::<8>();
+                for (out, codes) in out.iter_mut().zip(codes) {
+                    let codes = u64::from_le_bytes(*codes);
+                    let found: [f32; 8] = std::array::from_fn(|i| map[(codes >> (8 * i)) as usize & 255]);
+                    *out = found.map(|value| value * absmax + offset);
+                }
+                for (out, &code) in last.iter_mut().zip(last_codes) {
+                    *out = map[usize::from(code)] * absmax + offset;
                 }
                 done = end;
             }

@@ -1,11 +1,11 @@
-//! A few rows of x on AVX2 and NEON: 64 codes at a time become signed bytes and are multiplied.
+//! A few rows of x on AVX2 and NEON: 64 codes at a time become bytes and are multiplied.
 
-use super::BLOCK;
 use super::book::Shift;
 use super::gemv::{Codes, Gemv, Packing, WeightScales, for_stored_rows};
 use super::round::Block;
+use super::{BLOCK, OFFSET};
 use crate::cpu::matmul::memo::Memo;
-use crate::cpu::matmul::packed::{AHEAD, block_scales};
+use crate::cpu::matmul::packed::block_scales;
 use crate::cpu::matmul::types::InputRows;
 use crate::cpu::matmul::weight::Weight;
 use crate::cpu::pool::Output;
@@ -14,6 +14,10 @@ use crate::cpu::simd::bytes::{self, ByteKernel, Bytes};
 
 /// The crossover of GEMV and GEMM: up to so many rows of x this is faster than tiles.
 pub(crate) const MAX_COLUMNS: usize = 4;
+
+/// How many bytes ahead rows are prefetched, into L1. Rows of 1 kB are read a seventh slower with twice as many bytes, longer ones 4 % faster;
+/// into L2 one of the two loses a seventh.
+const AHEAD: usize = 1024;
 
 impl Codes {
     /// The element whose code [`Bytes`] puts at `place`.
@@ -29,22 +33,38 @@ impl Codes {
     }
 }
 
-/// Where a sum starts at 0.
-static NOTHING: [i32; 8] = [0; 8];
+/// A cache line of x.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([i8; 64]);
+
+impl Line {
+    fn bytes(lines: &mut [Line]) -> &mut [i8] {
+        // SAFETY: a line is 64 bytes, without padding.
+        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
+    }
+}
 
 /// x in bytes, in the order of the codes.
 pub(crate) struct Columns {
-    /// `[block][column][place]`.
-    low: Vec<i8>,
+    /// `[block][column]`, as [`Bytes::put_x`] writes them.
+    low: Vec<Line>,
     /// As `low`; empty without outliers.
-    high: Vec<i8>,
-    /// `[block][column]`: whether there are outliers.
-    outliers: Vec<bool>,
-    /// `[block][column][lane]`: what the shift of the weights adds.
-    start: Vec<i32>,
-    /// `[block][column]`.
+    high: Vec<Line>,
+    /// Where runs of blocks that all have outliers, or all have none, end, and whether they have: in any column.
+    runs: Vec<(usize, bool)>,
+    /// `[column][block]`: what belongs to the sum of a block whatever the weights are: their shift and what dot products lack.
+    start: Vec<f32>,
+    /// `[block][column][lane]`: what the offset of codes adds, negated. As large as the products, so that it is added before these are
+    /// rounded to floats. Empty where weights are no codes.
+    offsets: Vec<i32>,
+    /// `[column][block]`.
     steps: Vec<f32>,
     columns: usize,
+    /// Blocks of a column, rounded up to whole vectors.
+    stride: usize,
+    /// Whether the weights beside them stay codes.
+    codes: bool,
 }
 
 /// Makes [`Columns`] of `m` rows of `k`.
@@ -60,39 +80,60 @@ impl ByteKernel for Arrange<'_> {
     #[inline(always)]
     unsafe fn call<S: Bytes>(self) -> Columns {
         let Self { x, m, k, packing } = self;
-        let Packing { codes, shift, detail, .. } = packing;
+        let Packing { codes, shift, detail, offset } = packing;
         let columns = m.next_power_of_two();
-        let cells = k / BLOCK * columns;
+        let (blocks, stride) = (k / BLOCK, (k / BLOCK).next_multiple_of(S::LANES));
+        let stays_codes = offset < OFFSET;
+        let lines = S::x_bytes(stays_codes) / BLOCK;
+        let empty = vec![Line([0; 64]); blocks * columns * lines];
         let mut made = Columns {
-            low: vec![0; cells * BLOCK],
+            low: empty.clone(),
             high: Vec::new(),
-            outliers: vec![false; cells],
-            start: vec![0; cells * S::LANES],
-            steps: vec![0.0; cells],
+            runs: Vec::new(),
+            start: vec![0.0; columns * stride],
+            offsets: vec![0; if stays_codes { blocks * columns * S::LANES } else { 0 }],
+            steps: vec![0.0; columns * stride],
             columns,
+            stride,
+            codes: stays_codes,
         };
+        let mut outliers = vec![false; blocks];
         let elements: [usize; BLOCK] = std::array::from_fn(|place| codes.element::<S>(place));
         for (column, x) in x.chunks_exact(k).enumerate().take(m) {
             let threshold = detail.threshold(x);
-            for (block, x) in x.chunks_exact(BLOCK).enumerate() {
-                let at = block * columns + column;
+            for (b, x) in x.chunks_exact(BLOCK).enumerate() {
+                let at = (b * columns + column) * lines;
                 let block = Block::new(x, threshold);
-                let ordered = |bytes: &[i8; BLOCK], to: &mut [i8]| {
-                    for (to, element) in to[at * BLOCK..(at + 1) * BLOCK].iter_mut().zip(elements) {
+                let ordered = |bytes: &[i8; BLOCK], to: &mut [Line]| {
+                    let mut in_order = [0; BLOCK];
+                    for (to, element) in in_order.iter_mut().zip(elements) {
                         *to = bytes[element];
                     }
+                    S::put_x(&in_order, stays_codes, Line::bytes(&mut to[at..at + lines]))
                 };
-                ordered(&block.low, &mut made.low);
+                let mut start = ordered(&block.low, &mut made.low);
                 if block.outliers {
-                    made.outliers[at] = true;
-                    made.high.resize(cells * BLOCK, 0);
-                    ordered(&block.high, &mut made.high);
+                    outliers[b] = true;
+                    made.high.resize(empty.len(), Line([0; 64]));
+                    start += ordered(&block.high, &mut made.high) << 7;
                 }
-                made.steps[at] = block.step;
-                if shift != Shift::NONE {
-                    let start = &mut made.start[at * S::LANES..(at + 1) * S::LANES];
-                    block.sums::<8>(|group, sum| start[8 * group * S::LANES / BLOCK] += shift.of(sum));
+                if stays_codes {
+                    let lanes = &mut made.offsets[(b * columns + column) * S::LANES..][..S::LANES];
+                    for (place, element) in elements.into_iter().enumerate() {
+                        let whole = i32::from(block.low[element]) + (i32::from(block.high[element]) << 7);
+                        lanes[place / 4 % S::LANES] -= offset * whole;
+                    }
+                } else if shift != Shift::NONE {
+                    block.sums::<8>(|_, sum| start += shift.of(sum));
                 }
+                made.start[column * stride + b] = start as f32;
+                made.steps[column * stride + b] = block.step;
+            }
+        }
+        for (b, &outliers) in outliers.iter().enumerate() {
+            match made.runs.last_mut() {
+                Some((end, of_run)) if *of_run == outliers => *end = b + 1,
+                _ => made.runs.push((b + 1, outliers)),
             }
         }
         made
@@ -128,94 +169,108 @@ impl ByteKernel for Range<'_> {
     type Output = ();
     #[inline(always)]
     unsafe fn call<S: Bytes>(self) {
+        let x = &self.gemv.x;
         // SAFETY: `S` is enabled. Fewer rows in flight where columns take the registers.
         unsafe {
-            match self.gemv.x.columns {
-                1 => self.rows::<S, 4, 1>(),
-                2 => self.rows::<S, 2, 2>(),
-                _ => self.rows::<S, 1, MAX_COLUMNS>(),
+            match (self.gemv.w.codes, x.codes, x.columns) {
+                (Codes::Bytes, _, 1) => self.rows::<S, 4, 1, 8, false>(),
+                (Codes::Bytes, _, 2) => self.rows::<S, 2, 2, 8, false>(),
+                (Codes::Bytes, ..) => self.rows::<S, 1, MAX_COLUMNS, 8, false>(),
+                (Codes::Nibbles { .. }, false, 1) => self.rows::<S, 4, 1, 4, false>(),
+                (Codes::Nibbles { .. }, false, 2) => self.rows::<S, 2, 2, 4, false>(),
+                (Codes::Nibbles { .. }, false, _) => self.rows::<S, 1, MAX_COLUMNS, 4, false>(),
+                (Codes::Nibbles { .. }, true, 1) => self.rows::<S, 4, 1, 4, true>(),
+                (Codes::Nibbles { .. }, true, 2) => self.rows::<S, 2, 2, 4, true>(),
+                (Codes::Nibbles { .. }, true, _) => self.rows::<S, 1, MAX_COLUMNS, 4, true>(),
+                (Codes::Pairs, _, 1) => self.rows::<S, 4, 1, 2, true>(),
+                (Codes::Pairs, _, 2) => self.rows::<S, 2, 2, 2, true>(),
+                (Codes::Pairs, ..) => self.rows::<S, 1, MAX_COLUMNS, 2, true>(),
             }
         }
     }
 }
 
 impl Range<'_> {
-    /// `R` rows in flight, times `M` columns.
+    /// `R` rows of codes of `BITS` bits in flight, times `M` columns. With `CODES` x is that beside codes.
     ///
     /// # Safety
     /// `S` is enabled, x has `M` columns, the rows exist, and no other task writes their outputs.
     #[inline(always)]
-    unsafe fn rows<S: Bytes, const R: usize, const M: usize>(self) {
+    unsafe fn rows<S: Bytes, const R: usize, const M: usize, const BITS: usize, const CODES: bool>(self) {
         let Self { gemv, first, last } = self;
-        let blocks = gemv.k / BLOCK;
-        let mut scales = vec![1.0; R * blocks];
+        let stride = gemv.x.stride;
+        let mut factors = vec![0.0; R * M * stride];
         // `R` streams far apart, each read in order: that is what hardware prefetchers follow.
         let apart = (last - first) / R;
         // The rest one at a time: `R` times the same row, to spare a kernel of its own.
         let rest = first + apart * R;
         for row in (first..first + apart).chain(rest..last) {
             let apart = if row < rest { apart } else { 0 };
-            for (r, scales) in scales.chunks_exact_mut(blocks).enumerate() {
-                match &gemv.w.scales {
-                    WeightScales::PerRow(_) => {}
-                    WeightScales::Int8(w) => w.scales(gemv.k, row + r * apart, 0, scales),
-                    WeightScales::CodeBook(w, _) => block_scales(w, (row + r * apart) * gemv.k, scales),
-                }
-            }
             // SAFETY: the rows lie before `last`, so that all of their blocks exist; x has `M` columns of as many.
             unsafe {
-                match gemv.w.codes {
-                    Codes::Bytes => gemv.product::<S, R, M, 8>(row, apart, &scales),
-                    Codes::Nibbles { .. } => gemv.product::<S, R, M, 4>(row, apart, &scales),
-                    Codes::Pairs => gemv.product::<S, R, M, 2>(row, apart, &scales),
+                let mut total = [[S::splat(0.0); M]; R];
+                for (r, factors) in factors.chunks_exact_mut(M * stride).enumerate() {
+                    gemv.factors::<S, M>(row + r * apart, factors, &mut total[r]);
                 }
+                gemv.product::<S, R, M, BITS, CODES>(row, apart, &factors, total);
             }
         }
     }
 }
 
 impl Gemv<'_, Columns> {
-    /// Rows `row`, `row + apart`, ... of codes of `BITS` bits, times `M` columns.
+    /// The scales of a row times the steps of `M` columns, `[column][block]`. To `totals` goes what does not depend on the weights.
     ///
     /// # Safety
-    /// `S` is enabled, the rows exist, and x has `M` columns.
+    /// `S` is enabled, the row exists, x has `M` columns, and `out` is as long as their steps.
     #[inline(always)]
-    unsafe fn product<S: Bytes, const R: usize, const M: usize, const BITS: usize>(
+    unsafe fn factors<S: Bytes, const M: usize>(&self, row: usize, out: &mut [f32], totals: &mut [S::V; M]) {
+        let (blocks, stride) = (self.k / BLOCK, self.x.stride);
+        let scales = &mut out[..blocks];
+        match &self.w.scales {
+            WeightScales::PerRow(_) => scales.fill(1.0),
+            WeightScales::Int8(w) => w.scales(self.k, row, 0, scales),
+            WeightScales::CodeBook(w, _) => block_scales(w, row * self.k, scales),
+        }
+        let (steps, start) = (self.x.steps.as_ptr(), self.x.start.as_ptr());
+        let out = out.as_mut_ptr();
+        // SAFETY: all have `M` times `stride` numbers, which is a multiple of the lanes.
+        unsafe {
+            for b in (0..stride).step_by(S::LANES) {
+                let scales = S::load(out.add(b));
+                for m in 0..M {
+                    let at = m * stride + b;
+                    let factors = S::mul(scales, S::load(steps.add(at)));
+                    totals[m] = S::fma(factors, S::load(start.add(at)), totals[m]);
+                    S::store(out.add(at), factors);
+                }
+            }
+        }
+    }
+
+    /// Rows `row`, `row + apart`, ... times `M` columns, added to `total`.
+    ///
+    /// # Safety
+    /// `S` is enabled, the rows exist, x has `M` columns, and `factors` are those of these rows.
+    #[inline(always)]
+    unsafe fn product<S: Bytes, const R: usize, const M: usize, const BITS: usize, const CODES: bool>(
         &self,
         row: usize,
         apart: usize,
-        scales: &[f32],
+        factors: &[f32],
+        mut total: [[S::V; M]; R],
     ) {
-        let blocks = self.k / BLOCK;
-        // SAFETY: the caller's promise, and every row has `blocks` blocks.
+        let mut first = 0;
+        // SAFETY: the caller's promise, and the last run ends at the last block.
         unsafe {
-            let table = S::table(&self.w.table);
-            let codes: [*const u8; R] =
-                std::array::from_fn(|r| self.w.data.as_ptr().add((row + r * apart) * self.w.stride));
-            let mut total = [[S::splat(0.0); M]; R];
-            for b in 0..blocks {
-                let low = self.x.low.as_ptr().add(b * M * BLOCK);
-                let start = self.x.start.as_ptr().add(b * M * S::LANES);
-                let steps = &self.x.steps[b * M..(b + 1) * M];
-                let outliers = &self.x.outliers[b * M..(b + 1) * M];
-                for r in 0..R {
-                    let at = codes[r].add(b * (BLOCK * BITS / 8));
-                    S::prefetch(at.wrapping_add(AHEAD));
-                    let w = match BITS {
-                        8 => S::bytes(at),
-                        4 => S::nibbles(at, table),
-                        _ => S::pairs(at, table),
-                    };
-                    let scale = scales[r * blocks + b];
-                    for m in 0..M {
-                        let mut sum = S::dot(w, low.add(m * BLOCK), S::sums(start.add(m * S::LANES)));
-                        if outliers[m] {
-                            let high = self.x.high.as_ptr().add((b * M + m) * BLOCK);
-                            sum = S::add_high(sum, S::dot(w, high, S::sums(NOTHING.as_ptr())));
-                        }
-                        total[r][m] = S::fma(S::floats(sum), S::splat(scale * steps[m]), total[r][m]);
-                    }
-                }
+            for &(end, outliers) in &self.x.runs {
+                let run = (first, end);
+                total = if outliers {
+                    self.run::<S, R, M, BITS, CODES, true>(row, apart, factors, run, total)
+                } else {
+                    self.run::<S, R, M, BITS, CODES, false>(row, apart, factors, run, total)
+                };
+                first = end;
             }
             for r in 0..R {
                 let mut sums = [0.0; M];
@@ -225,5 +280,59 @@ impl Gemv<'_, Columns> {
                 self.store(row + r * apart, sums);
             }
         }
+    }
+
+    /// Adds the products of some blocks. Nothing in it depends on the block, so that all it needs stays in registers.
+    ///
+    /// # Safety
+    /// As for `product`, and the blocks exist.
+    #[inline(always)]
+    unsafe fn run<S: Bytes, const R: usize, const M: usize, const BITS: usize, const CODES: bool, const HIGH: bool>(
+        &self,
+        row: usize,
+        apart: usize,
+        factors: &[f32],
+        (first, end): (usize, usize),
+        mut total: [[S::V; M]; R],
+    ) -> [[S::V; M]; R] {
+        let x_bytes = S::x_bytes(CODES);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let table = S::table(&self.w.table);
+            let codes: [*const u8; R] =
+                std::array::from_fn(|r| self.w.data.as_ptr().add((row + r * apart) * self.w.stride));
+            let (low, high) = (self.x.low.as_ptr().cast::<i8>(), self.x.high.as_ptr().cast::<i8>());
+            for b in first..end {
+                let at = b * (BLOCK * BITS / 8);
+                for r in 0..R {
+                    S::prefetch_codes(codes[r].add(at).wrapping_add(AHEAD));
+                }
+                let mut x = [S::x::<CODES>(low.add(b * M * x_bytes)); M];
+                for m in 1..M {
+                    x[m] = S::x::<CODES>(low.add((b * M + m) * x_bytes));
+                }
+                for r in 0..R {
+                    let at = codes[r].add(at);
+                    let w = match BITS {
+                        8 => S::bytes(at),
+                        4 => S::nibbles::<CODES>(at, table),
+                        _ => S::pairs::<CODES>(at, table),
+                    };
+                    for m in 0..M {
+                        let mut sum = S::dot::<CODES>(w, x[m]);
+                        if HIGH {
+                            let x = S::x::<CODES>(high.add((b * M + m) * x_bytes));
+                            sum = S::add_high(sum, S::dot::<CODES>(w, x));
+                        }
+                        if CODES {
+                            sum = S::add_sums(sum, self.x.offsets.as_ptr().add((b * M + m) * S::LANES));
+                        }
+                        let factor = S::splat(*factors.as_ptr().add((r * M + m) * self.x.stride + b));
+                        total[r][m] = S::fma(S::floats(sum), factor, total[r][m]);
+                    }
+                }
+            }
+        }
+        total
     }
 }

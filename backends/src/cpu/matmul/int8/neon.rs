@@ -241,8 +241,8 @@ impl Gemv<'_, Panels<Panel>> {
                     let at = codes.add(b * block_bytes);
                     let bytes = match BITS {
                         8 => Neon::bytes(at),
-                        4 => Neon::nibbles(at, table),
-                        _ => Neon::pairs(at, table),
+                        4 => Neon::nibbles::<false>(at, table),
+                        _ => Neon::pairs::<false>(at, table),
                     };
                     D::put(bytes, r % STRIP, to.add(b * HEIGHT * BLOCK));
                 }

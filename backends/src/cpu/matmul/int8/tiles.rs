@@ -193,8 +193,8 @@ impl Gemv<'_, Panels<Panel>> {
             let at = codes.add(block * self.w.codes.block_bytes());
             let bytes = match self.w.codes {
                 Codes::Bytes => Avx2::bytes(at),
-                Codes::Nibbles { .. } => Avx2::nibbles(at, table),
-                Codes::Pairs => Avx2::pairs(at, table),
+                Codes::Nibbles { .. } => Avx2::nibbles::<false>(at, table),
+                Codes::Pairs => Avx2::pairs::<false>(at, table),
             };
             for (bytes, to) in bytes.into_iter().zip(to.chunks_exact_mut(BLOCK / 2)) {
                 let (low, high) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));

@@ -20,8 +20,9 @@ pub enum Activations {
     /// F32 between operations; products with quantised weights round them to 8 bits with a step for every 64 elements, and outliers to
     /// 15. What the processor has no kernels for stays exact.
     Int8,
-    /// As the weights of each product are stored, for the CPU: beside quantised weights as [`Int8`](Self::Int8), beside BF16 weights as
-    /// [`Bf16`](Self::Bf16) where the processor multiplies BF16 (AVX-512 with BF16). Everything else stays exact.
+    /// As the weights of each product are stored, for the CPU: beside quantised weights as [`Int8`](Self::Int8), beside BF16 matrices of 64 rows
+    /// and more (gates stay exact) as [`Bf16`](Self::Bf16) where the processor multiplies BF16 (AVX-512 with BF16). Everything else stays
+    /// exact.
     Auto,
 }
 

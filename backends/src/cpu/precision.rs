@@ -24,7 +24,8 @@ pub enum Precision {
     /// below the smallest normal one (1.2e-38) may count as 0.
     Bf16Activations,
     /// As weights are stored, where it is faster: [`Int8Activations`](Self::Int8Activations) with what that applies to,
-    /// [`Bf16Activations`](Self::Bf16Activations) with BF16 weights where the processor multiplies BF16. Everything else stays exact.
+    /// [`Bf16Activations`](Self::Bf16Activations) with BF16 matrices of 64 rows and more (gates stay exact) where the processor multiplies
+    /// BF16. Everything else stays exact.
     Auto,
 }
 

@@ -163,8 +163,9 @@ fn activations_in_bf16_are_for_bf16_weights() {
     let (exact, rounded) = (told("crest_k4", "f32"), told("crest_k4", "bf16"));
     assert_eq!((&exact.0, &rounded.0), (&json!("exact"), &json!("bf16")));
     assert_ne!(rounded.1, exact.1, "nothing is rounded");
-    let chosen = if Precision::multiplies_bf16() { &rounded } else { &exact };
-    assert_eq!(told("crest_k4", "auto"), *chosen);
+    let chosen = told("crest_k4", "auto");
+    assert_eq!(chosen.0, if Precision::multiplies_bf16() { "bf16" } else { "exact" });
+    assert_eq!(chosen.1 != exact.1, Precision::multiplies_bf16(), "{chosen:?}");
     assert_eq!(told("crest_k4", "int8").1, exact.1, "BF16 weights stay exact");
     assert_eq!(told("leanllama_nf4", "bf16").1, told("leanllama_nf4", "f32").1, "NF4 stays exact");
 }

@@ -11,6 +11,10 @@ use crate::cpu::pool::for_each_chunk;
 use crate::cpu::{Level, Matrix, Precision, Weight};
 use half::bf16;
 
+/// The fewest rows of a matrix beside which [`Precision::Auto`] rounds. The products of fewer (gates that decide whether a token halts, decays
+/// of linear attention) take no time that counts.
+const AUTO_MIN_MATRIX_ROWS: usize = 64;
+
 /// Whether the processor multiplies BF16 at this level.
 pub(crate) fn available(level: Level) -> bool {
     #[cfg(target_arch = "x86_64")]
@@ -27,7 +31,7 @@ pub(crate) fn rounds(precision: Precision, level: Level, w: &Weight) -> bool {
     let wanted = match precision {
         Precision::Exact | Precision::Int8Activations => false,
         Precision::Bf16Activations => true,
-        Precision::Auto => available(level),
+        Precision::Auto => available(level) && w.n >= AUTO_MIN_MATRIX_ROWS,
     };
     wanted && matches!(w.data, Matrix::Bf16(_))
 }

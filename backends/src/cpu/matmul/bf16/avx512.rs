@@ -46,11 +46,12 @@ pub(super) fn products(x: &[f32], m: usize, k: usize, products: Vec<&mut Product
     for Product { weight, bias, y } in products {
         let Matrix::Bf16(w) = weight.data else { unreachable!("`rounds` lets no other storage through") };
         let rows = Rows { w, k, x: &x, m, bias: *bias, y: Output::new(y, weight.n) };
-        // SAFETY (both): the processor has the instructions, the matrix was checked, and tasks have different rows of it.
         if m <= STREAMS_MAX_ROWS && m * k <= STREAMS_MAX_ELEMENTS {
+            // SAFETY: the processor has the instructions, the matrix was checked, and tasks have different rows of it.
             let run = move |first, last| unsafe { rows.streams(first, last) };
             region.add(w.as_ptr().cast(), (weight.n, 2 * k), m * k, run);
         } else {
+            // SAFETY: as above.
             let run = move |first, last| unsafe { rows.tiles(first, last) };
             region.add_tiles(HEIGHT, (w.as_ptr().cast(), 2 * k), weight.n, m * k, run);
         }
@@ -274,7 +275,7 @@ impl Part {
                     }
                 }
             }
-            if self.depth % LINE > 0 {
+            if !self.depth.is_multiple_of(LINE) {
                 let some = (1u32 << (self.depth % LINE)) - 1;
                 let x: [_; C] = std::array::from_fn(|c| _mm512_load_si512(x.add(c * stride + whole).cast()));
                 for r in 0..SQUARE {

@@ -223,7 +223,7 @@ fn lines_typed_ahead_are_not_lost() {
 fn thoughts_and_depth_are_seen() {
     let model = model("crest_k4");
     let model = model.to_str().expect("UTF-8");
-    let mut terminal = Terminal::open(&["chat", "-m", model, "-n", "6", "--greedy"]);
+    let mut terminal = Terminal::open(&["chat", "-m", model, "-n", "6", "--greedy", "--activations", "int8"]);
     terminal.line("hello");
     let answer = terminal.wait_for("the answer ends after 6 tokens");
     assert!(answer.contains("\x1b[2m") && !answer.contains("\x1b[48;5;"), "{answer:?}");

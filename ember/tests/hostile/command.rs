@@ -41,7 +41,7 @@ fn command_lines() {
         (generate(&["--device", "cpu:1"]), Fail(&["cpu"])),
         (generate(&["--device", ""]), Fail(&["--device"])),
         (generate(&["--device", "cpu", "--activations", "f16"]), Fail(&["--activations f16"])),
-        (generate(&["--device", "cpu", "--activations", "bf16"]), Fail(&["--activations bf16"])),
+        (generate(&["--device", "cpu", "--activations", "f16"]), Fail(&["--activations f16"])),
         (generate(&["--cache-type", "f8"]), Fail(&["f8"])),
         (vec!["info", "-m", &model, "--context", "0"], Fail(&["--context"])),
         (vec!["info", "-m", &model, "--context", "18446744073709551615"], WorkOrFail(&["--context"])),

@@ -74,7 +74,7 @@ fn activations_are_rounded_as_weights_are_stored() {
         [Activations::F32, Activations::Bf16, Activations::Int8, Activations::Auto].map(|a| logits("crest_k4", a));
     assert_eq!(int8, f32, "BF16 weights beside Int8");
     assert!(bf16.iter().zip(&f32).all(|(rounded, exact)| rounded != exact), "Bf16 has no effect");
-    assert_eq!(auto.iter().zip(&f32).all(|(rounded, exact)| rounded != exact), cpu::Precision::multiplies_bf16());
+    assert_eq!(auto.iter().zip(&f32).all(|(rounded, exact)| rounded != exact), cpu::level().multiplies_bf16());
     assert_ne!(auto, bf16, "the gates that halt are rounded");
     let [f32, bf16, int8, auto] =
         [Activations::F32, Activations::Bf16, Activations::Int8, Activations::Auto].map(|a| logits("nano_compact", a));

@@ -185,7 +185,7 @@ fn by_themselves_weights_choose_what_is_faster() {
                     _ => Precision::Int8Activations,
                 };
                 assert!(run(Precision::Auto) == run(like), "{kind:?} of {n} rows x {m} on {}", level.name());
-                assert_eq!(cpu::with_level(level, Precision::multiplies_bf16), multiplies(level));
+                assert_eq!(level.multiplies_bf16(), multiplies(level));
             }
         }
     }

@@ -29,6 +29,14 @@ impl Level {
         }
     }
 
+    /// Whether it multiplies BF16 on this machine: `vdpbf16ps`.
+    pub fn multiplies_bf16(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self == Level::Avx512 && is_x86_feature_detected!("avx512bf16");
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// Whether this machine can run it.
     pub fn is_available(self) -> bool {
         match self {

@@ -29,13 +29,6 @@ pub enum Precision {
     Auto,
 }
 
-impl Precision {
-    /// Whether [`Bf16Activations`](Self::Bf16Activations) are faster than exact ones at the [`level`](super::level()) of this thread.
-    pub fn multiplies_bf16() -> bool {
-        super::matmul::bf16::available(super::level())
-    }
-}
-
 thread_local! {
     static LOCAL: Cell<Precision> = const { Cell::new(Precision::Exact) };
 }

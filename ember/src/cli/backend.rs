@@ -1,7 +1,7 @@
 //! The devices of this build; the one place where a command chooses among them.
 
 use anyhow::{Result, bail, ensure};
-use emberlm::backends::cpu::Precision;
+use emberlm::backends::cpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use emberlm::backends::{cube, device};
 use emberlm::model::checkpoint::StorageKind;
@@ -63,7 +63,7 @@ impl<B: CompactBackend> OpenDevice<B> {
         });
         let mut storages = products.map(|tensor| tensor.storage);
         let int8 = storages.clone().any(StorageKind::is_quantized).then_some("int8");
-        let bf16 = Precision::multiplies_bf16() && storages.any(|storage| storage == StorageKind::Bf16);
+        let bf16 = cpu::level().multiplies_bf16() && storages.any(|storage| storage == StorageKind::Bf16);
         let rounded: Vec<&str> = int8.into_iter().chain(bf16.then_some("bf16")).collect();
         if rounded.is_empty() { Self::EXACT.into() } else { rounded.join(" and ") }
     }

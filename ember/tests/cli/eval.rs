@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use emberlm::backends::cpu::Precision;
+use emberlm::backends::cpu;
 use emberlm::model::evaluate::{EvaluateOptions, evaluate};
 use emberlm::model::text::TextProcessor;
 use safetensors::{Dtype, tensor::TensorView};
@@ -164,8 +164,8 @@ fn activations_in_bf16_are_for_bf16_weights() {
     assert_eq!((&exact.0, &rounded.0), (&json!("exact"), &json!("bf16")));
     assert_ne!(rounded.1, exact.1, "nothing is rounded");
     let chosen = told("crest_k4", "auto");
-    assert_eq!(chosen.0, if Precision::multiplies_bf16() { "bf16" } else { "exact" });
-    assert_eq!(chosen.1 != exact.1, Precision::multiplies_bf16(), "{chosen:?}");
+    assert_eq!(chosen.0, if cpu::level().multiplies_bf16() { "bf16" } else { "exact" });
+    assert_eq!(chosen.1 != exact.1, cpu::level().multiplies_bf16(), "{chosen:?}");
     assert_eq!(told("crest_k4", "int8").1, exact.1, "BF16 weights stay exact");
     assert_eq!(told("leanllama_nf4", "bf16").1, told("leanllama_nf4", "f32").1, "NF4 stays exact");
 }

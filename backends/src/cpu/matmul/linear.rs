@@ -74,7 +74,7 @@ pub(crate) fn compute(x: &[f32], m: usize, input: int8::Input, products: &mut [P
     let products = products.iter_mut().filter(|product| product.weight.n > 0);
     let (halves, others): (Vec<_>, Vec<_>) =
         products.partition(|product| bf16::rounds(precision, level, &product.weight));
-    if !halves.is_empty() && bf16::available(level) {
+    if !halves.is_empty() && level.multiplies_bf16() {
         bf16::products(x, m, k, halves);
     } else if !halves.is_empty() {
         by_rows((&bf16::rounded(x, k), m, k), level, input, None, halves);

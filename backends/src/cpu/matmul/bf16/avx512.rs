@@ -30,17 +30,12 @@ const fn ahead(rows: usize) -> usize {
     if rows <= 2 { 512 } else { 768 }
 }
 
-/// Whether the processor multiplies BF16.
-pub(super) fn available(level: Level) -> bool {
-    level == Level::Avx512 && is_x86_feature_detected!("avx512bf16")
-}
-
 /// `y = x Wᵀ + b` for each product; `k` is not 0.
 ///
 /// # Panics
 /// If the processor lacks the instructions.
 pub(super) fn products(x: &[f32], m: usize, k: usize, products: Vec<&mut Product>) {
-    assert!(available(Level::Avx512), "the processor multiplies no BF16");
+    assert!(Level::Avx512.multiplies_bf16(), "the processor multiplies no BF16");
     let x = Rounded::new(x, m, k);
     let mut region = Region::default();
     for Product { weight, bias, y } in products {

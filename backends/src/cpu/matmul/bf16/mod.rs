@@ -15,23 +15,12 @@ use half::bf16;
 /// of linear attention) take no time that counts.
 const AUTO_MIN_MATRIX_ROWS: usize = 64;
 
-/// Whether the processor multiplies BF16 at this level.
-pub(crate) fn available(level: Level) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return avx512::available(level);
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = level;
-        false
-    }
-}
-
 /// Whether x is rounded to BF16 before a product with this matrix.
 pub(crate) fn rounds(precision: Precision, level: Level, w: &Weight) -> bool {
     let wanted = match precision {
         Precision::Exact | Precision::Int8Activations => false,
         Precision::Bf16Activations => true,
-        Precision::Auto => available(level) && w.n >= AUTO_MIN_MATRIX_ROWS,
+        Precision::Auto => level.multiplies_bf16() && w.n >= AUTO_MIN_MATRIX_ROWS,
     };
     wanted && matches!(w.data, Matrix::Bf16(_))
 }

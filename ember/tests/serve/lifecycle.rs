@@ -3,20 +3,27 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::client::{Connection, PATIENCE, Server};
 use crate::scripted;
 
-/// Something that takes seconds.
-fn long(prompts: usize) -> Value {
-    let prompts: Vec<String> = (0..prompts).map(|i| format!("The {i} cats")).collect();
-    json!({"prompt": prompts, "max_tokens": 1000, "ignore_eos": true, "temperature": 1.0, "seed": 1})
+/// A server whose model is slow: what [`endless`] asks for is over when its client leaves, not before.
+fn slow(args: &[&str]) -> (TempDir, Server) {
+    let directory = scripted::slow();
+    let server = Server::start(&[&["-m", directory.path().to_str().unwrap()], args].concat());
+    (directory, server)
+}
+
+/// An answer that takes minutes of a [`slow`] server.
+fn endless() -> Value {
+    json!({"prompt": "The cats", "max_tokens": 8000, "ignore_eos": true, "temperature": 1.0, "seed": 1})
 }
 
 #[test]
 fn a_client_that_goes_away_frees_its_place() {
-    let server = Server::start(&["--parallel", "1"]);
-    let mut body = long(1);
+    let (_model, server) = slow(&["--parallel", "1"]);
+    let mut body = endless();
     for stream in [true, false] {
         body["stream"] = stream.into();
         let mut leaving = server.begin("/v1/completions", &body);
@@ -26,7 +33,7 @@ fn a_client_that_goes_away_frees_its_place() {
         }
         server.wait_until("ember_requests_running", |running| running == 1.0);
         // One that waits and leaves never begins.
-        let waiting = server.begin("/v1/completions", &long(1));
+        let waiting = server.begin("/v1/completions", &endless());
         server.wait_until("ember_requests_waiting", |waiting| waiting == 1.0);
         drop(waiting);
         server.wait_until("ember_requests_waiting", |waiting| waiting == 0.0);
@@ -36,7 +43,7 @@ fn a_client_that_goes_away_frees_its_place() {
         assert!(left.elapsed() < Duration::from_millis(1500), "{:?}", left.elapsed());
     }
     let generated = server.metric("ember_generated_tokens_total");
-    assert!(generated < 1900.0, "the answers were generated to their ends: {generated}");
+    assert!(generated < 2.0 * 8000.0, "the answers were generated to their ends: {generated}");
     server.wait_until("ember_completions_total{reason=\"cancelled\"}", |cancelled| cancelled == 4.0);
     assert_eq!(server.metric("ember_generated_tokens_total"), generated);
     // The place is free.
@@ -46,21 +53,20 @@ fn a_client_that_goes_away_frees_its_place() {
 
 #[test]
 fn a_client_that_goes_away_while_its_prompt_is_read_frees_its_place() {
-    let server = Server::start(&["--parallel", "1", "--chunk", "1"]);
-    let prompt = vec![40; 1000];
+    let (_model, server) = slow(&["--parallel", "1", "--chunk", "1"]);
+    let prompt = vec![40; 8000];
     let leaving = server.begin("/v1/completions", &json!({"prompt": prompt, "max_tokens": 1}));
     server.wait_until("ember_requests_running", |running| running == 1.0);
     drop(leaving);
     server.wait_until("ember_requests_running", |running| running == 0.0);
-    assert!(server.metric("ember_engine_steps_total") < 1000.0);
+    assert!(server.metric("ember_engine_steps_total") < 8000.0);
     assert_eq!(server.metric("ember_generated_tokens_total"), 0.0);
 }
 
 #[test]
 fn health_is_told_while_a_prompt_is_read() {
-    let server = Server::start(&["--parallel", "1"]);
-    let prompts: Vec<Vec<u32>> = (0..16).map(|i| vec![40 + i; 1000]).collect();
-    let reading = server.begin("/v1/completions", &json!({"prompt": prompts, "max_tokens": 1}));
+    let (_model, server) = slow(&["--parallel", "1"]);
+    let reading = server.begin("/v1/completions", &json!({"prompt": vec![40; 8000], "max_tokens": 1}));
     server.wait_until("ember_requests_running", |running| running == 1.0);
     for _ in 0..5 {
         let asked = Instant::now();
@@ -68,12 +74,13 @@ fn health_is_told_while_a_prompt_is_read() {
         assert_eq!((health.status, &health.json()["status"]), (200, &json!("ok")));
         assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
     }
+    assert_eq!(server.metric("ember_generated_tokens_total"), 0.0, "it was read before this was over");
     drop(reading);
 }
 
 #[test]
 fn whoever_asks_while_the_model_is_loaded_is_told_to_wait() {
-    let directory = scripted::slow_to_load();
+    let directory = scripted::slow();
     let mut server =
         Server::spawn(&["-m", directory.path().to_str().unwrap(), "--quant", "nf4", "--quant-head", "none"]);
     for (method, path) in [("GET", "/health"), ("POST", "/v1/chat/completions"), ("POST", "/v1/messages")] {
@@ -95,10 +102,9 @@ fn whoever_asks_while_the_model_is_loaded_is_told_to_wait() {
 #[test]
 fn an_engine_that_is_stalled_is_told_by_health() {
     // Whatever takes longer than nothing.
-    let server = Server::start(&["--parallel", "1", "--stall-limit", "0"]);
+    let (_model, server) = slow(&["--parallel", "1", "--stall-limit", "0"]);
     assert_eq!(server.get("/health").status, 200);
-    let prompts: Vec<Vec<u32>> = (0..16).map(|i| vec![40 + i; 1000]).collect();
-    let reading = server.begin("/v1/completions", &json!({"prompt": prompts, "max_tokens": 1}));
+    let reading = server.begin("/v1/completions", &json!({"prompt": vec![40; 8000], "max_tokens": 1}));
     let began = Instant::now();
     let told = loop {
         let health = server.get("/health");
@@ -117,8 +123,8 @@ fn an_engine_that_is_stalled_is_told_by_health() {
 #[test]
 fn a_stream_that_waits_has_its_headers_and_comments() {
     for (keep_alive, comments) in [("1", true), ("0", false)] {
-        let server = Server::start(&["--parallel", "1", "--keep-alive", keep_alive]);
-        let busy = server.begin("/v1/completions", &long(16));
+        let (_model, server) = slow(&["--parallel", "1", "--keep-alive", keep_alive]);
+        let busy = server.begin("/v1/completions", &endless());
         server.wait_until("ember_requests_running", |running| running == 1.0);
         let mut waiting = server
             .begin("/v1/chat/completions", &json!({"messages": [{"role": "user", "content": "hi"}], "stream": true}));
@@ -144,13 +150,13 @@ fn a_stream_that_waits_has_its_headers_and_comments() {
 
 #[test]
 fn a_full_queue_says_when_to_come_back() {
-    let server = Server::start(&["--parallel", "1", "--max-queue", "1"]);
-    let running = server.begin("/v1/completions", &long(1));
+    let (_model, server) = slow(&["--parallel", "1", "--max-queue", "1"]);
+    let running = server.begin("/v1/completions", &endless());
     server.wait_until("ember_requests_running", |running| running == 1.0);
-    let waiting = server.begin("/v1/completions", &long(1));
+    let waiting = server.begin("/v1/completions", &endless());
     server.wait_until("ember_requests_waiting", |waiting| waiting == 1.0);
     for stream in [false, true] {
-        let mut body = long(1);
+        let mut body = endless();
         body["stream"] = stream.into();
         let refused = server.post("/v1/completions", &body);
         assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")), "{}", refused.body);
@@ -194,11 +200,8 @@ fn many_clients_at_once_are_all_answered_or_refused() {
 #[cfg(unix)]
 fn the_end_is_announced_and_answers_are_finished() {
     let mut server = Server::start(&["--drain-delay", "2"]);
-    let mut going = server.begin("/v1/completions", &{
-        let mut body = long(4);
-        body["max_tokens"] = 400.into();
-        body
-    });
+    let prompts = ["The cats", "A cat", "Cats", "One cat"];
+    let mut going = server.begin("/v1/completions", &json!({"prompt": prompts, "max_tokens": 400, "ignore_eos": true}));
     server.wait_until("ember_requests_running", |running| running > 0.0);
     let told = Instant::now();
     server.signal("TERM");
@@ -220,9 +223,9 @@ fn the_end_is_announced_and_answers_are_finished() {
 #[test]
 #[cfg(unix)]
 fn answers_that_take_too_long_do_not_keep_the_server() {
-    let mut server = Server::start(&["--drain-limit", "1", "--parallel", "1"]);
+    let (_model, mut server) = slow(&["--drain-limit", "1", "--parallel", "1"]);
     let mut going = server.begin("/v1/completions", &{
-        let mut body = long(64);
+        let mut body = endless();
         body["stream"] = true.into();
         body
     });

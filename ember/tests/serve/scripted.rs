@@ -110,10 +110,12 @@ fn write_weights(directory: &Path, ids: &[usize]) {
     safetensors::serialize_to_file(views, None, &directory.join("model.safetensors")).unwrap();
 }
 
-/// A model of zeros that takes a while to load where it is quantised: its file is holes.
-pub fn slow_to_load() -> TempDir {
-    const WIDTH: usize = 768;
-    const LAYERS: usize = 2;
+/// A model of zeros that takes a while: to load where it is quantised, and to compute, some hundredths of a second a token and thousands of
+/// tokens a text. Its file of 190 MB is holes.
+pub fn slow() -> TempDir {
+    const WIDTH: usize = 1536;
+    const KV_WIDTH: usize = 64;
+    const LAYERS: usize = 4;
     let directory = TempDir::new().unwrap();
     write_texts(directory.path(), "{{ messages[0].content }}", &bytes());
     let path = directory.path().join("config.json");
@@ -123,7 +125,8 @@ pub fn slow_to_load() -> TempDir {
         ("intermediate_size", 2 * WIDTH),
         ("num_hidden_layers", LAYERS),
         ("num_attention_heads", WIDTH / 64),
-        ("num_key_value_heads", WIDTH / 64),
+        ("num_key_value_heads", KV_WIDTH / 64),
+        ("max_position_embeddings", 8192),
     ] {
         config.insert(name.into(), value.into());
     }
@@ -139,8 +142,8 @@ pub fn slow_to_load() -> TempDir {
         for name in ["input_layernorm", "post_attention_layernorm"] {
             add(name, &[WIDTH]);
         }
-        for name in ["q_proj", "k_proj", "v_proj", "o_proj"] {
-            add(&format!("self_attn.{name}"), &[WIDTH, WIDTH]);
+        for (name, rows) in [("q_proj", WIDTH), ("k_proj", KV_WIDTH), ("v_proj", KV_WIDTH), ("o_proj", WIDTH)] {
+            add(&format!("self_attn.{name}"), &[rows, WIDTH]);
         }
         for (name, shape) in
             [("gate_proj", [2 * WIDTH, WIDTH]), ("up_proj", [2 * WIDTH, WIDTH]), ("down_proj", [WIDTH, 2 * WIDTH])]

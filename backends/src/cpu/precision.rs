@@ -24,9 +24,15 @@ pub enum Precision {
     /// below the smallest normal one (1.2e-38) may count as 0.
     Bf16Activations,
     /// As weights are stored, where it is faster: [`Int8Activations`](Self::Int8Activations) with what that applies to,
-    /// [`Bf16Activations`](Self::Bf16Activations) with BF16 matrices of 64 rows and more (gates stay exact) where the processor multiplies
-    /// BF16. Everything else stays exact.
+    /// [`Bf16Activations`](Self::Bf16Activations) with BF16 matrices of [`AUTO_MIN_MATRIX_ROWS`](Self::AUTO_MIN_MATRIX_ROWS) and more where the
+    /// processor multiplies BF16. Everything else stays exact.
     Auto,
+}
+
+impl Precision {
+    /// The fewest rows of a BF16 matrix beside which [`Auto`](Self::Auto) rounds. The products of fewer (gates that decide whether a token
+    /// halts, decays of linear attention) take no time that counts.
+    pub const AUTO_MIN_MATRIX_ROWS: usize = 64;
 }
 
 thread_local! {

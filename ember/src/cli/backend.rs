@@ -1,11 +1,11 @@
 //! The devices of this build; the one place where a command chooses among them.
 
 use anyhow::{Result, bail, ensure};
-use emberlm::backends::cpu;
+use emberlm::backends::cpu::{self, Precision};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use emberlm::backends::{cube, device};
 use emberlm::model::checkpoint::StorageKind;
-use emberlm::model::{LoadPlan, TensorRole};
+use emberlm::model::{LoadPlan, PlannedTensor, TensorRole};
 use emberlm::quant::self_test::Check;
 use emberlm::quant::{Activations, CompactBackend};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
@@ -56,14 +56,17 @@ impl<B: CompactBackend> OpenDevice<B> {
             return self.arithmetic();
         }
         let tied = !plan.tensors.iter().any(|tensor| tensor.role == TensorRole::Head);
-        let products = plan.tensors.iter().filter(|tensor| match tensor.role {
+        let mut products = plan.tensors.iter().filter(|tensor| match tensor.role {
             TensorRole::Projection | TensorRole::Head => true,
             TensorRole::Embedding => tied,
             _ => false,
         });
-        let mut storages = products.map(|tensor| tensor.storage);
-        let int8 = storages.clone().any(StorageKind::is_quantized).then_some("int8");
-        let bf16 = cpu::level().multiplies_bf16() && storages.any(|storage| storage == StorageKind::Bf16);
+        let int8 = products.clone().any(|tensor| tensor.storage.is_quantized()).then_some("int8");
+        let rounds = |tensor: &PlannedTensor| {
+            let has_rows = tensor.shape.first().is_some_and(|&rows| rows >= Precision::AUTO_MIN_MATRIX_ROWS);
+            tensor.storage == StorageKind::Bf16 && has_rows
+        };
+        let bf16 = cpu::level().multiplies_bf16() && products.any(rounds);
         let rounded: Vec<&str> = int8.into_iter().chain(bf16.then_some("bf16")).collect();
         if rounded.is_empty() { Self::EXACT.into() } else { rounded.join(" and ") }
     }

@@ -56,7 +56,7 @@ pub struct DeviceArgs {
 /// Types of activations. Sums are in f32 beside all but int8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ActivationType {
-    /// On the processor int8 beside quantised weights and, where it multiplies BF16 (AVX-512 BF16), bf16 beside BF16 weights, the rest exact; on GPUs f32
+    /// On the processor int8 beside quantised weights and, where it multiplies BF16 (AVX-512 BF16), bf16 beside BF16 weights, the rest (gates too) exact; on GPUs f32
     Auto,
     /// Exact
     F32,

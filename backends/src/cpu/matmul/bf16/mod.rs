@@ -11,16 +11,12 @@ use crate::cpu::pool::for_each_chunk;
 use crate::cpu::{Level, Matrix, Precision, Weight};
 use half::bf16;
 
-/// The fewest rows of a matrix beside which [`Precision::Auto`] rounds. The products of fewer (gates that decide whether a token halts, decays
-/// of linear attention) take no time that counts.
-const AUTO_MIN_MATRIX_ROWS: usize = 64;
-
 /// Whether x is rounded to BF16 before a product with this matrix.
 pub(crate) fn rounds(precision: Precision, level: Level, w: &Weight) -> bool {
     let wanted = match precision {
         Precision::Exact | Precision::Int8Activations => false,
         Precision::Bf16Activations => true,
-        Precision::Auto => level.multiplies_bf16() && w.n >= AUTO_MIN_MATRIX_ROWS,
+        Precision::Auto => level.multiplies_bf16() && w.n >= Precision::AUTO_MIN_MATRIX_ROWS,
     };
     wanted && matches!(w.data, Matrix::Bf16(_))
 }

@@ -18,9 +18,12 @@ pub(crate) const MAX_COLUMNS: usize = 4;
 /// How many bytes ahead rows are prefetched, into L1. Rows of 1 kB are read a seventh slower with twice as many bytes, longer ones 4 % faster;
 /// into L2 one of the two loses a seventh.
 const AHEAD: usize = 1024;
+/// How many bytes ahead their scales are, at least a row: rows of a stream follow each other, so that their scales do.
+const SCALES_AHEAD: usize = 256;
 
 impl Codes {
     /// The element whose code [`Bytes`] puts at `place`.
+    #[inline(always)]
     pub(super) fn element<S: Bytes>(self, place: usize) -> usize {
         match self {
             Codes::Bytes => S::byte_at(place),
@@ -29,6 +32,22 @@ impl Codes {
                 byte * 2 + usize::from(high != high_first)
             }
             Codes::Pairs => place % 16 * 4 + place / 16,
+        }
+    }
+
+    /// Bytes of x in the order of such codes. The places are constants of each arm, so that they become shuffles.
+    #[inline(always)]
+    fn in_order<S: Bytes>(self, bytes: &[i8; BLOCK]) -> [i8; BLOCK] {
+        macro_rules! places {
+            ($codes:expr) => {
+                std::array::from_fn(|place| bytes[$codes.element::<S>(place)])
+            };
+        }
+        match self {
+            Codes::Bytes => places!(Codes::Bytes),
+            Codes::Nibbles { high_first: true } => places!(Codes::Nibbles { high_first: true }),
+            Codes::Nibbles { high_first: false } => places!(Codes::Nibbles { high_first: false }),
+            Codes::Pairs => places!(Codes::Pairs),
         }
     }
 }
@@ -98,18 +117,13 @@ impl ByteKernel for Arrange<'_> {
             codes: stays_codes,
         };
         let mut outliers = vec![false; blocks];
-        let elements: [usize; BLOCK] = std::array::from_fn(|place| codes.element::<S>(place));
         for (column, x) in x.chunks_exact(k).enumerate().take(m) {
             let threshold = detail.threshold(x);
             for (b, x) in x.chunks_exact(BLOCK).enumerate() {
                 let at = (b * columns + column) * lines;
                 let block = Block::new(x, threshold);
                 let ordered = |bytes: &[i8; BLOCK], to: &mut [Line]| {
-                    let mut in_order = [0; BLOCK];
-                    for (to, element) in in_order.iter_mut().zip(elements) {
-                        *to = bytes[element];
-                    }
-                    S::put_x(&in_order, stays_codes, Line::bytes(&mut to[at..at + lines]))
+                    S::put_x(&codes.in_order::<S>(bytes), stays_codes, Line::bytes(&mut to[at..at + lines]))
                 };
                 let mut start = ordered(&block.low, &mut made.low);
                 if block.outliers {
@@ -119,9 +133,9 @@ impl ByteKernel for Arrange<'_> {
                 }
                 if stays_codes {
                     let lanes = &mut made.offsets[(b * columns + column) * S::LANES..][..S::LANES];
-                    for (place, element) in elements.into_iter().enumerate() {
-                        let whole = i32::from(block.low[element]) + (i32::from(block.high[element]) << 7);
-                        lanes[place / 4 % S::LANES] -= offset * whole;
+                    let [low, high] = [&block.low, &block.high].map(|bytes| codes.in_order::<S>(bytes));
+                    for (place, (low, high)) in low.into_iter().zip(high).enumerate() {
+                        lanes[place / 4 % S::LANES] -= offset * (i32::from(low) + (i32::from(high) << 7));
                     }
                 } else if shift != Shift::NONE {
                     block.sums::<8>(|_, sum| start += shift.of(sum));
@@ -226,6 +240,11 @@ impl Gemv<'_, Columns> {
     #[inline(always)]
     unsafe fn factors<S: Bytes, const M: usize>(&self, row: usize, out: &mut [f32], totals: &mut [S::V; M]) {
         let (blocks, stride) = (self.k / BLOCK, self.x.stride);
+        let (at, bytes) = self.w.scales.of_blocks(self.k, row);
+        for line in (0..bytes).step_by(64) {
+            // SAFETY: the hint is no access.
+            unsafe { S::prefetch_codes(at.wrapping_add(bytes.max(SCALES_AHEAD) + line)) };
+        }
         let scales = &mut out[..blocks];
         match &self.w.scales {
             WeightScales::PerRow(_) => scales.fill(1.0),

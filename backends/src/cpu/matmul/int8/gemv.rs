@@ -5,7 +5,7 @@ use super::round::{Detail, Input};
 use super::{BLOCK, OFFSET};
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::types::InputRows;
-use crate::cpu::matmul::weight::{CodeBook4, Int8, Matrix, Weight};
+use crate::cpu::matmul::weight::{BlockScales, CodeBook4, Int8, Matrix, Weight};
 use crate::cpu::pool::Output;
 use std::sync::Arc;
 
@@ -40,6 +40,29 @@ pub(super) enum WeightScales<'a> {
     Int8(Int8<'a>),
     /// Of blocks, and what a unit of the rounded code book stands for.
     CodeBook(CodeBook4<'a>, f32),
+}
+
+impl WeightScales<'_> {
+    /// Where those of the blocks of a row of `k` elements begin, and how many bytes they are.
+    #[inline(always)]
+    pub(super) fn of_blocks(&self, k: usize, row: usize) -> (*const u8, usize) {
+        match self {
+            WeightScales::PerRow(_) => (std::ptr::null(), 0),
+            WeightScales::Int8(w) => {
+                let blocks = k / BLOCK;
+                (w.scales.as_ptr().wrapping_add(row * blocks).cast(), blocks * size_of::<u16>())
+            }
+            WeightScales::CodeBook(w, _) => {
+                let blocks = k / w.block;
+                match w.scales {
+                    BlockScales::Single(scales) => {
+                        (scales.as_ptr().wrapping_add(row * blocks).cast(), blocks * size_of::<f32>())
+                    }
+                    BlockScales::Double { codes, .. } => (codes.as_ptr().wrapping_add(row * blocks), blocks),
+                }
+            }
+        }
+    }
 }
 
 /// Rows of a matrix that are stored alike.

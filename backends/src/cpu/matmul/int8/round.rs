@@ -12,6 +12,8 @@ pub(crate) const BLOCK: usize = INT8_BLOCK;
 
 /// What a unit of `high` counts.
 const HIGH: f32 = 128.0;
+/// The sign of a float.
+const SIGN: u32 = 1 << 31;
 
 /// Where x comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,23 +84,36 @@ impl Block {
     #[inline(always)]
     pub(super) fn new(x: &[f32], threshold: f32) -> Block {
         let x = &x[..BLOCK];
-        let (mut largest, mut usual, mut finite) = ([0.0f32; 8], [0.0f32; 8], [true; 8]);
+        // Sizes in the order of their bits, which are compared as whole numbers: vectors do that in one instruction, NaN or not.
+        let size = |x: f32| x.to_bits() & !SIGN;
+        let limit = threshold.to_bits();
+        let (mut largest, mut usual) = ([0u32; 8], [0u32; 8]);
         for x in x.chunks_exact(8) {
             for i in 0..8 {
-                let size = x[i].abs();
-                finite[i] &= size <= f32::MAX;
-                largest[i] = if size > largest[i] { size } else { largest[i] };
-                usual[i] = if size > usual[i] && size <= threshold { size } else { usual[i] };
+                let size = size(x[i]);
+                largest[i] = largest[i].max(size);
+                usual[i] = usual[i].max(if size <= limit { size } else { 0 });
             }
         }
+        let highest = |sizes: [u32; 8]| f32::from_bits(sizes.into_iter().fold(0, u32::max));
+        let (largest, usual) = (highest(largest), highest(usual));
         let mut block = Block::empty();
-        let (step, inverse, outliers) = step(highest(largest), highest(usual), threshold);
-        block.step = if finite == [true; 8] { step } else { f32::NAN };
+        let (step, inverse, outliers) = step(largest, usual, threshold);
+        block.step = if largest.is_finite() { step } else { f32::NAN };
         block.outliers = outliers;
+        // Adding it leaves whole numbers in the lower bits, rounded as floats are. Numbers that are not finite become any.
+        const WHOLE: f32 = (3 << 22) as f32;
+        let whole = |x: f32| (x * inverse + WHOLE).to_bits().wrapping_sub(WHOLE.to_bits()) as i32;
+        if !outliers {
+            for (low, x) in block.low.iter_mut().zip(x) {
+                *low = whole(*x) as i8;
+            }
+            return block;
+        }
         for (i, x) in x.iter().enumerate() {
-            let whole = (x * inverse).round_ties_even() as i32;
+            let whole = whole(*x);
             // Halves upwards.
-            let high = if outliers && whole.abs() > 127 { (whole + 64) >> 7 } else { 0 };
+            let high = if whole.abs() > 127 { (whole + 64) >> 7 } else { 0 };
             block.low[i] = (whole - (high << 7)) as i8;
             block.high[i] = high as i8;
         }
@@ -177,11 +192,6 @@ fn step(largest: f32, usual: f32, threshold: f32) -> (f32, f32, bool) {
     if top > 1e-30 { (top / 127.0, 127.0 / top, outliers) } else { (0.0, 0.0, false) }
 }
 
-#[inline(always)]
-fn highest(sizes: [f32; 8]) -> f32 {
-    sizes.iter().fold(0.0f32, |a, &b| if b > a { b } else { a })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,6 +226,48 @@ mod tests {
                     }
                     let largest = x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
                     assert!(block.step <= (threshold / 127.0).max(largest / (127.0 * 128.0)) * 1.0001);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_are_what_their_definition_says() {
+        for seed in 0..50 {
+            let mut x = row(seed, 256);
+            match seed % 4 {
+                1 => x[..64].fill(0.0),
+                2 => x[64..].fill(1e-38),
+                3 => x.iter_mut().for_each(|x| *x = (*x * 4.0).round() / 4.0),
+                _ => {}
+            }
+            for threshold in [Detail { outlier: 5.0 }.threshold(&x), 0.0] {
+                for x in x.chunks_exact(BLOCK) {
+                    let block = Block::new(x, threshold);
+                    let largest_of = |keep: &dyn Fn(f32) -> bool| {
+                        x.iter().map(|x| x.abs()).filter(|&size| keep(size)).fold(0.0, f32::max)
+                    };
+                    let (largest, usual) = (largest_of(&|_| true), largest_of(&|size| size <= threshold));
+                    let (step, inverse, outliers) = step(largest, usual, threshold);
+                    assert_eq!((block.step.to_bits(), block.outliers), (step.to_bits(), outliers));
+                    for (i, x) in x.iter().enumerate() {
+                        let whole = (x * inverse).round_ties_even() as i32;
+                        let high = if outliers && whole.abs() > 127 { (whole + 64) >> 7 } else { 0 };
+                        assert_eq!((i32::from(block.low[i]), i32::from(block.high[i])), (whole - 128 * high, high));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_with_a_number_that_is_not_finite_has_no_step() {
+        for x in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in [0, 37, 63] {
+                let mut block = [1.0; BLOCK];
+                block[at] = x;
+                for threshold in [5.0, 0.0, f32::INFINITY, f32::NAN] {
+                    assert!(Block::new(&block, threshold).step.is_nan(), "{x} at {at}, {threshold}");
                 }
             }
         }

@@ -43,7 +43,7 @@ fn a_client_that_goes_away_frees_its_place() {
         assert!(left.elapsed() < Duration::from_millis(1500), "{:?}", left.elapsed());
     }
     let generated = server.metric("ember_generated_tokens_total");
-    assert!(generated < 2.0 * 8000.0, "the answers were generated to their ends: {generated}");
+    assert!(generated < 8000.0, "an answer was generated to its end: {generated}");
     server.wait_until("ember_completions_total{reason=\"cancelled\"}", |cancelled| cancelled == 4.0);
     assert_eq!(server.metric("ember_generated_tokens_total"), generated);
     // The place is free.

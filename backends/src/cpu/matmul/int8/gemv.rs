@@ -43,7 +43,8 @@ pub(super) enum WeightScales<'a> {
 }
 
 impl WeightScales<'_> {
-    /// Where those of the blocks of a row of `k` elements begin, and how many bytes they are.
+    /// Where those of the blocks of a row of `k` elements begin, and how many bytes they are, for prefetches: where a row is not of whole
+    /// blocks, about there.
     #[inline(always)]
     pub(super) fn of_blocks(&self, k: usize, row: usize) -> (*const u8, usize) {
         match self {

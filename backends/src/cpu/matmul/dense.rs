@@ -151,7 +151,7 @@ impl<E: Element> DenseRows<'_, E> {
                 let apart = if row < rest { apart } else { 0 };
                 if let DenseScales::PerBlock(w) = self.scales {
                     for r in 0..R {
-                        w.scales(self.k, row + r * apart, 0, &mut scales[r * blocks..(r + 1) * blocks]);
+                        w.row_scales::<S>(self.k, row + r * apart, &mut scales[r * blocks..(r + 1) * blocks]);
                     }
                 }
                 let mut column = 0;

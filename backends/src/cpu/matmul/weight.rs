@@ -1,6 +1,7 @@
 //! Borrowed weight matrices in every storage the kernels read.
 
 use crate::check::elements;
+use crate::cpu::simd::Simd;
 use crate::types;
 pub use crate::types::INT8_BLOCK;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
@@ -54,6 +55,26 @@ impl Int8<'_> {
         let from = row * k.div_ceil(INT8_BLOCK) + first;
         let scales: &[f16] = self.scales[from..from + out.len()].reinterpret_cast();
         scales.convert_to_f32_slice(out);
+    }
+
+    /// [`scales`](Self::scales) of the first blocks of a row, where a kernel is compiled for an instruction set: it asks for none.
+    ///
+    /// # Safety
+    /// `S` is enabled.
+    #[inline(always)]
+    pub(crate) unsafe fn row_scales<S: Simd>(&self, k: usize, row: usize, out: &mut [f32]) {
+        let scales = &self.scales[row * k.div_ceil(INT8_BLOCK)..][..out.len()];
+        let Some(last) = out.len().checked_sub(S::LANES) else {
+            for (out, &scale) in out.iter_mut().zip(scales) {
+                *out = f16::from_bits(scale).to_f32_const();
+            }
+            return;
+        };
+        // The last ones overlap those before them.
+        for b in (0..last).step_by(S::LANES).chain([last]) {
+            // SAFETY: both have as many numbers from `b` on.
+            unsafe { S::store(out.as_mut_ptr().add(b), S::load_f16(scales.as_ptr().add(b))) };
+        }
     }
 }
 

@@ -15,11 +15,9 @@ use crate::cpu::simd::bytes::{self, ByteKernel, Bytes};
 /// The crossover of GEMV and GEMM: up to so many rows of x this is faster than tiles.
 pub(crate) const MAX_COLUMNS: usize = 4;
 
-/// How many bytes ahead rows are prefetched, into L1. Rows of 1 kB are read a seventh slower with twice as many bytes, longer ones 4 % faster;
-/// into L2 one of the two loses a seventh.
+/// How many bytes ahead rows are prefetched, codes of less than a byte into L1: rows of 1 kB are read a seventh slower with twice as many
+/// bytes, longer ones 4 % faster; into L2 one of the two loses a seventh. Bytes into L2, which gains 4 % in rows of 8 kB.
 const AHEAD: usize = 1024;
-/// How many bytes ahead their scales are, at least a row: rows of a stream follow each other, so that their scales do.
-const SCALES_AHEAD: usize = 256;
 
 impl Codes {
     /// The element whose code [`Bytes`] puts at `place`.
@@ -240,31 +238,37 @@ impl Gemv<'_, Columns> {
     #[inline(always)]
     unsafe fn factors<S: Bytes, const M: usize>(&self, row: usize, out: &mut [f32], totals: &mut [S::V; M]) {
         let (blocks, stride) = (self.k / BLOCK, self.x.stride);
-        let (at, bytes) = self.w.scales.of_blocks(self.k, row);
-        for line in (0..bytes).step_by(64) {
+        for line in self.w.scales.lines_ahead(self.k, row) {
             // SAFETY: the hint is no access.
-            unsafe { S::prefetch_codes(at.wrapping_add(bytes.max(SCALES_AHEAD) + line)) };
+            unsafe { S::prefetch_codes(line) };
         }
+        // Where scales are floats already they are read where they are, whole vectors of them.
+        let stored = self.w.scales.floats(self.k, row).filter(|_| blocks == stride);
         let scales = &mut out[..blocks];
         match &self.w.scales {
+            _ if stored.is_some() => {}
             WeightScales::PerRow(_) => scales.fill(1.0),
-            WeightScales::Int8(w) => w.scales(self.k, row, 0, scales),
+            // SAFETY: `S` is enabled.
+            WeightScales::Int8(w) => unsafe { w.row_scales::<S>(self.k, row, scales) },
             WeightScales::CodeBook(w, _) => block_scales(w, row * self.k, scales),
         }
         let (steps, start) = (self.x.steps.as_ptr(), self.x.start.as_ptr());
         let out = out.as_mut_ptr();
-        // SAFETY: all have `M` times `stride` numbers, which is a multiple of the lanes.
+        let scales = stored.map_or(out.cast_const(), <[f32]>::as_ptr);
+        let mut sums = *totals;
+        // SAFETY: all have `M` times `stride` numbers, which is a multiple of the lanes, and there are as many scales.
         unsafe {
             for b in (0..stride).step_by(S::LANES) {
-                let scales = S::load(out.add(b));
+                let scales = S::load(scales.add(b));
                 for m in 0..M {
                     let at = m * stride + b;
                     let factors = S::mul(scales, S::load(steps.add(at)));
-                    totals[m] = S::fma(factors, S::load(start.add(at)), totals[m]);
+                    sums[m] = S::fma(factors, S::load(start.add(at)), sums[m]);
                     S::store(out.add(at), factors);
                 }
             }
         }
+        *totals = sums;
     }
 
     /// Rows `row`, `row + apart`, ... times `M` columns, added to `total`.
@@ -323,8 +327,13 @@ impl Gemv<'_, Columns> {
             let (low, high) = (self.x.low.as_ptr().cast::<i8>(), self.x.high.as_ptr().cast::<i8>());
             for b in first..end {
                 let at = b * (BLOCK * BITS / 8);
-                for r in 0..R {
-                    S::prefetch_codes(codes[r].add(at).wrapping_add(AHEAD));
+                // Once for a cache line.
+                if at.is_multiple_of(64) {
+                    for r in 0..R {
+                        let ahead = codes[r].add(at).wrapping_add(AHEAD);
+                        // Rows of bytes, with x as long as two of them, are more than L1 holds.
+                        if BITS == 8 { S::prefetch(ahead) } else { S::prefetch_codes(ahead) }
+                    }
                 }
                 let mut x = [S::x::<CODES>(low.add(b * M * x_bytes)); M];
                 for m in 1..M {

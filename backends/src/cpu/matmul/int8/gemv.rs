@@ -32,6 +32,9 @@ impl Codes {
     }
 }
 
+/// How many bytes ahead the scales of blocks are prefetched, at least a row: rows of a stream follow each other, so that their scales do.
+const SCALES_AHEAD: usize = 256;
+
 /// The scales of stored rows.
 pub(super) enum WeightScales<'a> {
     /// One per row.
@@ -42,27 +45,32 @@ pub(super) enum WeightScales<'a> {
     CodeBook(CodeBook4<'a>, f32),
 }
 
-impl WeightScales<'_> {
-    /// Where those of the blocks of a row of `k` elements begin, and how many bytes they are, for prefetches: where a row is not of whole
-    /// blocks, about there.
+impl<'a> WeightScales<'a> {
+    /// Those of the blocks of a row of `k` elements, where they are stored as they are used.
     #[inline(always)]
-    pub(super) fn of_blocks(&self, k: usize, row: usize) -> (*const u8, usize) {
+    pub(super) fn floats(&self, k: usize, row: usize) -> Option<&'a [f32]> {
         match self {
-            WeightScales::PerRow(_) => (std::ptr::null(), 0),
-            WeightScales::Int8(w) => {
-                let blocks = k / BLOCK;
-                (w.scales.as_ptr().wrapping_add(row * blocks).cast(), blocks * size_of::<u16>())
+            WeightScales::CodeBook(CodeBook4 { block: BLOCK, scales: BlockScales::Single(scales), .. }, _) => {
+                Some(&scales[row * (k / BLOCK)..][..k / BLOCK])
             }
-            WeightScales::CodeBook(w, _) => {
-                let blocks = k / w.block;
-                match w.scales {
-                    BlockScales::Single(scales) => {
-                        (scales.as_ptr().wrapping_add(row * blocks).cast(), blocks * size_of::<f32>())
-                    }
-                    BlockScales::Double { codes, .. } => (codes.as_ptr().wrapping_add(row * blocks), blocks),
-                }
-            }
+            _ => None,
         }
+    }
+
+    /// The cache lines of the scales that come [`SCALES_AHEAD`] bytes after those of a row of `k` elements, to be prefetched; where a row
+    /// is not of whole blocks, about those.
+    #[inline(always)]
+    pub(super) fn lines_ahead(&self, k: usize, row: usize) -> impl Iterator<Item = *const u8> {
+        let (scales, of_row): (*const u8, usize) = match self {
+            WeightScales::PerRow(_) => (std::ptr::null(), 0),
+            WeightScales::Int8(w) => (w.scales.as_ptr().cast(), k / BLOCK * size_of::<u16>()),
+            WeightScales::CodeBook(w, _) => match w.scales {
+                BlockScales::Single(scales) => (scales.as_ptr().cast(), k / w.block * size_of::<f32>()),
+                BlockScales::Double { codes, .. } => (codes.as_ptr(), k / w.block),
+            },
+        };
+        let first = scales.wrapping_add(row * of_row + of_row.max(SCALES_AHEAD));
+        (0..of_row).step_by(64).map(move |line| first.wrapping_add(line))
     }
 }
 

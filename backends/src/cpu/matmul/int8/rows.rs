@@ -16,8 +16,6 @@ use std::arch::x86_64::*;
 const STREAMS: usize = 4;
 /// How many bytes ahead rows of bytes are prefetched: further ahead than what hardware prefetchers do costs more than it brings.
 const BYTES_AHEAD: usize = 1024;
-/// How many bytes ahead their scales are.
-const SCALES_AHEAD: usize = 256;
 
 /// x in the order in which codes leave the bytes. Groups are 64 bytes of codes.
 pub(crate) struct Row {
@@ -234,18 +232,16 @@ impl Gemv<'_, Row> {
         // Where the scales of row `r` of `R` lie.
         let (mut w_scales, mut scale_stride) = (scales.as_ptr(), per_row);
         let (mut nested, mut halves) = (Nested::NONE, std::ptr::null::<u16>());
+        for r in 0..R {
+            for line in self.w.scales.lines_ahead(k, row + r * apart) {
+                _mm_prefetch::<_MM_HINT_T0>(line.cast());
+            }
+        }
         match &self.w.scales {
             WeightScales::PerRow(_) => {}
             WeightScales::Int8(w) => {
                 scale_stride = apart * (k / BLOCK);
                 halves = w.scales.as_ptr().wrapping_add(row * (k / BLOCK));
-                // Rows of a stream follow each other, so that the scales of the next ones do.
-                for r in 0..R {
-                    let next = halves.wrapping_add(r * scale_stride).wrapping_byte_add(SCALES_AHEAD);
-                    for line in (0..k / BLOCK * 2).step_by(64) {
-                        _mm_prefetch::<_MM_HINT_T0>(next.wrapping_byte_add(line).cast());
-                    }
-                }
             }
             WeightScales::CodeBook(w, _) if SCALES == NESTED => nested = Nested::new(w, k).unwrap_or(nested),
             WeightScales::CodeBook(w, _) => match w.scales {

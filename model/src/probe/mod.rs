@@ -15,6 +15,7 @@ mod axes;
 mod candidate;
 mod difference;
 mod ranking;
+mod search;
 
 pub use axes::{Axis, ClosedOption, OpenOptions, OptionValue, WhyClosed};
 pub use candidate::{Candidate, Fate};
@@ -34,9 +35,6 @@ pub const FEWEST_BLOCKS: usize = 8;
 
 /// Fewest tokens of a block.
 pub const SHORTEST_BLOCK: usize = 16;
-
-/// Times that thresholds are tried at most.
-const ROUNDS: usize = 4;
 
 /// A text in blocks of equal length.
 #[derive(Clone, Debug)]
@@ -121,30 +119,11 @@ pub fn probe<B: CompactBackend>(
     mut progress: impl FnMut(ProbeProgress<'_>),
 ) -> Result<Ranking> {
     let started = Instant::now();
-    let mut all: Vec<Candidate> = open.forms().into_iter().map(Candidate::new).collect();
-    if all.is_empty() {
+    if open.axes.is_empty() {
         return Err(Error::Option { option: "probe".into(), message: "no option of this model is open".into() });
     }
     let options = EvaluateOptions { prefix: text.prefix.clone(), ..EvaluateOptions::default() };
-    for _ in 0..ROUNDS {
-        compare(model, &mut all, text, &options, &mut progress)?;
-        let Some(first) = ranking::first(&all, open) else {
-            return Err(Error::NonFinite { step: 0, message: "under every candidate".into() });
-        };
-        let Some(first) = all.get(first).map(|first| first.values.clone()) else { break };
-        let known = |values: &[OptionValue]| all.iter().any(|candidate| candidate.values == values);
-        let further: Vec<_> = open.halting_of(&first).into_iter().filter(|values| !known(values)).collect();
-        let further = match further.is_empty() {
-            // A threshold that is better: the other options again under it.
-            true => open.forms_at(&first).into_iter().filter(|values| !known(values)).collect(),
-            false => further,
-        };
-        if further.is_empty() {
-            break;
-        }
-        all.extend(further.into_iter().map(Candidate::new));
-    }
-    compare(model, &mut all, text, &options, &mut progress)?;
+    let all = search::candidates(open, |all| compare(model, all, text, &options, &mut progress))?;
     let ranking = Ranking::new(all, open, text, started.elapsed().as_secs_f64());
     if let Some(first) = ranking.candidates.first() {
         model.set_options(&OptionValue::all(&first.candidate.values))?;

@@ -288,13 +288,13 @@ unsafe fn group<S: Simd, const BITS: usize, const BLOCKS: bool, const R: usize, 
 #[inline(always)]
 pub(crate) fn block_scales(w: &CodeBook4, element: usize, out: &mut [f32]) {
     use crate::cpu::matmul::weight::BlockScales;
-    let first = element / w.block;
     if w.block != 64 {
         for (i, out) in out.iter_mut().enumerate() {
             *out = w.scales.get((element + 64 * i) / w.block);
         }
         return;
     }
+    let first = element / 64;
     match w.scales {
         BlockScales::Single(scales) => out.copy_from_slice(&scales[first..first + out.len()]),
         BlockScales::Double { codes, map, absmax, block, offset } => {

@@ -59,10 +59,10 @@ macro_rules! whole_suite {
             activations: half_precision;
             bodies: rope_scalings_and_biases;
             units: crest_ffn, crest_ffn_parts, delta_rule, nf4, nano;
-            invariants: prefill_is_prefill_and_decode, $(#[ignore = $why])? chunked_is_whole, $(#[ignore = $why])? spans_are_their_sequences,
-                uncached_is_cached, keys_compressed_before_rotation, snapshot_is_untouched, reset_is_new, last_is_the_last_of_all,
-                depth_set_is_depth_opened, forward_errors;
-            depth: spans_are_as_deep_as_alone, depth_asked_for_is_depth_opened;
+            invariants: $(#[ignore = $why])? prefill_is_prefill_and_decode, $(#[ignore = $why])? chunked_is_whole,
+                $(#[ignore = $why])? spans_are_their_sequences, uncached_is_cached, keys_compressed_before_rotation,
+                $(#[ignore = $why])? snapshot_is_untouched, reset_is_new, last_is_the_last_of_all, depth_set_is_depth_opened, forward_errors;
+            depth: $(#[ignore = $why])? spans_are_as_deep_as_alone, depth_asked_for_is_depth_opened;
             kernels: as_on_the_processor, attention_over_parts, store_beyond_half_precision;
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
             prefix: cached_is_uncached;

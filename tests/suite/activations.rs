@@ -12,7 +12,7 @@ use emberlm::quant::kv::KvFormat;
 use emberlm::quant::{Activations, CompactBackend};
 
 use super::fixture::{Case, Fixture, Numbers};
-use super::golden::{layer, whole};
+use super::golden::{BEGUN, CONTINUED, layer, whole};
 
 /// Roundings of what a decision that came out otherwise may have hung on: the distance of a halting probability from the threshold,
 /// the lead of the best logit.
@@ -25,6 +25,16 @@ fn allowed<B: CompactBackend>(model: &CausalLm<B>) -> f32 {
 
 /// Every fixture in every type that the device computes with; a type that it does not compute with is refused.
 pub fn half_precision<B: CompactBackend>(device: &B::Device) {
+    half_precision_of::<B>(device, CONTINUED);
+}
+
+/// The same with the first tokens of a continuation, where a token takes long.
+#[allow(dead_code)] // for cards that are software
+pub fn half_precision_begins<B: CompactBackend>(device: &B::Device) {
+    half_precision_of::<B>(device, BEGUN);
+}
+
+fn half_precision_of<B: CompactBackend>(device: &B::Device, count: usize) {
     for float in [FloatType::F16, FloatType::Bf16] {
         for fixture in Fixture::all() {
             let mut model = fixture.load::<B>(device);
@@ -40,7 +50,7 @@ pub fn half_precision<B: CompactBackend>(device: &B::Device) {
                 one_pass(&model, &fixture.case(name), float);
             }
             let mut exact = fixture.load::<B>(device);
-            continuation(&mut model, &mut exact, &fixture.case("text"), float);
+            continuation(&mut model, &mut exact, &fixture.case("text"), float, count);
         }
     }
 }
@@ -138,6 +148,7 @@ fn continuation<B: CompactBackend>(
     exact: &mut CausalLm<B>,
     case: &Case<'_>,
     float: FloatType,
+    count: usize,
 ) {
     let allowed = allowed(model);
     if let Some(crest) = model.architecture().crest.clone() {
@@ -145,6 +156,7 @@ fn continuation<B: CompactBackend>(
         exact.set_depth(crest.num_steps, false, 1.0);
     }
     let (prompt, tokens) = (&case.ids()[0], case.need("greedy").ids());
+    let tokens = &tokens[..count];
     let run = |model: &CausalLm<B>| -> Vec<Vec<f32>> {
         let mut cache = model.new_cache(KvFormat::F16);
         let first = model.prefill(prompt, &mut cache, DEFAULT_CHUNK).expect("a prompt");

@@ -20,10 +20,13 @@ pub mod store;
 pub mod training;
 pub mod units;
 
+use std::sync::{Mutex, PoisonError};
+
 /// One test per function of the suite, or of the part for GPUs, on the type that the binary calls `Backend`.
 macro_rules! whole_suite {
     () => {
         whole_suite! {
+            each at_once:
             golden: whole_pass, greedy, prefill_cache, decode_through_the_cache, overrides, rounded, half_precision_cache;
             activations: half_precision;
             bodies: rope_scalings_and_biases, biases_by_config_and_tensors;
@@ -55,14 +58,15 @@ macro_rules! whole_suite {
     // been wrong there: in their place every operation is compared with the processor. `long`: why the longest are ignored unless asked for.
     (gpu $(, long: $why:literal)?) => {
         whole_suite! {
-            golden: whole_pass, greedy, prefill_cache, decode_through_the_cache, overrides, rounded, half_precision_cache;
-            activations: half_precision;
+            each one_by_one:
+            golden: whole_pass, $(#[ignore = $why])? greedy, greedy_begins, prefill_cache, decode_through_the_cache, overrides, rounded, half_precision_cache;
+            activations: $(#[ignore = $why])? half_precision, half_precision_begins;
             bodies: rope_scalings_and_biases;
             units: crest_ffn, crest_ffn_parts, delta_rule, nf4, nano;
             invariants: $(#[ignore = $why])? prefill_is_prefill_and_decode, $(#[ignore = $why])? chunked_is_whole,
                 $(#[ignore = $why])? spans_are_their_sequences, uncached_is_cached, keys_compressed_before_rotation,
-                $(#[ignore = $why])? snapshot_is_untouched, reset_is_new, last_is_the_last_of_all, depth_set_is_depth_opened, forward_errors;
-            depth: $(#[ignore = $why])? spans_are_as_deep_as_alone, depth_asked_for_is_depth_opened;
+                $(#[ignore = $why])? snapshot_is_untouched, $(#[ignore = $why])? reset_is_new, last_is_the_last_of_all, depth_set_is_depth_opened, forward_errors;
+            depth: $(#[ignore = $why])? spans_are_as_deep_as_alone, $(#[ignore = $why])? depth_asked_for_is_depth_opened;
             kernels: as_on_the_processor, attention_over_parts, store_beyond_half_precision;
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
             prefix: cached_is_uncached;
@@ -71,9 +75,24 @@ macro_rules! whole_suite {
             store: packed_weights_come_back;
         }
     };
-    ($($module:ident: $($(#[$attribute:meta])* $name:ident),*;)*) => {$(
+    (each $how:ident: $($module:ident: $($(#[$attribute:meta])* $name:ident),*;)*) => {$(
         mod $module {
-            $(#[test] $(#[$attribute])* fn $name() { crate::suite::$module::$name::<crate::Backend>(&Default::default()) })*
+            $(#[test] $(#[$attribute])* fn $name() {
+                crate::suite::$how(|| crate::suite::$module::$name::<crate::Backend>(&Default::default()))
+            })*
         }
     )*};
+}
+
+/// Tests beside each other, as many as the harness has threads.
+pub fn at_once(test: impl FnOnce()) {
+    test();
+}
+
+/// A thread that launches keeps a core while the card is behind, and where the card is software that core is missing in it.
+#[allow(dead_code)] // for GPUs
+pub fn one_by_one(test: impl FnOnce()) {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    test();
 }

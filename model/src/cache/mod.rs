@@ -258,35 +258,40 @@ impl<B: CompactBackend> Cache<B> {
         }
     }
 
-    /// Appends `tokens` tokens that were never computed: random numbers, to measure speed at a long context.
+    /// Appends `tokens` tokens that were never computed, to measure speed at a long context: random numbers, the same again after every
+    /// 512 tokens.
     ///
     /// # Errors
     /// When there is no [room](Self::check_room).
     pub fn append_random(&mut self, tokens: usize) -> Result<()> {
         const AT_ONCE: usize = 512;
+        if tokens == 0 {
+            return Ok(());
+        }
         let end = self.len.saturating_add(tokens);
         self.check_room(end)?;
         self.reserve(end);
-        while self.len < end {
-            let s = AT_ONCE.min(end - self.len);
-            for layer in &mut self.layers {
-                match layer {
-                    LayerCache::Attention(kv) => {
-                        let new = |parts: KvParts<'_, B>| {
-                            let [b, heads, _, width] = parts.own.dims();
-                            Tensor::random([b, s, heads, width], NOISE, &self.device)
-                        };
-                        let (k, v) = (new(kv.k()?), new(kv.v()?));
-                        AttentionCache::append(&mut [kv], [k, v], &[NewTokens { tokens: s, at: self.len }])?;
-                    }
-                    LayerCache::DeltaNet(delta) => {
-                        delta.update_conv(|conv| ((), conv.random_like(NOISE)))?;
-                        delta.update_state(|state| ((), state.random_like(NOISE)))?;
+        for layer in &mut self.layers {
+            match layer {
+                LayerCache::Attention(kv) => {
+                    let new = |parts: KvParts<'_, B>| {
+                        let [b, heads, _, width] = parts.own.dims();
+                        Tensor::<B, 4>::random([b, AT_ONCE.min(tokens), heads, width], NOISE, &self.device)
+                    };
+                    let (k, v) = (new(kv.k()?), new(kv.v()?));
+                    for at in (self.len..end).step_by(AT_ONCE) {
+                        let tokens = AT_ONCE.min(end - at);
+                        let kv_of = [&k, &v].map(|numbers| numbers.clone().slice_dim(1, 0..tokens));
+                        AttentionCache::append(&mut [kv], kv_of, &[NewTokens { tokens, at }])?;
                     }
                 }
+                LayerCache::DeltaNet(delta) => {
+                    delta.update_conv(|conv| ((), conv.random_like(NOISE)))?;
+                    delta.update_state(|state| ((), state.random_like(NOISE)))?;
+                }
             }
-            self.len += s;
         }
+        self.len = end;
         Ok(())
     }
 

@@ -127,7 +127,7 @@ impl<B: CompactBackend> Bench<'_, B> {
     }
 
     fn run_once(&self, test: Test, caches: &mut [Cache<B>], samples: &mut Samples) -> Result<()> {
-        caches.iter_mut().try_for_each(|cache| self.fill(cache))?;
+        caches.iter_mut().try_for_each(|cache| self.fill(test, cache))?;
         let prompt = match test {
             Test::Prompt(n) => self.ids(n),
             Test::Generation { parallel, .. } | Test::Drafted { parallel, .. } => self.ids(parallel),
@@ -223,13 +223,18 @@ impl<B: CompactBackend> Bench<'_, B> {
         self.device.gpu.as_ref().map(|_| [launches, read_backs].map(|count| count as f64 / passes as f64))
     }
 
-    /// Empties the cache and puts in the tokens that a measurement starts from.
-    fn fill(&self, cache: &mut Cache<B>) -> Result<()> {
+    /// What a measurement starts from: the tokens of `--context` and nothing else. Where the one before has left them there, and what it
+    /// added can be taken off, they stay. An engine may have laid them out in another way.
+    fn fill(&self, test: Test, cache: &mut Cache<B>) -> Result<()> {
+        let context = self.args.context;
+        if context > 0 && cache.len() > context && !cache.is_recurrent() && !matches!(test, Test::Drafted { .. }) {
+            return Ok(cache.truncate(context)?);
+        }
         cache.reset();
         if self.args.random_context {
-            cache.append_random(self.args.context)?;
-        } else if self.args.context > 0 {
-            self.model.prefill(&self.ids(self.args.context), cache, self.args.chunk)?;
+            cache.append_random(context)?;
+        } else if context > 0 {
+            self.model.prefill(&self.ids(context), cache, self.args.chunk)?;
         }
         Ok(())
     }

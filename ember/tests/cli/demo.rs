@@ -72,3 +72,20 @@ fn forced_depths_are_measured_each() {
     let bytes = |i: usize| results[i]["bytes_per_token"].as_f64().expect("a number");
     assert!(bytes(1) > bytes(3), "{bench}");
 }
+
+/// Repetitions begin with the context and nothing else, whether it is filled again (the demo keeps states) or stays.
+#[test]
+fn every_repetition_of_bench_begins_with_the_context() {
+    let lean = crate::fixture::own("leanllama");
+    for model in [&["-m", lean.to_str().expect("UTF-8")][..], &[]] {
+        for random in [&["--random-context"][..], &[]] {
+            let bytes = |repetitions: &str| {
+                let flags = ["bench", "-p", "0", "-n", "40", "-t", "1", "-d", "8", "--json", "-r", repetitions];
+                let ended = ember([&flags[..], model, random].concat()).with_code(0);
+                let report: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+                report["results"][0]["cache_bytes"].as_u64().expect("a number")
+            };
+            assert_eq!(bytes("6"), bytes("1"), "{model:?} {random:?}");
+        }
+    }
+}

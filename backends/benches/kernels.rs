@@ -183,6 +183,12 @@ mod linear {
         cpu::with_precision(Precision::Int8Activations, || product(bencher, case, LARGE));
     }
 
+    /// The same of weights that stay in the cache: the arithmetic alone.
+    #[divan::bench(args = cases(&[1, 2, 3, 4, 6, 8, 12, 16, 128]).into_iter().filter(Case::is_packed))]
+    fn cached_rounded(bencher: Bencher, case: &Case) {
+        cpu::with_precision(Precision::Int8Activations, || product(bencher, case, (256, 4096)));
+    }
+
     /// The same with x in BF16 beside BF16 weights.
     #[divan::bench(args = cases(&[1, 2, 4, 8, 16, 32, 64, 128, 512]).into_iter().filter(Case::is_bf16))]
     fn halves(bencher: Bencher, case: &Case) {

@@ -351,7 +351,8 @@ fn a_row_becomes_the_same_integers_alone_and_among_others() {
 
 #[test]
 fn from_some_number_of_rows_on_a_row_has_the_same_bits_whatever_the_others_are() {
-    // Fewer rows have kernels that add up in another order; the tiles of all processors give the same bits, and so do AVX-512's strips.
+    // Fewer rows have kernels that add up in another order; the tiles of all processors give the same bits, and so do AVX-512's strips and
+    // AVX2's octets.
     let has = |name| cpu::features().contains(&name);
     let least = |level| match level {
         Level::Avx512 if has("avx512vnni") && has("avx512vbmi") => 2,
@@ -439,7 +440,7 @@ fn from_five_rows_on_every_processor_has_the_bits_of_a_loop_over_blocks() {
         for (n, k) in [(67, 576), (17, 1024)] {
             let stored = Stored::new(&mut rng, kind, n, k);
             let bias = rng.floats(n, 1.0);
-            for m in [5, 8, 9, 12, 16, 33] {
+            for m in [5, 6, 7, 8, 9, 12, 13, 16, 17, 33] {
                 let mut x = rng.floats(m * k, 1.0);
                 for (row, x) in x.chunks_exact_mut(k).enumerate() {
                     x[17 * row % k] *= 40.0;

@@ -98,7 +98,7 @@ impl ByteKernel for Arrange<'_> {
     unsafe fn call<S: Bytes>(self) -> Columns {
         let Self { x, m, k, packing } = self;
         let Packing { codes, shift, detail, offset } = packing;
-        let columns = m.next_power_of_two();
+        let columns = m;
         let (blocks, stride) = (k / BLOCK, (k / BLOCK).next_multiple_of(S::LANES));
         let stays_codes = offset < OFFSET;
         let lines = S::x_bytes(stays_codes) / BLOCK;
@@ -187,15 +187,19 @@ impl ByteKernel for Range<'_> {
             match (self.gemv.w.codes, x.codes, x.columns) {
                 (Codes::Bytes, _, 1) => self.rows::<S, 4, 1, 8, false>(),
                 (Codes::Bytes, _, 2) => self.rows::<S, 2, 2, 8, false>(),
+                (Codes::Bytes, _, 3) => self.rows::<S, 1, 3, 8, false>(),
                 (Codes::Bytes, ..) => self.rows::<S, 1, MAX_COLUMNS, 8, false>(),
                 (Codes::Nibbles { .. }, false, 1) => self.rows::<S, 4, 1, 4, false>(),
                 (Codes::Nibbles { .. }, false, 2) => self.rows::<S, 2, 2, 4, false>(),
+                (Codes::Nibbles { .. }, false, 3) => self.rows::<S, 1, 3, 4, false>(),
                 (Codes::Nibbles { .. }, false, _) => self.rows::<S, 1, MAX_COLUMNS, 4, false>(),
                 (Codes::Nibbles { .. }, true, 1) => self.rows::<S, 4, 1, 4, true>(),
                 (Codes::Nibbles { .. }, true, 2) => self.rows::<S, 2, 2, 4, true>(),
+                (Codes::Nibbles { .. }, true, 3) => self.rows::<S, 1, 3, 4, true>(),
                 (Codes::Nibbles { .. }, true, _) => self.rows::<S, 1, MAX_COLUMNS, 4, true>(),
                 (Codes::Pairs, _, 1) => self.rows::<S, 4, 1, 2, true>(),
                 (Codes::Pairs, _, 2) => self.rows::<S, 2, 2, 2, true>(),
+                (Codes::Pairs, _, 3) => self.rows::<S, 1, 3, 2, true>(),
                 (Codes::Pairs, ..) => self.rows::<S, 1, MAX_COLUMNS, 2, true>(),
             }
         }

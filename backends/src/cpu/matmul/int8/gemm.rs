@@ -4,6 +4,7 @@
 //! multiplied a second time, by the high bytes.
 
 use super::book::{Book, Shift};
+use super::next::Next;
 use super::panel::{Order, PANEL, Panel, WORDS};
 use super::round::{Detail, Input};
 use super::{BLOCK, OFFSET};
@@ -342,31 +343,6 @@ unsafe fn pairs(codes: &[u8], bytes: &mut [u8]) {
             let codes = _mm512_broadcast_i32x4(_mm_loadu_si128(codes.as_ptr().cast()));
             let codes = _mm512_and_si512(_mm512_srlv_epi64(codes, by), mask);
             _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_add_epi8(codes, offset));
-        }
-    }
-}
-
-/// What is to be prefetched for every block that is multiplied, in bytes. Only hints.
-#[derive(Clone, Copy)]
-struct Next {
-    codes: *const u8,
-    code_bytes: usize,
-    scales: *const u8,
-    scale_bytes: usize,
-}
-
-impl Next {
-    /// Prefetches what belongs to block `b` into L2: a few lines at a time, because more than a processor can wait for stop it.
-    #[inline(always)]
-    fn prefetch(self, b: usize) {
-        let (codes, scales) =
-            (self.codes.wrapping_add(b * self.code_bytes), self.scales.wrapping_add(b * self.scale_bytes));
-        // SAFETY: hints, no accesses.
-        unsafe {
-            for line in (0..self.code_bytes).step_by(64) {
-                _mm_prefetch::<_MM_HINT_T1>(codes.wrapping_add(line).cast());
-            }
-            _mm_prefetch::<_MM_HINT_T1>(scales.cast());
         }
     }
 }

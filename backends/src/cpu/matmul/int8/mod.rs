@@ -15,6 +15,12 @@ mod gemv;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "x86_64")]
+mod next;
+#[cfg(target_arch = "x86_64")]
+mod octets;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
+#[cfg(target_arch = "x86_64")]
 mod panel;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod panels;
@@ -89,7 +95,7 @@ pub(crate) struct Rounded {
     #[cfg(target_arch = "x86_64")]
     tokens: Memo<gemv::Packing, strips::Tokens>,
     #[cfg(target_arch = "x86_64")]
-    pairs: Memo<gemv::Packing, panels::Panels<tiles::Panel>>,
+    pairs: Memo<gemv::Packing, panels::Panels<pairs::Panel>>,
     #[cfg(target_arch = "aarch64")]
     chunks: Memo<neon::Packing, panels::Panels<neon::Panel>>,
 }
@@ -110,7 +116,9 @@ pub(crate) fn add_gemv<'a>(
         #[cfg(target_arch = "x86_64")]
         Kernels::Vnni => strips::add(rows, &rounded.tokens, w, bias, y, region),
         #[cfg(target_arch = "x86_64")]
-        Kernels::Blocks if rows.m > blocks::MAX_COLUMNS => tiles::add(rows, &rounded.pairs, w, bias, y, region),
+        Kernels::Blocks if rows.m > octets::MAX_ROWS => tiles::add(rows, &rounded.pairs, w, bias, y, region),
+        #[cfg(target_arch = "x86_64")]
+        Kernels::Blocks if rows.m > blocks::MAX_COLUMNS => octets::add(rows, &rounded.pairs, w, bias, y, region),
         #[cfg(target_arch = "aarch64")]
         Kernels::Blocks if rows.m > blocks::MAX_COLUMNS => {
             neon::add(neon::Instruction::best(), rows, &rounded.chunks, w, bias, y, region);

@@ -14,7 +14,7 @@ use super::{BLOCK, OFFSET};
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::packed::block_scales;
 use crate::cpu::matmul::types::InputRows;
-use crate::cpu::matmul::weight::{BlockScales, Weight};
+use crate::cpu::matmul::weight::Weight;
 use crate::cpu::pool::{Output, Region, for_each_chunk};
 use std::arch::x86_64::*;
 
@@ -174,7 +174,7 @@ impl Gemv<'_, Tokens> {
                     Some(nested) => nested.decode(strip, blocks, &mut scales),
                     None => self.scales(strip, &mut scales),
                 }
-                let next = self.next(strip, blocks);
+                let next = self.next(strip.first + ROWS, ROWS);
                 let table = _mm512_loadu_si512(table.as_ptr().cast());
                 let rows: [*const u8; ROWS] =
                     std::array::from_fn(|r| self.w.data.as_ptr().add(strip.row(r) * self.w.stride));
@@ -284,22 +284,6 @@ impl Gemv<'_, Tokens> {
             }
         }
     }
-
-    /// What is prefetched meanwhile: the rows after a strip and their scales.
-    fn next(&self, strip: Strip, blocks: usize) -> Next {
-        let row = strip.first + ROWS;
-        let scales = |data: *const u8, size: usize| (data.wrapping_add(row.wrapping_mul(blocks * size)), ROWS * size);
-        let (scales, scale_bytes) = match &self.w.scales {
-            WeightScales::Int8(w) => scales(w.scales.as_ptr().cast(), 2),
-            WeightScales::CodeBook(w, _) if w.block == BLOCK => match w.scales {
-                BlockScales::Single(single) => scales(single.as_ptr().cast(), 4),
-                BlockScales::Double { codes, .. } => scales(codes.as_ptr(), 1),
-            },
-            _ => (std::ptr::null(), 0),
-        };
-        let codes = self.w.data.as_ptr().wrapping_add(row.wrapping_mul(self.w.stride));
-        Next { codes, code_bytes: ROWS * self.w.codes.block_bytes(), scales, scale_bytes }
-    }
 }
 
 /// 64 elements of four rows as unsigned bytes: each register has 16 of every row. Planes of codes follow each other in the order of
@@ -379,29 +363,6 @@ fn of_rows([a, b, c, d]: [__m512i; QUAD]) -> __m512i {
     let first = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
     let second = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
     _mm512_add_epi32(_mm512_unpacklo_epi64(first, second), _mm512_unpackhi_epi64(first, second))
-}
-
-/// What is to be prefetched for every block that is multiplied. Only hints.
-#[derive(Clone, Copy)]
-struct Next {
-    codes: *const u8,
-    code_bytes: usize,
-    scales: *const u8,
-    scale_bytes: usize,
-}
-
-impl Next {
-    /// What belongs to a block, into L2.
-    #[inline(always)]
-    fn prefetch(self, block: usize) {
-        // SAFETY: hints, no accesses.
-        unsafe {
-            for line in (0..self.code_bytes).step_by(LINE) {
-                _mm_prefetch::<_MM_HINT_T1>(self.codes.wrapping_add(block * self.code_bytes + line).cast());
-            }
-            _mm_prefetch::<_MM_HINT_T1>(self.scales.wrapping_add(block * self.scale_bytes).cast());
-        }
-    }
 }
 
 /// Numbers of IEEE half precision, padded with zeros to the length of `out`, a multiple of 16 that is no more than 15 longer: whole

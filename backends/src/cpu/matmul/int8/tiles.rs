@@ -1,13 +1,12 @@
 //! Many rows of x on AVX2: x and the bytes of the matrix as 16-bit integers, multiplied in pairs.
 //!
-//! The lanes are tokens, and pairs of the weight are broadcast. x with its outliers fits 16 bits, so that it needs no second product,
-//! and a sum of pairs is exact. Sums become floats as in the tiles of AVX-512: both give the same bits.
+//! The lanes are tokens, and pairs of the weight are broadcast. A sum of pairs is exact; it becomes a float as in the tiles of AVX-512:
+//! both give the same bits.
 
 use super::BLOCK;
-use super::book::Shift;
 use super::gemv::{Codes, Gemv, Packing, for_stored_rows};
+use super::pairs::{PAIRS, Panel, unsigned, without_sign};
 use super::panels::Panels;
-use super::round::Block;
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::types::InputRows;
 use crate::cpu::matmul::weight::Weight;
@@ -24,55 +23,7 @@ const STRIP: usize = 6;
 const HEIGHT: usize = 48;
 /// Tokens of a panel: two vectors.
 const PANEL: usize = 16;
-/// Pairs of a block.
-const PAIRS: usize = BLOCK / 2;
 const LANES: usize = 8;
-
-/// Up to [`PANEL`] tokens, padded with zeros.
-#[derive(Default)]
-pub(super) struct Panel {
-    /// `[block][pair][token]`: two integers each.
-    pairs: Vec<i32>,
-    /// `[block][token]`: what the shift of the weights adds.
-    start: Vec<i32>,
-    /// `[block][token]`.
-    steps: Vec<f32>,
-}
-
-impl Panel {
-    /// Fills it with these rows of `k`.
-    ///
-    /// # Safety
-    /// The processor has AVX2, FMA and F16C.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn fill(&mut self, x: &[f32], k: usize, packing: Packing) {
-        let blocks = k / BLOCK;
-        let elements: [usize; BLOCK] = std::array::from_fn(|place| packing.codes.element::<Avx2>(place));
-        self.pairs = vec![0; blocks * PAIRS * PANEL];
-        self.start = vec![0; blocks * PANEL];
-        self.steps = vec![0.0; blocks * PANEL];
-        for (token, x) in x.chunks_exact(k).enumerate() {
-            let threshold = packing.detail.threshold(x);
-            for (b, x) in x.chunks_exact(BLOCK).enumerate() {
-                let block = Block::new(x, threshold);
-                let integer = |place: usize| {
-                    let element = elements[place];
-                    (i32::from(block.high[element]) << 7) + i32::from(block.low[element])
-                };
-                for i in 0..PAIRS {
-                    // The first in the lower half.
-                    let pair = (integer(2 * i) & 0xffff) | (integer(2 * i + 1) << 16);
-                    self.pairs[(b * PAIRS + i) * PANEL + token] = pair;
-                }
-                if packing.shift != Shift::NONE {
-                    let start = &mut self.start[b * PANEL + token];
-                    block.sums::<8>(|_, sum| *start += packing.shift.of(sum));
-                }
-                self.steps[b * PANEL + token] = block.step;
-            }
-        }
-    }
-}
 
 /// Adds a product with any number of rows of x. Rows go where they are stored.
 pub(super) fn add<'a>(
@@ -91,8 +42,9 @@ pub(super) fn add<'a>(
         bias,
         y,
         |packing| {
+            let places = |pair| [2 * pair, 2 * pair + 1];
             // SAFETY: `kernels` has found the features.
-            Panels::new(x, (m, k), PANEL, |panel: &mut Panel, x| unsafe { panel.fill(x, k, packing) })
+            Panels::new(x, (m, k), PANEL, |panel: &mut Panel, x| unsafe { panel.fill(x, (k, PANEL), packing, places) })
         },
         |gemv| {
             let (data, stride, count) = (gemv.w.data.as_ptr(), gemv.w.stride, gemv.w.rows);
@@ -189,17 +141,17 @@ impl Gemv<'_, Panels<Panel>> {
         // SAFETY: the caller's promise, and 64 integers are four vectors.
         unsafe {
             let codes = self.w.data.as_ptr().add(row * self.w.stride);
-            let table = Avx2::table(&self.w.table);
+            let table = unsigned(&self.w);
             let at = codes.add(block * self.w.codes.block_bytes());
             let bytes = match self.w.codes {
-                Codes::Bytes => Avx2::bytes(at),
+                Codes::Bytes => Avx2::bytes(at).map(|bytes| without_sign(bytes)),
                 Codes::Nibbles { .. } => Avx2::nibbles::<false>(at, table),
                 Codes::Pairs => Avx2::pairs::<false>(at, table),
             };
             for (bytes, to) in bytes.into_iter().zip(to.chunks_exact_mut(BLOCK / 2)) {
                 let (low, high) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
-                _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm256_cvtepi8_epi16(low));
-                _mm256_storeu_si256(to.as_mut_ptr().add(16).cast(), _mm256_cvtepi8_epi16(high));
+                _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm256_cvtepu8_epi16(low));
+                _mm256_storeu_si256(to.as_mut_ptr().add(16).cast(), _mm256_cvtepu8_epi16(high));
             }
         }
     }

@@ -1,0 +1,269 @@
+//! A few rows of x against 8 rows of the matrix at a time, on AVX2.
+//!
+//! A register holds two weights of each of 8 rows, as 16-bit integers, and two elements of a row of x are broadcast. So no sum runs over
+//! the lanes of a register, an integer for each of 8 rows becomes a float at once, and codes are looked up once for all rows of x. While
+//! an octet is multiplied the next one is prefetched, its bytes in the order in which they lie. Sums are added as in the
+//! [tiles](super::tiles): both give the same bits.
+
+use super::BLOCK;
+use super::gemv::{Codes, Gemv, Packing, for_stored_rows};
+use super::pairs::{PAIRS, Panel, unsigned, without_sign};
+use super::panels::Panels;
+use crate::cpu::matmul::memo::Memo;
+use crate::cpu::matmul::types::InputRows;
+use crate::cpu::matmul::weight::Weight;
+use crate::cpu::pool::{Output, Region, with_scratch};
+use std::arch::x86_64::*;
+
+/// The crossover of octets and tiles: up to so many rows of x this is faster.
+pub(super) const MAX_ROWS: usize = 16;
+/// Rows of the matrix: lanes of a register.
+const ROWS: usize = 8;
+/// Most rows of x whose sums stay in registers.
+const GROUP: usize = 8;
+
+/// Adds a product with a few rows of x. Rows go where they are stored.
+pub(super) fn add<'a>(
+    rows: &InputRows<'a>,
+    memo: &Memo<Packing, Panels<Panel>>,
+    w: Weight<'a>,
+    bias: Option<&'a [f32]>,
+    y: Output<'a>,
+    region: &mut Region<'a>,
+) {
+    let &InputRows { x, m, k, .. } = rows;
+    let width = m.div_ceil(m.div_ceil(GROUP));
+    for_stored_rows(
+        rows,
+        memo,
+        &w,
+        bias,
+        y,
+        |packing| {
+            let places = |pair| places(packing.codes, pair);
+            // SAFETY: `kernels` has found the features.
+            Panels::new(x, (m, k), width, |group: &mut Panel, x| unsafe { group.fill(x, (k, width), packing, places) })
+        },
+        |gemv| {
+            let (data, stride, count) = (gemv.w.data.as_ptr(), gemv.w.stride, gemv.w.rows);
+            region.add_tiles(ROWS, (data, stride), count, m * k, move |first, last| {
+                // SAFETY: `kernels` has found AVX2, the matrix was checked, and tasks have different rows.
+                unsafe {
+                    match gemv.w.codes {
+                        Codes::Bytes => gemv.octets::<8>(width, first, last),
+                        Codes::Nibbles { .. } => gemv.octets::<4>(width, first, last),
+                        Codes::Pairs => gemv.octets::<2>(width, first, last),
+                    }
+                }
+            });
+        },
+    );
+}
+
+/// Which codes of a block [`expand`] puts into pair `i`.
+fn places(codes: Codes, i: usize) -> [usize; 2] {
+    let bytes = codes.block_bytes();
+    // `i` counts the two halves of a word fastest, then the codes of a byte, then words.
+    let planes = BLOCK / bytes;
+    let (word, plane, odd) = (i / (2 * planes), i / 2 % planes, i % 2);
+    let first = plane * bytes + 4 * word + odd;
+    [first, first + 2]
+}
+
+/// The weights of a block: [`PAIRS`] of each row.
+type Octet = [__m256i; PAIRS];
+
+impl Gemv<'_, Panels<Panel>> {
+    /// Rows `first..last`; groups of x have `width` rows.
+    ///
+    /// # Safety
+    /// The processor has AVX2, FMA and F16C, the rows exist, and no other task writes their outputs.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn octets<const BITS: usize>(&self, width: usize, first: usize, last: usize) {
+        let blocks = self.k / BLOCK;
+        let tokens = self.x.0.len() * width;
+        // SAFETY: the caller's promise.
+        let table = unsafe { unsigned(&self.w) };
+        let mut of_row = vec![0.0; blocks];
+        let mut w = [_mm256_setzero_si256(); PAIRS];
+        with_scratch(ROWS * (blocks + tokens), |scratch| {
+            let (scales, totals) = scratch.split_at_mut(ROWS * blocks);
+            for first in (first..last).step_by(ROWS) {
+                let height = ROWS.min(last - first);
+                // The last row stands for those beyond it.
+                let row = |r: usize| first + r.min(height - 1);
+                for r in 0..ROWS {
+                    self.w.scales.of_row(self.k, row(r), 0, &mut of_row);
+                    for (scales, scale) in scales.chunks_exact_mut(ROWS).zip(&of_row) {
+                        scales[r] = *scale;
+                    }
+                }
+                totals.fill(0.0);
+                let next = self.next(first + ROWS, ROWS);
+                let rows: [*const u8; ROWS] =
+                    std::array::from_fn(|r| self.w.data.as_ptr().wrapping_add(row(r) * self.w.stride));
+                for b in 0..blocks {
+                    next.prefetch(b);
+                    // SAFETY: the rows have this block, so have x, scales and totals of `width` rows for each group.
+                    unsafe {
+                        expand::<BITS>(rows.map(|row| row.add(b * 8 * BITS)), table, &mut w);
+                        let scales = _mm256_loadu_ps(scales.as_ptr().add(b * ROWS));
+                        for (group, x) in self.x.0.iter().enumerate() {
+                            let part = Part {
+                                w: &w,
+                                scales,
+                                x: x.pairs.as_ptr().add(b * PAIRS * width),
+                                start: x.start.as_ptr().add(b * width),
+                                steps: x.steps.as_ptr().add(b * width),
+                                totals: totals.as_mut_ptr().add(group * width * ROWS),
+                            };
+                            part.add_rows(width);
+                        }
+                    }
+                }
+                // SAFETY: the caller's promise.
+                unsafe { self.write_octet(first, height, totals) };
+            }
+        });
+    }
+
+    /// Writes the outputs of an octet from its totals `[token][row]`.
+    ///
+    /// # Safety
+    /// As for `octets`.
+    #[inline]
+    unsafe fn write_octet(&self, first: usize, height: usize, totals: &[f32]) {
+        let factor = self.w.scales.factor();
+        let column = self.w.column + first;
+        for (token, totals) in totals.chunks_exact(ROWS).enumerate().take(self.m) {
+            // SAFETY: the caller's promise.
+            let y = unsafe { self.y.row(token, column, height) };
+            for (r, (y, total)) in y.iter_mut().zip(totals).enumerate() {
+                *y = total * factor + self.bias.map_or(0.0, |bias| bias[column + r]);
+            }
+        }
+    }
+}
+
+/// Writes a block of 8 rows as 16-bit integers, in the order of [`places`].
+///
+/// # Safety
+/// The processor has AVX2, and each row has a block.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn expand<const BITS: usize>(rows: [*const u8; ROWS], table: __m256i, to: &mut Octet) {
+    let (nibble, pair) = (_mm256_set1_epi8(15), _mm256_set1_epi8(3));
+    let mut to = to.as_mut_ptr();
+    let mut put = |bytes: __m256i| {
+        let (even, odd) = (_mm256_and_si256(bytes, _mm256_set1_epi16(255)), _mm256_srli_epi16::<8>(bytes));
+        // SAFETY: it is called for every 8 bytes of a block, so that `PAIRS` registers are written.
+        unsafe {
+            to.write(even);
+            to.add(1).write(odd);
+            to = to.add(2);
+        }
+    };
+    for part in 0..BITS / 2 {
+        // SAFETY: a block has 8 bytes per bit of a code.
+        let words = unsafe { transposed(rows.map(|row| row.add(16 * part))) };
+        for word in words {
+            match BITS {
+                8 => put(without_sign(word)),
+                4 => {
+                    let high = _mm256_and_si256(_mm256_srli_epi16::<4>(word), nibble);
+                    put(_mm256_shuffle_epi8(table, high));
+                    put(_mm256_shuffle_epi8(table, _mm256_and_si256(word, nibble)));
+                }
+                _ => {
+                    put(_mm256_and_si256(word, pair));
+                    put(_mm256_and_si256(_mm256_srli_epi16::<2>(word), pair));
+                    put(_mm256_and_si256(_mm256_srli_epi16::<4>(word), pair));
+                    put(_mm256_and_si256(_mm256_srli_epi16::<6>(word), pair));
+                }
+            }
+        }
+    }
+}
+
+/// 16 bytes of each of 8 rows: word `i` of each row in register `i`.
+///
+/// # Safety
+/// The processor has AVX2, and each row has 16 bytes.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn transposed(rows: [*const u8; ROWS]) -> [__m256i; 4] {
+    // Rows 4 apart share a register.
+    // SAFETY: the caller's promise.
+    let two = |r: usize| unsafe {
+        let (first, second) = (_mm_loadu_si128(rows[r].cast()), _mm_loadu_si128(rows[r + 4].cast()));
+        _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(first), second)
+    };
+    let (a, b, c, d) = (two(0), two(1), two(2), two(3));
+    let (low, high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    let (low_next, high_next) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+    [
+        _mm256_unpacklo_epi64(low, low_next),
+        _mm256_unpackhi_epi64(low, low_next),
+        _mm256_unpacklo_epi64(high, high_next),
+        _mm256_unpackhi_epi64(high, high_next),
+    ]
+}
+
+/// A block of an octet and of a group.
+struct Part<'a> {
+    w: &'a Octet,
+    scales: __m256,
+    /// `[pair][token]`.
+    x: *const i32,
+    start: *const i32,
+    steps: *const f32,
+    /// `[token][row]`.
+    totals: *mut f32,
+}
+
+impl Part<'_> {
+    /// Adds the products of `m` rows of x, 1 to [`GROUP`], to their totals.
+    ///
+    /// # Safety
+    /// As for `add`.
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    unsafe fn add_rows(&self, m: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match m {
+                1 => self.add::<1>(),
+                2 => self.add::<2>(),
+                3 => self.add::<3>(),
+                4 => self.add::<4>(),
+                5 => self.add::<5>(),
+                6 => self.add::<6>(),
+                7 => self.add::<7>(),
+                _ => self.add::<GROUP>(),
+            }
+        }
+    }
+
+    /// # Safety
+    /// The processor has AVX2 and FMA, and the pointers are valid for `M` rows of x.
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    unsafe fn add<const M: usize>(&self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut sums: [__m256i; M] = std::array::from_fn(|m| _mm256_set1_epi32(*self.start.add(m)));
+            for (i, w) in self.w.iter().enumerate() {
+                for (m, sum) in sums.iter_mut().enumerate() {
+                    let x = _mm256_set1_epi32(*self.x.add(i * M + m));
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*w, x));
+                }
+            }
+            for (m, sum) in sums.into_iter().enumerate() {
+                let scale = _mm256_mul_ps(self.scales, _mm256_set1_ps(*self.steps.add(m)));
+                let total = self.totals.add(m * ROWS);
+                let sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, _mm256_loadu_ps(total));
+                _mm256_storeu_ps(total, sum);
+            }
+        }
+    }
+}

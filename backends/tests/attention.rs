@@ -76,8 +76,15 @@ const EIGHTHS: f32 = 1.5e-4;
 #[test]
 fn caches_of_8_bits_match_the_twin() {
     let mut rng = Rng(24);
-    let more =
-        [(1, 1, 6, 3, 96, 130, 140), (2, 3, 16, 2, 256, 100, 110), (1, 13, 5, 1, 64, 70, 90), (1, 1, 7, 7, 192, 3, 4)];
+    let more = [
+        (1, 1, 6, 3, 96, 130, 140),
+        (2, 3, 16, 2, 256, 100, 110),
+        (1, 13, 5, 1, 64, 70, 90),
+        (1, 1, 7, 7, 192, 3, 4),
+        (1, 1, 5, 1, 64, 70, 90),
+        (1, 3, 4, 2, 128, 197, 210),
+        (2, 1, 11, 1, 64, 64, 70),
+    ];
     for (batch, seq, heads, kv_heads, head_dim, past, capacity) in SHAPES.into_iter().chain(more) {
         let scale = 1.0 / (head_dim as f32).sqrt();
         let p = Attention { batch, seq, heads, kv_heads, head_dim, past, capacity, scale };

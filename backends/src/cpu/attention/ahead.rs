@@ -40,3 +40,18 @@ impl Ahead {
         self.done = end;
     }
 }
+
+/// What is prefetched while the scores or the weighted sum of a tile are computed: some bytes for each of its positions.
+#[derive(Clone, Copy)]
+pub(super) struct Next {
+    pub(super) at: *const u8,
+    pub(super) bytes: usize,
+}
+
+impl Next {
+    /// What belongs to positions from `i` on.
+    #[inline(always)]
+    pub(super) fn skip(self, i: usize) -> Next {
+        Next { at: self.at.wrapping_add(i * self.bytes), ..self }
+    }
+}

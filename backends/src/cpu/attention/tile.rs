@@ -1,9 +1,9 @@
 //! One task of flash attention: its queries against a range of positions, tile by tile.
 
-use crate::cpu::attention::ahead::{Ahead, LINE};
+use crate::cpu::attention::ahead::{Ahead, LINE, Next};
 use crate::cpu::attention::hidden::HiddenLayer;
 use crate::cpu::attention::parts::Parts;
-use crate::cpu::attention::q8::Q8Rows;
+use crate::cpu::attention::q8::{self, Q8Rows};
 use crate::cpu::attention::source::{FlashAttention, Queries, Source};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::attention::vnni;
@@ -12,7 +12,7 @@ use crate::cpu::matmul::dense::{self, Element};
 use crate::cpu::matmul::gemm::{VECTORS, small};
 use crate::cpu::pool::Output;
 use crate::cpu::simd::{Kernel, Simd, math};
-use crate::types::KV_TILE as TILE;
+use crate::types::{KV_BLOCK, KV_TILE as TILE};
 use std::ops::Range;
 
 /// Queries from which scores are a GEMM on the transposed tile of keys; fewer are dot products, a few keys at a time.
@@ -135,6 +135,10 @@ impl FlashTask<'_> {
                                         vnni::scores(queries, first + head * rows, rows, keys, scores, next);
                                         continue;
                                     }
+                                    if rows < GEMM_MIN_ROWS && wk.is_multiple_of(KV_BLOCK) {
+                                        q8::scores::<S>(q, keys, scores, next);
+                                        continue;
+                                    }
                                     keys.floats::<S>(numbers);
                                     let data = &numbers[..count * wk];
                                     tile_scores::<S, f32>(q, wk, data, key_tile, scores, next);
@@ -193,6 +197,10 @@ impl FlashTask<'_> {
                                         vnni::weigh(scores, rows, values, out, next);
                                         continue;
                                     }
+                                    if rows < GEMM_MIN_ROWS && wv.is_multiple_of(KV_BLOCK) {
+                                        q8::weigh::<S>(scores, values, out, next);
+                                        continue;
+                                    }
                                     values.floats::<S>(numbers);
                                     let data = &numbers[..count * wv];
                                     weigh::<S, f32>(scores, data, wv, value_tile, out, next);
@@ -234,13 +242,6 @@ pub(super) fn tile_codes<'a>(
 ) -> &'a [f32] {
     let part = parts.at(at);
     &part.data[part.row(batch, at) * layer.r..][..count * layer.r]
-}
-
-/// What is prefetched while the scores or the weighted sum of a tile are computed: some bytes for each of its positions.
-#[derive(Clone, Copy)]
-struct Next {
-    at: *const u8,
-    bytes: usize,
 }
 
 /// Cache lines to ask for in equal steps, some at each. In bursts many would be lost: the processor drops a prefetch that finds no free
@@ -349,7 +350,7 @@ unsafe fn tile_scores<S: Simd, E: Element>(
             let idle = Spread::nothing(q.as_ptr().cast());
             let mut spread = idle;
             if let Some(next) = next {
-                let at = next.at.wrapping_add(i * next.bytes);
+                let at = next.skip(i).at;
                 spread = Spread::new(at, KEYS * next.bytes, width / S::LANES);
                 // Once more what was asked for a while ago and may have been dropped.
                 if i >= AGAIN {

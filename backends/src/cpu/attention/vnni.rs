@@ -79,18 +79,6 @@ impl IntQueries {
 }
 
 impl Q8Rows<'_> {
-    fn count(&self) -> usize {
-        self.codes.len() / self.width
-    }
-
-    /// Positions and blocks of a tile.
-    fn checked(&self) -> (usize, usize) {
-        let (count, blocks) = (self.count(), self.width / BLOCK);
-        assert!((1..=TILE).contains(&count) && self.width.is_multiple_of(BLOCK), "{count} positions in a tile");
-        assert!(self.codes.len() == count * self.width && self.scales.len() == count * blocks);
-        (count, blocks)
-    }
-
     /// Codes of a block at a position; beyond the last those of the last.
     #[inline(always)]
     fn at(&self, position: usize, block: usize, blocks: usize) -> *const i8 {
@@ -134,8 +122,8 @@ pub(super) unsafe fn scores(
     next: *const u8,
 ) {
     let blocks = queries.blocks;
-    let (count, blocks_of_keys) = keys.checked();
-    assert!(blocks == blocks_of_keys);
+    let count = keys.checked();
+    assert!(blocks * BLOCK == keys.width);
     assert!(first + rows <= queries.rows() && scores.len() >= rows * TILE);
     for position in (0..count).step_by(LANES) {
         for block in 0..blocks {
@@ -219,7 +207,8 @@ impl ScoreBlock<'_> {
 /// The processor must be one of [`available`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) unsafe fn weigh(weights: &[f32], rows: usize, values: Q8Rows, out: &mut [f32], next: *const u8) {
-    let ((count, blocks), width) = (values.checked(), values.width);
+    let (count, width) = (values.checked(), values.width);
+    let blocks = width / BLOCK;
     assert!(weights.len() >= rows * TILE && out.len() >= rows * width);
     let groups = count.div_ceil(4);
     for block in 0..blocks {

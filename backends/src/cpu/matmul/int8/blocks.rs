@@ -96,9 +96,8 @@ impl ByteKernel for Arrange<'_> {
     type Output = Columns;
     #[inline(always)]
     unsafe fn call<S: Bytes>(self) -> Columns {
-        let Self { x, m, k, packing } = self;
+        let Self { x, m: columns, k, packing } = self;
         let Packing { codes, shift, detail, offset } = packing;
-        let columns = m;
         let (blocks, stride) = (k / BLOCK, (k / BLOCK).next_multiple_of(S::LANES));
         let stays_codes = offset < OFFSET;
         let lines = S::x_bytes(stays_codes) / BLOCK;
@@ -115,7 +114,7 @@ impl ByteKernel for Arrange<'_> {
             codes: stays_codes,
         };
         let mut outliers = vec![false; blocks];
-        for (column, x) in x.chunks_exact(k).enumerate().take(m) {
+        for (column, x) in x.chunks_exact(k).enumerate().take(columns) {
             let threshold = detail.threshold(x);
             for (b, x) in x.chunks_exact(BLOCK).enumerate() {
                 let at = (b * columns + column) * lines;

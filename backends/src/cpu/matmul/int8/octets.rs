@@ -15,7 +15,7 @@ use crate::cpu::matmul::weight::Weight;
 use crate::cpu::pool::{Output, Region, with_scratch};
 use std::arch::x86_64::*;
 
-/// The crossover of octets and tiles: up to so many rows of x this is faster.
+/// The crossover of octets and tiles: up to so many rows of x octets are faster, at the last about as fast.
 pub(super) const MAX_ROWS: usize = 16;
 /// Rows of the matrix: lanes of a register.
 const ROWS: usize = 8;

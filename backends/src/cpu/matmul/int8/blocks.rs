@@ -68,8 +68,8 @@ pub(crate) struct Columns {
     low: Vec<Line>,
     /// As `low`; empty without outliers.
     high: Vec<Line>,
-    /// Where runs of blocks that all have outliers, or all have none, end, and whether they have: in any column.
-    runs: Vec<(usize, bool)>,
+    /// `[chunk]`: which of its blocks have outliers, in any column: the lowest bit is the first block.
+    outliers: Vec<u8>,
     /// `[column][block]`: what belongs to the sum of a block whatever the weights are: their shift and what dot products lack.
     start: Vec<f32>,
     /// `[block][column][lane]`: what the offset of codes adds, negated. As large as the products, so that it is added before these are
@@ -78,7 +78,7 @@ pub(crate) struct Columns {
     /// `[column][block]`.
     steps: Vec<f32>,
     columns: usize,
-    /// Blocks of a column, rounded up to whole vectors.
+    /// Blocks of a column, rounded up to whole chunks: as many blocks as a vector has floats.
     stride: usize,
     /// Whether the weights beside them stay codes.
     codes: bool,
@@ -105,7 +105,7 @@ impl ByteKernel for Arrange<'_> {
         let mut made = Columns {
             low: empty.clone(),
             high: Vec::new(),
-            runs: Vec::new(),
+            outliers: vec![0; stride / S::LANES],
             start: vec![0.0; columns * stride],
             offsets: vec![0; if stays_codes { blocks * columns * S::LANES } else { 0 }],
             steps: vec![0.0; columns * stride],
@@ -113,7 +113,6 @@ impl ByteKernel for Arrange<'_> {
             stride,
             codes: stays_codes,
         };
-        let mut outliers = vec![false; blocks];
         for (column, x) in x.chunks_exact(k).enumerate().take(columns) {
             let threshold = detail.threshold(x);
             for (b, x) in x.chunks_exact(BLOCK).enumerate() {
@@ -124,7 +123,7 @@ impl ByteKernel for Arrange<'_> {
                 };
                 let mut start = ordered(&block.low, &mut made.low);
                 if block.outliers {
-                    outliers[b] = true;
+                    made.outliers[b / S::LANES] |= 1 << (b % S::LANES);
                     made.high.resize(empty.len(), Line([0; 64]));
                     start += ordered(&block.high, &mut made.high) << 7;
                 }
@@ -139,12 +138,6 @@ impl ByteKernel for Arrange<'_> {
                 }
                 made.start[column * stride + b] = start as f32;
                 made.steps[column * stride + b] = block.step;
-            }
-        }
-        for (b, &outliers) in outliers.iter().enumerate() {
-            match made.runs.last_mut() {
-                Some((end, of_run)) if *of_run == outliers => *end = b + 1,
-                _ => made.runs.push((b + 1, outliers)),
             }
         }
         made
@@ -214,7 +207,7 @@ impl Range<'_> {
     unsafe fn rows<S: Bytes, const R: usize, const M: usize, const BITS: usize, const CODES: bool>(self) {
         let Self { gemv, first, last } = self;
         let stride = gemv.x.stride;
-        let mut factors = vec![0.0; R * M * stride];
+        let mut decoded = vec![1.0; R * stride];
         // `R` streams far apart, each read in order: that is what hardware prefetchers follow.
         let apart = (last - first) / R;
         // The rest one at a time: `R` times the same row, to spare a kernel of its own.
@@ -223,80 +216,90 @@ impl Range<'_> {
             let apart = if row < rest { apart } else { 0 };
             // SAFETY: the rows lie before `last`, so that all of their blocks exist; x has `M` columns of as many.
             unsafe {
-                let mut total = [[S::splat(0.0); M]; R];
-                for (r, factors) in factors.chunks_exact_mut(M * stride).enumerate() {
-                    gemv.factors::<S, M>(row + r * apart, factors, &mut total[r]);
+                let mut scales = [RowScales::Floats(std::ptr::null()); R];
+                for (r, decoded) in decoded.chunks_exact_mut(stride).enumerate() {
+                    scales[r] = gemv.scales::<S>(row + r * apart, decoded);
                 }
-                gemv.product::<S, R, M, BITS, CODES>(row, apart, &factors, total);
+                gemv.product::<S, R, M, BITS, CODES>(row, apart, scales);
             }
         }
     }
 }
 
-impl Gemv<'_, Columns> {
-    /// The scales of a row times the steps of `M` columns, `[column][block]`. To `totals` goes what does not depend on the weights.
+/// The scales of the blocks of a row, whole chunks of them.
+#[derive(Clone, Copy)]
+enum RowScales {
+    Floats(*const f32),
+    Halves(*const u16),
+}
+
+impl RowScales {
+    /// Those of a chunk.
     ///
     /// # Safety
-    /// `S` is enabled, the row exists, x has `M` columns, and `out` is as long as their steps.
+    /// `S` is enabled, and the scales of [`Simd::LANES`](crate::cpu::simd::Simd::LANES) blocks from `first` on can be read.
     #[inline(always)]
-    unsafe fn factors<S: Bytes, const M: usize>(&self, row: usize, out: &mut [f32], totals: &mut [S::V; M]) {
-        let (blocks, stride) = (self.k / BLOCK, self.x.stride);
+    unsafe fn load<S: Bytes>(self, first: usize) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                RowScales::Floats(scales) => S::load(scales.add(first)),
+                RowScales::Halves(scales) => S::load_f16(scales.add(first)),
+            }
+        }
+    }
+}
+
+/// Scales times steps of the blocks of a chunk, as many as a vector of AVX2 or NEON has floats.
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+struct Factors([f32; 8]);
+
+impl Gemv<'_, Columns> {
+    /// The scales of a row: where they are stored, or else in `decoded`.
+    ///
+    /// # Safety
+    /// `S` is enabled, and the row exists; `decoded` is as long as the steps of x, and is not touched while the scales are read.
+    #[inline(always)]
+    unsafe fn scales<S: Bytes>(&self, row: usize, decoded: &mut [f32]) -> RowScales {
+        let blocks = self.k / BLOCK;
         for line in self.w.scales.lines_ahead(self.k, row) {
             // SAFETY: the hint is no access.
             unsafe { S::prefetch_codes(line) };
         }
-        // Where scales are floats already they are read where they are, whole vectors of them.
-        let stored = self.w.scales.floats(self.k, row).filter(|_| blocks == stride);
-        let scales = &mut out[..blocks];
+        let whole = blocks == decoded.len();
+        if let Some(stored) = self.w.scales.floats(self.k, row).filter(|_| whole) {
+            return RowScales::Floats(stored.as_ptr());
+        }
         match &self.w.scales {
-            _ if stored.is_some() => {}
-            WeightScales::PerRow(_) => scales.fill(1.0),
+            // Ones from the start: the scale of the row comes last.
+            WeightScales::PerRow(_) => {}
+            WeightScales::Int8(w) if whole => return RowScales::Halves(w.scales[row * blocks..][..blocks].as_ptr()),
             // SAFETY: `S` is enabled.
-            WeightScales::Int8(w) => unsafe { w.row_scales::<S>(self.k, row, scales) },
-            WeightScales::CodeBook(w, _) => block_scales(w, row * self.k, scales),
+            WeightScales::Int8(w) => unsafe { w.row_scales::<S>(self.k, row, &mut decoded[..blocks]) },
+            WeightScales::CodeBook(w, _) => block_scales(w, row * self.k, &mut decoded[..blocks]),
         }
-        let (steps, start) = (self.x.steps.as_ptr(), self.x.start.as_ptr());
-        let out = out.as_mut_ptr();
-        let scales = stored.map_or(out.cast_const(), <[f32]>::as_ptr);
-        let mut sums = *totals;
-        // SAFETY: all have `M` times `stride` numbers, which is a multiple of the lanes, and there are as many scales.
-        unsafe {
-            for b in (0..stride).step_by(S::LANES) {
-                let scales = S::load(scales.add(b));
-                for m in 0..M {
-                    let at = m * stride + b;
-                    let factors = S::mul(scales, S::load(steps.add(at)));
-                    sums[m] = S::fma(factors, S::load(start.add(at)), sums[m]);
-                    S::store(out.add(at), factors);
-                }
-            }
-        }
-        *totals = sums;
+        RowScales::Floats(decoded.as_ptr())
     }
 
-    /// Rows `row`, `row + apart`, ... times `M` columns, added to `total`.
+    /// Rows `row`, `row + apart`, ... times `M` columns.
     ///
     /// # Safety
-    /// `S` is enabled, the rows exist, x has `M` columns, and `factors` are those of these rows.
+    /// `S` is enabled, the rows exist, x has `M` columns, and `scales` are those of these rows. No other task writes their outputs.
     #[inline(always)]
     unsafe fn product<S: Bytes, const R: usize, const M: usize, const BITS: usize, const CODES: bool>(
         &self,
         row: usize,
         apart: usize,
-        factors: &[f32],
-        mut total: [[S::V; M]; R],
+        scales: [RowScales; R],
     ) {
-        let mut first = 0;
-        // SAFETY: the caller's promise, and the last run ends at the last block.
+        // SAFETY: the caller's promise; steps and scales are of whole chunks, and blocks end where the rows do.
         unsafe {
-            for &(end, outliers) in &self.x.runs {
-                let run = (first, end);
-                total = if outliers {
-                    self.run::<S, R, M, BITS, CODES, true>(row, apart, factors, run, total)
-                } else {
-                    self.run::<S, R, M, BITS, CODES, false>(row, apart, factors, run, total)
-                };
-                first = end;
+            let mut total = [[S::splat(0.0); M]; R];
+            for (chunk, &outliers) in self.x.outliers.iter().enumerate() {
+                let first = chunk * S::LANES;
+                let factors = self.factors::<S, R, M, CODES>(&scales, first, &mut total);
+                total = self.chunk::<S, R, M, BITS, CODES>(row, apart, &factors, (first, outliers), total);
             }
             for r in 0..R {
                 let mut sums = [0.0; M];
@@ -308,27 +311,60 @@ impl Gemv<'_, Columns> {
         }
     }
 
-    /// Adds the products of some blocks. Nothing in it depends on the block, so that all it needs stays in registers.
+    /// The factors of a chunk. To `total` goes what does not depend on the weights. With `CODES` there is neither: scales are of whole rows.
     ///
     /// # Safety
-    /// As for `product`, and the blocks exist.
+    /// As for `product`, and the chunk that begins at block `first` exists.
     #[inline(always)]
-    unsafe fn run<S: Bytes, const R: usize, const M: usize, const BITS: usize, const CODES: bool, const HIGH: bool>(
+    unsafe fn factors<S: Bytes, const R: usize, const M: usize, const CODES: bool>(
+        &self,
+        scales: &[RowScales; R],
+        first: usize,
+        total: &mut [[S::V; M]; R],
+    ) -> [[Factors; M]; R] {
+        const { assert!(S::LANES <= 8, "a vector fits `Factors`") };
+        let mut factors = [[Factors([0.0; 8]); M]; R];
+        if CODES {
+            return factors;
+        }
+        let (steps, start) = (self.x.steps.as_ptr(), self.x.start.as_ptr());
+        for r in 0..R {
+            // SAFETY: the caller's promise, and there is room for a vector.
+            unsafe {
+                let scales = scales[r].load::<S>(first);
+                for m in 0..M {
+                    let at = m * self.x.stride + first;
+                    let of_column = S::mul(scales, S::load(steps.add(at)));
+                    total[r][m] = S::fma(of_column, S::load(start.add(at)), total[r][m]);
+                    S::store(factors[r][m].0.as_mut_ptr(), of_column);
+                }
+            }
+        }
+        factors
+    }
+
+    /// Adds the products of a chunk, some of whose blocks have `outliers`.
+    ///
+    /// # Safety
+    /// As for `factors`.
+    #[inline(always)]
+    unsafe fn chunk<S: Bytes, const R: usize, const M: usize, const BITS: usize, const CODES: bool>(
         &self,
         row: usize,
         apart: usize,
-        factors: &[f32],
-        (first, end): (usize, usize),
+        factors: &[[Factors; M]; R],
+        (first, outliers): (usize, u8),
         mut total: [[S::V; M]; R],
     ) -> [[S::V; M]; R] {
-        let x_bytes = S::x_bytes(CODES);
+        let (x_bytes, steps) = (S::x_bytes(CODES), self.x.steps.as_ptr());
         // SAFETY: the caller's promise.
         unsafe {
             let table = S::table(&self.w.table);
             let codes: [*const u8; R] =
                 std::array::from_fn(|r| self.w.data.as_ptr().add((row + r * apart) * self.w.stride));
             let (low, high) = (self.x.low.as_ptr().cast::<i8>(), self.x.high.as_ptr().cast::<i8>());
-            for b in first..end {
+            for i in 0..S::LANES.min(self.k / BLOCK - first) {
+                let b = first + i;
                 let at = b * (BLOCK * BITS / 8);
                 // Once for a cache line.
                 if at.is_multiple_of(64) {
@@ -351,15 +387,15 @@ impl Gemv<'_, Columns> {
                     };
                     for m in 0..M {
                         let mut sum = S::dot::<CODES>(w, x[m]);
-                        if HIGH {
+                        if outliers >> i & 1 == 1 {
                             let x = S::x::<CODES>(high.add((b * M + m) * x_bytes));
                             sum = S::add_high(sum, S::dot::<CODES>(w, x));
                         }
                         if CODES {
                             sum = S::add_sums(sum, self.x.offsets.as_ptr().add((b * M + m) * S::LANES));
                         }
-                        let factor = S::splat(*factors.as_ptr().add((r * M + m) * self.x.stride + b));
-                        total[r][m] = S::fma(S::floats(sum), factor, total[r][m]);
+                        let factor = if CODES { *steps.add(m * self.x.stride + b) } else { factors[r][m].0[i] };
+                        total[r][m] = S::fma(S::floats(sum), S::splat(factor), total[r][m]);
                     }
                 }
             }

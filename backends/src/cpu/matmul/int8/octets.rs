@@ -1,14 +1,15 @@
 //! A few rows of x against 8 rows of the matrix at a time, on AVX2.
 //!
 //! A register holds two weights of each of 8 rows, as 16-bit integers, and two elements of a row of x are broadcast. So no sum runs over
-//! the lanes of a register, an integer for each of 8 rows becomes a float at once, and codes are looked up once for all rows of x. While
-//! an octet is multiplied the next one is prefetched, its bytes in the order in which they lie. Sums are added as in the
-//! [tiles](super::tiles): both give the same bits.
+//! the lanes of a register, an integer for each of 8 rows becomes a float at once, and codes are looked up once for all rows of x. Codes of
+//! 4 and 2 bits that are multiplied as they are need fewer instructions: a register holds four of each row, as bytes. While an octet is
+//! multiplied the next one is prefetched, its bytes in the order in which they lie. Sums are added as in the [tiles](super::tiles): both
+//! give the same bits.
 
-use super::BLOCK;
 use super::gemv::{Codes, Gemv, Packing, for_stored_rows};
-use super::pairs::{PAIRS, Panel, unsigned, without_sign};
+use super::pairs::{PAIRS, Panel, QUADS, unsigned, without_sign};
 use super::panels::Panels;
+use super::{BLOCK, OFFSET};
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::types::InputRows;
 use crate::cpu::matmul::weight::Weight;
@@ -40,9 +41,15 @@ pub(super) fn add<'a>(
         bias,
         y,
         |packing| {
-            let places = |pair| places(packing.codes, pair);
+            let codes = packing.codes;
             // SAFETY: `kernels` has found the features.
-            Panels::new(x, (m, k), width, |group: &mut Panel, x| unsafe { group.fill(x, (k, width), packing, places) })
+            Panels::new(x, (m, k), width, |group: &mut Panel, x| unsafe {
+                if packing.offset < OFFSET {
+                    group.fill::<4>(x, (k, width), packing, |quad| places(codes, quad));
+                } else {
+                    group.fill::<2>(x, (k, width), packing, |pair| places(codes, pair));
+                }
+            })
         },
         |gemv| {
             let (data, stride, count) = (gemv.w.data.as_ptr(), gemv.w.stride, gemv.w.rows);
@@ -50,9 +57,10 @@ pub(super) fn add<'a>(
                 // SAFETY: `kernels` has found AVX2, the matrix was checked, and tasks have different rows.
                 unsafe {
                     match gemv.w.codes {
-                        Codes::Bytes => gemv.octets::<8>(width, first, last),
-                        Codes::Nibbles { .. } => gemv.octets::<4>(width, first, last),
-                        Codes::Pairs => gemv.octets::<2>(width, first, last),
+                        Codes::Bytes => gemv.octets::<8, false>(width, first, last),
+                        Codes::Nibbles { .. } if gemv.w.offset < OFFSET => gemv.octets::<4, true>(width, first, last),
+                        Codes::Nibbles { .. } => gemv.octets::<4, false>(width, first, last),
+                        Codes::Pairs => gemv.octets::<2, true>(width, first, last),
                     }
                 }
             });
@@ -60,27 +68,28 @@ pub(super) fn add<'a>(
     );
 }
 
-/// Which codes of a block [`expand`] puts into pair `i`.
-fn places(codes: Codes, i: usize) -> [usize; 2] {
+/// Which `N` codes of a block [`expand`] puts beside word `i` of x.
+fn places<const N: usize>(codes: Codes, i: usize) -> [usize; N] {
+    // All bytes of a word of the matrix, or every second.
+    let step = 4 / N;
     let bytes = codes.block_bytes();
-    // `i` counts the two halves of a word fastest, then the codes of a byte, then words.
+    // `i` counts what comes of four bytes fastest, then the codes of a byte, then words.
     let planes = BLOCK / bytes;
-    let (word, plane, odd) = (i / (2 * planes), i / 2 % planes, i % 2);
-    let first = plane * bytes + 4 * word + odd;
-    [first, first + 2]
+    let (word, plane, part) = (i / (step * planes), i / step % planes, i % step);
+    std::array::from_fn(|n| plane * bytes + 4 * word + part + n * step)
 }
 
-/// The weights of a block: [`PAIRS`] of each row.
+/// The weights of a block: [`PAIRS`] of each row, or [`QUADS`] of codes, then zeros.
 type Octet = [__m256i; PAIRS];
 
 impl Gemv<'_, Panels<Panel>> {
-    /// Rows `first..last`; groups of x have `width` rows.
+    /// Rows `first..last`; groups of x have `width` rows. With `CODES` they are of quads, and weights stay codes.
     ///
     /// # Safety
     /// The processor has AVX2, FMA and F16C, the rows exist, and no other task writes their outputs.
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn octets<const BITS: usize>(&self, width: usize, first: usize, last: usize) {
-        let blocks = self.k / BLOCK;
+    unsafe fn octets<const BITS: usize, const CODES: bool>(&self, width: usize, first: usize, last: usize) {
+        let (blocks, words) = (self.k / BLOCK, if CODES { QUADS } else { PAIRS });
         let tokens = self.x.0.len() * width;
         // SAFETY: the caller's promise.
         let table = unsafe { unsigned(&self.w) };
@@ -106,18 +115,20 @@ impl Gemv<'_, Panels<Panel>> {
                     next.prefetch(b);
                     // SAFETY: the rows have this block, so have x, scales and totals of `width` rows for each group.
                     unsafe {
-                        expand::<BITS>(rows.map(|row| row.add(b * 8 * BITS)), table, &mut w);
+                        expand::<BITS, CODES>(rows.map(|row| row.add(b * 8 * BITS)), table, &mut w);
                         let scales = _mm256_loadu_ps(scales.as_ptr().add(b * ROWS));
                         for (group, x) in self.x.0.iter().enumerate() {
+                            let at = b * words * width;
                             let part = Part {
                                 w: &w,
                                 scales,
-                                x: x.pairs.as_ptr().add(b * PAIRS * width),
+                                x: x.words.as_ptr().add(at),
+                                high: (CODES && x.outliers[b]).then(|| x.high.as_ptr().add(at)),
                                 start: x.start.as_ptr().add(b * width),
                                 steps: x.steps.as_ptr().add(b * width),
                                 totals: totals.as_mut_ptr().add(group * width * ROWS),
                             };
-                            part.add_rows(width);
+                            part.add_rows::<CODES>(width);
                         }
                     }
                 }
@@ -145,16 +156,24 @@ impl Gemv<'_, Panels<Panel>> {
     }
 }
 
-/// Writes a block of 8 rows as 16-bit integers, in the order of [`places`].
+/// Writes a block of 8 rows as 16-bit integers, or as bytes where they are `CODES`, in the order of [`places`].
 ///
 /// # Safety
 /// The processor has AVX2, and each row has a block.
 #[target_feature(enable = "avx2")]
 #[inline]
-unsafe fn expand<const BITS: usize>(rows: [*const u8; ROWS], table: __m256i, to: &mut Octet) {
+unsafe fn expand<const BITS: usize, const CODES: bool>(rows: [*const u8; ROWS], table: __m256i, to: &mut Octet) {
     let (nibble, pair) = (_mm256_set1_epi8(15), _mm256_set1_epi8(3));
     let mut to = to.as_mut_ptr();
     let mut put = |bytes: __m256i| {
+        if CODES {
+            // SAFETY: as below, of which this is half.
+            unsafe {
+                to.write(bytes);
+                to = to.add(1);
+            }
+            return;
+        }
         let (even, odd) = (_mm256_and_si256(bytes, _mm256_set1_epi16(255)), _mm256_srli_epi16::<8>(bytes));
         // SAFETY: it is called for every 8 bytes of a block, so that `PAIRS` registers are written.
         unsafe {
@@ -171,8 +190,9 @@ unsafe fn expand<const BITS: usize>(rows: [*const u8; ROWS], table: __m256i, to:
                 8 => put(without_sign(word)),
                 4 => {
                     let high = _mm256_and_si256(_mm256_srli_epi16::<4>(word), nibble);
-                    put(_mm256_shuffle_epi8(table, high));
-                    put(_mm256_shuffle_epi8(table, _mm256_and_si256(word, nibble)));
+                    for codes in [high, _mm256_and_si256(word, nibble)] {
+                        put(if CODES { codes } else { _mm256_shuffle_epi8(table, codes) });
+                    }
                 }
                 _ => {
                     put(_mm256_and_si256(word, pair));
@@ -213,8 +233,10 @@ unsafe fn transposed(rows: [*const u8; ROWS]) -> [__m256i; 4] {
 struct Part<'a> {
     w: &'a Octet,
     scales: __m256,
-    /// `[pair][token]`.
+    /// `[pair or quad][token]`.
     x: *const i32,
+    /// As `x`, beside codes in a block with outliers.
+    high: Option<*const i32>,
     start: *const i32,
     steps: *const f32,
     /// `[token][row]`.
@@ -228,18 +250,18 @@ impl Part<'_> {
     /// As for `add`.
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    unsafe fn add_rows(&self, m: usize) {
+    unsafe fn add_rows<const CODES: bool>(&self, m: usize) {
         // SAFETY: the caller's promise.
         unsafe {
             match m {
-                1 => self.add::<1>(),
-                2 => self.add::<2>(),
-                3 => self.add::<3>(),
-                4 => self.add::<4>(),
-                5 => self.add::<5>(),
-                6 => self.add::<6>(),
-                7 => self.add::<7>(),
-                _ => self.add::<GROUP>(),
+                1 => self.add::<1, CODES>(),
+                2 => self.add::<2, CODES>(),
+                3 => self.add::<3, CODES>(),
+                4 => self.add::<4, CODES>(),
+                5 => self.add::<5, CODES>(),
+                6 => self.add::<6, CODES>(),
+                7 => self.add::<7, CODES>(),
+                _ => self.add::<GROUP, CODES>(),
             }
         }
     }
@@ -248,14 +270,25 @@ impl Part<'_> {
     /// The processor has AVX2 and FMA, and the pointers are valid for `M` rows of x.
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    unsafe fn add<const M: usize>(&self) {
+    unsafe fn add<const M: usize, const CODES: bool>(&self) {
         // SAFETY: the caller's promise.
         unsafe {
             let mut sums: [__m256i; M] = std::array::from_fn(|m| _mm256_set1_epi32(*self.start.add(m)));
-            for (i, w) in self.w.iter().enumerate() {
-                for (m, sum) in sums.iter_mut().enumerate() {
-                    let x = _mm256_set1_epi32(*self.x.add(i * M + m));
-                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*w, x));
+            if CODES {
+                self.add_quads(self.x, &mut sums);
+                if let Some(high) = self.high {
+                    let mut of_high = [_mm256_setzero_si256(); M];
+                    self.add_quads(high, &mut of_high);
+                    for (sum, high) in sums.iter_mut().zip(of_high) {
+                        *sum = _mm256_add_epi32(*sum, _mm256_slli_epi32::<7>(high));
+                    }
+                }
+            } else {
+                for (i, w) in self.w.iter().enumerate() {
+                    for (m, sum) in sums.iter_mut().enumerate() {
+                        let x = _mm256_set1_epi32(*self.x.add(i * M + m));
+                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*w, x));
+                    }
                 }
             }
             for (m, sum) in sums.into_iter().enumerate() {
@@ -263,6 +296,29 @@ impl Part<'_> {
                 let total = self.totals.add(m * ROWS);
                 let sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, _mm256_loadu_ps(total));
                 _mm256_storeu_ps(total, sum);
+            }
+        }
+    }
+
+    /// Adds the products of codes and quads of `M` rows of x.
+    ///
+    /// # Safety
+    /// As for `add`.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    unsafe fn add_quads<const M: usize>(&self, x: *const i32, sums: &mut [__m256i; M]) {
+        for half in [0..QUADS / 2, QUADS / 2..QUADS] {
+            // Of 16 bits: eight sums of two products, at most 15 * 127 each, fit.
+            let mut products = [_mm256_setzero_si256(); M];
+            for i in half {
+                for (m, products) in products.iter_mut().enumerate() {
+                    // SAFETY: the caller's promise.
+                    let x = unsafe { _mm256_set1_epi32(*x.add(i * M + m)) };
+                    *products = _mm256_add_epi16(*products, _mm256_maddubs_epi16(self.w[i], x));
+                }
+            }
+            for (sum, products) in sums.iter_mut().zip(products) {
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
             }
         }
     }

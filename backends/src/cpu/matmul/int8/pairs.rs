@@ -1,5 +1,5 @@
-//! x on AVX2: pairs of 16-bit integers, which an instruction multiplies and adds. The weights beside them have no sign, since that takes
-//! fewer instructions: they are too large by the offset of their storage.
+//! x on AVX2, in words of 32 bits: pairs of 16-bit integers, which an instruction multiplies and adds, or, beside codes of 4 or 2 bits, quads
+//! of bytes. The weights beside them have no sign, since that takes fewer instructions: they are too large by the offset of their storage.
 
 use super::BLOCK;
 use super::gemv::{Packing, StoredRows};
@@ -10,12 +10,18 @@ use std::arch::x86_64::*;
 
 /// Pairs of a block.
 pub(super) const PAIRS: usize = BLOCK / 2;
+/// Quads of a block.
+pub(super) const QUADS: usize = BLOCK / 4;
 
-/// Some rows of x, padded with zeros. With its outliers x fits 16 bits, so that it needs no second product.
+/// Some rows of x, padded with zeros. With its outliers x fits 16 bits, so that pairs need no second product.
 #[derive(Default)]
 pub(super) struct Panel {
-    /// `[block][pair][token]`: two integers each.
-    pub(super) pairs: Vec<i32>,
+    /// `[block][pair or quad][token]`: two integers or four bytes each.
+    pub(super) words: Vec<i32>,
+    /// As `words`, what quads of outliers need besides, in units of 128; empty without outliers.
+    pub(super) high: Vec<i32>,
+    /// Which blocks have outliers in any row.
+    pub(super) outliers: Vec<bool>,
     /// `[block][token]`: what the shift of the weights adds, less what their offset does.
     pub(super) start: Vec<i32>,
     /// `[block][token]`.
@@ -23,34 +29,52 @@ pub(super) struct Panel {
 }
 
 impl Panel {
-    /// Fills it with at most `width` rows of `k`. Pair `i` has the elements whose codes [`Bytes`](crate::cpu::simd::bytes::Bytes) puts at
-    /// `places(i)`.
+    /// Fills it with at most `width` rows of `k`. Word `i` has the `N` elements, 2 or 4, whose codes
+    /// [`Bytes`](crate::cpu::simd::bytes::Bytes) puts at `places(i)`.
     ///
     /// # Safety
     /// The processor has AVX2, FMA and F16C.
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn fill(
+    pub(super) unsafe fn fill<const N: usize>(
         &mut self,
         x: &[f32],
         (k, width): (usize, usize),
         packing: Packing,
-        places: impl Fn(usize) -> [usize; 2],
+        places: impl Fn(usize) -> [usize; N],
     ) {
-        let blocks = k / BLOCK;
-        let elements: [[usize; 2]; PAIRS] =
-            std::array::from_fn(|i| places(i).map(|place| packing.codes.element::<Avx2>(place)));
-        self.pairs = vec![0; blocks * PAIRS * width];
+        let (blocks, words) = (k / BLOCK, BLOCK / N);
+        let element = |place| packing.codes.element::<Avx2>(place);
+        let elements: Vec<[usize; N]> = (0..words).map(|i| places(i).map(element)).collect();
+        self.words = vec![0; blocks * words * width];
+        self.outliers = vec![false; blocks];
         self.start = vec![0; blocks * width];
         self.steps = vec![0.0; blocks * width];
         for (token, x) in x.chunks_exact(k).enumerate() {
             let threshold = packing.detail.threshold(x);
             for (b, x) in x.chunks_exact(BLOCK).enumerate() {
                 let block = Block::new(x, threshold);
-                let integer = |element: usize| (i32::from(block.high[element]) << 7) + i32::from(block.low[element]);
+                let low = |element: usize| i32::from(block.low[element]);
+                let high = |element: usize| i32::from(block.high[element]);
+                // The first element in the lowest bits.
+                let word = |elements: &[usize; N], of: &dyn Fn(usize) -> i32| {
+                    let (bits, mask) = (32 / N, u32::MAX >> (32 - 32 / N));
+                    elements.iter().rev().fold(0, |word, &e| word << bits | (of(e) as u32 & mask)) as i32
+                };
+                let at = |i: usize| (b * words + i) * width + token;
                 for (i, elements) in elements.iter().enumerate() {
-                    let [first, second] = elements.map(integer);
-                    // The first in the lower half.
-                    self.pairs[(b * PAIRS + i) * width + token] = (first & 0xffff) | (second << 16);
+                    self.words[at(i)] = match N {
+                        2 => word(elements, &|element| (high(element) << 7) + low(element)),
+                        _ => word(elements, &low),
+                    };
+                }
+                if block.outliers {
+                    self.outliers[b] = true;
+                    if N == 4 {
+                        self.high.resize(self.words.len(), 0);
+                        for (i, elements) in elements.iter().enumerate() {
+                            self.high[at(i)] = word(elements, &high);
+                        }
+                    }
                 }
                 let start = &mut self.start[b * width + token];
                 block.sums::<8>(|_, sum| *start += packing.shift.of(sum) - packing.offset * sum);

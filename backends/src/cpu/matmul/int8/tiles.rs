@@ -42,7 +42,7 @@ pub(super) fn add<'a>(
         bias,
         y,
         |packing| {
-            let places = |pair| [2 * pair, 2 * pair + 1];
+            let places = |pair: usize| [2 * pair, 2 * pair + 1];
             // SAFETY: `kernels` has found the features.
             Panels::new(x, (m, k), PANEL, |panel: &mut Panel, x| unsafe { panel.fill(x, (k, PANEL), packing, places) })
         },
@@ -95,7 +95,7 @@ impl Gemv<'_, Panels<Panel>> {
                                     let part = Part {
                                         w: tile.as_ptr().add((strip * DEPTH + b) * BLOCK),
                                         w_scales: scales.as_ptr().add(strip * DEPTH + b),
-                                        x: panel.pairs.as_ptr().add((from + b) * PAIRS * PANEL),
+                                        x: panel.words.as_ptr().add((from + b) * PAIRS * PANEL),
                                         start: panel.start.as_ptr().add((from + b) * PANEL),
                                         steps: panel.steps.as_ptr().add((from + b) * PANEL),
                                         totals: totals.as_mut_ptr().add(strip * tokens + p * PANEL),

@@ -1,9 +1,9 @@
 //! A few rows of x on AVX2 and NEON: 64 codes at a time become bytes and are multiplied.
 
+use super::BLOCK;
 use super::book::Shift;
-use super::gemv::{Codes, Gemv, Packing, WeightScales, for_stored_rows};
+use super::gemv::{Codes, Gemv, Packing, WeightScales, for_stored_rows, stay_codes};
 use super::round::Block;
-use super::{BLOCK, OFFSET};
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::packed::block_scales;
 use crate::cpu::matmul::types::InputRows;
@@ -99,7 +99,7 @@ impl ByteKernel for Arrange<'_> {
         let Self { x, m: columns, k, packing } = self;
         let Packing { codes, shift, detail, offset } = packing;
         let (blocks, stride) = (k / BLOCK, (k / BLOCK).next_multiple_of(S::LANES));
-        let stays_codes = offset < OFFSET;
+        let stays_codes = stay_codes(offset);
         let lines = S::x_bytes(stays_codes) / BLOCK;
         let empty = vec![Line([0; 64]); blocks * columns * lines];
         let mut made = Columns {

@@ -134,6 +134,11 @@ impl<'a> StoredRows<'a> {
     }
 }
 
+/// Whether kernels that would look codes up multiply them as they are: such codes are integers, but for their offset.
+pub(super) fn stay_codes(offset: i32) -> bool {
+    offset < OFFSET
+}
+
 /// What the order and the sums of x depend on.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) struct Packing {

@@ -3,9 +3,11 @@
 //! Every 64 elements of x become signed bytes and a step, and outliers a second byte (`round`). For VNNI weights become unsigned
 //! bytes, 128 (or the offset of the storage) too large, because the instruction multiplies unsigned by signed; the sum of the integers
 //! of x, known before the first weight is read, takes that back. In `octets` and `tiles` they are as large, as 16-bit integers. In `blocks`
-//! and `neon` they are signed, but that codes of integers stay codes in `blocks`. Sums under one step are exact integers; they are added
+//! and `neon` they are signed. Codes of integers stay codes in `blocks` and `octets`. Sums under one step are exact integers; they are added
 //! in f32.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod blocks;
 mod book;
 #[cfg(target_arch = "aarch64")]
@@ -117,9 +119,7 @@ pub(crate) fn add_gemv<'a>(
         #[cfg(target_arch = "x86_64")]
         Kernels::Vnni => strips::add(rows, &rounded.tokens, w, bias, y, region),
         #[cfg(target_arch = "x86_64")]
-        Kernels::Blocks if rows.m > octets::MAX_ROWS => tiles::add(rows, &rounded.pairs, w, bias, y, region),
-        #[cfg(target_arch = "x86_64")]
-        Kernels::Blocks if rows.m > blocks::MAX_COLUMNS => octets::add(rows, &rounded.pairs, w, bias, y, region),
+        Kernels::Blocks if rows.m > blocks::MAX_COLUMNS => avx2::add(rows, &rounded.pairs, w, bias, y, region),
         #[cfg(target_arch = "aarch64")]
         Kernels::Blocks if rows.m > blocks::MAX_COLUMNS => {
             neon::add(neon::Instruction::best(), rows, &rounded.chunks, w, bias, y, region);

@@ -6,66 +6,37 @@
 //! multiplied the next one is prefetched, its bytes in the order in which they lie. Sums are added as in the [tiles](super::tiles): both
 //! give the same bits.
 
-use super::gemv::{Codes, Gemv, Packing, for_stored_rows};
+use super::BLOCK;
+use super::gemv::{Codes, Gemv, Packing, stay_codes};
 use super::pairs::{PAIRS, Panel, QUADS, unsigned, without_sign};
 use super::panels::Panels;
-use super::{BLOCK, OFFSET};
-use crate::cpu::matmul::memo::Memo;
-use crate::cpu::matmul::types::InputRows;
-use crate::cpu::matmul::weight::Weight;
-use crate::cpu::pool::{Output, Region, with_scratch};
+use crate::cpu::pool::with_scratch;
 use std::arch::x86_64::*;
 
-/// The crossover of octets and tiles: up to so many rows of x octets are faster, at the last about as fast.
-pub(super) const MAX_ROWS: usize = 16;
 /// Rows of the matrix: lanes of a register.
-const ROWS: usize = 8;
+pub(super) const ROWS: usize = 8;
 /// Most rows of x whose sums stay in registers.
 const GROUP: usize = 8;
 
-/// Adds a product with a few rows of x. Rows go where they are stored.
-pub(super) fn add<'a>(
-    rows: &InputRows<'a>,
-    memo: &Memo<Packing, Panels<Panel>>,
-    w: Weight<'a>,
-    bias: Option<&'a [f32]>,
-    y: Output<'a>,
-    region: &mut Region<'a>,
-) {
-    let &InputRows { x, m, k, .. } = rows;
-    let width = m.div_ceil(m.div_ceil(GROUP));
-    for_stored_rows(
-        rows,
-        memo,
-        &w,
-        bias,
-        y,
-        |packing| {
-            let codes = packing.codes;
-            // SAFETY: `kernels` has found the features.
-            Panels::new(x, (m, k), width, |group: &mut Panel, x| unsafe {
-                if packing.offset < OFFSET {
-                    group.fill::<4>(x, (k, width), packing, |quad| places(codes, quad));
-                } else {
-                    group.fill::<2>(x, (k, width), packing, |pair| places(codes, pair));
-                }
-            })
-        },
-        |gemv| {
-            let (data, stride, count) = (gemv.w.data.as_ptr(), gemv.w.stride, gemv.w.rows);
-            region.add_tiles(ROWS, (data, stride), count, m * k, move |first, last| {
-                // SAFETY: `kernels` has found AVX2, the matrix was checked, and tasks have different rows.
-                unsafe {
-                    match gemv.w.codes {
-                        Codes::Bytes => gemv.octets::<8, false>(width, first, last),
-                        Codes::Nibbles { .. } if gemv.w.offset < OFFSET => gemv.octets::<4, true>(width, first, last),
-                        Codes::Nibbles { .. } => gemv.octets::<4, false>(width, first, last),
-                        Codes::Pairs => gemv.octets::<2, true>(width, first, last),
-                    }
-                }
-            });
-        },
-    );
+/// Rows of x in each group of `m`.
+fn width(m: usize) -> usize {
+    m.div_ceil(m.div_ceil(GROUP))
+}
+
+/// The `m` rows of x, of `k` elements, in groups.
+///
+/// # Safety
+/// The processor has AVX2, FMA and F16C.
+pub(super) unsafe fn pack(x: &[f32], (m, k): (usize, usize), packing: Packing) -> Panels<Panel> {
+    let (width, codes) = (width(m), packing.codes);
+    // SAFETY: the caller's promise.
+    Panels::new(x, (m, k), width, |group: &mut Panel, x| unsafe {
+        if stay_codes(packing.offset) {
+            group.fill::<4>(x, (k, width), packing, |quad| places(codes, quad));
+        } else {
+            group.fill::<2>(x, (k, width), packing, |pair| places(codes, pair));
+        }
+    })
 }
 
 /// Which `N` codes of a block [`expand`] puts beside word `i` of x.
@@ -83,13 +54,31 @@ fn places<const N: usize>(codes: Codes, i: usize) -> [usize; N] {
 type Octet = [__m256i; PAIRS];
 
 impl Gemv<'_, Panels<Panel>> {
-    /// Rows `first..last`; groups of x have `width` rows. With `CODES` they are of quads, and weights stay codes.
+    /// Rows `first..last`, with x of [`pack`].
     ///
     /// # Safety
     /// The processor has AVX2, FMA and F16C, the rows exist, and no other task writes their outputs.
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn octets<const BITS: usize, const CODES: bool>(&self, width: usize, first: usize, last: usize) {
+    pub(super) unsafe fn octets(&self, first: usize, last: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.w.codes {
+                Codes::Bytes => self.range_of_octets::<8, false>(first, last),
+                Codes::Nibbles { .. } if stay_codes(self.w.offset) => self.range_of_octets::<4, true>(first, last),
+                Codes::Nibbles { .. } => self.range_of_octets::<4, false>(first, last),
+                Codes::Pairs => self.range_of_octets::<2, true>(first, last),
+            }
+        }
+    }
+
+    /// [`octets`](Self::octets) of codes of `BITS` bits. With `CODES` they stay codes, and x is in quads.
+    ///
+    /// # Safety
+    /// The processor has AVX2, FMA and F16C, the rows exist, and no other task writes their outputs.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn range_of_octets<const BITS: usize, const CODES: bool>(&self, first: usize, last: usize) {
         let (blocks, words) = (self.k / BLOCK, if CODES { QUADS } else { PAIRS });
+        let width = width(self.m);
         let tokens = self.x.0.len() * width;
         // SAFETY: the caller's promise.
         let table = unsafe { unsigned(&self.w) };

@@ -4,13 +4,10 @@
 //! both give the same bits.
 
 use super::BLOCK;
-use super::gemv::{Codes, Gemv, Packing, for_stored_rows};
+use super::gemv::{Codes, Gemv, Packing};
 use super::pairs::{PAIRS, Panel, unsigned, without_sign};
 use super::panels::Panels;
-use crate::cpu::matmul::memo::Memo;
-use crate::cpu::matmul::types::InputRows;
-use crate::cpu::matmul::weight::Weight;
-use crate::cpu::pool::{Output, Region, with_scratch};
+use crate::cpu::pool::with_scratch;
 use crate::cpu::simd::avx2::Avx2;
 use crate::cpu::simd::bytes::Bytes;
 use std::arch::x86_64::*;
@@ -18,51 +15,30 @@ use std::arch::x86_64::*;
 /// Blocks of a row per tile.
 const DEPTH: usize = 4;
 /// Rows of a tile whose products with a panel are computed at once.
-const STRIP: usize = 6;
+pub(super) const STRIP: usize = 6;
 /// Rows of a tile: x is read as often as there are tiles.
 const HEIGHT: usize = 48;
 /// Tokens of a panel: two vectors.
 const PANEL: usize = 16;
 const LANES: usize = 8;
 
-/// Adds a product with any number of rows of x. Rows go where they are stored.
-pub(super) fn add<'a>(
-    rows: &InputRows<'a>,
-    memo: &Memo<Packing, Panels<Panel>>,
-    w: Weight<'a>,
-    bias: Option<&'a [f32]>,
-    y: Output<'a>,
-    region: &mut Region<'a>,
-) {
-    let &InputRows { x, m, k, .. } = rows;
-    for_stored_rows(
-        rows,
-        memo,
-        &w,
-        bias,
-        y,
-        |packing| {
-            let places = |pair: usize| [2 * pair, 2 * pair + 1];
-            // SAFETY: `kernels` has found the features.
-            Panels::new(x, (m, k), PANEL, |panel: &mut Panel, x| unsafe { panel.fill(x, (k, PANEL), packing, places) })
-        },
-        |gemv| {
-            let (data, stride, count) = (gemv.w.data.as_ptr(), gemv.w.stride, gemv.w.rows);
-            region.add_tiles(STRIP, (data, stride), count, m * k, move |first, last| {
-                // SAFETY: `kernels` has found AVX2, the matrix was checked, and tasks have different rows.
-                unsafe { gemv.range(first, last) };
-            });
-        },
-    );
+/// The `m` rows of x, of `k` elements, in panels.
+///
+/// # Safety
+/// The processor has AVX2, FMA and F16C.
+pub(super) unsafe fn pack(x: &[f32], (m, k): (usize, usize), packing: Packing) -> Panels<Panel> {
+    let places = |pair: usize| [2 * pair, 2 * pair + 1];
+    // SAFETY: the caller's promise.
+    Panels::new(x, (m, k), PANEL, |panel: &mut Panel, x| unsafe { panel.fill(x, (k, PANEL), packing, places) })
 }
 
 impl Gemv<'_, Panels<Panel>> {
-    /// Rows `first..last`.
+    /// Rows `first..last`, with x of [`pack`].
     ///
     /// # Safety
     /// The processor has AVX2, FMA and F16C, the rows exist, and no other task writes their outputs.
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn range(&self, first: usize, last: usize) {
+    pub(super) unsafe fn tiles(&self, first: usize, last: usize) {
         let tokens = self.x.0.len() * PANEL;
         let mut tile = vec![0i16; HEIGHT * DEPTH * BLOCK];
         let mut scales = vec![1.0; HEIGHT * DEPTH];
@@ -117,7 +93,7 @@ impl Gemv<'_, Panels<Panel>> {
     /// Writes the outputs of a tile.
     ///
     /// # Safety
-    /// As for `range`.
+    /// As for `tiles`.
     #[inline]
     unsafe fn write(&self, first: usize, height: usize, totals: &[f32], tokens: usize) {
         let factor = self.w.scales.factor();

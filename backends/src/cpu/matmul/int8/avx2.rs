@@ -1,0 +1,42 @@
+//! More rows of x than [`blocks`](super::blocks) takes, on AVX2: octets or tiles, whichever is faster beside the rows of a matrix.
+
+use super::gemv::{Packing, for_stored_rows, stay_codes};
+use super::octets;
+use super::pairs::Panel;
+use super::panels::Panels;
+use super::tiles;
+use crate::cpu::matmul::memo::Memo;
+use crate::cpu::matmul::types::InputRows;
+use crate::cpu::matmul::weight::Weight;
+use crate::cpu::pool::{Output, Region};
+
+/// The crossover of octets and tiles: up to so many rows of x octets are faster, at the last about as fast, beside weights with this offset.
+fn octets_max_rows(offset: i32) -> usize {
+    if stay_codes(offset) { 48 } else { 16 }
+}
+
+/// Adds a product with any number of rows of x. Rows go where they are stored.
+pub(super) fn add<'a>(
+    rows: &InputRows<'a>,
+    memo: &Memo<Packing, Panels<Panel>>,
+    w: Weight<'a>,
+    bias: Option<&'a [f32]>,
+    y: Output<'a>,
+    region: &mut Region<'a>,
+) {
+    let &InputRows { x, m, k, .. } = rows;
+    let pack = |packing: Packing| {
+        let pack = if m <= octets_max_rows(packing.offset) { octets::pack } else { tiles::pack };
+        // SAFETY: `kernels` has found the features.
+        unsafe { pack(x, (m, k), packing) }
+    };
+    for_stored_rows(rows, memo, &w, bias, y, pack, |gemv| {
+        let octets = m <= octets_max_rows(gemv.w.offset);
+        let at_once = if octets { octets::ROWS } else { tiles::STRIP };
+        let (data, stride, count) = (gemv.w.data.as_ptr(), gemv.w.stride, gemv.w.rows);
+        region.add_tiles(at_once, (data, stride), count, m * k, move |first, last| {
+            // SAFETY: `kernels` has found the features, the matrix was checked, and tasks have different rows.
+            unsafe { if octets { gemv.octets(first, last) } else { gemv.tiles(first, last) } }
+        });
+    });
+}

@@ -1,8 +1,8 @@
 //! A few rows of x against 8 rows of the matrix at a time, on AVX2.
 //!
 //! A register holds two weights of each of 8 rows, as 16-bit integers, and two elements of a row of x are broadcast. So no sum runs over
-//! the lanes of a register, an integer for each of 8 rows becomes a float at once, and codes are looked up once for all rows of x. Codes of
-//! 4 and 2 bits that are multiplied as they are need fewer instructions: a register holds four of each row, as bytes. While an octet is
+//! the lanes of a register, an integer for each of 8 rows becomes a float at once, and codes are looked up once for all rows of x. Codes
+//! that are integers themselves take half as many multiplications: a register holds four of each row, as bytes. While an octet is
 //! multiplied the next one is prefetched, its bytes in the order in which they lie. Sums are added as in the [tiles](super::tiles): both
 //! give the same bits.
 

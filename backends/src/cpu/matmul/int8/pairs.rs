@@ -55,16 +55,11 @@ impl Panel {
                 let block = Block::new(x, threshold);
                 let low = |element: usize| i32::from(block.low[element]);
                 let high = |element: usize| i32::from(block.high[element]);
-                // The first element in the lowest bits.
-                let word = |elements: &[usize; N], of: &dyn Fn(usize) -> i32| {
-                    let (bits, mask) = (32 / N, u32::MAX >> (32 - 32 / N));
-                    elements.iter().rev().fold(0, |word, &e| word << bits | (of(e) as u32 & mask)) as i32
-                };
                 let at = |i: usize| (b * words + i) * width + token;
                 for (i, elements) in elements.iter().enumerate() {
                     self.words[at(i)] = match N {
-                        2 => word(elements, &|element| (high(element) << 7) + low(element)),
-                        _ => word(elements, &low),
+                        2 => word(elements, |element| (high(element) << 7) + low(element)),
+                        _ => word(elements, low),
                     };
                 }
                 if block.outliers {
@@ -72,7 +67,7 @@ impl Panel {
                     if N == 4 {
                         self.high.resize(self.words.len(), 0);
                         for (i, elements) in elements.iter().enumerate() {
-                            self.high[at(i)] = word(elements, &high);
+                            self.high[at(i)] = word(elements, high);
                         }
                     }
                 }
@@ -82,6 +77,13 @@ impl Panel {
             }
         }
     }
+}
+
+/// What `of` says of `N` elements, in as many parts of a word, the first in the lowest bits.
+#[inline(always)]
+fn word<const N: usize>(elements: &[usize; N], of: impl Fn(usize) -> i32) -> i32 {
+    let (bits, mask) = (32 / N, u32::MAX >> (32 - 32 / N));
+    elements.iter().rev().fold(0, |word, &element| word << bits | (of(element) as u32 & mask)) as i32
 }
 
 /// What the codes of these rows stand for, and the offset.

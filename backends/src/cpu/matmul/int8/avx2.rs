@@ -12,7 +12,7 @@ use crate::cpu::pool::{Output, Region};
 
 /// The crossover of octets and tiles: up to so many rows of x octets are faster, at the last about as fast, beside weights with this offset.
 fn octets_max_rows(offset: i32) -> usize {
-    if stay_codes(offset) { 48 } else { 16 }
+    if stay_codes(offset) { 24 } else { 16 }
 }
 
 /// Adds a product with any number of rows of x. Rows go where they are stored.

@@ -8,7 +8,7 @@
 
 use super::BLOCK;
 use super::gemv::{Codes, Gemv, Packing, stay_codes};
-use super::pairs::{PAIRS, Panel, QUADS, unsigned, without_sign};
+use super::pairs::{PAIRS, Panel, halves_of_quads, halves_of_set_quads, unsigned, without_sign, words};
 use super::panels::Panels;
 use crate::cpu::pool::with_scratch;
 use std::arch::x86_64::*;
@@ -50,7 +50,7 @@ fn places<const N: usize>(codes: Codes, i: usize) -> [usize; N] {
     std::array::from_fn(|n| plane * bytes + 4 * word + part + n * step)
 }
 
-/// The weights of a block: [`PAIRS`] of each row, or [`QUADS`] of codes, then zeros.
+/// The weights of a block: [`PAIRS`] of each row, or [`QUADS`](super::pairs::QUADS) of codes, then zeros.
 type Octet = [__m256i; PAIRS];
 
 impl Gemv<'_, Panels<Panel>> {
@@ -77,7 +77,7 @@ impl Gemv<'_, Panels<Panel>> {
     /// The processor has AVX2, FMA and F16C, the rows exist, and no other task writes their outputs.
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn range_of_octets<const BITS: usize, const CODES: bool>(&self, first: usize, last: usize) {
-        let (blocks, words) = (self.k / BLOCK, if CODES { QUADS } else { PAIRS });
+        let (blocks, words) = (self.k / BLOCK, words(CODES));
         let width = width(self.m);
         let tokens = self.x.0.len() * width;
         // SAFETY: the caller's promise.
@@ -112,7 +112,8 @@ impl Gemv<'_, Panels<Panel>> {
                                 w: &w,
                                 scales,
                                 x: x.words.as_ptr().add(at),
-                                high: (CODES && x.outliers[b]).then(|| x.high.as_ptr().add(at)),
+                                outliers: x.outliers[b],
+                                high: x.high.as_ptr().wrapping_add(at),
                                 start: x.start.as_ptr().add(b * width),
                                 steps: x.steps.as_ptr().add(b * width),
                                 totals: totals.as_mut_ptr().add(group * width * ROWS),
@@ -224,8 +225,10 @@ struct Part<'a> {
     scales: __m256,
     /// `[pair or quad][token]`.
     x: *const i32,
-    /// As `x`, beside codes in a block with outliers.
-    high: Option<*const i32>,
+    /// Which quads have them.
+    outliers: u16,
+    /// As `x`, valid where there are outliers.
+    high: *const i32,
     start: *const i32,
     steps: *const f32,
     /// `[token][row]`.
@@ -264,10 +267,10 @@ impl Part<'_> {
         unsafe {
             let mut sums: [__m256i; M] = std::array::from_fn(|m| _mm256_set1_epi32(*self.start.add(m)));
             if CODES {
-                self.add_quads(self.x, &mut sums);
-                if let Some(high) = self.high {
+                self.add_quads(self.x, halves_of_quads(), &mut sums);
+                if self.outliers != 0 {
                     let mut of_high = [_mm256_setzero_si256(); M];
-                    self.add_quads(high, &mut of_high);
+                    self.add_quads(self.high, halves_of_set_quads(self.outliers), &mut of_high);
                     for (sum, high) in sums.iter_mut().zip(of_high) {
                         *sum = _mm256_add_epi32(*sum, _mm256_slli_epi32::<7>(high));
                     }
@@ -289,15 +292,20 @@ impl Part<'_> {
         }
     }
 
-    /// Adds the products of codes and quads of `M` rows of x.
+    /// Adds the products of codes and some quads of `M` rows of x.
     ///
     /// # Safety
     /// As for `add`.
     #[target_feature(enable = "avx2")]
     #[inline]
-    unsafe fn add_quads<const M: usize>(&self, x: *const i32, sums: &mut [__m256i; M]) {
-        for half in [0..QUADS / 2, QUADS / 2..QUADS] {
-            // Of 16 bits: eight sums of two products, at most 15 * 127 each, fit.
+    unsafe fn add_quads<const M: usize>(
+        &self,
+        x: *const i32,
+        halves: [impl Iterator<Item = usize>; 2],
+        sums: &mut [__m256i; M],
+    ) {
+        for half in halves {
+            // Of 16 bits.
             let mut products = [_mm256_setzero_si256(); M];
             for i in half {
                 for (m, products) in products.iter_mut().enumerate() {

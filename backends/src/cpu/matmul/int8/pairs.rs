@@ -7,11 +7,17 @@ use super::round::Block;
 use crate::cpu::simd::avx2::Avx2;
 use crate::cpu::simd::bytes::Bytes;
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Pairs of a block.
 pub(super) const PAIRS: usize = BLOCK / 2;
 /// Quads of a block.
 pub(super) const QUADS: usize = BLOCK / 4;
+
+/// Words of a block: quads beside weights that stay codes, or else pairs.
+pub(super) fn words(codes: bool) -> usize {
+    if codes { QUADS } else { PAIRS }
+}
 
 /// Some rows of x, padded with zeros. With its outliers x fits 16 bits, so that pairs need no second product.
 #[derive(Default)]
@@ -20,8 +26,8 @@ pub(super) struct Panel {
     pub(super) words: Vec<i32>,
     /// As `words`, what quads of outliers need besides, in units of 128; empty without outliers.
     pub(super) high: Vec<i32>,
-    /// Which blocks have outliers in any row.
-    pub(super) outliers: Vec<bool>,
+    /// `[block]`: which of its quads have outliers in any row, the first in the lowest bit.
+    pub(super) outliers: Vec<u16>,
     /// `[block][token]`: what the shift of the weights adds, less what their offset does.
     pub(super) start: Vec<i32>,
     /// `[block][token]`.
@@ -46,7 +52,7 @@ impl Panel {
         let element = |place| packing.codes.element::<Avx2>(place);
         let elements: Vec<[usize; N]> = (0..words).map(|i| places(i).map(element)).collect();
         self.words = vec![0; blocks * words * width];
-        self.outliers = vec![false; blocks];
+        self.outliers = vec![0; blocks];
         self.start = vec![0; blocks * width];
         self.steps = vec![0.0; blocks * width];
         for (token, x) in x.chunks_exact(k).enumerate() {
@@ -62,13 +68,12 @@ impl Panel {
                         _ => word(elements, low),
                     };
                 }
-                if block.outliers {
-                    self.outliers[b] = true;
-                    if N == 4 {
-                        self.high.resize(self.words.len(), 0);
-                        for (i, elements) in elements.iter().enumerate() {
-                            self.high[at(i)] = word(elements, high);
-                        }
+                if N == 4 && block.outliers {
+                    self.high.resize(self.words.len(), 0);
+                    for (i, elements) in elements.iter().enumerate() {
+                        let word = word(elements, high);
+                        self.high[at(i)] = word;
+                        self.outliers[b] |= u16::from(word != 0) << i;
                     }
                 }
                 let start = &mut self.start[b * width + token];
@@ -77,6 +82,23 @@ impl Panel {
             }
         }
     }
+}
+
+/// The quads of a block in two halves: of these eight sums of two products, at most 15 * 127 each, fit 16 bits.
+pub(super) fn halves_of_quads() -> [Range<usize>; 2] {
+    [0..QUADS / 2, QUADS / 2..QUADS]
+}
+
+/// Those of them whose bit is set.
+pub(super) fn halves_of_set_quads(set: u16) -> [impl Iterator<Item = usize>; 2] {
+    halves_of_quads().map(|half| {
+        let mut left = set & (((1 << half.len()) - 1) << half.start);
+        std::iter::from_fn(move || {
+            let next = (left != 0).then(|| left.trailing_zeros() as usize);
+            left &= left.wrapping_sub(1);
+            next
+        })
+    })
 }
 
 /// What `of` says of `N` elements, in as many parts of a word, the first in the lowest bits.

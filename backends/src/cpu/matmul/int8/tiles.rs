@@ -1,11 +1,12 @@
-//! Many rows of x on AVX2: x and the bytes of the matrix as 16-bit integers, multiplied in pairs.
+//! Many rows of x on AVX2: x and the bytes of the matrix as 16-bit integers, multiplied in pairs, or in quads of bytes where these are codes of
+//! integers.
 //!
-//! The lanes are tokens, and pairs of the weight are broadcast. A sum of pairs is exact; it becomes a float as in the tiles of AVX-512:
+//! The lanes are tokens, and words of the weight are broadcast. The sum of a block is exact; it becomes a float as in the tiles of AVX-512:
 //! both give the same bits.
 
 use super::BLOCK;
-use super::gemv::{Codes, Gemv, Packing};
-use super::pairs::{PAIRS, Panel, unsigned, without_sign};
+use super::gemv::{Codes, Gemv, Packing, stay_codes};
+use super::pairs::{PAIRS, Panel, QUADS, halves_of_quads, halves_of_set_quads, unsigned, without_sign, words};
 use super::panels::Panels;
 use crate::cpu::pool::with_scratch;
 use crate::cpu::simd::avx2::Avx2;
@@ -27,9 +28,14 @@ const LANES: usize = 8;
 /// # Safety
 /// The processor has AVX2, FMA and F16C.
 pub(super) unsafe fn pack(x: &[f32], (m, k): (usize, usize), packing: Packing) -> Panels<Panel> {
-    let places = |pair: usize| [2 * pair, 2 * pair + 1];
     // SAFETY: the caller's promise.
-    Panels::new(x, (m, k), PANEL, |panel: &mut Panel, x| unsafe { panel.fill(x, (k, PANEL), packing, places) })
+    Panels::new(x, (m, k), PANEL, |panel: &mut Panel, x| unsafe {
+        if stay_codes(packing.offset) {
+            panel.fill::<4>(x, (k, PANEL), packing, |quad| std::array::from_fn(|i| 4 * quad + i));
+        } else {
+            panel.fill::<2>(x, (k, PANEL), packing, |pair| std::array::from_fn(|i| 2 * pair + i));
+        }
+    })
 }
 
 impl Gemv<'_, Panels<Panel>> {
@@ -39,8 +45,25 @@ impl Gemv<'_, Panels<Panel>> {
     /// The processor has AVX2, FMA and F16C, the rows exist, and no other task writes their outputs.
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) unsafe fn tiles(&self, first: usize, last: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if stay_codes(self.w.offset) {
+                self.range_of_tiles::<true>(first, last);
+            } else {
+                self.range_of_tiles::<false>(first, last);
+            }
+        }
+    }
+
+    /// [`tiles`](Self::tiles). With `CODES` weights stay codes, and x is in quads.
+    ///
+    /// # Safety
+    /// As for `tiles`.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn range_of_tiles<const CODES: bool>(&self, first: usize, last: usize) {
         let tokens = self.x.0.len() * PANEL;
-        let mut tile = vec![0i16; HEIGHT * DEPTH * BLOCK];
+        let (words, block_size) = (words(CODES), 4 * words(CODES));
+        let mut tile = vec![0u8; HEIGHT * DEPTH * block_size];
         let mut scales = vec![1.0; HEIGHT * DEPTH];
         with_scratch(HEIGHT * tokens, |totals| {
             for first in (first..last).step_by(HEIGHT) {
@@ -60,7 +83,10 @@ impl Gemv<'_, Panels<Panel>> {
                         self.w.scales.of_row(self.k, first + r, from, scales);
                         for b in 0..blocks {
                             // SAFETY: the block of the row exists.
-                            unsafe { self.expand(first + r, from + b, &mut tile[(r * DEPTH + b) * BLOCK..][..BLOCK]) };
+                            unsafe {
+                                let to = &mut tile[(r * DEPTH + b) * block_size..][..block_size];
+                                self.expand::<CODES>(first + r, from + b, to);
+                            }
                         }
                     }
                     for (p, panel) in self.x.0.iter().enumerate() {
@@ -68,17 +94,24 @@ impl Gemv<'_, Panels<Panel>> {
                             for b in 0..blocks {
                                 // SAFETY: the strip lies in the tile, the block in the panel, the totals in `[rows, tokens]`.
                                 unsafe {
+                                    let at = (from + b) * words * PANEL;
                                     let part = Part {
-                                        w: tile.as_ptr().add((strip * DEPTH + b) * BLOCK),
+                                        w: tile.as_ptr().add((strip * DEPTH + b) * block_size),
                                         w_scales: scales.as_ptr().add(strip * DEPTH + b),
-                                        x: panel.words.as_ptr().add((from + b) * PAIRS * PANEL),
+                                        x: panel.words.as_ptr().add(at),
+                                        outliers: panel.outliers[from + b],
+                                        high: panel.high.as_ptr().wrapping_add(at),
                                         start: panel.start.as_ptr().add((from + b) * PANEL),
                                         steps: panel.steps.as_ptr().add((from + b) * PANEL),
                                         totals: totals.as_mut_ptr().add(strip * tokens + p * PANEL),
                                         tokens,
                                     };
                                     // A last panel that is half empty takes the kernel of one vector.
-                                    if self.m - p * PANEL > LANES { part.add::<2>() } else { part.add::<1>() }
+                                    if self.m - p * PANEL > LANES {
+                                        part.add::<2, CODES>()
+                                    } else {
+                                        part.add::<1, CODES>()
+                                    }
                                 }
                             }
                         }
@@ -107,27 +140,31 @@ impl Gemv<'_, Panels<Panel>> {
         }
     }
 
-    /// A block of a row as 16-bit integers, in the order of [`Codes::element`].
+    /// A block of a row as 16-bit integers, or as bytes where they are `CODES`, in the order of [`Codes::element`].
     ///
     /// # Safety
     /// The processor has AVX2, and the block exists.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
-    unsafe fn expand(&self, row: usize, block: usize, to: &mut [i16]) {
-        // SAFETY: the caller's promise, and 64 integers are four vectors.
+    unsafe fn expand<const CODES: bool>(&self, row: usize, block: usize, to: &mut [u8]) {
+        // SAFETY: the caller's promise, and 64 integers are four vectors, or two of bytes.
         unsafe {
             let codes = self.w.data.as_ptr().add(row * self.w.stride);
             let table = unsigned(&self.w);
             let at = codes.add(block * self.w.codes.block_bytes());
             let bytes = match self.w.codes {
                 Codes::Bytes => Avx2::bytes(at).map(|bytes| without_sign(bytes)),
-                Codes::Nibbles { .. } => Avx2::nibbles::<false>(at, table),
-                Codes::Pairs => Avx2::pairs::<false>(at, table),
+                Codes::Nibbles { .. } => Avx2::nibbles::<CODES>(at, table),
+                Codes::Pairs => Avx2::pairs::<CODES>(at, table),
             };
-            for (bytes, to) in bytes.into_iter().zip(to.chunks_exact_mut(BLOCK / 2)) {
+            for (bytes, to) in bytes.into_iter().zip(to.chunks_exact_mut(to.len() / 2)) {
+                if CODES {
+                    _mm256_storeu_si256(to.as_mut_ptr().cast(), bytes);
+                    continue;
+                }
                 let (low, high) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
                 _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm256_cvtepu8_epi16(low));
-                _mm256_storeu_si256(to.as_mut_ptr().add(16).cast(), _mm256_cvtepu8_epi16(high));
+                _mm256_storeu_si256(to.as_mut_ptr().add(32).cast(), _mm256_cvtepu8_epi16(high));
             }
         }
     }
@@ -136,10 +173,14 @@ impl Gemv<'_, Panels<Panel>> {
 /// A block of a strip and of a panel.
 struct Part {
     /// Rows [`DEPTH`] blocks apart.
-    w: *const i16,
+    w: *const u8,
     /// Rows [`DEPTH`] apart.
     w_scales: *const f32,
     x: *const i32,
+    /// Which quads have them.
+    outliers: u16,
+    /// As `x`, valid where there are outliers.
+    high: *const i32,
     start: *const i32,
     steps: *const f32,
     totals: *mut f32,
@@ -148,13 +189,71 @@ struct Part {
 }
 
 impl Part {
+    /// Word `i` of a block of `V` vectors of tokens.
+    ///
+    /// # Safety
+    /// The processor has AVX2, and x has this word.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    unsafe fn x<const V: usize>(x: *const i32, i: usize) -> [__m256i; V] {
+        let mut vectors = [_mm256_setzero_si256(); V];
+        for (v, vector) in vectors.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            *vector = unsafe { _mm256_loadu_si256(x.add(i * PANEL + LANES * v).cast()) };
+        }
+        vectors
+    }
+
+    /// Word `i` of a block of `WORDS` of row `r` of the strip, in all lanes.
+    ///
+    /// # Safety
+    /// The processor has AVX2, and the weights have this word.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    unsafe fn w<const WORDS: usize>(&self, r: usize, i: usize) -> __m256i {
+        // SAFETY: the caller's promise.
+        _mm256_set1_epi32(unsafe { self.w.cast::<i32>().add(r * DEPTH * WORDS + i).read_unaligned() })
+    }
+
+    /// Adds the products of codes and some quads of x.
+    ///
+    /// # Safety
+    /// As for `add`, of a strip of codes.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    unsafe fn add_quads<const V: usize>(
+        &self,
+        x: *const i32,
+        halves: [impl Iterator<Item = usize>; 2],
+        sums: &mut [[__m256i; V]; STRIP],
+    ) {
+        for half in halves {
+            // Of 16 bits.
+            let mut products = [[_mm256_setzero_si256(); V]; STRIP];
+            for i in half {
+                // SAFETY: the caller's promise.
+                let x = unsafe { Self::x::<V>(x, i) };
+                for (r, products) in products.iter_mut().enumerate() {
+                    // SAFETY: the caller's promise.
+                    let w = unsafe { self.w::<QUADS>(r, i) };
+                    for (product, x) in products.iter_mut().zip(x) {
+                        *product = _mm256_add_epi16(*product, _mm256_maddubs_epi16(w, x));
+                    }
+                }
+            }
+            for (sum, products) in sums.as_flattened_mut().iter_mut().zip(products.as_flattened()) {
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*products, _mm256_set1_epi16(1)));
+            }
+        }
+    }
+
     /// Adds the products of [`STRIP`] rows and `V` vectors of tokens to their totals.
     ///
     /// # Safety
     /// The processor has AVX2 and FMA, and the pointers are valid for them.
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    unsafe fn add<const V: usize>(&self) {
+    unsafe fn add<const V: usize, const CODES: bool>(&self) {
         // SAFETY: the caller's promise.
         unsafe {
             let mut start = [_mm256_setzero_si256(); V];
@@ -162,16 +261,23 @@ impl Part {
                 *start = _mm256_loadu_si256(self.start.add(LANES * v).cast());
             }
             let mut sums = [start; STRIP];
-            for i in 0..PAIRS {
-                let mut x = [_mm256_setzero_si256(); V];
-                for (v, x) in x.iter_mut().enumerate() {
-                    *x = _mm256_loadu_si256(self.x.add(i * PANEL + LANES * v).cast());
+            if CODES {
+                self.add_quads(self.x, halves_of_quads(), &mut sums);
+                if self.outliers != 0 {
+                    let mut of_high = [[_mm256_setzero_si256(); V]; STRIP];
+                    self.add_quads(self.high, halves_of_set_quads(self.outliers), &mut of_high);
+                    for (sum, high) in sums.as_flattened_mut().iter_mut().zip(of_high.as_flattened()) {
+                        *sum = _mm256_add_epi32(*sum, _mm256_slli_epi32::<7>(*high));
+                    }
                 }
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let w = self.w.add(r * DEPTH * BLOCK + 2 * i).cast::<i32>().read_unaligned();
-                    let w = _mm256_set1_epi32(w);
-                    for (sum, x) in sums.iter_mut().zip(x) {
-                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(w, x));
+            } else {
+                for i in 0..PAIRS {
+                    let x = Self::x::<V>(self.x, i);
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let w = self.w::<PAIRS>(r, i);
+                        for (sum, x) in sums.iter_mut().zip(x) {
+                            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(w, x));
+                        }
                     }
                 }
             }

@@ -68,8 +68,10 @@ pub(crate) struct Columns {
     low: Vec<Line>,
     /// As `low`; empty without outliers.
     high: Vec<Line>,
-    /// `[chunk]`: which of its blocks have outliers, in any column: the lowest bit is the first block.
-    outliers: Vec<u8>,
+    /// `[block]`: whether any column has outliers there.
+    outliers: Vec<bool>,
+    /// How many blocks in a row have outliers, or have none, and whether they have.
+    runs: Vec<(usize, bool)>,
     /// `[column][block]`: what belongs to the sum of a block whatever the weights are: their shift and what dot products lack.
     start: Vec<f32>,
     /// `[block][column][lane]`: what the offset of codes adds, negated. As large as the products, so that it is added before these are
@@ -78,7 +80,7 @@ pub(crate) struct Columns {
     /// `[column][block]`.
     steps: Vec<f32>,
     columns: usize,
-    /// Blocks of a column, rounded up to whole chunks: as many blocks as a vector has floats.
+    /// Blocks of a column, rounded up to whole vectors.
     stride: usize,
     /// Whether the weights beside them stay codes.
     codes: bool,
@@ -105,7 +107,8 @@ impl ByteKernel for Arrange<'_> {
         let mut made = Columns {
             low: empty.clone(),
             high: Vec::new(),
-            outliers: vec![0; stride / S::LANES],
+            outliers: vec![false; blocks],
+            runs: Vec::new(),
             start: vec![0.0; columns * stride],
             offsets: vec![0; if stays_codes { blocks * columns * S::LANES } else { 0 }],
             steps: vec![0.0; columns * stride],
@@ -123,7 +126,7 @@ impl ByteKernel for Arrange<'_> {
                 };
                 let mut start = ordered(&block.low, &mut made.low);
                 if block.outliers {
-                    made.outliers[b / S::LANES] |= 1 << (b % S::LANES);
+                    made.outliers[b] = true;
                     made.high.resize(empty.len(), Line([0; 64]));
                     start += ordered(&block.high, &mut made.high) << 7;
                 }
@@ -140,6 +143,7 @@ impl ByteKernel for Arrange<'_> {
                 made.steps[column * stride + b] = block.step;
             }
         }
+        made.runs = made.outliers.chunk_by(|a, b| a == b).map(|run| (run.len(), run[0])).collect();
         made
     }
 }
@@ -207,7 +211,10 @@ impl Range<'_> {
     unsafe fn rows<S: Bytes, const R: usize, const M: usize, const BITS: usize, const CODES: bool>(self) {
         let Self { gemv, first, last } = self;
         let stride = gemv.x.stride;
+        // One column waits for memory, so that nothing must stand between the blocks of a row and those of the next for long.
+        let chunk = if M == 1 { S::LANES } else { stride };
         let mut decoded = vec![1.0; R * stride];
+        let mut factors = vec![0.0; R * M * chunk];
         // `R` streams far apart, each read in order: that is what hardware prefetchers follow.
         let apart = (last - first) / R;
         // The rest one at a time: `R` times the same row, to spare a kernel of its own.
@@ -220,13 +227,13 @@ impl Range<'_> {
                 for (r, decoded) in decoded.chunks_exact_mut(stride).enumerate() {
                     scales[r] = gemv.scales::<S>(row + r * apart, decoded);
                 }
-                gemv.product::<S, R, M, BITS, CODES>(row, apart, scales);
+                gemv.product::<S, R, M, BITS, CODES>(row, apart, scales, &mut factors);
             }
         }
     }
 }
 
-/// The scales of the blocks of a row, whole chunks of them.
+/// The scales of the blocks of a row, whole vectors of them.
 #[derive(Clone, Copy)]
 enum RowScales {
     Floats(*const f32),
@@ -234,7 +241,7 @@ enum RowScales {
 }
 
 impl RowScales {
-    /// Those of a chunk.
+    /// A vector of them.
     ///
     /// # Safety
     /// `S` is enabled, and the scales of [`Simd::LANES`](crate::cpu::simd::Simd::LANES) blocks from `first` on can be read.
@@ -249,11 +256,6 @@ impl RowScales {
         }
     }
 }
-
-/// Scales times steps of the blocks of a chunk, as many as a vector of AVX2 or NEON has floats.
-#[derive(Clone, Copy)]
-#[repr(C, align(32))]
-struct Factors([f32; 8]);
 
 impl Gemv<'_, Columns> {
     /// The scales of a row: where they are stored, or else in `decoded`.
@@ -282,24 +284,47 @@ impl Gemv<'_, Columns> {
         RowScales::Floats(decoded.as_ptr())
     }
 
-    /// Rows `row`, `row + apart`, ... times `M` columns.
+    /// Rows `row`, `row + apart`, ... times `M` columns; `factors` are scratch for a chunk of blocks.
     ///
     /// # Safety
-    /// `S` is enabled, the rows exist, x has `M` columns, and `scales` are those of these rows. No other task writes their outputs.
+    /// `S` is enabled, the rows exist, x has `M` columns, and `scales` are those of these rows. `factors` are as many for each row and column,
+    /// whole vectors. No other task writes the outputs of these rows.
     #[inline(always)]
     unsafe fn product<S: Bytes, const R: usize, const M: usize, const BITS: usize, const CODES: bool>(
         &self,
         row: usize,
         apart: usize,
         scales: [RowScales; R],
+        factors: &mut [f32],
     ) {
-        // SAFETY: the caller's promise; steps and scales are of whole chunks, and blocks end where the rows do.
+        let chunk = factors.len() / (R * M);
+        // SAFETY: the caller's promise; steps and scales are of whole vectors, and blocks end where the rows do.
         unsafe {
             let mut total = [[S::splat(0.0); M]; R];
-            for (chunk, &outliers) in self.x.outliers.iter().enumerate() {
-                let first = chunk * S::LANES;
-                let factors = self.factors::<S, R, M, CODES>(&scales, first, &mut total);
-                total = self.chunk::<S, R, M, BITS, CODES>(row, apart, &factors, (first, outliers), total);
+            for first in (0..self.x.stride).step_by(chunk) {
+                let end = self.x.stride.min(first + chunk);
+                // Codes have neither scales of blocks nor a start.
+                if !CODES {
+                    for b in (first..end).step_by(S::LANES) {
+                        self.factors::<S, R, M>(&scales, b, &mut factors[b - first..], chunk, &mut total);
+                    }
+                }
+                if M == 1 {
+                    let blocks = (first, end.min(self.k / BLOCK));
+                    total = self.blocks::<S, R, M, BITS, CODES, true>(row, apart, &*factors, chunk, blocks, total);
+                    continue;
+                }
+                // The chunk is the row.
+                let mut first = first;
+                for &(count, outliers) in &self.x.runs {
+                    let (factors, blocks) = (&factors[first..], (first, first + count));
+                    total = if outliers {
+                        self.blocks::<S, R, M, BITS, CODES, true>(row, apart, factors, chunk, blocks, total)
+                    } else {
+                        self.blocks::<S, R, M, BITS, CODES, false>(row, apart, factors, chunk, blocks, total)
+                    };
+                    first += count;
+                }
             }
             for r in 0..R {
                 let mut sums = [0.0; M];
@@ -311,60 +336,68 @@ impl Gemv<'_, Columns> {
         }
     }
 
-    /// The factors of a chunk. To `total` goes what does not depend on the weights. With `CODES` there is neither: scales are of whole rows.
+    /// Scales times steps of a vector of blocks, `[row][column][block]`, of which a column has `chunk`. To `total` goes what does not depend
+    /// on the weights.
     ///
     /// # Safety
-    /// As for `product`, and the chunk that begins at block `first` exists.
+    /// As for `product`, x has the vector that begins at block `first`, and so has `out`.
     #[inline(always)]
-    unsafe fn factors<S: Bytes, const R: usize, const M: usize, const CODES: bool>(
+    unsafe fn factors<S: Bytes, const R: usize, const M: usize>(
         &self,
         scales: &[RowScales; R],
         first: usize,
+        out: &mut [f32],
+        chunk: usize,
         total: &mut [[S::V; M]; R],
-    ) -> [[Factors; M]; R] {
-        const { assert!(S::LANES <= 8, "a vector fits `Factors`") };
-        let mut factors = [[Factors([0.0; 8]); M]; R];
-        if CODES {
-            return factors;
-        }
-        let (steps, start) = (self.x.steps.as_ptr(), self.x.start.as_ptr());
+    ) {
+        let (steps, start, out) = (self.x.steps.as_ptr(), self.x.start.as_ptr(), out.as_mut_ptr());
         for r in 0..R {
-            // SAFETY: the caller's promise, and there is room for a vector.
+            // SAFETY: the caller's promise.
             unsafe {
                 let scales = scales[r].load::<S>(first);
                 for m in 0..M {
                     let at = m * self.x.stride + first;
-                    let of_column = S::mul(scales, S::load(steps.add(at)));
-                    total[r][m] = S::fma(of_column, S::load(start.add(at)), total[r][m]);
-                    S::store(factors[r][m].0.as_mut_ptr(), of_column);
+                    let factors = S::mul(scales, S::load(steps.add(at)));
+                    total[r][m] = S::fma(factors, S::load(start.add(at)), total[r][m]);
+                    S::store(out.add((r * M + m) * chunk), factors);
                 }
             }
         }
-        factors
     }
 
-    /// Adds the products of a chunk, some of whose blocks have `outliers`.
+    /// Adds the products of some blocks of a chunk: without outliers unless `HIGH`; with it, of one column, of those blocks that have some,
+    /// of several columns of all.
     ///
     /// # Safety
-    /// As for `factors`.
+    /// As for `product`, the blocks exist, and `factors` are theirs.
     #[inline(always)]
-    unsafe fn chunk<S: Bytes, const R: usize, const M: usize, const BITS: usize, const CODES: bool>(
+    unsafe fn blocks<
+        S: Bytes,
+        const R: usize,
+        const M: usize,
+        const BITS: usize,
+        const CODES: bool,
+        const HIGH: bool,
+    >(
         &self,
         row: usize,
         apart: usize,
-        factors: &[[Factors; M]; R],
-        (first, outliers): (usize, u8),
+        factors: &[f32],
+        chunk: usize,
+        (first, end): (usize, usize),
         mut total: [[S::V; M]; R],
     ) -> [[S::V; M]; R] {
-        let (x_bytes, steps) = (S::x_bytes(CODES), self.x.steps.as_ptr());
+        let x_bytes = S::x_bytes(CODES);
         // SAFETY: the caller's promise.
         unsafe {
             let table = S::table(&self.w.table);
             let codes: [*const u8; R] =
                 std::array::from_fn(|r| self.w.data.as_ptr().add((row + r * apart) * self.w.stride));
             let (low, high) = (self.x.low.as_ptr().cast::<i8>(), self.x.high.as_ptr().cast::<i8>());
-            for i in 0..S::LANES.min(self.k / BLOCK - first) {
-                let b = first + i;
+            // Of a row and a column, from the first block on.
+            let (factors, stride) =
+                if CODES { (self.x.steps.as_ptr().add(first), self.x.stride) } else { (factors.as_ptr(), chunk) };
+            for b in first..end {
                 let at = b * (BLOCK * BITS / 8);
                 // Once for a cache line.
                 if at.is_multiple_of(64) {
@@ -374,6 +407,7 @@ impl Gemv<'_, Columns> {
                         if BITS == 8 { S::prefetch(ahead) } else { S::prefetch_codes(ahead) }
                     }
                 }
+                let outliers = HIGH && (M > 1 || *self.x.outliers.as_ptr().add(b));
                 let mut x = [S::x::<CODES>(low.add(b * M * x_bytes)); M];
                 for m in 1..M {
                     x[m] = S::x::<CODES>(low.add((b * M + m) * x_bytes));
@@ -387,15 +421,17 @@ impl Gemv<'_, Columns> {
                     };
                     for m in 0..M {
                         let mut sum = S::dot::<CODES>(w, x[m]);
-                        if outliers >> i & 1 == 1 {
+                        if outliers {
                             let x = S::x::<CODES>(high.add((b * M + m) * x_bytes));
                             sum = S::add_high(sum, S::dot::<CODES>(w, x));
                         }
                         if CODES {
                             sum = S::add_sums(sum, self.x.offsets.as_ptr().add((b * M + m) * S::LANES));
                         }
-                        let factor = if CODES { *steps.add(m * self.x.stride + b) } else { factors[r][m].0[i] };
-                        total[r][m] = S::fma(S::floats(sum), S::splat(factor), total[r][m]);
+                        // Beside codes the same for all rows.
+                        let of_row = if CODES { 0 } else { r * M };
+                        let factor = S::splat(*factors.add((of_row + m) * stride + (b - first)));
+                        total[r][m] = S::fma(S::floats(sum), factor, total[r][m]);
                     }
                 }
             }

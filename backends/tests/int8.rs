@@ -460,6 +460,32 @@ fn from_five_rows_on_every_processor_has_the_bits_of_a_loop_over_blocks() {
 }
 
 #[test]
+fn sums_of_the_largest_codes_and_elements_do_not_overflow() {
+    let (n, k) = (13, 192);
+    for bits in [4, 2] {
+        let stored = Stored::new(&mut Rng(31), Kind::Rows { wide: 0, bits, slots: false }, n, k);
+        let bias = vec![0.0; n];
+        let mut w = stored.weight();
+        let Matrix::IntegerRows(rows) = &mut w.data else { panic!("integer rows") };
+        let largest = vec![0xff; rows.narrow.len()];
+        rows.narrow = &largest;
+        for m in [5, 8, 24, 25, 33] {
+            for x in [1.0, -1.0] {
+                let x = vec![x; m * k];
+                for outlier in [OUTLIER, HEAD] {
+                    let product = if outlier == HEAD { int8_head } else { int8 };
+                    let want = blocks_in_order(&x, m, &w, &bias, outlier);
+                    for level in Level::available().into_iter().filter(|&level| rounds(level)) {
+                        let got = cpu::with_level(level, || product(&x, m, &w, Some(&bias)));
+                        assert!(got == want, "{bits} bits x {m} on {}: {got:?}, expected {want:?}", level.name());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn what_does_not_fit_stays_exact() {
     let mut rng = Rng(13);
     let kinds = [(Kind::Single { block: 64 }, 96), (Kind::Single { block: 48 }, 192), (Kind::Bf16, 128)];

@@ -225,7 +225,7 @@ struct Part<'a> {
     scales: __m256,
     /// `[pair or quad][token]`.
     x: *const i32,
-    /// Which quads have them.
+    /// Which quads have outliers.
     outliers: u16,
     /// As `x`, valid where there are outliers.
     high: *const i32,
@@ -305,7 +305,7 @@ impl Part<'_> {
         sums: &mut [__m256i; M],
     ) {
         for half in halves {
-            // Of 16 bits.
+            // Sums of half a block fit 16 bits.
             let mut products = [_mm256_setzero_si256(); M];
             for i in half {
                 for (m, products) in products.iter_mut().enumerate() {

@@ -177,7 +177,7 @@ struct Part {
     /// Rows [`DEPTH`] apart.
     w_scales: *const f32,
     x: *const i32,
-    /// Which quads have them.
+    /// Which quads have outliers.
     outliers: u16,
     /// As `x`, valid where there are outliers.
     high: *const i32,
@@ -228,7 +228,7 @@ impl Part {
         sums: &mut [[__m256i; V]; STRIP],
     ) {
         for half in halves {
-            // Of 16 bits.
+            // Sums of half a block fit 16 bits.
             let mut products = [[_mm256_setzero_si256(); V]; STRIP];
             for i in half {
                 // SAFETY: the caller's promise.

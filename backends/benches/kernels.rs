@@ -183,6 +183,16 @@ mod linear {
         cpu::with_precision(Precision::Int8Activations, || product(bencher, case, LARGE));
     }
 
+    /// The same of x as in a trained model: three blocks of ten have an element far above the others.
+    #[divan::bench(args = cases(&[1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128]).into_iter().filter(Case::is_packed))]
+    fn rounded_with_outliers(bencher: Bencher, case: &Case) {
+        let mut x = Rng(2).floats(case.m * LARGE.1, 1.0);
+        for block in x.chunks_exact_mut(64).enumerate().filter(|(b, _)| b % 10 < 3).map(|(_, block)| block) {
+            block[7] = 40.0;
+        }
+        cpu::with_precision(Precision::Int8Activations, || product_of(bencher, case, LARGE, &x));
+    }
+
     /// The same of weights that stay in the cache: the arithmetic alone.
     #[divan::bench(args = cases(&[1, 2, 3, 4, 6, 8, 12, 16, 128]).into_iter().filter(Case::is_packed))]
     fn cached_rounded(bencher: Bencher, case: &Case) {
@@ -196,14 +206,16 @@ mod linear {
     }
 
     fn product(bencher: Bencher, case: &Case, (n, k): (usize, usize)) {
+        product_of(bencher, case, (n, k), &Rng(2).floats(case.m * k, 1.0));
+    }
+
+    fn product_of(bencher: Bencher, case: &Case, (n, k): (usize, usize), x: &[f32]) {
         let stored = matrices(case, n, k);
-        let mut rng = Rng(2);
-        let x = rng.floats(case.m * k, 1.0);
         let mut y = vec![0.0; case.m * n];
         let mut turn = 0;
         measure(bencher, stored[0].weight().bytes(), 2 * case.m * n * k, || {
             turn = (turn + 1) % stored.len();
-            cpu::linear(&x, case.m, &stored[turn].weight(), None, &mut y);
+            cpu::linear(x, case.m, &stored[turn].weight(), None, &mut y);
         });
     }
 

@@ -1,5 +1,6 @@
-//! More rows of x than [`blocks`](super::blocks) takes, on AVX2: octets or tiles, whichever is faster beside the rows of a matrix.
+//! More rows of x than [`blocks`](super::blocks) is best for, on AVX2: octets or tiles, whichever is faster beside the rows of a matrix.
 
+use super::blocks::MAX_COLUMNS;
 use super::gemv::{Packing, for_stored_rows, stay_codes};
 use super::octets;
 use super::pairs::Panel;
@@ -7,8 +8,17 @@ use super::panels::Panels;
 use super::tiles;
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::types::InputRows;
-use crate::cpu::matmul::weight::Weight;
+use crate::cpu::matmul::weight::{Matrix, Weight};
 use crate::cpu::pool::{Output, Region};
+
+/// The crossover of blocks and octets. Octets multiply outliers of x with the rest, blocks after it, so that it depends on how many of a
+/// trained model's blocks have some: about a third of those of each row.
+pub(super) fn blocks_max_rows(w: &Weight) -> usize {
+    match w.data {
+        Matrix::CodeBook4(_) => 1,
+        _ => MAX_COLUMNS,
+    }
+}
 
 /// The crossover of octets and tiles: up to so many rows of x octets are faster, at the last about as fast, beside weights with this offset.
 fn octets_max_rows(offset: i32) -> usize {

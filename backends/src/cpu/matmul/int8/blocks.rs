@@ -12,8 +12,8 @@ use crate::cpu::pool::Output;
 use crate::cpu::pool::Region;
 use crate::cpu::simd::bytes::{self, ByteKernel, Bytes};
 
-/// The crossover of GEMV and GEMM: up to so many rows of x this is faster than tiles.
-pub(crate) const MAX_COLUMNS: usize = 4;
+/// The most rows of x: with more, tiles on NEON and octets on AVX2 are faster, on AVX2 some of them before that.
+pub(crate) const MAX_COLUMNS: usize = if cfg!(target_arch = "aarch64") { 4 } else { 2 };
 
 /// How many bytes ahead rows are prefetched, codes of less than a byte into L1: rows of 1 kB are read a seventh slower with twice as many
 /// bytes, longer ones 4 % faster; into L2 one of the two loses a seventh. Bytes into L2, which gains 4 % in rows of 8 kB.
@@ -178,25 +178,24 @@ impl ByteKernel for Range<'_> {
     #[inline(always)]
     unsafe fn call<S: Bytes>(self) {
         let x = &self.gemv.x;
-        // SAFETY: `S` is enabled. Fewer rows in flight where columns take the registers.
+        // Fewer rows in flight where columns take the registers.
+        macro_rules! rows {
+            ($bits:literal, $codes:literal) => {
+                match x.columns {
+                    1 => self.rows::<S, 4, 1, $bits, $codes>(),
+                    2 => self.rows::<S, 2, 2, $bits, $codes>(),
+                    3 if MAX_COLUMNS > 2 => self.rows::<S, 1, 3, $bits, $codes>(),
+                    _ => self.rows::<S, 1, MAX_COLUMNS, $bits, $codes>(),
+                }
+            };
+        }
+        // SAFETY: `S` is enabled.
         unsafe {
-            match (self.gemv.w.codes, x.codes, x.columns) {
-                (Codes::Bytes, _, 1) => self.rows::<S, 4, 1, 8, false>(),
-                (Codes::Bytes, _, 2) => self.rows::<S, 2, 2, 8, false>(),
-                (Codes::Bytes, _, 3) => self.rows::<S, 1, 3, 8, false>(),
-                (Codes::Bytes, ..) => self.rows::<S, 1, MAX_COLUMNS, 8, false>(),
-                (Codes::Nibbles { .. }, false, 1) => self.rows::<S, 4, 1, 4, false>(),
-                (Codes::Nibbles { .. }, false, 2) => self.rows::<S, 2, 2, 4, false>(),
-                (Codes::Nibbles { .. }, false, 3) => self.rows::<S, 1, 3, 4, false>(),
-                (Codes::Nibbles { .. }, false, _) => self.rows::<S, 1, MAX_COLUMNS, 4, false>(),
-                (Codes::Nibbles { .. }, true, 1) => self.rows::<S, 4, 1, 4, true>(),
-                (Codes::Nibbles { .. }, true, 2) => self.rows::<S, 2, 2, 4, true>(),
-                (Codes::Nibbles { .. }, true, 3) => self.rows::<S, 1, 3, 4, true>(),
-                (Codes::Nibbles { .. }, true, _) => self.rows::<S, 1, MAX_COLUMNS, 4, true>(),
-                (Codes::Pairs, _, 1) => self.rows::<S, 4, 1, 2, true>(),
-                (Codes::Pairs, _, 2) => self.rows::<S, 2, 2, 2, true>(),
-                (Codes::Pairs, _, 3) => self.rows::<S, 1, 3, 2, true>(),
-                (Codes::Pairs, ..) => self.rows::<S, 1, MAX_COLUMNS, 2, true>(),
+            match (self.gemv.w.codes, x.codes) {
+                (Codes::Bytes, _) => rows!(8, false),
+                (Codes::Nibbles { .. }, false) => rows!(4, false),
+                (Codes::Nibbles { .. }, true) => rows!(4, true),
+                (Codes::Pairs, _) => rows!(2, true),
             }
         }
     }

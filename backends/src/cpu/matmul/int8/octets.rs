@@ -8,6 +8,7 @@
 
 use super::BLOCK;
 use super::gemv::{Codes, Gemv, Packing, stay_codes};
+use super::next::Next;
 use super::pairs::{PAIRS, Panel, halves_of_quads, halves_of_set_quads, unsigned, without_sign, words};
 use super::panels::Panels;
 use crate::cpu::pool::with_scratch;
@@ -77,27 +78,35 @@ impl Gemv<'_, Panels<Panel>> {
     /// The processor has AVX2, FMA and F16C, the rows exist, and no other task writes their outputs.
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn range_of_octets<const BITS: usize, const CODES: bool>(&self, first: usize, last: usize) {
-        let (blocks, words) = (self.k / BLOCK, words(CODES));
+        let blocks = self.k / BLOCK;
         let width = width(self.m);
         let tokens = self.x.0.len() * width;
         // SAFETY: the caller's promise.
         let table = unsafe { unsigned(&self.w) };
-        let mut of_row = vec![0.0; blocks];
+        let add = product_of::<CODES>(width);
+        // The scales of a row are read by fours.
+        let stride = blocks.next_multiple_of(4);
+        let mut decoded = vec![0.0; ROWS * stride];
         let mut w = [_mm256_setzero_si256(); PAIRS];
-        with_scratch(ROWS * (blocks + tokens), |scratch| {
-            let (scales, totals) = scratch.split_at_mut(ROWS * blocks);
+        with_scratch(ROWS * (stride + tokens), |scratch| {
+            let (scales, totals) = scratch.split_at_mut(ROWS * stride);
             for first in (first..last).step_by(ROWS) {
                 let height = ROWS.min(last - first);
                 // The last row stands for those beyond it.
                 let row = |r: usize| first + r.min(height - 1);
-                for r in 0..ROWS {
-                    self.w.scales.of_row(self.k, row(r), 0, &mut of_row);
-                    for (scales, scale) in scales.chunks_exact_mut(ROWS).zip(&of_row) {
-                        scales[r] = *scale;
+                let of_row = |(r, decoded): (usize, &mut [f32])| match self.w.scales.floats(self.k, row(r)) {
+                    Some(scales) if blocks == stride => scales.as_ptr(),
+                    _ => {
+                        self.w.scales.of_row(self.k, row(r), 0, &mut decoded[..blocks]);
+                        decoded.as_ptr()
                     }
-                }
+                };
+                let mut of_rows = decoded.chunks_exact_mut(stride).enumerate().map(of_row);
+                let of_rows: [*const f32; ROWS] = std::array::from_fn(|_| of_rows.next().unwrap_or(std::ptr::null()));
+                // SAFETY: each row has `stride` scales.
+                unsafe { transpose(of_rows, scales) };
                 totals.fill(0.0);
-                let next = self.next(first + ROWS, ROWS);
+                let next = Next { code_bytes: 8 * ROWS * BITS, ..self.next(first + ROWS, ROWS) };
                 let rows: [*const u8; ROWS] =
                     std::array::from_fn(|r| self.w.data.as_ptr().wrapping_add(row(r) * self.w.stride));
                 for b in 0..blocks {
@@ -105,20 +114,10 @@ impl Gemv<'_, Panels<Panel>> {
                     // SAFETY: the rows have this block, so have x, scales and totals of `width` rows for each group.
                     unsafe {
                         expand::<BITS, CODES>(rows.map(|row| row.add(b * 8 * BITS)), table, &mut w);
-                        let scales = _mm256_loadu_ps(scales.as_ptr().add(b * ROWS));
-                        for (group, x) in self.x.0.iter().enumerate() {
-                            let at = b * words * width;
-                            let part = Part {
-                                w: &w,
-                                scales,
-                                x: x.words.as_ptr().add(at),
-                                outliers: x.outliers[b],
-                                high: x.high.as_ptr().wrapping_add(at),
-                                start: x.start.as_ptr().add(b * width),
-                                steps: x.steps.as_ptr().add(b * width),
-                                totals: totals.as_mut_ptr().add(group * width * ROWS),
-                            };
-                            part.add_rows::<CODES>(width);
+                        let (scales, mut totals) = (scales.as_ptr().add(b * ROWS), totals.as_mut_ptr());
+                        for x in &self.x.0 {
+                            add(&w, scales, x, b, totals);
+                            totals = totals.add(width * ROWS);
                         }
                     }
                 }
@@ -219,104 +218,111 @@ unsafe fn transposed(rows: [*const u8; ROWS]) -> [__m256i; 4] {
     ]
 }
 
-/// A block of an octet and of a group.
-struct Part<'a> {
-    w: &'a Octet,
-    scales: __m256,
-    /// `[pair or quad][token]`.
-    x: *const i32,
-    /// Which quads have outliers.
-    outliers: u16,
-    /// As `x`, valid where there are outliers.
-    high: *const i32,
-    start: *const i32,
-    steps: *const f32,
-    /// `[token][row]`.
-    totals: *mut f32,
+/// Writes scales of 8 rows as `[block][row]`.
+///
+/// # Safety
+/// The processor has AVX2, and each row has as many scales as there is room for, in fours.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn transpose(of_rows: [*const f32; ROWS], to: &mut [f32]) {
+    for (i, to) in to.chunks_exact_mut(4 * ROWS).enumerate() {
+        // SAFETY: the caller's promise; a register holds eight floats.
+        unsafe {
+            let words = transposed(of_rows.map(|row| row.add(4 * i).cast()));
+            for (word, to) in words.into_iter().zip(to.chunks_exact_mut(ROWS)) {
+                _mm256_storeu_si256(to.as_mut_ptr().cast(), word);
+            }
+        }
+    }
 }
 
-impl Part<'_> {
-    /// Adds the products of `m` rows of x, 1 to [`GROUP`], to their totals.
-    ///
-    /// # Safety
-    /// As for `add`.
-    #[target_feature(enable = "avx2,fma")]
-    #[inline]
-    unsafe fn add_rows<const CODES: bool>(&self, m: usize) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match m {
-                1 => self.add::<1, CODES>(),
-                2 => self.add::<2, CODES>(),
-                3 => self.add::<3, CODES>(),
-                4 => self.add::<4, CODES>(),
-                5 => self.add::<5, CODES>(),
-                6 => self.add::<6, CODES>(),
-                7 => self.add::<7, CODES>(),
-                _ => self.add::<GROUP, CODES>(),
+/// Adds the products of a block of an octet and of a group, given its scales, to totals `[token][row]`.
+type Product = unsafe fn(&Octet, *const f32, &Panel, usize, *mut f32);
+
+/// That of a group of `m` rows of x, 1 to [`GROUP`].
+fn product_of<const CODES: bool>(m: usize) -> Product {
+    match m {
+        1 => product::<1, CODES>,
+        2 => product::<2, CODES>,
+        3 => product::<3, CODES>,
+        4 => product::<4, CODES>,
+        5 => product::<5, CODES>,
+        6 => product::<6, CODES>,
+        7 => product::<7, CODES>,
+        _ => product::<GROUP, CODES>,
+    }
+}
+
+/// A [`Product`] of a group of `M` rows of x.
+///
+/// # Safety
+/// The processor has AVX2 and FMA, x has this block, and there are 8 scales and `M` times 8 totals.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn product<const M: usize, const CODES: bool>(
+    w: &Octet,
+    scales: *const f32,
+    x: &Panel,
+    block: usize,
+    totals: *mut f32,
+) {
+    let at = block * words(CODES) * M;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let start = x.start.as_ptr().add(block * M);
+        let mut sums: [__m256i; M] = std::array::from_fn(|m| _mm256_set1_epi32(*start.add(m)));
+        let words = x.words.as_ptr().add(at);
+        if CODES {
+            add_quads(w, words, halves_of_quads(), &mut sums);
+            let outliers = x.outliers[block];
+            if outliers != 0 {
+                let mut of_high = [_mm256_setzero_si256(); M];
+                add_quads(w, x.high.as_ptr().add(at), halves_of_set_quads(outliers), &mut of_high);
+                for (sum, high) in sums.iter_mut().zip(of_high) {
+                    *sum = _mm256_add_epi32(*sum, _mm256_slli_epi32::<7>(high));
+                }
+            }
+        } else {
+            for (i, w) in w.iter().enumerate() {
+                for (m, sum) in sums.iter_mut().enumerate() {
+                    let x = _mm256_set1_epi32(*words.add(i * M + m));
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*w, x));
+                }
             }
         }
-    }
-
-    /// # Safety
-    /// The processor has AVX2 and FMA, and the pointers are valid for `M` rows of x.
-    #[target_feature(enable = "avx2,fma")]
-    #[inline]
-    unsafe fn add<const M: usize, const CODES: bool>(&self) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let mut sums: [__m256i; M] = std::array::from_fn(|m| _mm256_set1_epi32(*self.start.add(m)));
-            if CODES {
-                self.add_quads(self.x, halves_of_quads(), &mut sums);
-                if self.outliers != 0 {
-                    let mut of_high = [_mm256_setzero_si256(); M];
-                    self.add_quads(self.high, halves_of_set_quads(self.outliers), &mut of_high);
-                    for (sum, high) in sums.iter_mut().zip(of_high) {
-                        *sum = _mm256_add_epi32(*sum, _mm256_slli_epi32::<7>(high));
-                    }
-                }
-            } else {
-                for (i, w) in self.w.iter().enumerate() {
-                    for (m, sum) in sums.iter_mut().enumerate() {
-                        let x = _mm256_set1_epi32(*self.x.add(i * M + m));
-                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*w, x));
-                    }
-                }
-            }
-            for (m, sum) in sums.into_iter().enumerate() {
-                let scale = _mm256_mul_ps(self.scales, _mm256_set1_ps(*self.steps.add(m)));
-                let total = self.totals.add(m * ROWS);
-                let sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, _mm256_loadu_ps(total));
-                _mm256_storeu_ps(total, sum);
-            }
+        let (scales, steps) = (_mm256_loadu_ps(scales), x.steps.as_ptr().add(block * M));
+        for (m, sum) in sums.into_iter().enumerate() {
+            let scale = _mm256_mul_ps(scales, _mm256_set1_ps(*steps.add(m)));
+            let total = totals.add(m * ROWS);
+            let sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, _mm256_loadu_ps(total));
+            _mm256_storeu_ps(total, sum);
         }
     }
+}
 
-    /// Adds the products of codes and some quads of `M` rows of x.
-    ///
-    /// # Safety
-    /// As for `add`.
-    #[target_feature(enable = "avx2")]
-    #[inline]
-    unsafe fn add_quads<const M: usize>(
-        &self,
-        x: *const i32,
-        halves: [impl Iterator<Item = usize>; 2],
-        sums: &mut [__m256i; M],
-    ) {
-        for half in halves {
-            // Sums of half a block fit 16 bits.
-            let mut products = [_mm256_setzero_si256(); M];
-            for i in half {
-                for (m, products) in products.iter_mut().enumerate() {
-                    // SAFETY: the caller's promise.
-                    let x = unsafe { _mm256_set1_epi32(*x.add(i * M + m)) };
-                    *products = _mm256_add_epi16(*products, _mm256_maddubs_epi16(self.w[i], x));
-                }
+/// Adds the products of codes and some quads of `M` rows of x.
+///
+/// # Safety
+/// The processor has AVX2, and x has a block.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn add_quads<const M: usize>(
+    w: &Octet,
+    x: *const i32,
+    halves: [impl Iterator<Item = usize>; 2],
+    sums: &mut [__m256i; M],
+) {
+    for half in halves {
+        // Sums of half a block fit 16 bits.
+        let mut products = [_mm256_setzero_si256(); M];
+        for i in half {
+            for (m, products) in products.iter_mut().enumerate() {
+                // SAFETY: the caller's promise.
+                let x = unsafe { _mm256_set1_epi32(*x.add(i * M + m)) };
+                *products = _mm256_add_epi16(*products, _mm256_maddubs_epi16(w[i], x));
             }
-            for (sum, products) in sums.iter_mut().zip(products) {
-                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
-            }
+        }
+        for (sum, products) in sums.iter_mut().zip(products) {
+            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
         }
     }
 }

@@ -3,7 +3,8 @@
 mod common;
 
 use common::{Kind, Rng, Stored, close};
-use emberlm_backends::cpu::{self, Level, Matrix, Mlp, Precision, Weight, plain};
+use emberlm_backends::cpu::{self, BlockScales, CodeBook4, Level, Matrix, Mlp, Precision, Weight, plain};
+use half::f16;
 
 /// The book of NF4.
 const NF4: [f32; 16] = [
@@ -434,13 +435,15 @@ fn blocks_in_order(x: &[f32], m: usize, w: &Weight, bias: &[f32], outlier: f64) 
 }
 
 #[test]
-fn from_five_rows_on_every_processor_has_the_bits_of_a_loop_over_blocks() {
+fn several_rows_have_the_bits_of_a_loop_over_blocks_on_every_processor() {
     let mut rng = Rng(25);
+    // On x86-64 two rows of int8 and of integers are products of their own too.
+    let few: &[usize] = if cfg!(target_arch = "aarch64") { &[] } else { &[3, 4] };
     for kind in KINDS {
         for (n, k) in [(67, 576), (17, 1024)] {
             let stored = Stored::new(&mut rng, kind, n, k);
             let bias = rng.floats(n, 1.0);
-            for m in [5, 6, 7, 8, 9, 12, 13, 16, 17, 33] {
+            for &m in few.iter().chain(&[5, 6, 7, 8, 9, 12, 13, 16, 17, 33]) {
                 let mut x = rng.floats(m * k, 1.0);
                 for (row, x) in x.chunks_exact_mut(k).enumerate() {
                     x[17 * row % k] *= 40.0;
@@ -526,6 +529,43 @@ fn a_value_that_is_not_finite_stays_in_its_row() {
                     let (clean, hit) = y.split_at((m - 1) * n);
                     assert!(clean.iter().all(|y| y.is_finite()), "{kind:?} x {m} on {}", level.name());
                     assert!(hit.iter().all(|y| !y.is_finite()), "{kind:?} x {m} on {}", level.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_scale_that_is_not_finite_stays_in_its_row() {
+    let mut rng = Rng(18);
+    // Rows of 9 and 14 blocks: the scales of the next row are in the same vector.
+    for (kind, k) in [(KINDS[0], 576), (KINDS[0], 896), (Kind::Int8, 576), (Kind::Int8, 896)] {
+        let n = 19;
+        let stored = Stored::new(&mut rng, kind, n, k);
+        let mut w = stored.weight();
+        let bad = n / 2;
+        let blocks = bad * k / 64..(bad + 1) * k / 64;
+        let (mut floats, mut halves) = (Vec::new(), Vec::new());
+        match &mut w.data {
+            Matrix::CodeBook4(CodeBook4 { scales: BlockScales::Single(scales), .. }) => {
+                floats.extend_from_slice(scales);
+                floats[blocks].fill(f32::NAN);
+                *scales = &floats;
+            }
+            Matrix::Int8(w) => {
+                halves.extend_from_slice(w.scales);
+                halves[blocks].fill(f16::INFINITY.to_bits());
+                w.scales = &halves;
+            }
+            _ => panic!("{kind:?} has no such scales"),
+        }
+        for m in [1, 2, 3, 4, 5, 8, 20] {
+            let x = rng.floats(m * k, 1.0);
+            for level in Level::available() {
+                let [got, want] = [&w, &stored.weight()].map(|w| cpu::with_level(level, || int8(&x, m, w, None)));
+                for (j, (got, want)) in got.iter().zip(&want).enumerate() {
+                    let name = format!("{kind:?} {k} x {m}, row {} on {}", j % n, level.name());
+                    assert!(if j % n == bad { !got.is_finite() } else { got == want }, "{name}: {got}, {want}");
                 }
             }
         }

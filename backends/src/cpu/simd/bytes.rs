@@ -45,6 +45,8 @@ pub(crate) trait Bytes: Simd {
     unsafe fn add_high(sums: Self::Sums, high: Self::Sums) -> Self::Sums;
     /// As floats.
     unsafe fn floats(sums: Self::Sums) -> Self::V;
+    /// The first `count` lanes, fewer than all, and zeros.
+    unsafe fn first_lanes(v: Self::V, count: usize) -> Self::V;
     /// Asks for the cache line at `at`, which need not be readable, for a row of codes that is read once.
     #[inline(always)]
     unsafe fn prefetch_codes(at: *const u8) {
@@ -208,6 +210,14 @@ mod avx2 {
             unsafe { _mm256_cvtepi32_ps(sums) }
         }
         #[inline(always)]
+        unsafe fn first_lanes(v: __m256, count: usize) -> __m256 {
+            unsafe {
+                let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+                let kept = _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), lanes);
+                _mm256_and_ps(v, _mm256_castsi256_ps(kept))
+            }
+        }
+        #[inline(always)]
         unsafe fn prefetch_codes(at: *const u8) {
             // Into L1, unlike what the kernels in f32 read.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
@@ -328,6 +338,13 @@ mod neon {
         #[inline(always)]
         unsafe fn floats(sums: int32x4_t) -> float32x4_t {
             unsafe { vcvtq_f32_s32(sums) }
+        }
+        #[inline(always)]
+        unsafe fn first_lanes(v: float32x4_t, count: usize) -> float32x4_t {
+            unsafe {
+                let kept = vcltq_u32(vld1q_u32([0, 1, 2, 3].as_ptr()), vdupq_n_u32(count as u32));
+                vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), kept))
+            }
         }
     }
 

@@ -257,7 +257,7 @@ impl RowScales {
 }
 
 impl Gemv<'_, Columns> {
-    /// The scales of a row: where they are stored, or else in `decoded`.
+    /// The scales of a row: where they are stored, if as many can be read there, or else in `decoded`.
     ///
     /// # Safety
     /// `S` is enabled, and the row exists; `decoded` is as long as the steps of x, and is not touched while the scales are read.
@@ -268,14 +268,15 @@ impl Gemv<'_, Columns> {
             // SAFETY: the hint is no access.
             unsafe { S::prefetch_codes(line) };
         }
-        let whole = blocks == decoded.len();
-        if let Some(stored) = self.w.scales.floats(self.k, row).filter(|_| whole) {
+        if let Some(stored) = self.w.scales.floats_from(self.k, row).filter(|stored| stored.len() >= decoded.len()) {
             return RowScales::Floats(stored.as_ptr());
         }
         match &self.w.scales {
             // Ones from the start: the scale of the row comes last.
             WeightScales::PerRow(_) => {}
-            WeightScales::Int8(w) if whole => return RowScales::Halves(w.scales[row * blocks..][..blocks].as_ptr()),
+            WeightScales::Int8(w) if w.scales.len() - row * blocks >= decoded.len() => {
+                return RowScales::Halves(w.scales[row * blocks..].as_ptr());
+            }
             // SAFETY: `S` is enabled.
             WeightScales::Int8(w) => unsafe { w.row_scales::<S>(self.k, row, &mut decoded[..blocks]) },
             WeightScales::CodeBook(w, _) => block_scales(w, row * self.k, &mut decoded[..blocks]),
@@ -350,10 +351,15 @@ impl Gemv<'_, Columns> {
         total: &mut [[S::V; M]; R],
     ) {
         let (steps, start, out) = (self.x.steps.as_ptr(), self.x.start.as_ptr(), out.as_mut_ptr());
+        let blocks = self.k / BLOCK - first;
         for r in 0..R {
             // SAFETY: the caller's promise.
             unsafe {
-                let scales = scales[r].load::<S>(first);
+                let mut scales = scales[r].load::<S>(first);
+                // The last may be followed by those of another row, which need not be numbers.
+                if blocks < S::LANES {
+                    scales = S::first_lanes(scales, blocks);
+                }
                 for m in 0..M {
                     let at = m * self.x.stride + first;
                     let factors = S::mul(scales, S::load(steps.add(at)));

@@ -46,12 +46,12 @@ pub(super) enum WeightScales<'a> {
 }
 
 impl<'a> WeightScales<'a> {
-    /// Those of the blocks of a row of `k` elements, where they are stored as they are used.
+    /// Those of the blocks of a row of `k` elements and all that follow, where they are stored as they are used.
     #[inline(always)]
-    pub(super) fn floats(&self, k: usize, row: usize) -> Option<&'a [f32]> {
+    pub(super) fn floats_from(&self, k: usize, row: usize) -> Option<&'a [f32]> {
         match self {
             WeightScales::CodeBook(CodeBook4 { block: BLOCK, scales: BlockScales::Single(scales), .. }, _) => {
-                Some(&scales[row * (k / BLOCK)..][..k / BLOCK])
+                Some(&scales[row * (k / BLOCK)..])
             }
             _ => None,
         }

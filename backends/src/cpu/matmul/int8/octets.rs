@@ -94,8 +94,8 @@ impl Gemv<'_, Panels<Panel>> {
                 let height = ROWS.min(last - first);
                 // The last row stands for those beyond it.
                 let row = |r: usize| first + r.min(height - 1);
-                let of_row = |(r, decoded): (usize, &mut [f32])| match self.w.scales.floats(self.k, row(r)) {
-                    Some(scales) if blocks == stride => scales.as_ptr(),
+                let of_row = |(r, decoded): (usize, &mut [f32])| match self.w.scales.floats_from(self.k, row(r)) {
+                    Some(scales) if scales.len() >= stride => scales.as_ptr(),
                     _ => {
                         self.w.scales.of_row(self.k, row(r), 0, &mut decoded[..blocks]);
                         decoded.as_ptr()

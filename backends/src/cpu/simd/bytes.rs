@@ -39,6 +39,17 @@ pub(crate) trait Bytes: Simd {
     /// Whole numbers that add up to the product, less what [`put_x`](Bytes::put_x) returned.
     unsafe fn dot<const CODES: bool>(w: Self::Bytes, x: Self::X) -> Self::Sums;
 
+    /// Whether stored bytes of weights are best multiplied as 16-bit integers, by 64 of x, which [`x`](Bytes::x) reads too.
+    const WORDS: bool = false;
+    /// 64 stored bytes as 16-bit integers, where these are [best](Bytes::WORDS).
+    unsafe fn words(_: *const u8) -> Self::X {
+        unreachable!("bytes are multiplied as they are")
+    }
+    /// Whole numbers that add up to the product of [`words`](Bytes::words).
+    unsafe fn dot_words(_: Self::X, _: Self::X) -> Self::Sums {
+        unreachable!("bytes are multiplied as they are")
+    }
+
     /// `sums` and others, one per lane. Lane `i` of a product has what is at places `4 * i..4 * i + 4` of as many bytes as a register holds.
     unsafe fn add_sums(sums: Self::Sums, from: *const i32) -> Self::Sums;
     /// `sums + 128 * high`.
@@ -195,6 +206,23 @@ mod avx2 {
                 let w = [_mm256_xor_si256(w[0], signs[0]), _mm256_xor_si256(w[1], signs[1])];
                 let pairs = [_mm256_maddubs_epi16(x[0], w[0]), _mm256_maddubs_epi16(x[1], w[1])];
                 _mm256_add_epi32(_mm256_madd_epi16(pairs[0], ones), _mm256_madd_epi16(pairs[1], ones))
+            }
+        }
+        // No more than the signs take, if a second product for outliers is counted.
+        const WORDS: bool = true;
+        #[inline(always)]
+        unsafe fn words(from: *const u8) -> [[__m256i; 2]; 2] {
+            unsafe {
+                let word = |i: usize| _mm256_cvtepi8_epi16(_mm_loadu_si128(from.add(16 * i).cast()));
+                [[word(0), word(1)], [word(2), word(3)]]
+            }
+        }
+        #[inline(always)]
+        unsafe fn dot_words([a, b]: [[__m256i; 2]; 2], [x, y]: [[__m256i; 2]; 2]) -> __m256i {
+            unsafe {
+                let first = _mm256_add_epi32(_mm256_madd_epi16(a[0], x[0]), _mm256_madd_epi16(a[1], x[1]));
+                let second = _mm256_add_epi32(_mm256_madd_epi16(b[0], y[0]), _mm256_madd_epi16(b[1], y[1]));
+                _mm256_add_epi32(first, second)
             }
         }
         #[inline(always)]

@@ -11,12 +11,13 @@ use crate::cpu::matmul::types::InputRows;
 use crate::cpu::matmul::weight::{Matrix, Weight};
 use crate::cpu::pool::{Output, Region};
 
-/// The crossover of blocks and octets. Octets multiply outliers of x with the rest, blocks after it, so that it depends on how many of a
-/// trained model's blocks have some: about a third of those of each row.
+/// The crossover of blocks and octets. Of a trained model a third of the blocks of each row of x have outliers, which blocks multiply in a
+/// second product, except beside bytes.
 pub(super) fn blocks_max_rows(w: &Weight) -> usize {
     match w.data {
+        Matrix::Int8(_) => MAX_COLUMNS,
         Matrix::CodeBook4(_) => 1,
-        _ => MAX_COLUMNS,
+        _ => 2,
     }
 }
 

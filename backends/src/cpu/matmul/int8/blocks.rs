@@ -12,8 +12,8 @@ use crate::cpu::pool::Output;
 use crate::cpu::pool::Region;
 use crate::cpu::simd::bytes::{self, ByteKernel, Bytes};
 
-/// The most rows of x: with more, tiles on NEON and octets on AVX2 are faster, on AVX2 some of them before that.
-pub(crate) const MAX_COLUMNS: usize = if cfg!(target_arch = "aarch64") { 4 } else { 2 };
+/// The most rows of x: with more, tiles on NEON and octets on AVX2 are faster, on AVX2 beside most storages before that.
+pub(crate) const MAX_COLUMNS: usize = 4;
 
 /// How many bytes ahead rows are prefetched, codes of less than a byte into L1: rows of 1 kB are read a seventh slower with twice as many
 /// bytes, longer ones 4 % faster; into L2 one of the two loses a seventh. Bytes into L2, which gains 4 % in rows of 8 kB.
@@ -64,7 +64,7 @@ impl Line {
 
 /// x in bytes, in the order of the codes.
 pub(crate) struct Columns {
-    /// `[block][column]`, as [`Bytes::put_x`] writes them.
+    /// `[block][column]`, as [`Bytes::put_x`] writes them, or 16-bit integers with their outliers beside [words](Bytes::WORDS).
     low: Vec<Line>,
     /// As `low`; empty without outliers.
     high: Vec<Line>,
@@ -103,6 +103,7 @@ impl ByteKernel for Arrange<'_> {
         let (blocks, stride) = (k / BLOCK, (k / BLOCK).next_multiple_of(S::LANES));
         let stays_codes = stay_codes(offset);
         let lines = S::x_bytes(stays_codes) / BLOCK;
+        let words = S::WORDS && codes == Codes::Bytes;
         let empty = vec![Line([0; 64]); blocks * columns * lines];
         let mut made = Columns {
             low: empty.clone(),
@@ -121,6 +122,15 @@ impl ByteKernel for Arrange<'_> {
             for (b, x) in x.chunks_exact(BLOCK).enumerate() {
                 let at = (b * columns + column) * lines;
                 let block = Block::new(x, threshold);
+                made.steps[column * stride + b] = block.step;
+                if words {
+                    let to = Line::bytes(&mut made.low[at..at + lines]).chunks_exact_mut(2);
+                    for ((to, low), high) in to.zip(block.low).zip(block.high) {
+                        let word = i16::from(low) + (i16::from(high) << 7);
+                        to.copy_from_slice(&word.to_le_bytes().map(|byte| byte as i8));
+                    }
+                    continue;
+                }
                 let ordered = |bytes: &[i8; BLOCK], to: &mut [Line]| {
                     S::put_x(&codes.in_order::<S>(bytes), stays_codes, Line::bytes(&mut to[at..at + lines]))
                 };
@@ -140,7 +150,6 @@ impl ByteKernel for Arrange<'_> {
                     block.sums::<8>(|_, sum| start += shift.of(sum));
                 }
                 made.start[column * stride + b] = start as f32;
-                made.steps[column * stride + b] = block.step;
             }
         }
         made.runs = made.outliers.chunk_by(|a, b| a == b).map(|run| (run.len(), run[0])).collect();
@@ -183,8 +192,10 @@ impl ByteKernel for Range<'_> {
             ($bits:literal, $codes:literal) => {
                 match x.columns {
                     1 => self.rows::<S, 4, 1, $bits, $codes>(),
+                    // Octets are faster.
+                    3.. if S::WORDS && $bits < 8 => unreachable!("{} columns", x.columns),
                     2 => self.rows::<S, 2, 2, $bits, $codes>(),
-                    3 if MAX_COLUMNS > 2 => self.rows::<S, 1, 3, $bits, $codes>(),
+                    3 => self.rows::<S, 1, 3, $bits, $codes>(),
                     _ => self.rows::<S, 1, MAX_COLUMNS, $bits, $codes>(),
                 }
             };
@@ -412,13 +423,27 @@ impl Gemv<'_, Columns> {
                         if BITS == 8 { S::prefetch(ahead) } else { S::prefetch_codes(ahead) }
                     }
                 }
-                let outliers = HIGH && (M > 1 || *self.x.outliers.as_ptr().add(b));
+                let words = S::WORDS && BITS == 8;
+                let outliers = HIGH && !words && (M > 1 || *self.x.outliers.as_ptr().add(b));
                 let mut x = [S::x::<CODES>(low.add(b * M * x_bytes)); M];
                 for m in 1..M {
                     x[m] = S::x::<CODES>(low.add((b * M + m) * x_bytes));
                 }
                 for r in 0..R {
                     let at = codes[r].add(at);
+                    let mut add = |m: usize, sum: S::Sums| {
+                        // Beside codes the same for all rows.
+                        let of_row = if CODES { 0 } else { r * M };
+                        let factor = S::splat(*factors.add((of_row + m) * stride + (b - first)));
+                        total[r][m] = S::fma(S::floats(sum), factor, total[r][m]);
+                    };
+                    if words {
+                        let w = S::words(at);
+                        for m in 0..M {
+                            add(m, S::dot_words(w, x[m]));
+                        }
+                        continue;
+                    }
                     let w = match BITS {
                         8 => S::bytes(at),
                         4 => S::nibbles::<CODES>(at, table),
@@ -433,10 +458,7 @@ impl Gemv<'_, Columns> {
                         if CODES {
                             sum = S::add_sums(sum, self.x.offsets.as_ptr().add((b * M + m) * S::LANES));
                         }
-                        // Beside codes the same for all rows.
-                        let of_row = if CODES { 0 } else { r * M };
-                        let factor = S::splat(*factors.add((of_row + m) * stride + (b - first)));
-                        total[r][m] = S::fma(S::floats(sum), factor, total[r][m]);
+                        add(m, sum);
                     }
                 }
             }

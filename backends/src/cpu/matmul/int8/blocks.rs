@@ -1,4 +1,5 @@
-//! A few rows of x on AVX2 and NEON: 64 codes at a time become bytes and are multiplied.
+//! One row of x or a few on AVX2 and NEON: 64 codes at a time become bytes and are multiplied. Outliers of x take a second product of their
+//! blocks; stored bytes may be multiplied as 16-bit integers instead, which hold them.
 
 use super::BLOCK;
 use super::book::Shift;

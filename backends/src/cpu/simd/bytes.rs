@@ -39,14 +39,14 @@ pub(crate) trait Bytes: Simd {
     /// Whole numbers that add up to the product, less what [`put_x`](Bytes::put_x) returned.
     unsafe fn dot<const CODES: bool>(w: Self::Bytes, x: Self::X) -> Self::Sums;
 
-    /// Whether stored bytes of weights are best multiplied as 16-bit integers, by 64 of x, which [`x`](Bytes::x) reads too.
-    const WORDS: bool = false;
-    /// 64 stored bytes as 16-bit integers, where these are [best](Bytes::WORDS).
-    unsafe fn words(_: *const u8) -> Self::X {
+    /// Whether stored bytes of weights are best widened to 16 bits, beside 64 such integers of x, which [`x`](Bytes::x) reads too.
+    const WIDENS: bool = false;
+    /// 64 stored bytes as 16-bit integers, where [that is best](Bytes::WIDENS).
+    unsafe fn widened(_: *const u8) -> Self::X {
         unreachable!("bytes are multiplied as they are")
     }
-    /// Whole numbers that add up to the product of [`words`](Bytes::words).
-    unsafe fn dot_words(_: Self::X, _: Self::X) -> Self::Sums {
+    /// Whole numbers that add up to the product of [`widened`](Bytes::widened) bytes.
+    unsafe fn dot_widened(_: Self::X, _: Self::X) -> Self::Sums {
         unreachable!("bytes are multiplied as they are")
     }
 
@@ -209,16 +209,16 @@ mod avx2 {
             }
         }
         // No more than the signs take, if a second product for outliers is counted.
-        const WORDS: bool = true;
+        const WIDENS: bool = true;
         #[inline(always)]
-        unsafe fn words(from: *const u8) -> [[__m256i; 2]; 2] {
+        unsafe fn widened(from: *const u8) -> [[__m256i; 2]; 2] {
             unsafe {
-                let word = |i: usize| _mm256_cvtepi8_epi16(_mm_loadu_si128(from.add(16 * i).cast()));
-                [[word(0), word(1)], [word(2), word(3)]]
+                let widened = |i: usize| _mm256_cvtepi8_epi16(_mm_loadu_si128(from.add(16 * i).cast()));
+                [[widened(0), widened(1)], [widened(2), widened(3)]]
             }
         }
         #[inline(always)]
-        unsafe fn dot_words([a, b]: [[__m256i; 2]; 2], [x, y]: [[__m256i; 2]; 2]) -> __m256i {
+        unsafe fn dot_widened([a, b]: [[__m256i; 2]; 2], [x, y]: [[__m256i; 2]; 2]) -> __m256i {
             unsafe {
                 let first = _mm256_add_epi32(_mm256_madd_epi16(a[0], x[0]), _mm256_madd_epi16(a[1], x[1]));
                 let second = _mm256_add_epi32(_mm256_madd_epi16(b[0], y[0]), _mm256_madd_epi16(b[1], y[1]));

@@ -65,7 +65,7 @@ impl Line {
 
 /// x in bytes, in the order of the codes.
 pub(crate) struct Columns {
-    /// `[block][column]`, as [`Bytes::put_x`] writes them, or 16-bit integers with their outliers beside [words](Bytes::WORDS).
+    /// `[block][column]`, as [`Bytes::put_x`] writes them, or 16-bit integers, which hold outliers, beside [widened](Bytes::WIDENS) bytes.
     low: Vec<Line>,
     /// As `low`; empty without outliers.
     high: Vec<Line>,
@@ -104,7 +104,7 @@ impl ByteKernel for Arrange<'_> {
         let (blocks, stride) = (k / BLOCK, (k / BLOCK).next_multiple_of(S::LANES));
         let stays_codes = stay_codes(offset);
         let lines = S::x_bytes(stays_codes) / BLOCK;
-        let words = S::WORDS && codes == Codes::Bytes;
+        let widens = S::WIDENS && codes == Codes::Bytes;
         let empty = vec![Line([0; 64]); blocks * columns * lines];
         let mut made = Columns {
             low: empty.clone(),
@@ -124,11 +124,11 @@ impl ByteKernel for Arrange<'_> {
                 let at = (b * columns + column) * lines;
                 let block = Block::new(x, threshold);
                 made.steps[column * stride + b] = block.step;
-                if words {
+                if widens {
                     let to = Line::bytes(&mut made.low[at..at + lines]).chunks_exact_mut(2);
                     for ((to, low), high) in to.zip(block.low).zip(block.high) {
-                        let word = i16::from(low) + (i16::from(high) << 7);
-                        to.copy_from_slice(&word.to_le_bytes().map(|byte| byte as i8));
+                        let both = i16::from(low) + (i16::from(high) << 7);
+                        to.copy_from_slice(&both.to_le_bytes().map(|byte| byte as i8));
                     }
                     continue;
                 }
@@ -193,8 +193,8 @@ impl ByteKernel for Range<'_> {
             ($bits:literal, $codes:literal) => {
                 match x.columns {
                     1 => self.rows::<S, 4, 1, $bits, $codes>(),
-                    // Octets are faster.
-                    3.. if S::WORDS && $bits < 8 => unreachable!("{} columns", x.columns),
+                    // Where stored bytes are widened there are octets for the others.
+                    3.. if S::WIDENS && $bits < 8 => unreachable!("{} columns", x.columns),
                     2 => self.rows::<S, 2, 2, $bits, $codes>(),
                     3 => self.rows::<S, 1, 3, $bits, $codes>(),
                     _ => self.rows::<S, 1, MAX_COLUMNS, $bits, $codes>(),
@@ -424,8 +424,8 @@ impl Gemv<'_, Columns> {
                         if BITS == 8 { S::prefetch(ahead) } else { S::prefetch_codes(ahead) }
                     }
                 }
-                let words = S::WORDS && BITS == 8;
-                let outliers = HIGH && !words && (M > 1 || *self.x.outliers.as_ptr().add(b));
+                let widens = S::WIDENS && BITS == 8;
+                let outliers = HIGH && !widens && (M > 1 || *self.x.outliers.as_ptr().add(b));
                 let mut x = [S::x::<CODES>(low.add(b * M * x_bytes)); M];
                 for m in 1..M {
                     x[m] = S::x::<CODES>(low.add((b * M + m) * x_bytes));
@@ -438,10 +438,10 @@ impl Gemv<'_, Columns> {
                         let factor = S::splat(*factors.add((of_row + m) * stride + (b - first)));
                         total[r][m] = S::fma(S::floats(sum), factor, total[r][m]);
                     };
-                    if words {
-                        let w = S::words(at);
+                    if widens {
+                        let w = S::widened(at);
                         for m in 0..M {
-                            add(m, S::dot_words(w, x[m]));
+                            add(m, S::dot_widened(w, x[m]));
                         }
                         continue;
                     }

@@ -1,6 +1,6 @@
 //! More rows of x than [`blocks`](super::blocks) is best for, on AVX2: octets or tiles, whichever is faster beside the rows of a matrix.
 
-use super::blocks::MAX_COLUMNS;
+use super::blocks::{CODES_MAX_COLUMNS, MAX_COLUMNS, VALUES_MAX_COLUMNS};
 use super::gemv::{Packing, for_stored_rows, stay_codes};
 use super::octets;
 use super::pairs::Panel;
@@ -11,13 +11,13 @@ use crate::cpu::matmul::types::InputRows;
 use crate::cpu::matmul::weight::{Matrix, Weight};
 use crate::cpu::pool::{Output, Region};
 
-/// The crossover of blocks and octets. Of a trained model a third of the blocks of each row of x have outliers, which blocks multiply in a
-/// second product, except beside bytes.
+/// The crossover of blocks and octets.
 pub(super) fn blocks_max_rows(w: &Weight) -> usize {
     match w.data {
         Matrix::Int8(_) => MAX_COLUMNS,
-        Matrix::CodeBook4(_) => 1,
-        _ => 2,
+        Matrix::CodeBook4(_) => VALUES_MAX_COLUMNS,
+        // Wide rows are bytes, most are codes.
+        _ => CODES_MAX_COLUMNS,
     }
 }
 

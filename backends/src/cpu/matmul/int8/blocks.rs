@@ -13,8 +13,13 @@ use crate::cpu::pool::Output;
 use crate::cpu::pool::Region;
 use crate::cpu::simd::bytes::{self, ByteKernel, Bytes};
 
-/// The most rows of x: with more, tiles on NEON and octets on AVX2 are faster, on AVX2 beside most storages before that.
+/// The crossover of GEMV and GEMM: up to so many rows of x this is faster than tiles on NEON, or than octets on AVX2 beside bytes.
 pub(crate) const MAX_COLUMNS: usize = 4;
+/// The same beside codes that stay codes. Of a trained model a third of the blocks of each row of x have outliers, which octets multiply
+/// with the rest.
+pub(super) const CODES_MAX_COLUMNS: usize = if cfg!(target_arch = "x86_64") { 2 } else { MAX_COLUMNS };
+/// The same beside codes that are looked up.
+pub(super) const VALUES_MAX_COLUMNS: usize = if cfg!(target_arch = "x86_64") { 1 } else { MAX_COLUMNS };
 
 /// How many bytes ahead rows are prefetched, codes of less than a byte into L1: rows of 1 kB are read a seventh slower with twice as many
 /// bytes, longer ones 4 % faster; into L2 one of the two loses a seventh. Bytes into L2, which gains 4 % in rows of 8 kB.
@@ -105,9 +110,8 @@ impl ByteKernel for Arrange<'_> {
         let stays_codes = stay_codes(offset);
         let lines = S::x_bytes(stays_codes) / BLOCK;
         let widens = S::WIDENS && codes == Codes::Bytes;
-        let empty = vec![Line([0; 64]); blocks * columns * lines];
         let mut made = Columns {
-            low: empty.clone(),
+            low: vec![Line([0; 64]); blocks * columns * lines],
             high: Vec::new(),
             outliers: vec![false; blocks],
             runs: Vec::new(),
@@ -138,7 +142,7 @@ impl ByteKernel for Arrange<'_> {
                 let mut start = ordered(&block.low, &mut made.low);
                 if block.outliers {
                     made.outliers[b] = true;
-                    made.high.resize(empty.len(), Line([0; 64]));
+                    made.high.resize(made.low.len(), Line([0; 64]));
                     start += ordered(&block.high, &mut made.high) << 7;
                 }
                 if stays_codes {
@@ -190,24 +194,23 @@ impl ByteKernel for Range<'_> {
         let x = &self.gemv.x;
         // Fewer rows in flight where columns take the registers.
         macro_rules! rows {
-            ($bits:literal, $codes:literal) => {
+            ($bits:literal, $codes:literal, $most:expr) => {
                 match x.columns {
                     1 => self.rows::<S, 4, 1, $bits, $codes>(),
-                    // Where stored bytes are widened there are octets for the others.
-                    3.. if S::WIDENS && $bits < 8 => unreachable!("{} columns", x.columns),
-                    2 => self.rows::<S, 2, 2, $bits, $codes>(),
-                    3 => self.rows::<S, 1, 3, $bits, $codes>(),
-                    _ => self.rows::<S, 1, MAX_COLUMNS, $bits, $codes>(),
+                    2 if $most >= 2 => self.rows::<S, 2, 2, $bits, $codes>(),
+                    3 if $most >= 3 => self.rows::<S, 1, 3, $bits, $codes>(),
+                    4 if $most >= 4 => self.rows::<S, 1, 4, $bits, $codes>(),
+                    columns => unreachable!("{columns} columns"),
                 }
             };
         }
         // SAFETY: `S` is enabled.
         unsafe {
             match (self.gemv.w.codes, x.codes) {
-                (Codes::Bytes, _) => rows!(8, false),
-                (Codes::Nibbles { .. }, false) => rows!(4, false),
-                (Codes::Nibbles { .. }, true) => rows!(4, true),
-                (Codes::Pairs, _) => rows!(2, true),
+                (Codes::Bytes, _) => rows!(8, false, MAX_COLUMNS),
+                (Codes::Nibbles { .. }, false) => rows!(4, false, VALUES_MAX_COLUMNS),
+                (Codes::Nibbles { .. }, true) => rows!(4, true, CODES_MAX_COLUMNS),
+                (Codes::Pairs, _) => rows!(2, true, CODES_MAX_COLUMNS),
             }
         }
     }

@@ -288,6 +288,8 @@ struct State {
 struct Published {
     running: usize,
     waiting: usize,
+    /// Requests that the step in progress has taken in; whether they run or wait is published at its end.
+    taken_in: usize,
     cache_bytes: usize,
     prefix_cache_bytes: usize,
     totals: EngineTotals,
@@ -296,10 +298,14 @@ struct Published {
 }
 
 impl State {
-    /// Requests that wait, here or in the engine.
+    /// Requests that wait, here or in the engine, and those of which it is not known yet.
     fn waiting(&self) -> usize {
-        let incoming = self.incoming.iter().filter(|(_, client)| !client.is_cancelled()).count();
-        self.engine.waiting + incoming
+        self.engine.waiting + self.engine.taken_in + self.incoming()
+    }
+
+    /// Requests that the engine has not seen and that are still wanted.
+    fn incoming(&self) -> usize {
+        self.incoming.iter().filter(|(_, client)| !client.is_cancelled()).count()
     }
 }
 
@@ -325,15 +331,16 @@ impl Shared {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.engine.step_began = Some(Instant::now());
+        state.engine.taken_in = state.incoming();
         Some((std::mem::take(&mut state.incoming), state.cancel_all))
     }
 
     fn publish<B: CompactBackend>(&self, engine: &Engine<'_, B>) {
         let (running, waiting) = engine.sequences();
         let (cache_bytes, prefix_cache_bytes) = (engine.cache_bytes(), engine.prefix_cache_bytes());
-        let (totals, last_step, step_began) = (engine.totals(), Some(Instant::now()), None);
+        let (totals, last_step) = (engine.totals(), Some(Instant::now()));
         self.lock().engine =
-            Published { running, waiting, cache_bytes, prefix_cache_bytes, totals, last_step, step_began };
+            Published { running, waiting, cache_bytes, prefix_cache_bytes, totals, last_step, ..Published::default() };
     }
 
     /// Waits until the thread has ended; false after `limit`.
@@ -454,4 +461,22 @@ fn serve<B: CompactBackend>(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_that_a_step_takes_in_are_counted_while_it_runs() {
+        let shared = Shared::default();
+        let client = |cancelled| Client { sink: Box::new(|_| true), cancelled: Arc::new(AtomicBool::new(cancelled)) };
+        shared.update(|state| {
+            state.incoming.extend([false, true, false].map(|cancelled| (Request::new(vec![1]), client(cancelled))));
+        });
+        let (incoming, _) = shared.next(false).unwrap();
+        assert_eq!(incoming.len(), 3);
+        shared.update(|state| state.incoming.push_back((Request::new(vec![1]), client(false))));
+        assert_eq!(shared.lock().waiting(), 3);
+    }
 }

@@ -29,6 +29,8 @@ mod panel;
 mod panels;
 mod round;
 #[cfg(target_arch = "x86_64")]
+mod row_scales;
+#[cfg(target_arch = "x86_64")]
 mod rows;
 #[cfg(target_arch = "x86_64")]
 mod strips;

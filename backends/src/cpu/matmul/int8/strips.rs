@@ -9,7 +9,7 @@
 use super::gemv::{Codes, Gemv, Packing, WeightScales, for_stored_rows};
 use super::panel::Order;
 use super::round::Block;
-use super::rows::Nested;
+use super::row_scales::Nested;
 use super::{BLOCK, OFFSET};
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::packed::block_scales;

@@ -1,0 +1,184 @@
+//! Scales of some rows of a matrix that are multiplied by one of x at a time, a group of 64 bytes of codes of each.
+
+use super::BLOCK;
+use super::gemv::WeightScales;
+use super::rows::STREAMS;
+use crate::cpu::matmul::packed::block_scales;
+use crate::cpu::matmul::weight::{BlockScales, CodeBook4};
+use std::arch::x86_64::*;
+
+/// How scales are got at: of whole rows, which are not needed before their sums are there.
+pub(super) const ROWS: u8 = 0;
+/// Of blocks, as they are stored or decoded row by row.
+pub(super) const DECODED: u8 = 1;
+/// Of blocks, looked up and multiplied by the absmax that they share on the way.
+pub(super) const NESTED: u8 = 2;
+/// Of blocks of bytes, in half precision.
+pub(super) const HALVES: u8 = 3;
+
+/// Quantised block scales of which the two of a group share their absmax.
+#[derive(Clone, Copy)]
+pub(super) struct Nested<'a> {
+    pub(super) codes: &'a [u8],
+    pub(super) map: &'a [f32; 256],
+    pub(super) absmax: &'a [f32],
+    /// Scales per absmax are two to this.
+    pub(super) shift: u32,
+    pub(super) offset: f32,
+}
+
+impl<'a> Nested<'a> {
+    pub(super) fn new(w: &CodeBook4<'a>, k: usize) -> Option<Nested<'a>> {
+        let BlockScales::Double { codes, map, absmax, block, offset } = w.scales else {
+            return None;
+        };
+        let fits = w.block == BLOCK && k.is_multiple_of(2 * BLOCK) && block.is_power_of_two() && block > 1;
+        let map = <&[f32; 256]>::try_from(map).ok().filter(|_| fits)?;
+        Some(Nested { codes, map, absmax, shift: block.trailing_zeros(), offset })
+    }
+
+    /// The absmax of each row in flight from group `g` on, twice, and the next group at which one of them comes to another.
+    #[target_feature(enable = "avx512f,avx512vl")]
+    #[inline]
+    fn absmax_of(&self, flight: Flight, blocks: usize, g: usize) -> (__m256, usize) {
+        let mut until = usize::MAX;
+        let [a, b, c, d] = flight.rows().map(|row| {
+            let block = row * blocks + 2 * g;
+            let at = block >> self.shift;
+            until = until.min(g + (((at + 1) << self.shift) - block) / 2);
+            self.absmax[at]
+        });
+        (_mm256_setr_ps(a, a, b, b, c, c, d, d), until)
+    }
+}
+
+/// Rows in flight: the first, and how many rows apart the others are.
+#[derive(Clone, Copy)]
+pub(super) struct Flight {
+    pub(super) row: usize,
+    pub(super) apart: usize,
+}
+
+impl Flight {
+    pub(super) fn rows(self) -> [usize; STREAMS] {
+        std::array::from_fn(|r| self.row + r * self.apart)
+    }
+}
+
+/// The scales of rows in flight, which groups are asked for in order.
+pub(super) struct Scales<'a> {
+    /// Of group 0 of the first row: floats, halves or codes.
+    first: *const u8,
+    /// Bytes from one row in flight to the next.
+    stride: usize,
+    flight: Flight,
+    /// Blocks of a row.
+    blocks: usize,
+    nested: Option<Nested<'a>>,
+    /// Of each row in flight, twice; it is the same in the groups before `until`.
+    absmax: __m256,
+    until: usize,
+}
+
+impl<'a> Scales<'a> {
+    /// `decoded` has room for `per_row` scales of each row in flight.
+    ///
+    /// # Safety
+    /// The processor has AVX-512, and the rows exist.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    #[inline]
+    pub(super) unsafe fn new<const KIND: u8>(
+        scales: &WeightScales<'a>,
+        k: usize,
+        flight: Flight,
+        decoded: &mut [f32],
+        per_row: usize,
+    ) -> Scales<'a> {
+        let (Flight { row, apart }, blocks) = (flight, k / BLOCK);
+        let mut made = Scales {
+            first: decoded.as_ptr().cast(),
+            stride: 4 * per_row,
+            flight,
+            blocks,
+            nested: None,
+            absmax: _mm256_setzero_ps(),
+            until: 0,
+        };
+        match scales {
+            WeightScales::PerRow(_) => {}
+            WeightScales::Int8(w) => {
+                (made.first, made.stride) = (w.scales[row * blocks..].as_ptr().cast(), 2 * apart * blocks);
+            }
+            WeightScales::CodeBook(w, _) if KIND == NESTED => {
+                made.nested = Nested::new(w, k);
+                if let Some(Nested { codes, .. }) = made.nested {
+                    (made.first, made.stride) = (codes[row * blocks..].as_ptr(), apart * blocks);
+                }
+            }
+            WeightScales::CodeBook(w, _) => match w.scales {
+                BlockScales::Single(stored) if w.block == BLOCK && k.is_multiple_of(2 * BLOCK) => {
+                    (made.first, made.stride) = (stored[row * blocks..].as_ptr().cast(), 4 * apart * blocks);
+                }
+                _ => {
+                    for (r, row) in flight.rows().into_iter().enumerate() {
+                        // SAFETY: the caller's promise.
+                        unsafe { decode(w, row * k, &mut decoded[r * per_row..(r + 1) * per_row - 1]) };
+                    }
+                }
+            },
+        }
+        made
+    }
+
+    /// The scales of group `g` times the steps of x: of each row in flight its own with bytes, else those of its two blocks.
+    ///
+    /// # Safety
+    /// The processor has AVX-512, and rows and x have the group.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    #[inline]
+    pub(super) unsafe fn factors<const KIND: u8>(&mut self, g: usize, steps: *const f32) -> __m256 {
+        let row = |r: usize| self.first.wrapping_add(r * self.stride);
+        // SAFETY: the caller's promise; a code is less than the length of the map.
+        unsafe {
+            // Two steps for each row.
+            let steps_of_blocks = || _mm256_castpd_ps(_mm256_set1_pd(steps.cast::<f64>().read_unaligned()));
+            match KIND {
+                HALVES => {
+                    let of = |r: usize| *row(r).cast::<i16>().add(g);
+                    let scales = _mm_cvtph_ps(_mm_setr_epi16(of(0), of(1), of(2), of(3), 0, 0, 0, 0));
+                    _mm256_castps128_ps256(_mm_mul_ps(scales, _mm_set1_ps(*steps)))
+                }
+                DECODED => {
+                    let of = |r: usize| row(r).cast::<f64>().add(g).read_unaligned();
+                    let scales = _mm256_castpd_ps(_mm256_setr_pd(of(0), of(1), of(2), of(3)));
+                    _mm256_mul_ps(scales, steps_of_blocks())
+                }
+                NESTED => {
+                    let Some(nested) = &self.nested else { return _mm256_setzero_ps() };
+                    if g == self.until {
+                        (self.absmax, self.until) = nested.absmax_of(self.flight, self.blocks, g);
+                    }
+                    let of = |r: usize, i: usize| *nested.map.get_unchecked(usize::from(*row(r).add(2 * g + i)));
+                    let (a, b) = (
+                        _mm_setr_ps(of(0, 0), of(0, 1), of(1, 0), of(1, 1)),
+                        _mm_setr_ps(of(2, 0), of(2, 1), of(3, 0), of(3, 1)),
+                    );
+                    let found = _mm256_set_m128(b, a);
+                    let scales = _mm256_add_ps(_mm256_mul_ps(found, self.absmax), _mm256_set1_ps(nested.offset));
+                    _mm256_mul_ps(scales, steps_of_blocks())
+                }
+                _ => _mm256_setzero_ps(),
+            }
+        }
+    }
+}
+
+/// [`block_scales`], apart from the loop over groups, whose registers its constants would take.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline(never)]
+unsafe fn decode(w: &CodeBook4, element: usize, scales: &mut [f32]) {
+    block_scales(w, element, scales);
+}

@@ -28,6 +28,8 @@ pub(super) struct Nested<'a> {
 }
 
 impl<'a> Nested<'a> {
+    const NONE: Nested<'a> = Nested { codes: &[], map: &[0.0; 256], absmax: &[], shift: 0, offset: 0.0 };
+
     pub(super) fn new(w: &CodeBook4<'a>, k: usize) -> Option<Nested<'a>> {
         let BlockScales::Double { codes, map, absmax, block, offset } = w.scales else {
             return None;
@@ -41,13 +43,14 @@ impl<'a> Nested<'a> {
     #[target_feature(enable = "avx512f,avx512vl")]
     #[inline]
     fn absmax_of(&self, flight: Flight, blocks: usize, g: usize) -> (__m256, usize) {
-        let mut until = usize::MAX;
-        let [a, b, c, d] = flight.rows().map(|row| {
+        let (mut until, mut of_rows) = (usize::MAX, [0.0; STREAMS]);
+        for (row, absmax) in flight.rows().into_iter().zip(&mut of_rows) {
             let block = row * blocks + 2 * g;
             let at = block >> self.shift;
             until = until.min(g + (((at + 1) << self.shift) - block) / 2);
-            self.absmax[at]
-        });
+            *absmax = self.absmax[at];
+        }
+        let [a, b, c, d] = of_rows;
         (_mm256_setr_ps(a, a, b, b, c, c, d, d), until)
     }
 }
@@ -74,7 +77,7 @@ pub(super) struct Scales<'a> {
     flight: Flight,
     /// Blocks of a row.
     blocks: usize,
-    nested: Option<Nested<'a>>,
+    nested: Nested<'a>,
     /// Of each row in flight, twice; it is the same in the groups before `until`.
     absmax: __m256,
     until: usize,
@@ -100,7 +103,7 @@ impl<'a> Scales<'a> {
             stride: 4 * per_row,
             flight,
             blocks,
-            nested: None,
+            nested: Nested::NONE,
             absmax: _mm256_setzero_ps(),
             until: 0,
         };
@@ -110,10 +113,8 @@ impl<'a> Scales<'a> {
                 (made.first, made.stride) = (w.scales[row * blocks..].as_ptr().cast(), 2 * apart * blocks);
             }
             WeightScales::CodeBook(w, _) if KIND == NESTED => {
-                made.nested = Nested::new(w, k);
-                if let Some(Nested { codes, .. }) = made.nested {
-                    (made.first, made.stride) = (codes[row * blocks..].as_ptr(), apart * blocks);
-                }
+                made.nested = Nested::new(w, k).unwrap_or(Nested::NONE);
+                (made.first, made.stride) = (made.nested.codes[row * blocks..].as_ptr(), apart * blocks);
             }
             WeightScales::CodeBook(w, _) => match w.scales {
                 BlockScales::Single(stored) if w.block == BLOCK && k.is_multiple_of(2 * BLOCK) => {
@@ -154,7 +155,7 @@ impl<'a> Scales<'a> {
                     _mm256_mul_ps(scales, steps_of_blocks())
                 }
                 NESTED => {
-                    let Some(nested) = &self.nested else { return _mm256_setzero_ps() };
+                    let nested = &self.nested;
                     if g == self.until {
                         (self.absmax, self.until) = nested.absmax_of(self.flight, self.blocks, g);
                     }

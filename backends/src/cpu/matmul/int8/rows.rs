@@ -15,8 +15,9 @@ use std::arch::x86_64::*;
 
 /// Sequential streams in which the rows of a task are read.
 pub(super) const STREAMS: usize = 4;
-/// How many bytes ahead rows of bytes are prefetched: further ahead than what hardware prefetchers do costs more than it brings.
-const BYTES_AHEAD: usize = 1024;
+/// How many bytes ahead rows are prefetched that have no book: further ahead than what hardware prefetchers do costs more than it brings.
+/// With a book 1024 instead of [`AHEAD`] was measured to take 1.1 to 1.3 times as long, without one further ahead 1.1 times.
+const NEAR_AHEAD: usize = 1024;
 
 /// x in the order in which codes leave the bytes. Groups are 64 bytes of codes.
 pub(crate) struct Row {
@@ -204,6 +205,7 @@ impl Gemv<'_, Row> {
             let even = SCALES == NESTED || BITS == 8;
             let whole = row_bytes / 64;
             let tail = (1u64 << (row_bytes % 64)) - 1;
+            let ahead = if BITS == 4 && SCALES != ROWS { AHEAD } else { NEAR_AHEAD };
             let mut total = [_mm512_setzero_ps(); R];
             for g in 0..row_bytes.div_ceil(64) {
                 let at = codes.add(g * 64);
@@ -211,7 +213,7 @@ impl Gemv<'_, Row> {
                 for (r, bytes) in bytes.iter_mut().enumerate() {
                     let at = at.wrapping_add(r * step);
                     // Into L2: rows are often a power of two apart, and would push each other and x out of L1.
-                    _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(if BITS == 8 { BYTES_AHEAD } else { AHEAD }).cast());
+                    _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(ahead).cast());
                     if even || g < whole {
                         *bytes = _mm512_loadu_si512(at.cast());
                     }

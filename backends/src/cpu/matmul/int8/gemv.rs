@@ -173,6 +173,23 @@ pub(super) fn for_stored_rows<'a, X>(
     }
 }
 
+impl StoredRows<'_> {
+    /// Where `height` rows from `first` on begin; the last stands for those beyond it.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    #[inline(always)]
+    pub(super) fn starts<const N: usize>(&self, first: usize, height: usize) -> [*const u8; N] {
+        std::array::from_fn(|r| self.data.as_ptr().wrapping_add((first + r.min(height - 1)) * self.stride))
+    }
+}
+
+/// Pointers that are `bytes` further. Kernels call this rather than `map`: a closure of a function with features of a processor is not
+/// inlined where the standard library calls it.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+#[inline(always)]
+pub(super) fn further<T, const N: usize>(pointers: [*const T; N], bytes: usize) -> [*const T; N] {
+    pointers.map(|pointer| pointer.wrapping_byte_add(bytes))
+}
+
 /// Stored rows times a few rows of x, packed as a kernel wants them.
 pub(super) struct Gemv<'a, X> {
     pub(super) w: StoredRows<'a>,

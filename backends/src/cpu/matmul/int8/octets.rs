@@ -7,7 +7,7 @@
 //! give the same bits.
 
 use super::BLOCK;
-use super::gemv::{Codes, Gemv, Packing, stay_codes};
+use super::gemv::{Codes, Gemv, Packing, further, stay_codes};
 use super::next::Next;
 use super::pairs::{PAIRS, Panel, halves_of_quads, halves_of_set_quads, unsigned, without_sign, words};
 use super::panels::Panels;
@@ -107,13 +107,12 @@ impl Gemv<'_, Panels<Panel>> {
                 unsafe { transpose(of_rows, scales) };
                 totals.fill(0.0);
                 let next = Next { code_bytes: 8 * ROWS * BITS, ..self.next(first + ROWS, ROWS) };
-                let rows: [*const u8; ROWS] =
-                    std::array::from_fn(|r| self.w.data.as_ptr().wrapping_add(row(r) * self.w.stride));
+                let rows: [*const u8; ROWS] = self.w.starts(first, height);
                 for b in 0..blocks {
                     next.prefetch(b);
                     // SAFETY: the rows have this block, so have x, scales and totals of `width` rows for each group.
                     unsafe {
-                        expand::<BITS, CODES>(rows.map(|row| row.add(b * 8 * BITS)), table, &mut w);
+                        expand::<BITS, CODES>(further(rows, b * 8 * BITS), table, &mut w);
                         let (scales, mut totals) = (scales.as_ptr().add(b * ROWS), totals.as_mut_ptr());
                         for x in &self.x.0 {
                             add(&w, scales, x, b, totals);
@@ -173,7 +172,7 @@ unsafe fn expand<const BITS: usize, const CODES: bool>(rows: [*const u8; ROWS], 
     };
     for part in 0..BITS / 2 {
         // SAFETY: a block has 8 bytes per bit of a code.
-        let words = unsafe { transposed(rows.map(|row| row.add(16 * part))) };
+        let words = unsafe { transposed(further(rows, 16 * part)) };
         for word in words {
             match BITS {
                 8 => put(without_sign(word)),
@@ -228,7 +227,7 @@ unsafe fn transpose(of_rows: [*const f32; ROWS], to: &mut [f32]) {
     for (i, to) in to.chunks_exact_mut(4 * ROWS).enumerate() {
         // SAFETY: the caller's promise; a register holds eight floats.
         unsafe {
-            let words = transposed(of_rows.map(|row| row.add(4 * i).cast()));
+            let words = transposed(further(of_rows, 16 * i).map(<*const f32>::cast));
             for (word, to) in words.into_iter().zip(to.chunks_exact_mut(ROWS)) {
                 _mm256_storeu_si256(to.as_mut_ptr().cast(), word);
             }

@@ -6,7 +6,7 @@
 //! in which they lie: that is how memory is read fastest. A row's sums are added in the same order as in the tiles of
 //! [`gemm`](super::gemm) and whatever its neighbours are.
 
-use super::gemv::{Codes, Gemv, Packing, WeightScales, for_stored_rows};
+use super::gemv::{Codes, Gemv, Packing, WeightScales, for_stored_rows, further};
 use super::panel::Order;
 use super::round::Block;
 use super::row_scales::Nested;
@@ -176,13 +176,13 @@ impl Gemv<'_, Tokens> {
                 }
                 let next = self.next(strip.first + ROWS, ROWS);
                 let table = _mm512_loadu_si512(table.as_ptr().cast());
-                let rows: [*const u8; ROWS] =
-                    std::array::from_fn(|r| self.w.data.as_ptr().add(strip.row(r) * self.w.stride));
+                let rows: [*const u8; ROWS] = self.w.starts(strip.first, strip.height);
                 for b in 0..blocks {
                     next.prefetch(b);
+                    let rows = further(rows, b * (8 * BITS));
                     let mut w = [[_mm512_setzero_si512(); 4]; QUAD];
                     for (q, w) in w.iter_mut().enumerate() {
-                        let at = [0, 1, 2, 3].map(|r| rows[q + QUAD * r].add(b * (8 * BITS)));
+                        let at = [rows[q], rows[q + QUAD], rows[q + 2 * QUAD], rows[q + 3 * QUAD]];
                         *w = quad::<BITS, HIGH_FIRST>(at, table);
                     }
                     let scales = _mm512_loadu_ps(scales.as_ptr().add(b * ROWS));

@@ -1,13 +1,13 @@
 //! 2 rows of x and more against 16 rows of the matrix at a time.
 //!
-//! A register holds 16 bytes of each of four rows, and 16 bytes of x are broadcast from memory. The sums of four such registers, an
-//! integer for each of 16 rows, become floats at once: conversion, scales and addition cost a sixteenth of those of a dot product per
-//! row, and codes are looked up once for all rows of x. While a strip is multiplied the next one is prefetched, its bytes in the order
-//! in which they lie: that is how memory is read fastest. A row's sums are added in the same order as in the tiles of
+//! Rows of the matrix are the lanes of a register: each holds four bytes of all 16, and four bytes of x are broadcast from memory. The sums
+//! of a block, an integer for each row, become floats at once: conversion, scales and addition cost a sixteenth of those of a dot product
+//! per row, and codes are transposed and looked up once for all rows of x. While a strip is multiplied the next one is prefetched, its bytes
+//! in the order in which they lie: that is how memory is read fastest. A row's sums are added in the same order as in the tiles of
 //! [`gemm`](super::gemm) and whatever its neighbours are.
 
 use super::gemv::{Codes, Gemv, Packing, WeightScales, for_stored_rows, further};
-use super::panel::Order;
+use super::panel::{Order, WORDS};
 use super::round::Block;
 use super::row_scales::Nested;
 use super::{BLOCK, OFFSET};
@@ -20,7 +20,7 @@ use std::arch::x86_64::*;
 
 /// Rows of a strip: 32-bit lanes of a register.
 const ROWS: usize = 16;
-/// Rows of which a register holds a part.
+/// Rows of which a register holds 16 bytes before they are transposed.
 const QUAD: usize = 4;
 /// Bytes of a cache line, and of a register.
 const LINE: usize = 64;
@@ -180,11 +180,7 @@ impl Gemv<'_, Tokens> {
                 for b in 0..blocks {
                     next.prefetch(b);
                     let rows = further(rows, b * (8 * BITS));
-                    let mut w = [[_mm512_setzero_si512(); 4]; QUAD];
-                    for (q, w) in w.iter_mut().enumerate() {
-                        let at = [rows[q], rows[q + QUAD], rows[q + 2 * QUAD], rows[q + 3 * QUAD]];
-                        *w = quad::<BITS, HIGH_FIRST>(at, table);
-                    }
+                    let w = words::<BITS, HIGH_FIRST>(&rows, table);
                     let scales = _mm512_loadu_ps(scales.as_ptr().add(b * ROWS));
                     self.block(b, &w, scales, totals.as_mut_ptr());
                 }
@@ -199,21 +195,19 @@ impl Gemv<'_, Tokens> {
     /// As for `strips`, and the totals exist.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
     #[inline]
-    unsafe fn block(&self, block: usize, w: &[[__m512i; 4]; QUAD], scales: __m512, totals: *mut f32) {
+    unsafe fn block(&self, block: usize, w: &Words, scales: __m512, totals: *mut f32) {
         let x = &*self.x;
         // SAFETY: x has the block, for `m` tokens.
         unsafe {
             for token in 0..self.m {
                 let at = block * self.m + token;
-                let mut sums = products(w, x.low.as_ptr().add(at).cast());
+                let mut sum = _mm512_set1_epi32(*x.start.as_ptr().add(at));
                 let high_at = *x.high_at.as_ptr().add(at);
                 if high_at != NOWHERE {
-                    let high = products(w, x.high.as_ptr().add(high_at as usize).cast());
-                    for (sum, high) in sums.iter_mut().zip(high) {
-                        *sum = _mm512_add_epi32(*sum, _mm512_slli_epi32::<7>(high));
-                    }
+                    let high = products(w, x.high.as_ptr().add(high_at as usize).cast(), _mm512_setzero_si512());
+                    sum = _mm512_add_epi32(sum, _mm512_slli_epi32::<7>(high));
                 }
-                let sum = _mm512_add_epi32(of_rows(sums), _mm512_set1_epi32(*x.start.as_ptr().add(at)));
+                let sum = products(w, x.low.as_ptr().add(at).cast(), sum);
                 let scales = _mm512_mul_ps(scales, _mm512_set1_ps(*x.steps.as_ptr().add(at)));
                 let total = totals.add(token * ROWS);
                 let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scales, _mm512_loadu_ps(total));
@@ -286,48 +280,105 @@ impl Gemv<'_, Tokens> {
     }
 }
 
-/// 64 elements of four rows as unsigned bytes: each register has 16 of every row. Planes of codes follow each other in the order of
-/// [`Order`].
+/// A block of 16 rows as unsigned bytes: four of every row in each register, in the order of [`Order`].
+type Words = [__m512i; WORDS];
+
+/// The words of 16 rows.
 ///
 /// # Safety
-/// The processor has AVX-512 with VNNI and VBMI, and the rows have a block at `at`.
+/// The processor has AVX-512 with VNNI and VBMI, and the rows have a block where the pointers point.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
 #[inline]
-unsafe fn quad<const BITS: usize, const HIGH_FIRST: bool>(at: [*const u8; QUAD], table: __m512i) -> [__m512i; 4] {
+unsafe fn words<const BITS: usize, const HIGH_FIRST: bool>(rows: &[*const u8; ROWS], table: __m512i) -> Words {
+    let zero = _mm512_setzero_si512();
+    // 16 bytes of four rows are a register; a block of theirs is so many.
+    let count = BITS / 2;
+    let mut packed = [[zero; QUAD]; 4];
+    for q in 0..QUAD {
+        // SAFETY: the caller's promise.
+        let parts = unsafe { parts::<BITS>([rows[q], rows[q + QUAD], rows[q + 2 * QUAD], rows[q + 3 * QUAD]]) };
+        for i in 0..count {
+            packed[i][q] = parts[i];
+        }
+    }
+    let mut words = [zero; WORDS];
+    for i in 0..count {
+        let four = transpose_quads(packed[i]);
+        for (k, &word) in four.iter().enumerate() {
+            let at = 4 * i + k;
+            match BITS {
+                8 => words[at] = _mm512_xor_si512(word, _mm512_set1_epi8(-128)),
+                4 => {
+                    let (low, high) = if HIGH_FIRST { (at + WORDS / 2, at) } else { (at, at + WORDS / 2) };
+                    words[low] = code::<0>(word, table);
+                    words[high] = code::<4>(word, table);
+                }
+                _ => {
+                    words[at] = code::<0>(word, table);
+                    words[at + WORDS / 4] = code::<2>(word, table);
+                    words[at + WORDS / 2] = code::<4>(word, table);
+                    words[at + WORDS / 4 * 3] = code::<6>(word, table);
+                }
+            }
+        }
+    }
+    words
+}
+
+/// A block of four rows: 16 bytes of each in every register that it takes.
+///
+/// # Safety
+/// The processor has AVX-512, and the rows have a block at `at`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline]
+unsafe fn parts<const BITS: usize>([a, b, c, d]: [*const u8; QUAD]) -> [__m512i; 4] {
+    let mut parts = [_mm512_setzero_si512(); 4];
     // SAFETY: a block has 8 bytes per bit of a code.
     unsafe {
         match BITS {
             8 => {
-                let [a, b, c, d] = at.map(|at| _mm512_loadu_si512(at.cast()));
+                let (a, b) = (_mm512_loadu_si512(a.cast()), _mm512_loadu_si512(b.cast()));
+                let (c, d) = (_mm512_loadu_si512(c.cast()), _mm512_loadu_si512(d.cast()));
                 let (low, high) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xee>(a, b));
                 let (low2, high2) = (_mm512_shuffle_i32x4::<0x44>(c, d), _mm512_shuffle_i32x4::<0xee>(c, d));
-                let parts = [
+                parts = [
                     _mm512_shuffle_i32x4::<0x88>(low, low2),
                     _mm512_shuffle_i32x4::<0xdd>(low, low2),
                     _mm512_shuffle_i32x4::<0x88>(high, high2),
                     _mm512_shuffle_i32x4::<0xdd>(high, high2),
                 ];
-                parts.map(|part| _mm512_xor_si512(part, _mm512_set1_epi8(-128)))
             }
             4 => {
-                let [a, b, c, d] = at.map(|at| _mm256_loadu_si256(at.cast()));
-                let a = _mm512_mask_broadcast_i64x4(_mm512_castsi256_si512(a), 0xf0, b);
-                let c = _mm512_mask_broadcast_i64x4(_mm512_castsi256_si512(c), 0xf0, d);
-                let parts = [_mm512_shuffle_i32x4::<0x88>(a, c), _mm512_shuffle_i32x4::<0xdd>(a, c)];
-                let low = parts.map(|part| code::<0>(part, table));
-                let high = parts.map(|part| code::<4>(part, table));
-                let ([a, b], [c, d]) = if HIGH_FIRST { (high, low) } else { (low, high) };
-                [a, b, c, d]
+                let (a, b) = (_mm256_loadu_si256(a.cast()), _mm256_loadu_si256(b.cast()));
+                let (c, d) = (_mm256_loadu_si256(c.cast()), _mm256_loadu_si256(d.cast()));
+                let a = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b);
+                let c = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(c), d);
+                parts[0] = _mm512_shuffle_i32x4::<0x88>(a, c);
+                parts[1] = _mm512_shuffle_i32x4::<0xdd>(a, c);
             }
             _ => {
-                let [a, b, c, d] = at.map(|at| _mm_loadu_si128(at.cast()));
-                let part = _mm512_mask_broadcast_i32x4(_mm512_castsi128_si512(a), 0xf0, b);
-                let part = _mm512_mask_broadcast_i32x4(part, 0xf00, c);
-                let part = _mm512_mask_broadcast_i32x4(part, 0xf000, d);
-                [code::<0>(part, table), code::<2>(part, table), code::<4>(part, table), code::<6>(part, table)]
+                let part = _mm512_castsi128_si512(_mm_loadu_si128(a.cast()));
+                let part = _mm512_inserti32x4::<1>(part, _mm_loadu_si128(b.cast()));
+                let part = _mm512_inserti32x4::<2>(part, _mm_loadu_si128(c.cast()));
+                parts[0] = _mm512_inserti32x4::<3>(part, _mm_loadu_si128(d.cast()));
             }
         }
     }
+    parts
+}
+
+/// Transposes words of rows: register `q` has four of rows `q`, `q + 4`, `q + 8` and `q + 12`; then each has one of all rows, in order.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn transpose_quads([a, b, c, d]: [__m512i; QUAD]) -> [__m512i; 4] {
+    let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+    let (ab2, cd2) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+    [
+        _mm512_unpacklo_epi64(ab, cd),
+        _mm512_unpackhi_epi64(ab, cd),
+        _mm512_unpacklo_epi64(ab2, cd2),
+        _mm512_unpackhi_epi64(ab2, cd2),
+    ]
 }
 
 /// The bytes of the codes from bit `SHIFT` of each byte on; the table does not mind the bits above them.
@@ -338,31 +389,21 @@ fn code<const SHIFT: u32>(bytes: __m512i, table: __m512i) -> __m512i {
     _mm512_permutexvar_epi8(bytes, table)
 }
 
-/// The products of a block of 16 rows with one of x, four sums for each row.
+/// Adds the products of a block of 16 rows with one of x, in the order of the words, to a sum for each row.
 ///
 /// # Safety
 /// The processor has AVX-512 with VNNI, and x has 64 bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-unsafe fn products(w: &[[__m512i; 4]; QUAD], x: *const i8) -> [__m512i; QUAD] {
-    let mut sums = [_mm512_setzero_si512(); QUAD];
-    for i in 0..4 {
+unsafe fn products(w: &Words, x: *const i8, sum: __m512i) -> __m512i {
+    // Two sums, since the next product would wait for the last.
+    let mut sums = [sum, _mm512_setzero_si512()];
+    for (i, w) in w.iter().enumerate() {
         // SAFETY: the caller's promise.
-        let x = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(x.add(16 * i).cast()) });
-        for (sum, w) in sums.iter_mut().zip(w) {
-            *sum = _mm512_dpbusd_epi32(*sum, w[i], x);
-        }
+        let x = unsafe { _mm512_set1_epi32(x.cast::<i32>().add(i).read_unaligned()) };
+        sums[i % 2] = _mm512_dpbusd_epi32(sums[i % 2], *w, x);
     }
-    sums
-}
-
-/// The sum of each row, in their order: register `q` has rows `q`, `q + 4`, ...
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn of_rows([a, b, c, d]: [__m512i; QUAD]) -> __m512i {
-    let first = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    let second = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-    _mm512_add_epi32(_mm512_unpacklo_epi64(first, second), _mm512_unpackhi_epi64(first, second))
+    _mm512_add_epi32(sums[0], sums[1])
 }
 
 /// Numbers of IEEE half precision, padded with zeros to the length of `out`, a multiple of 16 that is no more than 15 longer: whole

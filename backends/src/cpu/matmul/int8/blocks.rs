@@ -152,7 +152,7 @@ impl ByteKernel for Arrange<'_> {
                         lanes[place / 4 % S::LANES] -= offset * (i32::from(low) + (i32::from(high) << 7));
                     }
                 } else if shift != Shift::NONE {
-                    block.sums::<8>(|_, sum| start += shift.of(sum));
+                    start += shift.of(block.eights()).iter().sum::<i32>();
                 }
                 made.start[column * stride + b] = start as f32;
             }

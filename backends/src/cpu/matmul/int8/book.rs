@@ -18,11 +18,16 @@ impl Shift {
     /// Nothing.
     pub(super) const NONE: Shift = Shift(0.0);
 
-    /// What the shift adds to the product with 8 elements of x of this sum; it is rounded, to parts of a thousand of what the
+    /// What the shift adds to the products with 8 elements of x each, of these sums; it is rounded, to parts of a thousand of what the
     /// rounding of x changes.
     #[inline(always)]
-    pub(super) fn of(self, sum: i32) -> i32 {
-        (self.0 * sum as f32).round_ties_even() as i32
+    pub(super) fn of<const N: usize>(self, sums: [i32; N]) -> [i32; N] {
+        // Adding it leaves whole numbers in the lower bits, which vectors do; numbers up to 2^22, and sums are less than 2^17.
+        const WHOLE: f32 = (3 << 22) as f32;
+        if self.0.abs() <= 32.0 {
+            return sums.map(|sum| (self.0 * sum as f32 + WHOLE).to_bits().wrapping_sub(WHOLE.to_bits()) as i32);
+        }
+        sums.map(|sum| (self.0 * sum as f32).round_ties_even() as i32)
     }
 }
 
@@ -87,4 +92,19 @@ fn line(x: &[f64; 16], y: &[f64; 16]) -> (f64, f64) {
     // A book of one value is a multiple of its byte.
     let slope = if xx > 0.0 { xy / xx } else { mean_y / mean_x };
     (slope, mean_y - slope * mean_x)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_with_a_shift_are_rounded_to_the_nearest_whatever_its_size() {
+        // The largest of eight elements, what lies between two whole numbers, and shifts of books that are no use.
+        let sums = [0, 1, -1, 3, 1016, -1024, 131_064, -131_072];
+        for shift in [0.0, 0.5, -0.5, 0.3, -0.499, 1.5, 31.9, 32.0, -32.0, 32.1, 128.0, -1e9] {
+            let expected = sums.map(|sum| (shift * sum as f32).round_ties_even() as i32);
+            assert_eq!(Shift(shift).of(sums), expected, "{shift}");
+        }
+    }
 }

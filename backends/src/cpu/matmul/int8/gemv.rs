@@ -151,6 +151,15 @@ pub(crate) struct Packing {
 }
 
 impl Packing {
+    /// What is added for each 8 elements of x of these sums, because weights are too large by the offset and too small by the shift.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    #[inline(always)]
+    pub(super) fn starts<const N: usize>(self, sums: [i32; N]) -> [i32; N] {
+        let mut starts = self.shift.of(sums);
+        starts.iter_mut().zip(sums).for_each(|(start, sum)| *start -= self.offset * sum);
+        starts
+    }
+
     fn of(w: &StoredRows, input: Input) -> Packing {
         Packing { codes: w.codes, offset: w.offset, shift: w.shift, detail: Detail::of(input) }
     }

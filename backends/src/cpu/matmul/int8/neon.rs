@@ -85,8 +85,7 @@ impl Panel {
                     put::<D>(&permuted(&block.high, &order), token, &mut high);
                 }
                 if shift != Shift::NONE {
-                    let start = &mut self.start[b * PANEL + token];
-                    block.sums::<8>(|_, sum| *start += shift.of(sum));
+                    self.start[b * PANEL + token] = shift.of(block.eights()).iter().sum();
                 }
                 self.steps[b * PANEL + token] = block.step;
             }

@@ -76,8 +76,7 @@ impl Panel {
                         self.outliers[b] |= u16::from(word != 0) << i;
                     }
                 }
-                let start = &mut self.start[b * width + token];
-                block.sums::<8>(|_, sum| *start += packing.shift.of(sum) - packing.offset * sum);
+                self.start[b * width + token] = packing.starts(block.eights()).iter().sum();
                 self.steps[b * width + token] = block.step;
             }
         }

@@ -135,7 +135,7 @@ impl Panel {
                 let start = &mut self.start[b * lanes + token];
                 *start = -OFFSET * sums.iter().sum::<i32>();
                 if shift != Shift::NONE {
-                    block.sums::<8>(|_, sum| *start += shift.of(sum));
+                    *start += shift.of(block.eights()).iter().sum::<i32>();
                 }
                 self.steps[b * lanes + token] = block.step;
             }

@@ -172,14 +172,29 @@ impl Block {
         block
     }
 
-    /// The sums of every `N` elements.
+    /// The sums of every 8 elements.
     #[inline(always)]
-    pub(super) fn sums<const N: usize>(&self, mut store: impl FnMut(usize, i32)) {
-        let sum = |bytes: &[i8]| bytes.iter().map(|&q| i32::from(q)).sum::<i32>();
-        for (i, (low, high)) in self.low.chunks_exact(N).zip(self.high.chunks_exact(N)).enumerate() {
-            store(i, sum(low) + ((if self.outliers { sum(high) } else { 0 }) << 7));
+    pub(super) fn eights(&self) -> [i32; BLOCK / 8] {
+        let mut sums = eights(&self.low);
+        if self.outliers {
+            sums.iter_mut().zip(eights(&self.high)).for_each(|(sum, high)| *sum += high << 7);
         }
+        sums
     }
+}
+
+/// The sums of every 8 bytes, which are added as parts of one number.
+#[inline(always)]
+fn eights(bytes: &[i8; BLOCK]) -> [i32; BLOCK / 8] {
+    const SIGNS: u64 = 0x8080_8080_8080_8080;
+    let (bytes, _) = bytes.as_chunks::<8>();
+    std::array::from_fn(|i| {
+        // Each byte is 128 larger, so that there are no signs.
+        let fours = u64::from_le_bytes(bytes[i].map(|byte| byte as u8)) ^ SIGNS;
+        let twos = (fours & 0x00ff_00ff_00ff_00ff) + ((fours >> 8) & 0x00ff_00ff_00ff_00ff);
+        let ones = (twos & 0x0000_ffff_0000_ffff) + ((twos >> 16) & 0x0000_ffff_0000_ffff);
+        (ones as u32 + (ones >> 32) as u32) as i32 - 8 * 128
+    })
 }
 
 /// Step, its reciprocal and whether there are outliers, from the largest element, and the largest that is no outlier.
@@ -256,6 +271,23 @@ mod tests {
                         assert_eq!((i32::from(block.low[i]), i32::from(block.high[i])), (whole - 128 * high, high));
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn eights_are_sums_of_low_and_high_bytes() {
+        let fill = |of: fn(usize) -> i8| std::array::from_fn(of);
+        for (low, high) in [
+            (fill(|_| -128), fill(|_| 127)),
+            (fill(|_| 127), fill(|_| -128)),
+            (fill(|i| (i * 37) as i8), fill(|i| (i * 91 + 3) as i8)),
+        ] {
+            for outliers in [false, true] {
+                let block = Block { low, high, step: 1.0, outliers };
+                let element = |i: usize| i32::from(low[i]) + if outliers { 128 * i32::from(high[i]) } else { 0 };
+                let expected: [i32; 8] = std::array::from_fn(|eight| (8 * eight..8 * eight + 8).map(element).sum());
+                assert_eq!(block.eights(), expected);
             }
         }
     }

@@ -76,11 +76,11 @@ impl Row {
             }
             made.steps[index] = block.step;
             // Lanes hold 8 or 16 elements.
-            let start = made.start.get_mut(at * 16 + from / 4..).unwrap_or_default();
-            match PER_BYTE {
-                1 => {}
-                2 => block.sums::<8>(|lane, sum| start[lane] = packing.shift.of(sum) - packing.offset * sum),
-                _ => block.sums::<16>(|lane, sum| start[lane] = -packing.offset * sum),
+            if PER_BYTE > 1 {
+                let lanes = &mut made.start[at * 16 + from / 4..][..16 / PER_BYTE];
+                for (lane, starts) in lanes.iter_mut().zip(packing.starts(block.eights()).chunks_exact(PER_BYTE / 2)) {
+                    *lane = starts.iter().sum();
+                }
             }
         }
         made

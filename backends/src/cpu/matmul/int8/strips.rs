@@ -89,8 +89,8 @@ impl Ordered {
         let mut blocks = Vec::with_capacity(x.len() / BLOCK);
         for x in x.chunks_exact(BLOCK) {
             let block = Block::avx512(x, threshold);
-            let mut start = 0;
-            block.sums::<8>(|_, sum| start += packing.shift.of(sum) - OFFSET * sum);
+            // Integers get the same offset as other codes.
+            let start = Packing { offset: OFFSET, ..packing }.starts(block.eights()).iter().sum();
             let (low, high) = (order.apply(&block.low), order.apply(&block.high));
             blocks.push(Ordered { low, high, outliers: block.outliers, step: block.step, start });
         }

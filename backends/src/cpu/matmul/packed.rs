@@ -311,8 +311,7 @@ pub(crate) fn block_scales(w: &CodeBook4, element: usize, out: &mut [f32]) {
                 let (codes, last_codes) = codes[done..end].as_chunks::<8>();
                 let (out, last) = out[done..end].as_chunks_mut::<8>();
                 for (out, codes) in out.iter_mut().zip(codes) {
-                    let codes = u64::from_le_bytes(*codes);
-                    let found: [f32; 8] = std::array::from_fn(|i| map[(codes >> (8 * i)) as usize & 255]);
+                    let found: [f32; 8] = std::array::from_fn(|i| map[usize::from(codes[i])]);
                     *out = found.map(|value| value * absmax + offset);
                 }
                 for (out, &code) in last.iter_mut().zip(last_codes) {

@@ -122,8 +122,7 @@ impl<'a> Scales<'a> {
                 }
                 _ => {
                     for (r, row) in flight.rows().into_iter().enumerate() {
-                        // SAFETY: the caller's promise.
-                        unsafe { decode(w, row * k, &mut decoded[r * per_row..(r + 1) * per_row - 1]) };
+                        decode(w, row * k, &mut decoded[r * per_row..(r + 1) * per_row - 1]);
                     }
                 }
             },
@@ -174,12 +173,9 @@ impl<'a> Scales<'a> {
     }
 }
 
-/// [`block_scales`], apart from the loop over groups, whose registers its constants would take.
-///
-/// # Safety
-/// The processor has AVX-512.
+/// [`block_scales`], apart from the loop over groups, which would load its constants again and again.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 #[inline(never)]
-unsafe fn decode(w: &CodeBook4, element: usize, scales: &mut [f32]) {
+fn decode(w: &CodeBook4, element: usize, scales: &mut [f32]) {
     block_scales(w, element, scales);
 }

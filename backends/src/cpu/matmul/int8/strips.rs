@@ -262,19 +262,25 @@ impl Gemv<'_, Tokens> {
             let blocks = self.k / BLOCK;
             for (i, to) in scales.chunks_exact_mut(ROWS * ROWS).enumerate() {
                 let (first, count) = (i * ROWS, ROWS.min(blocks - i * ROWS));
-                let mut of_rows = [[0.0; ROWS]; ROWS];
-                for (r, of_row) in of_rows.iter_mut().enumerate() {
+                // Floats are transposed where they are stored.
+                let (mut decoded, mut rows) = ([[0.0; ROWS]; ROWS], [std::ptr::null(); ROWS]);
+                for (r, (decoded, at)) in decoded.iter_mut().zip(&mut rows).enumerate() {
                     let row = strip.row(r);
-                    match &self.w.scales {
-                        WeightScales::Int8(w) => halves(&w.scales[row * blocks + first..][..count], of_row),
-                        WeightScales::CodeBook(w, _) => {
-                            block_scales(w, row * self.k + first * BLOCK, &mut of_row[..count]);
+                    *at = match (&self.w.scales, self.w.scales.floats_from(self.k, row)) {
+                        (_, Some(stored)) => stored[first..][..count].as_ptr(),
+                        (WeightScales::CodeBook(w, _), _) => {
+                            block_scales(w, row * self.k + first * BLOCK, &mut decoded[..count]);
+                            decoded.as_ptr()
                         }
-                        WeightScales::PerRow(_) => {}
+                        (WeightScales::Int8(w), _) => {
+                            halves(&w.scales[row * blocks + first..][..count], decoded);
+                            decoded.as_ptr()
+                        }
+                        (WeightScales::PerRow(_), _) => decoded.as_ptr(),
                     }
+                    .cast();
                 }
-                let rows = std::array::from_fn(|r| of_rows[r].as_ptr().cast());
-                transpose(&rows, LINE, to.as_mut_ptr().cast());
+                transpose(&rows, size_of::<f32>() * count, to.as_mut_ptr().cast());
             }
         }
     }

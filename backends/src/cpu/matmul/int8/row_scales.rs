@@ -2,10 +2,12 @@
 
 use super::BLOCK;
 use super::gemv::WeightScales;
-use super::rows::STREAMS;
 use crate::cpu::matmul::packed::block_scales;
 use crate::cpu::matmul::weight::{BlockScales, CodeBook4};
 use std::arch::x86_64::*;
+
+/// Rows in flight: sequential streams in which the rows of a task are read.
+pub(super) const STREAMS: usize = 4;
 
 /// How scales are got at: of whole rows, which are not needed before their sums are there.
 pub(super) const ROWS: u8 = 0;
@@ -55,7 +57,7 @@ impl<'a> Nested<'a> {
     }
 }
 
-/// Rows in flight: the first, and how many rows apart the others are.
+/// The [`STREAMS`] rows in flight: the first, and how many rows apart the others are.
 #[derive(Clone, Copy)]
 pub(super) struct Flight {
     pub(super) row: usize,

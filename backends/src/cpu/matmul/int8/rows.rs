@@ -4,7 +4,7 @@
 use super::BLOCK;
 use super::gemv::{Codes, Gemv, Packing, WeightScales, for_stored_rows};
 use super::round::Block;
-use super::row_scales::{DECODED, Flight, HALVES, NESTED, Nested, ROWS, Scales};
+use super::row_scales::{DECODED, Flight, HALVES, NESTED, Nested, ROWS, STREAMS, Scales};
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::packed::AHEAD;
 use crate::cpu::matmul::types::InputRows;
@@ -13,8 +13,6 @@ use crate::cpu::pool::Output;
 use crate::cpu::pool::Region;
 use std::arch::x86_64::*;
 
-/// Sequential streams in which the rows of a task are read.
-pub(super) const STREAMS: usize = 4;
 /// How many bytes ahead rows are prefetched that have no book: further ahead than what hardware prefetchers do costs more than it brings.
 /// With a book 1024 instead of [`AHEAD`] was measured to take 1.1 to 1.3 times as long, without one further ahead 1.1 times.
 const NEAR_AHEAD: usize = 1024;

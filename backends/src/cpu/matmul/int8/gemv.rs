@@ -191,8 +191,8 @@ impl StoredRows<'_> {
     }
 }
 
-/// Pointers that are `bytes` further. Kernels call this rather than `map`: a closure of a function with features of a processor is not
-/// inlined where the standard library calls it.
+/// Pointers that are `bytes` further. Kernels call this rather than `map`: a closure of a function with features of a processor may
+/// stay a call where the standard library calls it.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 #[inline(always)]
 pub(super) fn further<T, const N: usize>(pointers: [*const T; N], bytes: usize) -> [*const T; N] {

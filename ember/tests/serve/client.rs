@@ -11,6 +11,11 @@ use serde_json::Value;
 /// Nothing here takes longer.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
+/// The C library gives back what is freed, so that resident memory is what is in use: with an arena for each thread, what it keeps grows
+/// for minutes.
+const MALLOC: [(&str, &str); 3] =
+    [("MALLOC_ARENA_MAX", "1"), ("MALLOC_MMAP_THRESHOLD_", "131072"), ("MALLOC_TRIM_THRESHOLD_", "131072")];
+
 /// The program, or another build of it where that is asked for.
 pub fn program() -> std::ffi::OsString {
     std::env::var_os("EMBERLM_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_ember").into())
@@ -36,6 +41,7 @@ impl Server {
         let mut command = Command::new(program());
         command.args(["serve", "--port", "0", "--threads", "2", "--device", "cpu"]).args(args);
         command.env_remove("EMBER_API_KEY").stdout(Stdio::null()).stderr(Stdio::piped());
+        command.envs(MALLOC);
         let mut child = command.spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();

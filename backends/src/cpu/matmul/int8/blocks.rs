@@ -279,7 +279,7 @@ impl Gemv<'_, Columns> {
     #[inline(always)]
     unsafe fn scales<S: Bytes>(&self, row: usize, decoded: &mut [f32]) -> RowScales {
         let blocks = self.k / BLOCK;
-        for line in self.w.scales.lines_ahead(self.k, row) {
+        for line in self.w.scales.stored(self.k).lines_ahead(row) {
             // SAFETY: the hint is no access.
             unsafe { S::prefetch_codes(line) };
         }

@@ -57,11 +57,10 @@ impl<'a> WeightScales<'a> {
         }
     }
 
-    /// The cache lines of the scales that come [`SCALES_AHEAD`] bytes after those of a row of `k` elements, to be prefetched; where a row
-    /// is not of whole blocks, about those.
+    /// As they are stored; rows have `k` elements.
     #[inline(always)]
-    pub(super) fn lines_ahead(&self, k: usize, row: usize) -> impl Iterator<Item = *const u8> {
-        let (scales, of_row): (*const u8, usize) = match self {
+    pub(super) fn stored(&self, k: usize) -> Stored {
+        let (first, of_row): (*const u8, usize) = match self {
             WeightScales::PerRow(_) => (std::ptr::null(), 0),
             WeightScales::Int8(w) => (w.scales.as_ptr().cast(), k / BLOCK * size_of::<u16>()),
             WeightScales::CodeBook(w, _) => match w.scales {
@@ -69,8 +68,25 @@ impl<'a> WeightScales<'a> {
                 BlockScales::Double { codes, .. } => (codes.as_ptr(), k / w.block),
             },
         };
-        let first = scales.wrapping_add(row * of_row + of_row.max(SCALES_AHEAD));
-        (0..of_row).step_by(64).map(move |line| first.wrapping_add(line))
+        Stored { first, of_row }
+    }
+}
+
+/// Scales of blocks as they are stored; none where each row has one.
+#[derive(Clone, Copy)]
+pub(super) struct Stored {
+    pub(super) first: *const u8,
+    /// Bytes from those of one row to those of the next, where rows are of whole blocks.
+    pub(super) of_row: usize,
+}
+
+impl Stored {
+    /// The cache lines of the scales that come [`SCALES_AHEAD`] bytes after those of a row, to be prefetched; where rows are not of whole
+    /// blocks, about those.
+    #[inline(always)]
+    pub(super) fn lines_ahead(self, row: usize) -> impl Iterator<Item = *const u8> {
+        let first = self.first.wrapping_add(row * self.of_row + self.of_row.max(SCALES_AHEAD));
+        (0..self.of_row).step_by(64).map(move |line| first.wrapping_add(line))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Scales of some rows of a matrix that are multiplied by one of x at a time, a group of 64 bytes of codes of each.
 
 use super::BLOCK;
-use super::gemv::WeightScales;
+use super::gemv::{Stored, WeightScales};
 use crate::cpu::matmul::packed::block_scales;
 use crate::cpu::matmul::weight::{BlockScales, CodeBook4};
 use std::arch::x86_64::*;
@@ -70,6 +70,53 @@ impl Flight {
     }
 }
 
+/// The scales of all rows.
+pub(super) struct RowScales<'a> {
+    pub(super) stored: Stored,
+    /// Blocks of a row.
+    blocks: usize,
+    nested: Nested<'a>,
+    /// What has to be decoded before a product, and room for the scales of the rows in flight.
+    decoded: Option<(CodeBook4<'a>, Vec<f32>)>,
+}
+
+impl<'a> RowScales<'a> {
+    /// Those of rows of `k` elements.
+    pub(super) fn new<const KIND: u8>(scales: &WeightScales<'a>, k: usize) -> RowScales<'a> {
+        let blocks = k / BLOCK;
+        let (mut nested, mut decoded) = (Nested::NONE, None);
+        if let WeightScales::CodeBook(w, _) = scales {
+            let whole = w.block == BLOCK && k.is_multiple_of(2 * BLOCK);
+            match w.scales {
+                _ if KIND == NESTED => nested = Nested::new(w, k).unwrap_or(Nested::NONE),
+                BlockScales::Single(_) if whole => {}
+                // One more for each row: a group covers two blocks.
+                _ => decoded = Some((*w, vec![0.0; STREAMS * (blocks + 1)])),
+            }
+        }
+        RowScales { stored: scales.stored(k), blocks, nested, decoded }
+    }
+
+    /// The scales of rows in flight.
+    ///
+    /// # Safety
+    /// The processor has AVX-512, and the rows exist.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    #[inline]
+    pub(super) unsafe fn of(&mut self, flight: Flight) -> Scales<'a> {
+        let Stored { first, of_row } = self.stored;
+        let (mut first, mut stride) = (first.wrapping_add(flight.row * of_row), flight.apart * of_row);
+        if let Some((w, scales)) = &mut self.decoded {
+            for (row, scales) in flight.rows().into_iter().zip(scales.chunks_exact_mut(self.blocks + 1)) {
+                decode(w, row * self.blocks * BLOCK, &mut scales[..self.blocks]);
+            }
+            (first, stride) = (scales.as_ptr().cast(), size_of::<f32>() * (self.blocks + 1));
+        }
+        let (absmax, until) = (_mm256_setzero_ps(), 0);
+        Scales { first, stride, flight, blocks: self.blocks, nested: self.nested, absmax, until }
+    }
+}
+
 /// The scales of rows in flight, which groups are asked for in order.
 pub(super) struct Scales<'a> {
     /// Of group 0 of the first row: floats, halves or codes.
@@ -85,53 +132,7 @@ pub(super) struct Scales<'a> {
     until: usize,
 }
 
-impl<'a> Scales<'a> {
-    /// `decoded` has room for `per_row` scales of each row in flight.
-    ///
-    /// # Safety
-    /// The processor has AVX-512, and the rows exist.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    #[inline]
-    pub(super) unsafe fn new<const KIND: u8>(
-        scales: &WeightScales<'a>,
-        k: usize,
-        flight: Flight,
-        decoded: &mut [f32],
-        per_row: usize,
-    ) -> Scales<'a> {
-        let (Flight { row, apart }, blocks) = (flight, k / BLOCK);
-        let mut made = Scales {
-            first: decoded.as_ptr().cast(),
-            stride: 4 * per_row,
-            flight,
-            blocks,
-            nested: Nested::NONE,
-            absmax: _mm256_setzero_ps(),
-            until: 0,
-        };
-        match scales {
-            WeightScales::PerRow(_) => {}
-            WeightScales::Int8(w) => {
-                (made.first, made.stride) = (w.scales[row * blocks..].as_ptr().cast(), 2 * apart * blocks);
-            }
-            WeightScales::CodeBook(w, _) if KIND == NESTED => {
-                made.nested = Nested::new(w, k).unwrap_or(Nested::NONE);
-                (made.first, made.stride) = (made.nested.codes[row * blocks..].as_ptr(), apart * blocks);
-            }
-            WeightScales::CodeBook(w, _) => match w.scales {
-                BlockScales::Single(stored) if w.block == BLOCK && k.is_multiple_of(2 * BLOCK) => {
-                    (made.first, made.stride) = (stored[row * blocks..].as_ptr().cast(), 4 * apart * blocks);
-                }
-                _ => {
-                    for (r, row) in flight.rows().into_iter().enumerate() {
-                        decode(w, row * k, &mut decoded[r * per_row..(r + 1) * per_row - 1]);
-                    }
-                }
-            },
-        }
-        made
-    }
-
+impl Scales<'_> {
     /// The scales of group `g` times the steps of x: of each row in flight its own with bytes, else those of its two blocks.
     ///
     /// # Safety

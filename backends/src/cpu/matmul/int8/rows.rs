@@ -4,7 +4,7 @@
 use super::BLOCK;
 use super::gemv::{Codes, Gemv, Packing, WeightScales, for_stored_rows};
 use super::round::Block;
-use super::row_scales::{DECODED, Flight, HALVES, NESTED, Nested, ROWS, STREAMS, Scales};
+use super::row_scales::{DECODED, Flight, HALVES, NESTED, Nested, ROWS, RowScales, STREAMS};
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::packed::AHEAD;
 use crate::cpu::matmul::types::InputRows;
@@ -156,9 +156,7 @@ impl Gemv<'_, Row> {
     /// The processor has AVX-512 VNNI and VBMI, the rows exist, and no other task writes their outputs.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
     unsafe fn range<const BITS: usize, const SCALES: u8>(&self, first: usize, last: usize) {
-        // One more: a group covers two blocks.
-        let per_row = if SCALES == DECODED { self.k / BLOCK + 1 } else { 0 };
-        let mut decoded = vec![0.0; STREAMS * per_row];
+        let mut scales = RowScales::new::<SCALES>(&self.w.scales, self.k);
         // Streams far apart, each read in order: that is what hardware prefetchers follow.
         let apart = (last - first) / STREAMS;
         // The rest one at a time: the same row several times, to spare a kernel of its own.
@@ -166,7 +164,7 @@ impl Gemv<'_, Row> {
         for row in (first..first + apart).chain(rest..last) {
             let flight = Flight { row, apart: if row < rest { apart } else { 0 } };
             // SAFETY: the rows lie before `last`.
-            unsafe { self.rows::<BITS, SCALES>(flight, per_row, &mut decoded) };
+            unsafe { self.rows::<BITS, SCALES>(flight, &mut scales) };
         }
     }
 
@@ -176,18 +174,18 @@ impl Gemv<'_, Row> {
     /// As for `range`, and x is ordered for `BITS`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
     #[inline]
-    unsafe fn rows<const BITS: usize, const SCALES: u8>(&self, flight: Flight, per_row: usize, decoded: &mut [f32]) {
+    unsafe fn rows<const BITS: usize, const SCALES: u8>(&self, flight: Flight, scales: &mut RowScales) {
         const R: usize = STREAMS;
         let row_bytes = self.row_bytes();
         for row in flight.rows() {
-            for line in self.w.scales.lines_ahead(self.k, row) {
+            for line in scales.stored.lines_ahead(row) {
                 _mm_prefetch::<_MM_HINT_T0>(line.cast());
             }
         }
         // SAFETY: the last group of a row is read under a mask; x and decoded scales are padded to whole groups, and
         // the check of the matrix found a nested scale for each of its blocks.
         unsafe {
-            let mut scales = Scales::new::<SCALES>(&self.w.scales, self.k, flight, decoded, per_row);
+            let mut scales = scales.of(flight);
             let book = _mm_add_epi8(_mm_loadu_si128(self.w.table.as_ptr().cast()), _mm_set1_epi8(self.w.offset as i8));
             let book = _mm512_broadcast_i32x4(book);
             let mut spread = [_mm512_setzero_si512(); R];

@@ -100,7 +100,7 @@ impl<'a> RowScales<'a> {
     /// The scales of rows in flight.
     ///
     /// # Safety
-    /// The processor has AVX-512, and the rows exist.
+    /// The processor has AVX-512, and the rows exist; what an earlier call gave is used no more.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     #[inline]
     pub(super) unsafe fn of(&mut self, flight: Flight) -> Scales<'a> {

@@ -70,8 +70,8 @@ impl Flight {
     }
 }
 
-/// The scales of all rows.
-pub(super) struct RowScales<'a> {
+/// The scales of a matrix: what its rows share.
+pub(super) struct MatrixScales<'a> {
     pub(super) stored: Stored,
     /// Blocks of a row.
     blocks: usize,
@@ -80,9 +80,9 @@ pub(super) struct RowScales<'a> {
     decoded: Option<(CodeBook4<'a>, Vec<f32>)>,
 }
 
-impl<'a> RowScales<'a> {
-    /// Those of rows of `k` elements.
-    pub(super) fn new<const KIND: u8>(scales: &WeightScales<'a>, k: usize) -> RowScales<'a> {
+impl<'a> MatrixScales<'a> {
+    /// Those of a matrix of `k` columns.
+    pub(super) fn new<const KIND: u8>(scales: &WeightScales<'a>, k: usize) -> MatrixScales<'a> {
         let blocks = k / BLOCK;
         let (mut nested, mut decoded) = (Nested::NONE, None);
         if let WeightScales::CodeBook(w, _) = scales {
@@ -94,7 +94,7 @@ impl<'a> RowScales<'a> {
                 _ => decoded = Some((*w, vec![0.0; STREAMS * (blocks + 1)])),
             }
         }
-        RowScales { stored: scales.stored(k), blocks, nested, decoded }
+        MatrixScales { stored: scales.stored(k), blocks, nested, decoded }
     }
 
     /// The scales of rows in flight.

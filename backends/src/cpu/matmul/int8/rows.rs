@@ -4,7 +4,7 @@
 use super::BLOCK;
 use super::gemv::{Codes, Gemv, Packing, WeightScales, for_stored_rows};
 use super::round::Block;
-use super::row_scales::{DECODED, Flight, HALVES, NESTED, Nested, ROWS, RowScales, STREAMS};
+use super::row_scales::{DECODED, Flight, HALVES, MatrixScales, NESTED, Nested, ROWS, STREAMS};
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::packed::AHEAD;
 use crate::cpu::matmul::types::InputRows;
@@ -156,7 +156,7 @@ impl Gemv<'_, Row> {
     /// The processor has AVX-512 VNNI and VBMI, the rows exist, and no other task writes their outputs.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
     unsafe fn range<const BITS: usize, const SCALES: u8>(&self, first: usize, last: usize) {
-        let mut scales = RowScales::new::<SCALES>(&self.w.scales, self.k);
+        let mut scales = MatrixScales::new::<SCALES>(&self.w.scales, self.k);
         // Streams far apart, each read in order: that is what hardware prefetchers follow.
         let apart = (last - first) / STREAMS;
         // The rest one at a time: the same row several times, to spare a kernel of its own.
@@ -174,7 +174,7 @@ impl Gemv<'_, Row> {
     /// As for `range`, and x is ordered for `BITS`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
     #[inline]
-    unsafe fn rows<const BITS: usize, const SCALES: u8>(&self, flight: Flight, scales: &mut RowScales) {
+    unsafe fn rows<const BITS: usize, const SCALES: u8>(&self, flight: Flight, scales: &mut MatrixScales) {
         const R: usize = STREAMS;
         let row_bytes = self.row_bytes();
         for row in flight.rows() {

@@ -7,7 +7,7 @@ use std::fmt;
 
 use burn::tensor::DType;
 use bytes::Bytes;
-pub use emberlm_backends::cpu::{run as on_threads, weight_buffer};
+pub use emberlm_backends::cpu::{WeightBuffer, run as on_threads};
 
 /// A floating point type: of what a checkpoint stores, or of activations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

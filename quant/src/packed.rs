@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::format;
-use crate::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight, on_threads, weight_buffer};
+use crate::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight, WeightBuffer, on_threads};
 
 /// A matrix `[n, k]` (outputs, inputs) in one of the supported storages: those of [`emberlm_backends::types::Matrix`], as parameters
 /// of a module, which burn can save, move and train.
@@ -305,14 +305,12 @@ fn shared(data: Bytes, len: usize) -> burn::tensor::Bytes {
         return burn::tensor::Bytes::from_shared(data, AllocationProperty::Other);
     }
     if len >= LARGE {
-        let mut copy = weight_buffer(len);
-        if is_aligned(&copy) {
-            on_threads(|| {
-                let parts = copy.par_chunks_mut(LARGE / 4).zip(data.par_chunks(LARGE / 4));
-                parts.for_each(|(to, from)| to[..from.len()].copy_from_slice(from));
-            });
-            return burn::tensor::Bytes::from_shared(copy.into(), AllocationProperty::Other);
-        }
+        let mut copy = WeightBuffer::new(len);
+        on_threads(|| {
+            let parts = copy.par_chunks_mut(LARGE / 4).zip(data.par_chunks(LARGE / 4));
+            parts.for_each(|(to, from)| to[..from.len()].copy_from_slice(from));
+        });
+        return burn::tensor::Bytes::from_shared(Bytes::from_owner(copy), AllocationProperty::Other);
     }
     let mut copy = vec![0u32; len / 4];
     bytemuck::cast_slice_mut::<u32, u8>(&mut copy)[..data.len()].copy_from_slice(&data);

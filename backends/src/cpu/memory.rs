@@ -1,14 +1,4 @@
-//! Memory for weights, and how much there is.
-
-/// `len` zeros for a buffer that products will stream through: on pages as large as the system gives.
-///
-/// On Linux large pages must be asked for; with small ones a product spends a tenth of its time on translating addresses.
-pub fn weight_buffer(len: usize) -> Vec<u8> {
-    // Zeroed memory of this size comes untouched from the system, so the pages do not exist yet.
-    let mut buffer = vec![0u8; len];
-    advise_large_pages(&mut buffer);
-    buffer
-}
+//! Large pages, and how much memory there is.
 
 /// Asks for pages as large as the system gives under the part of `buffer` that is not yet touched. Touching one byte of such a page takes all
 /// of it, so this is for what will be filled.
@@ -100,13 +90,5 @@ mod tests {
     fn a_machine_has_some_memory() {
         let bytes = memory().expect("known here");
         assert!((16 << 20..1 << 50).contains(&bytes), "{bytes} bytes");
-    }
-
-    #[test]
-    fn a_buffer_has_its_length_and_zeros() {
-        for len in [0, 1, 5 << 20] {
-            let buffer = weight_buffer(len);
-            assert!(buffer.len() == len && buffer.iter().all(|&byte| byte == 0));
-        }
     }
 }

@@ -9,7 +9,7 @@ use emberlm_model::checkpoint::StorageKind;
 use emberlm_model::{Architecture, QuantizeOnLoad, Result, SourceEntry, TensorRole, WeightSource};
 use emberlm_quant::format::{self, INT8_BLOCK};
 use emberlm_quant::host::{
-    FloatType, HostCodeBook4, HostInt8, HostRows, HostScales, HostStorage, HostWeight, on_threads, weight_buffer,
+    FloatType, HostCodeBook4, HostInt8, HostRows, HostScales, HostStorage, HostWeight, WeightBuffer, on_threads,
 };
 use rayon::prelude::*;
 
@@ -123,6 +123,20 @@ impl WeightSource for RandomWeights {
     }
 }
 
+/// `count` numbers of `SIZE` bytes by position.
+fn numbers<const SIZE: usize>(count: usize, number: impl Fn(usize) -> [u8; SIZE] + Sync) -> Bytes {
+    const TASK: usize = 1 << 15;
+    let mut out = WeightBuffer::new(SIZE * count);
+    on_threads(|| {
+        out.as_chunks_mut::<SIZE>().0.par_chunks_mut(TASK).enumerate().for_each(|(task, out)| {
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = number(task * TASK + i);
+            }
+        });
+    });
+    Bytes::from_owner(out)
+}
+
 /// Random numbers by position, so that they can be made in parallel.
 #[derive(Clone, Copy)]
 struct Stream(u64);
@@ -143,30 +157,18 @@ impl Stream {
     }
 
     fn bytes(self, len: usize) -> Bytes {
-        let mut out = weight_buffer(len.next_multiple_of(8));
-        let fill = |(chunk, out): (usize, &mut [u8])| {
-            for (i, word) in out.chunks_exact_mut(8).enumerate() {
-                word.copy_from_slice(&self.word((chunk << 13) + i).to_le_bytes());
-            }
-        };
-        on_threads(|| out.par_chunks_mut(1 << 16).enumerate().for_each(fill));
-        Bytes::from(out).slice(..len)
+        numbers(len.div_ceil(8), |i| self.word(i).to_le_bytes()).slice(..len)
     }
 
     fn halves(self, count: usize, float: FloatType) -> Bytes {
-        let mut out = weight_buffer(2 * count);
-        let fill = |(chunk, out): (usize, &mut [u8])| {
-            for (i, number) in out.chunks_exact_mut(2).enumerate() {
-                let x = SPREAD * self.signed((chunk << 15) + i);
-                let bits = match float {
-                    FloatType::F16 => half::f16::from_f32(x).to_bits(),
-                    _ => half::bf16::from_f32(x).to_bits(),
-                };
-                number.copy_from_slice(&bits.to_le_bytes());
-            }
-        };
-        on_threads(|| out.par_chunks_mut(1 << 16).enumerate().for_each(fill));
-        out.into()
+        numbers(count, |i| {
+            let x = SPREAD * self.signed(i);
+            let bits = match float {
+                FloatType::F16 => half::f16::from_f32(x).to_bits(),
+                _ => half::bf16::from_f32(x).to_bits(),
+            };
+            bits.to_le_bytes()
+        })
     }
 
     fn nf4(self, elements: usize, double: bool) -> HostStorage {
@@ -184,8 +186,7 @@ impl Stream {
                 offset: absmax,
             }
         } else {
-            let scales = (0..blocks).flat_map(|i| (absmax * (0.8 + 0.4 * self.unit(i))).to_le_bytes());
-            HostScales::Single(scales.collect::<Vec<u8>>().into())
+            HostScales::Single(numbers(blocks, |i| (absmax * (0.8 + 0.4 * self.unit(i))).to_le_bytes()))
         };
         let storage = HostCodeBook4 { codes, code_book: format::NF4, block: BLOCK, scales, stored: FloatType::Bf16 };
         HostStorage::CodeBook4(storage)
@@ -193,9 +194,10 @@ impl Stream {
 
     fn int8(self, n: usize, k: usize) -> HostStorage {
         let scale = SPREAD * 3f32.sqrt() / 127.0;
-        let scales = (0..n * k.div_ceil(INT8_BLOCK))
-            .flat_map(|i| half::f16::from_f32(scale * (0.8 + 0.4 * Stream(!self.0).unit(i))).to_le_bytes());
-        HostStorage::Int8(HostInt8 { codes: self.bytes(n * k), scales: scales.collect::<Vec<u8>>().into() })
+        let scales = numbers(n * k.div_ceil(INT8_BLOCK), |i| {
+            half::f16::from_f32(scale * (0.8 + 0.4 * Stream(!self.0).unit(i))).to_le_bytes()
+        });
+        HostStorage::Int8(HostInt8 { codes: self.bytes(n * k), scales })
     }
 
     /// `wide` rows of 8 bits, the others of 4, in order of the outputs.

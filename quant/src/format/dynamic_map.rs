@@ -5,12 +5,13 @@
 
 use std::sync::LazyLock;
 
+use bytes::Bytes;
 use rayon::prelude::*;
 
 use super::float::absmax;
 use super::sum::mean;
 use crate::error::{Error, Result};
-use crate::host::HostScales;
+use crate::host::{HostScales, WeightBuffer};
 
 /// Scales per nested scale.
 const BLOCK: usize = 256;
@@ -61,7 +62,7 @@ pub(super) fn quantize_scales(mut scales: Vec<f32>) -> Result<HostScales> {
     if !offset.is_finite() {
         return Err(Error::ScalesTooLarge { blocks: scales.len() });
     }
-    let mut codes = vec![0; scales.len()];
+    let mut codes = WeightBuffer::new(scales.len());
     let mut nested = vec![0.0; scales.len().div_ceil(BLOCK)];
     scales.par_chunks_mut(BLOCK).zip(codes.par_chunks_mut(BLOCK)).zip(&mut nested).for_each(
         |((scales, codes), nested)| {
@@ -78,7 +79,8 @@ pub(super) fn quantize_scales(mut scales: Vec<f32>) -> Result<HostScales> {
             }
         },
     );
-    Ok(HostScales::Double { codes: codes.into(), map: dynamic_map().to_vec(), absmax: nested, block: BLOCK, offset })
+    let codes = Bytes::from_owner(codes);
+    Ok(HostScales::Double { codes, map: dynamic_map().to_vec(), absmax: nested, block: BLOCK, offset })
 }
 
 /// The code of a value in [-1, 1].

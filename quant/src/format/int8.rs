@@ -4,6 +4,7 @@
 //! `scale = max|w| / 127`, rounded up to F16, so that no code is beyond 127; `q = round(w / scale)`, ties to even. No value is
 //! off by more than half a scale. In files it is what compressed-tensors calls `int-quantized` in groups of 64.
 
+use bytes::Bytes;
 use emberlm_backends::cpu::{INT8_BLOCK, run};
 use half::f16;
 use rayon::prelude::*;
@@ -12,7 +13,7 @@ use super::dense::Dense;
 use super::float::absmax;
 use super::rows::{QMAX_WIDE, round_to_codes, store_row};
 use crate::error::{Error, Result};
-use crate::host::{HostInt8, HostStorage, HostWeight, weight_buffer};
+use crate::host::{HostInt8, HostStorage, HostWeight, WeightBuffer};
 
 /// Elements that a task covers at the least, in whole rows.
 const TASK: usize = 1 << 14;
@@ -33,8 +34,8 @@ fn quantize(weight: &HostWeight) -> Result<HostWeight> {
     let dense = Dense::new(weight)?;
     let (n, k) = (dense.n, dense.k);
     let blocks = k.div_ceil(INT8_BLOCK);
-    let mut codes = weight_buffer(n * k);
-    let mut scales = weight_buffer(n * blocks * 2);
+    let mut codes = WeightBuffer::new(n * k);
+    let mut scales = WeightBuffer::new(n * blocks * 2);
     let mut largest = vec![0.0; n];
     let rows = codes.par_chunks_mut(k).zip(scales.par_chunks_mut(2 * blocks)).zip(&mut largest);
     rows.enumerate().with_min_len(TASK.div_ceil(k)).for_each_init(
@@ -58,7 +59,7 @@ fn quantize(weight: &HostWeight) -> Result<HostWeight> {
     if let Some(row) = largest.iter().position(|&largest| !scale(largest).is_finite()) {
         return Err(Error::RowTooLarge { row, absmax: largest[row] });
     }
-    let storage = HostStorage::Int8(HostInt8 { codes: codes.into(), scales: scales.into() });
+    let storage = HostStorage::Int8(HostInt8 { codes: Bytes::from_owner(codes), scales: Bytes::from_owner(scales) });
     Ok(HostWeight { n, k, storage })
 }
 

@@ -7,6 +7,7 @@
 //! the 8-bit scale codes by one. bitsandbytes on a GPU has kernels of its own, which may choose the neighbouring code for a value
 //! that lies half-way.
 
+use bytes::Bytes;
 use emberlm_backends::cpu::run;
 use rayon::prelude::*;
 
@@ -14,7 +15,7 @@ use super::dense::Dense;
 use super::dynamic_map::quantize_scales;
 use super::float::absmax;
 use crate::error::Result;
-use crate::host::{HostCodeBook4, HostScales, HostStorage, HostWeight, weight_buffer};
+use crate::host::{HostCodeBook4, HostScales, HostStorage, HostWeight, WeightBuffer};
 
 /// The values of NF4: quantiles of the normal distribution.
 #[allow(clippy::excessive_precision)] // written as the source has them
@@ -90,7 +91,7 @@ fn quantize_inside(weight: &HostWeight, code_book: &[f32; 16], double_quant: boo
     let dense = Dense::new(weight)?;
     let search = Search::new(code_book);
     let elements = dense.elements();
-    let mut codes = weight_buffer(elements.div_ceil(2));
+    let mut codes = WeightBuffer::new(elements.div_ceil(2));
     let mut scales = vec![0.0; elements.div_ceil(BLOCK)];
     let data = dense.data.par_chunks(TASK * BLOCK * dense.float.size());
     data.zip(codes.par_chunks_mut(TASK * BLOCK / 2))
@@ -101,11 +102,14 @@ fn quantize_inside(weight: &HostWeight, code_book: &[f32; 16], double_quant: boo
     let scales = if double_quant {
         quantize_scales(scales)?
     } else {
-        let bytes: Vec<[u8; 4]> = scales.iter().map(|s| s.to_le_bytes()).collect();
-        HostScales::Single(bytes.into_flattened().into())
+        let mut bytes = WeightBuffer::new(4 * scales.len());
+        for (stored, scale) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&scales) {
+            *stored = scale.to_le_bytes();
+        }
+        HostScales::Single(Bytes::from_owner(bytes))
     };
     let storage = HostStorage::CodeBook4(HostCodeBook4 {
-        codes: codes.into(),
+        codes: Bytes::from_owner(codes),
         code_book: *code_book,
         block: BLOCK,
         scales,

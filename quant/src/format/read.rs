@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::check::{check, narrow_row_bytes};
 use super::float::decoder;
 use crate::error::{Error, Result};
-use crate::host::{FloatType, HostCodeBook4, HostInt8, HostRows, HostScales, HostStorage, HostWeight, weight_buffer};
+use crate::host::{FloatType, HostCodeBook4, HostInt8, HostRows, HostScales, HostStorage, HostWeight, WeightBuffer};
 
 /// Elements that one task reads: large enough to hide the cost of a task, small enough to keep all threads busy.
 const TASK: usize = 1 << 15;
@@ -127,7 +127,7 @@ fn rounded<const SIZE: usize>(
     encode: impl Fn(f32) -> [u8; SIZE] + Sync,
 ) -> Bytes {
     const PIECE: usize = 256;
-    let mut data = weight_buffer(weight.n * weight.k * SIZE);
+    let mut data = WeightBuffer::new(weight.n * weight.k * SIZE);
     let encode_task = |(task, out): (usize, &mut [u8])| {
         let mut values = [0.0; PIECE];
         for (piece, out) in out.chunks_mut(PIECE * SIZE).enumerate() {
@@ -140,7 +140,7 @@ fn rounded<const SIZE: usize>(
         }
     };
     run(|| data.par_chunks_mut(TASK * SIZE).enumerate().for_each(encode_task));
-    data.into()
+    Bytes::from_owner(data)
 }
 
 /// Reads elements `start..start + out.len()` of the flattened matrix.

@@ -13,7 +13,7 @@ use super::dense::Dense;
 use super::float::absmax;
 use super::sum::mean;
 use crate::error::{Error, Result};
-use crate::host::{HostRows, HostStorage, HostWeight, weight_buffer};
+use crate::host::{HostRows, HostStorage, HostWeight, WeightBuffer};
 
 /// Largest code of an 8-bit row.
 pub(super) const QMAX_WIDE: f32 = 127.0;
@@ -37,7 +37,7 @@ pub fn quantize_int8_rows(weight: &HostWeight) -> Result<HostWeight> {
 fn int8_rows(weight: &HostWeight) -> Result<HostWeight> {
     let dense = Dense::new(weight)?;
     let (n, k) = (dense.n, dense.k);
-    let mut wide = weight_buffer(n * k);
+    let mut wide = WeightBuffer::new(n * k);
     let mut largest = vec![0.0; n];
     wide.par_chunks_mut(k).zip(&mut largest).enumerate().with_min_len(TASK.div_ceil(k)).for_each_init(
         || vec![0.0; k],
@@ -51,7 +51,7 @@ fn int8_rows(weight: &HostWeight) -> Result<HostWeight> {
     dense.check_finite(&largest, k)?;
     let scales = largest.iter().enumerate().map(|(row, &l)| stored_scale(row, l, QMAX_WIDE)).collect::<Result<_>>()?;
     let storage = HostStorage::Rows(HostRows {
-        wide: wide.into(),
+        wide: Bytes::from_owner(wide),
         wide_rows: n,
         narrow: Bytes::new(),
         narrow_bits: 4,
@@ -113,7 +113,7 @@ fn truequant(weight: &HostWeight, bits: u32, keep: usize) -> Result<HostWeight> 
 
     let packed = bits < 6 && !degraded.is_empty();
     let (wide_rows, narrow_bits) = if packed { (kept.len(), bits) } else { (n, 4) };
-    let mut wide = weight_buffer(wide_rows * k);
+    let mut wide = WeightBuffer::new(wide_rows * k);
     wide.par_chunks_mut(k).enumerate().with_min_len(min_rows).for_each_init(
         || vec![0.0; k],
         |values, (slot, codes)| {
@@ -124,7 +124,7 @@ fn truequant(weight: &HostWeight, bits: u32, keep: usize) -> Result<HostWeight> 
         },
     );
     let row_bytes = narrow_row_bytes(k, narrow_bits);
-    let mut narrow = weight_buffer((n - wide_rows) * row_bytes);
+    let mut narrow = WeightBuffer::new((n - wide_rows) * row_bytes);
     narrow.par_chunks_mut(row_bytes).zip(&order[wide_rows..]).with_min_len(min_rows).for_each_init(
         || vec![0.0; k],
         |values, (codes, &row)| {
@@ -143,8 +143,14 @@ fn truequant(weight: &HostWeight, bits: u32, keep: usize) -> Result<HostWeight> 
     for (slot, &row) in order.iter().enumerate() {
         slots[row as usize] = slot as u32;
     }
-    let rows =
-        HostRows { wide: wide.into(), wide_rows, narrow: narrow.into(), narrow_bits, scales, slots: Some(slots) };
+    let rows = HostRows {
+        wide: Bytes::from_owner(wide),
+        wide_rows,
+        narrow: Bytes::from_owner(narrow),
+        narrow_bits,
+        scales,
+        slots: Some(slots),
+    };
     Ok(HostWeight { n, k, storage: HostStorage::Rows(rows) })
 }
 

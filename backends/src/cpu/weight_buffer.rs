@@ -212,7 +212,7 @@ mod tests {
             assert!(next.iter().all(|&byte| byte == 0));
         }
         let values: Vec<u8> = buffers.iter().map(|buffer| buffer[0]).collect();
-        assert_eq!(values, [4, 6]);
+        assert_eq!(values, [2, 6]);
         assert!(buffers.iter().all(|buffer| buffer.iter().all(|&byte| byte == buffer[0])));
     }
 

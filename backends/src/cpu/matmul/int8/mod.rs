@@ -33,6 +33,8 @@ mod row_scales;
 #[cfg(target_arch = "x86_64")]
 mod rows;
 #[cfg(target_arch = "x86_64")]
+mod strip_scales;
+#[cfg(target_arch = "x86_64")]
 mod strips;
 #[cfg(target_arch = "x86_64")]
 mod tiles;

@@ -2,28 +2,26 @@
 //!
 //! Rows of the matrix are the lanes of a register: each holds four bytes of all 16, and four bytes of x are broadcast from memory. The sums
 //! of a block, an integer for each row, become floats at once: conversion, scales and addition cost a sixteenth of those of a dot product
-//! per row, and codes are transposed and looked up once for all rows of x. While a strip is multiplied the next one is prefetched, its bytes
-//! in the order in which they lie: that is how memory is read fastest. A row's sums are added in the same order as in the tiles of
+//! per row, and codes are transposed and looked up once for all rows of x. While a strip is multiplied one of those after it is prefetched, its
+//! bytes in the order in which they lie: that is how memory is read fastest. A row's sums are added in the same order as in the tiles of
 //! [`gemm`](super::gemm) and whatever its neighbours are.
 
 use super::gemv::{Codes, Gemv, Packing, WeightScales, for_stored_rows, further};
+use super::next::Next;
 use super::panel::{Order, WORDS};
 use super::round::Block;
-use super::row_scales::Nested;
+use super::strip_scales::{ROWS, Strip, StripScales};
 use super::{BLOCK, OFFSET};
 use crate::cpu::matmul::memo::Memo;
-use crate::cpu::matmul::packed::block_scales;
 use crate::cpu::matmul::types::InputRows;
 use crate::cpu::matmul::weight::Weight;
 use crate::cpu::pool::{Output, Region, for_each_chunk};
 use std::arch::x86_64::*;
 
-/// Rows of a strip: 32-bit lanes of a register.
-const ROWS: usize = 16;
+/// How many rows ahead weights are prefetched. With the next strip instead, products of few rows wait for memory.
+const AHEAD: usize = 2 * ROWS;
 /// Rows of which a register holds 16 bytes before they are transposed.
 const QUAD: usize = 4;
-/// Bytes of a cache line, and of a register.
-const LINE: usize = 64;
 
 /// A block of a row of x, in the order of the codes.
 struct Ordered {
@@ -132,24 +130,6 @@ pub(super) fn add<'a>(
     );
 }
 
-/// 16 rows that follow each other; the last of the matrix stands for those beyond it.
-#[derive(Clone, Copy)]
-struct Strip {
-    first: usize,
-    height: usize,
-}
-
-impl Strip {
-    fn row(self, r: usize) -> usize {
-        self.first + r.min(self.height - 1)
-    }
-
-    /// The lanes of rows that exist.
-    fn mask(self) -> u16 {
-        u16::MAX >> (ROWS - self.height)
-    }
-}
-
 impl Gemv<'_, Tokens> {
     /// Rows `first..last`.
     ///
@@ -158,60 +138,41 @@ impl Gemv<'_, Tokens> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
     unsafe fn strips<const BITS: usize, const HIGH_FIRST: bool>(&self, first: usize, last: usize) {
         let blocks = self.k / BLOCK;
-        let nested = match &self.w.scales {
-            WeightScales::CodeBook(w, _) => Nested::new(w, self.k).map(NestedScales::new),
-            _ => None,
-        };
-        let mut scales = vec![0.0; blocks.next_multiple_of(ROWS) * ROWS];
+        let mut scales = StripScales::new(&self.w.scales, self.k);
         let mut totals = vec![0.0; self.m * ROWS];
         let table = self.table();
+        let x = self.x.blocks();
         for first in (first..last).step_by(ROWS) {
             let strip = Strip { first, height: ROWS.min(last - first) };
             totals.fill(0.0);
             // SAFETY: the rows have these blocks; scales and totals have all blocks and rows of x that are added.
             unsafe {
-                match &nested {
-                    Some(nested) => nested.decode(strip, blocks, &mut scales),
-                    None => self.scales(strip, &mut scales),
-                }
-                let next = self.next(strip.first + ROWS, ROWS);
+                let scales = scales.of(strip);
+                let next = Next { code_bytes: 8 * ROWS * BITS, ..self.next(strip.first + AHEAD, ROWS) };
                 let table = _mm512_loadu_si512(table.as_ptr().cast());
                 let rows: [*const u8; ROWS] = self.w.starts(strip.first, strip.height);
+                let mut packed = [[_mm512_setzero_si512(); 4]; WORDS / 4];
+                if blocks > 0 {
+                    packed = self::packed::<BITS>(&rows);
+                }
                 for b in 0..blocks {
                     next.prefetch(b);
-                    let rows = further(rows, b * (8 * BITS));
-                    let w = words::<BITS, HIGH_FIRST>(&rows, table);
+                    let w = look_up::<BITS, HIGH_FIRST>(&packed, table);
                     let scales = _mm512_loadu_ps(scales.as_ptr().add(b * ROWS));
-                    self.block(b, &w, scales, totals.as_mut_ptr());
+                    for token in (0..self.m).step_by(2) {
+                        let (at, totals) = (b * self.m + token, totals.as_mut_ptr().add(token * ROWS));
+                        if token + 1 < self.m {
+                            x.add::<2>(at, &w, scales, totals);
+                        } else {
+                            x.add::<1>(at, &w, scales, totals);
+                        }
+                        // The next block is read while this one is multiplied: registers have room for both, but for bytes.
+                        if token == 0 && b + 1 < blocks {
+                            packed = self::packed::<BITS>(&further(rows, (b + 1) * (8 * BITS)));
+                        }
+                    }
                 }
                 self.write(strip, &totals);
-            }
-        }
-    }
-
-    /// Adds the products of a block with all rows of x to their totals, `[token][row]`.
-    ///
-    /// # Safety
-    /// As for `strips`, and the totals exist.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-    #[inline]
-    unsafe fn block(&self, block: usize, w: &Words, scales: __m512, totals: *mut f32) {
-        let x = &*self.x;
-        // SAFETY: x has the block, for `m` tokens.
-        unsafe {
-            for token in 0..self.m {
-                let at = block * self.m + token;
-                let mut sum = _mm512_set1_epi32(*x.start.as_ptr().add(at));
-                let high_at = *x.high_at.as_ptr().add(at);
-                if high_at != NOWHERE {
-                    let high = products(w, x.high.as_ptr().add(high_at as usize).cast(), _mm512_setzero_si512());
-                    sum = _mm512_add_epi32(sum, _mm512_slli_epi32::<7>(high));
-                }
-                let sum = products(w, x.low.as_ptr().add(at).cast(), sum);
-                let scales = _mm512_mul_ps(scales, _mm512_set1_ps(*x.steps.as_ptr().add(at)));
-                let total = totals.add(token * ROWS);
-                let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scales, _mm512_loadu_ps(total));
-                _mm512_storeu_ps(total, sum);
             }
         }
     }
@@ -245,42 +206,57 @@ impl Gemv<'_, Tokens> {
         let codes = if self.w.codes == Codes::Pairs { 4 } else { 16 };
         std::array::from_fn(|i| self.w.table[i % codes] as u8 ^ 0x80)
     }
+}
 
-    /// The scales of a strip, `[block][row]`.
+/// Where the blocks of rows of x lie: those of [`Tokens`], read once for a whole loop.
+#[derive(Clone, Copy)]
+struct TokenBlocks {
+    low: *const [i8; BLOCK],
+    start: *const i32,
+    steps: *const f32,
+    high_at: *const u32,
+    high: *const [i8; BLOCK],
+}
+
+impl Tokens {
+    fn blocks(&self) -> TokenBlocks {
+        let Tokens { low, start, steps, high_at, high } = self;
+        TokenBlocks {
+            low: low.as_ptr(),
+            start: start.as_ptr(),
+            steps: steps.as_ptr(),
+            high_at: high_at.as_ptr(),
+            high: high.as_ptr(),
+        }
+    }
+}
+
+impl TokenBlocks {
+    /// Adds the products of a block of 16 rows of the matrix with `T` rows of x, from `at` on in their order, to their totals, `[token][row]`.
     ///
     /// # Safety
-    /// As for `strips`.
+    /// The processor has AVX-512 with VNNI, and x and the totals have these.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
-    unsafe fn scales(&self, strip: Strip, scales: &mut [f32]) {
-        // SAFETY: the mask leaves the rows that exist, and the buffers are as long as the loads and stores.
+    #[inline]
+    unsafe fn add<const T: usize>(self, at: usize, w: &Words, scales: __m512, totals: *mut f32) {
+        let zero = _mm512_setzero_si512();
+        // SAFETY: the caller's promise.
         unsafe {
-            if let WeightScales::PerRow(stored) = &self.w.scales {
-                let row = _mm512_maskz_loadu_ps(strip.mask(), stored.as_ptr().add(strip.first));
-                scales.chunks_exact_mut(ROWS).for_each(|to| _mm512_storeu_ps(to.as_mut_ptr(), row));
-                return;
-            }
-            let blocks = self.k / BLOCK;
-            for (i, to) in scales.chunks_exact_mut(ROWS * ROWS).enumerate() {
-                let (first, count) = (i * ROWS, ROWS.min(blocks - i * ROWS));
-                // Floats are transposed where they are stored.
-                let (mut decoded, mut rows) = ([[0.0; ROWS]; ROWS], [std::ptr::null(); ROWS]);
-                for (r, (decoded, at)) in decoded.iter_mut().zip(&mut rows).enumerate() {
-                    let row = strip.row(r);
-                    *at = match (&self.w.scales, self.w.scales.floats_from(self.k, row)) {
-                        (_, Some(stored)) => stored[first..][..count].as_ptr(),
-                        (WeightScales::CodeBook(w, _), _) => {
-                            block_scales(w, row * self.k + first * BLOCK, &mut decoded[..count]);
-                            decoded.as_ptr()
-                        }
-                        (WeightScales::Int8(w), _) => {
-                            halves(&w.scales[row * blocks + first..][..count], decoded);
-                            decoded.as_ptr()
-                        }
-                        (WeightScales::PerRow(_), _) => decoded.as_ptr(),
-                    }
-                    .cast();
+            let mut sums = [zero; T];
+            for (t, sum) in sums.iter_mut().enumerate() {
+                *sum = _mm512_set1_epi32(*self.start.add(at + t));
+                let high_at = *self.high_at.add(at + t);
+                if high_at != NOWHERE {
+                    let [high] = products(w, self.high.add(high_at as usize), [zero]);
+                    *sum = _mm512_add_epi32(*sum, _mm512_slli_epi32::<7>(high));
                 }
-                transpose(&rows, size_of::<f32>() * count, to.as_mut_ptr().cast());
+            }
+            let sums = products(w, self.low.add(at), sums);
+            for (t, &sum) in sums.iter().enumerate() {
+                let scales = _mm512_mul_ps(scales, _mm512_set1_ps(*self.steps.add(at + t)));
+                let total = totals.add(t * ROWS);
+                let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scales, _mm512_loadu_ps(total));
+                _mm512_storeu_ps(total, sum);
             }
         }
     }
@@ -289,17 +265,19 @@ impl Gemv<'_, Tokens> {
 /// A block of 16 rows as unsigned bytes: four of every row in each register, in the order of [`Order`].
 type Words = [__m512i; WORDS];
 
-/// The words of 16 rows.
+/// Codes as they are stored, of the first registers as many as a block takes: words of 16 rows.
+type Packed = [[__m512i; 4]; WORDS / 4];
+
+/// The packed words of a block of 16 rows.
 ///
 /// # Safety
-/// The processor has AVX-512 with VNNI and VBMI, and the rows have a block where the pointers point.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+/// The processor has AVX-512, and the rows have a block where the pointers point.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 #[inline]
-unsafe fn words<const BITS: usize, const HIGH_FIRST: bool>(rows: &[*const u8; ROWS], table: __m512i) -> Words {
-    let zero = _mm512_setzero_si512();
+unsafe fn packed<const BITS: usize>(rows: &[*const u8; ROWS]) -> Packed {
     // 16 bytes of four rows are a register; a block of theirs is so many.
     let count = BITS / 2;
-    let mut packed = [[zero; QUAD]; 4];
+    let mut packed = [[_mm512_setzero_si512(); QUAD]; WORDS / 4];
     for q in 0..QUAD {
         // SAFETY: the caller's promise.
         let parts = unsafe { parts::<BITS>([rows[q], rows[q + QUAD], rows[q + 2 * QUAD], rows[q + 3 * QUAD]]) };
@@ -307,10 +285,19 @@ unsafe fn words<const BITS: usize, const HIGH_FIRST: bool>(rows: &[*const u8; RO
             packed[i][q] = parts[i];
         }
     }
-    let mut words = [zero; WORDS];
-    for i in 0..count {
-        let four = transpose_quads(packed[i]);
-        for (k, &word) in four.iter().enumerate() {
+    for quads in packed.iter_mut().take(count) {
+        *quads = transpose_quads(*quads);
+    }
+    packed
+}
+
+/// The bytes of packed words.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[inline]
+fn look_up<const BITS: usize, const HIGH_FIRST: bool>(packed: &Packed, table: __m512i) -> Words {
+    let mut words = [_mm512_setzero_si512(); WORDS];
+    for i in 0..BITS / 2 {
+        for (k, &word) in packed[i].iter().enumerate() {
             let at = 4 * i + k;
             match BITS {
                 8 => words[at] = _mm512_xor_si512(word, _mm512_set1_epi8(-128)),
@@ -395,156 +382,20 @@ fn code<const SHIFT: u32>(bytes: __m512i, table: __m512i) -> __m512i {
     _mm512_permutexvar_epi8(bytes, table)
 }
 
-/// Adds the products of a block of 16 rows with one of x, in the order of the words, to a sum for each row.
+/// Adds the products of a block of 16 rows with `T` of x, in the order of the words, to sums for each row. Two take turns, so that no
+/// product waits for the last.
 ///
 /// # Safety
-/// The processor has AVX-512 with VNNI, and x has 64 bytes.
+/// The processor has AVX-512 with VNNI, and x has these blocks.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-unsafe fn products(w: &Words, x: *const i8, sum: __m512i) -> __m512i {
-    // Two sums, since the next product would wait for the last.
-    let mut sums = [sum, _mm512_setzero_si512()];
+unsafe fn products<const T: usize>(w: &Words, x: *const [i8; BLOCK], mut sums: [__m512i; T]) -> [__m512i; T] {
     for (i, w) in w.iter().enumerate() {
-        // SAFETY: the caller's promise.
-        let x = unsafe { _mm512_set1_epi32(x.cast::<i32>().add(i).read_unaligned()) };
-        sums[i % 2] = _mm512_dpbusd_epi32(sums[i % 2], *w, x);
-    }
-    _mm512_add_epi32(sums[0], sums[1])
-}
-
-/// Numbers of IEEE half precision, padded with zeros to the length of `out`, a multiple of 16 that is no more than 15 longer: whole
-/// registers are stored, since what a masked store wrote has to reach the cache before it can be read.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-#[inline]
-unsafe fn halves(bits: &[u16], out: &mut [f32]) {
-    for (bits, out) in bits.chunks(16).zip(out.chunks_exact_mut(16)) {
-        // SAFETY: 16 floats, and the mask leaves the halves that there are.
-        unsafe {
-            let bits = match bits.len() {
-                16 => _mm256_loadu_si256(bits.as_ptr().cast()),
-                len => _mm256_maskz_loadu_epi16((1u16 << len) - 1, bits.as_ptr().cast()),
-            };
-            _mm512_storeu_ps(out.as_mut_ptr(), _mm512_cvtph_ps(bits));
+        for (t, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            let x = unsafe { _mm512_set1_epi32(x.add(t).cast::<i32>().add(i).read_unaligned()) };
+            *sum = _mm512_dpbusd_epi32(*sum, *w, x);
         }
     }
-}
-
-/// Decodes quantised block scales 64 at a time.
-struct NestedScales<'a> {
-    nested: Nested<'a>,
-    /// Byte `p` of each number of the map.
-    planes: [[u8; 256]; 4],
-}
-
-impl<'a> NestedScales<'a> {
-    fn new(nested: Nested<'a>) -> NestedScales<'a> {
-        let planes = std::array::from_fn(|p| std::array::from_fn(|code| nested.map[code].to_le_bytes()[p]));
-        NestedScales { nested, planes }
-    }
-
-    /// The scales of a strip of rows of `blocks` blocks, `[block][row]`.
-    ///
-    /// # Safety
-    /// The processor has AVX-512 with VBMI, the matrix was checked, and the rows and scales have these blocks.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-    unsafe fn decode(&self, strip: Strip, blocks: usize, scales: &mut [f32]) {
-        let Nested { codes, absmax, shift, offset, .. } = self.nested;
-        // Of each row, up to block `valid`.
-        let (mut factors, mut valid) = ([0.0; ROWS], 0);
-        let mut words = [_mm512_setzero_si512(); ROWS];
-        // SAFETY: the check of the matrix found a code for each block and an absmax for each of these.
-        unsafe {
-            for from in (0..blocks).step_by(LINE) {
-                let rows = std::array::from_fn(|r| codes.as_ptr().add(strip.row(r) * blocks + from));
-                transpose(&rows, LINE.min(blocks - from), words.as_mut_ptr());
-                for (i, b) in (from..blocks.min(from + LINE)).enumerate() {
-                    if b >= valid {
-                        valid = usize::MAX;
-                        for (r, factor) in factors.iter_mut().enumerate() {
-                            let block = strip.row(r) * blocks + b;
-                            *factor = absmax[block >> shift];
-                            valid = valid.min(b + ((((block >> shift) + 1) << shift) - block));
-                        }
-                    }
-                    // Four blocks of each row are looked up at once.
-                    if i % 4 == 0 {
-                        self.look_up(words[i / 4], scales.as_mut_ptr().add(b * ROWS), (blocks - b).min(4));
-                    }
-                    let scale = scales.as_mut_ptr().add(b * ROWS);
-                    let scaled = _mm512_mul_ps(_mm512_loadu_ps(scale), _mm512_loadu_ps(factors.as_ptr()));
-                    _mm512_storeu_ps(scale, _mm512_add_ps(scaled, _mm512_set1_ps(offset)));
-                }
-            }
-        }
-    }
-
-    /// What the map has for the first `blocks` of four codes of each row, `[block][row]`.
-    ///
-    /// # Safety
-    /// The processor has AVX-512 with VBMI, and there is room for them.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-    #[inline]
-    unsafe fn look_up(&self, codes: __m512i, to: *mut f32, blocks: usize) {
-        // SAFETY: planes have 256 bytes.
-        unsafe {
-            let upper = _mm512_movepi8_mask(codes);
-            let mut bytes = [codes; 4];
-            for (bytes, plane) in bytes.iter_mut().zip(&self.planes) {
-                let part = |i: usize| _mm512_loadu_si512(plane.as_ptr().add(64 * i).cast());
-                let low = _mm512_permutex2var_epi8(part(0), codes, part(1));
-                let high = _mm512_permutex2var_epi8(part(2), codes, part(3));
-                *bytes = _mm512_mask_blend_epi8(upper, low, high);
-            }
-            for block in 0..blocks {
-                // Byte `block` of each word, of the first and of the second plane.
-                let first = _mm512_set1_epi16((block + (64 + block) * 256) as i16);
-                let words = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
-                let from = _mm512_add_epi8(first, _mm512_mullo_epi32(words, _mm512_set1_epi32(0x0101_0101)));
-                let low = _mm512_permutex2var_epi8(bytes[0], from, bytes[1]);
-                let high = _mm512_permutex2var_epi8(bytes[2], from, bytes[3]);
-                let value = _mm512_mask_blend_epi16(0xaaaa_aaaa, low, high);
-                _mm512_storeu_si512(to.add(block * ROWS).cast(), value);
-            }
-        }
-    }
-}
-
-/// Transposes up to 64 bytes of each row: word `i` of row `r` becomes word `r` of vector `i`.
-///
-/// # Safety
-/// The processor has AVX-512; the rows have these bytes, and `to` has room for 16 vectors.
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn transpose(rows: &[*const u8; ROWS], bytes: usize, to: *mut __m512i) {
-    let mut lines = [_mm512_setzero_si512(); ROWS];
-    for (line, row) in lines.iter_mut().zip(rows) {
-        // SAFETY: the caller's promise; what is beyond a row is masked out.
-        *line = unsafe { _mm512_maskz_loadu_epi8(u64::MAX >> (LINE - bytes), row.cast()) };
-    }
-    let rows = lines;
-    let (mut a, mut b) = ([_mm512_setzero_si512(); ROWS], [_mm512_setzero_si512(); ROWS]);
-    for i in 0..8 {
-        a[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
-        a[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
-    }
-    for i in 0..4 {
-        b[4 * i] = _mm512_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
-        b[4 * i + 1] = _mm512_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
-        b[4 * i + 2] = _mm512_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
-        b[4 * i + 3] = _mm512_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
-    }
-    // The even and the odd quarters of rows 0 to 7, then of rows 8 to 15.
-    for i in 0..4 {
-        a[i] = _mm512_shuffle_i32x4::<0x88>(b[i], b[4 + i]);
-        a[4 + i] = _mm512_shuffle_i32x4::<0xdd>(b[i], b[4 + i]);
-        a[8 + i] = _mm512_shuffle_i32x4::<0x88>(b[8 + i], b[12 + i]);
-        a[12 + i] = _mm512_shuffle_i32x4::<0xdd>(b[8 + i], b[12 + i]);
-    }
-    for i in 0..8 {
-        b[i] = _mm512_shuffle_i32x4::<0x88>(a[i], a[8 + i]);
-        b[8 + i] = _mm512_shuffle_i32x4::<0xdd>(a[i], a[8 + i]);
-    }
-    for i in 0..ROWS {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_storeu_si512(to.add(i).cast(), b[i]) };
-    }
+    sums
 }

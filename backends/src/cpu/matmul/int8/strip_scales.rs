@@ -42,7 +42,7 @@ pub(super) struct StripScales<'a> {
 
 enum StoredScales<'a> {
     PerRow(&'a [f32]),
-    Nested(NestedScales<'a>),
+    Nested(Box<NestedScales<'a>>),
     OfBlocks(OfBlocks<'a>),
 }
 
@@ -64,7 +64,7 @@ impl<'a> StripScales<'a> {
             (WeightScales::PerRow(scales), _) => StoredScales::PerRow(scales),
             (WeightScales::Int8(w), _) => StoredScales::OfBlocks(OfBlocks::Halves(w.scales)),
             (WeightScales::CodeBook(w, _), _) => match Nested::new(w, k) {
-                Some(nested) => StoredScales::Nested(NestedScales::new(nested)),
+                Some(nested) => StoredScales::Nested(Box::new(NestedScales::new(nested))),
                 None => StoredScales::OfBlocks(OfBlocks::CodeBook(*w)),
             },
         };

@@ -382,20 +382,25 @@ fn code<const SHIFT: u32>(bytes: __m512i, table: __m512i) -> __m512i {
     _mm512_permutexvar_epi8(bytes, table)
 }
 
-/// Adds the products of a block of 16 rows with `T` of x, in the order of the words, to sums for each row. Two take turns, so that no
-/// product waits for the last.
+/// Adds the products of a block of 16 rows with `T` of x, in the order of the words, to sums for each row. Two sums take turns, since the
+/// next product of one would wait for the last.
 ///
 /// # Safety
 /// The processor has AVX-512 with VNNI, and x has these blocks.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
 unsafe fn products<const T: usize>(w: &Words, x: *const [i8; BLOCK], mut sums: [__m512i; T]) -> [__m512i; T] {
+    let mut others = [_mm512_setzero_si512(); T];
     for (i, w) in w.iter().enumerate() {
-        for (t, sum) in sums.iter_mut().enumerate() {
+        for (t, (sum, other)) in sums.iter_mut().zip(&mut others).enumerate() {
             // SAFETY: the caller's promise.
             let x = unsafe { _mm512_set1_epi32(x.add(t).cast::<i32>().add(i).read_unaligned()) };
+            let sum = if T == 1 && i % 2 == 1 { other } else { sum };
             *sum = _mm512_dpbusd_epi32(*sum, *w, x);
         }
+    }
+    if T == 1 {
+        sums[0] = _mm512_add_epi32(sums[0], others[0]);
     }
     sums
 }

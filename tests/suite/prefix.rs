@@ -119,12 +119,18 @@ pub fn cached_is_uncached<B: CompactBackend>(device: &B::Device) {
 const GRID: usize = 72;
 
 /// Every boundary of a text, read in chunks of every size, on every fixture and in every format: what goes on from what is kept gets
-/// what it gets alone. Takes long; `EMBERLM_GRID_CHUNKS` names some sizes of chunks (`1,16,72`) instead of all.
+/// what it gets alone. Takes long; `EMBERLM_GRID_CHUNKS` names some sizes of chunks (`1,16,72`) instead of all, or is `spread`: each boundary
+/// with another size, so that every boundary and every size is tried, though not every pair.
 pub fn cached_is_uncached_everywhere<B: CompactBackend>(device: &B::Device) {
-    let chunks: Vec<usize> = match std::env::var("EMBERLM_GRID_CHUNKS") {
-        Ok(sizes) => sizes.split(',').map(|size| size.parse().expect("a number of tokens")).collect(),
-        Err(_) => (1..=GRID).collect(),
+    let sizes = std::env::var("EMBERLM_GRID_CHUNKS").ok();
+    let spread = sizes.as_deref() == Some("spread");
+    let chunks: Vec<usize> = match sizes {
+        Some(sizes) if !spread => sizes.split(',').map(|size| size.parse().expect("a number of tokens")).collect(),
+        _ => (1..=GRID).collect(),
     };
+    // A step without a common factor with the number of boundaries meets every size once.
+    let size_of =
+        |boundary: usize, format: KvFormat| 1 + (29 * boundary + 11 * (format == KvFormat::F16) as usize) % GRID;
     for loaded in loaded::<B>(device) {
         let began = std::time::Instant::now();
         let (mut compared, mut undecided) = (0, 0);
@@ -143,6 +149,9 @@ pub fn cached_is_uncached_everywhere<B: CompactBackend>(device: &B::Device) {
                 .collect();
             for &tokens_per_step in &chunks {
                 for (boundary, (request, expected)) in (1..).zip(&requests) {
+                    if spread && size_of(boundary, kv_format) != tokens_per_step {
+                        continue;
+                    }
                     let limits = EngineOptions { kv_format, tokens_per_step, ..with_prefixes() };
                     let mut engine = Engine::new(&loaded.model, &loaded.text, limits);
                     let first =

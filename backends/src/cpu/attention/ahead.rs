@@ -45,6 +45,8 @@ impl Ahead {
 #[derive(Clone, Copy)]
 pub(super) struct Next {
     pub(super) at: *const u8,
+    /// What comes as long after it, for a cache that is farther away.
+    pub(super) far: *const u8,
     pub(super) bytes: usize,
 }
 
@@ -52,6 +54,7 @@ impl Next {
     /// What belongs to positions from `i` on.
     #[inline(always)]
     pub(super) fn skip(self, i: usize) -> Next {
-        Next { at: self.at.wrapping_add(i * self.bytes), ..self }
+        let skip = |at: *const u8| at.wrapping_add(i * self.bytes);
+        Next { at: skip(self.at), far: skip(self.far), ..self }
     }
 }

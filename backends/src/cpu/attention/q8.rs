@@ -166,7 +166,7 @@ pub(super) unsafe fn weigh<S: Simd>(weights: &[f32], values: Q8Rows, out: &mut [
         for (to, scales) in scales.iter_mut().zip(values.scales.chunks_exact(blocks)) {
             *to = scales[block];
         }
-        let mut ahead = next.map(|next| Next { at: next.at.wrapping_add(block * part), bytes: part });
+        let mut ahead = next.map(|next| Next { at: next.at.wrapping_add(block * part), bytes: part, ..next });
         let mut r = 0;
         while r < rows {
             let call = WeighBlock { values, count, block, scales: &scales, next: ahead.take() };

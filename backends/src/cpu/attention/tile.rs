@@ -76,24 +76,24 @@ impl FlashTask<'_> {
         // One past the last position of a row.
         let end = |row: usize| p.past + (self.first + row % rows) / group + 1;
         let stop = self.positions.end.min(end(rows - 1));
-        // Where the keys or values of a head begin; none where they are not of heads, or there is no such tile.
-        let address = |source: &Source, head: usize, at: usize| match source {
+        // Where the keys or values of a head begin, and bytes of a position; none where they are not of heads, or there is no such tile.
+        let place = |source: &Source, head: usize, at: usize| match source {
             Source::Heads(parts) if at < stop => {
                 let part = parts.at(at);
                 let from = part.row(self.b * p.kv_heads + self.head + head, at) * p.head_dim;
-                Some(match part.data {
-                    CacheSlice::F32(cache) => {
-                        Next { at: cache.as_ptr().wrapping_add(from).cast(), bytes: 4 * p.head_dim }
-                    }
-                    CacheSlice::F16(cache) => {
-                        Next { at: cache.as_ptr().wrapping_add(from).cast(), bytes: 2 * p.head_dim }
-                    }
-                    CacheSlice::Q8 { codes, .. } => {
-                        Next { at: codes.as_ptr().wrapping_add(from).cast(), bytes: p.head_dim }
-                    }
-                })
+                let (start, size): (*const u8, usize) = match part.data {
+                    CacheSlice::F32(cache) => (cache.as_ptr().cast(), 4),
+                    CacheSlice::F16(cache) => (cache.as_ptr().cast(), 2),
+                    CacheSlice::Q8 { codes, .. } => (codes.as_ptr().cast(), 1),
+                };
+                Some((start.wrapping_add(size * from), size * p.head_dim))
             }
             _ => None,
+        };
+        let address = |source: &Source, head: usize, at: usize| {
+            let (start, bytes) = place(source, head, at)?;
+            let far = place(source, head, at + TILE).map_or(start, |(far, _)| far);
+            Some(Next { at: start, far, bytes })
         };
         // With hidden values to compute, memory would wait meanwhile: half of the next tile's keys is left for that time.
         let halved = matches!((&a.keys, &a.values), (Source::Heads(_), Source::Codes { .. }));
@@ -131,7 +131,6 @@ impl FlashTask<'_> {
                                     let keys = Q8Rows::new(codes, scales, wk, from / wk, count);
                                     #[cfg(target_arch = "x86_64")]
                                     if let Some(queries) = a.ints {
-                                        let next = next.map_or(keys.codes.as_ptr().cast(), |next| next.at);
                                         vnni::scores(queries, first + head * rows, rows, keys, scores, next);
                                         continue;
                                     }
@@ -193,7 +192,6 @@ impl FlashTask<'_> {
                                     let values = Q8Rows::new(codes, scales, wv, from / wv, count);
                                     #[cfg(target_arch = "x86_64")]
                                     if a.byte_sums {
-                                        let next = next.map_or(values.codes.as_ptr().cast(), |next| next.at);
                                         vnni::weigh(scores, rows, values, out, next);
                                         continue;
                                     }
@@ -548,9 +546,22 @@ unsafe fn weigh_columns<S: Simd, E: Element, const R: usize, const V: usize>(
 unsafe fn softmax<S: Simd>(scores: &mut [f32], valid: usize, bias: f32, highest: &mut f32, sum: &mut f32) -> f32 {
     let (scores, masked) = scores.split_at_mut(valid);
     masked.fill(0.0);
-    if scores.is_empty() {
-        return 1.0;
+    // SAFETY: `S` is enabled.
+    unsafe {
+        if scores.is_empty() {
+            return 1.0;
+        }
+        // Mostly a whole tile, whose loops have an end that the compiler knows.
+        if let Ok(scores) = <&mut [f32; TILE]>::try_from(&mut *scores) {
+            return weights::<S>(scores, bias, highest, sum);
+        }
+        weights::<S>(scores, bias, highest, sum)
     }
+}
+
+/// [`softmax`] of at least one score.
+#[inline(always)]
+unsafe fn weights<S: Simd>(scores: &mut [f32], bias: f32, highest: &mut f32, sum: &mut f32) -> f32 {
     // SAFETY: `S` is enabled.
     unsafe {
         let new = highest.max(math::highest::<S>(scores) + bias);

@@ -7,6 +7,7 @@ mod latent;
 mod parts;
 mod prompt;
 mod q8;
+mod softmax;
 mod source;
 mod tile;
 mod types;

@@ -4,6 +4,7 @@ use crate::cpu::attention::ahead::{Ahead, LINE, Next};
 use crate::cpu::attention::hidden::HiddenLayer;
 use crate::cpu::attention::parts::Parts;
 use crate::cpu::attention::q8::{self, Q8Rows};
+use crate::cpu::attention::softmax::{Ends, TileSoftmax};
 use crate::cpu::attention::source::{FlashAttention, Queries, Source};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::attention::vnni;
@@ -11,7 +12,7 @@ use crate::cpu::cache::CacheSlice;
 use crate::cpu::matmul::dense::{self, Element};
 use crate::cpu::matmul::gemm::{VECTORS, small};
 use crate::cpu::pool::Output;
-use crate::cpu::simd::{Kernel, Simd, math};
+use crate::cpu::simd::{Kernel, Simd};
 use crate::types::{KV_BLOCK, KV_TILE as TILE};
 use std::ops::Range;
 
@@ -73,9 +74,8 @@ impl FlashTask<'_> {
         let first = (self.b * p.kv_heads + self.head) * a.rows + self.first;
         let Queries::Grouped(q) = a.q else { unreachable!("queries of these tasks are grouped") };
         let q = &q[first * wk..(first + total) * wk];
-        // One past the last position of a row.
-        let end = |row: usize| p.past + (self.first + row % rows) / group + 1;
-        let stop = self.positions.end.min(end(rows - 1));
+        let ends = Ends { past: p.past, first: self.first, rows, group };
+        let stop = self.positions.end.min(ends.of(rows - 1));
         // Where the keys or values of a head begin, and bytes of a position; none where they are not of heads, or there is no such tile.
         let place = |source: &Source, head: usize, at: usize| match source {
             Source::Heads(parts) if at < stop => {
@@ -157,20 +157,10 @@ impl FlashTask<'_> {
                         small::<S>(shape, q.as_ptr(), wk, x, TILE, to, TILE, true);
                     }
                 }
-                for r in 0..total {
-                    let bias = a.bias.map_or(0.0, |bias| bias[first + r]);
-                    let valid = count.min(end(r).saturating_sub(at));
-                    let [highest, sum] = &mut state[2 * r..2 * r + 2] else {
-                        return;
-                    };
-                    let (row, rest) = scores[r * TILE..(r + 1) * TILE].split_at_mut(count);
-                    rest.fill(0.0);
-                    let factor = softmax::<S>(row, valid, bias, highest, sum);
-                    if factor != 1.0 {
-                        let out = &mut out[r * wv..(r + 1) * wv];
-                        math::map::<S, _>(out, math::Scale(factor));
-                    }
-                }
+                let bias = a.bias.map(|bias| &bias[first..first + total]);
+                let scores_of_tile = &mut scores[..total * TILE];
+                let (state, sums) = (&mut *state, &mut *out);
+                S::apart(TileSoftmax { scores: scores_of_tile, bias, at, count, ends, state, sums, width: wv });
                 match &a.values {
                     Source::Heads(parts) => {
                         let part = parts.at(at);
@@ -537,40 +527,6 @@ unsafe fn weigh_columns<S: Simd, E: Element, const R: usize, const V: usize>(
                 S::store(out.add(r * width + v * S::LANES), sums[r][v]);
             }
         }
-    }
-}
-
-/// Turns the first `valid` scores into weights relative to the running maximum, the others into 0, and returns the factor
-/// for what was summed before.
-#[inline(always)]
-unsafe fn softmax<S: Simd>(scores: &mut [f32], valid: usize, bias: f32, highest: &mut f32, sum: &mut f32) -> f32 {
-    let (scores, masked) = scores.split_at_mut(valid);
-    masked.fill(0.0);
-    // SAFETY: `S` is enabled.
-    unsafe {
-        if scores.is_empty() {
-            return 1.0;
-        }
-        // Mostly a whole tile, whose loops have an end that the compiler knows.
-        if let Ok(scores) = <&mut [f32; TILE]>::try_from(&mut *scores) {
-            return weights::<S>(scores, bias, highest, sum);
-        }
-        weights::<S>(scores, bias, highest, sum)
-    }
-}
-
-/// [`softmax`] of at least one score.
-#[inline(always)]
-unsafe fn weights<S: Simd>(scores: &mut [f32], bias: f32, highest: &mut f32, sum: &mut f32) -> f32 {
-    // SAFETY: `S` is enabled.
-    unsafe {
-        let new = highest.max(math::highest::<S>(scores) + bias);
-        math::map::<S, _>(scores, math::ExpOffset(bias - new));
-        // Before the first score there is nothing to rescale, and mostly nothing changes.
-        let factor = if *sum == 0.0 || new == *highest { 1.0 } else { (*highest - new).exp() };
-        *sum = *sum * factor + math::total::<S>(scores);
-        *highest = new;
-        factor
     }
 }
 

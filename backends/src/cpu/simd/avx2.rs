@@ -1,6 +1,6 @@
 //! AVX2 with FMA and F16C: 8 lanes, 16 registers.
 
-use super::Simd;
+use super::{Kernel, Simd, on_avx2};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -100,6 +100,14 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn highest(v: __m256) -> f32 {
+        unsafe {
+            let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
     unsafe fn store_sums(to: *mut f32, [a, b, c, d]: [__m256; 4]) {
         unsafe {
             // In each half a0 + a2, b0 + b2, a1 + a3, b1 + b3; then a, b, c, d.
@@ -143,6 +151,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn group_scale(scales: *const f32, g: usize) -> __m256 {
         unsafe { _mm256_set1_ps(*scales.add(g)) }
+    }
+    #[inline(always)]
+    unsafe fn apart<K: Kernel>(kernel: K) -> K::Output {
+        unsafe { on_avx2(kernel) }
     }
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {

@@ -1,6 +1,6 @@
 //! AVX-512: 16 lanes, 32 registers, and a 16-entry float table in one register.
 
-use super::Simd;
+use super::{Kernel, Simd, on_avx512};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -83,6 +83,10 @@ impl Simd for Avx512 {
         unsafe { _mm512_reduce_add_ps(v) }
     }
     #[inline(always)]
+    unsafe fn highest(v: __m512) -> f32 {
+        unsafe { _mm512_reduce_max_ps(v) }
+    }
+    #[inline(always)]
     unsafe fn store_sums(to: *mut f32, [a, b, c, d]: [__m512; 4]) {
         unsafe {
             // In each quarter a0 + a2, b0 + b2, a1 + a3, b1 + b3; then a, b, c, d.
@@ -126,6 +130,10 @@ impl Simd for Avx512 {
             let low = _mm512_set1_ps(*scales.add(2 * g));
             _mm512_mask_broadcastss_ps(low, 0xff00, _mm_load_ss(scales.add(2 * g + 1)))
         }
+    }
+    #[inline(always)]
+    unsafe fn apart<K: Kernel>(kernel: K) -> K::Output {
+        unsafe { on_avx512(kernel) }
     }
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {

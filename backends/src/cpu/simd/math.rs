@@ -250,24 +250,16 @@ pub(crate) unsafe fn total<S: Simd>(a: &[f32]) -> f32 {
 /// `S` must be enabled.
 #[inline(always)]
 pub(crate) unsafe fn highest<S: Simd>(a: &[f32]) -> f32 {
-    let larger = |a: f32, b: f32| if a > b { a } else { b };
     let whole = a.len() / S::LANES * S::LANES;
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    // SAFETY: `S` is enabled, every access is inside the slice or the 16 lanes.
-    unsafe {
+    // SAFETY: `S` is enabled, every access is inside the slice.
+    let highest = unsafe {
         let mut highest = S::splat(f32::NEG_INFINITY);
         for i in (0..whole).step_by(S::LANES) {
             highest = S::max(highest, S::load(a.as_ptr().add(i)));
         }
-        S::store(lanes.as_mut_ptr(), highest);
-    }
-    // In pairs: one after the other they would wait for each other.
-    for half in [8, 4, 2, 1] {
-        for l in 0..half {
-            lanes[l] = larger(lanes[l], lanes[l + half]);
-        }
-    }
-    a[whole..].iter().fold(lanes[0], |highest, &a| larger(highest, a))
+        S::highest(highest)
+    };
+    a[whole..].iter().fold(highest, |highest, &a| if highest > a { highest } else { a })
 }
 
 #[cfg(test)]

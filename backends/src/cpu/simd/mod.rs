@@ -52,6 +52,8 @@ pub(crate) trait Simd: Copy {
     /// `v * 2^n` for whole `n` in -127..=127.
     unsafe fn scale_exponent(v: Self::V, n: Self::V) -> Self::V;
     unsafe fn sum(v: Self::V) -> f32;
+    /// The largest lane; a NaN may or may not count.
+    unsafe fn highest(v: Self::V) -> f32;
     /// Writes the sum of each of four vectors.
     unsafe fn store_sums(to: *mut f32, v: [Self::V; 4]);
 
@@ -66,6 +68,8 @@ pub(crate) trait Simd: Copy {
     unsafe fn group_scale(scales: *const f32, g: usize) -> Self::V;
     /// Asks for the cache line at `at`, which need not be readable.
     unsafe fn prefetch(at: *const u8);
+    /// Runs a kernel as a function of its own, so that its constants need not share registers with what is around it.
+    unsafe fn apart<K: Kernel>(kernel: K) -> K::Output;
 }
 
 /// A computation that is compiled once per instruction set.
@@ -112,6 +116,7 @@ pub(crate) fn lanes(level: Level) -> usize {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline(never)]
 unsafe fn on_avx512<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the features of `Avx512` are enabled here.
     unsafe { kernel.call::<avx512::Avx512>() }
@@ -119,6 +124,7 @@ unsafe fn on_avx512<K: Kernel>(kernel: K) -> K::Output {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
 unsafe fn on_avx2<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the features of `Avx2` are enabled here.
     unsafe { kernel.call::<avx2::Avx2>() }
@@ -126,6 +132,7 @@ unsafe fn on_avx2<K: Kernel>(kernel: K) -> K::Output {
 
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "neon")]
+#[inline(never)]
 unsafe fn on_neon<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the feature of `Neon` is enabled here.
     unsafe { kernel.call::<neon::Neon>() }

@@ -1,6 +1,6 @@
 //! aarch64 Advanced SIMD: 4 lanes, 32 registers, byte tables of 64 entries.
 
-use super::Simd;
+use super::{Kernel, Simd, on_neon};
 use std::arch::aarch64::*;
 
 #[derive(Clone, Copy)]
@@ -107,6 +107,10 @@ impl Simd for Neon {
         unsafe { vaddvq_f32(v) }
     }
     #[inline(always)]
+    unsafe fn highest(v: float32x4_t) -> f32 {
+        unsafe { vmaxvq_f32(v) }
+    }
+    #[inline(always)]
     unsafe fn store_sums(to: *mut f32, [a, b, c, d]: [float32x4_t; 4]) {
         unsafe { vst1q_f32(to, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d))) }
     }
@@ -137,6 +141,10 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn group_scale(scales: *const f32, g: usize) -> float32x4_t {
         unsafe { vdupq_n_f32(*scales.add(g / 2)) }
+    }
+    #[inline(always)]
+    unsafe fn apart<K: Kernel>(kernel: K) -> K::Output {
+        unsafe { on_neon(kernel) }
     }
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {

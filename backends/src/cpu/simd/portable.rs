@@ -1,6 +1,6 @@
 //! Eight lanes of plain Rust; the compiler vectorises what it can.
 
-use super::Simd;
+use super::{Kernel, Simd};
 use half::{bf16, f16};
 
 #[derive(Clone, Copy)]
@@ -11,6 +11,11 @@ const N: usize = 8;
 #[inline(always)]
 fn zip(a: [f32; N], b: [f32; N], f: impl Fn(f32, f32) -> f32) -> [f32; N] {
     std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
 }
 
 // SAFETY (every block): pointers are valid for the lanes read or written, as the trait demands.
@@ -92,6 +97,12 @@ impl Simd for Portable {
         (four[0] + four[2]) + (four[1] + four[3])
     }
     #[inline(always)]
+    unsafe fn highest(v: [f32; N]) -> f32 {
+        // In pairs: one after the other they would wait for each other.
+        let four: [f32; 4] = std::array::from_fn(|i| larger(v[i], v[i + 4]));
+        larger(larger(four[0], four[2]), larger(four[1], four[3]))
+    }
+    #[inline(always)]
     unsafe fn store_sums(to: *mut f32, v: [[f32; N]; 4]) {
         unsafe { to.cast::<[f32; 4]>().write_unaligned(v.map(|v| Self::sum(v))) }
     }
@@ -119,6 +130,10 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn group_scale(scales: *const f32, g: usize) -> [f32; N] {
         [unsafe { *scales.add(g) }; N]
+    }
+    #[inline(always)]
+    unsafe fn apart<K: Kernel>(kernel: K) -> K::Output {
+        unsafe { kernel.call::<Self>() }
     }
     #[inline(always)]
     unsafe fn prefetch(_at: *const u8) {}

@@ -309,14 +309,7 @@ fn attention(bencher: Bencher, context: &Context) {
 fn attention_in_8_bits(bencher: Bencher, context: &Context) {
     let (p, sides, q) = long_context(context);
     let mut out = q.clone();
-    let stored = sides.map(|halves| {
-        let floats: Vec<f32> = halves.iter().map(|&bits| half::f16::from_bits(bits).to_f32()).collect();
-        drop(halves);
-        let mut stored = Eighths::zeros(floats.len(), p.head_dim);
-        cpu::advise_large_pages(&mut stored.codes);
-        stored.fill(&floats, p.head_dim);
-        stored
-    });
+    let stored = sides.map(|halves| in_8_bits(halves, p.head_dim));
     let bytes = stored.iter().map(|side| side.codes.len() + 4 * side.scales.len()).sum();
     let [k, v] = stored.each_ref().map(|side| [side.slice()]);
     let (k, v) = (KeyValue::Plain(&k), KeyValue::Plain(&v));
@@ -326,8 +319,20 @@ fn attention_in_8_bits(bencher: Bencher, context: &Context) {
 /// The same with values as codes of 4 behind a decoder of 128 hidden values and GELU, LeanLlama's.
 #[divan::bench(args = contexts(&HEADS[..1]), max_time = 2)]
 fn latent_attention(bencher: Bencher, context: &Context) {
-    let (r, h) = (4, 128);
     let (p, [keys, _], q) = long_context(context);
+    latent(bencher, &p, &q, CacheSlice::F16(&keys), 2 * keys.len());
+}
+
+/// Those codes beside keys in 8 bits.
+#[divan::bench(args = contexts(&HEADS[..1]), max_time = 2)]
+fn latent_attention_in_8_bits(bencher: Bencher, context: &Context) {
+    let (p, [keys, _], q) = long_context(context);
+    let keys = in_8_bits(keys, p.head_dim);
+    latent(bencher, &p, &q, keys.slice(), keys.codes.len() + 4 * keys.scales.len());
+}
+
+fn latent(bencher: Bencher, p: &Attention, q: &[f32], keys: CacheSlice, key_bytes: usize) {
+    let (r, h) = (4, 128);
     let mut rng = Rng(6);
     let codes = rng.floats(p.capacity * r, 1.0);
     let hidden = Stored::new(&mut rng, Kind::F16, h, r);
@@ -336,12 +341,22 @@ fn latent_attention(bencher: Bencher, context: &Context) {
     let hidden = Layer { weight: hidden.weight(), bias: Some(&b1) };
     let output = Layer { weight: output.weight(), bias: Some(&b2) };
     let decoder = CodeDecoder { hidden: Some((hidden, CodeActivation::Gelu)), output };
-    let (stored, parts) = ([CacheSlice::F16(&keys)], [&codes[..]]);
+    let (stored, parts) = ([keys], [&codes[..]]);
     let (k, v) = (KeyValue::Plain(&stored), KeyValue::Compressed { codes: &parts, decoder: &decoder });
-    let mut out = q.clone();
-    measure(bencher, 2 * keys.len() + 4 * codes.len(), flops(&p) + 2 * r * h * p.capacity, || {
-        cpu::attention(&q, &k, &v, &p, &mut out);
+    let mut out = q.to_vec();
+    measure(bencher, key_bytes + 4 * codes.len(), flops(p) + 2 * r * h * p.capacity, || {
+        cpu::attention(q, &k, &v, p, &mut out);
     });
+}
+
+/// Halves in 8 bits, on large pages.
+fn in_8_bits(halves: Vec<u16>, width: usize) -> Eighths {
+    let floats: Vec<f32> = halves.iter().map(|&bits| half::f16::from_bits(bits).to_f32()).collect();
+    drop(halves);
+    let mut stored = Eighths::zeros(floats.len(), width);
+    cpu::advise_large_pages(&mut stored.codes);
+    stored.fill(&floats, width);
+    stored
 }
 
 fn flops(p: &Attention) -> usize {

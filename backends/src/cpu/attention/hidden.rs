@@ -59,7 +59,7 @@ impl HiddenLayer {
         let tile = |i: usize, u: &mut [f32]| {
             let part = codes.at(i * TILE);
             let codes = &part.data[part.row(batch, i * TILE) * self.r..][..u.len() / self.h * self.r];
-            launch(level, TokenRows { layer: self, codes, u });
+            launch(level, TokenRows { layer: self, codes, u, ahead: Ahead::nothing() });
         };
         for_each_chunk(whole, TILE * self.h, TILE * self.h * self.r, tile);
         if !rest.is_empty() {
@@ -72,7 +72,7 @@ impl HiddenLayer {
     /// # Safety
     /// `S` must be enabled.
     #[inline(always)]
-    pub(super) unsafe fn rows<S: Simd>(&self, codes: &[f32], u: &mut [f32], ahead: &mut Ahead) {
+    unsafe fn rows<S: Simd>(&self, codes: &[f32], u: &mut [f32], ahead: &mut Ahead) {
         // SAFETY: `S` is enabled.
         unsafe {
             match self.activation {
@@ -171,17 +171,22 @@ impl HiddenLayer {
     }
 }
 
-struct TokenRows<'a> {
-    layer: &'a HiddenLayer,
-    codes: &'a [f32],
-    u: &'a mut [f32],
+/// Hidden values of some tokens.
+pub(super) struct TokenRows<'a> {
+    pub(super) layer: &'a HiddenLayer,
+    /// `[count, r]`.
+    pub(super) codes: &'a [f32],
+    /// `[count, h]` or longer, written.
+    pub(super) u: &'a mut [f32],
+    /// Prefetched meanwhile.
+    pub(super) ahead: Ahead,
 }
 
 impl Kernel for TokenRows<'_> {
     type Output = ();
     #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
+    unsafe fn call<S: Simd>(mut self) {
         // SAFETY: `S` is enabled.
-        unsafe { self.layer.rows::<S>(self.codes, self.u, &mut Ahead::nothing()) }
+        unsafe { self.layer.rows::<S>(self.codes, self.u, &mut self.ahead) }
     }
 }

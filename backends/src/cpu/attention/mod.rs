@@ -1,6 +1,8 @@
 //! Softmax attention over a cache that holds keys and values, or their compressed codes.
 
 mod ahead;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
 mod flash;
 mod hidden;
 mod latent;
@@ -180,6 +182,7 @@ impl Prepared {
         let p = span.shape;
         let (keys, values) = (self.keys.source(&span.k, &p), self.values.source(&span.v, &p));
         let byte_sums = has_byte_sums(level, &span.v, p.head_dim);
+        let bf16_sums = keys.has_8_bits() && has_bf16_sums(level, &values);
         FlashAttention {
             q: self.queries.as_deref().map_or(Queries::Tokens(span.q), Queries::Grouped),
             bias: self.bias.as_deref(),
@@ -190,6 +193,7 @@ impl Prepared {
             #[cfg(target_arch = "x86_64")]
             ints: self.ints.as_ref(),
             byte_sums,
+            bf16_sums,
             prompt: self.prompt,
         }
     }
@@ -205,6 +209,18 @@ fn has_byte_sums(level: Level, kv: &KeyValue, width: usize) -> bool {
     #[cfg(not(target_arch = "x86_64"))]
     {
         let _ = (fits, level);
+        false
+    }
+}
+
+/// Whether sums of hidden values can be in BF16.
+fn has_bf16_sums(level: Level, values: &Source) -> bool {
+    let Source::Codes { layer, .. } = values else { return false };
+    #[cfg(target_arch = "x86_64")]
+    return bf16::fits(level, layer.h);
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (layer, level);
         false
     }
 }

@@ -5,6 +5,7 @@
 //! floats once for all panels of a task, and what a panel needs meanwhile stays in the L1 cache.
 
 use crate::cpu::attention::ahead::Ahead;
+use crate::cpu::attention::hidden::TokenRows;
 use crate::cpu::attention::q8::Q8Rows;
 use crate::cpu::attention::source::{FlashAttention, Source};
 use crate::cpu::attention::tile::{FlashTask, floats, tile_codes};
@@ -296,7 +297,8 @@ unsafe fn load<S: Simd>(source: &Source, a: &FlashAttention, [b, head, at, count
                 to.copy_from_slice(&part.data[part.row(b, at) * width..][..count * width]);
             }
             Source::Codes { parts, layer } => {
-                layer.rows::<S>(tile_codes(parts, layer, b, at, count), to, &mut Ahead::nothing());
+                let codes = tile_codes(parts, layer, b, at, count);
+                S::apart(TokenRows { layer, codes, u: to, ahead: Ahead::nothing() });
             }
         }
     }

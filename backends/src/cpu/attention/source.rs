@@ -83,6 +83,9 @@ pub(super) struct FlashAttention<'a> {
     /// Whether weighted sums of values are.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(super) byte_sums: bool,
+    /// Whether those of hidden values are in BF16.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(super) bf16_sums: bool,
     /// Whether queries are the lanes of vectors.
     pub(super) prompt: bool,
 }

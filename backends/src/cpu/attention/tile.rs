@@ -1,7 +1,9 @@
 //! One task of flash attention: its queries against a range of positions, tile by tile.
 
 use crate::cpu::attention::ahead::{Ahead, LINE, Next};
-use crate::cpu::attention::hidden::HiddenLayer;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::attention::bf16;
+use crate::cpu::attention::hidden::{HiddenLayer, TokenRows};
 use crate::cpu::attention::parts::Parts;
 use crate::cpu::attention::q8::{self, Q8Rows};
 use crate::cpu::attention::softmax::{Ends, TileSoftmax};
@@ -203,7 +205,7 @@ impl FlashTask<'_> {
                     }
                     Source::Codes { parts, layer } => {
                         let codes = tile_codes(parts, layer, self.b, at, count);
-                        let mut ahead = match (address(&a.keys, 0, at + TILE), &a.keys) {
+                        let ahead = match (address(&a.keys, 0, at + TILE), &a.keys) {
                             (Some(next), Source::Heads(keys)) => {
                                 let (half, head_step) =
                                     (TILE * (next.bytes / 2), keys.at(at + TILE).slots * next.bytes);
@@ -211,7 +213,12 @@ impl FlashTask<'_> {
                             }
                             _ => Ahead::nothing(),
                         };
-                        layer.rows::<S>(codes, value_tile, &mut ahead);
+                        S::apart(TokenRows { layer, codes, u: value_tile, ahead });
+                        #[cfg(target_arch = "x86_64")]
+                        if a.bf16_sums {
+                            bf16::weigh(scores, value_tile, count, wv, out);
+                            continue;
+                        }
                         weigh::<S, f32>(scores, &value_tile[..count * wv], wv, &mut [], out, None);
                     }
                 }

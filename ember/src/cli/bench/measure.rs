@@ -47,6 +47,13 @@ enum Test {
 }
 
 impl Test {
+    /// Tokens that a sequence gets.
+    fn tokens(self) -> usize {
+        match self {
+            Test::Prompt(tokens) | Test::Generation { tokens, .. } | Test::Drafted { tokens, .. } => tokens,
+        }
+    }
+
     /// Sequences that take part.
     fn sequences(self) -> usize {
         match self {
@@ -231,6 +238,10 @@ impl<B: CompactBackend> Bench<'_, B> {
             return Ok(cache.truncate(context)?);
         }
         cache.reset();
+        // As an engine does for a request: a cache that grew while it is measured would be another one than that of a long text.
+        let end = context.saturating_add(test.tokens());
+        cache.check_room(end)?;
+        cache.reserve(end);
         if self.args.random_context {
             cache.append_random(context)?;
         } else if context > 0 {

@@ -55,6 +55,25 @@ fn cache(rng: &mut Rng, p: &Attention, groups: usize, width: usize) -> Vec<f32> 
     cache
 }
 
+/// A decoder with a hidden layer, biases and GELU.
+struct OwnedDecoder {
+    weights: [Stored; 2],
+    biases: [Vec<f32>; 2],
+}
+
+impl OwnedDecoder {
+    /// Of `r` floats to `h` hidden values to `width`.
+    fn new(rng: &mut Rng, [r, h, width]: [usize; 3]) -> Self {
+        let weights = [Stored::new(rng, Kind::F16, h, r), Stored::new(rng, Kind::F16, width, h)];
+        Self { weights, biases: [rng.floats(h, 1.0), rng.floats(width, 1.0)] }
+    }
+
+    fn borrowed(&self) -> CodeDecoder<'_> {
+        let [hidden, output] = [0, 1].map(|i| Layer { weight: self.weights[i].weight(), bias: Some(&self.biases[i]) });
+        CodeDecoder { hidden: Some((hidden, CodeActivation::Gelu)), output }
+    }
+}
+
 #[test]
 fn plain_caches_match_the_twin() {
     let mut rng = Rng(21);
@@ -119,13 +138,9 @@ fn codes_beside_8_bits_match_the_twin() {
         [(32, 8, 128, 64, 128), (7, 7, 64, 0, 32), (12, 2, 64, 130, 64), (9, 3, 128, 62, 96), (8, 2, 64, 70, 48)]
     {
         let p = Attention { batch: 1, seq: 1, heads, kv_heads, head_dim, past, capacity: past + 9, scale: 0.1 };
-        let (width, r) = (kv_heads * head_dim, 4);
-        let first = Stored::new(&mut rng, Kind::F16, h, r);
-        let last = Stored::new(&mut rng, Kind::F16, width, h);
-        let (b1, b2) = (rng.floats(h, 1.0), rng.floats(width, 1.0));
-        let hidden = Layer { weight: first.weight(), bias: Some(&b1[..]) };
-        let output = Layer { weight: last.weight(), bias: Some(&b2[..]) };
-        let decoder = CodeDecoder { hidden: Some((hidden, CodeActivation::Gelu)), output };
+        let r = 4;
+        let decoder = OwnedDecoder::new(&mut rng, [r, h, kv_heads * head_dim]);
+        let decoder = decoder.borrowed();
         let q = rng.floats(heads * head_dim, 2.0);
         let keys = Eighths::new(&cache(&mut rng, &p, kv_heads, head_dim), head_dim);
         let codes = cache(&mut rng, &p, 1, r);
@@ -220,13 +235,9 @@ fn a_row_does_not_depend_on_its_neighbours() {
     {
         let capacity = past + seq + 3;
         let p = Attention { batch: 1, seq, heads, kv_heads, head_dim, past, capacity, scale: 0.2 };
-        let (width, r) = (kv_heads * head_dim, 5);
-        let first = Stored::new(&mut rng, Kind::F16, h, r);
-        let last = Stored::new(&mut rng, Kind::F16, width, h);
-        let (b1, b2) = (rng.floats(h, 1.0), rng.floats(width, 1.0));
-        let hidden = Layer { weight: first.weight(), bias: Some(&b1[..]) };
-        let output = Layer { weight: last.weight(), bias: Some(&b2[..]) };
-        let decoder = CodeDecoder { hidden: Some((hidden, CodeActivation::Gelu)), output };
+        let r = 5;
+        let decoder = OwnedDecoder::new(&mut rng, [r, h, kv_heads * head_dim]);
+        let decoder = decoder.borrowed();
         let cached: Vec<u16> =
             cache(&mut rng, &p, kv_heads, head_dim).iter().map(|&x| half::f16::from_f32(x).to_bits()).collect();
         let codes = cache(&mut rng, &p, 1, r);

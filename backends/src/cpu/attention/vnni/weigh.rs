@@ -31,9 +31,9 @@ pub(in crate::cpu::attention) unsafe fn weigh(
     assert!(weights.len() >= rows * TILE && out.len() >= rows * width);
     let mut fetch = Fetch::new(next, values.codes);
     for block in 0..width / BLOCK {
-        // SAFETY: the features are enabled; values are whole blocks, at most `TILE` of them.
         let mut scales = [_mm512_setzero_ps(); TILE / LANES];
         for (i, scales) in scales.iter_mut().enumerate() {
+            // SAFETY: the features are enabled.
             *scales = unsafe { values.scales_at(i * LANES, block) };
         }
         let tail = values.tail::<FOUR>(count / FOUR * FOUR, block);

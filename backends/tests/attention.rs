@@ -107,6 +107,19 @@ fn caches_of_8_bits_match_the_twin() {
         (1, 1, 5, 1, 64, 70, 90),
         (1, 3, 4, 2, 128, 197, 210),
         (2, 1, 11, 1, 64, 64, 70),
+        // As many queries as registers have room for, and fewer: whole vectors of positions and some more.
+        (1, 1, 1, 1, 64, 98, 99),
+        (1, 1, 2, 1, 64, 98, 99),
+        (1, 1, 3, 1, 64, 98, 99),
+        (1, 1, 4, 1, 64, 98, 99),
+        (1, 1, 1, 1, 128, 96, 97),
+        (1, 1, 2, 1, 128, 96, 97),
+        (1, 1, 3, 1, 128, 96, 97),
+        (1, 1, 4, 1, 128, 96, 97),
+        (1, 1, 1, 1, 192, 97, 98),
+        (1, 1, 2, 1, 192, 97, 98),
+        (1, 1, 3, 1, 192, 97, 98),
+        (1, 1, 4, 1, 192, 97, 98),
     ];
     for (batch, seq, heads, kv_heads, head_dim, past, capacity) in SHAPES.into_iter().chain(more) {
         let scale = 1.0 / (head_dim as f32).sqrt();
@@ -130,6 +143,9 @@ fn caches_of_8_bits_match_the_twin() {
 /// up to 6e-3.)
 const BF16: f32 = 4e-3;
 
+/// Elsewhere: 5e-6 was measured where scores are sums of whole numbers, 4e-7 where they are floats.
+const CODES: f32 = 2e-5;
+
 /// Values as codes beside keys in 8 bits, with hidden values of whole vectors and of others.
 #[test]
 fn codes_beside_8_bits_match_the_twin() {
@@ -146,7 +162,7 @@ fn codes_beside_8_bits_match_the_twin() {
         let codes = cache(&mut rng, &p, 1, r);
         let (keys, codes) = ([keys.slice()], [&codes[..]]);
         let values = KeyValue::Compressed { codes: &codes, decoder: &decoder };
-        let tolerance = |level: Level| if level.multiplies_bf16() && h % 32 == 0 { BF16 } else { EIGHTHS };
+        let tolerance = |level: Level| if level.multiplies_bf16() && h % 32 == 0 { BF16 } else { CODES };
         check_on(tolerance, &format!("{h} hidden values, {p:?}"), &q, &KeyValue::Plain(&keys), &values, &p);
     }
 }

@@ -11,7 +11,7 @@
 mod scores;
 mod weigh;
 
-use crate::cpu::attention::ahead::Next;
+use crate::cpu::attention::ahead::{LINE, Next};
 use crate::cpu::attention::q8::Q8Rows;
 use crate::types::KV_BLOCK;
 pub(super) use scores::{IntQueries, scores};
@@ -111,7 +111,6 @@ impl Fetch {
     /// Asks for the two lines of step `i`.
     #[inline(always)]
     fn step(self, i: usize) {
-        use crate::cpu::attention::ahead::LINE;
         for line in 2 * i..2 * i + 2 {
             // SAFETY: every x86-64 processor has the instruction; the address need not be readable.
             unsafe {

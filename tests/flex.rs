@@ -11,7 +11,7 @@ type Backend = burn_flex::Flex;
 whole_suite!();
 
 #[test]
-#[ignore = "72 boundaries by 72 sizes of chunks take about as long as with ndarray, half an hour: by hand when caches change, CONTRIBUTING.md says how; five boundaries always run"]
+#[ignore = "72 boundaries by 72 sizes of chunks take a minute in release and more in debug: by hand when caches change, CONTRIBUTING.md says how; five boundaries always run"]
 fn cached_is_uncached_everywhere() {
     suite::prefix::cached_is_uncached_everywhere::<Backend>(&Default::default());
 }

@@ -8,7 +8,7 @@ type Backend = burn_ndarray::NdArray<f32>;
 whole_suite!();
 
 #[test]
-#[ignore = "72 boundaries by 72 sizes of chunks take half an hour: by hand when caches change, CONTRIBUTING.md says how; five boundaries always run"]
+#[ignore = "72 boundaries by 72 sizes of chunks take a minute in release and more in debug: by hand when caches change, CONTRIBUTING.md says how; five boundaries always run"]
 fn cached_is_uncached_everywhere() {
     suite::prefix::cached_is_uncached_everywhere::<Backend>(&Default::default());
 }

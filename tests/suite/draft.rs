@@ -106,7 +106,7 @@ pub fn texts_are_those_without<B: CompactBackend>(device: &B::Device) {
             for (i, (request, (plain, drafted))) in requests.iter().zip(plain.iter().zip(drafted)).enumerate() {
                 let what = format!("{what}, request {i}");
                 if plain.outcome != drafted.outcome {
-                    let near = Nearness::of(&loaded, request, &plain.outcome, &drafted.outcome);
+                    let near = Nearness::of(&loaded, (request, options().kv_format), &plain.outcome, &drafted.outcome);
                     assert!(
                         near.hangs_on_last_bits(),
                         "{what}: {:?}, expected {:?}; {near:?}",

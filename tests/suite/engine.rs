@@ -104,7 +104,12 @@ pub(super) struct Nearness {
 }
 
 impl Nearness {
-    pub fn of<B: CompactBackend>(loaded: &Loaded<B>, request: &Request, expected: &Outcome, got: &Outcome) -> Self {
+    pub fn of<B: CompactBackend>(
+        loaded: &Loaded<B>,
+        (request, kv_format): (&Request, KvFormat),
+        expected: &Outcome,
+        got: &Outcome,
+    ) -> Self {
         let halting = nearest_halt(loaded, request);
         let shared = expected.generated.iter().zip(&got.generated).take_while(|(a, b)| a == b).count();
         let (Some(&one), Some(&other)) = (expected.generated.get(shared), got.generated.get(shared)) else {
@@ -112,7 +117,7 @@ impl Nearness {
         };
         let text = [request.prompt.as_slice(), &expected.generated[..shared]].concat();
         let logits = |chunk: usize| {
-            let mut cache = loaded.model.new_cache(KvFormat::F32);
+            let mut cache = loaded.model.new_cache(kv_format);
             Numbers::of(&loaded.model.prefill(&text, &mut cache, chunk).expect("a text")).values
         };
         let whole = logits(text.len());
@@ -293,7 +298,7 @@ fn one_run<B: CompactBackend>(loaded: &Loaded<B>, seed: u64, prefixes: bool) -> 
             false => *got == expected,
         };
         if !right {
-            let near = Nearness::of(loaded, request, &expected, got);
+            let near = Nearness::of(loaded, (request, options().kv_format), &expected, got);
             assert!(near.hangs_on_last_bits(), "{what}: {got:?}, expected {expected:?}; {near:?}");
             undecided += 1;
         }

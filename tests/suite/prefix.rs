@@ -1,5 +1,6 @@
 //! The prefix cache: what comes from it is what would have been computed, and nothing else comes from it.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use emberlm::model::engine::{Engine, EngineOptions, EventKind, Finish, Request, SequenceId};
@@ -31,10 +32,21 @@ struct Told {
 
 /// Runs requests together, to the end.
 fn run<B: CompactBackend>(engine: &mut Engine<'_, B>, requests: &[Request]) -> Vec<Told> {
-    let ids: Vec<SequenceId> =
-        requests.iter().map(|request| engine.submit(request.clone()).expect("a request")).collect();
+    run_joining(engine, requests, requests.len())
+}
+
+/// Runs requests to the end, of which so many, or one, join in every step.
+fn run_joining<B: CompactBackend>(engine: &mut Engine<'_, B>, requests: &[Request], per_step: usize) -> Vec<Told> {
+    let mut to_come = requests.chunks(per_step.max(1));
+    let mut ids = Vec::<SequenceId>::new();
     let mut told = BTreeMap::<SequenceId, Told>::new();
-    while !engine.is_idle() {
+    loop {
+        for request in to_come.next().unwrap_or_default() {
+            ids.push(engine.submit(request.clone()).expect("a request"));
+        }
+        if engine.is_idle() {
+            break;
+        }
         for event in engine.step() {
             let entry = told.entry(event.sequence);
             let told = entry.or_insert_with(|| Told { outcome: Outcome::default(), cached: usize::MAX, read: 0 });
@@ -117,66 +129,102 @@ pub fn cached_is_uncached<B: CompactBackend>(device: &B::Device) {
 
 /// Tokens of the text whose every boundary is tried: a whole tile of the cache and more.
 const GRID: usize = 72;
+/// Tokens of a prompt of the grid after its boundary.
+const AFTER: usize = 4;
 
 /// Every boundary of a text, read in chunks of every size, on every fixture and in every format: what goes on from what is kept gets
-/// what it gets alone. Takes long; `EMBERLM_GRID_CHUNKS` names some sizes of chunks (`1,16,72`) instead of all, or is `spread`: each boundary
-/// with another size, so that every boundary and every size is tried, though not every pair.
+/// what it gets alone. Takes long; `EMBERLM_GRID_CHUNKS` names some sizes of chunks (`1,16,72`) instead of all.
+///
+/// Keys and values are cut at the boundary, wherever in a chunk it is. A state has to be kept there, so that a chunk ends there: of the
+/// chunks as long as what is before the boundary, and longer, which make the same passes, the shortest is tried.
 pub fn cached_is_uncached_everywhere<B: CompactBackend>(device: &B::Device) {
     let sizes = std::env::var("EMBERLM_GRID_CHUNKS").ok();
-    let spread = sizes.as_deref() == Some("spread");
     let chunks: Vec<usize> = match sizes {
-        Some(sizes) if !spread => sizes.split(',').map(|size| size.parse().expect("a number of tokens")).collect(),
-        _ => (1..=GRID).collect(),
+        Some(sizes) => sizes.split(',').map(|size| size.parse().expect("a number of tokens")).collect(),
+        None => (1..=GRID).collect(),
     };
-    // A step without a common factor with the number of boundaries meets every size once.
-    let size_of =
-        |boundary: usize, format: KvFormat| 1 + (29 * boundary + 11 * (format == KvFormat::F16) as usize) % GRID;
     for loaded in loaded::<B>(device) {
         let began = std::time::Instant::now();
         let (mut compared, mut undecided) = (0, 0);
-        let text = &loaded.ids[..GRID];
+        let recurrent = is_recurrent(&loaded);
         for kv_format in [KvFormat::F32, KvFormat::F16] {
-            let requests: Vec<(Request, Outcome)> = (1..=GRID)
-                .map(|boundary| {
-                    let mut prompt = text[..boundary].to_vec();
-                    prompt.push(text.get(boundary).map_or(5, |&token| other(token)));
-                    prompt.extend(&loaded.ids[100..103]);
-                    let request = Request { max_tokens: 4, ..Request::new(prompt) };
-                    let limits = EngineOptions { kv_format, ..options() };
-                    let outcome = run_one(&mut Engine::new(&loaded.model, &loaded.text, limits), &request).outcome;
-                    (request, outcome)
-                })
-                .collect();
-            for &tokens_per_step in &chunks {
-                for (boundary, (request, expected)) in (1..).zip(&requests) {
-                    if spread && size_of(boundary, kv_format) != tokens_per_step {
-                        continue;
+            let points: Vec<GridPoint> =
+                (1..=GRID).map(|boundary| GridPoint::new(&loaded, boundary, kv_format)).collect();
+            for &chunk in &chunks {
+                let differs = |point: &&GridPoint| !recurrent || chunk <= point.boundary.max(AFTER);
+                let points: Vec<&GridPoint> = points.iter().filter(differs).collect();
+                let limits = EngineOptions {
+                    kv_format,
+                    tokens_per_step: chunk,
+                    prompt_tokens_beside_decoding: chunk,
+                    max_running: GRID,
+                    ..with_prefixes()
+                };
+                let mut engine = Engine::new(&loaded.model, &loaded.text, limits);
+                match recurrent {
+                    true => leave_states(&mut engine, &points, chunk),
+                    false => {
+                        let text = Request { max_tokens: 1, ..Request::new(loaded.ids[..=GRID].to_vec()) };
+                        assert_eq!(run_one(&mut engine, &text).read, GRID + 1);
                     }
-                    let limits = EngineOptions { kv_format, tokens_per_step, ..with_prefixes() };
-                    let mut engine = Engine::new(&loaded.model, &loaded.text, limits);
-                    let first =
-                        Request { max_tokens: 1, prefix_boundaries: vec![boundary], ..Request::new(text.to_vec()) };
-                    assert_eq!(run_one(&mut engine, &first).cached, 0);
-                    let told = run_one(&mut engine, request);
-                    let what = format!("{} at {boundary}, {tokens_per_step} at once, {kv_format:?}", loaded.name);
-                    assert_eq!(told.cached, boundary, "{what}");
+                }
+                // As many at once as are read in whole chunks.
+                let requests: Vec<Request> = points.iter().map(|point| point.request.clone()).collect();
+                let told = run_joining(&mut engine, &requests, chunk / AFTER);
+                for (point, told) in points.into_iter().zip(told) {
+                    let what = format!("{} at {}, {chunk} at once, {kv_format:?}", loaded.name, point.boundary);
+                    assert_eq!(told.cached, point.boundary, "{what}");
                     compared += 1;
-                    if told.outcome != *expected {
-                        let near = Nearness::of(&loaded, request, expected, &told.outcome);
-                        assert!(
-                            near.hangs_on_last_bits(),
-                            "{what}: {:?}, expected {expected:?}; {near:?}",
-                            told.outcome
-                        );
+                    if told.outcome != point.expected {
+                        let near = Nearness::of(&loaded, (&point.request, kv_format), &point.expected, &told.outcome);
+                        let (got, expected) = (&told.outcome, &point.expected);
+                        assert!(near.hangs_on_last_bits(), "{what}: {got:?}, expected {expected:?}; {near:?}");
                         undecided += 1;
                     }
-                    engine.clear_prefix_cache();
-                    assert_eq!(engine.cache_bytes(), 0, "{what}: something is left");
                 }
+                engine.clear_prefix_cache();
+                assert_eq!(engine.cache_bytes(), 0, "{}, {chunk} at once: something is left", loaded.name);
             }
         }
         println!("{}: {compared} compared, {undecided} hang on last bits, {:.0?}", loaded.name, began.elapsed());
         assert!(undecided * 100 <= compared, "{}: {undecided} of {compared}", loaded.name);
+    }
+}
+
+/// A boundary, a prompt that goes on from it in its own way, and what becomes of that prompt alone.
+struct GridPoint {
+    boundary: usize,
+    request: Request,
+    expected: Outcome,
+    /// The tokens before the boundary, where a state is to be kept, and one more.
+    first: Request,
+}
+
+impl GridPoint {
+    fn new<B: CompactBackend>(loaded: &Loaded<B>, boundary: usize, kv_format: KvFormat) -> Self {
+        let (before, next) = (&loaded.ids[..boundary], loaded.ids[boundary]);
+        let first = Request {
+            max_tokens: 1,
+            prefix_boundaries: vec![boundary],
+            ..Request::new([before, &[other(next)]].concat())
+        };
+        let after = [if next == 7 { 8 } else { 7 }, loaded.ids[100], loaded.ids[101], loaded.ids[102]];
+        let request = Request { max_tokens: 4, ..Request::new([before, &after[..AFTER]].concat()) };
+        let limits = EngineOptions { kv_format, ..options() };
+        let expected = run_one(&mut Engine::new(&loaded.model, &loaded.text, limits), &request).outcome;
+        Self { boundary, request, expected, first }
+    }
+}
+
+/// Reads the text in chunks up to every boundary, where a state is kept: from the one where the last whole chunk before it ends, which
+/// was read in the same chunks.
+fn leave_states<B: CompactBackend>(engine: &mut Engine<'_, B>, points: &[&GridPoint], chunk: usize) {
+    // The longest first of those whose last chunks begin together: none goes on from another of them.
+    let mut points = points.to_vec();
+    points.sort_by_key(|point| (point.boundary.div_ceil(chunk), Reverse(point.boundary)));
+    for point in points {
+        let whole_chunks = (point.boundary - 1) / chunk * chunk;
+        assert_eq!(run_one(engine, &point.first).cached, whole_chunks, "{} in chunks of {chunk}", point.boundary);
     }
 }
 

@@ -14,17 +14,22 @@ pub enum Level {
     Neon = 2,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2 = 3,
+    /// That and products of bytes in 32 bits: AVX-VNNI, or AVX-512 VNNI on registers of 256 bits.
+    AvxVnni = 4,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
-    Avx512 = 4,
+    Avx512 = 5,
 }
 
 impl Level {
+    const ALL: [Level; 5] = [Level::Scalar, Level::Neon, Level::Avx2, Level::AvxVnni, Level::Avx512];
+
     /// The name that `EMBERLM_CPU` takes and reports print.
     pub fn name(self) -> &'static str {
         match self {
             Level::Scalar => "scalar",
             Level::Neon => "neon",
             Level::Avx2 => "avx2",
+            Level::AvxVnni => "avxvnni",
             Level::Avx512 => "avx512",
         }
     }
@@ -46,6 +51,8 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => avx2(),
             #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni => avx2() && crate::cpu::simd::bytes::avx2::Instruction::has_vnni(),
+            #[cfg(target_arch = "x86_64")]
             Level::Avx512 => {
                 avx2()
                     && is_x86_feature_detected!("avx512f")
@@ -60,21 +67,18 @@ impl Level {
 
     /// Every level that this machine can run, slowest first.
     pub fn available() -> Vec<Level> {
-        let all = [Level::Scalar, Level::Neon, Level::Avx2, Level::Avx512];
-        all.into_iter().filter(|level| level.is_available()).collect()
+        Level::ALL.into_iter().filter(|level| level.is_available()).collect()
     }
 
     fn from_number(number: u8) -> Option<Level> {
-        let all = [Level::Scalar, Level::Neon, Level::Avx2, Level::Avx512];
-        all.into_iter().find(|level| *level as u8 == number)
+        Level::ALL.into_iter().find(|level| *level as u8 == number)
     }
 
     /// What `EMBERLM_CPU` names; none when it is not set.
     pub(crate) fn from_environment() -> Result<Option<Level>, EnvironmentError> {
-        let all = [Level::Scalar, Level::Neon, Level::Avx2, Level::Avx512];
         let allowed: Vec<&'static str> = Level::available().into_iter().map(Level::name).collect();
-        let variable = Variable { name: "EMBERLM_CPU", names: all.map(Level::name) };
-        Ok(variable.index(&allowed)?.map(|place| all[place]))
+        let variable = Variable { name: "EMBERLM_CPU", names: Level::ALL.map(Level::name) };
+        Ok(variable.index(&allowed)?.map(|place| Level::ALL[place]))
     }
 
     /// The fastest level of this machine, or what `EMBERLM_CPU` names. Read once.
@@ -150,6 +154,7 @@ pub fn features() -> Vec<&'static str> {
             "f16c",
             "fma",
             "avx2",
+            "avxvnni",
             "avx512f",
             "avx512bw",
             "avx512dq",

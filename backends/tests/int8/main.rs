@@ -35,7 +35,7 @@ fn rounds(level: Level) -> bool {
     match level {
         Level::Scalar => false,
         Level::Neon => has("dotprod"),
-        Level::Avx2 | Level::Avx512 => true,
+        Level::Avx2 | Level::AvxVnni | Level::Avx512 => true,
     }
 }
 

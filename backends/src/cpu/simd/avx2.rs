@@ -1,10 +1,13 @@
 //! AVX2 with FMA and F16C: 8 lanes, 16 registers.
 
+use super::bytes::avx2::{Dot, Maddubs};
 use super::{Kernel, Simd, on_avx2};
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
+/// With `D` products of bytes.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2;
+pub(crate) struct Avx2<D = Maddubs>(PhantomData<D>);
 
 /// The value of the low four bits of every word: bit 3 chooses between two tables of eight.
 #[inline(always)]
@@ -19,7 +22,7 @@ unsafe fn pick(book: [__m256; 2], index: __m256i, high: __m256i) -> __m256 {
 // SAFETY (every block): called only where AVX2, FMA and F16C are enabled, with pointers valid for the lanes read or written,
 // as the trait demands.
 #[allow(clippy::undocumented_unsafe_blocks)]
-impl Simd for Avx2 {
+impl<D: Dot> Simd for Avx2<D> {
     type V = __m256;
     type Book = [__m256; 2];
     const LANES: usize = 8;

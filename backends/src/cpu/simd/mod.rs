@@ -92,7 +92,7 @@ pub(crate) fn launch<K: Kernel>(level: Level, kernel: K) -> K::Output {
         Level::Avx512 => unsafe { on_avx512(kernel) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Level::Avx2 => unsafe { on_avx2(kernel) },
+        Level::Avx2 | Level::AvxVnni => unsafe { on_avx2(kernel) },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: as above.
         Level::Neon => unsafe { on_neon(kernel) },

@@ -80,8 +80,8 @@ pub(crate) struct Columns {
     runs: Vec<(usize, bool)>,
     /// `[column][block]`: what belongs to the sum of a block whatever the weights are: their shift and what dot products lack.
     start: Vec<f32>,
-    /// `[block][column][lane]`: what the offset of codes adds, negated. As large as the products, so that it is added before these are
-    /// rounded to floats. Empty where weights are no codes.
+    /// `[block][column][lane]`: what the offset of weights without sign adds, negated. As large as the products, so that it is added before
+    /// these are rounded to floats. Empty where weights have signs.
     offsets: Vec<i32>,
     /// `[column][block]`.
     steps: Vec<f32>,
@@ -108,6 +108,7 @@ impl ByteKernel for Arrange<'_> {
         let Packing { codes, shift, detail, offset } = packing;
         let (blocks, stride) = (k / BLOCK, (k / BLOCK).next_multiple_of(S::LANES));
         let stays_codes = stay_codes(offset);
+        let unsigned = stays_codes || S::UNSIGNED;
         let lines = S::x_bytes(stays_codes) / BLOCK;
         let widens = S::WIDENS && codes == Codes::Bytes;
         let mut made = Columns {
@@ -116,7 +117,7 @@ impl ByteKernel for Arrange<'_> {
             outliers: vec![false; blocks],
             runs: Vec::new(),
             start: vec![0.0; columns * stride],
-            offsets: vec![0; if stays_codes { blocks * columns * S::LANES } else { 0 }],
+            offsets: vec![0; if unsigned { blocks * columns * S::LANES } else { 0 }],
             steps: vec![0.0; columns * stride],
             columns,
             stride,
@@ -145,13 +146,14 @@ impl ByteKernel for Arrange<'_> {
                     made.high.resize(made.low.len(), Line([0; 64]));
                     start += ordered(&block.high, &mut made.high) << 7;
                 }
-                if stays_codes {
+                if unsigned {
                     let lanes = &mut made.offsets[(b * columns + column) * S::LANES..][..S::LANES];
                     let [low, high] = [&block.low, &block.high].map(|bytes| codes.in_order::<S>(bytes));
                     for (place, (low, high)) in low.into_iter().zip(high).enumerate() {
                         lanes[place / 4 % S::LANES] -= offset * (i32::from(low) + (i32::from(high) << 7));
                     }
-                } else if shift != Shift::NONE {
+                }
+                if shift != Shift::NONE {
                     start += shift.of(block.eights()).iter().sum::<i32>();
                 }
                 made.start[column * stride + b] = start as f32;
@@ -454,13 +456,15 @@ impl Gemv<'_, Columns> {
                         _ => S::pairs::<CODES>(at, table),
                     };
                     for m in 0..M {
-                        let mut sum = S::dot::<CODES>(w, x[m]);
+                        let mut sum = if CODES || S::UNSIGNED {
+                            let offsets = S::sums(self.x.offsets.as_ptr().add((b * M + m) * S::LANES));
+                            S::dot_onto::<CODES>(offsets, w, x[m])
+                        } else {
+                            S::dot::<CODES>(w, x[m])
+                        };
                         if outliers {
                             let x = S::x::<CODES>(high.add((b * M + m) * x_bytes));
                             sum = S::add_high(sum, S::dot::<CODES>(w, x));
-                        }
-                        if CODES {
-                            sum = S::add_sums(sum, self.x.offsets.as_ptr().add((b * M + m) * S::LANES));
                         }
                         add(m, sum);
                     }

@@ -123,7 +123,9 @@ pub(crate) fn add_gemv<'a>(
         #[cfg(target_arch = "x86_64")]
         Kernels::Vnni => strips::add(rows, &rounded.tokens, w, bias, y, region),
         #[cfg(target_arch = "x86_64")]
-        Kernels::Blocks if rows.m > avx2::blocks_max_rows(&w) => avx2::add(rows, &rounded.pairs, w, bias, y, region),
+        Kernels::Blocks if rows.m > avx2::blocks_max_rows(&w, rows.level) => {
+            avx2::add(rows, &rounded.pairs, w, bias, y, region);
+        }
         #[cfg(target_arch = "aarch64")]
         Kernels::Blocks if rows.m > blocks::MAX_COLUMNS => {
             neon::add(neon::Instruction::best(), rows, &rounded.chunks, w, bias, y, region);

@@ -2,16 +2,17 @@
 //!
 //! A register holds two weights of each of 8 rows, as 16-bit integers, and two elements of a row of x are broadcast. So no sum runs over
 //! the lanes of a register, an integer for each of 8 rows becomes a float at once, and codes are looked up once for all rows of x. Codes
-//! that are integers themselves take half as many multiplications: a register holds four of each row, as bytes. While an octet is
+//! that are integers themselves, and whatever VNNI multiplies, take half as many multiplications: a register holds four of each row, as bytes. While an octet is
 //! multiplied the next one is prefetched, its bytes in the order in which they lie. Sums are added as in the [tiles](super::tiles): both
 //! give the same bits.
 
 use super::BLOCK;
 use super::gemv::{Codes, Gemv, Packing, further, stay_codes};
 use super::next::Next;
-use super::pairs::{PAIRS, Panel, halves_of_quads, halves_of_set_quads, unsigned, without_sign, words};
+use super::pairs::{PAIRS, Panel, halves_of_quads, halves_of_set_quads, in_quads, unsigned, words};
 use super::panels::Panels;
 use crate::cpu::pool::with_scratch;
+use crate::cpu::simd::bytes::avx2::{Dot, Instruction, Maddubs, VnniEvex, VnniVex, without_sign};
 use std::arch::x86_64::*;
 
 /// Rows of the matrix: lanes of a register.
@@ -28,11 +29,16 @@ fn width(m: usize) -> usize {
 ///
 /// # Safety
 /// The processor has AVX2, FMA and F16C.
-pub(super) unsafe fn pack(x: &[f32], (m, k): (usize, usize), packing: Packing) -> Panels<Panel> {
+pub(super) unsafe fn pack(
+    x: &[f32],
+    (m, k): (usize, usize),
+    packing: Packing,
+    instruction: Instruction,
+) -> Panels<Panel> {
     let (width, codes) = (width(m), packing.codes);
     // SAFETY: the caller's promise.
     Panels::new(x, (m, k), width, |group: &mut Panel, x| unsafe {
-        if stay_codes(packing.offset) {
+        if in_quads(packing.offset, instruction) {
             group.fill::<4>(x, (k, width), packing, |quad| places(codes, quad));
         } else {
             group.fill::<2>(x, (k, width), packing, |pair| places(codes, pair));
@@ -51,39 +57,54 @@ fn places<const N: usize>(codes: Codes, i: usize) -> [usize; N] {
     std::array::from_fn(|n| plane * bytes + 4 * word + part + n * step)
 }
 
-/// The weights of a block: [`PAIRS`] of each row, or [`QUADS`](super::pairs::QUADS) of codes, then zeros.
+/// The weights of a block: [`PAIRS`] of each row, or [`QUADS`](super::pairs::QUADS), then zeros.
 type Octet = [__m256i; PAIRS];
 
 impl Gemv<'_, Panels<Panel>> {
     /// Rows `first..last`, with x of [`pack`].
     ///
     /// # Safety
-    /// The processor has AVX2, FMA and F16C, the rows exist, and no other task writes their outputs.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn octets(&self, first: usize, last: usize) {
+    /// The processor has AVX2, FMA, F16C and the instruction, the rows exist, and no other task writes their outputs.
+    pub(super) unsafe fn octets(&self, first: usize, last: usize, instruction: Instruction) {
         // SAFETY: the caller's promise.
         unsafe {
-            match self.w.codes {
-                Codes::Bytes => self.range_of_octets::<8, false>(first, last),
-                Codes::Nibbles { .. } if stay_codes(self.w.offset) => self.range_of_octets::<4, true>(first, last),
-                Codes::Nibbles { .. } => self.range_of_octets::<4, false>(first, last),
-                Codes::Pairs => self.range_of_octets::<2, true>(first, last),
+            match instruction {
+                Instruction::Maddubs => self.octets_with::<Maddubs>(first, last),
+                Instruction::VnniVex => self.octets_with::<VnniVex>(first, last),
+                Instruction::VnniEvex => self.octets_with::<VnniEvex>(first, last),
             }
         }
     }
 
-    /// [`octets`](Self::octets) of codes of `BITS` bits. With `CODES` they stay codes, and x is in quads.
+    /// [`octets`](Self::octets) with `D`.
     ///
     /// # Safety
-    /// The processor has AVX2, FMA and F16C, the rows exist, and no other task writes their outputs.
+    /// As for `octets`.
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn range_of_octets<const BITS: usize, const CODES: bool>(&self, first: usize, last: usize) {
+    unsafe fn octets_with<D: Dot>(&self, first: usize, last: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.w.codes {
+                Codes::Bytes => self.range_of_octets::<8, false, D>(first, last),
+                Codes::Nibbles { .. } if stay_codes(self.w.offset) => self.range_of_octets::<4, true, D>(first, last),
+                Codes::Nibbles { .. } => self.range_of_octets::<4, false, D>(first, last),
+                Codes::Pairs => self.range_of_octets::<2, true, D>(first, last),
+            }
+        }
+    }
+
+    /// [`octets`](Self::octets) of codes of `BITS` bits. With `CODES` they stay codes.
+    ///
+    /// # Safety
+    /// As for `octets`.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn range_of_octets<const BITS: usize, const CODES: bool, D: Dot>(&self, first: usize, last: usize) {
         let blocks = self.k / BLOCK;
         let width = width(self.m);
         let tokens = self.x.0.len() * width;
         // SAFETY: the caller's promise.
         let table = unsafe { unsigned(&self.w) };
-        let add = product_of::<CODES>(width);
+        let add = product_of::<CODES, D>(width);
         // The scales of a row are read by fours.
         let stride = blocks.next_multiple_of(4);
         let mut decoded = vec![0.0; ROWS * stride];
@@ -112,7 +133,7 @@ impl Gemv<'_, Panels<Panel>> {
                     next.prefetch(b);
                     // SAFETY: the rows have this block, so have x, scales and totals of `width` rows for each group.
                     unsafe {
-                        expand::<BITS, CODES>(further(rows, b * 8 * BITS), table, &mut w);
+                        expand::<BITS, CODES, D>(further(rows, b * 8 * BITS), table, &mut w);
                         let (scales, mut totals) = (scales.as_ptr().add(b * ROWS), totals.as_mut_ptr());
                         for x in &self.x.0 {
                             add(&w, scales, x, b, totals);
@@ -144,17 +165,21 @@ impl Gemv<'_, Panels<Panel>> {
     }
 }
 
-/// Writes a block of 8 rows as 16-bit integers, or as bytes where they are `CODES`, in the order of [`places`].
+/// Writes a block of 8 rows as 16-bit integers, or as bytes where they are `CODES` or `D` is of VNNI, in the order of [`places`].
 ///
 /// # Safety
 /// The processor has AVX2, and each row has a block.
 #[target_feature(enable = "avx2")]
 #[inline]
-unsafe fn expand<const BITS: usize, const CODES: bool>(rows: [*const u8; ROWS], table: __m256i, to: &mut Octet) {
+unsafe fn expand<const BITS: usize, const CODES: bool, D: Dot>(
+    rows: [*const u8; ROWS],
+    table: __m256i,
+    to: &mut Octet,
+) {
     let (nibble, pair) = (_mm256_set1_epi8(15), _mm256_set1_epi8(3));
     let mut to = to.as_mut_ptr();
     let mut put = |bytes: __m256i| {
-        if CODES {
+        if CODES || D::VNNI {
             // SAFETY: as below, of which this is half.
             unsafe {
                 to.write(bytes);
@@ -175,7 +200,8 @@ unsafe fn expand<const BITS: usize, const CODES: bool>(rows: [*const u8; ROWS], 
         let words = unsafe { transposed(further(rows, 16 * part)) };
         for word in words {
             match BITS {
-                8 => put(without_sign(word)),
+                // SAFETY: the caller's promise.
+                8 => put(unsafe { without_sign(word) }),
                 4 => {
                     let high = _mm256_and_si256(_mm256_srli_epi16::<4>(word), nibble);
                     for codes in [high, _mm256_and_si256(word, nibble)] {
@@ -239,43 +265,44 @@ unsafe fn transpose(of_rows: [*const f32; ROWS], to: &mut [f32]) {
 type Product = unsafe fn(&Octet, *const f32, &Panel, usize, *mut f32);
 
 /// That of a group of `m` rows of x, 1 to [`GROUP`].
-fn product_of<const CODES: bool>(m: usize) -> Product {
+fn product_of<const CODES: bool, D: Dot>(m: usize) -> Product {
     match m {
-        1 => product::<1, CODES>,
-        2 => product::<2, CODES>,
-        3 => product::<3, CODES>,
-        4 => product::<4, CODES>,
-        5 => product::<5, CODES>,
-        6 => product::<6, CODES>,
-        7 => product::<7, CODES>,
-        _ => product::<GROUP, CODES>,
+        1 => product::<1, CODES, D>,
+        2 => product::<2, CODES, D>,
+        3 => product::<3, CODES, D>,
+        4 => product::<4, CODES, D>,
+        5 => product::<5, CODES, D>,
+        6 => product::<6, CODES, D>,
+        7 => product::<7, CODES, D>,
+        _ => product::<GROUP, CODES, D>,
     }
 }
 
 /// A [`Product`] of a group of `M` rows of x.
 ///
 /// # Safety
-/// The processor has AVX2 and FMA, x has this block, and there are 8 scales and `M` times 8 totals.
+/// The processor has AVX2, FMA and the instruction, x has this block, and there are 8 scales and `M` times 8 totals.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn product<const M: usize, const CODES: bool>(
+unsafe fn product<const M: usize, const CODES: bool, D: Dot>(
     w: &Octet,
     scales: *const f32,
     x: &Panel,
     block: usize,
     totals: *mut f32,
 ) {
-    let at = block * words(CODES) * M;
+    let quads = CODES || D::VNNI;
+    let at = block * words(quads) * M;
     // SAFETY: the caller's promise.
     unsafe {
         let start = x.start.as_ptr().add(block * M);
         let mut sums: [__m256i; M] = std::array::from_fn(|m| _mm256_set1_epi32(*start.add(m)));
         let words = x.words.as_ptr().add(at);
-        if CODES {
-            add_quads(w, words, halves_of_quads(), &mut sums);
+        if quads {
+            add_quads::<D, M>(w, words, halves_of_quads(), &mut sums);
             let outliers = x.outliers[block];
             if outliers != 0 {
                 let mut of_high = [_mm256_setzero_si256(); M];
-                add_quads(w, x.high.as_ptr().add(at), halves_of_set_quads(outliers), &mut of_high);
+                add_quads::<D, M>(w, x.high.as_ptr().add(at), halves_of_set_quads(outliers), &mut of_high);
                 for (sum, high) in sums.iter_mut().zip(of_high) {
                     *sum = _mm256_add_epi32(*sum, _mm256_slli_epi32::<7>(high));
                 }
@@ -298,30 +325,39 @@ unsafe fn product<const M: usize, const CODES: bool>(
     }
 }
 
-/// Adds the products of codes and some quads of `M` rows of x.
+/// Adds the products of bytes, unless `D` is of VNNI codes, and some quads of `M` rows of x.
 ///
 /// # Safety
-/// The processor has AVX2, and x has a block.
-#[target_feature(enable = "avx2")]
-#[inline]
-unsafe fn add_quads<const M: usize>(
+/// The processor has AVX2 and the instruction, and x has a block.
+#[inline(always)]
+unsafe fn add_quads<D: Dot, const M: usize>(
     w: &Octet,
     x: *const i32,
     halves: [impl Iterator<Item = usize>; 2],
     sums: &mut [__m256i; M],
 ) {
-    for half in halves {
-        // Sums of half a block fit 16 bits.
-        let mut products = [_mm256_setzero_si256(); M];
-        for i in half {
-            for (m, products) in products.iter_mut().enumerate() {
-                // SAFETY: the caller's promise.
-                let x = unsafe { _mm256_set1_epi32(*x.add(i * M + m)) };
-                *products = _mm256_add_epi16(*products, _mm256_maddubs_epi16(w[i], x));
+    // SAFETY: the caller's promise.
+    unsafe {
+        for half in halves {
+            if D::VNNI {
+                for i in half {
+                    for (m, sum) in sums.iter_mut().enumerate() {
+                        *sum = D::add(*sum, w[i], _mm256_set1_epi32(*x.add(i * M + m)));
+                    }
+                }
+                continue;
             }
-        }
-        for (sum, products) in sums.iter_mut().zip(products) {
-            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+            // Sums of half a block fit 16 bits.
+            let mut products = [_mm256_setzero_si256(); M];
+            for i in half {
+                for (m, products) in products.iter_mut().enumerate() {
+                    let x = _mm256_set1_epi32(*x.add(i * M + m));
+                    *products = _mm256_add_epi16(*products, _mm256_maddubs_epi16(w[i], x));
+                }
+            }
+            for (sum, products) in sums.iter_mut().zip(products) {
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+            }
         }
     }
 }

@@ -1,11 +1,13 @@
-//! x on AVX2, in words of 32 bits: pairs of 16-bit integers, which an instruction multiplies and adds, or, beside codes of 4 or 2 bits, quads
-//! of bytes. The weights beside them have no sign, since that takes fewer instructions: they are too large by the offset of their storage.
+//! x on AVX2, in words of 32 bits: pairs of 16-bit integers, which an instruction multiplies and adds, or, beside codes of 4 or 2 bits and
+//! wherever there is VNNI, quads of bytes. The weights beside them have no sign, since that takes fewer instructions: they are too large by the
+//! offset of their storage.
 
 use super::BLOCK;
-use super::gemv::{Packing, StoredRows};
+use super::gemv::{Packing, StoredRows, stay_codes};
 use super::round::Block;
 use crate::cpu::simd::avx2::Avx2;
 use crate::cpu::simd::bytes::Bytes;
+use crate::cpu::simd::bytes::avx2::Instruction;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -14,9 +16,14 @@ pub(super) const PAIRS: usize = BLOCK / 2;
 /// Quads of a block.
 pub(super) const QUADS: usize = BLOCK / 4;
 
-/// Words of a block: quads beside weights that stay codes, or else pairs.
-pub(super) fn words(codes: bool) -> usize {
-    if codes { QUADS } else { PAIRS }
+/// Whether x is in quads beside weights with this offset.
+pub(super) fn in_quads(offset: i32, instruction: Instruction) -> bool {
+    stay_codes(offset) || instruction.is_vnni()
+}
+
+/// Words of a block, which are quads or pairs.
+pub(super) fn words(quads: bool) -> usize {
+    if quads { QUADS } else { PAIRS }
 }
 
 /// Some rows of x, padded with zeros. With its outliers x fits 16 bits, so that pairs need no second product.
@@ -90,13 +97,16 @@ pub(super) fn halves_of_quads() -> [Range<usize>; 2] {
 
 /// Those of them whose bit is set.
 pub(super) fn halves_of_set_quads(set: u16) -> [impl Iterator<Item = usize>; 2] {
-    halves_of_quads().map(|half| {
-        let mut left = set & (((1 << half.len()) - 1) << half.start);
-        std::iter::from_fn(move || {
-            let next = (left != 0).then(|| left.trailing_zeros() as usize);
-            left &= left.wrapping_sub(1);
-            next
-        })
+    halves_of_quads().map(|half| set_quads(set & (((1 << half.len()) - 1) << half.start)))
+}
+
+/// The quads of a block whose bit is set.
+pub(super) fn set_quads(set: u16) -> impl Iterator<Item = usize> {
+    let mut left = set;
+    std::iter::from_fn(move || {
+        let next = (left != 0).then(|| left.trailing_zeros() as usize);
+        left &= left.wrapping_sub(1);
+        next
     })
 }
 
@@ -115,12 +125,5 @@ fn word<const N: usize>(elements: &[usize; N], of: impl Fn(usize) -> i32) -> i32
 #[inline]
 pub(super) unsafe fn unsigned(w: &StoredRows) -> __m256i {
     // SAFETY: the caller's promise.
-    unsafe { _mm256_add_epi8(Avx2::table(&w.table), _mm256_set1_epi8(w.offset as i8)) }
-}
-
-/// Signed bytes and 128.
-#[target_feature(enable = "avx2")]
-#[inline]
-pub(super) fn without_sign(bytes: __m256i) -> __m256i {
-    _mm256_xor_si256(bytes, _mm256_set1_epi8(-128))
+    unsafe { _mm256_add_epi8(<Avx2>::table(&w.table), _mm256_set1_epi8(w.offset as i8)) }
 }

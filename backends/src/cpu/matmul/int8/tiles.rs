@@ -1,16 +1,17 @@
 //! Many rows of x on AVX2: x and the bytes of the matrix as 16-bit integers, multiplied in pairs, or in quads of bytes where these are codes of
-//! integers.
+//! integers or VNNI multiplies them.
 //!
 //! The lanes are tokens, and words of the weight are broadcast. The sum of a block is exact; it becomes a float as in the tiles of AVX-512:
 //! both give the same bits.
 
 use super::BLOCK;
 use super::gemv::{Codes, Gemv, Packing, stay_codes};
-use super::pairs::{PAIRS, Panel, QUADS, halves_of_quads, halves_of_set_quads, unsigned, without_sign, words};
+use super::pairs::{PAIRS, Panel, QUADS, halves_of_quads, halves_of_set_quads, in_quads, set_quads, unsigned, words};
 use super::panels::Panels;
 use crate::cpu::pool::with_scratch;
 use crate::cpu::simd::avx2::Avx2;
 use crate::cpu::simd::bytes::Bytes;
+use crate::cpu::simd::bytes::avx2::{Dot, Instruction, Maddubs, VnniEvex, VnniVex, without_sign};
 use std::arch::x86_64::*;
 
 /// Blocks of a row per tile.
@@ -27,10 +28,15 @@ const LANES: usize = 8;
 ///
 /// # Safety
 /// The processor has AVX2, FMA and F16C.
-pub(super) unsafe fn pack(x: &[f32], (m, k): (usize, usize), packing: Packing) -> Panels<Panel> {
+pub(super) unsafe fn pack(
+    x: &[f32],
+    (m, k): (usize, usize),
+    packing: Packing,
+    instruction: Instruction,
+) -> Panels<Panel> {
     // SAFETY: the caller's promise.
     Panels::new(x, (m, k), PANEL, |panel: &mut Panel, x| unsafe {
-        if stay_codes(packing.offset) {
+        if in_quads(packing.offset, instruction) {
             panel.fill::<4>(x, (k, PANEL), packing, |quad| std::array::from_fn(|i| 4 * quad + i));
         } else {
             panel.fill::<2>(x, (k, PANEL), packing, |pair| std::array::from_fn(|i| 2 * pair + i));
@@ -42,27 +48,30 @@ impl Gemv<'_, Panels<Panel>> {
     /// Rows `first..last`, with x of [`pack`].
     ///
     /// # Safety
-    /// The processor has AVX2, FMA and F16C, the rows exist, and no other task writes their outputs.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn tiles(&self, first: usize, last: usize) {
+    /// The processor has AVX2, FMA, F16C and the instruction, the rows exist, and no other task writes their outputs.
+    pub(super) unsafe fn tiles(&self, first: usize, last: usize, instruction: Instruction) {
         // SAFETY: the caller's promise.
         unsafe {
-            if stay_codes(self.w.offset) {
-                self.range_of_tiles::<true>(first, last);
-            } else {
-                self.range_of_tiles::<false>(first, last);
+            match (instruction, stay_codes(self.w.offset)) {
+                (Instruction::Maddubs, false) => self.range_of_tiles::<false, Maddubs>(first, last),
+                (Instruction::Maddubs, true) => self.range_of_tiles::<true, Maddubs>(first, last),
+                (Instruction::VnniVex, false) => self.range_of_tiles::<false, VnniVex>(first, last),
+                (Instruction::VnniVex, true) => self.range_of_tiles::<true, VnniVex>(first, last),
+                (Instruction::VnniEvex, false) => self.range_of_tiles::<false, VnniEvex>(first, last),
+                (Instruction::VnniEvex, true) => self.range_of_tiles::<true, VnniEvex>(first, last),
             }
         }
     }
 
-    /// [`tiles`](Self::tiles). With `CODES` weights stay codes, and x is in quads.
+    /// [`tiles`](Self::tiles). With `CODES` weights stay codes.
     ///
     /// # Safety
     /// As for `tiles`.
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn range_of_tiles<const CODES: bool>(&self, first: usize, last: usize) {
+    unsafe fn range_of_tiles<const CODES: bool, D: Dot>(&self, first: usize, last: usize) {
         let tokens = self.x.0.len() * PANEL;
-        let (words, block_size) = (words(CODES), 4 * words(CODES));
+        let quads = CODES || D::VNNI;
+        let (words, block_size) = (words(quads), 4 * words(quads));
         let mut tile = vec![0u8; HEIGHT * DEPTH * block_size];
         let mut scales = vec![1.0; HEIGHT * DEPTH];
         with_scratch(HEIGHT * tokens, |totals| {
@@ -85,7 +94,7 @@ impl Gemv<'_, Panels<Panel>> {
                             // SAFETY: the block of the row exists.
                             unsafe {
                                 let to = &mut tile[(r * DEPTH + b) * block_size..][..block_size];
-                                self.expand::<CODES>(first + r, from + b, to);
+                                self.expand::<CODES, D>(first + r, from + b, to);
                             }
                         }
                     }
@@ -108,9 +117,9 @@ impl Gemv<'_, Panels<Panel>> {
                                     };
                                     // A last panel that is half empty takes the kernel of one vector.
                                     if self.m - p * PANEL > LANES {
-                                        part.add::<2, CODES>()
+                                        part.add::<2, CODES, D>()
                                     } else {
-                                        part.add::<1, CODES>()
+                                        part.add::<1, CODES, D>()
                                     }
                                 }
                             }
@@ -140,25 +149,25 @@ impl Gemv<'_, Panels<Panel>> {
         }
     }
 
-    /// A block of a row as 16-bit integers, or as bytes where they are `CODES`, in the order of [`Codes::element`].
+    /// A block of a row as 16-bit integers, or as bytes where they are `CODES` or `D` is of VNNI, in the order of [`Codes::element`].
     ///
     /// # Safety
     /// The processor has AVX2, and the block exists.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
-    unsafe fn expand<const CODES: bool>(&self, row: usize, block: usize, to: &mut [u8]) {
+    unsafe fn expand<const CODES: bool, D: Dot>(&self, row: usize, block: usize, to: &mut [u8]) {
         // SAFETY: the caller's promise, and 64 integers are four vectors, or two of bytes.
         unsafe {
             let codes = self.w.data.as_ptr().add(row * self.w.stride);
             let table = unsigned(&self.w);
             let at = codes.add(block * self.w.codes.block_bytes());
             let bytes = match self.w.codes {
-                Codes::Bytes => Avx2::bytes(at).map(|bytes| without_sign(bytes)),
-                Codes::Nibbles { .. } => Avx2::nibbles::<CODES>(at, table),
-                Codes::Pairs => Avx2::pairs::<CODES>(at, table),
+                Codes::Bytes => <Avx2>::bytes(at).map(|bytes| without_sign(bytes)),
+                Codes::Nibbles { .. } => <Avx2>::nibbles::<CODES>(at, table),
+                Codes::Pairs => <Avx2>::pairs::<CODES>(at, table),
             };
             for (bytes, to) in bytes.into_iter().zip(to.chunks_exact_mut(to.len() / 2)) {
-                if CODES {
+                if CODES || D::VNNI {
                     _mm256_storeu_si256(to.as_mut_ptr().cast(), bytes);
                     continue;
                 }
@@ -215,19 +224,34 @@ impl Part {
         _mm256_set1_epi32(unsafe { self.w.cast::<i32>().add(r * DEPTH * WORDS + i).read_unaligned() })
     }
 
-    /// Adds the products of codes and some quads of x.
+    /// Adds the products of bytes, unless `D` is of VNNI codes, and some quads of x.
     ///
     /// # Safety
-    /// As for `add`, of a strip of codes.
+    /// As for `add`, of a strip of bytes.
     #[target_feature(enable = "avx2")]
     #[inline]
-    unsafe fn add_quads<const V: usize>(
+    unsafe fn add_quads<const V: usize, D: Dot>(
         &self,
         x: *const i32,
         halves: [impl Iterator<Item = usize>; 2],
         sums: &mut [[__m256i; V]; STRIP],
     ) {
         for half in halves {
+            if D::VNNI {
+                for i in half {
+                    // SAFETY: the caller's promise.
+                    let x = unsafe { Self::x::<V>(x, i) };
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        // SAFETY: the caller's promise.
+                        let w = unsafe { self.w::<QUADS>(r, i) };
+                        for (sum, x) in sums.iter_mut().zip(x) {
+                            // SAFETY: the caller's promise.
+                            *sum = unsafe { D::add(*sum, w, x) };
+                        }
+                    }
+                }
+                continue;
+            }
             // Sums of half a block fit 16 bits.
             let mut products = [[_mm256_setzero_si256(); V]; STRIP];
             for i in half {
@@ -247,13 +271,46 @@ impl Part {
         }
     }
 
+    /// Adds the products of bytes, unless `D` is of VNNI codes, and what quads of outliers need besides.
+    ///
+    /// # Safety
+    /// As for `add`, of a strip of bytes.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    unsafe fn add_outliers<const V: usize, D: Dot>(&self, sums: &mut [[__m256i; V]; STRIP]) {
+        if !D::VNNI {
+            let mut of_high = [[_mm256_setzero_si256(); V]; STRIP];
+            // SAFETY: the caller's promise.
+            unsafe { self.add_quads::<V, D>(self.high, halves_of_set_quads(self.outliers), &mut of_high) };
+            for (sum, high) in sums.as_flattened_mut().iter_mut().zip(of_high.as_flattened()) {
+                *sum = _mm256_add_epi32(*sum, _mm256_slli_epi32::<7>(*high));
+            }
+            return;
+        }
+        // Row by row: the quads are few, and sums of all rows would leave no register for the weights.
+        for (r, sums) in sums.iter_mut().enumerate() {
+            let mut of_high = [_mm256_setzero_si256(); V];
+            for i in set_quads(self.outliers) {
+                // SAFETY: the caller's promise.
+                let (x, w) = unsafe { (Self::x::<V>(self.high, i), self.w::<QUADS>(r, i)) };
+                for (high, x) in of_high.iter_mut().zip(x) {
+                    // SAFETY: the caller's promise.
+                    *high = unsafe { D::add(*high, w, x) };
+                }
+            }
+            for (sum, high) in sums.iter_mut().zip(of_high) {
+                *sum = _mm256_add_epi32(*sum, _mm256_slli_epi32::<7>(high));
+            }
+        }
+    }
+
     /// Adds the products of [`STRIP`] rows and `V` vectors of tokens to their totals.
     ///
     /// # Safety
-    /// The processor has AVX2 and FMA, and the pointers are valid for them.
+    /// The processor has AVX2, FMA and the instruction, and the pointers are valid for them.
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    unsafe fn add<const V: usize, const CODES: bool>(&self) {
+    unsafe fn add<const V: usize, const CODES: bool, D: Dot>(&self) {
         // SAFETY: the caller's promise.
         unsafe {
             let mut start = [_mm256_setzero_si256(); V];
@@ -261,14 +318,10 @@ impl Part {
                 *start = _mm256_loadu_si256(self.start.add(LANES * v).cast());
             }
             let mut sums = [start; STRIP];
-            if CODES {
-                self.add_quads(self.x, halves_of_quads(), &mut sums);
+            if CODES || D::VNNI {
+                self.add_quads::<V, D>(self.x, halves_of_quads(), &mut sums);
                 if self.outliers != 0 {
-                    let mut of_high = [[_mm256_setzero_si256(); V]; STRIP];
-                    self.add_quads(self.high, halves_of_set_quads(self.outliers), &mut of_high);
-                    for (sum, high) in sums.as_flattened_mut().iter_mut().zip(of_high.as_flattened()) {
-                        *sum = _mm256_add_epi32(*sum, _mm256_slli_epi32::<7>(*high));
-                    }
+                    self.add_outliers::<V, D>(&mut sums);
                 }
             } else {
                 for i in 0..PAIRS {

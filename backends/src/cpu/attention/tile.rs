@@ -99,6 +99,8 @@ impl FlashTask<'_> {
         };
         // With hidden values to compute, memory would wait meanwhile: half of the next tile's keys is left for that time.
         let halved = matches!((&a.keys, &a.values), (Source::Heads(_), Source::Codes { .. }));
+        #[cfg(target_arch = "x86_64")]
+        let halved = halved && a.ints.is_none();
         // SAFETY: `S` is enabled. Queries and tiles of keys and values are taken by checked slices; the scratch has the sizes of
         // `scratch_lens`; rows `row..row + total` lie in the outputs, and tasks have different ones.
         unsafe {
@@ -206,7 +208,7 @@ impl FlashTask<'_> {
                     Source::Codes { parts, layer } => {
                         let codes = tile_codes(parts, layer, self.b, at, count);
                         let ahead = match (address(&a.keys, 0, at + TILE), &a.keys) {
-                            (Some(next), Source::Heads(keys)) => {
+                            (Some(next), Source::Heads(keys)) if halved => {
                                 let (half, head_step) =
                                     (TILE * (next.bytes / 2), keys.at(at + TILE).slots * next.bytes);
                                 Ahead::new(next.at.wrapping_add(half), TILE * next.bytes - half, head_step, heads)

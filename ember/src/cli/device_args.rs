@@ -64,7 +64,7 @@ pub enum ActivationType {
     F16,
     /// On the processor rounded to BF16 in products with BF16 weights, the rest exact: prompts twice as fast with AVX-512 BF16; on a real model a tenth of what int8 changes. On GPUs with CUDA as f16, with the range of f32 and 8 bits
     Bf16,
-    /// Rounded to 8 bits per 64 numbers, outliers to 15, in products with quantised weights, the rest exact: twice as fast; on a real model a hundredth of what NF4 changes, over half of what int8 weights change. AVX-512 VNNI and VBMI, AVX2, NEON with the dot product; else f32
+    /// Rounded to 8 bits per 64 numbers, outliers to 15, in products with quantised weights, the rest exact: twice as fast; on a real model a hundredth of what NF4 changes, over half of what int8 weights change. AVX-512 VNNI and VBMI, AVX-VNNI, AVX2, NEON with the dot product; else f32
     Int8,
 }
 

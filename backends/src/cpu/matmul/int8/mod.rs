@@ -55,7 +55,7 @@ pub(crate) enum Kernels {
     /// AVX-512 with VNNI and VBMI.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     Vnni,
-    /// AVX2, or NEON with the dot product.
+    /// AVX2 with VNNI or without, or NEON with the dot product.
     Blocks,
 }
 

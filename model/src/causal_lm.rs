@@ -240,7 +240,8 @@ impl<B: CompactBackend> CausalLm<B> {
     /// # Errors
     /// [`Error::Prompt`] when a span has no tokens, the spans are not all of `ids`, or an id is outside the vocabulary;
     /// [`Error::Option`] when a cache is another model's, or a depth [cannot be](Self::check_depth); [`Error::Buffer`] or [`Error::Memory`] when there is no room;
-    /// [`Error::Device`] when a GPU is lost. The caches then hold the tokens that they held (not where the device is lost).
+    /// [`Error::Device`] when a GPU is lost or refuses. The caches then hold the tokens that they held; but one with states (linear attention)
+    /// that a pass was stopped in the middle of refuses every other, until [`reset`](Cache::reset).
     pub fn forward(
         &self,
         ids: Tensor<B, 1, Int>,
@@ -301,6 +302,7 @@ impl<B: CompactBackend> CausalLm<B> {
             B::between_operations(self.activations).into(),
             &ids.device(),
         );
+        spans.iter_mut().for_each(|span| span.cache.begin_pass());
         let out = self.run(ids.reshape([1, n]), &context, Some(spans), options)?;
         spans.iter_mut().for_each(|span| span.cache.advance(span.tokens));
         Ok(out)
@@ -360,6 +362,7 @@ impl<B: CompactBackend> CausalLm<B> {
             }
             tokens = tokens.saturating_add(span.tokens);
             span.cache.check_model(&shapes)?;
+            span.cache.check_whole()?;
             self.check_depth(span.depth)?;
         }
         if tokens != n {

@@ -3,21 +3,20 @@
 use crate::variable::{EnvironmentError, Variable};
 use std::cell::Cell;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 /// An instruction set that the kernels are written for, slowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Portable code; runs everywhere.
-    Scalar = 1,
+    Scalar,
     /// aarch64 with Advanced SIMD.
-    Neon = 2,
+    Neon,
     /// x86-64 with AVX2, FMA and F16C.
-    Avx2 = 3,
+    Avx2,
     /// That and products of bytes in 32 bits: AVX-VNNI, or AVX-512 VNNI on registers of 256 bits.
-    AvxVnni = 4,
+    AvxVnni,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
-    Avx512 = 5,
+    Avx512,
 }
 
 impl Level {
@@ -51,7 +50,7 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => avx2(),
             #[cfg(target_arch = "x86_64")]
-            Level::AvxVnni => avx2() && crate::cpu::simd::bytes::avx2::Instruction::has_vnni(),
+            Level::AvxVnni => avx2() && (has_vnni_of_avx() || has_vnni_of_avx512()),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => {
                 avx2()
@@ -68,10 +67,6 @@ impl Level {
     /// Every level that this machine can run, slowest first.
     pub fn available() -> Vec<Level> {
         Level::ALL.into_iter().filter(|level| level.is_available()).collect()
-    }
-
-    fn from_number(number: u8) -> Option<Level> {
-        Level::ALL.into_iter().find(|level| *level as u8 == number)
     }
 
     /// What `EMBERLM_CPU` names; none when it is not set.
@@ -99,7 +94,17 @@ fn avx2() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
 
-static FORCED: AtomicU8 = AtomicU8::new(0);
+/// Whether there is VNNI in the encoding of AVX.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_vnni_of_avx() -> bool {
+    is_x86_feature_detected!("avxvnni")
+}
+
+/// Whether there is VNNI on registers of 256 bits in the encoding of AVX-512.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_vnni_of_avx512() -> bool {
+    is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vl")
+}
 
 thread_local! {
     static LOCAL: Cell<Option<Level>> = const { Cell::new(None) };
@@ -108,21 +113,12 @@ thread_local! {
 /// The level that a kernel called now, on this thread, runs on.
 ///
 /// # Panics
-/// If nothing is forced and `EMBERLM_CPU` names no level of this machine; [`crate::environment::check`] tells before.
+/// If `EMBERLM_CPU` names no level of this machine; [`crate::environment::check`] tells before.
 pub fn level() -> Level {
     if let Some(level) = LOCAL.get() {
         return level;
     }
-    Level::from_number(FORCED.load(Ordering::Relaxed)).unwrap_or_else(Level::default_level)
-}
-
-/// Forces a level for the whole process, or lifts that with `None`. False, and nothing changes, if the machine lacks it.
-pub fn set_level(level: Option<Level>) -> bool {
-    if level.is_some_and(|level| !level.is_available()) {
-        return false;
-    }
-    FORCED.store(level.map_or(0, |level| level as u8), Ordering::Relaxed);
-    true
+    Level::default_level()
 }
 
 /// Calls `f` with the kernels that this thread starts forced to `level`.
@@ -189,7 +185,7 @@ mod tests {
     #[test]
     fn a_level_of_another_machine_is_refused() {
         let foreign = if cfg!(target_arch = "x86_64") { Level::Neon } else { Level::Avx512 };
-        assert!(!set_level(Some(foreign)));
+        assert!(!foreign.is_available());
         assert!(!Level::available().contains(&foreign));
     }
 }

@@ -34,7 +34,7 @@ pub use cache::{CacheSlice, CacheSliceMut, store_kv};
 pub use conv::{causal_conv1d_silu, causal_conv1d_silu_spans};
 pub use delta::{gated_delta_rule, gated_delta_rule_spans};
 pub use gates::{delta_gates, sigmoid_gate};
-pub use level::{Level, features, level, set_level, with_level};
+pub use level::{Level, features, level, with_level};
 pub use matmul::embed::{dequantize_rows, embed};
 pub use matmul::linear::{head, linear, linears};
 pub use matmul::types::Product;

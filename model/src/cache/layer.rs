@@ -199,6 +199,12 @@ impl<B: Backend> DeltaNetCache<B> {
         self.state.as_ref().ok_or_else(broken)
     }
 
+    /// As a pass that panicked may leave it.
+    #[cfg(test)]
+    pub(crate) fn lose(&mut self) {
+        self.state = None;
+    }
+
     /// Replaces the convolution's inputs by what `f` makes of them; it owns them and can write in place.
     pub(crate) fn update_conv<T>(&mut self, f: impl FnOnce(Tensor<B, 3>) -> (T, Tensor<B, 3>)) -> Result<T> {
         let (out, conv) = f(self.conv.take().ok_or_else(broken)?);
@@ -265,6 +271,22 @@ impl<B: Backend> LayerCache<B> {
         match self {
             Self::DeltaNet(cache) => Ok(cache),
             Self::Attention(_) => Err(foreign()),
+        }
+    }
+}
+
+impl<B: CompactBackend> LayerCache<B> {
+    /// Checks that no tensor was lost.
+    pub(super) fn check_whole(&self) -> Result<()> {
+        match self {
+            Self::Attention(cache) => {
+                if cache.is_whole() {
+                    Ok(())
+                } else {
+                    Err(broken())
+                }
+            }
+            Self::DeltaNet(cache) => cache.conv().and(cache.state().map(|_| ())),
         }
     }
 }

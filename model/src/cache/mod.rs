@@ -54,6 +54,8 @@ pub struct Cache<B: Backend> {
     len: usize,
     expected: usize,
     first_position: usize,
+    /// Whether a pass has begun that did not come to its end: some layers may be a pass further than others.
+    in_pass: bool,
     /// Bytes of the largest buffer.
     limit: Option<usize>,
     /// Bytes of all memory.
@@ -69,7 +71,8 @@ impl<B: CompactBackend> Cache<B> {
         let (limit, memory) = (buffer_limit::<B>(&device), B::memory(&device));
         let (layers, blocks) = (Vec::new(), Vec::new());
         let (capacity, len, expected, first_position) = (0, 0, 0, 0);
-        Self { layers, blocks, shapes, format, capacity, len, expected, first_position, limit, memory, device }
+        let in_pass = false;
+        Self { layers, blocks, shapes, format, capacity, len, expected, first_position, in_pass, limit, memory, device }
     }
 
     /// What layer `i` keeps.
@@ -246,7 +249,7 @@ impl<B: CompactBackend> Cache<B> {
 
     /// Forgets every token; the memory is kept, but for what is shared with others.
     pub fn reset(&mut self) {
-        (self.len, self.expected, self.first_position) = (0, 0, 0);
+        (self.len, self.expected, self.first_position, self.in_pass) = (0, 0, 0, false);
         self.capacity -= self.shared_tokens();
         self.blocks.clear();
         for (i, (layer, &shape)) in self.layers.iter_mut().zip(&self.shapes).enumerate() {
@@ -317,8 +320,41 @@ impl<B: CompactBackend> Cache<B> {
         if self.shapes == shapes { Ok(()) } else { Err(foreign()) }
     }
 
+    /// Checks that a pass can go on from it: no tensor was lost, and no state was left behind by a pass that failed. Slots of keys and values
+    /// are written again.
+    ///
+    /// # Errors
+    /// [`Error::Option`] with what to do.
+    pub(crate) fn check_whole(&self) -> Result<()> {
+        if self.is_torn() {
+            let message = "holds states that a pass which failed left behind; call `reset`, or make another one";
+            return Err(refused(message.into()));
+        }
+        self.layers.iter().try_for_each(LayerCache::check_whole)
+    }
+
+    /// Whether a pass that failed may have moved some of its states on and others not.
+    pub(crate) fn is_torn(&self) -> bool {
+        self.in_pass && self.is_recurrent()
+    }
+
+    /// An empty one of its kind, for the same sequence.
+    pub(crate) fn emptied(&self) -> Self {
+        let mut cache = Self::new(self.shapes.clone(), self.format, &self.device);
+        (cache.expected, cache.first_position) = (self.expected, self.first_position);
+        (cache.limit, cache.memory) = (self.limit, self.memory);
+        cache
+    }
+
+    /// Notes that a pass over it begins.
+    pub(crate) fn begin_pass(&mut self) {
+        self.in_pass = true;
+    }
+
+    /// Notes that a pass over `s` tokens has come to its end.
     pub(crate) fn advance(&mut self, s: usize) {
         self.len += s;
+        self.in_pass = false;
     }
 }
 

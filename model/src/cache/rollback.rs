@@ -49,7 +49,7 @@ impl<B: CompactBackend> Cache<B> {
                 *delta = states.next().ok_or_else(foreign)?;
             }
         }
-        (self.len, self.expected) = (mark.len, mark.expected);
+        (self.len, self.expected, self.in_pass) = (mark.len, mark.expected, false);
         Ok(())
     }
 

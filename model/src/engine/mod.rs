@@ -24,6 +24,8 @@ mod room;
 mod schedule;
 mod scoring;
 mod sequence;
+#[cfg(test)]
+mod tests;
 mod totals;
 
 use std::collections::VecDeque;
@@ -343,11 +345,10 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
             }
             Err(_) => {
                 for turn in turns {
-                    let turn = [turn];
-                    match self.forward(&turn) {
-                        Ok(out) => self.share_out(&turn, out, &mut outcomes),
+                    match self.forward_alone(&turn) {
+                        Ok(out) => self.share_out(&[turn], out, &mut outcomes),
                         Err(error) => {
-                            if let Some(outcome) = turn.first().and_then(|turn| outcomes.get_mut(turn.at)) {
+                            if let Some(outcome) = outcomes.get_mut(turn.at) {
                                 *outcome = Some(Outcome::Failed(error));
                             }
                         }
@@ -364,6 +365,24 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
         self.take_snapshots();
         // Prefixes that went may have left what sequences hold too.
         self.make_way(0);
+    }
+
+    /// The part of one sequence by itself, after a pass that failed. Where that has left its states behind, what they held is computed anew
+    /// before: other sequences wait, but each gets what it gets alone.
+    fn forward_alone(&mut self, turn: &Turn) -> Result<ForwardOutput<B>> {
+        if let Some(Sequence { cache, tokens, depth, .. }) =
+            self.running.get_mut(turn.at).filter(|sequence| sequence.cache.is_torn())
+        {
+            let held = cache.len();
+            *cache = cache.emptied();
+            let read = tokens.get(..held).unwrap_or_default();
+            for tokens in read.chunks(self.options.tokens_per_step.max(1)) {
+                let ids = self.model.ids(tokens)?;
+                let span = Span { depth: *depth, ..Span::new(tokens.len(), cache) };
+                self.model.forward(ids, &mut [span], ForwardOptions { logits: LogitsFor::Nothing, hidden: false })?;
+            }
+        }
+        self.forward(std::slice::from_ref(turn))
     }
 
     fn forward(&mut self, turns: &[Turn]) -> Result<ForwardOutput<B>> {

@@ -1,6 +1,6 @@
 //! AVX2 with FMA and F16C: 8 lanes, 16 registers.
 
-use super::bytes::avx2::{Dot, Maddubs};
+use super::dot::{Dot, Maddubs};
 use super::{Kernel, Simd, on_avx2};
 use std::arch::x86_64::*;
 use std::marker::PhantomData;

@@ -8,6 +8,8 @@ pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod bytes;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod dot;
 mod gelu;
 pub(crate) mod math;
 #[cfg(target_arch = "aarch64")]

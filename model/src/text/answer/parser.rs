@@ -5,6 +5,7 @@ use super::json_call::JsonScan;
 use super::scan::{Call, SPACE, Scanned};
 use super::tools::DeclaredTools;
 use super::xml_call::XmlScan;
+use emberlm_quant::random::SplitMix64;
 
 const THINK: &str = "<think>";
 const THINK_END: &str = "</think>";
@@ -313,18 +314,13 @@ fn partial(text: &str, marker: &str) -> usize {
     prefixes.into_iter().find(|prefix| text.ends_with(prefix)).map_or(0, str::len)
 }
 
-/// `call_` and 24 letters and digits: SplitMix64 of the seed and the number of the call.
+/// `call_` and 24 letters and digits, by the seed and the number of the call.
 fn call_id(seed: u64, index: usize) -> String {
     const LETTERS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-    let mut state = seed ^ (index as u64).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+    let mut random = SplitMix64::new(seed ^ (index as u64).wrapping_mul(0xD6E8_FEB8_6659_FD93));
     let mut id = String::from("call_");
     for _ in 0..24 {
-        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut x = state;
-        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        x ^= x >> 31;
-        let letter = LETTERS.get((x % 62) as usize).copied().unwrap_or(b'0');
+        let letter = LETTERS.get((random.next_word() % 62) as usize).copied().unwrap_or(b'0');
         id.push(char::from(letter));
     }
     id

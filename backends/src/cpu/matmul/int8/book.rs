@@ -36,10 +36,10 @@ impl Book {
     ///
     /// All layers of a model have the same, so the last one is kept.
     pub(super) fn new(values: &[f32; 16]) -> Book {
-        type Made = ([f32; 16], Book);
+        type Fitted = ([f32; 16], Book);
         const NOTHING: Book = Book { bytes: [0; 16], factor: 0.0, shift: Shift::NONE };
         thread_local! {
-            static LAST: Cell<Made> = const { Cell::new(([0.0; 16], NOTHING)) };
+            static LAST: Cell<Fitted> = const { Cell::new(([0.0; 16], NOTHING)) };
         }
         let (of, made) = LAST.get();
         if of == *values {

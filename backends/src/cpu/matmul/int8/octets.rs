@@ -12,7 +12,8 @@ use super::next::Next;
 use super::pairs::{PAIRS, Panel, halves_of_quads, halves_of_set_quads, in_quads, unsigned, words};
 use super::panels::Panels;
 use crate::cpu::pool::with_scratch;
-use crate::cpu::simd::bytes::avx2::{Dot, Instruction, Maddubs, VnniEvex, VnniVex, without_sign};
+use crate::cpu::simd::bytes::avx2::{Instruction, without_sign};
+use crate::cpu::simd::dot::{Dot, Maddubs, VnniEvex, VnniVex};
 use std::arch::x86_64::*;
 
 /// Rows of the matrix: lanes of a register.

@@ -11,7 +11,8 @@ use super::panels::Panels;
 use crate::cpu::pool::with_scratch;
 use crate::cpu::simd::avx2::Avx2;
 use crate::cpu::simd::bytes::Bytes;
-use crate::cpu::simd::bytes::avx2::{Dot, Instruction, Maddubs, VnniEvex, VnniVex, without_sign};
+use crate::cpu::simd::bytes::avx2::{Instruction, without_sign};
+use crate::cpu::simd::dot::{Dot, Maddubs, VnniEvex, VnniVex};
 use std::arch::x86_64::*;
 
 /// Blocks of a row per tile.

@@ -5,9 +5,11 @@ pub(crate) mod avx2;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 
+#[cfg(target_arch = "x86_64")]
+use super::dot::{Dot, Maddubs, VnniEvex, VnniVex};
 use super::{Level, Simd};
 #[cfg(target_arch = "x86_64")]
-use avx2::{Dot, Instruction, Maddubs, VnniEvex, VnniVex};
+use avx2::Instruction;
 
 /// What an instruction set does with 64 bytes.
 ///

@@ -279,13 +279,7 @@ impl<B: CompactBackend> LayerCache<B> {
     /// Checks that no tensor was lost.
     pub(super) fn check_whole(&self) -> Result<()> {
         match self {
-            Self::Attention(cache) => {
-                if cache.is_whole() {
-                    Ok(())
-                } else {
-                    Err(broken())
-                }
-            }
+            Self::Attention(cache) => cache.is_whole().then_some(()).ok_or_else(broken),
             Self::DeltaNet(cache) => cache.conv().and(cache.state().map(|_| ())),
         }
     }

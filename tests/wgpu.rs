@@ -13,7 +13,7 @@ type Backend = emberlm::quant::cube::Wgpu;
 whole_suite!(gpu, long: "takes minutes where the card is software: for cards");
 
 #[test]
-#[ignore = "72 boundaries by 72 sizes of chunks take long on a processor: by hand when caches change, CONTRIBUTING.md says how; five boundaries always run"]
+#[ignore = "72 boundaries by 72 sizes of chunks take two hours on a processor beside builds: by hand when caches change, CONTRIBUTING.md says how; five boundaries always run"]
 fn cached_is_uncached_everywhere() {
     suite::prefix::cached_is_uncached_everywhere::<Backend>(&Default::default());
 }

@@ -326,7 +326,7 @@ unsafe fn product<const M: usize, const CODES: bool, D: Dot>(
     }
 }
 
-/// Adds the products of bytes, unless `D` is of VNNI codes, and some quads of `M` rows of x.
+/// Adds the products of weights in bytes (codes alone, without VNNI) and some quads of `M` rows of x.
 ///
 /// # Safety
 /// The processor has AVX2 and the instruction, and x has a block.

@@ -225,7 +225,7 @@ impl Part {
         _mm256_set1_epi32(unsafe { self.w.cast::<i32>().add(r * DEPTH * WORDS + i).read_unaligned() })
     }
 
-    /// Adds the products of bytes, unless `D` is of VNNI codes, and some quads of x.
+    /// Adds the products of weights in bytes (codes alone, without VNNI) and some quads of x.
     ///
     /// # Safety
     /// As for `add`, of a strip of bytes.
@@ -272,7 +272,7 @@ impl Part {
         }
     }
 
-    /// Adds the products of bytes, unless `D` is of VNNI codes, and what quads of outliers need besides.
+    /// Adds what quads of outliers need besides, of weights in bytes (codes alone, without VNNI).
     ///
     /// # Safety
     /// As for `add`, of a strip of bytes.

@@ -33,7 +33,8 @@ impl Instruction {
     }
 }
 
-// SAFETY (every block): called only where AVX2 is enabled, with pointers valid for the bytes read, as the trait demands.
+// SAFETY (every block): called only where AVX2 is enabled and the processor has the instruction of `D`, with pointers valid for the bytes
+// read, as the trait demands.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl<D: Dot> Bytes for Avx2<D> {
     type Bytes = [__m256i; 2];

@@ -58,6 +58,28 @@ mod real {
             self.0.elapsed() > SPIN_TIME
         }
     }
+
+    /// When to remind the pool of workers that do not come: after a millisecond, which waking takes at most where a processor is free, and
+    /// then ever later, since they may be at other work.
+    pub(crate) struct Reminder {
+        since: Instant,
+        wait: Duration,
+    }
+
+    impl Reminder {
+        pub(crate) fn new() -> Self {
+            Self { since: Instant::now(), wait: Duration::from_millis(1) }
+        }
+
+        /// Whether it is time, once.
+        pub(crate) fn is_due(&mut self) -> bool {
+            let due = self.since.elapsed() > self.wait;
+            if due {
+                *self = Self { since: Instant::now(), wait: 2 * self.wait };
+            }
+            due
+        }
+    }
 }
 
 #[cfg(loom)]
@@ -85,6 +107,19 @@ mod model {
         pub(crate) fn is_over(&mut self) -> bool {
             self.0 += 1;
             self.0 > 2
+        }
+    }
+
+    /// In a model everything that is spawned runs.
+    pub(crate) struct Reminder;
+
+    impl Reminder {
+        pub(crate) fn new() -> Self {
+            Self
+        }
+
+        pub(crate) fn is_due(&mut self) -> bool {
+            false
         }
     }
 }

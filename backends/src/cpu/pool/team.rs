@@ -5,11 +5,15 @@
 //! region. So a worker that has helped once spin-waits for [`SPIN_TIME`](sync::SPIN_TIME), and returns to the pool when no work
 //! comes. While it waits it prefetches the weights that it will probably read next.
 //!
+//! Rayon does not promise to wake a worker for a job that another worker spawns: where the two race, it leaves the job to whoever spawned it,
+//! and a caller does not come back to it before its pass ends. So a worker that has not come a while after it was sent for is
+//! [woken once more](Caller::remind); its pass would have a thread less otherwise.
+//!
 //! # The protocol
 //! One caller and its workers share a [`Team`]. All that they agree on is one word, [`Team::state`]: the epoch (odd while work is
 //! offered), how many workers belong to the team, and how many of them are inside the work. These hold at every moment:
 //!
-//! 1. *One caller.* A team belongs to the thread in whose `TEAM` it lies; during a call it is taken from there, so a call inside
+//! 1. *One caller.* A team belongs to the thread in whose `CALLER` it lies; during a call it is taken from there, so a call inside
 //!    the work gets another team. Only the caller changes the epoch, and only the caller raises the count of members.
 //! 2. *Inside means offered.* A worker enters by exchanging the whole state that it saw, with an odd epoch, for one more inside.
 //!    Had the caller closed the epoch meanwhile, the epoch would differ and the exchange fail. So nobody enters a closed epoch.
@@ -27,7 +31,7 @@
 //! The test module `loom_model` checks 2 to 5 and 7 in every order of a few threads.
 
 use super::prefetch::{PrefetchRange, Prefetcher};
-use super::sync::{self, AtomicU64, Mutex, Ordering, SpinTimer, UnsafeCell, pause};
+use super::sync::{self, AtomicU64, Mutex, Ordering, Reminder, SpinTimer, UnsafeCell, pause};
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -41,17 +45,38 @@ use std::sync::{Arc, PoisonError};
 /// A panic of any of them is passed on.
 pub(super) fn call(helpers: usize, prefetch: Option<Arc<[PrefetchRange]>>, work: &(dyn Fn() + Sync)) {
     // A nested call finds it taken and gets one of its own.
-    let team = TEAM.take().unwrap_or_default();
+    let mut caller = CALLER.take().unwrap_or_default();
     if prefetch.is_some() {
-        *team.prefetch.lock().unwrap_or_else(PoisonError::into_inner) = prefetch;
+        *caller.team.prefetch.lock().unwrap_or_else(PoisonError::into_inner) = prefetch;
     }
-    let result = Team::call(&team, helpers, work);
-    TEAM.set(Some(team));
+    // A second job wakes a worker that sleeps, whatever rayon took it for at the first.
+    caller.remind(|| sync::spawn(|| ()));
+    let result = Team::call(&caller.team, helpers, work);
+    CALLER.set(Some(caller));
     result.unwrap_or_else(|panic| resume_unwind(panic));
 }
 
 thread_local! {
-    static TEAM: Cell<Option<sync::Arc<Team>>> = const { Cell::new(None) };
+    static CALLER: Cell<Option<Caller>> = const { Cell::new(None) };
+}
+
+/// A thread that calls, and its team.
+#[derive(Default)]
+struct Caller {
+    team: sync::Arc<Team>,
+    /// While workers are on their way: when the pool is told of them again.
+    reminder: Option<Reminder>,
+}
+
+impl Caller {
+    /// Calls `wake` where workers that were sent for have not come for a while.
+    fn remind(&mut self, wake: impl FnOnce()) {
+        if self.team.coming.load(Ordering::Relaxed) == 0 {
+            self.reminder = None;
+        } else if self.reminder.get_or_insert_with(Reminder::new).is_due() {
+            wake();
+        }
+    }
 }
 
 /// What a caller and its workers share.
@@ -59,6 +84,8 @@ struct Team {
     /// From the low bits: 16 bits of workers inside the work, 16 bits of members (workers that spin-wait, work or are on their
     /// way), and 32 bits of the epoch, which is odd while work is offered.
     state: AtomicU64,
+    /// Members that were sent for and have not come yet.
+    coming: AtomicU64,
     /// Written by the caller while nothing is offered and nobody is inside, read by those inside.
     work: UnsafeCell<Option<&'static (dyn Fn() + Sync)>>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
@@ -90,6 +117,7 @@ impl Default for Team {
     fn default() -> Self {
         Self {
             state: AtomicU64::new(0),
+            coming: AtomicU64::new(0),
             work: UnsafeCell::new(None),
             panic: Mutex::new(None),
             prefetch: Mutex::new(None),
@@ -109,8 +137,12 @@ impl Team {
         let result = catch_unwind(AssertUnwindSafe(|| {
             for _ in members(before)..helpers as u64 {
                 team.state.fetch_add(MEMBER, Ordering::Relaxed);
+                team.coming.fetch_add(1, Ordering::Relaxed);
                 let team = team.clone();
-                sync::spawn(move || team.serve());
+                sync::spawn(move || {
+                    team.coming.fetch_sub(1, Ordering::Relaxed);
+                    team.serve();
+                });
             }
             work();
         }));
@@ -245,6 +277,35 @@ mod tests {
                 }
             };
             rayon::join(caller, caller);
+        });
+    }
+
+    /// Rayon may leave a job to the worker that spawned it, here a caller that does not come back to it: work would go on without others.
+    #[test]
+    fn a_worker_that_does_not_come_is_sent_for_again() {
+        let mut caller = Caller::default();
+        let reminds = |caller: &mut Caller| {
+            let mut reminded = false;
+            caller.remind(|| reminded = true);
+            reminded
+        };
+        assert!(!reminds(&mut caller), "nobody was sent for");
+        caller.team.coming.fetch_add(1, Ordering::Relaxed);
+        assert!(!reminds(&mut caller), "it may be on its way");
+        std::thread::sleep(20 * SPIN_TIME);
+        assert!(reminds(&mut caller), "it has not come for a while");
+        assert!(!reminds(&mut caller), "once");
+        caller.team.coming.fetch_sub(1, Ordering::Relaxed);
+        assert!(!reminds(&mut caller), "it has come");
+        // Whoever is sent for is counted, until it comes.
+        with_threads(3, || {
+            let barrier = std::sync::Barrier::new(3);
+            call(2, None, &|| {
+                barrier.wait();
+            });
+            let caller = CALLER.take().expect("of the call");
+            assert_eq!(caller.team.coming.load(Ordering::Relaxed), 0, "both have come");
+            CALLER.set(Some(caller));
         });
     }
 

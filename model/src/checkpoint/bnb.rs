@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use emberlm_quant::host::{FloatType, HostCodeBook4, HostScales, HostStorage, HostWeight};
 use serde::Deserialize;
 
-use super::convert::{first_non_finite, floats};
 use super::dtype::Dtype;
 use super::names::{list, shown};
 use super::open::Checkpoint;
@@ -186,13 +185,13 @@ impl Params4bit {
             let name = format!("{}.{side}", self.name);
             checkpoint.data(&name).map(|data| (name, data))
         };
-        let finite = |(name, data): (String, bytes::Bytes)| match first_non_finite(FloatType::F32, &data) {
+        let finite = |(name, data): (String, bytes::Bytes)| match FloatType::F32.first_non_finite(&data) {
             Some(at) => Err(error(&name, &format!("element {at} is not a finite number"))),
             None => Ok(data),
         };
         let map = finite(side("quant_map")?)?;
         let code_book =
-            <[f32; 16]>::try_from(floats(FloatType::F32, &map)).map_err(|_| error(&self.name, "needs 16 codes"))?;
+            <[f32; 16]>::try_from(FloatType::F32.decode_all(&map)).map_err(|_| error(&self.name, "needs 16 codes"))?;
         let (scales, largest_scale) = match &self.nested {
             None => {
                 let absmax = finite(side("absmax")?)?;
@@ -200,8 +199,8 @@ impl Params4bit {
                 (HostScales::Single(absmax), largest)
             }
             Some(nested) => {
-                let map = floats(FloatType::F32, &finite(side("nested_quant_map")?)?);
-                let absmax = floats(FloatType::F32, &finite(side("nested_absmax")?)?);
+                let map = FloatType::F32.decode_all(&finite(side("nested_quant_map")?)?);
+                let absmax = FloatType::F32.decode_all(&finite(side("nested_absmax")?)?);
                 let largest_map = largest(map.iter().copied());
                 let bound = largest_map * largest(absmax.iter().copied()) + nested.offset.abs();
                 let scales = HostScales::Double {

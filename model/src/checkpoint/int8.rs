@@ -9,7 +9,6 @@ use std::collections::BTreeSet;
 use emberlm_quant::format::INT8_BLOCK;
 use emberlm_quant::host::{FloatType, HostInt8, HostStorage, HostWeight};
 
-use super::convert::first_non_finite;
 use super::dtype::Dtype;
 use super::open::Checkpoint;
 use super::problem::CheckpointError;
@@ -78,7 +77,7 @@ impl BlockInt8 {
     pub(super) fn read(&self, checkpoint: &Checkpoint) -> Result<HostWeight> {
         let scale = scale_name(&self.name);
         let (codes, scales) = (checkpoint.data(&self.name)?, checkpoint.data(&scale)?);
-        if let Some(at) = first_non_finite(FloatType::F16, &scales) {
+        if let Some(at) = FloatType::F16.first_non_finite(&scales) {
             return Err(error(&scale, format!("element {at} is not a finite number")));
         }
         Ok(HostWeight { n: self.n, k: self.k, storage: HostStorage::Int8(HostInt8 { codes, scales }) })

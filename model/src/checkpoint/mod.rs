@@ -14,7 +14,6 @@
 mod advice;
 mod bnb;
 mod container;
-mod convert;
 mod differences;
 mod dir;
 mod discovery;

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use emberlm_quant::host::{FloatType, HostRows, HostStorage, HostWeight};
 
-use super::convert::{first_non_finite, floats, indices};
 use super::differences::{MissingTensor, TensorDifferences};
 use super::dtype::Dtype;
 use super::names::{canonical, shown};
@@ -239,10 +238,10 @@ impl IntegerModule {
                     _ => FloatType::F16,
                 };
                 let data = checkpoint.data(name)?;
-                if let Some(at) = first_non_finite(dtype, &data) {
+                if let Some(at) = dtype.first_non_finite(&data) {
                     return Err(error(name, format!("the scale of row {at} is not a finite number")));
                 }
-                floats(dtype, &data)
+                dtype.decode_all(&data)
             }
         };
         let numbers = match &part.numbers {
@@ -329,4 +328,9 @@ fn expect(checkpoint: &Checkpoint, name: &str, dtypes: &[Dtype], shape: &[usize]
         return Ok(());
     }
     Err(checkpoint.mismatch(name, expected, info.property()).into())
+}
+
+/// Little-endian i64 as row indices; `None` for one that is negative or beyond usize.
+fn indices(bytes: &[u8]) -> Vec<Option<usize>> {
+    bytes.as_chunks().0.iter().map(|b| usize::try_from(i64::from_le_bytes(*b)).ok()).collect()
 }

@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 
-use super::convert::floats;
 use super::weights::{StoredAs, Weights};
 use crate::Result;
 
@@ -25,7 +24,7 @@ impl Weights {
             (StoredAs::Dense { name: x, dtype: dx }, StoredAs::Dense { name: y, dtype: dy }) => {
                 self.same_data((x, dx.size()), (y, dy.size()), |x, y| {
                     // Bits alone do not tell 0 from -0, nor one type from another.
-                    (dx == dy && x == y) || floats(*dx, x) == floats(*dy, y)
+                    (dx == dy && x == y) || dx.decode_all(x) == dy.decode_all(y)
                 })
             }
             (StoredAs::Dense { .. }, _) | (_, StoredAs::Dense { .. }) => Ok(false),

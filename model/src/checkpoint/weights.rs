@@ -5,9 +5,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use bytes::Bytes;
+use emberlm_quant::format;
 use emberlm_quant::host::{FloatType, HostStorage, HostWeight};
 
-use super::convert::{dequantise, first_non_finite, floats};
 use super::names::owner;
 use super::open::Checkpoint;
 use super::problem::{CheckpointError, TensorProperty};
@@ -174,7 +174,7 @@ impl Weights {
             StoredAs::Dense { name, dtype } => {
                 let data = self.slice(parameter, self.checkpoint.data(name)?, dtype.size())?;
                 self.check_finite(parameter, *dtype, &data)?;
-                Ok(floats(*dtype, &data))
+                Ok(dtype.decode_all(&data))
             }
             _ => dequantise(&self.matrix(canonical)?)
                 .map_err(|error| self.error(parameter, format!("cannot be read: {error}"))),
@@ -233,7 +233,7 @@ impl Weights {
     }
 
     fn check_finite(&self, parameter: &Parameter, dtype: FloatType, data: &[u8]) -> Result<()> {
-        match first_non_finite(dtype, data) {
+        match dtype.first_non_finite(data) {
             Some(at) => Err(self.error(parameter, format!("element {at} is not a finite number"))),
             None => Ok(()),
         }
@@ -243,4 +243,13 @@ impl Weights {
         let name = parameter.info.tensors.first().map_or("", String::as_str);
         self.checkpoint.tensor_error(name, message).into()
     }
+}
+
+/// The matrix in f32. For tensors that are read as vectors; large ones stay quantised.
+///
+/// # Errors
+/// When its parts do not fit its shape, or its scales are not finite.
+fn dequantise(weight: &HostWeight) -> Result<Vec<f32>, emberlm_quant::Error> {
+    format::check(weight)?;
+    Ok(format::dequantize(weight))
 }

@@ -3,7 +3,6 @@
 use std::hash::{DefaultHasher, Hasher};
 
 use emberlm_quant::host::FloatType;
-use half::{bf16, f16};
 
 use crate::checkpoint::Dtype;
 
@@ -116,11 +115,7 @@ impl Stats {
         let mut values = [0f32; BLOCK];
         let count = bytes.len() / float.size();
         let values = values.get_mut(..count).unwrap_or_default();
-        match float {
-            FloatType::F32 => fill(values, bytes, f32::from_le_bytes),
-            FloatType::F16 => fill(values, bytes, |b| f16::from_le_bytes(b).to_f32()),
-            FloatType::Bf16 => fill(values, bytes, |b| bf16::from_le_bytes(b).to_f32()),
-        }
+        float.decode(bytes, values);
         let values = &*values;
         // Without the sign, the bits of floats are ordered as integers, infinity and NaN on top.
         let (mut largest, mut zeros, mut signs) = (0u32, 0u32, 0u32);
@@ -263,12 +258,6 @@ impl Run {
             prefix: if self.prefix == at { at + next.prefix } else { self.prefix },
             suffix: if next.suffix == count { self.suffix + count } else { next.suffix },
         }
-    }
-}
-
-fn fill<const SIZE: usize>(values: &mut [f32], bytes: &[u8], read: impl Fn([u8; SIZE]) -> f32) {
-    for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<SIZE>().0) {
-        *value = read(*bytes);
     }
 }
 

@@ -1,10 +1,9 @@
 //! Do the buffers of a weight fit its shape, and is its side data usable?
 
 use emberlm_backends::cpu::INT8_BLOCK;
-use half::f16;
 
 use crate::error::{Error, Result};
-use crate::host::{HostCodeBook4, HostInt8, HostRows, HostScales, HostStorage, HostWeight};
+use crate::host::{FloatType, HostCodeBook4, HostInt8, HostRows, HostScales, HostStorage, HostWeight};
 
 /// Checks everything about a weight that the readers and packers rely on.
 ///
@@ -38,7 +37,7 @@ fn check_code_book(shape: (usize, usize), elements: usize, w: &HostCodeBook4) ->
     match &w.scales {
         HostScales::Single(data) => {
             length("absmax bytes", shape, data.len(), blocks * 4)?;
-            let bad = data.as_chunks::<4>().0.iter().position(|&b| !f32::from_le_bytes(b).is_finite());
+            let bad = FloatType::F32.first_non_finite(data);
             bad.map_or(Ok(()), |i| Err(side_data("absmax", format!("entry {i} is not finite"))))
         }
         HostScales::Double { codes, map, absmax, block, offset } => {
@@ -58,7 +57,7 @@ fn check_code_book(shape: (usize, usize), elements: usize, w: &HostCodeBook4) ->
 fn check_int8(shape: (usize, usize), elements: usize, w: &HostInt8) -> Result<()> {
     length("8-bit codes", shape, w.codes.len(), elements)?;
     length("block scale bytes", shape, w.scales.len(), 2 * shape.0 * shape.1.div_ceil(INT8_BLOCK))?;
-    let bad = w.scales.as_chunks::<2>().0.iter().position(|&b| !f16::from_le_bytes(b).is_finite());
+    let bad = FloatType::F16.first_non_finite(&w.scales);
     bad.map_or(Ok(()), |i| Err(side_data("block scales", format!("entry {i} is not finite"))))
 }
 

@@ -1,7 +1,6 @@
 //! A dense weight that is about to be quantised.
 
 use super::check::check;
-use super::float::{Decode, decoder};
 use crate::error::{Error, Result};
 use crate::host::{FloatType, HostStorage, HostWeight};
 
@@ -12,7 +11,6 @@ pub(super) struct Dense<'a> {
     pub float: FloatType,
     /// `n * k` encoded numbers.
     pub data: &'a [u8],
-    pub decode: Decode,
 }
 
 impl<'a> Dense<'a> {
@@ -20,7 +18,7 @@ impl<'a> Dense<'a> {
         check(weight)?;
         let found = match &weight.storage {
             &HostStorage::Dense(float, ref data) => {
-                return Ok(Self { n: weight.n, k: weight.k, float, data, decode: decoder(float) });
+                return Ok(Self { n: weight.n, k: weight.k, float, data });
             }
             HostStorage::CodeBook4(_) => "4-bit codes",
             HostStorage::Int8(_) => "8-bit blocks",
@@ -36,7 +34,7 @@ impl<'a> Dense<'a> {
     /// Decodes elements `start..start + out.len()` of the flattened matrix.
     pub fn read(&self, start: usize, out: &mut [f32]) {
         let size = self.float.size();
-        (self.decode)(&self.data[start * size..(start + out.len()) * size], out);
+        self.float.decode(&self.data[start * size..(start + out.len()) * size], out);
     }
 
     /// Fails if a group of `length` consecutive elements has a largest magnitude that is not finite.

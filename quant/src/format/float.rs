@@ -1,18 +1,34 @@
-//! Little-endian bytes to single precision. Exact for every input type; buffers need no alignment.
+//! Little-endian bytes to single precision.
 
-use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use half::{bf16, f16};
 
 use crate::host::FloatType;
 
-/// Reads `out.len()` numbers from as many encoded ones.
-pub(super) type Decode = fn(&[u8], &mut [f32]);
+impl FloatType {
+    /// Reads `out.len()` numbers from as many little-endian ones. Exact for every type; the bytes need not be aligned.
+    pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
+        match self {
+            Self::F32 => decode_f32(bytes, out),
+            Self::F16 => decode_f16(bytes, out),
+            Self::Bf16 => decode_bf16(bytes, out),
+        }
+    }
 
-pub(super) fn decoder(float: FloatType) -> Decode {
-    match float {
-        FloatType::F32 => decode_f32,
-        FloatType::F16 => decode_f16,
-        FloatType::Bf16 => decode_bf16,
+    /// All numbers of `bytes`, as [`decode`](Self::decode) reads them; bytes that do not fill a number are left out.
+    pub fn decode_all(self, bytes: &[u8]) -> Vec<f32> {
+        let mut out = vec![0.0; bytes.len() / self.size()];
+        self.decode(bytes, &mut out);
+        out
+    }
+
+    /// The place of the first little-endian number that is NaN or infinite.
+    pub fn first_non_finite(self, bytes: &[u8]) -> Option<usize> {
+        match self {
+            Self::F32 => bytes.as_chunks().0.iter().position(|b| !f32::from_le_bytes(*b).is_finite()),
+            Self::F16 => bytes.as_chunks().0.iter().position(|b| !f16::from_le_bytes(*b).is_finite()),
+            Self::Bf16 => bytes.as_chunks().0.iter().position(|b| !bf16::from_le_bytes(*b).is_finite()),
+        }
     }
 }
 

@@ -123,7 +123,7 @@ fn quantize_task(dense: &Dense, search: &Search, data: &[u8], codes: &mut [u8], 
     let mut values = [0.0; BLOCK];
     for ((data, codes), scale) in data.chunks(BLOCK * size).zip(codes.chunks_mut(BLOCK / 2)).zip(scales) {
         if data.len() == BLOCK * size {
-            (dense.decode)(data, &mut values);
+            dense.float.decode(data, &mut values);
             *scale = absmax(&values);
             let inverse = 1.0 / scale.max(SMALLEST);
             for value in &mut values {
@@ -132,7 +132,7 @@ fn quantize_task(dense: &Dense, search: &Search, data: &[u8], codes: &mut [u8], 
         } else {
             // The short block at the end: bitsandbytes divides here, and stores the divisor. Its last byte may be padded.
             let (values, padding) = values.split_at_mut(data.len() / size);
-            (dense.decode)(data, values);
+            dense.float.decode(data, values);
             let largest = absmax(values);
             // Not `max`, which would lose NaN.
             *scale = if largest < SMALLEST { SMALLEST } else { largest };

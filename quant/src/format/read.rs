@@ -6,7 +6,6 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::check::{check, narrow_row_bytes};
-use super::float::decoder;
 use crate::error::{Error, Result};
 use crate::host::{FloatType, HostCodeBook4, HostInt8, HostRows, HostScales, HostStorage, HostWeight, WeightBuffer};
 
@@ -150,7 +149,7 @@ fn read(weight: &HostWeight, start: usize, half_scales: bool, out: &mut [f32]) {
     match &weight.storage {
         HostStorage::Dense(float, data) => {
             let size = float.size();
-            decoder(*float)(&data[start * size..(start + out.len()) * size], out);
+            float.decode(&data[start * size..(start + out.len()) * size], out);
         }
         HostStorage::CodeBook4(w) => read_code_book(w, start, out),
         HostStorage::Int8(w) => read_int8(w, weight.k, start, out),

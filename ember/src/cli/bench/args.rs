@@ -61,6 +61,10 @@ pub struct BenchArgs {
     #[arg(short, long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub repetitions: u32,
 
+    /// Measure from the first pass on; otherwise each measurement is made once before, to warm up
+    #[arg(long)]
+    pub no_warmup: bool,
+
     /// Tokens per pass over a prompt
     #[arg(long, default_value_t = 512, value_name = "N")]
     pub chunk: usize,

@@ -63,7 +63,7 @@ impl Test {
     }
 }
 
-/// The repetitions of one test at one number of steps; the first is for warming up.
+/// The repetitions of one test at one number of steps, those for [warming up](Bench::warm_ups) included.
 #[derive(Default)]
 struct Samples {
     seconds: Vec<f64>,
@@ -96,7 +96,7 @@ impl<B: CompactBackend> Bench<'_, B> {
             let format = self.args.cache_type.into();
             let mut caches: Vec<Cache<B>> = (0..test.sequences()).map(|_| self.model.new_cache(format)).collect();
             let mut samples: Vec<Samples> = step_counts.iter().map(|_| Samples::default()).collect();
-            for _ in 0..=self.args.repetitions {
+            for _ in 0..self.args.repetitions as usize + self.warm_ups() {
                 for (&steps, samples) in step_counts.iter().zip(&mut samples) {
                     self.set_steps(steps);
                     self.run_once(test, &mut caches, samples)?;
@@ -108,6 +108,11 @@ impl<B: CompactBackend> Bench<'_, B> {
             }
         }
         Ok(measurements.into_iter().flatten().collect())
+    }
+
+    /// Repetitions that are not counted: the first, unless asked otherwise.
+    fn warm_ups(&self) -> usize {
+        usize::from(!self.args.no_warmup)
     }
 
     /// The steps to force, at most where sequences differ, or the model's own rule.
@@ -327,7 +332,7 @@ impl<B: CompactBackend> Bench<'_, B> {
             }),
             _ => None,
         };
-        let mut seconds: Vec<f64> = samples.seconds.iter().skip(1).copied().collect();
+        let mut seconds: Vec<f64> = samples.seconds.iter().skip(self.warm_ups()).copied().collect();
         seconds.sort_by(f64::total_cmp);
         let nth = |i: usize| seconds.get(i).copied().unwrap_or(f64::NAN);
         let tokens_per_second = tokens / nth(seconds.len() / 2);

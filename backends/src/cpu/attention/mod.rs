@@ -3,6 +3,7 @@
 mod ahead;
 #[cfg(target_arch = "x86_64")]
 mod bf16;
+mod byte_sums;
 mod flash;
 mod hidden;
 mod latent;
@@ -15,11 +16,13 @@ mod tile;
 mod types;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
+#[cfg(target_arch = "x86_64")]
+mod words;
 
 use crate::check::{check_len, elements};
 use crate::cpu::pool::Output;
-use crate::cpu::{CacheSlice, Level, level};
-use crate::types::KV_BLOCK;
+use crate::cpu::{Level, level};
+use byte_sums::{ByteQueries, ByteSums};
 use hidden::HiddenLayer;
 use parts::Parts;
 use source::{FlashAttention, Queries, Source};
@@ -91,8 +94,9 @@ struct Prepared {
     keys: Codes,
     values: Codes,
     /// The queries as whole numbers, for keys in 8 bits.
-    #[cfg(target_arch = "x86_64")]
-    ints: Option<vnni::IntQueries>,
+    byte_queries: Option<ByteQueries>,
+    /// How values in 8 bits are summed.
+    byte_sums: Option<ByteSums>,
 }
 
 /// Queries up to which hidden values are computed again for every pass over the cache, while they are in the L1 cache; more queries
@@ -155,9 +159,9 @@ impl Prepared {
         let rows = p.seq * (p.heads / p.kv_heads);
         let (keys, values) = (Codes::new(level, k, rows, p), Codes::new(level, v, rows, p));
         let computed = [&keys, &values].into_iter().any(|codes| matches!(codes, Codes::Computed(_)));
-        let byte_sums = [k, v].map(|kv| has_byte_sums(level, kv, p.head_dim));
-        let prompt = rows >= prompt::MIN_ROWS && !computed && byte_sums == [false; 2];
-        let mut prepared = Prepared { rows, prompt, keys, values, ..Prepared::default() };
+        let [of_keys, byte_sums] = [k, v].map(|kv| ByteSums::new(level, kv, rows, p));
+        let prompt = rows >= prompt::MIN_ROWS && !computed && of_keys.is_none() && byte_sums.is_none();
+        let mut prepared = Prepared { rows, prompt, keys, values, byte_sums, ..Prepared::default() };
         if prompt && matches!(k, KeyValue::Plain(_)) {
             return prepared;
         }
@@ -170,10 +174,7 @@ impl Prepared {
         if let KeyValue::Compressed { decoder, .. } = k {
             (grouped, prepared.bias) = latent::project_queries(level, &grouped, rows, decoder, p);
         }
-        #[cfg(target_arch = "x86_64")]
-        if byte_sums[0] {
-            prepared.ints = Some(vnni::IntQueries::new(&grouped, p.head_dim));
-        }
+        prepared.byte_queries = of_keys.map(|sums| sums.queries(&grouped, p.head_dim));
         prepared.queries = Some(grouped);
         prepared
     }
@@ -181,7 +182,6 @@ impl Prepared {
     fn flash<'a>(&'a self, level: Level, span: &AttentionSpan<'a>) -> FlashAttention<'a> {
         let p = span.shape;
         let (keys, values) = (self.keys.source(&span.k, &p), self.values.source(&span.v, &p));
-        let byte_sums = has_byte_sums(level, &span.v, p.head_dim);
         let bf16_sums = keys.has_8_bits() && has_bf16_sums(level, &values);
         FlashAttention {
             q: self.queries.as_deref().map_or(Queries::Tokens(span.q), Queries::Grouped),
@@ -190,26 +190,11 @@ impl Prepared {
             values,
             p,
             rows: self.rows,
-            #[cfg(target_arch = "x86_64")]
-            ints: self.ints.as_ref(),
-            byte_sums,
+            byte_queries: self.byte_queries.as_ref(),
+            byte_sums: self.byte_sums,
             bf16_sums,
             prompt: self.prompt,
         }
-    }
-}
-
-/// Whether sums over what is stored in 8 bits can be of whole numbers.
-fn has_byte_sums(level: Level, kv: &KeyValue, width: usize) -> bool {
-    let eighths = |part: &CacheSlice| matches!(part, CacheSlice::Q8 { .. });
-    let stored = matches!(kv, KeyValue::Plain(parts) if parts.iter().any(eighths));
-    let fits = stored && width.is_multiple_of(KV_BLOCK) && width > 0;
-    #[cfg(target_arch = "x86_64")]
-    return fits && level == Level::Avx512 && vnni::available();
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = (fits, level);
-        false
     }
 }
 

@@ -1,10 +1,9 @@
 //! What one call of flash attention reads.
 
+use crate::cpu::attention::byte_sums::{ByteQueries, ByteSums};
 use crate::cpu::attention::hidden::HiddenLayer;
 use crate::cpu::attention::parts::Parts;
 use crate::cpu::attention::types::Attention;
-#[cfg(target_arch = "x86_64")]
-use crate::cpu::attention::vnni::IntQueries;
 use crate::cpu::cache::CacheSlice;
 
 /// What stands for the keys or values of a position.
@@ -78,11 +77,9 @@ pub(super) struct FlashAttention<'a> {
     /// Queries per kv head: tokens times heads of the group.
     pub(super) rows: usize,
     /// The queries as whole numbers, where scores are sums of those.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) ints: Option<&'a IntQueries>,
-    /// Whether weighted sums of values are.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    pub(super) byte_sums: bool,
+    pub(super) byte_queries: Option<&'a ByteQueries>,
+    /// How weighted sums of values are, where they are such sums.
+    pub(super) byte_sums: Option<ByteSums>,
     /// Whether those of hidden values are in BF16.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(super) bf16_sums: bool,

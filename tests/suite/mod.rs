@@ -5,6 +5,8 @@ pub mod bodies;
 pub mod choice;
 pub mod depth;
 pub mod draft;
+#[allow(dead_code)] // on the processor itself there is nothing to compare
+pub mod eight_bits;
 pub mod engine;
 pub mod fixture;
 pub mod golden;
@@ -67,6 +69,7 @@ macro_rules! whole_suite {
                 $(#[ignore = $why])? spans_are_their_sequences, uncached_is_cached, keys_compressed_before_rotation,
                 $(#[ignore = $why])? snapshot_is_untouched, $(#[ignore = $why])? reset_is_new, last_is_the_last_of_all, depth_set_is_depth_opened, forward_errors;
             depth: $(#[ignore = $why])? spans_are_as_deep_as_alone, $(#[ignore = $why])? depth_asked_for_is_depth_opened;
+            eight_bits: as_on_the_processor;
             kernels: as_on_the_processor, attention_over_parts, store_beyond_half_precision;
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
             prefix: cached_is_uncached;

@@ -14,7 +14,7 @@ pub use activation::CodeActivation;
 pub use conv::ConvShape;
 pub use delta_rule::{DeltaRuleInputs, DeltaRuleShape};
 pub use halting::{HaltMode, HaltRule, HaltWeights};
-pub use kv::{KV_BLOCK, KV_TILE};
+pub use kv::{KV_BLOCK, KV_TILE, KvFormat};
 pub use norm::RmsNorm;
 pub use rotary::RotaryShape;
 pub use store_kv::StoreKv;

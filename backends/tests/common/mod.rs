@@ -37,6 +37,11 @@ impl Eighths {
         CacheSlice::Q8 { codes: &self.codes, scales: &self.scales }
     }
 
+    /// The codes, four to a word.
+    pub fn words(&self) -> Vec<u32> {
+        self.codes.chunks(4).map(|c| u32::from_le_bytes([0, 1, 2, 3].map(|i| c[i] as u8))).collect()
+    }
+
     pub fn slice_mut(&mut self) -> CacheSliceMut<'_> {
         CacheSliceMut::Q8 { codes: &mut self.codes, scales: &mut self.scales }
     }

@@ -1,42 +1,40 @@
 //! Attention over plain caches.
 
 use emberlm_backends::cpu::{self, plain};
-use emberlm_backends::cube::{self, KvRows};
+use emberlm_backends::cube::{self, CacheBuffer, KvRows};
+use emberlm_backends::types::KvFormat;
 use half::f16;
 
-use crate::common::{Rng, close};
-use crate::device::{Client, Float, download, upload_words, with_all_instructions};
+use crate::common::{Eighths, Rng, close};
+use crate::device::{Client, Float, download, upload_cache, with_all_instructions};
 
 /// A cache `[b, kv_heads, capacity, width]` here and on the device; slots after `used` are NaN.
 struct Cache {
-    halves: bool,
+    format: KvFormat,
     floats: Vec<f32>,
     bits: Vec<u16>,
+    eighths: Eighths,
     on_device: KvRows,
 }
 
 impl Cache {
-    fn new(client: &Client, rng: &mut Rng, halves: bool, dims: [usize; 4], used: usize) -> Cache {
+    fn new(client: &Client, rng: &mut Rng, format: KvFormat, dims: [usize; 4], used: usize) -> Cache {
         let [b, heads, capacity, width] = dims;
         let mut floats = rng.floats(b * heads * capacity * width, 1.5);
         for head in floats.chunks_exact_mut(capacity * width) {
             head[used * width..].fill(f32::NAN);
         }
-        let bits: Vec<u16> = floats.iter().map(|&x| f16::from_f32(x).to_bits()).collect();
-        let buffer = if halves {
-            let words: Vec<u32> = bits.chunks(2).map(|p| u32::from(p[0]) | u32::from(p[1]) << 16).collect();
-            upload_words(client, &words)
-        } else {
-            Float::F32.upload(client, &floats)
-        };
-        let on_device = KvRows::of_store(buffer, halves, heads, capacity, width);
-        Cache { halves, floats, bits, on_device }
+        let bits = floats.iter().map(|&x| f16::from_f32(x).to_bits()).collect();
+        let eighths = Eighths::new(&floats, width);
+        let on_device = KvRows::of_store(upload_cache(client, format, &floats, width), heads, capacity, width);
+        Cache { format, floats, bits, eighths, on_device }
     }
 
     fn host(&self) -> [cpu::CacheSlice<'_>; 1] {
-        [match self.halves {
-            true => cpu::CacheSlice::F16(&self.bits),
-            false => cpu::CacheSlice::F32(&self.floats),
+        [match self.format {
+            KvFormat::F32 => cpu::CacheSlice::F32(&self.floats),
+            KvFormat::F16 => cpu::CacheSlice::F16(&self.bits),
+            KvFormat::Q8 => self.eighths.slice(),
         }]
     }
 }
@@ -50,11 +48,11 @@ struct Case {
     head_dim: usize,
 }
 
-fn check(client: &Client, rng: &mut Rng, float: Float, halves: bool, case: &Case) {
+fn check(client: &Client, rng: &mut Rng, float: Float, formats: [KvFormat; 2], case: &Case) {
     let &Case { batch, seq, past, kv_heads, group, head_dim } = case;
     let (heads, capacity) = (kv_heads * group, past + seq + 3);
     let dims = [batch, kv_heads, capacity, head_dim];
-    let [k, v] = [0, 1].map(|_| Cache::new(client, rng, halves, dims, past + seq));
+    let [k, v] = formats.map(|format| Cache::new(client, rng, format, dims, past + seq));
     let q = float.rounded(&rng.floats(batch * seq * heads * head_dim, 2.0));
     let scale = (head_dim as f32).powf(-0.5);
     let twin = cpu::Attention { batch, seq, heads, kv_heads, head_dim, past, capacity, scale };
@@ -67,16 +65,18 @@ fn check(client: &Client, rng: &mut Rng, float: Float, halves: bool, case: &Case
     let (key_dim, value_dim) = (head_dim, head_dim);
     let shape = cube::Attention { batch, seq, heads, kv_heads, key_dim, value_dim, past, scale };
     cube::attention(client, &q, &k.on_device, &v.on_device, &out, shape);
-    let what = format!("{shape:?}, {float:?}, halves {halves}");
+    let what = format!("{shape:?}, {float:?}, {formats:?}");
     let got = download(client, &out);
     close(&what, &got, &want, float.bound(3e-6));
 }
 
-/// Types of queries, and whether the cache holds halves. Every variant is a kernel to compile, so not all pairs.
-fn variants(client: &Client) -> Vec<(Float, bool)> {
-    let mut variants = vec![(Float::F32, true), (Float::F32, false)];
+/// Types of queries, and formats of keys and values. Every variant is a kernel to compile, so not all of them.
+fn variants(client: &Client) -> Vec<(Float, [KvFormat; 2])> {
+    let (f32, f16, q8) = (KvFormat::F32, KvFormat::F16, KvFormat::Q8);
+    let mut variants =
+        vec![(Float::F32, [f16; 2]), (Float::F32, [f32; 2]), (Float::F32, [q8; 2]), (Float::F32, [q8, f16])];
     if Float::available(client).contains(&Float::F16) {
-        variants.extend([(Float::F16, true), (Float::F16, false)]);
+        variants.extend([(Float::F16, [f16; 2]), (Float::F16, [f32; 2]), (Float::F16, [f32, q8])]);
     }
     variants
 }
@@ -85,17 +85,21 @@ fn variants(client: &Client) -> Vec<(Float, bool)> {
 fn attention_matches_its_twin() {
     with_all_instructions(|client| {
         let mut rng = Rng(15);
-        for (float, halves) in variants(client) {
+        for (float, formats) in variants(client) {
             for (head_dim, kv_heads, group, lengths) in [
                 (64, 2, 4, &[(1, 0), (3, 5), (1, 300), (129, 300), (17, 5)][..]),
                 (80, 1, 8, &[(1, 5), (17, 0)]),
                 (128, 2, 1, &[(1, 300), (129, 0)]),
                 (256, 1, 4, &[(1, 5), (3, 300)]),
+                (100, 3, 5, &[(1, 130), (17, 5)]),
                 (6, 3, 5, &[(1, 130), (17, 5)]),
             ] {
+                if formats.iter().any(|format| head_dim % format.per_word() != 0) {
+                    continue;
+                }
                 for &(seq, past) in lengths {
                     let case = Case { batch: 1, seq, past, kv_heads, group, head_dim };
-                    check(client, &mut rng, float, halves, &case);
+                    check(client, &mut rng, float, formats, &case);
                 }
             }
         }
@@ -106,10 +110,10 @@ fn attention_matches_its_twin() {
 fn rows_of_a_batch_match_their_twin() {
     with_all_instructions(|client| {
         let mut rng = Rng(16);
-        for (float, halves) in variants(client) {
+        for (float, formats) in variants(client) {
             for (seq, past) in [(1, 5), (17, 0), (3, 300), (70, 0)] {
                 let case = Case { batch: 2, seq, past, kv_heads: 2, group: 8, head_dim: 128 };
-                check(client, &mut rng, float, halves, &case);
+                check(client, &mut rng, float, formats, &case);
             }
         }
     });
@@ -141,8 +145,7 @@ fn keys_and_values_of_different_widths_and_shared_rows() {
             }));
         }
         let shared = |values: &[f32], width: usize| KvRows {
-            buffer: Float::F32.upload(client, values),
-            halves: false,
+            data: CacheBuffer::F32(Float::F32.upload(client, values)),
             batch_stride: tokens * width,
             head_stride: 0,
             token_stride: width,
@@ -162,18 +165,22 @@ fn keys_and_values_of_different_widths_and_shared_rows() {
 fn widths_at_the_limit() {
     let client = crate::device::client();
     let mut rng = Rng(77);
-    for (halves, widths) in [(false, [1024, 512, 510, 255]), (true, [1024, 512, 510, 2])] {
+    for (format, widths) in [
+        (KvFormat::F32, [1024, 512, 510, 255]),
+        (KvFormat::F16, [1024, 512, 510, 2]),
+        (KvFormat::Q8, [1024, 1020, 68, 4]),
+    ] {
         for head_dim in widths {
             assert!(cube::fits_attention(head_dim), "{head_dim}");
             let case = Case { batch: 1, seq: 1, past: 3, kv_heads: 1, group: 1, head_dim };
-            check(&client, &mut rng, Float::F32, halves, &case);
+            check(&client, &mut rng, Float::F32, [format; 2], &case);
         }
     }
     for head_dim in [1028, 514, 257, 4096] {
         assert!(!cube::fits_attention(head_dim), "{head_dim}");
         let case = Case { batch: 1, seq: 1, past: 3, kv_heads: 1, group: 1, head_dim };
         let message = emberlm_backends::panics::catch_quietly(|| {
-            check(&client, &mut rng, Float::F32, false, &case);
+            check(&client, &mut rng, Float::F32, [KvFormat::F32; 2], &case);
         });
         let message = message.expect_err("beyond the kernel");
         assert!(message.contains("too wide for attention"), "{message}");

@@ -1,10 +1,10 @@
 //! What the public functions refuse before a kernel starts: kernels are launched without bounds checks.
 
-use emberlm_backends::cube::{self, Buffer, MAX_ELEMENTS};
+use emberlm_backends::cube::{self, Attention, Buffer, CacheBuffer, KvRows, KvSide, MAX_ELEMENTS};
 use emberlm_backends::panics::catch_quietly;
-use emberlm_backends::types::{RmsNorm, RotaryShape};
+use emberlm_backends::types::{KvFormat, RmsNorm, RotaryShape, StoreKv};
 
-use crate::device::{Float, client, download, upload_ints, upload_words};
+use crate::device::{Float, client, download, upload_cache, upload_ints, upload_words};
 
 #[track_caller]
 fn refused(what: &str, names: &str, f: impl FnOnce()) {
@@ -62,6 +62,38 @@ fn shapes_that_wrap_around_and_types_of_another_size() {
             &Float::F32.unwritten(&client, 1),
             Default::default(),
         );
+    });
+}
+
+/// Two rows of 68 numbers have two scales each.
+#[test]
+fn a_cache_in_8_bits_has_all_its_scales() {
+    let client = client();
+    let (seq, heads, width) = (2, 1, 68);
+    let p = StoreKv { batch: 1, seq, heads, capacity: seq, width, at: 0 };
+    let shape = Attention { batch: 1, seq, heads, kv_heads: 1, key_dim: width, value_dim: width, past: 0, scale: 1.0 };
+    let new = Float::F32.upload(&client, &[1.0; 136]);
+    let whole = upload_cache(&client, KvFormat::Q8, &[1.0; 136], width);
+    let CacheBuffer::Q8 { codes, scales } = whole.clone() else { unreachable!("asked for") };
+    let few = CacheBuffer::Q8 { codes: codes.clone(), scales: Buffer::new(scales.handle().clone(), 3, scales.dtype()) };
+    let integers = CacheBuffer::Q8 { codes: codes.clone(), scales: upload_words(&client, &[0; 4]) };
+    for (store, names) in [(&few, "3 elements, not the 4"), (&integers, "is of")] {
+        refused("an append", names, || cube::store_kv(&client, &new, store, p));
+        let rows = KvRows::of_store(store.clone(), heads, seq, width);
+        refused("attention", names, || cube::attention(&client, &new, &rows, &rows, &new, shape));
+    }
+    let shifted = KvRows { token_stride: 4, ..KvRows::of_store(whole.clone(), heads, seq, width) };
+    refused("rows that overlap", "no rows of 68", || {
+        cube::attention(&client, &new, &shifted, &shifted, &new, shape);
+    });
+    let floats = CacheBuffer::F32(Float::F32.upload(&client, &[1.0; 136]));
+    refused("two formats", "in one call", || {
+        let side = |stores| KvSide { new: &new, stores };
+        cube::store_kv_spans(&client, &[side(&[whole.clone()]), side(&[floats])], &[p]);
+    });
+    refused("half a word", "does not fill words", || {
+        let p = StoreKv { batch: 1, seq: 1, heads: 1, capacity: 1, width: 6, at: 0 };
+        cube::store_kv(&client, &Float::F32.upload(&client, &[1.0; 6]), &whole, p);
     });
 }
 

@@ -7,8 +7,11 @@ use cubecl::ir::{ElemType, FloatKind, StorageType};
 use cubecl::prelude::*;
 #[cfg(feature = "wgpu")]
 use cubecl::wgpu::{AutoGraphicsApi, GraphicsApi};
-use emberlm_backends::cube::{Buffer, Instructions, matrix_types, with_instructions};
+use emberlm_backends::cube::{Buffer, CacheBuffer, Instructions, matrix_types, with_instructions};
+use emberlm_backends::types::KvFormat;
 use half::{bf16, f16};
+
+use crate::common::Eighths;
 
 #[cfg(all(feature = "cuda", not(feature = "wgpu")))]
 type Tested = cubecl::cuda::CudaRuntime;
@@ -138,6 +141,31 @@ impl Float {
 pub fn upload_words(client: &Client, words: &[u32]) -> Buffer {
     let dtype = ElemType::UInt(cubecl::ir::UIntKind::U32);
     Buffer::new(client.create_from_slice(u32::as_bytes(words)), words.len(), dtype)
+}
+
+/// Numbers as a store in rows of `width`.
+pub fn upload_cache(client: &Client, format: KvFormat, numbers: &[f32], width: usize) -> CacheBuffer {
+    match format {
+        KvFormat::F32 => CacheBuffer::F32(Float::F32.upload(client, numbers)),
+        KvFormat::F16 => {
+            let bits: Vec<u16> = numbers.iter().map(|&x| f16::from_f32(x).to_bits()).collect();
+            let words: Vec<u32> = bits.chunks(2).map(|p| u32::from(p[0]) | u32::from(p[1]) << 16).collect();
+            CacheBuffer::F16(upload_words(client, &words))
+        }
+        KvFormat::Q8 => {
+            let eighths = Eighths::new(numbers, width);
+            let scales = Float::F32.upload(client, &eighths.scales);
+            CacheBuffer::Q8 { codes: upload_words(client, &eighths.words()), scales }
+        }
+    }
+}
+
+/// What a store holds: its words, and the bits of its scales.
+pub fn download_cache(client: &Client, store: &CacheBuffer) -> (Vec<u32>, Vec<u32>) {
+    match store {
+        CacheBuffer::F32(words) | CacheBuffer::F16(words) => (download_words(client, words), Vec::new()),
+        CacheBuffer::Q8 { codes, scales } => (download_words(client, codes), download_words(client, scales)),
+    }
 }
 
 pub fn download(client: &Client, buffer: &Buffer) -> Vec<f32> {

@@ -2,11 +2,11 @@
 
 use emberlm_backends::cpu::{self, plain};
 use emberlm_backends::cube;
-use emberlm_backends::types::{ConvShape, RotaryShape, StoreKv};
+use emberlm_backends::types::{ConvShape, KvFormat, RotaryShape, StoreKv};
 use half::f16;
 
-use crate::common::{Rng, close};
-use crate::device::{Float, client, download, download_words, upload_words};
+use crate::common::{Eighths, Rng, close};
+use crate::device::{Float, client, download, download_cache, upload_cache};
 
 #[test]
 fn rotary_matches_its_twin_and_leaves_the_rest_of_a_head() {
@@ -46,8 +46,12 @@ fn awkward(rng: &mut Rng, len: usize) -> Vec<f32> {
         .collect()
 }
 
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
 #[test]
-fn tokens_are_stored_where_they_belong_and_halves_are_rounded_as_on_the_cpu() {
+fn tokens_are_stored_where_they_belong_and_rounded_as_on_the_cpu() {
     let client = client();
     let mut rng = Rng(13);
     for float in Float::available(&client) {
@@ -57,36 +61,85 @@ fn tokens_are_stored_where_they_belong_and_halves_are_rounded_as_on_the_cpu() {
             (1, 17, 8, 40, 128, 23),
             (2, 129, 1, 130, 6, 1),
             (1, 2, 2, 5, 7, 3),
+            (2, 5, 3, 9, 4, 0),
+            (1, 3, 7, 4, 196, 1),
         ] {
             let new = float.rounded(&awkward(&mut rng, batch * seq * heads * width));
-            let numbers = batch * heads * capacity * width;
-            let before = rng.floats(numbers, 1.0);
+            let before = rng.floats(batch * heads * capacity * width, 1.0);
             let on_new = float.upload(&client, &new);
-            for halves in [false, true] {
-                if halves && width % 2 == 1 {
+            for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
+                if width % format.per_word() != 0 {
                     continue;
                 }
                 let shape = StoreKv { batch, seq, heads, capacity, width, at };
-                let what = format!("store of {float:?} {shape:?}");
-                if halves {
-                    let mut want: Vec<u16> = before.iter().map(|&x| f16::from_f32(x).to_bits()).collect();
-                    let words: Vec<u32> = want.chunks(2).map(|p| u32::from(p[0]) | u32::from(p[1]) << 16).collect();
-                    let store = upload_words(&client, &words);
-                    cube::store_kv(&client, &on_new, &store, shape, true);
-                    let _ = cpu::store_kv(&new, cpu::CacheSliceMut::F16(&mut want), &shape);
-                    // A GPU cannot tell that a number did not fit, and so stores NaN.
-                    want.iter_mut().filter(|half| **half & 0x7fff == 0x7c00).for_each(|half| *half |= 0x0200);
-                    let want: Vec<u32> = want.chunks(2).map(|p| u32::from(p[0]) | u32::from(p[1]) << 16).collect();
-                    assert!(download_words(&client, &store) == want, "{what}");
-                } else {
-                    let mut want = before.clone();
-                    let store = Float::F32.upload(&client, &before);
-                    cube::store_kv(&client, &on_new, &store, shape, false);
-                    assert!(cpu::store_kv(&new, cpu::CacheSliceMut::F32(&mut want), &shape));
-                    assert!(download(&client, &store) == want, "{what}");
-                }
+                let store = upload_cache(&client, format, &before, width);
+                cube::store_kv(&client, &on_new, &store, shape);
+                let got = download_cache(&client, &store);
+                let words =
+                    |halves: &[u16]| halves.chunks(2).map(|p| u32::from(p[0]) | u32::from(p[1]) << 16).collect();
+                let want = match format {
+                    KvFormat::F32 => {
+                        let mut want = before.clone();
+                        assert!(cpu::store_kv(&new, cpu::CacheSliceMut::F32(&mut want), &shape));
+                        (bits(&want), Vec::new())
+                    }
+                    KvFormat::F16 => {
+                        let mut want: Vec<u16> = before.iter().map(|&x| f16::from_f32(x).to_bits()).collect();
+                        let _ = cpu::store_kv(&new, cpu::CacheSliceMut::F16(&mut want), &shape);
+                        // A GPU cannot tell that a number did not fit, and so stores NaN.
+                        want.iter_mut().filter(|half| **half & 0x7fff == 0x7c00).for_each(|half| *half |= 0x0200);
+                        (words(&want), Vec::new())
+                    }
+                    KvFormat::Q8 => {
+                        let mut want = Eighths::new(&before, width);
+                        assert!(cpu::store_kv(&new, want.slice_mut(), &shape));
+                        (want.words(), bits(&want.scales))
+                    }
+                };
+                assert!(got == want, "{format:?} of {float:?} {shape:?}");
             }
         }
+    }
+}
+
+/// Numbers at and beside the middle between two codes, zeros, subnormal numbers, the largest there are, and blocks that are not finite.
+#[test]
+fn eight_bits_are_those_of_the_cpu() {
+    let client = client();
+    let mut rng = Rng(19);
+    let (rows, width) = (600, 132);
+    let mut new = Vec::with_capacity(rows * width);
+    for row in 0..rows {
+        for block in [64, 64, 4] {
+            let exponent = (rng.word() % 254) as u32;
+            let largest = match row % 12 {
+                0 => 0.0,
+                1 => f32::from_bits(rng.word() as u32 % 300),
+                2 => f32::from_bits(rng.word() as u32 & 0x01ff_ffff),
+                3 => f32::MAX,
+                _ => f32::from_bits((exponent << 23) | (rng.word() as u32 & 0x007f_ffff)),
+            };
+            let scale = largest / 127.0;
+            let place = rng.word() as usize % block;
+            for i in 0..block {
+                let middle = (rng.word() % 254) as f32 * 0.5 * scale;
+                let near = middle.to_bits().saturating_add(rng.word() as u32 % 5).saturating_sub(2);
+                let size = if i == place { largest } else { f32::from_bits(near).min(largest) };
+                let size = if row % 100 == 99 && i == place { [f32::NAN, f32::INFINITY][row / 100 % 2] } else { size };
+                new.push(if rng.word() % 2 == 0 { size } else { -size });
+            }
+        }
+    }
+    let shape = StoreKv { batch: 1, seq: rows, heads: 1, capacity: rows, width, at: 0 };
+    let mut want = Eighths::zeros(new.len(), width);
+    assert!(cpu::store_kv(&new, want.slice_mut(), &shape));
+    let store = upload_cache(&client, KvFormat::Q8, &vec![1.0; new.len()], width);
+    cube::store_kv(&client, &Float::F32.upload(&client, &new), &store, shape);
+    let (words, scales) = download_cache(&client, &store);
+    for (row, new) in new.chunks(width).enumerate() {
+        let own = |words: &[u32], count: usize| words[row * count..(row + 1) * count].to_vec();
+        assert_eq!(own(&scales, 3), own(&bits(&want.scales), 3), "scales of row {row}");
+        assert_eq!(own(&words, 33), own(&want.words(), 33), "codes of row {row}: {new:?}");
     }
 }
 

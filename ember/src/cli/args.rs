@@ -246,7 +246,7 @@ pub struct PassArgs {
 /// Number formats of the cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum CacheType {
-    /// 8 bits with a scale for every 64 numbers of a head, 8.5 bits per number; on the processor
+    /// 8 bits with a scale for every 64 numbers of a head, 8.5 bits per number
     #[value(alias = "q8_0")]
     Q8,
     /// Half precision

@@ -14,7 +14,6 @@ use emberlm::quant::{
     self_test::{Extent, self_test},
 };
 
-use super::args::CacheType;
 use super::device_args::{DeviceArgs, DeviceChoice};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use super::output;
@@ -69,17 +68,6 @@ impl<B: CompactBackend> OpenDevice<B> {
         let bf16 = cpu::level().multiplies_bf16() && products.any(rounds);
         let rounded: Vec<&str> = int8.into_iter().chain(bf16.then_some("bf16")).collect();
         if rounded.is_empty() { Self::EXACT.into() } else { rounded.join(" and ") }
-    }
-
-    /// Checks, before anything is loaded, that the device computes with such a cache.
-    pub fn check_cache(&self, cache: CacheType) -> Result<()> {
-        ensure!(
-            self.gpu.is_none() || cache != CacheType::Q8,
-            "--cache-type {} is for the processor: {} computes with f16 and f32; use one of them, or --device cpu",
-            cache.name(),
-            self.name
-        );
-        Ok(())
     }
 }
 
@@ -149,30 +137,6 @@ pub fn on_device<W: WithBackend>(args: &DeviceArgs, usual: Activations, work: W)
         }
         #[allow(unreachable_patterns)] // with both features there is no other
         other => bail!("this build does not have {other:?}"),
-    }
-}
-
-/// As [`on_device`], for work with a cache in this format: whether the device computes with it is checked first.
-pub fn on_device_with_cache<W: WithBackend>(
-    args: &DeviceArgs,
-    usual: Activations,
-    cache: CacheType,
-    work: W,
-) -> Result<W::Output> {
-    on_device(args, usual, WithCache { cache, work })
-}
-
-struct WithCache<W> {
-    cache: CacheType,
-    work: W,
-}
-
-impl<W: WithBackend> WithBackend for WithCache<W> {
-    type Output = W::Output;
-
-    fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<W::Output> {
-        device.check_cache(self.cache)?;
-        self.work.run(device)
     }
 }
 
@@ -333,27 +297,5 @@ pub fn run_self_test(choice: DeviceChoice) -> Result<Option<(String, Vec<Check>)
         }
         #[allow(unreachable_patterns)] // with both features there is no other
         other => bail!("this build does not have {other:?}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Before anything is loaded, and with what to do.
-    #[test]
-    fn a_gpu_refuses_a_cache_in_8_bits() {
-        let mut device = OpenDevice::cpu(Activations::F32);
-        for cache in [CacheType::Q8, CacheType::F16, CacheType::F32] {
-            device.check_cache(cache).expect("the processor has every format");
-        }
-        device.gpu = Some(Gpu { read_bandwidth: Box::new(|| 0.0), launches: || 0 });
-        device.name = "wgpu:0".into();
-        let error = device.check_cache(CacheType::Q8).expect_err("refused").to_string();
-        assert!(
-            ["--cache-type q8", "wgpu:0", "f16", "--device cpu"].iter().all(|part| error.contains(part)),
-            "{error}"
-        );
-        device.check_cache(CacheType::F16).expect("a GPU has halves");
     }
 }

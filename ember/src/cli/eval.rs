@@ -11,7 +11,7 @@ use emberlm::quant::{Activations, CompactBackend};
 use serde::Serialize;
 
 use super::args::{CacheType, ComputeArgs, ModelArgs};
-use super::backend::{OpenDevice, WithBackend, on_device_with_cache};
+use super::backend::{OpenDevice, WithBackend, on_device};
 use super::estimate::Estimate;
 use super::memory::{TokenizerMemory, peak_rss};
 use super::{load, output};
@@ -127,7 +127,7 @@ struct Report {
 
 /// Runs the command.
 pub fn run(args: &EvalArgs) -> Result<()> {
-    on_device_with_cache(&args.compute.device, Activations::F32, args.cache_type, args)
+    on_device(&args.compute.device, Activations::F32, args)
 }
 
 impl WithBackend for &EvalArgs {

@@ -18,7 +18,7 @@ use emberlm::quant::{Activations, CompactBackend};
 use tokio::sync::Semaphore;
 
 use super::args::{ModelArgs, PassArgs};
-use super::backend::{OpenDevice, WithBackend, on_device_with_cache};
+use super::backend::{OpenDevice, WithBackend, on_device};
 use super::estimate::{cache_bytes, draft_bytes};
 use super::generate::warn_of_unsupported;
 use super::generation_args::GenerationArgs;
@@ -176,7 +176,7 @@ fn key_of(path: &Path) -> Result<String> {
 /// Runs the command. False when it was interrupted.
 pub fn run(args: &ServeArgs) -> Result<bool> {
     let device = &args.generation.device;
-    on_device_with_cache(device, Activations::Auto, args.passes.cache_type, args)
+    on_device(device, Activations::Auto, args)
 }
 
 impl WithBackend for &ServeArgs {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Distribution, Tensor};
 use emberlm_quant::CompactBackend;
-use emberlm_quant::kv::{KV_TILE, KvFormat, KvParts};
+use emberlm_quant::kv::{KV_TILE, KvFormat, KvParts, KvStore};
 use emberlm_quant::ops::NewTokens;
 
 pub(crate) use block::KvBlock;
@@ -65,9 +65,9 @@ pub struct Cache<B: Backend> {
 
 impl<B: CompactBackend> Cache<B> {
     /// An empty cache, which takes no memory before it is used. Where gradients are recorded the format is
-    /// [always F32](KvFormat::on).
+    /// [always F32](KvStore::format_on).
     pub fn new(shapes: Vec<LayerCacheShape>, format: KvFormat, device: &B::Device) -> Self {
-        let (device, format) = (device.clone(), format.on::<B>(device));
+        let (device, format) = (device.clone(), KvStore::<B>::format_on(format, device));
         let (limit, memory) = (buffer_limit::<B>(&device), B::memory(&device));
         let (layers, blocks) = (Vec::new(), Vec::new());
         let (capacity, len, expected, first_position) = (0, 0, 0, 0);

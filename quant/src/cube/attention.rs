@@ -5,7 +5,7 @@ use burn::tensor::backend::DeviceOps;
 use burn::tensor::{DType, Int, Tensor};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
-use emberlm_backends::cube::{self, HeadProjection, KvRows, KvSide};
+use emberlm_backends::cube::{self, CacheBuffer, HeadProjection, KvRows, KvSide};
 use emberlm_backends::types::StoreKv;
 
 use super::tensor::{Cube, buffer, float_tensor, floats, int_tensor, ints, own, unset};
@@ -16,20 +16,16 @@ use crate::ops::{
     store_kv_one_by_one,
 };
 use crate::packed::PackedWeight;
-use crate::reference::{self, gathered};
+use crate::reference::gathered;
 
 pub(super) fn store_kv<R: CubeRuntime>(store: KvStore<Cube<R>>, new: Tensor<Cube<R>, 4>, at: usize) -> KvStore<Cube<R>>
 where
     R::Device: DeviceOps,
 {
-    if matches!(store, KvStore::Q8 { .. }) {
-        // No kernel writes 8 bits: by way of the host.
-        return reference::store_kv(store, new, at);
-    }
     let tokens = new.dims()[1];
-    let append = Append::new(vec![store], new, &[NewTokens { tokens, at }]);
+    let mut append = Append::new(vec![store], new, &[NewTokens { tokens, at }]);
     Append::run(&[&append]);
-    append.into_stores().remove(0)
+    append.stores.remove(0)
 }
 
 pub(super) fn store_kv_spans<R: CubeRuntime>(
@@ -41,28 +37,26 @@ where
     R::Device: DeviceOps,
 {
     let formats: Vec<[KvFormat; 2]> = stores.iter().map(|stores| stores.each_ref().map(KvStore::format)).collect();
-    let alike = formats.iter().all(|of_one| of_one == &formats[0] && !of_one.contains(&KvFormat::Q8));
-    if !alike {
+    if formats.iter().any(|of_one| of_one != &formats[0]) {
         return store_kv_one_by_one(stores, new, spans);
     }
     let (k_stores, v_stores) = stores.into_iter().map(|[k, v]| (k, v)).unzip();
     let [k_new, v_new] = new;
     let (k, v) = (Append::new(k_stores, k_new, spans), Append::new(v_stores, v_new, spans));
-    if (k.halves, k.new.dtype, &k.shapes) == (v.halves, v.new.dtype, &v.shapes) {
+    if (k.format(), k.new.dtype, &k.shapes) == (v.format(), v.new.dtype, &v.shapes) {
         Append::run(&[&k, &v]);
     } else {
         Append::run(&[&k]);
         Append::run(&[&v]);
     }
-    k.into_stores().into_iter().zip(v.into_stores()).map(|(k, v)| [k, v]).collect()
+    k.stores.into_iter().zip(v.stores).map(|(k, v)| [k, v]).collect()
 }
 
-/// New keys or values of sequences, and the stores that they go to: all F16, or all F32.
+/// New keys or values of sequences, and the stores that they go to, all of one format.
 struct Append<R: CubeRuntime> {
     new: CubeTensor<R>,
-    stores: Vec<CubeTensor<R>>,
+    stores: Vec<KvStore<Cube<R>>>,
     shapes: Vec<StoreKv>,
-    halves: bool,
 }
 
 impl<R: CubeRuntime> Append<R>
@@ -75,27 +69,41 @@ where
             StoreKv { batch, seq: tokens, heads, capacity, width, at }
         });
         let (shapes, new) = (shapes.collect(), floats(new));
-        let halves = stores.iter().any(|store| matches!(store, KvStore::F16(_)));
+        let own_floats = |t| float_tensor(own(floats(t)));
+        let own_words = |t| int_tensor(own(ints(t)));
         let stores = stores.into_iter().map(|store| match store {
-            KvStore::F32(t) => own(floats(t)),
-            KvStore::F16(t) => own(ints(t)),
-            KvStore::Q8 { .. } => unreachable!("stored by the reference"),
+            KvStore::F32(t) => KvStore::F32(own_floats(t)),
+            KvStore::F16(t) => KvStore::F16(own_words(t)),
+            KvStore::Q8 { codes, scales } => KvStore::Q8 { codes: own_words(codes), scales: own_floats(scales) },
         });
-        Self { new, stores: stores.collect(), shapes, halves }
+        Self { new, stores: stores.collect(), shapes }
+    }
+
+    fn format(&self) -> Option<KvFormat> {
+        self.stores.first().map(KvStore::format)
     }
 
     /// Keys, values, or both where they differ in nothing but their numbers.
     fn run(sides: &[&Self]) {
-        let Some(Self { new, shapes, halves, .. }) = sides.first() else { return };
-        let buffers = sides.iter().map(|side| (buffer(&side.new), side.stores.iter().map(buffer).collect::<Vec<_>>()));
+        let Some(Self { new, shapes, .. }) = sides.first() else { return };
+        let buffers = sides.iter().map(|side| (buffer(&side.new), side.stores.iter().map(data).collect::<Vec<_>>()));
         let buffers: Vec<_> = buffers.collect();
         let sides = buffers.iter().map(|(new, stores)| KvSide { new, stores });
-        cube::store_kv_spans(&new.client, &sides.collect::<Vec<_>>(), shapes, *halves);
+        cube::store_kv_spans(&new.client, &sides.collect::<Vec<_>>(), shapes);
     }
+}
 
-    fn into_stores(self) -> Vec<KvStore<Cube<R>>> {
-        let store = |t| if self.halves { KvStore::F16(int_tensor(t)) } else { KvStore::F32(float_tensor(t)) };
-        self.stores.into_iter().map(store).collect()
+/// A store as kernels take it.
+fn data<R: CubeRuntime>(store: &KvStore<Cube<R>>) -> CacheBuffer
+where
+    R::Device: DeviceOps,
+{
+    match store {
+        KvStore::F32(t) => CacheBuffer::F32(buffer(&floats(t.clone()))),
+        KvStore::F16(t) => CacheBuffer::F16(buffer(&ints(t.clone()))),
+        KvStore::Q8 { codes, scales } => {
+            CacheBuffer::Q8 { codes: buffer(&ints(codes.clone())), scales: buffer(&floats(scales.clone())) }
+        }
     }
 }
 
@@ -135,9 +143,12 @@ where
 {
     let [batch, seq, heads, head_dim] = q.dims();
     let AttentionShape { kv_heads, scale, .. } = spans[0].kv.shape;
+    // Units share keys and values in pieces of as many numbers as fill a word.
+    let stores = spans.iter().flat_map(|span| [span.kv.k, span.kv.v]).flat_map(|kv| kv.parts().iter());
+    let piece = stores.map(|store| store.format().per_word()).fold(2, usize::max);
     let sides = spans.iter().map(|span| {
         let (tokens, moves_decoder) = (span.kv.shape.past + span.tokens, moves_decoder(span, heads));
-        [span.kv.k, span.kv.v].map(|kv| Side::new(kv, tokens, kv_heads, head_dim, moves_decoder))
+        [span.kv.k, span.kv.v].map(|kv| Side::new(kv, tokens, kv_heads, head_dim, moves_decoder.then_some(piece)))
     });
     let sides: Vec<[Side<'_, R>; 2]> = sides.collect();
     let [k, v] = &sides[0];
@@ -183,9 +194,9 @@ impl<'a, R: CubeRuntime> Side<'a, R>
 where
     R::Device: DeviceOps,
 {
-    /// The first `t` tokens. Codes are decoded up to the last layer if all heads share a code and `moves_decoder`, else
-    /// wholly.
-    fn new(kv: KeyValue<'a, Cube<R>>, t: usize, kv_heads: usize, head_dim: usize, moves_decoder: bool) -> Self {
+    /// The first `t` tokens. Codes are decoded up to the last layer if all heads share a code and there is a `piece`, in multiples of which units
+    /// can share rows, else wholly.
+    fn new(kv: KeyValue<'a, Cube<R>>, t: usize, kv_heads: usize, head_dim: usize, piece: Option<usize>) -> Self {
         let (decoder, rotary) = match kv {
             KeyValue::Plain(parts) => return Self::plain(&gathered(parts)),
             KeyValue::Compressed { decoder, rotary, .. } => (decoder, rotary),
@@ -195,12 +206,12 @@ where
         let [b, _, count, r] = codes.dims();
         let inner = hidden(codes.reshape([b * t * count, r]), decoder);
         let width = inner.dims()[1];
-        // What the kernel takes beside keys or values of any even width; units then share both in pieces of two.
-        let fits = width.is_multiple_of(2) && head_dim.is_multiple_of(2) && width.max(head_dim) <= 512;
-        if moves_decoder && count == 1 && rotary.is_none() && fits {
-            let buffer = buffer(&floats(inner));
+        // What the kernel takes beside keys or values of such widths, with a piece for each of its units.
+        let whole = |piece| [width, head_dim].iter().all(|width| width.is_multiple_of(piece) && width / piece <= 256);
+        if piece.is_some_and(whole) && count == 1 && rotary.is_none() {
+            let data = CacheBuffer::F32(buffer(&floats(inner)));
             let (batch_stride, token_stride) = (t * width, width);
-            let rows = KvRows { buffer, halves: false, batch_stride, head_stride: 0, token_stride };
+            let rows = KvRows { data, batch_stride, head_stride: 0, token_stride };
             return Self { rows, width, last: Some(&decoder.output) };
         }
         let decoded = decoder.output.forward(inner).reshape([b, t, kv_heads, head_dim]);
@@ -213,17 +224,8 @@ where
     }
 
     fn plain(store: &KvStore<Cube<R>>) -> Self {
-        if matches!(store, KvStore::Q8 { .. }) {
-            // No kernel reads 8 bits: as floats.
-            return Self::plain(&KvStore::F32(reference::read_store(store, store.capacity())));
-        }
         let [_, heads, capacity, width] = store.dims();
-        let (buffer, halves) = match store {
-            KvStore::F32(data) => (buffer(&floats(data.clone())), false),
-            KvStore::F16(words) => (buffer(&ints(words.clone())), true),
-            KvStore::Q8 { .. } => unreachable!("floats by now"),
-        };
-        Self { rows: KvRows::of_store(buffer, halves, heads, capacity, width), width, last: None }
+        Self { rows: KvRows::of_store(data(store), heads, capacity, width), width, last: None }
     }
 }
 

@@ -8,10 +8,10 @@ mod store;
 use burn::tensor::backend::Backend;
 
 pub use decoder::{CodeActivation, CodeDecoder};
-pub use emberlm_backends::types::KV_TILE;
+pub use emberlm_backends::types::{KV_TILE, KvFormat};
 pub use parts::KvParts;
 pub use rotary::Rotary;
-pub use store::{KvFormat, KvStore};
+pub use store::KvStore;
 
 /// Where attention finds keys or values.
 #[derive(Debug)]

@@ -4,45 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{BasicOps, DType, Int, Tensor};
-use emberlm_backends::types::KV_BLOCK;
-
-/// The number format of a [`KvStore`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum KvFormat {
-    /// Exact; 4 bytes per number.
-    F32,
-    /// Half precision, two numbers per word; 2 bytes per number.
-    #[default]
-    F16,
-    /// 8 bits with an F32 scale for every [`KV_BLOCK`] numbers of a head; 1.06 bytes per number.
-    Q8,
-}
-
-impl KvFormat {
-    /// The format that a store on this backend has when this one is asked for: where gradients are recorded always F32. Halves are
-    /// integers there, and no gradient of keys and values passes through an integer.
-    pub fn on<B: Backend>(self, device: &B::Device) -> Self {
-        if B::ad_enabled(device) { Self::F32 } else { self }
-    }
-
-    /// The format of vectors of `width` numbers: the next larger one where they do not fill words.
-    pub fn of_width(self, width: usize) -> Self {
-        match self {
-            Self::Q8 if !width.is_multiple_of(4) => Self::F16.of_width(width),
-            Self::F16 if !width.is_multiple_of(2) => Self::F32,
-            format => format,
-        }
-    }
-
-    /// Bytes of a vector of `width` numbers in this format, as [`of_width`](Self::of_width) has it.
-    pub fn bytes(self, width: usize) -> usize {
-        match self.of_width(width) {
-            Self::F32 => width.saturating_mul(4),
-            Self::F16 => width.saturating_mul(2),
-            Self::Q8 => width.saturating_add(width.div_ceil(KV_BLOCK).saturating_mul(4)),
-        }
-    }
-}
+use emberlm_backends::types::{KV_BLOCK, KvFormat};
 
 /// Rows of past tokens: `[b, heads, capacity, width]`, filled from the front.
 #[derive(Clone, Debug)]
@@ -61,12 +23,18 @@ pub enum KvStore<B: Backend> {
 }
 
 impl<B: Backend> KvStore<B> {
+    /// The format that a store on this backend has when `format` is asked for: where gradients are recorded always F32. Words are
+    /// integers, and no gradient of keys and values passes through an integer.
+    pub fn format_on(format: KvFormat, device: &B::Device) -> KvFormat {
+        if B::ad_enabled(device) { KvFormat::F32 } else { format }
+    }
+
     /// An empty store. Widths that do not fill words are stored [in a larger format](KvFormat::of_width), and
-    /// [where gradients are recorded](KvFormat::on) all as F32.
+    /// [where gradients are recorded](Self::format_on) all as F32.
     pub fn new(format: KvFormat, [b, heads, capacity, width]: [usize; 4], device: &B::Device) -> Self {
         let words = |words| Tensor::zeros([b, heads, capacity, words], (device, DType::U32));
         let floats = |floats| Tensor::zeros([b, heads, capacity, floats], (device, DType::F32));
-        match format.on::<B>(device).of_width(width) {
+        match Self::format_on(format, device).of_width(width) {
             KvFormat::F32 => Self::F32(floats(width)),
             KvFormat::F16 => Self::F16(words(width / 2)),
             KvFormat::Q8 => Self::Q8 { codes: words(width / 4), scales: floats(width.div_ceil(KV_BLOCK)) },
@@ -84,13 +52,12 @@ impl<B: Backend> KvStore<B> {
 
     /// `[b, heads, capacity, width]`, in numbers.
     pub fn dims(&self) -> [usize; 4] {
-        let (words, numbers) = match self {
+        let words = match self {
             Self::F32(t) => return t.dims(),
-            Self::F16(t) => (t, 2),
-            Self::Q8 { codes, .. } => (codes, 4),
+            Self::F16(words) | Self::Q8 { codes: words, .. } => words,
         };
         let [b, heads, capacity, words] = words.dims();
-        [b, heads, capacity, words * numbers]
+        [b, heads, capacity, words * self.format().per_word()]
     }
 
     /// Tokens that fit.

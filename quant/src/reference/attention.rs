@@ -137,7 +137,7 @@ fn read<B: Backend>(parts: KvParts<'_, B>, t: usize) -> Tensor<B, 4> {
 }
 
 /// The numbers of the first `t` tokens of one part.
-pub(crate) fn read_store<B: Backend>(store: &KvStore<B>, t: usize) -> Tensor<B, 4> {
+fn read_store<B: Backend>(store: &KvStore<B>, t: usize) -> Tensor<B, 4> {
     match store {
         KvStore::F32(data) => data.clone().slice_dim(2, 0..t),
         KvStore::F16(words) => numbers_of(words.clone().slice_dim(2, 0..t)),
@@ -153,19 +153,23 @@ pub(crate) fn read_store<B: Backend>(store: &KvStore<B>, t: usize) -> Tensor<B, 
     }
 }
 
-/// All parts in one store; in F32 where they are of different formats, or of 8 bits.
+/// All parts in one store; in F32 where they are of different formats.
 #[cfg(feature = "cube")]
 pub(crate) fn gathered<B: Backend>(parts: KvParts<'_, B>) -> KvStore<B> {
     if parts.shared.is_empty() {
         return parts.own.clone();
     }
-    let words = |store: &KvStore<B>| match store {
-        KvStore::F16(words) => Some(words.clone()),
-        KvStore::F32(_) | KvStore::Q8 { .. } => None,
+    let halves = |store: &KvStore<B>| if let KvStore::F16(words) = store { Some(words.clone()) } else { None };
+    let eight_bits = |store: &KvStore<B>| match store {
+        KvStore::Q8 { codes, scales } => Some((codes.clone(), scales.clone())),
+        KvStore::F32(_) | KvStore::F16(_) => None,
     };
-    match parts.iter().map(words).collect::<Option<Vec<_>>>() {
-        Some(words) => KvStore::F16(Tensor::cat(words, 2)),
-        None => KvStore::F32(read(parts, parts.capacity())),
+    if let Some(words) = parts.iter().map(halves).collect::<Option<Vec<_>>>() {
+        KvStore::F16(Tensor::cat(words, 2))
+    } else if let Some((codes, scales)) = parts.iter().map(eight_bits).collect::<Option<(Vec<_>, Vec<_>)>>() {
+        KvStore::Q8 { codes: Tensor::cat(codes, 2), scales: Tensor::cat(scales, 2) }
+    } else {
+        KvStore::F32(read(parts, parts.capacity()))
     }
 }
 

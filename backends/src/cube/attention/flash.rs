@@ -11,10 +11,12 @@ use super::flash_join::{JoinedLaunch, join_kernel};
 use super::flash_kernel::{Cut, SpansLaunch, StridesLaunch, TILE, attention_kernel};
 use super::types::{Attention, AttentionSpan, KvRows};
 use crate::check::elements;
+use crate::cube::cache::CacheBuffer;
 use crate::cube::half::reads_halves;
 use crate::cube::instructions::plane_size;
 use crate::cube::launch::{Buffer, UNITS, grid};
 use crate::cube::spans::{buffers, numbers, spans_per_launch, starts};
+use crate::types::KvFormat;
 
 /// Causal attention of the new tokens over all stored ones, softmax in f32. Query `i` sees tokens up to
 /// `past + i`.
@@ -24,7 +26,7 @@ use crate::cube::spans::{buffers, numbers, spans_per_launch, starts};
 ///
 /// # Panics
 /// If a buffer does not have its shape, `kv_heads` does not divide `heads`, or keys and values are wider than
-/// [they may be](fits_attention), or differ in width so that units share both in smaller pieces, or are odd and stored as F16.
+/// [they may be](fits_attention), or differ in width so that units share both in smaller pieces, or do not fill words.
 pub fn attention<R: Runtime>(
     client: &ComputeClient<R>,
     q: &Buffer,
@@ -64,10 +66,11 @@ pub fn attention_spans<R: Runtime>(client: &ComputeClient<R>, q: &Buffer, spans:
     }
     let spans = spans.iter().zip(firsts).filter(|(span, _)| span.shape.batch * span.shape.seq > 0);
     let mut tasks: Vec<Task<'_>> = spans.map(|(span, first)| Task::new(client, span, first)).collect();
-    // Queries, results and parts are of all.
-    let most = spans_per_launch(client, 2, 3);
     while let Some(first) = tasks.first() {
         let cut = first.cut;
+        let with_scales = cut.formats.iter().filter(|&&format| format == KvFormat::Q8).count();
+        // Queries, results and parts are of all.
+        let most = spans_per_launch(client, 2 + with_scales, 3);
         let (mut alike, others): (Vec<_>, Vec<_>) = tasks.into_iter().partition(|task| task.cut == cut);
         let rest = alike.split_off(alike.len().min(most));
         launch(client, q, out, &alike);
@@ -112,8 +115,7 @@ impl<'a> Task<'a> {
             lanes: lanes as u32,
             key_dim: key_dim as u32,
             value_dim: value_dim as u32,
-            key_halves: k.halves,
-            value_halves: v.halves,
+            formats: [k.format(), v.format()],
             split: splits > 1,
             plane: plane_size(client),
             native: reads_halves(client),
@@ -145,7 +147,10 @@ fn launch<R: Runtime>(client: &ComputeClient<R>, q: &Buffer, out: &Buffer, tasks
     });
     let target = parts.as_ref().unwrap_or(out);
     let chunk = cut.chunk as usize;
-    let vector = |halves: bool| (if halves { chunk / 2 } else { chunk }).min(4);
+    let [k_vector, v_vector] = cut.formats.map(|format| (chunk / format.per_word()).min(4));
+    let sides: [for<'b> fn(&Task<'b>) -> &'b KvRows; 2] = [|task| task.span.k, |task| task.span.v];
+    let data = |rows: for<'b> fn(&Task<'b>) -> &'b KvRows| tasks.iter().map(move |task| &rows(task).data);
+    let scales = sides.iter().flat_map(|&rows| buffers::<R, f32>(data(rows).filter_map(CacheBuffer::scales)).values);
     let cubes = tasks.iter().fold(0usize, |sum, task| sum.saturating_add(task.cubes));
     let of = |f: fn(&Task<'_>) -> usize| numbers::<R>(tasks.iter().map(f));
     let strides = |rows: for<'b> fn(&Task<'b>) -> &'b KvRows| {
@@ -161,8 +166,8 @@ fn launch<R: Runtime>(client: &ComputeClient<R>, q: &Buffer, out: &Buffer, tasks
         of(|task| task.span.shape.past),
         of(|task| task.splits),
         of(|task| task.per_split),
-        strides(|task| task.span.k),
-        strides(|task| task.span.v),
+        strides(sides[0]),
+        strides(sides[1]),
     );
     // SAFETY: the lengths were checked, and the kernel stays inside them.
     unsafe {
@@ -170,11 +175,12 @@ fn launch<R: Runtime>(client: &ComputeClient<R>, q: &Buffer, out: &Buffer, tasks
             client,
             grid(cubes),
             CubeDim::new_1d(UNITS),
-            vector(cut.key_halves),
-            vector(cut.value_halves),
+            k_vector,
+            v_vector,
             q.arg(),
-            buffers(tasks.iter().map(|task| &task.span.k.buffer)),
-            buffers(tasks.iter().map(|task| &task.span.v.buffer)),
+            buffers(data(sides[0]).map(CacheBuffer::words)),
+            buffers(data(sides[1]).map(CacheBuffer::words)),
+            scales.collect(),
             target.arg(),
             spans,
             cubes as u32,
@@ -219,10 +225,10 @@ pub fn fits_attention(width: usize) -> bool {
 fn chunk(k: &KvRows, v: &KvRows, p: &Attention, rows: usize) -> usize {
     let fits = |chunk: &usize| {
         let whole = k.divides_into(*chunk, p.key_dim) && v.divides_into(*chunk, p.value_dim);
-        whole && (*chunk > 1 || !(k.halves || v.halves))
+        whole && [k, v].iter().all(|rows| chunk % rows.format().per_word() == 0)
     };
     let most = if rows > 4 { 4 } else { 8 };
-    [8, 4, 2, 1].into_iter().filter(|&c| c <= most).find(fits).expect("halves come in pairs")
+    [8, 4, 2, 1].into_iter().filter(|&c| c <= most).find(fits).expect("rows fill words")
 }
 
 /// Over how many cubes the keys of a row are split, and how many keys each takes.

@@ -3,10 +3,12 @@
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
+use crate::cube::eight_bits::signed_byte;
 use crate::cube::half::{high_half, low_half};
 use crate::cube::launch::UNITS;
 use crate::cube::reduce::{Lanes, max_of_lanes, sum_of_lanes};
 use crate::cube::spans::{is_span, of_span, span_at};
+use crate::types::{KV_BLOCK, KvFormat};
 
 /// Keys of a tile.
 pub(super) const TILE: usize = 64;
@@ -25,13 +27,38 @@ pub(super) struct Cut {
     pub(super) lanes: u32,
     pub(super) key_dim: u32,
     pub(super) value_dim: u32,
-    pub(super) key_halves: bool,
-    pub(super) value_halves: bool,
+    /// Of keys and of values.
+    pub(super) formats: [KvFormat; 2],
     /// Results are not final: weighted sums, the highest score and the sum of weights, in F32.
     pub(super) split: bool,
     pub(super) plane: u32,
     /// Words can be read as halves.
     pub(super) native: bool,
+}
+
+impl Cut {
+    fn keys(&self) -> Stored {
+        let &Self { chunk, formats: [format, _], native, key_dim: width, .. } = self;
+        Stored { format, width, chunk, native, first_scales: 0 }
+    }
+
+    /// Beside the keys of so many sequences.
+    fn values(&self, sequences: usize) -> Stored {
+        let &Self { chunk, formats: [keys, format], native, value_dim: width, .. } = self;
+        let first_scales = if keys == KvFormat::Q8 { sequences } else { 0 };
+        Stored { format, width, chunk, native, first_scales }
+    }
+}
+
+/// How keys or values are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Stored {
+    format: KvFormat,
+    width: u32,
+    chunk: u32,
+    native: bool,
+    /// Where its scales begin among those of a launch.
+    first_scales: usize,
 }
 
 /// What differs between the sequences of a launch.
@@ -69,6 +96,7 @@ pub(super) fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
     q: &Array<F>,
     k: &Sequence<Array<Vector<u32, NK>>>,
     v: &Sequence<Array<Vector<u32, NV>>>,
+    scales: &Sequence<Array<f32>>,
     out: &mut Array<O>,
     spans: &Spans,
     cubes: u32,
@@ -89,6 +117,8 @@ pub(super) fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
     let (splits, per_split) = (of_span(&spans.splits, span), of_span(&spans.per_split, span));
     let first_token = of_span(&spans.tokens, span);
     let (k_token, v_token) = (of_span(&spans.k.token, span), of_span(&spans.v.token, span));
+    let keys = comptime!(cut.keys());
+    let values = comptime!(cut.values(k.len()));
     let rows = comptime!(cut.rows);
     let chunk = comptime!(cut.chunk);
     let lanes = comptime!(cut.lanes);
@@ -157,7 +187,7 @@ pub(super) fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
             let mut numbers = Array::<f32>::new(chunk as usize);
             if key_lane && key < end {
                 let at = k_start + key * k_token;
-                load_of::<NK>(k, span, at, lane, &mut numbers, chunk, comptime!(cut.key_halves), comptime!(cut.native));
+                load_of::<NK>(k, scales, span, at, lane, &mut numbers, keys);
             } else {
                 clear(&mut numbers, chunk);
             }
@@ -253,16 +283,7 @@ pub(super) fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
             let mut numbers = Array::<f32>::new(chunk as usize);
             if value_lane && key < end {
                 let at = v_start + key * v_token;
-                load_of::<NV>(
-                    v,
-                    span,
-                    at,
-                    lane,
-                    &mut numbers,
-                    chunk,
-                    comptime!(cut.value_halves),
-                    comptime!(cut.native),
-                );
+                load_of::<NV>(v, scales, span, at, lane, &mut numbers, values);
             } else {
                 clear(&mut numbers, chunk);
             }
@@ -328,37 +349,41 @@ pub(super) fn attention_kernel<F: Float, O: Float, NK: Size, NV: Size>(
 
 /// [`load`] from the rows of one sequence.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 fn load_of<N: Size>(
     rows: &Sequence<Array<Vector<u32, N>>>,
+    scales: &Sequence<Array<f32>>,
     span: u32,
     at: u32,
     lane: u32,
     numbers: &mut Array<f32>,
-    #[comptime] chunk: u32,
-    #[comptime] halves: bool,
-    #[comptime] native: bool,
+    #[comptime] stored: Stored,
 ) {
     #[unroll]
     for i in 0..comptime!(rows.len()) {
         if is_span(span, i, comptime!(rows.len())) {
-            load::<N>(&rows[i], at, lane, numbers, chunk, halves, native);
+            let mut scale = 1.0f32;
+            if comptime!(stored.format == KvFormat::Q8) {
+                let row = at / comptime!(stored.width / 4);
+                let block = lane * comptime!(stored.chunk) / comptime!(KV_BLOCK as u32);
+                let of_row = comptime!(stored.width.div_ceil(KV_BLOCK as u32));
+                scale = scales[comptime!(stored.first_scales + i)][(row * of_row + block) as usize];
+            }
+            load::<N>(&rows[i], at, lane, scale, numbers, stored);
         }
     }
 }
 
-/// The `lane`th chunk of the row at word `at`.
+/// The `lane`th chunk of the row at word `at`; of 8 bits, all of which are of one block, with its scale.
 #[cube]
 fn load<N: Size>(
     rows: &Array<Vector<u32, N>>,
     at: u32,
     lane: u32,
+    scale: f32,
     numbers: &mut Array<f32>,
-    #[comptime] chunk: u32,
-    #[comptime] halves: bool,
-    #[comptime] native: bool,
+    #[comptime] stored: Stored,
 ) {
-    let words = comptime!(if halves { chunk / 2 } else { chunk });
+    let words = comptime!(stored.chunk / stored.format.per_word() as u32);
     let vector = comptime!(Ord::min(words, 4));
     let from = (at + lane * words) / vector;
     #[unroll]
@@ -367,12 +392,22 @@ fn load<N: Size>(
         #[unroll]
         for i in 0..vector {
             let word = loaded[i as usize];
-            let to = comptime!(l * vector + i);
-            if comptime!(halves) {
-                numbers[comptime!((2 * to) as usize)] = low_half(word, native);
-                numbers[comptime!((2 * to + 1) as usize)] = high_half(word, native);
-            } else {
-                numbers[comptime!(to as usize)] = f32::reinterpret(word);
+            let to = comptime!((l * vector + i) as usize);
+            match comptime!(stored.format) {
+                KvFormat::F32 => {
+                    numbers[to] = f32::reinterpret(word);
+                }
+                KvFormat::F16 => {
+                    numbers[comptime!(2 * to)] = low_half(word, comptime!(stored.native));
+                    numbers[comptime!(2 * to + 1)] = high_half(word, comptime!(stored.native));
+                }
+                KvFormat::Q8 =>
+                {
+                    #[unroll]
+                    for byte in 0..4u32 {
+                        numbers[comptime!(4 * to + byte as usize)] = signed_byte(word, byte) * scale;
+                    }
+                }
             }
         }
     }

@@ -1,6 +1,8 @@
 //! The shape of an attention call, and where its keys and values lie.
 
-use crate::cube::launch::{Buffer, MAX_ELEMENTS};
+use crate::cube::cache::CacheBuffer;
+use crate::cube::launch::{Buffer, MAX_ELEMENTS, f32_type};
+use crate::types::{KV_BLOCK, KvFormat};
 
 /// The shape of one attention call.
 #[derive(Clone, Copy, Debug)]
@@ -34,13 +36,12 @@ pub struct AttentionSpan<'a> {
     pub shape: Attention,
 }
 
-/// Stored keys or values: `width` numbers from `b * batch + head * heads + token * tokens` on.
+/// Stored keys or values: `width` numbers from `b * batch + head * heads + token * tokens` on. Of 8 bits they are rows one after the other,
+/// `width / KV_BLOCK` scales, rounded up, for each.
 #[derive(Clone, Debug)]
 pub struct KvRows {
-    /// F32 numbers, or U32 words of two F16.
-    pub buffer: Buffer,
-    /// Whether the buffer holds F16.
-    pub halves: bool,
+    /// The numbers.
+    pub data: CacheBuffer,
     /// Numbers from a row of the batch to the next.
     pub batch_stride: usize,
     /// Numbers from a head to the next.
@@ -51,16 +52,16 @@ pub struct KvRows {
 
 impl KvRows {
     /// A store `[b, heads, capacity, width]`.
-    pub fn of_store(buffer: Buffer, halves: bool, heads: usize, capacity: usize, width: usize) -> Self {
+    pub fn of_store(data: CacheBuffer, heads: usize, capacity: usize, width: usize) -> Self {
         let head_stride = capacity.saturating_mul(width);
-        Self { buffer, halves, batch_stride: heads.saturating_mul(head_stride), head_stride, token_stride: width }
+        Self { data, batch_stride: heads.saturating_mul(head_stride), head_stride, token_stride: width }
     }
 
-    /// Rows `[b, t, heads, width]`.
+    /// Rows `[b, t, heads, width]` in F32.
     pub fn of_tokens(buffer: Buffer, tokens: usize, heads: usize, width: usize) -> Self {
         let token_stride = heads.saturating_mul(width);
         let batch_stride = tokens.saturating_mul(token_stride);
-        Self { buffer, halves: false, batch_stride, head_stride: width, token_stride }
+        Self { data: CacheBuffer::F32(buffer), batch_stride, head_stride: width, token_stride }
     }
 
     /// Of a call that has rows, heads and tokens.
@@ -71,11 +72,16 @@ impl KvRows {
             (p.past.saturating_add(p.seq - 1), self.token_stride),
         ];
         let end = places.iter().try_fold(width, |sum, &(i, stride)| sum.checked_add(i.checked_mul(stride)?));
-        let held = self.buffer.len * if self.halves { 2 } else { 1 };
+        let held = self.data.words().len.saturating_mul(self.data.format().per_word());
         assert!(end.is_some_and(|end| end <= held), "{name} holds {held} numbers, attention reads {end:?}");
         // Strides of what has one place are not bounded by that.
         assert!(places.iter().all(|&(_, stride)| stride <= MAX_ELEMENTS), "{name} is {self:?}");
-        self.buffer.check_words(name);
+        self.data.words().check_words(name);
+        if let Some(scales) = self.data.scales() {
+            assert!(width > 0 && self.divides_into(width, width), "{name} in 8 bits is no rows of {width}: {self:?}");
+            scales.check("scales of rows", &[held / width, width.div_ceil(KV_BLOCK)]);
+            scales.check_type("scales of rows", f32_type());
+        }
     }
 
     /// Whether every row starts at a multiple of `chunk` numbers and is a multiple of it long.
@@ -83,8 +89,12 @@ impl KvRows {
         [self.batch_stride, self.head_stride, self.token_stride, width].iter().all(|n| n % chunk == 0)
     }
 
-    /// How many U32 words so many numbers take: a word holds two halves, or one float.
+    /// How many U32 words so many numbers take.
     pub(super) fn words(&self, numbers: usize) -> u32 {
-        (if self.halves { numbers / 2 } else { numbers }) as u32
+        (numbers / self.data.format().per_word()) as u32
+    }
+
+    pub(super) fn format(&self) -> KvFormat {
+        self.data.format()
     }
 }

@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 
 use crate::check::elements as count;
+use crate::cube::eight_bits::signed_byte;
 use crate::cube::half::half_to_float;
 use crate::cube::launch::{Buffer, MAX_ELEMENTS};
 use crate::types::{self, INT8_BLOCK};
@@ -374,7 +375,7 @@ fn bytes(word: u32) -> Four {
     let mut out = Four::new(0.0);
     #[unroll]
     for i in 0..4u32 {
-        out[i as usize] = f32::cast_from(i32::reinterpret(word << comptime!(24 - 8 * i)) >> 24);
+        out[i as usize] = signed_byte(word, i);
     }
     out
 }

@@ -19,7 +19,7 @@ use emberlm_random::{RandomWeights, shapes};
 use measure::Bench;
 use report::{Report, table};
 
-use super::backend::{OpenDevice, WithBackend, on_device_with_cache};
+use super::backend::{OpenDevice, WithBackend, on_device};
 use super::device_args::DeviceArgs;
 use super::memory::peak_rss;
 use super::{load, model_name, output};
@@ -27,7 +27,7 @@ use super::{load, model_name, output};
 /// Runs the command.
 pub fn run(args: &BenchArgs) -> Result<()> {
     let device = DeviceArgs { device: args.device, activations: args.activations, threads: None };
-    on_device_with_cache(&device, Activations::Auto, args.cache_type, args)
+    on_device(&device, Activations::Auto, args)
 }
 
 impl WithBackend for &BenchArgs {

@@ -27,7 +27,7 @@ use self::screen::Screen;
 use self::session::{ENABLE_THINKING, Next, Session, Setup};
 use self::settings::Settings;
 use super::args::{ModelArgs, PassArgs};
-use super::backend::{OpenDevice, WithBackend, on_device_with_cache};
+use super::backend::{OpenDevice, WithBackend, on_device};
 use super::estimate::{cache_bytes, draft_bytes, usual_context};
 use super::generation_args::GenerationArgs;
 use super::sampling::or_minus_one;
@@ -90,7 +90,7 @@ pub struct ChatArgs {
 /// Runs the command. False when it was interrupted.
 pub fn run(args: &ChatArgs) -> Result<bool> {
     let device = &args.generation.device;
-    on_device_with_cache(device, Activations::Auto, args.passes.cache_type, args)
+    on_device(device, Activations::Auto, args)
 }
 
 impl WithBackend for &ChatArgs {

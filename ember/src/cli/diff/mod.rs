@@ -164,7 +164,6 @@ impl WithBackend for Both<'_> {
 
     fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<bool> {
         let Self { args, a, b } = self;
-        args.cache_types().into_iter().try_for_each(|cache| device.check_cache(cache))?;
         let prepare = |model| load::prepare(model, Quant::NONE, QuantHead::As(Quant::NONE), device);
         let (a, b) = (prepare(a)?, prepare(b)?);
         let text = read_text(args, &a, &b, device)?;

@@ -16,7 +16,7 @@ use emberlm::model::{DepthOptions, Error, Pretrained};
 use emberlm::quant::{Activations, CompactBackend};
 
 use super::args::{ModelArgs, PassArgs};
-use super::backend::{OpenDevice, WithBackend, on_device_with_cache};
+use super::backend::{OpenDevice, WithBackend, on_device};
 use super::estimate::draft_bytes;
 use super::generation_args::GenerationArgs;
 use super::sampling::or_minus_one;
@@ -97,7 +97,7 @@ pub struct GenerateArgs {
 /// Runs the command. False when it was interrupted.
 pub fn run(args: &GenerateArgs) -> Result<bool> {
     let device = &args.generation.device;
-    on_device_with_cache(device, Activations::Auto, args.passes.cache_type, args)
+    on_device(device, Activations::Auto, args)
 }
 
 impl WithBackend for &GenerateArgs {

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use emberlm_quant::CompactBackend;
+use emberlm_quant::kv::KvStore;
 
 use super::EngineOptions;
 use super::sequence::Sequence;
@@ -57,7 +58,7 @@ pub(super) struct PrefixCache<B: CompactBackend> {
 impl<B: CompactBackend> PrefixCache<B> {
     pub fn new(model: &CausalLm<B>, options: &EngineOptions) -> Self {
         let architecture = model.architecture();
-        let format = options.kv_format.on::<B>(&model.device());
+        let format = KvStore::<B>::format_on(options.kv_format, &model.device());
         let shapes = architecture.cache_shapes();
         let token_bytes = shapes.iter().map(|shape| shape.bytes_per_token(format)).sum();
         let recurrent = shapes.iter().any(|shape| shape.fixed_bytes() > 0);

@@ -28,5 +28,7 @@ mod norm;
 mod sequence;
 #[path = "cube/spans.rs"]
 mod spans;
+#[path = "cube/together.rs"]
+mod together;
 #[path = "cube/top_k.rs"]
 mod top_k;

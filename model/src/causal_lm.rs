@@ -16,8 +16,7 @@ use crate::error::{Error, Result};
 use crate::limits::{check_activations, check_device, check_pass};
 use crate::loader::{self, Loader, WeightOptions, WeightSource};
 use crate::nn::{
-    Decoder, DepthOptions, DepthTrace, FeedForward, ForwardContext, PassDepth, RotaryEmbedding, Span, SpanContext,
-    SpanPosition,
+    Decoder, DepthOptions, DepthTrace, FeedForward, ForwardContext, PassDepth, RotaryEmbedding, Span, SpanPosition,
 };
 use crate::plan::{LoadPlan, Progress};
 use crate::read::device_error;
@@ -324,11 +323,7 @@ impl<B: CompactBackend> CausalLm<B> {
             LogitsFor::Nothing => None,
             LogitsFor::All => Some(self.head(flat(x.clone()))),
             LogitsFor::Last => {
-                let last = |(x, span): (Tensor<B, 3>, &SpanContext<B>)| {
-                    let ([_, s, _], rows) = (x.dims(), 1 + span.drafted);
-                    if s <= rows { x } else { x.slice_dim(1, s - rows..s) }
-                };
-                let last = context.join(context.split(x.clone()).into_iter().zip(&context.spans).map(last).collect());
+                let last = context.last(x.clone());
                 let [_, rows, _] = last.dims();
                 Some(self.head(B::reshape(last, [b * rows, h])))
             }

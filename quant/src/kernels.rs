@@ -7,6 +7,10 @@ macro_rules! kernel_operations {
             $functions::packed_linear(x, w, bias)
         }
 
+        fn packed_linears<const N: usize>(x: Tensor<Self, 2>, layers: [&Linear<Self>; N]) -> [Tensor<Self, 2>; N] {
+            $functions::packed_linears(x, layers)
+        }
+
         fn packed_embed(ids: Tensor<Self, 1, Int>, w: &PackedWeight<Self>) -> Tensor<Self, 2> {
             $functions::packed_embed(ids, w)
         }

@@ -247,6 +247,14 @@ pub trait CompactBackend: Backend {
         reference::rms_norm(x, norm)
     }
 
+    /// The [`rms_norm`](Self::rms_norm)s of several tensors, in order.
+    ///
+    /// # Shapes
+    /// each `[m, h]` `-> [m, h]`
+    fn rms_norm_all<const N: usize>(tensors: [(Tensor<Self, 2>, Norm<Self>); N]) -> [Tensor<Self, 2>; N] {
+        tensors.map(|(x, norm)| Self::rms_norm(x, norm))
+    }
+
     /// The sum `x + y`, and its [`rms_norm`](Self::rms_norm).
     ///
     /// # Shapes
@@ -269,6 +277,14 @@ pub trait CompactBackend: Backend {
     /// `x [b, s, heads, head_dim]`, `rotary [s, r]` `-> x`
     fn rotary(x: Tensor<Self, 4>, rotary: &Rotary<Self>) -> Tensor<Self, 4> {
         reference::rotary(x, rotary)
+    }
+
+    /// [`rotary`](Self::rotary) of several tensors of the same tokens, in order.
+    ///
+    /// # Shapes
+    /// each `x [b, s, heads, head_dim]`, `rotary [s, r]` `-> x`
+    fn rotary_all<const N: usize>(x: [Tensor<Self, 4>; N], rotary: &Rotary<Self>) -> [Tensor<Self, 4>; N] {
+        x.map(|x| Self::rotary(x, rotary))
     }
 
     /// Writes new tokens into a store from slot `at` on, in place where the store is not shared.

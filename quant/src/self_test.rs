@@ -199,12 +199,15 @@ impl<'a, B: CompactBackend> Results<'a, B> {
                 let (x, bias) = (self.activations([m, k]), self.tensor([n]));
                 let ids = (0..m).map(|i| (i * 7 % n) as i32).collect::<Vec<_>>();
                 let ids = Tensor::<B, 1, Int>::from_data(TensorData::new(ids, [m]), self.device);
-                self.keep(what("linear"), B::packed_linear(x.clone(), &gate, Some(bias)));
+                self.keep(what("linear"), B::packed_linear(x.clone(), &gate, Some(bias.clone())));
                 self.keep(what("embedding"), B::packed_embed(ids, &gate));
                 let flags: Vec<bool> = (0..m).map(|i| i % 3 != 1).collect();
                 let active = Tensor::<B, 1, Bool>::from_data(TensorData::new(flags, [m]), self.device);
                 let layer = |weight| Linear { weight, bias: None };
+                let biased = Linear { weight: gate.clone(), bias: Some(Param::initialized(ParamId::new(), bias)) };
                 let mut mlp = SwiGlu { gate_proj: layer(gate), up_proj: layer(up), down_proj: layer(down) };
+                let together = B::packed_linears(x.clone(), [&mlp.gate_proj, &mlp.up_proj, &biased]);
+                self.keep(what("three linears"), Tensor::cat(together.to_vec(), 1));
                 self.keep(what("SwiGLU"), B::swiglu_mlp(x.clone(), &mlp, None));
                 self.keep(what("SwiGLU of active rows"), B::swiglu_mlp(x.clone(), &mlp, Some(active.clone())));
                 // Biases bring a block of its own, whatever the storage.
@@ -221,12 +224,20 @@ impl<'a, B: CompactBackend> Results<'a, B> {
             let (x, z, w) = (self.activations([m, h]), self.activations([m, h]), self.tensor([h]));
             let norm = |unit_offset| Norm { weight: w.clone(), eps: 1e-6, unit_offset };
             self.keep(format!("RMS norm [{m}, {h}]"), B::rms_norm(x.clone(), norm(true)));
+            let both = B::rms_norm_all([(x.clone(), norm(true)), (z.clone(), norm(true))]);
+            self.keep(format!("two RMS norms [{m}, {h}]"), Tensor::cat(both.to_vec(), 0));
             let (sum, normed) = B::add_rms_norm(x.clone(), z.clone(), norm(false));
             self.keep(format!("sum [{m}, {h}]"), sum);
             self.keep(format!("RMS norm of the sum [{m}, {h}]"), normed);
             self.keep(format!("sigmoid gate [{m}, {h}]"), B::sigmoid_gate(x.clone(), z.clone()));
             self.keep(format!("gated RMS norm [{m}, {h}]"), B::rms_norm_gated(x, z, norm(false)));
         }
+        // Heads of queries beside those of their gates.
+        let (wide, w) = (self.activations([m, 2, 256]), self.tensor([128]));
+        let [x, gate] = [0, 128].map(|at| B::reshape(wide.clone().slice_dim(2, at..at + 128), [2 * m, 128]));
+        self.keep(format!("sigmoid gate of {m} rows beside it"), B::sigmoid_gate(x.clone(), gate));
+        let norm = Norm { weight: w, eps: 1e-6, unit_offset: true };
+        self.keep(format!("RMS norm of {m} rows beside others"), B::rms_norm(x, norm));
     }
 
     fn sequence(&mut self, s: usize, extent: Extent) {
@@ -235,6 +246,9 @@ impl<'a, B: CompactBackend> Results<'a, B> {
         let positions = Rotary { cos: angles.clone().cos(), sin: angles.sin() };
         let q = self.activations([1, s, heads, dim]);
         self.keep(format!("rotary of {s} tokens"), B::rotary(q.clone(), &positions));
+        let k = self.activations([1, s, kv_heads, dim]);
+        let both = B::rotary_all([q.clone(), k], &positions);
+        self.keep(format!("rotary of queries and keys of {s} tokens"), Tensor::cat(both.to_vec(), 2));
         for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
             let mut store = || {
                 let new = self.activations([1, past + s, kv_heads, dim]);

@@ -120,6 +120,35 @@ pub fn linears<B: CompactBackend>(device: &B::Device) {
     }
 }
 
+/// Layers of the same input, of one storage and of two, are those of each.
+pub fn linears_together<B: CompactBackend>(device: &B::Device) {
+    let mut random = Random::new(21);
+    for (k, bias) in [(50, true), (128, false)] {
+        let layers = |n, random: &mut Random| -> Vec<(&'static str, Linear<B>)> {
+            let storages = storages(random, n, k).into_iter();
+            let layer = |(name, host), random: &mut Random| {
+                let bias = bias.then(|| Param::initialized(ParamId::new(), tensor(random, [n], device)));
+                (name, Linear { weight: PackedWeight::from_host(host, device), bias })
+            };
+            storages.map(|stored| layer(stored, random)).collect()
+        };
+        let [q, k_proj, v] = [40, 9, 16].map(|n| layers(n, &mut random));
+        for (i, (name, q)) in q.iter().enumerate() {
+            let (other, z) = &v[(i + 1) % v.len()];
+            for m in [1, 3 + i % 6, 17] {
+                let x: Tensor<B, 2> = tensor(&mut random, [m, k], device);
+                let of = [q, &k_proj[i].1, &v[i].1, z];
+                let got = B::packed_linears(x.clone(), of);
+                for (layer, got) in of.into_iter().zip(got) {
+                    let bias = layer.bias.as_ref().map(Param::val);
+                    let what = format!("{name} and {other} together, k={k} m={m}");
+                    close(&what, got, reference::linear(x.clone(), &layer.weight, bias));
+                }
+            }
+        }
+    }
+}
+
 pub fn swiglu_mlp<B: CompactBackend>(device: &B::Device) {
     let mut random = Random::new(2);
     for (h, inner, bias) in [(16, 40, false), (50, 33, false), (16, 24, true)] {
@@ -157,6 +186,12 @@ pub fn norms<B: CompactBackend>(device: &B::Device) {
             close("sum", got.0, expected.0);
             close("norm of the sum", got.1, expected.1);
         }
+        for (i, got) in B::rms_norm_all([(x.clone(), norm(true)), (z.clone(), norm(true))]).into_iter().enumerate() {
+            let expected = reference::rms_norm([&x, &z][i].clone(), norm(true));
+            close("norms of two tensors", got, expected);
+        }
+        let mixed = B::rms_norm_all([(x.clone(), norm(true)), (z.clone(), norm(false))]);
+        close("norms of two kinds", mixed[1].clone(), reference::rms_norm(z.clone(), norm(false)));
         let got = B::sigmoid_gate(x.clone(), z.clone());
         close("sigmoid_gate", got, reference::sigmoid_gate(x.clone(), z.clone()));
         let got = B::rms_norm_gated(x.clone(), z.clone(), norm(false));
@@ -175,8 +210,12 @@ pub fn reshape<B: CompactBackend>(device: &B::Device) {
     let changed = B::reshape(whole, [120]) + 1.0;
     assert!(changed.into_data().to_vec::<f32>().unwrap() != x.to_data().to_vec::<f32>().unwrap());
     // Views are not row-major.
-    for view in [x.clone().swap_dims(0, 2), x.clone().slice([0..4, 2..6, 1..4])] {
-        let count = view.dims().iter().product();
+    let views = [x.clone().swap_dims(0, 2), x.clone().slice([0..4, 2..6, 1..4]), x.clone().slice([0..4, 0..6, 0..2])];
+    for view in views {
+        let [a, b, c] = view.dims();
+        let count = a * b * c;
+        let rows: Tensor<B, 2> = B::reshape(view.clone(), [a * b, c]);
+        assert_eq!((rows.clone() + 0.0).into_data(), view.clone().reshape([a * b, c]).into_data());
         let flat: Tensor<B, 1> = B::reshape(view.clone(), [count]);
         assert_eq!(flat.into_data().to_vec::<f32>().unwrap(), view.into_data().to_vec::<f32>().unwrap());
     }
@@ -188,7 +227,11 @@ pub fn rotary<B: CompactBackend>(device: &B::Device) {
         let x: Tensor<B, 4> = tensor(&mut random, [2, 5, 3, head_dim], device);
         let angles: Tensor<B, 2> = tensor(&mut random, [5, r], device);
         let positions = Rotary { cos: angles.clone().cos(), sin: angles.sin() };
-        close("rotary", B::rotary(x.clone(), &positions), reference::rotary(x, &positions));
+        close("rotary", B::rotary(x.clone(), &positions), reference::rotary(x.clone(), &positions));
+        let keys: Tensor<B, 4> = tensor(&mut random, [2, 5, 1, head_dim], device);
+        let [got, got_keys] = B::rotary_all([x.clone(), keys.clone()], &positions);
+        close("rotary beside keys", got, reference::rotary(x, &positions));
+        close("rotary of keys", got_keys, reference::rotary(keys, &positions));
     }
 }
 

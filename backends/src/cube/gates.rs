@@ -1,55 +1,130 @@
-//! Gates: small vectors, for which a launch costs more than the arithmetic.
+//! Gates and other functions of single numbers: small vectors, for which a launch costs more than the arithmetic.
 
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
 
 use super::launch::{Buffer, UNITS, f32_type, grid_of_units};
+use crate::check::elements;
+use crate::types::CodeActivation;
 
 /// `y = x * sigmoid(gate)`.
 ///
 /// # Shapes
-/// `x, gate, y [n]` of one type.
+/// `x, gate, y [m, n]` of one type; `gate_stride` are the elements from a row of the gate to the next, and it ends with the last row.
 ///
 /// # Panics
 /// If a buffer does not have its shape and type.
-pub fn sigmoid_gate<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, gate: &Buffer, y: &Buffer) {
-    let len = x.len;
-    for (name, buffer) in [("gate", gate), ("y", y)] {
-        buffer.check(name, &[len]);
-        buffer.check_type(name, x.dtype);
-    }
-    if len == 0 {
+pub fn sigmoid_gate<R: Runtime>(
+    client: &ComputeClient<R>,
+    x: &Buffer,
+    gate: &Buffer,
+    y: &Buffer,
+    [m, n]: [usize; 2],
+    gate_stride: usize,
+) {
+    x.check("x", &[m, n]);
+    y.check("y", &[m, n]);
+    y.check_type("y", x.dtype);
+    gate.check_type("gate", x.dtype);
+    if x.len == 0 {
         return;
     }
+    let end = elements("gate", &[m - 1, gate_stride]).checked_add(n);
+    assert!(gate_stride >= n && end == Some(gate.len), "the gate has {} elements, not {end:?}", gate.len);
     // SAFETY: the lengths were checked, and the kernel stays inside them.
     unsafe {
         sigmoid_kernel::launch_unchecked::<R>(
             client,
-            grid_of_units(len),
+            grid_of_units(x.len),
             CubeDim::new_1d(UNITS),
             x.arg(),
             gate.arg(),
             y.arg(),
-            len as u32,
+            x.len as u32,
+            n as u32,
+            gate_stride as u32,
             x.dtype,
         );
     }
 }
 
 #[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
 fn sigmoid_kernel<F: Float>(
     x: &Array<F>,
     gate: &Array<F>,
     y: &mut Array<F>,
     len: u32,
+    n: u32,
+    gate_stride: u32,
     #[define(F)] _type: StorageType,
 ) {
     let i = ABSOLUTE_POS as u32;
     if i < len {
         let at = i as usize;
-        let open = 1.0 / (1.0 + f32::exp(-f32::cast_from(gate[at])));
+        let gate = f32::cast_from(gate[(i / n * gate_stride + i % n) as usize]);
+        let open = 1.0 / (1.0 + f32::exp(-gate));
         y[at] = F::cast_from(f32::cast_from(x[at]) * open);
     }
+}
+
+/// `y = f(x)`.
+///
+/// # Shapes
+/// `x, y [n]` of one type
+///
+/// # Panics
+/// If a buffer does not have its shape and type.
+pub fn activate<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, f: CodeActivation, y: &Buffer) {
+    y.check("y", &[x.len]);
+    y.check_type("y", x.dtype);
+    if x.len == 0 {
+        return;
+    }
+    // SAFETY: the lengths were checked, and the kernel stays inside them.
+    unsafe {
+        activation_kernel::launch_unchecked::<R>(
+            client,
+            grid_of_units(x.len),
+            CubeDim::new_1d(UNITS),
+            x.arg(),
+            y.arg(),
+            x.len as u32,
+            f,
+            x.dtype,
+        );
+    }
+}
+
+#[cube(launch_unchecked)]
+fn activation_kernel<F: Float>(
+    x: &Array<F>,
+    y: &mut Array<F>,
+    len: u32,
+    #[comptime] f: CodeActivation,
+    #[define(F)] _type: StorageType,
+) {
+    let i = ABSOLUTE_POS as u32;
+    if i < len {
+        let x = f32::cast_from(x[i as usize]);
+        let value = match comptime!(f) {
+            CodeActivation::Gelu => 0.5 * x * (1.0 + erf::<f32>(x * comptime!(std::f32::consts::FRAC_1_SQRT_2))),
+            // The hyperbolic tangent by an exponential, which some devices' own overflows in.
+            CodeActivation::GeluTanh => {
+                let u = comptime!((2.0f32 / std::f32::consts::PI).sqrt()) * (x + 0.044715 * x * x * x);
+                x / (1.0 + f32::exp(-2.0 * u))
+            }
+            CodeActivation::Silu => x / (1.0 + f32::exp(-x)),
+            CodeActivation::Relu => max(x, 0.0),
+        };
+        y[i as usize] = F::cast_from(value);
+    }
+}
+
+/// By way of a type parameter: the standard library is about to have one for `f32`.
+#[cube]
+fn erf<F: Float>(x: F) -> F {
+    F::erf(x)
 }
 
 /// `g = -e^a_log softplus(dt + dt_bias)`, `beta = sigmoid(b)`.

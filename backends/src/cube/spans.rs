@@ -114,6 +114,6 @@ pub(super) fn write<E: Numeric>(arrays: &mut Sequence<Array<E>>, span: u32, at: 
 }
 
 #[cube]
-fn set<E: Numeric>(array: &mut Array<E>, at: u32, value: E) {
+pub(super) fn set<E: CubePrimitive>(array: &mut Array<E>, at: u32, value: E) {
     array[at as usize] = value;
 }

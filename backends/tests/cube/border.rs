@@ -44,6 +44,27 @@ fn shapes_that_wrap_around_and_types_of_another_size() {
     let shape = RotaryShape { batch: half + 1, seq: 1, heads: 1, head_dim: 2, half: 0 };
     refused("rotary", "x [", || cube::rotary(&client, &x, &w, &w, &y, shape));
 
+    // Rows that overlap, or end elsewhere.
+    let p = RmsNorm { m: 0, h: 2, eps: 1e-6, unit_offset: false };
+    let rows = |x: &Buffer, m, stride| {
+        let (y, weight) = (Float::F32.unwritten(&client, 2 * m.min(8)), &w);
+        cube::rms_norm_all(&client, &[cube::NormRows { x, m, stride, weight, y: &y }], p);
+    };
+    let five = Float::F32.upload(&client, &[1.0; 5]);
+    rows(&five, 2, 3);
+    for (m, stride) in [(2, 4), (1, 3), (4, 1), (half + 1, 4)] {
+        refused("rows of a norm", "x ", || rows(&five, m, stride));
+    }
+    for (stride, n) in [(4, 2), (1, 2), (half, 2), (3, 3)] {
+        let (x, y) = (Float::F32.upload(&client, &vec![1.0; 2 * n]), Float::F32.unwritten(&client, 2 * n));
+        refused("rows of a gate", "gate ", || cube::sigmoid_gate(&client, &x, &five, &y, [2, n], stride));
+    }
+    let (of_two, one) = (weight(1, 2), Float::F32.unwritten(&client, 1));
+    let layer = |bias, y| cube::LinearOfX { weight: &of_two, bias, y };
+    for second in [layer(Some(&five), &one), layer(None, &five)] {
+        refused("layers of one input", "has", || cube::linears(&client, &x, 1, &[layer(None, &one), second]));
+    }
+
     // Two bytes each: read as words they would end in the middle.
     let words = Float::F32.upload(&client, &[1.0; 1]);
     let halves = Buffer::new(words.handle().clone(), 2, Float::F16.dtype());

@@ -18,12 +18,12 @@ fn copied(client: &Client, float: Float, values: &[f32], from: usize, len: usize
     float.upload(client, &values[from..from + len])
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
+pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
 }
 
 /// How many kernels `f` launches.
-fn launches(f: impl FnOnce()) -> u64 {
+pub fn launches(f: impl FnOnce()) -> u64 {
     let before = cube::launches_of_thread();
     f();
     cube::launches_of_thread() - before

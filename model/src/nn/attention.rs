@@ -195,24 +195,22 @@ impl<B: CompactBackend> Attention<B> {
         let [q, k, v] = forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x);
         let (q, gate) = if self.output_gate {
             let q = B::reshape(q, [b, s, nh, 2 * hd]);
-            let gate = B::reshape(q.clone().slice_dim(3, hd..2 * hd), [b * s, nh * hd]);
+            let gate = B::reshape(q.clone().slice_dim(3, hd..2 * hd), [b * s * nh, hd]);
             (q.slice_dim(3, 0..hd), Some(gate))
         } else {
             (B::reshape(q, [b, s, nh, hd]), None)
         };
         let [k, v] = [k, v].map(|t| B::reshape(t, [b, s, nkv, hd]));
-        let q = B::rotary(normed(&self.q_norm, q), &context.rotary);
-        let k = normed(&self.k_norm, k);
-
-        let k = match (&self.k_compressor, self.k_stage) {
-            (Some(compressor), KStage::PreRope) => compressor.encode(k),
-            (Some(compressor), KStage::PostRope) => compressor.encode(B::rotary(k, &context.rotary)),
-            (None, _) => B::rotary(k, &context.rotary),
+        let [q, k] = self.normed(q, k);
+        let [q, k] = if self.rotates_decoded_keys() {
+            [B::rotary(q, &context.rotary), k]
+        } else {
+            B::rotary_all([q, k], &context.rotary)
         };
-        let v = match &self.v_compressor {
-            Some(compressor) => compressor.encode(v),
-            None => v,
-        };
+        let [k, v] = [(k, &self.k_compressor), (v, &self.v_compressor)].map(|(x, compressor)| match compressor {
+            Some(compressor) => compressor.encode(x),
+            None => x,
+        });
         let o = match caches {
             None => {
                 let [k, v] = [k, v].map(|t| KvStore::F32(t.swap_dims(1, 2)));
@@ -226,12 +224,33 @@ impl<B: CompactBackend> Attention<B> {
                 self.attend(q, context, &stores.collect::<Result<Vec<_>>>()?)
             }
         };
-        let o = B::reshape(o, [b * s, nh * hd]);
         let o = match gate {
-            Some(gate) => B::sigmoid_gate(o, gate),
+            Some(gate) => B::reshape(B::sigmoid_gate(B::reshape(o, [b * s * nh, hd]), gate), [b, s, nh, hd]),
             None => o,
         };
         Ok(self.o_proj.forward(B::reshape(o, [b, s, nh * hd])))
+    }
+
+    /// Queries and keys with the norms of their heads, where a family has them.
+    fn normed(&self, q: Tensor<B, 4>, k: Tensor<B, 4>) -> [Tensor<B, 4>; 2] {
+        let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) else {
+            return [(&self.q_norm, q), (&self.k_norm, k)].map(|(norm, x)| match norm {
+                Some(norm) => norm.forward(x),
+                None => x,
+            });
+        };
+        let dims = [q.dims(), k.dims()];
+        let [q, k] = [q, k].map(|x| {
+            let [b, s, heads, hd] = x.dims();
+            B::reshape(x, [b * s * heads, hd])
+        });
+        let [q, k] = B::rms_norm_all([(q, q_norm.as_norm()), (k, k_norm.as_norm())]);
+        [B::reshape(q, dims[0]), B::reshape(k, dims[1])]
+    }
+
+    /// Keys compressed before rotation are rotated after decoding, all of them.
+    fn rotates_decoded_keys(&self) -> bool {
+        self.k_compressor.is_some() && self.k_stage == KStage::PreRope
     }
 
     /// Attends from the queries of each span to what is stored of its sequence, new tokens included: keys and values.
@@ -244,8 +263,7 @@ impl<B: CompactBackend> Attention<B> {
         context: &ForwardContext<B>,
         stores: &[(KvParts<'_, B>, KvParts<'_, B>)],
     ) -> Tensor<B, 4> {
-        // Keys compressed before rotation are rotated after decoding, all of them.
-        let rotates = self.k_compressor.is_some() && self.k_stage == KStage::PreRope;
+        let rotates = self.rotates_decoded_keys();
         let rotaries: Vec<_> = context.spans.iter().map(|span| rotates.then(|| span.rotary_from_start())).collect();
         let scale = (self.head_dim as f64).powf(-0.5);
         let spans = context.spans.iter().zip(stores).zip(&rotaries).map(|((span, (k, v)), rotary)| AttentionSpan {
@@ -257,13 +275,6 @@ impl<B: CompactBackend> Attention<B> {
             },
         });
         B::cached_attention_spans(q, &spans.collect::<Vec<_>>())
-    }
-}
-
-fn normed<B: CompactBackend>(norm: &Option<RmsNorm<B>>, x: Tensor<B, 4>) -> Tensor<B, 4> {
-    match norm {
-        Some(norm) => norm.forward(x),
-        None => x,
     }
 }
 

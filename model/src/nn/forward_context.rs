@@ -9,7 +9,7 @@ use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::Rotary;
 
 use super::depth::{DepthOptions, PassDepth};
-use super::rope::RotaryEmbedding;
+use super::rope::{Positions, RotaryEmbedding};
 use crate::cache::{Cache, LayerCache};
 
 /// Consecutive tokens of one pass that belong to one sequence, after what its cache holds.
@@ -76,9 +76,10 @@ pub(crate) struct SpanPosition {
 }
 
 impl SpanPosition {
-    fn rotary<B: Backend>(&self, embedding: &RotaryEmbedding, from: usize, device: &B::Device) -> Rotary<B> {
+    /// Those of the new tokens.
+    fn positions(&self) -> Positions {
         let tokens = self.past + self.new;
-        embedding.at(self.first + from, tokens - from, self.first + tokens.max(self.expected), device)
+        Positions { start: self.first + self.past, count: self.new, length: self.first + tokens.max(self.expected) }
     }
 }
 
@@ -109,9 +110,8 @@ impl<B: Backend> ForwardContext<B> {
             SpanContext { tokens, past, drafted, position, embedding, device, from_start }
         });
         let spans = spans.collect();
-        let tables = positions.iter().map(|position| position.rotary(embedding, position.past, device));
-        let (cos, sin) = tables.map(|Rotary { cos, sin }| (cos, sin)).unzip();
-        Self { rotary: Rotary { cos: joined(cos, 0), sin: joined(sin, 0) }, activations, depth, spans }
+        let rotary = embedding.at_each(positions.iter().map(SpanPosition::positions), device);
+        Self { rotary, activations, depth, spans }
     }
 
     /// Of rows `[b, s, ..]` that begin a sequence each and leave nothing behind, with the type of `x` for activations.
@@ -127,24 +127,18 @@ impl<B: Backend> ForwardContext<B> {
         Self::new(&[position], depth, embedding, activations, device)
     }
 
-    /// The tokens of each span of `[.., s, ..]`, whose dimension 1 are the tokens.
-    pub fn split<const D: usize>(&self, x: Tensor<B, D>) -> Vec<Tensor<B, D>> {
-        match &self.spans[..] {
-            [_] => vec![x],
-            spans => spans.iter().map(|span| x.clone().slice_dim(1, span.tokens.clone())).collect(),
+    /// Of `[b, s, h]`, whose dimension 1 are the tokens, those that have logits: of each span the drafts and the one before them.
+    pub fn last(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let last = |span: &SpanContext<B>| span.tokens.len().min(1 + span.drafted);
+        if self.spans.iter().all(|span| last(span) == span.tokens.len()) {
+            return x;
         }
-    }
-
-    /// What [`split`](Self::split) took apart.
-    pub fn join<const D: usize>(&self, parts: Vec<Tensor<B, D>>) -> Tensor<B, D> {
-        joined(parts, 1)
-    }
-}
-
-fn joined<B: Backend, const D: usize>(mut parts: Vec<Tensor<B, D>>, dim: usize) -> Tensor<B, D> {
-    match parts.len() {
-        1 => parts.remove(0),
-        _ => Tensor::cat(parts, dim),
+        let part = |span: &SpanContext<B>| x.clone().slice_dim(1, span.tokens.end - last(span)..span.tokens.end);
+        let mut parts: Vec<_> = self.spans.iter().map(part).collect();
+        match parts.len() {
+            1 => parts.remove(0),
+            _ => Tensor::cat(parts, 1),
+        }
     }
 }
 

@@ -19,7 +19,7 @@ pub use delta_net::{CausalConv1d, GatedDeltaNet, GatedDeltaNetConfig};
 pub(crate) use depth::PassDepth;
 pub use depth::{DepthOptions, DepthRun};
 pub use forward_context::Span;
-pub(crate) use forward_context::{ForwardContext, SpanContext, SpanPosition};
+pub(crate) use forward_context::{ForwardContext, SpanPosition};
 pub use kv_compressor::KvCompressor;
 pub use norm::{RmsNorm, RmsNormConfig};
 pub use rope::RotaryEmbedding;

@@ -35,6 +35,17 @@ struct Table {
     sin: Vec<f32>,
 }
 
+/// Consecutive positions of a sequence.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Positions {
+    /// The first.
+    pub start: usize,
+    /// How many.
+    pub count: usize,
+    /// Tokens of the sequence, on which frequencies may depend.
+    pub length: usize,
+}
+
 /// How frequencies depend on the length of the sequence.
 #[derive(Clone, Debug)]
 enum ByLength {
@@ -119,10 +130,25 @@ impl RotaryEmbedding {
 
     /// Cosines and sines of positions `start..start + count` in a sequence of `length` tokens, computed in f64.
     pub fn at<B: Backend>(&self, start: usize, count: usize, length: usize, device: &B::Device) -> Rotary<B> {
-        let mut table =
-            Table { frequencies: self.inverse_frequencies(length).into(), first: start, ..Table::default() };
-        table.extend(start + count, self.attention_factor);
-        rotary([count, table.frequencies.len()], table.cos, table.sin, device)
+        self.at_each([Positions { start, count, length }], device)
+    }
+
+    /// [`at`](Self::at) of several sequences, one after the other.
+    pub(crate) fn at_each<B: Backend>(
+        &self,
+        sequences: impl IntoIterator<Item = Positions>,
+        device: &B::Device,
+    ) -> Rotary<B> {
+        let (mut all, mut cos, mut sin) = (0, Vec::new(), Vec::new());
+        for Positions { start, count, length } in sequences {
+            let mut table =
+                Table { frequencies: self.inverse_frequencies(length).into(), first: start, ..Table::default() };
+            table.extend(start + count, self.attention_factor);
+            all += count;
+            cos.append(&mut table.cos);
+            sin.append(&mut table.sin);
+        }
+        rotary([all, self.inverse_frequencies.len()], cos, sin, device)
     }
 
     /// As [`at`](Self::at), of what was computed before as far as it goes: 8 bytes of memory per position and frequency, for as long as the

@@ -92,10 +92,6 @@ macro_rules! host_operations {
             operations::packed_head(x, w, bias)
         }
 
-        fn packed_linears<const N: usize>(x: Tensor<Self, 2>, layers: [&Linear<Self>; N]) -> [Tensor<Self, 2>; N] {
-            operations::packed_linears(x, layers)
-        }
-
         crate::kernels::kernel_operations!(operations);
     };
 }

@@ -1,15 +1,14 @@
 //! The key-value store and attention.
 
-use burn::tensor::activation::{gelu, gelu_approximate, relu, silu};
 use burn::tensor::backend::DeviceOps;
-use burn::tensor::{DType, Int, Tensor};
+use burn::tensor::{DType, Int, Tensor, TensorMetadata};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use emberlm_backends::cube::{self, CacheBuffer, HeadProjection, KvRows, KvSide};
 use emberlm_backends::types::StoreKv;
 
-use super::tensor::{Cube, buffer, float_tensor, floats, int_tensor, ints, own, unset};
-use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvFormat, KvStore};
+use super::tensor::{Cube, buffer, first, float_tensor, floats, int_tensor, ints, own, unset};
+use crate::kv::{CodeDecoder, KeyValue, KvFormat, KvStore};
 use crate::layers::Linear;
 use crate::ops::{
     AttentionShape, AttentionSpan, CachedKv, CompactBackend, NewTokens, cached_attention_one_by_one,
@@ -202,9 +201,9 @@ where
             KeyValue::Compressed { decoder, rotary, .. } => (decoder, rotary),
         };
         let KvStore::F32(codes) = gathered(kv.parts()) else { unreachable!("codes are stored as F32") };
-        let codes = codes.slice_dim(2, 0..t).swap_dims(1, 2); // [b, t, 1 or kv_heads, r]
+        let codes = first(codes, 2, t).swap_dims(1, 2); // [b, t, 1 or kv_heads, r]
         let [b, _, count, r] = codes.dims();
-        let inner = hidden(codes.reshape([b * t * count, r]), decoder);
+        let inner = hidden(Cube::<R>::reshape(codes, [b * t * count, r]), decoder);
         let width = inner.dims()[1];
         // What the kernel takes beside keys or values of such widths, with a piece for each of its units.
         let whole = |piece| [width, head_dim].iter().all(|width| width.is_multiple_of(piece) && width / piece <= 256);
@@ -214,7 +213,7 @@ where
             let rows = KvRows { data, batch_stride, head_stride: 0, token_stride };
             return Self { rows, width, last: Some(&decoder.output) };
         }
-        let decoded = decoder.output.forward(inner).reshape([b, t, kv_heads, head_dim]);
+        let decoded = Cube::<R>::reshape(decoder.output.forward(inner), [b, t, kv_heads, head_dim]);
         let decoded = match rotary {
             Some(rotary) => Cube::<R>::rotary(decoded, rotary),
             None => decoded,
@@ -248,10 +247,8 @@ where
 {
     let Some(hidden) = &decoder.hidden else { return codes };
     let x = hidden.forward(codes);
-    match decoder.activation {
-        CodeActivation::Gelu => gelu(x),
-        CodeActivation::GeluTanh => gelu_approximate(x),
-        CodeActivation::Silu => silu(x),
-        CodeActivation::Relu => relu(x),
-    }
+    let x = floats(x);
+    let y = unset(&x, x.shape(), x.dtype);
+    cube::activate(&x.client, &buffer(&x), decoder.activation, &buffer(&y));
+    float_tensor(y)
 }

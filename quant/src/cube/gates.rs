@@ -5,7 +5,7 @@ use burn::tensor::{DType, Tensor};
 use burn_cubecl::CubeRuntime;
 use emberlm_backends::cube;
 
-use super::tensor::{Cube, buffer, float_tensor, floats, unset};
+use super::tensor::{Cube, buffer, float_tensor, floats, row_buffer, rows, unset};
 use crate::ops::DeltaGates;
 
 pub(super) fn sigmoid_gate<R: CubeRuntime>(x: Tensor<Cube<R>, 2>, gate: Tensor<Cube<R>, 2>) -> Tensor<Cube<R>, 2>
@@ -13,9 +13,10 @@ where
     R::Device: DeviceOps,
 {
     let shape = x.dims();
-    let (x, gate) = (floats(x), floats(gate));
+    let (x, (gate, gate_stride)) = (floats(x), rows(gate));
     let y = unset(&x, shape, x.dtype);
-    cube::sigmoid_gate(&x.client, &buffer(&x), &buffer(&gate), &buffer(&y));
+    let gate = row_buffer(&gate, gate_stride);
+    cube::sigmoid_gate(&x.client, &buffer(&x), &gate, &buffer(&y), shape, gate_stride);
     float_tensor(y)
 }
 

@@ -1,5 +1,6 @@
 //! Linear layers, embeddings and the SwiGLU block.
 
+use burn::module::Param;
 use burn::tensor::backend::DeviceOps;
 use burn::tensor::{Bool, Int, Tensor, TensorMetadata};
 use burn_cubecl::CubeRuntime;
@@ -7,7 +8,7 @@ use burn_cubecl::kernel::into_contiguous;
 use emberlm_backends::cube;
 
 use super::tensor::{Cube, buffer, flags, float_tensor, floats, ints, unset};
-use crate::modules::SwiGlu;
+use crate::modules::{Linear, SwiGlu};
 use crate::packed::PackedWeight;
 use crate::stored::stored;
 use crate::{split, swiglu};
@@ -30,6 +31,27 @@ where
     let p = cube::Linear { bias: bias.as_ref(), active: None };
     cube::linear(&x.client, &buffer(&x), m, &w, &buffer(&y), p);
     float_tensor(y)
+}
+
+pub(super) fn packed_linears<R: CubeRuntime, const N: usize>(
+    x: Tensor<Cube<R>, 2>,
+    layers: [&Linear<Cube<R>>; N],
+) -> [Tensor<Cube<R>, 2>; N]
+where
+    R::Device: DeviceOps,
+{
+    if layers.into_iter().any(split::in_parts) {
+        return layers.map(|layer| packed_linear(x.clone(), &layer.weight, layer.bias.as_ref().map(Param::val)));
+    }
+    let [m, _] = x.dims();
+    let x = floats(x);
+    let weights = layers.map(|layer| weight(&layer.weight));
+    let biases = layers.map(|layer| layer.bias.as_ref().map(|bias| buffer(&floats(bias.val()))));
+    let outputs = weights.each_ref().map(|w| unset(&x, [m, w.n], x.dtype));
+    let buffers = outputs.each_ref().map(buffer);
+    let of = |i: usize| cube::LinearOfX { weight: &weights[i], bias: biases[i].as_ref(), y: &buffers[i] };
+    cube::linears(&x.client, &buffer(&x), m, &std::array::from_fn::<_, N, _>(of));
+    outputs.map(float_tensor)
 }
 
 pub(super) fn packed_embed<R: CubeRuntime>(

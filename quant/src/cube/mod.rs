@@ -22,7 +22,7 @@ use crate::activations::Activations;
 use crate::halting::{HaltRecord, HaltState, HaltStep};
 use crate::kernels::kernel_operations;
 use crate::kv::{KvStore, Rotary};
-use crate::modules::SwiGlu;
+use crate::modules::{Linear, SwiGlu};
 use crate::ops::{AttentionSpan, CachedKv, CausalConv, DeltaGates, DeltaRule, ModelSize, NewTokens, Norm};
 use crate::packed::PackedWeight;
 
@@ -41,7 +41,7 @@ mod operations {
     pub(super) use super::delta::{gated_delta_rule, gated_delta_rule_spans};
     pub(super) use super::gates::{delta_gates, sigmoid_gate};
     pub(super) use super::halting::{halt_step, start_halting};
-    pub(super) use super::linear::{packed_embed, packed_linear, swiglu_mlp};
+    pub(super) use super::linear::{packed_embed, packed_linear, packed_linears, swiglu_mlp};
     pub(super) use super::norm::{add_rms_norm, rms_norm, rms_norm_gated};
     pub(super) use super::rotary::rotary;
 }
@@ -92,6 +92,18 @@ where
         spans: &[NewTokens],
     ) -> Vec<[KvStore<Self>; 2]> {
         attention::store_kv_spans(stores, new, spans)
+    }
+
+    fn reshape<const D: usize, const E: usize>(x: Tensor<Self, D>, shape: [usize; E]) -> Tensor<Self, E> {
+        tensor::reshape(x, shape)
+    }
+
+    fn rms_norm_all<const N: usize>(tensors: [(Tensor<Self, 2>, Norm<Self>); N]) -> [Tensor<Self, 2>; N] {
+        norm::rms_norm_all(tensors)
+    }
+
+    fn rotary_all<const N: usize>(x: [Tensor<Self, 4>; N], rotary: &Rotary<Self>) -> [Tensor<Self, 4>; N] {
+        rotary::rotary_all(x, rotary)
     }
 
     fn top_k(x: Tensor<Self, 2>, k: usize) -> (Tensor<Self, 2>, Tensor<Self, 2, Int>) {

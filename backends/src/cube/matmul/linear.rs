@@ -1,7 +1,8 @@
 //! Linear layers: `y = x Wᵀ + b`.
 //!
 //! Up to [`GEMV_MAX_ROWS`] rows of `x`, the units of a cube share a few rows of `W` along k, so that neighbouring units read neighbouring
-//! words, and every weight is unpacked once. More rows of `x` go in tiles ([`super::tiled`]).
+//! words, and every weight is unpacked once. More rows of `x` go in tiles ([`super::tiled`]), several layers of the same `x` in one launch
+//! ([`super::linears`]).
 
 use cubecl::ir::StorageType;
 use cubecl::prelude::*;
@@ -56,7 +57,7 @@ pub fn gated_linear<R: Runtime>(client: &ComputeClient<R>, x: &Buffer, m: usize,
     }
 }
 
-fn check(x: &Buffer, m: usize, weight: &Weight, y: &Buffer, p: Linear<'_>) {
+pub(super) fn check(x: &Buffer, m: usize, weight: &Weight, y: &Buffer, p: Linear<'_>) {
     weight.check();
     x.check("x", &[m, weight.k]);
     y.check("y", &[m, weight.n]);
@@ -73,18 +74,45 @@ fn check(x: &Buffer, m: usize, weight: &Weight, y: &Buffer, p: Linear<'_>) {
 
 /// What the streaming kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Plan {
+pub(super) struct Plan {
     /// Rows of the weight per cube.
-    rows: u32,
+    pub(super) rows: u32,
     /// Rows of `x`, those past the last included.
-    columns: u32,
-    units: u32,
+    pub(super) columns: u32,
+    pub(super) units: u32,
     /// Units of a plane, 0 where planes cannot add.
     plane: u32,
     gated: bool,
     bias: bool,
     active: bool,
-    aligned: bool,
+    pub(super) aligned: bool,
+}
+
+impl Plan {
+    /// Of a plain product of `m` rows of `x` with so many rows of `k` elements, of one weight or of several.
+    pub(super) fn of<R: Runtime>(client: &ComputeClient<R>, m: usize, n: usize, k: usize, aligned: bool) -> Self {
+        // More rows per cube read `x` less often, fewer keep more cubes busy.
+        let rows = match (m, n) {
+            (2.., _) => 2,
+            (_, 8192..) => 4,
+            (_, 2048..) => 2,
+            _ => 1,
+        };
+        let units = match k.div_ceil(8) {
+            256.. => 128,
+            64.. => 64,
+            _ => 32,
+        };
+        let plane = plane_size(client);
+        let units = units.max(plane).min(client.properties().hardware.max_units_per_cube);
+        let columns = m.next_power_of_two() as u32;
+        Self { rows, columns, units, plane, gated: false, bias: false, active: false, aligned }
+    }
+
+    /// Numbers of a vector of `x`.
+    pub(super) fn vector(&self) -> usize {
+        if self.aligned { 4 } else { 1 }
+    }
 }
 
 fn vector<R: Runtime>(
@@ -97,37 +125,20 @@ fn vector<R: Runtime>(
     p: Linear<'_>,
 ) {
     let Weight { n, k, .. } = *weight;
-    // More rows per cube read `x` less often, fewer keep more cubes busy.
-    let rows = match (m, n) {
-        (2.., _) => 2,
-        (_, 8192..) => 4,
-        (_, 2048..) => 2,
-        _ => 1,
-    };
-    let units = match k.div_ceil(8) {
-        256.. => 128,
-        64.. => 64,
-        _ => 32,
-    };
-    let units = units.max(plane_size(client)).min(client.properties().hardware.max_units_per_cube);
     let aligned = weight.layout().aligned && up.is_none_or(|up| up.layout().aligned);
     let plan = Plan {
-        rows,
-        columns: m.next_power_of_two() as u32,
-        units,
-        plane: plane_size(client),
         gated: up.is_some(),
         bias: p.bias.is_some(),
         active: p.active.is_some(),
-        aligned,
+        ..Plan::of(client, m, n, k, aligned)
     };
     // SAFETY: the lengths were checked, and the kernel stays inside them.
     unsafe {
         vector_kernel::launch_unchecked::<R>(
             client,
-            grid(n.div_ceil(rows as usize)),
-            CubeDim::new_1d(units),
-            if aligned { 4 } else { 1 },
+            grid(n.div_ceil(plan.rows as usize)),
+            CubeDim::new_1d(plan.units),
+            plan.vector(),
             weight.vector(),
             up.unwrap_or(weight).vector(),
             x.arg(),
@@ -199,7 +210,7 @@ fn vector_kernel<F: Float, V: Size, W: Size, U: Size>(
 
 /// Unit `i` gets the product of row `first + i % rows` and row `i / rows` of `x`; the others nothing of use.
 #[cube]
-fn dots<F: Float, V: Size, W: Size>(
+pub(super) fn dots<F: Float, V: Size, W: Size>(
     x: &Array<Vector<F, V>>,
     w: &Packed<W>,
     first: u32,

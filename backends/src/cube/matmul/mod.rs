@@ -3,6 +3,7 @@
 mod cmma;
 pub(super) mod embed;
 pub(super) mod linear;
+pub(super) mod linears;
 mod tiled;
 pub(super) mod types;
 pub(super) mod weight;

@@ -48,7 +48,7 @@ __attribute__((format(printf, 1, 2))) static void note(const char *format, ...) 
     pthread_mutex_unlock(&lock);
 }
 
-// Whether launches are run and copies are made: until more than NULL_CUDA_EXECUTE bytes (default: 0) were copied to the device. So a self-test
+// Whether launches are run and copies made: until more than NULL_CUDA_EXECUTE bytes (default: 0) went to the device. So a self-test
 // computes, and what comes after the weights of a large model does not.
 
 static int executes(size_t bytes) {

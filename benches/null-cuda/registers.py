@@ -3,8 +3,8 @@
 
     registers.py DIR [--ptxas PTXAS] [--arch sm_90a] [--all]
 
-DIR is NULL_CUDA_DIR of one run of `ember bench`. Every kernel goes through ptxas. A token is what lies between two reads from the device, in the
-order that occurs most often; --all lists the kernels of the whole run, those of prompts and of the self-test included.
+DIR is NULL_CUDA_DIR of one run of `ember bench`. Every kernel goes through ptxas. A token is what lies between two reads from the
+device, the set of launches that occurs most often; --all lists the kernels of the whole run, prompt and self-test included.
 Occupancy is the share of a multiprocessor's 64 warps that can be resident, by registers, shared memory and cubes (sm_90).
 """
 
@@ -91,7 +91,8 @@ def main():
             print(f"{name} is refused: {result}")
 
     listed = kernels if args.all else [kernel for kernel in of_token if kernel != "htod"]
-    print(f"{'kernel':<58} {'launches':>8} {'cubes':>13} {'threads':>7} {'registers':>9} {'stack':>6} {'spills':>6} {'shared':>7} {'occupancy':>9}")
+    heads = "launches cubes threads registers stack spills shared occupancy".split()
+    print(f"{'kernel':<58}", *(f"{head:>{size}}" for head, size in zip(heads, (8, 13, 7, 9, 6, 6, 7, 9))))
     for kernel in sorted(listed, key=lambda kernel: (-of_token.get(kernel, 0), kernel)):
         name, threads, dynamic = kernel
         result = assembled.get(name)

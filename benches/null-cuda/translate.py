@@ -3,8 +3,8 @@
 
     translate.py KERNEL.ptx > KERNEL.c
 
-Each thread of a cube is a function that goes on where it stopped: at barriers and where a warp works together. Registers are members of a
-struct, addresses are those of the process. What the kernels of this project do not need is missing; such an instruction is an error.
+Each thread of a cube is a function that goes on where it stopped: at barriers and where a warp works together. Registers are
+members of a struct, addresses are those of the process. What no kernel of this project needs is missing and an error.
 """
 
 import re
@@ -13,6 +13,9 @@ import sys
 TYPES = "b8 u8 s8 b16 u16 s16 b32 u32 s32 b64 u64 s64 f16 bf16 f16x2 bf16x2 f32 f64 pred b128".split()
 FIELD = {"b8": "u8", "b16": "u16", "b32": "u32", "b64": "u64", "f16x2": "u32", "bf16x2": "u32", "f16": "h", "bf16": "u16"}
 C_TYPE = {"f32": "float", "f64": "double", "f16": "_Float16", "pred": "uint8_t"}
+UNARY = {"ex2": "exp2f", "lg2": "log2f", "rcp": "1 / ", "sqrt": "sqrtf", "rsqrt": "1 / sqrtf", "sin": "sinf", "cos": "cosf", "tanh": "tanhf"}
+BINARY = {"add": "+", "sub": "-", "and": "&", "or": "|", "xor": "^"}
+BOTH = {"and": "&&", "or": "||", "xor": "^"}
 WIDTH = {"pred": 8, "f16": 16, "bf16": 16, "f16x2": 32, "bf16x2": 32}
 
 
@@ -37,7 +40,7 @@ class Kernel:
     def __init__(self, text):
         text = re.sub(r"//[^\n]*", "", text)
         text = re.sub(r"^\s*\.(loc|file)\b[^\n]*$", "", text, flags=re.M)
-        text = text.split("\t.section")[0].split("\n.section")[0]
+        text = re.split(r"^\s*\.section", text, flags=re.M)[0]
         head, rest = re.split(r"\.entry\s+", text, maxsplit=1)
         if ".func" in head:
             raise NotImplementedError("functions")
@@ -70,7 +73,8 @@ class Kernel:
                 yield statement
 
     def declare(self, statement):
-        match = re.search(r"\.(global|const|shared|local)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d*)\])?\s*(?:=\s*\{(.*)\})?", statement, re.S)
+        place = r"\.(global|const|shared|local)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d*)\])?"
+        match = re.search(place + r"\s*(?:=\s*\{(.*)\})?", statement, re.S)
         if not match:
             raise NotImplementedError(statement)
         space, align, type, name, size, values = match.groups()
@@ -138,8 +142,8 @@ class Kernel:
         if base in self.symbols:
             return f"((char *)(uint64_t){self.address_of(base)} + {offset})"
         name = base.lstrip("%")
-        wide = name.startswith(("rd", "SP")) or self.kinds.get(re.sub(r"\d+$", "", name), self.kinds.get(name, "b64")) in ("b64", "u64", "s64")
-        return f"((char *)(uint64_t)({self.value(base, 'u64' if wide else 'u32')}) + {offset})"
+        kind = self.kinds.get(name) or self.kinds.get(re.sub(r"\d+$", "", name), "b64")
+        return f"((char *)(uint64_t)({self.value(base, f'u{width(kind)}')}) + {offset})"
 
     kinds = {}
 
@@ -175,11 +179,8 @@ class Kernel:
         if condition:
             s = s[condition.end() :]
             self.emit(f"if ({condition[1]}{self.value(condition[2], 'pred')}) {{")
-        opcode, _, rest = s.partition(" ") if " " in s.split("\t")[0] else s.partition("\t")
-        opcode = opcode.strip()
-        match = re.match(r"\S+", s)
-        opcode, rest = match[0], s[match.end() :].strip()
-        self.instruction(opcode, self.operands(rest))
+        opcode = re.match(r"\S+", s)[0]
+        self.instruction(opcode, self.operands(s[len(opcode) :]))
         if condition:
             self.emit("}")
         return None
@@ -208,10 +209,14 @@ class Kernel:
         name, flags = parts[0], parts[1:]
         types = [part for part in flags if part in TYPES]
         type = types[-1] if types else None
+        if name in UNARY:
+            return self.arithmetic(type, lambda a: f"{UNARY[name]}({a})", o)
+        if name in BINARY:
+            return self.arithmetic(type, lambda a, b: f"{a} {BINARY[name]} {b}", o)
         method = getattr(self, "op_" + name, None)
         if method is None:
             raise NotImplementedError(opcode)
-        method(opcode, flags, type, types, o)
+        return method(opcode, flags, type, types, o)
 
     def v(self, o, type):
         return [self.value(x, type) for x in o]
@@ -242,7 +247,8 @@ class Kernel:
         elif type == "pred":
             raise NotImplementedError("pred in memory")
         else:
-            self.emit(f"{register}.{'s64' if type[0] == 's' else 'u64'} = *(const {c_type(FIELD.get(type, type) if type != 'f16' else 'u16')} *){at};")
+            kind = "u16" if type == "f16" else type
+            self.emit(f"{register}.{'s64' if type[0] == 's' else 'u64'} = *(const {c_type(kind)} *){at};")
 
     def op_ld(self, opcode, flags, type, types, o):
         at = self.address(o[1])
@@ -265,9 +271,18 @@ class Kernel:
         operation = next(flag for flag in flags if flag in ("add", "min", "max", "exch", "and", "or", "xor", "cas"))
         at, b = self.address(o[1]), self.value(o[2], type)
         c = c_type(type)
-        expression = {"add": "old + b", "min": "old < b ? old : b", "max": "old > b ? old : b", "exch": "b", "and": "old & b", "or": "old | b",
-                      "xor": "old ^ b", "cas": f"old == b ? {self.value(o[3], type) if len(o) > 3 else 0} : old"}[operation]
-        self.emit(f"{{ {c} *at = ({c} *){at}; {c} old = *at, b = {b}; *at = {expression}; {self.register(o[0])}.{field(type)} = old; }}")
+        expression = {
+            "add": "old + b",
+            "min": "old < b ? old : b",
+            "max": "old > b ? old : b",
+            "exch": "b",
+            "and": "old & b",
+            "or": "old | b",
+            "xor": "old ^ b",
+            "cas": f"old == b ? {self.value(o[3], type) if len(o) > 3 else 0} : old",
+        }[operation]
+        result = f"{self.register(o[0])}.{field(type)}"
+        self.emit(f"{{ {c} *at = ({c} *){at}; {c} old = *at, b = {b}; *at = {expression}; {result} = old; }}")
 
     def op_red(self, opcode, flags, type, types, o):
         self.op_atom(opcode, flags, type, types, ["_", *o])
@@ -314,12 +329,6 @@ class Kernel:
             xs = [f"(float){x}" for x in self.v(o[1:], "f16")]
             return self.set(o[0], "f16", f"(_Float16)({operator(*xs)})")
         return self.set(o[0], type, operator(*self.v(o[1:], type)))
-
-    def op_add(self, opcode, flags, type, types, o):
-        self.arithmetic(type, lambda a, b: f"{a} + {b}", o)
-
-    def op_sub(self, opcode, flags, type, types, o):
-        self.arithmetic(type, lambda a, b: f"{a} - {b}", o)
 
     def product(self, flags, type, a, b):
         if "wide" in flags:
@@ -381,19 +390,6 @@ class Kernel:
     def op_copysign(self, opcode, flags, type, types, o):
         self.arithmetic(type, lambda a, b: f"copysign({b}, {a})", o)
 
-    def logical(self, type, operator, o):
-        values = self.v(o[1:], type)
-        self.set(o[0], type, f"{values[0]} {operator} {values[1]}")
-
-    def op_and(self, opcode, flags, type, types, o):
-        self.logical(type, "&", o)
-
-    def op_or(self, opcode, flags, type, types, o):
-        self.logical(type, "|", o)
-
-    def op_xor(self, opcode, flags, type, types, o):
-        self.logical(type, "^", o)
-
     def op_not(self, opcode, flags, type, types, o):
         self.set(o[0], type, f"{'!' if type == 'pred' else '~'}{self.value(o[1], type)}")
 
@@ -441,7 +437,8 @@ class Kernel:
             a, b = (f"bfloat_of({x})" for x in self.v(o[1:3], "u16"))
         else:
             a, b = self.v(o[1:3], type)
-        operators = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
+        operators = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+        operators |= {"lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
         unordered = f"({a} != {a} || {b} != {b})"
         if compare in operators:
             is_float = type in ("f16", "bf16", "f32", "f64")
@@ -453,42 +450,12 @@ class Kernel:
         else:
             result = f"({a} {operators[compare[:-1]]} {b} || {unordered})"
         if both:
-            result = f"({result}) {dict([('and', '&&'), ('or', '||'), ('xor', '^')])[both]} {self.value(o[3], 'pred')}"
+            result = f"({result}) {BOTH[both]} {self.value(o[3], 'pred')}"
         self.set(o[0], "pred", result)
 
     def op_selp(self, opcode, flags, type, types, o):
         a, b = self.v(o[1:3], type)
         self.set(o[0], type, f"{self.value(o[3], 'pred')} ? {a} : {b}")
-
-    def op_set(self, opcode, flags, type, types, o):
-        raise NotImplementedError(opcode)
-
-    def unary(self, type, o, call):
-        self.arithmetic(type, lambda a: f"{call}({a})", o)
-
-    def op_ex2(self, opcode, flags, type, types, o):
-        self.unary(type, o, "exp2f")
-
-    def op_lg2(self, opcode, flags, type, types, o):
-        self.unary(type, o, "log2f")
-
-    def op_rcp(self, opcode, flags, type, types, o):
-        self.unary(type, o, "1 / ")
-
-    def op_sqrt(self, opcode, flags, type, types, o):
-        self.unary(type, o, "sqrtf")
-
-    def op_rsqrt(self, opcode, flags, type, types, o):
-        self.unary(type, o, "1 / sqrtf")
-
-    def op_sin(self, opcode, flags, type, types, o):
-        self.unary(type, o, "sinf")
-
-    def op_cos(self, opcode, flags, type, types, o):
-        self.unary(type, o, "cosf")
-
-    def op_tanh(self, opcode, flags, type, types, o):
-        self.unary(type, o, "tanhf")
 
     # Control.
 
@@ -516,13 +483,11 @@ class Kernel:
 
     op_membar = op_fence
 
-    def op_activemask(self, opcode, flags, type, types, o):
-        raise NotImplementedError(opcode)
-
     def op_shfl(self, opcode, flags, type, types, o):
         d, *pred = o[0].split("|")
         mode = flags[1]
-        self.emit(f"t->kind = SHUFFLE_{mode.upper()}; t->in = {self.value(o[1], 'u32')}; t->b = {self.value(o[2], 'u32')}; t->c = {self.value(o[3], 'u32')};")
+        x, b, c = self.v(o[1:4], "u32")
+        self.emit(f"t->kind = SHUFFLE_{mode.upper()}; t->in = {x}; t->b = {b}; t->c = {c};")
         self.stop("WARP")
         self.set(d, "u32", "t->out")
         if pred:
@@ -532,7 +497,8 @@ class Kernel:
         mode = flags[1]
         self.emit(f"t->kind = VOTE; t->in = {self.value(o[1], 'pred')};")
         self.stop("WARP")
-        self.set(o[0], *{"ballot": ("u32", "t->out"), "any": ("pred", "t->out != 0"), "all": ("pred", "t->out == t->running")}[mode])
+        results = {"ballot": ("u32", "t->out"), "any": ("pred", "t->out != 0"), "all": ("pred", "t->out == t->running")}
+        self.set(o[0], *results[mode])
 
     def op_redux(self, opcode, flags, type, types, o):
         kind = flags[1].upper() + ("_S" if type == "s32" else "_U" if flags[1] in ("min", "max") else "")
@@ -548,8 +514,8 @@ class Kernel:
         action = flags[0]
         if action == "mma":
             element = "bf16" if "bf16" in flags else "f16"
-            layouts = [flag for flag in flags if flag in ("row", "col")]
-            assert len(layouts) == 2 and types[0] == "f32" and types[-1] == "f32", opcode
+            if types[0] != "f32" or types[-1] != "f32":
+                raise NotImplementedError(opcode)
             d, a, b, c = map(self.elements, o)
             for place, fragment in (("a", a), ("b", b), ("c", c)):
                 for i, register in enumerate(fragment):
@@ -572,11 +538,13 @@ class Kernel:
             if action == "load":
                 self.emit(f"{self.register(register)}.u32 = 0;")
         for i in range(count):
-            place = f"(e{i} / {columns}) * stride + e{i} % {columns}" if layout == "row" else f"(e{i} % {columns}) * stride + e{i} / {columns}"
+            row, column = f"(e{i} / {columns})", f"(e{i} % {columns})"
+            place = f"{row} * stride + {column}" if layout == "row" else f"{column} * stride + {row}"
             self.emit(f"uint32_t e{i} = t->linear % 32 * {count} + {i};")
             at = f"((uint{bits}_t *)memory)[{place}]"
             if bits == 32:
-                self.emit(f"{self.register(registers[i])}.u32 = {at};" if action == "load" else f"{at} = {self.register(registers[i])}.u32;")
+                register = f"{self.register(registers[i])}.u32"
+                self.emit(f"{register} = {at};" if action == "load" else f"{at} = {register};")
             elif action == "load":
                 self.emit(f"{self.register(registers[i // 2])}.u32 |= (uint32_t){at} << {16 * (i % 2)};")
             else:

@@ -37,6 +37,7 @@ __attribute__((format(printf, 1, 2))) static void note(const char *format, ...) 
         char path[1024];
         snprintf(path, sizeof path, "%s/log", folder());
         log = fopen(path, "a");
+        if (log) setlinebuf(log);
     }
     if (log) {
         va_list arguments;
@@ -90,6 +91,9 @@ Result cuDeviceGetAttribute(int *value, int attribute, int device) {
     }
     return SUCCESS;
 }
+
+// NVRTC asks for a table of the driver's own, and does without it.
+Result cuGetExportTable(const void **table, const void *id) { return *table = NULL, NOT_FOUND; }
 
 Result cuGetErrorName(Result error, const char **text) { return *text = "CUDA_ERROR", SUCCESS; }
 Result cuGetErrorString(Result error, const char **text) { return *text = "an error of the null driver", SUCCESS; }
@@ -220,7 +224,7 @@ static Run *translated(const char *name) {
     if (access(path, F_OK)) {
         // The programs must not find the libraries that the kernels are compiled with.
         snprintf(command, sizeof command, "unset LD_LIBRARY_PATH; cd '%s' && python3 '%s/translate.py' %s.ptx >%s.c"
-                 " && gcc -O1 -w -shared -fPIC -I'%s' -o %s.new %s.c -lm && mv %s.new %s.so",
+                 " && gcc -O1 -fno-strict-aliasing -w -shared -fPIC -I'%s' -o %s.new %s.c -lm && mv %s.new %s.so",
                  folder(), source, name, name, source, name, name, name, name);
         if (!source || system(command)) return fprintf(stderr, "null driver: %s is not translated (NULL_CUDA_SOURCE?)\n", name), NULL;
     }

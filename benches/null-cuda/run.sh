@@ -12,6 +12,7 @@ mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
 if [ ! "$dir/libcuda.so.1" -nt "$here/driver.c" ]; then
     gcc -O2 -shared -fPIC -o "$dir/libcuda.so.1" "$here/driver.c" -ldl
+    gcc -O2 -shared -fPIC -o "$dir/libnvrtc.so" "$here/nvrtc.c" -ldl
     ln -sf libcuda.so.1 "$dir/libcuda.so"
 fi
 export CUDA_PATH NULL_CUDA_DIR=$dir NULL_CUDA_SOURCE=$here

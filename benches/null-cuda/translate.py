@@ -13,6 +13,7 @@ import sys
 TYPES = "b8 u8 s8 b16 u16 s16 b32 u32 s32 b64 u64 s64 f16 bf16 f16x2 bf16x2 f32 f64 pred b128".split()
 FIELD = {"b8": "u8", "b16": "u16", "b32": "u32", "b64": "u64", "f16x2": "u32", "bf16x2": "u32", "f16": "h", "bf16": "u16"}
 C_TYPE = {"f32": "float", "f64": "double", "f16": "_Float16", "pred": "uint8_t"}
+KNOWN = {"%laneid": "(t->linear % 32)", "%warpid": "(t->linear / 32)", "WARP_SZ": "32u"}
 UNARY = {"ex2": "exp2f", "lg2": "log2f", "rcp": "1 / ", "sqrt": "sqrtf", "rsqrt": "1 / sqrtf", "sin": "sinf", "cos": "cosf", "tanh": "tanhf"}
 BINARY = {"add": "+", "sub": "-", "and": "&", "or": "|", "xor": "^"}
 BOTH = {"and": "&&", "or": "||", "xor": "^"}
@@ -49,7 +50,7 @@ class Kernel:
         self.name = name.strip()
         body = rest[rest.index("{") + 1 : rest.rindex("}")]
         self.params = {p.split()[-1].split("[")[0]: i for i, p in enumerate(params.split(",")) if p.strip()}
-        self.registers, self.symbols, self.globals, self.lines = {}, {}, [], []
+        self.registers, self.kinds, self.symbols, self.globals, self.lines = {}, {}, {}, [], []
         self.locals, self.shared, self.stops = {}, {}, 0
         for statement in head.split(";"):
             if re.search(r"\.(global|const|shared)\b", statement):
@@ -99,10 +100,8 @@ class Kernel:
         special = re.fullmatch(r"%(tid|ntid|ctaid|nctaid)\.([xyz])", text)
         if special:
             return {"tid": "t->tid", "ntid": "block", "ctaid": "cube", "nctaid": "grid"}[special[1]] + f"[{'xyz'.index(special[2])}]"
-        if text == "%laneid":
-            return "(t->linear % 32)"
-        if text == "%warpid":
-            return "(t->linear / 32)"
+        if text in KNOWN:
+            return KNOWN[text]
         if text in self.params:
             return f"(uint64_t)arguments[{self.params[text]}]"
         if text in self.symbols:
@@ -115,7 +114,7 @@ class Kernel:
         name = text.strip().lstrip("%")
         if name == "_":
             return "t->sink"
-        if not re.fullmatch(r"\w+", name):
+        if not re.fullmatch(r"\w+", name) or self.kind(name) is None:
             raise NotImplementedError(f"operand {text}")
         self.registers[name] = True
         return f"t->R_{name}"
@@ -142,10 +141,11 @@ class Kernel:
         if base in self.symbols:
             return f"((char *)(uint64_t){self.address_of(base)} + {offset})"
         name = base.lstrip("%")
-        kind = self.kinds.get(name) or self.kinds.get(re.sub(r"\d+$", "", name), "b64")
-        return f"((char *)(uint64_t)({self.value(base, f'u{width(kind)}')}) + {offset})"
+        return f"((char *)(uint64_t)({self.value(base, f'u{width(self.kind(name))}')}) + {offset})"
 
-    kinds = {}
+    def kind(self, name):
+        """The type that a register was declared with, by its name or as one of many."""
+        return self.kinds.get(name) or self.kinds.get(re.sub(r"\d+$", "", name))
 
     @staticmethod
     def operands(text):

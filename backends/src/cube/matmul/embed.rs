@@ -56,8 +56,8 @@ fn embed_kernel<F: Float, W: Size>(
         let id = u32::reinterpret(ids[i as usize]);
         let row = stored_row(weight, min(id, n - 1));
         let values = eight(weight, &book, row, unit, k);
-        let nan = f32::reinterpret(0x7fc0_0000u32.runtime());
-        let known = select(id < n, 1.0f32, nan);
+        // 1 or NaN. CUDA has no reinterpretation of a constant.
+        let known = f32::reinterpret(select(id < n, 0x3f80_0000u32, 0x7fc0_0000u32));
         let factor = unit_factor(weight, row, unit, k) * row_factor(weight, row) * known;
         let at = i * k + unit * 8;
         #[unroll]

@@ -46,7 +46,7 @@ fn shapes_that_wrap_around_and_types_of_another_size() {
 
     // Rows that overlap, or end elsewhere.
     let p = RmsNorm { m: 0, h: 2, eps: 1e-6, unit_offset: false };
-    let rows = |x: &Buffer, m, stride| {
+    let rows = |x: &Buffer, m: usize, stride| {
         let (y, weight) = (Float::F32.unwritten(&client, 2 * m.min(8)), &w);
         cube::rms_norm_all(&client, &[cube::NormRows { x, m, stride, weight, y: &y }], p);
     };

@@ -271,6 +271,8 @@ fn sums(values: impl Iterator<Item = f32>) -> (f64, f64) {
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
+
     use super::*;
 
     fn bytes(values: &[f32]) -> Vec<u8> {

@@ -110,7 +110,7 @@ fn a_cache_in_8_bits_has_all_its_scales() {
     let floats = CacheBuffer::F32(Float::F32.upload(&client, &[1.0; 136]));
     refused("two formats", "in one call", || {
         let side = |stores| KvSide { new: &new, stores };
-        cube::store_kv_spans(&client, &[side(&[whole.clone()]), side(&[floats])], &[p]);
+        cube::store_kv_spans(&client, &[side(std::slice::from_ref(&whole)), side(&[floats])], &[p]);
     });
     refused("half a word", "does not fill words", || {
         let p = StoreKv { batch: 1, seq: 1, heads: 1, capacity: 1, width: 6, at: 0 };

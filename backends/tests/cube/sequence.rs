@@ -126,7 +126,7 @@ fn eight_bits_are_those_of_the_cpu() {
                 let near = middle.to_bits().saturating_add(rng.word() as u32 % 5).saturating_sub(2);
                 let size = if i == place { largest } else { f32::from_bits(near).min(largest) };
                 let size = if row % 100 == 99 && i == place { [f32::NAN, f32::INFINITY][row / 100 % 2] } else { size };
-                new.push(if rng.word() % 2 == 0 { size } else { -size });
+                new.push(if rng.word().is_multiple_of(2) { size } else { -size });
             }
         }
     }

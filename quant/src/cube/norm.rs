@@ -9,6 +9,9 @@ use emberlm_backends::types::RmsNorm;
 use super::tensor::{Cube, buffer, float_tensor, floats, row_buffer, rows, unset};
 use crate::ops::Norm;
 
+/// Rows, and their norm.
+type RowsOfNorm<R> = (Tensor<Cube<R>, 2>, Norm<Cube<R>>);
+
 pub(super) fn rms_norm<R: CubeRuntime>(x: Tensor<Cube<R>, 2>, norm: Norm<Cube<R>>) -> Tensor<Cube<R>, 2>
 where
     R::Device: DeviceOps,
@@ -17,9 +20,7 @@ where
     y
 }
 
-pub(super) fn rms_norm_all<R: CubeRuntime, const N: usize>(
-    tensors: [(Tensor<Cube<R>, 2>, Norm<Cube<R>>); N],
-) -> [Tensor<Cube<R>, 2>; N]
+pub(super) fn rms_norm_all<R: CubeRuntime, const N: usize>(tensors: [RowsOfNorm<R>; N]) -> [Tensor<Cube<R>, 2>; N]
 where
     R::Device: DeviceOps,
 {

@@ -32,7 +32,11 @@ static const char *folder(void) {
 
 __attribute__((format(printf, 1, 2))) static void note(const char *format, ...) {
     static FILE *log;
+    static int quiet;
+    if (quiet) return;
     pthread_mutex_lock(&lock);
+    const char *set = getenv("NULL_CUDA_LOG");
+    quiet = set && !strcmp(set, "0");
     if (!log) {
         char path[1024];
         snprintf(path, sizeof path, "%s/log", folder());

@@ -10,7 +10,7 @@ shift
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
-if [ ! "$dir/libcuda.so.1" -nt "$here/driver.c" ]; then
+if [ ! "$dir/libcuda.so.1" -nt "$here/driver.c" ] || [ ! "$dir/libnvrtc.so" -nt "$here/nvrtc.c" ]; then
     gcc -O2 -shared -fPIC -o "$dir/libcuda.so.1" "$here/driver.c" -ldl
     gcc -O2 -shared -fPIC -o "$dir/libnvrtc.so" "$here/nvrtc.c" -ldl
     ln -sf libcuda.so.1 "$dir/libcuda.so"

@@ -81,17 +81,21 @@ find_cuda() {
         [ -d "$part" ] && LD_LIBRARY_PATH=$LD_LIBRARY_PATH:$part
     done
     # Matrix instructions need headers that come with nvcc.
-    [ -f "$place/include/crt/mma.h" ] || { echo "no crt/mma.h: without matrix instructions"; export EMBERLM_GPU=planes; }
+    [ -f "$place/include/crt/mma.h" ] || { echo "no crt/mma.h: without matrix instructions"; cuda_gpu=planes; }
     echo "CUDA: $place"
 }
 
 "$ember" doctor --device cpu | tee "$out/devices.txt"
 command -v nvidia-smi >/dev/null && nvidia-smi >"$out/nvidia-smi.txt" 2>&1
 
+usual_gpu=${EMBERLM_GPU:-}
 find_cuda
 
 for device in "${devices[@]}"; do
     name=${device/:/}
+    # What CUDA's headers lack is nothing to other drivers.
+    case $device in cuda*) export EMBERLM_GPU=${cuda_gpu:-$usual_gpu} ;; *) export EMBERLM_GPU=$usual_gpu ;; esac
+    [ -n "$EMBERLM_GPU" ] || unset EMBERLM_GPU
     echo "== $device"
     within 150 "$ember" doctor --device "$device" >"$out/doctor-$name.txt" 2>&1
     case $? in

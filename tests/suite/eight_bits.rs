@@ -35,7 +35,8 @@ fn logits<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32], format: KvFormat)
     logits
 }
 
-/// Last bits decide numbers that lie beside the middle of two codes: what they change is little beside what 8 bits do.
+/// Last bits decide numbers that lie beside the middle of two codes: what they change is little beside what 8 bits do, 4 % at most where
+/// it was measured.
 pub fn as_on_the_processor<B: CompactBackend>(device: &B::Device) {
     let mut changed = 0;
     for fixture in Fixture::all() {
@@ -51,7 +52,7 @@ pub fn as_on_the_processor<B: CompactBackend>(device: &B::Device) {
         let (off, rounded) = (apart(&got, &expected), apart(&expected, &exact));
         let tolerance = f64::from(logit_tolerance::<B>(model.architecture().config.family));
         println!("{}: off by {off:.2e}, 8 bits change {rounded:.2e}", fixture.name());
-        assert!(off <= 0.25 * rounded + tolerance, "{}: {off:.2e}, 8 bits change {rounded:.2e}", fixture.name());
+        assert!(off <= 0.1 * rounded + tolerance, "{}: {off:.2e}, 8 bits change {rounded:.2e}", fixture.name());
         changed += usize::from(rounded > 4.0 * tolerance);
     }
     assert!(changed > 0, "8 bits change nothing");

@@ -13,7 +13,7 @@ use crate::cpu::simd::bytes::avx2::Instruction;
 use crate::cpu::simd::dot::{Maddubs, VnniEvex, VnniVex};
 use crate::types::KV_BLOCK;
 
-/// With which kernels.
+/// The kernels that compute them.
 #[derive(Clone, Copy)]
 pub(super) enum ByteSums {
     /// [`vnni`].

@@ -59,8 +59,7 @@ mod real {
         }
     }
 
-    /// When to remind the pool of workers that do not come: after a millisecond, which waking takes at most where a processor is free, and
-    /// then ever later, since they may be at other work.
+    /// When to remind the pool of workers that do not come: after a millisecond, and then ever later, since they may be at other work.
     pub(crate) struct Reminder {
         since: Instant,
         wait: Duration,

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cube")]
+mod kernel_cache;
 #[cfg(feature = "wgpu")]
 mod wgpu;
 
@@ -123,7 +125,9 @@ pub fn limits<R: cubecl::Runtime>(client: &cubecl::client::ComputeClient<R>) -> 
 /// Starts the runtime of a device; what it would end its thread with becomes an error.
 #[cfg(feature = "cube")]
 fn start<R: cubecl::Runtime>(name: &str, device: &R::Device) -> Result<Limits, DeviceError> {
-    contained(|| limits(&R::client(device))).map_err(|reason| DeviceError::Start { name: name.to_owned(), reason })
+    contained(|| kernel_cache::forbid().map(|()| limits(&R::client(device))))
+        .flatten()
+        .map_err(|reason| DeviceError::Start { name: name.to_owned(), reason })
 }
 
 /// Calls `f`, which launches work on a device or waits for it. Where a card is lost (pulled out, reset, its driver started anew), the

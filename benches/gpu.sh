@@ -85,11 +85,10 @@ find_cuda() {
     echo "CUDA: $place"
 }
 
-"$ember" doctor --device cpu | tee "$out/devices.txt"
-command -v nvidia-smi >/dev/null && nvidia-smi >"$out/nvidia-smi.txt" 2>&1
-
 usual_gpu=${EMBERLM_GPU:-}
 find_cuda
+"$ember" doctor --device cpu | tee "$out/devices.txt"
+command -v nvidia-smi >/dev/null && nvidia-smi >"$out/nvidia-smi.txt" 2>&1
 
 for device in "${devices[@]}"; do
     name=${device/:/}

@@ -7,19 +7,38 @@ use crate::common::{Kind, Rng, Stored, kinds};
 use crate::device::{Client, Float, best_instructions, client, download, upload_words, with_all_instructions};
 use crate::linear::upload;
 
-/// Half a unit in the last place of F16, relative, and of its subnormal numbers.
-const HALF: f64 = 1.0 / 2048.0;
-const LEAST: f64 = 1.0 / (1u64 << 25) as f64;
-
-/// Whether the elements of a storage, up to a factor of their row, are numbers of F16.
-fn is_exact(kind: Kind) -> bool {
-    matches!(kind, Kind::F32 | Kind::F16 | Kind::Rows { .. })
+/// Half a unit in the last place of a type, relative, and of its subnormal numbers.
+fn half_unit(float: Float) -> (f64, f64) {
+        match float {
+        Float::F32 => (2f64.powi(-24), 2f64.powi(-150)),
+        Float::F16 => (2f64.powi(-11), 2f64.powi(-25)),
+        Float::Bf16 => (2f64.powi(-8), 2f64.powi(-134)),
+    }
 }
 
-/// The product and how far a result may be from it: each weight rounded once to F16 (where it is not exact), sums in f32,
-/// the result rounded to F16.
-fn product(x: &[f32], m: usize, weights: &[f32], [n, k]: [usize; 2], exact: bool) -> Vec<(f64, f64)> {
-    let rounding = if exact { (0.0, 0.0) } else { (HALF, LEAST) };
+/// Whether a product with halves of a type rounds no weight: the elements of the storage, up to a factor of their row, are numbers of that type.
+pub fn is_exact(kind: Kind, float: Float) -> bool {
+    match kind {
+        // Weights of F32 are not multiplied by matrix instructions.
+        Kind::F32 | Kind::Rows { .. } => true,
+        Kind::F16 => float == Float::F16,
+        Kind::Bf16 => float == Float::Bf16,
+        _ => false,
+    }
+}
+
+/// The product and how far a result may be from it: each weight rounded once to the type of `x` (where it is not exact), sums in f32,
+/// the result rounded to that type.
+pub fn product(
+    float: Float,
+    x: &[f32],
+    m: usize,
+    weights: &[f32],
+    [n, k]: [usize; 2],
+    exact: bool,
+) -> Vec<(f64, f64)> {
+    let (half, least) = half_unit(float);
+    let rounding = if exact { (0.0, 0.0) } else { (half, least) };
     (0..m * n)
         .map(|at| {
             let (row, column) = (at / n, at % n);
@@ -31,13 +50,13 @@ fn product(x: &[f32], m: usize, weights: &[f32], [n, k]: [usize; 2], exact: bool
                 bound += x.abs() * (rounding.0 * w.abs()).max(rounding.1);
             }
             let sums = (k + 2) as f64 * f64::from(f32::EPSILON) * size;
-            (sum, bound + sums + HALF * (sum.abs() + bound) + LEAST)
+            (sum, bound + sums + half * (sum.abs() + bound) + least)
         })
         .collect()
 }
 
 /// Fails at the first number farther than its bound from what it should be.
-fn within(what: &str, got: &[f32], want: &[(f64, f64)]) {
+pub fn within(what: &str, got: &[f32], want: &[(f64, f64)]) {
     for (i, (got, (want, bound))) in got.iter().zip(want).enumerate() {
         let off = (f64::from(*got) - want).abs();
         assert!(off <= *bound, "{what}[{i}]: {got}, expected {want}, off by {off}, may be by {bound}");
@@ -56,12 +75,12 @@ fn check(client: &Client, rng: &mut Rng, kind: Kind, [m, n, k]: [usize; 3], bias
     plain::dequantize_rows(&stored.weight(), 0, n, &mut weights);
     let added = rng.floats(n, 1.0);
     let x = Float::F16.rounded(&rng.floats(m * k, 1.7));
-    let mut want = product(&x, m, &weights, [n, k], is_exact(kind));
+    let mut want = product(Float::F16, &x, m, &weights, [n, k], is_exact(kind, Float::F16));
     if bias {
         want.iter_mut().enumerate().for_each(|(i, (want, bound))| {
             let added = f64::from(added[i % n]);
             *want += added;
-            *bound += (HALF + f64::from(f32::EPSILON)) * added.abs();
+            *bound += (half_unit(Float::F16).0 + f64::from(f32::EPSILON)) * added.abs();
         });
     }
     let y = Float::F16.unwritten(client, m * n);
@@ -106,7 +125,7 @@ fn halves_of_active_rows_are_multiplied() {
             let on_device = upload(client, &stored.weight());
             for share in [2, 3, m as u64] {
                 let flags: Vec<u32> = (0..m).map(|_| u32::from(rng.word().is_multiple_of(share))).collect();
-                let mut want = product(&x, m, &weights, [n, k], true);
+                let mut want = product(Float::F16, &x, m, &weights, [n, k], true);
                 want.iter_mut().enumerate().filter(|(i, _)| flags[i / n] == 0).for_each(|(_, want)| *want = (0.0, 0.0));
                 let y = Float::F16.unwritten(client, m * n);
                 let p = Linear { bias: None, active: Some(&upload_words(client, &flags)) };

@@ -2,7 +2,7 @@
 //!
 //! As in [`super::tiled`], but the tiles in shared memory are halves of the type of `x`, and planes multiply fragments of them
 //! with sums in f32. So each weight is rounded once to that type: an F16 weight and the codes of integer rows (whose scale
-//! comes after the sum) stay exact in F16, every other (block scales come before it) is off by at most `max(2⁻¹¹ |w|, 2⁻²⁵)` in F16 and `2⁻⁹ |w|` in BF16,
+//! comes after the sum) stay exact in F16, every other (block scales come before it) is off by at most `max(2⁻¹¹ |w|, 2⁻²⁵)` in F16 and `2⁻⁸ |w|` in BF16,
 //! the rounding that `x` itself has had.
 
 use cubecl::cmma::{Matrix, MatrixIdent, MatrixLayout};

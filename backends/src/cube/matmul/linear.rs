@@ -189,22 +189,42 @@ fn vector_kernel<F: Float, V: Size, W: Size, U: Size>(
         }
     }
     let mut scratch = SharedMemory::<f32>::new(comptime!((count * plan.units) as usize));
-    let mut sum = dots::<F, V, W>(x, weight, first, m, &mut scratch, plan);
+    let product = dots::<F, V, W>(x, weight, first, m, &mut scratch, plan);
+    let mut sum = product.value();
     if comptime!(plan.gated) {
-        let other = dots::<F, V, U>(x, up, first, m, &mut scratch, plan);
+        let other = dots::<F, V, U>(x, up, first, m, &mut scratch, plan).value();
         sum = sum / (1.0 + f32::exp(-sum)) * other;
     }
     if UNIT_POS < count {
         let (row, column) = (first + UNIT_POS % plan.rows, UNIT_POS / plan.rows);
         if row < n && column < m {
             if comptime!(plan.bias) {
-                sum += bias[row as usize];
+                sum = product.plus(bias[row as usize]);
             }
             if comptime!(plan.active) {
                 sum = select(active[column as usize] == 0, 0.0, sum);
             }
             y[(column * n + row) as usize] = F::cast_from(sum);
         }
+    }
+}
+
+/// A product of a row of the weight and one of `x`, before the factor of that row.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct RowProduct {
+    sum: f32,
+    factor: f32,
+}
+
+#[cube]
+impl RowProduct {
+    pub(super) fn value(self) -> f32 {
+        self.sum * self.factor
+    }
+
+    /// With a bias: rounded once in every kernel, where a compiler would fuse a product and a sum in one and not in the other.
+    pub(super) fn plus(self, bias: f32) -> f32 {
+        fma(self.sum, self.factor, bias)
     }
 }
 
@@ -217,7 +237,7 @@ pub(super) fn dots<F: Float, V: Size, W: Size>(
     m: u32,
     scratch: &mut SharedMemory<f32>,
     #[comptime] plan: Plan,
-) -> f32 {
+) -> RowProduct {
     let (n, k) = (w.n, w.k);
     let book = shared_code_book(w);
     let count = comptime!((plan.rows * plan.columns) as usize);
@@ -259,7 +279,7 @@ pub(super) fn dots<F: Float, V: Size, W: Size>(
 
     let sum = sums_of_cube(&sums, scratch, plan);
     let row = stored_row(w, min(first + UNIT_POS % plan.rows, n - 1));
-    sum * row_factor(w, row)
+    RowProduct { sum, factor: row_factor(w, row) }
 }
 
 /// Unit `i` gets the sum over the cube of each unit's `sums[i]`.

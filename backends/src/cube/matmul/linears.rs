@@ -160,14 +160,15 @@ fn product<F: Float, V: Size, W: Size>(
     #[comptime] plan: Plan,
 ) {
     let n = layer.weight.n;
-    let mut sum = dots::<F, V, W>(x, &layer.weight, first, m, scratch, plan);
+    let product = dots::<F, V, W>(x, &layer.weight, first, m, scratch, plan);
     if UNIT_POS < comptime!(plan.rows * plan.columns) {
         let (row, column) = (first + UNIT_POS % plan.rows, UNIT_POS / plan.rows);
         if row < n && column < m {
             #[comptime]
-            if let ComptimeOption::Some(bias) = &layer.bias {
-                sum += bias[row as usize];
-            }
+            let sum = match &layer.bias {
+                ComptimeOption::Some(bias) => product.plus(bias[row as usize]),
+                ComptimeOption::None => product.value(),
+            };
             y[(column * n + row) as usize] = F::cast_from(sum);
         }
     }

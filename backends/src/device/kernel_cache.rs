@@ -25,7 +25,8 @@ fn check(config: &CubeClRuntimeConfig) -> Result<(), String> {
     if config.compilation.cache.is_none() {
         return Ok(());
     }
-    Err("CubeCL is configured with a cache of compiled kernels, which confuses them; set `compilation.cache` to none".into())
+    Err("CubeCL is configured with a cache of compiled kernels, which confuses them; set `compilation.cache` to none"
+        .into())
 }
 
 fn without(mut config: CubeClRuntimeConfig) -> CubeClRuntimeConfig {

@@ -9,7 +9,7 @@ use crate::linear::upload;
 
 /// Half a unit in the last place of a type, relative, and of its subnormal numbers.
 fn half_unit(float: Float) -> (f64, f64) {
-        match float {
+    match float {
         Float::F32 => (2f64.powi(-24), 2f64.powi(-150)),
         Float::F16 => (2f64.powi(-11), 2f64.powi(-25)),
         Float::Bf16 => (2f64.powi(-8), 2f64.powi(-134)),
@@ -29,14 +29,7 @@ pub fn is_exact(kind: Kind, float: Float) -> bool {
 
 /// The product and how far a result may be from it: each weight rounded once to the type of `x` (where it is not exact), sums in f32,
 /// the result rounded to that type.
-pub fn product(
-    float: Float,
-    x: &[f32],
-    m: usize,
-    weights: &[f32],
-    [n, k]: [usize; 2],
-    exact: bool,
-) -> Vec<(f64, f64)> {
+pub fn product(float: Float, x: &[f32], m: usize, weights: &[f32], [n, k]: [usize; 2], exact: bool) -> Vec<(f64, f64)> {
     let (half, least) = half_unit(float);
     let rounding = if exact { (0.0, 0.0) } else { (half, least) };
     (0..m * n)

@@ -15,8 +15,9 @@ use super::fixture::{Case, Fixture, Numbers};
 use super::golden::{BEGUN, CONTINUED, layer, whole};
 
 /// Roundings of what a decision that came out otherwise may have hung on: the distance of a halting probability from the threshold,
-/// the lead of the best logit.
-const CLOSE: f32 = 16.0;
+/// the lead of the best logit. F16 stays below 16; matrix instructions round weights too, and with BF16 a halting probability
+/// whose layer is off by 23 roundings has moved by 28.5.
+const CLOSE: f32 = 32.0;
 
 /// Roundings that hidden states and logits may be off.
 fn allowed<B: CompactBackend>(model: &CausalLm<B>) -> f32 {

@@ -1,5 +1,6 @@
 //! How much memory a model will take, before it is loaded.
 
+use emberlm::model::cache::GROWTH;
 use emberlm::model::config::LayerType;
 use emberlm::model::engine::DraftOptions;
 use emberlm::model::{Architecture, DEFAULT_CHUNK, LoadPlan};
@@ -94,6 +95,12 @@ pub fn cache_bytes(architecture: &Architecture, format: KvFormat) -> (usize, usi
     let shapes = architecture.cache_shapes();
     let per_token = shapes.iter().map(|shape| shape.bytes_per_token(format)).sum();
     (per_token, shapes.iter().map(|shape| shape.fixed_bytes()).sum())
+}
+
+/// Tokens of one sequence that so many bytes of cache have room for, beside `fixed` bytes that it takes whatever its length.
+pub fn cache_tokens(bytes: usize, per_token: usize, fixed: usize) -> usize {
+    let slots = bytes.saturating_sub(fixed).checked_div(per_token).unwrap_or(usize::MAX);
+    slots / GROWTH * GROWTH
 }
 
 /// Bytes per sequence that drafts take beside the cache.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use emberlm::model::cache::GROWTH;
 use emberlm::model::engine::{EngineHandle, EngineOptions, HandleOptions};
 use emberlm::model::text::TextProcessor;
 use emberlm::model::{Architecture, LoadPlan, Pretrained};
@@ -19,7 +20,7 @@ use tokio::sync::Semaphore;
 
 use super::args::{ModelArgs, PassArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
-use super::estimate::{cache_bytes, draft_bytes};
+use super::estimate::{cache_bytes, cache_tokens, draft_bytes};
 use super::generate::warn_of_unsupported;
 use super::generation_args::GenerationArgs;
 use super::{load, output};
@@ -75,7 +76,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "api_key")]
     api_key_file: Option<PathBuf>,
 
-    /// A name under which clients may call this machine (may be repeated)
+    /// A name under which clients may call this machine, and whose pages may call it (may be repeated)
     #[arg(long, value_name = "NAME")]
     allow_host: Vec<String>,
 
@@ -202,6 +203,7 @@ fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<
     warn_of_unsupported(pretrained.generation_config(), &sampling);
     let plan = load::plan::<B>(&pretrained, &device.device)?;
     let options = engine_options(args, architecture, context)?;
+    let context = within_budget(&options, architecture, context)?;
     let app = app(args, &pretrained, &plan, &text, context)?;
     let app = Arc::new(app);
 
@@ -260,6 +262,28 @@ fn engine_options(args: &ServeArgs, architecture: &Architecture, context: usize)
         draft,
         ..EngineOptions::default()
     })
+}
+
+/// The context that one answer has in the bytes of all caches.
+///
+/// # Errors
+/// When they have room for none.
+fn within_budget(options: &EngineOptions, architecture: &Architecture, context: usize) -> Result<usize> {
+    let Some(budget) = options.cache_bytes else { return Ok(context) };
+    let (per_token, fixed) = cache_bytes(architecture, options.kv_format);
+    let fixed = fixed.saturating_add(draft_bytes(architecture, options.draft));
+    let least = fixed.saturating_add(GROWTH.saturating_mul(per_token));
+    let tokens = cache_tokens(budget, per_token, fixed);
+    ensure!(
+        tokens > 0,
+        "--cache-bytes {} has no room for a text; {GROWTH} tokens of this model take {}",
+        output::bytes(budget),
+        output::bytes(least)
+    );
+    if tokens < context {
+        output::note(&format!("--cache-bytes {} has room for a context of {tokens} tokens", output::bytes(budget)));
+    }
+    Ok(context.min(tokens))
 }
 
 fn app(

@@ -2,14 +2,15 @@
 
 use std::net::IpAddr;
 
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::error::ApiError;
 
 /// Rules of access.
 ///
 /// A page on the web can make a browser send requests to this machine, under the page's own name when its owner points that name
-/// here. So the name in `Host` has to be one that only this machine has: an address, `localhost`, or one that was allowed.
+/// here. So the name in `Host` has to be one that only this machine has: an address, `localhost`, or one that was allowed. A browser always
+/// sends one; a request without it (HTTP/1.0 of a gateway's probe) comes from no page.
 #[derive(Debug)]
 pub struct Access {
     /// Further names of this machine, in lower case.
@@ -51,21 +52,25 @@ impl Access {
     /// 403.
     pub fn check_names(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         let host = headers.get(header::HOST).map(|host| host.to_str().unwrap_or_default());
-        let Some(host) = host.filter(|host| self.knows(host)) else {
+        if host.is_some_and(|host| !self.knows(host)) {
             let message = "the name in Host is not one of this server's; use its address or localhost, or allow the name with --allow-host";
             return Err(ApiError::new(StatusCode::FORBIDDEN, message).with_code("foreign_host"));
-        };
-        for origin in headers.get_all(header::ORIGIN) {
-            let origin = origin.to_str().unwrap_or_default();
-            let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
-            let same = authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host));
-            if !same && !authority.is_some_and(|authority| self.allows(name_of(authority))) {
-                let message =
-                    "requests of other sites' pages are not answered; allow the site's name with --allow-host";
-                return Err(ApiError::new(StatusCode::FORBIDDEN, message).with_code("foreign_origin"));
-            }
+        }
+        if !headers.get_all(header::ORIGIN).iter().all(|origin| self.answers_page(origin, headers)) {
+            let message = "requests of other sites' pages are not answered; allow the site's name with --allow-host";
+            return Err(ApiError::new(StatusCode::FORBIDDEN, message).with_code("foreign_origin"));
         }
         Ok(())
+    }
+
+    /// Whether a page of this origin may read answers: one of this server, or of a name that was allowed, on any port.
+    pub fn answers_page(&self, origin: &HeaderValue, headers: &HeaderMap) -> bool {
+        let origin = origin.to_str().unwrap_or_default();
+        let Some(authority) = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")) else {
+            return false;
+        };
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        host.is_some_and(|host| authority.eq_ignore_ascii_case(host)) || self.allows(name_of(authority))
     }
 
     /// Checks the key, where one is set: `Authorization: Bearer KEY`, or `x-api-key: KEY`.
@@ -78,7 +83,7 @@ impl Access {
             let (scheme, token) = value.as_bytes().split_at_checked(7)?;
             scheme.eq_ignore_ascii_case(b"bearer ").then_some(token)
         });
-        let plain = headers.get("x-api-key").map(axum::http::HeaderValue::as_bytes);
+        let plain = headers.get("x-api-key").map(HeaderValue::as_bytes);
         let presented = bearer.or(plain);
         if presented.is_some_and(|presented| key.is(presented)) {
             return Ok(());
@@ -155,7 +160,12 @@ mod tests {
                 assert_eq!(ok, answered, "{host:?} where open is {is_open}");
             }
         }
-        assert!(access(false).check_names(&HeaderMap::new()).is_err());
+    }
+
+    #[test]
+    fn a_request_without_a_host_comes_from_no_page() {
+        assert!(access(false).check_names(&HeaderMap::new()).is_ok());
+        assert!(access(false).check_names(&headers(&[("origin", "http://localhost:8080")])).is_err());
     }
 
     #[test]

@@ -61,8 +61,30 @@ pub fn to_chat(map: &Map<String, Value>) -> Result<Map<String, Value>, ApiError>
     for (i, value) in list.iter().enumerate() {
         message(value, &format!("messages[{i}]"), &mut messages)?;
     }
+    if let Some(text) = prefill(messages.last()) {
+        if text.ends_with(char::is_whitespace) {
+            return Err(
+                fields.wrong("messages", "the text of the last message, which is continued, ends with white space")
+            );
+        }
+        chat.insert("continue_final_message".into(), true.into());
+        // What has begun is no thought, unless the client says so.
+        chat.entry("enable_thinking").or_insert(false.into());
+    }
     chat.insert("messages".into(), messages.into());
     Ok(chat)
+}
+
+/// The text of a last message of the assistant, which is continued. Calls are not.
+fn prefill(last: Option<&Value>) -> Option<&str> {
+    let last = last.filter(|last| last.get("role").is_some_and(|role| role == "assistant"))?;
+    if last.get("tool_calls").is_some() {
+        return None;
+    }
+    match last.get("content")? {
+        Value::Array(parts) => parts.last()?.get("text")?.as_str(),
+        content => content.as_str(),
+    }
 }
 
 /// A tool of the client; those that Anthropic's servers run themselves have no schema.

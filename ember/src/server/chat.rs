@@ -1,6 +1,6 @@
 //! `/v1/chat/completions`.
 
-use emberlm::model::text::{AnswerPart, TextProcessor};
+use emberlm::model::text::{AnswerPart, Message, TextProcessor};
 use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, Dialect};
@@ -38,7 +38,8 @@ pub struct Shape {
 /// 400 with the field that cannot be used.
 pub fn read(fields: Fields<'_>, defaults: &Defaults) -> Result<ChatBody, ApiError> {
     let Some(list) = fields.list("messages")? else { return Err(fields.wrong("messages", "is missing")) };
-    let messages = messages(list)?;
+    let mut messages = messages(list)?;
+    let begun = begun(fields, &mut messages)?;
     let mut options = GenerateOptions::read(fields, defaults)?;
     options.max_tokens = max_tokens(fields, &["max_completion_tokens", "max_tokens"], 1)?;
     let logprobs = fields.bool("logprobs")?.unwrap_or(false);
@@ -49,8 +50,27 @@ pub fn read(fields: Fields<'_>, defaults: &Defaults) -> Result<ChatBody, ApiErro
     options.logprobs = logprobs.then(|| top.unwrap_or(0));
     let shape = Shape { logprobs, trace: options.trace, usage: include_usage(fields)? };
     let (tools, variables) = (Tools::read(fields)?, variables(fields)?);
-    let job = ChatJob { messages, tools, variables, form: Form::read(fields)?, options };
+    let job = ChatJob { messages, begun, tools, variables, form: Form::read(fields)?, options };
     Ok(ChatBody { job, shape, stream: fields.bool("stream")?.unwrap_or(false) })
+}
+
+/// With `continue_final_message` the text of the last message, which is taken out: the answer goes on with it.
+///
+/// # Errors
+/// 400 when it is not the text of an assistant.
+fn begun(fields: Fields<'_>, messages: &mut Vec<Message>) -> Result<Option<String>, ApiError> {
+    const NAME: &str = "continue_final_message";
+    let prompted = fields.bool("add_generation_prompt")?;
+    if !fields.bool(NAME)?.unwrap_or(false) {
+        return Ok(None);
+    }
+    if prompted == Some(true) {
+        return Err(fields.wrong(NAME, "excludes add_generation_prompt: the answer has begun"));
+    }
+    let last = messages.pop().filter(|last| last.role() == "assistant");
+    let text = last.as_ref().and_then(Message::text);
+    text.map(|text| Some(text.to_owned()))
+        .ok_or_else(|| fields.wrong(NAME, "needs a last message with text of the assistant"))
 }
 
 /// `stream_options.include_usage`.
@@ -117,12 +137,21 @@ impl TokenReports {
         tokens.iter().filter_map(entry).collect()
     }
 
-    /// Adds what was asked for to a choice.
+    /// Adds what was asked for to a whole choice, which may have no tokens.
     fn add(&self, choice: &mut Map<String, Value>, tokens: &[Token]) {
-        let told = self.shape.logprobs && !tokens.is_empty();
-        choice.insert("logprobs".into(), if told { self.logprobs(tokens) } else { Value::Null });
-        if self.shape.trace && !tokens.is_empty() {
+        let logprobs = if self.shape.logprobs { self.logprobs(tokens) } else { Value::Null };
+        choice.insert("logprobs".into(), logprobs);
+        if self.shape.trace {
             choice.insert("trace".into(), self.trace(tokens));
+        }
+    }
+
+    /// Adds it to a choice of a chunk, which says nothing where it has no tokens.
+    fn add_to_chunk(&self, choice: &mut Map<String, Value>, tokens: &[Token]) {
+        if tokens.is_empty() {
+            choice.insert("logprobs".into(), Value::Null);
+        } else {
+            self.add(choice, tokens);
         }
     }
 }
@@ -160,7 +189,7 @@ pub fn whole(head: &Head, answers: &[Answer], tokens: Usage, reports: &TokenRepo
         choice.insert("finish_reason".into(), answer.reason().name().into());
         reports.add(&mut choice, &answer.tokens);
         if let Some(end) = &answer.end {
-            choice.insert("seed".into(), end.seed.into());
+            choice.insert("seed".into(), end.signed_seed().into());
             if let Some(steps) = end.mean_steps {
                 choice.insert("mean_steps".into(), steps.into());
             }
@@ -205,7 +234,7 @@ impl Chunks {
         choice.insert("index".into(), index.into());
         choice.insert("delta".into(), delta);
         choice.insert("finish_reason".into(), Value::Null);
-        self.reports.add(&mut choice, &tokens);
+        self.reports.add_to_chunk(&mut choice, &tokens);
         choice
     }
 
@@ -248,7 +277,7 @@ impl Encoder for Chunks {
         if let Some(end) = end {
             let mut choice = self.choice(index, json!({}));
             choice.insert("finish_reason".into(), end.reason.name().into());
-            choice.insert("seed".into(), end.seed.into());
+            choice.insert("seed".into(), end.signed_seed().into());
             if let Some(steps) = end.mean_steps {
                 choice.insert("mean_steps".into(), steps.into());
             }

@@ -135,12 +135,12 @@ struct Logprobs {
 }
 
 impl Logprobs {
-    /// Adds tokens; `offset` counts the characters before them, and then those after.
-    fn push(&mut self, tokens: &[Token], reports: &TokenReports, offset: &mut usize) {
+    /// Adds tokens; `place` is where they begin, and then where those after them begin.
+    fn push(&mut self, tokens: &[Token], reports: &TokenReports, place: &mut Place) {
         for token in tokens {
             let spelled = reports.spelled(token.id);
-            self.text_offset.push(*offset);
-            *offset += spelled.chars().count();
+            let bytes = reports.text.bytes(token.id).unwrap_or_else(|| spelled.clone().into_bytes());
+            self.text_offset.push(place.pass(&bytes));
             self.tokens.push(spelled.into());
             match &token.log_probabilities {
                 Some(known) => {
@@ -168,6 +168,40 @@ impl Logprobs {
             "tokens": self.tokens, "token_logprobs": self.token_logprobs,
             "top_logprobs": self.top_logprobs, "text_offset": self.text_offset,
         })
+    }
+}
+
+/// A place in a text between two tokens.
+#[derive(Debug, Default)]
+struct Place {
+    /// Characters that end before it.
+    characters: usize,
+    /// The first bytes of one that does not.
+    begun: Vec<u8>,
+}
+
+impl Place {
+    /// Moves behind a token and says where it began. Bytes that are no character are shown as U+FFFD.
+    fn pass(&mut self, bytes: &[u8]) -> usize {
+        let goes_on = bytes.first().is_none_or(|byte| (0x80..0xc0).contains(byte));
+        let first = self.characters + usize::from(!goes_on && !self.begun.is_empty());
+        self.begun.extend_from_slice(bytes);
+        let mut rest = self.begun.utf8_chunks().peekable();
+        let (mut characters, mut begun) = (0, 0);
+        while let Some(chunk) = rest.next() {
+            characters += chunk.valid().chars().count();
+            let invalid = chunk.invalid();
+            // What may still become a character is at the end.
+            let unfinished =
+                rest.peek().is_none() && std::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none());
+            match unfinished {
+                true => begun = invalid.len(),
+                false => characters += usize::from(!invalid.is_empty()),
+            }
+        }
+        self.characters += characters;
+        self.begun.drain(..self.begun.len() - begun);
+        first
     }
 }
 
@@ -220,19 +254,19 @@ impl Told {
     pub fn whole(&self, answers: &[Answer], tokens: Usage) -> Value {
         let choice = |(index, answer): (usize, &Answer)| {
             let mut text = String::new();
-            let mut offset = 0;
+            let mut place = Place::default();
             let mut logprobs = Logprobs::default();
             if let Some(Some(echo)) = self.echoes.get(index) {
                 text.push_str(&echo.text);
-                logprobs.push(&echo.tokens(&answer.prompt), &self.reports, &mut offset);
+                logprobs.push(&echo.tokens(&answer.prompt), &self.reports, &mut place);
             }
             text.push_str(&answer.content);
-            logprobs.push(&answer.tokens, &self.reports, &mut offset);
+            logprobs.push(&answer.tokens, &self.reports, &mut place);
             let logprobs = self.reports.shape.logprobs.then_some(logprobs);
             let mut choice = self.choice(index, text, logprobs, &answer.tokens);
             choice.insert("finish_reason".into(), answer.reason().name().into());
             if let Some(end) = &answer.end {
-                choice.insert("seed".into(), end.seed.into());
+                choice.insert("seed".into(), end.signed_seed().into());
             }
             Value::Object(choice)
         };
@@ -254,8 +288,8 @@ struct Held {
     tokens: Vec<Token>,
     /// Of the prompt, until it is repeated.
     scores: Vec<LogProbabilities>,
-    /// Characters told.
-    offset: usize,
+    /// Where the next token begins.
+    place: Place,
 }
 
 impl TextChunks {
@@ -283,7 +317,7 @@ impl TextChunks {
         let tokens = std::mem::take(&mut held.tokens);
         let logprobs = (self.told.reports.shape.logprobs && !tokens.is_empty()).then(|| {
             let mut logprobs = Logprobs::default();
-            logprobs.push(&tokens, &self.told.reports, &mut held.offset);
+            logprobs.push(&tokens, &self.told.reports, &mut held.place);
             logprobs
         });
         let mut choice = self.told.choice(index, text, logprobs, &tokens);
@@ -338,5 +372,19 @@ impl Encoder for TextChunks {
     fn error(&mut self, error: &ApiError, events: &mut Events) {
         events.data(&error.body(Dialect::OpenAi));
         events.done();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_begin_where_their_first_byte_lies() {
+        let mut place = Place::default();
+        let emoji = "😀".as_bytes();
+        let tokens = [&b"na"[..], &emoji[..2], &emoji[2..3], &emoji[3..], b" end", &[0xff], b"x", &emoji[..1], b"y"];
+        assert_eq!(tokens.map(|bytes| place.pass(bytes)), [0, 2, 2, 2, 3, 7, 8, 9, 10]);
+        assert_eq!(place.characters, 11);
     }
 }

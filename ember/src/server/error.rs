@@ -146,9 +146,7 @@ impl From<Error> for ApiError {
 impl From<Refused> for ApiError {
     fn from(refused: Refused) -> Self {
         match refused {
-            Refused::Busy { waiting } => {
-                Self::unavailable(format!("{waiting} requests wait already; try again later"), "queue_full")
-            }
+            Refused::Busy { waiting } => Self::queue_full(waiting),
             Refused::Invalid(error) => error.into(),
             Refused::Draining => Self::draining(),
             Refused::Stopped => {
@@ -159,6 +157,16 @@ impl From<Refused> for ApiError {
 }
 
 impl ApiError {
+    /// Nothing more may wait than these requests.
+    pub fn queue_full(waiting: usize) -> Self {
+        let message = match waiting {
+            0 => "every place is taken, and none may wait; try again later".to_owned(),
+            1 => "1 request waits already; try again later".to_owned(),
+            _ => format!("{waiting} requests wait already; try again later"),
+        };
+        Self::unavailable(message, "queue_full")
+    }
+
     /// The server is going down.
     pub fn draining() -> Self {
         Self::unavailable("the server is being shut down", "draining")

@@ -18,6 +18,8 @@ use super::tools::Tools;
 #[derive(Debug)]
 pub struct ChatJob {
     pub messages: Vec<Message>,
+    /// How the answer begins.
+    pub begun: Option<String>,
     pub tools: Tools,
     pub variables: Map<String, Value>,
     /// What the answer has to be.
@@ -50,7 +52,11 @@ impl ChatJob {
     /// # Errors
     /// As [`asks`](Self::asks).
     pub fn prompt(&self, app: &App) -> Result<ChatPrompt, ApiError> {
-        prompt::chat(app, &self.messages, &self.tools.schemas, &self.variables)
+        let mut prompt = prompt::chat(app, &self.messages, &self.tools.schemas, &self.variables)?;
+        if let Some(begun) = &self.begun {
+            prompt::go_on(app, &mut prompt, begun)?;
+        }
+        Ok(prompt)
     }
 }
 

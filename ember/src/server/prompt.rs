@@ -1,6 +1,6 @@
 //! From a chat to the tokens that the model reads.
 
-use emberlm::model::text::{ChatOptions, ChatPrompt, Message, SpecialText};
+use emberlm::model::text::{ChatOptions, ChatPrompt, Message, SpecialText, Thinking};
 use serde_json::{Map, Value};
 
 use super::app::App;
@@ -51,6 +51,19 @@ pub fn chat(
     let prompt = app.text.chat_prompt(messages, &options)?;
     app.check_length(prompt.tokens.len())?;
     Ok(prompt)
+}
+
+/// Lets an answer begin with a text.
+///
+/// # Errors
+/// 400 when the answer begins with thoughts, or the prompt does not fit.
+pub fn go_on(app: &App, prompt: &mut ChatPrompt, begun: &str) -> Result<(), ApiError> {
+    if prompt.thinking == Thinking::Open {
+        let message = "the model's answer begins with thoughts; set enable_thinking to false to continue a message";
+        return Err(ApiError::invalid(Some("messages"), message));
+    }
+    prompt.tokens.extend(app.text.encode_literal(begun, false)?);
+    app.check_length(prompt.tokens.len())
 }
 
 impl App {

@@ -18,6 +18,12 @@ fn usage(usage: Usage) -> Value {
 
 /// The answer as an object; `end` is there once it has ended.
 fn response(head: &Head, output: &[Value], end: Option<(Reason, Usage)>) -> Value {
+    let mut output = output.to_vec();
+    if let Some((Reason::Length, _)) = end
+        && let Some(last) = output.last_mut().and_then(Value::as_object_mut)
+    {
+        last.insert("status".into(), "incomplete".into());
+    }
     let (status, why) = match end {
         None => ("in_progress", Value::Null),
         Some((Reason::Length, _)) => ("incomplete", json!({"reason": "max_output_tokens"})),

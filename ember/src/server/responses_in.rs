@@ -35,6 +35,9 @@ pub fn to_chat(map: &Map<String, Value>) -> Result<Map<String, Value>, ApiError>
         let message = "this server keeps no answers; send the whole conversation as input";
         return Err(fields.wrong("previous_response_id", message));
     }
+    if fields.bool("background")?.unwrap_or(false) {
+        return Err(fields.wrong("background", "answers are given while the client waits; leave it out, or stream"));
+    }
     let mut chat = Map::new();
     for name in SAME {
         if let Some(value) = fields.get(name) {

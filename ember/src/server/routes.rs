@@ -1,16 +1,19 @@
 //! Which path is answered by what.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::anthropic::{self, MessageEvents, StopSequences};
 use super::anthropic_in;
@@ -60,7 +63,21 @@ pub fn router(app: &Arc<App>) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(app.clone(), guard))
+        .layer(cors(app))
         .with_state(app.clone())
+}
+
+/// Lets browsers show answers to pages that may ask. What browsers ask beforehand is answered here, without a key.
+fn cors(app: &Arc<App>) -> CorsLayer {
+    let app = app.clone();
+    let may_ask = move |origin: &HeaderValue, request: &Parts| app.access.answers_page(origin, &request.headers);
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::predicate(may_ask))
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([header::RETRY_AFTER])
+        .allow_private_network(true)
+        .max_age(Duration::from_secs(600))
 }
 
 /// Errors in the shape that clients of a path know.
@@ -289,8 +306,7 @@ fn checked<'a>(app: &App, map: &'a Map<String, Value>) -> Result<Fields<'a>, Api
 async fn body(app: &Arc<App>, request: Request) -> Result<Map<String, Value>, ApiError> {
     let status = app.engine()?.status();
     if status.waiting >= status.max_waiting && status.running >= status.max_running {
-        let message = format!("{} requests wait already; try again later", status.waiting);
-        return Err(ApiError::unavailable(message, "queue_full"));
+        return Err(ApiError::queue_full(status.waiting));
     }
     read_object(app, request).await
 }

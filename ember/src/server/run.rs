@@ -63,6 +63,13 @@ pub struct End {
     pub mean_steps: Option<f64>,
 }
 
+impl End {
+    /// The seed as OpenAI's API has it, with a sign; given again, its bits are those of [`seed`](Self::seed).
+    pub fn signed_seed(&self) -> i64 {
+        self.seed.cast_signed()
+    }
+}
+
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {

@@ -116,6 +116,8 @@ fn flags_of_other_servers_are_translated_or_explained() {
         let ended = serve(flags).with_code(2);
         assert!(ended.stderr.contains(part) && ended.stdout.is_empty(), "{flags:?}: {}", ended.stderr);
     }
+    let ended = serve(&["--cache-bytes", "1"]).with_code(1);
+    assert!(ended.stderr.contains("has no room for a text; 256 tokens of this model take"), "{}", ended.stderr);
     let scratch = Scratch::new();
     let file = scratch.path("key");
     for (text, part) in

@@ -24,9 +24,38 @@ fn foreign_hosts_and_pages_are_refused() {
         for path in ["/health", "/v1/models", "/", "/metrics"] {
             let response = server.send("GET", path, &headers, "");
             assert_eq!(response.status, status, "{path} {headers:?}: {}", response.body);
-            assert!(response.header("access-control-allow-origin").is_none());
+            // A browser shows an answer to pages that are told of.
+            let page = headers.iter().find(|(name, _)| *name == "origin").map(|(_, origin)| *origin);
+            let told = response.header("access-control-allow-origin");
+            assert_eq!(told, page.filter(|_| status == 200), "{path} {headers:?}");
         }
     }
+}
+
+#[test]
+fn browsers_are_told_which_pages_may_ask() {
+    let server = Server::start(&["--allow-host", "models.example.org", "--api-key", "k3y"]);
+    let ask = |origin: &str| {
+        let headers = [
+            ("host", "localhost"),
+            ("origin", origin),
+            ("access-control-request-method", "POST"),
+            ("access-control-request-headers", "authorization,content-type"),
+        ];
+        server.send("OPTIONS", "/v1/chat/completions", &headers, "")
+    };
+    // A browser sends no key with this.
+    let page = "http://models.example.org:3000";
+    let told = ask(page);
+    assert_eq!(told.status, 200, "{}", told.body);
+    assert_eq!(told.header("access-control-allow-origin"), Some(page));
+    assert_eq!(told.header("access-control-allow-headers"), Some("authorization,content-type"));
+    assert!(told.header("access-control-allow-methods").is_some_and(|methods| methods.contains("POST")));
+    assert!(told.header("vary").is_some_and(|vary| vary.contains("origin")));
+    assert_eq!(ask("https://evil.example.com").header("access-control-allow-origin"), None);
+    // An error can be read too.
+    let refused = server.send("GET", "/v1/models", &[("host", "localhost"), ("origin", page)], "");
+    assert_eq!((refused.status, refused.header("access-control-allow-origin")), (401, Some(page)));
 }
 
 #[test]

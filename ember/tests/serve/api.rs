@@ -299,6 +299,23 @@ fn messages_are_streamed_as_blocks() {
     let header = json!({"type": "text", "text": "x-anthropic-billing-header: cc_version=2; cch=f00;"});
     billed["system"].as_array_mut().unwrap().insert(0, header);
     assert_eq!(server.ok("/v1/messages/count_tokens", &billed)["input_tokens"], count);
+    // The text of a last message of the assistant is the beginning of the answer, as it stands.
+    let (asked, begun) = (json!({"role": "user", "content": "a fox"}), "The fox ran to the");
+    let counted = |messages: Value| {
+        server.ok("/v1/messages/count_tokens", &json!({ "messages": messages }))["input_tokens"].as_u64().unwrap()
+    };
+    let begun_tokens =
+        server.ok("/tokenize", &json!({"prompt": begun, "add_special_tokens": false}))["count"].as_u64().unwrap();
+    let message = json!({"role": "assistant", "content": begun});
+    assert_eq!(counted(json!([asked, message])), counted(json!([asked])) + begun_tokens);
+    let continued = json!({"messages": [asked, message], "max_tokens": 8, "temperature": 0});
+    let text = server.ok("/v1/messages", &continued)["content"][0]["text"].clone();
+    let mut chat = continued.clone();
+    chat["continue_final_message"] = true.into();
+    assert_eq!(server.ok("/v1/chat/completions", &chat)["choices"][0]["message"]["content"], text);
+    let spaced = json!({"messages": [asked, {"role": "assistant", "content": "The "}], "max_tokens": 8});
+    let refused = server.post("/v1/messages", &spaced);
+    assert!(refused.status == 400 && refused.message().contains("white space"), "{}", refused.body);
     let wrong = server.post("/v1/messages", &json!({"messages": [], "max_tokens": 1}));
     assert_eq!((wrong.status, &wrong.json()["error"]["type"]), (400, &json!("invalid_request_error")));
     assert_eq!(wrong.json()["type"], "error");

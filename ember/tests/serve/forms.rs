@@ -46,6 +46,9 @@ fn an_answer_follows_its_schema() {
             json!({"type": "json_schema", "json_schema": {"schema": {"type": "object", "if": {}}}}),
             "response_format.json_schema.schema",
         ),
+        // Nothing fits a schema that contains itself without an end.
+        (json!({"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}), "no answer fits it"),
+        (json!({"type": "json_schema", "json_schema": {"schema": {"allOf": [{"$ref": "#"}]}}}), "no answer fits it"),
     ] {
         let refused = server.post("/v1/chat/completions", &body(json!({ "response_format": format })));
         assert!(refused.status == 400 && refused.message().contains(part), "{format}: {}", refused.body);

@@ -244,3 +244,20 @@ fn ctrl_c_ends_the_server() {
     server.signal("INT");
     assert_eq!(server.wait_for_end().code(), Some(130));
 }
+
+#[test]
+fn the_context_is_what_the_bytes_of_caches_have_room_for() {
+    let server = Server::start(&["--cache-bytes", "300k"]);
+    let card = server.send("GET", "/v1/models", &[], "").json();
+    assert_eq!(card["data"][0]["max_model_len"], 512);
+    assert!(server.log().contains("has room for a context of 512 tokens"), "{}", server.log());
+    // An answer ends there, and is not lost.
+    let asked = json!({"prompt": "a fox", "max_tokens": 480, "ignore_eos": true});
+    let answer = server.ok("/v1/completions", &asked);
+    assert_eq!(
+        (&answer["choices"][0]["finish_reason"], &answer["usage"]["completion_tokens"]),
+        (&json!("length"), &json!(480))
+    );
+    let refused = server.post("/v1/completions", &json!({"prompt": "a fox ".repeat(600), "max_tokens": 1}));
+    assert!(refused.status == 400 && refused.message().contains("512"), "{}", refused.body);
+}

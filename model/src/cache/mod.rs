@@ -33,8 +33,8 @@ pub use shape::{KvShape, LayerCacheShape};
 use crate::error::{Error, Result};
 use crate::limits::buffer_limit;
 
-/// Slots are added in multiples of this.
-const GROWTH: usize = 256;
+/// Slots are added in multiples of this: tokens that a cache has room for at least.
+pub const GROWTH: usize = 256;
 
 /// Of the numbers that stand in for tokens.
 const NOISE: Distribution = Distribution::Uniform(-1.0, 1.0);

@@ -173,7 +173,7 @@ impl EngineHandle {
         let free = if state.engine.waiting > 0 { 0 } else { max_running.saturating_sub(state.engine.running) };
         let waiting = state.waiting();
         if waiting >= max_waiting.saturating_add(free) {
-            return Err(Refused::Busy { waiting });
+            return Err(Refused::Busy { waiting: waiting.saturating_sub(free) });
         }
         state.incoming.push_back((request, client));
         drop(state);

@@ -326,7 +326,13 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
                 Some(_) if self.drop_drafts() => {}
                 Some(error) if turns.is_empty() => {
                     let Some(youngest) = self.running.pop() else { return turns };
-                    events.push(Event { sequence: youngest.id, kind: EventKind::Failed(error) });
+                    if self.running.is_empty() && youngest.decodes() {
+                        // The budget has no more for a text that is alone: it ends as at the end of the context.
+                        let limit = self.prefix_limit();
+                        events.extend(self.end(youngest, Finish::Length, limit));
+                    } else {
+                        events.push(Event { sequence: youngest.id, kind: EventKind::Failed(error) });
+                    }
                 }
                 _ => return turns,
             }

@@ -153,7 +153,7 @@ pub struct Finished<B: CompactBackend> {
 pub enum Finish {
     /// A stop token or a stop string.
     Stop,
-    /// As many tokens as were asked for, or the end of the context.
+    /// As many tokens as were asked for, or the end of the context or of what [`cache_bytes`](super::EngineOptions::cache_bytes) has for one text.
     Length,
     /// It was cancelled.
     Cancelled,

@@ -105,6 +105,10 @@ impl GrammarCompiler {
         if let Some(error) = matcher.get_error() {
             return Err(error);
         }
+        // Before the first token, where nothing was matched yet, it shows whether anything can be: a schema may contain itself without end.
+        if matcher.deep_clone().compute_mask().is_err() {
+            return Err("no answer fits it; it may contain itself without an end".to_owned());
+        }
         let warnings = matcher.grammar_warnings();
         warnings.iter().for_each(|warning| tracing::debug!("{place}: {warning}"));
         Grammar::new(matcher, Arc::clone(&self.line_ends)).map_err(|error| error.to_string())

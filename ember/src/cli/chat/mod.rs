@@ -24,10 +24,11 @@ use self::conversation::Conversation;
 use self::input::{Entry, Input};
 use self::interrupt::{HOW_TO_LEAVE, Interrupt};
 use self::screen::Screen;
-use self::session::{ENABLE_THINKING, Next, Session, Setup};
+use self::session::{Next, Session, Setup};
 use self::settings::Settings;
 use super::args::{ModelArgs, PassArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
+use super::chat_input::{ENABLE_THINKING, note_unread};
 use super::estimate::{cache_bytes, draft_bytes, usual_context};
 use super::generation_args::GenerationArgs;
 use super::sampling::or_minus_one;
@@ -118,6 +119,7 @@ fn chat<B: CompactBackend>(args: &ChatArgs, device: &OpenDevice<B>) -> Result<bo
     if args.no_think {
         options = options.with(ENABLE_THINKING, false);
     }
+    note_unread(&text, &[], &options)?;
     let num_steps = architecture.crest.as_ref().map(|crest| crest.num_steps);
     let (sampling, file) = (args.generation.sampling.clone(), pretrained.generation_config());
     let settings = Settings::new(sampling, args.max_tokens, options, file, num_steps)?;

@@ -17,11 +17,9 @@ use super::interrupt::Interrupt;
 use super::screen::{Screen, Shown};
 use super::settings::Settings;
 use super::totals::Totals;
+use crate::cli::chat_input::ENABLE_THINKING;
 use crate::cli::depth::Colours;
 use crate::cli::output::{self, printable};
-
-/// The variable by which templates are told whether the model thinks first.
-pub const ENABLE_THINKING: &str = "enable_thinking";
 
 /// What does not change in a chat.
 pub struct Setup {
@@ -167,14 +165,14 @@ impl<'m, B: CompactBackend> Session<'m, B> {
     }
 
     fn set_thinking(&mut self, on: bool) -> Result<()> {
-        let template = self.setup.text.chat_template(&self.settings.template)?;
-        if !template.source().contains(ENABLE_THINKING) {
+        let told = self.settings.template.clone().with(ENABLE_THINKING, on);
+        if !self.setup.text.template_reads(ENABLE_THINKING, self.conversation.messages(), &told)? {
             output::note(
                 "the chat template of this model has no switch for thinking (enable_thinking): nothing changes",
             );
             return Ok(());
         }
-        self.settings.template.variables.insert(ENABLE_THINKING.to_owned(), on.into());
+        self.settings.template = told;
         output::note(if on { "thinking is on" } else { "thinking is off" });
         Ok(())
     }

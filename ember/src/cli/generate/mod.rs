@@ -220,12 +220,14 @@ fn prompt(args: &GenerateArgs, text: &TextProcessor) -> Result<Vec<u32>> {
     let messages: Vec<Message> = system.chain([Message::user(prompt)]).collect();
     let mut options = ChatOptions::prompt();
     if args.no_think {
-        options = options.with("enable_thinking", false);
+        options = options.with(chat_input::ENABLE_THINKING, false);
     }
     if let Some(path) = &args.tools {
         options = options.with("tools", chat_input::tools(path)?);
     }
-    Ok(text.encode_chat(&messages, &options)?)
+    let tokens = text.encode_chat(&messages, &options)?;
+    chat_input::note_unread(text, &messages, &options)?;
+    Ok(tokens)
 }
 
 /// The first Ctrl-C ends the text, the second the program. Where signals cannot be handled, the first ends the program.

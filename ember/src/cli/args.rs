@@ -193,15 +193,15 @@ pub struct DraftArgs {
     /// Guess tokens and verify several in one pass: faster where guesses are right. prompt-lookup: the text goes on as it did where its last tokens
     /// came before. What is chosen stays the same, with a seed too; beside quantised weights a text can change slightly as with another
     /// --chunk, unless --activations f32
-    #[arg(long, value_enum, value_name = "SOURCE", conflicts_with = "draft_steps")]
+    #[arg(long, value_enum, value_name = "SOURCE", group = "draft_source", conflicts_with = "draft_steps")]
     pub draft: Option<DraftKind>,
 
     /// Guess tokens with the model itself at K steps, fewer than it has (CREST)
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", group = "draft_source")]
     pub draft_steps: Option<usize>,
 
     /// Tokens of a draft at most; how many there are follows what was right of late
-    #[arg(long, value_name = "N", default_value_t = DraftOptions::MAX_TOKENS as u16, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, value_name = "N", requires = "draft_source", default_value_t = DraftOptions::MAX_TOKENS as u16, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub draft_max: u16,
 }
 

@@ -95,7 +95,8 @@ pub struct ServeArgs {
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     ctx_size: usize,
 
-    /// Bytes of all caches together, such as 2GiB or 800M [default: one whole context, and 4096 tokens of every other answer]
+    /// Bytes of all caches together, such as 2GiB or 800M [default: two whole contexts, since a cache that grows is there twice for
+    /// a moment, and 4096 tokens of every other answer]
     #[arg(long, value_name = "BYTES", value_parser = bytes_of)]
     cache_bytes: Option<usize>,
 
@@ -222,7 +223,13 @@ fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<
             .spawn(move || server::run(&app, listener, shutdown))
             .context("the thread that serves cannot be started")?
     };
-    let caches = |cache: usize| options.cache_bytes.unwrap_or(cache);
+    let caches = |cache: usize| {
+        let parallel = args.parallel.get();
+        let told = format!(
+            "cache for all answers together (--cache-bytes; --parallel {parallel}, {context} tokens each at most)"
+        );
+        (options.cache_bytes.unwrap_or(cache), Some(told))
+    };
     let model = load::load_for_text(&pretrained, device, &text, &args.passes, context, caches)?;
     drop(pretrained);
     output::note(&format!("sampling where a request says nothing: {line}"));

@@ -134,7 +134,10 @@ fn chat<B: CompactBackend>(args: &ChatArgs, device: &OpenDevice<B>) -> Result<bo
     let usual = usual_context(architecture);
     // That of the turn with its drafts, and what is kept for the next one.
     let drafts = draft_bytes(architecture, draft);
-    let caches = |cache: usize| cache.saturating_mul(2).saturating_add(drafts);
+    let caches = |cache: usize| {
+        let told = format!("cache for a turn of {usual} tokens and what is kept for the next one");
+        (cache.saturating_mul(2).saturating_add(drafts), Some(told))
+    };
     let model = load::load_for_text(&pretrained, device, &setup.text, &args.passes, usual, caches)?;
     drop(pretrained);
     output::note(&settings.sampling_line());

@@ -142,7 +142,7 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> R
     }
     let context = prompt.len().saturating_add(options.max_tokens).min(limit);
     let drafts = draft_bytes(architecture, options.draft);
-    let caches = |cache: usize| cache.saturating_add(drafts);
+    let caches = |cache: usize| (cache.saturating_add(drafts), None);
     let model = load::load_for_text(&pretrained, device, &text, &args.passes, context, caches)?;
     output::note(&sampling);
     let generator = Generator::new(&model, &text, options)?;

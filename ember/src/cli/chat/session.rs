@@ -1,6 +1,8 @@
 //! A conversation with a model.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use emberlm::model::engine::{Engine, EventKind, Finish, Request, Summary};
@@ -52,12 +54,16 @@ pub struct Session<'m, B: CompactBackend> {
     setup: Setup,
     engine: Engine<'m, B>,
     conversation: Conversation,
+    /// What was asked when an interrupt came before any answer: no part of the conversation, and what /retry asks.
+    unanswered: Option<Conversation>,
     settings: Settings,
     interrupt: Interrupt,
     /// Answers to the last message before the current one.
     retries: u64,
     shows_depth: bool,
     totals: Totals,
+    /// Files that this chat has saved to or loaded from, and may replace.
+    files: BTreeSet<PathBuf>,
 }
 
 impl<'m, B: CompactBackend> Session<'m, B> {
@@ -70,7 +76,8 @@ impl<'m, B: CompactBackend> Session<'m, B> {
         interrupt: Interrupt,
     ) -> Self {
         let (retries, shows_depth, totals) = (0, false, Totals::default());
-        Self { setup, engine, conversation, settings, interrupt, retries, shows_depth, totals }
+        let (unanswered, files) = (None, BTreeSet::new());
+        Self { setup, engine, conversation, unanswered, settings, interrupt, retries, shows_depth, totals, files }
     }
 
     /// What the chat took, in one line.
@@ -107,7 +114,14 @@ impl<'m, B: CompactBackend> Session<'m, B> {
             Command::Retry => return self.retry(),
             Command::Save(path) => {
                 ensure!(!self.conversation.messages().is_empty(), "there is nothing to save yet");
+                let known = fs::canonicalize(&path).is_ok_and(|path| self.files.contains(&path));
+                ensure!(
+                    known || fs::symlink_metadata(&path).is_err() || Conversation::is_saved_in(&path),
+                    "{} is there and holds no saved conversation: it stays as it is; choose another name",
+                    path.display()
+                );
                 self.conversation.save(&path)?;
+                self.files.extend(fs::canonicalize(&path));
                 let count = self.conversation.messages().len();
                 output::note(&format!("saved {} to {}", messages(count), shown_path(&path)));
             }
@@ -133,6 +147,7 @@ impl<'m, B: CompactBackend> Session<'m, B> {
     /// Goes on with another conversation, and lets go of what was computed of this one.
     fn restart(&mut self, conversation: Conversation) {
         self.conversation = conversation;
+        self.unanswered = None;
         self.retries = 0;
         self.engine.clear_prefix_cache();
     }
@@ -141,6 +156,7 @@ impl<'m, B: CompactBackend> Session<'m, B> {
         let conversation = self.conversation.with_system(system);
         self.check(&conversation)?;
         self.conversation = conversation;
+        self.unanswered = self.unanswered.take().map(|asked| asked.with_system(system));
         output::note(if system.is_some() { "the system message is set" } else { "there is no system message now" });
         Ok(())
     }
@@ -150,6 +166,7 @@ impl<'m, B: CompactBackend> Session<'m, B> {
         self.check(&conversation).with_context(|| format!("{} cannot be used", path.display()))?;
         let count = conversation.messages().len();
         self.restart(conversation);
+        self.files.extend(fs::canonicalize(path));
         output::note(&format!("loaded {} from {}", messages(count), shown_path(path)));
         Ok(())
     }
@@ -195,6 +212,10 @@ impl<'m, B: CompactBackend> Session<'m, B> {
     }
 
     fn retry(&mut self) -> Result<Next> {
+        // The answer that did not come: with the seed that it would have had.
+        if let Some(conversation) = self.unanswered.clone() {
+            return self.answer(conversation);
+        }
         let Some(conversation) = self.conversation.up_to_last_user() else {
             bail!("there is no message to answer yet");
         };
@@ -225,13 +246,21 @@ impl<'m, B: CompactBackend> Session<'m, B> {
              /save keeps it in a file"
         );
         let Answered { content, reasoning, summary } = self.generate(prompt)?;
+        let interrupted = summary.finish == Finish::Cancelled;
+        let answered = !(interrupted && content.is_empty() && reasoning.is_empty());
+        self.totals.add(&summary, answered);
+        if !answered {
+            self.unanswered = Some(conversation);
+            output::note("there is no answer yet; /retry asks for it again, another message takes its place");
+            return Ok(Next::Interrupted);
+        }
         let mut message = Message::assistant(content);
         if !reasoning.is_empty() {
             message = message.with("reasoning_content", reasoning);
         }
         conversation.push(message);
         self.conversation = conversation;
-        self.totals.add(&summary);
+        self.unanswered = None;
         match summary.finish {
             Finish::Stop => Ok(Next::Continue),
             Finish::Cancelled => Ok(Next::Interrupted),

@@ -23,7 +23,7 @@ use super::sampling::or_minus_one;
 use super::terminal::TerminalFilter;
 use super::{chat_input, input, load, output};
 use report::TracedToken;
-pub use report::drafts;
+pub use report::{drafts, shown_rate};
 
 /// Tokens to generate where neither a flag nor generation_config.json gives a number.
 const MAX_TOKENS: usize = 256;

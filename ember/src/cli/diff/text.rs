@@ -82,7 +82,10 @@ fn write_tensors(out: &mut String, compared: &Comparison, top: usize) {
     if same > 0 {
         notes.push(format!("{same} are equal"));
     }
-    let _ = writeln!(out, "{}\n", notes.join(", "));
+    if !notes.is_empty() {
+        let _ = writeln!(out, "{}", notes.join(", "));
+    }
+    out.push('\n');
 }
 
 /// What is said where no tensor of one shape differs.
@@ -103,6 +106,9 @@ fn all_equal(same: usize, reshaped: usize) -> String {
 fn write_others(out: &mut String, compared: &Comparison) {
     for (name, a, b) in compared.reshaped.iter().take(LISTED) {
         let _ = writeln!(out, "{}: {a:?} in A, {b:?} in B", printable(name));
+    }
+    if let Some(more) = compared.reshaped.len().checked_sub(LISTED).filter(|&more| more > 0) {
+        let _ = writeln!(out, "{more} more are of other shapes");
     }
     for (letter, names) in [("A", &compared.only_first), ("B", &compared.only_second)] {
         for name in names.iter().take(LISTED) {

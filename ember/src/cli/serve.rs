@@ -45,6 +45,10 @@ A request may choose how tokens are drawn (temperature, top_p, top_k, min_p, see
 here, and then from generation_config.json. Requests beyond --parallel wait, those beyond --max-queue are refused with 503 and \
 Retry-After. Every request is one line on stderr, which holds no text of it.
 
+The same request with the same seed has the same answer with --activations f32. With rounded activations, the default beside quantised \
+and BF16 weights, it can be another one: which requests are answered at once, and what is kept of former prompts, changes how sums are \
+added up, and rounding makes more of their last bits.
+
 Requests are answered on this machine alone unless --host says otherwise. Those that name another host than an address, localhost \
 or --allow-host, and those of other sites' pages, are refused. Beyond this machine, set an API key, and put a proxy with TLS in \
 front.

@@ -209,7 +209,10 @@ fn converse<B: CompactBackend>(input: &mut Input, session: &mut Session<'_, B>) 
         match next {
             Ok(Next::Continue) => {}
             Ok(Next::Interrupted) if interactive => {}
-            Ok(Next::Interrupted) => return Ok(false),
+            Ok(Next::Unanswered) if interactive => {
+                output::note("there is no answer yet; /retry asks for it again, another message takes its place");
+            }
+            Ok(Next::Interrupted | Next::Unanswered) => return Ok(false),
             Ok(Next::Exit) => return Ok(true),
             // A terminal that can be told of an error goes on.
             Err(error) if interactive && !output::is_closed_pipe(&error) => {

@@ -46,6 +46,8 @@ pub enum Next {
     Continue,
     /// The answer was interrupted.
     Interrupted,
+    /// It was interrupted before it began, and the conversation is as it was.
+    Unanswered,
     Exit,
 }
 
@@ -251,8 +253,7 @@ impl<'m, B: CompactBackend> Session<'m, B> {
         self.totals.add(&summary, answered);
         if !answered {
             self.unanswered = Some(conversation);
-            output::note("there is no answer yet; /retry asks for it again, another message takes its place");
-            return Ok(Next::Interrupted);
+            return Ok(Next::Unanswered);
         }
         let mut message = Message::assistant(content);
         if !reasoning.is_empty() {

@@ -184,7 +184,7 @@ fn plain(place: &str) -> &str {
 pub(crate) fn is_harmless(place: &str) -> bool {
     let place = plain(place);
     let of_group = |key: &&str| place.starts_with(GROUPS) && place.ends_with(*key);
-    HARMLESS.iter().any(|keys| keys.contains(&place)) || HARMLESS_OF_GROUPS.iter().any(|key| of_group(&key))
+    HARMLESS.iter().any(|keys| keys.contains(&place)) || HARMLESS_OF_GROUPS.iter().any(of_group)
 }
 
 impl ModelConfig {

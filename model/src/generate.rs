@@ -30,7 +30,7 @@ pub struct GenerateOptions {
     pub stop_tokens: StopSet,
     /// Strings that end the text; they are not part of it. Names of special tokens count as text here.
     pub stop_strings: Vec<String>,
-    /// Tokens per pass over the prompt.
+    /// Tokens per pass over the prompt. With [activations](emberlm_quant::Activations) that are rounded another number can change the text.
     pub chunk: usize,
     /// Number format of cached keys and values.
     pub cache: KvFormat,
@@ -38,7 +38,7 @@ pub struct GenerateOptions {
     pub depth: DepthOptions,
     /// Record the depth of every token (CREST).
     pub trace: bool,
-    /// Guess tokens, and verify several in one pass; the text is the same. None: decode token by token.
+    /// Guess tokens, and verify several in one pass; the text is the same, but for what [`DraftOptions`] says of rounding. None: decode token by token.
     pub draft: Option<DraftOptions>,
 }
 

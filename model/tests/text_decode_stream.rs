@@ -62,6 +62,35 @@ fn a_character_cut_off_at_the_end_is_not_lost() {
     check(&text, cut);
 }
 
+/// The beginning of a character is no text of an answer; bytes that no others could complete stay visible.
+#[test]
+fn a_text_that_is_cut_ends_with_a_whole_character() {
+    let whole = |text: &TextProcessor, ids: &[u32]| {
+        let mut stream = text.decode_stream(true);
+        let pieces: String = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
+        let all = pieces + &stream.finish_whole().unwrap();
+        assert_eq!(stream.finish().unwrap(), "", "{ids:?}");
+        all
+    };
+    let (levels, fallback) = (fixture("crest_k4"), byte_fallback());
+    let ids = levels.encode("aé🙂", false).unwrap();
+    assert_eq!(whole(&levels, &ids), "aé🙂");
+    for cut in 1..=3 {
+        assert_eq!(whole(&levels, &ids[..ids.len() - cut]), "aé", "{cut}");
+    }
+    let byte = |b: &u8| 10 + u32::from(*b);
+    let run = |bytes: &[u8]| [1, 3].into_iter().chain(bytes.iter().map(byte)).collect::<Vec<u32>>();
+    let bytes = "é🙂".as_bytes();
+    assert_eq!(whole(&fallback, &run(bytes)), "Helloé🙂");
+    for cut in 1..=3 {
+        assert_eq!(whole(&fallback, &run(&bytes[..bytes.len() - cut])), "Helloé", "{cut}");
+    }
+    assert_eq!(whole(&fallback, &run(&bytes[..1])), "Hello");
+    assert_eq!(whole(&fallback, &run(&[0xff])), "Hello\u{fffd}");
+    let ended = [run(&bytes[..3]), vec![5]].concat();
+    assert_eq!(whole(&fallback, &ended), fallback.decode(&ended, true).unwrap());
+}
+
 #[test]
 fn any_ids_of_byte_level_tokenizers() {
     for name in ["crest_k4", "leanllama", "nano_compact"] {

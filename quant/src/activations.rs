@@ -7,6 +7,10 @@ use crate::host::FloatType;
 /// The arithmetic of a model: the type of its activations, and how products with weights take them.
 ///
 /// Sums, norms, softmax, the states of halting and of linear attention, and logits are F32 in any case.
+///
+/// Attention adds up in an order that depends on how many tokens share a pass. With F32 that changes the last bits of results, and a text
+/// practically never. Rounding makes a whole step of such a bit now and then, so that with any other than F32 a text can change with the
+/// tokens per pass, with drafts, with the sequences beside it and with what a prefix cache holds of it, at the same seed too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Activations {
     /// F32 throughout, which every backend has.

@@ -7,6 +7,9 @@ use super::{DeviceError, Found, Limits, pick, start};
 
 const INTERFACE: &str = "CUDA";
 
+/// What computes without a driver of CUDA, in this build.
+const OTHERS: &str = if cfg!(feature = "wgpu") { "cpu or wgpu" } else { "cpu" };
+
 /// The devices in the driver's order.
 ///
 /// # Errors
@@ -15,7 +18,7 @@ pub fn cuda_devices() -> Result<Vec<(Found, CudaDevice)>, DeviceError> {
     let none = |reason: String| DeviceError::None { interface: INTERFACE, reason };
     // SAFETY: a library is opened and closed again.
     if !unsafe { cudarc::driver::sys::is_culib_present() } {
-        return Err(none("the driver (libcuda) is not installed; use --device cpu or wgpu".into()));
+        return Err(none(format!("the driver (libcuda) is not installed; use --device {OTHERS}")));
     }
     // SAFETY: as above.
     if !unsafe { cudarc::nvrtc::sys::is_culib_present() } {

@@ -191,17 +191,16 @@ impl DepthArgs {
 #[command(next_help_heading = "Drafts (speculative decoding)")]
 pub struct DraftArgs {
     /// Guess tokens and verify several in one pass: faster where guesses are right. prompt-lookup: the text goes on as it did where its last tokens
-    /// came before. What is chosen stays the same, with a seed too; beside quantised weights a text can change slightly as with another
-    /// --chunk, unless --activations f32
-    #[arg(long, value_enum, value_name = "SOURCE", conflicts_with = "draft_steps")]
+    /// came before. Tokens are chosen as without drafts, with a seed too; a text can change as with another --chunk, unless --activations f32
+    #[arg(long, value_enum, value_name = "SOURCE", group = "draft_source", conflicts_with = "draft_steps")]
     pub draft: Option<DraftKind>,
 
     /// Guess tokens with the model itself at K steps, fewer than it has (CREST)
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", group = "draft_source")]
     pub draft_steps: Option<usize>,
 
     /// Tokens of a draft at most; how many there are follows what was right of late
-    #[arg(long, value_name = "N", default_value_t = DraftOptions::MAX_TOKENS as u16, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, value_name = "N", requires = "draft_source", default_value_t = DraftOptions::MAX_TOKENS as u16, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub draft_max: u16,
 }
 
@@ -234,7 +233,8 @@ impl DraftArgs {
 /// How sequences are fed and kept.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct PassArgs {
-    /// Tokens per pass over a prompt; beside quantised weights another N can change a text slightly, unless --activations f32
+    /// Tokens per pass over a prompt. Where activations are rounded, as by default beside quantised weights and beside BF16 ones, another N can
+    /// change a text, unless --activations f32
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CHUNK as u32, value_parser = clap::value_parser!(u32).range(1..))]
     pub chunk: u32,
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use emberlm::model::text::{ChatOptions, Message};
+use emberlm::model::text::{ChatOptions, Message, TextProcessor};
 use serde_json::{Map, Value};
 
 use super::input::{read, shown};
@@ -30,7 +30,8 @@ pub struct ChatArgs {
     #[arg(long, value_name = "FILE")]
     documents: Option<PathBuf>,
 
-    /// Date that the template is told: 2026-01-31, or with a time "2026-01-31 09:30" [default: now]
+    /// Date that the template is told, by strftime_now and as date_string: 2026-01-31, or with a time "2026-01-31 09:30" [default: now, and
+    /// the template's own date_string]
     #[arg(long, value_name = "DATE")]
     date: Option<String>,
 
@@ -78,6 +79,8 @@ impl ChatArgs {
         options.template.clone_from(&self.template);
         if let Some(date) = &self.date {
             options = options.at(date)?;
+            let day = options.now.map(|now| now.format("%d %b %Y").to_string());
+            options.variables.extend(day.map(|day| (DATE.to_owned(), day.into())));
         }
         if let Some(kwargs) = &self.kwargs {
             let kwargs: Map<String, Value> = serde_json::from_str(kwargs)
@@ -98,10 +101,44 @@ impl ChatArgs {
             options = options.with("documents", list(path, "documents")?);
         }
         if self.no_think {
-            options = options.with("enable_thinking", false);
+            options = options.with(ENABLE_THINKING, false);
         }
         Ok((messages, options))
     }
+}
+
+/// The variable by which templates are told whether the model thinks first.
+pub const ENABLE_THINKING: &str = "enable_thinking";
+
+/// The variable by which templates of Llama 3.1's kind are told the date; without it they have one of their own.
+const DATE: &str = "date_string";
+
+/// Says which variables of a chat the model's template leaves out, so that nobody takes them for told.
+///
+/// # Errors
+/// When there is no template.
+pub fn note_unread(text: &TextProcessor, messages: &[Message], options: &ChatOptions) -> Result<()> {
+    if options.now.is_some() {
+        let source = text.chat_template(options)?.source();
+        if ![DATE, "strftime_now"].iter().any(|name| source.contains(name)) {
+            output::note("note: the model's chat template has no date: nothing changes");
+        }
+    }
+    for name in options.variables.keys().filter(|name| *name != DATE) {
+        if text.template_reads(name, messages, options)? {
+            continue;
+        }
+        output::note(&match name.as_str() {
+            "tools" | "documents" => format!("note: the model's chat template has no {name}: they are left out"),
+            ENABLE_THINKING => format!(
+                "note: the model's chat template has no switch for thinking ({ENABLE_THINKING}): nothing changes"
+            ),
+            name => {
+                format!("note: the model's chat template does not read {}: nothing changes", output::printable(name))
+            }
+        });
+    }
+    Ok(())
 }
 
 /// The tools of a file, for `--tools`.

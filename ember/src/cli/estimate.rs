@@ -77,10 +77,15 @@ impl Estimate {
 
     /// What a line about loading says of it, after the weights.
     pub fn note(&self) -> String {
-        let Self { context, cache, scratch, tokenizer, program, total, .. } = *self;
-        let tokens = if context == 1 { "token" } else { "tokens" };
+        let tokens = if self.context == 1 { "token" } else { "tokens" };
+        self.note_of_caches(&format!("cache for {} {tokens}", self.context))
+    }
+
+    /// [`note`](Self::note) where the cache is more than that of one sequence; `caches` says what it is.
+    pub fn note_of_caches(&self, caches: &str) -> String {
+        let Self { cache, scratch, tokenizer, program, total, .. } = *self;
         format!(
-            " + {} of cache for {context} {tokens} + {} of scratch + {} of tokenizer + {} of program = about {}",
+            " + {} of {caches} + {} of scratch + {} of tokenizer + {} of program = about {}",
             bytes(cache),
             bytes(scratch),
             bytes(tokenizer),

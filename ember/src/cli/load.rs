@@ -136,20 +136,23 @@ fn rounding<B: CompactBackend>(device: &OpenDevice<B>, plan: &LoadPlan) -> Strin
     }
 }
 
-/// Loads a model that will continue texts of up to `context` tokens. `caches` makes of the bytes of one cache those of all.
+/// Loads a model that will continue texts of up to `context` tokens. `caches` makes of the bytes of one cache those of all, and says what
+/// they are where they are others than that one.
 pub fn load_for_text<B: CompactBackend>(
     pretrained: &Pretrained,
     device: &OpenDevice<B>,
     text: &TextProcessor,
     passes: &PassArgs,
     context: usize,
-    caches: impl FnOnce(usize) -> usize,
+    caches: impl FnOnce(usize) -> (usize, Option<String>),
 ) -> Result<CausalLm<B>> {
     load(pretrained, device, |plan| {
         let (format, chunk) = (passes.cache_type.into(), passes.chunk as usize);
         let mut estimate = Estimate::new(pretrained.architecture(), plan, format, context, chunk);
-        estimate.cache = caches(estimate.cache);
-        estimate.with_tokenizer(TokenizerMemory::of(pretrained, text)).note()
+        let (bytes, caches) = caches(estimate.cache);
+        estimate.cache = bytes;
+        let estimate = estimate.with_tokenizer(TokenizerMemory::of(pretrained, text));
+        caches.map_or_else(|| estimate.note(), |caches| estimate.note_of_caches(&caches))
     })
 }
 

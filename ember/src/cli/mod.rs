@@ -58,6 +58,9 @@ use clap::{CommandFactory, Parser, Subcommand};
 /// Exit code after Ctrl-C: 128 and the number of the signal, as shells have it.
 const INTERRUPTED: u8 = 130;
 
+/// Columns of help at most; a narrower terminal has fewer.
+const HELP_WIDTH: usize = 100;
+
 /// Exit code of a wrong command line, as clap has it.
 const USAGE: u8 = 2;
 
@@ -66,7 +69,7 @@ const TROUBLE: u8 = 2;
 
 /// Compact language models: CREST, Nano compact, LeanLlama
 #[derive(Debug, Parser)]
-#[command(name = "ember", version, arg_required_else_help = true, infer_subcommands = false)]
+#[command(name = "ember", version, arg_required_else_help = true, infer_subcommands = false, max_term_width = HELP_WIDTH)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde::Serialize;
 
-use super::chat_input::ChatArgs;
+use super::chat_input::{ChatArgs, note_unread};
 use super::input::TextArgs;
 use super::output;
 use super::terminal::TerminalFilter;
@@ -55,6 +55,7 @@ pub fn run(args: &RenderArgs) -> Result<()> {
     let text = args.tokenizer.open()?;
     let (messages, options) = args.chat.chat(|| args.text.read())?;
     let prompt = text.render_chat(&messages, &options)?;
+    note_unread(&text, &messages, &options)?;
     // A prompt with a token that the model lacks is worth a look too.
     let tokens = text.without_embedding().encode(&prompt, false)?.len();
     let write = || -> io::Result<()> {

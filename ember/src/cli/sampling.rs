@@ -8,7 +8,7 @@ use emberlm::model::sampling::SamplingConfig;
 
 /// Flags of sampling. What is absent comes from generation_config.json.
 #[derive(Clone, Debug, Default, Args)]
-#[command(next_help_heading = "Sampling (default: as generation_config.json says; greedy unless it states do_sample)")]
+#[command(next_help_heading = "Sampling (default: by generation_config.json; greedy without its do_sample)")]
 pub struct SamplingArgs {
     /// Temperature of a draw; 0 takes the most likely token. This flag or one of the next three asks for draws
     #[arg(long, visible_alias = "temperature", value_name = "T", allow_negative_numbers = true)]
@@ -30,7 +30,8 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "R", allow_negative_numbers = true)]
     pub repeat_penalty: Option<f32>,
 
-    /// Seed of draws; the same seed gives the same text, -1 draws one
+    /// Seed of draws, -1 draws one. The same seed gives the same text; with another --chunk or --draft, or beside other answers, only with
+    /// --activations f32
     #[arg(long, value_name = "N", default_value = "-1", hide_default_value = true, allow_negative_numbers = true)]
     pub seed: Seed,
 

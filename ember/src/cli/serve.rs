@@ -46,6 +46,10 @@ A request may choose how tokens are drawn (temperature, top_p, top_k, min_p, see
 here, and then from generation_config.json. Requests beyond --parallel wait, those beyond --max-queue are refused with 503 and \
 Retry-After. Every request is one line on stderr, which holds no text of it.
 
+The same request with the same seed has the same answer with --activations f32. With rounded activations, the default beside quantised \
+and BF16 weights, it can be another one: which requests are answered at once, and what is kept of former prompts, changes how sums are \
+added up, and rounding makes more of their last bits.
+
 Requests are answered on this machine alone unless --host says otherwise. Those that name another host than an address, localhost \
 or --allow-host, and those of other sites' pages, are refused. Beyond this machine, set an API key, and put a proxy with TLS in \
 front.
@@ -96,7 +100,8 @@ pub struct ServeArgs {
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     ctx_size: usize,
 
-    /// Bytes of all caches together, such as 2GiB or 800M [default: one whole context, and 4096 tokens of every other answer]
+    /// Bytes of all caches together, such as 2GiB or 800M [default: two whole contexts, since a cache that grows is there twice for
+    /// a moment, and 4096 tokens of every other answer]
     #[arg(long, value_name = "BYTES", value_parser = bytes_of)]
     cache_bytes: Option<usize>,
 
@@ -224,7 +229,13 @@ fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<
             .spawn(move || server::run(&app, listener, shutdown))
             .context("the thread that serves cannot be started")?
     };
-    let caches = |cache: usize| options.cache_bytes.unwrap_or(cache);
+    let caches = |cache: usize| {
+        let parallel = args.parallel.get();
+        let told = format!(
+            "cache for all answers together (--cache-bytes; --parallel {parallel}, {context} tokens each at most)"
+        );
+        (options.cache_bytes.unwrap_or(cache), Some(told))
+    };
     let model = load::load_for_text(&pretrained, device, &text, &args.passes, context, caches)?;
     drop(pretrained);
     output::note(&format!("sampling where a request says nothing: {line}"));

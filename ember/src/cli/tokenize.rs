@@ -7,7 +7,7 @@ use clap::Args;
 use emberlm::model::text::{SpecialText, SpecialToken, TextProcessor, TokenKind};
 use serde::Serialize;
 
-use super::chat_input::ChatArgs;
+use super::chat_input::{ChatArgs, note_unread};
 use super::input::TextArgs;
 use super::output;
 use super::tokenizer_args::TokenizerArgs;
@@ -110,7 +110,9 @@ pub fn run(args: &TokenizeArgs) -> Result<()> {
         if args.literal {
             options.special_text = SpecialText::Literal;
         }
-        text.encode_chat(&messages, &options)?
+        let ids = text.encode_chat(&messages, &options)?;
+        note_unread(&text, &messages, &options)?;
+        ids
     } else if let Some(flag) = args.options.given() {
         bail!("{flag} is for chats: add --chat, or give the chat with --messages FILE");
     } else if args.literal {

@@ -35,7 +35,7 @@ pub fn variables(fields: Fields<'_>) -> Result<Map<String, Value>, ApiError> {
 /// The tokens of a chat with its tools. Texts of special tokens in what users and tools wrote stay texts.
 ///
 /// # Errors
-/// 400 when the template refuses the chat, or the prompt does not fit.
+/// 400 when the template refuses the chat or has no tools and there are some, or the prompt does not fit.
 pub fn chat(
     app: &App,
     messages: &[Message],
@@ -48,6 +48,7 @@ pub fn chat(
     if !tools.is_empty() {
         options = options.with("tools", tools.to_vec());
     }
+    app.text.check_tools(messages, &options)?;
     let prompt = app.text.chat_prompt(messages, &options)?;
     app.check_length(prompt.tokens.len())?;
     Ok(prompt)

@@ -133,6 +133,32 @@ fn conversations_are_saved_and_loaded() {
     assert_eq!(ended.stdout.trim_end(), text_of(&messages(&second)[1]).trim_end());
 }
 
+/// `/save` and `/load` are easily taken for each other.
+#[test]
+fn files_that_are_no_conversations_are_not_replaced() {
+    let scratch = Scratch::new();
+    let [notes, object, talk] = ["notes.txt", "object.json", "talk.json"].map(|name| scratch.path(name));
+    let save = |path: &Path| format!("/save {}", path.display());
+    std::fs::write(&notes, "keep me").expect("written");
+    let question = json!([{"role": "user", "content": TALK[0]}]);
+    std::fs::write(&object, json!({"messages": question, "tools": []}).to_string()).expect("written");
+    std::fs::create_dir(scratch.path("folder")).expect("made");
+    for path in [&notes, &object, &scratch.path("folder")] {
+        let before = std::fs::read(path).ok();
+        let name = path.file_name().and_then(|name| name.to_str()).expect("UTF-8");
+        let ended = chat("leanllama", &[], &["/system Other.", &save(path)]);
+        ended.fails_with(&[name, "holds no saved conversation", "choose another name"]);
+        assert_eq!(std::fs::read(path).ok(), before, "{name}");
+    }
+    // What it has saved itself, what another chat has, and what it has loaded.
+    chat("leanllama", &["--greedy"], &[TALK[0], &save(&talk), TALK[1], &save(&talk)]).with_code(0);
+    assert_eq!(messages(&talk).len(), 5);
+    chat("leanllama", &[], &[&save(&talk)]).with_code(0);
+    assert_eq!(messages(&talk).len(), 1);
+    chat("leanllama", &[], &[&format!("/load {}", object.display()), &save(&object)]).with_code(0);
+    assert_eq!(messages(&object).len(), 1);
+}
+
 #[test]
 fn what_cannot_be_done_is_an_error() {
     let scratch = Scratch::new();

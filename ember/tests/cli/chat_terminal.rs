@@ -153,6 +153,43 @@ fn an_interrupt_ends_the_answer_and_not_the_program() {
     assert_eq!(terminal.code(), Some(0));
 }
 
+/// What was asked is no part of the conversation until something is answered, and is not lost.
+#[test]
+fn an_interrupt_before_the_answer_leaves_the_question_for_a_retry() {
+    let scratch = Scratch::new();
+    let saved = scratch.path("talk.json");
+    let model = model("leanllama");
+    // A pass for each token, so that there is time.
+    let flags = ["-n", "4", "--greedy", "--chunk", "1", "--activations", "f32", "--device", "cpu"];
+    let mut terminal = Terminal::open(&[&["chat", "-m", model.to_str().expect("UTF-8")][..], &flags].concat());
+    let question = "What is a river? ".repeat(24);
+    let interrupted = |terminal: &mut Terminal, line: &str| {
+        terminal.prompt();
+        terminal.keys(line);
+        terminal.wait_for(line.trim_end().rsplit(' ').next().expect("a word"));
+        terminal.keys("\r");
+        terminal.wait_for("\n");
+        std::thread::sleep(Duration::from_millis(20));
+        terminal.keys(INTERRUPT);
+        terminal.wait_for("there is no answer yet; /retry");
+    };
+    interrupted(&mut terminal, &question);
+    terminal.line(&format!("/save {}", saved.display()));
+    terminal.wait_for("error: there is nothing to save yet");
+    interrupted(&mut terminal, "/retry");
+    terminal.line("/retry");
+    terminal.wait_for("the answer ends after 4 tokens");
+    terminal.line(&format!("/save {}", saved.display()));
+    terminal.wait_for("saved 2 messages");
+    terminal.prompt();
+    terminal.keys(END);
+    terminal.wait_for("1 answer: ");
+    assert_eq!(terminal.code(), Some(0));
+    let told: Value = serde_json::from_slice(&std::fs::read(&saved).expect("a file")).expect("JSON");
+    assert_eq!(told[0]["content"].as_str().map(str::trim_end), Some(question.trim_end()));
+    assert!(told[1]["content"].as_str().is_some_and(|answer| !answer.is_empty()), "{told}");
+}
+
 /// Without a terminal the program ends with the answer.
 #[test]
 fn an_interrupt_ends_a_chat_through_pipes() {
@@ -260,4 +297,17 @@ fn a_history_is_kept_where_it_was_asked_for() {
     terminal.prompt();
     terminal.keys(END);
     assert_eq!(terminal.code(), Some(0));
+}
+
+/// Not after a long talk, which it would not remember.
+#[test]
+fn a_history_that_cannot_be_kept_is_told_at_once() {
+    let scratch = Scratch::new();
+    std::fs::write(scratch.path("file"), "").expect("written");
+    for place in [scratch.path("none/history"), scratch.path("file/history"), scratch.path("")] {
+        let mut terminal = Terminal::open(&["chat", "--history", place.to_str().expect("UTF-8")]);
+        terminal.wait_for("error: cannot write the history");
+        assert_eq!(terminal.code(), Some(1), "{}", place.display());
+    }
+    assert_eq!(scratch.files(), ["file"]);
 }

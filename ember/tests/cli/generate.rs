@@ -250,3 +250,20 @@ fn drafts_do_not_change_the_text() {
     let ended = generate("crest_k4", &["--draft-steps", "1", "--draft", "prompt-lookup"]).with_code(2);
     assert!(ended.stderr.contains("cannot be used with"), "{}", ended.stderr);
 }
+
+/// A limit of drafts that are not made would do nothing.
+#[test]
+fn a_limit_of_drafts_needs_drafts() {
+    for command in ["generate", "chat", "bench"] {
+        let prompt = if command == "generate" { &["-p", "x"][..] } else { &[] };
+        let ended = ember([command, "--draft-max", "4"].iter().chain(prompt)).with_code(2);
+        assert!(
+            ended.stderr.contains("--draft <SOURCE>") && ended.stderr.contains("--draft-steps"),
+            "{}",
+            ended.stderr
+        );
+    }
+    let drafts = ["--draft-max", "4", "--draft", "prompt-lookup"];
+    ember(["generate", "-p", "x", "-n", "1", "--device", "cpu"].iter().chain(&drafts)).with_code(0);
+    ember(["generate", "-p", "x", "--draft", "prompt-lookup", "--draft-steps", "1"]).with_code(2);
+}

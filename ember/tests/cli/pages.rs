@@ -29,6 +29,29 @@ fn flags(name: &str) -> Vec<String> {
     names
 }
 
+/// Lines end where the terminal does, between words; pages do not follow it.
+#[test]
+fn help_is_as_wide_as_the_terminal() {
+    let output = |args: &[&str], columns: usize| {
+        let output = command(args).env("COLUMNS", columns.to_string()).output().expect("it runs");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    for name in commands() {
+        for (columns, most) in [(40, 40), (80, 80), (100, 100), (400, 100)] {
+            for flag in ["--help", "-h"] {
+                for line in output(&[&name, flag], columns).lines() {
+                    let one_word = line.split_whitespace().count() == 1;
+                    // Headings and names of flags are not broken.
+                    let whole = columns == 40 && (!line.starts_with("    ") || line.trim_start().starts_with('-'));
+                    assert!(line.chars().count() <= most || one_word || whole, "{name} {flag} at {columns}: {line}");
+                }
+            }
+        }
+    }
+    assert_eq!(output(&["man"], 40), output(&["man"], 400));
+    assert_eq!(output(&["completions", "bash"], 40), output(&["completions", "bash"], 400));
+}
+
 #[test]
 fn completions_know_every_command_and_flag() {
     let commands = commands();

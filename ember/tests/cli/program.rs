@@ -56,6 +56,8 @@ pub fn ember_reading<S: AsRef<OsStr>>(stdin: &str, args: impl IntoIterator<Item 
 /// `ember` with its outputs piped, in the root of the project.
 pub fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ember"));
+    // Help has the width of the terminal, and this where there is none.
+    command.env("COLUMNS", "100");
     command.args(args).current_dir(project("")).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

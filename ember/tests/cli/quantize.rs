@@ -50,6 +50,29 @@ fn a_quantised_folder_is_used_like_any_other() {
     assert_eq!(scratch.files(), ["int8", "nf4", "nf4-dq"]);
 }
 
+/// What one command has written is nothing that the other warns of.
+#[test]
+fn every_written_format_verifies_clean() {
+    let scratch = Scratch::new();
+    for name in ["leanllama", "crest_k2"] {
+        for format in ["none", "nf4", "nf4-dq", "int8", "nano"] {
+            for head in [None, Some("nf4"), Some("nf4-dq"), Some("int8"), Some("int8-rows")] {
+                // Nothing would be written; and choosing rows takes long.
+                if matches!((format, head), ("none", None) | ("nano", Some(_))) {
+                    continue;
+                }
+                let to = scratch.path("written");
+                let flags = ["--format", format].into_iter().chain(head.iter().flat_map(|&head| ["--head", head]));
+                quantize(&model(name), &to, &flags.collect::<Vec<_>>()).with_code(0);
+                let verified = ember(["verify", "-m", text(&to), "--json"]).with_code(0);
+                let verified: Value = serde_json::from_str(&verified.stdout).expect("JSON");
+                assert_eq!(verified["clean"], json!(true), "{name}, {format}, {head:?}: {verified}");
+                fs::remove_dir_all(to).expect("removed");
+            }
+        }
+    }
+}
+
 /// A record of burn-store is a model directory, and becomes safetensors again.
 #[test]
 fn records_of_burn_store_go_out_and_in() {

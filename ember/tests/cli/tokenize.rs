@@ -157,6 +157,63 @@ fn tools_documents_and_dates_reach_the_template() {
     assert_eq!(generated["prompt_tokens"], json!(ids(&tokens.stdout).len()));
 }
 
+/// Tools that a model is never told of would be looked for in vain in its answers.
+#[test]
+fn what_a_template_leaves_out_is_told() {
+    let scratch = Scratch::new();
+    let dir = scratch.copy_of("crest_k4");
+    let list = scratch.path("list.json");
+    std::fs::write(&list, r#"[{"type": "function", "function": {"name": "f"}}]"#).expect("written");
+    let (path, list) = (dir.to_str().expect("UTF-8"), list.to_str().expect("UTF-8"));
+    let flags = ["--tools", list, "--no-think"];
+    let more = ["--documents", list, "--kwargs", r#"{"mood": "?"}"#, "--date", "2026-01-05"];
+    let chats = [
+        (vec!["render", "-m", path, "-p", "hi"], true),
+        (vec!["tokenize", "-m", path, "-p", "hi", "--chat"], true),
+        (vec!["generate", "-m", path, "-p", "hi", "--chat", "-n", "1", "--greedy", "--device", "cpu"], false),
+    ];
+    let plain = "{% for m in messages %}{{ m.content }}{% endfor %}";
+    let all = "{{ tools|tojson if tools and messages|length > 0 }}{{ documents|length if documents }}{{ mood }}{{ date_string }}\
+               {% if enable_thinking is defined and enable_thinking %}!{% endif %}";
+    for (template, left_out) in [(plain.to_owned(), true), (format!("{plain}{all}"), false)] {
+        std::fs::write(dir.join("chat_template.jinja"), template).expect("written");
+        for (args, takes_more) in &chats {
+            let more = more.iter().filter(|_| *takes_more);
+            let told = ember(args.iter().chain(&flags).chain(more)).with_code(0).stderr;
+            let notes = told.lines().filter(|line| line.starts_with("note: the model's chat template")).count();
+            assert_eq!(
+                notes,
+                if !left_out {
+                    0
+                } else if *takes_more {
+                    5
+                } else {
+                    2
+                },
+                "{args:?}: {told}"
+            );
+            for part in ["has no tools: they are left out", "no switch for thinking (enable_thinking)"] {
+                assert_eq!(told.contains(part), left_out, "{args:?}: {told}");
+            }
+        }
+    }
+}
+
+/// As templates of Llama 3.1 read it.
+#[test]
+fn a_date_is_told_as_date_string_too() {
+    let scratch = Scratch::new();
+    let dir = scratch.copy_of("crest_k4");
+    let template =
+        "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}{{ date_string }}";
+    std::fs::write(dir.join("chat_template.jinja"), template).expect("written");
+    let dir = dir.to_str().expect("UTF-8");
+    let render = |flags: &[&str]| ember(["render", "-m", dir, "-p", "x"].iter().chain(flags)).with_code(0).stdout;
+    assert_eq!(render(&["--date", "2026-01-05 09:30"]), "05 Jan 2026");
+    assert_eq!(render(&["--date", "2026-01-05", "--kwargs", r#"{"date_string": "today"}"#]), "today");
+    assert_eq!(render(&[]), "26 Jul 2024");
+}
+
 /// A directory with the tokenizer alone, and one whose tokenizer has a token more than the embedding.
 #[test]
 fn models_without_weights_and_tokens_beyond_the_embedding() {

@@ -59,9 +59,9 @@ fn an_answer_follows_its_schema() {
 fn a_call_that_is_required_is_one_whole_and_streamed() {
     // The three ways in which models write calls.
     for template in [
-        "{{ '<tool_call>\n<function=' and '' }}{{ messages[-1].content }}",
-        "{{ '<tool_call>' and '' }}{{ messages[-1].content }}",
-        "{{ 'ipython' and '' }}{{ messages[-1].content }}",
+        "{{ '<tool_call>\n<function=' and '' }}{{ 'tools ' if tools }}{{ messages[-1].content }}",
+        "{{ '<tool_call>' and '' }}{{ 'tools ' if tools }}{{ messages[-1].content }}",
+        "{{ 'ipython' and '' }}{{ 'tools ' if tools }}{{ messages[-1].content }}",
     ] {
         let directory = templates::model(template);
         let server = templates::server(&directory);

@@ -12,11 +12,9 @@ fn server(directory: &TempDir) -> Server {
 }
 
 /// What Llama's own templates mention.
-const LLAMA: &str =
-    "{# Environment: ipython #}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}<|answer|>";
+const LLAMA: &str = "{# Environment: ipython #}{{ tools|tojson if tools }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}<|answer|>";
 /// What Qwen's do.
-const QWEN: &str =
-    "{# <think> <tool_call> <function= #}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}<|answer|>";
+const QWEN: &str = "{# <think> <tool_call> <function= #}{{ tools|tojson if tools }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}<|answer|>";
 
 fn tools(name: &str) -> Value {
     let parameters =
@@ -143,16 +141,14 @@ fn characters_are_whole_however_tokens_cut_them() {
     let prompt = json!({"prompt": ANSWER, "temperature": 0});
     assert_eq!(server.ok("/v1/completions", &prompt)["choices"][0]["text"], text);
     for most in 1..=pieces.len() {
-        // One that is cut off has no half of a character either, but for the end of what could not be finished.
+        // One that is cut off has no half of a character either.
         let asked = json!({"prompt": ANSWER, "temperature": 0, "max_tokens": most, "stream": true});
         let parts = chunks(&server.stream("/v1/completions", &asked));
         let texts: Vec<&str> = parts.iter().filter_map(|part| part["choices"][0]["text"].as_str()).collect();
         let whole = server.ok("/v1/completions", &json!({"prompt": ANSWER, "temperature": 0, "max_tokens": most}));
         assert_eq!(whole["choices"][0]["text"], texts.concat());
         let shown = texts.concat();
-        let shown = shown.trim_end_matches('\u{fffd}');
-        assert!(text.starts_with(shown) && !shown.contains('\u{fffd}'), "{most}: {texts:?}");
-        assert!(!texts.iter().rev().skip(2).any(|text| text.contains('\u{fffd}')), "{most}: {texts:?}");
+        assert!(text.starts_with(&shown), "{most}: {texts:?}");
     }
 }
 

@@ -88,6 +88,34 @@ fn turns_that_only_call_tools_have_an_empty_text_where_a_template_reads_it() {
     }
 }
 
+/// A client that waits for a call would wait in vain.
+#[test]
+fn tools_are_refused_where_the_template_has_none() {
+    let plain = model("{% for m in messages %}[{{ m.content }}]{% endfor %}");
+    let server = server(&plain);
+    let function = json!({"name": "f", "parameters": {"type": "object"}});
+    let messages = json!([{"role": "user", "content": "a"}]);
+    let tools = json!([{"type": "function", "function": function}]);
+    let body = json!({"messages": messages, "max_tokens": 1, "tools": tools});
+    for (path, body) in [
+        ("/v1/chat/completions", body.clone()),
+        ("/tokenize", body.clone()),
+        (
+            "/v1/messages",
+            json!({"messages": messages, "max_tokens": 1, "tools": [{"name": "f", "input_schema": {"type": "object"}}]}),
+        ),
+        ("/v1/responses", json!({"input": "a", "max_output_tokens": 1, "tools": [{"type": "function", "name": "f"}]})),
+    ] {
+        let refused = server.post(path, &body);
+        assert_eq!(refused.status, 400, "{path}: {}", refused.body);
+        assert!(refused.message().contains("the model's chat template has no tools"), "{path}: {}", refused.body);
+    }
+    // Tools that may not be called need no place in a prompt.
+    let mut none = body;
+    none["tool_choice"] = "none".into();
+    server.ok("/v1/chat/completions", &none);
+}
+
 #[test]
 fn thoughts_are_told_apart_where_the_prompt_opens_them() {
     let directory = model(

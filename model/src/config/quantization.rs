@@ -107,19 +107,107 @@ impl QuantizationConfig {
             object.object("config_groups")?.iter().flat_map(|groups| groups.keys().map(move |n| (n, groups)))
         {
             let Some(group) = group.object(name)? else { continue };
-            let activations = group.get("input_activations").or_else(|| group.get("output_activations"));
-            if activations.is_some() {
-                return Err(
-                    group.error("input_activations", "quantised activations are not supported, only weights are")
-                );
-            }
-            let Some(weights) = group.object("weights")? else { continue };
-            if weights.boolean("symmetric")? == Some(false) {
-                return Err(weights.error("symmetric", "is false: only symmetric groups are supported"));
-            }
+            Self::compressed_group(&group)?;
         }
         let strings = object.strings("ignore").ok().flatten().unwrap_or_default();
         let skip_modules = strings.into_iter().map(String::from).collect();
         Ok(Self { skip_modules, ..Self::of(QuantMethod::CompressedTensors) })
+    }
+    /// One group of modules: nothing that its tensors are not. What is absent is as this program writes it.
+    fn compressed_group(group: &Fields) -> Result<()> {
+        for key in ["input_activations", "output_activations"] {
+            if group.get(key).is_some() {
+                return Err(group.error(key, "quantised activations are not supported, only weights are"));
+            }
+        }
+        expect(group, "format", "int-quantized")?;
+        let Some(weights) = group.object("weights")? else { return Ok(()) };
+        if weights.boolean("symmetric")? == Some(false) {
+            return Err(weights.error("symmetric", "is false: only symmetric groups are supported"));
+        }
+        weights.integer("num_bits", 8, 8)?;
+        expect(&weights, "type", "int")?;
+        expect(&weights, "strategy", "group")?;
+        weights.integer("group_size", GROUP, GROUP)?;
+        Ok(())
+    }
+}
+
+/// Weights that share a scale in compressed-tensors' groups.
+const GROUP: usize = 64;
+
+/// An error where a text is another than this one.
+fn expect(object: &Fields, key: &str, expected: &str) -> Result<()> {
+    match object.text(key)? {
+        Some(text) if text != expected => {
+            Err(object.error(key, format!("is \"{}\", expected \"{expected}\"", shown(text))))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::{Value, json};
+
+    use crate::config::ModelConfig;
+
+    fn with_group(change: impl Fn(&mut Value)) -> Value {
+        let mut config = json!({
+            "model_type": "llama", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1,
+            "vocab_size": 8, "rms_norm_eps": 1e-5,
+            "quantization_config": {
+                "quant_method": "compressed-tensors", "format": "int-quantized", "quantization_status": "compressed",
+                "version": "0.12.2", "global_compression_ratio": 1.5, "ignore": ["lm_head"], "kv_cache_scheme": null,
+                "config_groups": { "group_0": {
+                    "targets": ["Linear"], "format": "int-quantized", "input_activations": null, "output_activations": null,
+                    "weights": {
+                        "num_bits": 8, "type": "int", "symmetric": true, "strategy": "group", "group_size": 64, "dynamic": false,
+                        "actorder": null, "block_structure": null, "observer": "minmax", "observer_kwargs": {"averaging": 1},
+                    },
+                } },
+            },
+        });
+        change(&mut config["quantization_config"]);
+        config
+    }
+
+    #[test]
+    fn every_key_of_compressed_groups_is_known() {
+        let path = Path::new("config.json");
+        let config = with_group(|_| ()).to_string();
+        assert_eq!(ModelConfig::unread_keys(path, config.as_bytes()).unwrap(), []);
+        let config = with_group(|quantization| {
+            quantization["kv_cache_scheme"] = json!({"num_bits": 8});
+            quantization["config_groups"]["group_0"]["weights"]["actorder"] = json!("group");
+        });
+        let unread = ModelConfig::unread_keys(path, config.to_string().as_bytes()).unwrap();
+        let names: Vec<&str> = unread.iter().map(|(key, _)| key.rsplit('.').next().unwrap()).collect();
+        assert_eq!(names, ["kv_cache_scheme", "actorder"]);
+    }
+
+    #[test]
+    fn groups_that_are_computed_otherwise_are_refused() {
+        for (key, value) in [
+            ("num_bits", json!(4)),
+            ("type", json!("float")),
+            ("strategy", json!("channel")),
+            ("group_size", json!(128)),
+            ("symmetric", json!(false)),
+        ] {
+            let config =
+                with_group(|quantization| quantization["config_groups"]["group_0"]["weights"][key] = value.clone());
+            let error = ModelConfig::from_json(Path::new("config.json"), config.to_string().as_bytes()).unwrap_err();
+            let place = format!("config_groups.group_0.weights.{key}");
+            assert!(error.to_string().contains(&place), "{key}: {error}");
+        }
+        for key in ["input_activations", "output_activations"] {
+            let config =
+                with_group(|quantization| quantization["config_groups"]["group_0"][key] = json!({"num_bits": 8}));
+            let error = ModelConfig::from_json(Path::new("config.json"), config.to_string().as_bytes()).unwrap_err();
+            assert!(error.to_string().contains(key), "{key}: {error}");
+        }
     }
 }

@@ -147,9 +147,12 @@ const HARMLESS: [&[&str]; 7] = [
         "quantization_config.modules_to_not_convert",
         "quantization_config.bnb_4bit_quant_storage",
         "quantization_config.formats",
+        "quantization_config.global_compression_ratio",
         "quantization_config.llm_int8_enable_fp32_cpu_offload",
         "quantization_config.llm_int8_has_fp16_weight",
         "quantization_config.llm_int8_threshold",
+        "quantization_config.quantization_status",
+        "quantization_config.version",
         "rope_parameters.mrope_interleaved",
         "rope_parameters.mrope_section",
         "rope_scaling.mrope_interleaved",
@@ -159,6 +162,19 @@ const HARMLESS: [&[&str]; 7] = [
     ],
 ];
 
+/// Where the groups of compressed-tensors are, each under a name of its own.
+const GROUPS: &str = "quantization_config.config_groups.";
+
+/// How their keys end that do not change the numbers: which modules a group is of, which the tensors show, and how its scales were found.
+const HARMLESS_OF_GROUPS: [&str; 6] = [
+    ".targets",
+    ".weights.dynamic",
+    ".weights.observer",
+    ".weights.observer_kwargs",
+    ".weights.scale_dtype",
+    ".weights.zp_dtype",
+];
+
 /// The place of a key without that of a text config around it.
 fn plain(place: &str) -> &str {
     place.strip_prefix("text_config.").unwrap_or(place)
@@ -166,7 +182,9 @@ fn plain(place: &str) -> &str {
 
 /// Whether a key changes nothing about the numbers of a text model.
 pub(crate) fn is_harmless(place: &str) -> bool {
-    HARMLESS.iter().any(|keys| keys.contains(&plain(place)))
+    let place = plain(place);
+    let of_group = |key: &&str| place.starts_with(GROUPS) && place.ends_with(*key);
+    HARMLESS.iter().any(|keys| keys.contains(&place)) || HARMLESS_OF_GROUPS.iter().any(of_group)
 }
 
 impl ModelConfig {

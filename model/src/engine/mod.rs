@@ -5,7 +5,8 @@
 //! all of them at once, which costs little more than one sequence while the weights are what has to be read.
 //!
 //! Each sequence has its own cache, sampler, stop rules and text: what it gets does not depend on who else is there (but for the last
-//! bits of sums, which are taken in another order when more tokens share a pass). One that fails, fails alone.
+//! bits of sums, which are taken in another order when more tokens share a pass; with rounded activations, all but
+//! [`Activations::F32`](emberlm_quant::Activations::F32), that can change a text). One that fails, fails alone.
 //!
 //! With [drafts](DraftOptions), a step feeds several tokens of a sequence that generates, which were guessed, and keeps those that are right.
 //!

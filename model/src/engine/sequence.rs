@@ -305,7 +305,7 @@ impl<B: CompactBackend> Sequence<B> {
     pub fn finish(mut self, finish: Finish) -> Vec<Event<B>> {
         let id = self.id;
         let event = |kind| Event { sequence: id, kind };
-        let mut text = match self.stream.finish() {
+        let mut text = match self.stream.finish_whole() {
             Ok(rest) => self.stops.push(&rest).text,
             Err(error) => return vec![event(EventKind::Failed(error))],
         };

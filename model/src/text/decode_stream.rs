@@ -89,7 +89,32 @@ impl DecodeStream {
     }
 }
 
+impl DecodeStream {
+    /// The text still held that is whole: as [`finish`](Self::finish), without a character whose last bytes are missing. For texts that
+    /// end where a limit cuts them.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub fn finish_whole(&mut self) -> Result<String> {
+        match &mut self.state {
+            // What could still become a character is all that is held.
+            State::Bytes(held) => held.clear(),
+            State::Window(window) => window.drop_incomplete(&self.text),
+        }
+        self.finish()
+    }
+}
+
 impl Window {
+    /// Leaves out byte tokens at the end that are the beginning of a character.
+    fn drop_incomplete(&mut self, text: &TextProcessor) {
+        let byte = |id: &u32| text.token(*id).and_then(|token| single_byte(&token));
+        let mut bytes: Vec<u8> = self.ids.iter().rev().map_while(byte).collect();
+        bytes.reverse();
+        take_complete(&mut bytes);
+        self.ids.truncate(self.ids.len() - bytes.len());
+    }
+
     fn push(&mut self, id: u32, token: &str, text: &TextProcessor, skip_special: bool) -> Result<String> {
         self.ids.push(id);
         // A run of byte tokens decodes as a whole or not at all, so wait for its end.

@@ -201,6 +201,40 @@ impl TextProcessor {
         template.render(messages, options, self.inner.special.names())
     }
 
+    /// Whether a variable of the options, such as `tools` or `enable_thinking`, makes a difference to the prompt of a chat, or to that of
+    /// one question: whether the prompt is another without it, or with the other value where it is true or false. Templates say nothing
+    /// about variables that they do not read.
+    ///
+    /// # Errors
+    /// [`Error::Template`] when there is no template, or when it does not parse.
+    pub fn template_reads(&self, name: &str, messages: &[Message], options: &ChatOptions) -> Result<bool> {
+        // The one that is chosen with the variable: tools may have a template of their own.
+        let template = self.chat_template(options)?;
+        let Some(value) = options.variables.get(name) else { return Ok(false) };
+        let with = ChatOptions { now: Some(options.time()), ..options.clone() };
+        let mut without = with.clone();
+        without.variables.remove(name);
+        let negated = value.as_bool().map(|on| with.clone().with(name, !on));
+        let others: Vec<ChatOptions> = [without].into_iter().chain(negated).collect();
+        let differs = |messages: &[Message]| {
+            let render = |options| template.render(messages, options, self.inner.special.names()).ok();
+            let rendered = render(&with);
+            others.iter().any(|other| render(other) != rendered)
+        };
+        Ok(differs(messages) || differs(&[Message::user("a")]))
+    }
+
+    /// That tools of the options reach the model.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when there are tools and the template leaves them out; as [`Self::template_reads`].
+    pub fn check_tools(&self, messages: &[Message], options: &ChatOptions) -> Result<()> {
+        if !options.has_tools() || self.template_reads("tools", messages, options)? {
+            return Ok(());
+        }
+        Err(Error::Option { option: "tools".to_owned(), message: "the model's chat template has no tools".to_owned() })
+    }
+
     /// The template that renders a chat with these options.
     ///
     /// # Errors

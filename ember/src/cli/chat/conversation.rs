@@ -1,7 +1,7 @@
 //! The messages of a conversation, in memory and in a file.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -61,6 +61,13 @@ impl Conversation {
         let mut text = serde_json::to_string_pretty(&self.messages).context("the conversation is no JSON")?;
         text.push('\n');
         write_whole(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Whether a file holds what [`save`](Self::save) writes: a list of messages and nothing else.
+    pub fn is_saved_in(path: &Path) -> bool {
+        let messages = File::open(path).ok().filter(|file| file.metadata().is_ok_and(|data| data.is_file()));
+        let messages = messages.and_then(|file| serde_json::from_reader(BufReader::new(file)).ok());
+        messages.is_some_and(|messages: Vec<Message>| !messages.is_empty())
     }
 
     /// Reads what [`save`](Self::save) wrote, or what else `ember render --messages` takes; tools and documents beside the messages

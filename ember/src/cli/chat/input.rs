@@ -1,5 +1,6 @@
 //! What the user types, or what comes through a pipe: messages and commands.
 
+use std::fs::{self, File};
 use std::io::{self, BufRead, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
@@ -54,11 +55,23 @@ enum Line {
     End,
 }
 
+/// Whether the history will find its place, which it takes at the end alone.
+fn check_writable(path: &Path) -> Result<()> {
+    let told = || format!("cannot write the history {}", path.display());
+    if path.exists() {
+        File::options().append(true).open(path).with_context(told)?;
+    } else {
+        File::options().write(true).create_new(true).open(path).with_context(told)?;
+        fs::remove_file(path).with_context(told)?;
+    }
+    Ok(())
+}
+
 impl Input {
     /// The terminal if stdin is one, with what `history` remembers of former runs; else the lines of a pipe.
     ///
     /// # Errors
-    /// When the history cannot be read.
+    /// When the history cannot be read, or could not be written at the end.
     pub fn open(history: Option<&Path>) -> Result<Self> {
         if !io::stdin().is_terminal() {
             ensure!(history.is_none(), "--history is for a terminal, and stdin is none");
@@ -69,6 +82,7 @@ impl Input {
         let config = Config::builder().behavior(behavior).build();
         let mut editor = DefaultEditor::with_config(config).context("cannot use the terminal")?;
         editor.set_max_history_size(REMEMBERED).context("the history takes no messages")?;
+        history.map_or(Ok(()), check_writable)?;
         if let Some(path) = history.filter(|path| path.exists()) {
             editor.load_history(path).with_context(|| format!("cannot read the history {}", path.display()))?;
         }

@@ -24,10 +24,11 @@ use self::conversation::Conversation;
 use self::input::{Entry, Input};
 use self::interrupt::{HOW_TO_LEAVE, Interrupt};
 use self::screen::Screen;
-use self::session::{ENABLE_THINKING, Next, Session, Setup};
+use self::session::{Next, Session, Setup};
 use self::settings::Settings;
 use super::args::{ModelArgs, PassArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
+use super::chat_input::{ENABLE_THINKING, note_unread};
 use super::estimate::{cache_bytes, draft_bytes, usual_context};
 use super::generation_args::GenerationArgs;
 use super::sampling::or_minus_one;
@@ -118,6 +119,7 @@ fn chat<B: CompactBackend>(args: &ChatArgs, device: &OpenDevice<B>) -> Result<bo
     if args.no_think {
         options = options.with(ENABLE_THINKING, false);
     }
+    note_unread(&text, &[], &options)?;
     let num_steps = architecture.crest.as_ref().map(|crest| crest.num_steps);
     let (sampling, file) = (args.generation.sampling.clone(), pretrained.generation_config());
     let settings = Settings::new(sampling, args.max_tokens, options, file, num_steps)?;
@@ -132,7 +134,10 @@ fn chat<B: CompactBackend>(args: &ChatArgs, device: &OpenDevice<B>) -> Result<bo
     let usual = usual_context(architecture);
     // That of the turn with its drafts, and what is kept for the next one.
     let drafts = draft_bytes(architecture, draft);
-    let caches = |cache: usize| cache.saturating_mul(2).saturating_add(drafts);
+    let caches = |cache: usize| {
+        let told = format!("cache for a turn of {usual} tokens and what is kept for the next one");
+        (cache.saturating_mul(2).saturating_add(drafts), Some(told))
+    };
     let model = load::load_for_text(&pretrained, device, &setup.text, &args.passes, usual, caches)?;
     drop(pretrained);
     output::note(&settings.sampling_line());
@@ -204,7 +209,10 @@ fn converse<B: CompactBackend>(input: &mut Input, session: &mut Session<'_, B>) 
         match next {
             Ok(Next::Continue) => {}
             Ok(Next::Interrupted) if interactive => {}
-            Ok(Next::Interrupted) => return Ok(false),
+            Ok(Next::Unanswered) if interactive => {
+                output::note("there is no answer yet; /retry asks for it again, another message takes its place");
+            }
+            Ok(Next::Interrupted | Next::Unanswered) => return Ok(false),
             Ok(Next::Exit) => return Ok(true),
             // A terminal that can be told of an error goes on.
             Err(error) if interactive && !output::is_closed_pipe(&error) => {

@@ -1,6 +1,8 @@
 //! A conversation with a model.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use emberlm::model::engine::{Engine, EventKind, Finish, Request, Summary};
@@ -17,11 +19,9 @@ use super::interrupt::Interrupt;
 use super::screen::{Screen, Shown};
 use super::settings::Settings;
 use super::totals::Totals;
+use crate::cli::chat_input::ENABLE_THINKING;
 use crate::cli::depth::Colours;
 use crate::cli::output::{self, printable};
-
-/// The variable by which templates are told whether the model thinks first.
-pub const ENABLE_THINKING: &str = "enable_thinking";
 
 /// What does not change in a chat.
 pub struct Setup {
@@ -46,6 +46,8 @@ pub enum Next {
     Continue,
     /// The answer was interrupted.
     Interrupted,
+    /// It was interrupted before it began, and the conversation is as it was.
+    Unanswered,
     Exit,
 }
 
@@ -54,12 +56,16 @@ pub struct Session<'m, B: CompactBackend> {
     setup: Setup,
     engine: Engine<'m, B>,
     conversation: Conversation,
+    /// What was asked when an interrupt came before any answer: no part of the conversation, and what /retry asks.
+    unanswered: Option<Conversation>,
     settings: Settings,
     interrupt: Interrupt,
     /// Answers to the last message before the current one.
     retries: u64,
     shows_depth: bool,
     totals: Totals,
+    /// Files that this chat has saved to or loaded from, and may replace.
+    files: BTreeSet<PathBuf>,
 }
 
 impl<'m, B: CompactBackend> Session<'m, B> {
@@ -72,7 +78,8 @@ impl<'m, B: CompactBackend> Session<'m, B> {
         interrupt: Interrupt,
     ) -> Self {
         let (retries, shows_depth, totals) = (0, false, Totals::default());
-        Self { setup, engine, conversation, settings, interrupt, retries, shows_depth, totals }
+        let (unanswered, files) = (None, BTreeSet::new());
+        Self { setup, engine, conversation, unanswered, settings, interrupt, retries, shows_depth, totals, files }
     }
 
     /// What the chat took, in one line.
@@ -109,7 +116,14 @@ impl<'m, B: CompactBackend> Session<'m, B> {
             Command::Retry => return self.retry(),
             Command::Save(path) => {
                 ensure!(!self.conversation.messages().is_empty(), "there is nothing to save yet");
+                let known = fs::canonicalize(&path).is_ok_and(|path| self.files.contains(&path));
+                ensure!(
+                    known || fs::symlink_metadata(&path).is_err() || Conversation::is_saved_in(&path),
+                    "{} is there and holds no saved conversation: it stays as it is; choose another name",
+                    path.display()
+                );
                 self.conversation.save(&path)?;
+                self.files.extend(fs::canonicalize(&path));
                 let count = self.conversation.messages().len();
                 output::note(&format!("saved {} to {}", messages(count), shown_path(&path)));
             }
@@ -135,6 +149,7 @@ impl<'m, B: CompactBackend> Session<'m, B> {
     /// Goes on with another conversation, and lets go of what was computed of this one.
     fn restart(&mut self, conversation: Conversation) {
         self.conversation = conversation;
+        self.unanswered = None;
         self.retries = 0;
         self.engine.clear_prefix_cache();
     }
@@ -143,6 +158,7 @@ impl<'m, B: CompactBackend> Session<'m, B> {
         let conversation = self.conversation.with_system(system);
         self.check(&conversation)?;
         self.conversation = conversation;
+        self.unanswered = self.unanswered.take().map(|asked| asked.with_system(system));
         output::note(if system.is_some() { "the system message is set" } else { "there is no system message now" });
         Ok(())
     }
@@ -152,6 +168,7 @@ impl<'m, B: CompactBackend> Session<'m, B> {
         self.check(&conversation).with_context(|| format!("{} cannot be used", path.display()))?;
         let count = conversation.messages().len();
         self.restart(conversation);
+        self.files.extend(fs::canonicalize(path));
         output::note(&format!("loaded {} from {}", messages(count), shown_path(path)));
         Ok(())
     }
@@ -167,14 +184,14 @@ impl<'m, B: CompactBackend> Session<'m, B> {
     }
 
     fn set_thinking(&mut self, on: bool) -> Result<()> {
-        let template = self.setup.text.chat_template(&self.settings.template)?;
-        if !template.source().contains(ENABLE_THINKING) {
+        let told = self.settings.template.clone().with(ENABLE_THINKING, on);
+        if !self.setup.text.template_reads(ENABLE_THINKING, self.conversation.messages(), &told)? {
             output::note(
                 "the chat template of this model has no switch for thinking (enable_thinking): nothing changes",
             );
             return Ok(());
         }
-        self.settings.template.variables.insert(ENABLE_THINKING.to_owned(), on.into());
+        self.settings.template = told;
         output::note(if on { "thinking is on" } else { "thinking is off" });
         Ok(())
     }
@@ -197,6 +214,10 @@ impl<'m, B: CompactBackend> Session<'m, B> {
     }
 
     fn retry(&mut self) -> Result<Next> {
+        // The answer that did not come: with the seed that it would have had.
+        if let Some(conversation) = self.unanswered.clone() {
+            return self.answer(conversation);
+        }
         let Some(conversation) = self.conversation.up_to_last_user() else {
             bail!("there is no message to answer yet");
         };
@@ -227,13 +248,20 @@ impl<'m, B: CompactBackend> Session<'m, B> {
              /save keeps it in a file"
         );
         let Answered { content, reasoning, summary } = self.generate(prompt)?;
+        let interrupted = summary.finish == Finish::Cancelled;
+        let answered = !(interrupted && content.is_empty() && reasoning.is_empty());
+        self.totals.add(&summary, answered);
+        if !answered {
+            self.unanswered = Some(conversation);
+            return Ok(Next::Unanswered);
+        }
         let mut message = Message::assistant(content);
         if !reasoning.is_empty() {
             message = message.with("reasoning_content", reasoning);
         }
         conversation.push(message);
         self.conversation = conversation;
-        self.totals.add(&summary);
+        self.unanswered = None;
         match summary.finish {
             Finish::Stop => Ok(Next::Continue),
             Finish::Cancelled => Ok(Next::Interrupted),

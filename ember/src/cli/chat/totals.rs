@@ -2,7 +2,7 @@
 
 use emberlm::model::engine::Summary;
 
-use crate::cli::generate::drafts;
+use crate::cli::generate::{drafts, shown_rate};
 use crate::cli::output;
 
 /// Sums over the answers of a chat.
@@ -23,10 +23,13 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Adds an answer.
-    pub fn add(&mut self, summary: &Summary) {
+    /// Adds what a turn took. One that was interrupted while its prompt was read has no times, and counts nothing.
+    pub fn add(&mut self, summary: &Summary, answered: bool) {
         let generated = summary.generated.len();
-        self.answers += 1;
+        if generated == 0 && !answered {
+            return;
+        }
+        self.answers += usize::from(answered);
         self.prompt_tokens += summary.prompt_tokens;
         self.cached_tokens += summary.cached_tokens;
         self.prefill_seconds += summary.prefill_seconds;
@@ -43,7 +46,6 @@ impl Totals {
 
     /// In one line, with the bytes of the caches.
     pub fn line(&self, cache_bytes: usize) -> String {
-        let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
         let read = self.prompt_tokens.saturating_sub(self.cached_tokens);
         let steps = match self.tokens_with_steps {
             0 => String::new(),
@@ -51,16 +53,27 @@ impl Totals {
         };
         let drafts = drafts(self.accepted, self.drafted);
         format!(
-            "{} {}: {} prompt tokens, {} of them from the cache, {read} read ({:.1} tokens/s), {} generated ({:.1} tokens/s){drafts}{steps}, \
+            "{} {}: {} prompt tokens, {} of them from the cache, {read} read{}, {} generated{}{drafts}{steps}, \
              {} of cache",
             self.answers,
             if self.answers == 1 { "answer" } else { "answers" },
             self.prompt_tokens,
             self.cached_tokens,
-            rate(read, self.prefill_seconds),
+            shown_rate(read, self.prefill_seconds),
             self.generated,
-            rate(self.decoded, self.decode_seconds),
+            shown_rate(self.decoded, self.decode_seconds),
             output::bytes(cache_bytes)
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_said_of_times_that_were_not_measured() {
+        let line = Totals::default().line(0);
+        assert_eq!(line, "0 answers: 0 prompt tokens, 0 of them from the cache, 0 read, 0 generated, 0 B of cache");
     }
 }

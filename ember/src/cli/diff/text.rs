@@ -38,7 +38,7 @@ fn write_tensors(out: &mut String, compared: &Comparison, top: usize) {
     let differing: Vec<&TensorComparison> = compared.tensors.iter().filter(|tensor| !tensor.identical).collect();
     let same = compared.tensors.len() - differing.len();
     if differing.is_empty() {
-        let _ = writeln!(out, "all {} tensors that both have are equal\n", compared.tensors.len());
+        let _ = writeln!(out, "{}\n", all_equal(same, compared.reshaped.len()));
         return;
     }
     let shown = if top == 0 { differing.len() } else { top.min(differing.len()) };
@@ -82,12 +82,33 @@ fn write_tensors(out: &mut String, compared: &Comparison, top: usize) {
     if same > 0 {
         notes.push(format!("{same} are equal"));
     }
-    let _ = writeln!(out, "{}\n", notes.join(", "));
+    if !notes.is_empty() {
+        let _ = writeln!(out, "{}", notes.join(", "));
+    }
+    out.push('\n');
+}
+
+/// What is said where no tensor of one shape differs.
+fn all_equal(same: usize, reshaped: usize) -> String {
+    match (same, reshaped) {
+        (0, 0) => "no tensor is in both".to_owned(),
+        (same, 0) => format!("all {same} tensors that both have are equal"),
+        (0, reshaped) => format!("all {reshaped} tensors that both have are of other shapes"),
+        (same, reshaped) => {
+            format!(
+                "of {} tensors that both have, {same} are equal and {reshaped} are of other shapes",
+                same + reshaped
+            )
+        }
+    }
 }
 
 fn write_others(out: &mut String, compared: &Comparison) {
     for (name, a, b) in compared.reshaped.iter().take(LISTED) {
         let _ = writeln!(out, "{}: {a:?} in A, {b:?} in B", printable(name));
+    }
+    if let Some(more) = compared.reshaped.len().checked_sub(LISTED).filter(|&more| more > 0) {
+        let _ = writeln!(out, "{more} more are of other shapes");
     }
     for (letter, names) in [("A", &compared.only_first), ("B", &compared.only_second)] {
         for name in names.iter().take(LISTED) {
@@ -168,7 +189,19 @@ fn short(x: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::short;
+    use super::{all_equal, short};
+
+    #[test]
+    fn tensors_of_other_shapes_are_not_equal() {
+        for (same, reshaped, told) in [
+            (3, 0, "all 3 tensors that both have are equal"),
+            (0, 14, "all 14 tensors that both have are of other shapes"),
+            (3, 14, "of 17 tensors that both have, 3 are equal and 14 are of other shapes"),
+            (0, 0, "no tensor is in both"),
+        ] {
+            assert_eq!(all_equal(same, reshaped), told);
+        }
+    }
 
     #[test]
     fn numbers_have_three_digits() {

@@ -23,7 +23,7 @@ use super::sampling::or_minus_one;
 use super::terminal::TerminalFilter;
 use super::{chat_input, input, load, output};
 use report::TracedToken;
-pub use report::drafts;
+pub use report::{drafts, shown_rate};
 
 /// Tokens to generate where neither a flag nor generation_config.json gives a number.
 const MAX_TOKENS: usize = 256;
@@ -142,7 +142,7 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> R
     }
     let context = prompt.len().saturating_add(options.max_tokens).min(limit);
     let drafts = draft_bytes(architecture, options.draft);
-    let caches = |cache: usize| cache.saturating_add(drafts);
+    let caches = |cache: usize| (cache.saturating_add(drafts), None);
     let model = load::load_for_text(&pretrained, device, &text, &args.passes, context, caches)?;
     output::note(&sampling);
     let generator = Generator::new(&model, &text, options)?;
@@ -220,12 +220,14 @@ fn prompt(args: &GenerateArgs, text: &TextProcessor) -> Result<Vec<u32>> {
     let messages: Vec<Message> = system.chain([Message::user(prompt)]).collect();
     let mut options = ChatOptions::prompt();
     if args.no_think {
-        options = options.with("enable_thinking", false);
+        options = options.with(chat_input::ENABLE_THINKING, false);
     }
     if let Some(path) = &args.tools {
         options = options.with("tools", chat_input::tools(path)?);
     }
-    Ok(text.encode_chat(&messages, &options)?)
+    let tokens = text.encode_chat(&messages, &options)?;
+    chat_input::note_unread(text, &messages, &options)?;
+    Ok(tokens)
 }
 
 /// The first Ctrl-C ends the text, the second the program. Where signals cannot be handled, the first ends the program.

@@ -66,13 +66,19 @@ pub fn drafts(accepted: u64, drafted: u64) -> String {
     }
 }
 
+/// A rate in brackets; empty where no time was measured, as where a prompt was not read to its end.
+pub fn shown_rate(tokens: usize, seconds: f64) -> String {
+    if seconds > 0.0 { format!(" ({:.1} tokens/s)", rate(tokens, seconds)) } else { String::new() }
+}
+
 /// What a run was, for stderr.
 pub fn summary_line(summary: &Summary) -> String {
-    let (prefill, decode) = rates(summary);
+    let prefill = shown_rate(summary.prompt_tokens, summary.prefill_seconds);
+    let decode = shown_rate(summary.generated.len().saturating_sub(1), summary.decode_seconds);
     let steps = summary.mean_steps.map_or(String::new(), |steps| format!(", {steps:.2} steps per layer and token"));
     let drafts = drafts(summary.accepted_tokens as u64, summary.drafted_tokens as u64);
     format!(
-        "{} prompt tokens ({prefill:.1} tokens/s), {} generated ({decode:.1} tokens/s){drafts}{steps}, seed {}, finish: {}",
+        "{} prompt tokens{prefill}, {} generated{decode}{drafts}{steps}, seed {}, finish: {}",
         summary.prompt_tokens,
         summary.generated.len(),
         summary.seed,

@@ -17,7 +17,8 @@ pub enum DraftSource {
 /// The text is that without drafts. At every place the token is chosen as ever, from the logits of the full model with the sampler,
 /// the rules and the random number of that place; a draft stays as far as it is what was chosen. So greedy texts and those of a seed are the
 /// same, and distributions too. (A pass over several tokens adds up in another order than one over each, so that the last bits of logits
-/// may differ, as they do when other sequences share a pass.) A draft of the model itself draws with the random numbers of the places
+/// may differ, as they do when other sequences share a pass; with rounded activations, all but
+/// [`Activations::F32`](emberlm_quant::Activations::F32), a text can change by that.) A draft of the model itself draws with the random numbers of the places
 /// that it guesses, which makes it agree as often as the two distributions let it.
 ///
 /// A text is decoded without drafts where they cannot be taken back or pay nothing: of a request whose own steps are no more than those

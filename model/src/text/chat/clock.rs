@@ -8,12 +8,17 @@ use super::error::{TemplateError, TemplateResult};
 
 /// The local time, or the one given, in a `strftime` format.
 pub(super) fn strftime(now: Option<NaiveDateTime>, format: &str) -> TemplateResult<String> {
-    let now = now.unwrap_or_else(|| chrono::Local::now().naive_local());
+    let now = now.unwrap_or_else(self::now);
     let mut out = String::new();
     match write!(out, "{}", now.format(&as_chrono(format))) {
         Ok(()) => Ok(out),
         Err(_) => Err(TemplateError::new(format!("strftime_now: {format:?} is no time format"))),
     }
+}
+
+/// The local time.
+pub(super) fn now() -> NaiveDateTime {
+    chrono::Local::now().naive_local()
 }
 
 /// The format with what chrono spells otherwise: Python's `%f` are microseconds, and a time without a zone has an empty `%z` and

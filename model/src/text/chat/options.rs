@@ -57,6 +57,11 @@ impl ChatOptions {
         Ok(self)
     }
 
+    /// The time that `strftime_now` tells.
+    pub(in crate::text) fn time(&self) -> NaiveDateTime {
+        self.now.unwrap_or_else(clock::now)
+    }
+
     pub(in crate::text) fn has_tools(&self) -> bool {
         self.variables.get("tools").is_some_and(|t| !t.is_null())
     }

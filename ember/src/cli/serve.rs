@@ -208,7 +208,10 @@ fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<
     warn_of_unsupported(pretrained.generation_config(), &sampling);
     let plan = load::plan::<B>(&pretrained, &device.device)?;
     let options = engine_options(args, architecture, context)?;
-    let context = within_budget(&options, architecture, context)?;
+    let context = match args.cache_bytes {
+        Some(budget) => within_budget(budget, &options, architecture, context)?,
+        None => context,
+    };
     let app = app(args, &pretrained, &plan, &text, context)?;
     let app = Arc::new(app);
 
@@ -275,12 +278,11 @@ fn engine_options(args: &ServeArgs, architecture: &Architecture, context: usize)
     })
 }
 
-/// The context that one answer has in the bytes of all caches.
+/// The context that one answer has in so many bytes for all caches.
 ///
 /// # Errors
 /// When they have room for none.
-fn within_budget(options: &EngineOptions, architecture: &Architecture, context: usize) -> Result<usize> {
-    let Some(budget) = options.cache_bytes else { return Ok(context) };
+fn within_budget(budget: usize, options: &EngineOptions, architecture: &Architecture, context: usize) -> Result<usize> {
     let (per_token, fixed) = cache_bytes(architecture, options.kv_format);
     let fixed = fixed.saturating_add(draft_bytes(architecture, options.draft));
     let least = fixed.saturating_add(GROWTH.saturating_mul(per_token));

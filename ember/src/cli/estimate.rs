@@ -1,6 +1,5 @@
 //! How much memory a model will take, before it is loaded.
 
-use emberlm::model::cache::GROWTH;
 use emberlm::model::config::LayerType;
 use emberlm::model::engine::DraftOptions;
 use emberlm::model::{Architecture, DEFAULT_CHUNK, LoadPlan};
@@ -103,7 +102,9 @@ pub fn cache_bytes(architecture: &Architecture, format: KvFormat) -> (usize, usi
 }
 
 /// Tokens of one sequence that so many bytes of cache have room for, beside `fixed` bytes that it takes whatever its length.
+#[cfg(feature = "serve")]
 pub fn cache_tokens(bytes: usize, per_token: usize, fixed: usize) -> usize {
+    use emberlm::model::cache::GROWTH;
     let slots = bytes.saturating_sub(fixed).checked_div(per_token).unwrap_or(usize::MAX);
     slots / GROWTH * GROWTH
 }

@@ -32,10 +32,11 @@ pub fn variables(fields: Fields<'_>) -> Result<Map<String, Value>, ApiError> {
     Ok(variables)
 }
 
-/// The tokens of a chat with its tools. Texts of special tokens in what users and tools wrote stay texts.
+/// The tokens of a chat with its tools, which are told in messages where the template has none. Texts of special tokens in what users and
+/// tools wrote stay texts.
 ///
 /// # Errors
-/// 400 when the template refuses the chat or has no tools and there are some, or the prompt does not fit.
+/// 400 when the template refuses the chat, or the prompt does not fit.
 pub fn chat(
     app: &App,
     messages: &[Message],
@@ -48,8 +49,9 @@ pub fn chat(
     if !tools.is_empty() {
         options = options.with("tools", tools.to_vec());
     }
-    app.text.check_tools(messages, &options)?;
-    let prompt = app.text.chat_prompt(messages, &options)?;
+    let told = app.text.with_tools_in_messages(messages, &options, app.format.tools)?;
+    let (messages, options) = told.as_ref().map_or((messages, &options), |(messages, options)| (messages, options));
+    let prompt = app.text.chat_prompt(messages, options)?;
     app.check_length(prompt.tokens.len())?;
     Ok(prompt)
 }

@@ -88,32 +88,64 @@ fn turns_that_only_call_tools_have_an_empty_text_where_a_template_reads_it() {
     }
 }
 
-/// A client that waits for a call would wait in vain.
+/// What the prompt says of tools, calls and results where the template knows of none of them.
 #[test]
-fn tools_are_refused_where_the_template_has_none() {
-    let plain = model("{% for m in messages %}[{{ m.content }}]{% endfor %}");
-    let server = server(&plain);
+fn tools_are_told_in_messages_where_the_template_has_none() {
+    let strict = "{% for m in messages %}{% if m.role not in ['system', 'user', 'assistant'] or m.tool_calls %}\
+                  {{ raise_exception('unexpected role') }}{% endif %}[{{ m.role }}|{{ m.content }}]{% endfor %}";
+    let no_system = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}\
+                     [{{ m.role }}|{{ m.content }}]{% endfor %}";
+    let silent = "{% for m in messages if m.role != 'system' %}[{{ m.role }}|{{ m.content }}]{% endfor %}";
     let function = json!({"name": "f", "parameters": {"type": "object"}});
-    let messages = json!([{"role": "user", "content": "a"}]);
     let tools = json!([{"type": "function", "function": function}]);
-    let body = json!({"messages": messages, "max_tokens": 1, "tools": tools});
-    for (path, body) in [
-        ("/v1/chat/completions", body.clone()),
-        ("/tokenize", body.clone()),
-        (
-            "/v1/messages",
-            json!({"messages": messages, "max_tokens": 1, "tools": [{"name": "f", "input_schema": {"type": "object"}}]}),
-        ),
-        ("/v1/responses", json!({"input": "a", "max_output_tokens": 1, "tools": [{"type": "function", "name": "f"}]})),
-    ] {
-        let refused = server.post(path, &body);
-        assert_eq!(refused.status, 400, "{path}: {}", refused.body);
-        assert!(refused.message().contains("the model's chat template has no tools"), "{path}: {}", refused.body);
-    }
+    let question = json!({"role": "user", "content": "a"});
+    let told = "# Tools\nYou may call these functions:\n\
+                {\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{\"type\":\"object\"}}}\n\
+                To call one, answer with tags:\n<tool_call>\n<function=NAME>\n<parameter=NAME>\nVALUE\n</parameter>\n\
+                </function>\n</tool_call>";
+    let directory = model(strict);
+    let server = server(&directory);
+    let prompt = |messages: Value| rendered(&server, &json!({"messages": messages, "tools": tools}));
+    assert_eq!(prompt(json!([question])), format!("[system|{told}][user|a]"));
+    let system = json!({"role": "system", "content": "Be brief."});
+    assert_eq!(prompt(json!([system, question])), format!("[system|Be brief.\n\n{told}][user|a]"));
+    // Calls and results, also where the request has no tools any more.
+    let call = |id: &str, x: u8| json!({"id": id, "type": "function", "function": {"name": "f", "arguments": format!("{{\"x\": {x}}}")}});
+    let result = |id: &str, content: &str| json!({"role": "tool", "tool_call_id": id, "content": content});
+    let history = json!([
+        question, {"role": "assistant", "content": null, "tool_calls": [call("1", 1), call("2", 2)]},
+        result("1", "one"), result("2", "two"), {"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}, question,
+    ]);
+    let written =
+        |x: u8| format!("<tool_call>\n<function=f>\n<parameter=x>\n{x}\n</parameter>\n</function>\n</tool_call>");
+    let after = format!(
+        "[user|a][assistant|{}\n{}][user|<tool_response>\none\n</tool_response>\n<tool_response>\ntwo\n</tool_response>\nb]\
+         [assistant|c][user|a]",
+        written(1),
+        written(2)
+    );
+    assert_eq!(prompt(history.clone()), format!("[system|{told}]{after}"));
+    assert_eq!(rendered(&server, &json!({"messages": history})), after);
+    // Every API is answered, and a call that is demanded comes.
+    let body = json!({"messages": [question], "max_tokens": 200, "tools": tools, "tool_choice": "required"});
+    assert_eq!(
+        server.ok("/v1/chat/completions", &body)["choices"][0]["message"]["tool_calls"][0]["function"]["name"],
+        "f"
+    );
+    let tool = json!({"name": "f", "input_schema": {"type": "object"}});
+    server.ok("/v1/messages", &json!({"messages": [question], "max_tokens": 1, "tools": [tool]}));
+    let tool = json!({"type": "function", "name": "f"});
+    server.ok("/v1/responses", &json!({"input": "a", "max_output_tokens": 1, "tools": [tool]}));
     // Tools that may not be called need no place in a prompt.
-    let mut none = body;
-    none["tool_choice"] = "none".into();
-    server.ok("/v1/chat/completions", &none);
+    let none = json!({"messages": [question], "tools": tools, "tool_choice": "none"});
+    assert_eq!(rendered(&server, &none), "[user|a]");
+    drop(server);
+    for template in [no_system, silent] {
+        let directory = model(template);
+        let server = super::templates::server(&directory);
+        let prompt = rendered(&server, &json!({"messages": [question], "tools": tools}));
+        assert_eq!(prompt, format!("[user|{told}\n\na]"));
+    }
 }
 
 #[test]

@@ -29,6 +29,7 @@ mod spelling;
 mod stop;
 mod templates;
 mod tokenizer;
+mod tools_in_messages;
 
 pub use answer::{AnswerFormat, AnswerParser, AnswerPart, DeclaredTool, DeclaredTools, Thinking, ToolFormat};
 pub use chat::{ChatOptions, ChatTemplate, Message, SpecialText};

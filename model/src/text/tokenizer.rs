@@ -224,17 +224,6 @@ impl TextProcessor {
         Ok(differs(messages) || differs(&[Message::user("a")]))
     }
 
-    /// That tools of the options reach the model.
-    ///
-    /// # Errors
-    /// [`Error::Option`] when there are tools and the template leaves them out; as [`Self::template_reads`].
-    pub fn check_tools(&self, messages: &[Message], options: &ChatOptions) -> Result<()> {
-        if !options.has_tools() || self.template_reads("tools", messages, options)? {
-            return Ok(());
-        }
-        Err(Error::Option { option: "tools".to_owned(), message: "the model's chat template has no tools".to_owned() })
-    }
-
     /// The template that renders a chat with these options.
     ///
     /// # Errors

@@ -70,7 +70,7 @@ fn system_messages_arguments_and_options_reach_the_template() {
     assert_eq!(rendered(&server, &none), "[user|a]");
 }
 
-/// A trained model's template does so: it knows nothing of tools, and clients send what they sent to others.
+/// Templates with tools; those without are told of calls in texts.
 #[test]
 fn turns_that_only_call_tools_have_an_empty_text_where_a_template_reads_it() {
     let call = json!([{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]);
@@ -78,11 +78,14 @@ fn turns_that_only_call_tools_have_an_empty_text_where_a_template_reads_it() {
         let mut turn = json!({"role": "assistant", "tool_calls": call});
         turn.as_object_mut().unwrap().extend(content.as_object().unwrap().clone());
         let body = json!({"messages": [{"role": "user", "content": "a"}, turn, {"role": "tool", "tool_call_id": "1", "content": "b"}]});
-        let reads = model("{% for m in messages %}{{ '[' + m['role'] + ':' + m['content'] + ']' }}{% endfor %}");
+        let reads = model(
+            "{% for m in messages %}{{ '[' + m['role'] + ':' + m['content'] + ']' }}{% endfor %}{{ tools|length if tools }}",
+        );
         assert_eq!(rendered(&server(&reads), &body), "[user:a][assistant:][tool:b]");
         // One that tells such turns by their missing content sees that.
         let tells = model(
-            "{% for m in messages %}[{{ m.role }}:{% if m.content is defined %}{{ m.content }}{% else %}call{% endif %}]{% endfor %}",
+            "{% for m in messages %}[{{ m.role }}:{% if m.content is defined %}{{ m.content }}{% else %}call{% endif %}]{% endfor %}\
+             {{ tools|length if tools }}",
         );
         assert_eq!(rendered(&server(&tells), &body), "[user:a][assistant:call][tool:b]");
     }

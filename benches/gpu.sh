@@ -25,7 +25,12 @@ within() {
     local most=$1 left=$((deadline - SECONDS))
     shift
     [ "$left" -gt 5 ] || { echo "no time left for: $*" >&2; return 124; }
-    timeout "$((left < most ? left : most))" "$@"
+    timeout -k 5 "$((left < most ? left : most))" "$@"
+}
+
+# left_out CODE LABEL LOG: why a measurement has no result.
+left_out() {
+    case $1 in 124 | 137) echo "$2: stopped, its time was over" ;; *) echo "$2: $(tail -n 1 "$3")" ;; esac
 }
 
 # field NAME < one JSON object: the first number or string of that name.
@@ -100,7 +105,7 @@ for device in "${devices[@]}"; do
     case $? in
     0) tail -n 1 "$out/doctor-$name.txt" ;;
     # Kernels are compiled one by one. Each measurement tests the device too, at less length.
-    124) echo "doctor was stopped before it was done" ;;
+    124 | 137) echo "doctor was stopped before it was done" ;;
     *) tail -n 3 "$out/doctor-$name.txt" && continue ;;
     esac
     kind=${device%%:*}
@@ -114,7 +119,7 @@ for device in "${devices[@]}"; do
         local label=$1 result=$out/bench-${name}_$1
         shift
         within 90 "$ember" bench --device "$device" -p 512 -n 64 -r 3 --json --shape "$@" >"$result.json" 2>"$result.log" ||
-            { echo "$label: $(tail -n 1 "$result.log")"; rm -f "$result.json"; }
+            { left_out $? "$label" "$result.log"; rm -f "$result.json"; }
     }
     # The storages that the models are published in.
     lean=(lean-8b --quant nf4-dq --quant-head nf4-dq)

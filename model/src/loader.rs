@@ -72,8 +72,10 @@ pub struct SourceEntry {
 pub struct WeightOptions {
     /// Quantise the dense linears of the layers (not the head, embeddings, gates or compressors).
     pub quantize: Option<QuantizeOnLoad>,
-    /// Quantise a dense embedding and head.
+    /// Quantise a dense head that is not the embedding.
     pub quantize_head: Option<QuantizeOnLoad>,
+    /// Quantise a dense embedding, which may be the head too.
+    pub quantize_embedding: Option<QuantizeOnLoad>,
     /// Dequantise and round to the stored type, as the original runtimes do.
     pub round_to_stored: bool,
     /// Bytes of the largest buffer, where it is to be less than the device's own; a weight beyond it is held in parts.
@@ -164,7 +166,8 @@ impl WeightOptions {
     fn quantize(&self, role: TensorRole) -> Option<QuantizeOnLoad> {
         match role {
             TensorRole::Projection => self.quantize,
-            TensorRole::Embedding | TensorRole::Head => self.quantize_head,
+            TensorRole::Head => self.quantize_head,
+            TensorRole::Embedding => self.quantize_embedding,
             _ => None,
         }
     }

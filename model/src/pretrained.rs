@@ -116,7 +116,7 @@ impl Pretrained {
     /// With a dense embedding and head quantised while they are loaded.
     #[must_use]
     pub fn quantize_head(mut self, format: QuantizeOnLoad) -> Self {
-        self.options.quantize_head = Some(format);
+        (self.options.quantize_head, self.options.quantize_embedding) = (Some(format), Some(format));
         self
     }
 

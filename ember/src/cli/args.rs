@@ -80,7 +80,9 @@ impl ValueEnum for QuantHead {
     fn to_possible_value(&self) -> Option<PossibleValue> {
         match self {
             Self::Auto => {
-                Some(PossibleValue::new("auto").help("int8 beside quantised layers, else none (eval and dump: none)"))
+                let help = "int8 beside quantised layers, and on the CPU an embedding that is not the head as it is stored; \
+                            else none (eval and dump: none)";
+                Some(PossibleValue::new("auto").help(help))
             }
             Self::As(quant) => quant.to_possible_value(),
         }

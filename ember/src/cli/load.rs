@@ -76,7 +76,11 @@ pub fn prepare<B: CompactBackend>(
     }
     let quantized = quantize.is_some() || stored_quantized;
     let quantize_head = head.option(quantized);
-    Ok(pretrained.weight_options(WeightOptions { quantize, quantize_head, ..WeightOptions::default() }))
+    // A pass reads one row of the embedding for each token. Where files are read in place, the rest of it takes no memory as it is stored.
+    let in_place = B::SHARES_HOST_MEMORY && !pretrained.architecture().tied_head;
+    let quantize_embedding = quantize_head.filter(|_| !(in_place && head == QuantHead::Auto));
+    let options = WeightOptions { quantize, quantize_head, quantize_embedding, ..WeightOptions::default() };
+    Ok(pretrained.weight_options(options))
 }
 
 /// The name of a model from a hub, or the last part of the path of another.

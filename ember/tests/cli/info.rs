@@ -41,6 +41,21 @@ fn a_head_follows_the_layers() {
     assert_eq!(head(dense, &["--quant", "nf4"]).0, head(dense, &["--quant-head", "int8"]).0);
 }
 
+/// On the processor the file's own bytes are the embedding. One that is the head too is read whole for every token, and is in 8 bits above.
+#[test]
+fn an_embedding_that_is_not_the_head_stays_as_it_is_stored() {
+    let held = |part: &str, flags: &[&str]| {
+        let told = info("leanllama_nf4", flags);
+        let parts = told["weights"]["by_part"].as_array().expect("a table");
+        let part = parts.iter().find(|told| told["name"] == part).expect("a part");
+        (part["bytes"].as_u64().expect("bytes"), part["stored_bytes"].as_u64().expect("bytes"))
+    };
+    let (embedding, stored) = held("embedding", &[]);
+    let (head, stored_head) = held("head", &[]);
+    assert!(embedding == stored && head < stored_head, "{embedding} of {stored}, {head} of {stored_head}");
+    assert!(held("embedding", &["--quant-head", "int8"]).0 < stored);
+}
+
 /// What is told without loading is what a loaded model has.
 #[test]
 fn info_agrees_with_the_loaded_model() {

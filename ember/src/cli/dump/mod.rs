@@ -119,10 +119,12 @@ fn dump<B: CompactBackend>(args: &DumpArgs, device: &OpenDevice<B>) -> Result<()
     sampling.validate()?;
     let out = OutputFile::create(&args.out)?;
 
+    // What is compared with other programs changes only on demand.
+    let head = args.model.quant_head.option(false);
     let options = WeightOptions {
         quantize: args.model.quant().option(),
-        // What is compared with other programs changes only on demand.
-        quantize_head: args.model.quant_head.option(false),
+        quantize_head: head,
+        quantize_embedding: head,
         round_to_stored: args.rounding == Rounding::Stored,
         ..WeightOptions::default()
     };

@@ -261,3 +261,19 @@ fn the_context_is_what_the_bytes_of_caches_have_room_for() {
     let refused = server.post("/v1/completions", &json!({"prompt": "a fox ".repeat(600), "max_tokens": 1}));
     assert!(refused.status == 400 && refused.message().contains("512"), "{}", refused.body);
 }
+
+#[test]
+fn texts_that_fill_the_bytes_of_caches_together_are_not_lost() {
+    // Room for both prompts, and then for one text after the other.
+    let server = Server::start(&["--cache-bytes", "340k"]);
+    let asked = |prompt: Value, most: usize| {
+        server.ok("/v1/completions", &json!({"prompt": prompt, "max_tokens": most, "ignore_eos": true}))
+    };
+    // What this one leaves behind keeps the first of them from taking room for its whole text at once.
+    asked(json!("one and another story"), 100);
+    let answer = asked(json!(["a fox", "the cat"]), 400);
+    assert_eq!(answer["usage"]["completion_tokens"], 800);
+    let reasons: Vec<&Value> =
+        answer["choices"].as_array().unwrap().iter().map(|choice| &choice["finish_reason"]).collect();
+    assert_eq!(reasons, ["length"; 2]);
+}

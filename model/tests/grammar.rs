@@ -286,6 +286,54 @@ fn calls_of_random_models_are_calls_of_declared_tools() {
 }
 
 #[test]
+fn references_of_a_parameter_are_to_the_schema_of_all() {
+    let text = text("crest_k4");
+    let compiler = GrammarCompiler::new(&text).unwrap();
+    let range = json!({"type": "array", "items": {"$ref": "#/properties/day"}, "minItems": 1, "maxItems": 2});
+    let parameters = json!({
+        "type": "object",
+        "properties": {
+            "day": {"type": "integer", "minimum": 1, "maximum": 7},
+            "days": range,
+            "last": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/Last"}]},
+            "again": {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
+            "named": {"type": "object", "properties": {"enum": {"$ref": "#/properties/day"}, "it": {"enum": [{"$ref": "#/x"}]}},
+                "required": ["enum", "it"], "additionalProperties": false},
+        },
+        "required": ["day"],
+        "additionalProperties": false,
+        "$defs": {"Last": {"type": "array", "items": {"$ref": "#/properties/day"}, "minItems": 1, "maxItems": 1}},
+    });
+    let tools = DeclaredTools::parse(&json!([{"name": "f", "parameters": parameters}])).unwrap();
+    let grammar = compiler.tool_calls(ToolFormat::Qwen3Coder, &tools, false).unwrap();
+    let takes = |parameters: &[(&str, &str)]| {
+        let tag = |(name, value): &(&str, &str)| format!("<parameter={name}>\n{value}\n</parameter>\n");
+        let tags: String = parameters.iter().map(tag).collect();
+        let call = format!("<tool_call>\n<function=f>\n{tags}</function>\n</tool_call>");
+        let mut grammar = grammar.clone();
+        let ids = text.encode_literal(&call, false).unwrap();
+        ids.into_iter().all(|id| grammar.accept(id).is_ok()) && grammar.is_at_end()
+    };
+    let day = ("day", "3");
+    for (more, taken) in [
+        (("days", "[7]"), true),
+        (("days", "[8]"), false),
+        (("days", "[[7]]"), false),
+        (("last", "[1]"), true),
+        (("last", "1"), false),
+        (("again", "{\"day\":1,\"days\":[2]}"), true),
+        (("again", "{\"day\":1,\"again\":{\"day\":2,\"again\":null}}"), true),
+        // Not one of its own kind.
+        (("again", "{}"), false),
+        (("named", "{\"enum\":4,\"it\":{\"$ref\":\"#/x\"}}"), true),
+        (("named", "{\"enum\":9,\"it\":{\"$ref\":\"#/x\"}}"), false),
+    ] {
+        assert_eq!(takes(&[day, more]), taken, "{more:?}");
+    }
+    assert!(takes(&[day]) && !takes(&[]));
+}
+
+#[test]
 fn texts_in_tags_are_any_text_up_to_the_end_tag() {
     let text = text("crest_k4");
     let tools = DeclaredTools::parse(

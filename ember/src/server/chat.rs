@@ -189,7 +189,7 @@ pub fn whole(head: &Head, answers: &[Answer], tokens: Usage, reports: &TokenRepo
         choice.insert("finish_reason".into(), answer.reason().name().into());
         reports.add(&mut choice, &answer.tokens);
         if let Some(end) = &answer.end {
-            choice.insert("seed".into(), end.signed_seed().into());
+            choice.insert("seed".into(), end.seed.clone().into());
             if let Some(steps) = end.mean_steps {
                 choice.insert("mean_steps".into(), steps.into());
             }
@@ -277,7 +277,7 @@ impl Encoder for Chunks {
         if let Some(end) = end {
             let mut choice = self.choice(index, json!({}));
             choice.insert("finish_reason".into(), end.reason.name().into());
-            choice.insert("seed".into(), end.signed_seed().into());
+            choice.insert("seed".into(), end.seed.clone().into());
             if let Some(steps) = end.mean_steps {
                 choice.insert("mean_steps".into(), steps.into());
             }

@@ -266,7 +266,7 @@ impl Told {
             let mut choice = self.choice(index, text, logprobs, &answer.tokens);
             choice.insert("finish_reason".into(), answer.reason().name().into());
             if let Some(end) = &answer.end {
-                choice.insert("seed".into(), end.signed_seed().into());
+                choice.insert("seed".into(), end.seed.clone().into());
             }
             Value::Object(choice)
         };

@@ -1,6 +1,6 @@
 //! `/v1/chat/completions`.
 
-use emberlm::model::text::{AnswerPart, Message, TextProcessor};
+use emberlm::model::text::{AnswerPart, Message, TextProcessor, TokenKind};
 use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, Dialect};
@@ -105,6 +105,13 @@ impl TokenReports {
     /// The text of one token; U+FFFD for bytes that are no text by themselves.
     pub fn spelled(&self, id: u32) -> String {
         self.text.decode(&[id], false).unwrap_or_default()
+    }
+
+    /// The bytes that a token adds to a text, where it is part of it.
+    pub fn written(&self, id: u32) -> Vec<u8> {
+        let ordinary = || self.text.token(id).filter(|_| self.text.kind(id) == TokenKind::Ordinary);
+        let word = || ordinary().map(|token| token.replace('\u{2581}', " ").into_bytes());
+        self.text.bytes(id).or_else(word).unwrap_or_else(|| self.spelled(id).into_bytes())
     }
 
     /// `logprobs` of OpenAI's chats.

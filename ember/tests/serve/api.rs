@@ -155,6 +155,21 @@ fn every_seed_is_told_as_it_was_given_and_repeats_its_answer() {
 }
 
 #[test]
+fn tools_that_are_left_out_are_logged_once() {
+    let mut server = Server::start(&[]);
+    let function = json!({"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}});
+    let ask = |server: &Server, tools: Value| {
+        server.ok("/v1/responses", &json!({"input": "hi", "max_output_tokens": 1, "tools": tools}));
+    };
+    ask(&server, json!([function]));
+    for _ in 0..2 {
+        ask(&server, json!([function, {"type": "web_search"}, {"type": "local\nshell"}]));
+    }
+    server.wait_for("left out: \"web_search\", \"local\\nshell\"");
+    assert_eq!(server.log().matches("left out").count(), 1, "{}", server.log());
+}
+
+#[test]
 fn the_end_of_the_context_is_told_and_not_moved() {
     let server = Server::start(&["--ctx-size", "64"]);
     let answer = server.ok(CHAT, &json!({"messages": [{"role": "user", "content": "hi"}], "ignore_eos": true}));

@@ -181,6 +181,9 @@ fn the_end_is_allowed_where_the_text_is_complete_and_nowhere_else() {
     assert!(other.is_complete() && !other.is_at_end());
     let error = other.accept(text.id("x").unwrap()).unwrap_err();
     assert!(matches!(error, Error::Grammar(_)), "{error:?}");
+    // Which says nothing of the parser's insides, and nor do those after it.
+    let told = "grammar: the text cannot go on as its schema asks for; use a simpler one";
+    assert_eq!((error.to_string(), other.allowed().unwrap_err().to_string()), (told.to_owned(), told.to_owned()));
 }
 
 #[test]
@@ -286,6 +289,54 @@ fn calls_of_random_models_are_calls_of_declared_tools() {
 }
 
 #[test]
+fn references_of_a_parameter_are_to_the_schema_of_all() {
+    let text = text("crest_k4");
+    let compiler = GrammarCompiler::new(&text).unwrap();
+    let range = json!({"type": "array", "items": {"$ref": "#/properties/day"}, "minItems": 1, "maxItems": 2});
+    let parameters = json!({
+        "type": "object",
+        "properties": {
+            "day": {"type": "integer", "minimum": 1, "maximum": 7},
+            "days": range,
+            "last": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/Last"}]},
+            "again": {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
+            "named": {"type": "object", "properties": {"enum": {"$ref": "#/properties/day"}, "it": {"enum": [{"$ref": "#/x"}]}},
+                "required": ["enum", "it"], "additionalProperties": false},
+        },
+        "required": ["day"],
+        "additionalProperties": false,
+        "$defs": {"Last": {"type": "array", "items": {"$ref": "#/properties/day"}, "minItems": 1, "maxItems": 1}},
+    });
+    let tools = DeclaredTools::parse(&json!([{"name": "f", "parameters": parameters}])).unwrap();
+    let grammar = compiler.tool_calls(ToolFormat::Qwen3Coder, &tools, false).unwrap();
+    let takes = |parameters: &[(&str, &str)]| {
+        let tag = |(name, value): &(&str, &str)| format!("<parameter={name}>\n{value}\n</parameter>\n");
+        let tags: String = parameters.iter().map(tag).collect();
+        let call = format!("<tool_call>\n<function=f>\n{tags}</function>\n</tool_call>");
+        let mut grammar = grammar.clone();
+        let ids = text.encode_literal(&call, false).unwrap();
+        ids.into_iter().all(|id| grammar.accept(id).is_ok()) && grammar.is_at_end()
+    };
+    let day = ("day", "3");
+    for (more, taken) in [
+        (("days", "[7]"), true),
+        (("days", "[8]"), false),
+        (("days", "[[7]]"), false),
+        (("last", "[1]"), true),
+        (("last", "1"), false),
+        (("again", "{\"day\":1,\"days\":[2]}"), true),
+        (("again", "{\"day\":1,\"again\":{\"day\":2,\"again\":null}}"), true),
+        // Not one of its own kind.
+        (("again", "{}"), false),
+        (("named", "{\"enum\":4,\"it\":{\"$ref\":\"#/x\"}}"), true),
+        (("named", "{\"enum\":9,\"it\":{\"$ref\":\"#/x\"}}"), false),
+    ] {
+        assert_eq!(takes(&[day, more]), taken, "{more:?}");
+    }
+    assert!(takes(&[day]) && !takes(&[]));
+}
+
+#[test]
 fn texts_in_tags_are_any_text_up_to_the_end_tag() {
     let text = text("crest_k4");
     let tools = DeclaredTools::parse(
@@ -359,6 +410,14 @@ fn what_no_grammar_can_be_made_of_is_named_with_its_place() {
             .to_string()
             .starts_with("tools: there is none")
     );
+    // What is wrong, and none of the rules that were made.
+    let missing = json!({"properties": {"x": {"type": "array", "items": {"$ref": "#/$defs/Missing"}}}});
+    let tools = DeclaredTools::parse(&json!([{"name": "f", "parameters": missing}])).unwrap();
+    for format in [ToolFormat::Hermes, ToolFormat::Llama3Json, ToolFormat::Qwen3Coder] {
+        let error = compiler.tool_calls(format, &tools, false).unwrap_err().to_string();
+        assert!(error.starts_with("tools: no grammar can be made of it: failed to compile JSON schema"), "{error}");
+        assert!(error.contains("'#/$defs/") && error.lines().count() == 1 && !error.contains("x-guidance"), "{error}");
+    }
     let odd = DeclaredTools::parse(&json!([{"name": "a>b"}])).unwrap();
     let error = compiler.tool_calls(ToolFormat::Qwen3Coder, &odd, true).unwrap_err().to_string();
     assert!(error.starts_with("tools[0].function.name: \"a>b\" cannot be written in a tag"), "{error}");
@@ -382,6 +441,92 @@ fn what_no_grammar_can_be_made_of_is_named_with_its_place() {
     assert!(tool(60, json!({"type": "boolean"})).is_ok());
 }
 
+/// An object that holds another one of its kind.
+fn endless(required: &[&str]) -> Value {
+    json!({"type": "object", "properties": {"a": {"type": "boolean"}, "next": {"$ref": "#"}}, "required": required, "additionalProperties": false})
+}
+
+#[test]
+fn a_schema_that_no_finite_value_fits_is_refused_with_the_place() {
+    let text = text("crest_k4");
+    let compiler = GrammarCompiler::new(&text).unwrap();
+    let node = json!({"type": "object", "properties": {"n": {"$ref": "#/$defs/Node"}}, "required": ["n"], "additionalProperties": false});
+    let both = json!({"type": "object", "allOf": [{"properties": {"n": {"$ref": "#"}}, "required": ["n"]}]});
+    for (schema, place) in [
+        (endless(&["a", "next"]), "s.properties.next"),
+        (json!({"$ref": "#"}), "s"),
+        (json!({"allOf": [{"$ref": "#"}]}), "s.allOf[0]"),
+        (json!({"$ref": "#/$defs/Node", "$defs": {"Node": node}}), "s.$defs.Node.properties.n"),
+        (json!({"type": "array", "items": {"$ref": "#"}, "minItems": 1}), "s.items"),
+        (json!({"type": "array", "prefixItems": [{"type": "null"}, {"$ref": "#"}], "minItems": 2}), "s.prefixItems[1]"),
+        (
+            json!({"anyOf": [{"$ref": "#/$defs/Node"}, {"$ref": "#"}], "$defs": {"Node": node}}),
+            "s.$defs.Node.properties.n",
+        ),
+        (json!({"oneOf": [{"type": "array", "items": {"$ref": "#"}, "minItems": 1}]}), "s.oneOf[0].items"),
+        (json!({"type": "object", "required": ["x"], "additionalProperties": {"$ref": "#"}}), "s.additionalProperties"),
+        (
+            json!({"type": "object", "minProperties": 1, "additionalProperties": {"$ref": "#"}}),
+            "s.additionalProperties",
+        ),
+        (both, "s.allOf[0].properties.n"),
+        (
+            json!({"type": "array", "items": {"type": "object", "properties": {"x": {"$ref": "#"}}, "required": ["x"]}, "minItems": 1}),
+            "s.items.properties.x",
+        ),
+    ] {
+        let error = compiler.json_schema(&schema, "s").unwrap_err().to_string();
+        let wanted = format!("{place}: no answer fits it: it contains itself without an end");
+        assert!(error.starts_with(&wanted), "{schema}: {error}");
+    }
+    // In tools, in every format.
+    let tool = DeclaredTools::parse(&json!([{"name": "f", "parameters": endless(&["next"])}])).unwrap();
+    for format in [ToolFormat::Hermes, ToolFormat::Llama3Json, ToolFormat::Qwen3Coder] {
+        let error = compiler.tool_calls(format, &tool, false).unwrap_err().to_string();
+        assert!(error.starts_with("tools[0].function.parameters.properties.next: no answer fits it"), "{error}");
+    }
+}
+
+#[test]
+fn parts_that_no_finite_value_fits_are_left_out_of_answers() {
+    let node = json!({"type": "object", "properties": {"n": {"$ref": "#/$defs/Node"}}, "required": ["n"], "additionalProperties": false});
+    let null_or = json!({"anyOf": [{"type": "null"}, {"$ref": "#"}]});
+    for schema in [
+        // Each of them has an end, with nothing in the place of what has none.
+        json!({"type": "object", "properties": {"a": {"type": "boolean"}, "n": {"$ref": "#/$defs/Node"}}, "required": ["a"],
+            "additionalProperties": false, "$defs": {"Node": node}}),
+        json!({"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "boolean"}], "$defs": {"Node": node}}),
+        json!({"type": "array", "items": {"$ref": "#/$defs/Node"}, "$defs": {"Node": node}}),
+        json!({"type": "object", "properties": {"a": {"type": "boolean"}, "next": null_or}, "required": ["a", "next"], "additionalProperties": false}),
+        json!({"type": "object", "properties": {"next": {"type": "array", "items": {"$ref": "#"}, "maxItems": 1}}, "required": ["next"], "additionalProperties": false}),
+        // What is only listed is no schema.
+        json!({"type": "object", "properties": {"$ref": {"enum": ["#"]}}, "required": ["$ref"], "additionalProperties": false}),
+    ] {
+        for fixture in FIXTURES {
+            let text = text(fixture);
+            let grammar = GrammarCompiler::new(&text).unwrap().json_schema(&schema, "s").unwrap();
+            let mut ended = 0;
+            for seed in 0..20 {
+                let Some((answer, _)) = answer(&text, grammar.clone(), seed, 600) else { continue };
+                let value: Value = serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{seed} {answer:?}: {e}"));
+                assert!(fits(&value, &schema, &schema), "{schema} {seed}: {answer}");
+                ended += 1;
+            }
+            assert!(ended >= 15, "{fixture}, {schema}: {ended} of 20 ended");
+        }
+    }
+    // A call has no tag for them.
+    let parameters =
+        json!({"properties": {"n": {"$ref": "#/$defs/Node"}, "a": {"type": "boolean"}}, "$defs": {"Node": node}});
+    let tools = DeclaredTools::parse(&json!([{"name": "f", "parameters": parameters}])).unwrap();
+    let text = text("crest_k4");
+    let compiler = GrammarCompiler::new(&text).unwrap();
+    let mut grammar = compiler.tool_calls(ToolFormat::Qwen3Coder, &tools, false).unwrap();
+    let ids = text.encode_literal("<tool_call>\n<function=f>\n<parameter=n", false).unwrap();
+    let taken = ids.iter().take_while(|id| grammar.accept(**id).is_ok()).count();
+    assert!(taken > 0 && taken < ids.len());
+}
+
 /// Schemas that ask for much, and answers that follow them, in bounded time and memory.
 #[test]
 fn hostile_schemas_take_neither_time_nor_memory() {
@@ -403,7 +548,12 @@ fn hostile_schemas_take_neither_time_nor_memory() {
             .map(|i| (format!("d{i}"), json!({"allOf": [{"$ref": format!("#/$defs/d{}", i + 1)}, {"$ref": format!("#/$defs/d{}", i + 1)}]})))
             .chain([("d30".to_owned(), json!({"type": "string"}))])
             .collect();
+        // Whether one of them has an end is known when it is known of the next.
+        let chain: serde_json::Map<String, Value> = (0..390)
+            .map(|i| (format!("d{i}"), json!({"type": "array", "items": {"$ref": format!("#/$defs/d{}", (i * 7 + 1) % 390)}, "minItems": 1})))
+            .collect();
         let schemas = [
+            json!({"$ref": "#/$defs/d0", "$defs": chain}),
             json!({"type": "string", "pattern": "^(((a{1,100}){1,100}){1,100}){1,100}$"}),
             json!({"type": "string", "pattern": "^(a|b)*a(a|b){40}$"}),
             json!({"type": "string", "pattern": "^(.*a){30}.*$"}),

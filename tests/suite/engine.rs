@@ -431,3 +431,58 @@ pub fn memory_is_asked_for_first<B: CompactBackend>(device: &B::Device) {
         assert!(engine.is_idle());
     }
 }
+
+/// Where texts have grown until none has room for its next token, the youngest is set aside and waits: none fails, and each gets what it gets
+/// alone, told once. One that is alone ends with what it has.
+pub fn a_text_that_has_begun_is_not_lost_for_want_of_room<B: CompactBackend>(device: &B::Device) {
+    for loaded in loaded::<B>(device) {
+        let shapes = loaded.model.architecture().cache_shapes();
+        let per_token: usize = shapes.iter().map(|shape| shape.bytes_per_token(KvFormat::F32)).sum();
+        let fixed: usize = shapes.iter().map(|shape| shape.fixed_bytes()).sum();
+        // Room for 256 tokens of both, or 512 of one.
+        let budget = 2 * (256 * per_token + fixed);
+        let limits = EngineOptions { cache_bytes: Some(budget), explain_failures: false, ..options() };
+        let requests = [240, 230].map(|length| Request {
+            max_tokens: 40,
+            log_probabilities: Some(0),
+            prompt_log_probabilities: Some(0),
+            ..Request::new(loaded.ids[..length].to_vec())
+        });
+        let mut engine = Engine::new(&loaded.model, &loaded.text, limits);
+        // While it is there the first of the two gets no more than its prompt needs.
+        let short = Request { max_tokens: 1, ..Request::new(loaded.ids[..5].to_vec()) };
+        engine.submit(short).expect("a request");
+        let ids = requests.clone().map(|request| engine.submit(request).expect("a request"));
+        let (mut outcomes, mut scored) = (BTreeMap::<SequenceId, Outcome>::new(), BTreeMap::<SequenceId, usize>::new());
+        let (mut started, mut set_aside) = (0, false);
+        while !engine.is_idle() {
+            for event in engine.step() {
+                let outcome = outcomes.entry(event.sequence).or_default();
+                match event.kind {
+                    EventKind::Started { .. } => started += 1,
+                    EventKind::PromptRead { log_probabilities, .. } => {
+                        *scored.entry(event.sequence).or_default() += log_probabilities.len();
+                    }
+                    EventKind::Token(piece) => {
+                        outcome.text.push_str(&piece.text);
+                        outcome.generated.extend(piece.token);
+                    }
+                    EventKind::Finished(finished) => outcome.finish = Some(finished.summary.finish),
+                    other => panic!("{}: {other:?}", loaded.name),
+                }
+            }
+            set_aside |= started == 3 && engine.sequences() == (1, 1);
+            assert!(engine.cache_bytes() <= budget, "{}: {} of {budget}", loaded.name, engine.cache_bytes());
+        }
+        assert!(set_aside && started == 3, "{}: both went on to their ends", loaded.name);
+        for (id, request) in ids.iter().zip(&requests) {
+            let (got, expected) = (&outcomes[id], alone(&loaded, request));
+            assert_eq!((scored[id], &got.finish), (request.prompt.len() - 1, &Some(Finish::Length)), "{}", loaded.name);
+            assert_eq!(got.generated.len(), 40, "{}", loaded.name);
+            if *got != expected {
+                let near = Nearness::of(&loaded, (request, options().kv_format), &expected, got);
+                assert!(near.hangs_on_last_bits(), "{}: {got:?}, expected {expected:?}; {near:?}", loaded.name);
+            }
+        }
+    }
+}

@@ -43,7 +43,7 @@ macro_rules! whole_suite {
                 crest_gradients, one_step_lowers_the_loss, a_cache_of_halves_keeps_gradients;
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
             engine: sequences_are_as_alone, one_that_fails_fails_alone, log_probabilities_are_those_of_the_model, nobody_waits_for_a_long_prompt,
-                memory_is_asked_for_first;
+                memory_is_asked_for_first, a_text_that_has_begun_is_not_lost_for_want_of_room;
             draft: texts_are_those_without, budgets_hold, none_are_made_while_a_text_waits, states_before_drafts_are_counted,
                 what_cannot_be_drafted;
             handle: updates_are_those_of_the_engine, the_queue_is_bounded, tickets_cancel_where_the_request_is, sinks_cancel_and_may_panic,

@@ -1,6 +1,6 @@
 //! `/v1/chat/completions`.
 
-use emberlm::model::text::{AnswerPart, Message, TextProcessor};
+use emberlm::model::text::{AnswerPart, Message, TextProcessor, TokenKind};
 use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, Dialect};
@@ -107,6 +107,13 @@ impl TokenReports {
         self.text.decode(&[id], false).unwrap_or_default()
     }
 
+    /// The bytes that a token adds to a text, where it is part of it.
+    pub fn written(&self, id: u32) -> Vec<u8> {
+        let ordinary = || self.text.token(id).filter(|_| self.text.kind(id) == TokenKind::Ordinary);
+        let word = || ordinary().map(|token| token.replace('\u{2581}', " ").into_bytes());
+        self.text.bytes(id).or_else(word).unwrap_or_else(|| self.spelled(id).into_bytes())
+    }
+
     /// `logprobs` of OpenAI's chats.
     fn logprobs(&self, tokens: &[Token]) -> Value {
         let entry = |id: u32, logprob: f64| {
@@ -189,7 +196,7 @@ pub fn whole(head: &Head, answers: &[Answer], tokens: Usage, reports: &TokenRepo
         choice.insert("finish_reason".into(), answer.reason().name().into());
         reports.add(&mut choice, &answer.tokens);
         if let Some(end) = &answer.end {
-            choice.insert("seed".into(), end.signed_seed().into());
+            choice.insert("seed".into(), end.seed.clone().into());
             if let Some(steps) = end.mean_steps {
                 choice.insert("mean_steps".into(), steps.into());
             }
@@ -277,7 +284,7 @@ impl Encoder for Chunks {
         if let Some(end) = end {
             let mut choice = self.choice(index, json!({}));
             choice.insert("finish_reason".into(), end.reason.name().into());
-            choice.insert("seed".into(), end.signed_seed().into());
+            choice.insert("seed".into(), end.seed.clone().into());
             if let Some(steps) = end.mean_steps {
                 choice.insert("mean_steps".into(), steps.into());
             }

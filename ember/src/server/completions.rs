@@ -1,7 +1,9 @@
 //! `/v1/completions`: texts and token ids, continued.
 
+use std::ops::Range;
+
 use emberlm::model::engine::LogProbabilities;
-use emberlm::model::text::AnswerPart;
+use emberlm::model::text::{AnswerPart, TokenKind};
 use serde_json::{Map, Value, json};
 
 use super::app::App;
@@ -114,15 +116,21 @@ impl CompletionBody {
     pub fn echoes(&self, app: &App, prompts: &[Vec<u32>]) -> Result<Vec<Option<Echo>>, ApiError> {
         let mut echoes = Vec::new();
         for (prompt, ids) in self.prompts.iter().zip(prompts) {
-            let text = match prompt {
-                Prompt::Text(text) => text.clone(),
-                Prompt::Ids(_) => app.text.decode(ids, false)?,
+            let (text, shown) = match prompt {
+                Prompt::Text(text) => (text.clone(), inside(ids, &app.text.encode(text, false)?)),
+                Prompt::Ids(_) => (app.text.decode(ids, false)?, 0..ids.len()),
             };
-            let echo = self.echo.then(|| Echo { text, ids: ids.clone() });
+            let echo = self.echo.then(|| Echo { text, ids: ids.clone(), shown });
             echoes.extend((0..self.options.n).map(|_| echo.clone()));
         }
         Ok(echoes)
     }
+}
+
+/// Which of the tokens of a text are those of the text itself: a tokenizer may put special ones around it.
+fn inside(whole: &[u32], plain: &[u32]) -> Range<usize> {
+    let at = whole.windows(plain.len().max(1)).position(|window| window == plain);
+    at.map_or(0..whole.len(), |at| at..at + plain.len())
 }
 
 /// `logprobs` of OpenAI's completions: lists side by side, and where in the text each token begins.
@@ -135,13 +143,12 @@ struct Logprobs {
 }
 
 impl Logprobs {
-    /// Adds tokens; `place` is where they begin, and then where those after them begin.
-    fn push(&mut self, tokens: &[Token], reports: &TokenReports, place: &mut Place) {
-        for token in tokens {
-            let spelled = reports.spelled(token.id);
-            let bytes = reports.text.bytes(token.id).unwrap_or_else(|| spelled.clone().into_bytes());
-            self.text_offset.push(place.pass(&bytes));
-            self.tokens.push(spelled.into());
+    /// Adds tokens of a text, or of its part from `place` on, which is then where the tokens after them begin.
+    fn push(&mut self, tokens: &[Token], shown: &Shown, text: &str, reports: &TokenReports, place: &mut Place) {
+        for (i, token) in tokens.iter().enumerate() {
+            let bytes = if shown.has(i, token.id, reports) { reports.written(token.id) } else { Vec::new() };
+            self.text_offset.push(place.pass_in(&bytes, text));
+            self.tokens.push(reports.spelled(token.id).into());
             match &token.log_probabilities {
                 Some(known) => {
                     self.token_logprobs.push(finite(known.chosen).into());
@@ -163,11 +170,33 @@ impl Logprobs {
         }
     }
 
+    /// Lets tokens that a stop string took out of a text begin at its end.
+    fn end_at(&mut self, end: usize) {
+        self.text_offset.iter_mut().for_each(|offset| *offset = end.min(*offset));
+    }
+
     fn json(self) -> Value {
         json!({
             "tokens": self.tokens, "token_logprobs": self.token_logprobs,
             "top_logprobs": self.top_logprobs, "text_offset": self.text_offset,
         })
+    }
+}
+
+/// Which tokens of a list are part of the text that is told.
+enum Shown {
+    /// Of a prompt: these.
+    These(Range<usize>),
+    /// Of an answer: all but special ones.
+    Ordinary,
+}
+
+impl Shown {
+    fn has(&self, i: usize, id: u32, reports: &TokenReports) -> bool {
+        match self {
+            Self::These(range) => range.contains(&i),
+            Self::Ordinary => reports.text.kind(id) != TokenKind::Special,
+        }
     }
 }
 
@@ -178,9 +207,25 @@ struct Place {
     characters: usize,
     /// The first bytes of one that does not.
     begun: Vec<u8>,
+    /// A token of the part of the text that it is in lies before it.
+    inside: bool,
 }
 
 impl Place {
+    /// As [`pass`](Self::pass), in a part of the text that is `text`, from its first token on. Some tokenizers put a space before the first
+    /// word, which is not told.
+    fn pass_in(&mut self, bytes: &[u8], text: &str) -> usize {
+        let put_before = !self.inside && bytes.first() == Some(&b' ') && !text.starts_with(' ');
+        self.inside |= !bytes.is_empty();
+        self.pass(bytes.get(usize::from(put_before)..).unwrap_or_default())
+    }
+
+    /// Another part follows, whose tokens are those of a text by itself.
+    fn end_part(&mut self) {
+        let characters = self.characters + usize::from(!self.begun.is_empty());
+        *self = Self { characters, ..Self::default() };
+    }
+
     /// Moves behind a token and says where it began. Bytes that are no character are shown as U+FFFD.
     fn pass(&mut self, bytes: &[u8]) -> usize {
         let goes_on = bytes.first().is_none_or(|byte| (0x80..0xc0).contains(byte));
@@ -210,6 +255,8 @@ impl Place {
 pub struct Echo {
     text: String,
     ids: Vec<u32>,
+    /// The tokens whose text is part of it.
+    shown: Range<usize>,
 }
 
 impl Echo {
@@ -258,15 +305,18 @@ impl Told {
             let mut logprobs = Logprobs::default();
             if let Some(Some(echo)) = self.echoes.get(index) {
                 text.push_str(&echo.text);
-                logprobs.push(&echo.tokens(&answer.prompt), &self.reports, &mut place);
+                let shown = Shown::These(echo.shown.clone());
+                logprobs.push(&echo.tokens(&answer.prompt), &shown, &echo.text, &self.reports, &mut place);
+                place.end_part();
             }
             text.push_str(&answer.content);
-            logprobs.push(&answer.tokens, &self.reports, &mut place);
+            logprobs.push(&answer.tokens, &Shown::Ordinary, &answer.content, &self.reports, &mut place);
+            logprobs.end_at(text.chars().count());
             let logprobs = self.reports.shape.logprobs.then_some(logprobs);
             let mut choice = self.choice(index, text, logprobs, &answer.tokens);
             choice.insert("finish_reason".into(), answer.reason().name().into());
             if let Some(end) = &answer.end {
-                choice.insert("seed".into(), end.signed_seed().into());
+                choice.insert("seed".into(), end.seed.clone().into());
             }
             Value::Object(choice)
         };
@@ -290,6 +340,8 @@ struct Held {
     scores: Vec<LogProbabilities>,
     /// Where the next token begins.
     place: Place,
+    /// Characters that were sent.
+    sent: usize,
 }
 
 impl TextChunks {
@@ -306,18 +358,24 @@ impl TextChunks {
         if !self.told.reports.shape.logprobs {
             held.tokens.clear();
         }
-        self.send(index, echo.text, None, events);
+        self.send(index, (echo.text, Shown::These(echo.shown)), None, events);
         if let Some(held) = self.held.get_mut(index) {
             held.tokens = later;
+            held.place.end_part();
         }
     }
 
-    fn send(&mut self, index: usize, text: String, reason: Option<&str>, events: &mut Events) {
+    /// Sends a part of the text with the tokens that are held, and which of them it shows.
+    fn send(&mut self, index: usize, (text, shown): (String, Shown), reason: Option<&str>, events: &mut Events) {
         let Some(held) = self.held.get_mut(index) else { return };
         let tokens = std::mem::take(&mut held.tokens);
+        held.sent += text.chars().count();
         let logprobs = (self.told.reports.shape.logprobs && !tokens.is_empty()).then(|| {
             let mut logprobs = Logprobs::default();
-            logprobs.push(&tokens, &self.told.reports, &mut held.place);
+            logprobs.push(&tokens, &shown, &text, &self.told.reports, &mut held.place);
+            if reason.is_some() {
+                logprobs.end_at(held.sent);
+            }
             logprobs
         });
         let mut choice = self.told.choice(index, text, logprobs, &tokens);
@@ -353,11 +411,11 @@ impl Encoder for TextChunks {
         }
         for part in parts {
             if let AnswerPart::Content(text) = part {
-                self.send(index, text, None, events);
+                self.send(index, (text, Shown::Ordinary), None, events);
             }
         }
         if let Some(end) = end {
-            self.send(index, String::new(), Some(end.reason.name()), events);
+            self.send(index, (String::new(), Shown::Ordinary), Some(end.reason.name()), events);
         }
     }
 

@@ -133,8 +133,9 @@ impl From<Error> for ApiError {
         match error {
             Error::Option { option, .. } => Self::invalid(Some(&option), message),
             Error::Template(_) => Self::invalid(Some("messages"), message),
-            Error::Prompt(_) => Self::invalid(None, message),
-            Error::Tokenizer(_) => Self::invalid(None, message),
+            Error::Prompt(_) | Error::Tokenizer(_) => Self::invalid(None, message),
+            // Asked for again, the same schema meets the same end.
+            Error::Grammar(_) => Self::invalid(None, message),
             Error::Memory { .. } | Error::Buffer { .. } => {
                 Self::invalid(None, message).with_code("context_length_exceeded")
             }

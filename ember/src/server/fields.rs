@@ -94,6 +94,14 @@ pub fn whole(value: &Value) -> Option<u64> {
     })
 }
 
+/// A number without a fraction that may be negative.
+pub fn signed(value: &Value) -> Option<i64> {
+    value.as_i64().or_else(|| {
+        let x = value.as_f64()?;
+        (x.fract() == 0.0 && x.abs() < 9_007_199_254_740_992.0).then_some(x as i64)
+    })
+}
+
 /// A value in a message: short ones as they are, others by their kind.
 pub fn found(value: &Value) -> String {
     match value {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::app::App;
 use super::error::ApiError;
 use super::form::Form;
-use super::ids::{fresh, new_seed};
+use super::ids::{fresh, new_seed, nth_seed};
 use super::limits;
 use super::options::GenerateOptions;
 use super::prompt;
@@ -42,7 +42,7 @@ impl ChatJob {
             request.grammar.clone_from(&mask);
             let parser = AnswerParser::new(app.format, prompt.thinking, self.tools.declared.clone(), fresh());
             let parser = Some((parser, app.markers.clone()));
-            Ask { request, parser, same_prompt: i > 0, silent: false }
+            Ask { request, parser, same_prompt: i > 0, silent: false, signed_seed: self.options.signed_seed }
         });
         Ok(asks.collect())
     }
@@ -89,7 +89,8 @@ pub fn completion_asks(
             let silent = request.max_tokens == 0;
             request.max_tokens = request.max_tokens.max(1);
             request.prompt_log_probabilities = options.logprobs.filter(|_| echo);
-            asks.push(Ask { request, parser: None, same_prompt: i > 0, silent });
+            let signed_seed = options.signed_seed;
+            asks.push(Ask { request, parser: None, same_prompt: i > 0, silent, signed_seed });
         }
     }
     Ok(asks)
@@ -100,7 +101,7 @@ fn request(app: &App, options: &GenerateOptions, prompt: Vec<u32>, i: usize) -> 
     let room = app.context.saturating_sub(prompt.len());
     let mut sampling = options.sampling;
     // Each answer has numbers of its own, and the seed that is told repeats it.
-    sampling.seed = Some(sampling.seed.map_or_else(new_seed, |seed| seed.wrapping_add(i as u64)));
+    sampling.seed = Some(sampling.seed.map_or_else(new_seed, |seed| nth_seed(seed, i, options.signed_seed)));
     Request {
         sampling,
         processors: options.processors.clone(),

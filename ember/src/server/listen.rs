@@ -89,13 +89,14 @@ async fn serve(app: &Arc<App>, listener: TcpListener, shutdown: Shutdown) -> io:
     if let Some(engine) = app.engine.get() {
         engine.drain();
     }
-    accepting.abort();
-    let _ = accepting.await;
+    // Connections from here on are told that the server ends, as `/health` has to be, and are not waited for. The task that accepts holds
+    // `graceful` only while it runs, which is not now: both are on one thread.
     if let Ok(graceful) = Arc::try_unwrap(graceful)
         && timeout(shutdown.finish, graceful.shutdown()).await.is_err()
     {
         tracing::warn!(target: "ember::serve", "answers were given up");
     }
+    accepting.abort();
     Ok(ended)
 }
 
@@ -130,6 +131,7 @@ fn signals() -> io::Result<mpsc::Receiver<Ended>> {
     Ok(receive)
 }
 
+/// Serves connections. `graceful` waits for those that come as long as it is there.
 async fn accept(listener: tokio::net::TcpListener, app: Arc<App>, graceful: std::sync::Weak<GracefulShutdown>) {
     let router = router(&app);
     let full = full();
@@ -150,14 +152,17 @@ async fn accept(listener: tokio::net::TcpListener, app: Arc<App>, graceful: std:
         };
         // Tokens are small, and each is worth a packet.
         let _ = stream.set_nodelay(true);
-        let Some(graceful) = graceful.upgrade() else { return };
+        let watcher = graceful.upgrade().map(|graceful| graceful.watcher());
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(limits::ARRIVAL);
+        builder.timer(TokioTimer::new()).header_read_timeout(limits::ARRIVAL).keep_alive(watcher.is_some());
         let service = TowerToHyperService::new(router.clone());
-        let connection = graceful.watch(builder.serve_connection(Timed::new(stream), service));
+        let connection = builder.serve_connection(Timed::new(stream), service);
         tokio::spawn(async move {
             // An error is the client's: it is gone, or speaks no HTTP.
-            let _ = connection.await;
+            let _ = match watcher {
+                Some(watcher) => watcher.watch(connection).await,
+                None => connection.await,
+            };
             drop(permit);
         });
     }

@@ -6,7 +6,7 @@ use emberlm::model::sampling::{LogitsProcessors, SamplingConfig};
 use serde_json::Value;
 
 use super::error::ApiError;
-use super::fields::{Fields, found};
+use super::fields::{Fields, found, signed, whole};
 use super::limits;
 use crate::cli::sampling::SamplingArgs;
 
@@ -15,6 +15,8 @@ use crate::cli::sampling::SamplingArgs;
 pub struct GenerateOptions {
     pub sampling: SamplingConfig,
     pub processors: LogitsProcessors,
+    /// The seed was given with a sign.
+    pub signed_seed: bool,
     /// None: as many as the context holds.
     pub max_tokens: Option<usize>,
     pub stop: Vec<String>,
@@ -54,8 +56,10 @@ impl GenerateOptions {
         processors.sequence_bias.extend(logit_bias(fields, defaults.vocabulary)?);
         processors.frequency_penalty = fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0);
         processors.presence_penalty = fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0);
+        let seed = seed(fields)?;
         Ok(Self {
-            sampling: sampling(fields, defaults)?,
+            sampling: sampling(fields, seed, defaults)?,
+            signed_seed: seed.is_some_and(|seed| seed.signed),
             processors,
             max_tokens: None,
             stop: stop(fields, &defaults.file)?,
@@ -69,7 +73,7 @@ impl GenerateOptions {
 }
 
 /// What the request says over the flags of the server over the author's defaults.
-fn sampling(fields: Fields<'_>, defaults: &Defaults) -> Result<SamplingConfig, ApiError> {
+fn sampling(fields: Fields<'_>, seed: Option<Seed>, defaults: &Defaults) -> Result<SamplingConfig, ApiError> {
     let flags = &defaults.flags;
     let temp = fields.number("temperature", 0.0..=100.0)?;
     let top_k = top_k(fields)?;
@@ -87,8 +91,8 @@ fn sampling(fields: Fields<'_>, defaults: &Defaults) -> Result<SamplingConfig, A
         greedy: flags.greedy && !asked,
     };
     let mut sampling = merged.config(&defaults.file.defaults).0;
-    if let Some(seed) = seed(fields)? {
-        sampling.seed = Some(seed);
+    if let Some(seed) = seed {
+        sampling.seed = Some(seed.bits);
     }
     sampling.validate()?;
     Ok(sampling)
@@ -96,18 +100,31 @@ fn sampling(fields: Fields<'_>, defaults: &Defaults) -> Result<SamplingConfig, A
 
 /// The best tokens kept; 0 and -1 keep all.
 fn top_k(fields: Fields<'_>) -> Result<Option<usize>, ApiError> {
-    if fields.get("top_k").and_then(Value::as_i64) == Some(-1) {
+    if fields.get("top_k").and_then(signed) == Some(-1) {
         return Ok(Some(0));
     }
     Ok(fields.integer("top_k", 0..=u64::from(u32::MAX))?.map(|k| k as usize))
 }
 
-/// A seed may be negative in OpenAI's API: its bits count. -1 asks for a fresh one, as elsewhere in this program.
-fn seed(fields: Fields<'_>) -> Result<Option<u64>, ApiError> {
-    match fields.get("seed").and_then(Value::as_i64) {
-        Some(-1) => Ok(None),
-        Some(negative @ ..-1) => Ok(Some(negative as u64)),
-        _ => fields.integer("seed", 0..=u64::MAX),
+/// A seed as a request has it.
+#[derive(Clone, Copy)]
+struct Seed {
+    bits: u64,
+    signed: bool,
+}
+
+/// Seeds are signed in OpenAI's API and unsigned elsewhere: both are taken, and the bits count. -1 asks for a fresh one, as elsewhere in this
+/// program.
+fn seed(fields: Fields<'_>) -> Result<Option<Seed>, ApiError> {
+    let Some(value) = fields.get("seed") else { return Ok(None) };
+    match (whole(value), signed(value)) {
+        (Some(bits), _) => Ok(Some(Seed { bits, signed: false })),
+        (None, Some(-1)) => Ok(None),
+        (None, Some(seed)) => Ok(Some(Seed { bits: seed.cast_unsigned(), signed: true })),
+        (None, None) => {
+            let message = format!("expected a whole number from {} to {}, found {}", i64::MIN, u64::MAX, found(value));
+            Err(fields.wrong("seed", message))
+        }
     }
 }
 
@@ -177,7 +194,7 @@ fn depth(fields: Fields<'_>, defaults: &Defaults) -> Result<DepthOptions, ApiErr
 pub fn max_tokens(fields: Fields<'_>, names: &[&str], least: u64) -> Result<Option<usize>, ApiError> {
     for name in names {
         // -1 is what other servers take for no bound.
-        if fields.get(name).and_then(Value::as_i64) == Some(-1) {
+        if fields.get(name).and_then(signed) == Some(-1) {
             return Ok(None);
         }
         if let Some(tokens) = fields.integer(name, least..=u64::MAX)? {

@@ -1,5 +1,7 @@
 //! `/v1/responses`: its body as that of a chat.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
@@ -58,6 +60,7 @@ pub fn to_chat(map: &Map<String, Value>) -> Result<Map<String, Value>, ApiError>
         chat.insert("response_format".into(), response_format(format));
     }
     if let Some(list) = fields.list("tools")? {
+        say_once_what_is_left_out(list);
         chat.insert("tools".into(), list.iter().filter_map(tool).collect());
     }
     match fields.get("tool_choice") {
@@ -106,12 +109,24 @@ fn response_format(format: &Map<String, Value>) -> Value {
     }
 }
 
+/// Logs the first tools that are left out: clients send the same ones with every request.
+fn say_once_what_is_left_out(tools: &[Value]) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    let kinds = tools.iter().filter(|tool| !is_function(tool)).filter_map(|tool| tool.get("type")?.as_str());
+    let kinds: Vec<String> = kinds.take(8).map(|kind| format!("{kind:.40?}")).collect();
+    if !kinds.is_empty() && !SAID.swap(true, Ordering::Relaxed) {
+        let kinds = kinds.join(", ");
+        tracing::info!(target: "ember::serve", "tools that OpenAI's servers run are left out: {kinds}; this is said once");
+    }
+}
+
+fn is_function(tool: &Value) -> bool {
+    tool.get("type").and_then(Value::as_str) == Some("function")
+}
+
 /// A function; tools that OpenAI's servers run themselves are none that a model here can call.
 fn tool(value: &Value) -> Option<Value> {
-    let map = value.as_object()?;
-    if map.get("type").and_then(Value::as_str) != Some("function") {
-        return None;
-    }
+    let map = value.as_object().filter(|_| is_function(value))?;
     if map.contains_key("function") {
         return Some(value.clone());
     }

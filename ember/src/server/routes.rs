@@ -64,6 +64,7 @@ pub fn router(app: &Arc<App>) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(app.clone(), guard))
         .layer(cors(app))
+        .layer(from_fn_with_state(app.clone(), recorded))
         .with_state(app.clone())
 }
 
@@ -85,26 +86,37 @@ fn dialect(path: &str) -> Dialect {
     if path.starts_with("/v1/messages") { Dialect::Anthropic } else { Dialect::OpenAi }
 }
 
-/// Before and after everything: who may ask, and the line in the log.
-async fn guard(State(app): Shared, mut request: Request, next: Next) -> Response {
+/// Who may ask.
+async fn guard(State(app): Shared, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
-    let record = Record::new(request.method().as_str(), &path, &app.metrics);
     let headers = request.headers();
     let mut allowed = app.access.check_names(headers);
     // What a browser and a gateway ask for without a key.
     if !matches!(path.as_str(), "/" | "/health") {
         allowed = allowed.and_then(|()| app.access.check_key(headers));
     }
-    let response = match allowed {
-        Ok(()) => {
+    if let Err(error) = allowed {
+        return error.response(dialect(&path));
+    }
+    let response = next.run(request).await;
+    match response.extensions().get::<ApiError>() {
+        Some(error) if dialect(&path) != Dialect::OpenAi => error.response(dialect(&path)),
+        _ => response,
+    }
+}
+
+/// Before and after everything: the line in the log. What a browser asks before a page's request is answered without a key, but to no
+/// other pages than the request.
+async fn recorded(State(app): Shared, mut request: Request, next: Next) -> Response {
+    let path = request.uri().path().to_owned();
+    let record = Record::new(request.method().as_str(), &path, &app.metrics);
+    let beforehand = request.method() == Method::OPTIONS;
+    let response = match app.access.check_names(request.headers()) {
+        Err(error) if beforehand => error.response(dialect(&path)),
+        _ => {
             request.extensions_mut().insert(record.clone());
-            let response = next.run(request).await;
-            match response.extensions().get::<ApiError>() {
-                Some(error) if dialect(&path) != Dialect::OpenAi => error.response(dialect(&path)),
-                _ => response,
-            }
+            next.run(request).await
         }
-        Err(error) => error.response(dialect(&path)),
     };
     record.status(response.status().as_u16());
     let (mut parts, body) = response.into_parts();

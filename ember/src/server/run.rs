@@ -10,9 +10,11 @@ use std::time::Instant;
 use emberlm::model::engine::{EngineHandle, Finish, LogProbabilities, Piece, Request, Summary, Ticket, Update};
 use emberlm::model::generate::TokenDepth;
 use emberlm::model::text::{AnswerParser, AnswerPart};
+use serde_json::Number;
 use tokio::sync::mpsc;
 
 use super::error::ApiError;
+use super::ids::told_seed;
 use super::limits;
 use super::markers::Markers;
 use super::record::Record;
@@ -27,6 +29,8 @@ pub struct Ask {
     pub same_prompt: bool,
     /// The prompt alone is of interest: what is generated is not told.
     pub silent: bool,
+    /// Its seed is told with a sign.
+    pub signed_seed: bool,
 }
 
 /// What became of an answer since the last one.
@@ -58,16 +62,9 @@ pub struct End {
     /// The stop string that ended it, where one did.
     pub stop_string: Option<String>,
     /// Giving it again repeats the answer.
-    pub seed: u64,
+    pub seed: Number,
     /// Steps per layer and token, on average, with a trace.
     pub mean_steps: Option<f64>,
-}
-
-impl End {
-    /// The seed as OpenAI's API has it, with a sign; given again, its bits are those of [`seed`](Self::seed).
-    pub fn signed_seed(&self) -> i64 {
-        self.seed.cast_signed()
-    }
 }
 
 /// Why an answer ended.
@@ -106,6 +103,7 @@ struct Choice {
     parser: Option<(AnswerParser, Arc<Markers>)>,
     counts_prompt: bool,
     silent: bool,
+    signed_seed: bool,
     called: bool,
     ended: bool,
     last_token: Option<Instant>,
@@ -140,6 +138,7 @@ impl Run {
                 parser: ask.parser,
                 counts_prompt: !ask.same_prompt,
                 silent: ask.silent,
+                signed_seed: ask.signed_seed,
                 called: false,
                 ended: false,
                 last_token: None,
@@ -158,6 +157,7 @@ impl Run {
             parser: Some((parser, Arc::default())),
             counts_prompt: true,
             silent: false,
+            signed_seed: false,
             called: false,
             ended: false,
             last_token: None,
@@ -277,7 +277,8 @@ impl Choice {
             Finish::Stop => Reason::Stop,
         };
         let stop_string = summary.stop_string.clone().filter(|_| summary.finish == Finish::Stop);
-        let end = End { reason, stop_string, seed: summary.seed, mean_steps: summary.mean_steps };
+        let seed = told_seed(summary.seed, self.signed_seed);
+        let end = End { reason, stop_string, seed, mean_steps: summary.mean_steps };
         Ok(Delta { choice, parts, end: Some(end), ..Delta::default() })
     }
 }

@@ -34,8 +34,8 @@ fn foreign_hosts_and_pages_are_refused() {
 
 #[test]
 fn browsers_are_told_which_pages_may_ask() {
-    let server = Server::start(&["--allow-host", "models.example.org", "--api-key", "k3y"]);
-    let ask = |origin: &str| {
+    let mut server = Server::start(&["--allow-host", "models.example.org", "--api-key", "k3y"]);
+    let ask = |server: &Server, origin: &str| {
         let headers = [
             ("host", "localhost"),
             ("origin", origin),
@@ -46,13 +46,22 @@ fn browsers_are_told_which_pages_may_ask() {
     };
     // A browser sends no key with this.
     let page = "http://models.example.org:3000";
-    let told = ask(page);
+    let told = ask(&server, page);
     assert_eq!(told.status, 200, "{}", told.body);
     assert_eq!(told.header("access-control-allow-origin"), Some(page));
     assert_eq!(told.header("access-control-allow-headers"), Some("authorization,content-type"));
     assert!(told.header("access-control-allow-methods").is_some_and(|methods| methods.contains("POST")));
     assert!(told.header("vary").is_some_and(|vary| vary.contains("origin")));
-    assert_eq!(ask("https://evil.example.com").header("access-control-allow-origin"), None);
+    let foreign = ask(&server, "https://evil.example.com");
+    assert_eq!((foreign.status, &foreign.json()["error"]["code"]), (403, &json!("foreign_origin")));
+    assert!(!foreign.headers.iter().any(|(name, _)| name.starts_with("access-control")), "{:?}", foreign.headers);
+    // Both are in the log, once.
+    for line in ["OPTIONS /v1/chat/completions 200", "OPTIONS /v1/chat/completions 403"] {
+        server.wait_for(line);
+        assert_eq!(server.log().matches(line).count(), 1, "{line}: {}", server.log());
+    }
+    let ask = |headers: &[(&str, &str)]| server.send("OPTIONS", "/v1/messages", headers, "").status;
+    assert_eq!(ask(&[("host", "evil.example.com"), ("origin", page)]), 403);
     // An error can be read too.
     let refused = server.send("GET", "/v1/models", &[("host", "localhost"), ("origin", page)], "");
     assert_eq!((refused.status, refused.header("access-control-allow-origin")), (401, Some(page)));

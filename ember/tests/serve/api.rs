@@ -126,6 +126,50 @@ fn a_seed_gives_the_same_text_whoever_is_there() {
 }
 
 #[test]
+fn every_seed_is_told_as_it_was_given_and_repeats_its_answer() {
+    let server = Server::start(&[]);
+    let drawn = |seed: &Value, n: usize| {
+        server.ok(CHAT, &chat(json!({"temperature": 1.2, "max_tokens": 12, "seed": seed, "n": n})))["choices"].clone()
+    };
+    for (given, told) in [
+        (json!(0), vec![json!(0)]),
+        (json!(i64::MIN), vec![json!(i64::MIN)]),
+        (json!(1_u64 << 63), vec![json!(1_u64 << 63)]),
+        // As JavaScript and Python write whole numbers now and then.
+        (json!(4.0), vec![json!(4)]),
+        (json!(-3.0), vec![json!(-3)]),
+        // -1 would ask for a fresh one.
+        (json!(-2), vec![json!(-2), json!(0), json!(1)]),
+        (json!(u64::MAX - 1), vec![json!(u64::MAX - 1), json!(u64::MAX), json!(0)]),
+    ] {
+        let choices = drawn(&given, told.len());
+        for (i, told) in told.iter().enumerate() {
+            assert_eq!(&choices[i]["seed"], told, "of {given}");
+            assert_eq!(drawn(told, 1)[0]["message"], choices[i]["message"], "{told} of {given}");
+        }
+    }
+    // A fresh one each, with a number that can be given again.
+    for minus_one in [json!(-1), json!(-1.0)] {
+        assert!(drawn(&minus_one, 1)[0]["seed"].as_u64().is_some_and(|seed| seed < 1 << 53), "{minus_one}");
+    }
+}
+
+#[test]
+fn tools_that_are_left_out_are_logged_once() {
+    let mut server = Server::start(&[]);
+    let function = json!({"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}});
+    let ask = |server: &Server, tools: Value| {
+        server.ok("/v1/responses", &json!({"input": "hi", "max_output_tokens": 1, "tools": tools}));
+    };
+    ask(&server, json!([function]));
+    for _ in 0..2 {
+        ask(&server, json!([function, {"type": "web_search"}, {"type": "local\nshell"}]));
+    }
+    server.wait_for("left out: \"web_search\", \"local\\nshell\"");
+    assert_eq!(server.log().matches("left out").count(), 1, "{}", server.log());
+}
+
+#[test]
 fn the_end_of_the_context_is_told_and_not_moved() {
     let server = Server::start(&["--ctx-size", "64"]);
     let answer = server.ok(CHAT, &json!({"messages": [{"role": "user", "content": "hi"}], "ignore_eos": true}));

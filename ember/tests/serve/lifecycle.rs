@@ -222,6 +222,30 @@ fn the_end_is_announced_and_answers_are_finished() {
 
 #[test]
 #[cfg(unix)]
+fn health_says_that_the_server_ends_until_it_has() {
+    // Without a delay: nothing more is taken, and what was taken is finished.
+    let (_model, mut server) = slow(&["--parallel", "1"]);
+    let mut body = endless();
+    body["max_tokens"] = 600.into();
+    let mut going = server.begin("/v1/completions", &body);
+    server.wait_until("ember_requests_running", |running| running == 1.0);
+    server.signal("TERM");
+    server.wait_for("ending;");
+    for _ in 0..3 {
+        let health = server.get("/health");
+        assert_eq!((health.status, &health.json()["status"]), (503, &json!("draining")));
+        let late = server.post("/v1/completions", &json!({"prompt": "The", "max_tokens": 1}));
+        assert_eq!((late.status, late.header("retry-after")), (503, Some("1")), "{}", late.body);
+        assert_eq!(late.json()["error"]["code"], "draining");
+    }
+    assert_eq!(server.metric("ember_requests_running"), 1.0, "it has ended before this was over");
+    let response = going.response();
+    assert_eq!((response.status, &response.json()["usage"]["completion_tokens"]), (200, &json!(600)));
+    assert_eq!(server.wait_for_end().code(), Some(0));
+}
+
+#[test]
+#[cfg(unix)]
 fn answers_that_take_too_long_do_not_keep_the_server() {
     let (_model, mut server) = slow(&["--drain-limit", "1", "--parallel", "1"]);
     let mut going = server.begin("/v1/completions", &{
@@ -260,4 +284,20 @@ fn the_context_is_what_the_bytes_of_caches_have_room_for() {
     );
     let refused = server.post("/v1/completions", &json!({"prompt": "a fox ".repeat(600), "max_tokens": 1}));
     assert!(refused.status == 400 && refused.message().contains("512"), "{}", refused.body);
+}
+
+#[test]
+fn texts_that_fill_the_bytes_of_caches_together_are_not_lost() {
+    // Room for both prompts, and then for one text after the other.
+    let server = Server::start(&["--cache-bytes", "340k"]);
+    let asked = |prompt: Value, most: usize| {
+        server.ok("/v1/completions", &json!({"prompt": prompt, "max_tokens": most, "ignore_eos": true}))
+    };
+    // What this one leaves behind keeps the first of them from taking room for its whole text at once.
+    asked(json!("one and another story"), 100);
+    let answer = asked(json!(["a fox", "the cat"]), 400);
+    assert_eq!(answer["usage"]["completion_tokens"], 800);
+    let reasons: Vec<&Value> =
+        answer["choices"].as_array().unwrap().iter().map(|choice| &choice["finish_reason"]).collect();
+    assert_eq!(reasons, ["length"; 2]);
 }

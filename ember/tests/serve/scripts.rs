@@ -181,3 +181,84 @@ fn the_string_that_ended_a_message_is_told() {
         assert_eq!(deltas, text, "{more}");
     }
 }
+
+/// Where the tokens of a text begin, whole and streamed.
+fn offsets(server: &Server, asked: &Value) -> (String, Vec<u64>) {
+    let list = |choice: &Value| -> Vec<u64> {
+        let offsets = choice["logprobs"]["text_offset"].as_array();
+        offsets.into_iter().flatten().map(|offset| offset.as_u64().unwrap()).collect()
+    };
+    let mut asked = asked.clone();
+    asked.as_object_mut().unwrap().extend(json!({"temperature": 0, "logprobs": 0}).as_object().unwrap().clone());
+    let choice = server.ok("/v1/completions", &asked)["choices"][0].clone();
+    asked["stream"] = true.into();
+    let parts = chunks(&server.stream("/v1/completions", &asked));
+    let text = choice["text"].as_str().unwrap();
+    assert_eq!(joined(&parts, 0, "/text"), text);
+    let streamed: Vec<u64> = parts.iter().flat_map(|part| list(&part["choices"][0])).collect();
+    assert_eq!(streamed, list(&choice), "{asked}");
+    (text.to_owned(), streamed)
+}
+
+/// Changes the tokenizer of a model.
+fn retokenize(directory: &TempDir, change: impl Fn(&mut String, &mut Value)) {
+    let path = directory.path().join("tokenizer.json");
+    let mut text = std::fs::read_to_string(&path).unwrap();
+    let mut tokenizer: Value = serde_json::from_str(&text).unwrap();
+    change(&mut text, &mut tokenizer);
+    std::fs::write(path, tokenizer.to_string()).unwrap();
+}
+
+#[test]
+fn offsets_of_tokens_are_places_in_the_text_that_is_told() {
+    let pieces = [&b"one"[..], b"<|python_tag|>", b" t\xc3", b"\xa9a", b" \xe2\x98", b"\x95", b" end"];
+    let directory = model("{{ messages[0].content }}", &pieces);
+    let said = "one t\u{e9}a \u{2615} end";
+    let of_answer = [0, 3, 3, 5, 7, 8, 9];
+    let from = |start: u64| of_answer.map(|offset| start + offset).to_vec();
+    let asked = |more: Value| {
+        let mut asked = json!({"prompt": format!("Say {ANSWER}")});
+        asked.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        asked
+    };
+    let plain = server(&directory);
+    // A token that is not shown begins where the next one does.
+    assert_eq!(offsets(&plain, &asked(json!({}))), (said.to_owned(), from(0)));
+    // In a prompt it is as the client wrote it.
+    let echoed = (format!("Say {ANSWER}{said}"), [vec![0, 1, 2, 3, 4], from(14)].concat());
+    assert_eq!(offsets(&plain, &asked(json!({"echo": true}))), echoed);
+    // What a stop string took out is not beyond the text.
+    let stopped = ("one t\u{e9}a ".to_owned(), vec![0, 3, 3, 5, 7, 8, 8]);
+    assert_eq!(offsets(&plain, &asked(json!({"stop": "\u{2615} e"}))), stopped);
+    drop(plain);
+
+    // One that the tokenizer puts before a text is not in the text; in a prompt of ids it is.
+    retokenize(&directory, |_, tokenizer| {
+        let special = json!({"SpecialToken": {"id": "<|end|>", "type_id": 0}});
+        let id = &tokenizer["added_tokens"][1]["id"];
+        tokenizer["post_processor"] = json!({"type": "TemplateProcessing", "single": [special, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<|end|>": {"id": "<|end|>", "ids": [id], "tokens": ["<|end|>"]}}});
+    });
+    let around = server(&directory);
+    let echoed = (format!("Say {ANSWER}{said}"), [vec![0, 0, 1, 2, 3, 4], from(14)].concat());
+    assert_eq!(offsets(&around, &asked(json!({"echo": true}))), echoed);
+    let ids = around.ok("/tokenize", &asked(json!({})))["tokens"].clone();
+    let echoed = (format!("<|end|>Say {ANSWER}{said}"), [vec![0, 7, 8, 9, 10, 11], from(21)].concat());
+    assert_eq!(offsets(&around, &asked(json!({"prompt": ids, "echo": true}))), echoed);
+    drop(around);
+
+    // Words with a space before them, but for the first.
+    let directory = model("{{ messages[0].content }}", &[b" one", b" two", b"<|python_tag|>", b"s", b" end"]);
+    retokenize(&directory, |text, tokenizer| {
+        *tokenizer = serde_json::from_str(&text.replace('\u{120}', "\u{2581}")).unwrap();
+        let metaspace =
+            json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "first", "split": true});
+        tokenizer["pre_tokenizer"] = metaspace.clone();
+        tokenizer["decoder"] = metaspace;
+    });
+    let words = server(&directory);
+    assert_eq!(offsets(&words, &asked(json!({}))), ("one twos end".to_owned(), vec![0, 3, 7, 7, 8]));
+    let echoed = (format!("Say {ANSWER}one twos end"), vec![0, 0, 1, 2, 3, 4, 14, 17, 21, 21, 22]);
+    assert_eq!(offsets(&words, &asked(json!({"echo": true}))), echoed);
+}

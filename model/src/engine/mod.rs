@@ -69,7 +69,7 @@ pub struct EngineOptions {
     /// Sequences that take part at once; others wait for their turn.
     pub max_running: usize,
     /// Bytes of all caches together, free slots and kept prefixes included, what several share once; none: what the device has. A cache that grows is for a moment
-    /// there twice.
+    /// there twice. Where texts together grow beyond it, the youngest wait until others have ended, and then compute anew what they held.
     pub cache_bytes: Option<usize>,
     /// Bytes of prefixes that are kept for requests that begin with the same tokens, at most; 0: none are kept. They make way where
     /// running sequences need the room: answers first, what many prompts begin with last.
@@ -292,7 +292,7 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
         self.make_way(0);
     }
 
-    /// Whose tokens this step feeds, as far as there is room for them. Where none can go on for want of room, the youngest fail.
+    /// Whose tokens this step feeds, as far as there is room for them. Where none can go on for want of room, the youngest are set aside.
     fn turns(&mut self, events: &mut Vec<Event<B>>) -> Vec<Turn> {
         loop {
             let decoding = self.running.iter().any(Sequence::decodes);
@@ -327,13 +327,7 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
                 Some(_) if self.drop_drafts() => {}
                 Some(error) if turns.is_empty() => {
                     let Some(youngest) = self.running.pop() else { return turns };
-                    if self.running.is_empty() && youngest.decodes() {
-                        // The budget has no more for a text that is alone: it ends as at the end of the context.
-                        let limit = self.prefix_limit();
-                        events.extend(self.end(youngest, Finish::Length, limit));
-                    } else {
-                        events.push(Event { sequence: youngest.id, kind: EventKind::Failed(error) });
-                    }
+                    events.extend(self.yield_room(youngest, error));
                 }
                 _ => return turns,
             }
@@ -439,7 +433,7 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
             if !sequence.trace {
                 depth.clear();
             }
-            let read = if sequence.decodes() { 0 } else { turn.tokens };
+            let read = if sequence.has_begun() { 0 } else { turn.tokens };
             let scored = match &out.logits {
                 Some(logits) if sequence.scores_prompt() => {
                     sequence.score(logits.clone().slice_dim(0, rows), turn.tokens)

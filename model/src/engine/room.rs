@@ -6,7 +6,7 @@ use std::sync::Arc;
 use emberlm_quant::CompactBackend;
 
 use super::Engine;
-use super::request::{Event, EventKind};
+use super::request::{Event, EventKind, Finish};
 use super::sequence::Sequence;
 use crate::cache::{Cache, KvBlock, block_bytes};
 use crate::error::{Error, Result};
@@ -120,7 +120,7 @@ impl<B: CompactBackend> Engine<'_, B> {
                 // Nobody will make room.
                 Some((bytes, limit)) if self.running.is_empty() => {
                     let error = Error::Memory { what: "the caches of all sequences".into(), bytes, limit };
-                    events.push(Event { sequence: sequence.id, kind: EventKind::Failed(error) });
+                    events.extend(self.give_up(sequence, error));
                 }
                 Some(_) => {
                     self.waiting.insert(at, sequence);
@@ -128,6 +128,34 @@ impl<B: CompactBackend> Engine<'_, B> {
                 }
             }
         }
+    }
+
+    /// What becomes of a sequence that was taken out because none of those that run has room for its next tokens: it waits in front of all
+    /// others until there is room, and what it held is computed anew. It ends where waiting would be in vain, or where scores that were told
+    /// would be told again.
+    pub(super) fn yield_room(&mut self, mut sequence: Sequence<B>, error: Error) -> Vec<Event<B>> {
+        if self.running.is_empty() || sequence.scores_prompt() || !self.fits_alone(&sequence) {
+            return self.give_up(sequence, error);
+        }
+        sequence.set_aside();
+        self.waiting.push_front(sequence);
+        Vec::new()
+    }
+
+    /// Ends a sequence for which there will be no room: a text that has begun as at the end of the context, so that it is not lost.
+    fn give_up(&mut self, sequence: Sequence<B>, error: Error) -> Vec<Event<B>> {
+        if !sequence.has_begun() {
+            return vec![Event { sequence: sequence.id, kind: EventKind::Failed(error) }];
+        }
+        let limit = self.prefix_limit();
+        self.end(sequence, Finish::Length, limit)
+    }
+
+    /// Whether there would be room for all tokens of a sequence that is alone.
+    fn fits_alone(&self, sequence: &Sequence<B>) -> bool {
+        let (cache, tokens) = (&sequence.cache, sequence.tokens.len());
+        let within = |limit| cache.bytes_with_room(tokens) <= limit;
+        cache.check_room(tokens).is_ok() && self.options.cache_bytes.is_none_or(within)
     }
 
     /// Gives the cache of a sequence so many slots and what prefixes left behind.

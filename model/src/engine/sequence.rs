@@ -147,14 +147,24 @@ impl<B: CompactBackend> Sequence<B> {
         self.snapshots.is_some() && self.cache.is_empty()
     }
 
-    /// Whether its prompt was read: then one token is pending.
-    pub fn decodes(&self) -> bool {
+    /// Whether its prompt was read, and so its text has begun.
+    pub fn has_begun(&self) -> bool {
         self.decode_begun.is_some()
+    }
+
+    /// Whether its next token is the only one that is pending. One that [was set aside](Self::set_aside) reads what it held before.
+    pub fn decodes(&self) -> bool {
+        self.has_begun() && self.pending().len() <= 1
+    }
+
+    /// Lets go of all that is computed for it. It goes on as before once that is computed anew.
+    pub fn set_aside(&mut self) {
+        self.cache = self.cache.emptied();
     }
 
     /// Whether the probabilities of its prompt's tokens are still to be told.
     pub fn scores_prompt(&self) -> bool {
-        self.prompt_log_probabilities.is_some() && !self.decodes()
+        self.prompt_log_probabilities.is_some() && !self.has_begun()
     }
 
     /// How probable the tokens of the prompt are that follow the last `tokens` of the cache, whose logits `[tokens, vocabulary]` these

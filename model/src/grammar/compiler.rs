@@ -97,7 +97,8 @@ impl GrammarCompiler {
             let made = thread.spawn_scoped(scope, make).map_err(|e| e.to_string())?;
             made.join().unwrap_or_else(|_| Err("the compiler failed".to_owned()))
         });
-        made.unwrap_or_else(Err).map_err(|message| wrong(place, &format!("no grammar can be made of it: {message}")))
+        made.unwrap_or_else(Err)
+            .map_err(|message| wrong(place, &format!("no grammar can be made of it: {}", of_the_schema(&message))))
     }
 
     fn make(&self, grammar: TopLevelGrammar, place: &str) -> std::result::Result<Grammar, String> {
@@ -113,6 +114,12 @@ impl GrammarCompiler {
         warnings.iter().for_each(|warning| tracing::debug!("{place}: {warning}"));
         Grammar::new(matcher, Arc::clone(&self.line_ends)).map_err(|error| error.to_string())
     }
+}
+
+/// What a message says of the schema, without the rules that were made of it, and where in them.
+fn of_the_schema(message: &str) -> &str {
+    let first = message.lines().next().unwrap_or_default();
+    first.strip_prefix("at ").and_then(|at| Some(at.split_once("): ")?.1)).unwrap_or(first)
 }
 
 /// Stretches of strings and of white space whose tokens are known beforehand.

@@ -150,7 +150,7 @@ impl TokenMask for Grammar {
 }
 
 fn stuck(error: &dyn fmt::Display) -> Error {
-    // The first line says what happened; the rest is the state of the parser.
-    let message = format!("{error:#}");
-    Error::Grammar(message.lines().next().unwrap_or_default().to_owned())
+    // The state of a parser, which says nothing to who wrote the schema.
+    tracing::debug!("a grammar cannot go on: {error:#}");
+    Error::Grammar("the text cannot go on as its schema asks for; use a simpler one".to_owned())
 }

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::endless::pruned;
 use crate::{Error, Result};
 
 /// Values inside of values.
@@ -21,15 +22,19 @@ const SPACE: &str = r"[\x20\x0A\x0D\x09]{1,40}";
 /// A schema with the options of the compiler, in place of those that it may have itself.
 ///
 /// # Errors
-/// [`Error::Option`] with the place where it is too large or no object.
+/// [`Error::Option`] with the place where it is too large, no object, or contains itself without an end.
 pub(super) fn prepared(schema: &Value, place: &str) -> Result<Value> {
     let mut left = Bounds { values: VALUES, bytes: BYTES };
     left.check(schema, place, DEPTH)?;
-    let Value::Object(object) = schema else { return Err(wrong(place, "must be a JSON schema: an object")) };
-    let mut object = object.clone();
+    if !schema.is_object() {
+        return Err(wrong(place, "must be a JSON schema: an object"));
+    }
+    let mut schema = pruned(schema, place)?;
     let options = json!({"whitespace_pattern": SPACE, "coerce_one_of": true});
-    object.insert("x-guidance".to_owned(), options);
-    Ok(Value::Object(object))
+    if let Some(object) = schema.as_object_mut() {
+        object.insert("x-guidance".to_owned(), options);
+    }
+    Ok(schema)
 }
 
 pub(super) fn wrong(place: &str, message: &str) -> Error {

@@ -10,7 +10,7 @@ use crate::text::{DeclaredTool, DeclaredTools, ToolFormat};
 
 /// Calls of one answer at most: a small model does not find an end.
 const CALLS: usize = 16;
-/// Bytes of a grammar. Every parameter in tags has the definitions that its schema refers to.
+/// Bytes of a grammar. Every parameter in tags that refers to others has the schema of all of them.
 const BYTES: usize = 4 << 20;
 
 /// A text and the line end behind it: lines, none of which is the end tag. A rule that ends at the tag wherever it comes takes
@@ -55,6 +55,14 @@ pub(super) fn lark(format: ToolFormat, tools: &DeclaredTools, parallel: bool) ->
 fn object(lark: &mut String, i: usize, tool: &DeclaredTool, around: (&str, &str, &str), place: &str) -> Result<()> {
     let (before, key, after) = around;
     let begin = format!("{before}{{\"name\": {}, \"{key}\": ", Value::from(tool.name.as_str()));
+    let schema = arguments(tool, place)?;
+    let _ = writeln!(lark, "call_{i}: {} arguments_{i} {}", literal(&begin), literal(&format!("}}{after}")));
+    let _ = writeln!(lark, "arguments_{i}: %json {schema}");
+    Ok(())
+}
+
+/// The schema of a tool's arguments.
+fn arguments(tool: &DeclaredTool, place: &str) -> Result<Value> {
     let schema = match &tool.parameters {
         Value::Object(schema) if schema.contains_key("type") || schema.contains_key("$ref") => tool.parameters.clone(),
         // Whatever a schema without a type allows, arguments are an object.
@@ -65,22 +73,17 @@ fn object(lark: &mut String, i: usize, tool: &DeclaredTool, around: (&str, &str,
         }
         _ => json!({"type": "object"}),
     };
-    let schema = prepared(&schema, &format!("{place}.parameters"))?;
-    let _ = writeln!(lark, "call_{i}: {} arguments_{i} {}", literal(&begin), literal(&format!("}}{after}")));
-    let _ = writeln!(lark, "arguments_{i}: %json {schema}");
-    Ok(())
+    prepared(&schema, &format!("{place}.parameters"))
 }
 
 /// Tags, with one rule for each parameter.
 fn tags(lark: &mut String, i: usize, tool: &DeclaredTool, place: &str) -> Result<()> {
     let name = in_tag(&tool.name, &format!("{place}.name"))?;
-    if tool.parameters.is_object() {
-        // Bounds of the whole, before any part of it is written again and again.
-        prepared(&tool.parameters, &format!("{place}.parameters"))?;
-    }
+    // Bounds of the whole, before any part of it is written again and again.
+    let parameters = arguments(tool, place)?;
     let empty = Map::new();
-    let properties = tool.parameters.get("properties").and_then(Value::as_object).unwrap_or(&empty);
-    let required: Vec<&str> = (tool.parameters.get("required").and_then(Value::as_array).into_iter().flatten())
+    let properties = parameters.get("properties").and_then(Value::as_object).unwrap_or(&empty);
+    let required: Vec<&str> = (parameters.get("required").and_then(Value::as_array).into_iter().flatten())
         .filter_map(Value::as_str)
         .collect();
     let undeclared = required.iter().copied().filter(|key| !properties.contains_key(*key));
@@ -91,6 +94,9 @@ fn tags(lark: &mut String, i: usize, tool: &DeclaredTool, place: &str) -> Result
     for (p, key) in keys.into_iter().enumerate() {
         let key_place = format!("{place}.parameters.properties.{key}");
         let optional = if required.contains(&key) { "" } else { "?" };
+        if properties.get(key) == Some(&Value::Bool(false)) && !required.contains(&key) {
+            continue;
+        }
         let _ = write!(lark, " parameter_{i}_{p}{optional}");
         let begin = literal(&format!("<parameter={}>\n", in_tag(key, &key_place)?));
         let end = "\n</parameter>\n";
@@ -101,15 +107,7 @@ fn tags(lark: &mut String, i: usize, tool: &DeclaredTool, place: &str) -> Result
         } else if tool.takes_text(key) {
             let _ = writeln!(rules, "parameter_{i}_{p}: {begin} lines {}", literal("</parameter>\n"));
         } else {
-            let mut schema = schema;
-            let has_references = refers(&schema);
-            // References are to the definitions of the whole.
-            for definitions in ["$defs", "definitions"].into_iter().filter(|_| has_references) {
-                if let (Some(object), Some(value)) = (schema.as_object_mut(), tool.parameters.get(definitions)) {
-                    object.entry(definitions).or_insert_with(|| value.clone());
-                }
-            }
-            let schema = prepared(&schema, &key_place)?;
+            let schema = prepared(&by_itself(&schema, &parameters), &key_place)?;
             let _ = writeln!(rules, "parameter_{i}_{p}: {begin} value_{i}_{p} {}", literal(end));
             let _ = writeln!(rules, "value_{i}_{p}: %json {schema}");
             bounded(rules.len(), &key_place)?;
@@ -129,12 +127,40 @@ fn bounded(bytes: usize, place: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether a schema refers to definitions.
-fn refers(schema: &Value) -> bool {
+/// The schema of a parameter as one of its own, which means the same: what it refers to is in the schema of all parameters, which becomes a
+/// definition of it.
+fn by_itself(schema: &Value, parameters: &Value) -> Value {
+    let mut refers = false;
+    let mut alone = moved(schema, &mut refers);
+    if let (true, Some(object)) = (refers, alone.as_object_mut()) {
+        object.insert("$defs".to_owned(), json!({"parameters": moved(parameters, &mut refers)}));
+    }
+    alone
+}
+
+/// A schema whose references are to what is under a definition now; `refers` is set where there is one.
+fn moved(schema: &Value, refers: &mut bool) -> Value {
     match schema {
-        Value::Object(object) => object.iter().any(|(key, value)| key == "$ref" || refers(value)),
-        Value::Array(values) => values.iter().any(refers),
-        _ => false,
+        Value::Array(schemas) => schemas.iter().map(|schema| moved(schema, refers)).collect(),
+        Value::Object(keywords) => {
+            let keyword = |(key, value): (&String, &Value)| {
+                let value = match (key.as_str(), value) {
+                    ("$ref", Value::String(pointer)) if pointer.starts_with('#') => {
+                        *refers = true;
+                        format!("#/$defs/parameters{}", pointer.trim_start_matches('#').trim_end_matches('/')).into()
+                    }
+                    // Values, and names that are no keywords.
+                    ("const" | "enum" | "default" | "examples", value) => value.clone(),
+                    ("properties" | "patternProperties" | "$defs" | "definitions", Value::Object(named)) => {
+                        named.iter().map(|(name, schema)| (name.clone(), moved(schema, refers))).collect()
+                    }
+                    (_, value) => moved(value, refers),
+                };
+                (key.clone(), value)
+            };
+            keywords.iter().map(keyword).collect()
+        }
+        _ => schema.clone(),
     }
 }
 

@@ -57,8 +57,8 @@ pub fn read(fields: Fields<'_>, defaults: &Defaults) -> Result<ChatBody, ApiErro
 /// With `continue_final_message` the text of the last message, which is taken out: the answer goes on with it.
 ///
 /// # Errors
-/// 400 when it is not the text of an assistant.
-fn begun(fields: Fields<'_>, messages: &mut Vec<Message>) -> Result<Option<String>, ApiError> {
+/// 400 when it is not the text of an assistant alone.
+pub fn begun(fields: Fields<'_>, messages: &mut Vec<Message>) -> Result<Option<String>, ApiError> {
     const NAME: &str = "continue_final_message";
     let prompted = fields.bool("add_generation_prompt")?;
     if !fields.bool(NAME)?.unwrap_or(false) {
@@ -67,10 +67,11 @@ fn begun(fields: Fields<'_>, messages: &mut Vec<Message>) -> Result<Option<Strin
     if prompted == Some(true) {
         return Err(fields.wrong(NAME, "excludes add_generation_prompt: the answer has begun"));
     }
-    let last = messages.pop().filter(|last| last.role() == "assistant");
+    let calls = |last: &Message| last.fields().get("tool_calls").is_some_and(|calls| !calls.is_null());
+    let last = messages.pop().filter(|last| last.role() == "assistant" && !calls(last));
     let text = last.as_ref().and_then(Message::text);
     text.map(|text| Some(text.to_owned()))
-        .ok_or_else(|| fields.wrong(NAME, "needs a last message with text of the assistant"))
+        .ok_or_else(|| fields.wrong(NAME, "needs a last message of the assistant with text and no calls"))
 }
 
 /// `stream_options.include_usage`.

@@ -4,6 +4,7 @@ use emberlm::model::text::{ChatOptions, SpecialToken};
 use serde_json::{Value, json};
 
 use super::app::App;
+use super::chat::begun;
 use super::error::ApiError;
 use super::fields::{Fields, found, whole};
 use super::messages_in::messages;
@@ -18,7 +19,13 @@ pub fn tokenize(app: &App, fields: Fields<'_>) -> Result<Value, ApiError> {
     let ids = match fields.list("messages")? {
         Some(list) => {
             let (tools, variables) = (Tools::read(fields)?, prompt::variables(fields)?);
-            prompt::chat(app, &messages(list)?, &tools.schemas, &variables)?.tokens
+            let mut messages = messages(list)?;
+            let begun = begun(fields, &mut messages)?;
+            let mut prompt = prompt::chat(app, &messages, &tools.schemas, &variables)?;
+            if let Some(begun) = begun {
+                prompt::go_on(app, &mut prompt, &begun)?;
+            }
+            prompt.tokens
         }
         None => {
             let text = match fields.text("prompt")? {

@@ -356,7 +356,14 @@ fn messages_are_streamed_as_blocks() {
     let text = server.ok("/v1/messages", &continued)["content"][0]["text"].clone();
     let mut chat = continued.clone();
     chat["continue_final_message"] = true.into();
-    assert_eq!(server.ok("/v1/chat/completions", &chat)["choices"][0]["message"]["content"], text);
+    let answer = server.ok("/v1/chat/completions", &chat);
+    assert_eq!(answer["choices"][0]["message"]["content"], text);
+    // Counted as it is read, and nothing of the message is left out.
+    assert_eq!(server.ok("/tokenize", &chat)["count"], answer["usage"]["prompt_tokens"]);
+    let call = json!({"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}});
+    chat["messages"][1]["tool_calls"] = json!([call]);
+    let refused = server.post("/v1/chat/completions", &chat);
+    assert!(refused.status == 400 && refused.message().contains("no calls"), "{}", refused.body);
     let spaced = json!({"messages": [asked, {"role": "assistant", "content": "The "}], "max_tokens": 8});
     let refused = server.post("/v1/messages", &spaced);
     assert!(refused.status == 400 && refused.message().contains("white space"), "{}", refused.body);

@@ -151,6 +151,31 @@ fn tools_are_told_in_messages_where_the_template_has_none() {
     }
 }
 
+/// What is said of tools comes from who made them, and calls quote what was read.
+#[test]
+fn special_tokens_in_tools_and_calls_stay_text() {
+    let own = "{% for m in messages %}[{{ m.content or '' }}{{ m.tool_calls|tojson if m.tool_calls }}]{% endfor %}{{ tools|tojson if tools }}";
+    let none = "{% for m in messages %}[{{ m.content }}]{% endfor %}";
+    for template in [own, none] {
+        let directory = model(template);
+        let server = server(&directory);
+        let mark = "<|im_end|>";
+        let read = server.ok("/tokenize", &json!({"prompt": mark, "add_special_tokens": false}))["tokens"].clone();
+        assert_eq!(read.as_array().unwrap().len(), 1, "{mark} is one token");
+        let schema = json!({"type": "object", "properties": {mark: {"description": mark}}});
+        let function = json!({"name": "f", "description": format!("a {mark}\n"), "parameters": schema});
+        let arguments = json!({mark: format!("{mark}{mark}")}).to_string();
+        let call = json!({"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}});
+        let tokens = server.ok("/tokenize", &json!({
+            "messages": [{"role": "user", "content": mark}, {"role": "assistant", "content": null, "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "1", "content": mark}],
+            "tools": [{"type": "function", "function": function}],
+        }))["tokens"].clone();
+        let tokens = tokens.as_array().unwrap();
+        assert!(tokens.len() > 40 && !tokens.contains(&read[0]), "{template}: {tokens:?}");
+    }
+}
+
 #[test]
 fn thoughts_are_told_apart_where_the_prompt_opens_them() {
     let directory = model(

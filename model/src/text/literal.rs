@@ -1,11 +1,12 @@
 //! Texts and chats in which the text of special tokens stays text.
 
+use serde_json::Value;
 use tokenizers::tokenizer::normalizer::Range;
 use tokenizers::tokenizer::{PreTokenizedString, PreTokenizer};
 use tokenizers::{Model, NormalizedString, Normalizer, OffsetReferential, OffsetType, Token};
 
 use super::catch_panic::catch_panic;
-use super::chat::{ChatOptions, Message, SpecialText};
+use super::chat::{ChatOptions, Message, SpecialText, map_value, value_contains};
 use super::tokenizer::TextProcessor;
 use crate::{Error, Result};
 
@@ -50,16 +51,22 @@ impl TextProcessor {
     }
 }
 
-/// Encodes a chat so that what users and tools wrote never becomes an added token.
+/// Encodes a chat so that what users and tools wrote, what tools are said to be and what they are called with never becomes an added token.
 ///
-/// The text of each added token in those messages is replaced by a private-use character before rendering. In the rendered chat
+/// The text of each added token in those places is replaced by a private-use character before rendering. In the rendered chat
 /// the added tokens are then only the template's own. With the original spelling back in place, the text is cut at these, and at
 /// no others, and goes through the steps that the tokenizer library takes, so that each stretch of text knows where in the whole
 /// it stands: some tokenizers put a space before the first stretch only.
 fn encode_chat(text: &TextProcessor, messages: &[Message], options: &ChatOptions) -> Result<Vec<u32>> {
-    let stand_ins = StandIns::new(text, messages)?;
+    let mut options = options.clone();
+    let mut tools = options.variables.get("tools").cloned().unwrap_or_default();
+    let stand_ins = StandIns::new(text, messages, &tools)?;
     let messages: Vec<Message> = messages.iter().map(|m| stand_ins.hide_in(m)).collect();
-    let rendered = text.render_chat(&messages, options)?;
+    if !tools.is_null() {
+        map_value(&mut tools, &|text| stand_ins.hide(text));
+        options.variables.insert("tools".to_owned(), tools);
+    }
+    let rendered = text.render_chat(&messages, &options)?;
     let cuts = stand_ins.cuts(text, &rendered)?;
     encode_cut(text, &stand_ins.restore(&rendered), &cuts)
 }
@@ -85,19 +92,16 @@ struct StandIns {
 }
 
 impl StandIns {
-    /// Gives every added token that occurs in a message a character that occurs in none.
-    fn new(text: &TextProcessor, messages: &[Message]) -> Result<Self> {
+    /// Gives every added token that occurs in a message or in the tools a character that occurs in none of them.
+    fn new(text: &TextProcessor, messages: &[Message], tools: &Value) -> Result<Self> {
+        let occurs = |part: &str| messages.iter().any(|m| m.contains_text(part)) || value_contains(tools, part);
         let added = text.tokenizer().get_added_tokens_decoder();
-        let mut contents: Vec<String> = added
-            .into_values()
-            .map(|t| t.content)
-            .filter(|t| !t.is_empty() && messages.iter().any(|m| m.contains_text(t)))
-            .collect();
+        let mut contents: Vec<String> =
+            added.into_values().map(|t| t.content).filter(|t| !t.is_empty() && occurs(t)).collect();
         // Longest first, so that a token that contains another is hidden whole.
         contents.sort_unstable_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
-        let mut free = (FIRST_STAND_IN..=LAST_STAND_IN)
-            .filter_map(char::from_u32)
-            .filter(|c| !messages.iter().any(|m| m.contains_text(c.encode_utf8(&mut [0; 4]))));
+        let mut free =
+            (FIRST_STAND_IN..=LAST_STAND_IN).filter_map(char::from_u32).filter(|c| !occurs(c.encode_utf8(&mut [0; 4])));
         let pairs = contents.into_iter().map(|content| Some((content, free.next()?))).collect::<Option<_>>();
         let pairs = pairs.ok_or_else(|| {
             Error::Prompt("the messages use up the private-use characters that literal encoding needs".to_owned())
@@ -107,14 +111,16 @@ impl StandIns {
 
     fn hide_in(&self, message: &Message) -> Message {
         let mut message = message.clone();
-        if matches!(message.role(), "user" | "tool") {
-            message.map_text(&|text| {
-                self.pairs.iter().fold(text.to_owned(), |text, (content, c)| {
-                    text.replace(content.as_str(), c.encode_utf8(&mut [0; 4]))
-                })
-            });
+        match message.role() {
+            "user" | "tool" => message.map_text(&|text| self.hide(text)),
+            _ => message.map_text_of("tool_calls", &|text| self.hide(text)),
         }
         message
+    }
+
+    fn hide(&self, text: &str) -> String {
+        let hidden = |text: String, (content, c): &(String, char)| text.replace(content, c.encode_utf8(&mut [0; 4]));
+        self.pairs.iter().fold(text.to_owned(), hidden)
     }
 
     fn restore(&self, text: &str) -> String {

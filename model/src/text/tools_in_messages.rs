@@ -3,9 +3,12 @@
 use serde_json::{Value, json};
 
 use super::answer::ToolFormat;
-use super::chat::{ChatOptions, Message};
+use super::chat::{ChatOptions, Message, SpecialText, map_value};
 use super::tokenizer::TextProcessor;
 use crate::Result;
+
+/// A character without width, at which no line breaks.
+const WORD_JOINER: char = '\u{2060}';
 
 impl TextProcessor {
     /// A chat with tools, with calls or with results, as messages that a template without tools renders; `None` where there is nothing
@@ -33,13 +36,37 @@ impl TextProcessor {
             return Ok(None);
         }
         let mut options = options.clone();
-        let tools = options.variables.remove("tools").unwrap_or_default();
-        let plain = without_roles_of_tools(messages, format);
+        let mut tools = options.variables.remove("tools").unwrap_or_default();
+        let mut messages = messages.to_vec();
+        if options.special_text == SpecialText::Literal {
+            // The messages they go to may have special tokens.
+            let apart = self.special_tokens_apart();
+            map_value(&mut tools, &apart);
+            messages.iter_mut().for_each(|message| message.map_text_of("tool_calls", &apart));
+        }
+        let plain = without_roles_of_tools(&messages, format);
         let Some(instructions) = instructions(&tools, format) else { return Ok(Some((plain, options))) };
         let in_system = in_system_message(&plain, &instructions);
         // A template without system messages refuses them or leaves them out.
         let is_told = self.render_chat(&in_system, &options).is_ok_and(|prompt| prompt.contains(&instructions));
         Ok(Some((if is_told { in_system } else { before_question(&plain, &instructions) }, options)))
+    }
+
+    /// Puts an invisible character into the texts of special tokens, and of others in angle brackets, so that they are texts wherever they
+    /// stand.
+    fn special_tokens_apart(&self) -> impl Fn(&str) -> String + use<> {
+        let added = self.tokenizer().get_added_tokens_decoder().into_values();
+        let marks = added.filter(|token| token.special || token.content.starts_with('<'));
+        let mut contents: Vec<String> =
+            marks.map(|token| token.content).filter(|text| text.chars().count() > 1).collect();
+        contents.sort_unstable_by_key(|text| std::cmp::Reverse(text.len()));
+        move |text| {
+            contents.iter().fold(text.to_owned(), |text, content| {
+                let mut apart = content.clone();
+                apart.insert(content.chars().next().map_or(0, char::len_utf8), WORD_JOINER);
+                text.replace(content, &apart)
+            })
+        }
     }
 }
 

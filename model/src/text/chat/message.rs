@@ -85,6 +85,13 @@ impl Message {
         let fields = self.fields.iter_mut().filter(|(name, _)| *name != "role");
         fields.for_each(|(_, value)| map_value(value, map));
     }
+
+    /// Changes every text of one field.
+    pub(in crate::text) fn map_text_of(&mut self, name: &str, map: &dyn Fn(&str) -> String) {
+        if let Some(value) = self.fields.get_mut(name) {
+            map_value(value, map);
+        }
+    }
 }
 
 impl TryFrom<Map<String, Value>> for Message {
@@ -104,7 +111,8 @@ impl From<Message> for Map<String, Value> {
     }
 }
 
-fn value_contains(value: &Value, part: &str) -> bool {
+/// Whether a text anywhere in a value contains `part`.
+pub(in crate::text) fn value_contains(value: &Value, part: &str) -> bool {
     match value {
         Value::String(text) => text.contains(part),
         Value::Array(items) => items.iter().any(|v| value_contains(v, part)),
@@ -113,11 +121,18 @@ fn value_contains(value: &Value, part: &str) -> bool {
     }
 }
 
-fn map_value(value: &mut Value, map: &dyn Fn(&str) -> String) {
+/// Changes every text of a value, names too.
+pub(in crate::text) fn map_value(value: &mut Value, map: &dyn Fn(&str) -> String) {
     match value {
         Value::String(text) => *text = map(text),
         Value::Array(items) => items.iter_mut().for_each(|v| map_value(v, map)),
-        Value::Object(object) => object.values_mut().for_each(|v| map_value(v, map)),
+        Value::Object(object) => {
+            let mapped = |(name, mut value): (String, Value)| {
+                map_value(&mut value, map);
+                (map(&name), value)
+            };
+            *object = std::mem::take(object).into_iter().map(mapped).collect();
+        }
         _ => {}
     }
 }

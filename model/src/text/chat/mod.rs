@@ -41,5 +41,6 @@ mod template;
 mod value;
 
 pub use message::Message;
+pub(in crate::text) use message::{map_value, value_contains};
 pub use options::{ChatOptions, SpecialText};
 pub use template::ChatTemplate;

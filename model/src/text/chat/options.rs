@@ -12,7 +12,7 @@ pub enum SpecialText {
     /// As the special token, like transformers.
     #[default]
     Parse,
-    /// As ordinary text in messages of the roles `user` and `tool`; elsewhere as the special token.
+    /// As ordinary text in messages of the roles `user` and `tool`, in tools and in calls of them; elsewhere as the special token.
     Literal,
 }
 

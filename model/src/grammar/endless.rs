@@ -7,9 +7,6 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-use super::schema::wrong;
-use crate::Result;
-
 /// Looks at parts, after which a schema is taken as it is: it was made to take time.
 const LOOKS: usize = 2_000_000;
 
@@ -24,15 +21,11 @@ const ALL: Kinds = OBJECT | ARRAY | SCALAR;
 /// messages.
 ///
 /// # Errors
-/// [`Error::Option`](crate::Error::Option) with the place of the part for which no value fits the whole.
-pub(super) fn pruned(schema: &Value, place: &str) -> Result<Value> {
+/// The place of the part for which no value fits the whole.
+pub(super) fn pruned(schema: &Value, place: &str) -> Result<Value, String> {
     let parts = Parts::of(schema);
     if !parts.ends(schema, ALL) {
-        let place = parts.culprit(place);
-        return Err(wrong(
-            &place,
-            "no answer fits it: it contains itself without an end; make it optional, or allow null",
-        ));
+        return Err(parts.culprit(place));
     }
     let ending: HashSet<_> = parts.known.iter().filter(|(_, ends)| **ends).map(|((at, _), _)| *at).collect();
     let endless = parts.known.keys().map(|(at, _)| *at).filter(|at| !ending.contains(at)).collect();

@@ -29,7 +29,8 @@ pub(super) fn prepared(schema: &Value, place: &str) -> Result<Value> {
     if !schema.is_object() {
         return Err(wrong(place, "must be a JSON schema: an object"));
     }
-    let mut schema = pruned(schema, place)?;
+    let endless = "no answer fits it: it contains itself without an end; make it optional, or allow null";
+    let mut schema = pruned(schema, place).map_err(|place| wrong(&place, endless))?;
     let options = json!({"whitespace_pattern": SPACE, "coerce_one_of": true});
     if let Some(object) = schema.as_object_mut() {
         object.insert("x-guidance".to_owned(), options);

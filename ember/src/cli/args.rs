@@ -80,8 +80,8 @@ impl ValueEnum for QuantHead {
     fn to_possible_value(&self) -> Option<PossibleValue> {
         match self {
             Self::Auto => {
-                let help = "int8 beside quantised layers, and on the CPU an embedding that is not the head as it is stored; \
-                            else none (eval and dump: none)";
+                let help = "int8 beside quantised layers, else none (eval and dump: none); on the CPU an embedding that is not the \
+                            head stays as it is stored";
                 Some(PossibleValue::new("auto").help(help))
             }
             Self::As(quant) => quant.to_possible_value(),

@@ -52,11 +52,7 @@ impl ChatJob {
     /// # Errors
     /// As [`asks`](Self::asks).
     pub fn prompt(&self, app: &App) -> Result<ChatPrompt, ApiError> {
-        let mut prompt = prompt::chat(app, &self.messages, &self.tools.schemas, &self.variables)?;
-        if let Some(begun) = &self.begun {
-            prompt::go_on(app, &mut prompt, begun)?;
-        }
-        Ok(prompt)
+        prompt::chat(app, &self.messages, &self.tools.schemas, &self.variables, self.begun.as_deref())
     }
 }
 

@@ -32,16 +32,17 @@ pub fn variables(fields: Fields<'_>) -> Result<Map<String, Value>, ApiError> {
     Ok(variables)
 }
 
-/// The tokens of a chat with its tools, which are told in messages where the template has none. Texts of special tokens in what users and
-/// tools wrote stay texts.
+/// The tokens of a chat with its tools, which are told in messages where the template has none, and of the text that the answer begins
+/// with. Texts of special tokens stay texts in what users and tools wrote, in tools and in calls.
 ///
 /// # Errors
-/// 400 when the template refuses the chat, or the prompt does not fit.
+/// 400 when the template refuses the chat, the answer begins with thoughts where a text is given, or the prompt does not fit.
 pub fn chat(
     app: &App,
     messages: &[Message],
     tools: &[Value],
     variables: &Map<String, Value>,
+    begun: Option<&str>,
 ) -> Result<ChatPrompt, ApiError> {
     let mut options = ChatOptions::prompt();
     options.special_text = SpecialText::Literal;
@@ -51,22 +52,16 @@ pub fn chat(
     }
     let told = app.text.with_tools_in_messages(messages, &options, app.format.tools)?;
     let (messages, options) = told.as_ref().map_or((messages, &options), |(messages, options)| (messages, options));
-    let prompt = app.text.chat_prompt(messages, options)?;
+    let mut prompt = app.text.chat_prompt(messages, options)?;
+    if let Some(begun) = begun {
+        if prompt.thinking == Thinking::Open {
+            let message = "the model's answer begins with thoughts; set enable_thinking to false to continue a message";
+            return Err(ApiError::invalid(Some("messages"), message));
+        }
+        prompt.tokens.extend(app.text.encode_literal(begun, false)?);
+    }
     app.check_length(prompt.tokens.len())?;
     Ok(prompt)
-}
-
-/// Lets an answer begin with a text.
-///
-/// # Errors
-/// 400 when the answer begins with thoughts, or the prompt does not fit.
-pub fn go_on(app: &App, prompt: &mut ChatPrompt, begun: &str) -> Result<(), ApiError> {
-    if prompt.thinking == Thinking::Open {
-        let message = "the model's answer begins with thoughts; set enable_thinking to false to continue a message";
-        return Err(ApiError::invalid(Some("messages"), message));
-    }
-    prompt.tokens.extend(app.text.encode_literal(begun, false)?);
-    app.check_length(prompt.tokens.len())
 }
 
 impl App {

@@ -21,11 +21,7 @@ pub fn tokenize(app: &App, fields: Fields<'_>) -> Result<Value, ApiError> {
             let (tools, variables) = (Tools::read(fields)?, prompt::variables(fields)?);
             let mut messages = messages(list)?;
             let begun = begun(fields, &mut messages)?;
-            let mut prompt = prompt::chat(app, &messages, &tools.schemas, &variables)?;
-            if let Some(begun) = begun {
-                prompt::go_on(app, &mut prompt, &begun)?;
-            }
-            prompt.tokens
+            prompt::chat(app, &messages, &tools.schemas, &variables, begun.as_deref())?.tokens
         }
         None => {
             let text = match fields.text("prompt")? {

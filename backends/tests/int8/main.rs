@@ -51,11 +51,13 @@ fn int8_head(x: &[f32], m: usize, w: &Weight, bias: Option<&[f32]>) -> Vec<f32> 
     y
 }
 
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 10] = [
     Kind::Single { block: 64 },
     Kind::Single { block: 128 },
     Kind::Double { block: 64, nested: 256 },
     Kind::Double { block: 64, nested: 3 },
+    // The fewest scales per absmax of which a table is made.
+    Kind::Double { block: 64, nested: 64 },
     // Another absmax within a row.
     Kind::Double { block: 64, nested: 4 },
     Kind::Int8,

@@ -4,6 +4,7 @@
 use super::BLOCK;
 use super::book::Shift;
 use super::gemv::{Codes, Gemv, Packing, WeightScales, for_stored_rows, stay_codes};
+use super::one_row::Scales;
 use super::round::Block;
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::packed::block_scales;
@@ -23,7 +24,7 @@ pub(super) const VALUES_MAX_COLUMNS: usize = if cfg!(target_arch = "x86_64") { 1
 
 /// How many bytes ahead rows are prefetched, codes of less than a byte into L1: rows of 1 kB are read a seventh slower with twice as many
 /// bytes, longer ones 4 % faster; into L2 one of the two loses a seventh. Bytes into L2, which gains 4 % in rows of 8 kB.
-const AHEAD: usize = 1024;
+pub(super) const AHEAD: usize = 1024;
 
 impl Codes {
     /// The element whose code [`Bytes`] puts at `place`.
@@ -85,6 +86,8 @@ pub(crate) struct Columns {
     offsets: Vec<i32>,
     /// `[column][block]`.
     steps: Vec<f32>,
+    /// `[block]`, of one column beside codes that are looked up: the step, and what `start` adds to each lane.
+    pub(super) lanes: Vec<[f32; 2]>,
     columns: usize,
     /// Blocks of a column, rounded up to whole vectors.
     stride: usize,
@@ -119,6 +122,7 @@ impl ByteKernel for Arrange<'_> {
             start: vec![0.0; columns * stride],
             offsets: vec![0; if unsigned { blocks * columns * S::LANES } else { 0 }],
             steps: vec![0.0; columns * stride],
+            lanes: Vec::new(),
             columns,
             stride,
             codes: stays_codes,
@@ -159,8 +163,62 @@ impl ByteKernel for Arrange<'_> {
                 made.start[column * stride + b] = start as f32;
             }
         }
+        if columns == 1 && !stays_codes && codes != Codes::Bytes {
+            let in_lanes = |(step, start): (&f32, &f32)| [*step, step * start / S::LANES as f32];
+            made.lanes = made.steps.iter().zip(&made.start).map(in_lanes).collect();
+        }
         made.runs = made.outliers.chunk_by(|a, b| a == b).map(|run| (run.len(), run[0])).collect();
         made
+    }
+}
+
+impl Columns {
+    /// Whether a block of one column has outliers.
+    ///
+    /// # Safety
+    /// x has the block.
+    #[inline(always)]
+    pub(super) unsafe fn has_outliers(&self, block: usize) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { *self.outliers.as_ptr().add(block) }
+    }
+
+    /// x of a block and a column, the `at`-th of these.
+    ///
+    /// # Safety
+    /// `S` is enabled, and x has it, arranged beside `CODES`.
+    #[inline(always)]
+    pub(super) unsafe fn load<S: Bytes, const CODES: bool>(&self, at: usize) -> S::X {
+        // SAFETY: the caller's promise.
+        unsafe { S::x::<CODES>(self.low.as_ptr().cast::<i8>().add(at * S::x_bytes(CODES))) }
+    }
+
+    /// Whole numbers that add up to the product of weights and x of a block and a column, the `at`-th of these, less its start: with
+    /// outliers if `HIGH`.
+    ///
+    /// # Safety
+    /// As for [`load`](Self::load), which gave x; with `HIGH` x has outliers somewhere.
+    #[inline(always)]
+    pub(super) unsafe fn product<S: Bytes, const CODES: bool, const HIGH: bool>(
+        &self,
+        w: S::Bytes,
+        x: S::X,
+        at: usize,
+    ) -> S::Sums {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let sum = if CODES || S::UNSIGNED {
+                let offsets = S::sums(self.offsets.as_ptr().add(at * S::LANES));
+                S::dot_onto::<CODES>(offsets, w, x)
+            } else {
+                S::dot::<CODES>(w, x)
+            };
+            if !HIGH {
+                return sum;
+            }
+            let x = S::x::<CODES>(self.high.as_ptr().cast::<i8>().add(at * S::x_bytes(CODES)));
+            S::add_high(sum, S::dot::<CODES>(w, x))
+        }
     }
 }
 
@@ -183,8 +241,8 @@ pub(crate) fn add_gemv<'a>(
 }
 
 /// Rows `first..last` of a product.
-struct Range<'a> {
-    gemv: &'a Gemv<'a, Columns>,
+pub(super) struct Range<'a> {
+    pub(super) gemv: &'a Gemv<'a, Columns>,
     first: usize,
     last: usize,
 }
@@ -208,6 +266,11 @@ impl ByteKernel for Range<'_> {
         }
         // SAFETY: `S` is enabled.
         unsafe {
+            if x.columns == 1
+                && let Some(scales) = Scales::of(&self.gemv.w.scales, self.gemv.k)
+            {
+                return self.one_row::<S>(scales);
+            }
             match (self.gemv.w.codes, x.codes) {
                 (Codes::Bytes, _) => rows!(8, false, MAX_COLUMNS),
                 (Codes::Nibbles { .. }, false) => rows!(4, false, VALUES_MAX_COLUMNS),
@@ -219,24 +282,30 @@ impl ByteKernel for Range<'_> {
 }
 
 impl Range<'_> {
+    /// The first of `R` rows at a time, and how many rows apart the others are.
+    #[inline(always)]
+    pub(super) fn in_flight<const R: usize>(&self) -> impl Iterator<Item = (usize, usize)> {
+        let (first, last) = (self.first, self.last);
+        // `R` streams far apart, each read in order: that is what hardware prefetchers follow.
+        let apart = (last - first) / R;
+        // The rest one at a time: `R` times the same row, to spare a kernel of its own.
+        let rest = first + apart * R;
+        (first..first + apart).chain(rest..last).map(move |row| (row, if row < rest { apart } else { 0 }))
+    }
+
     /// `R` rows of codes of `BITS` bits in flight, times `M` columns. With `CODES` x is that beside codes.
     ///
     /// # Safety
     /// `S` is enabled, x has `M` columns, the rows exist, and no other task writes their outputs.
     #[inline(always)]
     unsafe fn rows<S: Bytes, const R: usize, const M: usize, const BITS: usize, const CODES: bool>(self) {
-        let Self { gemv, first, last } = self;
+        let gemv = self.gemv;
         let stride = gemv.x.stride;
         // One column waits for memory, so that nothing must stand between the blocks of a row and those of the next for long.
-        let chunk = if M == 1 { S::LANES } else { stride };
+        let chunk = if M == 1 && !CODES { S::LANES } else { stride };
         let mut decoded = vec![1.0; R * stride];
         let mut factors = vec![0.0; R * M * chunk];
-        // `R` streams far apart, each read in order: that is what hardware prefetchers follow.
-        let apart = (last - first) / R;
-        // The rest one at a time: `R` times the same row, to spare a kernel of its own.
-        let rest = first + apart * R;
-        for row in (first..first + apart).chain(rest..last) {
-            let apart = if row < rest { apart } else { 0 };
+        for (row, apart) in self.in_flight::<R>() {
             // SAFETY: the rows lie before `last`, so that all of their blocks exist; x has `M` columns of as many.
             unsafe {
                 let mut scales = [RowScales::Floats(std::ptr::null()); R];
@@ -409,13 +478,11 @@ impl Gemv<'_, Columns> {
         (first, end): (usize, usize),
         mut total: [[S::V; M]; R],
     ) -> [[S::V; M]; R] {
-        let x_bytes = S::x_bytes(CODES);
         // SAFETY: the caller's promise.
         unsafe {
             let table = S::table(&self.w.table);
             let codes: [*const u8; R] =
                 std::array::from_fn(|r| self.w.data.as_ptr().add((row + r * apart) * self.w.stride));
-            let (low, high) = (self.x.low.as_ptr().cast::<i8>(), self.x.high.as_ptr().cast::<i8>());
             // Of a row and a column, from the first block on.
             let (factors, stride) =
                 if CODES { (self.x.steps.as_ptr().add(first), self.x.stride) } else { (factors.as_ptr(), chunk) };
@@ -429,45 +496,67 @@ impl Gemv<'_, Columns> {
                         if BITS == 8 { S::prefetch(ahead) } else { S::prefetch_codes(ahead) }
                     }
                 }
-                let widens = S::WIDENS && BITS == 8;
-                let outliers = HIGH && !widens && (M > 1 || *self.x.outliers.as_ptr().add(b));
-                let mut x = [S::x::<CODES>(low.add(b * M * x_bytes)); M];
-                for m in 1..M {
-                    x[m] = S::x::<CODES>(low.add((b * M + m) * x_bytes));
-                }
-                for r in 0..R {
-                    let at = codes[r].add(at);
-                    let mut add = |m: usize, sum: S::Sums| {
-                        // Beside codes the same for all rows.
-                        let of_row = if CODES { 0 } else { r * M };
-                        let factor = S::splat(*factors.add((of_row + m) * stride + (b - first)));
-                        total[r][m] = S::fma(S::floats(sum), factor, total[r][m]);
-                    };
-                    if widens {
-                        let w = S::widened(at);
-                        for m in 0..M {
-                            add(m, S::dot_widened(w, x[m]));
-                        }
-                        continue;
-                    }
-                    let w = match BITS {
-                        8 => S::bytes(at),
-                        4 => S::nibbles::<CODES>(at, table),
-                        _ => S::pairs::<CODES>(at, table),
-                    };
+                // One column has them here and there: the two cases are apart, since a branch in each row takes the registers of both.
+                let none = M == 1 && !self.x.has_outliers(b);
+                total = if HIGH && !none {
+                    self.block::<S, R, M, BITS, CODES, true>(b, codes, table, factors.add(b - first), stride, total)
+                } else {
+                    self.block::<S, R, M, BITS, CODES, false>(b, codes, table, factors.add(b - first), stride, total)
+                };
+            }
+        }
+        total
+    }
+
+    /// Adds the products of a block, with outliers if `HIGH`.
+    ///
+    /// # Safety
+    /// As for `blocks`; `codes` are those of the rows, and `factors` those of the block, of which the next column's are `stride` further.
+    #[inline(always)]
+    unsafe fn block<
+        S: Bytes,
+        const R: usize,
+        const M: usize,
+        const BITS: usize,
+        const CODES: bool,
+        const HIGH: bool,
+    >(
+        &self,
+        b: usize,
+        codes: [*const u8; R],
+        table: S::Table,
+        factors: *const f32,
+        stride: usize,
+        mut total: [[S::V; M]; R],
+    ) -> [[S::V; M]; R] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut x = [self.x.load::<S, CODES>(b * M); M];
+            for m in 1..M {
+                x[m] = self.x.load::<S, CODES>(b * M + m);
+            }
+            for r in 0..R {
+                let at = codes[r].add(b * (BLOCK * BITS / 8));
+                let mut add = |m: usize, sum: S::Sums| {
+                    // Beside codes the same for all rows.
+                    let of_row = if CODES { 0 } else { r * M };
+                    let factor = S::splat(*factors.add((of_row + m) * stride));
+                    total[r][m] = S::fma(S::floats(sum), factor, total[r][m]);
+                };
+                if S::WIDENS && BITS == 8 {
+                    let w = S::widened(at);
                     for m in 0..M {
-                        let mut sum = if CODES || S::UNSIGNED {
-                            let offsets = S::sums(self.x.offsets.as_ptr().add((b * M + m) * S::LANES));
-                            S::dot_onto::<CODES>(offsets, w, x[m])
-                        } else {
-                            S::dot::<CODES>(w, x[m])
-                        };
-                        if outliers {
-                            let x = S::x::<CODES>(high.add((b * M + m) * x_bytes));
-                            sum = S::add_high(sum, S::dot::<CODES>(w, x));
-                        }
-                        add(m, sum);
+                        add(m, S::dot_widened(w, x[m]));
                     }
+                    continue;
+                }
+                let w = match BITS {
+                    8 => S::bytes(at),
+                    4 => S::nibbles::<CODES>(at, table),
+                    _ => S::pairs::<CODES>(at, table),
+                };
+                for m in 0..M {
+                    add(m, self.x.product::<S, CODES, HIGH>(w, x[m], b * M + m));
                 }
             }
         }

@@ -90,6 +90,28 @@ impl Stored {
     }
 }
 
+/// Scales of blocks that are quantised themselves.
+#[derive(Clone, Copy)]
+pub(super) struct Nested<'a> {
+    pub(super) codes: &'a [u8],
+    pub(super) map: &'a [f32; 256],
+    pub(super) absmax: &'a [f32],
+    /// Scales per absmax.
+    pub(super) block: usize,
+    pub(super) offset: f32,
+}
+
+impl<'a> Nested<'a> {
+    /// Those of a matrix, if they are and each [`BLOCK`] has one.
+    pub(super) fn of(w: &CodeBook4<'a>) -> Option<Nested<'a>> {
+        let BlockScales::Double { codes, map, absmax, block, offset } = w.scales else {
+            return None;
+        };
+        let map = <&[f32; 256]>::try_from(map).ok().filter(|_| w.block == BLOCK)?;
+        Some(Nested { codes, map, absmax, block, offset })
+    }
+}
+
 /// Rows of a matrix that are stored alike.
 pub(super) struct StoredRows<'a> {
     pub(super) codes: Codes,

@@ -21,6 +21,7 @@ mod neon;
 mod next;
 #[cfg(target_arch = "x86_64")]
 mod octets;
+mod one_row;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
 #[cfg(target_arch = "x86_64")]

@@ -1,7 +1,7 @@
 //! Scales of some rows of a matrix that are multiplied by one of x at a time, a group of 64 bytes of codes of each.
 
 use super::BLOCK;
-use super::gemv::{Stored, WeightScales};
+use super::gemv::{Nested, Stored, WeightScales};
 use crate::cpu::matmul::packed::block_scales;
 use crate::cpu::matmul::weight::{BlockScales, CodeBook4};
 use std::arch::x86_64::*;
@@ -18,27 +18,20 @@ pub(super) const NESTED: u8 = 2;
 /// Of blocks of bytes, in half precision.
 pub(super) const HALVES: u8 = 3;
 
-/// Quantised block scales of which the two of a group share their absmax.
-#[derive(Clone, Copy)]
-pub(super) struct Nested<'a> {
-    pub(super) codes: &'a [u8],
-    pub(super) map: &'a [f32; 256],
-    pub(super) absmax: &'a [f32],
-    /// Scales per absmax are two to this.
-    pub(super) shift: u32,
-    pub(super) offset: f32,
-}
+/// None.
+const NONE: Nested<'static> = Nested { codes: &[], map: &[0.0; 256], absmax: &[], block: 1, offset: 0.0 };
 
 impl<'a> Nested<'a> {
-    const NONE: Nested<'a> = Nested { codes: &[], map: &[0.0; 256], absmax: &[], shift: 0, offset: 0.0 };
+    /// Those of which the two of a group share their absmax.
+    pub(super) fn in_groups(w: &CodeBook4<'a>, k: usize) -> Option<Nested<'a>> {
+        let fits = |nested: &Nested| nested.block.is_power_of_two() && nested.block > 1;
+        Nested::of(w).filter(fits).filter(|_| k.is_multiple_of(2 * BLOCK))
+    }
 
-    pub(super) fn new(w: &CodeBook4<'a>, k: usize) -> Option<Nested<'a>> {
-        let BlockScales::Double { codes, map, absmax, block, offset } = w.scales else {
-            return None;
-        };
-        let fits = w.block == BLOCK && k.is_multiple_of(2 * BLOCK) && block.is_power_of_two() && block > 1;
-        let map = <&[f32; 256]>::try_from(map).ok().filter(|_| fits)?;
-        Some(Nested { codes, map, absmax, shift: block.trailing_zeros(), offset })
+    /// Scales per absmax are two to this, if they are a power of two.
+    #[inline(always)]
+    pub(super) fn shift(&self) -> u32 {
+        self.block.trailing_zeros()
     }
 
     /// The absmax of each row in flight from group `g` on, twice, and the next group at which one of them comes to another.
@@ -46,10 +39,11 @@ impl<'a> Nested<'a> {
     #[inline]
     fn absmax_of(&self, flight: Flight, blocks: usize, g: usize) -> (__m256, usize) {
         let (mut until, mut of_rows) = (usize::MAX, [0.0; STREAMS]);
+        let shift = self.shift();
         for (row, absmax) in flight.rows().into_iter().zip(&mut of_rows) {
             let block = row * blocks + 2 * g;
-            let at = block >> self.shift;
-            until = until.min(g + (((at + 1) << self.shift) - block) / 2);
+            let at = block >> shift;
+            until = until.min(g + (((at + 1) << shift) - block) / 2);
             *absmax = self.absmax[at];
         }
         let [a, b, c, d] = of_rows;
@@ -84,11 +78,11 @@ impl<'a> MatrixScales<'a> {
     /// Those of a matrix of `k` columns.
     pub(super) fn new<const KIND: u8>(scales: &WeightScales<'a>, k: usize) -> MatrixScales<'a> {
         let blocks = k / BLOCK;
-        let (mut nested, mut decoded) = (Nested::NONE, None);
+        let (mut nested, mut decoded) = (NONE, None);
         if let WeightScales::CodeBook(w, _) = scales {
             let whole = w.block == BLOCK && k.is_multiple_of(2 * BLOCK);
             match w.scales {
-                _ if KIND == NESTED => nested = Nested::new(w, k).unwrap_or(Nested::NONE),
+                _ if KIND == NESTED => nested = Nested::in_groups(w, k).unwrap_or(NONE),
                 BlockScales::Single(_) if whole => {}
                 // One more for each row: a group covers two blocks.
                 _ => decoded = Some((*w, vec![0.0; STREAMS * (blocks + 1)])),

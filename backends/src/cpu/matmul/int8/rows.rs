@@ -2,9 +2,9 @@
 //! takes as little of the caches as it can.
 
 use super::BLOCK;
-use super::gemv::{Codes, Gemv, Packing, WeightScales, for_stored_rows};
+use super::gemv::{Codes, Gemv, Nested, Packing, WeightScales, for_stored_rows};
 use super::round::Block;
-use super::row_scales::{DECODED, Flight, HALVES, MatrixScales, NESTED, Nested, ROWS, STREAMS};
+use super::row_scales::{DECODED, Flight, HALVES, MatrixScales, NESTED, ROWS, STREAMS};
 use crate::cpu::matmul::memo::Memo;
 use crate::cpu::matmul::packed::AHEAD;
 use crate::cpu::matmul::types::InputRows;
@@ -127,7 +127,7 @@ fn add<'a>(gemv: Gemv<'a, Row>, region: &mut Region<'a>) {
         // SAFETY: `kernels` has found AVX-512 VNNI and VBMI, the matrix was checked, and tasks have different rows.
         unsafe {
             match (gemv.w.codes, &gemv.w.scales) {
-                (Codes::Nibbles { .. }, WeightScales::CodeBook(w, _)) if Nested::new(w, gemv.k).is_some() => {
+                (Codes::Nibbles { .. }, WeightScales::CodeBook(w, _)) if Nested::in_groups(w, gemv.k).is_some() => {
                     gemv.range::<4, NESTED>(first, last)
                 }
                 (Codes::Nibbles { .. }, WeightScales::CodeBook(..)) => gemv.range::<4, DECODED>(first, last),

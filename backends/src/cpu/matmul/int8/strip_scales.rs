@@ -1,8 +1,7 @@
 //! The scales of 16 rows of a matrix that are the lanes of registers, a block of each at a time.
 
 use super::BLOCK;
-use super::gemv::WeightScales;
-use super::row_scales::Nested;
+use super::gemv::{Nested, WeightScales};
 use crate::cpu::matmul::packed::block_scales;
 use crate::cpu::matmul::weight::CodeBook4;
 use std::arch::x86_64::*;
@@ -63,7 +62,7 @@ impl<'a> StripScales<'a> {
             (_, Some(scales)) => StoredScales::OfBlocks(OfBlocks::Floats(scales)),
             (WeightScales::PerRow(scales), _) => StoredScales::PerRow(scales),
             (WeightScales::Int8(w), _) => StoredScales::OfBlocks(OfBlocks::Halves(w.scales)),
-            (WeightScales::CodeBook(w, _), _) => match Nested::new(w, k) {
+            (WeightScales::CodeBook(w, _), _) => match Nested::in_groups(w, k) {
                 Some(nested) => StoredScales::Nested(Box::new(NestedScales::new(nested))),
                 None => StoredScales::OfBlocks(OfBlocks::CodeBook(*w)),
             },
@@ -163,7 +162,8 @@ impl<'a> NestedScales<'a> {
     /// The processor has AVX-512 with VBMI, the matrix was checked, and the rows and scales have these blocks.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
     unsafe fn decode(&self, strip: Strip, blocks: usize, scales: &mut [f32]) {
-        let Nested { codes, absmax, shift, offset, .. } = self.nested;
+        let Nested { codes, absmax, offset, .. } = self.nested;
+        let shift = self.nested.shift();
         // Of each row, up to block `valid`.
         let (mut factors, mut valid) = ([0.0; ROWS], 0);
         let mut words = [_mm512_setzero_si512(); ROWS];

@@ -12,6 +12,8 @@ mod client;
 mod clients;
 #[path = "serve/conversations.rs"]
 mod conversations;
+#[path = "serve/echo.rs"]
+mod echo;
 #[cfg(feature = "grammar")]
 #[path = "serve/forms.rs"]
 mod forms;

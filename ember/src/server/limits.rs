@@ -42,6 +42,13 @@ pub const BIASES: usize = 1024;
 /// Most probable tokens that are told.
 pub const TOP_LOGPROBS: usize = 20;
 
+/// Entries of `metadata`.
+pub const METADATA: usize = 16;
+/// Characters of the name of an entry.
+pub const METADATA_KEY: usize = 64;
+/// Characters of its text.
+pub const METADATA_VALUE: usize = 512;
+
 /// Updates of one answer that wait for its reader; a reader that is further behind is given up.
 pub const UNREAD_UPDATES: usize = 1024;
 

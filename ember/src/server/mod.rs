@@ -33,6 +33,7 @@ mod options;
 mod prompt;
 mod record;
 mod responses;
+mod responses_echo;
 mod responses_in;
 mod routes;
 mod run;

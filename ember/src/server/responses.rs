@@ -5,19 +5,22 @@ use serde_json::{Value, json};
 use super::blocks::{Block, BlockEncoder, BlockEvent, of_answer};
 use super::error::{ApiError, Dialect};
 use super::ids::new_id;
+use super::responses_echo::Echo;
 use super::run::{Answer, End, Reason, Usage};
 use super::sse::{Events, Head};
 
 fn usage(usage: Usage) -> Value {
     json!({
-        "input_tokens": usage.prompt, "input_tokens_details": {"cached_tokens": usage.cached},
+        "input_tokens": usage.prompt,
+        // What is written to the cache is not counted.
+        "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
         "output_tokens": usage.generated, "output_tokens_details": {"reasoning_tokens": usage.reasoning},
         "total_tokens": usage.prompt + usage.generated,
     })
 }
 
 /// The answer as an object; `end` is there once it has ended.
-fn response(head: &Head, output: &[Value], end: Option<(Reason, Usage)>) -> Value {
+fn response(head: &Head, echo: &Echo, output: &[Value], end: Option<(Reason, Usage)>) -> Value {
     let mut output = output.to_vec();
     if let Some((Reason::Length, _)) = end
         && let Some(last) = output.last_mut().and_then(Value::as_object_mut)
@@ -29,12 +32,14 @@ fn response(head: &Head, output: &[Value], end: Option<(Reason, Usage)>) -> Valu
         Some((Reason::Length, _)) => ("incomplete", json!({"reason": "max_output_tokens"})),
         Some(_) => ("completed", Value::Null),
     };
-    json!({
+    let mut response = json!({
         "id": head.id, "object": "response", "created_at": head.created, "model": &*head.model, "status": status,
         "incomplete_details": why, "error": null, "output": output, "usage": end.map(|(_, tokens)| usage(tokens)),
-        "parallel_tool_calls": true, "tool_choice": "auto", "tools": [], "instructions": null, "metadata": {},
-        "temperature": null, "top_p": null, "store": false, "previous_response_id": null,
-    })
+    });
+    if let Some(response) = response.as_object_mut() {
+        echo.add_to(response);
+    }
+    response
 }
 
 fn item_prefix(block: &Block) -> &'static str {
@@ -70,15 +75,16 @@ fn text_part(text: &str) -> Value {
 }
 
 /// The whole answer.
-pub fn whole(head: &Head, answer: &Answer, tokens: Usage) -> Value {
+pub fn whole(head: &Head, echo: &Echo, answer: &Answer, tokens: Usage) -> Value {
     let item = |(block, text): &(Block, &str)| item(&new_id(item_prefix(block)), block, Some(text));
     let output: Vec<Value> = of_answer(answer).iter().map(item).collect();
-    response(head, &output, Some((answer.reason(), tokens)))
+    response(head, echo, &output, Some((answer.reason(), tokens)))
 }
 
 /// The events of a streamed answer.
 pub struct ResponseEvents {
     head: Head,
+    echo: Echo,
     /// Blocks that have ended.
     output: Vec<Value>,
     /// Of the open block.
@@ -87,8 +93,8 @@ pub struct ResponseEvents {
 }
 
 impl ResponseEvents {
-    pub fn new(head: Head) -> Self {
-        Self { head, output: Vec::new(), item: String::new(), number: 0 }
+    pub fn new(head: Head, echo: Echo) -> Self {
+        Self { head, echo, output: Vec::new(), item: String::new(), number: 0 }
     }
 
     fn send(&mut self, kind: &str, mut data: Value, events: &mut Events) {
@@ -104,7 +110,7 @@ impl ResponseEvents {
 impl BlockEncoder for ResponseEvents {
     fn begin(&mut self, events: &mut Events) {
         for kind in ["response.created", "response.in_progress"] {
-            let data = json!({"response": response(&self.head, &[], None)});
+            let data = json!({"response": response(&self.head, &self.echo, &[], None)});
             self.send(kind, data, events);
         }
     }
@@ -172,13 +178,13 @@ impl BlockEncoder for ResponseEvents {
 
     fn end(&mut self, end: Option<&End>, usage: Usage, events: &mut Events) {
         let reason = end.map_or(Reason::Stop, |end| end.reason);
-        let data = json!({"response": response(&self.head, &self.output, Some((reason, usage)))});
+        let data = json!({"response": response(&self.head, &self.echo, &self.output, Some((reason, usage)))});
         let kind = if reason == Reason::Length { "response.incomplete" } else { "response.completed" };
         self.send(kind, data, events);
     }
 
     fn error(&mut self, error: &ApiError, events: &mut Events) {
-        let mut failed = response(&self.head, &self.output, None);
+        let mut failed = response(&self.head, &self.echo, &self.output, None);
         if let (Some(failed), Some(told)) = (failed.as_object_mut(), error.body(Dialect::OpenAi).get("error")) {
             failed.insert("status".into(), "failed".into());
             failed.insert("error".into(), json!({"code": "server_error", "message": told.get("message")}));

@@ -30,6 +30,7 @@ use super::metrics;
 use super::models;
 use super::record::{Record, RecordedBody};
 use super::responses::{self, ResponseEvents};
+use super::responses_echo::Echo;
 use super::responses_in;
 use super::run::{Ask, Run, collect};
 use super::sse::{self, Head};
@@ -230,14 +231,20 @@ async fn create_response(
     request: Request,
 ) -> Result<Response, ApiError> {
     let map = body(&app, request).await?;
-    let (stream, asks) = app.blocking(move |app| converted(app, &map, &responses_in::to_chat(&map)?)).await?;
+    let (stream, asks, echo) = app
+        .blocking(move |app| {
+            let (stream, asks) = converted(app, &map, &responses_in::to_chat(&map)?)?;
+            let sampling = asks.first().map(|ask| ask.request.sampling).unwrap_or_default();
+            Ok((stream, asks, Echo::of(&map, &sampling)?))
+        })
+        .await?;
     let head = head(&app, "resp_");
     let run = Run::start(app.engine()?, asks, &record)?;
     if stream {
-        return Ok(sse::stream(run, BlockStream::new(ResponseEvents::new(head)), app.keep_alive));
+        return Ok(sse::stream(run, BlockStream::new(ResponseEvents::new(head, echo)), app.keep_alive));
     }
     let (mut answers, usage) = collect(run).await?;
-    Ok(json_response(&responses::whole(&head, &answers.pop().unwrap_or_default(), usage)))
+    Ok(json_response(&responses::whole(&head, &echo, &answers.pop().unwrap_or_default(), usage)))
 }
 
 async fn create_message(

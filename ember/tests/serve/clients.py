@@ -8,6 +8,8 @@ import sys
 
 import anthropic
 import openai
+from openai.types.responses import Response
+from pydantic import TypeAdapter
 
 URL, KEY = sys.argv[1:]
 SCHEMA = {"type": "object", "properties": {"kind": {"enum": ["cat", "dog"]}, "age": {"type": "integer", "maximum": 30}},
@@ -85,10 +87,38 @@ def completions():
     check("Once upon" + "".join(part.choices[0].text for part in parts) == answer.choices[0].text)
 
 
+def echoed(asked, said):
+    """Every response has these fields of the request, in a form that the client's types take without conversions."""
+    told = [client.responses.with_raw_response.create(**asked).text]
+    told += [json.dumps(event.response.to_dict()) for event in client.responses.create(**asked, stream=True)
+             if event.type in ("response.created", "response.in_progress", "response.completed", "response.incomplete")]
+    check(len(told) == 4, told)
+    for response in told:
+        parsed = TypeAdapter(Response).validate_json(response, strict=True).to_dict(mode="json")
+        for name, value in said.items():
+            check(covers(parsed[name], value), name, parsed[name], value)
+
+
+def covers(told, said):
+    """Whether a value is another one, with more fields perhaps."""
+    if isinstance(said, dict):
+        return all(name in told and covers(told[name], value) for name, value in said.items())
+    if isinstance(said, list):
+        return len(told) == len(said) and all(map(covers, told, said))
+    return told == said
+
+
 def responses():
     asked = dict(model="demo", instructions="Be brief.", input="tell me a story", temperature=0, max_output_tokens=12)
     whole = client.responses.create(**asked)
     check(whole.output_text and whole.usage.output_tokens == 12, whole)
+    echoed(asked, {"instructions": "Be brief.", "temperature": 0, "max_output_tokens": 12, "tools": [], "tool_choice": "auto"})
+    tool = {"type": "function", "name": "look_up", "parameters": TOOLS[0]["function"]["parameters"], "strict": True}
+    said = dict(tools=[tool], tool_choice={"type": "function", "name": "look_up"}, parallel_tool_calls=False, top_p=0.5,
+                metadata={"a": "b"}, reasoning={"effort": "low"}, truncation="auto", user="me", max_output_tokens=400)
+    echoed({**asked, **said}, said)
+    said = dict(text={"format": {"type": "json_schema", "name": "pet", "schema": SCHEMA}, "verbosity": "low"}, max_output_tokens=900)
+    echoed({**asked, **said}, said)
     text, last = "", None
     for event in client.responses.create(**asked, stream=True):
         text += event.delta if event.type == "response.output_text.delta" else ""

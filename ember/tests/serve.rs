@@ -39,3 +39,5 @@ mod scripts;
 mod soak;
 #[path = "serve/templates.rs"]
 mod templates;
+#[path = "serve/tokens.rs"]
+mod tokens;

@@ -1,6 +1,6 @@
 //! `/v1/chat/completions`.
 
-use emberlm::model::text::{AnswerPart, Message, TextProcessor, TokenKind};
+use emberlm::model::text::{AnswerPart, TextProcessor, TokenKind};
 use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, Dialect};
@@ -10,7 +10,7 @@ use super::generate::ChatJob;
 use super::limits;
 use super::messages_in::messages;
 use super::options::{Defaults, GenerateOptions, max_tokens};
-use super::prompt::variables;
+use super::prompt::{PromptForm, variables};
 use super::run::{Answer, Call, Delta, Token, Usage};
 use super::sse::{Encoder, Events, Head};
 use super::tools::Tools;
@@ -39,7 +39,7 @@ pub struct Shape {
 pub fn read(fields: Fields<'_>, defaults: &Defaults) -> Result<ChatBody, ApiError> {
     let Some(list) = fields.list("messages")? else { return Err(fields.wrong("messages", "is missing")) };
     let mut messages = messages(list)?;
-    let begun = begun(fields, &mut messages)?;
+    let prompt = PromptForm::read(fields, &mut messages)?;
     let mut options = GenerateOptions::read(fields, defaults)?;
     options.max_tokens = max_tokens(fields, &["max_completion_tokens", "max_tokens"], 1)?;
     let logprobs = fields.bool("logprobs")?.unwrap_or(false);
@@ -50,28 +50,8 @@ pub fn read(fields: Fields<'_>, defaults: &Defaults) -> Result<ChatBody, ApiErro
     options.logprobs = logprobs.then(|| top.unwrap_or(0));
     let shape = Shape { logprobs, trace: options.trace, usage: include_usage(fields)? };
     let (tools, variables) = (Tools::read(fields)?, variables(fields)?);
-    let job = ChatJob { messages, begun, tools, variables, form: Form::read(fields)?, options };
+    let job = ChatJob { messages, prompt, tools, variables, form: Form::read(fields)?, options };
     Ok(ChatBody { job, shape, stream: fields.bool("stream")?.unwrap_or(false) })
-}
-
-/// With `continue_final_message` the text of the last message, which is taken out: the answer goes on with it.
-///
-/// # Errors
-/// 400 when it is not the text of an assistant alone.
-pub fn begun(fields: Fields<'_>, messages: &mut Vec<Message>) -> Result<Option<String>, ApiError> {
-    const NAME: &str = "continue_final_message";
-    let prompted = fields.bool("add_generation_prompt")?;
-    if !fields.bool(NAME)?.unwrap_or(false) {
-        return Ok(None);
-    }
-    if prompted == Some(true) {
-        return Err(fields.wrong(NAME, "excludes add_generation_prompt: the answer has begun"));
-    }
-    let calls = |last: &Message| last.fields().get("tool_calls").is_some_and(|calls| !calls.is_null());
-    let last = messages.pop().filter(|last| last.role() == "assistant" && !calls(last));
-    let text = last.as_ref().and_then(Message::text);
-    text.map(|text| Some(text.to_owned()))
-        .ok_or_else(|| fields.wrong(NAME, "needs a last message of the assistant with text and no calls"))
 }
 
 /// `stream_options.include_usage`.

@@ -10,7 +10,7 @@ use super::form::Form;
 use super::ids::{fresh, new_seed, nth_seed};
 use super::limits;
 use super::options::GenerateOptions;
-use super::prompt;
+use super::prompt::{self, PromptForm};
 use super::run::Ask;
 use super::tools::Tools;
 
@@ -18,8 +18,8 @@ use super::tools::Tools;
 #[derive(Debug)]
 pub struct ChatJob {
     pub messages: Vec<Message>,
-    /// How the answer begins.
-    pub begun: Option<String>,
+    /// How the prompt ends, where the answer may have begun.
+    pub prompt: PromptForm,
     pub tools: Tools,
     pub variables: Map<String, Value>,
     /// What the answer has to be.
@@ -52,7 +52,7 @@ impl ChatJob {
     /// # Errors
     /// As [`asks`](Self::asks).
     pub fn prompt(&self, app: &App) -> Result<ChatPrompt, ApiError> {
-        prompt::chat(app, &self.messages, &self.tools.schemas, &self.variables, self.begun.as_deref())
+        prompt::chat(app, &self.messages, &self.tools.schemas, &self.variables, &self.prompt)
     }
 }
 

@@ -32,6 +32,55 @@ pub fn variables(fields: Fields<'_>) -> Result<Map<String, Value>, ApiError> {
     Ok(variables)
 }
 
+/// How the prompt of a chat ends, and what is around it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PromptForm {
+    pub end: PromptEnd,
+    /// The tokens that the tokenizer puts around a text are there too, on top of those that the template has written.
+    pub special_around: bool,
+}
+
+/// How the prompt of a chat ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PromptEnd {
+    /// With what the template writes before an answer.
+    #[default]
+    Answer,
+    /// With the beginning of the answer.
+    Begun(String),
+    /// With the last message.
+    Message,
+}
+
+impl PromptForm {
+    /// `add_generation_prompt`, `continue_final_message` and `add_special_tokens`. With the second the text of the last message is taken
+    /// out: the answer goes on with it.
+    ///
+    /// # Errors
+    /// 400 when one of them cannot be used, both of the first two are asked for, or what is to be continued is not the text of an
+    /// assistant alone.
+    pub fn read(fields: Fields<'_>, messages: &mut Vec<Message>) -> Result<Self, ApiError> {
+        const NAME: &str = "continue_final_message";
+        let prompted = fields.bool("add_generation_prompt")?;
+        let special_around = fields.bool("add_special_tokens")?.unwrap_or(false);
+        let end = match (fields.bool(NAME)?.unwrap_or(false), prompted) {
+            (true, Some(true)) => {
+                return Err(fields.wrong(NAME, "excludes add_generation_prompt: the answer has begun"));
+            }
+            (true, _) => {
+                let calls = |last: &Message| last.fields().get("tool_calls").is_some_and(|calls| !calls.is_null());
+                let last = messages.pop().filter(|last| last.role() == "assistant" && !calls(last));
+                let text = last.as_ref().and_then(Message::text);
+                let needed = "needs a last message of the assistant with text and no calls";
+                PromptEnd::Begun(text.ok_or_else(|| fields.wrong(NAME, needed))?.to_owned())
+            }
+            (false, Some(false)) => PromptEnd::Message,
+            (false, _) => PromptEnd::Answer,
+        };
+        Ok(Self { end, special_around })
+    }
+}
+
 /// The tokens of a chat with its tools, which are told in messages where the template has none, and of the text that the answer begins
 /// with. Texts of special tokens stay texts in what users and tools wrote, in tools and in calls.
 ///
@@ -42,9 +91,10 @@ pub fn chat(
     messages: &[Message],
     tools: &[Value],
     variables: &Map<String, Value>,
-    begun: Option<&str>,
+    form: &PromptForm,
 ) -> Result<ChatPrompt, ApiError> {
     let mut options = ChatOptions::prompt();
+    options.add_generation_prompt = form.end != PromptEnd::Message;
     options.special_text = SpecialText::Literal;
     options.variables.clone_from(variables);
     if !tools.is_empty() {
@@ -53,12 +103,17 @@ pub fn chat(
     let told = app.text.with_tools_in_messages(messages, &options, app.format.tools)?;
     let (messages, options) = told.as_ref().map_or((messages, &options), |(messages, options)| (messages, options));
     let mut prompt = app.text.chat_prompt(messages, options)?;
-    if let Some(begun) = begun {
+    if let PromptEnd::Begun(begun) = &form.end {
         if prompt.thinking == Thinking::Open {
             let message = "the model's answer begins with thoughts; set enable_thinking to false to continue a message";
             return Err(ApiError::invalid(Some("messages"), message));
         }
         prompt.tokens.extend(app.text.encode_literal(begun, false)?);
+    }
+    if form.special_around {
+        let [before, after] = app.text.special_around()?;
+        prompt.boundaries.iter_mut().for_each(|boundary| *boundary += before.len());
+        prompt.tokens = [before, prompt.tokens, after].concat();
     }
     app.check_length(prompt.tokens.len())?;
     Ok(prompt)

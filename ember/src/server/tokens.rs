@@ -4,14 +4,14 @@ use emberlm::model::text::{ChatOptions, SpecialToken};
 use serde_json::{Value, json};
 
 use super::app::App;
-use super::chat::begun;
 use super::error::ApiError;
 use super::fields::{Fields, found, whole};
 use super::messages_in::messages;
-use super::prompt;
+use super::prompt::{self, PromptForm};
 use super::tools::Tools;
 
-/// The ids of a text (`prompt`, or `content` as llama.cpp has it) or of a chat (`messages`).
+/// The ids of a text (`prompt`, or `content` as llama.cpp has it) or of a chat (`messages`), as a prompt for an answer has them; with
+/// `return_token_strs` also the tokens as the vocabulary spells them.
 ///
 /// # Errors
 /// 400 when there is no text, or it cannot be encoded.
@@ -20,8 +20,8 @@ pub fn tokenize(app: &App, fields: Fields<'_>) -> Result<Value, ApiError> {
         Some(list) => {
             let (tools, variables) = (Tools::read(fields)?, prompt::variables(fields)?);
             let mut messages = messages(list)?;
-            let begun = begun(fields, &mut messages)?;
-            prompt::chat(app, &messages, &tools.schemas, &variables, begun.as_deref())?.tokens
+            let form = PromptForm::read(fields, &mut messages)?;
+            prompt::chat(app, &messages, &tools.schemas, &variables, &form)?.tokens
         }
         None => {
             let text = match fields.text("prompt")? {
@@ -31,7 +31,11 @@ pub fn tokenize(app: &App, fields: Fields<'_>) -> Result<Value, ApiError> {
             app.text.encode(text, fields.bool("add_special_tokens")?.unwrap_or(true))?
         }
     };
-    Ok(json!({"tokens": ids, "count": ids.len(), "max_model_len": app.context}))
+    let mut told = json!({"tokens": ids, "count": ids.len(), "max_model_len": app.context});
+    if let (true, Some(told)) = (fields.bool("return_token_strs")?.unwrap_or(false), told.as_object_mut()) {
+        told.insert("token_strs".into(), ids.iter().map(|&id| app.text.token(id)).collect());
+    }
+    Ok(told)
 }
 
 /// The text of ids.

@@ -22,17 +22,24 @@ impl TextProcessor {
     pub fn encode_literal(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let mut ids = encode(self, text)?;
         if add_special {
-            // What stands around a text does not depend on it.
-            let sample = "x";
-            let (plain, whole) = (self.encode(sample, false)?, self.encode(sample, true)?);
-            let at = whole.windows(plain.len().max(1)).position(|window| window == plain);
-            if let Some((before, rest)) = at.and_then(|at| whole.split_at_checked(at)) {
-                let after = rest.get(plain.len()..).unwrap_or_default();
-                ids = [before, ids.as_slice(), after].concat();
-            }
+            let [before, after] = self.special_around()?;
+            ids = [before, ids, after].concat();
         }
         self.check_ids(&ids)?;
         Ok(ids)
+    }
+
+    /// The ids that the tokenizer puts before and behind a text, such as a leading BOS.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn special_around(&self) -> Result<[Vec<u32>; 2]> {
+        // They do not depend on the text.
+        let sample = "x";
+        let (plain, whole) = (self.encode(sample, false)?, self.encode(sample, true)?);
+        let at = whole.windows(plain.len().max(1)).position(|window| window == plain);
+        let Some((before, rest)) = at.and_then(|at| whole.split_at_checked(at)) else { return Ok(Default::default()) };
+        Ok([before.to_vec(), rest.get(plain.len()..).unwrap_or_default().to_vec()])
     }
 
     /// The prompt ids of a chat. The template has written its special tokens, so none are added again.

@@ -28,6 +28,7 @@ mod plan;
 mod pretrained;
 pub mod probe;
 mod read;
+mod references;
 pub mod sampling;
 mod tensors;
 pub mod text;

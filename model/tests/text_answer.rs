@@ -68,10 +68,11 @@ fn declare() -> DeclaredTools {
             "maybe": {"type": ["string", "null"]},
             "either": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
             "by_name": {"$ref": "#/$defs/Count"},
+            "escaped": {"$ref": "#/$defs/a%20b~1c"},
             "circle": {"$ref": "#/$defs/Circle"},
             "any": {},
         },
-        "$defs": {"Count": {"type": "integer"}, "Circle": {"anyOf": [{"$ref": "#/$defs/Circle"}, {"$ref": "#/$defs/Circle"}]}},
+        "$defs": {"Count": {"type": "integer"}, "a b/c": {"type": "string"}, "Circle": {"anyOf": [{"$ref": "#/$defs/Circle"}, {"$ref": "#/$defs/Circle"}]}},
     });
     DeclaredTools::parse(&json!([
         {"type": "function", "function": {"name": "f", "parameters": parameters}},
@@ -166,8 +167,8 @@ fn samples() -> Vec<Sample> {
             &[("f", r#"{"text": "17", "count": 17, "share": 1.50, "on": true}"#)], "R0"),
         sample(Qwen3Coder, Closed, "<tool_call>\n<function=f>\n<parameter=text>\n\n fn x() {\n  \"</parameter> </tool_call>\" }\n\n</parameter>\n<parameter=list>\n[\"a\", \"}\"]\n</parameter>\n<parameter=map>\n{\"é\": {}}\n</parameter>\n</function>\n</tool_call>\n", None, None,
             &[("f", r#"{"text": "\n fn x() {\n  \"</parameter> </tool_call>\" }\n", "list": ["a", "}"], "map": {"é": {}}}"#)], "0"),
-        sample(Qwen3Coder, Closed, "<tool_call><function=f><parameter=unit>F</parameter><parameter=maybe>null</parameter><parameter=either>None</parameter><parameter=by_name>3</parameter><parameter=circle>3</parameter><parameter=any>x y</parameter><parameter=other>[1]</parameter></function></tool_call>", None, None,
-            &[("f", r#"{"unit": "F", "maybe": null, "either": null, "by_name": 3, "circle": 3, "any": "x y", "other": [1]}"#)], "0"),
+        sample(Qwen3Coder, Closed, "<tool_call><function=f><parameter=unit>F</parameter><parameter=maybe>null</parameter><parameter=either>None</parameter><parameter=by_name>3</parameter><parameter=escaped>4</parameter><parameter=circle>3</parameter><parameter=any>x y</parameter><parameter=other>[1]</parameter></function></tool_call>", None, None,
+            &[("f", r#"{"unit": "F", "maybe": null, "either": null, "by_name": 3, "escaped": "4", "circle": 3, "any": "x y", "other": [1]}"#)], "0"),
         sample(Qwen3Coder, Closed, "<tool_call><function=f><parameter=count>many</parameter><parameter=map>{1}</parameter><parameter=text>\"q\" 🏔️\\</parameter></function></tool_call>", None, None,
             &[("f", r#"{"count": "many", "map": "{1}", "text": "\"q\" 🏔️\\"}"#)], "0"),
         sample(Qwen3Coder, Closed, "First.\n\n<tool_call>\n<function=noop>\n</function>\n</tool_call>\n<tool_call>\n<function=get-weather>\n<parameter=city>\nZürich\n</parameter>\n</function>\n</tool_call>\n\nThen.", None, Some("First.\n\n\n\n\nThen."),

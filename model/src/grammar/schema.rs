@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::endless::pruned;
+use super::references::plain;
 use crate::{Error, Result};
 
 /// Values inside of values.
@@ -24,11 +25,16 @@ const SPACE: &str = r"[\x20\x0A\x0D\x09]{1,40}";
 /// # Errors
 /// [`Error::Option`] with the place where it is too large, no object, or contains itself without an end.
 pub(super) fn prepared(schema: &Value, place: &str) -> Result<Value> {
-    let mut left = Bounds { values: VALUES, bytes: BYTES };
-    left.check(schema, place, DEPTH)?;
+    Bounds::of_schema().check(schema, place, DEPTH)?;
     if !schema.is_object() {
         return Err(wrong(place, "must be a JSON schema: an object"));
     }
+    let plain = plain(schema);
+    if let Some(schema) = &plain {
+        // What is copied counts too.
+        Bounds::of_schema().check(schema, place, DEPTH)?;
+    }
+    let schema = plain.as_ref().unwrap_or(schema);
     let endless = "no answer fits it: it contains itself without an end; make it optional, or allow null";
     let mut schema = pruned(schema, place).map_err(|place| wrong(&place, endless))?;
     let options = json!({"whitespace_pattern": SPACE, "coerce_one_of": true});
@@ -56,6 +62,10 @@ struct Bounds {
 }
 
 impl Bounds {
+    fn of_schema() -> Self {
+        Self { values: VALUES, bytes: BYTES }
+    }
+
     fn check(&mut self, value: &Value, place: &str, depth: usize) -> Result<()> {
         let Some(depth) = depth.checked_sub(1) else {
             return Err(wrong(place, &format!("is nested more than {DEPTH} deep; use a simpler schema")));

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
+use super::references::with_references;
 use super::schema::{prepared, wrong};
 use crate::Result;
 use crate::text::{DeclaredTool, DeclaredTools, ToolFormat};
@@ -140,28 +141,10 @@ fn by_itself(schema: &Value, parameters: &Value) -> Value {
 
 /// A schema whose references are to what is under a definition now; `refers` is set where there is one.
 fn moved(schema: &Value, refers: &mut bool) -> Value {
-    match schema {
-        Value::Array(schemas) => schemas.iter().map(|schema| moved(schema, refers)).collect(),
-        Value::Object(keywords) => {
-            let keyword = |(key, value): (&String, &Value)| {
-                let value = match (key.as_str(), value) {
-                    ("$ref", Value::String(pointer)) if pointer.starts_with('#') => {
-                        *refers = true;
-                        format!("#/$defs/parameters{}", pointer.trim_start_matches('#').trim_end_matches('/')).into()
-                    }
-                    // Values, and names that are no keywords.
-                    ("const" | "enum" | "default" | "examples", value) => value.clone(),
-                    ("properties" | "patternProperties" | "$defs" | "definitions", Value::Object(named)) => {
-                        named.iter().map(|(name, schema)| (name.clone(), moved(schema, refers))).collect()
-                    }
-                    (_, value) => moved(value, refers),
-                };
-                (key.clone(), value)
-            };
-            keywords.iter().map(keyword).collect()
-        }
-        _ => schema.clone(),
-    }
+    with_references(schema, &mut |pointer| {
+        *refers = true;
+        Some(format!("#/$defs/parameters{}", pointer.trim_start_matches('#').trim_end_matches('/')))
+    })
 }
 
 /// The texts that a schema lists, where it allows nothing else.

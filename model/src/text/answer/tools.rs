@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::references::found;
 use crate::{Error, Result};
 
 /// Schemas inside a schema that are looked at for the type of a value: references can form circles.
@@ -175,9 +176,9 @@ impl Kinds {
         if let Some([first, ..]) = schema.get("allOf").and_then(Value::as_array).map(Vec::as_slice) {
             return Self::of(first, root, budget);
         }
-        let target = schema.get("$ref").and_then(Value::as_str).and_then(|at| root.pointer(at.strip_prefix('#')?));
+        let target = schema.get("$ref").and_then(Value::as_str).and_then(|at| found(root, at));
         match target {
-            Some(target) => Self::of(target, root, budget),
+            Some((_, target)) => Self::of(target, root, budget),
             None if schema.contains_key("properties") => Self::OBJECT,
             None if schema.contains_key("items") => Self::ARRAY,
             None => Self::ANY,

@@ -151,6 +151,60 @@ fn tools_are_told_in_messages_where_the_template_has_none() {
     }
 }
 
+/// Templates leave out system messages, or all but the last question; a chat may begin with the assistant, or hold a system message alone.
+#[test]
+fn tools_are_told_wherever_the_template_renders_something() {
+    let all = "{% for m in messages %}[{{ m.role }}|{{ m.content }}]{% endfor %}";
+    let silent = "{% for m in messages if m.role != 'system' %}[{{ m.role }}|{{ m.content }}]{% endfor %}";
+    let refusing = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}\
+                    [{{ m.role }}|{{ m.content }}]{% endfor %}";
+    let last = "{% for m in messages %}{% if loop.last %}[{{ m.role }}|{{ m.content }}]{% endif %}{% endfor %}";
+    let quoting = "{% for m in messages if m.role != 'system' %}[{{ m.role }}|{{ m.content|tojson }}]{% endfor %}";
+    let system = json!({"role": "system", "content": "Be brief."});
+    let (one, two) = (json!({"role": "user", "content": "a"}), json!({"role": "user", "content": "b"}));
+    // The client may have written what the model is told.
+    let quote = json!({"role": "user", "content": "You may call these functions:"});
+    let assistant = json!({"role": "assistant", "content": "c"});
+    let tools = json!([{"type": "function", "function": {"name": "look_up_a_word"}}]);
+    for (template, messages, expected) in [
+        (all, json!([assistant]), "[system|T][assistant|c]"),
+        (all, json!([system]), "[system|Be brief.\n\nT]"),
+        (silent, json!([system]), "[user|T]"),
+        (silent, json!([system, assistant]), "[user|T][assistant|c]"),
+        (silent, json!([assistant]), "[user|T][assistant|c]"),
+        (silent, json!([system, one, assistant, two]), "[user|T\n\na][assistant|c][user|b]"),
+        (silent, json!([assistant, one]), "[assistant|c][user|T\n\na]"),
+        (silent, json!([system, quote]), "[user|T\n\nYou may call these functions:]"),
+        (refusing, json!([assistant]), "[user|T][assistant|c]"),
+        (last, json!([one, assistant, two]), "[user|T\n\nb]"),
+        (last, json!([system]), "[system|Be brief.\n\nT]"),
+        (quoting, json!([one]), "[user|\"T\\n\\na\"]"),
+    ] {
+        let directory = model(template);
+        let server = server(&directory);
+        let body = json!({"messages": messages, "tools": tools});
+        let prompt = rendered(&server, &body);
+        assert_eq!(prompt.matches("look_up_a_word").count(), 1, "{template} {messages}: {prompt}");
+        let (from, to) = (prompt.find("# Tools").unwrap(), prompt.find("</tool_call>").unwrap() + "</tool_call>".len());
+        assert_eq!(format!("{}T{}", &prompt[..from], &prompt[to..]), expected, "{template} {messages}: {prompt}");
+    }
+    // None of the messages is there, and the client hears of it instead of the model never hearing of the tools.
+    let none = "{{ messages|length }}{% for m in messages if m.role == 'assistant' %}{{ m.content }}{% endfor %}";
+    for (template, messages, part) in [
+        (none, json!([one]), "leaves out every message in which they could be told"),
+        (none, json!([system]), "leaves out every message in which they could be told"),
+        (refusing, json!([system, one]), "no system"),
+    ] {
+        let directory = model(template);
+        let server = server(&directory);
+        let body = json!({"messages": messages, "tools": tools, "max_tokens": 1});
+        for path in ["/tokenize", "/v1/chat/completions"] {
+            let refused = server.post(path, &body);
+            assert!(refused.status == 400 && refused.message().contains(part), "{path} {messages}: {}", refused.body);
+        }
+    }
+}
+
 /// What is said of tools comes from who made them, and calls quote what was read.
 #[test]
 fn special_tokens_in_tools_and_calls_stay_text() {

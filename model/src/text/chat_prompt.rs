@@ -80,7 +80,7 @@ impl TextProcessor {
 }
 
 /// The messages with an empty content where there is none; `None` when all have one.
-fn with_contents(messages: &[Message]) -> Option<Vec<Message>> {
+pub(super) fn with_contents(messages: &[Message]) -> Option<Vec<Message>> {
     let has = |message: &Message| message.fields().contains_key("content");
     if messages.iter().all(has) {
         return None;

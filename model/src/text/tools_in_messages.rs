@@ -4,8 +4,12 @@ use serde_json::{Value, json};
 
 use super::answer::ToolFormat;
 use super::chat::{ChatOptions, Message, SpecialText, map_value};
+use super::chat_prompt::with_contents;
 use super::tokenizer::TextProcessor;
-use crate::Result;
+use crate::{Error, Result};
+
+/// What says in a prompt that tools are told, however the template writes the text around it.
+const TOLD: &str = "You may call these functions:";
 
 /// A character without width, at which no line breaks.
 const WORD_JOINER: char = '\u{2060}';
@@ -14,12 +18,13 @@ impl TextProcessor {
     /// A chat with tools, with calls or with results, as messages that a template without tools renders; `None` where there is nothing
     /// of the kind, or where the template has tools itself. The tools are taken out of the options.
     ///
-    /// The model is told of the tools, and how to write a call in `format`, behind the text of the system message, or before the first
-    /// question where the template has no system message. Calls are appended to the text of the assistant, in the same format. Results
+    /// The model is told of the tools, and how to write a call in `format`, in the first of these places that the template renders: behind
+    /// the text of the system message, before the first question, before the last one, in a message of the user before all others, as where
+    /// nobody has asked anything yet. Calls are appended to the text of the assistant, in the same format. Results
     /// are told by the user, in one message with each other and with the text that follows.
     ///
     /// # Errors
-    /// [`Error::Template`](crate::Error::Template) when there is no template, or when it does not parse.
+    /// [`Error::Template`] when there is no template, when it does not parse, and when it renders none of these places.
     pub fn with_tools_in_messages(
         &self,
         messages: &[Message],
@@ -46,10 +51,27 @@ impl TextProcessor {
         }
         let plain = without_roles_of_tools(&messages, format);
         let Some(instructions) = instructions(&tools, format) else { return Ok(Some((plain, options))) };
-        let in_system = in_system_message(&plain, &instructions);
-        // A template without system messages refuses them or leaves them out.
-        let is_told = self.render_chat(&in_system, &options).is_ok_and(|prompt| prompt.contains(&instructions));
-        Ok(Some((if is_told { in_system } else { before_question(&plain, &instructions) }, options)))
+        // A template without system messages refuses them or leaves them out, as others do with messages before the last one.
+        let before = self.render_with_contents(&plain, &options);
+        let said = |prompt: &Result<String>| prompt.as_ref().map_or(0, |prompt| prompt.matches(TOLD).count());
+        let places = [in_system_message, before_question::<false>, before_question::<true>, in_own_message];
+        for place in places {
+            let messages: Vec<Message> = place(&plain, &instructions);
+            if said(&self.render_with_contents(&messages, &options)) > said(&before) {
+                return Ok(Some((messages, options)));
+            }
+        }
+        before?;
+        let message = "the chat template has no tools, and leaves out every message in which they could be told";
+        Err(Error::Template(message.to_owned()))
+    }
+
+    /// The prompt text of a chat as [`Self::chat_prompt`] renders it.
+    fn render_with_contents(&self, messages: &[Message], options: &ChatOptions) -> Result<String> {
+        self.render_chat(messages, options).or_else(|error| {
+            let Some(filled) = with_contents(messages) else { return Err(error) };
+            self.render_chat(&filled, options).map_err(|_| error)
+        })
     }
 
     /// Puts an invisible character into the texts of special tokens, and of others in angle brackets, so that they are texts wherever they
@@ -88,7 +110,7 @@ fn instructions(tools: &Value, format: ToolFormat) -> Option<String> {
         }
         ToolFormat::Llama3Json => "nothing but a JSON object:\n{\"name\": NAME, \"parameters\": {...}}",
     };
-    Some(format!("# Tools\nYou may call these functions:\n{}\nTo call one, answer with {how}", list.join("\n")))
+    Some(format!("# Tools\n{TOLD}\n{}\nTo call one, answer with {how}", list.join("\n")))
 }
 
 fn in_system_message(messages: &[Message], instructions: &str) -> Vec<Message> {
@@ -102,15 +124,23 @@ fn in_system_message(messages: &[Message], instructions: &str) -> Vec<Message> {
     }
 }
 
-/// The messages with the instructions before the text of the first user.
-fn before_question(messages: &[Message], instructions: &str) -> Vec<Message> {
+/// The messages with the instructions before the text of the first message of a user, or of the last one.
+fn before_question<const LAST: bool>(messages: &[Message], instructions: &str) -> Vec<Message> {
     let mut messages = messages.to_vec();
-    if let Some(question) = messages.iter_mut().find(|message| message.role() == "user" && message.text().is_some()) {
+    let mut questions = messages.iter_mut().filter(|message| message.role() == "user" && message.text().is_some());
+    if let Some(question) = if LAST { questions.next_back() } else { questions.next() } {
         let text = question.text().unwrap_or_default();
         let told = format!("{instructions}\n\n{text}");
         *question = question.clone().with("content", told);
     }
     messages
+}
+
+/// The messages with the instructions as one of the user, before all but those of the system.
+fn in_own_message(messages: &[Message], instructions: &str) -> Vec<Message> {
+    let system = messages.iter().take_while(|message| message.role() == "system").count();
+    let (system, others) = messages.split_at(system);
+    [system, &[Message::user(instructions)], others].concat()
 }
 
 /// A message with more text behind its own.

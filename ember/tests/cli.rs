@@ -1,5 +1,8 @@
 //! The program `ember`, run as a user runs it.
 
+#[cfg(target_os = "linux")]
+#[path = "cli/bench.rs"]
+mod bench;
 #[path = "cli/chat.rs"]
 mod chat;
 #[cfg(target_os = "linux")]

@@ -16,6 +16,12 @@ use rayon::prelude::*;
 /// Standard deviation of a weight.
 const SPREAD: f32 = 0.02;
 
+/// Ids whose rows an [embedding in place](RandomWeights::embedding_in_place) has.
+const KNOWN_IDS: usize = 4096;
+
+/// What the rows of the head are multiplied with that are for other ids.
+const QUIET: f32 = 1.0 / 64.0;
+
 /// Elements per block of 4-bit storages, and scales per nested scale.
 const BLOCK: usize = 64;
 const NESTED: usize = 256;
@@ -27,7 +33,10 @@ pub struct RandomWeights {
     roles: HashMap<String, TensorRole>,
     linears: StorageKind,
     query_key_value: StorageKind,
-    table: StorageKind,
+    head: StorageKind,
+    embedding: StorageKind,
+    /// Ids from here on have no rows in the embedding, and quiet ones in the head.
+    known_ids: usize,
 }
 
 impl RandomWeights {
@@ -40,7 +49,22 @@ impl RandomWeights {
     ) -> Self {
         let linears = stored(quantize);
         let roles = architecture.tensors().into_iter().map(|tensor| (tensor.name, tensor.role)).collect();
-        Self { seed, roles, linears, query_key_value: linears, table: stored(quantize_head) }
+        let table = stored(quantize_head);
+        let known_ids = architecture.config.vocab_size;
+        Self { seed, roles, linears, query_key_value: linears, head: table, embedding: table, known_ids }
+    }
+
+    /// The same with an embedding that is not the head, in BF16, of which only the rows that are read take memory: as it is where a file is
+    /// read in place. Those are the rows of the first [`known_ids`](Self::known_ids); the others are zeros that nothing has touched. Rows of the head
+    /// for other ids are so quiet that they are never the best ones.
+    #[must_use]
+    pub fn embedding_in_place(self) -> Self {
+        Self { embedding: StorageKind::Bf16, known_ids: self.known_ids.min(KNOWN_IDS), ..self }
+    }
+
+    /// Ids below this have a row in the embedding.
+    pub fn known_ids(&self) -> usize {
+        self.known_ids
     }
 
     /// The storages of Nano compact: F16 query, key and value projections, an int8 embedding, the other linears in rows of 4 and
@@ -52,7 +76,8 @@ impl RandomWeights {
 
     fn storage(&self, name: &str) -> StorageKind {
         match self.roles.get(name) {
-            Some(TensorRole::Embedding | TensorRole::Head) => self.table,
+            Some(TensorRole::Embedding) => self.embedding,
+            Some(TensorRole::Head) => self.head,
             Some(TensorRole::SmallProjection) => StorageKind::F16,
             _ if ["q_proj", "k_proj", "v_proj"].iter().any(|part| name.contains(part)) => self.query_key_value,
             _ => self.linears,
@@ -100,13 +125,23 @@ impl WeightSource for RandomWeights {
 
     fn matrix(&self, name: &str, n: usize, k: usize) -> Result<HostWeight> {
         let stream = self.stream(name);
+        let loud = match self.roles.get(name) {
+            Some(TensorRole::Head) => self.known_ids,
+            _ => n,
+        };
         let storage = match self.storage(name) {
-            StorageKind::Nf4 { double } | StorageKind::Fp4 { double } => stream.nf4(n * k, double),
-            StorageKind::Int8 => stream.int8(n, k),
-            StorageKind::Int8Rows => stream.rows(n, k, n),
-            StorageKind::MixedRows { .. } => stream.rows(n, k, wide_rows(n)),
-            StorageKind::F16 => HostStorage::Dense(FloatType::F16, stream.halves(n * k, FloatType::F16)),
-            _ => HostStorage::Dense(FloatType::Bf16, stream.halves(n * k, FloatType::Bf16)),
+            StorageKind::Nf4 { double } | StorageKind::Fp4 { double } => stream.nf4(n, k, loud, double),
+            StorageKind::Int8 => stream.int8(n, k, loud),
+            StorageKind::Int8Rows => stream.rows(n, k, n, loud),
+            StorageKind::MixedRows { .. } => stream.rows(n, k, wide_rows(n), loud),
+            StorageKind::F16 => HostStorage::Dense(FloatType::F16, stream.halves(n, k, n, loud, FloatType::F16)),
+            _ => {
+                let rows = match self.roles.get(name) {
+                    Some(TensorRole::Embedding) => self.known_ids.min(n),
+                    _ => n,
+                };
+                HostStorage::Dense(FloatType::Bf16, stream.halves(n, k, rows, loud, FloatType::Bf16))
+            }
         };
         Ok(HostWeight { n, k, storage })
     }
@@ -125,16 +160,31 @@ impl WeightSource for RandomWeights {
 
 /// `count` numbers of `SIZE` bytes by position.
 fn numbers<const SIZE: usize>(count: usize, number: impl Fn(usize) -> [u8; SIZE] + Sync) -> Bytes {
+    first_numbers(count, count, number)
+}
+
+/// As [`numbers`], of which only the first `known` are made. The others are zeros, whose pages nothing has touched.
+fn first_numbers<const SIZE: usize>(count: usize, known: usize, number: impl Fn(usize) -> [u8; SIZE] + Sync) -> Bytes {
     const TASK: usize = 1 << 15;
     let mut out = WeightBuffer::new(SIZE * count);
     on_threads(|| {
-        out.as_chunks_mut::<SIZE>().0.par_chunks_mut(TASK).enumerate().for_each(|(task, out)| {
+        let (chunks, _) = out.as_chunks_mut::<SIZE>();
+        let known = known.min(chunks.len());
+        chunks[..known].par_chunks_mut(TASK).enumerate().for_each(|(task, out)| {
             for (i, out) in out.iter_mut().enumerate() {
                 *out = number(task * TASK + i);
             }
         });
     });
     Bytes::from_owner(out)
+}
+
+/// Two codes of NF4 for zero.
+const NF4_ZEROS: u8 = 0x77;
+
+/// What a row is multiplied with, where those from `loud` on are quiet.
+fn loudness(row: usize, loud: usize) -> f32 {
+    if row < loud { 1.0 } else { QUIET }
 }
 
 /// Random numbers by position, so that they can be made in parallel.
@@ -160,9 +210,10 @@ impl Stream {
         numbers(len.div_ceil(8), |i| self.word(i).to_le_bytes()).slice(..len)
     }
 
-    fn halves(self, count: usize, float: FloatType) -> Bytes {
-        numbers(count, |i| {
-            let x = SPREAD * self.signed(i);
+    /// The first `rows` of `n` rows; those from `loud` on are quiet.
+    fn halves(self, n: usize, k: usize, rows: usize, loud: usize, float: FloatType) -> Bytes {
+        first_numbers(n * k, rows * k, |i| {
+            let x = SPREAD * self.signed(i) * loudness(i / k, loud);
             let bits = match float {
                 FloatType::F16 => half::f16::from_f32(x).to_bits(),
                 _ => half::bf16::from_f32(x).to_bits(),
@@ -171,9 +222,18 @@ impl Stream {
         })
     }
 
-    fn nf4(self, elements: usize, double: bool) -> HostStorage {
+    /// Rows from `loud` on are quiet; with nested scales, which all rows share, they are zeros.
+    fn nf4(self, n: usize, k: usize, loud: usize, double: bool) -> HostStorage {
+        let elements = n * k;
         let blocks = elements.div_ceil(BLOCK);
-        let codes = self.bytes(elements.div_ceil(2));
+        let silent = (loud.min(n) * k).div_ceil(2);
+        let codes = match double && loud < n {
+            true => numbers(elements.div_ceil(2), |i| match i < silent {
+                true => [self.word(i / 8).to_le_bytes()[i % 8]],
+                false => [NF4_ZEROS],
+            }),
+            false => self.bytes(elements.div_ceil(2)),
+        };
         // Uniform codes of the NF4 book have a standard deviation of about 0.6.
         let absmax = SPREAD / 0.6;
         let scales = if double {
@@ -186,24 +246,28 @@ impl Stream {
                 offset: absmax,
             }
         } else {
-            HostScales::Single(numbers(blocks, |i| (absmax * (0.8 + 0.4 * self.unit(i))).to_le_bytes()))
+            let scale = |i| absmax * (0.8 + 0.4 * self.unit(i)) * loudness(i * BLOCK / k.max(1), loud);
+            HostScales::Single(numbers(blocks, |i| scale(i).to_le_bytes()))
         };
         let storage = HostCodeBook4 { codes, code_book: format::NF4, block: BLOCK, scales, stored: FloatType::Bf16 };
         HostStorage::CodeBook4(storage)
     }
 
-    fn int8(self, n: usize, k: usize) -> HostStorage {
+    /// Rows from `loud` on are quiet.
+    fn int8(self, n: usize, k: usize, loud: usize) -> HostStorage {
         let scale = SPREAD * 3f32.sqrt() / 127.0;
-        let scales = numbers(n * k.div_ceil(INT8_BLOCK), |i| {
-            half::f16::from_f32(scale * (0.8 + 0.4 * Stream(!self.0).unit(i))).to_le_bytes()
+        let blocks = k.div_ceil(INT8_BLOCK);
+        let scales = numbers(n * blocks, |i| {
+            let scale = scale * (0.8 + 0.4 * Stream(!self.0).unit(i)) * loudness(i / blocks, loud);
+            half::f16::from_f32(scale).to_le_bytes()
         });
         HostStorage::Int8(HostInt8 { codes: self.bytes(n * k), scales })
     }
 
-    /// `wide` rows of 8 bits, the others of 4, in order of the outputs.
-    fn rows(self, n: usize, k: usize, wide: usize) -> HostStorage {
-        let scale = |codes: f32| SPREAD * 3f32.sqrt() / codes;
-        let scales = (0..n).map(|row| scale(if row < wide { 127.0 } else { 7.0 })).collect();
+    /// `wide` rows of 8 bits, the others of 4, in order of the outputs. Rows from `loud` on are quiet.
+    fn rows(self, n: usize, k: usize, wide: usize, loud: usize) -> HostStorage {
+        let scale = |row: usize| SPREAD * 3f32.sqrt() / if row < wide { 127.0 } else { 7.0 } * loudness(row, loud);
+        let scales = (0..n).map(scale).collect();
         HostStorage::Rows(HostRows {
             wide: self.bytes(wide * k),
             wide_rows: wide,
@@ -212,5 +276,49 @@ impl Stream {
             scales,
             slots: None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use emberlm_model::config::CrestOverrides;
+
+    use super::*;
+    use crate::shapes;
+
+    const EMBEDDING: &str = "model.embed_tokens.weight";
+    const HEAD: &str = "lm_head.weight";
+
+    /// The largest number of each row.
+    fn largest(weight: &HostWeight) -> Vec<f32> {
+        let dense = format::dequantize(weight);
+        dense.chunks(weight.k).map(|row| row.iter().fold(0.0f32, |most, x| most.max(x.abs()))).collect()
+    }
+
+    #[test]
+    fn an_embedding_in_place_has_the_rows_of_ids_that_are_chosen() {
+        let architecture = shapes::shape("bench-1b", &CrestOverrides::default()).unwrap();
+        let (n, k) = (KNOWN_IDS + 256, 128);
+        let heads = [
+            None,
+            Some(QuantizeOnLoad::Int8),
+            Some(QuantizeOnLoad::Int8Rows),
+            Some(QuantizeOnLoad::Nf4),
+            Some(QuantizeOnLoad::Nf4Double),
+        ];
+        for head in heads {
+            let whole = RandomWeights::new(&architecture, None, head, 7);
+            let loud = largest(&whole.matrix(HEAD, n, k).unwrap());
+            assert!(loud.iter().all(|&x| x > SPREAD), "{head:?}");
+            let in_place = whole.clone().embedding_in_place();
+            assert_eq!(in_place.known_ids(), KNOWN_IDS);
+            assert_eq!(in_place.entry(EMBEDDING, &[n, k]).unwrap().storage, StorageKind::Bf16);
+            let rows = largest(&in_place.matrix(EMBEDDING, n, k).unwrap());
+            assert!(rows[..KNOWN_IDS].iter().all(|&x| x > SPREAD) && rows[KNOWN_IDS..].iter().all(|&x| x == 0.0));
+            // What greedy choices are made of: never an id without a row.
+            let rows = largest(&in_place.matrix(HEAD, n, k).unwrap());
+            assert_eq!(rows[..KNOWN_IDS], loud[..KNOWN_IDS], "{head:?}");
+            assert!(rows[KNOWN_IDS..].iter().all(|&x| x < SPREAD / 8.0), "{head:?}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use emberlm::backends::cpu;
 use emberlm::demo;
 use emberlm::model::checkpoint::OpenOptions;
 use emberlm::model::text::TextProcessor;
-use emberlm::model::{CausalLm, LoadPlan, Pretrained, Progress, WeightOptions};
+use emberlm::model::{Architecture, CausalLm, LoadPlan, Pretrained, Progress, QuantizeOnLoad, WeightOptions};
 use emberlm::quant::CompactBackend;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -76,11 +76,24 @@ pub fn prepare<B: CompactBackend>(
     }
     let quantized = quantize.is_some() || stored_quantized;
     let quantize_head = head.option(quantized);
-    // A pass reads one row of the embedding for each token. Where files are read in place, the rest of it takes no memory as it is stored.
-    let in_place = B::SHARES_HOST_MEMORY && !pretrained.architecture().tied_head;
-    let quantize_embedding = quantize_head.filter(|_| !(in_place && head == QuantHead::Auto));
+    let quantize_embedding = embedding::<B>(pretrained.architecture(), head, quantized);
     let options = WeightOptions { quantize, quantize_head, quantize_embedding, ..WeightOptions::default() };
     Ok(pretrained.weight_options(options))
+}
+
+/// How the embedding is quantised: as the head. A pass reads one row of it for each token; where files are read in place, and it is not the head
+/// itself, the rest of it takes no memory as it is stored.
+pub fn embedding<B: CompactBackend>(
+    architecture: &Architecture,
+    head: QuantHead,
+    quantized_layers: bool,
+) -> Option<QuantizeOnLoad> {
+    head.option(quantized_layers).filter(|_| !(is_in_place::<B>(architecture) && head == QuantHead::Auto))
+}
+
+/// Whether an embedding as it is stored is read from its file.
+pub fn is_in_place<B: CompactBackend>(architecture: &Architecture) -> bool {
+    B::SHARES_HOST_MEMORY && !architecture.tied_head
 }
 
 /// The name of a model from a hub, or the last part of the path of another.

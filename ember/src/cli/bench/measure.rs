@@ -31,6 +31,8 @@ pub struct Bench<'a, B: CompactBackend> {
     pub args: &'a BenchArgs,
     pub model: &'a mut CausalLm<B>,
     pub plan: &'a LoadPlan,
+    /// Ids below this may be read.
+    pub known_ids: usize,
     pub threads: usize,
     pub device: &'a OpenDevice<B>,
 }
@@ -256,7 +258,7 @@ impl<B: CompactBackend> Bench<'_, B> {
     }
 
     fn ids(&self, n: usize) -> Vec<u32> {
-        let vocabulary = self.model.architecture().config.vocab_size;
+        let vocabulary = self.known_ids;
         (0..n)
             .map(|i| ((i * 7919 + 13) % vocabulary.saturating_sub(300).max(1) + 300.min(vocabulary / 2)) as u32)
             .collect()

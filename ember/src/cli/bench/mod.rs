@@ -46,7 +46,7 @@ fn bench<B: CompactBackend>(args: &BenchArgs, device: &OpenDevice<B>) -> Result<
         ..Default::default()
     };
     let started = Instant::now();
-    let (name, plan, mut model) = load(args, &depth, device)?;
+    let Loaded { name, plan, mut model, known_ids } = load(args, &depth, device)?;
     let _ = B::sync(&device.device);
     let load_seconds = started.elapsed().as_secs_f64();
     let family = model.architecture().config.family;
@@ -76,7 +76,7 @@ fn bench<B: CompactBackend>(args: &BenchArgs, device: &OpenDevice<B>) -> Result<
         None => args.threads.iter().map(|&threads| threads.into()).collect(),
     };
     for &threads in &counts {
-        let mut bench = Bench { args, model: &mut model, plan: &plan, threads, device };
+        let mut bench = Bench { args, model: &mut model, plan: &plan, known_ids, threads, device };
         let results = if device.gpu.is_some() {
             bench.run_all()?
         } else {
@@ -104,11 +104,16 @@ fn bench<B: CompactBackend>(args: &BenchArgs, device: &OpenDevice<B>) -> Result<
 /// Above four times the last-level cache of the machines that this is used on, in bytes.
 const READ_BUFFER: usize = 512 << 20;
 
-fn load<B: CompactBackend>(
-    args: &BenchArgs,
-    depth: &CrestOverrides,
-    device: &OpenDevice<B>,
-) -> Result<(String, LoadPlan, CausalLm<B>)> {
+/// What is measured.
+struct Loaded<B: CompactBackend> {
+    name: String,
+    plan: LoadPlan,
+    model: CausalLm<B>,
+    /// Ids below this have a row in the embedding.
+    known_ids: usize,
+}
+
+fn load<B: CompactBackend>(args: &BenchArgs, depth: &CrestOverrides, device: &OpenDevice<B>) -> Result<Loaded<B>> {
     let quantize = args.quant().option();
     let Some(name) = args.shape.clone() else {
         let pretrained = match &args.model {
@@ -122,7 +127,8 @@ fn load<B: CompactBackend>(
         let pretrained = load::prepare(pretrained.depth(depth)?, args.quant(), args.quant_head, device)?;
         let plan = pretrained.plan::<B>(&device.device)?;
         let name = pretrained.directory().display().to_string();
-        return Ok((name, plan, pretrained.load(&device.device)?));
+        let known_ids = pretrained.architecture().config.vocab_size;
+        return Ok(Loaded { name, plan, model: pretrained.load(&device.device)?, known_ids });
     };
     let architecture = shapes::shape(&name, depth)?;
     fits(args, &architecture)?;
@@ -131,14 +137,20 @@ fn load<B: CompactBackend>(
     let weights = if nano {
         RandomWeights::nano(&architecture, SEED)
     } else {
-        RandomWeights::new(&architecture, quantize, args.quant_head.option(quantize.is_some()), SEED)
+        let weights = RandomWeights::new(&architecture, quantize, args.quant_head.option(quantize.is_some()), SEED);
+        let as_stored = load::embedding::<B>(&architecture, args.quant_head, quantize.is_some()).is_none();
+        match as_stored && load::is_in_place::<B>(&architecture) {
+            true => weights.embedding_in_place(),
+            false => weights,
+        }
     };
+    let known_ids = weights.known_ids();
     let options = WeightOptions::default();
     let plan = CausalLm::<B>::plan(&architecture, &weights, options, &device.device)?;
     output::note(&format!("{name}: making {} of random weights", output::bytes(plan.weight_bytes())));
     let mut model = CausalLm::load(architecture, &weights, options, &plan, &device.device, None)?;
     model.set_activations(device.activations)?;
-    Ok((name, plan, model))
+    Ok(Loaded { name, plan, model, known_ids })
 }
 
 /// Whether everything to be measured fits the context.

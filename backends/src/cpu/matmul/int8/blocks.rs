@@ -73,19 +73,19 @@ impl Line {
 pub(crate) struct Columns {
     /// `[block][column]`, as [`Bytes::put_x`] writes them, or 16-bit integers, which hold outliers, beside [widened](Bytes::WIDENS) bytes.
     low: Vec<Line>,
-    /// As `low`; empty without outliers.
+    /// As `low`, or all of x where a product of [words](Bytes::dot_words) takes the place of both; empty without outliers.
     high: Vec<Line>,
     /// `[block]`: whether any column has outliers there.
     outliers: Vec<bool>,
     /// How many blocks in a row have outliers, or have none, and whether they have.
     runs: Vec<(usize, bool)>,
     /// `[column][block]`: what belongs to the sum of a block whatever the weights are: their shift and what dot products lack.
-    start: Vec<f32>,
+    pub(super) start: Vec<f32>,
     /// `[block][column][lane]`: what the offset of weights without sign adds, negated. As large as the products, so that it is added before
     /// these are rounded to floats. Empty where weights have signs.
     offsets: Vec<i32>,
     /// `[column][block]`.
-    steps: Vec<f32>,
+    pub(super) steps: Vec<f32>,
     /// `[block]`, of one column beside codes that are looked up: the step, and what `start` adds to each lane.
     pub(super) lanes: Vec<[f32; 2]>,
     columns: usize,
@@ -148,7 +148,13 @@ impl ByteKernel for Arrange<'_> {
                 if block.outliers {
                     made.outliers[b] = true;
                     made.high.resize(made.low.len(), Line([0; 64]));
-                    start += ordered(&block.high, &mut made.high) << 7;
+                    if S::WIDENS && !stays_codes {
+                        let [low, high] = [&block.low, &block.high].map(|bytes| codes.in_order::<S>(bytes));
+                        let words = std::array::from_fn(|place| (i16::from(high[place]) << 7) + i16::from(low[place]));
+                        start = S::put_words(&words, Line::bytes(&mut made.high[at..at + lines]));
+                    } else {
+                        start += ordered(&block.high, &mut made.high) << 7;
+                    }
                 }
                 if unsigned {
                     let lanes = &mut made.offsets[(b * columns + column) * S::LANES..][..S::LANES];
@@ -193,31 +199,35 @@ impl Columns {
         unsafe { S::x::<CODES>(self.low.as_ptr().cast::<i8>().add(at * S::x_bytes(CODES))) }
     }
 
-    /// Whole numbers that add up to the product of weights and x of a block and a column, the `at`-th of these, less its start: with
-    /// outliers if `HIGH`.
+    /// Whole numbers that add up to the product of weights and x of a block and a column, the `at`-th of these, less its start; `outliers`
+    /// counts those that x has there.
     ///
     /// # Safety
-    /// As for [`load`](Self::load), which gave x; with `HIGH` x has outliers somewhere.
+    /// As for [`load`](Self::load), which gave x; there are outliers only where x has some.
     #[inline(always)]
-    pub(super) unsafe fn product<S: Bytes, const CODES: bool, const HIGH: bool>(
+    pub(super) unsafe fn product<S: Bytes, const CODES: bool>(
         &self,
         w: S::Bytes,
         x: S::X,
         at: usize,
+        outliers: bool,
     ) -> S::Sums {
         // SAFETY: the caller's promise.
         unsafe {
+            let high = || self.high.as_ptr().cast::<i8>().add(at * S::x_bytes(CODES));
+            if outliers && S::WIDENS && !CODES {
+                return S::dot_words(w, high());
+            }
             let sum = if CODES || S::UNSIGNED {
                 let offsets = S::sums(self.offsets.as_ptr().add(at * S::LANES));
                 S::dot_onto::<CODES>(offsets, w, x)
             } else {
                 S::dot::<CODES>(w, x)
             };
-            if !HIGH {
+            if !outliers {
                 return sum;
             }
-            let x = S::x::<CODES>(self.high.as_ptr().cast::<i8>().add(at * S::x_bytes(CODES)));
-            S::add_high(sum, S::dot::<CODES>(w, x))
+            S::add_high(sum, S::dot::<CODES>(w, S::x::<CODES>(high())))
         }
     }
 }
@@ -496,67 +506,36 @@ impl Gemv<'_, Columns> {
                         if BITS == 8 { S::prefetch(ahead) } else { S::prefetch_codes(ahead) }
                     }
                 }
-                // One column has them here and there: the two cases are apart, since a branch in each row takes the registers of both.
-                let none = M == 1 && !self.x.has_outliers(b);
-                total = if HIGH && !none {
-                    self.block::<S, R, M, BITS, CODES, true>(b, codes, table, factors.add(b - first), stride, total)
-                } else {
-                    self.block::<S, R, M, BITS, CODES, false>(b, codes, table, factors.add(b - first), stride, total)
-                };
-            }
-        }
-        total
-    }
-
-    /// Adds the products of a block, with outliers if `HIGH`.
-    ///
-    /// # Safety
-    /// As for `blocks`; `codes` are those of the rows, and `factors` those of the block, of which the next column's are `stride` further.
-    #[inline(always)]
-    unsafe fn block<
-        S: Bytes,
-        const R: usize,
-        const M: usize,
-        const BITS: usize,
-        const CODES: bool,
-        const HIGH: bool,
-    >(
-        &self,
-        b: usize,
-        codes: [*const u8; R],
-        table: S::Table,
-        factors: *const f32,
-        stride: usize,
-        mut total: [[S::V; M]; R],
-    ) -> [[S::V; M]; R] {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let mut x = [self.x.load::<S, CODES>(b * M); M];
-            for m in 1..M {
-                x[m] = self.x.load::<S, CODES>(b * M + m);
-            }
-            for r in 0..R {
-                let at = codes[r].add(b * (BLOCK * BITS / 8));
-                let mut add = |m: usize, sum: S::Sums| {
-                    // Beside codes the same for all rows.
-                    let of_row = if CODES { 0 } else { r * M };
-                    let factor = S::splat(*factors.add((of_row + m) * stride));
-                    total[r][m] = S::fma(S::floats(sum), factor, total[r][m]);
-                };
-                if S::WIDENS && BITS == 8 {
-                    let w = S::widened(at);
-                    for m in 0..M {
-                        add(m, S::dot_widened(w, x[m]));
-                    }
-                    continue;
+                let widens = S::WIDENS && BITS == 8;
+                let outliers = HIGH && !widens && (M > 1 || self.x.has_outliers(b));
+                let mut x = [self.x.load::<S, CODES>(b * M); M];
+                for m in 1..M {
+                    x[m] = self.x.load::<S, CODES>(b * M + m);
                 }
-                let w = match BITS {
-                    8 => S::bytes(at),
-                    4 => S::nibbles::<CODES>(at, table),
-                    _ => S::pairs::<CODES>(at, table),
-                };
-                for m in 0..M {
-                    add(m, self.x.product::<S, CODES, HIGH>(w, x[m], b * M + m));
+                for r in 0..R {
+                    let at = codes[r].add(at);
+                    let mut add = |m: usize, sum: S::Sums| {
+                        // Beside codes the same for all rows.
+                        let of_row = if CODES { 0 } else { r * M };
+                        let factor = S::splat(*factors.add((of_row + m) * stride + (b - first)));
+                        total[r][m] = S::fma(S::floats(sum), factor, total[r][m]);
+                    };
+                    if widens {
+                        let w = S::widened(at);
+                        for m in 0..M {
+                            add(m, S::dot_widened(w, x[m]));
+                        }
+                        continue;
+                    }
+                    let w = match BITS {
+                        8 => S::bytes(at),
+                        4 => S::nibbles::<CODES>(at, table),
+                        _ => S::pairs::<CODES>(at, table),
+                    };
+                    for m in 0..M {
+                        let sum = self.x.product::<S, CODES>(w, x[m], b * M + m, outliers);
+                        add(m, sum);
+                    }
                 }
             }
         }

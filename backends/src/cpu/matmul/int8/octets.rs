@@ -86,20 +86,30 @@ impl Gemv<'_, Panels<Panel>> {
         // SAFETY: the caller's promise.
         unsafe {
             match self.w.codes {
-                Codes::Bytes => self.range_of_octets::<8, false, D>(first, last),
-                Codes::Nibbles { .. } if stay_codes(self.w.offset) => self.range_of_octets::<4, true, D>(first, last),
-                Codes::Nibbles { .. } => self.range_of_octets::<4, false, D>(first, last),
-                Codes::Pairs => self.range_of_octets::<2, true, D>(first, last),
+                Codes::Bytes => self.range_of_octets::<8, false, false, D>(first, last),
+                Codes::Nibbles { .. } if stay_codes(self.w.offset) => {
+                    self.range_of_octets::<4, true, false, D>(first, last);
+                }
+                Codes::Nibbles { .. } if self.m == 2 && !D::VNNI => {
+                    self.range_of_octets::<4, false, true, D>(first, last);
+                }
+                Codes::Nibbles { .. } => self.range_of_octets::<4, false, false, D>(first, last),
+                Codes::Pairs => self.range_of_octets::<2, true, false, D>(first, last),
             }
         }
     }
 
-    /// [`octets`](Self::octets) of codes of `BITS` bits. With `CODES` they stay codes.
+    /// [`octets`](Self::octets) of codes of `BITS` bits. With `CODES` they stay codes; with `TWO` there are two rows of x, and
+    /// codes are looked up and multiplied in pairs.
     ///
     /// # Safety
     /// As for `octets`.
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn range_of_octets<const BITS: usize, const CODES: bool, D: Dot>(&self, first: usize, last: usize) {
+    unsafe fn range_of_octets<const BITS: usize, const CODES: bool, const TWO: bool, D: Dot>(
+        &self,
+        first: usize,
+        last: usize,
+    ) {
         let blocks = self.k / BLOCK;
         let width = width(self.m);
         let tokens = self.x.0.len() * width;
@@ -130,24 +140,20 @@ impl Gemv<'_, Panels<Panel>> {
                 totals.fill(0.0);
                 let next = Next { code_bytes: 8 * ROWS * BITS, ..self.next(first + ROWS, ROWS) };
                 let rows: [*const u8; ROWS] = self.w.starts(first, height);
-                // SAFETY: the rows have all blocks, so have x, scales and totals of `width` rows for each group.
-                unsafe {
-                    let scales = scales.as_ptr();
-                    if BITS == 4 && !CODES && !D::VNNI && self.m == 2 {
-                        for b in 0..blocks {
-                            next.prefetch(b);
-                            let (rows, scales) = (further(rows, b * 8 * BITS), scales.add(b * ROWS));
-                            product_of_two(rows, table, scales, &self.x.0[0], b, totals.as_mut_ptr());
+                for b in 0..blocks {
+                    next.prefetch(b);
+                    // SAFETY: the rows have this block, so have x, scales and totals of `width` rows for each group.
+                    unsafe {
+                        let rows = further(rows, b * 8 * BITS);
+                        let (scales, mut totals) = (scales.as_ptr().add(b * ROWS), totals.as_mut_ptr());
+                        if TWO {
+                            product_of_two(rows, table, scales, &self.x.0[0], b, totals);
+                            continue;
                         }
-                    } else {
-                        for b in 0..blocks {
-                            next.prefetch(b);
-                            expand::<BITS, CODES, D>(further(rows, b * 8 * BITS), table, &mut w);
-                            let (scales, mut totals) = (scales.add(b * ROWS), totals.as_mut_ptr());
-                            for x in &self.x.0 {
-                                add(&w, scales, x, b, totals);
-                                totals = totals.add(width * ROWS);
-                            }
+                        expand::<BITS, CODES, D>(rows, table, &mut w);
+                        for x in &self.x.0 {
+                            add(&w, scales, x, b, totals);
+                            totals = totals.add(width * ROWS);
                         }
                     }
                 }

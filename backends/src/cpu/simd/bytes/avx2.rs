@@ -151,6 +151,29 @@ impl<D: Dot> Bytes for Avx2<D> {
             _mm256_add_epi32(first, second)
         }
     }
+    /// Pairs of 16 bits take every second byte of a register, then those between.
+    #[inline(always)]
+    fn put_words(words: &[i16; 64], to: &mut [i8]) -> i32 {
+        for (i, to) in to.chunks_exact_mut(2).enumerate() {
+            let (register, lane) = (i / 16, i % 16);
+            let word = words[register / 2 * 32 + 2 * lane + register % 2];
+            to.copy_from_slice(&word.to_le_bytes().map(|byte| byte as i8));
+        }
+        // The weights lose their sign for the time.
+        words.iter().map(|&word| -128 * i32::from(word)).sum()
+    }
+    #[inline(always)]
+    unsafe fn dot_words(w: [__m256i; 2], from: *const i8) -> __m256i {
+        unsafe {
+            let pairs = |i: usize, w: __m256i| _mm256_madd_epi16(w, _mm256_loadu_si256(from.add(32 * i).cast()));
+            let products = |i: usize, w: __m256i| {
+                let w = without_sign(w);
+                let (even, odd) = (_mm256_and_si256(w, _mm256_set1_epi16(255)), _mm256_srli_epi16::<8>(w));
+                _mm256_add_epi32(pairs(i, even), pairs(i + 1, odd))
+            };
+            _mm256_add_epi32(products(0, w[0]), products(2, w[1]))
+        }
+    }
     #[inline(always)]
     unsafe fn sums(from: *const i32) -> __m256i {
         unsafe { _mm256_loadu_si256(from.cast()) }

@@ -64,6 +64,15 @@ pub(crate) trait Bytes: Simd {
     unsafe fn dot_widened(_: Self::X, _: Self::X) -> Self::Sums {
         unreachable!("bytes are multiplied as they are")
     }
+    /// Writes 64 integers of x, beside bytes that are looked up, as [`dot_words`](Bytes::dot_words) reads them, where widening
+    /// [is best](Bytes::WIDENS). Returns by how much a product is too small.
+    fn put_words(_: &[i16; 64], _: &mut [i8]) -> i32 {
+        unreachable!("bytes are multiplied as they are")
+    }
+    /// Whole numbers that add up to the product with such integers, less what [`put_words`](Bytes::put_words) returned.
+    unsafe fn dot_words(_: Self::Bytes, _: *const i8) -> Self::Sums {
+        unreachable!("bytes are multiplied as they are")
+    }
 
     /// One per lane. Lane `i` of a product has what is at places `4 * i..4 * i + 4` of as many bytes as a register holds.
     unsafe fn sums(from: *const i32) -> Self::Sums;

@@ -7,8 +7,8 @@
 //! # What of JSON schema is kept
 //! Types, `properties`, `required`, `additionalProperties`, `enum`, `const`, `items`, `prefixItems`, `anyOf`, local `$ref` (JSON pointers,
 //! with and without escapes), bounds of numbers, lengths and `pattern`, and the usual formats. `oneOf` is taken as `anyOf`. Other keywords
-//! are an error that names them. Properties come in the order of the schema. White space between values ends after 40 characters, because small models go on
-//! with it for ever. Optional parts that contain themselves without an end are left out; a schema that needs one is an error.
+//! are an error that names them. Properties come in the order of the schema. White space between values ends after 40 characters, because
+//! small models go on with it for ever. Optional parts that contain themselves without an end are left out; a schema that needs one is an error.
 //!
 //! # Untrusted input
 //! Schemas come from strangers: their size and depth are bounded before anything is compiled, and so is the work of the compiler and

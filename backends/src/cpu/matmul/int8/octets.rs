@@ -219,8 +219,9 @@ unsafe fn integers<const BITS: usize, const CODES: bool, D: Dot>(
         if CODES || D::VNNI {
             return put(bytes);
         }
-        put(_mm256_and_si256(bytes, _mm256_set1_epi16(255)));
-        put(_mm256_srli_epi16::<8>(bytes));
+        let (even, odd) = (_mm256_and_si256(bytes, _mm256_set1_epi16(255)), _mm256_srli_epi16::<8>(bytes));
+        put(even);
+        put(odd);
     };
     for part in 0..BITS / 2 {
         // SAFETY: a block has 8 bytes per bit of a code.
@@ -346,8 +347,8 @@ unsafe fn product<const M: usize, const CODES: bool, D: Dot>(
     }
 }
 
-/// A [`Product`] of two rows of x and codes that are looked up, whose pairs are multiplied as they leave the rows of the matrix: it spares writing and reading them, an
-/// eighth of the time. With three rows the compiler has too few registers, and it takes a fifth longer.
+/// A [`Product`] of two rows of x and codes that are looked up, whose pairs are multiplied as they leave the rows of the matrix: it spares
+/// writing and reading them, a fifth of the time. With three rows the compiler has too few registers, and it takes a fifth longer.
 ///
 /// # Safety
 /// As for [`product`]; each row of the matrix has a block.

@@ -10,6 +10,7 @@
 mod avx2;
 mod blocks;
 mod book;
+mod columns;
 #[cfg(target_arch = "aarch64")]
 mod dot;
 #[cfg(target_arch = "x86_64")]
@@ -97,7 +98,7 @@ pub(crate) const GEMV_MAX_ROWS: usize = 32;
 /// x as the kernels of a region want it.
 #[derive(Default)]
 pub(crate) struct Rounded {
-    blocks: Memo<gemv::Packing, blocks::Columns>,
+    blocks: Memo<gemv::Packing, columns::Columns>,
     #[cfg(target_arch = "x86_64")]
     row: Memo<gemv::Packing, rows::Row>,
     #[cfg(target_arch = "x86_64")]

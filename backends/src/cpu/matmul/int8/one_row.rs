@@ -5,8 +5,8 @@
 //! block: to look up those of a row before its blocks takes a fifth of the time.
 
 use super::BLOCK;
-use super::blocks::{AHEAD, Columns, Range};
-use super::gemv::{Gemv, Nested, WeightScales};
+use super::columns::Columns;
+use super::gemv::{AHEAD, Gemv, Nested, WeightScales, in_flight};
 use crate::cpu::simd::bytes::Bytes;
 
 /// Rows in flight.
@@ -121,17 +121,16 @@ impl RowFactors for Looked<'_> {
     }
 }
 
-impl Range<'_> {
-    /// The rows of 4-bit codes that are looked up, times one column.
+impl Gemv<'_, Columns> {
+    /// Rows `first..last` of 4-bit codes that are looked up, times one column.
     ///
     /// # Safety
-    /// `S` is enabled, x has one column, the rows exist, and no other task writes their outputs.
+    /// `S` is enabled, x has one column, the scales are those of the matrix, the rows exist, and no other task writes their outputs.
     #[inline(always)]
-    pub(super) unsafe fn one_row<S: Bytes>(self, scales: Scales) {
-        let gemv = self.gemv;
-        let stored = gemv.w.scales.stored(gemv.k);
+    pub(super) unsafe fn one_row<S: Bytes>(&self, scales: Scales, first: usize, last: usize) {
+        let stored = self.w.scales.stored(self.k);
         let mut tables = [Table::NONE; ROWS];
-        for (row, apart) in self.in_flight::<ROWS>() {
+        for (row, apart) in in_flight::<ROWS>(first, last) {
             let rows: [usize; ROWS] = std::array::from_fn(|r| row + r * apart);
             // SAFETY: the caller's promise.
             unsafe {
@@ -139,22 +138,20 @@ impl Range<'_> {
                     S::prefetch_codes(line);
                 }
                 let total = match scales {
-                    Scales::Stored(scales) => gemv.with_stored::<S>(rows, scales),
-                    Scales::Nested(nested) => gemv.with_tables::<S>(rows, &nested, &mut tables),
+                    Scales::Stored(scales) => self.with_stored::<S>(rows, scales),
+                    Scales::Nested(nested) => self.with_tables::<S>(rows, &nested, &mut tables),
                 };
                 for r in 0..ROWS {
-                    gemv.store(rows[r], [S::sum(total[r])]);
+                    self.store(rows[r], [S::sum(total[r])]);
                 }
             }
         }
     }
-}
 
-impl Gemv<'_, Columns> {
     /// The sums of rows whose scales are stored as floats.
     ///
     /// # Safety
-    /// As for [`Range::one_row`].
+    /// As for [`one_row`](Self::one_row).
     #[inline(always)]
     unsafe fn with_stored<S: Bytes>(&self, rows: [usize; ROWS], scales: &[f32]) -> [S::V; ROWS] {
         const { assert!(S::LANES <= MAX_LANES) };
@@ -184,7 +181,7 @@ impl Gemv<'_, Columns> {
     /// The sums of rows whose scales are quantised themselves.
     ///
     /// # Safety
-    /// As for [`Range::one_row`]; the scales are those of the matrix.
+    /// As for [`one_row`](Self::one_row).
     #[inline(always)]
     unsafe fn with_tables<S: Bytes>(
         &self,
@@ -215,7 +212,7 @@ impl Gemv<'_, Columns> {
     /// Adds the products of some blocks.
     ///
     /// # Safety
-    /// As for [`Range::one_row`]; the blocks exist.
+    /// As for [`one_row`](Self::one_row); the blocks exist.
     #[inline(always)]
     unsafe fn add_blocks<S: Bytes, F: RowFactors>(
         &self,

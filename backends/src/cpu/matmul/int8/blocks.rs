@@ -1,5 +1,5 @@
 //! One row of x or a few on AVX2 and NEON: 64 codes at a time become bytes and are multiplied. Outliers of x take a second product of their
-//! blocks; stored bytes may be multiplied as 16-bit integers instead, which hold them.
+//! blocks; stored bytes may be multiplied as 16-bit integers instead, which hold them. [`one_row`](super::one_row) takes what it can of one row.
 
 use super::BLOCK;
 use super::columns::Columns;

@@ -125,18 +125,19 @@ impl ByteKernel for Arrange<'_> {
                 let ordered = |bytes: &[i8; BLOCK], to: &mut [Line]| {
                     S::put_x(&codes.in_order::<S>(bytes), stays_codes, Line::bytes(&mut to[at..at + lines]))
                 };
-                let mut start = ordered(&block.low, &mut made.low);
                 if block.outliers {
                     made.outliers[b] = true;
                     made.high.resize(made.low.len(), Line([0; 64]));
-                    if S::WIDENS && !stays_codes {
-                        let [low, high] = [&block.low, &block.high].map(|bytes| codes.in_order::<S>(bytes));
-                        let words = std::array::from_fn(|place| (i16::from(high[place]) << 7) + i16::from(low[place]));
-                        start = S::put_words(&words, Line::bytes(&mut made.high[at..at + lines]));
-                    } else {
-                        start += ordered(&block.high, &mut made.high) << 7;
-                    }
                 }
+                let mut start = if block.outliers && S::WIDENS && !stays_codes {
+                    let [low, high] = [&block.low, &block.high].map(|bytes| codes.in_order::<S>(bytes));
+                    let words = std::array::from_fn(|place| (i16::from(high[place]) << 7) + i16::from(low[place]));
+                    S::put_words(&words, Line::bytes(&mut made.high[at..at + lines]))
+                } else if block.outliers {
+                    ordered(&block.low, &mut made.low) + (ordered(&block.high, &mut made.high) << 7)
+                } else {
+                    ordered(&block.low, &mut made.low)
+                };
                 if unsigned {
                     let lanes = &mut made.offsets[(b * columns + column) * S::LANES..][..S::LANES];
                     let [low, high] = [&block.low, &block.high].map(|bytes| codes.in_order::<S>(bytes));

@@ -2,8 +2,8 @@
 //!
 //! Every 64 elements of x become signed bytes and a step, and outliers a second byte (`round`). For VNNI weights become unsigned
 //! bytes, 128 (or the offset of the storage) too large, because the instruction multiplies unsigned by signed; the sum of the integers
-//! of x, known before the first weight is read, takes that back. In `octets` and `tiles` they are as large, as 16-bit integers. In `blocks`
-//! and `neon` they are signed. Codes of integers stay codes in `blocks`, `octets` and `tiles`. Sums under one step are exact integers; they are
+//! of x, known before the first weight is read, takes that back. In `octets` and `tiles` they are as large, as 16-bit integers. In `blocks`,
+//! `one_row` and `neon` they are signed. Codes of integers stay codes in `blocks`, `octets` and `tiles`. Sums under one step are exact integers; they are
 //! added in f32.
 
 #[cfg(target_arch = "x86_64")]

@@ -2,6 +2,7 @@
 
 mod format_fixtures;
 
+use emberlm_backends::cpu::{Level, with_level};
 use emberlm_quant::Error;
 use emberlm_quant::format::{
     FP4, NF4, check, dequantize, dequantize_rounded, dynamic_map, quantize_fp4, quantize_int8, quantize_int8_rows,
@@ -252,6 +253,29 @@ proptest! {
             prop_assert_eq!(&found[r * k..][..k], &expected[..], "row {} in slot {}", r, slot);
         }
         prop_assert!(smallest_kept >= largest_other * 0.9999, "{smallest_kept:e} kept, {largest_other:e} not");
+    }
+
+    /// The quantisers are compiled once per instruction set.
+    #[test]
+    fn bytes_are_the_same_on_every_level((n, k, values) in matrix(1e2), float in float(), bits in prop_oneof![Just(2u32), Just(4), Just(8)]) {
+        let weight = dense(n, k, float, &values);
+        let quantized = |level| {
+            with_level(level, || {
+                [
+                    quantize_nf4(&weight, true).unwrap(),
+                    quantize_fp4(&weight, false).unwrap(),
+                    quantize_int8(&weight).unwrap(),
+                    quantize_int8_rows(&weight).unwrap(),
+                    quantize_truequant(&weight, bits, 3).unwrap(),
+                ]
+            })
+        };
+        let plain = quantized(Level::Scalar);
+        for level in Level::available() {
+            for (found, plain) in quantized(level).iter().zip(&plain) {
+                prop_assert_eq!(format!("{found:?}"), format!("{plain:?}"), "{}", level.name());
+            }
+        }
     }
 
     /// Rounding is idempotent and never further away than a step of the stored type.

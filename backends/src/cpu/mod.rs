@@ -26,6 +26,7 @@ mod precision;
 mod rotary;
 mod simd;
 mod spans;
+mod vectorized;
 mod weight_buffer;
 
 pub use attention::{Attention, AttentionSpan, CodeDecoder, KeyValue, Layer, attention, attention_spans};
@@ -45,4 +46,5 @@ pub use norm::{add_rms_norm, rms_norm, rms_norm_gated};
 pub use pool::{MAX_THREADS, refused_threads, run, set_threads, threads, with_threads};
 pub use precision::{Precision, precision, with_precision};
 pub use rotary::rotary;
+pub use vectorized::{Vectorized, vectorized};
 pub use weight_buffer::WeightBuffer;

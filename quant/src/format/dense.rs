@@ -32,6 +32,7 @@ impl<'a> Dense<'a> {
     }
 
     /// Decodes elements `start..start + out.len()` of the flattened matrix.
+    #[inline(always)]
     pub fn read(&self, start: usize, out: &mut [f32]) {
         let size = self.float.size();
         self.float.decode(&self.data[start * size..(start + out.len()) * size], out);

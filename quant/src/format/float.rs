@@ -7,6 +7,7 @@ use crate::host::FloatType;
 
 impl FloatType {
     /// Reads `out.len()` numbers from as many little-endian ones. Exact for every type; the bytes need not be aligned.
+    #[inline(always)]
     pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
         match self {
             Self::F32 => decode_f32(bytes, out),
@@ -32,18 +33,21 @@ impl FloatType {
     }
 }
 
+#[inline(always)]
 fn decode_f32(data: &[u8], out: &mut [f32]) {
     for (out, &bytes) in out.iter_mut().zip(data.as_chunks::<4>().0) {
         *out = f32::from_le_bytes(bytes);
     }
 }
 
+#[inline(always)]
 fn decode_bf16(data: &[u8], out: &mut [f32]) {
     for (out, &bytes) in out.iter_mut().zip(data.as_chunks::<2>().0) {
         *out = f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16);
     }
 }
 
+#[inline(always)]
 fn decode_f16(data: &[u8], out: &mut [f32]) {
     // The slice conversion uses the processor's instruction where there is one, but wants aligned input.
     let mut bits = [0u16; 64];
@@ -61,6 +65,7 @@ fn decode_f16(data: &[u8], out: &mut [f32]) {
 ///
 /// Without the sign, the bits of floating point numbers are ordered as integers, with infinity and NaN on top; unlike
 /// `f32::max`, the integer maximum does not lose NaN.
+#[inline(always)]
 pub(super) fn absmax(values: &[f32]) -> f32 {
     let bits = values.iter().fold(0, |max: i32, v| max.max(v.to_bits() as i32 & i32::MAX));
     f32::from_bits(bits as u32)

@@ -5,7 +5,7 @@
 //! off by more than half a scale. In files it is what compressed-tensors calls `int-quantized` in groups of 64.
 
 use bytes::Bytes;
-use emberlm_backends::cpu::{INT8_BLOCK, run};
+use emberlm_backends::cpu::{INT8_BLOCK, Level, Vectorized, level, run, vectorized};
 use half::f16;
 use rayon::prelude::*;
 
@@ -26,41 +26,76 @@ const TASK: usize = 1 << 14;
 /// # Errors
 /// If the weight is not dense, does not fit its shape, or holds a number that is not finite or too large for an f16 scale.
 pub fn quantize_int8(weight: &HostWeight) -> Result<HostWeight> {
-    run(|| quantize(weight))
+    let level = level();
+    run(|| quantize(weight, level))
 }
 
 /// On the threads of the kernels.
-fn quantize(weight: &HostWeight) -> Result<HostWeight> {
+fn quantize(weight: &HostWeight, level: Level) -> Result<HostWeight> {
     let dense = Dense::new(weight)?;
     let (n, k) = (dense.n, dense.k);
     let blocks = k.div_ceil(INT8_BLOCK);
     let mut codes = WeightBuffer::new(n * k);
     let mut scales = WeightBuffer::new(n * blocks * 2);
     let mut largest = vec![0.0; n];
-    let rows = codes.par_chunks_mut(k).zip(scales.par_chunks_mut(2 * blocks)).zip(&mut largest);
-    rows.enumerate().with_min_len(TASK.div_ceil(k)).for_each_init(
-        || vec![0.0; k],
-        |values, (row, ((codes, scales), largest))| {
-            dense.read(row * k, values);
-            let mut row_absmax = 0.0;
-            let blocks = values.chunks_mut(INT8_BLOCK).zip(codes.chunks_mut(INT8_BLOCK));
-            for ((values, codes), stored) in blocks.zip(scales.as_chunks_mut::<2>().0) {
-                let block_absmax = absmax(values);
-                row_absmax = absmax(&[row_absmax, block_absmax]);
-                let scale = scale(block_absmax);
-                *stored = scale.to_le_bytes();
-                round_to_codes(values, scale.to_f32(), QMAX_WIDE);
-                store_row(values, codes);
-            }
-            *largest = row_absmax;
-        },
-    );
+    let rows = TASK.div_ceil(k);
+    let tasks = codes.par_chunks_mut(rows * k).zip(scales.par_chunks_mut(rows * blocks * 2));
+    tasks.zip(largest.par_chunks_mut(rows)).enumerate().for_each(|(task, ((codes, scales), largest))| {
+        vectorized(level, Rows { dense: &dense, first: task * rows, codes, scales, largest });
+    });
     dense.check_finite(&largest, k)?;
     if let Some(row) = largest.iter().position(|&largest| !scale(largest).is_finite()) {
         return Err(Error::RowTooLarge { row, absmax: largest[row] });
     }
     let storage = HostStorage::Int8(HostInt8 { codes: Bytes::from_owner(codes), scales: Bytes::from_owner(scales) });
     Ok(HostWeight { n, k, storage })
+}
+
+/// Rows from `first` on, as many as `largest` has room for.
+struct Rows<'a> {
+    dense: &'a Dense<'a>,
+    first: usize,
+    codes: &'a mut [u8],
+    scales: &'a mut [u8],
+    largest: &'a mut [f32],
+}
+
+impl Vectorized for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let k = self.dense.k;
+        let rows = self.codes.chunks_mut(k).zip(self.scales.chunks_mut(2 * k.div_ceil(INT8_BLOCK)));
+        for (row, ((codes, scales), largest)) in rows.zip(self.largest).enumerate() {
+            let start = (self.first + row) * k;
+            let mut row_absmax = 0.0;
+            let blocks = codes.chunks_mut(INT8_BLOCK).zip(scales.as_chunks_mut::<2>().0);
+            for (block, (codes, scale)) in blocks.enumerate() {
+                let mut values = [0.0; INT8_BLOCK];
+                let start = start + block * INT8_BLOCK;
+                // A length that the compiler knows, but for the last block of a row.
+                let block_absmax = match codes.len() {
+                    INT8_BLOCK => quantize_block(self.dense, start, &mut values, codes, scale),
+                    short => quantize_block(self.dense, start, &mut values[..short], codes, scale),
+                };
+                row_absmax = absmax(&[row_absmax, block_absmax]);
+            }
+            *largest = row_absmax;
+        }
+    }
+}
+
+/// Writes the codes and the scale of the elements from `start` on, and gives their largest magnitude.
+#[inline(always)]
+fn quantize_block(dense: &Dense, start: usize, values: &mut [f32], codes: &mut [u8], stored: &mut [u8; 2]) -> f32 {
+    dense.read(start, values);
+    let absmax = absmax(values);
+    let scale = scale(absmax);
+    *stored = scale.to_le_bytes();
+    round_to_codes(values, scale.to_f32(), QMAX_WIDE);
+    store_row(values, codes);
+    absmax
 }
 
 /// The smallest F16 of which 127 times is no less.

@@ -8,7 +8,7 @@
 //! that lies half-way.
 
 use bytes::Bytes;
-use emberlm_backends::cpu::run;
+use emberlm_backends::cpu::{Level, Vectorized, level, run, vectorized};
 use rayon::prelude::*;
 
 use super::dense::Dense;
@@ -83,20 +83,21 @@ pub fn quantize_fp4(weight: &HostWeight, double_quant: bool) -> Result<HostWeigh
 }
 
 fn quantize(weight: &HostWeight, code_book: &[f32; 16], double_quant: bool) -> Result<HostWeight> {
-    run(|| quantize_inside(weight, code_book, double_quant))
+    let level = level();
+    run(|| quantize_inside(weight, code_book, double_quant, level))
 }
 
 /// On the threads of the kernels.
-fn quantize_inside(weight: &HostWeight, code_book: &[f32; 16], double_quant: bool) -> Result<HostWeight> {
+fn quantize_inside(weight: &HostWeight, code_book: &[f32; 16], double_quant: bool, level: Level) -> Result<HostWeight> {
     let dense = Dense::new(weight)?;
     let search = Search::new(code_book);
     let elements = dense.elements();
     let mut codes = WeightBuffer::new(elements.div_ceil(2));
     let mut scales = vec![0.0; elements.div_ceil(BLOCK)];
     let data = dense.data.par_chunks(TASK * BLOCK * dense.float.size());
-    data.zip(codes.par_chunks_mut(TASK * BLOCK / 2))
-        .zip(scales.par_chunks_mut(TASK))
-        .for_each(|((data, codes), scales)| quantize_task(&dense, &search, data, codes, scales));
+    data.zip(codes.par_chunks_mut(TASK * BLOCK / 2)).zip(scales.par_chunks_mut(TASK)).for_each(
+        |((data, codes), scales)| vectorized(level, Blocks { dense: &dense, search: &search, data, codes, scales }),
+    );
     dense.check_finite(&scales, BLOCK)?;
 
     let scales = if double_quant {
@@ -118,31 +119,48 @@ fn quantize_inside(weight: &HostWeight, code_book: &[f32; 16], double_quant: boo
     Ok(HostWeight { n: weight.n, k: weight.k, storage })
 }
 
-fn quantize_task(dense: &Dense, search: &Search, data: &[u8], codes: &mut [u8], scales: &mut [f32]) {
-    let size = dense.float.size();
-    let mut values = [0.0; BLOCK];
-    for ((data, codes), scale) in data.chunks(BLOCK * size).zip(codes.chunks_mut(BLOCK / 2)).zip(scales) {
-        if data.len() == BLOCK * size {
-            dense.float.decode(data, &mut values);
-            *scale = absmax(&values);
-            let inverse = 1.0 / scale.max(SMALLEST);
-            for value in &mut values {
-                *value *= inverse;
+/// Blocks side by side.
+struct Blocks<'a> {
+    dense: &'a Dense<'a>,
+    search: &'a Search,
+    /// As encoded.
+    data: &'a [u8],
+    codes: &'a mut [u8],
+    scales: &'a mut [f32],
+}
+
+impl Vectorized for Blocks<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let size = self.dense.float.size();
+        let mut values = [0.0; BLOCK];
+        for ((data, codes), scale) in
+            self.data.chunks(BLOCK * size).zip(self.codes.chunks_mut(BLOCK / 2)).zip(self.scales)
+        {
+            if data.len() == BLOCK * size {
+                self.dense.float.decode(data, &mut values);
+                *scale = absmax(&values);
+                let inverse = 1.0 / scale.max(SMALLEST);
+                for value in &mut values {
+                    *value *= inverse;
+                }
+            } else {
+                // The short block at the end: bitsandbytes divides here, and stores the divisor. Its last byte may be padded.
+                let (values, padding) = values.split_at_mut(data.len() / size);
+                self.dense.float.decode(data, values);
+                let largest = absmax(values);
+                // Not `max`, which would lose NaN.
+                *scale = if largest < SMALLEST { SMALLEST } else { largest };
+                for value in values {
+                    *value /= *scale;
+                }
+                padding.fill(0.0);
             }
-        } else {
-            // The short block at the end: bitsandbytes divides here, and stores the divisor. Its last byte may be padded.
-            let (values, padding) = values.split_at_mut(data.len() / size);
-            dense.float.decode(data, values);
-            let largest = absmax(values);
-            // Not `max`, which would lose NaN.
-            *scale = if largest < SMALLEST { SMALLEST } else { largest };
-            for value in values {
-                *value /= *scale;
-            }
-            padding.fill(0.0);
+            let packed = self.search.pack(&values);
+            codes.copy_from_slice(&packed[..codes.len()]);
         }
-        let packed = search.pack(&values);
-        codes.copy_from_slice(&packed[..codes.len()]);
     }
 }
 
@@ -170,6 +188,7 @@ impl Search {
     ///
     /// Counting the middles below a value needs no branch and no table, so that the compiler can do many values at once.
     /// Values outside [-1, 1] (by rounding) get the outermost codes.
+    #[inline(always)]
     fn pack(&self, values: &[f32; BLOCK]) -> [u8; BLOCK / 2] {
         let mut codes = [0u8; BLOCK];
         for (codes, values) in codes.as_chunks_mut::<16>().0.iter_mut().zip(values.as_chunks::<16>().0) {

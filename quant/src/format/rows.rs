@@ -4,7 +4,7 @@
 //! scale in f32 and ties to even; the scale is then stored in f16. A row whose scale is below 3e-8 is therefore stored as zeros.
 
 use bytes::Bytes;
-use emberlm_backends::cpu::run;
+use emberlm_backends::cpu::{Level, Vectorized, level, run, vectorized};
 use half::f16;
 use rayon::prelude::*;
 
@@ -30,11 +30,12 @@ const TASK: usize = 1 << 14;
 /// # Errors
 /// If the weight is not dense, does not fit its shape, or holds a number that is not finite or too large for an f16 scale.
 pub fn quantize_int8_rows(weight: &HostWeight) -> Result<HostWeight> {
-    run(|| int8_rows(weight))
+    let level = level();
+    run(|| int8_rows(weight, level))
 }
 
 /// On the threads of the kernels.
-fn int8_rows(weight: &HostWeight) -> Result<HostWeight> {
+fn int8_rows(weight: &HostWeight, level: Level) -> Result<HostWeight> {
     let dense = Dense::new(weight)?;
     let (n, k) = (dense.n, dense.k);
     let mut wide = WeightBuffer::new(n * k);
@@ -42,10 +43,8 @@ fn int8_rows(weight: &HostWeight) -> Result<HostWeight> {
     wide.par_chunks_mut(k).zip(&mut largest).enumerate().with_min_len(TASK.div_ceil(k)).for_each_init(
         || vec![0.0; k],
         |values, (row, (codes, largest))| {
-            dense.read(row * k, values);
-            *largest = absmax(values);
-            quantize_row(values, *largest, QMAX_WIDE);
-            store_row(values, codes);
+            *largest = vectorized(level, Read { dense: &dense, row, values });
+            vectorized(level, Wide { values, largest: *largest, qmax: QMAX_WIDE, codes });
         },
     );
     dense.check_finite(&largest, k)?;
@@ -74,11 +73,12 @@ fn int8_rows(weight: &HostWeight) -> Result<HostWeight> {
 /// # Errors
 /// As [`quantize_int8_rows`], and if `bits` is not 2, 4, 6 or 8.
 pub fn quantize_truequant(weight: &HostWeight, bits: u32, keep: usize) -> Result<HostWeight> {
-    run(|| truequant(weight, bits, keep))
+    let level = level();
+    run(|| truequant(weight, bits, keep, level))
 }
 
 /// On the threads of the kernels.
-fn truequant(weight: &HostWeight, bits: u32, keep: usize) -> Result<HostWeight> {
+fn truequant(weight: &HostWeight, bits: u32, keep: usize, level: Level) -> Result<HostWeight> {
     let qmax = match bits {
         2 => 1.0,
         4 => 7.0,
@@ -96,8 +96,7 @@ fn truequant(weight: &HostWeight, bits: u32, keep: usize) -> Result<HostWeight> 
         .map_init(
             || vec![0.0; k],
             |values, row| {
-                dense.read(row * k, values);
-                let largest = absmax(values);
+                let largest = vectorized(level, Read { dense: &dense, row, values });
                 values.iter_mut().for_each(|v| *v *= *v);
                 (largest, mean(values).sqrt())
             },
@@ -118,9 +117,8 @@ fn truequant(weight: &HostWeight, bits: u32, keep: usize) -> Result<HostWeight> 
         || vec![0.0; k],
         |values, (slot, codes)| {
             let row = order[slot] as usize;
-            dense.read(row * k, values);
-            quantize_row(values, largest[row], qmax_of(slot));
-            store_row(values, codes);
+            vectorized(level, Read { dense: &dense, row, values });
+            vectorized(level, Wide { values, largest: largest[row], qmax: qmax_of(slot), codes });
         },
     );
     let row_bytes = narrow_row_bytes(k, narrow_bits);
@@ -164,7 +162,43 @@ fn stored_scale(row: usize, largest: f32, qmax: f32) -> Result<f32> {
     if stored.is_finite() { Ok(stored.to_f32()) } else { Err(Error::RowTooLarge { row, absmax: largest }) }
 }
 
+/// Reads a row and gives its largest magnitude.
+struct Read<'a> {
+    dense: &'a Dense<'a>,
+    row: usize,
+    values: &'a mut [f32],
+}
+
+impl Vectorized for Read<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn call(self) -> f32 {
+        self.dense.read(self.row * self.dense.k, self.values);
+        absmax(self.values)
+    }
+}
+
+/// Turns a row into 8-bit codes; its values are overwritten.
+struct Wide<'a> {
+    values: &'a mut [f32],
+    largest: f32,
+    qmax: f32,
+    codes: &'a mut [u8],
+}
+
+impl Vectorized for Wide<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        quantize_row(self.values, self.largest, self.qmax);
+        store_row(self.values, self.codes);
+    }
+}
+
 /// Replaces the values by their codes.
+#[inline(always)]
 fn quantize_row(values: &mut [f32], largest: f32, qmax: f32) {
     round_to_codes(values, scale(largest, qmax), qmax);
 }
@@ -175,6 +209,7 @@ fn quantize_row(values: &mut [f32], largest: f32, qmax: f32) {
 const INTEGER: f32 = 12_582_912.0; // 1.5 * 2^23
 
 /// Replaces the values by their codes; what is no number, as zeros under a scale of 0, is stored as 0.
+#[inline(always)]
 pub(super) fn round_to_codes(values: &mut [f32], scale: f32, qmax: f32) {
     for value in values {
         *value = ((*value / scale + INTEGER) - INTEGER).clamp(-qmax, qmax);
@@ -182,6 +217,7 @@ pub(super) fn round_to_codes(values: &mut [f32], scale: f32, qmax: f32) {
 }
 
 /// Stores 8-bit codes.
+#[inline(always)]
 pub(super) fn store_row(values: &[f32], codes: &mut [u8]) {
     for (code, value) in codes.iter_mut().zip(values) {
         *code = (value + INTEGER).to_bits() as u8;

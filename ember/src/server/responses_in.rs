@@ -33,9 +33,15 @@ const SAME: [&str; 15] = [
 /// 400 when a field cannot be used.
 pub fn to_chat(map: &Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
     let fields = Fields::root(map);
-    if fields.get("previous_response_id").is_some() {
-        let message = "this server keeps no answers; send the whole conversation as input";
-        return Err(fields.wrong("previous_response_id", message));
+    // What a server of OpenAI keeps would be missing from the prompt.
+    for (name, message) in [
+        ("previous_response_id", "this server keeps no answers; send the whole conversation as input"),
+        ("conversation", "this server keeps no conversations; send the whole of it as input"),
+        ("prompt", "this server keeps no prompts; send its text as instructions and input"),
+    ] {
+        if fields.get(name).is_some() {
+            return Err(fields.wrong(name, message));
+        }
     }
     if fields.bool("background")?.unwrap_or(false) {
         return Err(fields.wrong("background", "answers are given while the client waits; leave it out, or stream"));

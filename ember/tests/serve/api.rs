@@ -295,6 +295,8 @@ fn responses_are_streamed_as_items() {
         (json!({"input": null}), "input: is missing"),
         (json!({"input": [{"type": "item_reference", "id": "x"}]}), "input[0].type"),
         (json!({"previous_response_id": "resp_1"}), "keeps no answers"),
+        (json!({"conversation": {"id": "conv_1"}}), "conversation: this server keeps no conversations"),
+        (json!({"prompt": {"id": "pmpt_1", "variables": {}}}), "prompt: this server keeps no prompts"),
     ] {
         let mut wrong = body.clone();
         wrong.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());

@@ -1,7 +1,7 @@
 //! AVX2 with FMA and F16C: 8 lanes, 16 registers.
 
 use super::dot::{Dot, Maddubs};
-use super::{Kernel, Simd, on_avx2};
+use super::{Kernel, Lookup, Simd, on_avx2};
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
@@ -27,6 +27,7 @@ impl<D: Dot> Simd for Avx2<D> {
     type Book = [__m256; 2];
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
+    const TABLE: Lookup = Lookup::Eight;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> __m256 {
@@ -125,11 +126,9 @@ impl<D: Dot> Simd for Avx2<D> {
         unsafe { [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))] }
     }
     #[inline(always)]
-    unsafe fn permute(book: [__m256; 2], index: __m256) -> __m256 {
-        unsafe {
-            let index = _mm256_castps_si256(index);
-            pick(book, index, _mm256_slli_epi32::<28>(index))
-        }
+    unsafe fn permute(table: *const f32, index: __m256) -> __m256 {
+        // The permutation reads the low three bits of an index only.
+        unsafe { _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), _mm256_castps_si256(index)) }
     }
     #[inline(always)]
     unsafe fn lookup<const SHIFT: i32>(book: [__m256; 2], words: *const u8) -> __m256 {

@@ -1,6 +1,6 @@
 //! AVX-512: 16 lanes, 32 registers, and a 16-entry float table in one register.
 
-use super::{Kernel, Simd, on_avx512};
+use super::{Kernel, Lookup, Simd, on_avx512};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -14,6 +14,7 @@ impl Simd for Avx512 {
     type Book = __m512;
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
+    const TABLE: Lookup = Lookup::Sixteen;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> __m512 {
@@ -102,9 +103,9 @@ impl Simd for Avx512 {
         unsafe { _mm512_loadu_ps(values.as_ptr()) }
     }
     #[inline(always)]
-    unsafe fn permute(book: __m512, index: __m512) -> __m512 {
+    unsafe fn permute(table: *const f32, index: __m512) -> __m512 {
         // The permutation reads the low four bits of an index only.
-        unsafe { _mm512_permutexvar_ps(_mm512_castps_si512(index), book) }
+        unsafe { _mm512_permutexvar_ps(_mm512_castps_si512(index), _mm512_loadu_ps(table)) }
     }
     #[inline(always)]
     unsafe fn lookup<const SHIFT: i32>(book: __m512, words: *const u8) -> __m512 {

@@ -19,6 +19,12 @@ mod portable;
 use super::Level;
 use portable::Portable;
 
+/// The floats of a table.
+pub(crate) enum Lookup {
+    Eight,
+    Sixteen,
+}
+
 /// A vector of f32 lanes and the operations that the kernels need.
 ///
 /// # Safety
@@ -32,6 +38,8 @@ pub(crate) trait Simd: Copy {
     const LANES: usize;
     /// Vector registers, which decide how much a kernel keeps in flight.
     const REGISTERS: usize;
+    /// Floats that one instruction looks up.
+    const TABLE: Lookup;
 
     unsafe fn splat(value: f32) -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;
@@ -60,8 +68,8 @@ pub(crate) trait Simd: Copy {
     unsafe fn store_sums(to: *mut f32, v: [Self::V; 4]);
 
     unsafe fn book(values: &[f32; 16]) -> Self::Book;
-    /// The value of the low four bits of each lane.
-    unsafe fn permute(book: Self::Book, index: Self::V) -> Self::V;
+    /// The float that the low bits of each lane count in a table of [`Self::TABLE`].
+    unsafe fn permute(table: *const f32, index: Self::V) -> Self::V;
     /// The value of the 4 bits at `SHIFT` of each of `LANES` words; may read three bytes beyond them.
     unsafe fn lookup<const SHIFT: i32>(book: Self::Book, words: *const u8) -> Self::V;
     /// The values of `LANES` consecutive codes (`LANES / 2` bytes), the high or the low nibble of a byte first.

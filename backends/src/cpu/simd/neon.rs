@@ -1,6 +1,6 @@
 //! aarch64 Advanced SIMD: 4 lanes, 32 registers, byte tables of 64 entries.
 
-use super::{Kernel, Simd, on_neon};
+use super::{Kernel, Lookup, Simd, on_neon};
 use std::arch::aarch64::*;
 
 #[derive(Clone, Copy)]
@@ -10,10 +10,14 @@ pub(crate) struct Neon;
 #[inline(always)]
 unsafe fn pick(book: uint8x16x4_t, index: uint32x4_t) -> float32x4_t {
     // SAFETY: NEON is enabled where this is inlined.
-    unsafe {
-        let bytes = vmlaq_u32(vdupq_n_u32(0x0302_0100), index, vdupq_n_u32(0x0404_0404));
-        vreinterpretq_f32_u8(vqtbl4q_u8(book, vreinterpretq_u8_u32(bytes)))
-    }
+    unsafe { vreinterpretq_f32_u8(vqtbl4q_u8(book, bytes_of(index))) }
+}
+
+/// The places of the four bytes of float `index` of a table, in each word.
+#[inline(always)]
+unsafe fn bytes_of(index: uint32x4_t) -> uint8x16_t {
+    // SAFETY: NEON is enabled where this is inlined.
+    unsafe { vreinterpretq_u8_u32(vmlaq_u32(vdupq_n_u32(0x0302_0100), index, vdupq_n_u32(0x0404_0404))) }
 }
 
 // SAFETY (every block): called only where NEON is enabled, with pointers valid for the lanes read or written, as the trait
@@ -24,6 +28,7 @@ impl Simd for Neon {
     type Book = uint8x16x4_t;
     const LANES: usize = 4;
     const REGISTERS: usize = 32;
+    const TABLE: Lookup = Lookup::Eight;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> float32x4_t {
@@ -119,8 +124,11 @@ impl Simd for Neon {
         unsafe { vld1q_u8_x4(values.as_ptr().cast()) }
     }
     #[inline(always)]
-    unsafe fn permute(book: uint8x16x4_t, index: float32x4_t) -> float32x4_t {
-        unsafe { pick(book, vandq_u32(vreinterpretq_u32_f32(index), vdupq_n_u32(15))) }
+    unsafe fn permute(table: *const f32, index: float32x4_t) -> float32x4_t {
+        unsafe {
+            let index = vandq_u32(vreinterpretq_u32_f32(index), vdupq_n_u32(7));
+            vreinterpretq_f32_u8(vqtbl2q_u8(vld1q_u8_x2(table.cast()), bytes_of(index)))
+        }
     }
     #[inline(always)]
     unsafe fn lookup<const SHIFT: i32>(book: uint8x16x4_t, words: *const u8) -> float32x4_t {

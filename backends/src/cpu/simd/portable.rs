@@ -1,6 +1,6 @@
 //! Eight lanes of plain Rust; the compiler vectorises what it can.
 
-use super::{Kernel, Simd};
+use super::{Kernel, Lookup, Simd};
 use half::{bf16, f16};
 
 #[derive(Clone, Copy)]
@@ -25,6 +25,7 @@ impl Simd for Portable {
     type Book = [f32; 16];
     const LANES: usize = N;
     const REGISTERS: usize = 8;
+    const TABLE: Lookup = Lookup::Eight;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> [f32; N] {
@@ -111,8 +112,8 @@ impl Simd for Portable {
         *values
     }
     #[inline(always)]
-    unsafe fn permute(book: [f32; 16], index: [f32; N]) -> [f32; N] {
-        index.map(|index| book[(index.to_bits() & 15) as usize])
+    unsafe fn permute(table: *const f32, index: [f32; N]) -> [f32; N] {
+        unsafe { index.map(|index| *table.add((index.to_bits() & 7) as usize)) }
     }
     #[inline(always)]
     unsafe fn lookup<const SHIFT: i32>(book: [f32; 16], words: *const u8) -> [f32; N] {

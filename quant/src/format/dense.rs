@@ -4,6 +4,10 @@ use super::check::check;
 use crate::error::{Error, Result};
 use crate::host::{FloatType, HostStorage, HostWeight};
 
+/// Elements at most of a piece of work. Rayon stops to halve what nobody has taken by then, and a thread that is slow, as where the system has to
+/// find pages for it, would be waited for.
+pub(super) const PIECE: usize = 1 << 20;
+
 /// A checked view of a dense weight.
 pub(super) struct Dense<'a> {
     pub n: usize,

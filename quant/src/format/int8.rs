@@ -7,9 +7,10 @@
 use bytes::Bytes;
 use emberlm_backends::cpu::{INT8_BLOCK, Level, Vectorized, level, run, vectorized};
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use super::dense::Dense;
+use super::dense::{Dense, PIECE};
 use super::float::absmax;
 use super::rows::{QMAX_WIDE, round_to_codes, store_row};
 use crate::error::{Error, Result};
@@ -40,11 +41,14 @@ fn quantize(weight: &HostWeight, level: Level) -> Result<HostWeight> {
     let mut largest = vec![0.0; n];
     let rows = TASK.div_ceil(k);
     let tasks = codes.par_chunks_mut(rows * k).zip(scales.par_chunks_mut(rows * blocks * 2));
-    tasks.zip(largest.par_chunks_mut(rows)).enumerate().for_each(|(task, ((codes, scales), largest))| {
+    let tasks = tasks.zip(largest.par_chunks_mut(rows)).enumerate().with_max_len(PIECE / TASK);
+    tasks.for_each(|(task, ((codes, scales), largest))| {
         vectorized(level, Rows { dense: &dense, first: task * rows, codes, scales, largest });
     });
     dense.check_finite(&largest, k)?;
-    if let Some(row) = largest.iter().position(|&largest| !scale(largest).is_finite()) {
+    // The largest that is no infinite scale.
+    let limit = f16::MAX.to_f32() * QMAX_WIDE;
+    if let Some(row) = largest.iter().position(|&largest| largest > limit) {
         return Err(Error::RowTooLarge { row, absmax: largest[row] });
     }
     let storage = HostStorage::Int8(HostInt8 { codes: Bytes::from_owner(codes), scales: Bytes::from_owner(scales) });
@@ -66,43 +70,67 @@ impl Vectorized for Rows<'_> {
     #[inline(always)]
     fn call(self) {
         let k = self.dense.k;
-        let rows = self.codes.chunks_mut(k).zip(self.scales.chunks_mut(2 * k.div_ceil(INT8_BLOCK)));
+        let blocks = k.div_ceil(INT8_BLOCK);
+        let (mut absmax_of, mut scales_of) = (vec![0.0; blocks], vec![f16::ZERO; blocks]);
+        let rows = self.codes.chunks_mut(k).zip(self.scales.chunks_mut(2 * blocks));
         for (row, ((codes, scales), largest)) in rows.zip(self.largest).enumerate() {
             let start = (self.first + row) * k;
-            let mut row_absmax = 0.0;
-            let blocks = codes.chunks_mut(INT8_BLOCK).zip(scales.as_chunks_mut::<2>().0);
-            for (block, (codes, scale)) in blocks.enumerate() {
-                let mut values = [0.0; INT8_BLOCK];
-                let start = start + block * INT8_BLOCK;
-                // A length that the compiler knows, but for the last block of a row.
-                let block_absmax = match codes.len() {
-                    INT8_BLOCK => quantize_block(self.dense, start, &mut values, codes, scale),
-                    short => quantize_block(self.dense, start, &mut values[..short], codes, scale),
+            // Step by step for all blocks of the row: what one block does waits for what it did before.
+            for (block, largest) in absmax_of.iter_mut().enumerate() {
+                let (mut values, start) = ([0.0; INT8_BLOCK], start + block * INT8_BLOCK);
+                *largest = match k - block * INT8_BLOCK {
+                    INT8_BLOCK.. => read(self.dense, start, &mut values),
+                    short => read(self.dense, start, &mut values[..short]),
                 };
-                row_absmax = absmax(&[row_absmax, block_absmax]);
             }
-            *largest = row_absmax;
+            *largest = absmax(&absmax_of);
+            scales_of_blocks(&absmax_of, &mut scales_of);
+            for (stored, scale) in scales.as_chunks_mut::<2>().0.iter_mut().zip(&scales_of) {
+                *stored = scale.to_le_bytes();
+            }
+            // The magnitudes are not needed any more.
+            scales_of.convert_to_f32_slice(&mut absmax_of);
+            for (block, (codes, &scale)) in codes.chunks_mut(INT8_BLOCK).zip(&absmax_of).enumerate() {
+                let (mut values, start) = ([0.0; INT8_BLOCK], start + block * INT8_BLOCK);
+                // A length that the compiler knows, but for the last block of a row.
+                match codes.len() {
+                    INT8_BLOCK => quantize_block(self.dense, start, scale, &mut values, codes),
+                    short => quantize_block(self.dense, start, scale, &mut values[..short], codes),
+                }
+            }
         }
     }
 }
 
-/// Writes the codes and the scale of the elements from `start` on, and gives their largest magnitude.
+/// Reads the elements from `start` on and gives their largest magnitude.
 #[inline(always)]
-fn quantize_block(dense: &Dense, start: usize, values: &mut [f32], codes: &mut [u8], stored: &mut [u8; 2]) -> f32 {
+fn read(dense: &Dense, start: usize, values: &mut [f32]) -> f32 {
     dense.read(start, values);
-    let absmax = absmax(values);
-    let scale = scale(absmax);
-    *stored = scale.to_le_bytes();
-    round_to_codes(values, scale.to_f32_const(), QMAX_WIDE);
-    store_row(values, codes);
-    absmax
+    absmax(values)
 }
 
-/// The smallest F16 of which 127 times is no less.
+/// Writes the codes of the elements from `start` on.
 #[inline(always)]
-fn scale(absmax: f32) -> f16 {
-    // What is converted in a constant needs no instruction of the processor, and no call of a function that has it.
-    let scale = f16::from_f32_const(absmax / QMAX_WIDE);
-    // Exact: 11 bits times 7.
-    if scale.to_f32_const() * QMAX_WIDE < absmax { f16::from_bits(scale.to_bits() + 1) } else { scale }
+fn quantize_block(dense: &Dense, start: usize, scale: f32, values: &mut [f32], codes: &mut [u8]) {
+    dense.read(start, values);
+    round_to_codes(values, scale, QMAX_WIDE);
+    store_row(values, codes);
+}
+
+/// For each magnitude the smallest F16 of which 127 times is no less.
+#[inline(always)]
+fn scales_of_blocks(absmax: &[f32], scales: &mut [f16]) {
+    let mut quotients = [0.0; 64];
+    for (absmax, scales) in absmax.chunks(64).zip(scales.chunks_mut(64)) {
+        let quotients = &mut quotients[..absmax.len()];
+        for (quotient, absmax) in quotients.iter_mut().zip(absmax) {
+            *quotient = absmax / QMAX_WIDE;
+        }
+        scales.convert_from_f32_slice(quotients);
+        scales.convert_to_f32_slice(quotients);
+        for ((scale, found), absmax) in scales.iter_mut().zip(&*quotients).zip(absmax) {
+            // Exact: 11 bits times 7.
+            *scale = f16::from_bits(scale.to_bits() + u16::from(found * QMAX_WIDE < *absmax));
+        }
+    }
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use emberlm_backends::cpu::{Level, Vectorized, level, run, vectorized};
 use rayon::prelude::*;
 
-use super::dense::Dense;
+use super::dense::{Dense, PIECE};
 use super::dynamic_map::quantize_scales;
 use super::float::absmax;
 use crate::error::Result;
@@ -95,9 +95,10 @@ fn quantize_inside(weight: &HostWeight, code_book: &[f32; 16], double_quant: boo
     let mut codes = WeightBuffer::new(elements.div_ceil(2));
     let mut scales = vec![0.0; elements.div_ceil(BLOCK)];
     let data = dense.data.par_chunks(TASK * BLOCK * dense.float.size());
-    data.zip(codes.par_chunks_mut(TASK * BLOCK / 2)).zip(scales.par_chunks_mut(TASK)).for_each(
-        |((data, codes), scales)| vectorized(level, Blocks { dense: &dense, search: &search, data, codes, scales }),
-    );
+    let tasks = data.zip(codes.par_chunks_mut(TASK * BLOCK / 2)).zip(scales.par_chunks_mut(TASK));
+    tasks.with_max_len(PIECE / (TASK * BLOCK)).for_each(|((data, codes), scales)| {
+        vectorized(level, Blocks { dense: &dense, search: &search, data, codes, scales });
+    });
     dense.check_finite(&scales, BLOCK)?;
 
     let scales = if double_quant {

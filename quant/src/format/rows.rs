@@ -9,7 +9,7 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::check::narrow_row_bytes;
-use super::dense::Dense;
+use super::dense::{Dense, PIECE};
 use super::float::absmax;
 use super::sum::mean;
 use crate::error::{Error, Result};
@@ -40,7 +40,8 @@ fn int8_rows(weight: &HostWeight, level: Level) -> Result<HostWeight> {
     let (n, k) = (dense.n, dense.k);
     let mut wide = WeightBuffer::new(n * k);
     let mut largest = vec![0.0; n];
-    wide.par_chunks_mut(k).zip(&mut largest).enumerate().with_min_len(TASK.div_ceil(k)).for_each_init(
+    let rows = wide.par_chunks_mut(k).zip(&mut largest).enumerate();
+    rows.with_min_len(TASK.div_ceil(k)).with_max_len(PIECE.div_ceil(k)).for_each_init(
         || vec![0.0; k],
         |values, (row, (codes, largest))| {
             *largest = vectorized(level, Read { dense: &dense, row, values });

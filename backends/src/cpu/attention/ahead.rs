@@ -7,37 +7,50 @@ pub(super) const LINE: usize = 64;
 
 /// Lines to prefetch while a tile is computed: the rest of the keys of each head in the next tile.
 pub(super) struct Ahead {
-    /// Those of the first head.
-    first: *const u8,
-    /// Bytes from one head to the next.
-    head_step: usize,
-    /// Lines of a head, at least 1, and of all heads.
+    /// The next one.
+    at: *const u8,
+    /// Lines of a head, those that are left of this one, and of all.
     lines: usize,
-    all: usize,
-    done: usize,
+    left_of_head: usize,
+    left: usize,
+    /// From the last line of a head to the first of the next.
+    skip: usize,
+    /// Lines of a step.
+    share: usize,
 }
 
 impl Ahead {
     pub(super) fn nothing() -> Ahead {
-        Ahead { first: std::ptr::null(), head_step: 0, lines: 1, all: 0, done: 0 }
+        Ahead { at: std::ptr::null(), lines: 0, left_of_head: 0, left: 0, skip: 0, share: 0 }
     }
 
     /// Each of `heads` heads has `bytes` at `first` and every `head_step` bytes after it.
     pub(super) fn new(first: *const u8, bytes: usize, head_step: usize, heads: usize) -> Ahead {
         let lines = bytes / LINE;
-        Ahead { first, head_step, lines: lines.max(1), all: heads * lines, done: 0 }
+        let skip = head_step.wrapping_sub(lines.wrapping_sub(1).wrapping_mul(LINE));
+        Ahead { at: first, lines, left_of_head: lines, left: heads * lines, skip, share: 0 }
     }
 
-    /// Fetches a share of the lines, in `steps` steps all of them.
+    /// Makes of all lines as many shares.
+    pub(super) fn spread(&mut self, steps: usize) {
+        self.share = self.left.div_ceil(steps.max(1));
+    }
+
+    /// Fetches the next share.
     #[inline(always)]
-    pub(super) unsafe fn step<S: Simd>(&mut self, steps: usize) {
-        let end = self.all.min(self.done + self.all.div_ceil(steps.max(1)));
-        for line in self.done..end {
-            let at = line / self.lines * self.head_step + line % self.lines * LINE;
+    pub(super) unsafe fn step<S: Simd>(&mut self) {
+        for _ in 0..self.share.min(self.left) {
             // SAFETY: `S` is enabled; the address need not be readable.
-            unsafe { S::prefetch(self.first.wrapping_add(at)) };
+            unsafe { S::prefetch(self.at) };
+            self.left -= 1;
+            self.left_of_head -= 1;
+            if self.left_of_head == 0 {
+                self.at = self.at.wrapping_add(self.skip);
+                self.left_of_head = self.lines;
+            } else {
+                self.at = self.at.wrapping_add(LINE);
+            }
         }
-        self.done = end;
     }
 }
 

@@ -5,6 +5,7 @@ use crate::cpu::attention::ahead::Ahead;
 use crate::cpu::attention::parts::Parts;
 use crate::cpu::attention::types::Layer;
 use crate::cpu::matmul::embed::dequantize_rows;
+use crate::cpu::matmul::gemm::VECTORS;
 use crate::cpu::pool::for_each_chunk;
 use crate::cpu::simd::math::{self, Unary};
 use crate::cpu::simd::{Kernel, Simd, launch};
@@ -59,7 +60,7 @@ impl HiddenLayer {
         let tile = |i: usize, u: &mut [f32]| {
             let part = codes.at(i * TILE);
             let codes = &part.data[part.row(batch, i * TILE) * self.r..][..u.len() / self.h * self.r];
-            launch(level, TokenRows { layer: self, codes, u, ahead: Ahead::nothing() });
+            launch(level, TokenRows { layer: self, codes, u, strip: self.h, ahead: Ahead::nothing() });
         };
         for_each_chunk(whole, TILE * self.h, TILE * self.h * self.r, tile);
         if !rest.is_empty() {
@@ -67,57 +68,11 @@ impl HiddenLayer {
         }
     }
 
-    /// `u [count, h]` of codes `[count, r]`; `ahead` is prefetched meanwhile.
-    ///
-    /// # Safety
-    /// `S` must be enabled.
-    #[inline(always)]
-    unsafe fn rows<S: Simd>(&self, codes: &[f32], u: &mut [f32], ahead: &mut Ahead) {
-        // SAFETY: `S` is enabled.
-        unsafe {
-            match self.activation {
-                CodeActivation::Gelu => self.rows_with::<S, _>(math::Gelu, codes, u, ahead),
-                CodeActivation::GeluTanh => self.rows_with::<S, _>(math::GeluTanh, codes, u, ahead),
-                CodeActivation::Silu => self.rows_with::<S, _>(math::Silu, codes, u, ahead),
-                CodeActivation::Relu => self.rows_with::<S, _>(math::Relu, codes, u, ahead),
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn rows_with<S: Simd, F: Unary>(&self, f: F, codes: &[f32], u: &mut [f32], ahead: &mut Ahead) {
-        let (r, h) = (self.r, self.h);
-        let count = codes.len() / r;
-        assert!(u.len() >= count * h);
-        let steps = h.div_ceil(S::LANES) * count.div_ceil(SUMS);
-        for j in (0..h).step_by(S::LANES) {
-            for first in (0..count).step_by(SUMS) {
-                // SAFETY: `S` is enabled. Tokens beyond the last are the last again; vector `j` lies in the padded bias and in every row
-                // of the padded weight; a vector that reaches beyond a row of `u` is written up to its end.
-                unsafe {
-                    ahead.step::<S>(steps);
-                    let token = |m: usize| (first + m).min(count - 1);
-                    let mut sums = [S::load(self.bias.as_ptr().add(j)); SUMS];
-                    for i in 0..r {
-                        let w = S::load(self.transposed.as_ptr().add(i * self.padded + j));
-                        for m in 0..SUMS {
-                            sums[m] = S::fma(S::splat(*codes.as_ptr().add(token(m) * r + i)), w, sums[m]);
-                        }
-                    }
-                    for m in 0..SUMS {
-                        let value = f.at::<S>(sums[m]);
-                        let to = token(m) * h + j;
-                        if j + S::LANES <= h {
-                            S::store(u.as_mut_ptr().add(to), value);
-                        } else {
-                            let mut lanes = [0.0; MAX_LANES];
-                            S::store(lanes.as_mut_ptr(), value);
-                            u[to..to + h - j].copy_from_slice(&lanes[..h - j]);
-                        }
-                    }
-                }
-            }
-        }
+    /// Columns side by side in a tile of hidden values `[h / strip, TILE, strip]` that is read `strip` columns at a time: rows as long as `h` would come
+    /// from few sets of the L1 cache. `h` itself where its rows have no whole strips.
+    pub(super) fn strip<S: Simd>(&self) -> usize {
+        let strip = VECTORS * S::LANES;
+        if self.h.is_multiple_of(strip) { strip } else { self.h }
     }
 
     /// `uᵀ [h, tile]` of codes `[count, r]`; `lanes [r, tile]` is overwritten. Columns from `count` on are of no token.
@@ -176,8 +131,10 @@ pub(super) struct TokenRows<'a> {
     pub(super) layer: &'a HiddenLayer,
     /// `[count, r]`.
     pub(super) codes: &'a [f32],
-    /// `[count, h]` or longer, written.
+    /// `[h / strip, TILE, strip]`, or `[count, h]` and longer, written.
     pub(super) u: &'a mut [f32],
+    /// Columns side by side: `h`, or [what is best](HiddenLayer::strip).
+    pub(super) strip: usize,
     /// Prefetched meanwhile.
     pub(super) ahead: Ahead,
 }
@@ -185,8 +142,58 @@ pub(super) struct TokenRows<'a> {
 impl Kernel for TokenRows<'_> {
     type Output = ();
     #[inline(always)]
-    unsafe fn call<S: Simd>(mut self) {
+    unsafe fn call<S: Simd>(self) {
         // SAFETY: `S` is enabled.
-        unsafe { self.layer.rows::<S>(self.codes, self.u, &mut self.ahead) }
+        unsafe {
+            match self.layer.activation {
+                CodeActivation::Gelu => self.with::<S, _>(math::Gelu),
+                CodeActivation::GeluTanh => self.with::<S, _>(math::GeluTanh),
+                CodeActivation::Silu => self.with::<S, _>(math::Silu),
+                CodeActivation::Relu => self.with::<S, _>(math::Relu),
+            }
+        }
+    }
+}
+
+impl TokenRows<'_> {
+    #[inline(always)]
+    unsafe fn with<S: Simd, F: Unary>(self, f: F) {
+        let TokenRows { layer, codes, u, strip, mut ahead } = self;
+        let (r, h) = (layer.r, layer.h);
+        let count = codes.len() / r;
+        if strip == h {
+            assert!(u.len() >= count * h);
+        } else {
+            assert!(u.len() >= TILE * h && count <= TILE && h.is_multiple_of(strip) && strip.is_multiple_of(S::LANES));
+        }
+        ahead.spread(h.div_ceil(S::LANES) * count.div_ceil(SUMS));
+        for j in (0..h).step_by(S::LANES) {
+            let column = j / strip * (TILE * strip) + j % strip;
+            for first in (0..count).step_by(SUMS) {
+                // SAFETY: `S` is enabled. Tokens beyond the last are the last again; vector `j` lies in the padded bias and in every row
+                // of the padded weight; a vector that reaches beyond a row of `u` is written up to its end.
+                unsafe {
+                    ahead.step::<S>();
+                    let token: [usize; SUMS] = std::array::from_fn(|m| (first + m).min(count - 1));
+                    let mut sums = [S::load(layer.bias.as_ptr().add(j)); SUMS];
+                    for i in 0..r {
+                        let w = S::load(layer.transposed.as_ptr().add(i * layer.padded + j));
+                        for m in 0..SUMS {
+                            sums[m] = S::fma(S::splat(*codes.as_ptr().add(token[m] * r + i)), w, sums[m]);
+                        }
+                    }
+                    for m in 0..SUMS {
+                        let (value, to) = (f.at::<S>(sums[m]), column + token[m] * strip);
+                        if j + S::LANES <= h {
+                            S::store(u.as_mut_ptr().add(to), value);
+                        } else {
+                            let mut lanes = [0.0; MAX_LANES];
+                            S::store(lanes.as_mut_ptr(), value);
+                            u[to..to + h - j].copy_from_slice(&lanes[..h - j]);
+                        }
+                    }
+                }
+            }
+        }
     }
 }

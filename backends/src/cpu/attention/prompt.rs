@@ -298,7 +298,7 @@ unsafe fn load<S: Simd>(source: &Source, a: &FlashAttention, [b, head, at, count
             }
             Source::Codes { parts, layer } => {
                 let codes = tile_codes(parts, layer, b, at, count);
-                S::apart(TokenRows { layer, codes, u: to, ahead: Ahead::nothing() });
+                S::apart(TokenRows { layer, codes, u: to, strip: layer.h, ahead: Ahead::nothing() });
             }
         }
     }

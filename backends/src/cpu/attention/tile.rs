@@ -209,13 +209,23 @@ impl FlashTask<'_> {
                             }
                             _ => Ahead::nothing(),
                         };
-                        S::apart(TokenRows { layer, codes, u: value_tile, ahead });
                         #[cfg(target_arch = "x86_64")]
                         if a.bf16_sums {
+                            S::apart(TokenRows { layer, codes, u: value_tile, strip: wv, ahead });
                             bf16::weigh(scores, value_tile, count, wv, out);
                             continue;
                         }
-                        weigh::<S, f32>(scores, &value_tile[..count * wv], wv, &mut [], out, None);
+                        let strip = if total < GEMM_MIN_ROWS { wv } else { layer.strip::<S>() };
+                        S::apart(TokenRows { layer, codes, u: value_tile, strip, ahead });
+                        if strip == wv {
+                            weigh::<S, f32>(scores, &value_tile[..count * wv], wv, &mut [], out, None);
+                            continue;
+                        }
+                        for (i, values) in value_tile.chunks_exact(TILE * strip).enumerate() {
+                            let (weights, values, out) = (scores.as_ptr(), values.as_ptr(), out.as_mut_ptr());
+                            let out = out.add(i * strip);
+                            small::<S>((total, count, strip), weights, TILE, values, strip, out, wv, false);
+                        }
                     }
                 }
             }

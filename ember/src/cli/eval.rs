@@ -141,7 +141,7 @@ impl WithBackend for &EvalArgs {
 fn eval<B: CompactBackend>(args: &EvalArgs, device: &OpenDevice<B>) -> Result<()> {
     let pretrained = load::open_exact(&args.model, &args.compute.depth, device)?;
     let text = read(&args.text)?;
-    let processor = pretrained.text()?;
+    let processor = load::text(&pretrained)?;
     let tokens = Tokens::new(&processor, &text, args.window_bos)?;
     let all = tokens.ids.len() + tokens.window_prefix.len();
     ensure!(all > 1, "{}: has {all} tokens; a perplexity takes at least 2", args.text.display());

@@ -91,6 +91,13 @@ pub fn embedding<B: CompactBackend>(
     head.option(quantized_layers).filter(|_| !(is_in_place::<B>(architecture) && head == QuantHead::Auto))
 }
 
+/// Tokenizer and chat template of a model. The end of the process frees them: one by one the allocations of a vocabulary take a tenth of a second.
+pub fn text(pretrained: &Pretrained) -> emberlm::model::Result<TextProcessor> {
+    let text = pretrained.text()?;
+    std::mem::forget(text.clone());
+    Ok(text)
+}
+
 /// Whether an embedding as it is stored is read from its file.
 pub fn is_in_place<B: CompactBackend>(architecture: &Architecture) -> bool {
     B::SHARES_HOST_MEMORY && !architecture.tied_head

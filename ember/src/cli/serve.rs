@@ -202,7 +202,7 @@ fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<
         context <= trained,
         "--ctx-size {context} is more than the {trained} tokens that this model was trained for"
     );
-    let text = pretrained.text()?;
+    let text = load::text(&pretrained)?;
     let (sampling, line) = args.generation.sampling.config(&pretrained.generation_config().defaults);
     sampling.validate()?;
     warn_of_unsupported(pretrained.generation_config(), &sampling);

@@ -107,7 +107,7 @@ fn chat<B: CompactBackend>(args: &ChatArgs, device: &OpenDevice<B>) -> Result<bo
     let mut input = Input::open(args.history.as_deref())?;
     let pretrained = load::open_prepared(&args.model, &args.generation.depth, device)?;
     let architecture = pretrained.architecture();
-    let text = pretrained.text()?;
+    let text = load::text(&pretrained)?;
     if !text.has_chat_template() {
         bail!(
             "the model {} has no chat template, so that it cannot be told who says what: `ember generate -p TEXT` continues a text; if \

@@ -106,7 +106,7 @@ fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &OpenDevice<B>) -> R
     let Some(crest) = architecture.crest.clone() else {
         bail!("depth is for models with adaptive depth; this is {}", architecture.config.family);
     };
-    let text = pretrained.text()?;
+    let text = load::text(&pretrained)?;
     let prompt = super::input::given_or_stdin(&args.prompt)?;
     let ids = text.encode(&prompt, true)?;
     let mut model = load::load(&pretrained, device, |plan| {

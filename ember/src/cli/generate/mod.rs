@@ -114,7 +114,7 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> R
     if args.trace && architecture.crest.is_none() {
         bail!("--trace is for models with adaptive depth; this is {}", architecture.config.family);
     }
-    let text = pretrained.text()?;
+    let text = load::text(&pretrained)?;
     // Options and prompt are checked before the weights are loaded, which can take minutes.
     let (mut options, sampling) = options(args, &pretrained, &text)?;
     if device.gpu.is_some() {

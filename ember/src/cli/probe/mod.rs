@@ -109,7 +109,7 @@ impl WithBackend for &ProbeArgs {
             })?;
         }
         let text = read(&self.text)?;
-        let processor = pretrained.text()?;
+        let processor = load::text(&pretrained)?;
         let Tokens { ids, window_prefix, .. } = Tokens::new(&processor, &text, WindowBos::Auto)?;
         let context = pretrained.architecture().config.max_position_embeddings;
         let longest = context.saturating_sub(window_prefix.len());

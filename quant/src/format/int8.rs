@@ -46,7 +46,7 @@ fn quantize(weight: &HostWeight, level: Level) -> Result<HostWeight> {
         vectorized(level, Rows { dense: &dense, first: task * rows, codes, scales, largest });
     });
     dense.check_finite(&largest, k)?;
-    // The largest that is no infinite scale.
+    // Beyond this a scale would be infinite.
     let limit = f16::MAX.to_f32() * QMAX_WIDE;
     if let Some(row) = largest.iter().position(|&largest| largest > limit) {
         return Err(Error::RowTooLarge { row, absmax: largest[row] });

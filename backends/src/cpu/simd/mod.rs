@@ -22,6 +22,7 @@ use portable::Portable;
 /// The floats of a table.
 pub(crate) enum Lookup {
     Eight,
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     Sixteen,
 }
 

@@ -268,7 +268,7 @@ fn resident(process: u32) -> Option<u64> {
 }
 
 #[test]
-#[ignore = "takes a minute and more: .ci/run runs it"]
+#[ignore = "takes a minute and more: .ci/run runs it where the machine is fast enough, a release by hand (CONTRIBUTING.md)"]
 fn nothing_is_left_of_what_clients_did() {
     let seconds = std::env::var("EMBERLM_SOAK_SECONDS").map_or(60, |text| text.parse().expect("a number of seconds"));
     let length = Duration::from_secs(seconds);

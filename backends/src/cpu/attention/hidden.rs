@@ -68,8 +68,8 @@ impl HiddenLayer {
         }
     }
 
-    /// Columns side by side in a tile of hidden values `[h / strip, TILE, strip]` that is read `strip` columns at a time: rows as long as `h` would come
-    /// from few sets of the L1 cache. `h` itself where its rows have no whole strips.
+    /// Columns side by side in a tile of hidden values `[h / strip, TILE, strip]` that is read `strip` columns at a time: rows as long as `h`
+    /// would come from few sets of the L1 cache. `h` itself where its rows have no whole strips.
     pub(super) fn strip<S: Simd>(&self) -> usize {
         let strip = VECTORS * S::LANES;
         if self.h.is_multiple_of(strip) { strip } else { self.h }

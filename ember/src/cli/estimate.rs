@@ -6,15 +6,20 @@ use emberlm::model::{Architecture, DEFAULT_CHUNK, LoadPlan};
 use emberlm::quant::kv::KvFormat;
 use serde::Serialize;
 
-use super::memory::{PROGRAM, TokenizerMemory};
+use super::memory::{PARSER_PER_TOKEN, PROGRAM, STARTED, TOKENIZER_PER_TOKEN, TokenizerMemory};
 use super::output::bytes;
 
 /// In words, what [`Estimate`] computes.
-pub const FORMULA: &str = "weights + cache + scratch + tokenizer + program, where cache = sequence state + tokens * cache bytes \
-     per token, scratch = 4 bytes * (tokens per pass * (6 * hidden + widest block) + vocabulary), widest block = the larger of \
-     4 * intermediate and 2 * (rows of the query, key and value projections), tokenizer = 260 bytes * tokens of its vocabulary, \
-     program = 14 MiB; at least what parsing tokenizer.json takes for a moment, 10 MiB + 1040 bytes * tokens (720 where the \
-     file writes a merge as one text)";
+pub fn formula() -> String {
+    format!(
+        "weights + cache + scratch + tokenizer + program, where cache = sequence state + tokens * cache bytes per token, scratch = 4 bytes * \
+         (tokens per pass * (6 * hidden + widest block) + vocabulary), widest block = the larger of 4 * intermediate and 2 * (rows of the \
+         query, key and value projections), tokenizer = {TOKENIZER_PER_TOKEN} bytes * tokens of its vocabulary, program = {}; at least \
+         what parsing tokenizer.json takes for a moment, {} + {PARSER_PER_TOKEN} bytes * tokens",
+        bytes(PROGRAM),
+        bytes(STARTED)
+    )
+}
 
 /// Bytes for one sequence of some length.
 #[derive(Clone, Copy, Debug, Serialize)]

@@ -163,7 +163,7 @@ fn eval<B: CompactBackend>(args: &EvalArgs, device: &OpenDevice<B>) -> Result<()
         let longest = context.min(all);
         let vocabulary = architecture.config.vocab_size;
         let estimate = Estimate::new(architecture, plan, options.cache, longest, tokens_per_pass(vocabulary));
-        let tokenizer = TokenizerMemory::of(&pretrained, &processor);
+        let tokenizer = TokenizerMemory::of(&processor);
         let estimate = estimate.with_logits(vocabulary).with_tokenizer(tokenizer);
         estimated = estimate.total;
         estimate.note()

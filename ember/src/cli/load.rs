@@ -175,7 +175,7 @@ pub fn load_for_text<B: CompactBackend>(
         let mut estimate = Estimate::new(pretrained.architecture(), plan, format, context, chunk);
         let (bytes, caches) = caches(estimate.cache);
         estimate.cache = bytes;
-        let estimate = estimate.with_tokenizer(TokenizerMemory::of(pretrained, text));
+        let estimate = estimate.with_tokenizer(TokenizerMemory::of(text));
         caches.map_or_else(|| estimate.note(), |caches| estimate.note_of_caches(&caches))
     })
 }

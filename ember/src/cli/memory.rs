@@ -1,7 +1,6 @@
 //! Memory of this process.
 
-use emberlm::model::Pretrained;
-use emberlm::model::text::{TextFiles, TextProcessor};
+use emberlm::model::text::TextProcessor;
 use serde::Serialize;
 
 /// What the program takes besides weights, cache, scratch and tokenizer, in bytes: its code as far as it runs, threads, config,
@@ -9,7 +8,15 @@ use serde::Serialize;
 pub const PROGRAM: usize = if cfg!(debug_assertions) { 38 << 20 } else { 18 << 20 };
 
 /// As [`PROGRAM`], before a model is loaded.
-const STARTED: usize = if cfg!(debug_assertions) { 25 << 20 } else { 14 << 20 };
+pub const STARTED: usize = if cfg!(debug_assertions) { 25 << 20 } else { 14 << 20 };
+
+/// Bytes of a tokenizer per token of its vocabulary, as measured on Linux with BPE vocabularies of 16,000 to 151,000 tokens and about as
+/// many merges (tokenizers 0.23): the vocabulary is held in both directions, the merges in one, at 230 to 280.
+pub const TOKENIZER_PER_TOKEN: usize = 260;
+
+/// The same while `tokenizer.json` is parsed, with vocabularies of 16,000 to 128,000 tokens: the file and each merge as two texts are there
+/// too, at 500; at 440 where the file writes a merge as one text.
+pub const PARSER_PER_TOKEN: usize = 500;
 
 /// What a tokenizer takes, in bytes.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -21,24 +28,11 @@ pub struct TokenizerMemory {
 }
 
 impl TokenizerMemory {
-    /// By the number of tokens, as measured on Linux with BPE vocabularies of 16,000 to 151,000 tokens and about as many merges
-    /// (tokenizers 0.23): the vocabulary is held in both directions, the merges in one, at 230 to 280 bytes per token. The parser
-    /// holds the whole file as a tree of values and then each merge as two texts, at 960 to 1070 bytes per token; where the file
-    /// writes a merge as one text, at 720.
-    pub fn of(pretrained: &Pretrained, text: &TextProcessor) -> Self {
+    /// By the number of tokens.
+    pub fn of(text: &TextProcessor) -> Self {
         let tokens = text.vocab_size();
-        let per_token = if merges_are_pairs(pretrained) { 1040 } else { 720 };
-        Self { resident: 260 * tokens, peak: STARTED + per_token * tokens }
+        Self { resident: TOKENIZER_PER_TOKEN * tokens, peak: STARTED + PARSER_PER_TOKEN * tokens }
     }
-}
-
-/// Whether `tokenizer.json` writes a merge as a list of two texts.
-fn merges_are_pairs(pretrained: &Pretrained) -> bool {
-    let Ok(files) = TextFiles::from_dir(pretrained.weights().checkpoint().dir()) else { return false };
-    let key = b"\"merges\":";
-    let at = files.tokenizer_json.windows(key.len()).position(|part| part == key).unwrap_or(0);
-    let rest = files.tokenizer_json.iter().skip(at + key.len()).filter(|byte| !byte.is_ascii_whitespace());
-    rest.take(2).eq(b"[[")
 }
 
 /// Peak resident memory of this process in bytes, where the system reports it.

@@ -29,6 +29,7 @@ mod spelling;
 mod stop;
 mod templates;
 mod tokenizer;
+mod tokenizer_file;
 mod tools_in_messages;
 
 pub use answer::{AnswerFormat, AnswerParser, AnswerPart, DeclaredTool, DeclaredTools, Thinking, ToolFormat};

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::Deserialize;
 use serde_json::Map;
 use tokenizers::Tokenizer;
 
@@ -14,6 +13,7 @@ use super::class;
 use super::files::{TextFiles, check_json, parse_object};
 use super::special_tokens::{Declared, SpecialTokens};
 use super::templates::Templates;
+use super::tokenizer_file;
 use crate::{Error, Result};
 
 /// What a token is to its tokenizer.
@@ -70,8 +70,8 @@ impl TextProcessor {
         };
         let rebuilt = class::rebuild(&files.tokenizer_json, &config).map_err(in_file)?;
         let json = rebuilt.as_deref().unwrap_or(&files.tokenizer_json);
-        let mut tokenizer = load(json).map_err(in_file)?;
-        check_added_tokens(&tokenizer, json)?;
+        let mut tokenizer = tokenizer_file::parse(json).map_err(in_file)?;
+        tokenizer_file::check_added_tokens(&tokenizer, json)?;
         let declared = Declared::parse(files, &config)?;
         declared.add_to(&mut tokenizer)?;
         let special = declared.special_tokens(&tokenizer);
@@ -236,43 +236,6 @@ impl TextProcessor {
     pub(super) fn tokenizer(&self) -> &Tokenizer {
         &self.inner.tokenizer
     }
-}
-
-/// Parses `tokenizer.json`, without the truncation and padding it may ask for: a prompt is never cut silently.
-fn load(json: &[u8]) -> Result<Tokenizer> {
-    catch_panic(|| {
-        let mut tokenizer = Tokenizer::from_bytes(json)?;
-        tokenizer.with_truncation(None)?;
-        tokenizer.with_padding(None);
-        Ok(tokenizer)
-    })
-}
-
-/// Checks that added tokens have their declared ids. The library numbers them by position and only logs a difference; the model
-/// would then be fed other tokens than it was trained on.
-fn check_added_tokens(tokenizer: &Tokenizer, json: &[u8]) -> Result<()> {
-    #[derive(Deserialize)]
-    struct File {
-        #[serde(default)]
-        added_tokens: Vec<Added>,
-    }
-    #[derive(Deserialize)]
-    struct Added {
-        id: u32,
-        content: String,
-    }
-    let file: File = serde_json::from_slice(json).map_err(|e| Error::Tokenizer(format!("tokenizer.json: {e}")))?;
-    for Added { id, content } in file.added_tokens {
-        let found = tokenizer.token_to_id(&content);
-        // An empty text is never a token; the library drops it.
-        if found != Some(id) && !content.is_empty() {
-            let found = found.map_or("no id".to_owned(), |id| format!("id {id}"));
-            return Err(Error::Tokenizer(format!(
-                "tokenizer.json: added token {content:?} declares id {id} but gets {found}; the ids of added tokens must continue the vocabulary"
-            )));
-        }
-    }
-    Ok(())
 }
 
 /// Says where `add_bos_token` or `add_eos_token` disagree with what the post-processor of `tokenizer.json` adds.

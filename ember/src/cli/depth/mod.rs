@@ -111,7 +111,7 @@ fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &OpenDevice<B>) -> R
     let ids = text.encode(&prompt, true)?;
     let mut model = load::load(&pretrained, device, |plan| {
         let estimate = Estimate::new(architecture, plan, KvFormat::F32, ids.len(), ids.len());
-        estimate.with_tokenizer(TokenizerMemory::of(&pretrained, &text)).note()
+        estimate.with_tokenizer(TokenizerMemory::of(&text)).note()
     })?;
     let limit = architecture.config.max_position_embeddings;
     if ids.len() > limit {

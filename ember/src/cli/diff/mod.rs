@@ -206,7 +206,7 @@ fn read_text<B: CompactBackend>(
             let vocabulary = model.architecture().config.vocab_size;
             let longest = context.min(all);
             let estimate = Estimate::new(model.architecture(), plan, cache, longest, tokens_per_pass(vocabulary));
-            let tokenizer = TokenizerMemory::of(model, &processor);
+            let tokenizer = TokenizerMemory::of(&processor);
             let estimate = estimate.with_logits(vocabulary).with_tokenizer(tokenizer);
             estimated += estimate.total;
             let both = if last { format!("; both models: about {}", output::bytes(estimated)) } else { String::new() };

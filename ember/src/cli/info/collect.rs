@@ -27,7 +27,7 @@ impl Info {
         let architecture = pretrained.architecture();
         let config = &architecture.config;
         let text = pretrained.text();
-        let tokenizer = text.as_ref().map(|text| TokenizerMemory::of(pretrained, text)).unwrap_or_default();
+        let tokenizer = text.as_ref().map(TokenizerMemory::of).unwrap_or_default();
         let estimate =
             |format| Estimate::new(architecture, plan, format, context, DEFAULT_CHUNK).with_tokenizer(tokenizer);
         let per_token = |format| estimate::cache_bytes(architecture, format).0;
@@ -51,7 +51,7 @@ impl Info {
                 bytes_per_token: ByFormat::of(per_token),
                 bytes_per_sequence: estimate::cache_bytes(architecture, KvFormat::F32).1,
             },
-            estimate: Estimates { by_format: ByFormat::of(estimate), formula: estimate::FORMULA },
+            estimate: Estimates { by_format: ByFormat::of(estimate), formula: estimate::formula() },
             generation: pretrained.generation_config().defaults,
             stop_tokens: stop_tokens(pretrained, text.as_ref().ok()),
             chat_template: text.as_ref().ok().map(TextProcessor::has_chat_template),

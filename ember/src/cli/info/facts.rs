@@ -174,7 +174,7 @@ pub struct ByFormat<T> {
 pub struct Estimates {
     #[serde(flatten)]
     pub by_format: ByFormat<Estimate>,
-    pub formula: &'static str,
+    pub formula: String,
 }
 
 /// A token that ends a text.

@@ -127,7 +127,7 @@ impl WithBackend for &ProbeArgs {
             let per_pass = tokens_per_pass(vocabulary);
             let longest = text.block() + prefix;
             let estimate = Estimate::new(pretrained.architecture(), plan, KvFormat::F32, longest, per_pass);
-            estimate.with_logits(vocabulary).with_tokenizer(TokenizerMemory::of(&pretrained, &processor)).note()
+            estimate.with_logits(vocabulary).with_tokenizer(TokenizerMemory::of(&processor)).note()
         })?;
         output::note(&format!(
             "not stated: {}; at most {} blocks of {} tokens, of a text of {}",

@@ -124,9 +124,15 @@ impl LoadPlan {
         self.tensors.iter().map(|tensor| tensor.bytes).sum()
     }
 
-    /// Bytes needed while loading: all weights, and the largest tensor once more as it is stored.
+    /// Bytes needed while loading: the weights so far, and the tensor that is being read once more as it is stored, where it is held in another
+    /// way; at the end all weights.
     pub fn peak_bytes(&self) -> usize {
-        self.weight_bytes() + self.tensors.iter().map(|tensor| tensor.stored_bytes).max().unwrap_or(0)
+        let mut held = 0;
+        let peaks = self.tensors.iter().map(|tensor| {
+            held += tensor.bytes;
+            held + if tensor.storage == tensor.stored { 0 } else { tensor.stored_bytes }
+        });
+        peaks.max().unwrap_or(0)
     }
 }
 

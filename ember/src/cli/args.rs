@@ -193,7 +193,7 @@ impl DepthArgs {
 #[command(next_help_heading = "Drafts (speculative decoding)")]
 pub struct DraftArgs {
     /// Guess tokens and verify several in one pass: faster where guesses are right. prompt-lookup: the text goes on as it did where its last tokens
-    /// came before. Tokens are chosen as without drafts, with a seed too; a text can change as with another --chunk, unless --activations f32
+    /// came before. Tokens are chosen as without drafts, with a seed too; a text can change as with another --chunk
     #[arg(long, value_enum, value_name = "SOURCE", group = "draft_source", conflicts_with = "draft_steps")]
     pub draft: Option<DraftKind>,
 
@@ -235,8 +235,8 @@ impl DraftArgs {
 /// How sequences are fed and kept.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct PassArgs {
-    /// Tokens per pass over a prompt. Where activations are rounded, as by default beside quantised weights and beside BF16 ones, another N can
-    /// change a text, unless --activations f32
+    /// Tokens per pass over a prompt. Another N adds sums in another order. Rounding makes more of it, which can change a text: that of the cache, and of
+    /// activations beside quantised and BF16 weights; with --activations f32 --cache-type f32 there is none
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CHUNK as u32, value_parser = clap::value_parser!(u32).range(1..))]
     pub chunk: u32,
 

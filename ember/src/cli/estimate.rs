@@ -15,7 +15,8 @@ pub fn formula() -> String {
         "weights + cache + scratch + tokenizer + program, where cache = sequence state + tokens * cache bytes per token, scratch = 4 bytes * \
          (tokens per pass * (6 * hidden + widest block) + vocabulary), widest block = the larger of 4 * intermediate and 2 * (rows of the \
          query, key and value projections), tokenizer = {TOKENIZER_PER_TOKEN} bytes * tokens of its vocabulary, program = {}; at least \
-         what parsing tokenizer.json takes for a moment, {} + {PARSER_PER_TOKEN} bytes * tokens",
+         what loading takes, where the tensor that is read is there as it is stored too, and what parsing tokenizer.json takes for a moment, {} + \
+         {PARSER_PER_TOKEN} bytes * tokens",
         bytes(PROGRAM),
         bytes(STARTED)
     )
@@ -38,7 +39,9 @@ pub struct Estimate {
     pub tokenizer: usize,
     /// Code, threads and small things.
     pub program: usize,
-    /// The most at any time: all of it together, or the program while it parses the tokenizer.
+    /// While the weights are loaded: those, and the one that is read as it is stored.
+    pub loading: usize,
+    /// The most at any time: what running takes together, or the program while it loads weights or parses the tokenizer.
     pub total: usize,
 }
 
@@ -59,8 +62,18 @@ impl Estimate {
         let widest = (4 * config.intermediate_size).max(2 * mixer.max().unwrap_or(0));
         let scratch = 4 * (chunk.saturating_mul(6 * config.hidden_size + widest) + config.vocab_size);
         let weights = plan.weight_bytes();
-        Self { context, chunk, weights, cache, scratch, tokenizer: 0, program: PROGRAM, total: 0 }
-            .with_tokenizer(TokenizerMemory::default())
+        Self {
+            context,
+            chunk,
+            weights,
+            cache,
+            scratch,
+            tokenizer: 0,
+            program: PROGRAM,
+            loading: plan.peak_bytes(),
+            total: 0,
+        }
+        .with_tokenizer(TokenizerMemory::default())
     }
 
     /// With logits of every token of a pass, as evaluating takes: on the device, and read back.
@@ -73,9 +86,10 @@ impl Estimate {
     /// With a tokenizer beside the model.
     pub fn with_tokenizer(mut self, tokenizer: TokenizerMemory) -> Self {
         let parts = [self.weights, self.cache, self.scratch, tokenizer.resident, self.program];
-        let sum = parts.into_iter().fold(0usize, usize::saturating_add);
+        let sum = |parts: &[usize]| parts.iter().copied().fold(0usize, usize::saturating_add);
+        let loading = sum(&[self.loading, tokenizer.resident, self.program]);
         self.tokenizer = tokenizer.resident;
-        self.total = sum.max(tokenizer.peak);
+        self.total = sum(&parts).max(loading).max(tokenizer.peak);
         self
     }
 

@@ -65,21 +65,25 @@ impl TextArgs {
 
 /// A prompt as it is given; - stands for what is on stdin, without its last line break.
 pub fn given_or_stdin(prompt: &str) -> Result<String> {
-    if prompt == "-" { read_stdin() } else { Ok(prompt.to_owned()) }
+    let mut text = given_or_all_of_stdin(prompt)?;
+    if prompt == "-" && text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    Ok(text)
 }
 
-fn read_stdin() -> Result<String> {
+/// A prompt as it is given; - stands for all that is on stdin.
+pub fn given_or_all_of_stdin(prompt: &str) -> Result<String> {
+    if prompt != "-" {
+        return Ok(prompt.to_owned());
+    }
     let mut bytes = Vec::new();
     io::stdin().lock().take(MAX_PROMPT + 1).read_to_end(&mut bytes).context("cannot read the prompt from stdin")?;
     if bytes.len() as u64 > MAX_PROMPT {
         bail!("the prompt on stdin is longer than {}", output::bytes(MAX_PROMPT as usize));
     }
-    let mut prompt = String::from_utf8(bytes).context("the prompt on stdin is not UTF-8")?;
-    if prompt.ends_with('\n') {
-        prompt.pop();
-        if prompt.ends_with('\r') {
-            prompt.pop();
-        }
-    }
-    Ok(prompt)
+    String::from_utf8(bytes).context("the prompt on stdin is not UTF-8")
 }

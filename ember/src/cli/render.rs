@@ -18,7 +18,7 @@ Examples:
   ember render -m DIR -p hi --system \"Be brief.\" --no-think      with flags for the template
   ember render -m DIR --messages chat.json --tools tools.json   a chat with tools
   ember render -m DIR -p hi --date 2026-01-31                   what the prompt is on another day
-  ember render -m DIR -p hi | ember generate -m DIR -p -        what generate --chat does, in two steps
+  ember render -m DIR -p hi | ember generate -m DIR --rendered -p -  what generate --chat does, in two steps
 
 A file of messages: [{\"role\": \"system\", \"content\": \"Be brief.\"}, {\"role\": \"user\", \"content\": \"hello\"}]
 

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use emberlm::model::cache::GROWTH;
 use emberlm::model::engine::{EngineHandle, EngineOptions, HandleOptions};
-use emberlm::model::text::TextProcessor;
+use emberlm::model::text::{AnswerFormat, AnswerMarkers, ChatOptions, ChatTemplate, TextProcessor};
 use emberlm::model::{Architecture, LoadPlan, Pretrained};
 use emberlm::quant::kv::KvFormat;
 use emberlm::quant::{Activations, CompactBackend};
@@ -24,7 +24,7 @@ use super::estimate::{cache_bytes, cache_tokens, draft_bytes};
 use super::generate::warn_of_unsupported;
 use super::generation_args::GenerationArgs;
 use super::{load, output};
-use crate::server::{self, Access, App, Compiler, Defaults, Ended, Key, Markers, Metrics, ModelCard, Phase, Shutdown};
+use crate::server::{self, Access, App, Compiler, Defaults, Ended, Key, Metrics, ModelCard, Phase, Shutdown};
 
 /// Holds the key where no flag does: a command line is seen by everybody on the machine.
 const KEY_VARIABLE: &str = "EMBER_API_KEY";
@@ -46,9 +46,9 @@ A request may choose how tokens are drawn (temperature, top_p, top_k, min_p, see
 here, and then from generation_config.json. Requests beyond --parallel wait, those beyond --max-queue are refused with 503 and \
 Retry-After. Every request is one line on stderr, which holds no text of it.
 
-The same request with the same seed has the same answer with --activations f32. With rounded activations, the default beside quantised \
-and BF16 weights, it can be another one: which requests are answered at once, and what is kept of former prompts, changes how sums are \
-added up, and rounding makes more of their last bits.
+The same request with the same seed can have another answer: which requests are answered at once, and what is kept of former prompts, \
+changes how sums are added up, and rounding makes more of their last bits: that of activations, the default beside quantised and BF16 \
+weights, and that of the cache. With --activations f32 --cache-type f32 there is none, and log-probabilities move by about 1e-5.
 
 Requests are answered on this machine alone unless --host says otherwise. Those that name another host than an address, localhost \
 or --allow-host, and those of other sites' pages, are refused. Beyond this machine, set an API key, and put a proxy with TLS in \
@@ -319,11 +319,12 @@ fn app(
     };
     ensure!(key.as_ref().is_none_or(|key| !key.is_empty()), "--api-key: is empty");
     let depth = architecture.crest.as_ref();
+    let template = text.chat_template(&ChatOptions::prompt()).ok();
     Ok(App {
         text: text.clone(),
         stop_tokens: pretrained.stop_tokens(text),
-        format: server::answer_format(config.family, text),
-        markers: Arc::new(Markers::of(text)),
+        format: AnswerFormat::detect(config.family, template.map(ChatTemplate::source)),
+        markers: AnswerMarkers::of(text),
         compiler: compiler(text),
         model: names.first().map(String::as_str).unwrap_or_default().into(),
         names,

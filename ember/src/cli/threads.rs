@@ -29,10 +29,10 @@ pub fn start(flag: Option<u16>) -> Result<()> {
     Ok(())
 }
 
-/// A count of threads from the environment; none when it is empty.
+/// A count of threads from the environment; none when it is empty or 0, which are all for rayon too.
 fn number(value: &str) -> Result<Option<usize>> {
     let value = value.trim();
-    if value.is_empty() {
+    if value.is_empty() || value == "0" {
         return Ok(None);
     }
     let most = cpu::MAX_THREADS;
@@ -51,10 +51,12 @@ mod tests {
 
     #[test]
     fn the_environment_is_bounded_like_the_flag() {
-        for (value, threads) in [("", None), (" ", None), ("1", Some(1)), (" 8 ", Some(8)), ("1024", Some(1024))] {
+        for (value, threads) in
+            [("", None), (" ", None), ("0", None), ("1", Some(1)), (" 8 ", Some(8)), ("1024", Some(1024))]
+        {
             assert_eq!(number(value).unwrap(), threads, "{value:?}");
         }
-        for value in ["0", "1025", "100000000000000000000", "-1", "2.5", "all", "8 threads"] {
+        for value in ["1025", "100000000000000000000", "-1", "2.5", "all", "8 threads"] {
             let error = number(value).unwrap_err().to_string();
             assert!(error.contains("RAYON_NUM_THREADS=") && error.contains("from 1 to 1024"), "{error}");
         }

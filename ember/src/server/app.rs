@@ -5,13 +5,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use emberlm::model::engine::EngineHandle;
-use emberlm::model::text::{AnswerFormat, StopSet, TextProcessor};
+use emberlm::model::text::{AnswerFormat, AnswerMarkers, StopSet, TextProcessor};
 use tokio::sync::Semaphore;
 
 use super::access::Access;
 use super::error::ApiError;
 use super::form::Compiler;
-use super::markers::Markers;
 use super::metrics::Metrics;
 use super::options::Defaults;
 
@@ -20,7 +19,7 @@ pub struct App {
     pub text: TextProcessor,
     pub stop_tokens: StopSet,
     pub format: AnswerFormat,
-    pub markers: Arc<Markers>,
+    pub markers: AnswerMarkers,
     /// Keeps answers to a form, where this build and this model's tokens allow it.
     pub compiler: Option<Compiler>,
     /// The names of the model; the first is told.

@@ -41,7 +41,7 @@ impl ChatJob {
             request.prefix_boundaries.clone_from(&prompt.boundaries);
             request.grammar.clone_from(&mask);
             let parser = AnswerParser::new(app.format, prompt.thinking, self.tools.declared.clone(), fresh());
-            let parser = Some((parser, app.markers.clone()));
+            let parser = Some(parser.with_markers(&app.markers));
             Ask { request, parser, same_prompt: i > 0, silent: false, signed_seed: self.options.signed_seed }
         });
         Ok(asks.collect())

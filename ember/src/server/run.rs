@@ -16,15 +16,14 @@ use tokio::sync::mpsc;
 use super::error::ApiError;
 use super::ids::told_seed;
 use super::limits;
-use super::markers::Markers;
 use super::record::Record;
 
 /// One answer to be generated.
 #[derive(Debug)]
 pub struct Ask {
     pub request: Request,
-    /// What takes the answer apart, and the special tokens that it has to see; none: all is content.
-    pub parser: Option<(AnswerParser, Arc<Markers>)>,
+    /// What takes the answer apart; none: all is content.
+    pub parser: Option<AnswerParser>,
     /// The prompt is that of the ask before, and not counted again.
     pub same_prompt: bool,
     /// The prompt alone is of interest: what is generated is not told.
@@ -100,7 +99,7 @@ pub struct Usage {
 /// An answer that is generated.
 #[derive(Debug)]
 struct Choice {
-    parser: Option<(AnswerParser, Arc<Markers>)>,
+    parser: Option<AnswerParser>,
     counts_prompt: bool,
     silent: bool,
     signed_seed: bool,
@@ -154,7 +153,7 @@ impl Run {
     #[cfg(test)]
     pub fn of(updates: mpsc::Receiver<(usize, Update)>, parser: AnswerParser, record: &Arc<Record>) -> Self {
         let choice = Choice {
-            parser: Some((parser, Arc::default())),
+            parser: Some(parser),
             counts_prompt: true,
             silent: false,
             signed_seed: false,
@@ -245,13 +244,7 @@ impl Run {
 impl Choice {
     fn piece(&mut self, choice: usize, piece: Piece) -> Delta {
         let parts = match &mut self.parser {
-            Some((parser, markers)) => {
-                let mut parts = parser.push(&piece.text);
-                if let Some(marker) = piece.token.and_then(|id| markers.name(id)) {
-                    parts.extend(parser.push(marker));
-                }
-                parts
-            }
+            Some(parser) => parser.push_token(&piece.text, piece.token),
             None if piece.text.is_empty() => Vec::new(),
             None => vec![AnswerPart::Content(piece.text)],
         };
@@ -267,7 +260,7 @@ impl Choice {
 
     fn finish(&mut self, choice: usize, summary: &Summary) -> Result<Delta, ApiError> {
         self.ended = true;
-        let parts = self.parser.as_mut().map(|(parser, _)| parser.finish()).unwrap_or_default();
+        let parts = self.parser.as_mut().map(AnswerParser::finish).unwrap_or_default();
         self.note_calls(&parts);
         let reason = match summary.finish {
             Finish::Cancelled => return Err(ApiError::draining()),

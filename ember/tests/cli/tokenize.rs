@@ -42,6 +42,28 @@ fn chats_are_those_of_transformers() {
     }
 }
 
+/// What `render` writes comes back as the tokens of the chat: with its last line break, and with no BOS but its own.
+#[test]
+fn a_rendered_prompt_is_read_as_it_is() {
+    for name in ["crest_k4", "leanllama", "nano_compact"] {
+        let dir = dir(name);
+        let rendered = ember(["render", "-m", &dir, "-p", "hi"]).with_code(0).stdout;
+        let chat = ember(["tokenize", "--chat", "-m", &dir, "-p", "hi", "--ids"]).with_code(0);
+        let again = ember_reading(&rendered, ["tokenize", "-m", &dir, "--no-special", "-f", "-", "--ids"]).with_code(0);
+        assert_eq!(again.stdout, chat.stdout, "{name}");
+
+        let flags = ["-n", "4", "--greedy", "--json", "-p"];
+        let report = |ended: crate::program::Ended| -> Value {
+            let mut report: Value = serde_json::from_str(&ended.with_code(0).stdout).expect("JSON");
+            report.as_object_mut().expect("an object").retain(|key, _| !key.contains("second"));
+            report
+        };
+        let chat = report(ember([&["generate", "-m", &dir, "--chat"][..], &flags, &["hi"]].concat()));
+        let again = [&["generate", "-m", &dir, "--rendered"][..], &flags, &["-"]].concat();
+        assert_eq!(report(ember_reading(&rendered, again)), chat, "{name}");
+    }
+}
+
 #[test]
 fn a_text_from_each_place() {
     let dir = dir("leanllama");

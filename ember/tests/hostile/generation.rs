@@ -172,6 +172,7 @@ fn flags_of_sampling() {
         (&["--repeat-penalty", "0"], refused(&["repetition_penalty"])),
         (&["--repeat-penalty", "NaN"], refused(&["repetition_penalty"])),
         (&["--repeat-penalty", "1e-30"], WorkOrFail(&["repetition_penalty"])),
+        (&["--repeat-penalty", "1e-45"], refused(&["repetition_penalty"])),
         (&["-n", "0"], Work),
         (&["-n", "-2"], refused(&["--max-tokens"])),
         (&["-n", "1.5"], refused(&["--max-tokens"])),

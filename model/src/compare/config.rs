@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use crate::checkpoint::ModelDir;
-use crate::config::{ModelConfig, Notes, is_harmless, json};
+use crate::config::{Family, ModelConfig, Notes, is_harmless, json};
 use crate::error::{Error, Result};
 use crate::pretrained::Pretrained;
 
 /// Largest config that is read, in bytes: that of the reader.
 const LIMIT: u64 = 4 << 20;
-/// Keys about how numbers are stored.
-const STORAGE: [&str; 4] = ["dtype", "torch_dtype", "quantization_config", "nanollm_modules"];
+/// Keys about how numbers are stored, and which of them.
+const STORAGE: [&str; 5] = ["dtype", "torch_dtype", "quantization_config", "nanollm_modules", "tie_word_embeddings"];
 
 /// How two configs differ.
 #[derive(Clone, Debug, Default)]
@@ -61,9 +61,19 @@ fn is_storage(place: &str) -> bool {
     STORAGE.iter().any(|key| place.split('.').next() == Some(key) || place.strip_prefix("text_config.") == Some(key))
 }
 
+/// The family whose body a model has. What else it has, or how it is stored, is compared apart.
+fn body(family: Family) -> Family {
+    match family {
+        Family::NanoCompact | Family::Qwen2 => Family::Qwen2,
+        Family::LeanLlama | Family::Llama => Family::Llama,
+        Family::Crest | Family::Qwen3_5 => Family::Qwen3_5,
+    }
+}
+
 /// A config without what does not change the numbers.
 fn meaning(config: &ModelConfig) -> ModelConfig {
     ModelConfig {
+        family: body(config.family),
         model_type: String::new(),
         architecture: None,
         crest: None,

@@ -180,11 +180,13 @@ fn plain(place: &str) -> &str {
     place.strip_prefix("text_config.").unwrap_or(place)
 }
 
-/// Whether a key changes nothing about the numbers of a text model.
+/// Whether a key changes nothing about the numbers of a text model, by itself or as a part of one that does not.
 pub(crate) fn is_harmless(place: &str) -> bool {
     let place = plain(place);
     let of_group = |key: &&str| place.starts_with(GROUPS) && place.ends_with(*key);
-    HARMLESS.iter().any(|keys| keys.contains(&place)) || HARMLESS_OF_GROUPS.iter().any(of_group)
+    let parents = place.match_indices('.').filter_map(|(dot, _)| place.get(..dot));
+    let harmless = |place: &str| HARMLESS.iter().any(|keys| keys.contains(&place));
+    parents.chain([place]).any(harmless) || HARMLESS_OF_GROUPS.iter().any(of_group)
 }
 
 impl ModelConfig {

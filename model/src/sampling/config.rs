@@ -68,7 +68,7 @@ impl SamplingConfig {
             "a number of at least 0 and below 1 (0 turns it off)",
         )?;
         let penalty = self.repetition_penalty;
-        check(penalty.is_finite() && penalty > 0.0, "repetition_penalty", penalty, "a positive number (1 turns it off)")
+        check(penalty.is_normal() && penalty > 0.0, "repetition_penalty", penalty, "a positive number (1 turns it off)")
     }
 }
 

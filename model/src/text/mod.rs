@@ -32,7 +32,9 @@ mod tokenizer;
 mod tokenizer_file;
 mod tools_in_messages;
 
-pub use answer::{AnswerFormat, AnswerParser, AnswerPart, DeclaredTool, DeclaredTools, Thinking, ToolFormat};
+pub use answer::{
+    AnswerFormat, AnswerMarkers, AnswerParser, AnswerPart, DeclaredTool, DeclaredTools, Thinking, ToolFormat,
+};
 pub use chat::{ChatOptions, ChatTemplate, Message, SpecialText};
 pub use chat_prompt::ChatPrompt;
 pub use conversation::normalize_messages;

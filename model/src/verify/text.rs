@@ -45,6 +45,7 @@ pub(super) fn check(
         untrained_rows(&text, model, stats, out);
     }
     round_trip(&text, out);
+    around(&text, model, out);
     templates(&text, out);
 }
 
@@ -141,6 +142,23 @@ fn round_trip(text: &TextProcessor, out: &mut Verification) {
             out.push(finding.expected(SAMPLE).advice("tokenizers that fold case or lack a script do so"));
         }
         Err(error) => out.push(failed(format!("tokens cannot be decoded: {error}")).advice("download this file again")),
+    }
+}
+
+/// What the tokenizer puts around a text, such as BOS.
+fn around(text: &TextProcessor, model: Option<&Pretrained>, out: &mut Verification) {
+    let text =
+        model.map_or_else(|| text.clone(), |model| text.clone().for_embedding(model.architecture().config.vocab_size));
+    // A text that has no tokens without it is reported already.
+    if text.encode(SAMPLE, false).is_err() {
+        return;
+    }
+    if let Err(error) = text.encode(SAMPLE, true) {
+        let message = format!("what is put around a text cannot be used: {}", message(&error));
+        let finding = Finding::error(Check::Tokenizer, message).file(TOKENIZER).place("post_processor");
+        out.push(
+            finding.advice("no text can be encoded: download this file again, and with the weights, from one place"),
+        );
     }
 }
 

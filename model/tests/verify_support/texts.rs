@@ -80,6 +80,17 @@ pub fn texts() -> Vec<Case> {
                 config["added_tokens_decoder"]["520"] = token;
             });
         }),
+        case!("token put around a text that the embedding lacks", "leanllama", Error Tokenizer "post_processor" "id 99999", |copy| {
+            change_json(copy, "tokenizer.json", |tokenizer| {
+                let around = &mut tokenizer["post_processor"]["processors"][1]["special_tokens"]["<|begin_of_text|>"];
+                around["ids"] = json!([99_999]);
+            });
+        }),
+        case!("token put around a text that nobody declares", "leanllama", Error Tokenizer "tokenizer.json" "<|other|>", |copy| {
+            change_json(copy, "tokenizer.json", |tokenizer| {
+                tokenizer["post_processor"]["processors"][1]["single"][0]["SpecialToken"]["id"] = json!("<|other|>");
+            });
+        }),
         case!("one id for two tokens", "crest_k4", Error Tokenizer "tokenizer.json" "1 ids belong to two tokens: 70 (", |copy| {
             change_json(copy, "tokenizer.json", |tokenizer| {
                 let vocabulary = tokenizer["model"]["vocab"].as_object_mut().expect("a vocabulary");

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 use emberlm::model::engine::{Engine, EngineOptions};
-use emberlm::model::text::{AnswerFormat, ChatOptions, StopStrings, TextProcessor};
+use emberlm::model::text::{AnswerFormat, AnswerMarkers, ChatOptions, StopStrings, TextProcessor};
 use emberlm::model::{Architecture, Pretrained};
 use emberlm::quant::kv::KvFormat;
 use emberlm::quant::{Activations, CompactBackend};
@@ -168,6 +168,7 @@ fn setup(
     ensure!(config.max_position_embeddings > 1, "the context of this model has no room for an answer");
     Ok(Setup {
         format: AnswerFormat::detect(config.family, Some(text.chat_template(options)?.source())),
+        markers: AnswerMarkers::of(&text),
         stop_tokens: pretrained.stop_tokens(&text),
         text,
         stop_strings,

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use emberlm::model::engine::{Engine, EventKind, Finish, Request, Summary};
 use emberlm::model::sampling::LogitsProcessors;
 use emberlm::model::text::{
-    AnswerFormat, AnswerParser, AnswerPart, ChatPrompt, DeclaredTools, Message, StopSet, TextProcessor,
+    AnswerFormat, AnswerMarkers, AnswerParser, AnswerPart, ChatPrompt, DeclaredTools, Message, StopSet, TextProcessor,
 };
 use emberlm::quant::CompactBackend;
 
@@ -27,6 +27,7 @@ use crate::cli::output::{self, printable};
 pub struct Setup {
     pub text: TextProcessor,
     pub format: AnswerFormat,
+    pub markers: AnswerMarkers,
     pub stop_tokens: StopSet,
     pub stop_strings: Vec<String>,
     /// Tokens of the conversation at most.
@@ -277,7 +278,8 @@ impl<'m, B: CompactBackend> Session<'m, B> {
     }
 
     fn generate(&mut self, prompt: ChatPrompt) -> Result<Answered> {
-        let mut parser = AnswerParser::new(self.setup.format, prompt.thinking, DeclaredTools::default(), 0);
+        let parser = AnswerParser::new(self.setup.format, prompt.thinking, DeclaredTools::default(), 0);
+        let mut parser = parser.with_markers(&self.setup.markers);
         let id = self.engine.submit(self.request(prompt))?;
         let shows_depth = self.setup.num_steps.filter(|_| self.shows_depth);
         let mut answer = Told {
@@ -293,7 +295,8 @@ impl<'m, B: CompactBackend> Session<'m, B> {
                 match event.kind {
                     EventKind::Token(piece) => {
                         let steps = piece.depth.as_ref().filter(|depth| !depth.steps.is_empty());
-                        answer.tell(parser.push(&piece.text), steps.map(|depth| depth.mean_steps()))?;
+                        answer
+                            .tell(parser.push_token(&piece.text, piece.token), steps.map(|depth| depth.mean_steps()))?;
                     }
                     EventKind::Finished(finished) => {
                         answer.tell(parser.finish(), None)?;

@@ -67,6 +67,10 @@ pub struct GenerateArgs {
     #[arg(long)]
     chat: bool,
 
+    /// The prompt is one that `ember render` wrote: it keeps its last line break, and nothing, such as BOS, is put around it
+    #[arg(long, conflicts_with = "chat")]
+    rendered: bool,
+
     /// System message before the prompt
     #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
     system: Option<String>,
@@ -212,6 +216,9 @@ pub fn warn_of_unsupported(defaults: &GenerationConfig, sampling: &SamplingConfi
 
 /// The tokens of the prompt.
 fn prompt(args: &GenerateArgs, text: &TextProcessor) -> Result<Vec<u32>> {
+    if args.rendered {
+        return Ok(text.encode(&input::given_or_all_of_stdin(&args.prompt)?, false)?);
+    }
     let prompt = input::given_or_stdin(&args.prompt)?;
     if !args.chat {
         return Ok(text.encode(&prompt, true)?);

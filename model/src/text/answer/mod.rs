@@ -11,11 +11,13 @@
 
 mod format;
 mod json_call;
+mod markers;
 mod parser;
 mod scan;
 mod tools;
 mod xml_call;
 
 pub use format::{AnswerFormat, Thinking, ToolFormat};
+pub use markers::AnswerMarkers;
 pub use parser::{AnswerParser, AnswerPart};
 pub use tools::{DeclaredTool, DeclaredTools};

@@ -2,6 +2,7 @@
 
 use super::format::{AnswerFormat, Thinking, ToolFormat};
 use super::json_call::JsonScan;
+use super::markers::AnswerMarkers;
 use super::scan::{Call, SPACE, Scanned};
 use super::tools::DeclaredTools;
 use super::xml_call::XmlScan;
@@ -9,6 +10,7 @@ use emberlm_quant::random::SplitMix64;
 
 const THINK: &str = "<think>";
 const THINK_END: &str = "</think>";
+const CALL_END: &str = "</tool_call>";
 
 /// What looked like a call and was none, so often: then the model does not know its format, and the rest is content.
 const MALFORMED: usize = 32;
@@ -48,6 +50,7 @@ pub enum AnswerPart {
 pub struct AnswerParser {
     format: ToolFormat,
     tools: DeclaredTools,
+    markers: AnswerMarkers,
     id_seed: u64,
     state: State,
     /// Text that is not decided, the marker of a possible call first.
@@ -101,6 +104,7 @@ impl AnswerParser {
         Self {
             format: format.tools,
             tools,
+            markers: AnswerMarkers::default(),
             id_seed,
             state,
             held: String::new(),
@@ -111,6 +115,33 @@ impl AnswerParser {
             trims_start: format.thinking && thinking == Thinking::Closed,
             calls: 0,
             malformed: 0,
+        }
+    }
+
+    /// The same parser for a model that may mark parts of its answers with special tokens; see [`push_token`](Self::push_token).
+    #[must_use]
+    pub fn with_markers(self, markers: &AnswerMarkers) -> Self {
+        Self { markers: markers.clone(), ..self }
+    }
+
+    /// Takes the text that came with a token, and the token: one that is left out of the text may be a marker. Where it can mean nothing, it is
+    /// no part of the answer, as other special tokens are not.
+    pub fn push_token(&mut self, piece: &str, token: Option<u32>) -> Vec<AnswerPart> {
+        let mut parts = self.push(piece);
+        if let Some(marker) = token.and_then(|id| self.markers.name(id)).filter(|marker| self.is_due(marker)) {
+            parts.extend(self.push(marker));
+        }
+        parts
+    }
+
+    /// Whether a marker means something here.
+    fn is_due(&self, marker: &str) -> bool {
+        let begins_call = self.knows_calls() && marker == self.format.marker();
+        match self.state {
+            State::Start => marker == THINK || begins_call,
+            State::Thinking => marker == THINK_END,
+            State::Text => begins_call,
+            State::Call(..) => marker == CALL_END,
         }
     }
 
@@ -193,7 +224,7 @@ impl AnswerParser {
                 self.content(&text, parts);
                 if found.is_some() {
                     let scan = match self.format {
-                        ToolFormat::Hermes => Scan::Json(JsonScan::until("</tool_call>")),
+                        ToolFormat::Hermes => Scan::Json(JsonScan::until(CALL_END)),
                         ToolFormat::Qwen3Coder => Scan::Xml(XmlScan::default()),
                         ToolFormat::Llama3Json => Scan::Json(JsonScan::until("")),
                     };

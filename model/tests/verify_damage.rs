@@ -190,7 +190,7 @@ fn markers_without_end_are_looked_at_once() {
     let copy = Copy::whole("crest_k4");
     for (template, told) in [
         ("{{ '<|' * 500000 }}{{ messages[0].content }}", None),
-        ("{% for i in range(40000) %}<|m{{ i }}|>{% endfor %}{{ messages[0].content }}", Some("40000 <|m0|>")),
+        ("{% for i in range(20000) %}<|m{{ i }}|>{% endfor %}{{ messages[0].content }}", Some("20000 <|m0|>")),
         ("<|\u{e4}{{ '\u{1f600}' * 30 }}|><|x|>{{ messages[0].content }}", Some("<|x|>, which is no token")),
     ] {
         write(&copy, "chat_template.jinja", template.as_bytes());

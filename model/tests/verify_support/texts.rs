@@ -86,7 +86,7 @@ pub fn texts() -> Vec<Case> {
                 around["ids"] = json!([99_999]);
             });
         }),
-        case!("token put around a text that nobody declares", "leanllama", Error Tokenizer "tokenizer.json" "<|other|>", |copy| {
+        case!("token put around a text that nobody declares", "leanllama", Error Tokenizer "post_processor" "cannot be used", |copy| {
             change_json(copy, "tokenizer.json", |tokenizer| {
                 tokenizer["post_processor"]["processors"][1]["single"][0]["SpecialToken"]["id"] = json!("<|other|>");
             });

@@ -170,13 +170,13 @@ pub fn the_queue_is_bounded<B: CompactBackend>(device: &B::Device) {
     arrivals.recv_timeout(PATIENCE).expect("it runs");
     let waits = Client::submit(&handle, short.clone());
     let refused = || handle.submit(short.clone(), |update| panic!("{update:?}"));
-    assert!(matches!(refused(), Err(Refused::Busy { waiting: 1 })), "one too many was taken");
+    assert!(matches!(refused(), Err(Refused::Busy { waiting: 1, room: 0 })), "one too many was taken");
     let status = handle.status();
     assert_eq!((status.running, status.waiting, status.max_running, status.max_waiting), (1, 1, 1, 1));
     // The place of one that does not want to wait is free at once, also while the engine is busy.
     waits.ticket.as_ref().expect("a ticket").cancel();
     let takes_its_place = Client::submit(&handle, short.clone());
-    assert!(matches!(refused(), Err(Refused::Busy { waiting: 1 })), "one too many was taken");
+    assert!(matches!(refused(), Err(Refused::Busy { waiting: 1, room: 0 })), "one too many was taken");
     first.ticket.as_ref().expect("a ticket").cancel();
     go.send(()).expect("the engine waits");
     let (started, _, outcome, _) = waits.finished();

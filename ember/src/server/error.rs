@@ -147,7 +147,12 @@ impl From<Error> for ApiError {
 impl From<Refused> for ApiError {
     fn from(refused: Refused) -> Self {
         match refused {
-            Refused::Busy { waiting } => Self::queue_full(waiting),
+            Refused::Busy { waiting, room } => Self::queue_full(waiting, room),
+            Refused::TooMany { asked, most } => {
+                let room = "those that are generated and those that wait together (--parallel, --max-queue)";
+                let message = format!("{asked} answers at once, but at most {most} are taken, {room}; ask for fewer");
+                Self::invalid(None, message)
+            }
             Refused::Invalid(error) => error.into(),
             Refused::Draining => Self::draining(),
             Refused::Stopped => {
@@ -158,12 +163,13 @@ impl From<Refused> for ApiError {
 }
 
 impl ApiError {
-    /// Nothing more may wait than these requests.
-    pub fn queue_full(waiting: usize) -> Self {
-        let message = match waiting {
-            0 => "every place is taken, and none may wait; try again later".to_owned(),
-            1 => "1 request waits already; try again later".to_owned(),
-            _ => format!("{waiting} requests wait already; try again later"),
+    /// Besides those that wait there is room for these alone.
+    pub fn queue_full(waiting: usize, room: usize) -> Self {
+        let message = match (room, waiting) {
+            (0, 0) => "every place is taken, and none may wait; try again later".to_owned(),
+            (0, 1) => "1 request waits already; try again later".to_owned(),
+            (0, _) => format!("{waiting} requests wait already; try again later"),
+            _ => format!("there is room for {room} more now, and more answers are asked for; try again later"),
         };
         Self::unavailable(message, "queue_full")
     }

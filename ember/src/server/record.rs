@@ -79,6 +79,11 @@ impl Record {
         self.metrics.ended(reason);
     }
 
+    /// An answer was given up before its end.
+    pub fn cancelled(&self) {
+        self.metrics.ended("cancelled");
+    }
+
     fn line(&self) -> String {
         let facts = self.facts();
         let mut line = format!("{} {}", self.method, self.path);
@@ -107,13 +112,6 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let unfinished = {
-            let facts = self.facts();
-            facts.prompt.is_some() && facts.reason.is_none()
-        };
-        if unfinished {
-            self.metrics.ended("cancelled");
-        }
         tracing::info!(target: "ember::serve", "{}", self.line());
     }
 }

@@ -325,7 +325,7 @@ fn checked<'a>(app: &App, map: &'a Map<String, Value>) -> Result<Fields<'a>, Api
 async fn body(app: &Arc<App>, request: Request) -> Result<Map<String, Value>, ApiError> {
     let status = app.engine()?.status();
     if status.waiting >= status.max_waiting && status.running >= status.max_running {
-        return Err(ApiError::queue_full(status.waiting));
+        return Err(ApiError::queue_full(status.waiting, 0));
     }
     read_object(app, request).await
 }

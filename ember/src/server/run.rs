@@ -125,7 +125,7 @@ impl Run {
     /// When the engine refuses one of them.
     pub fn start(engine: &EngineHandle, asks: Vec<Ask>, record: &Arc<Record>) -> Result<Self, ApiError> {
         let (send, updates) = mpsc::channel(limits::UNREAD_UPDATES.saturating_mul(asks.len().max(1)));
-        let mut tickets = Vec::with_capacity(asks.len());
+        let mut requests = Vec::with_capacity(asks.len());
         let mut choices = Vec::with_capacity(asks.len());
         let mut usage = Usage::default();
         for (i, ask) in asks.into_iter().enumerate() {
@@ -143,8 +143,9 @@ impl Run {
                 last_token: None,
             });
             // A full queue means that nobody has read for long; a closed one, that the client is gone.
-            tickets.push(engine.submit(ask.request, move |update| send.try_send((i, update)).is_ok())?);
+            requests.push((ask.request, move |update| send.try_send((i, update)).is_ok()));
         }
+        let tickets = engine.submit_all(requests)?;
         record.prompt(usage.prompt);
         Ok(Self { updates, _tickets: tickets, choices, usage, record: record.clone() })
     }
@@ -183,8 +184,7 @@ impl Run {
             match self.updates.poll_recv(context) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => {
-                    self.end_all();
-                    self.record.reason("error");
+                    self.fail();
                     let message = "the answer was given up: its reader was too slow, or the engine has stopped";
                     return Poll::Ready(Some(Err(ApiError::internal(message))));
                 }
@@ -192,8 +192,7 @@ impl Run {
                     Ok(None) => {}
                     Ok(Some(delta)) => return Poll::Ready(Some(Ok(delta))),
                     Err(error) => {
-                        self.end_all();
-                        self.record.reason("error");
+                        self.fail();
                         return Poll::Ready(Some(Err(error)));
                     }
                 },
@@ -201,8 +200,12 @@ impl Run {
         }
     }
 
-    fn end_all(&mut self) {
-        self.choices.iter_mut().for_each(|choice| choice.ended = true);
+    /// None of them goes on.
+    fn fail(&mut self) {
+        for choice in self.choices.iter_mut().filter(|choice| !choice.ended) {
+            choice.ended = true;
+            self.record.reason("error");
+        }
     }
 
     fn take(&mut self, i: usize, update: Update) -> Result<Option<Delta>, ApiError> {
@@ -241,6 +244,13 @@ impl Run {
     }
 }
 
+impl Drop for Run {
+    /// Whoever asked is gone.
+    fn drop(&mut self) {
+        self.choices.iter().filter(|choice| !choice.ended).for_each(|_| self.record.cancelled());
+    }
+}
+
 impl Choice {
     fn piece(&mut self, choice: usize, piece: Piece) -> Delta {
         let parts = match &mut self.parser {
@@ -259,7 +269,6 @@ impl Choice {
     }
 
     fn finish(&mut self, choice: usize, summary: &Summary) -> Result<Delta, ApiError> {
-        self.ended = true;
         let parts = self.parser.as_mut().map(AnswerParser::finish).unwrap_or_default();
         self.note_calls(&parts);
         let reason = match summary.finish {
@@ -269,6 +278,7 @@ impl Choice {
             Finish::Stop if self.called => Reason::ToolCalls,
             Finish::Stop => Reason::Stop,
         };
+        self.ended = true;
         let stop_string = summary.stop_string.clone().filter(|_| summary.finish == Finish::Stop);
         let seed = told_seed(summary.seed, self.signed_seed);
         let end = End { reason, stop_string, seed, mean_steps: summary.mean_steps };

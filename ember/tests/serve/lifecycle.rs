@@ -168,6 +168,48 @@ fn a_full_queue_says_when_to_come_back() {
 }
 
 #[test]
+fn the_answers_of_one_request_are_taken_together_or_not_at_all() {
+    let (_model, server) = slow(&["--parallel", "1", "--max-queue", "2"]);
+    let asked = |prompts: usize, n: usize| json!({"prompt": vec!["a"; prompts], "n": n, "max_tokens": 1});
+    for (prompts, n) in [(1, 4), (2, 2), (64, 2)] {
+        // Never: there is no use in coming back.
+        let refused = server.post("/v1/completions", &asked(prompts, n));
+        let numbers = format!("{} answers at once, but at most 3", prompts * n);
+        assert!(refused.status == 400 && refused.message().contains(&numbers), "{}", refused.body);
+    }
+    assert_eq!(server.ok("/v1/completions", &asked(1, 3))["choices"].as_array().unwrap().len(), 3);
+    let running = server.begin("/v1/completions", &endless());
+    server.wait_until("ember_requests_running", |running| running == 1.0);
+    let refused = server.post("/v1/completions", &asked(1, 3));
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")), "{}", refused.body);
+    assert!(refused.message().contains("room for 2 more"), "{}", refused.body);
+    assert_eq!(server.metric("ember_requests_waiting"), 0.0, "some of its answers wait");
+    let waiting = server.begin("/v1/completions", &asked(1, 2));
+    server.wait_until("ember_requests_waiting", |waiting| waiting == 2.0);
+    drop((running, waiting));
+}
+
+#[test]
+fn every_answer_is_counted_once() {
+    let (_model, server) = slow(&["--parallel", "8"]);
+    let count = |reason: &str| server.metric(&format!("ember_completions_total{{reason=\"{reason}\"}}"));
+    let mut body = endless();
+    body["n"] = 8.into();
+    let leaving = server.begin("/v1/completions", &body);
+    server.wait_until("ember_requests_running", |running| running == 8.0);
+    drop(leaving);
+    server.wait_until("ember_completions_total{reason=\"cancelled\"}", |cancelled| cancelled == 8.0);
+    // Some have ended when the client leaves.
+    body["stop"] = json!(["a", "b", "c"]);
+    let leaving = server.begin("/v1/completions", &body);
+    server.wait_until("ember_completions_total{reason=\"stop\"}", |ended| ended >= 1.0);
+    drop(leaving);
+    server.wait_until("ember_requests_running", |running| running == 0.0);
+    server.wait_until("ember_completions_total{reason=\"cancelled\"}", |cancelled| cancelled > 8.0);
+    assert_eq!(count("stop") + count("cancelled"), 16.0);
+}
+
+#[test]
 fn many_clients_at_once_are_all_answered_or_refused() {
     let server = Server::start(&["--parallel", "4", "--max-queue", "16"]);
     let body = json!({"prompt": "The", "max_tokens": 12, "ignore_eos": true});

@@ -46,11 +46,21 @@ pub type Update = EventKind<Summary>;
 /// Why a request was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// As many wait as may.
-    #[error("{waiting} requests are waiting already; try again later")]
+    /// There is no room for all of them now.
+    #[error("{waiting} requests are waiting already, and there is room for {room} more; try again later")]
     Busy {
         /// Requests that wait.
         waiting: usize,
+        /// Requests that would be taken.
+        room: usize,
+    },
+    /// More at once than there is ever room for.
+    #[error("{asked} requests at once, but at most {most} are taken; submit fewer at a time")]
+    TooMany {
+        /// Requests that were to be taken together.
+        asked: usize,
+        /// Requests that take part and wait at most.
+        most: usize,
     },
     /// The request itself cannot be met: its prompt, an option, or memory.
     #[error(transparent)]
@@ -158,10 +168,35 @@ impl EngineHandle {
         request: Request,
         sink: impl FnMut(Update) -> bool + Send + 'static,
     ) -> std::result::Result<Ticket, Refused> {
-        (self.0.check)(&request)?;
-        let cancelled = Arc::new(AtomicBool::new(false));
-        let client = Client { sink: Box::new(sink), cancelled: cancelled.clone() };
+        let (client, ticket) = Client::new(sink);
+        self.admit(vec![(request, client)])?;
+        Ok(ticket)
+    }
+
+    /// As [`submit`](Self::submit), for requests that belong together: all of them are taken, or none.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit); [`Refused::TooMany`] where there is never room for so many.
+    pub fn submit_all<S: FnMut(Update) -> bool + Send + 'static>(
+        &self,
+        requests: impl IntoIterator<Item = (Request, S)>,
+    ) -> std::result::Result<Vec<Ticket>, Refused> {
+        let with_client = |(request, sink)| {
+            let (client, ticket) = Client::new(sink);
+            ((request, client), ticket)
+        };
+        let (requests, tickets) = requests.into_iter().map(with_client).unzip();
+        self.admit(requests)?;
+        Ok(tickets)
+    }
+
+    fn admit(&self, requests: Vec<(Request, Client)>) -> std::result::Result<(), Refused> {
+        requests.iter().try_for_each(|(request, _)| (self.0.check)(request))?;
         let Limits { max_running, max_waiting, .. } = self.0.limits;
+        let (asked, most) = (requests.len(), max_waiting.saturating_add(max_running));
+        if asked > most {
+            return Err(Refused::TooMany { asked, most });
+        }
         let mut state = self.0.shared.lock();
         if state.stopped {
             return Err(Refused::Stopped);
@@ -172,13 +207,14 @@ impl EngineHandle {
         // Those that find a place at the next step do not wait. Where some wait although there are places, memory is short.
         let free = if state.engine.waiting > 0 { 0 } else { max_running.saturating_sub(state.engine.running) };
         let waiting = state.waiting();
-        if waiting >= max_waiting.saturating_add(free) {
-            return Err(Refused::Busy { waiting: waiting.saturating_sub(free) });
+        let room = max_waiting.saturating_add(free).saturating_sub(waiting);
+        if asked > room {
+            return Err(Refused::Busy { waiting: waiting.saturating_sub(free), room });
         }
-        state.incoming.push_back((request, client));
+        state.incoming.extend(requests);
         drop(state);
         self.0.shared.changed.notify_all();
-        Ok(Ticket { cancelled, detached: false })
+        Ok(())
     }
 
     /// What the engine is doing, as of the end of its last step.
@@ -369,6 +405,12 @@ struct Client {
 }
 
 impl Client {
+    fn new(sink: impl FnMut(Update) -> bool + Send + 'static) -> (Self, Ticket) {
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let ticket = Ticket { cancelled: cancelled.clone(), detached: false };
+        (Self { sink: Box::new(sink), cancelled }, ticket)
+    }
+
     fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }

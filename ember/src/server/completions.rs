@@ -10,6 +10,7 @@ use super::app::App;
 use super::chat::{Shape, TokenReports, finite, include_usage, usage};
 use super::error::{ApiError, Dialect};
 use super::fields::{Fields, found, whole};
+use super::form::Form;
 use super::limits;
 use super::options::{Defaults, GenerateOptions, max_tokens};
 use super::run::{Answer, Delta, Token, Usage};
@@ -23,6 +24,8 @@ const MAX_TOKENS: usize = 16;
 pub struct CompletionBody {
     pub prompts: Vec<Prompt>,
     pub options: GenerateOptions,
+    /// What an answer has to be.
+    pub form: Form,
     pub shape: Shape,
     /// The prompt is part of the answer.
     pub echo: bool,
@@ -57,7 +60,7 @@ pub fn read(fields: Fields<'_>, defaults: &Defaults) -> Result<CompletionBody, A
         return Err(fields.wrong("best_of", "is supported as far as n"));
     }
     let shape = Shape { logprobs: top.is_some(), trace: options.trace, usage: include_usage(fields)? };
-    Ok(CompletionBody { prompts, options, shape, echo, stream })
+    Ok(CompletionBody { prompts, options, form: Form::read(fields)?, shape, echo, stream })
 }
 
 /// One text, several, the ids of one, or the ids of several.

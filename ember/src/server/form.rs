@@ -2,30 +2,27 @@
 
 use emberlm::model::engine::TokenMask;
 use emberlm::model::text::{AnswerFormat, DeclaredTools, Thinking};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::fields::Fields;
-
-/// Where a schema stands in a request.
-const SCHEMA: &str = "response_format.json_schema.schema";
+use super::tools::Tools;
 
 /// What an answer has to be.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Form {
     #[default]
     Any,
-    Object,
-    Schema(Value),
+    /// What a schema describes, which stands at this place of a request.
+    Schema(Value, &'static str),
     /// Calls of these tools, several where that is allowed.
-    Calls {
-        tools: DeclaredTools,
-        parallel: bool,
-    },
+    Calls { tools: DeclaredTools, parallel: bool },
+    /// Such calls, or what a schema describes.
+    CallsOrSchema { tools: DeclaredTools, parallel: bool, schema: Value, place: &'static str },
 }
 
 impl Form {
-    /// `response_format`.
+    /// `response_format`. A schema beside `json_object` is that of llama.cpp.
     ///
     /// # Errors
     /// 400 when it is none that is known.
@@ -34,12 +31,16 @@ impl Form {
         let format = Fields::at(map, "response_format");
         match format.text("type")? {
             Some("text") | None => Ok(Self::Any),
-            Some("json_object") => Ok(Self::Object),
+            Some("json_object") => Ok(match format.object("schema")?.filter(|schema| !schema.is_empty()) {
+                Some(schema) => Self::Schema(Value::Object(schema.clone()), "response_format.schema"),
+                None => Self::Schema(json!({"type": "object"}), "response_format"),
+            }),
             Some("json_schema") => {
+                const SCHEMA: &str = "response_format.json_schema.schema";
                 let empty = Map::new();
                 let inner = format.object("json_schema")?.unwrap_or(&empty);
                 match Fields::at(inner, "response_format.json_schema").object("schema")? {
-                    Some(schema) => Ok(Self::Schema(Value::Object(schema.clone()))),
+                    Some(schema) => Ok(Self::Schema(Value::Object(schema.clone()), SCHEMA)),
                     None => Err(ApiError::field(SCHEMA, "is missing")),
                 }
             }
@@ -47,6 +48,18 @@ impl Form {
                 let message = format!("{other:.40?} is none of text, json_object and json_schema");
                 Err(format.wrong("type", message))
             }
+        }
+    }
+
+    /// This form, or calls of tools: of those that have to be called, or of those that may be.
+    pub fn with_tools(&self, tools: &Tools) -> Self {
+        let parallel = tools.parallel;
+        match (self.clone(), &tools.required) {
+            (_, Some(tools)) => Self::Calls { tools: tools.clone(), parallel },
+            (Self::Schema(schema, place), None) if !tools.declared.is_empty() => {
+                Self::CallsOrSchema { tools: tools.declared.clone(), parallel, schema, place }
+            }
+            (form, None) => form,
         }
     }
 }
@@ -94,9 +107,11 @@ impl Form {
     ) -> Result<Option<Box<dyn TokenMask>>, ApiError> {
         let grammar = match self {
             Self::Any => return Ok(None),
-            Self::Object => compiler.json_object()?,
-            Self::Schema(schema) => compiler.json_schema(schema, SCHEMA)?,
+            Self::Schema(schema, place) => compiler.json_schema(schema, place)?,
             Self::Calls { tools, parallel } => compiler.tool_calls(format.tools, tools, *parallel)?,
+            Self::CallsOrSchema { tools, parallel, schema, place } => {
+                compiler.tool_calls_or_json_schema(format.tools, tools, *parallel, (schema, place))?
+            }
         };
         // What is thought is free.
         let grammar = if thinking == Thinking::Open { grammar.after_thoughts() } else { grammar };

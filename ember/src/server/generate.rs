@@ -1,10 +1,11 @@
 //! The request that every endpoint becomes, and how it is handed to the engine.
 
 use emberlm::model::engine::Request;
-use emberlm::model::text::{AnswerParser, ChatPrompt, Message, StopSet};
+use emberlm::model::text::{AnswerParser, ChatPrompt, Message, StopSet, Thinking};
 use serde_json::{Map, Value};
 
 use super::app::App;
+use super::completions::CompletionBody;
 use super::error::ApiError;
 use super::form::Form;
 use super::ids::{fresh, new_seed, nth_seed};
@@ -34,8 +35,10 @@ impl ChatJob {
     /// 400 when the template refuses the chat, or the prompt does not fit.
     pub fn asks(&self, app: &App) -> Result<Vec<Ask>, ApiError> {
         let prompt = self.prompt(app)?;
-        let form = if self.tools.required == Form::Any { &self.form } else { &self.tools.required };
-        let mask = form.mask(app.compiler.as_ref(), app.format, prompt.thinking)?;
+        app.check_length(prompt.tokens.len())?;
+        let form = self.form.with_tools(&self.tools);
+        let mask = form.mask(app.compiler.as_ref(), app.format, prompt.thinking);
+        let mask = mask.map_err(|error| self.tools.places.told(error))?;
         let asks = (0..self.options.n).map(|i| {
             let mut request = request(app, &self.options, prompt.tokens.clone(), i);
             request.prefix_boundaries.clone_from(&prompt.boundaries);
@@ -47,25 +50,21 @@ impl ChatJob {
         Ok(asks.collect())
     }
 
-    /// The tokens alone.
+    /// The tokens alone, however many.
     ///
     /// # Errors
-    /// As [`asks`](Self::asks).
+    /// 400 when the template refuses the chat.
     pub fn prompt(&self, app: &App) -> Result<ChatPrompt, ApiError> {
         prompt::chat(app, &self.messages, &self.tools.schemas, &self.variables, &self.prompt)
     }
 }
 
-/// Several prompts, each continued. With `echo` their own tokens are scored where those of the answers are.
+/// Several prompts, each continued, in a form where one is asked for. With `echo` their own tokens are scored where those of the answers are.
 ///
 /// # Errors
 /// 400 when a prompt does not fit, or there are too many.
-pub fn completion_asks(
-    app: &App,
-    options: &GenerateOptions,
-    prompts: Vec<Vec<u32>>,
-    echo: bool,
-) -> Result<Vec<Ask>, ApiError> {
+pub fn completion_asks(app: &App, body: &CompletionBody, prompts: Vec<Vec<u32>>) -> Result<Vec<Ask>, ApiError> {
+    let options = &body.options;
     let answers = prompts.len().saturating_mul(options.n);
     if answers > limits::ANSWERS {
         let message = format!(
@@ -76,6 +75,8 @@ pub fn completion_asks(
         );
         return Err(ApiError::field("n", message));
     }
+    // A text is continued as it stands, and nothing in it is a thought.
+    let mask = body.form.mask(app.compiler.as_ref(), app.format, Thinking::Closed)?;
     let mut asks = Vec::with_capacity(answers);
     for prompt in prompts {
         app.check_length(prompt.len())?;
@@ -84,7 +85,8 @@ pub fn completion_asks(
             // A prompt is read where a token is to follow.
             let silent = request.max_tokens == 0;
             request.max_tokens = request.max_tokens.max(1);
-            request.prompt_log_probabilities = options.logprobs.filter(|_| echo);
+            request.prompt_log_probabilities = options.logprobs.filter(|_| body.echo);
+            request.grammar.clone_from(&mask);
             let signed_seed = options.signed_seed;
             asks.push(Ask { request, parser: None, same_prompt: i > 0, silent, signed_seed });
         }

@@ -29,6 +29,7 @@ mod messages_in;
 mod metrics;
 mod models;
 mod options;
+mod places;
 mod prompt;
 mod record;
 mod responses;

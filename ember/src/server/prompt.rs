@@ -85,7 +85,7 @@ impl PromptForm {
 /// with. Texts of special tokens stay texts in what users and tools wrote, in tools and in calls.
 ///
 /// # Errors
-/// 400 when the template refuses the chat, the answer begins with thoughts where a text is given, or the prompt does not fit.
+/// 400 when the template refuses the chat, or the answer begins with thoughts where a text is given.
 pub fn chat(
     app: &App,
     messages: &[Message],
@@ -105,7 +105,7 @@ pub fn chat(
     let mut prompt = app.text.chat_prompt(messages, options)?;
     if let PromptEnd::Begun(begun) = &form.end {
         if prompt.thinking == Thinking::Open {
-            let message = "the model's answer begins with thoughts; set enable_thinking to false to continue a message";
+            let message = "the model's answer begins with thoughts; turn them off to continue a message (enable_thinking, or thinking in /v1/messages)";
             return Err(ApiError::invalid(Some("messages"), message));
         }
         prompt.tokens.extend(app.text.encode_literal(begun, false)?);
@@ -115,7 +115,6 @@ pub fn chat(
         prompt.boundaries.iter_mut().for_each(|boundary| *boundary += before.len());
         prompt.tokens = [before, prompt.tokens, after].concat();
     }
-    app.check_length(prompt.tokens.len())?;
     Ok(prompt)
 }
 

@@ -21,18 +21,15 @@ impl Echo {
         let number = |name: &str, held: f32| fields.get(name).cloned().unwrap_or_else(|| decimal(held));
         let text = |name: &str| fields.text(name);
         let bound = fields.get("max_output_tokens").and_then(whole);
-        let truncation = text("truncation")?.unwrap_or("disabled");
-        if !["auto", "disabled"].contains(&truncation) {
-            return Err(fields.wrong("truncation", format!("{truncation:.40?} is none of auto and disabled")));
-        }
         let echo = json!({
             "instructions": text("instructions")?, "max_output_tokens": bound, "metadata": metadata(fields)?,
             "temperature": number("temperature", sampling.temperature), "top_p": number("top_p", sampling.top_p),
             "tools": tools(fields)?, "tool_choice": tool_choice(fields),
             "parallel_tool_calls": fields.bool("parallel_tool_calls")?.unwrap_or(true),
             "max_tool_calls": fields.integer("max_tool_calls", 0..=u64::MAX)?,
-            "text": text_config(fields)?, "reasoning": reasoning(fields)?, "truncation": truncation,
-            "top_logprobs": fields.integer("top_logprobs", 0..=limits::TOP_LOGPROBS as u64)?.unwrap_or(0),
+            "text": text_config(fields)?, "reasoning": reasoning(fields)?,
+            // Other ones are refused.
+            "truncation": "disabled", "top_logprobs": 0,
             "user": text("user")?, "safety_identifier": text("safety_identifier")?,
             "prompt_cache_key": text("prompt_cache_key")?,
             // Whatever a request says: nothing is kept, nothing runs later, and all requests are served alike.
@@ -181,8 +178,6 @@ mod tests {
             (json!({ "metadata": many }), "metadata: 17 entries"),
             (json!({"metadata": {"a": "é".repeat(513)}}), "512 of its text"),
             (json!({"user": 7}), "user: expected a text, found 7"),
-            (json!({"truncation": "end"}), "truncation: \"end\""),
-            (json!({"top_logprobs": 21}), "top_logprobs: "),
             (json!({"tools": [{"type": "function", "name": "f", "strict": 1}]}), "tools[0].strict: "),
             (json!({"reasoning": {"summary": []}}), "reasoning.summary: "),
             (json!({"text": {"verbosity": 1}}), "text.verbosity: "),

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::error::ApiError;
 use super::fields::{Fields, found};
 use super::limits;
+use super::places::Places;
 
 /// Fields that mean the same in both.
 const SAME: [&str; 15] = [
@@ -27,11 +28,11 @@ const SAME: [&str; 15] = [
     "enable_thinking",
 ];
 
-/// The body of a chat that asks for the same.
+/// The body of a chat that asks for the same, and where its parts stood.
 ///
 /// # Errors
 /// 400 when a field cannot be used.
-pub fn to_chat(map: &Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
+pub fn to_chat(map: &Map<String, Value>) -> Result<(Map<String, Value>, Places), ApiError> {
     let fields = Fields::root(map);
     // What a server of OpenAI keeps would be missing from the prompt.
     for (name, message) in [
@@ -46,7 +47,8 @@ pub fn to_chat(map: &Map<String, Value>) -> Result<Map<String, Value>, ApiError>
     if fields.bool("background")?.unwrap_or(false) {
         return Err(fields.wrong("background", "answers are given while the client waits; leave it out, or stream"));
     }
-    let mut chat = Map::new();
+    refuse_what_is_not_told(fields)?;
+    let (mut chat, mut places) = (Map::new(), Places::default());
     for name in SAME {
         if let Some(value) = fields.get(name) {
             chat.insert(name.into(), value.clone());
@@ -54,45 +56,54 @@ pub fn to_chat(map: &Map<String, Value>) -> Result<Map<String, Value>, ApiError>
     }
     if let Some(most) = fields.get("max_output_tokens") {
         chat.insert("max_completion_tokens".into(), most.clone());
+        places.note("max_completion_tokens", "max_output_tokens");
     }
     if let Some(reasoning) = fields.object("reasoning")?
         && let Some(effort) = Fields::at(reasoning, "reasoning").text("effort")?
     {
         chat.insert("reasoning_effort".into(), effort.into());
+        places.note("reasoning_effort", "reasoning.effort");
     }
     if let Some(text) = fields.object("text")?
         && let Some(format) = Fields::at(text, "text").object("format")?
     {
         chat.insert("response_format".into(), response_format(format));
+        places.note("response_format", "text.format");
+        places.note("response_format.json_schema", "text.format");
     }
     if let Some(list) = fields.list("tools")? {
         say_once_what_is_left_out(list);
-        chat.insert("tools".into(), list.iter().filter_map(tool).collect());
+        let known: Vec<(usize, Value)> = list.iter().map(tool).enumerate().filter_map(|(i, t)| Some((i, t?))).collect();
+        for (k, (i, _)) in known.iter().enumerate() {
+            places.note(format!("tools[{k}]"), format!("tools[{i}]"));
+            if list.get(*i).is_some_and(|tool| tool.get("function").is_none()) {
+                places.note(format!("tools[{k}].function"), format!("tools[{i}]"));
+            }
+        }
+        chat.insert("tools".into(), known.into_iter().map(|(_, tool)| tool).collect());
     }
-    match fields.get("tool_choice") {
-        Some(Value::Object(choice)) if choice.contains_key("name") => {
-            let function = json!({"type": "function", "function": {"name": choice.get("name")}});
-            chat.insert("tool_choice".into(), function);
-        }
-        Some(other) => {
-            chat.insert("tool_choice".into(), other.clone());
-        }
-        None => {}
+    if let Some(choice) = fields.get("tool_choice") {
+        chat.insert("tool_choice".into(), tool_choice(choice, &mut places));
     }
     let mut messages = Vec::new();
     if let Some(instructions) = fields.text("instructions")? {
         messages.push(json!({"role": "system", "content": instructions}));
+        places.note("messages[0]", "instructions");
     }
+    places.note("messages", "input");
     match fields.get("input") {
         None => return Err(fields.wrong("input", "is missing")),
-        Some(Value::String(text)) => messages.push(json!({"role": "user", "content": text})),
+        Some(Value::String(text)) => {
+            places.note(format!("messages[{}]", messages.len()), "input");
+            messages.push(json!({"role": "user", "content": text}));
+        }
         Some(Value::Array(items)) => {
             if items.len() > limits::MESSAGES {
                 let message = format!("{} items, but at most {} are taken", items.len(), limits::MESSAGES);
                 return Err(fields.wrong("input", message));
             }
             for (i, value) in items.iter().enumerate() {
-                item(value, &format!("input[{i}]"), &mut messages)?;
+                item(value, &format!("input[{i}]"), &mut messages, &mut places)?;
             }
         }
         Some(other) => {
@@ -100,7 +111,52 @@ pub fn to_chat(map: &Map<String, Value>) -> Result<Map<String, Value>, ApiError>
         }
     }
     chat.insert("messages".into(), messages.into());
-    Ok(chat)
+    Ok((chat, places))
+}
+
+/// What a request asks for that no answer would have.
+fn refuse_what_is_not_told(fields: Fields<'_>) -> Result<(), ApiError> {
+    const LOGPROBS: &str = "are told by /v1/chat/completions (logprobs, top_logprobs), not here";
+    if fields.integer("top_logprobs", 0..=limits::TOP_LOGPROBS as u64)?.is_some_and(|top| top > 0) {
+        return Err(fields.wrong("top_logprobs", format!("log probabilities {LOGPROBS}")));
+    }
+    if fields.list("include")?.unwrap_or_default().iter().any(|name| name == "message.output_text.logprobs") {
+        return Err(fields.wrong("include", format!("message.output_text.logprobs: log probabilities {LOGPROBS}")));
+    }
+    match fields.text("truncation")? {
+        None | Some("disabled") => Ok(()),
+        Some("auto") => {
+            let message = "\"auto\": nothing of an input is left out here; leave items out yourself where it is too long, \
+                           which /tokenize tells";
+            Err(fields.wrong("truncation", message))
+        }
+        Some(other) => Err(fields.wrong("truncation", format!("{other:.40?} is none of auto and disabled"))),
+    }
+}
+
+/// As chats have it: names lie flat here, and under `function` there.
+fn tool_choice(choice: &Value, places: &mut Places) -> Value {
+    let Some(map) = choice.as_object() else { return choice.clone() };
+    match map.get("type").and_then(Value::as_str) {
+        Some("function") | None if !map.contains_key("function") => {
+            places.note("tool_choice.function", "tool_choice");
+            json!({"type": "function", "function": {"name": map.get("name")}})
+        }
+        Some("allowed_tools") if !map.contains_key("allowed_tools") => {
+            let list = map.get("tools").and_then(Value::as_array);
+            let known = |(i, value): (usize, &Value)| Some((i, tool(value)?));
+            let known: Vec<(usize, Value)> = list.into_iter().flatten().enumerate().filter_map(known).collect();
+            places.note("tool_choice.allowed_tools", "tool_choice");
+            for (k, (i, _)) in known.iter().enumerate() {
+                let (place, own) = (format!("tool_choice.allowed_tools.tools[{k}]"), format!("tool_choice.tools[{i}]"));
+                places.note(format!("{place}.function"), own.clone());
+                places.note(place, own);
+            }
+            let tools = list.map(|_| known.into_iter().map(|(_, tool)| tool).collect::<Value>());
+            json!({"type": "allowed_tools", "allowed_tools": {"mode": map.get("mode"), "tools": tools}})
+        }
+        _ => choice.clone(),
+    }
 }
 
 /// A schema lies flat here, and under its own name in a chat.
@@ -142,20 +198,26 @@ fn tool(value: &Value) -> Option<Value> {
     Some(json!({"type": "function", "function": function}))
 }
 
-fn item(value: &Value, path: &str, messages: &mut Vec<Value>) -> Result<(), ApiError> {
+fn item(value: &Value, path: &str, messages: &mut Vec<Value>, places: &mut Places) -> Result<(), ApiError> {
     let Some(map) = value.as_object() else {
         return Err(ApiError::field(path, format!("expected an object, found {}", found(value))));
     };
     let fields = Fields::at(map, path);
+    let next = format!("messages[{}]", messages.len());
+    let last = format!("messages[{}]", messages.len().saturating_sub(1));
     match fields.text("type")? {
         Some("message") | None => {
             let role = fields.text("role")?.ok_or_else(|| fields.wrong("role", "is missing"))?;
             let content = fields.get("content").cloned().unwrap_or_default();
             match (role, thinking_turn(messages)) {
                 ("assistant", Some(open)) => {
+                    places.note(format!("{last}.content"), format!("{path}.content"));
                     open.insert("content".into(), content);
                 }
-                _ => messages.push(json!({"role": role, "content": content})),
+                _ => {
+                    places.note(next, path);
+                    messages.push(json!({"role": role, "content": content}));
+                }
             }
         }
         Some("function_call") => {
@@ -163,24 +225,36 @@ fn item(value: &Value, path: &str, messages: &mut Vec<Value>) -> Result<(), ApiE
                 "id": fields.text("call_id")?, "type": "function",
                 "function": {"name": fields.text("name")?, "arguments": fields.text("arguments")?.unwrap_or_default()},
             });
-            match last_assistant(messages) {
+            let place = match last_assistant(messages) {
                 Some(open) => match open.get_mut("tool_calls").and_then(Value::as_array_mut) {
-                    Some(calls) => calls.push(call),
+                    Some(calls) => {
+                        calls.push(call);
+                        format!("{last}.tool_calls[{}]", calls.len().saturating_sub(1))
+                    }
                     None => {
                         open.insert("tool_calls".into(), json!([call]));
+                        format!("{last}.tool_calls[0]")
                     }
                 },
-                None => messages.push(json!({"role": "assistant", "content": null, "tool_calls": [call]})),
-            }
+                None => {
+                    messages.push(json!({"role": "assistant", "content": null, "tool_calls": [call]}));
+                    format!("{next}.tool_calls[0]")
+                }
+            };
+            places.note(format!("{place}.function"), path);
+            places.note(place, path);
         }
         Some("function_call_output") => {
             let output = fields.get("output").cloned().unwrap_or_default();
             messages.push(json!({"role": "tool", "tool_call_id": fields.text("call_id")?, "content": output}));
+            places.note(format!("{next}.content"), format!("{path}.output"));
+            places.note(next, path);
         }
         Some("reasoning") => {
             let texts = fields.list("content")?.unwrap_or_default().iter();
             let thought: String = texts.filter_map(|part| part.get("text")?.as_str()).collect();
             if !thought.is_empty() {
+                places.note(next, path);
                 messages.push(json!({"role": "assistant", "content": null, "reasoning_content": thought}));
             }
         }
@@ -205,7 +279,7 @@ mod tests {
     use super::*;
 
     fn chat(body: Value) -> Value {
-        Value::Object(to_chat(body.as_object().unwrap()).unwrap())
+        Value::Object(to_chat(body.as_object().unwrap()).unwrap().0)
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, StatusCode, header};
@@ -23,11 +24,12 @@ use super::chat::{self, Chunks, TokenReports};
 use super::completions::{self, TextChunks, Told};
 use super::error::{ApiError, Dialect};
 use super::fields::Fields;
-use super::generate::completion_asks;
+use super::generate::{ChatJob, completion_asks};
 use super::ids::{new_id, now};
 use super::limits;
 use super::metrics;
 use super::models;
+use super::places::Places;
 use super::record::{Record, RecordedBody};
 use super::responses::{self, ResponseEvents};
 use super::responses_echo::Echo;
@@ -170,7 +172,8 @@ async fn list_models(State(app): Shared) -> Response {
     json_response(&models::list(&app))
 }
 
-async fn one_model(State(app): Shared, Path(name): Path<String>) -> Result<Response, ApiError> {
+async fn one_model(State(app): Shared, name: Result<Path<String>, PathRejection>) -> Result<Response, ApiError> {
+    let Path(name) = name.map_err(|_| ApiError::invalid(None, "the name of the model in the path is no UTF-8"))?;
     app.check_model(Some(&name))?;
     Ok(json_response(&models::one(&app, &name)))
 }
@@ -210,7 +213,7 @@ async fn text_completions(
             let body = completions::read(checked(app, &map)?, &app.defaults)?;
             let prompts = body.tokens(app)?;
             let echoes = body.echoes(app, &prompts)?;
-            let asks = completion_asks(app, &body.options, prompts, body.echo)?;
+            let asks = completion_asks(app, &body, prompts)?;
             Ok((body, asks, echoes))
         })
         .await?;
@@ -233,7 +236,7 @@ async fn create_response(
     let map = body(&app, request).await?;
     let (stream, asks, echo) = app
         .blocking(move |app| {
-            let (stream, asks) = converted(app, &map, &responses_in::to_chat(&map)?)?;
+            let (stream, asks) = converted(app, &map, responses_in::to_chat(&map)?)?;
             let sampling = asks.first().map(|ask| ask.request.sampling).unwrap_or_default();
             Ok((stream, asks, Echo::of(&map, &sampling)?))
         })
@@ -258,7 +261,7 @@ async fn create_message(
             if !map.contains_key("max_tokens") {
                 return Err(ApiError::field("max_tokens", "is missing"));
             }
-            let (stream, asks) = converted(app, &map, &anthropic_in::to_chat(&map)?)?;
+            let (stream, asks) = converted(app, &map, anthropic_in::to_chat(&map)?)?;
             Ok((stream, asks, StopSequences::of(&map)))
         })
         .await?;
@@ -276,18 +279,27 @@ async fn count_tokens(State(app): Shared, request: Request) -> Result<Response, 
     let map = read_object(&app, request).await?;
     let tokens = app
         .blocking(move |app| {
-            let chat = anthropic_in::to_chat(&map)?;
-            Ok(chat::read(checked(app, &chat)?, &app.defaults)?.job.prompt(app)?.tokens.len())
+            let (chat, places) = anthropic_in::to_chat(&map)?;
+            let prompt = job(app, &chat).and_then(|job| job.prompt(app));
+            Ok(prompt.map_err(|error| places.told(error))?.tokens.len())
         })
         .await?;
     Ok(json_response(&json!({"input_tokens": tokens})))
 }
 
 /// One ask for a body that was made that of a chat, and whether its answer is streamed.
-fn converted(app: &App, map: &Map<String, Value>, chat: &Map<String, Value>) -> Result<(bool, Vec<Ask>), ApiError> {
+fn converted(
+    app: &App,
+    map: &Map<String, Value>,
+    (chat, places): (Map<String, Value>, Places),
+) -> Result<(bool, Vec<Ask>), ApiError> {
     let stream = Fields::root(map).bool("stream")?.unwrap_or(false);
-    let body = chat::read(checked(app, chat)?, &app.defaults)?;
-    Ok((stream, body.job.asks(app)?))
+    let asks = job(app, &chat).and_then(|job| job.asks(app));
+    Ok((stream, asks.map_err(|error| places.told(error))?))
+}
+
+fn job(app: &App, chat: &Map<String, Value>) -> Result<ChatJob, ApiError> {
+    Ok(chat::read(checked(app, chat)?, &app.defaults)?.job)
 }
 
 async fn tokenize(State(app): Shared, request: Request) -> Result<Response, ApiError> {
@@ -335,7 +347,9 @@ async fn read_object(app: &Arc<App>, request: Request) -> Result<Map<String, Val
     let bytes = read(request).await?;
     app.blocking(move |_| {
         limits::check_depth(&bytes)?;
-        match serde_json::from_slice(&bytes) {
+        // Some programs write a byte order mark before their texts.
+        let json = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+        match serde_json::from_slice(json) {
             Ok(Value::Object(map)) => Ok(map),
             Ok(_) => Err(ApiError::invalid(None, "the body is JSON, but no object")),
             Err(error) => Err(ApiError::invalid(None, format!("the body is no JSON: {error}"))),
@@ -349,6 +363,11 @@ async fn read(request: Request) -> Result<Bytes, ApiError> {
         let message = format!("the body is larger than {} MiB", limits::BODY >> 20);
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
     };
+    let encoding = request.headers().get(header::CONTENT_ENCODING).map(|name| name.to_str().unwrap_or_default());
+    if let Some(name) = encoding.filter(|name| !name.eq_ignore_ascii_case("identity")) {
+        let message = format!("Content-Encoding: {name:.40?} is not read; send the body as it is");
+        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+    }
     let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     if length.is_some_and(|length| length.parse::<usize>().is_ok_and(|length| length > limits::BODY)) {
         return Err(too_large());

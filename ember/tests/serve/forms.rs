@@ -56,6 +56,156 @@ fn an_answer_follows_its_schema() {
 }
 
 #[test]
+fn every_api_keeps_to_the_form_that_is_asked_for() {
+    let server = Server::start(&[]);
+    let schema = json!({"type": "object", "properties": {"kind": {"enum": ["cat", "dog"]}}, "required": ["kind"],
+        "additionalProperties": false});
+    let fits = |text: &Value| {
+        let pet: Value = serde_json::from_str(text.as_str().unwrap()).unwrap_or_else(|e| panic!("{e}: {text}"));
+        assert!(["cat", "dog"].contains(&pet["kind"].as_str().unwrap()), "{pet}");
+    };
+    // The third is llama.cpp's.
+    let formats = [
+        json!({"type": "json_schema", "json_schema": {"name": "pet", "schema": schema}}),
+        json!({"type": "json_object"}),
+        json!({"type": "json_object", "schema": schema}),
+    ];
+    for format in &formats {
+        let answer = server.ok("/v1/chat/completions", &body(json!({ "response_format": format })));
+        let completion =
+            json!({"prompt": ["a fox", "a boat"], "temperature": 0, "max_tokens": 900, "response_format": format});
+        let texts = server.ok("/v1/completions", &completion);
+        for text in
+            [&answer["choices"][0]["message"]["content"], &texts["choices"][0]["text"], &texts["choices"][1]["text"]]
+        {
+            match format.to_string().contains("schema") {
+                true => fits(text),
+                // It ends where an object does, or not at all.
+                false => assert!(text.as_str().unwrap().trim_start().starts_with('{'), "{text}"),
+            }
+        }
+    }
+    let message = json!({"messages": [{"role": "user", "content": "a fox"}], "temperature": 0, "max_tokens": 900});
+    let format = json!({"type": "json_schema", "schema": schema});
+    for more in [json!({"output_config": {"effort": "low", "format": format}}), json!({"output_format": format})] {
+        let mut asked = message.clone();
+        asked.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        fits(&server.ok("/v1/messages", &asked)["content"][0]["text"]);
+    }
+    let wrong = json!({"type": "json_object", "schema": {"type": "object", "if": {}}});
+    for (path, asked) in [("/v1/chat/completions", body(json!({}))), ("/v1/completions", json!({"prompt": "a"}))] {
+        let mut asked = asked;
+        asked["response_format"] = wrong.clone();
+        let refused = server.post(path, &asked);
+        assert!(refused.status == 400 && refused.message().starts_with("response_format.schema"), "{}", refused.body);
+    }
+}
+
+#[test]
+fn a_form_beside_tools_is_that_of_answers_that_call_none() {
+    let schema = json!({"type": "object", "properties": {"kind": {"enum": ["cat", "dog"]}}, "required": ["kind"],
+        "additionalProperties": false});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "pet", "schema": schema}});
+    for template in [
+        "{{ '<tool_call>\n<function=' and '' }}{{ 'tools ' if tools }}{{ messages[-1].content }}",
+        "{{ '<tool_call>' and '' }}{{ 'tools ' if tools }}{{ messages[-1].content }}",
+    ] {
+        let directory = templates::model(template);
+        let server = templates::server(&directory);
+        let asked = |first: &str, more: Value| {
+            let id =
+                server.ok("/tokenize", &json!({"prompt": first, "add_special_tokens": false}))["tokens"][0].to_string();
+            let mut asked = body(json!({"tools": tools(), "response_format": format, "parallel_tool_calls": false}));
+            asked["logit_bias"] = json!({ id: 100 });
+            asked.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            server.ok("/v1/chat/completions", &asked)["choices"][0].clone()
+        };
+        // The model begins as it is made to, and goes on as the form says.
+        let call = asked("<", json!({}));
+        assert_eq!(call["finish_reason"], "tool_calls", "{template}: {call}");
+        let arguments = call["message"]["tool_calls"][0]["function"]["arguments"].as_str().unwrap();
+        assert!(serde_json::from_str::<Value>(arguments).unwrap()["word"].is_string(), "{arguments}");
+        for more in [json!({}), json!({"tool_choice": "none"})] {
+            let answer = asked("{", more);
+            assert_eq!(answer["finish_reason"], "stop", "{template}: {answer}");
+            let pet: Value = serde_json::from_str(answer["message"]["content"].as_str().unwrap()).unwrap();
+            assert!(pet["kind"].is_string() && answer["message"].get("tool_calls").is_none(), "{answer}");
+        }
+        assert_eq!(asked("{", json!({"tool_choice": "required"}))["finish_reason"], "tool_calls");
+        // Which of them is at fault is told.
+        let mut wrong = body(json!({"tools": tools(), "response_format": format}));
+        wrong["response_format"]["json_schema"]["schema"]["if"] = json!({});
+        let refused = server.post("/v1/chat/completions", &wrong);
+        let place = "response_format.json_schema.schema";
+        assert!(refused.status == 400 && refused.message().starts_with(place), "{}", refused.body);
+    }
+    // Where calls are bare JSON, an answer could be either.
+    let directory = templates::model("{{ 'ipython' and '' }}{{ 'tools ' if tools }}{{ messages[-1].content }}");
+    let refused = templates::server(&directory)
+        .post("/v1/chat/completions", &body(json!({"tools": tools(), "response_format": format})));
+    assert!(refused.status == 400 && refused.message().contains("leave the tools out"), "{}", refused.body);
+}
+
+#[test]
+fn tools_that_are_not_allowed_are_neither_told_nor_called() {
+    let template = "{{ '<tool_call>' and '' }}{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}{{ messages[-1].content }}";
+    let directory = templates::model(template);
+    let server = templates::server(&directory);
+    let function = |name: &str| json!({"type": "function", "function": {"name": name}});
+    let choice = |mode: &str, names: &[&str]| {
+        let tools: Vec<Value> = names.iter().copied().map(function).collect();
+        json!({"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}})
+    };
+    let asked = |choice: &Value| body(json!({"tools": tools(), "tool_choice": choice, "parallel_tool_calls": false}));
+    for mode in ["auto", "required"] {
+        for (names, told) in [(&["spell"][..], "[spell]a fox"), (&["spell", "look_up"], "[look_up][spell]a fox")] {
+            let tokens = server.ok("/tokenize", &asked(&choice(mode, names)))["tokens"].clone();
+            assert_eq!(server.ok("/detokenize", &json!({ "tokens": tokens }))["content"], told, "{mode}");
+        }
+    }
+    let answer = server.ok("/v1/chat/completions", &asked(&choice("required", &["spell"])));
+    assert_eq!(answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"], "spell", "{answer}");
+    // As `responses` has it, where tools that are run elsewhere are left out.
+    let flat: Vec<Value> = ["look_up", "spell"]
+        .iter()
+        .map(|name| json!({"type": "function", "name": name, "parameters": tools()[0]["function"]["parameters"]}))
+        .collect();
+    let chosen = |name: &str| json!({"type": "allowed_tools", "mode": "required", "tools": [{"type": "web_search"}, {"type": "function", "name": name}]});
+    let mut response = json!({"input": "a fox", "tools": flat, "tool_choice": chosen("spell"), "temperature": 0,
+        "max_output_tokens": 900, "parallel_tool_calls": false});
+    let answer = server.ok("/v1/responses", &response);
+    assert_eq!((&answer["output"][0]["name"], &answer["tool_choice"]), (&json!("spell"), &chosen("spell")), "{answer}");
+    response["tool_choice"] = chosen("f");
+    let refused = server.post("/v1/responses", &response);
+    let part = "tool_choice.tools[1].name: there is no tool \"f\"";
+    assert!(refused.status == 400 && refused.message().contains(part), "{}", refused.body);
+    for (choice, part) in [
+        (choice("always", &["spell"]), "tool_choice.allowed_tools.mode: \"always\""),
+        (choice("auto", &["f"]), "tool_choice.allowed_tools.tools[0].function.name: there is no tool \"f\""),
+        (choice("required", &[]), "tool_choice: a call is required, but there are no tools"),
+        (json!({"type": "allowed_tools"}), "tool_choice.allowed_tools: is missing"),
+        (json!({"type": "web_search"}), "tool_choice.type: \"web_search\""),
+        (json!({"type": "function"}), "tool_choice.function.name: is missing"),
+    ] {
+        let refused = server.post("/v1/chat/completions", &asked(&choice));
+        assert!(refused.status == 400 && refused.message().starts_with(part), "{}", refused.body);
+    }
+    // What is wrong with a tool is told at its own place.
+    let mut wrong = tools();
+    wrong[1]["function"]["parameters"]["multipleOf"] = json!(0.123_456_789);
+    for choice in [choice("required", &["spell"]), function("spell")] {
+        let mut asked = asked(&choice);
+        asked["tools"] = wrong.clone();
+        let refused = server.post("/v1/chat/completions", &asked);
+        assert!(
+            refused.status == 400 && refused.message().starts_with("tools[1].function.parameters.multipleOf"),
+            "{}",
+            refused.body
+        );
+    }
+}
+
+#[test]
 fn a_call_that_is_required_is_one_whole_and_streamed() {
     // The three ways in which models write calls.
     for template in [

@@ -91,3 +91,18 @@ fn tokens_are_spelled_where_that_is_asked_for() {
     assert_eq!(of_chat["token_strs"].as_array().unwrap().len(), of_chat["tokens"].as_array().unwrap().len());
     assert!(server.ok("/tokenize", &chat(json!({}))).get("token_strs").is_none());
 }
+
+#[test]
+fn tokens_are_counted_beyond_the_context() {
+    let server = Server::start(&["--ctx-size", "64"]);
+    let text = "word ".repeat(200);
+    let chat = json!({"messages": [{"role": "user", "content": text}], "max_tokens": 1});
+    let count = server.ok("/tokenize", &chat)["count"].as_u64().unwrap();
+    assert!(count > 200 && server.ok("/tokenize", &json!({"prompt": text}))["count"].as_u64().unwrap() > 190);
+    assert_eq!(server.ok("/v1/messages/count_tokens", &chat)["input_tokens"], count);
+    for path in ["/v1/chat/completions", "/v1/messages"] {
+        let refused = server.post(path, &chat);
+        let part = format!("the prompt has {count} tokens");
+        assert!(refused.status == 400 && refused.message().contains(&part), "{path}: {}", refused.body);
+    }
+}

@@ -89,6 +89,30 @@ impl GrammarCompiler {
         self.compile(TopLevelGrammar::from_lark(tool_calls::lark(format, tools, parallel)?), "tools")
     }
 
+    /// Answers that are calls as in [`Self::tool_calls`], or what a JSON schema describes; it comes with the place where it stands.
+    ///
+    /// # Errors
+    /// As both, and where the model writes calls as bare JSON, which could be either.
+    pub fn tool_calls_or_json_schema(
+        &self,
+        format: ToolFormat,
+        tools: &DeclaredTools,
+        parallel: bool,
+        (schema, place): (&Value, &str),
+    ) -> Result<Grammar> {
+        if format == ToolFormat::Llama3Json {
+            let why = "cannot stand beside tools that may be called: this model writes calls as JSON too; demand a call, or leave the tools out";
+            return Err(wrong(place, why));
+        }
+        let calls = tool_calls::lark(format, tools, parallel)?.replacen("start:", "calls:", 1);
+        let lark = format!("start: calls | answer\nanswer: %json {}\n{calls}", prepared(schema, place)?);
+        // Where it fails, either of them may be at fault.
+        self.compile(TopLevelGrammar::from_lark(lark), "tools").or_else(|of_both| {
+            self.json_schema(schema, place)?;
+            Err(of_both)
+        })
+    }
+
     fn compile(&self, grammar: TopLevelGrammar, place: &str) -> Result<Grammar> {
         // The compiler calls itself once per property of an object, and the stack of the caller may be small.
         let made = std::thread::scope(|scope| {

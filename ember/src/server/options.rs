@@ -80,6 +80,10 @@ fn sampling(fields: Fields<'_>, seed: Option<Seed>, defaults: &Defaults) -> Resu
     let top_p = fields.number("top_p", 0.0..=1.0)?;
     let min_p = fields.number("min_p", 0.0..=1.0)?;
     let penalty = fields.number("repetition_penalty", 0.0..=100.0)?;
+    // Either of the bounds keeps the most likely token alone.
+    let one = top_p == Some(0.0) || min_p == Some(1.0);
+    let (top_p, min_p) = (top_p.filter(|&p| p > 0.0), min_p.filter(|&p| p < 1.0));
+    let top_k = if one { Some(1) } else { top_k };
     let asked = temp.is_some() || top_k.is_some() || top_p.is_some() || min_p.is_some();
     let merged = SamplingArgs {
         temp: temp.or(flags.temp),

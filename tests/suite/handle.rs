@@ -171,6 +171,12 @@ pub fn the_queue_is_bounded<B: CompactBackend>(device: &B::Device) {
     let waits = Client::submit(&handle, short.clone());
     let refused = || handle.submit(short.clone(), |update| panic!("{update:?}"));
     assert!(matches!(refused(), Err(Refused::Busy { waiting: 1, room: 0 })), "one too many was taken");
+    let together = |asked: usize| {
+        let sink = |update: Update| -> bool { panic!("{update:?}") };
+        handle.submit_all(vec![(short.clone(), sink); asked])
+    };
+    assert!(matches!(together(2), Err(Refused::Busy { waiting: 1, room: 0 })), "two too many were taken");
+    assert!(matches!(together(3), Err(Refused::TooMany { asked: 3, most: 2 })), "there is never room for three");
     let status = handle.status();
     assert_eq!((status.running, status.waiting, status.max_running, status.max_waiting), (1, 1, 1, 1));
     // The place of one that does not want to wait is free at once, also while the engine is busy.

@@ -28,8 +28,9 @@ impl Echo {
             "parallel_tool_calls": fields.bool("parallel_tool_calls")?.unwrap_or(true),
             "max_tool_calls": fields.integer("max_tool_calls", 0..=u64::MAX)?,
             "text": text_config(fields)?, "reasoning": reasoning(fields)?,
+            "truncation": text("truncation")?.unwrap_or("disabled"),
             // Other ones are refused.
-            "truncation": "disabled", "top_logprobs": 0,
+            "top_logprobs": 0,
             "user": text("user")?, "safety_identifier": text("safety_identifier")?,
             "prompt_cache_key": text("prompt_cache_key")?,
             // Whatever a request says: nothing is kept, nothing runs later, and all requests are served alike.

@@ -124,12 +124,8 @@ fn refuse_what_is_not_told(fields: Fields<'_>) -> Result<(), ApiError> {
         return Err(fields.wrong("include", format!("message.output_text.logprobs: log probabilities {LOGPROBS}")));
     }
     match fields.text("truncation")? {
-        None | Some("disabled") => Ok(()),
-        Some("auto") => {
-            let message = "\"auto\": nothing of an input is left out here; leave items out yourself where it is too long, \
-                           which /tokenize tells";
-            Err(fields.wrong("truncation", message))
-        }
+        // Of an input that fits nothing is left out either way; the error of a longer one says what to do.
+        None | Some("disabled" | "auto") => Ok(()),
         Some(other) => Err(fields.wrong("truncation", format!("{other:.40?} is none of auto and disabled"))),
     }
 }

@@ -179,7 +179,6 @@ fn errors_of_other_apis_name_what_was_sent() {
         (json!({"include": ["message.output_text.logprobs"]}), "include"),
         (json!({"top_logprobs": 2}), "top_logprobs"),
         (json!({"top_logprobs": 21}), "top_logprobs"),
-        (json!({"truncation": "auto"}), "truncation"),
         (json!({"truncation": "end"}), "truncation"),
     ];
     for (more, place) in responses {

@@ -115,7 +115,7 @@ def responses():
     echoed(asked, {"instructions": "Be brief.", "temperature": 0, "max_output_tokens": 12, "tools": [], "tool_choice": "auto"})
     tool = {"type": "function", "name": "look_up", "parameters": TOOLS[0]["function"]["parameters"], "strict": True}
     said = dict(tools=[tool], tool_choice={"type": "function", "name": "look_up"}, parallel_tool_calls=False, top_p=0.5,
-                metadata={"a": "b"}, reasoning={"effort": "low"}, truncation="disabled", user="me", max_output_tokens=400)
+                metadata={"a": "b"}, reasoning={"effort": "low"}, truncation="auto", user="me", max_output_tokens=400)
     echoed({**asked, **said}, said)
     said = dict(text={"format": {"type": "json_schema", "name": "pet", "schema": SCHEMA}, "verbosity": "low"}, max_output_tokens=900)
     echoed({**asked, **said}, said)

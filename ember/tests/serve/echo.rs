@@ -38,7 +38,7 @@ fn every_response_says_what_its_request_said() {
         "instructions": "Be brief.", "max_output_tokens": 3, "temperature": 0, "top_p": 0.5, "metadata": {"of": "a test"},
         "tools": [function, {"type": "web_search"}], "tool_choice": "none", "parallel_tool_calls": false, "max_tool_calls": 4,
         "text": {"format": {"type": "text"}, "verbosity": "low"}, "reasoning": {"effort": "low", "summary": "auto"},
-        "truncation": "disabled", "top_logprobs": 0, "user": "u", "safety_identifier": "s", "prompt_cache_key": "k",
+        "truncation": "auto", "top_logprobs": 0, "user": "u", "safety_identifier": "s", "prompt_cache_key": "k",
     });
     let mut body = said.clone();
     body["input"] = "tell me a story".into();

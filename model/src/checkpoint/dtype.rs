@@ -55,6 +55,16 @@ impl Dtype {
         }
     }
 
+    /// The type of numbers that a model computes with; none of others.
+    pub(super) const fn float(self) -> Option<FloatType> {
+        match self {
+            Self::F32 => Some(FloatType::F32),
+            Self::F16 => Some(FloatType::F16),
+            Self::Bf16 => Some(FloatType::Bf16),
+            _ => None,
+        }
+    }
+
     /// The type of this name in a header.
     pub(super) fn named(name: &str) -> Option<Self> {
         use Dtype::{Bf16, Bool, F8E4M3, F8E5M2, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64};

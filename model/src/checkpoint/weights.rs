@@ -17,7 +17,7 @@ use crate::config::{DiscoveredCrest, DiscoveredKvCompression};
 use crate::{Error, Result};
 
 /// Largest dense matrix that is checked for NaN and infinity when it is read, in bytes: gates and compressors are below,
-/// and a full pass over the large ones would cost as much as loading them.
+/// and a full pass over the large ones would cost as much as loading them. Those that are copied are checked in pieces of so many.
 const CHECKED: usize = 1 << 20;
 
 /// A parameter of the checkpoint.
@@ -125,7 +125,7 @@ impl Weights {
             StoredAs::Dense { name, dtype } => {
                 let data = self.slice(parameter, self.checkpoint.data(name)?, dtype.size())?;
                 if data.len() <= CHECKED {
-                    self.check_finite(parameter, *dtype, &data)?;
+                    self.check_finite(name, *dtype, 0, &data)?;
                 }
                 return Ok(HostWeight { n, k, storage: HostStorage::Dense(*dtype, data) });
             }
@@ -153,7 +153,7 @@ impl Weights {
             StoredAs::Dense { name, dtype } => match self.checkpoint.info(name).map(|info| info.shape.as_slice()) {
                 Some(&[n, k]) => {
                     let data = self.checkpoint.data(name)?;
-                    self.check_finite(parameter, *dtype, &data)?;
+                    self.check_finite(name, *dtype, 0, &data)?;
                     Ok(HostWeight { n, k, storage: HostStorage::Dense(*dtype, data) })
                 }
                 _ => Err(self.error(parameter, "is no matrix".into())),
@@ -173,12 +173,48 @@ impl Weights {
         match &parameter.stored {
             StoredAs::Dense { name, dtype } => {
                 let data = self.slice(parameter, self.checkpoint.data(name)?, dtype.size())?;
-                self.check_finite(parameter, *dtype, &data)?;
+                self.check_finite(name, *dtype, 0, &data)?;
                 Ok(dtype.decode_all(&data))
             }
             _ => dequantise(&self.matrix(canonical)?)
                 .map_err(|error| self.error(parameter, format!("cannot be read: {error}"))),
         }
+    }
+
+    /// As [`Self::matrix`], with the numbers of large ones tested, too.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`].
+    pub(crate) fn tested_matrix(&self, canonical: &str) -> Result<HostWeight> {
+        let weight = self.matrix(canonical)?;
+        if let (HostStorage::Dense(_, data), StoredAs::Dense { name, .. }) =
+            (&weight.storage, &self.parameter(canonical)?.stored)
+        {
+            self.check_copied(canonical, name, data)?;
+        }
+        Ok(weight)
+    }
+
+    /// Tests what is to be copied of a tensor of the file as it is tested when it is read; a large one, too. Codes that are stored under a
+    /// type of numbers are none. Pages are given back as they have been read.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when a number is NaN or infinite.
+    pub(crate) fn check_copied(&self, canonical: &str, tensor: &str, data: &[u8]) -> Result<()> {
+        let codes = match self.parameters.get(canonical).map(|parameter| &parameter.stored) {
+            Some(StoredAs::CodeBook(weight)) => weight.name == tensor,
+            _ => false,
+        };
+        let dtype = self.checkpoint.info(tensor).and_then(|info| info.dtype.float());
+        let Some(dtype) = dtype.filter(|_| !codes) else { return Ok(()) };
+        let (mut start, mut elements) = (0usize, 0usize);
+        for piece in data.chunks(CHECKED) {
+            self.check_finite(tensor, dtype, elements, piece)?;
+            self.checkpoint.release_part(tensor, start, piece.len());
+            start = start.saturating_add(piece.len());
+            elements = start / dtype.size();
+        }
+        Ok(())
     }
 
     /// Under which name the file of a dense parameter would hold it: the name that it has, or that its packed weight has, or the module
@@ -232,9 +268,13 @@ impl Weights {
         }
     }
 
-    fn check_finite(&self, parameter: &Parameter, dtype: FloatType, data: &[u8]) -> Result<()> {
+    /// Tests a part of a tensor that begins at this element.
+    fn check_finite(&self, tensor: &str, dtype: FloatType, start: usize, data: &[u8]) -> Result<()> {
         match dtype.first_non_finite(data) {
-            Some(at) => Err(self.error(parameter, format!("element {at} is not a finite number"))),
+            Some(at) => {
+                let at = start.saturating_add(at);
+                Err(self.checkpoint.tensor_error(tensor, format!("element {at} is not a finite number")).into())
+            }
             None => Ok(()),
         }
     }

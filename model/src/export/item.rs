@@ -149,7 +149,9 @@ impl Item {
         let matrix = || weights.matrix(name);
         let made = match &self.work {
             Work::Copy(tensors) => return self.copied(weights, tensors),
-            Work::Dense(float) => encode(&self.slots, &format::dequantize_to(&matrix()?, *float).map_err(fail)?),
+            Work::Dense(float) => {
+                encode(&self.slots, &format::dequantize_to(&weights.tested_matrix(name)?, *float).map_err(fail)?)
+            }
             Work::Quantize(quantize) => encode(&self.slots, &quantize.apply(&matrix()?).map_err(fail)?),
             Work::Rows(layout) => {
                 let weight = match layout {
@@ -186,6 +188,7 @@ impl Item {
                 }
                 data = data.slice(range);
             }
+            weights.check_copied(&self.parameter, name, &data)?;
             let source = rows.is_none().then(|| name.clone());
             Ok(StoredTensor { source, ..slot.clone().fill(data)? })
         };

@@ -5,6 +5,8 @@ mod checkpoint_support;
 mod files;
 #[path = "export/gates.rs"]
 mod gates;
+#[path = "export/unfinished.rs"]
+mod unfinished;
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -155,7 +155,7 @@ impl ExportPlan<'_> {
         self.data_bytes().saturating_add(headers as u64).saturating_add(files as u64)
     }
 
-    /// Bytes of all tensors.
+    /// Bytes of all tensors; those of the longest possible where they are not known yet.
     pub fn data_bytes(&self) -> u64 {
         self.items.iter().map(Item::bytes).sum()
     }

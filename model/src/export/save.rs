@@ -26,7 +26,7 @@ impl<B: CompactBackend> CausalLm<B> {
     /// again. Every matrix is written as the device holds it: packed codes as codes, numbers that were trained as F32. What is no matrix
     /// is F32. Tokenizer and chat template are not part of a model: copy them beside.
     ///
-    /// One tensor is read back at a time. The directory appears when it is complete.
+    /// One tensor is read back at a time. The directory appears when it is complete; after an error nothing is left.
     ///
     /// [`Pretrained::open`]: crate::Pretrained::open
     ///
@@ -51,16 +51,24 @@ impl<B: CompactBackend> CausalLm<B> {
         let fingerprint =
             format!("{:x}-{:x}", std::process::id(), std::time::UNIX_EPOCH.elapsed().map_or(0, |t| t.as_nanos()));
         let output = OutputDir::open(dir, &Job { about: "a model that was in memory".into(), fingerprint })?;
-        let mut file = ShardFile::create(&output.part(FILE), slots.iter())?;
-        for (name, held) in &list {
-            for tensor in encoded(name, held, stored)? {
-                file.push(tensor, &mut |_, _, _| ())?;
+        let write = || {
+            let mut file = ShardFile::create(&output.part(FILE), slots.iter())?;
+            for (name, held) in &list {
+                for tensor in encoded(name, held, stored)? {
+                    file.push(tensor, &mut |_, _, _| ())?;
+                }
+            }
+            file.finish(&mut |_, _, _| ())?;
+            output.complete(FILE)?;
+            output.write(ModelConfig::FILE, format!("{:#}\n", Value::Object(config)).as_bytes())
+        };
+        match write() {
+            Ok(()) => output.commit(),
+            Err(error) => {
+                output.discard([FILE, ModelConfig::FILE].into_iter());
+                Err(error)
             }
         }
-        file.finish(&mut |_, _, _| ())?;
-        output.complete(FILE)?;
-        output.write(ModelConfig::FILE, format!("{:#}\n", Value::Object(config)).as_bytes())?;
-        output.commit()
     }
 
     /// The config that was read, with what is different now.

@@ -51,7 +51,8 @@ pub struct Exported {
 impl ExportPlan<'_> {
     /// Writes the directory, which must not exist or be empty. Everything is written to `DIR.partial` first, which becomes the
     /// directory in one step when it is complete and on the disk. When a run is cut off, the same call goes on after the last complete
-    /// file of weights; `DIR.partial` of any other origin is refused. `progress` is told after every tensor.
+    /// file of weights; `DIR.partial` of any other origin is refused. After an error of the source, which the same call would meet again,
+    /// nothing that this call has written is left. `progress` is told after every tensor.
     ///
     /// # Errors
     /// [`Error::Source`] when there is something at `dir`, or the partial directory is other work's; [`Error::Space`] when the disk has
@@ -68,15 +69,41 @@ impl ExportPlan<'_> {
         let names: Vec<String> = (1..).take(self.shards.len()).map(|at| self.shard_name(at)).collect();
         let missing: Vec<(&String, &Range<usize>)> =
             names.iter().zip(&self.shards).filter(|(name, _)| !output.has(name)).collect();
+        match self.write_files(&output, &names, &missing, progress) {
+            Ok(data_bytes) => {
+                output.commit()?;
+                let resumed = self.shards.len().saturating_sub(missing.len());
+                Ok(Exported { shards: self.shards.len(), resumed, data_bytes })
+            }
+            // With room, or after a repair, the same work goes on.
+            Err(error @ (Error::Io { .. } | Error::Space { .. })) => Err(error),
+            Err(error) => {
+                output.discard(missing.iter().map(|(name, _)| name.as_str()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes the files of weights that are missing and everything beside them. Returns the bytes of all tensors.
+    fn write_files(
+        &self,
+        output: &OutputDir,
+        names: &[String],
+        missing: &[(&String, &Range<usize>)],
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<u64> {
+        for (name, _) in missing {
+            output.remove_part(name)?;
+        }
         let items = |shard: &Range<usize>| self.items.get(shard.clone()).unwrap_or_default();
         let needed = missing.iter().flat_map(|(_, shard)| items(shard)).map(Item::bytes).sum::<u64>();
-        check_space(dir, needed.saturating_add(self.bytes().saturating_sub(self.data_bytes())))?;
+        check_space(output.target(), needed.saturating_add(self.bytes().saturating_sub(self.data_bytes())))?;
 
         let mut done = Progress { done: 0, total: self.source_bytes() };
         let work: usize = missing.iter().flat_map(|(_, shard)| items(shard)).map(|item| item.source_bytes).sum();
         done.done = done.total.saturating_sub(work);
         progress(done);
-        for (name, shard) in &missing {
+        for (name, shard) in missing {
             let part = output.part(name);
             let file = match self.container {
                 ExportContainer::Safetensors => WeightFile::Safetensors(ShardFile::create(&part, self.slots(shard))?),
@@ -88,15 +115,18 @@ impl ExportPlan<'_> {
             })?;
             output.complete(name)?;
         }
+        // Not what was planned: how long some tensors are is known when they are made.
+        let mut data_bytes = 0u64;
+        for name in names {
+            data_bytes = data_bytes.saturating_add(output.tensor_bytes(name)?);
+        }
         if let [_, _, ..] = self.shards.as_slice() {
-            output.write(INDEX, &self.index(&names))?;
+            output.write(INDEX, &self.index(names, data_bytes))?;
         }
         for (name, bytes) in &self.files {
             output.write(name, bytes)?;
         }
-        output.commit()?;
-        let resumed = self.shards.len().saturating_sub(missing.len());
-        Ok(Exported { shards: self.shards.len(), resumed, data_bytes: self.data_bytes() })
+        Ok(data_bytes)
     }
 
     /// One thread converts, this one writes. The channel holds nothing, so that there are two tensors at most.
@@ -139,14 +169,14 @@ impl ExportPlan<'_> {
         }
     }
 
-    fn index(&self, names: &[String]) -> Vec<u8> {
+    fn index(&self, names: &[String], data_bytes: u64) -> Vec<u8> {
         let mut map = Map::new();
         for (name, shard) in names.iter().zip(&self.shards) {
             map.extend(self.slots(shard).map(|slot| (slot.name.clone(), Value::from(name.as_str()))));
         }
         // Sorted, as transformers has it.
         map.sort_keys();
-        let index = json!({ "metadata": { "total_size": self.data_bytes() }, "weight_map": map });
+        let index = json!({ "metadata": { "total_size": data_bytes }, "weight_map": map });
         format!("{index:#}\n").into_bytes()
     }
 }

@@ -86,6 +86,7 @@ impl From<DenseType> for FloatType {
 /// Runs the command.
 pub fn run(args: &ConvertArgs) -> Result<()> {
     threads::start(args.output.threads)?;
+    args.output.check()?;
     let depth = DepthArgs { steps: args.steps, threshold: None, no_halt: false };
     let pretrained = load::open(&args.source.model(), &depth)?;
     let float = args.dtype.into();

@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Args;
 use emberlm::model::Progress;
-use emberlm::model::export::{ExportPlan, free_space};
+use emberlm::model::export::{ExportPlan, check_target, free_space};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::{ModelArgs, Quant, QuantHead};
@@ -47,7 +47,7 @@ pub struct OutputArgs {
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
 
-    /// Largest file of weights: a number of bytes, or one with KB, MB, GB, KiB, MiB or GiB
+    /// Most bytes of tensors in a file, as transformers counts, headers aside: a number, or one with KB, MB, GB, KiB, MiB or GiB
     #[arg(long, value_name = "SIZE", default_value = "5GB")]
     pub shard_size: Size,
 
@@ -58,6 +58,17 @@ pub struct OutputArgs {
     /// Threads; without it RAYON_NUM_THREADS, or all that the machine runs at once. Where the system refuses some, fewer
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+}
+
+impl OutputArgs {
+    /// Asks, before anything is read or computed, whether the directory can be made; for a dry run, too.
+    pub fn check(&self) -> Result<()> {
+        check_target(&self.to).with_context(|| self.cannot())
+    }
+
+    fn cannot(&self) -> String {
+        format!("cannot write {}", self.to.display())
+    }
 }
 
 /// A number of bytes.
@@ -118,7 +129,7 @@ pub fn write(plan: &ExportPlan<'_>, args: &OutputArgs) -> Result<()> {
     };
     let written = plan.write(&args.to, &mut progress);
     bar.finish_and_clear();
-    let written = written.with_context(|| format!("cannot write {}", args.to.display()))?;
+    let written = written.with_context(|| args.cannot())?;
     if written.resumed > 0 {
         output::note(&format!("{} had been finished before", files(written.resumed)));
     }

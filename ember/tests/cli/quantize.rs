@@ -274,6 +274,64 @@ fn killed_runs_go_on() {
     assert!(resumed >= 2, "{resumed}");
 }
 
+/// A dry run is refused what the run is refused.
+#[test]
+fn a_dry_run_asks_for_the_name() {
+    let scratch = Scratch::new();
+    fs::write(scratch.path("file"), b"precious").expect("written");
+    fs::create_dir(scratch.path("empty")).expect("made");
+    let from = model("leanllama");
+    for flags in [&["--format", "nf4", "--dry-run"][..], &["--format", "nf4"]] {
+        quantize(&from, &scratch.path("file"), flags).fails_with(&["cannot write", "file", "is not a directory"]);
+    }
+    let convert = ["convert", "-m", text(&from), "--dtype", "f32", "--dry-run", "--to", text(&from)];
+    ember(convert).fails_with(&["cannot write", "is not empty: nothing is overwritten"]);
+    for name in ["empty", "new"] {
+        quantize(&from, &scratch.path(name), &["--format", "nf4", "--dry-run"]).with_code(0);
+    }
+    assert_eq!(scratch.files(), ["empty", "file"]);
+}
+
+/// Processes that want one name at once: one has it, and the others are told so.
+#[test]
+fn of_several_processes_one_writes() {
+    let scratch = Scratch::new();
+    let from = model("leanllama");
+    for round in 0..12 {
+        let to = scratch.path(&format!("{round}"));
+        let start = |format: &&str| {
+            command(["quantize", "-m", text(&from), "--to", text(&to), "--format", format]).spawn().expect("starts")
+        };
+        let runs: Vec<_> = ["nf4", "int8", "nf4"].iter().map(start).collect();
+        let mut written = 0;
+        for run in runs {
+            let output = run.wait_with_output().expect("ends");
+            let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+            match output.status.code() {
+                Some(0) => written += 1,
+                code => {
+                    let told = ["is being written by another process", "nothing is overwritten"];
+                    let error = stderr.lines().last().unwrap_or_default();
+                    assert!(code == Some(1) && told.iter().any(|told| error.contains(told)), "{round}: {stderr}");
+                }
+            }
+        }
+        assert!(written == 1 && Pretrained::open(&to).is_ok(), "{round}: {written} have written");
+        assert!(!scratch.path(&format!("{round}.partial")).exists(), "{round}");
+    }
+}
+
+/// What never ends is not read to its end.
+#[cfg(unix)]
+#[test]
+fn prompts_without_end_are_refused() {
+    let scratch = Scratch::new();
+    let flags = ["--format", "nano", "--prompts", "/dev/zero"];
+    quantize(&model("leanllama"), &scratch.path("rows"), &flags)
+        .fails_with(&["/dev/zero", "longer than 1048576 bytes"]);
+    assert!(scratch.files().is_empty());
+}
+
 /// A disk without room: nothing is made there. The file system of processes has none.
 #[cfg(target_os = "linux")]
 #[test]

@@ -45,6 +45,14 @@ pub use options::{ExportContainer, ExportOptions};
 pub use plan::ExportPlan;
 pub use write::Exported;
 
+/// Whether a directory can be written at this path, as [`ExportPlan::write`] asks first.
+///
+/// # Errors
+/// [`Error::Source`](crate::Error::Source) when there is something that is not an empty directory.
+pub fn check_target(directory: &std::path::Path) -> crate::Result<()> {
+    crate::checkpoint::writer::check_target(directory)
+}
+
 /// Bytes that may be written on the disk of a directory, which need not exist; none where the system does not tell.
 pub fn free_space(directory: &std::path::Path) -> Option<u64> {
     crate::checkpoint::writer::free_space(directory)

@@ -105,6 +105,7 @@ impl From<TargetFormat> for Format {
 /// Runs the command.
 pub fn run(args: &QuantizeArgs) -> Result<()> {
     threads::start(args.output.threads)?;
+    args.output.check()?;
     let depth = DepthArgs { steps: args.steps, threshold: None, no_halt: false };
     let pretrained = load::open(&args.source.model(), &depth)?;
     let nano = args.format == TargetFormat::Nano;

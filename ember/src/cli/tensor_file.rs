@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -27,9 +28,10 @@ impl Tokens {
     /// Reads `input_ids` and, where there is one, `attention_mask`; ids must be below `vocabulary`.
     pub fn read(path: &Path, vocabulary: usize) -> Result<Self> {
         let at = || format!("cannot read tokens from {}", path.display());
-        let size = fs::metadata(path).with_context(at)?.len();
-        ensure!(size <= MAX_INPUT, "{}: {size} bytes are more than the limit of {MAX_INPUT}", at());
-        let bytes = fs::read(path).with_context(at)?;
+        let mut bytes = Vec::new();
+        let read = fs::File::open(path).and_then(|file| file.take(MAX_INPUT + 1).read_to_end(&mut bytes));
+        read.with_context(at)?;
+        ensure!(bytes.len() as u64 <= MAX_INPUT, "{}: it is longer than the limit of {MAX_INPUT} bytes", at());
         let file = SafeTensors::deserialize(&bytes).with_context(at)?;
         Self::parse(&file, vocabulary).with_context(at)
     }
@@ -152,12 +154,21 @@ impl OutputFile {
 
     /// Writes the tensors and gives the file its name. Returns its bytes.
     pub fn finish(self, tensors: &[(String, Array)]) -> Result<u64> {
-        let at = || format!("cannot write {}", self.path.display());
         let tensors = tensors.iter().map(|(name, array)| (name.as_str(), array));
+        self.finish_with(|path| Ok(serialize_to_file(tensors, None, path)?))
+    }
+
+    /// Writes the text and gives the file its name.
+    pub fn finish_text(self, text: &str) -> Result<()> {
+        self.finish_with(|path| Ok(fs::write(path, text)?)).map(|_| ())
+    }
+
+    fn finish_with(self, write: impl FnOnce(&Path) -> Result<()>) -> Result<u64> {
+        let at = || format!("cannot write {}", self.path.display());
         // The library's files are for their owner alone; this one is like any other, or like the one that it replaces.
         let like = if self.path.exists() { &self.path } else { &self.temporary };
         let permissions = fs::metadata(like).with_context(at)?.permissions();
-        serialize_to_file(tensors, None, &self.temporary).with_context(at)?;
+        write(&self.temporary).with_context(at)?;
         fs::set_permissions(&self.temporary, permissions).with_context(at)?;
         fs::rename(&self.temporary, &self.path).with_context(at)?;
         Ok(fs::metadata(&self.path).with_context(at)?.len())

@@ -119,6 +119,39 @@ fn pictures_are_whole_and_need_nothing_else() {
     assert!(html.contains("<tr><td>0.999</td>"), "the table of thresholds");
 }
 
+/// A picture replaces what has its name when it is complete, and no picture replaces the other.
+#[cfg(unix)]
+#[test]
+fn pictures_are_written_whole_or_not_at_all() {
+    let scratch = Scratch::new();
+    let (svg, link) = (scratch.path("a.svg"), scratch.path("link"));
+    let model = model("crest_k4");
+    let args = ["depth", "-m", model.to_str().expect("UTF-8"), "-p", PROMPT, "--svg", svg.to_str().expect("UTF-8")];
+    std::fs::write(&svg, "precious").expect("written");
+    // A full disk, as far as a limit on the size of files, in units of 512 bytes, stands for it.
+    let mut limited = std::process::Command::new("sh");
+    limited.args(["-c", "trap '' XFSZ; ulimit -f 1; exec \"$@\"", "sh"]);
+    let program = command(args);
+    let output = limited.arg(program.get_program()).args(program.get_args()).output().expect("the shell runs");
+    let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+    assert!(output.status.code() == Some(1) && stderr.contains("cannot write"), "{stderr}");
+    assert_eq!(std::fs::read(&svg).expect("the file"), b"precious");
+
+    std::os::unix::fs::symlink(&svg, &link).expect("a link");
+    for other in
+        [svg.clone(), scratch.path("../").join(scratch.path("").file_name().expect("a name")).join("a.svg"), link]
+    {
+        let html = ["--html", other.to_str().expect("UTF-8")];
+        ember(args.iter().chain(&html)).fails_with(&["--svg and --html are both", "a.svg"]);
+    }
+    assert_eq!(std::fs::read(&svg).expect("the file"), b"precious");
+    ember(args).with_code(0);
+    assert!(std::fs::read_to_string(&svg).expect("a picture").starts_with("<svg"));
+    assert_eq!(scratch.files(), ["a.svg", "link"], "a temporary file was left");
+    let ended = ember(args.iter().take(5).chain(&["--svg", "/dev/stdout"])).with_code(0);
+    assert!(ended.stdout.starts_with("<svg"), "{}", ended.stdout);
+}
+
 /// What no XML file may hold, and what has a meaning in one; the page scrolls where the picture is wider than it.
 #[test]
 fn pictures_of_any_text_can_be_read() {

@@ -185,6 +185,16 @@ fn inputs_that_do_not_fit_are_refused() {
     assert_eq!(scratch.files(), ["in.safetensors"], "something was left");
 }
 
+/// What never ends is not read to its end.
+#[cfg(unix)]
+#[test]
+fn an_input_without_end_is_refused() {
+    let scratch = Scratch::new();
+    let out = scratch.path("out.safetensors");
+    dump(&model("leanllama"), Path::new("/dev/zero"), &out, &[]).fails_with(&["/dev/zero", "longer than the limit"]);
+    assert!(scratch.files().is_empty());
+}
+
 /// It is a file like any other, wherever the name leads.
 #[cfg(unix)]
 #[test]

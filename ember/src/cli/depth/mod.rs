@@ -9,7 +9,7 @@ mod terminal;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use emberlm::model::evaluate::{EvaluateOptions, evaluate};
 use emberlm::quant::kv::KvFormat;
@@ -25,6 +25,7 @@ use super::args::{ComputeArgs, ModelArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::estimate::Estimate;
 use super::memory::TokenizerMemory;
+use super::tensor_file::OutputFile;
 use super::{load, output};
 
 const ABOUT: &str = "\
@@ -101,6 +102,9 @@ impl WithBackend for &DepthCommandArgs {
 }
 
 fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &OpenDevice<B>) -> Result<()> {
+    if let (Some(svg), Some(html)) = (&args.svg, &args.html) {
+        ensure!(!is_same(svg, html), "--svg and --html are both {}: name two files", svg.display());
+    }
     let pretrained = load::open_prepared(&args.model, &args.compute.depth, device)?;
     let architecture = pretrained.architecture();
     let Some(crest) = architecture.crest.clone() else {
@@ -138,6 +142,15 @@ fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &OpenDevice<B>) -> R
     out.write_all(shown.as_bytes()).and_then(|()| out.flush()).context(output::STDOUT)
 }
 
+/// Whether two paths are of one file, which need not exist.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let place = |path: &Path| {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        std::fs::canonicalize(path).ok().or_else(|| Some(std::fs::canonicalize(folder).ok()?.join(path.file_name()?)))
+    };
+    place(one).is_some_and(|one| place(other) == Some(one))
+}
+
 /// What the variable COLUMNS says, which shells set but do not export, else what the terminal has.
 fn terminal_width() -> usize {
     let exported =
@@ -147,7 +160,12 @@ fn terminal_width() -> usize {
 }
 
 fn write(path: &Path, contents: &str) -> Result<()> {
-    std::fs::write(path, contents).with_context(|| format!("cannot write {}", path.display()))?;
+    // A device or a pipe holds nothing that a full disk could cost.
+    if path.exists() && !path.is_file() && !path.is_dir() {
+        std::fs::write(path, contents).with_context(|| format!("cannot write {}", path.display()))?;
+    } else {
+        OutputFile::create(path)?.finish_text(contents)?;
+    }
     output::note(&format!("wrote {}", path.display()));
     Ok(())
 }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -112,9 +113,11 @@ fn prompts(file: Option<&Path>, pretrained: &Pretrained) -> Result<Vec<Vec<u32>>
         None => PROMPTS.iter().map(|&prompt| prompt.to_owned()).collect(),
         Some(path) => {
             let at = || path.display().to_string();
-            let length = std::fs::metadata(path).with_context(at)?.len();
-            ensure!(length <= MAX_PROMPTS, "{}: is {length} bytes long, at most {MAX_PROMPTS} are accepted", at());
-            let content = std::fs::read_to_string(path).with_context(at)?;
+            let mut content = Vec::new();
+            let read = File::open(path).and_then(|file| file.take(MAX_PROMPTS + 1).read_to_end(&mut content));
+            read.with_context(at)?;
+            ensure!(content.len() as u64 <= MAX_PROMPTS, "{}: is longer than {MAX_PROMPTS} bytes", at());
+            let content = String::from_utf8(content).with_context(|| format!("{}: is not UTF-8", at()))?;
             content.lines().map(str::to_owned).filter(|line| !line.trim().is_empty()).collect()
         }
     };

@@ -212,7 +212,7 @@ impl Weights {
             self.check_finite(tensor, dtype, elements, piece)?;
             self.checkpoint.release_part(tensor, start, piece.len());
             start = start.saturating_add(piece.len());
-            elements = start / dtype.size();
+            elements = start.checked_div(dtype.size()).unwrap_or(0);
         }
         Ok(())
     }

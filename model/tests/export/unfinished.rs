@@ -13,7 +13,7 @@ use emberlm_quant::host::FloatType;
 use half::{bf16, f16};
 use serde_json::Value;
 
-use super::checkpoint_support::{Copy, fails, fixture};
+use super::checkpoint_support::{Copy, Tensor, fails, fixture};
 use super::files::files;
 use super::{Target, all, layers, open, small_shards};
 
@@ -180,6 +180,24 @@ fn large_matrices_are_tested_when_they_are_copied() {
         let error = fails("NaN", &format!("element {bad} is not a finite number"), write).to_string();
         assert!(error.contains("lm_head.weight"), "{error}");
     }
+}
+
+/// bitsandbytes stores codes under any type (`bnb_4bit_quant_storage`): as numbers of it they mean nothing.
+#[test]
+fn codes_under_a_type_of_numbers_are_copied_untested() {
+    let name = "model.layers.1.mlp.up_proj.weight";
+    let copy = Copy::of("leanllama_nf4");
+    copy.change_tensors(|tensors| {
+        let tensor = tensors.get_mut(name).expect("codes");
+        *tensor = Tensor("BF16".into(), vec![tensor.2.len() / 2, 1], std::mem::take(&mut tensor.2));
+        spoil(&mut tensor.2, 3, bf16::NAN.to_bits());
+    });
+    let to = copy.path().join("copy");
+    let source = open(copy.path());
+    let plan = source.export(&ExportOptions::default(), all(MatrixFormat::AsStored)).expect("a plan");
+    plan.write(&to, &mut |_| ()).expect("codes");
+    let (from, copied) = (source.weights().checkpoint(), Pretrained::open(&to).expect("a copy"));
+    assert_eq!(copied.weights().checkpoint().data(name).expect("codes"), from.data(name).expect("codes"));
 }
 
 fn spoil(data: &mut [u8], at: usize, bits: u16) {

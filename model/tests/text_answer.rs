@@ -74,10 +74,23 @@ fn declare() -> DeclaredTools {
         },
         "$defs": {"Count": {"type": "integer"}, "a b/c": {"type": "string"}, "Circle": {"anyOf": [{"$ref": "#/$defs/Circle"}, {"$ref": "#/$defs/Circle"}]}},
     });
+    // Parameters that do not stand at the root.
+    let behind = json!({
+        "$ref": "#/definitions/Args",
+        "definitions": {
+            "Args": {"type": "object", "properties": {"text": {"type": "string"}, "code": {"allOf": [{"$ref": "#/definitions/Code"}]}, "either": {"type": ["string", "integer"]}},
+                "allOf": [{"properties": {"more": {"$ref": "#/definitions/Code"}, "either": {"type": ["integer", "null"]}}}],
+                "anyOf": [{"properties": {"id": {"type": "string"}}}, {"properties": {"id": {"type": "null"}}}]},
+            "Code": {"anyOf": [{"pattern": "^[0-9]+$"}, {"enum": ["null", null]}]},
+        },
+    });
     DeclaredTools::parse(&json!([
         {"type": "function", "function": {"name": "f", "parameters": parameters}},
         {"type": "function", "function": {"name": "get-weather", "parameters": {"type": "object"}}},
         {"name": "noop"},
+        {"name": "behind", "parameters": behind},
+        {"name": "map", "parameters": {"additionalProperties": {"type": "string"}, "patternProperties": {"^n": {"type": "integer"}}}},
+        {"name": "texts", "parameters": {"type": "object", "additionalProperties": {"type": "string"}}},
     ]))
     .unwrap()
 }
@@ -169,6 +182,10 @@ fn samples() -> Vec<Sample> {
             &[("f", r#"{"text": "\n fn x() {\n  \"</parameter> </tool_call>\" }\n", "list": ["a", "}"], "map": {"é": {}}}"#)], "0"),
         sample(Qwen3Coder, Closed, "<tool_call><function=f><parameter=unit>F</parameter><parameter=maybe>null</parameter><parameter=either>None</parameter><parameter=by_name>3</parameter><parameter=escaped>4</parameter><parameter=circle>3</parameter><parameter=any>x y</parameter><parameter=other>[1]</parameter></function></tool_call>", None, None,
             &[("f", r#"{"unit": "F", "maybe": null, "either": null, "by_name": 3, "escaped": "4", "circle": 3, "any": "x y", "other": [1]}"#)], "0"),
+        sample(Qwen3Coder, Closed, "<tool_call><function=behind><parameter=text>5</parameter><parameter=code>6</parameter><parameter=either>7</parameter><parameter=more>null</parameter><parameter=id>8</parameter><parameter=other>9</parameter></function></tool_call>", None, None,
+            &[("behind", r#"{"text": "5", "code": "6", "either": 7, "more": null, "id": "8", "other": 9}"#)], "0"),
+        sample(Qwen3Coder, Closed, "<tool_call><function=map><parameter=n>5</parameter></function></tool_call><tool_call><function=texts><parameter=n>5</parameter></function></tool_call>", None, None,
+            &[("map", r#"{"n": 5}"#), ("texts", r#"{"n": "5"}"#)], "01"),
         sample(Qwen3Coder, Closed, "<tool_call><function=f><parameter=count>many</parameter><parameter=map>{1}</parameter><parameter=text>\"q\" 🏔️\\</parameter></function></tool_call>", None, None,
             &[("f", r#"{"count": "many", "map": "{1}", "text": "\"q\" 🏔️\\"}"#)], "0"),
         sample(Qwen3Coder, Closed, "First.\n\n<tool_call>\n<function=noop>\n</function>\n</tool_call>\n<tool_call>\n<function=get-weather>\n<parameter=city>\nZürich\n</parameter>\n</function>\n</tool_call>\n\nThen.", None, Some("First.\n\n\n\n\nThen."),

@@ -86,7 +86,9 @@ impl GrammarCompiler {
     /// # Errors
     /// [`Error::Option`] with the place where there is no tool, a name does not fit the format, or as [`Self::json_schema`].
     pub fn tool_calls(&self, format: ToolFormat, tools: &DeclaredTools, parallel: bool) -> Result<Grammar> {
-        self.compile(TopLevelGrammar::from_lark(tool_calls::lark(format, tools, parallel)?), "tools")
+        let lark =
+            aside(|| tool_calls::lark(format, tools, parallel)).map_err(|message| no_grammar("tools", &message))??;
+        self.compile(TopLevelGrammar::from_lark(lark), "tools")
     }
 
     /// Answers that are calls as in [`Self::tool_calls`], or what a JSON schema describes; it comes with the place where it stands.
@@ -114,15 +116,7 @@ impl GrammarCompiler {
     }
 
     fn compile(&self, grammar: TopLevelGrammar, place: &str) -> Result<Grammar> {
-        // The compiler calls itself once per property of an object, and the stack of the caller may be small.
-        let made = std::thread::scope(|scope| {
-            let make = || catch_quietly(|| self.make(grammar, place));
-            let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(STACK);
-            let made = thread.spawn_scoped(scope, make).map_err(|e| e.to_string())?;
-            made.join().unwrap_or_else(|_| Err("the compiler failed".to_owned()))
-        });
-        made.unwrap_or_else(Err)
-            .map_err(|message| wrong(place, &format!("no grammar can be made of it: {}", of_the_schema(&message))))
+        aside(|| self.make(grammar, place)).unwrap_or_else(Err).map_err(|message| no_grammar(place, &message))
     }
 
     fn make(&self, grammar: TopLevelGrammar, place: &str) -> std::result::Result<Grammar, String> {
@@ -138,6 +132,19 @@ impl GrammarCompiler {
         warnings.iter().for_each(|warning| tracing::debug!("{place}: {warning}"));
         Grammar::new(matcher, Arc::clone(&self.line_ends)).map_err(|error| error.to_string())
     }
+}
+
+/// Does work on a thread of its own: the compiler calls itself once per property of an object, and the stack of the caller may be small.
+fn aside<T: Send>(work: impl FnOnce() -> T + Send) -> std::result::Result<T, String> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(STACK);
+        let made = thread.spawn_scoped(scope, || catch_quietly(work)).map_err(|e| e.to_string())?;
+        made.join().unwrap_or_else(|_| Err("the compiler failed".to_owned()))
+    })
+}
+
+fn no_grammar(place: &str, message: &str) -> Error {
+    wrong(place, &format!("no grammar can be made of it: {}", of_the_schema(message)))
 }
 
 /// What a message says of the schema, without the rules that were made of it, and where in them.

@@ -10,6 +10,10 @@
 //! are an error that names them. Properties come in the order of the schema. White space between values ends after 40 characters, because
 //! small models go on with it for ever. Optional parts that contain themselves without an end are left out; a schema that needs one is an error.
 //!
+//! In calls that are written with tags, parameters are those of `properties` and `required`, wherever the schema has them, and no others: a map that
+//! needs entries is an error. Texts stand there without quotes, and their patterns, formats, lengths and listed values are kept; other keywords
+//! that are not kept go unnoticed beside a text.
+//!
 //! # Untrusted input
 //! Schemas come from strangers: their size and depth are bounded before anything is compiled, and so is the work of the compiler and
 //! of every step. A schema with more than that is an error, and a text in which the grammar runs into it ends with one. Nothing is
@@ -18,8 +22,10 @@
 mod compiler;
 mod endless;
 mod mask;
+mod patterns;
 mod references;
 mod schema;
+mod texts;
 mod tool_calls;
 mod vocabulary;
 

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::endless::pruned;
+use super::patterns::of_format;
 use super::references::plain;
 use crate::{Error, Result};
 
@@ -37,11 +38,35 @@ pub(super) fn prepared(schema: &Value, place: &str) -> Result<Value> {
     let schema = plain.as_ref().unwrap_or(schema);
     let endless = "no answer fits it: it contains itself without an end; make it optional, or allow null";
     let mut schema = pruned(schema, place).map_err(|place| wrong(&place, endless))?;
+    without_annotations(&mut schema);
     let options = json!({"whitespace_pattern": SPACE, "coerce_one_of": true});
     if let Some(object) = schema.as_object_mut() {
         object.insert("x-guidance".to_owned(), options);
     }
     Ok(schema)
+}
+
+/// Leaves out formats that are not kept, which say nothing of what fits.
+fn without_annotations(schema: &mut Value) {
+    match schema {
+        Value::Array(schemas) => schemas.iter_mut().for_each(without_annotations),
+        Value::Object(keywords) => {
+            if keywords.get("format").and_then(Value::as_str).is_some_and(|format| of_format(format).is_none()) {
+                keywords.shift_remove("format");
+            }
+            for (key, value) in keywords {
+                match (key.as_str(), value) {
+                    // Values, and names that are no keywords.
+                    ("const" | "enum" | "default" | "examples", _) => {}
+                    ("properties" | "patternProperties" | "$defs" | "definitions", Value::Object(named)) => {
+                        named.values_mut().for_each(without_annotations);
+                    }
+                    (_, value) => without_annotations(value),
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 pub(super) fn wrong(place: &str, message: &str) -> Error {

@@ -1,13 +1,16 @@
 //! Grammars of tool calls, in the language of llguidance: Lark.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::references::with_references;
 use super::schema::{prepared, wrong};
+use super::texts::{Texts, literal, texts};
 use crate::Result;
-use crate::text::{DeclaredTool, DeclaredTools, ToolFormat};
+use crate::references::found;
+use crate::text::{DeclaredTool, DeclaredTools, FORMS, Form, Forms, Kinds, ToolFormat};
 
 /// Calls of one answer at most: a small model does not find an end.
 const CALLS: usize = 16;
@@ -77,45 +80,161 @@ fn arguments(tool: &DeclaredTool, place: &str) -> Result<Value> {
     prepared(&schema, &format!("{place}.parameters"))
 }
 
-/// Tags, with one rule for each parameter.
+/// Tags, with one rule for each parameter that is not like another one.
 fn tags(lark: &mut String, i: usize, tool: &DeclaredTool, place: &str) -> Result<()> {
     let name = in_tag(&tool.name, &format!("{place}.name"))?;
     // Bounds of the whole, before any part of it is written again and again.
     let parameters = arguments(tool, place)?;
-    let empty = Map::new();
-    let properties = parameters.get("properties").and_then(Value::as_object).unwrap_or(&empty);
-    let required: Vec<&str> = (parameters.get("required").and_then(Value::as_array).into_iter().flatten())
-        .filter_map(Value::as_str)
-        .collect();
-    let undeclared = required.iter().copied().filter(|key| !properties.contains_key(*key));
-    let keys: Vec<&str> = properties.keys().map(String::as_str).chain(undeclared).collect();
-    let begin = literal(&format!("<tool_call>\n<function={name}>\n"));
-    let mut rules = String::new();
-    let _ = write!(lark, "call_{i}: {begin}");
-    for (p, key) in keys.into_iter().enumerate() {
-        let key_place = format!("{place}.parameters.properties.{key}");
-        let optional = if required.contains(&key) { "" } else { "?" };
-        if properties.get(key) == Some(&Value::Bool(false)) && !required.contains(&key) {
-            continue;
+    let place = format!("{place}.parameters");
+    let forms = Forms::of(&parameters);
+    let Some(forms) = forms.all() else {
+        let message =
+            format!("has more than {FORMS} alternatives, or they are nested too deep; use fewer, or several tools");
+        return Err(wrong(&place, &message));
+    };
+    let mut tags = Tags { i, parameters: &parameters, place, rules: String::new(), known: HashMap::new(), unfit: None };
+    let mut written = Vec::new();
+    for form in forms {
+        written.extend(tags.form(form)?);
+        bounded(written.iter().map(String::len).sum(), &tags.place)?;
+    }
+    if written.is_empty() {
+        return Err(wrong(&tags.unfit.unwrap_or(tags.place), "no answer fits it, and it is required"));
+    }
+    let (begin, end) = (format!("<tool_call>\n<function={name}>\n"), "</function>\n</tool_call>");
+    let _ = writeln!(lark, "call_{i}: {} ({}) {}", literal(&begin), written.join(" | "), literal(end));
+    lark.push_str(&tags.rules);
+    Ok(())
+}
+
+/// The rules of one tool's parameters.
+struct Tags<'a> {
+    i: usize,
+    parameters: &'a Value,
+    /// Where they stand.
+    place: String,
+    rules: String,
+    /// Numbers of rules, by names and the schemas that they are of; `None` where nothing fits.
+    known: HashMap<(&'a str, Vec<*const Value>), Option<usize>>,
+    /// The place of a parameter that a form asks for and nothing fits.
+    unfit: Option<String>,
+}
+
+impl<'a> Tags<'a> {
+    /// The parameters of one form of the arguments; `None` where nothing fits.
+    fn form(&mut self, form: &Form<'a>) -> Result<Option<String>> {
+        let required = form.required();
+        let mut references = form.keyword("$ref").filter_map(Value::as_str);
+        if let Some(reference) = references.find(|reference| found(self.parameters, reference).is_none()) {
+            return Err(wrong(&self.place, &format!("$ref {reference:?} names nothing in it")));
         }
-        let _ = write!(lark, " parameter_{i}_{p}{optional}");
-        let begin = literal(&format!("<parameter={}>\n", in_tag(key, &key_place)?));
-        let end = "\n</parameter>\n";
-        let schema = properties.get(key).cloned().unwrap_or_else(|| json!({"type": "string"}));
-        if let Some(texts) = texts(&schema) {
-            let texts: Vec<String> = texts.into_iter().map(literal).collect();
-            let _ = writeln!(rules, "parameter_{i}_{p}: {begin} ({}) {}", texts.join(" | "), literal(end));
-        } else if tool.takes_text(key) {
-            let _ = writeln!(rules, "parameter_{i}_{p}: {begin} lines {}", literal("</parameter>\n"));
-        } else {
-            let schema = prepared(&by_itself(&schema, &parameters), &key_place)?;
-            let _ = writeln!(rules, "parameter_{i}_{p}: {begin} value_{i}_{p} {}", literal(end));
-            let _ = writeln!(rules, "value_{i}_{p}: %json {schema}");
-            bounded(rules.len(), &key_place)?;
+        let listed = ["const", "enum"].into_iter().find(|name| form.keyword(name).next().is_some());
+        if let Some(name) = listed {
+            return Err(wrong(
+                &format!("{}.{name}", self.place),
+                "whole arguments cannot be listed for a call in tags",
+            ));
+        }
+        let mut rules = Vec::new();
+        for key in form.keys() {
+            let is_required = required.contains(key);
+            match self.parameter(key, &form.schemas(key))? {
+                Some(rule) => rules.push((rule, is_required)),
+                None if is_required => {
+                    self.unfit.get_or_insert(self.place_of(key));
+                    return Ok(None);
+                }
+                None => {}
+            }
+        }
+        let counts = |name| form.keyword(name).filter_map(Value::as_f64).map(|count| count as usize);
+        let (least, most) = (counts("minProperties").max().unwrap_or(0), counts("maxProperties").min());
+        if most.is_some_and(|most| most < rules.len()) {
+            let message = "fewer parameters than are named cannot be asked for in tags; leave it out";
+            return Err(wrong(&format!("{}.maxProperties", self.place), message));
+        }
+        let missing = least.saturating_sub(required.len());
+        let optional: Vec<usize> = (0..rules.len()).filter(|&at| !rules[at].1).collect();
+        match missing {
+            0 => Ok(Some(self.sequence(&rules))),
+            // The first optional one that is there is each of them.
+            1 if !optional.is_empty() => {
+                let with_first = |first: &usize| {
+                    let kept = |(at, (rule, required)): (usize, &(usize, bool))| {
+                        (*required || at >= *first).then_some((*rule, *required || at == *first))
+                    };
+                    let kept: Vec<(usize, bool)> = rules.iter().enumerate().filter_map(kept).collect();
+                    self.sequence(&kept)
+                };
+                Ok(Some(optional.iter().map(with_first).collect::<Vec<_>>().join(" | ")))
+            }
+            _ => {
+                let message =
+                    "parameters without a name cannot be asked for in tags; name them in properties and required";
+                Err(wrong(&format!("{}.minProperties", self.place), message))
+            }
         }
     }
-    let _ = writeln!(lark, " {}\n{rules}", literal("</function>\n</tool_call>"));
-    Ok(())
+
+    fn sequence(&self, rules: &[(usize, bool)]) -> String {
+        let named = |(rule, is_required): &(usize, bool)| {
+            format!("parameter_{}_{rule}{}", self.i, if *is_required { "" } else { "?" })
+        };
+        if rules.is_empty() { literal("") } else { rules.iter().map(named).collect::<Vec<_>>().join(" ") }
+    }
+
+    fn place_of(&self, key: &str) -> String {
+        format!("{}.properties.{key}", self.place)
+    }
+
+    /// The number of the rule of a parameter that fits all of these schemas; `None` where nothing does.
+    fn parameter(&mut self, key: &'a str, schemas: &[&'a Value]) -> Result<Option<usize>> {
+        let like = (key, schemas.iter().map(|schema| std::ptr::from_ref(*schema)).collect());
+        if let Some(rule) = self.known.get(&like) {
+            return Ok(*rule);
+        }
+        let place = self.place_of(key);
+        let made = match texts(schemas, self.parameters, &place)? {
+            Texts::These(texts, Kinds::NONE) if texts.is_empty() => None,
+            texts => Some(self.rule(key, schemas, texts, &place)?),
+        };
+        self.known.insert(like, made);
+        Ok(made)
+    }
+
+    fn rule(&mut self, key: &str, schemas: &[&Value], texts: Texts, place: &str) -> Result<usize> {
+        const END: &str = "\n</parameter>\n";
+        let (i, p) = (self.i, self.known.len());
+        let begin = literal(&format!("<parameter={}>\n", in_tag(key, place)?));
+        let schema = match schemas {
+            [one] => (*one).clone(),
+            several => json!({ "allOf": several }),
+        };
+        let mut kinds = Vec::new();
+        let json = match texts {
+            Texts::Free => {
+                let _ = writeln!(self.rules, "parameter_{i}_{p}: {begin} lines {}", literal("</parameter>\n"));
+                return Ok(p);
+            }
+            Texts::None => Some(schema),
+            Texts::These(texts, others) => {
+                if !texts.is_empty() {
+                    // With what ends it: a text can go on behind a line end.
+                    let _ = writeln!(self.rules, "TEXT_{i}_{p}: ({}) {}", texts.join(" | "), literal(END));
+                    kinds.push(format!("TEXT_{i}_{p}"));
+                }
+                (others != Kinds::NONE).then(|| json!({"type": others.names(), "allOf": [schema]}))
+            }
+        };
+        if let Some(schema) = json {
+            let schema = prepared(&by_itself(&schema, self.parameters), place)?;
+            let _ = writeln!(self.rules, "value_{i}_{p}: %json {schema}");
+            kinds.push(format!("value_{i}_{p} {}", literal(END)));
+        }
+        let _ = writeln!(self.rules, "parameter_{i}_{p}: {begin} ({})", kinds.join(" | "));
+        bounded(self.rules.len(), place)?;
+        Ok(p)
+    }
 }
 
 fn bounded(bytes: usize, place: &str) -> Result<()> {
@@ -147,25 +266,10 @@ fn moved(schema: &Value, refers: &mut bool) -> Value {
     })
 }
 
-/// The texts that a schema lists, where it allows nothing else.
-fn texts(schema: &Value) -> Option<Vec<&str>> {
-    let listed = match (schema.get("const"), schema.get("enum").and_then(Value::as_array)) {
-        (Some(value), _) => vec![value.as_str()?],
-        (None, Some(values)) => values.iter().map(Value::as_str).collect::<Option<_>>()?,
-        (None, None) => return None,
-    };
-    (!listed.is_empty()).then_some(listed)
-}
-
 /// A name that can stand in a tag.
 fn in_tag<'a>(name: &'a str, place: &str) -> Result<&'a str> {
     if name.is_empty() || name.contains(['<', '>', '\n']) || name.len() > 256 {
         return Err(wrong(place, &format!("{name:?} cannot be written in a tag; take letters, digits, _ and -")));
     }
     Ok(name)
-}
-
-/// A text in Lark, where it is written as in JSON.
-fn literal(text: &str) -> String {
-    Value::from(text).to_string()
 }

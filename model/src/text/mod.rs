@@ -32,6 +32,8 @@ mod tokenizer;
 mod tokenizer_file;
 mod tools_in_messages;
 
+#[cfg(feature = "grammar")]
+pub(crate) use answer::{ALTERNATIVES, FORMS, Form, Forms, Kinds, Parts, alternatives};
 pub use answer::{
     AnswerFormat, AnswerMarkers, AnswerParser, AnswerPart, DeclaredTool, DeclaredTools, Thinking, ToolFormat,
 };

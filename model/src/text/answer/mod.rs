@@ -11,11 +11,18 @@
 
 mod format;
 mod json_call;
+mod kinds;
 mod markers;
+mod parameters;
 mod parser;
 mod scan;
 mod tools;
 mod xml_call;
+
+#[cfg(feature = "grammar")]
+pub(crate) use kinds::{ALTERNATIVES, Kinds, Parts, alternatives};
+#[cfg(feature = "grammar")]
+pub(crate) use parameters::{FORMS, Form, Forms};
 
 pub use format::{AnswerFormat, Thinking, ToolFormat};
 pub use markers::AnswerMarkers;

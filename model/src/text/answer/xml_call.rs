@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use serde_json::Value;
 
+use super::parameters::Forms;
 use super::scan::{Call, SPACE, Scanned};
-use super::tools::DeclaredTools;
+use super::tools::{DeclaredTools, argument};
 
 const FUNCTION: &str = "<function=";
 const FUNCTION_END: &str = "</function>";
@@ -147,6 +148,7 @@ impl XmlScan {
 
     fn done(&self, text: &str, end: usize, tools: &DeclaredTools) -> Step {
         let Some(tool) = tools.get(&self.name) else { return Step::Stop(Scanned::Malformed) };
+        let forms = Forms::of(&tool.parameters);
         let mut arguments = String::from("{");
         for (key, value) in &self.parameters {
             if arguments.len() > 1 {
@@ -155,7 +157,7 @@ impl XmlScan {
             let value = without_line_ends(text.get(value.clone()).unwrap_or_default());
             arguments.push_str(&Value::from(key.as_str()).to_string());
             arguments.push_str(": ");
-            arguments.push_str(&tool.argument(key, value));
+            arguments.push_str(&argument(forms.kinds(key), value));
         }
         arguments.push('}');
         Step::Stop(Scanned::Calls { calls: vec![Call { name: self.name.clone(), arguments }], end })

@@ -2,11 +2,13 @@
 
 mod text_support;
 
+use std::time::{Duration, Instant};
+
 use emberlm_model::engine::TokenMask;
 use emberlm_model::grammar::{Grammar, GrammarCompiler};
 use emberlm_model::text::{DeclaredTools, TextProcessor, ToolFormat};
 use serde_json::{Value, json};
-use text_support::files;
+use text_support::{files, in_child};
 
 struct Compiler {
     text: TextProcessor,
@@ -243,7 +245,10 @@ fn listed_texts_are_found_wherever_a_schema_has_them() {
 #[test]
 fn texts_and_other_values_are_alternatives() {
     let compiler = Compiler::new();
-    let definitions = json!({"Point": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}});
+    let definitions = json!({
+        "Point": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+        "Tree": {"anyOf": [{"enum": ["leaf"]}, {"type": "array", "items": {"$ref": "#/$defs/Tree"}, "maxItems": 2}]},
+    });
     for (schema, taken, refused) in [
         (
             json!({"anyOf": [{"type": "integer"}, {"enum": ["c"]}]}),
@@ -258,6 +263,10 @@ fn texts_and_other_values_are_alternatives() {
             &["[1]", "longer than that"],
         ),
         (json!({"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Point"}]}), &["[1]", "any\ntext"], &["</parameter>"]),
+        (json!({"$ref": "#/$defs/Tree"}), &["leaf", "[\"leaf\", [\"leaf\"]]"], &["\"leaf\"", "[leaf]", "[\"x\"]"]),
+        // A schema without a type is of that which its keywords mean.
+        (json!({"properties": {"a": {"type": "integer"}}}), &["{\"a\": 1}"], &["{\"a\": \"x\"}", "\"x\"", "x", "3"]),
+        (json!({"items": {"type": "integer"}}), &["[1]"], &["[\"x\"]", "\"x\"", "3"]),
         (json!({"anyOf": [{"$ref": "#/$defs/Point"}, {"type": "null"}]}), &["[1,2]", "null"], &["x", "[1]"]),
     ] {
         compiler.check(&schema, &definitions, taken, refused);
@@ -318,4 +327,74 @@ fn formats_that_are_not_known_are_ignored() {
         let ids = compiler.text.encode_literal("\" x\"", false).unwrap();
         assert!(!ids.into_iter().all(|id| grammar.accept(id).is_ok()), "{format}");
     }
+}
+
+#[test]
+fn hostile_schemas_of_texts_take_no_time() {
+    in_child("hostile_schemas_of_texts_take_no_time", || {
+        let compiler = Compiler::new();
+        let long = "a".repeat(2000);
+        let names: Vec<Value> = (0..15_000).map(|i| json!(format!("value {}", i * 7919 % 15_000))).collect();
+        let chain: serde_json::Map<String, Value> = (0..390)
+            .map(|i| (format!("d{i}"), json!({"anyOf": [{"$ref": format!("#/$defs/d{}", i + 1)}, {"$ref": format!("#/$defs/d{}", (i + 7) % 390)}]})))
+            .collect();
+        let circle = json!({"A": {"anyOf": [{"$ref": "#/$defs/B"}, {"type": "string", "maxLength": 3}]}, "B": {"allOf": [{"$ref": "#/$defs/A"}]}});
+        let patterns = [
+            "^(((a{1,100}){1,100}){1,100}){1,100}$",
+            "^(a|b)*a(a|b){40}$",
+            "^(.*a){30}.*$",
+            "(a*)*b",
+            "^(a|aa)+$",
+            "((((((((((a|)|)|)|)|)|)|)|)|)|)",
+        ];
+        let mut schemas = vec![
+            (json!({"enum": names, "minLength": 7}), json!({})),
+            (json!({"$ref": "#/$defs/d0"}), Value::Object(chain)),
+            (json!({"$ref": "#/$defs/A"}), circle),
+            (json!({"type": "string", "minLength": 1_000_000_000u64}), json!({})),
+            (json!({"type": "string", "maxLength": 4_000_000_000u64}), json!({})),
+            (json!({"type": "string", "pattern": "(".repeat(5000)}), json!({})),
+            (json!({"type": "string", "pattern": format!("{}a{}", "(".repeat(5000), ")".repeat(5000))}), json!({})),
+            (json!({"type": "string", "pattern": "|".repeat(50_000)}), json!({})),
+            (json!({"type": "string", "pattern": "$".repeat(50_000)}), json!({})),
+        ];
+        for pattern in patterns {
+            schemas.push((json!({"type": "string", "pattern": pattern}), json!({})));
+            schemas.push((
+                json!({"type": "string", "pattern": pattern, "format": "email", "minLength": 6, "maxLength": 3000}),
+                json!({}),
+            ));
+            schemas.push((json!({"enum": [long, "ab", format!("{long}b")], "pattern": pattern}), json!({})));
+        }
+        for (i, (schema, definitions)) in schemas.into_iter().enumerate() {
+            let begun = Instant::now();
+            let parameters = json!({"properties": {"x": schema}, "required": ["x"], "$defs": definitions});
+            let outcome = match compiler.grammar(&parameters) {
+                Err(error) => format!("{:.200}", error.to_string()),
+                Ok(mut grammar) => {
+                    let compiled = begun.elapsed();
+                    let begin = "<tool_call>\n<function=f>\n<parameter=x>\n";
+                    compiler
+                        .text
+                        .encode_literal(begin, false)
+                        .unwrap()
+                        .into_iter()
+                        .for_each(|id| grammar.accept(id).unwrap());
+                    let mut step = |at: usize| -> emberlm_model::Result<bool> {
+                        let Some(allowed) = grammar.allowed()? else { return Ok(true) };
+                        let ids: Vec<u32> = (0..allowed.len() as u32 * 32)
+                            .filter(|id| allowed[*id as usize / 32] >> (id % 32) & 1 == 1)
+                            .collect();
+                        let Some(&id) = ids.get(at * 7919 % ids.len().max(1)) else { return Ok(true) };
+                        grammar.accept(id)?;
+                        Ok(grammar.is_at_end())
+                    };
+                    let steps = (0..60).map(&mut step).take_while(|step| matches!(step, Ok(false))).count();
+                    format!("compiled in {compiled:?}, then {steps} steps")
+                }
+            };
+            println!("schema {i}: {:?}: {outcome}", begun.elapsed());
+            assert!(begun.elapsed() < Duration::from_secs(20), "schema {i}: {:?}", begun.elapsed());
+        }
+    });
 }

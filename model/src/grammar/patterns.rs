@@ -4,7 +4,10 @@ use llguidance::regex_to_lark;
 
 /// Formats that are kept: those that llguidance knows, with texts of each without quotes. Others are annotations.
 const FORMATS: [(&str, &str); 11] = [
-    ("date", DATE),
+    (
+        "date",
+        r"[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-9]))",
+    ),
     ("time", r"([01][0-9]|2[0-3]):[0-5][0-9]:([0-5][0-9]|60)(\.[0-9]+)?([zZ]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"),
     (
         "date-time",
@@ -42,61 +45,66 @@ const FORMATS: [(&str, &str); 11] = [
     ("unknown", r"(?s:.*)"),
 ];
 
-const DATE: &str =
-    r"[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-9]))";
-
 /// The regular expression of the texts of a format; `None` where it is none that is kept.
 pub(super) fn of_format(name: &str) -> Option<&'static str> {
     FORMATS.into_iter().find(|(known, _)| *known == name).map(|(_, texts)| texts)
 }
 
+/// Groups in groups that are looked into for anchors.
+const DEPTH: usize = 16;
+
 /// The texts in which a pattern is found, which is anywhere: `^` and `$` bind it to begin and end, and may stand only there.
 pub(super) fn whole(pattern: &str) -> String {
-    of_alternatives(&regex_to_lark(pattern, "dw"))
+    of_alternatives(&regex_to_lark(pattern, "dw"), DEPTH)
 }
 
-fn of_alternatives(pattern: &str) -> String {
+fn of_alternatives(pattern: &str, depth: usize) -> String {
+    const ANY: &str = "(?s:.*)";
     // Flags are of all that follows.
     if let Some((flags, rest)) = pattern.strip_prefix("(?").and_then(|rest| rest.split_once(')'))
         && !flags.is_empty()
         && flags.chars().all(|c| c.is_ascii_alphabetic())
+        && depth > 0
     {
-        return format!("(?{flags}:{})", of_alternatives(rest));
+        return format!("(?{flags}:{})", of_alternatives(rest, depth - 1));
     }
     let marks = Mark::all(pattern);
+    let bars = marks.iter().filter(|mark| mark.depth == 0 && mark.is == '|').map(|mark| mark.at);
     let mut begin = 0;
     let mut found = Vec::new();
-    for bar in marks.iter().filter(|mark| mark.depth == 0 && mark.is == '|').map(|mark| mark.at).chain([pattern.len()])
-    {
-        found.push(of_one(pattern.get(begin..bar).unwrap_or_default()));
+    // By what stands before and behind, which is written once: there may be many.
+    let mut kinds = [("", "", Vec::new()), (ANY, "", Vec::new()), ("", ANY, Vec::new()), (ANY, ANY, Vec::new())];
+    for bar in bars.chain([pattern.len()]) {
+        let one = pattern.get(begin..bar).unwrap_or_default();
         begin = bar + 1;
+        // What is in a group of its own may have anchors of its own.
+        if let Some(inner) = in_group(one).filter(|inner| depth > 0 && inner.contains(['^', '$'])) {
+            found.push(of_alternatives(inner, depth - 1));
+            continue;
+        }
+        let body = one.trim_start_matches('^');
+        let before = if body.len() < one.len() { "" } else { ANY };
+        let (body, after) = match Mark::all(body).last() {
+            Some(mark) if (mark.is, mark.at + 1) == ('$', body.len()) => (body.strip_suffix('$').unwrap_or(body), ""),
+            _ => (body, ANY),
+        };
+        let like = kinds.iter_mut().find(|kind| (kind.0, kind.1) == (before, after));
+        like.into_iter().for_each(|(.., bodies)| bodies.push(body));
+    }
+    for (before, after, bodies) in kinds.into_iter().filter(|(.., bodies)| !bodies.is_empty()) {
+        found.push(format!("{before}(?:{}){after}", bodies.join("|")));
     }
     format!("(?:{})", found.join("|"))
 }
 
-fn of_one(pattern: &str) -> String {
+/// What is in the group that a pattern is.
+fn in_group(pattern: &str) -> Option<&str> {
     let marks = Mark::all(pattern);
-    // What is in a group of its own may have anchors of its own.
-    if let [first, .., last] = marks.as_slice()
-        && (first.is, first.at, last.is, last.at + 1) == ('(', 0, ')', pattern.len())
-        && marks.iter().filter(|mark| mark.depth == 0).count() == 2
-    {
-        let inner = pattern.get(1..last.at).unwrap_or_default();
-        match inner.strip_prefix("?:") {
-            Some(inner) => return of_alternatives(inner),
-            None if !inner.starts_with('?') => return of_alternatives(inner),
-            None => {}
-        }
-    }
-    const ANY: &str = "(?s:.*)";
-    let body = pattern.trim_start_matches('^');
-    let before = if body.len() < pattern.len() { "" } else { ANY };
-    let ends = marks.last().is_some_and(|mark| (mark.is, mark.at + 1) == ('$', pattern.len()));
-    let (body, after) = match ends {
-        true => (body.strip_suffix('$').unwrap_or_default(), ""),
-        false => (body, ANY),
-    };
-    format!("{before}(?:{body}){after}")
+    let [first, .., last] = marks.as_slice() else { return None };
+    let is_one = (first.is, first.at, last.is, last.at + 1) == ('(', 0, ')', pattern.len())
+        && marks.iter().filter(|mark| mark.depth == 0).count() == 2;
+    let inner = pattern.get(1..last.at).filter(|_| is_one)?;
+    inner.strip_prefix("?:").or_else(|| (!inner.starts_with('?')).then_some(inner))
 }
 
 /// A character of a pattern that has a meaning, outside of classes.

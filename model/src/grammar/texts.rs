@@ -1,5 +1,6 @@
 //! Values of arguments in tags, where texts stand without quotes: what is left of their schemas there, as terminals of Lark.
 
+use std::collections::HashSet;
 use std::fmt::Write;
 
 use llguidance::derivre::{Regex, RegexAst, RegexBuilder};
@@ -7,9 +8,9 @@ use serde_json::{Map, Value};
 
 use super::patterns::{of_format, whole};
 use super::schema::wrong;
-use crate::Result;
 use crate::references::found;
 use crate::text::{ALTERNATIVES, Kinds, Parts, alternatives};
+use crate::{Error, Result};
 
 /// What ends a value.
 const END_TAG: &str = "</parameter>";
@@ -24,8 +25,8 @@ const NO_JSON: &str = r"~/(?s:[\[{].*)/";
 pub(super) enum Texts {
     /// Any text.
     Free,
-    /// JSON of other types.
-    None,
+    /// JSON of these types, none of which is a text.
+    Json(Kinds),
     /// One of these expressions of a terminal, or JSON of these types; neither where nothing fits.
     These(Vec<String>, Kinds),
 }
@@ -37,7 +38,7 @@ pub(super) enum Texts {
 pub(super) fn texts(schemas: &[&Value], root: &Value, place: &str) -> Result<Texts> {
     let kinds = Kinds::of(schemas, root);
     if !kinds.contains(Kinds::STRING) {
-        return Ok(if kinds == Kinds::NONE { Texts::These(Vec::new(), kinds) } else { Texts::None });
+        return Ok(if kinds == Kinds::NONE { Texts::These(Vec::new(), kinds) } else { Texts::Json(kinds) });
     }
     let Some(all) = alternatives(schemas, root, Kinds::STRING, ALTERNATIVES) else {
         let message = format!("has more than {ALTERNATIVES} alternatives for a text; list its values in one enum");
@@ -97,21 +98,25 @@ impl<'a> Text<'a> {
     /// Adds what fits to the expressions of a terminal.
     fn write(&self, composite: bool, place: &str, found: &mut Vec<String>) -> Result<()> {
         if let Some((first, others)) = self.lists.split_first() {
-            let mut patterns = (!self.patterns.is_empty()).then(|| compiled(&self.patterns, place)).transpose()?;
+            let others: Vec<HashSet<&str>> =
+                others.iter().map(|list| list.iter().filter_map(|value| value.as_str()).collect()).collect();
+            let each = self.patterns.iter().map(|pattern| compiled(std::slice::from_ref(pattern), place));
+            let mut patterns = each.collect::<Result<Vec<_>>>()?;
             for text in first.iter().filter_map(|value| value.as_str()) {
                 let length = text.chars().count() as u64;
-                let fits = others.iter().all(|list| list.iter().any(|value| value.as_str() == Some(text)))
+                let mut fits = others.iter().all(|list| list.contains(text))
                     && length >= self.least
-                    && self.most.is_none_or(|most| length <= most)
-                    && patterns.as_mut().is_none_or(|patterns| patterns.is_match(text));
+                    && self.most.is_none_or(|most| length <= most);
+                for pattern in &mut patterns {
+                    fits = fits && is_match(pattern, text, place)?;
+                }
                 if !fits {
                     continue;
                 }
                 if text.contains(END_TAG) {
-                    return Err(wrong(
-                        place,
-                        &format!("{text:?} cannot be written between tags: it contains one that ends it"),
-                    ));
+                    let message =
+                        format!("{:?} cannot be written between tags: it contains the one that ends it", short(text));
+                    return Err(wrong(place, &message));
                 }
                 found.push(literal(text));
             }
@@ -159,7 +164,7 @@ fn of_pattern(pattern: &Value, place: &str) -> Result<String> {
         Err(error) => {
             let error = error.to_string();
             let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
-            Err(wrong(place, &format!("pattern {text:?} cannot be kept between tags: {reason}")))
+            Err(wrong(place, &format!("pattern {:?} cannot be kept between tags: {reason}", short(text))))
         }
     }
 }
@@ -169,9 +174,32 @@ fn compiled(patterns: &[String], place: &str) -> Result<Regex> {
     let mut builder = RegexBuilder::new();
     let all = RegexAst::And(patterns.iter().map(|pattern| RegexAst::Regex(pattern.clone())).collect());
     let made = builder.mk(&all).and_then(|all| builder.into_regex_limited(all, FUEL));
-    made.map_err(|_| {
-        wrong(place, "it does not show whether any text fits pattern, format and length; use simpler ones")
-    })
+    made.map_err(|_| too_complex(place))
+}
+
+/// Whether a text is one of a pattern by itself: what several have in common can take any time to find out.
+fn is_match(pattern: &mut Regex, text: &str, place: &str) -> Result<bool> {
+    let most = pattern.cost() + FUEL + 100 * text.len() as u64;
+    let mut state = pattern.initial_state();
+    for &byte in text.as_bytes() {
+        state = pattern.transition(state, byte);
+        if state.is_dead() {
+            return Ok(false);
+        }
+        if pattern.cost() > most {
+            return Err(too_complex(place));
+        }
+    }
+    Ok(pattern.is_accepting(state))
+}
+
+/// The beginning of a text, for messages.
+fn short(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(100)).unwrap_or(text)
+}
+
+fn too_complex(place: &str) -> Error {
+    wrong(place, "it does not show whether any text fits pattern, format and length; use simpler ones")
 }
 
 /// A text in Lark, where it is written as in JSON.

@@ -154,7 +154,7 @@ impl<'a> Tags<'a> {
             return Err(wrong(&format!("{}.maxProperties", self.place), message));
         }
         let missing = least.saturating_sub(required.len());
-        let optional: Vec<usize> = (0..rules.len()).filter(|&at| !rules[at].1).collect();
+        let optional: Vec<usize> = rules.iter().enumerate().filter(|(_, rule)| !rule.1).map(|(at, _)| at).collect();
         match missing {
             0 => Ok(Some(self.sequence(&rules))),
             // The first optional one that is there is each of them.
@@ -216,7 +216,9 @@ impl<'a> Tags<'a> {
                 let _ = writeln!(self.rules, "parameter_{i}_{p}: {begin} lines {}", literal("</parameter>\n"));
                 return Ok(p);
             }
-            Texts::None => Some(schema),
+            // By the letter other values fit too, texts in quotes among them.
+            Texts::Json(kinds) if means_type(&schema) => Some(json!({"type": kinds.names(), "allOf": [schema]})),
+            Texts::Json(_) => Some(schema),
             Texts::These(texts, others) => {
                 if !texts.is_empty() {
                     // With what ends it: a text can go on behind a line end.
@@ -235,6 +237,11 @@ impl<'a> Tags<'a> {
         bounded(self.rules.len(), place)?;
         Ok(p)
     }
+}
+
+/// Whether a schema has no type, and keywords of one.
+fn means_type(schema: &Value) -> bool {
+    schema.get("type").is_none() && ["properties", "items"].iter().any(|keyword| schema.get(*keyword).is_some())
 }
 
 fn bounded(bytes: usize, place: &str) -> Result<()> {

@@ -1,5 +1,6 @@
 //! What a schema says of each of the arguments of a call, wherever in it that stands.
 
+#[cfg(feature = "grammar")]
 use std::collections::HashSet;
 
 use serde_json::{Map, Value};

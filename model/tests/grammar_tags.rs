@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use emberlm_model::engine::TokenMask;
 use emberlm_model::grammar::{Grammar, GrammarCompiler};
-use emberlm_model::text::{DeclaredTools, TextProcessor, ToolFormat};
+use emberlm_model::text::{AnswerFormat, AnswerParser, AnswerPart, DeclaredTools, TextProcessor, Thinking, ToolFormat};
 use serde_json::{Value, json};
 use text_support::{files, in_child};
 
@@ -326,6 +326,64 @@ fn formats_that_are_not_known_are_ignored() {
         let mut grammar = grammar.clone();
         let ids = compiler.text.encode_literal("\" x\"", false).unwrap();
         assert!(!ids.into_iter().all(|id| grammar.accept(id).is_ok()), "{format}");
+    }
+}
+
+/// The arguments of a call whose tokens are drawn among those that a grammar allows; `None` where it does not end.
+fn drawn(compiler: &Compiler, mut grammar: Grammar, tools: &DeclaredTools, seed: u64) -> Option<Value> {
+    let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) + 1;
+    let mut ids = Vec::new();
+    while !grammar.is_at_end() {
+        if ids.len() == 600 {
+            return None;
+        }
+        let allowed = grammar.allowed().unwrap().unwrap();
+        let all: Vec<u32> =
+            (0..allowed.len() as u32 * 32).filter(|id| allowed[*id as usize / 32] >> (id % 32) & 1 == 1).collect();
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let id = all[(random >> 33) as usize % all.len()];
+        grammar.accept(id).unwrap();
+        ids.push(id);
+    }
+    let text = compiler.text.decode(&ids, false).unwrap();
+    let format = AnswerFormat { tools: ToolFormat::Qwen3Coder, thinking: false };
+    let mut parser = AnswerParser::new(format, Thinking::Closed, tools.clone(), seed);
+    let parts = [parser.push(&text), parser.finish()].concat();
+    let arguments: String = parts
+        .iter()
+        .filter_map(|part| match part {
+            AnswerPart::ToolCallArguments { delta, .. } => Some(delta.as_str()),
+            AnswerPart::ToolCallBegin { .. } => None,
+            other => panic!("{other:?} of {text:?}"),
+        })
+        .collect();
+    Some(serde_json::from_str(&arguments).unwrap_or_else(|error| panic!("{error}: {text:?}")))
+}
+
+#[test]
+fn calls_that_are_drawn_have_what_is_required_and_types_as_declared() {
+    let compiler = Compiler::new();
+    let args = json!({"type": "object", "properties": {
+            "unit": {"anyOf": [{"$ref": "#/definitions/Unit"}, {"type": "null"}]},
+            "code": {"type": "string", "pattern": "^[0-9]{1,3}$"},
+            "day": {"type": "string", "format": "date"},
+            "size": {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 9}, {"enum": ["auto", "7x"]}]},
+            "note": {"type": "string", "maxLength": 8},
+        }, "required": ["unit", "code", "day", "size"]});
+    let parameters = json!({"$ref": "#/definitions/Args", "definitions": {"Args": args, "Unit": {"enum": ["c", "f"]}}});
+    let tools = DeclaredTools::parse(&json!([{"name": "f", "parameters": parameters}])).unwrap();
+    let grammar = compiler.compiler.tool_calls(ToolFormat::Qwen3Coder, &tools, false).unwrap();
+    for seed in 0..60 {
+        let call = drawn(&compiler, grammar.clone(), &tools, seed).unwrap_or_else(|| panic!("{seed} does not end"));
+        let unit = &call["unit"];
+        assert!(unit.is_null() && call.get("unit").is_some() || unit == "c" || unit == "f", "{call}");
+        let is_code = |code: &str| (1..4).contains(&code.len()) && code.bytes().all(|byte| byte.is_ascii_digit());
+        assert!(call["code"].as_str().is_some_and(is_code), "{call}");
+        assert!(call["day"].as_str().is_some_and(|day| day.len() == 10 && day.as_bytes()[4] == b'-'), "{call}");
+        let size = &call["size"];
+        assert!(size.as_u64().is_some_and(|size| (1..10).contains(&size)) || size == "auto" || size == "7x", "{call}");
+        let note = call.get("note").map(|note| note.as_str().unwrap().chars().count());
+        assert!(note.is_none_or(|count| count <= 8), "{call}");
     }
 }
 

@@ -5,7 +5,6 @@ use emberlm::model::text::{AnswerParser, ChatPrompt, Message, StopSet, Thinking}
 use serde_json::{Map, Value};
 
 use super::app::App;
-use super::completions::CompletionBody;
 use super::error::ApiError;
 use super::form::Form;
 use super::ids::{fresh, new_seed, nth_seed};
@@ -63,8 +62,13 @@ impl ChatJob {
 ///
 /// # Errors
 /// 400 when a prompt does not fit, or there are too many.
-pub fn completion_asks(app: &App, body: &CompletionBody, prompts: Vec<Vec<u32>>) -> Result<Vec<Ask>, ApiError> {
-    let options = &body.options;
+pub fn completion_asks(
+    app: &App,
+    options: &GenerateOptions,
+    form: &Form,
+    prompts: Vec<Vec<u32>>,
+    echo: bool,
+) -> Result<Vec<Ask>, ApiError> {
     let answers = prompts.len().saturating_mul(options.n);
     if answers > limits::ANSWERS {
         let message = format!(
@@ -76,7 +80,7 @@ pub fn completion_asks(app: &App, body: &CompletionBody, prompts: Vec<Vec<u32>>)
         return Err(ApiError::field("n", message));
     }
     // A text is continued as it stands, and nothing in it is a thought.
-    let mask = body.form.mask(app.compiler.as_ref(), app.format, Thinking::Closed)?;
+    let mask = form.mask(app.compiler.as_ref(), app.format, Thinking::Closed)?;
     let mut asks = Vec::with_capacity(answers);
     for prompt in prompts {
         app.check_length(prompt.len())?;
@@ -85,7 +89,7 @@ pub fn completion_asks(app: &App, body: &CompletionBody, prompts: Vec<Vec<u32>>)
             // A prompt is read where a token is to follow.
             let silent = request.max_tokens == 0;
             request.max_tokens = request.max_tokens.max(1);
-            request.prompt_log_probabilities = options.logprobs.filter(|_| body.echo);
+            request.prompt_log_probabilities = options.logprobs.filter(|_| echo);
             request.grammar.clone_from(&mask);
             let signed_seed = options.signed_seed;
             asks.push(Ask { request, parser: None, same_prompt: i > 0, silent, signed_seed });

@@ -213,7 +213,7 @@ async fn text_completions(
             let body = completions::read(checked(app, &map)?, &app.defaults)?;
             let prompts = body.tokens(app)?;
             let echoes = body.echoes(app, &prompts)?;
-            let asks = completion_asks(app, &body, prompts)?;
+            let asks = completion_asks(app, &body.options, &body.form, prompts, body.echo)?;
             Ok((body, asks, echoes))
         })
         .await?;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::mask::{Grammar, LineEnds};
 use super::schema::{prepared, wrong};
-use super::tool_calls;
+use super::tool_calls::{self, CALLS_RULE};
 use super::vocabulary::token_table;
 use crate::text::{DeclaredTools, TextProcessor, ToolFormat};
 use crate::{Error, Result};
@@ -86,8 +86,7 @@ impl GrammarCompiler {
     /// # Errors
     /// [`Error::Option`] with the place where there is no tool, a name does not fit the format, or as [`Self::json_schema`].
     pub fn tool_calls(&self, format: ToolFormat, tools: &DeclaredTools, parallel: bool) -> Result<Grammar> {
-        let lark =
-            aside(|| tool_calls::lark(format, tools, parallel)).map_err(|message| no_grammar("tools", &message))??;
+        let lark = format!("start: {CALLS_RULE}\n{}", calls(format, tools, parallel)?);
         self.compile(TopLevelGrammar::from_lark(lark), "tools")
     }
 
@@ -106,8 +105,8 @@ impl GrammarCompiler {
             let why = "cannot stand beside tools that may be called: this model writes calls as JSON too; demand a call, or leave the tools out";
             return Err(wrong(place, why));
         }
-        let calls = tool_calls::lark(format, tools, parallel)?.replacen("start:", "calls:", 1);
-        let lark = format!("start: calls | answer\nanswer: %json {}\n{calls}", prepared(schema, place)?);
+        let calls = calls(format, tools, parallel)?;
+        let lark = format!("start: {CALLS_RULE} | answer\nanswer: %json {}\n{calls}", prepared(schema, place)?);
         // Where it fails, either of them may be at fault.
         self.compile(TopLevelGrammar::from_lark(lark), "tools").or_else(|of_both| {
             self.json_schema(schema, place)?;
@@ -132,6 +131,11 @@ impl GrammarCompiler {
         warnings.iter().for_each(|warning| tracing::debug!("{place}: {warning}"));
         Grammar::new(matcher, Arc::clone(&self.line_ends)).map_err(|error| error.to_string())
     }
+}
+
+/// The rules of calls, made where there is room: patterns of parameters are compiled for them.
+fn calls(format: ToolFormat, tools: &DeclaredTools, parallel: bool) -> Result<String> {
+    aside(|| tool_calls::lark(format, tools, parallel)).map_err(|message| no_grammar("tools", &message))?
 }
 
 /// Does work on a thread of its own: the compiler calls itself once per property of an object, and the stack of the caller may be small.

@@ -24,7 +24,10 @@ line: LINE? "\n"
 LINE: /[^\n]+/ & ~/<\/parameter>/
 "#;
 
-/// The grammar of calls of these tools.
+/// The name of the rule of calls.
+pub(super) const CALLS_RULE: &str = "calls";
+
+/// The rules of calls of these tools; what a text begins with is for the caller to say.
 ///
 /// # Errors
 /// [`Error::Option`](crate::Error::Option) with the place where there is none, or one cannot be called in this format.
@@ -35,8 +38,8 @@ pub(super) fn lark(format: ToolFormat, tools: &DeclaredTools, parallel: bool) ->
     // One call is all that Llama 3.1 was trained on.
     let more = if parallel && format != ToolFormat::Llama3Json { CALLS - 1 } else { 0 };
     let mut lark = match more {
-        0 => "start: call\n".to_owned(),
-        more => format!("start: call (\"\\n\" call){{0,{more}}}\n"),
+        0 => format!("{CALLS_RULE}: call\n"),
+        more => format!("{CALLS_RULE}: call (\"\\n\" call){{0,{more}}}\n"),
     };
     if format == ToolFormat::Qwen3Coder {
         lark.push_str(LINES);

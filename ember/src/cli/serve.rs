@@ -44,7 +44,7 @@ Endpoints: /v1/chat/completions, /v1/completions, /v1/responses, /v1/models, and
 
 A request may choose how tokens are drawn (temperature, top_p, top_k, min_p, seed, ...); what it leaves open comes from the flags \
 here, and then from generation_config.json. Requests beyond --parallel wait, those beyond --max-queue are refused with 503 and \
-Retry-After. Every request is one line on stderr, which holds no text of it.
+Retry-After, and one for more answers than both have places with 400. Every request is one line on stderr, which holds no text of it.
 
 The same request with the same seed can have another answer: which requests are answered at once, and what is kept of former prompts, \
 changes how sums are added up, and rounding makes more of their last bits: that of activations, the default beside quantised and BF16 \

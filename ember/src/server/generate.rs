@@ -10,7 +10,7 @@ use super::form::Form;
 use super::ids::{fresh, new_seed, nth_seed};
 use super::limits;
 use super::options::GenerateOptions;
-use super::prompt::{self, PromptForm};
+use super::prompt::{self, PromptEnd, PromptForm};
 use super::run::Ask;
 use super::tools::Tools;
 
@@ -31,13 +31,20 @@ impl ChatJob {
     /// Renders and tokenises: one ask for each answer.
     ///
     /// # Errors
-    /// 400 when the template refuses the chat, or the prompt does not fit.
+    /// 400 when the template refuses the chat, the prompt does not fit, or an answer has begun in another form.
     pub fn asks(&self, app: &App) -> Result<Vec<Ask>, ApiError> {
         let prompt = self.prompt(app)?;
         app.check_length(prompt.tokens.len())?;
         let form = self.form.with_tools(&self.tools);
         let mask = form.mask(app.compiler.as_ref(), app.format, prompt.thinking);
-        let mask = mask.map_err(|error| self.tools.places.told(error))?;
+        let mut mask = mask.map_err(|error| self.tools.places.told(error))?;
+        if let (Some(mask), PromptEnd::Begun(begun)) = (&mut mask, &self.prompt.end) {
+            let begun = app.text.encode_literal(begun, false)?;
+            begun.into_iter().try_for_each(|token| mask.accept(token)).map_err(|_| {
+                let message = "the answer that has begun does not fit the form that is asked for";
+                ApiError::invalid(Some("messages"), message)
+            })?;
+        }
         let asks = (0..self.options.n).map(|i| {
             let mut request = request(app, &self.options, prompt.tokens.clone(), i);
             request.prefix_boundaries.clone_from(&prompt.boundaries);

@@ -55,6 +55,35 @@ fn an_answer_follows_its_schema() {
     }
 }
 
+/// The form is that of the whole answer, with the text that a client begins it with.
+#[test]
+fn an_answer_that_has_begun_goes_on_in_its_form() {
+    let server = Server::start(&[]);
+    let schema = json!({"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"], "additionalProperties": false});
+    let chat = |begun: &str| {
+        let messages = json!([{"role": "user", "content": "a fox"}, {"role": "assistant", "content": begun}]);
+        let format = json!({"type": "json_schema", "json_schema": {"schema": schema}});
+        body(
+            json!({"messages": messages, "response_format": format, "continue_final_message": true, "enable_thinking": false}),
+        )
+    };
+    for begun in ["{", "{\"sure\":", "{\"su", "{\"sure\": tr"] {
+        let answer = server.ok("/v1/chat/completions", &chat(begun));
+        let whole = format!("{begun}{}", answer["choices"][0]["message"]["content"].as_str().unwrap());
+        let told: Value = serde_json::from_str(&whole).unwrap_or_else(|e| panic!("{e}: {whole}"));
+        assert!(told["sure"].is_boolean(), "{whole}");
+    }
+    let refused = server.post("/v1/chat/completions", &chat("Surely"));
+    assert!(refused.status == 400 && refused.message().contains("has begun does not fit"), "{}", refused.body);
+    let message = json!({
+        "messages": [{"role": "user", "content": "a fox"}, {"role": "assistant", "content": "{\"sure\":"}],
+        "output_config": {"format": {"type": "json_schema", "schema": schema}}, "max_tokens": 200, "temperature": 0,
+    });
+    let answer = server.ok("/v1/messages", &message);
+    let whole = format!("{{\"sure\":{}", answer["content"][0]["text"].as_str().unwrap());
+    assert!(serde_json::from_str::<Value>(&whole).is_ok_and(|told| told["sure"].is_boolean()), "{whole}");
+}
+
 #[test]
 fn every_api_keeps_to_the_form_that_is_asked_for() {
     let server = Server::start(&[]);

@@ -266,7 +266,7 @@ fn the_end_is_announced_and_answers_are_finished() {
 #[cfg(unix)]
 fn health_says_that_the_server_ends_until_it_has() {
     // Without a delay: nothing more is taken, and what was taken is finished.
-    let (_model, mut server) = slow(&["--parallel", "1"]);
+    let (_model, mut server) = slow(&["--parallel", "1", "--drain-limit", "600"]);
     let mut body = endless();
     body["max_tokens"] = 600.into();
     let mut going = server.begin("/v1/completions", &body);

@@ -10,7 +10,7 @@ use super::catch_panic::catch_panic;
 use crate::{Error, Result};
 
 /// A tokenizer whose vocabulary is read as what it is. The library's own type takes any kind, and finds out which in a tree of values of
-/// the whole vocabulary: twice the time and more than twice the memory.
+/// the whole vocabulary: twice the time and memory.
 type BpeTokenizer = TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
 /// Parses `tokenizer.json`, without the truncation and padding it may ask for: a prompt is never cut silently.

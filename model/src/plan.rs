@@ -140,6 +140,39 @@ impl LoadPlan {
 mod tests {
     use super::*;
 
+    fn planned(stored: (StorageKind, usize), held: (StorageKind, usize)) -> PlannedTensor {
+        PlannedTensor {
+            name: String::new(),
+            shape: vec![1],
+            role: TensorRole::Projection,
+            part: ModelPart::FeedForward,
+            stored: stored.0,
+            stored_bytes: stored.1,
+            storage: held.0,
+            bytes: held.1,
+        }
+    }
+
+    /// What is read in place is there once; what is converted, beside what was loaded before it.
+    #[test]
+    fn the_peak_is_that_of_the_order_of_loading() {
+        let (int8, nf4) = (StorageKind::Int8, StorageKind::Nf4 { double: false });
+        let large = planned((int8, 100), (nf4, 50));
+        let kept = planned((int8, 30), (int8, 30));
+        let small = planned((int8, 20), (nf4, 10));
+        for (tensors, peak) in [
+            (vec![], 0),
+            (vec![kept.clone()], 30),
+            (vec![large.clone(), kept.clone(), small.clone()], 150),
+            (vec![small.clone(), kept.clone(), large], 190),
+            (vec![kept.clone(), small, kept], 70),
+        ] {
+            let plan = LoadPlan { tensors };
+            assert_eq!(plan.peak_bytes(), peak);
+            assert!(peak >= plan.weight_bytes());
+        }
+    }
+
     #[test]
     fn a_format_is_called_as_its_storage() {
         for format in QuantizeOnLoad::ALL {

@@ -59,6 +59,7 @@ export class Browser {
     const page = new Page(this, sessionId, targetId);
     this.#pages.set(sessionId, page);
     for (const domain of ['Page', 'Runtime', 'Network', 'Log']) await page.send(`${domain}.enable`);
+    await page.send('Performance.enable', { timeDomain: 'threadTicks' });
     await page.size(width, height, phone);
     await page.send('Emulation.setEmulatedMedia', { features: [{ name: 'prefers-color-scheme', value: dark ? 'dark' : 'light' }] });
     return page;
@@ -106,6 +107,12 @@ class Page {
     const { result, exceptionDetails } = await this.send('Runtime.evaluate', { expression, awaitPromise: true, returnByValue: true });
     if (exceptionDetails) throw new Error(`${expression}: ${exceptionDetails.exception?.description ?? exceptionDetails.text}`);
     return result.value;
+  }
+
+  /** What the thread of the page has computed so far, in milliseconds of the processor: other programs do not count. */
+  async computed() {
+    const { metrics } = await this.send('Performance.getMetrics');
+    return 1000 * metrics.find(({ name }) => name === 'TaskDuration').value;
   }
 
   async until(expression, ms = 8000) {

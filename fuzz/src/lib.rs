@@ -1,6 +1,6 @@
 //! What the fuzz targets share.
 
-#[path = "../../model/tests/text_support/byte_fallback.rs"]
+#[path = "../../model/tests/text/support/byte_fallback.rs"]
 mod byte_fallback;
 
 use std::path::{Path, PathBuf};

@@ -2,7 +2,7 @@
 //! bytes; every 0x01 in the text is a cut.
 #![no_main]
 
-#[path = "../../model/tests/text_support/stop_strings.rs"]
+#[path = "../../model/tests/text/support/stop_strings.rs"]
 mod stop_strings;
 
 use libfuzzer_sys::fuzz_target;

@@ -1,10 +1,11 @@
 //! Views of the file are not copies, and released pages leave the process's memory.
 
-mod checkpoint_support;
+#[path = "checkpoint/support.rs"]
+mod support;
 
-use checkpoint_support::*;
 use emberlm_model::checkpoint::{Checkpoint, Weights};
 use emberlm_quant::host::{HostScales, HostStorage};
+use support::*;
 
 #[test]
 fn matrices_are_views_of_the_file() {

@@ -120,9 +120,11 @@ impl OutputDir {
         &self.target
     }
 
-    /// Whether a file is complete, from this run or one before.
+    /// Whether a file of weights is complete, from this run or one before. One that was cut off or overwritten since is not: it is written
+    /// again.
     pub(crate) fn has(&self, name: &str) -> bool {
-        fs::symlink_metadata(self.partial.join(name)).is_ok_and(|file| file.is_file())
+        let is_file = fs::symlink_metadata(self.partial.join(name)).is_ok_and(|file| file.is_file());
+        is_file && self.tensor_bytes(name).is_ok()
     }
 
     /// The path at which a file is written.

@@ -24,6 +24,7 @@ pub mod self_test;
 #[cfg(any(feature = "ndarray", feature = "flex", feature = "cube"))]
 mod shapes;
 mod spans;
+#[cfg(any(feature = "ndarray", feature = "flex", feature = "cube"))]
 mod split;
 #[cfg(any(feature = "ndarray", feature = "flex", feature = "cube"))]
 mod stored;

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::Write;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use emberlm::backends::cpu;
 
@@ -29,7 +29,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     for line in backend::describe_devices() {
         let _ = writeln!(text, "{line}");
     }
-    std::io::stdout().write_all(text.as_bytes())?;
+    std::io::stdout().write_all(text.as_bytes()).context(output::STDOUT)?;
     let Some((name, checks)) = backend::run_self_test(args.device)? else {
         output::note("no GPU to test: the kernels of the processor are tested when emberlm is built");
         return Ok(());
@@ -40,7 +40,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         let word = if check.passed() { "right" } else { "WRONG" };
         let _ = writeln!(text, "  {word} {} (off by {:.1e})", check.name, check.error);
     }
-    std::io::stdout().write_all(text.as_bytes())?;
+    std::io::stdout().write_all(text.as_bytes()).context(output::STDOUT)?;
     if let Some(check) = failed.first() {
         bail!("{name} computes wrongly ({}); update its driver, or use another device", check.name);
     }

@@ -7,7 +7,7 @@ use emberlm::quant::kv::KvFormat;
 use serde::Serialize;
 
 use super::memory::{PARSER_PER_TOKEN, PROGRAM, STARTED, TOKENIZER_PER_TOKEN, TokenizerMemory};
-use super::output::bytes;
+use super::output::{bytes, counted};
 
 /// In words, what [`Estimate`] computes.
 pub fn formula() -> String {
@@ -95,8 +95,7 @@ impl Estimate {
 
     /// What a line about loading says of it, after the weights.
     pub fn note(&self) -> String {
-        let tokens = if self.context == 1 { "token" } else { "tokens" };
-        self.note_of_caches(&format!("cache for {} {tokens}", self.context))
+        self.note_of_caches(&format!("cache for {}", counted(self.context, "token")))
     }
 
     /// [`note`](Self::note) where the cache is more than that of one sequence; `caches` says what it is.

@@ -14,6 +14,7 @@ use super::args::{CacheType, ComputeArgs, ModelArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::estimate::Estimate;
 use super::memory::{TokenizerMemory, peak_rss};
+use super::output::counted;
 use super::{load, output};
 
 /// Longest text, in bytes.
@@ -262,7 +263,6 @@ impl Report {
     }
 
     fn line(&self) -> String {
-        let plural = if self.windows == 1 { "" } else { "s" };
         let bos = match self.window_bos {
             WindowBos::Always => ", BOS before each",
             WindowBos::First => ", BOS before the text",
@@ -272,15 +272,18 @@ impl Report {
             stride if stride >= self.context => String::new(),
             _ => format!(", one every {}", self.stride),
         };
-        let skip =
-            if self.skip > 0 { format!(", the first {} tokens of each skipped", self.skip) } else { String::new() };
+        let skip = if self.skip > 0 {
+            format!(", the first {} of each skipped", counted(self.skip, "token"))
+        } else {
+            String::new()
+        };
         let steps = self.mean_steps.map_or_else(String::new, |steps| format!(", {steps:.2} steps per layer"));
         format!(
-            "perplexity {:.4} over {} tokens ({} window{plural} of {}{stride}{bos}{skip}), {:.4} bits per byte{steps}, \
+            "perplexity {:.4} over {} ({} of {}{stride}{bos}{skip}), {:.4} bits per byte{steps}, \
              {}, {} cache, {:.0} tokens/s",
             self.perplexity,
-            self.tokens,
-            self.windows,
+            counted(self.tokens, "token"),
+            counted(self.windows, "window"),
             self.context,
             self.bits_per_byte,
             if self.activations == "exact" {

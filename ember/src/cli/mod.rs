@@ -52,6 +52,7 @@ mod verify;
 use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -134,12 +135,15 @@ pub fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    let cli = Cli::try_parse_from(&args).unwrap_or_else(|mut error| {
-        if let Some(tip) = habits::tip_for_stray_word(&error, &args, &Cli::command()) {
-            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    let cli = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(mut error) => {
+            if let Some(tip) = habits::tip_for_stray_word(&error, &args, &Cli::command()) {
+                error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+            }
+            return said(&error);
         }
-        error.exit()
-    });
+    };
     log(&cli.command);
     if let Err(error) = emberlm::backends::environment::check() {
         let _ = writeln!(std::io::stderr(), "error: {error}");
@@ -180,6 +184,18 @@ pub fn main() -> ExitCode {
             let _ = writeln!(std::io::stderr(), "error: {}", output::with_causes(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Prints help, the version, or what is wrong with the arguments, each where it belongs. The exit code is that of the parser, unless help
+/// that was asked for could not be written.
+fn said(what: &clap::Error) -> ExitCode {
+    match what.print().context(output::STDOUT) {
+        Err(error) if !what.use_stderr() && !output::is_closed_pipe(&error) => {
+            let _ = writeln!(std::io::stderr(), "error: {}", output::with_causes(&error));
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::from(u8::try_from(what.exit_code()).unwrap_or(USAGE)),
     }
 }
 

@@ -57,6 +57,12 @@ pub fn printable(text: &str) -> String {
     out
 }
 
+/// `count` of a thing, which has its plain plural: `1 token`, `2 tokens`.
+pub fn counted(count: usize, thing: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {thing}{plural}")
+}
+
 /// A note on stderr; a closed stderr is no reason to stop.
 pub fn note(message: &str) {
     let width = terminal_size::terminal_size_of(io::stderr()).map(|(width, _)| usize::from(width.0));

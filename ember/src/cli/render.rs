@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::chat_input::{ChatArgs, note_unread};
 use super::input::TextArgs;
-use super::output;
+use super::output::{self, counted};
 use super::terminal::TerminalFilter;
 use super::tokenizer_args::TokenizerArgs;
 
@@ -75,6 +75,6 @@ pub fn run(args: &RenderArgs) -> Result<()> {
     };
     write().context(output::STDOUT)?;
     let last = if prompt.ends_with('\n') { "; ends with a line break" } else { "" };
-    output::note(&format!("{tokens} tokens, {} characters{last}", prompt.chars().count()));
+    output::note(&format!("{}, {}{last}", counted(tokens, "token"), counted(prompt.chars().count(), "character")));
     Ok(())
 }

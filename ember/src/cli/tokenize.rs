@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::chat_input::{ChatArgs, note_unread};
 use super::input::TextArgs;
-use super::output;
+use super::output::{self, counted};
 use super::tokenizer_args::TokenizerArgs;
 
 const ABOUT: &str = "\
@@ -130,7 +130,7 @@ pub fn run(args: &TokenizeArgs) -> Result<()> {
         0 => String::new(),
         ordinary => format!("; {:.2} bytes of text per other token", bytes as f64 / ordinary as f64),
     };
-    output::note(&format!("{} tokens, {special} special{rate}", ids.len()));
+    output::note(&format!("{}, {special} special{rate}", counted(ids.len(), "token")));
     if let (1.., Some(rows)) = (beyond, rows) {
         output::note(&format!("{beyond} are beyond the embedding of {rows} rows: the model cannot be given this text"));
     }

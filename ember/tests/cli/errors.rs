@@ -193,7 +193,9 @@ fn every_tensor_that_differs_is_named_at_once() {
 fn a_full_disk_is_an_error_of_its_own() {
     let flags =
         |args: Vec<String>| if args[0] == "info" { args } else { [args, vec!["-n".into(), "2".into()]].concat() };
-    for args in each_command(&model("leanllama")).map(flags) {
+    let asked = [&["--help"][..], &["generate", "--help"], &["--version"], &["doctor"]];
+    let asked = asked.map(|args| args.iter().map(|arg| (*arg).to_owned()).collect());
+    for args in each_command(&model("leanllama")).map(flags).into_iter().chain(asked) {
         let full = fs::File::options().write(true).open("/dev/full").expect("the device");
         let output = command(&args).stdout(full).output().expect("the program runs");
         let stderr = String::from_utf8_lossy(&output.stderr);

@@ -121,6 +121,8 @@ fn the_table_says_what_was_tried_and_what_is_told() {
     let all = report(&model("leanllama_kv"), &["--all", "--block", "16", "--blocks", "8"]);
     assert_eq!(all["candidates"].as_array().expect("a list").len(), 8);
     probe(&model("nano_compact"), &[]).fails_with(&["nothing to probe", "nano-compact"]);
+    // A text that is not there is an error where nothing would have been read of it, too.
+    ember(["probe", "-m", model("leanllama_kv").to_str().unwrap(), "-f", "none.txt"]).fails_with(&["none.txt"]);
 }
 
 #[test]

@@ -97,8 +97,7 @@ fn bench<B: CompactBackend>(args: &BenchArgs, device: &OpenDevice<B>) -> Result<
         }
     }
     let text = if args.json { serde_json::to_string(&report)? + "\n" } else { table(&report) };
-    std::io::stdout().write_all(text.as_bytes())?;
-    Ok(())
+    std::io::stdout().write_all(text.as_bytes()).context(output::STDOUT)
 }
 
 /// Above four times the last-level cache of the machines that this is used on, in bytes.

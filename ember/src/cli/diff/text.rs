@@ -7,7 +7,7 @@ use emberlm::model::compare::{Comparison, TensorComparison};
 use serde_json::Value;
 
 use super::report::TextReport;
-use crate::cli::output::{self, printable};
+use crate::cli::output::{self, counted, printable};
 
 /// Names of tensors that one model has alone, and keys that are shown.
 const LISTED: usize = 20;
@@ -163,8 +163,8 @@ fn value(value: Option<&Value>) -> String {
 fn write_text(out: &mut String, text: &TextReport) {
     let TextReport { tokens, windows, context, kl, kl_error, kl_99, kl_max, same_top, .. } = text;
     let (a, b) = (text.perplexity_a, text.perplexity_b);
-    let plural = if *windows == 1 { "" } else { "s" };
-    let _ = writeln!(out, "text         {tokens} tokens, {windows} window{plural} of {context}");
+    let (tokens, windows) = (counted(*tokens, "token"), counted(*windows, "window"));
+    let _ = writeln!(out, "text         {tokens}, {windows} of {context}");
     let _ = writeln!(
         out,
         "KL           {kl:.6} +- {kl_error:.6} nats per token; 99 % below {}, at most {}",

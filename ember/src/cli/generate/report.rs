@@ -6,6 +6,8 @@ use emberlm::model::generate::{Finish, Summary, TokenDepth};
 use emberlm::model::text::TextProcessor;
 use serde::Serialize;
 
+use crate::cli::output::counted;
+
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
@@ -78,8 +80,8 @@ pub fn summary_line(summary: &Summary) -> String {
     let steps = summary.mean_steps.map_or(String::new(), |steps| format!(", {steps:.2} steps per layer and token"));
     let drafts = drafts(summary.accepted_tokens as u64, summary.drafted_tokens as u64);
     format!(
-        "{} prompt tokens{prefill}, {} generated{decode}{drafts}{steps}, seed {}, finish: {}",
-        summary.prompt_tokens,
+        "{}{prefill}, {} generated{decode}{drafts}{steps}, seed {}, finish: {}",
+        counted(summary.prompt_tokens, "prompt token"),
         summary.generated.len(),
         summary.seed,
         finish_name(&summary.finish)

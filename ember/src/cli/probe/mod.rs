@@ -91,6 +91,7 @@ impl WithBackend for &ProbeArgs {
     fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<()> {
         let pretrained = load::open_exact(&self.model, &self.compute.depth, device)?;
         let given = ModelOptions { crest: self.compute.depth.overrides(), ..ModelOptions::default() };
+        let text = read(&self.text)?;
         let open = OpenOptions::of(&pretrained, &given, self.all);
         if open.axes.is_empty() {
             return nothing_open(self, &open, &pretrained, device);
@@ -108,7 +109,6 @@ impl WithBackend for &ProbeArgs {
                 )
             })?;
         }
-        let text = read(&self.text)?;
         let processor = load::text(&pretrained)?;
         let Tokens { ids, window_prefix, .. } = Tokens::new(&processor, &text, WindowBos::Auto)?;
         let context = pretrained.architecture().config.max_position_embeddings;

@@ -34,7 +34,7 @@ fn main() -> anyhow::Result<()> {
     }
     println!("\nthreshold  mean steps of {}", crest.num_steps);
     for threshold in [0.5, 0.7, 0.8, 0.9, 0.95, 0.99] {
-        model.set_depth(crest.num_steps, true, threshold);
+        model.set_depth(crest.num_steps, true, threshold)?;
         let steps = depths(&model, &text, &prompt)?;
         println!("{threshold:>9}  {:.2}", steps.iter().sum::<f64>() / steps.len() as f64);
     }

@@ -17,8 +17,7 @@ fn stream<B: CompactBackend>(dir: &Path, prompt: &str, device: &B::Device) -> an
     let pretrained = Pretrained::open(dir)?;
     let text = pretrained.text()?;
     let model = pretrained.load::<B>(device)?;
-    let options =
-        GenerateOptions { max_tokens: 64, stop_tokens: pretrained.stop_tokens(&text), ..GenerateOptions::default() };
+    let options = GenerateOptions { max_tokens: 64, ..pretrained.generate_options(&text) };
     let mut pieces = Generator::new(&model, &text, options)?.run(&text.encode(prompt, true)?)?;
     for piece in &mut pieces {
         print!("{}", piece?.text);

@@ -6,7 +6,7 @@
 //! use emberlm::demo;
 //! use emberlm::prelude::*;
 //!
-//! type Cpu = burn_ndarray::NdArray<f32>;
+//! type Cpu = emberlm::NdArray<f32>;
 //! let pretrained = demo::open()?;
 //! let text = pretrained.text()?;
 //! let model = pretrained.load::<Cpu>(&Default::default())?;

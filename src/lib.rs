@@ -10,13 +10,13 @@
 //!     let pretrained = Pretrained::open(dir)?;
 //!     let text = pretrained.text()?;
 //!     let model = pretrained.load::<B>(device)?;
-//!     let stop_tokens = pretrained.stop_tokens(&text);
-//!     let options = GenerateOptions { max_tokens: 16, stop_tokens, ..Default::default() };
+//!     // How generation_config.json says; `GenerateOptions::default()` is greedy and has no end.
+//!     let options = GenerateOptions { max_tokens: 16, ..pretrained.generate_options(&text) };
 //!     let pieces = Generator::new(&model, &text, options)?.run(&text.encode(prompt, true)?)?;
 //!     pieces.map(|piece| Ok(piece?.text)).collect()
 //! }
 //!
-//! type Cpu = burn_ndarray::NdArray<f32>;
+//! type Cpu = emberlm::NdArray<f32>;
 //! # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/crest_k4");
 //! let story = continue_text::<Cpu>(dir, "Once upon a time", &Default::default())?;
 //! assert!(!story.is_empty());
@@ -50,19 +50,24 @@
 //!     Ok(texts.into_values().collect())
 //! }
 //!
-//! # type Cpu = burn_ndarray::NdArray<f32>;
+//! # type Cpu = emberlm::NdArray<f32>;
 //! # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/crest_k4");
 //! let texts = continue_texts::<Cpu>(dir, &["Once upon a time", "The"], &Default::default())?;
 //! assert!(texts.len() == 2 && texts.iter().all(|text| !text.is_empty()));
 //! # Ok::<(), emberlm::model::Error>(())
 //! ```
 //!
+//! # Training
+//! [`Pretrained::trainable`](model::Pretrained::trainable) loads every matrix as plain numbers, which have gradients on `Autodiff` of a backend
+//! (`burn_autodiff`): as they are stored, 16-bit and quantised matrices have none. [`forward_uncached`](model::CausalLm::forward_uncached) is
+//! the pass, and [`Pretrained::save`](model::Pretrained::save) writes the model with its tokenizer.
+//!
 //! # Where things are
 //! [`nn`] has the layers, to build and train from a config; [`model`] opens checkpoints, defines the families and generates text; [`quant`] has the number formats, the packed weights and
 //! the operations that a backend may override. `ARCHITECTURE.md` in the repository is the map.
 //!
 //! # Features
-//! None is on by default. `grammar` keeps answers to JSON schemas, `hub` gets models by their names; `flex`, `wgpu`, `vulkan`, `metal` and
+//! `ndarray`, on by default, runs on the processor by [`NdArray`]. `grammar` keeps answers to JSON schemas, `hub` gets models by their names; `flex`, `wgpu`, `vulkan`, `metal` and
 //! `cuda` add backends. The program `ember`, with its server, is a crate of its own: `ember-lm`.
 //!
 //! # Untrusted input
@@ -72,6 +77,12 @@
 pub mod demo;
 pub mod nn;
 
+/// Burn itself, in the version that the operations are for.
+pub use burn;
+#[cfg(feature = "flex")]
+pub use burn_flex::Flex;
+#[cfg(feature = "ndarray")]
+pub use burn_ndarray::NdArray;
 pub use emberlm_backends as backends;
 pub use emberlm_model as model;
 #[cfg(feature = "hub")]

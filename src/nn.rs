@@ -6,7 +6,7 @@
 //! use emberlm::model::config::RopeConfig;
 //! use emberlm::nn::{AttentionConfig, RotaryEmbedding};
 //!
-//! type Train = burn_autodiff::Autodiff<burn_ndarray::NdArray<f32>>;
+//! type Train = burn_autodiff::Autodiff<emberlm::NdArray<f32>>;
 //!
 //! let device = Default::default();
 //! Train::seed(&device, 1);

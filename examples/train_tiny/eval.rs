@@ -72,14 +72,14 @@ pub fn evaluate<B: CompactBackend>(run: &Run, rows: usize, device: &B::Device) -
         })
         .collect::<Result<Vec<_>>>()?;
 
-    model.set_depth(run.steps, false, 1.0);
+    model.set_depth(run.steps, false, 1.0)?;
     let perplexity_all_steps = Tokens::measure(&model, &batches).perplexity();
-    model.set_depth(run.steps, halting, 0.9);
+    model.set_depth(run.steps, halting, 0.9)?;
     let tokens = Tokens::measure(&model, &batches);
     let mut thresholds = Vec::new();
     if halting {
         for threshold in THRESHOLDS {
-            model.set_depth(run.steps, true, threshold);
+            model.set_depth(run.steps, true, threshold)?;
             let mut best = f64::INFINITY;
             let mut measured = None;
             for _ in 0..3 {

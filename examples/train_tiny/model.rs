@@ -99,7 +99,7 @@ impl Shape {
         let options = WeightOptions::default();
         let plan = CausalLm::<B>::plan(&architecture, &initial, options, device)?;
         let mut model = CausalLm::load(architecture, &initial, options, &plan, device, None)?;
-        model.set_depth(self.steps, false, 1.0);
+        model.set_depth(self.steps, false, 1.0)?;
         Ok(model)
     }
 

@@ -228,7 +228,7 @@ pub fn train<B: CompactBackend>(run: &Run, device: &B::Device) -> Result<f64> {
     while done < run.iterations {
         let first = (done * run.batch) as u64;
         let batch = Batch::draw(&tokenizer, run.seed, first, Split::Train, run.batch, run.length)?;
-        model.set_depth(run.steps_at(done), false, 1.0);
+        model.set_depth(run.steps_at(done), false, 1.0)?;
         let told = tell(&model, &batch);
         let (loss, steps) = (numbers(told.loss.clone()), numbers(told.steps.clone()));
         seen.add(batch.targets(), &loss, &steps);

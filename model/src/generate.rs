@@ -92,6 +92,7 @@ impl<'a, B: CompactBackend> Generator<'a, B> {
     /// [`Error::Option`](crate::Error::Option) when a sampling option is out of range or a stop string is empty.
     pub fn new(model: &'a CausalLm<B>, text: &TextProcessor, options: GenerateOptions) -> Result<Self> {
         options.sampling.validate()?;
+        options.processors.validate()?;
         StopStrings::new(options.stop_strings.iter().cloned())?;
         let limits = EngineOptions {
             kv_format: options.cache,
@@ -176,6 +177,9 @@ impl<B: CompactBackend> Pieces<'_, B> {
     }
 
     /// The cache and the tokens that it holds, to continue from; none after an error. One that has not ended is cancelled.
+    ///
+    /// They are those of prompt and output but for the end that was not read yet: of a text that reached its length the last token, with which
+    /// the next prompt has to begin.
     pub fn into_cache(mut self) -> Option<(Cache<B>, Vec<u32>)> {
         self.engine.cancel(self.id);
         while matches!(self.state, State::Running) {

@@ -15,7 +15,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
 use emberlm_quant::CompactBackend;
 use emberlm_quant::format::{self, BufferLimit};
-use emberlm_quant::host::{HostStorage, HostWeight};
+use emberlm_quant::host::{FloatType, HostStorage, HostWeight};
 use emberlm_quant::modules::{Embedding, Linear, SwiGlu};
 use emberlm_quant::packed::PackedWeight;
 
@@ -48,6 +48,11 @@ pub trait WeightSource {
     fn file(&self, _name: &str) -> Option<PathBuf> {
         None
     }
+    /// Whether [`matrix`](Self::matrix) gives only weights that [`format::check`] finds no fault with. Without a body of its own loading
+    /// checks them.
+    fn is_checked(&self) -> bool {
+        false
+    }
     /// Hint that the stored bytes of a tensor will not be read again.
     fn release(&self, _name: &str) {}
     /// Every tensor that a model should use.
@@ -76,6 +81,8 @@ pub struct WeightOptions {
     pub quantize_head: Option<QuantizeOnLoad>,
     /// Quantise a dense embedding, which may be the head too.
     pub quantize_embedding: Option<QuantizeOnLoad>,
+    /// Load every matrix as plain F32, to be trained: no other storage has gradients. Nothing is quantised then.
+    pub trainable: bool,
     /// Dequantise and round to the stored type, as the original runtimes do.
     pub round_to_stored: bool,
     /// Bytes of the largest buffer, where it is to be less than the device's own; a weight beyond it is held in parts.
@@ -165,6 +172,7 @@ impl WeightOptions {
     /// The format in which a dense matrix of this role is held; none: as it is stored.
     fn quantize(&self, role: TensorRole) -> Option<QuantizeOnLoad> {
         match role {
+            _ if self.trainable => None,
             TensorRole::Projection => self.quantize,
             TensorRole::Head => self.quantize_head,
             TensorRole::Embedding => self.quantize_embedding,
@@ -180,6 +188,7 @@ impl WeightOptions {
         };
         match (self.quantize(tensor.role), entry.storage) {
             (Some(quantize), storage) if storage.is_dense() => (quantize.storage(), quantize.bytes(n, k)),
+            _ if self.trainable => (StorageKind::F32, count.saturating_mul(4)),
             (_, storage) if self.round_to_stored && !storage.is_dense() => (StorageKind::Bf16, count.saturating_mul(2)),
             (_, storage) => (storage, entry.bytes),
         }
@@ -233,7 +242,11 @@ impl<B: CompactBackend> Loader<'_, B> {
         let Ok(shape) = <[usize; D]>::try_from(tensor.shape.as_slice()) else {
             return Err(self.error(&tensor.name, format!("{:?} has not {D} dimensions", tensor.shape)));
         };
-        let values = self.shared.source.vector(&tensor.name, elements(tensor)?)?;
+        let count = elements(tensor)?;
+        let values = self.shared.source.vector(&tensor.name, count)?;
+        if values.len() != count {
+            return Err(self.error(&tensor.name, format!("has {} numbers, expected {count}", values.len())));
+        }
         self.loaded(tensor, true);
         let tensor = Tensor::from_data(TensorData::new(values, shape), (&self.shared.device, DType::F32));
         Ok(Param::initialized(ParamId::new(), tensor.require_grad()))
@@ -245,6 +258,12 @@ impl<B: CompactBackend> Loader<'_, B> {
         let fail = |message: String| self.error(name, message);
         let &[n, k] = tensor.shape.as_slice() else { return Err(fail(format!("{:?} is no matrix", tensor.shape))) };
         let source = self.shared.source.matrix(name, n, k)?;
+        if [source.n, source.k] != [n, k] {
+            return Err(fail(format!("has shape {:?}, expected {:?}", [source.n, source.k], [n, k])));
+        }
+        if !self.shared.source.is_checked() {
+            format::check(&source).map_err(|e| fail(e.to_string()))?;
+        }
         let dense = matches!(source.storage, HostStorage::Dense(..));
         // Whether the device goes on reading the source's bytes.
         let mut shared = B::SHARES_HOST_MEMORY && source.is_aligned();
@@ -252,6 +271,10 @@ impl<B: CompactBackend> Loader<'_, B> {
             Some(quantize) if dense => {
                 shared = false;
                 quantize.apply(&source).map_err(|e| fail(e.to_string()))?
+            }
+            _ if options.trainable => {
+                shared = false;
+                format::dequantize_to(&source, FloatType::F32).map_err(|e| fail(e.to_string()))?
             }
             _ if options.round_to_stored && !dense => {
                 shared = false;

@@ -12,6 +12,7 @@ use crate::config::{
     CrestConfig, CrestOptions, CrestOverrides, Family, GenerationConfig, KvCompression, ModelConfig, ModelOptions,
 };
 use crate::error::{Error, Result};
+use crate::generate::GenerateOptions;
 use crate::limits::check_activations;
 use crate::loader::{SourceEntry, WeightOptions, WeightSource};
 use crate::plan::{LoadPlan, Progress, QuantizeOnLoad};
@@ -120,6 +121,26 @@ impl Pretrained {
         self
     }
 
+    /// With every matrix loaded as plain F32, whatever its storage: on `Autodiff` of a backend all parameters then have gradients. As they are
+    /// stored, 16-bit and quantised matrices have none.
+    ///
+    /// ```no_run
+    /// # use emberlm_model::{Pretrained, Result};
+    /// # use emberlm_quant::CompactBackend;
+    /// # fn fine_tune<B: CompactBackend>(device: &B::Device) -> Result<()> {
+    /// // `B` is `Autodiff` of a backend.
+    /// let pretrained = Pretrained::open("path/to/a/model")?.trainable();
+    /// let mut model = pretrained.load::<B>(device)?;
+    /// // ... optimizer steps with `CausalLm::forward_uncached` ...
+    /// pretrained.save(&model, "path/to/the/new/model")
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn trainable(mut self) -> Self {
+        self.options.trainable = true;
+        self
+    }
+
     /// With all options of weights at once.
     #[must_use]
     pub fn weight_options(mut self, options: WeightOptions) -> Self {
@@ -174,6 +195,21 @@ impl Pretrained {
         let tokenizer: Vec<u32> = text.eos_id().into_iter().collect();
         let (generation, config) = (&self.generation.eos_token_ids, &self.architecture.config.eos_token_ids);
         StopSet::union([generation.clone(), config.clone(), tokenizer])
+    }
+
+    /// How the model's authors have texts continued: sampling, rules about tokens, the length and what ends a text as
+    /// `generation_config.json` says, by the rules of transformers, with the [stop tokens](Self::stop_tokens) of all files. What no file says is
+    /// [`GenerateOptions::default`].
+    pub fn generate_options(&self, text: &TextProcessor) -> GenerateOptions {
+        let (file, others) = (&self.generation, GenerateOptions::default());
+        GenerateOptions {
+            sampling: file.sampling(),
+            processors: file.processors.clone(),
+            max_tokens: file.defaults.max_new_tokens.unwrap_or(others.max_tokens),
+            stop_tokens: self.stop_tokens(text),
+            stop_strings: file.stop_strings.clone(),
+            ..others
+        }
     }
 
     /// Checks every tensor and adds up the bytes, loading nothing.
@@ -309,6 +345,10 @@ impl WeightSource for Weights {
 
     fn vector(&self, name: &str, _len: usize) -> Result<Vec<f32>> {
         self.vector(name)
+    }
+
+    fn is_checked(&self) -> bool {
+        true
     }
 
     fn file(&self, name: &str) -> Option<PathBuf> {

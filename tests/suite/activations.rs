@@ -159,8 +159,8 @@ fn continuation<B: CompactBackend>(
 ) {
     let allowed = allowed(model);
     if let Some(crest) = model.architecture().crest.clone() {
-        model.set_depth(crest.num_steps, false, 1.0);
-        exact.set_depth(crest.num_steps, false, 1.0);
+        model.set_depth(crest.num_steps, false, 1.0).expect("a depth");
+        exact.set_depth(crest.num_steps, false, 1.0).expect("a depth");
     }
     let (prompt, tokens) = (&case.ids()[0], case.need("greedy").ids());
     let tokens = &tokens[..count];

@@ -289,7 +289,7 @@ pub fn overrides<B: CompactBackend>(device: &B::Device) {
             let mut model = fixture.load::<B>(device);
             let options = model.architecture().crest.clone().expect("a CREST model");
             let steps = depth.num_steps.unwrap_or(options.num_steps);
-            model.set_depth(steps, depth.halt_enabled.unwrap_or(true), options.halt_threshold);
+            model.set_depth(steps, depth.halt_enabled.unwrap_or(true), options.halt_threshold).expect("a depth");
             whole(&model, &case).logits.assert_close(
                 &case.label(&format!("{name}.logits by set_depth")),
                 golden,

@@ -8,6 +8,7 @@ pub mod draft;
 #[allow(dead_code)] // on the processor itself there is nothing to compare
 pub mod eight_bits;
 pub mod engine;
+pub mod fine_tuning;
 pub mod fixture;
 pub mod golden;
 pub mod handle;
@@ -41,6 +42,7 @@ macro_rules! whole_suite {
             kernels: reshape, linears, linears_together, swiglu_mlp, norms, rotary, attention, attention_over_parts, store_beyond_half_precision, delta_net, spans, halting;
             training: linear_gradients, norm_gradients, attention_gradients, delta_net_gradients, halting_gradients,
                 crest_gradients, one_step_lowers_the_loss, a_cache_of_halves_keeps_gradients;
+            fine_tuning: a_loaded_model_trains_whole, numbers_that_are_none_are_not_saved;
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
             engine: sequences_are_as_alone, one_that_fails_fails_alone, log_probabilities_are_those_of_the_model, nobody_waits_for_a_long_prompt,
                 memory_is_asked_for_first, a_text_that_has_begun_is_not_lost_for_want_of_room;

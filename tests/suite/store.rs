@@ -5,39 +5,14 @@ use std::collections::BTreeSet;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Int, Tensor};
 use burn_store::{BurnpackStore, ModuleSnapshot, SafetensorsStore};
-use emberlm::model::checkpoint::{StorageKind, Weights};
 use emberlm::model::export::{ExportContainer, ExportOptions, MatrixFormat};
-use emberlm::model::{Architecture, CausalLm, Pretrained, Result, SourceEntry, WeightOptions, WeightSource};
+use emberlm::model::{Architecture, CausalLm, Pretrained};
 use emberlm::quant::CompactBackend;
-use emberlm::quant::host::{FloatType, HostStorage, HostWeight};
+use emberlm::quant::host::FloatType;
 use emberlm::quant::packed::PackedWeight;
 use safetensors::SafeTensors;
 
 use super::fixture::{Fixture, all_logits};
-
-/// The tensors of a checkpoint as F32, whatever they are stored as.
-struct Widened<'a>(&'a Weights);
-
-impl WeightSource for Widened<'_> {
-    fn entry(&self, name: &str, _expected: &[usize]) -> Option<SourceEntry> {
-        let shape = self.0.entry(name)?.shape.clone();
-        let bytes = 4 * shape.iter().product::<usize>();
-        Some(SourceEntry { shape, storage: StorageKind::F32, bytes })
-    }
-
-    fn optional(&self, name: &str) -> Option<Vec<usize>> {
-        Some(self.0.entry(name)?.shape.clone())
-    }
-
-    fn matrix(&self, name: &str, n: usize, k: usize) -> Result<HostWeight> {
-        let bytes: Vec<u8> = self.0.vector(name)?.into_iter().flat_map(f32::to_le_bytes).collect();
-        Ok(HostWeight { n, k, storage: HostStorage::Dense(FloatType::F32, bytes.into()) })
-    }
-
-    fn vector(&self, name: &str, _len: usize) -> Result<Vec<f32>> {
-        self.0.vector(name)
-    }
-}
 
 /// Sets every number to 0.
 struct Erase;
@@ -79,10 +54,8 @@ fn logits<B: CompactBackend>(model: &CausalLm<B>, ids: &[u32]) -> Vec<f32> {
 pub fn plain_weights_have_checkpoint_names<B: CompactBackend>(device: &B::Device) {
     for fixture in Fixture::all() {
         let pretrained = fixture.open();
-        let (architecture, weights) = (pretrained.architecture(), Widened(pretrained.weights()));
-        let options = WeightOptions::default();
-        let plan = CausalLm::<B>::plan(architecture, &weights, options, device).expect("a plan");
-        let model = CausalLm::<B>::load(architecture.clone(), &weights, options, &plan, device, None).expect("a model");
+        let architecture = pretrained.architecture();
+        let model = fixture.load_from::<B>(fixture.open().trainable(), device);
         let ids = &fixture.case("text").ids()[0];
         let expected = logits(&model, ids);
 

@@ -2,6 +2,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -42,12 +43,19 @@ struct Inner {
 }
 
 /// A file of tensors.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Shard {
     /// Absent when the file is part of the program.
     map: Option<Arc<Mmap>>,
     /// The whole file; views of tensors are slices of it.
     pub(super) bytes: Bytes,
+}
+
+/// Without the bytes of the file.
+impl fmt::Debug for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shard").field("mapped", &self.map.is_some()).field("bytes", &self.bytes.len()).finish()
+    }
 }
 
 /// Keeps the map alive for the views of [`Bytes`].

@@ -34,6 +34,7 @@ impl RequestCheck {
     /// As [`Engine::submit`](super::Engine::submit).
     pub fn check<B: CompactBackend>(&self, cache: &Cache<B>, request: &Request) -> Result<()> {
         request.sampling.validate()?;
+        request.processors.validate()?;
         request.depth.check(self.max_depth)?;
         self.draft.map_or(Ok(()), |draft| draft.check(self.max_depth))?;
         StopStrings::new(request.stop_strings.iter().cloned())?;

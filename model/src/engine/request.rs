@@ -144,7 +144,9 @@ pub struct Finished<B: CompactBackend> {
     pub summary: Summary,
     /// To continue from: what `tokens` left behind.
     pub cache: Cache<B>,
-    /// The tokens that the cache holds.
+    /// The tokens that the cache holds: prompt and output but for the end that was not read yet, as [`Pieces::into_cache`] says.
+    ///
+    /// [`Pieces::into_cache`]: crate::generate::Pieces::into_cache
     pub tokens: Vec<u32>,
 }
 

@@ -7,6 +7,7 @@ use emberlm_quant::CompactBackend;
 use emberlm_quant::host::{FloatType, HostStorage, HostWeight};
 use serde_json::{Map, Value, json};
 
+use super::files;
 use super::modules::{Held, tensors};
 use crate::causal_lm::CausalLm;
 use crate::checkpoint::CheckpointError;
@@ -17,6 +18,7 @@ use crate::checkpoint::writer::{
 use crate::config::{CrestOptions, Family, ModelConfig};
 use crate::error::{Error, Result};
 use crate::nn::FeedForward;
+use crate::pretrained::Pretrained;
 
 const FILE: &str = "model.safetensors";
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -24,17 +26,23 @@ const EMBEDDING: &str = "model.embed_tokens.weight";
 impl<B: CompactBackend> CausalLm<B> {
     /// Writes `config.json` and `model.safetensors` to a directory that does not exist or is empty, and that [`Pretrained::open`] loads
     /// again. Every matrix is written as the device holds it: packed codes as codes, numbers that were trained as F32. What is no matrix
-    /// is F32. Tokenizer and chat template are not part of a model: copy them beside.
+    /// is F32. Tokenizer, chat template and generation defaults are not part of a model: [`Pretrained::save`] writes those of a checkpoint beside it.
     ///
     /// One tensor is read back at a time. The directory appears when it is complete; after an error nothing is left.
     ///
     /// [`Pretrained::open`]: crate::Pretrained::open
+    /// [`Pretrained::save`]: crate::Pretrained::save
     ///
     /// # Errors
     /// [`Error::Source`] when there is something at `dir`, [`Error::Space`] when the disk has too little room, [`Error::Device`] when the
-    /// device fails, [`Error::Tensor`] for a matrix that it holds in parts, [`Error::Io`].
+    /// device fails, [`Error::Tensor`] for a matrix that it holds in parts and for numbers that are not finite, which would not load again,
+    /// [`Error::Io`].
     pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
-        let dir = dir.as_ref();
+        self.save_beside(dir.as_ref(), &[])
+    }
+
+    /// As [`save`](Self::save), with files of these names and contents.
+    fn save_beside(&self, dir: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
         check_target(dir)?;
         let list = tensors(self);
         let names: BTreeSet<&str> = list.iter().map(|(name, _)| name.as_str()).collect();
@@ -60,12 +68,16 @@ impl<B: CompactBackend> CausalLm<B> {
             }
             file.finish(&mut |_, _, _| ())?;
             output.complete(FILE)?;
+            for (name, bytes) in files {
+                output.write(name, bytes)?;
+            }
             output.write(ModelConfig::FILE, format!("{:#}\n", Value::Object(config)).as_bytes())
         };
         match write() {
             Ok(()) => output.commit(),
             Err(error) => {
-                output.discard([FILE, ModelConfig::FILE].into_iter());
+                let files = files.iter().map(|(name, _)| name.as_str());
+                output.discard([FILE, ModelConfig::FILE].into_iter().chain(files));
                 Err(error)
             }
         }
@@ -112,6 +124,17 @@ impl<B: CompactBackend> CausalLm<B> {
     }
 }
 
+impl Pretrained {
+    /// Writes a model that was loaded from this checkpoint, and then trained or changed, with the checkpoint's tokenizer, chat template,
+    /// generation defaults and license beside it; see [`CausalLm::save`].
+    ///
+    /// # Errors
+    /// As [`CausalLm::save`], and when one of these files cannot be read.
+    pub fn save<B: CompactBackend>(&self, model: &CausalLm<B>, dir: impl AsRef<Path>) -> Result<()> {
+        model.save_beside(dir.as_ref(), &files::read(self.weights().checkpoint().dir())?)
+    }
+}
+
 /// The tensors of the file that a tensor of the model becomes; rows are entered in `modules`. `names` are those of all tensors.
 fn slots_of<B: CompactBackend>(
     name: &str,
@@ -136,15 +159,25 @@ fn slots_of<B: CompactBackend>(
 fn encoded<B: CompactBackend>(name: &str, held: &Held<'_, B>, stored: FloatType) -> Result<Vec<StoredTensor>> {
     let Some(data) = held.numbers()? else {
         let weight = to_host(name, held, stored)?;
+        if let HostStorage::Dense(float, data) = &weight.storage {
+            finite(name, float.first_non_finite(data))?;
+        }
         let slots = weight_slots(name, &weight);
         return match row_layout(name, &weight) {
             Some(layout) => layout.encode(&slots, &weight),
             None => encode(&slots, &weight),
         };
     };
+    finite(name, data.iter::<f32>().position(|number| !number.is_finite()))?;
     let shape: Vec<usize> = data.shape.iter().copied().collect();
     let numbers: Vec<u8> = data.iter::<f32>().flat_map(f32::to_le_bytes).collect();
     dense_slots(name, FloatType::F32, &shape).into_iter().map(|slot| slot.fill(numbers.clone().into())).collect()
+}
+
+/// Refuses a tensor whose element at this place is no finite number.
+fn finite(name: &str, bad: Option<usize>) -> Result<()> {
+    let told = |i| format!("element {i} is not a finite number: the model would not load again");
+    bad.map_or(Ok(()), |i| Err(CheckpointError::of_tensor(name, told(i)).into()))
 }
 
 fn to_host<B: CompactBackend>(name: &str, held: &Held<'_, B>, stored: FloatType) -> Result<HostWeight> {

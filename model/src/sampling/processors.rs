@@ -1,5 +1,7 @@
 //! Changes to logits that depend on the tokens so far, as transformers' logits processors of the same names make them.
 
+use crate::{Error, Result};
+
 /// Which tokens may not, or should rather not, come next. The default changes nothing.
 ///
 /// The order is that of transformers: [`sequence_bias`](Self::sequence_bias), the repetition penalty of
@@ -45,6 +47,29 @@ impl LogitsProcessors {
     /// Whether nothing is changed, whatever the tokens are.
     pub fn is_neutral(&self) -> bool {
         self.names().is_empty()
+    }
+
+    /// Checks every number.
+    ///
+    /// # Errors
+    /// [`Error::Option`] with the first that is none or too large: it would make other logits useless.
+    pub fn validate(&self) -> Result<()> {
+        let decay = self.exponential_decay_length_penalty.map_or(1.0, |(_, factor)| factor);
+        let numbers = [
+            ("frequency_penalty", f64::from(self.frequency_penalty)),
+            ("presence_penalty", f64::from(self.presence_penalty)),
+            ("exponential_decay_length_penalty", decay),
+        ];
+        // A token that is never to come has a bias of -Inf.
+        let biases = self.sequence_bias.iter().map(|&(_, bias)| ("sequence_bias", f64::from(bias)));
+        let biases = biases.filter(|&(_, bias)| bias != f64::NEG_INFINITY);
+        match numbers.into_iter().chain(biases).find(|(_, number)| !number.is_finite()) {
+            Some((option, number)) => {
+                let message = format!("{number} is not allowed; use a finite number");
+                Err(Error::Option { option: option.to_owned(), message })
+            }
+            None => Ok(()),
+        }
     }
 
     /// The rules that are in force, as `generation_config.json` calls them.

@@ -7,16 +7,16 @@ use super::candidates::{Candidate, weigh};
 use super::config::Strategy;
 use super::logits::keep_allowed;
 use super::sampler::Sampler;
-use crate::Result;
 use crate::read::{elements, floats, read_back};
+use crate::{Error, Result};
 
 impl Sampler {
     /// Chooses one token as [`sample`](Self::sample) does, from logits `[1, vocabulary]` on a device.
     ///
     /// # Errors
-    /// As [`sample`](Self::sample).
+    /// As [`sample`](Self::sample); [`Error::Option`] when the logits are not one row.
     pub fn choose<B: CompactBackend>(&mut self, logits: Tensor<B, 2>, seen: &[u32]) -> Result<u32> {
-        let [_, vocabulary] = logits.dims();
+        let [_, vocabulary] = one_row(&logits)?;
         if let Some(count) = self.shortlist(vocabulary).filter(|&count| count <= B::TOP_K_ON_DEVICE) {
             let (values, ids) = B::top_k(logits.clone(), count);
             let mut data = read_back(Transaction::default().register(values).register(ids))?;
@@ -40,6 +40,7 @@ impl Sampler {
         seen: &[u32],
         allowed: &[u32],
     ) -> Result<u32> {
+        one_row(&logits)?;
         let mut logits = floats(logits)?;
         keep_allowed(&mut logits, allowed);
         self.sample(&mut logits, seen)
@@ -81,6 +82,17 @@ impl Sampler {
         };
         self.step += 1;
         Some(id)
+    }
+}
+
+/// The shape of logits that a choice is made from: of one token.
+fn one_row<B: CompactBackend>(logits: &Tensor<B, 2>) -> Result<[usize; 2]> {
+    match logits.dims() {
+        shape @ [1, _] => Ok(shape),
+        [rows, _] => {
+            let message = format!("are of {rows} tokens; one is chosen from those of one");
+            Err(Error::Option { option: "logits".into(), message })
+        }
     }
 }
 

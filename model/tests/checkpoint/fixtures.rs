@@ -340,3 +340,14 @@ fn the_list_of_tensors_is_the_checkpoints() {
         }
     }
 }
+
+/// In a log a model of gigabytes is a line, not its bytes.
+#[test]
+fn what_is_open_is_shown_without_its_bytes() {
+    let path = fixture("crest_k4");
+    let pretrained = emberlm_model::Pretrained::open(&path).expect("a model");
+    let bytes = std::fs::metadata(path.join("model.safetensors")).expect("a file").len();
+    let shown = format!("{pretrained:?}");
+    assert!(shown.contains("Shard { mapped: true, bytes: "), "{shown}");
+    assert!((shown.len() as u64) < bytes / 4, "{} of {bytes}", shown.len());
+}

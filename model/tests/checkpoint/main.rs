@@ -11,6 +11,7 @@ mod probe;
 mod quantised;
 mod record;
 mod rope;
+mod source;
 mod support;
 mod tied;
 mod verify;

@@ -100,6 +100,30 @@ fn banned_tokens_do_not_hide_nan_and_not_all_can_be_banned() {
     assert!(error.contains("no token is possible") && error.contains("generation_config.json"), "{error}");
 }
 
+/// They would make logits useless, for which the weights would be blamed.
+#[test]
+fn numbers_that_are_none_are_refused() {
+    let none = LogitsProcessors::default();
+    assert!(
+        LogitsProcessors { sequence_bias: vec![(vec![1], f32::NEG_INFINITY), (vec![2], -3.5)], ..none.clone() }
+            .validate()
+            .is_ok()
+    );
+    for (option, bad) in [
+        ("frequency_penalty", LogitsProcessors { frequency_penalty: f32::NAN, ..none.clone() }),
+        ("presence_penalty", LogitsProcessors { presence_penalty: f32::INFINITY, ..none.clone() }),
+        ("sequence_bias", LogitsProcessors { sequence_bias: vec![(vec![7], f32::INFINITY)], ..none.clone() }),
+        ("sequence_bias", LogitsProcessors { sequence_bias: vec![(vec![7], f32::NAN)], ..none.clone() }),
+        (
+            "exponential_decay_length_penalty",
+            LogitsProcessors { exponential_decay_length_penalty: Some((3, f64::NAN)), ..none.clone() },
+        ),
+    ] {
+        let error = bad.validate().unwrap_err();
+        assert!(matches!(&error, Error::Option { option: named, .. } if named == option), "{error}");
+    }
+}
+
 /// JavaScript, jq and others read numbers as doubles.
 #[test]
 fn a_drawn_seed_is_exact_as_a_double() {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use burn::tensor::Tensor;
 use emberlm_model::Error;
 use emberlm_model::sampling::{Sampler, SamplingConfig, log_softmax};
 
@@ -30,6 +31,21 @@ fn support(config: &SamplingConfig, logits: &[f32]) -> BTreeSet<usize> {
 
 fn logs(probabilities: &[f32]) -> Vec<f32> {
     probabilities.iter().map(|p| p.ln()).collect()
+}
+
+/// Logits of several tokens are no choice of one: an id would be that of a place in all of them.
+#[test]
+fn one_token_is_chosen_from_the_logits_of_one() {
+    type Backend = burn_ndarray::NdArray<f32>;
+    let rows = Tensor::<Backend, 2>::from_data([[0.0, 1.0], [0.0, 2.0]], &Default::default());
+    for config in [SamplingConfig::greedy(), config()] {
+        let mut sampler = Sampler::new(&config).unwrap();
+        let allowed = sampler.choose_allowed(rows.clone(), &[], &[u32::MAX]);
+        for chosen in [sampler.choose(rows.clone(), &[]), allowed] {
+            assert!(matches!(&chosen, Err(Error::Option { option, .. }) if option == "logits"), "{chosen:?}");
+        }
+        assert!(sampler.choose(rows.clone().slice([0..1]), &[]).unwrap() < 2);
+    }
 }
 
 #[test]

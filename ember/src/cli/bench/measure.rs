@@ -100,12 +100,12 @@ impl<B: CompactBackend> Bench<'_, B> {
             let mut samples: Vec<Samples> = step_counts.iter().map(|_| Samples::default()).collect();
             for _ in 0..self.args.repetitions as usize + self.warm_ups() {
                 for (&steps, samples) in step_counts.iter().zip(&mut samples) {
-                    self.set_steps(steps);
+                    self.set_steps(steps)?;
                     self.run_once(test, &mut caches, samples)?;
                 }
             }
             for ((&steps, samples), measurements) in step_counts.iter().zip(&samples).zip(&mut measurements) {
-                self.set_steps(steps);
+                self.set_steps(steps)?;
                 measurements.push(self.measurement(test, samples)?);
             }
         }
@@ -134,10 +134,8 @@ impl<B: CompactBackend> Bench<'_, B> {
         mixed.cycle().chain(std::iter::repeat(DepthOptions::default()))
     }
 
-    fn set_steps(&mut self, steps: Option<usize>) {
-        if let Some(steps) = steps {
-            self.model.set_depth(steps, false, 1.0);
-        }
+    fn set_steps(&mut self, steps: Option<usize>) -> Result<()> {
+        Ok(steps.map_or(Ok(()), |steps| self.model.set_depth(steps, false, 1.0))?)
     }
 
     fn run_once(&self, test: Test, caches: &mut [Cache<B>], samples: &mut Samples) -> Result<()> {

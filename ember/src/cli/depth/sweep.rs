@@ -31,7 +31,7 @@ pub fn measure<B: CompactBackend>(
     let mut out: Vec<Threshold> = Vec::new();
     for repetition in 0..REPETITIONS {
         for (i, threshold) in THRESHOLDS.into_iter().enumerate() {
-            model.set_depth(crest.num_steps, true, threshold);
+            model.set_depth(crest.num_steps, true, threshold)?;
             let evaluated = evaluate(model, ids, &EvaluateOptions { chunk: Some(1), ..EvaluateOptions::default() })?;
             let milliseconds_per_token = evaluated.seconds * 1e3 / ids.len() as f64;
             match out.get_mut(i) {
@@ -47,7 +47,7 @@ pub fn measure<B: CompactBackend>(
             }
         }
     }
-    model.set_depth(crest.num_steps, crest.halt_enabled, crest.halt_threshold);
+    model.set_depth(crest.num_steps, crest.halt_enabled, crest.halt_threshold)?;
     Ok(out)
 }
 

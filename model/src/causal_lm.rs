@@ -237,6 +237,9 @@ impl<B: CompactBackend> CausalLm<B> {
     /// The tokens of the spans follow one another in `ids`. What does not depend on other tokens is computed for all of them at
     /// once; a token sees those of its own sequence alone.
     ///
+    /// Positions beyond the context that the model was trained for are computed as any; [`prefill`](Self::prefill) and
+    /// [`decode`](Self::decode) refuse them.
+    ///
     /// [`ids`](Self::ids) checks that every id is in the vocabulary. Of a tensor that was made in another way the host can tell only
     /// where it shares the memory of the device; elsewhere an unknown id makes the logits of its span NaN.
     ///

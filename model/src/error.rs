@@ -57,6 +57,9 @@ pub enum Error {
     /// A tensor does not hold what its name and side data promise, is not in the checkpoint, or is there twice.
     #[error("{0}")]
     Tensor(Box<CheckpointError>),
+    /// A weight by itself, beside any checkpoint, cannot be used: what [`emberlm_quant::format`] says of one.
+    #[error(transparent)]
+    Weight(#[from] emberlm_quant::Error),
     /// The tensors of the checkpoint are not those of the model: every difference at once.
     #[error("{0}")]
     Differences(Box<TensorDifferences>),
@@ -103,7 +106,7 @@ pub enum Error {
         limit: usize,
     },
     /// A size of the model is beyond what the kernels of the device take.
-    #[error("{size} is {found}, but {limit}; use another device (--device cpu takes it)")]
+    #[error("{size} is {found}, but {limit}; use another device: the processor takes it")]
     Limit {
         /// The key of the config.
         size: &'static str,

@@ -13,6 +13,9 @@ impl<B: CompactBackend> Linear<B> {
     ///
     /// # Shapes
     /// `[.., in] -> [.., out]`
+    ///
+    /// # Panics
+    /// When the last dimension of `x` is another.
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         along_last(x, &self.weight, |x, w| B::packed_linear(x, w, self.bias.as_ref().map(Param::val)))
     }
@@ -21,6 +24,9 @@ impl<B: CompactBackend> Linear<B> {
     ///
     /// # Shapes
     /// `[.., in] -> [.., out]`
+    ///
+    /// # Panics
+    /// When the last dimension of `x` is another.
     pub fn logits<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         along_last(x, &self.weight, |x, w| B::packed_head(x, w, self.bias.as_ref().map(Param::val)))
     }
@@ -34,6 +40,7 @@ fn along_last<B: CompactBackend, const D: usize>(
 ) -> Tensor<B, D> {
     let mut dims = x.dims();
     let [n, k] = w.shape();
+    assert_eq!(dims[D - 1], k, "the last dimension of x {dims:?} is not that of the weight [{n}, {k}]");
     let m = dims[..D - 1].iter().product();
     let y = product(B::reshape(x, [m, k]), w);
     dims[D - 1] = n;

@@ -14,7 +14,12 @@ use crate::format;
 use crate::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight, WeightBuffer, on_threads};
 
 /// A matrix `[n, k]` (outputs, inputs) in one of the supported storages: those of [`emberlm_backends::types::Matrix`], as parameters
-/// of a module, which burn can save, move and train.
+/// of a module, which burn can move and train.
+///
+/// Burn's records (`into_record`, burn-store) have whole matrices in the storage `Float` alone. Of the others they have the parameters, but
+/// not what stands beside them (types, the offset of double quantisation, which rows are wide), and recorders that change the type of
+/// integers break codes: a record fits a weight that was made from the same numbers, and another becomes wrong without an error. A model
+/// in any storage is saved by `CausalLm::save`.
 #[derive(Module, Debug)]
 pub enum PackedWeight<B: Backend> {
     /// A plain float tensor `[n, k]`: the only storage that can be trained.
@@ -170,6 +175,9 @@ impl<B: Backend> RowsWeight<B> {
 
 impl<B: Backend> PackedWeight<B> {
     /// Puts a host weight on a device. Buffers that already have the device's layout are shared, not copied.
+    ///
+    /// # Panics
+    /// May panic, at once or in an operation, when [`format::check`] finds a fault with the weight.
     pub fn from_host(weight: HostWeight, device: &B::Device) -> Self {
         let HostWeight { n, k, storage } = weight;
         match storage {

@@ -22,7 +22,8 @@ pub struct Span<'a, B: Backend> {
     /// How deep they go (CREST): the same in every pass over the sequence.
     pub depth: DepthOptions,
     /// So many at their end are drafts: guesses about the text, which may have to be taken back. With
-    /// [`LogitsFor::Last`](crate::LogitsFor::Last) each of them has logits, as the token before them.
+    /// [`LogitsFor::Last`](crate::LogitsFor::Last) each of them has logits, as the token before them. [`Cache::truncate`] takes them back where no
+    /// layer keeps a state; of those that do, an [engine](crate::engine) alone can.
     pub drafted: usize,
 }
 
@@ -79,7 +80,7 @@ impl SpanPosition {
     /// Those of the new tokens.
     fn positions(&self) -> Positions {
         let tokens = self.past + self.new;
-        Positions { start: self.first + self.past, count: self.new, length: self.first + tokens.max(self.expected) }
+        Positions { start: self.first + self.past, count: self.new, length: self.first.saturating_add(tokens.max(self.expected)) }
     }
 }
 
@@ -88,7 +89,7 @@ impl<B: Backend> SpanContext<B> {
     pub fn rotary_from_start(&self) -> Rotary<B> {
         let SpanPosition { first, past, new, expected, .. } = self.position;
         let tokens = past + new;
-        let rotary = || self.embedding.at_again(first, tokens, first + tokens.max(expected), &self.device);
+        let rotary = || self.embedding.at_again(first, tokens, first.saturating_add(tokens.max(expected)), &self.device);
         self.from_start.get_or_init(rotary).clone()
     }
 }

@@ -57,8 +57,12 @@ impl<B: CompactBackend> RmsNorm<B> {
     ///
     /// # Shapes
     /// `[.., width], [.., width] -> ([.., width], [.., width])`
+    ///
+    /// # Panics
+    /// When the shapes differ.
     pub fn forward_sum<const D: usize>(&self, x: Tensor<B, D>, y: Tensor<B, D>) -> (Tensor<B, D>, Tensor<B, D>) {
         let dims = x.dims();
+        assert_eq!(dims, y.dims(), "both have one shape");
         let width = dims[D - 1];
         let m = dims[..D - 1].iter().product();
         let [x, y] = [x, y].map(|t| B::reshape(t, [m, width]));

@@ -1,5 +1,7 @@
 //! Which types of values a schema allows, wherever in it that is said: beside it, behind `$ref`, or in `allOf`, `anyOf` and `oneOf`.
 
+use std::cell::Cell;
+
 use serde_json::{Map, Value};
 
 use crate::references::found;
@@ -8,8 +10,31 @@ use crate::references::found;
 const LOOKS: usize = 1024;
 /// Schemas inside of schemas.
 const DEPTH: usize = 64;
+/// Entries of a list of schemas that are copied for a unit of [`Work`].
+const ENTRIES: usize = 32;
 /// Alternatives of a schema.
 pub(crate) const ALTERNATIVES: usize = 256;
+
+/// What several searches may do together. A unit is about what it takes to look at a small schema: some hundredths of a microsecond.
+pub(super) struct Work(Cell<usize>);
+
+impl Work {
+    pub(super) fn new(units: usize) -> Self {
+        Self(Cell::new(units))
+    }
+
+    #[cfg(test)]
+    pub(super) fn left(&self) -> usize {
+        self.0.get()
+    }
+
+    /// `None`, now and from then on, where more was done than may be.
+    pub(super) fn spend(&self, units: usize) -> Option<()> {
+        let left = self.0.get().checked_sub(units);
+        self.0.set(left.unwrap_or(0));
+        left.map(|_| ())
+    }
+}
 
 /// Types of JSON values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,9 +92,15 @@ impl Kinds {
     }
 
     /// Those that values of all these schemas have; none where no value fits, as far as types and alternatives tell.
+    #[cfg(feature = "grammar")]
     pub(crate) fn of(schemas: &[&Value], root: &Value) -> Self {
-        let allowed = |kind: &Self| alternatives(schemas, root, *kind, ALTERNATIVES).is_none_or(|all| !all.is_empty());
-        Self::union(Self::EACH.into_iter().filter(allowed))
+        Self::of_within(schemas, root, &Work::new(usize::MAX))
+    }
+
+    /// As [`of`](Self::of); those that are not ruled out where the work is more than may be done.
+    pub(super) fn of_within(schemas: &[&Value], root: &Value, work: &Work) -> Self {
+        let all = |kind: Self| alternatives_within(schemas, root, kind, ALTERNATIVES, work);
+        Self::union(Self::EACH.into_iter().filter(|kind| all(*kind).is_none_or(|all| !all.is_empty())))
     }
 
     /// Those that a schema allows by itself. One without a type means that of its keywords.
@@ -100,26 +131,39 @@ pub(crate) type Parts<'a> = Vec<&'a Map<String, Value>>;
 
 /// The ways in which a value of this kind can fit all of these schemas; `None` where there are more than `most`, or it takes too long to say.
 /// A schema that leads back to itself without a choice has none.
+#[cfg(feature = "grammar")]
 pub(crate) fn alternatives<'a>(
     schemas: &[&'a Value],
     root: &'a Value,
     kind: Kinds,
     most: usize,
 ) -> Option<Vec<Parts<'a>>> {
-    let mut search = Search { root, kind, most, looks: LOOKS, path: Vec::new() };
-    search.all(schemas.iter().copied())
+    alternatives_within(schemas, root, kind, most, &Work::new(usize::MAX))
 }
 
-struct Search<'a> {
+/// As [`alternatives`]; `None` also where the work is more than may be done.
+pub(super) fn alternatives_within<'a>(
+    schemas: &[&'a Value],
     root: &'a Value,
     kind: Kinds,
     most: usize,
+    work: &Work,
+) -> Option<Vec<Parts<'a>>> {
+    let mut search = Search { root, kind, most, work, looks: LOOKS, path: Vec::new() };
+    search.all(schemas.iter().copied())
+}
+
+struct Search<'a, 'w> {
+    root: &'a Value,
+    kind: Kinds,
+    most: usize,
+    work: &'w Work,
     looks: usize,
     /// The schemas that are being looked into.
     path: Vec<*const Value>,
 }
 
-impl<'a> Search<'a> {
+impl<'a> Search<'a, '_> {
     fn one(&mut self, schema: &'a Value) -> Option<Vec<Parts<'a>>> {
         self.looks = self.looks.checked_sub(1).filter(|_| self.path.len() < DEPTH)?;
         let map = match schema {
@@ -127,6 +171,7 @@ impl<'a> Search<'a> {
             Value::Bool(false) => return Some(Vec::new()),
             _ => return Some(vec![Vec::new()]),
         };
+        self.work.spend(size(map))?;
         let at = std::ptr::from_ref(schema);
         if !Kinds::declared(map).contains(self.kind) || self.path.contains(&at) {
             return Some(Vec::new());
@@ -165,10 +210,20 @@ impl<'a> Search<'a> {
 
     fn product(&self, left: &[Parts<'a>], right: &[Parts<'a>]) -> Option<Vec<Parts<'a>>> {
         left.len().checked_mul(right.len()).filter(|count| *count <= self.most)?;
-        let mut all = Vec::with_capacity(left.len() * right.len());
+        let entries = |lists: &[Parts<'a>], times: usize| lists.iter().map(Vec::len).sum::<usize>() * times;
+        let (lists, copied) = (left.len() * right.len(), entries(left, right.len()) + entries(right, left.len()));
+        self.work.spend(lists + copied / ENTRIES)?;
+        let mut all = Vec::with_capacity(lists);
         for left in left {
             all.extend(right.iter().map(|right| [left.as_slice(), right].concat()));
         }
         Some(all)
     }
+}
+
+/// The [`Work`] of looking at a schema, but for those inside of it: its lists of types and values are read, and what it refers to is looked for.
+fn size(map: &Map<String, Value>) -> usize {
+    let list = |key: &str| map.get(key).and_then(Value::as_array).map_or(0, Vec::len);
+    let reference = map.get("$ref").and_then(Value::as_str).map_or(0, str::len);
+    1 + (list("type") + list("enum") + reference) / 4
 }

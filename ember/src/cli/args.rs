@@ -188,21 +188,23 @@ impl DepthArgs {
     }
 }
 
+/// Heading of the flags about drafts in the help. It is that of each of them: `next_help_heading` would be that of every flag after them too.
+const DRAFTS: &str = "Drafts (speculative decoding)";
+
 /// Speculative decoding.
 #[derive(Clone, Copy, Debug, Args)]
-#[command(next_help_heading = "Drafts (speculative decoding)")]
 pub struct DraftArgs {
     /// Guess tokens and verify several in one pass: faster where guesses are right. prompt-lookup: the text goes on as it did where its last tokens
     /// came before. Tokens are chosen as without drafts, with a seed too; a text can change as with another --chunk
-    #[arg(long, value_enum, value_name = "SOURCE", group = "draft_source", conflicts_with = "draft_steps")]
+    #[arg(long, value_enum, value_name = "SOURCE", group = "draft_source", conflicts_with = "draft_steps", help_heading = DRAFTS)]
     pub draft: Option<DraftKind>,
 
     /// Guess tokens with the model itself at K steps, fewer than it has (CREST)
-    #[arg(long, value_name = "K", group = "draft_source")]
+    #[arg(long, value_name = "K", group = "draft_source", help_heading = DRAFTS)]
     pub draft_steps: Option<usize>,
 
     /// Tokens of a draft at most; how many there are follows what was right of late
-    #[arg(long, value_name = "N", requires = "draft_source", default_value_t = DraftOptions::MAX_TOKENS as u16, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, value_name = "N", requires = "draft_source", default_value_t = DraftOptions::MAX_TOKENS as u16, value_parser = clap::value_parser!(u16).range(1..=64), help_heading = DRAFTS)]
     pub draft_max: u16,
 }
 

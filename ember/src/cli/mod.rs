@@ -225,3 +225,59 @@ fn log(command: &Command) {
     let level = if matches!(command, Command::Verify(_)) { LevelFilter::ERROR } else { LevelFilter::WARN };
     lines.with_max_level(level).without_time().init();
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use clap::Args;
+
+    use super::*;
+
+    /// Headings of the help with the flags that belong there, by the groups that have them.
+    fn headings() -> Vec<(&'static str, Vec<String>)> {
+        let group = |heading, group: clap::Command| {
+            let own = group.get_arguments().filter(|arg| arg.get_help_heading() == Some(heading));
+            let own: Vec<String> = own.map(|arg| arg.get_id().to_string()).collect();
+            assert!(!own.is_empty(), "nothing is under {heading:?}");
+            (heading, own)
+        };
+        let none = || clap::Command::new("ember");
+        let of = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        vec![
+            #[cfg(feature = "hub")]
+            group("Models by name", model_name::HubArgs::augment_args(none())),
+            group("Drafts (speculative decoding)", args::DraftArgs::augment_args(none())),
+            group("Adaptive depth (CREST)", args::DepthArgs::augment_args(none())),
+            group("Device", device_args::DeviceArgs::augment_args(none())),
+            group("Chat", chat_input::ChatArgs::augment_args(none())),
+            group(
+                "Sampling (default: by generation_config.json; greedy without its do_sample)",
+                sampling::SamplingArgs::augment_args(none()),
+            ),
+            ("Format nano", of(&["min_cosine", "prompts", "bits"])),
+            ("Text", of(&["text", "context", "window_bos", "cache_type", "other_cache_type"])),
+            ("Drafts (measured beside decoding without them)", of(&["draft_acceptance"])),
+        ]
+    }
+
+    /// The heading of a group of flags would be that of all flags after it, unless each flag of the group has it for itself or none comes after.
+    #[test]
+    fn every_flag_is_under_the_heading_of_its_group() {
+        let program = Cli::command();
+        let headings = headings();
+        let mut seen = HashSet::new();
+        for command in program.get_subcommands() {
+            for arg in command.get_arguments() {
+                let Some(heading) = arg.get_help_heading() else { continue };
+                let group = headings.iter().find(|(known, _)| *known == heading);
+                let belongs = group.is_some_and(|(_, own)| own.iter().any(|id| id == arg.get_id()));
+                assert!(belongs, "{}: {} is under {heading:?}", command.get_name(), arg.get_id());
+                seen.insert(heading.to_owned());
+            }
+        }
+        for (heading, _) in &headings {
+            assert!(seen.contains(*heading), "no command has flags under {heading:?}");
+        }
+    }
+}

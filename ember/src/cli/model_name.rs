@@ -15,18 +15,21 @@ use super::download;
 #[cfg(feature = "hub")]
 use super::output;
 
+/// Heading of these flags in the help. It is that of each of them: `next_help_heading` would be that of every flag after them too.
+#[cfg(feature = "hub")]
+const HEADING: &str = "Models by name";
+
 /// How a model's name is looked up.
 #[derive(Args, Clone, Debug, Default)]
-#[command(next_help_heading = "Models by name")]
 pub struct HubArgs {
     /// Branch, tag or commit of a model that -m names [default: main]
     #[cfg(feature = "hub")]
-    #[arg(long, value_name = "REVISION")]
+    #[arg(long, value_name = "REVISION", help_heading = HEADING)]
     pub revision: Option<String>,
 
     /// Download nothing: a model that -m names has to be in the cache
     #[cfg(feature = "hub")]
-    #[arg(long)]
+    #[arg(long, help_heading = HEADING)]
     pub offline: bool,
 }
 

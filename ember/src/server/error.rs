@@ -163,13 +163,13 @@ impl From<Refused> for ApiError {
 }
 
 impl ApiError {
-    /// Besides those that wait there is room for these alone.
+    /// Besides those that wait there is room for these alone. When to ask again is in `Retry-After`, which clients and the page tell in their words.
     pub fn queue_full(waiting: usize, room: usize) -> Self {
         let message = match (room, waiting) {
-            (0, 0) => "every place is taken, and none may wait; try again later".to_owned(),
-            (0, 1) => "1 request waits already; try again later".to_owned(),
-            (0, _) => format!("{waiting} requests wait already; try again later"),
-            _ => format!("there is room for {room} more now, and more answers are asked for; try again later"),
+            (0, 0) => "every place is taken, and none may wait".to_owned(),
+            (0, 1) => "every place is taken, and 1 request waits already".to_owned(),
+            (0, _) => format!("every place is taken, and {waiting} requests wait already"),
+            _ => format!("there is room for {room} more now, and more answers are asked for"),
         };
         Self::unavailable(message, "queue_full")
     }

@@ -1,5 +1,6 @@
 //! `/v1/models`.
 
+use emberlm::model::sampling::SamplingConfig;
 use serde_json::{Value, json};
 
 use super::app::App;
@@ -24,7 +25,16 @@ pub fn one(app: &App, name: &str) -> Value {
         "meta": {
             "family": card.family, "n_params": card.parameters, "n_vocab": app.defaults.vocabulary,
             "n_ctx_train": card.trained_context, "chat_template": card.has_chat_template,
+            "sampling": sampling(&app.defaults.sampling()),
         },
+    })
+}
+
+/// How tokens are chosen where a request says nothing.
+fn sampling(config: &SamplingConfig) -> Value {
+    json!({
+        "do_sample": !config.is_greedy(), "temperature": short(config.temperature), "top_k": config.top_k,
+        "top_p": short(config.top_p), "min_p": short(config.min_p),
     })
 }
 

@@ -40,6 +40,13 @@ pub struct Defaults {
     pub vocabulary: usize,
 }
 
+impl Defaults {
+    /// How tokens are chosen where a request says nothing.
+    pub fn sampling(&self) -> SamplingConfig {
+        self.flags.config(&self.file.defaults).0
+    }
+}
+
 impl GenerateOptions {
     /// The fields of a body, with the names of OpenAI's API and the usual additions to it.
     ///

@@ -24,6 +24,8 @@ mod gateway;
 mod gguf;
 #[path = "serve/lifecycle.rs"]
 mod lifecycle;
+#[path = "serve/log.rs"]
+mod log;
 #[path = "serve/prefix.rs"]
 mod prefix;
 #[allow(dead_code)]

@@ -212,13 +212,13 @@ fn compared(result: anyhow::Result<bool>) -> ExitCode {
     }
 }
 
-/// Warnings of the library: what was found odd but could be used. A server also tells of every request, and when.
+/// Warnings of the library: what was found odd but could be used. A server also tells of every request, and when; how much, its flag says.
 fn log(command: &Command) {
     use tracing_subscriber::filter::LevelFilter;
     let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_ansi(false);
     #[cfg(feature = "serve")]
-    if matches!(command, Command::Serve(_)) {
-        lines.with_max_level(LevelFilter::INFO).init();
+    if let Command::Serve(args) = command {
+        lines.with_max_level(LevelFilter::from(args.log_level)).init();
         return;
     }
     // What the library warns of is among the findings.

@@ -2,14 +2,14 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use emberlm::model::cache::GROWTH;
 use emberlm::model::engine::{EngineHandle, EngineOptions, HandleOptions};
 use emberlm::model::text::{AnswerFormat, AnswerMarkers, ChatOptions, ChatTemplate, TextProcessor};
@@ -17,6 +17,7 @@ use emberlm::model::{Architecture, LoadPlan, Pretrained};
 use emberlm::quant::kv::KvFormat;
 use emberlm::quant::{Activations, CompactBackend};
 use tokio::sync::Semaphore;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::args::{ModelArgs, PassArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
@@ -24,7 +25,7 @@ use super::estimate::{cache_bytes, cache_tokens, draft_bytes};
 use super::generate::warn_of_unsupported;
 use super::generation_args::GenerationArgs;
 use super::{load, output};
-use crate::server::{self, Access, App, Compiler, Defaults, Ended, Key, Metrics, ModelCard, Phase, Shutdown};
+use crate::server::{self, Access, App, Compiler, Defaults, Ended, Key, Metrics, ModelCard, Shutdown};
 
 /// Holds the key where no flag does: a command line is seen by everybody on the machine.
 const KEY_VARIABLE: &str = "EMBER_API_KEY";
@@ -44,7 +45,8 @@ Endpoints: /v1/chat/completions, /v1/completions, /v1/responses, /v1/models, and
 
 A request may choose how tokens are drawn (temperature, top_p, top_k, min_p, seed, ...); what it leaves open comes from the flags \
 here, and then from generation_config.json. Requests beyond --parallel wait, those beyond --max-queue are refused with 503 and \
-Retry-After, and one for more answers than both have places with 400. Every request is one line on stderr, which holds no text of it.
+Retry-After, and one for more answers than both have places with 400. Every request is one line on stderr, which holds no text of it; \
+those that succeed at /health, /metrics and /v1/models, which clients repeat, are told with --log-level debug alone.
 
 The same request with the same seed can have another answer: which requests are answered at once, and what is kept of former prompts, \
 changes how sums are added up, and rounding makes more of their last bits: that of activations, the default beside quantised and BF16 \
@@ -55,7 +57,16 @@ or --allow-host, and those of other sites' pages, are refused. Beyond this machi
 front.
 
 SIGTERM: /health turns 503, requests are still taken for --drain-delay, then answers that are being generated have \
---drain-limit to end. Exit code 0 then, and 130 after Ctrl-C, which takes no more requests at once.";
+--drain-limit to end. Exit code 0 then, and 130 after Ctrl-C, which takes no more requests at once. A second signal ends the \
+server at once.";
+
+/// Told of the model that is part of the program.
+const BOXED: &str = "this is the small model of the program, for trying things: 225 thousand parameters that were taught short stories, sums, \
+copying and sorting (examples/train_tiny.md), and know nothing else; -m serves another one";
+
+/// Told of a model without a chat template.
+const CHATLESS: &str = "warning: this model has no chat template: chats are refused with 400 (/v1/chat/completions, /v1/responses, \
+/v1/messages); /v1/completions continues texts";
 
 /// Flags of `ember serve`.
 #[derive(Debug, Args)]
@@ -128,8 +139,37 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     drain_limit: u64,
 
+    /// What is told on stderr once the server is there
+    #[arg(long, value_enum, default_value = "info", value_name = "LEVEL")]
+    pub log_level: LogLevel,
+
     #[command(flatten)]
     generation: GenerationArgs,
+}
+
+/// What the log of a server tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// Errors alone
+    Error,
+    /// Warnings too
+    #[value(alias = "warning")]
+    Warn,
+    /// A line for every request too
+    Info,
+    /// Also what clients repeat: /health, /metrics and /v1/models
+    Debug,
+}
+
+impl From<LogLevel> for LevelFilter {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::ERROR,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Debug => Self::DEBUG,
+        }
+    }
 }
 
 /// A count of bytes with a unit of 1024: `2GiB`, `2G`, `800M`, `4096`.
@@ -244,12 +284,29 @@ fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<
     output::note(&format!("sampling where a request says nothing: {line}"));
     let engine = EngineHandle::spawn(model, &text, options, HandleOptions { max_waiting: args.max_queue })?;
     let _ = app.engine.set(engine);
+    if args.model.model.is_none() {
+        output::note(BOXED);
+    }
+    if !app.card.has_chat_template {
+        output::note(CHATLESS);
+    }
+    output::note(&format!("page for a browser: {}", page_at(address)));
     output::note(&format!("ready: {}", output::printable(&app.model)));
     let ended = match serving.join() {
         Ok(ended) => ended.context("the server has no sockets or signals")?,
         Err(_) => bail!("the thread that serves has panicked"),
     };
     Ok(ended == Ended::Terminated)
+}
+
+/// Where a browser on this machine finds the page: an address that stands for all of them is none to open.
+fn page_at(listening: SocketAddr) -> String {
+    let host = match listening.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    format!("http://{}/", SocketAddr::new(host, listening.port()))
 }
 
 fn engine_options(args: &ServeArgs, architecture: &Architecture, context: usize) -> Result<EngineOptions> {
@@ -352,7 +409,7 @@ fn app(
         keep_alive: (args.keep_alive > 0).then(|| Duration::from_secs(args.keep_alive)),
         metrics: Metrics::new(),
         engine: OnceLock::new(),
-        phase: Phase::default(),
+        phase: Arc::default(),
         preparing: Semaphore::new(server::PREPARING),
     })
 }
@@ -377,6 +434,18 @@ fn compiler(_: &TextProcessor) -> Option<Compiler> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_page_is_told_at_an_address_that_can_be_opened() {
+        for (listening, page) in [
+            ("127.0.0.1:8080", "http://127.0.0.1:8080/"),
+            ("0.0.0.0:8451", "http://127.0.0.1:8451/"),
+            ("[::]:80", "http://[::1]:80/"),
+            ("192.168.1.7:80", "http://192.168.1.7:80/"),
+        ] {
+            assert_eq!(page_at(listening.parse().unwrap()), page, "{listening}");
+        }
+    }
 
     #[test]
     fn amounts_have_units() {

@@ -37,7 +37,7 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// There once the model is loaded.
     pub engine: OnceLock<EngineHandle>,
-    pub phase: Phase,
+    pub phase: Arc<Phase>,
     /// Bounds what is parsed, rendered and tokenised at once.
     pub preparing: Semaphore,
 }
@@ -63,6 +63,7 @@ pub struct Phase(AtomicU8);
 impl Phase {
     const LEAVING: u8 = 1;
     const CLOSED: u8 = 2;
+    const GIVEN_UP: u8 = 3;
 
     /// Told to end: `/health` says so, and requests are still taken.
     pub fn leave(&self) {
@@ -72,6 +73,16 @@ impl Phase {
     /// No more requests are taken.
     pub fn close(&self) {
         self.0.fetch_max(Self::CLOSED, Ordering::Relaxed);
+    }
+
+    /// What is still generated is cut off.
+    pub fn give_up(&self) {
+        self.0.fetch_max(Self::GIVEN_UP, Ordering::Relaxed);
+    }
+
+    /// Whether answers that do not reach their end are cut off by the server, and not by their clients.
+    pub fn has_given_up(&self) -> bool {
+        self.now() >= Self::GIVEN_UP
     }
 
     fn now(&self) -> u8 {

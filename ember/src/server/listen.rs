@@ -1,9 +1,9 @@
 //! Connections: accepting them, and ending in order.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::TcpListener;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -58,13 +58,18 @@ pub enum Ended {
 pub fn run(app: &Arc<App>, listener: TcpListener, shutdown: Shutdown) -> io::Result<Ended> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().max_blocking_threads(limits::PREPARING).thread_name("ember-serve").build()?;
-    let ended = runtime.block_on(serve(app, listener, shutdown));
-    // What still goes on is given up.
+    let (ended, waits) = runtime.block_on(serve(app, listener, shutdown))?;
+    // What still goes on is given up: it is dropped here, and each is a line in the log.
+    app.phase.give_up();
     runtime.shutdown_background();
-    ended
+    if !waits {
+        std::process::exit(ended.code());
+    }
+    Ok(ended)
 }
 
-async fn serve(app: &Arc<App>, listener: TcpListener, shutdown: Shutdown) -> io::Result<Ended> {
+/// What ended the server, and whether the pass in progress is waited for: not after a second signal, nor before there is a model.
+async fn serve(app: &Arc<App>, listener: TcpListener, shutdown: Shutdown) -> io::Result<(Ended, bool)> {
     let mut signals = signals()?;
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -72,32 +77,68 @@ async fn serve(app: &Arc<App>, listener: TcpListener, shutdown: Shutdown) -> io:
     let accepting = tokio::spawn(accept(listener, app.clone(), Arc::downgrade(&graceful)));
     let ended = signals.recv().await.unwrap_or(Ended::Terminated);
     app.phase.leave();
-    tracing::info!(target: "ember::serve", "ending; answers that are being generated have {} s", shutdown.finish.as_secs());
-    // A second signal does not wait.
-    tokio::spawn(async move {
-        if let Some(again) = signals.recv().await {
-            std::process::exit(again.code());
+    let Some(engine) = app.engine.get() else {
+        tracing::info!(target: "ember::serve", "ending; no model is loaded yet");
+        return Ok((ended, false));
+    };
+    let status = engine.status();
+    tracing::info!(target: "ember::serve", "{}", ending(ended, shutdown, status.running, status.waiting));
+    let in_order = pin!(async {
+        if ended == Ended::Terminated {
+            sleep(shutdown.delay).await;
+        }
+        app.phase.close();
+        engine.drain();
+        // Connections from here on are told that the server ends, as `/health` has to be, and are not waited for. The task that accepts holds
+        // `graceful` only while it runs, which is not now: both are on one thread.
+        if let Ok(graceful) = Arc::try_unwrap(graceful)
+            && timeout(shutdown.finish, graceful.shutdown()).await.is_err()
+        {
+            tracing::warn!(target: "ember::serve", "answers were given up after {} s", shutdown.finish.as_secs());
         }
     });
-    if app.engine.get().is_none() {
-        std::process::exit(ended.code());
-    }
-    if ended == Ended::Terminated {
-        sleep(shutdown.delay).await;
-    }
-    app.phase.close();
-    if let Some(engine) = app.engine.get() {
-        engine.drain();
-    }
-    // Connections from here on are told that the server ends, as `/health` has to be, and are not waited for. The task that accepts holds
-    // `graceful` only while it runs, which is not now: both are on one thread.
-    if let Ok(graceful) = Arc::try_unwrap(graceful)
-        && timeout(shutdown.finish, graceful.shutdown()).await.is_err()
-    {
-        tracing::warn!(target: "ember::serve", "answers were given up");
-    }
+    let again = unless_signalled(in_order, &mut signals).await;
     accepting.abort();
-    Ok(ended)
+    if let Some(again) = again {
+        tracing::warn!(target: "ember::serve", "ending at once, after a second signal");
+        return Ok((again, false));
+    }
+    Ok((ended, true))
+}
+
+/// Does the work, or what of it is done before a signal comes.
+async fn unless_signalled(
+    mut work: Pin<&mut impl Future<Output = ()>>,
+    signals: &mut mpsc::Receiver<Ended>,
+) -> Option<Ended> {
+    poll_fn(|context| match (signals.poll_recv(context), work.as_mut().poll(context)) {
+        (Poll::Ready(Some(signal)), _) => Poll::Ready(Some(signal)),
+        (_, Poll::Ready(())) => Poll::Ready(None),
+        _ => Poll::Pending,
+    })
+    .await
+}
+
+/// What is told when the server begins to end: what is waited for, how long, and how not to wait.
+fn ending(ended: Ended, shutdown: Shutdown, running: usize, waiting: usize) -> String {
+    let (delay, finish) = (shutdown.delay.as_secs(), shutdown.finish.as_secs());
+    let delayed = ended == Ended::Terminated && delay > 0;
+    let mut parts = vec!["ending".to_owned()];
+    match (running, waiting) {
+        (0, 0) => parts.push("no answer is being generated".to_owned()),
+        (1, 0) => parts.push("1 answer is being generated".to_owned()),
+        (running, 0) => parts.push(format!("{running} answers are being generated")),
+        (running, waiting) => parts.push(format!("answers that are being generated: {running}, that wait: {waiting}")),
+    }
+    if delayed {
+        parts.push(format!("requests are taken for {delay} s more"));
+    }
+    if delayed || running + waiting > 0 {
+        parts.push(format!("answers {}have {finish} s", if delayed { "then " } else { "" }));
+        let again = if ended == Ended::Interrupted { "Ctrl-C" } else { "signal" };
+        parts.push(format!("a second {again} ends at once"));
+    }
+    parts.join("; ")
 }
 
 impl Ended {
@@ -228,5 +269,49 @@ impl Write for Timed {
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write_vectored(context, bytes);
         self.checked(context, written)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_about_the_end_says_what_is_waited_for() {
+        let shutdown = |delay| Shutdown { delay: Duration::from_secs(delay), finish: Duration::from_secs(60) };
+        for (ended, delay, running, waiting, told) in [
+            (Ended::Interrupted, 5, 0, 0, "ending; no answer is being generated"),
+            (Ended::Terminated, 0, 0, 0, "ending; no answer is being generated"),
+            (
+                Ended::Interrupted,
+                5,
+                1,
+                0,
+                "ending; 1 answer is being generated; answers have 60 s; a second Ctrl-C ends at once",
+            ),
+            (
+                Ended::Terminated,
+                0,
+                2,
+                0,
+                "ending; 2 answers are being generated; answers have 60 s; a second signal ends at once",
+            ),
+            (
+                Ended::Interrupted,
+                0,
+                8,
+                3,
+                "ending; answers that are being generated: 8, that wait: 3; answers have 60 s; a second Ctrl-C ends at once",
+            ),
+            (
+                Ended::Terminated,
+                5,
+                0,
+                0,
+                "ending; no answer is being generated; requests are taken for 5 s more; answers then have 60 s; a second signal ends at once",
+            ),
+        ] {
+            assert_eq!(ending(ended, shutdown(delay), running, waiting), told);
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! One line of the log for each request, written when its answer has left or its client is gone. It never holds a text or a key.
+//! One line of the log for each request, written when its answer has left or its client is gone. It never holds a text or a key. What is asked
+//! for every few seconds is told at the level of debugging alone where it succeeds, as llama-server leaves it out.
 
 use std::fmt::Write;
 use std::pin::Pin;
@@ -10,7 +11,11 @@ use axum::body::Body;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
+use super::app::Phase;
 use super::metrics::Metrics;
+
+/// Paths that the page, gateways and Prometheus ask for again and again.
+const POLLED: [&str; 3] = ["/health", "/metrics", "/v1/models"];
 
 /// What a request came to.
 pub struct Record {
@@ -18,6 +23,7 @@ pub struct Record {
     path: String,
     begun: Instant,
     metrics: Arc<Metrics>,
+    phase: Arc<Phase>,
     facts: Mutex<Facts>,
 }
 
@@ -35,12 +41,12 @@ struct Facts {
 
 impl Record {
     /// A request that has arrived.
-    pub fn new(method: &str, path: &str, metrics: &Arc<Metrics>) -> Arc<Self> {
+    pub fn new(method: &str, path: &str, metrics: &Arc<Metrics>, phase: &Arc<Phase>) -> Arc<Self> {
         let facts = Mutex::default();
         // A path is the client's; in the log it is one line of bounded length.
         let path = path.chars().filter(|c| !c.is_control()).take(100).collect();
         let method = method.chars().take(16).collect();
-        Arc::new(Self { method, path, begun: Instant::now(), metrics: metrics.clone(), facts })
+        Arc::new(Self { method, path, begun: Instant::now(), metrics: metrics.clone(), phase: phase.clone(), facts })
     }
 
     fn facts(&self) -> MutexGuard<'_, Facts> {
@@ -104,15 +110,26 @@ impl Record {
             let _ = write!(line, " finish={reason}");
         }
         if !facts.complete {
-            line.push_str(" client gone");
+            line.push_str(if self.phase.has_given_up() { " cut off" } else { " client gone" });
         }
         line
+    }
+
+    /// Whether the log is left alone with it: it comes every few seconds, and all is well.
+    fn is_poll(&self) -> bool {
+        let facts = self.facts();
+        let well = facts.complete && facts.status.is_some_and(|status| (200..300).contains(&status));
+        well && matches!(self.method.as_str(), "GET" | "HEAD") && POLLED.contains(&self.path.as_str())
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
-        tracing::info!(target: "ember::serve", "{}", self.line());
+        if self.is_poll() {
+            tracing::debug!(target: "ember::serve", "{}", self.line());
+        } else {
+            tracing::info!(target: "ember::serve", "{}", self.line());
+        }
     }
 }
 
@@ -124,7 +141,8 @@ pub struct RecordedBody {
 
 impl RecordedBody {
     pub fn new(inner: Body, record: Arc<Record>) -> Self {
-        if http_body::Body::is_end_stream(&inner) {
+        // Nobody reads the body of an answer to HEAD.
+        if http_body::Body::is_end_stream(&inner) || record.method == "HEAD" {
             record.facts().complete = true;
         }
         Self { inner, record }

@@ -112,7 +112,7 @@ async fn guard(State(app): Shared, request: Request, next: Next) -> Response {
 /// other pages than the request.
 async fn recorded(State(app): Shared, mut request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
-    let record = Record::new(request.method().as_str(), &path, &app.metrics);
+    let record = Record::new(request.method().as_str(), &path, &app.metrics, &app.phase);
     let beforehand = request.method() == Method::OPTIONS;
     let response = match app.access.check_names(request.headers()) {
         Err(error) if beforehand => error.response(dialect(&path)),

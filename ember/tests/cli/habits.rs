@@ -98,7 +98,9 @@ fn flags_of_other_servers_are_translated_or_explained() {
         (&["--served-model-name", "x", "-ngl", "99"], "--served-model-name is --alias here"),
         (&["--max-model-len", "512", "--host", "localhost"], "--max-model-len is --ctx-size here"),
         (&["-c", "0", "--no-webui", "-cb", "--jinja", "-fa", "on", "--metrics"], "--no-webui changes nothing"),
-        (&["--log-disable", "--slots", "--threads-http", "4"], "--log-disable changes nothing: every request is one"),
+        (&["--verbose", "--slots", "--threads-http", "4"], "--verbose changes nothing: every request is one"),
+        (&["--log-disable"], "--log-disable is --log-level error here"),
+        (&["--uvicorn-log-level", "warning"], "--uvicorn-log-level is --log-level here"),
     ] {
         let ended = serve(flags).with_code(1);
         assert!(ended.stderr.contains(&format!("note: {note}")), "{flags:?}: {}", ended.stderr);

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -26,6 +27,7 @@ pub struct Server {
     child: Child,
     pub address: String,
     log: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Server {
@@ -46,14 +48,14 @@ impl Server {
         let log = Arc::new(Mutex::new(String::new()));
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let of_thread = log.clone();
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 let mut log = of_thread.lock().unwrap();
                 log.push_str(&line);
                 log.push('\n');
             }
         });
-        let mut server = Self { child, address: String::new(), log };
+        let mut server = Self { child, address: String::new(), log, reader: Some(reader) };
         server.wait_for("listening on http://");
         let log = server.log();
         let address = log.lines().find_map(|line| line.strip_prefix("listening on http://"));
@@ -138,10 +140,12 @@ impl Server {
         assert!(sent.success());
     }
 
+    /// The log is whole when this returns.
     pub fn wait_for_end(&mut self) -> ExitStatus {
         let began = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
+                self.reader.take().into_iter().for_each(|reader| reader.join().unwrap());
                 return status;
             }
             assert!(began.elapsed() < PATIENCE, "goes on:\n{}", self.log());

@@ -161,6 +161,8 @@ fn a_full_queue_says_when_to_come_back() {
         let refused = server.post("/v1/completions", &body);
         assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")), "{}", refused.body);
         assert_eq!(refused.json()["error"]["code"], "queue_full");
+        // When is in the header; clients and the page tell it.
+        assert_eq!(refused.message(), "every place is taken, and 1 request waits already");
     }
     drop((running, waiting));
     server.wait_until("ember_requests_running", |running| running == 0.0);
@@ -272,7 +274,7 @@ fn health_says_that_the_server_ends_until_it_has() {
     let mut going = server.begin("/v1/completions", &body);
     server.wait_until("ember_requests_running", |running| running == 1.0);
     server.signal("TERM");
-    server.wait_for("ending;");
+    server.wait_for("ending; 1 answer is being generated; answers have 600 s; a second signal ends at once\n");
     for _ in 0..3 {
         let health = server.get("/health");
         assert_eq!((health.status, &health.json()["status"]), (503, &json!("draining")));
@@ -301,6 +303,18 @@ fn answers_that_take_too_long_do_not_keep_the_server() {
     server.signal("TERM");
     assert_eq!(server.wait_for_end().code(), Some(0));
     assert!(told.elapsed() < Duration::from_secs(5), "{:?}", told.elapsed());
+    let log = server.log();
+    assert!(log.contains("answers were given up after 1 s"), "{log}");
+    cut_off(&log, 1);
+}
+
+/// So many answers were cut off by the server, and none by its client.
+#[cfg(unix)]
+fn cut_off(log: &str, answers: usize) {
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("POST /v1/completions")).collect();
+    let cut = |line: &&&str| line.ends_with(" cut off") && line.contains(" generated=");
+    assert_eq!((lines.len(), lines.iter().filter(cut).count()), (answers, answers), "{log}");
+    assert!(!log.contains("client gone"), "{log}");
 }
 
 #[test]
@@ -309,6 +323,34 @@ fn ctrl_c_ends_the_server() {
     let mut server = Server::start(&[]);
     server.signal("INT");
     assert_eq!(server.wait_for_end().code(), Some(130));
+    assert!(server.log().contains("ending; no answer is being generated\n"), "{}", server.log());
+}
+
+#[test]
+#[cfg(unix)]
+fn a_second_signal_ends_the_server_at_once_and_every_answer_has_its_line() {
+    for (first, second, code) in [("INT", "INT", 130), ("TERM", "INT", 130), ("INT", "TERM", 0)] {
+        let (_model, mut server) = slow(&["--parallel", "2", "--drain-limit", "600"]);
+        let mut body = endless();
+        let whole = server.begin("/v1/completions", &body);
+        body["stream"] = true.into();
+        let mut streamed = server.begin("/v1/completions", &body);
+        streamed.head();
+        server.wait_until("ember_requests_running", |running| running == 2.0);
+        server.signal(first);
+        let name = if first == "INT" { "Ctrl-C" } else { "signal" };
+        server.wait_for(&format!(
+            "ending; 2 answers are being generated; answers have 600 s; a second {name} ends at once\n"
+        ));
+        let told = Instant::now();
+        server.signal(second);
+        assert_eq!(server.wait_for_end().code(), Some(code), "{first} {second}");
+        assert!(told.elapsed() < Duration::from_secs(5), "{:?}", told.elapsed());
+        let log = server.log();
+        assert!(log.contains("ending at once, after a second signal"), "{log}");
+        cut_off(&log, 2);
+        drop((whole, streamed));
+    }
 }
 
 #[test]

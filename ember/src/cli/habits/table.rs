@@ -100,9 +100,12 @@ pub const OF_A_COMMAND: &[(&str, &[ForeignFlag])] = &[
                 &["--slots", "--no-slots", "--props", "--no-props"],
                 NoEffect("/metrics and /v1/models tell what there is to tell"),
             ),
+            (&["--log-disable"], Words(&["--log-level", "error"])),
+            (&["--uvicorn-log-level"], Flag("--log-level")),
+            (&["--disable-uvicorn-access-log"], Words(&["--log-level", "warn"])),
             (
-                &["--log-disable", "--verbose", "-v", "-lv", "--log-verbosity", "--verbosity", "--verbose-prompt"],
-                NoEffect("every request is one line on stderr"),
+                &["--verbose", "-v", "-lv", "--log-verbosity", "--verbosity", "--verbose-prompt"],
+                NoEffect("every request is one line on stderr; --log-level debug tells a little more"),
             ),
             (&["--log-file"], Instead("the log goes to stderr: 2> FILE")),
             (

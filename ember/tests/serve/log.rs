@@ -96,7 +96,7 @@ fn the_first_lines_say_what_a_model_cannot_do() {
         let directory = with_template(template);
         let server = Server::start(&["-m", directory.path().to_str().unwrap()]);
         let log = server.log();
-        assert!(!log.contains(small) && log.contains(chatless) == !template, "{log}");
+        assert!(!log.contains(small) && log.contains(chatless) != template, "{log}");
         let card = server.get("/v1/models").json();
         assert_eq!(card["data"][0]["meta"]["chat_template"], template);
         // As the line says.

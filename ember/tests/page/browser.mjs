@@ -51,12 +51,12 @@ export class Browser {
     return new Promise((resolve, reject) => { this.#waiting.set(id, { resolve, reject, method }); });
   }
 
-  /** A page with a storage of its own. */
-  async page({ width = 1280, height = 800, dark = false, phone = false } = {}) {
-    const { browserContextId } = await this.send('Target.createBrowserContext');
+  /** A page with a storage of its own, or another tab beside one. */
+  async page({ width = 1280, height = 800, dark = false, phone = false, beside = undefined } = {}) {
+    const { browserContextId } = beside ? { browserContextId: beside.context } : await this.send('Target.createBrowserContext');
     const { targetId } = await this.send('Target.createTarget', { url: 'about:blank', browserContextId });
     const { sessionId } = await this.send('Target.attachToTarget', { targetId, flatten: true });
-    const page = new Page(this, sessionId, targetId);
+    const page = new Page(this, sessionId, targetId, browserContextId);
     this.#pages.set(sessionId, page);
     for (const domain of ['Page', 'Runtime', 'Network', 'Log']) await page.send(`${domain}.enable`);
     await page.send('Performance.enable', { timeDomain: 'threadTicks' });
@@ -79,7 +79,7 @@ class Page {
   requests = [];
   problems = [];
 
-  constructor(browser, session, target) { Object.assign(this, { browser, session, target }); }
+  constructor(browser, session, target, context) { Object.assign(this, { browser, session, target, context }); }
 
   send(method, params) { return this.browser.send(method, params, this.session); }
 

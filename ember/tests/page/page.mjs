@@ -376,16 +376,68 @@ tests['the conversation outlives a reload, within bounds'] = async ({ page, mock
   await page.until(`server.state === 'ready'`);
   assert.equal(await page.value('JSON.stringify(messages)'), before);
   assert.equal(await page.value(`$('turns').children.length`), 4);
+  // A question is stored before its answer is there, and what is not sent yet as well.
+  await ask('slow', 0);
+  await page.until(`localStorage.getItem('ember.chat.' + chat.id).includes('"slow"')`);
+  await page.until(`variantOf(messages.at(-1)).content.length > 40`);
+  await page.type('not sent yet');
+  await page.open(mock.url);
+  await page.until(`server.state === 'ready'`);
+  assert.equal(await page.value(`variantOf(messages.at(-1)).state + $('prompt').value`), 'cutnot sent yet');
+  assert.match(await page.value(`$('turns').lastChild.querySelector('.note').textContent`), /^What is here is not the whole answer/);
   await page.value(`for (let i = 0; i < 40; i += 1) { messages.push({ role: 'user', content: 'y'.repeat(50000) }, { role: 'assistant', current: 0, variants: [{ ...variantOf(messages[1]), content: String(i) }] }); } save()`);
-  const stored = await page.value(`localStorage.getItem('ember.conversation')`);
+  const stored = await page.value(`localStorage.getItem('ember.chat.' + chat.id)`);
   assert.ok(stored.length > 500000 && stored.length < 1600000, String(stored.length));
   assert.ok(stored.includes('"39"') && !stored.includes('Once upon'));
   // What somebody else left there does not break the page.
   for (const junk of ['{', '[1,{"role":"assistant","variants":[{"content":1}]},{"role":"user"}]', '[{"role":"assistant","variants":[{"content":"a","trace":[[1,2,3,4]]}]}]', '"x"']) {
-    await page.value(`removeEventListener('pagehide', save); messages = []; localStorage.setItem('ember.conversation', ${JSON.stringify(junk)})`);
-    await page.open(mock.url);
-    await page.until(`server.state === 'ready'`);
+    for (const [name, text] of [['conversation', junk], ['chat.a', junk], ['chat.b', `{"messages":${junk}}`], ['settings', junk]]) {
+      await page.value(`localStorage.clear(); sessionStorage.clear(); localStorage.setItem('ember.${name}', ${JSON.stringify(text)})`);
+      await page.open(mock.url);
+      await page.until(`server.state === 'ready'`);
+    }
   }
+  await page.value(`localStorage.setItem('ember.settings', '{"system":5,"theme":"x","temperature":"a","top_k":3,"thinking":"?"}'); 0`);
+  await page.open(mock.url);
+  assert.deepEqual(await page.value('settings'), { system: '', theme: 'x', tint: false, panel: true, top_k: 3 });
+  // The name under which a single conversation lay.
+  await page.value(`localStorage.clear(); sessionStorage.clear(); localStorage.setItem('ember.conversation', '[{"role":"user","content":"from before"}]')`);
+  await page.open(mock.url);
+  assert.deepEqual(await page.value('messages'), [{ role: 'user', content: 'from before' }]);
+};
+
+tests['what is too long to be stored leaves the rest stored'] = async ({ page, mock, ask }) => {
+  await ask('say one');
+  await page.value(`messages.push({ role: 'user', content: 'y'.repeat(1600000) }, { ...messages[1], variants: [{ ...variantOf(messages[1]) }] }); save()`);
+  assert.match(await page.value(`$('toast').textContent`), /too long to be stored whole/);
+  await page.open(mock.url);
+  assert.deepEqual(await page.value('messages.map(m => m.content ?? variantOf(m).content)'), ['say one', 'one']);
+};
+
+tests['tabs write what they changed alone, and keep in step'] = async ({ page, mock, ask, another }) => {
+  const other = await another();
+  await ask('say one');
+  await other.close();
+  await page.until(`localStorage.getItem('ember.chat.' + chat.id) !== null`);
+  const tab = await another();
+  assert.deepEqual(await tab.value('messages.map(m => m.content ?? variantOf(m).content)'), ['say one', 'one'], 'a new tab shows the latest');
+  await ask('say two');
+  await tab.until(`messages.length === 4 && $('turns').children.length === 4 && variantOf(messages[3]).content === 'two'`);
+  // Settings are merged.
+  await page.value(`$('system').value = 'Be brief.'; $('system').dispatchEvent(new Event('input'))`);
+  await tab.click('#theme');
+  await page.until(`document.documentElement.dataset.theme === 'light'`);
+  assert.equal(await tab.value(`$('system').value`), 'Be brief.');
+  assert.deepEqual(await page.value(`(({ system, theme }) => [system, theme])(JSON.parse(localStorage.getItem('ember.settings')))`), ['Be brief.', 'light']);
+  // Where both write, both are kept.
+  await ask('slow', 0);
+  await tab.until('messages.length === 6');
+  await tab.value(`send('say three')`);
+  await tab.until(`run === null && variantOf(messages.at(-1)).content === 'three'`);
+  await page.value('stop()');
+  assert.notEqual(await page.value('chat.id'), await tab.value('chat.id'));
+  assert.deepEqual((await page.value(`readChats().map(c => c.messages.filter(m => m.role === 'user').map(m => m.content).join())`)).sort(), ['say one,say two,slow', 'say one,say two,slow,say three']);
+  await tab.close();
 };
 
 tests['without storage the page works and says so'] = async ({ page, mock, ask }) => {
@@ -489,10 +541,16 @@ for (const [name, test] of Object.entries(tests)) {
     if (ms) await page.until('run === null && messages.length > asked', ms);
     else await page.until('run !== null');
   };
+  const another = async () => {
+    const tab = await browser.page({ beside: page });
+    await tab.open(mock.url);
+    await tab.until(`server.state === 'ready'`);
+    return tab;
+  };
   try {
     await page.open(mock.url);
     await page.until(`server.state === 'ready'`);
-    await test({ page, mock, ask });
+    await test({ page, mock, ask, another });
     assert.deepEqual(page.problems, [], 'nothing went wrong in the page');
     assert.deepEqual(page.requests.filter(url => !url.startsWith(mock.url) && !/^(data|blob|about):/.test(url)), [], 'no request leaves the server');
     console.log(`ok      ${name} (${Date.now() - start} ms)`);

@@ -60,6 +60,8 @@ export class Browser {
     this.#pages.set(sessionId, page);
     for (const domain of ['Page', 'Runtime', 'Network', 'Log']) await page.send(`${domain}.enable`);
     await page.send('Performance.enable', { timeDomain: 'threadTicks' });
+    // A tab behind another is slow otherwise.
+    await page.send('Emulation.setFocusEmulationEnabled', { enabled: true });
     await page.size(width, height, phone);
     await page.send('Emulation.setEmulatedMedia', { features: [{ name: 'prefers-color-scheme', value: dark ? 'dark' : 'light' }] });
     return page;

@@ -83,6 +83,8 @@ const answers = {
   stars: () => ({ content: '*a **b _c `d [e ~~f '.repeat(900) }),
   think: () => ({ reasoning: 'The user asks why the sky is blue.\n\nShort waves are scattered more: Rayleigh, fourth power of the frequency. Violet is absorbed higher up, and eyes see it less.', content: 'Air scatters short waves far more than long ones, so blue light reaches you **from everywhere**, while the rest comes straight from the sun.' }),
   slow: () => ({ content: Array.from({ length: 400 }, (_, i) => `word${i}`).join(' '), pause: 30 }),
+  'too large': () => ({ status: 413, message: 'the body is too large' }),
+  never: () => ({ content: 'x', before: 60000 }),
   error: () => ({ status: 400, message: 'the prompt has 5000 tokens, the context 4096: <b>shorten</b> it' }),
   busy: () => ({ status: 503, message: 'the queue is full', headers: { 'retry-after': '2' } }),
   'breaks off': () => ({ content: STORY, breaks: 'connection' }),
@@ -104,7 +106,7 @@ export const CREST = { id: 'sky-crest-2b', context_length: 4096, depth: { layers
 const tokenize = text => text.match(/\s?[^\s]{1,6}|\s/gu) ?? [];
 
 export async function startMock(options = {}) {
-  const state = { mode: 'ready', key: null, model: CREST, seed: 1, requests: [], cancelled: 0, generated: 0, waiting: 0, pause: 0, apart: false, headers: {}, ...options };
+  const state = { mode: 'ready', key: null, model: CREST, seed: 1, requests: [], cancelled: 0, generated: 0, waiting: 0, most: Infinity, pause: 0, apart: false, headers: {}, ...options };
   const server = createServer(async (request, response) => {
     const url = new URL(request.url, 'http://mock');
     const send = (status, body, headers = {}) => {
@@ -136,9 +138,14 @@ function metrics(state) {
 
 async function complete(state, body, response, send) {
   const asked = body.messages.at(-1).content, next = random(state.seed++);
-  const { content = '', reasoning = '', status, message, headers, pause = state.pause, finish = 'stop', breaks, full, pieces } = (answers[asked] ?? (() => ({ content: asked.startsWith('say ') ? asked.slice(4) : STORY })))();
+  const { content = '', reasoning = '', status, message, headers, pause = state.pause, finish = 'stop', breaks, full, pieces, before } = (answers[asked] ?? (() => ({ content: asked.startsWith('say ') ? asked.slice(4) : STORY })))();
   if (status) return send(status, { error: { message, type: 'invalid_request_error', code: status } }, headers);
+  if (body.model !== state.model.id) return send(404, { error: { message: `${body.model} is not served here`, code: 'model_not_found' } });
+  // As strict templates want it.
+  if (body.messages.some((m, i) => i > 0 && m.role === body.messages[i - 1].role)) return send(400, { error: { message: 'roles must alternate' } });
+  if (JSON.stringify(body.messages).length > state.most) return send(400, { error: { message: 'the prompt is too long; shorten the prompt', code: 'context_length_exceeded' } });
   let open = true;
+  if (before) { await Promise.race([sleep(before), new Promise(resolve => { response.on('close', resolve); })]); return; }
   response.on('close', () => { if (!response.writableFinished) { state.cancelled += 1; open = false; } });
   response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-cache' });
   const ends = ['\n\n', '\r\n\r\n', '\n\n'];

@@ -169,6 +169,13 @@ tests['another answer is kept beside the first'] = async ({ page, mock, ask }) =
   assert.equal(await page.value(`document.querySelector('.variants').textContent`), '1 of 2');
   await page.click('[aria-label="Answer again"]');
   await page.until('run === null && messages[1].variants.length === 3');
+  // What came after it can be taken back.
+  await ask('say two');
+  await page.click('#turns li:nth-child(2) [aria-label="Answer again"]');
+  await page.until('run === null && messages[1].variants.length === 4');
+  assert.equal(await page.value('messages.length'), 2);
+  await page.click('#toast button');
+  assert.deepEqual(await page.value('[messages.length, messages[1].variants.length, messages[1].current]'), [4, 4, 2]);
 };
 
 tests['an edited message is asked again from there'] = async ({ page, mock, ask }) => {
@@ -226,6 +233,53 @@ tests['errors are said and can be tried again'] = async ({ page, mock, ask }) =>
   assert.match(await note(), /^The answer ends at its limit/);
   await ask('empty');
   assert.match(await note(), /^The model ended its answer at once/);
+};
+
+tests['a question without an answer is shown and not sent again'] = async ({ page, mock, ask }) => {
+  const told = () => mock.state.requests.at(-1).messages.map(m => m.content);
+  await ask('say one');
+  await ask('never', 0);
+  await page.press('Escape');
+  await page.until('run === null');
+  await ask('say two');
+  assert.deepEqual(told(), ['say one', 'one', 'say two']);
+  await ask('error');
+  await ask('too large');
+  assert.equal(await page.value(`$('turns').lastChild.querySelector('.note button').textContent`), 'Edit message');
+  await ask('empty');
+  await ask('say three');
+  assert.deepEqual(told(), ['say one', 'one', 'say two', 'two', 'say three']);
+  assert.equal(await page.value(`$('turns').children.length`), 14, 'all of it is shown');
+  assert.match(await page.value(`$('turns').children[7].querySelector('.note').textContent`), /What was asked after it went without this question/);
+};
+
+tests['a conversation that is too long goes on without its oldest turns'] = async ({ page, mock, ask }) => {
+  for (const text of ['one', 'two', 'three', 'four']) await ask(`say ${text} ${'x'.repeat(100)}`);
+  mock.state.most = 900;
+  await ask('say five');
+  assert.deepEqual(await page.value(`[...$('turns').lastChild.querySelectorAll('.note button')].map(b => b.textContent)`), ['Leave out the oldest', 'Edit message']);
+  await page.click('#turns li:last-child .note button');
+  await page.until(`run === null && variantOf(messages.at(-1)).content === 'five'`);
+  assert.deepEqual(mock.state.requests.at(-1).messages.map(m => m.content.slice(0, 9)), ['say three', 'three xxx', 'say four ', 'four xxxx', 'say five']);
+  assert.match(await page.value(`$('turns').firstChild.textContent`), /Left out of what is sent/);
+  await page.open(mock.url);
+  assert.deepEqual(await page.value(`messages.map(m => m.out === true).slice(0, 5)`), [true, false, true, false, false]);
+  await page.click('#turns .small button');
+  assert.equal(await page.value(`told(messages).length`), 7);
+};
+
+tests['another model of the server is found and asked'] = async ({ page, mock, ask }) => {
+  await ask('say one');
+  mock.state.model = DENSE;
+  await ask('say two');
+  assert.equal(await page.value(`variantOf(messages.at(-1)).content + $('model').textContent`), 'twollama-1b');
+  // Where nothing is asked, a counter that begins anew tells.
+  await page.until('samples.at(-1)?.total > 5');
+  mock.state.model = CREST;
+  mock.state.generated = 0;
+  await page.until(`$('model').textContent === 'sky-crest-2b'`);
+  mock.state.key = 'secret';
+  await page.until(`server.state === 'key'`);
 };
 
 tests['thinking is folded, timed and handed back'] = async ({ page, mock, ask }) => {
@@ -517,9 +571,29 @@ tests['keys and their list'] = async ({ page, ask }) => {
   assert.ok(await page.value(`!$('keys').open`));
   await page.press('Alt+p');
   assert.equal(await page.value('panelOpen()'), false);
+  // A key that makes a character with Alt makes it; keys of other scripts count by their place.
+  const alt = (key, code) => page.value(`!document.activeElement.dispatchEvent(new KeyboardEvent('keydown', { key: '${key}', code: '${code}', altKey: true, bubbles: true, cancelable: true }))`);
+  await ask('say b');
+  for (const [key, code] of [['Dead', 'KeyN'], ['ń', 'KeyN'], ['ę', 'KeyE']]) assert.equal(await alt(key, code), false);
+  assert.equal(await page.value('messages.length'), 2);
+  assert.equal(await alt('т', 'KeyN'), true);
+  await page.until('messages.length === 0');
   await ask('say c');
   assert.match(await page.value(`$('live').textContent`), /^Answer: c/);
   assert.ok(await page.value(`Object.keys(KEYS).every(k => [...$('keys').querySelectorAll('kbd')].some(n => n.textContent.toLowerCase() === k))`));
+};
+
+tests['the Option key writes characters'] = async ({ page, mock, ask }) => {
+  await page.send('Page.addScriptToEvaluateOnNewDocument', { source: `Object.defineProperty(navigator, 'platform', { value: 'MacIntel' })` });
+  await page.open(mock.url);
+  await page.until(`server.state === 'ready'`);
+  await ask('say a');
+  const option = (key, code) => page.value(`!document.activeElement.dispatchEvent(new KeyboardEvent('keydown', { key: '${key}', code: '${code}', altKey: true, bubbles: true, cancelable: true }))`);
+  for (const [key, code] of [['Dead', 'KeyN'], ['ń', 'KeyN'], ['π', 'KeyP'], ['n', 'KeyN']]) assert.equal(await option(key, code), false);
+  await page.value('document.activeElement.blur()');
+  assert.equal(await option('Dead', 'KeyN'), false);
+  assert.equal(await option('π', 'KeyP'), true);
+  assert.deepEqual(await page.value(`[messages.length, panelOpen(), $('new').title, $('export').title]`), [2, false, 'New chat', 'Export as JSON (⌥X)']);
 };
 
 const chromium = findChromium();

@@ -265,7 +265,7 @@ tests['a conversation that is too long goes on without its oldest turns'] = asyn
   await page.open(mock.url);
   assert.deepEqual(await page.value(`messages.map(m => m.out === true).slice(0, 5)`), [true, false, true, false, false]);
   await page.click('#turns .small button');
-  assert.equal(await page.value(`told(messages).length`), 7);
+  assert.equal(await page.value(`told(messages).length`), 9);
 };
 
 tests['another model of the server is found and asked'] = async ({ page, mock, ask }) => {
@@ -468,6 +468,44 @@ tests['what is too long to be stored leaves the rest stored'] = async ({ page, m
   assert.deepEqual(await page.value('messages.map(m => m.content ?? variantOf(m).content)'), ['say one', 'one']);
 };
 
+tests['conversations are kept beside each other, opened and deleted'] = async ({ page, mock, ask }) => {
+  await page.press('Alt+l');
+  assert.match(await page.value(`$('chats').textContent`), /There is none yet/);
+  await page.press('Escape');
+  await ask('say one');
+  const first = await page.value('chat.id');
+  await page.press('Alt+n');
+  await ask('say two');
+  // Undo of a new chat goes back, and what was asked there meanwhile stays.
+  await page.click('#toast button');
+  await page.until(`chat.id === '${first}' && $('turns').textContent.includes('say one')`);
+  const rows = () => page.value(`[...$('chats-list').children].map(li => li.firstChild.firstChild.textContent)`);
+  await page.click('#list');
+  assert.deepEqual(await rows(), ['say two', 'say one']);
+  assert.equal(await page.value('document.activeElement.textContent.slice(0, 7)'), 'say one', 'the focus is on what is shown');
+  await page.click('#chats-list li:nth-child(1) button:first-child');
+  await page.until(`messages[0]?.content === 'say two' && !$('chats').open`);
+  // Deleting, the one that is shown as well, can be taken back.
+  await page.click('#list');
+  await page.click('#chats-list li:nth-child(1) .act');
+  await page.until('messages.length === 0');
+  await page.until(`document.activeElement.textContent === 'Undo'`);
+  assert.equal(await page.value('readChats().length'), 1);
+  await page.press('Enter');
+  await page.until('readChats().length === 2');
+  await page.click('#chats-list li:nth-child(2) .act');
+  await page.until('readChats().length === 1');
+  await page.press('Escape');
+  await page.open(mock.url);
+  await page.until(`server.state === 'ready'`);
+  assert.deepEqual(await page.value('[messages.length, chat.id, readChats()[0].title]'), [0, '', 'say two'], 'a new chat stays one');
+  // The oldest make room.
+  await page.value(`for (let i = 0; i < 25; i += 1) { messages = [{ role: 'user', content: 'q' + i }]; setChat('id' + i); save(); }`);
+  assert.deepEqual(await page.value(`[readChats().length, readChats().some(c => c.title === 'say two'), readChats().some(c => c.title === 'q24')]`), [20, false, true]);
+  await page.value(`for (let i = 0; i < 5; i += 1) { messages = [{ role: 'user', content: 'y'.repeat(700000) }]; setChat('big' + i); save(); }`);
+  assert.ok(await page.value(`readChats().length < 4 && readChats()[0].id === 'big4' && storage.names('chat.').reduce((n, name) => n + storage.size(name), 0) < 2000500`));
+};
+
 tests['tabs write what they changed alone, and keep in step'] = async ({ page, mock, ask, another }) => {
   const other = await another();
   await ask('say one');
@@ -527,6 +565,9 @@ tests['a phone shows it all without scrolling sideways'] = async ({ page, ask })
   assert.ok(await page.value(`(() => { const b = $('strip').getBoundingClientRect(); return b.left >= 0 && b.right <= 390 && b.top >= 0; })()`));
   await page.value('editLast()');
   await fits('edit');
+  await page.click('#list');
+  assert.ok(await page.value(`$('chats').scrollWidth <= $('chats').clientWidth && $('chats').getBoundingClientRect().right <= 390`));
+  await page.press('Escape');
   await page.click('#toggle');
   await fits('settings');
   assert.ok(await page.value(`document.querySelector('main').inert && document.activeElement === $('close')`));

@@ -116,15 +116,15 @@ export async function startMock(options = {}) {
     if (url.pathname === '/') { response.writeHead(200, { 'content-type': 'text/html; charset=utf-8', ...state.headers }); response.end(readFileSync(PAGE)); return; }
     if (url.pathname !== '/' && state.foreign) return send(403, { error: { message: 'the name in Host is not one of this server\'s', code: 'foreign_host' } });
     if (url.pathname === '/health') return state.mode === 'ready' ? send(200, { status: 'ok' }) : send(503, { status: state.mode });
-    if (state.key && request.headers.authorization !== `Bearer ${state.key}`) return send(401, { error: { message: 'a key is needed', type: 'authentication_error' } });
+    if (state.key && Buffer.from(request.headers.authorization ?? '', 'latin1').toString() !== `Bearer ${state.key}`) return send(401, { error: { message: 'a key is needed', type: 'authentication_error' } });
     if (url.pathname === '/v1/models') return send(200, { object: 'list', data: [{ object: 'model', owned_by: 'ember', created: 0, ...state.model }] });
     if (url.pathname === '/metrics') return send(200, metrics(state));
-    if (url.pathname !== '/v1/chat/completions') return send(404, { error: { message: `no ${url.pathname}` } });
+    if (!['/v1/chat/completions', '/v1/completions'].includes(url.pathname)) return send(404, { error: { message: `no ${url.pathname}` } });
     const chunks = [];
     for await (const chunk of request) chunks.push(chunk);
     const body = JSON.parse(Buffer.concat(chunks).toString());
     state.requests.push(body);
-    await complete(state, body, response, send);
+    await complete(state, { ...body, text: url.pathname === '/v1/completions' }, response, send);
   });
   await new Promise(resolve => { server.listen(options.port ?? 0, '127.0.0.1', resolve); });
   return { state, url: `http://127.0.0.1:${server.address().port}/`, close: () => { server.closeAllConnections(); return new Promise(resolve => { server.close(resolve); }); } };
@@ -137,7 +137,8 @@ function metrics(state) {
 }
 
 async function complete(state, body, response, send) {
-  const asked = body.messages.at(-1).content, next = random(state.seed++);
+  body.messages ??= [{ role: 'user', content: body.prompt }];
+  const asked = body.messages.at(-1).content.split('\n').at(body.text ? -1 : 0), next = random(state.seed++);
   const { content = '', reasoning = '', status, message, headers, pause = state.pause, finish = 'stop', breaks, full, pieces, before } = (answers[asked] ?? (() => ({ content: asked.startsWith('say ') ? asked.slice(4) : STORY })))();
   if (status) return send(status, { error: { message, type: 'invalid_request_error', code: status } }, headers);
   if (body.model !== state.model.id) return send(404, { error: { message: `${body.model} is not served here`, code: 'model_not_found' } });
@@ -159,9 +160,9 @@ async function complete(state, body, response, send) {
     return { token: Math.floor(next() * 600), text, mean_steps: steps.reduce((a, b) => a + b) / steps.length, steps };
   };
   const split = text => (pieces ? Array.from({ length: pieces }, (_, i) => text.slice(Math.floor((i * text.length) / pieces), Math.floor(((i + 1) * text.length) / pieces))) : tokenize(text));
-  const events = [choice({ delta: { role: 'assistant', content: '' } })];
+  const events = body.text ? [] : [choice({ delta: { role: 'assistant', content: '' } })];
   for (const [name, text] of [['reasoning_content', reasoning], ['content', content]]) {
-    for (const token of split(text)) events.push(choice({ delta: { [name]: token }, ...(body.trace && !pieces && { trace: [depth(token)] }) }));
+    for (const token of split(text)) events.push(choice({ ...(body.text ? { delta: undefined, text: token } : { delta: { [name]: token } }), ...(body.trace && !pieces && { trace: [depth(token)] }) }));
   }
   const completion = split(reasoning).length + split(content).length, prompt = full ? state.model.context_length - completion : 40 + body.messages.length * 12;
   if (breaks) events.length = Math.floor(events.length / 2);

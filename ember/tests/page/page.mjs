@@ -141,11 +141,17 @@ tests['Escape stops the answer, on the server too'] = async ({ page, mock, ask }
   assert.equal(mock.state.cancelled, 1);
   await ask('story');
   assert.deepEqual(mock.state.requests.at(-1).messages, [{ role: 'user', content: 'slow' }, { role: 'assistant', content: said }, { role: 'user', content: 'story' }]);
-  // A question ends the answer before it, once, however often the key is pressed.
+  // A question is sent once, however often the key is pressed.
   await ask('slow', 0);
   await page.until(`variantOf(messages.at(-1)).content.length > 10`);
   const sent = mock.state.requests.length;
+  // While it is written, Enter sends nothing and takes nothing away.
   await page.type('say next');
+  await page.press('Enter');
+  assert.match(await page.value(`$('toast').textContent`), /still being written/);
+  assert.deepEqual([await page.value(`$('prompt').value`), mock.state.requests.length], ['say next', sent]);
+  await page.press('Escape');
+  await page.until('run === null');
   await Promise.all([page.press('Enter'), page.press('Enter'), page.press('Enter')]);
   await page.until(`run === null && variantOf(messages.at(-1)).content === 'next'`);
   assert.equal(mock.state.requests.length, sent + 1);
@@ -338,6 +344,66 @@ tests['depth tints tokens and shows their layers'] = async ({ page, mock, ask })
   await page.until('run === null');
 };
 
+tests['depth is set for one model, and unset'] = async ({ page, mock, ask }) => {
+  const threshold = text => page.value(`$('threshold').value = '${text}'; $('threshold').dispatchEvent(new Event('change'))`);
+  await threshold('0,4');
+  await page.value(`$('steps').value = '2'; $('steps').dispatchEvent(new Event('change'))`);
+  await ask('say a');
+  assert.deepEqual(mock.state.requests.at(-1).depth, { threshold: 0.4, steps: 2 });
+  mock.state.model = { ...CREST, id: 'another' };
+  await page.value('probe()');
+  await ask('say b');
+  assert.equal(mock.state.requests.at(-1).depth, undefined);
+  mock.state.model = CREST;
+  await page.value('probe()');
+  assert.equal(await page.value(`$('threshold').value + $('steps').value`), '0.42');
+  await threshold('');
+  assert.equal(await page.value(`$('threshold').value + $('threshold').getAttribute('aria-invalid')`), '0.9false');
+  await page.click('#depth-reset');
+  assert.deepEqual(await page.value(`[depthSet(), $('depth-reset').hidden, $('steps').value]`), [{}, true, '4']);
+  await page.until('run === null && variantOf(messages.at(-1)).content === "b" && !askAgainSoon.due');
+  // Keys of the slider ask once, with Enter.
+  await page.until('messages.at(-1).variants.length === 2 && run === null');
+  await page.value(`$('threshold-slider').focus()`);
+  const sent = mock.state.requests.length;
+  for (let i = 0; i < 3; i += 1) { await page.press('ArrowLeft'); await sleep(600); }
+  assert.equal(mock.state.requests.length, sent);
+  await page.press('Enter');
+  await page.until('messages.at(-1).variants.length === 3 && run === null');
+  assert.deepEqual([mock.state.requests.length, mock.state.requests.at(-1).depth], [sent + 1, { threshold: 0.87 }]);
+};
+
+tests['what holds where nothing is set is shown'] = async ({ page, mock, ask }) => {
+  assert.ok(await page.value(`$('set-temperature').parentNode.querySelector('[type=range]').className.includes('unknown')`));
+  mock.state.model = { ...CREST, meta: { sampling: { do_sample: true, temperature: 0.699999988079071, top_k: 20, top_p: 0.8, min_p: 0 } } };
+  await page.value('probe()');
+  assert.deepEqual(await page.value(`['temperature', 'top_k', 'top_p', 'min_p'].map(key => { const f = $('set-' + key), s = f.parentNode.querySelector('[type=range]'); return [f.value, f.placeholder, s.value, s.className]; })`),
+    [['', '0.7', '0.7', 'unset'], ['', '20', '20', 'unset'], ['', '0.8', '0.8', 'unset'], ['', '0', '0', 'unset']]);
+  mock.state.model = { ...CREST, meta: { sampling: { do_sample: false, temperature: 1, top_k: 0, top_p: 1, min_p: 0 } } };
+  await page.value('probe()');
+  assert.equal(await page.value(`$('set-temperature').placeholder`), '0');
+  await ask('say a');
+  assert.ok(!('temperature' in mock.state.requests[0]));
+  await page.press('Alt+r');
+  await page.until('run === null && messages[1].variants.length === 2');
+  assert.match(await page.value(`$('toast').textContent`), /^The same answer again/);
+};
+
+tests['the demo and models without a chat template begin in their own way'] = async ({ page, mock, ask }) => {
+  mock.state.model = { ...CREST, id: 'demo', meta: { family: 'crest', n_params: 224788, chat_template: true } };
+  await page.value('probe()');
+  assert.match(await page.value(`$('welcome').textContent`), /with 224,788 parameters it tells short stories.*a frog named Tom/);
+  mock.state.model = { ...DENSE, meta: { chat_template: false } };
+  await page.value('probe()');
+  assert.match(await page.value(`$('welcome').textContent`), /no chat template: it goes on with your text/);
+  await page.value(`set({ system: 'Be brief.', thinking: 'on' })`);
+  await ask('say one');
+  await ask('  say two ');
+  assert.deepEqual([mock.state.requests[0].prompt, mock.state.requests[1].prompt, mock.state.requests[0].max_tokens], ['say one', 'say oneone\n  say two', 512]);
+  assert.ok(!('enable_thinking' in mock.state.requests[0]));
+  assert.equal(await page.value('variantOf(messages[1]).content'), 'one');
+};
+
 tests['a model without depth is not asked for it'] = async ({ page, mock, ask }) => {
   mock.state.model = DENSE;
   await page.value('probe()');
@@ -405,9 +471,9 @@ tests['loading, offline, draining and back'] = async ({ page, mock }) => {
 };
 
 tests['a key is asked for, kept in the tab and sent'] = async ({ page, mock, ask }) => {
-  mock.state.key = 'secret';
+  mock.state.key = 'sécret 🗝';
   await page.value('probe()');
-  for (const key of ['wrong', 'secret']) {
+  for (const key of ['wrong', 'sécret 🗝']) {
     await page.value(`document.querySelector('.entry input').focus()`);
     await page.type(key);
     await page.press('Enter');
@@ -416,7 +482,7 @@ tests['a key is asked for, kept in the tab and sent'] = async ({ page, mock, ask
   assert.equal(await page.value('document.activeElement.id'), 'prompt');
   await ask('say a');
   assert.equal(await page.value('variantOf(messages[1]).content'), 'a');
-  assert.deepEqual(await page.value('[JSON.stringify(localStorage).includes("secret"), JSON.stringify(sessionStorage).includes("secret")]'), [false, true]);
+  assert.deepEqual(await page.value('[JSON.stringify(localStorage).includes("sécret"), JSON.stringify(sessionStorage).includes("sécret")]'), [false, true]);
   mock.state.key = 'another';
   await ask('say b');
   await page.until(`!$('banner').hidden && $('banner').querySelector('input') !== null`);
@@ -453,7 +519,7 @@ tests['the conversation outlives a reload, within bounds'] = async ({ page, mock
   }
   await page.value(`localStorage.setItem('ember.settings', '{"system":5,"theme":"x","temperature":"a","top_k":3,"thinking":"?"}'); 0`);
   await page.open(mock.url);
-  assert.deepEqual(await page.value('settings'), { system: '', theme: 'x', tint: false, panel: true, top_k: 3 });
+  assert.deepEqual(await page.value('settings'), { system: '', theme: 'x', tint: false, panel: true, top_k: 3, depths: {} });
   // The name under which a single conversation lay.
   await page.value(`localStorage.clear(); sessionStorage.clear(); localStorage.setItem('ember.conversation', '[{"role":"user","content":"from before"}]')`);
   await page.open(mock.url);

@@ -66,10 +66,26 @@ tests['markdown becomes its elements'] = async ({ page, ask }) => {
   for (const text of [`~~~py\n${code}\n~~~`, `\`\`\`py\n${code}`]) {
     assert.equal(await page.value(`(() => { const box = el('div'); renderMarkdown(box, ${JSON.stringify(text)}); return box.querySelector('pre').textContent; })()`), code);
   }
+  const pre = text => page.value(`(() => { const box = el('div'); renderMarkdown(box, ${JSON.stringify(text)}); return box.querySelector('pre').textContent; })()`);
+  assert.equal(await pre('1. Do this:\n    ```python\n    def f():\n        return 1\n    ```'), 'def f():\n    return 1');
+  assert.equal(await pre('  ```\n   a\n b\n  ```'), ' a\nb');
   // What is rendered bit by bit is what is rendered at once.
   await ask('markdown');
   assert.ok(await page.value(`(() => { const text = variantOf(messages[1]).content, whole = el('div'), grown = el('div'); renderMarkdown(whole, text);
     for (let i = 0; i <= text.length; i += 7) renderMarkdown(grown, text.slice(0, i)); renderMarkdown(grown, text); return whole.innerHTML === grown.innerHTML && whole.innerHTML.length > 1000; })()`));
+};
+
+tests['text from right to left has its marks at the right'] = async ({ page }) => {
+  const places = await page.value(`(() => {
+    const box = document.querySelector('.column').appendChild(el('div', { className: 'prose' }));
+    renderMarkdown(box, '- مرحبا\\n- كيف الحال\\n\\n> مرحبا\\n\\n| اسم | b |\\n|-|-|\\n| 1 | 2 |\\n\\n- Hello\\n- مرحبا');
+    const out = [...box.children].map(n => getComputedStyle(n)).map(s => [s.direction, s.paddingLeft, s.paddingRight, s.borderRightWidth].join(' '));
+    out.push([...box.querySelectorAll('li')].map(n => getComputedStyle(n).direction).join(' '));
+    box.remove();
+    return out;
+  })()`);
+  assert.deepEqual(places, ['rtl 0px 24px 0px', 'rtl 0px 16px 3px', 'rtl 0px 0px 1px', 'ltr 24px 0px 0px', 'rtl rtl ltr ltr']);
+  assert.equal(await page.value(`$('prompt').value = 'مرحبا'; getComputedStyle($('prompt')).direction`), 'rtl');
 };
 
 tests['hostile text stays text'] = async ({ page, mock, ask }) => {
@@ -163,6 +179,54 @@ tests['Escape stops the answer, on the server too'] = async ({ page, mock, ask }
   await page.click('#send');
   await page.until('run === null');
   assert.equal(await page.value('messages.length'), 10);
+};
+
+tests['a reader who goes up stays there'] = async ({ page, mock, ask }) => {
+  for (const text of ['markdown', 'markdown']) await ask(text);
+  await ask('slow', 0);
+  await page.until(`variantOf(messages.at(-1)).content.length > 100`);
+  const wheel = deltaY => page.send('Input.dispatchMouseEvent', { type: 'mouseWheel', x: 400, y: 300, deltaX: 0, deltaY });
+  const end = () => page.value(`$('scroll').scrollHeight - $('scroll').scrollTop - $('scroll').clientHeight`);
+  await wheel(-20);
+  await page.until(`!$('jump').hidden`);
+  await sleep(400);
+  assert.ok(await end() > 15);
+  await page.click('#jump');
+  assert.equal(await page.value('document.activeElement.id'), 'prompt');
+  await page.until('following');
+  assert.ok(await end() <= 1);
+  await page.press('PageUp');
+  await page.until('!following');
+  assert.ok(await end() > 300);
+  await page.press('PageDown');
+  await page.until('following');
+  await page.press('Escape');
+  await page.until('run === null');
+};
+
+tests['the focus is never lost'] = async ({ page, ask }) => {
+  const focus = () => page.value('document.activeElement.id');
+  await ask('say one');
+  await page.value(`document.querySelector('[aria-label="Answer again"]').focus()`);
+  await page.press('Enter');
+  await page.until('run === null && messages[1].variants.length === 2');
+  assert.equal(await focus(), 'prompt');
+  await ask('slow', 0);
+  await page.value(`$('send').focus()`);
+  await page.press('Enter');
+  await page.until('run === null');
+  assert.equal(await focus(), 'prompt');
+  await ask('busy');
+  await page.value(`$('turns').lastChild.querySelector('.note button').focus()`);
+  await page.press('Enter');
+  await page.until('run === null');
+  assert.equal(await focus(), 'prompt');
+  await page.press('Alt+n');
+  await page.press('Tab');
+  assert.equal(await page.value('document.activeElement.textContent'), 'Undo');
+  await page.press('Enter');
+  await page.until('messages.length > 0');
+  assert.equal(await focus(), 'prompt');
 };
 
 tests['another answer is kept beside the first'] = async ({ page, mock, ask }) => {
@@ -392,7 +456,7 @@ tests['what holds where nothing is set is shown'] = async ({ page, mock, ask }) 
 tests['the demo and models without a chat template begin in their own way'] = async ({ page, mock, ask }) => {
   mock.state.model = { ...CREST, id: 'demo', meta: { family: 'crest', n_params: 224788, chat_template: true } };
   await page.value('probe()');
-  assert.match(await page.value(`$('welcome').textContent`), /with 224,788 parameters it tells short stories.*a frog named Tom/);
+  assert.match(await page.value(`$('welcome').textContent`), /has 224,788 parameters, was trained on short stories.*a frog named Tom/);
   mock.state.model = { ...DENSE, meta: { chat_template: false } };
   await page.value('probe()');
   assert.match(await page.value(`$('welcome').textContent`), /no chat template: it goes on with your text/);
@@ -445,6 +509,13 @@ tests['figures of an answer and of the server'] = async ({ page, mock, ask }) =>
   assert.equal(await page.value(`$('running').textContent + '|' + $('cache').textContent`), '1 of 8|37 %');
 };
 
+tests['a queue is told from thinking'] = async ({ page, mock, ask }) => {
+  mock.state.waiting = 2;
+  await ask('never', 0);
+  await page.until(`$('turns').lastChild.querySelector('.pending').textContent === 'In the queue of the server: 2'`);
+  await page.press('Escape');
+};
+
 tests['loading, offline, draining and back'] = async ({ page, mock }) => {
   const title = () => page.value(`$('welcome').querySelector('h2')?.textContent`);
   for (const [mode, wanted] of [['loading', 'Loading the model'], ['draining', 'The server takes no requests']]) {
@@ -458,6 +529,11 @@ tests['loading, offline, draining and back'] = async ({ page, mock }) => {
     await page.until(`server.state === 'ready'`);
     assert.ok(await page.value(`!$('send').disabled`));
   }
+  // A server that ends says so while its figures go on.
+  mock.state.mode = 'draining';
+  await page.until(`server.state === 'unavailable'`);
+  mock.state.mode = 'ready';
+  await page.until(`server.state === 'ready'`);
   mock.state.foreign = true;
   await page.value('probe()');
   assert.match(await page.value(`$('welcome').textContent`), /takes no requests.*the name in Host is not one/);
@@ -640,6 +716,22 @@ tests['a phone shows it all without scrolling sideways'] = async ({ page, ask })
   await page.press('Escape');
   assert.ok(await page.value(`!document.querySelector('main').inert && document.activeElement === $('toggle')`));
   assert.deepEqual(await page.value(`[...document.querySelectorAll('button')].filter(b => b.offsetParent && !(b.getAttribute('aria-label') ?? b.getAttribute('aria-labelledby') ?? b.textContent).trim()).length`), 0);
+};
+
+tests['short windows, touch and paper'] = async ({ page, ask }) => {
+  await page.size(640, 360);
+  await page.click('#toggle');
+  const reach = () => page.value(`(() => { const p = $('panel'); p.scrollTop = p.scrollHeight; const r = $('set-seed').getBoundingClientRect(); $('set-seed').scrollIntoView(); return [p.scrollHeight > p.clientHeight, $('set-seed').getBoundingClientRect().top < 330]; })()`);
+  assert.deepEqual(await reach(), [true, true]);
+  await page.press('Escape');
+  await page.size(390, 844, true);
+  await page.until(`$('prompt').enterKeyHint === 'enter'`);
+  await page.size(1280, 800);
+  await page.until(`$('prompt').enterKeyHint === 'send'`);
+  await ask('say one');
+  await page.value(`setTheme('dark')`);
+  await page.send('Emulation.setEmulatedMedia', { media: 'print' });
+  assert.deepEqual(await page.value(`[getComputedStyle(document.querySelector('.skip')).display, getComputedStyle(document.body).color, getComputedStyle(document.querySelector('.dock')).display]`), ['none', 'rgb(20, 24, 28)', 'none']);
 };
 
 tests['text can be read on its ground'] = async ({ page, ask }) => {

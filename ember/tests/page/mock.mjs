@@ -87,6 +87,8 @@ const answers = {
   never: () => ({ content: 'x', before: 60000 }),
   error: () => ({ status: 400, message: 'the prompt has 5000 tokens, the context 4096: <b>shorten</b> it' }),
   busy: () => ({ status: 503, message: 'the queue is full', headers: { 'retry-after': '2' } }),
+  queue: () => ({ status: 503, message: 'none may wait; try again later', headers: { 'retry-after': '1' } }),
+  blank: () => ({ content: ' \n ' }),
   'breaks off': () => ({ content: STORY, breaks: 'connection' }),
   'fails midway': () => ({ content: STORY, breaks: 'event' }),
   'ends early': () => ({ content: STORY, breaks: 'end' }),
@@ -138,7 +140,7 @@ function metrics(state) {
 
 async function complete(state, body, response, send) {
   body.messages ??= [{ role: 'user', content: body.prompt }];
-  const asked = body.messages.at(-1).content.split('\n').at(body.text ? -1 : 0), next = random(state.seed++);
+  const said = body.messages.at(-1).content, asked = body.text ? said.split('\n').at(-1) : said, next = random(state.seed++);
   const { content = '', reasoning = '', status, message, headers, pause = state.pause, finish = 'stop', breaks, full, pieces, before } = (answers[asked] ?? (() => ({ content: asked.startsWith('say ') ? asked.slice(4) : STORY })))();
   if (status) return send(status, { error: { message, type: 'invalid_request_error', code: status } }, headers);
   if (body.model !== state.model.id) return send(404, { error: { message: `${body.model} is not served here`, code: 'model_not_found' } });

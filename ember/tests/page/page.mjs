@@ -45,7 +45,7 @@ tests['streams join to the text that was sent'] = async ({ page, mock, ask }) =>
 };
 
 tests['markdown becomes its elements'] = async ({ page, ask }) => {
-  const html = async text => page.value(`(() => { const box = el('div'); renderMarkdown(box, ${JSON.stringify(text)}); return box.innerHTML.replace(/ (dir|target|rel|title|tabindex|role|aria-label)="[^"]*"/g, ''); })()`);
+  const html = async text => page.value(`(() => { const box = el('div'); renderMarkdown(box, ${JSON.stringify(text)}); return box.innerHTML.replace(/ (dir|target|rel|title|tabindex|role|aria-label)="[^"]*"| class=""/g, ''); })()`);
   const cases = [
     ['a *b* **c** ***d*** ~~e~~ `f*g*`', '<p>a <em>b</em> <strong>c</strong> <strong><em>d</em></strong> <s>e</s> <code>f*g*</code></p>'],
     ['**bold *it***', '<p><strong>bold <em>it</em></strong></p>'],
@@ -56,9 +56,14 @@ tests['markdown becomes its elements'] = async ({ page, ask }) => {
     ['1. a\n\n   b\n2. c', '<ol><li>a<p>b</p></li><li>c</li></ol>'],
     ['> a\n> - b', '<blockquote><p>a</p><ul><li>b</li></ul></blockquote>'],
     ['---\n***', '<hr><hr>'],
-    ['|a|b|\n|-|:-:|\n|1|`x\\|y`|', '<div class="table"><table><thead><tr><th class="">a</th><th class="centre">b</th></tr></thead><tbody><tr><td class="">1</td><td class="centre"><code>x|y</code></td></tr></tbody></table></div>'],
+    ['|a|b|\n|-|:-:|\n|1|`x\\|y`|', '<div class="table"><table><thead><tr><th>a</th><th class="centre">b</th></tr></thead><tbody><tr><td>1</td><td class="centre"><code>x|y</code></td></tr></tbody></table></div>'],
     ['a https://x.org/a_b?c=d. b', '<p>a <a href="https://x.org/a_b?c=d">https://x.org/a_b?c=d</a>. b</p>'],
     ['[t](https://x.org/p)', '<p><a href="https://x.org/p">t<span class="target">(x.org/p)</span></a></p>'],
+    ['a \\(x_1*y*\\) b \\[c\\] $$d_e_f$$ \\(g', '<p>a <span class="plain">\\(x_1*y*\\)</span> b <span class="plain">\\[c\\]</span> <span class="plain">$$d_e_f$$</span> (g</p>'],
+    ['so:\n\\[\na \\\\\n- b\n\\]\nc', '<p>so:</p><p class="plain">\\[\na \\\\\n- b\n\\]</p><p>c</p>'],
+    ['a<br>b &lt;&amp;lt;&nbsp;&x;', '<p>a<br>b &lt;&amp;lt;&nbsp;&amp;x;</p>'],
+    ['- [ ] a\n- [x] b', '<ul><li class="task">☐ a</li><li class="task">☑ b</li></ul>'],
+    ['- a\n\n\n- b\n\nc', '<ul><li>a</li><li>b</li></ul><p>c</p>'],
     ['[t](ftp://x.org) [u](/v)', '<p>[t](ftp://x.org) [u](/v)</p>'],
   ];
   for (const [text, wanted] of cases) assert.equal(await html(text), wanted, text);
@@ -140,6 +145,9 @@ tests['long and deep text does not hold the page up'] = async ({ page, ask }) =>
   const deep = `['>'.repeat(50000), '- '.repeat(50000), '['.repeat(19000), '*a'.repeat(9000), '\`'.repeat(19000), '|'.repeat(19000) + '\\n|-|', '# ' + ' '.repeat(100000) + '#', '![]('.repeat(5000), '**_'.repeat(6000), '*a _b ~~c **d '.repeat(80000)]`;
   await page.value(`for (const text of ${deep}) renderMarkdown(el('div'), text)`);
   await took('deep text');
+  await page.value(`(() => { const box = el('div'), lines = Array.from({ length: 3000 }, (_, i) => '- item **' + i + '** of a list'); for (let i = 10; i <= 3000; i += 10) renderMarkdown(box, lines.slice(0, i).join('\\n')); })()`);
+  await took('a list that grows');
+  assert.equal(await page.value(`(() => { const box = document.querySelector('.column').appendChild(el('div', { className: 'prose' })); renderMarkdown(box, 'word\\n'.repeat(6000)); const tall = box.offsetHeight; box.remove(); return tall > 100000; })()`), true);
 };
 
 tests['Escape stops the answer, on the server too'] = async ({ page, mock, ask }) => {
@@ -303,6 +311,10 @@ tests['errors are said and can be tried again'] = async ({ page, mock, ask }) =>
   assert.match(await note(), /^The answer ends at its limit/);
   await ask('empty');
   assert.match(await note(), /^The model ended its answer at once/);
+  await ask('queue');
+  assert.match(await note(), /^none may wait\. Try again in 1 s\./);
+  await ask('blank');
+  assert.match(await note(), /^The answer has no words/);
 };
 
 tests['a question without an answer is shown and not sent again'] = async ({ page, mock, ask }) => {
@@ -561,7 +573,11 @@ tests['a key is asked for, kept in the tab and sent'] = async ({ page, mock, ask
   assert.deepEqual(await page.value('[JSON.stringify(localStorage).includes("sécret"), JSON.stringify(sessionStorage).includes("sécret")]'), [false, true]);
   mock.state.key = 'another';
   await ask('say b');
-  await page.until(`!$('banner').hidden && $('banner').querySelector('input') !== null`);
+  await page.until(`!$('banner').hidden && document.activeElement === $('banner').querySelector('input')`);
+  // With the key the question is asked again.
+  await page.type('another');
+  await page.press('Enter');
+  await page.until(`run === null && variantOf(messages.at(-1)).content === 'b'`);
 };
 
 tests['the conversation outlives a reload, within bounds'] = async ({ page, mock, ask }) => {

@@ -596,7 +596,7 @@ tests['the conversation outlives a reload, within bounds'] = async ({ page, mock
   await page.open(mock.url);
   await page.until(`server.state === 'ready'`);
   assert.equal(await page.value(`variantOf(messages.at(-1)).state + $('prompt').value`), 'cutnot sent yet');
-  assert.match(await page.value(`$('turns').lastChild.querySelector('.note').textContent`), /^What is here is not the whole answer/);
+  assert.match(await page.value(`$('turns').lastChild.querySelector('.note').textContent`), /^This is not the whole answer/);
   await page.value(`for (let i = 0; i < 40; i += 1) { messages.push({ role: 'user', content: 'y'.repeat(50000) }, { role: 'assistant', current: 0, variants: [{ ...variantOf(messages[1]), content: String(i) }] }); } save()`);
   const stored = await page.value(`localStorage.getItem('ember.chat.' + chat.id)`);
   assert.ok(stored.length > 500000 && stored.length < 1600000, String(stored.length));

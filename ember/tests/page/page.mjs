@@ -660,6 +660,11 @@ tests['conversations are kept beside each other, opened and deleted'] = async ({
   // The oldest make room.
   await page.value(`for (let i = 0; i < 25; i += 1) { messages = [{ role: 'user', content: 'q' + i }]; setChat('id' + i); save(); }`);
   assert.deepEqual(await page.value(`[readChats().length, readChats().some(c => c.title === 'say two'), readChats().some(c => c.title === 'q24')]`), [20, false, true]);
+  // Depth goes before words do.
+  await page.value(`(() => { const trace = Array.from({ length: 25000 }, () => ({ token: 1, text: ' word', mean_steps: 2, steps: [1, 2, 3, 2] }));
+    for (let i = 0; i < 5; i += 1) { messages = [{ role: 'user', content: 'deep' + i }, { role: 'assistant', current: 0, variants: [{ content: 'a', reasoning: '', state: 'done', trace, thinkingTrace: [] }] }]; setChat('deep' + i); save(); } })()`);
+  assert.deepEqual(await page.value(`readChats().slice(0, 5).map(c => [c.title, c.messages[1].variants[0].trace.length > 0])`), [['deep4', true], ['deep3', true], ['deep2', true], ['deep1', false], ['deep0', false]]);
+  assert.equal(await page.value('readChats().length'), 20);
   await page.value(`for (let i = 0; i < 5; i += 1) { messages = [{ role: 'user', content: 'y'.repeat(700000) }]; setChat('big' + i); save(); }`);
   assert.ok(await page.value(`readChats().length < 4 && readChats()[0].id === 'big4' && storage.names('chat.').reduce((n, name) => n + storage.size(name), 0) < 2000500`));
 };

@@ -740,6 +740,9 @@ tests['a phone shows it all without scrolling sideways'] = async ({ page, ask })
 };
 
 tests['short windows, touch and paper'] = async ({ page, ask }) => {
+  await page.size(320, 256);
+  await page.value(`$('status').lastChild.textContent = 'Not available'`);
+  assert.ok(await page.value(`$('status').getBoundingClientRect().right <= document.querySelector('.tools').getBoundingClientRect().left && document.documentElement.scrollWidth === 320`));
   await page.size(640, 360);
   await page.click('#toggle');
   const reach = () => page.value(`(() => { const p = $('panel'); p.scrollTop = p.scrollHeight; const r = $('set-seed').getBoundingClientRect(); $('set-seed').scrollIntoView(); return [p.scrollHeight > p.clientHeight, $('set-seed').getBoundingClientRect().top < 330]; })()`);

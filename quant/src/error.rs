@@ -125,7 +125,9 @@ pub enum Error {
         limit: usize,
     },
     /// A weight that a device holds in parts is wanted as a whole.
-    #[error("a weight of {n} x {k} is in parts on this device; load it without a limit of its buffers, or on the processor, to read it back")]
+    #[error(
+        "a weight of {n} x {k} is in parts on this device; load it without a limit of its buffers, or on the processor, to read it back"
+    )]
     InParts {
         /// Rows.
         n: usize,

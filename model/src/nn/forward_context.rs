@@ -80,7 +80,11 @@ impl SpanPosition {
     /// Those of the new tokens.
     fn positions(&self) -> Positions {
         let tokens = self.past + self.new;
-        Positions { start: self.first + self.past, count: self.new, length: self.first.saturating_add(tokens.max(self.expected)) }
+        Positions {
+            start: self.first + self.past,
+            count: self.new,
+            length: self.first.saturating_add(tokens.max(self.expected)),
+        }
     }
 }
 
@@ -89,7 +93,8 @@ impl<B: Backend> SpanContext<B> {
     pub fn rotary_from_start(&self) -> Rotary<B> {
         let SpanPosition { first, past, new, expected, .. } = self.position;
         let tokens = past + new;
-        let rotary = || self.embedding.at_again(first, tokens, first.saturating_add(tokens.max(expected)), &self.device);
+        let rotary =
+            || self.embedding.at_again(first, tokens, first.saturating_add(tokens.max(expected)), &self.device);
         self.from_start.get_or_init(rotary).clone()
     }
 }

@@ -1,25 +1,26 @@
 //! Broken and hostile chat templates: a named error with the line, no panic, no abort, bounded time and memory.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use emberlm_model::Error;
 use emberlm_model::text::{ChatOptions, ChatTemplate, Message, TextFiles, TextProcessor};
 use serde_json::json;
 
-use crate::support::{files, fixture, in_child};
+use crate::support::{computed, files, fixture, in_child};
 
 /// Renders a template that must fail within the limits; the message.
 fn refused(template: &str) -> String {
     let messages = [Message::system("s"), Message::user("What is a river?")];
     println!("{}", template.chars().take(60).collect::<String>());
-    let start = Instant::now();
+    let start = computed();
     let result = ChatTemplate::new("default", template)
         .and_then(|t| t.render(&messages, &ChatOptions::prompt(), [("bos_token", "<s>")]));
     let shown: String = template.chars().take(200).collect();
-    assert!(start.elapsed() < Duration::from_secs(2), "{shown}: {:?}", start.elapsed());
+    let took = computed() - start;
+    assert!(took < Duration::from_secs(2), "{shown}: {took:?}");
     match result {
         Err(Error::Template(message)) => {
-            println!("{:?} {message}", start.elapsed());
+            println!("{took:?} {message}");
             message
         }
         other => panic!("{shown}: {:?}", other.map(|text| text.len())),
@@ -231,9 +232,9 @@ fn a_long_honest_chat_fits_the_budget() {
     let line = "The river bends twice before it reaches the mill. ".repeat(20);
     let messages: Vec<Message> =
         (0..2_000).map(|i| Message::new(if i % 2 == 0 { "user" } else { "assistant" }, line.clone())).collect();
-    let start = Instant::now();
+    let start = computed();
     let rendered = text.render_chat(&messages, &ChatOptions::prompt()).unwrap();
-    println!("{:?} for {} bytes", start.elapsed(), rendered.len());
+    println!("{:?} for {} bytes", computed() - start, rendered.len());
     assert!(rendered.len() > 2_000 * 999);
     // Adding to one text message by message is quadratic, and still within bounds for an honest chat.
     let collecting = "{% set ns = namespace(out='') %}{% for m in messages %}{% set ns.out = ns.out ~ m.role ~ m.content %}{% endfor %}{{ ns.out }}";

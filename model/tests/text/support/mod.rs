@@ -56,6 +56,21 @@ pub fn in_child(module: &str, test: &str, run: impl FnOnce()) {
     assert!(text.contains("1 passed"), "{test} did not run:\n{text}");
 }
 
+/// What this process has computed so far, where the system tells: a busy machine does not count.
+pub fn computed() -> Duration {
+    #[cfg(unix)]
+    {
+        use rustix::time::{ClockId, clock_gettime};
+        let time = clock_gettime(ClockId::ProcessCPUTime);
+        Duration::new(time.tv_sec.try_into().unwrap(), time.tv_nsec.try_into().unwrap())
+    }
+    #[cfg(not(unix))]
+    {
+        static BEGUN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+        BEGUN.elapsed()
+    }
+}
+
 /// The largest resident size of this process in bytes, where the system tells.
 fn peak_memory() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;

@@ -88,3 +88,31 @@ fn the_time_can_be_given() {
         assert!(error.contains("date") && error.contains("2026-01-31"), "{error}");
     }
 }
+
+/// A null is left out, as `apply_chat_template` of transformers 5 does, unless the template would then not see what it asks for.
+#[test]
+fn a_field_that_a_template_asks_for_none_is_none() {
+    let call = r#"[{"role": "assistant", "content": null, "name": null, "tool_calls": [{"function": {"name": "f"}}]}]"#;
+    let missing = r#"[{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]"#;
+    let text = r#"[{"role": "assistant", "content": "a", "name": null}]"#;
+    // As DeepSeek's templates do it.
+    let none = "{% for m in messages %}{% if m['content'] is none %}{{ m['tool_calls'][0]['function']['name'] }}{% endif %}\
+                {% if m['content'] is not none %}{{ '<' + m['content'] + '>' }}{% endif %}{% endfor %}";
+    let equal = "{% for m in messages %}{{ 'call' if m.content == None else '<' + m.content + '>' }}{% endfor %}";
+    let fields = "{% for m in messages %}{{ m.keys() | list }}{% endfor %}";
+    for (template, messages, wanted) in [
+        (none, call, "f"),
+        (none, missing, "f"),
+        (none, text, "<a>"),
+        (equal, call, "call"),
+        (equal, text, "<a>"),
+        (fields, call, "['role', 'tool_calls']"),
+        (fields, text, "['role', 'content']"),
+        (&format!("{fields}{{{{ messages[0].name is none }}}}"), text, "['role', 'content', 'name']True"),
+        // Not of a field of that name.
+        (&format!("{{% set content = 1 %}}{{{{ content is none }}}}{fields}"), call, "False['role', 'tool_calls']"),
+    ] {
+        let messages: Vec<Message> = serde_json::from_str(messages).unwrap();
+        assert_eq!(render(template, &messages, &ChatOptions::default()).unwrap(), wanted, "{template}");
+    }
+}

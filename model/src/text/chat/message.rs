@@ -1,12 +1,16 @@
 //! Messages of a chat.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::lexer::{Token, tokenize};
+
 /// One message of a chat: `role`, `content` and what else the template knows (`tool_calls`, `reasoning_content`, `name`).
 ///
-/// The fields keep their order. A template does not see fields that are null, such as the `content` of a turn that only calls tools;
-/// what the model thought (`reasoning_content`, `thinking` or `reasoning`) it sees as `reasoning_content` and as `thinking`.
+/// The fields keep their order. A template does not see fields that are null, such as the `content` of a turn that only calls tools,
+/// unless it asks whether that field is none, as DeepSeek's do (`message['content'] is none`): then it is, also where it is missing. What the model thought (`reasoning_content`, `thinking` or `reasoning`) it sees as `reasoning_content` and as `thinking`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>", into = "Map<String, Value>")]
 pub struct Message {
@@ -59,11 +63,15 @@ impl Message {
         &self.fields
     }
 
-    /// The fields as transformers hands them to a template: those that are null are dropped, and what the model thought is there
-    /// under both names that templates read.
-    pub(super) fn as_templates_see_it(&self) -> Map<String, Value> {
-        let present = self.fields.iter().filter(|(_, value)| !value.is_null());
-        let present = present.map(|(name, value)| (name.clone(), value.clone()));
+    /// The fields as `apply_chat_template` of transformers 5 hands them to a template: those that are null are dropped, and what the model
+    /// thought is there under both names that templates read. Templates from before nulls were dropped fail without a field that they
+    /// [ask for none](asked_for_none): it is null where it has no value.
+    pub(super) fn as_templates_see_it(&self, asked_for_none: &BTreeSet<String>) -> Map<String, Value> {
+        let kept = |name: &String, value: &Value| !value.is_null() || asked_for_none.contains(name);
+        let present = self.fields.iter().filter(|(name, value)| kept(name, value));
+        let absent = Some("content").filter(|name| asked_for_none.contains(*name) && !self.fields.contains_key(*name));
+        let absent = absent.map(|name| (name.to_owned(), Value::Null));
+        let present = present.map(|(name, value)| (name.clone(), value.clone())).chain(absent);
         let thought = ["reasoning_content", "thinking", "reasoning"]
             .into_iter()
             .find_map(|name| self.fields.get(name).filter(|v| !v.is_null()));
@@ -109,6 +117,31 @@ impl From<Message> for Map<String, Value> {
     fn from(message: Message) -> Self {
         message.fields
     }
+}
+
+/// Fields that a template asks whether they are none: `message['content'] is none`, `message.content != none`.
+pub(super) fn asked_for_none(template: &str) -> BTreeSet<String> {
+    let is_none = |token: Option<&(Token, u32)>| matches!(token, Some((Token::Name(name), _)) if matches!(&**name, "none" | "None"));
+    let asks = |after: &[(Token, u32)]| match after {
+        [(Token::Name(is), _), (Token::Name(not), _), after @ ..] if &**is == "is" && &**not == "not" => {
+            is_none(after.first())
+        }
+        [(Token::Name(is), _), after @ ..] if &**is == "is" => is_none(after.first()),
+        [(Token::Operator("==" | "!="), _), after @ ..] => is_none(after.first()),
+        _ => false,
+    };
+    // What is no template is an error when it is parsed.
+    let tokens = tokenize(template).unwrap_or_default();
+    let fields = (0..tokens.len()).filter_map(|at| match tokens.get(at..)? {
+        [(Token::Operator("."), _), (Token::Name(field), _), after @ ..]
+        | [(Token::Operator("["), _), (Token::Str(field), _), (Token::Operator("]"), _), after @ ..]
+            if asks(after) =>
+        {
+            Some(field.to_string())
+        }
+        _ => None,
+    });
+    fields.collect()
 }
 
 /// Whether a text anywhere in a value contains `part`.

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::environment;
-use super::message::Message;
+use super::message::{Message, asked_for_none};
 use super::options::ChatOptions;
 use crate::{Error, Result};
 
@@ -63,7 +63,8 @@ impl ChatTemplate {
             }
             context.insert(name.clone(), value.clone());
         }
-        let list = messages.iter().map(|m| Value::Object(m.as_templates_see_it())).collect();
+        let asked_for_none = asked_for_none(&self.source);
+        let list = messages.iter().map(|m| Value::Object(m.as_templates_see_it(&asked_for_none))).collect();
         context.insert("messages".to_owned(), Value::Array(list));
         let prompt = options.add_generation_prompt.into();
         context.insert("add_generation_prompt".to_owned(), prompt);

@@ -76,7 +76,8 @@ fn what_is_found_is_stated_for_later_loads() {
         assert!(other["verdict"] == "dropped" || other["verdict"] == "worse", "{other}");
         assert!(other["difference"].as_f64().expect("a number") > 3.0 * other["error"].as_f64().expect("a number"));
     }
-    let conclusion = json!({"option": "step_input", "value": "refine", "as_good": [], "default": false});
+    let conclusion =
+        json!({"option": "step_input", "value": "refine", "as_good": [], "default": false, "decided": true});
     assert_eq!(found["conclusions"], json!([conclusion]));
     assert_eq!(found["written"], json!(copy.join("ember.json")));
 
@@ -111,7 +112,7 @@ fn the_table_says_what_was_tried_and_what_is_told() {
     ] {
         assert!(ended.stdout.contains(part), "{part:?} is not in {}", ended.stdout);
     }
-    for part in ["not stated: step_input; at most ", "--write states it in ember.json"] {
+    for part in ["not stated: step_input; at most ", "--write states what is decided in ember.json"] {
         assert!(ended.stderr.contains(part), "{part:?} is not in {}", ended.stderr);
     }
     assert!(!copy.join("ember.json").exists());
@@ -232,4 +233,37 @@ fn an_unwritable_directory_is_told_before_the_work() {
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), &[][..]), "{stderr}");
     assert!(stderr.starts_with("error: --write: ") && stderr.contains("cannot be written in"), "{stderr}");
     assert!(stderr.contains("Permission denied") && stderr.lines().count() == 1, "{stderr}");
+}
+
+/// A model of random weights says nothing of a text, and a text that says nothing of its options is no reason to state any.
+#[test]
+fn what_a_text_does_not_decide_is_not_written() {
+    let scratch = Scratch::new();
+    let copy = scratch.copy_of("crest_k4");
+    edit_config(&copy, |config| {
+        let crest = config["crest"].as_object_mut().expect("options");
+        crest.retain(|key, _| !["step_input", "halt_weights"].contains(&key.as_str()));
+    });
+    let before = contents(&copy);
+    let flags = ["--write", "--block", "16", "--blocks", "8"];
+    let ended = probe(&copy, &flags).with_code(0);
+    assert!(ended.stdout.contains("This text tells nothing apart"), "{}", ended.stdout);
+    assert!(ended.stderr.contains("nothing is written: the text decides no option"), "{}", ended.stderr);
+    assert_eq!(contents(&copy), before);
+    // What an earlier text has decided stays.
+    fs::write(copy.join("ember.json"), r#"{"crest": {"step_input": "refine"}}"#).expect("written");
+    let stated = contents(&copy);
+    probe(&copy, &flags).with_code(0);
+    assert_eq!(contents(&copy), stated);
+}
+
+/// Nothing is advised that would be refused, and what is not done is told.
+#[test]
+fn what_write_does_not_do_is_told() {
+    let fixture = model("leanllama_kv");
+    let ended = probe(&fixture, &["--all", "--block", "16", "--blocks", "8"]).with_code(0);
+    assert!(!ended.stderr.contains("--write"), "{}", ended.stderr);
+    let ended = probe(&fixture, &["--write"]).with_code(0);
+    assert!(ended.stderr.contains("nothing is written: no option is open"), "{}", ended.stderr);
+    assert!(!contents(&fixture).contains_key("ember.json"));
 }

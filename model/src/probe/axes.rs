@@ -55,19 +55,6 @@ impl OptionValue {
         }
     }
 
-    /// Takes what is said of its option out of `options`.
-    pub(super) fn forget(&self, options: &mut ModelOptions) {
-        match self {
-            Self::StepInput(_) => options.crest.step_input = None,
-            Self::GateInput(_) => options.crest.gate_input = None,
-            Self::HaltMode(_) => options.crest.halt_mode = None,
-            Self::HaltWeights(_) => options.crest.halt_weights = None,
-            Self::HaltThreshold(_) => options.crest.halt_threshold = None,
-            Self::Activation(_) => options.kv_compression.activation = None,
-            Self::KStage(_) => options.kv_compression.k_stage = None,
-        }
-    }
-
     /// Options with these values and nothing else.
     pub fn all<'a>(values: impl IntoIterator<Item = &'a Self>) -> ModelOptions {
         let mut out = ModelOptions::default();

@@ -47,6 +47,15 @@ pub struct Conclusion {
     pub as_good: Vec<OptionValue>,
     /// The value is what counts where nothing is known.
     pub is_default: bool,
+    /// The value that counts where nothing is known is worse than this one, beyond chance.
+    pub default_is_worse: bool,
+}
+
+impl Conclusion {
+    /// Whether the text decides: for the value, or against the default, of which the value is then the best replacement.
+    pub fn is_decided(&self) -> bool {
+        self.as_good.is_empty() || self.default_is_worse
+    }
 }
 
 /// All candidates, best first.
@@ -88,17 +97,15 @@ impl Ranking {
         Self { candidates, conclusions, block: text.block(), blocks: text.blocks(), seconds }
     }
 
-    /// What is worth stating: the values for which the text decides, and those that are not the defaults.
+    /// What is worth stating: the values of the options that the text decides. Of the others the first may be so by chance.
     pub fn options(&self) -> ModelOptions {
-        let stated = self.conclusions.iter().filter(|of| of.as_good.is_empty() || !of.is_default);
+        let stated = self.conclusions.iter().filter(|of| of.is_decided());
         OptionValue::all(stated.map(|conclusion| &conclusion.value))
     }
 
-    /// The side file after the probe: [`options`](Self::options), and what `before` states of other options.
+    /// The side file after the probe: [`options`](Self::options), and what `before` states of options that the text does not decide.
     pub fn side_file(&self, before: &ModelOptions) -> ModelOptions {
-        let mut kept = before.clone();
-        self.conclusions.iter().for_each(|conclusion| conclusion.value.forget(&mut kept));
-        self.options().or(kept)
+        self.options().or(before.clone())
     }
 }
 
@@ -124,7 +131,10 @@ fn conclusions(candidates: &[Ranked], open: &OpenOptions) -> Vec<Conclusion> {
     let conclusion = |(i, (axis, &value)): (usize, (&super::Axis, &OptionValue))| {
         let others = undecided().filter_map(|ranked| ranked.candidate.values.get(i));
         let as_good = axis.values.iter().filter(|&other| *other != value && others.clone().any(|o| o == other));
-        Conclusion { value, as_good: as_good.copied().collect(), is_default: axis.default() == Some(value) }
+        let as_good: Vec<OptionValue> = as_good.copied().collect();
+        let default = axis.default();
+        let default_is_worse = default.is_some_and(|default| default != value && !as_good.contains(&default));
+        Conclusion { value, as_good, is_default: default == Some(value), default_is_worse }
     };
     axes.map(conclusion).collect()
 }
@@ -227,7 +237,7 @@ mod tests {
         assert_eq!((stated.crest.step_input, stated.crest.halt_weights), (Some(Chained), None));
     }
 
-    /// What is more than a little lower comes first, also where it may be chance.
+    /// What is more than a little lower comes first, also where it may be chance; then it is not stated.
     #[test]
     fn the_lowest_perplexity_comes_first() {
         use HaltWeights::Remainder;
@@ -238,12 +248,14 @@ mod tests {
         ]);
         assert_eq!(ranked.candidates[0].candidate.values[0], OptionValue::StepInput(Chained));
         assert_eq!(ranked.candidates[1].verdict, Verdict::Undecided);
-        assert_eq!(ranked.options().crest.step_input, Some(Chained));
+        assert_eq!(ranked.options(), ModelOptions::default());
+        let before = OptionValue::all(&[OptionValue::StepInput(Parallel)]);
+        assert_eq!(ranked.side_file(&before), before, "what is stated stays");
     }
 
-    /// A value that is no default is stated even where another may be as good: without it, the default would count.
+    /// Without one of two values that may be as good, a default would count that is worse than both.
     #[test]
-    fn what_is_first_and_no_default_is_stated() {
+    fn what_is_decided_against_the_default_is_stated() {
         use HaltWeights::Remainder;
         use StepInput::{Chained, Parallel, Refine};
         let ranked = ranking(vec![

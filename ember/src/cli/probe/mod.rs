@@ -38,11 +38,12 @@ differ from it by less than 0.2 % and are not distinguishable, the one nearest t
 A halting threshold is also a choice: more steps take longer and seldom predict worse. The column steps tells them; --threshold keeps \
 one.
 
---write states the first candidate in ember.json in the model directory, where it counts from then on; flags still win. An option \
-for which the text does not decide is left out when the default came first. Remove the file to go back to the defaults.
+--write states in ember.json in the model directory what the text decides, where it counts from then on; flags still win. The text \
+decides an option when every other value is worse beyond chance, or its default is. Other options stay as they are; when there is \
+nothing else, nothing is written. Remove the file to go back to the defaults.
 
 With --json one object is printed: candidates (rank, options, perplexity, difference and error in nats per token, blocks, mean_steps, \
-seconds, verdict: first, undecided, worse, dropped or not_finite), conclusions (option, value, as_good, default), closed (option, value, \
+seconds, verdict: first, undecided, worse, dropped or not_finite), conclusions (option, value, as_good, default, decided), closed (option, value, \
 why: stated, given or no_effect), block, blocks, tokens, text_tokens, activations, seconds, written (the file, or null).";
 
 /// Flags of `ember probe`.
@@ -56,7 +57,7 @@ pub struct ProbeArgs {
     #[arg(short = 'f', long, value_name = "FILE")]
     text: PathBuf,
 
-    /// State the best in ember.json in the model directory
+    /// State what the text decides in ember.json in the model directory
     #[arg(long)]
     write: bool,
 
@@ -143,8 +144,9 @@ impl WithBackend for &ProbeArgs {
         let written = if self.write { write_side_file(&ranking, &pretrained)? } else { None };
         let report = Report::new(&ranking, &open, ids.len(), device.arithmetic(), written);
         print(self, &report)?;
-        if !self.write && !ranking.options().is_empty() {
-            output::note("--write states it in ember.json in the model directory");
+        // With --all and for the demo model there is no --write.
+        if !self.write && !self.all && self.model.model.is_some() && !ranking.options().is_empty() {
+            output::note("--write states what is decided in ember.json in the model directory");
         }
         Ok(())
     }
@@ -152,12 +154,11 @@ impl WithBackend for &ProbeArgs {
 
 /// Whether there is a file to write, and its path when it is written.
 fn write_side_file(ranking: &Ranking, pretrained: &Pretrained) -> Result<Option<PathBuf>> {
-    let before = &pretrained.architecture().config.side_file;
-    let side_file = ranking.side_file(before);
-    if side_file.is_empty() && before.is_empty() {
-        output::note("nothing is written: the text decides for no option, and the defaults came first");
+    if ranking.options().is_empty() {
+        output::note("nothing is written: the text decides no option");
         return Ok(None);
     }
+    let side_file = ranking.side_file(&pretrained.architecture().config.side_file);
     side_file.write(pretrained.directory()).context("--write")?;
     Ok(Some(pretrained.directory().join(ModelOptions::FILE)))
 }
@@ -174,7 +175,11 @@ fn nothing_open<B: CompactBackend>(
             "there is nothing to probe: {family} has no options that files leave open (CREST and cache compressors have)"
         );
     }
-    print(args, &Report::without_candidates(open, device.arithmetic()))
+    print(args, &Report::without_candidates(open, device.arithmetic()))?;
+    if args.write {
+        output::note("nothing is written: no option is open");
+    }
+    Ok(())
 }
 
 fn print(args: &ProbeArgs, report: &Report) -> Result<()> {

@@ -59,6 +59,8 @@ struct Conclusion {
     /// Other values that may be as good.
     as_good: Vec<Value>,
     default: bool,
+    /// Every other value is worse, or the default is.
+    decided: bool,
 }
 
 /// An option that was not tried.
@@ -82,6 +84,7 @@ impl Report {
             value: json(&of.value),
             as_good: of.as_good.iter().map(json).collect(),
             default: of.is_default,
+            decided: of.is_decided(),
         };
         Self {
             candidates: ranking.candidates.iter().enumerate().map(|(i, ranked)| Row::new(i + 1, ranked)).collect(),
@@ -201,18 +204,22 @@ impl Report {
     }
 
     fn conclusions(&self, out: &mut String) {
-        for Conclusion { option, value, as_good, default } in &self.conclusions {
+        for Conclusion { option, value, as_good, default, decided } in &self.conclusions {
             let default = if *default { "; it is the default" } else { "" };
             let told = match as_good.as_slice() {
                 [] => "every other value is worse".to_owned(),
                 others => {
                     let names: Vec<String> = others.iter().map(shown).collect();
-                    format!("not decided by this text: {} may be as good", names.join(" or "))
+                    let names = names.join(" or ");
+                    match decided {
+                        true => format!("the default is worse; {names} may be as good"),
+                        false => format!("not decided by this text: {names} may be as good"),
+                    }
                 }
             };
             let _ = writeln!(out, "{option:<15} {:<11} {told}{default}", shown(value));
         }
-        if self.conclusions.iter().all(|conclusion| !conclusion.as_good.is_empty()) {
+        if !self.conclusions.iter().any(|conclusion| conclusion.decided) {
             out.push_str(
                 "This text tells nothing apart: use a longer one, of the kind that the model was trained on.\n",
             );

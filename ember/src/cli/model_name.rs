@@ -1,5 +1,7 @@
 //! `-m`: a directory, or the name of a model that is in the cache of a hub or is downloaded into it.
 
+#[cfg(feature = "hub")]
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -41,7 +43,11 @@ pub fn directory(model: &Path, args: &HubArgs) -> Result<PathBuf> {
     let found = download::with_progress(|on| hub.get(&name, on), false);
     found.map_err(|error| {
         let nor = match error {
-            HubError::NotFound { .. } | HubError::Denied { .. } | HubError::Offline { .. } => {
+            HubError::NotFound { .. }
+            | HubError::Denied { .. }
+            | HubError::Offline { .. }
+            | HubError::Network { .. }
+            | HubError::RateLimited { .. } => {
                 format!("there is no directory {}, and no model of this name to be had", model.display())
             }
             _ => format!("cannot get the model {name}"),
@@ -59,7 +65,7 @@ pub fn directory(model: &Path, _: &HubArgs) -> Result<PathBuf> {
 /// What is recommended to do with the dense weights of a model whose short name was given.
 #[cfg(feature = "hub")]
 pub fn recommended(model: Option<&Path>) -> Option<QuantizeOnLoad> {
-    let name = model.filter(|model| !model.exists()).and_then(Path::to_str)?;
+    let name = model.filter(|model| model.symlink_metadata().is_err()).and_then(Path::to_str)?;
     hub::short_name(name)?.quantize
 }
 
@@ -79,7 +85,7 @@ pub fn open(args: &HubArgs) -> Result<Hub> {
 /// The name that is meant, or `None` for a path.
 #[cfg(feature = "hub")]
 fn as_name(model: &Path, args: &HubArgs) -> Result<Option<HubName>> {
-    let is_path = model.exists() || looks_like_path(model);
+    let is_path = is_there(model)? || looks_like_path(model);
     match (is_path, &args.revision) {
         (true, None) => return Ok(None),
         (true, Some(_)) => {
@@ -94,6 +100,26 @@ fn as_name(model: &Path, args: &HubArgs) -> Result<Option<HubName>> {
         None => name,
     };
     Ok(Some(name))
+}
+
+/// Whether a path leads to something, or cannot be followed, of which opening it then says why.
+///
+/// # Errors
+/// When it is a link to nothing: no name is meant by it.
+#[cfg(feature = "hub")]
+fn is_there(model: &Path) -> Result<bool> {
+    // What no file can be called, such as a name with a colon on Windows, is not there either.
+    use io::ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound};
+    let is_missing =
+        |error: &io::Error| matches!(error.kind(), NotFound | NotADirectory | InvalidFilename | InvalidInput);
+    match (model.symlink_metadata(), model.metadata()) {
+        (Ok(_), Err(error)) if is_missing(&error) => {
+            let target = model.read_link().map_or_else(|_| String::new(), |target| format!(" to {}", target.display()));
+            Err(anyhow!("{} is a link{target}, which is not there: correct the link, or remove it", model.display()))
+        }
+        (Err(error), _) => Ok(!is_missing(&error)),
+        (Ok(_), _) => Ok(true),
+    }
 }
 
 /// What could be meant by a text that is no name; `what` was looked for.

@@ -222,6 +222,30 @@ fn what_cannot_be_had_says_what_to_do() {
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("HF_ENDPOINT"));
 }
 
+/// Paths and names look alike: where there is no model of a name, a path may have been meant.
+#[test]
+fn a_name_that_cannot_be_looked_up_is_no_directory_either() {
+    let place = Place::new();
+    place.server.faults(|_| Fault::Status(503, vec![]));
+    place.run(&["info", "-m", "models/typo"]).fails_with(&["there is no directory models/typo", "503"]);
+}
+
+/// A path that exists is no name, so that no hub learns of it.
+#[cfg(unix)]
+#[test]
+fn a_link_to_nothing_is_told_and_no_hub_asked() {
+    let place = Place::new();
+    fs::create_dir(place.scratch.path("org")).expect("a directory");
+    std::os::unix::fs::symlink("/nowhere/model", place.scratch.path("org/tiny")).expect("a link");
+    for args in [&["info", NAME][..], &["tokenize", "-m", NAME, "-p", "x"]] {
+        let output = place.command(args).current_dir(place.scratch.path("")).output().expect("the program runs");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("error: org/tiny is a link to /nowhere/model, which is not there"), "{stderr}");
+        assert_eq!(output.status.code(), Some(1));
+    }
+    assert!(place.server.asked().is_empty());
+}
+
 /// What a killed process had downloaded is not downloaded again.
 #[cfg(unix)]
 #[test]

@@ -26,6 +26,8 @@ use crate::config::json;
 const MOST_REDIRECTS: usize = 5;
 /// Largest answer of the API, in bytes; the list of a repository with 100,000 files has about 25 MB.
 const MAX_JSON: u64 = 32 << 20;
+/// Patience for an answer that is not needed: that of `huggingface_hub` for the ETag of a file.
+const HURRIED_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Asks one hub.
 #[derive(Debug)]
@@ -191,6 +193,13 @@ impl Client {
 
     pub fn options(&self) -> &HubOptions {
         &self.options
+    }
+
+    /// The same hub, asked once and with little patience: for an answer that is not needed.
+    pub fn hurried(&self) -> Self {
+        let patience = self.options.patience.min(HURRIED_PATIENCE);
+        let options = HubOptions { attempts: 1, patience, ..self.options.clone() };
+        Self { agent: OnceLock::new(), endpoint: self.endpoint.clone(), token: self.token.clone(), options }
     }
 
     /// The endpoint, as it is shown.

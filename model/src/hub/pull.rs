@@ -9,11 +9,11 @@ use super::client::Client;
 use super::download::Download;
 use super::error::{HubError, HubResult};
 use super::listing::{Expected, Listing, resolve_path};
-use super::name::HubName;
+use super::name::{HubName, is_commit};
 use super::options::HubOptions;
 use super::partial::Partial;
 use super::progress::{OnPull, PullEvent, PullPlan};
-use super::select::{Selection, StoredWeights};
+use super::select::{Selection, StoredWeights, TOKENIZER};
 use crate::checkpoint::names::list;
 use crate::checkpoint::{MAX_INDEX_BYTES, parse_index};
 
@@ -62,21 +62,30 @@ impl Hub {
         CachedModel::list(&self.options.cache)
     }
 
-    /// The directory of a model: from the cache where all of it is there, without asking the hub, else as [`Self::pull`]. Where the hub
-    /// cannot be reached, a model that another program downloaded is taken if it can be loaded.
+    /// The directory of a model: from the cache where all of it is there, without asking the hub, else as [`Self::pull`]. Of a model that
+    /// another program downloaded it is not known whether all of it is there. At a commit, which cannot change, it is taken when it has
+    /// weights and a tokenizer; at a branch or tag the hub is asked once, and the model is taken as it is where the hub cannot be reached
+    /// or does not let us in.
     ///
     /// # Errors
     /// As [`Self::pull`].
     pub fn get(&self, name: &HubName, on: OnPull<'_>) -> HubResult<PathBuf> {
-        if let Some(path) = self.cached(name)? {
-            return Ok(path);
-        }
-        match (self.pull(name, on), self.find(name)?) {
-            (Err(error @ (HubError::Network { .. } | HubError::RateLimited { .. })), Some((path, Held::Weights))) => {
+        let path = match self.find(name)? {
+            Some((path, Held::All)) => return Ok(path),
+            Some((path, Held::Weights)) if is_commit(name.revision()) && path.join(TOKENIZER).is_file() => {
+                return Ok(path);
+            }
+            Some((path, Held::Weights)) if !self.options.offline => path,
+            _ => return self.pull(name, on),
+        };
+        let pulled =
+            Listing::ask(&self.client.hurried(), name, on).and_then(|listing| self.pull_listed(name, &listing, on));
+        match pulled {
+            Err(error @ (HubError::Network { .. } | HubError::RateLimited { .. } | HubError::Denied { .. })) => {
                 tracing::warn!("{error}; the files that are in the cache are used");
                 Ok(path)
             }
-            (result, _) => result,
+            result => result,
         }
     }
 
@@ -88,13 +97,16 @@ impl Hub {
         if self.options.offline {
             return self.without_network(name);
         }
-        let listing = Listing::ask(&self.client, name, on)?;
+        self.pull_listed(name, &Listing::ask(&self.client, name, on)?, on)
+    }
+
+    fn pull_listed(&self, name: &HubName, listing: &Listing, on: OnPull<'_>) -> HubResult<PathBuf> {
         let repository = self.repository(name);
         let no_model = |message| HubError::NoModel { model: name.to_string(), message };
         let files = listing.files.keys().map(String::as_str);
         let selection = Selection::new(files, name.subfolder()).map_err(no_model)?;
 
-        let job = Job { hub: self, name, listing: &listing, repository: &repository, on };
+        let job = Job { hub: self, name, listing, repository: &repository, on };
         let weights = match &selection.weights {
             StoredWeights::Single(file) => vec![file.clone()],
             StoredWeights::Index(file) => job.shards(&selection.folder, file)?,

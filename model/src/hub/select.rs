@@ -14,9 +14,10 @@ pub(super) const SMALL_FILES: [&str; 10] = [
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
-    "tokenizer.json",
+    TOKENIZER,
 ];
 pub(super) const CONFIG: &str = "config.json";
+pub(super) const TOKENIZER: &str = "tokenizer.json";
 /// Where templates with names of their own are kept.
 const TEMPLATES: &str = "additional_chat_templates/";
 /// As many as are read.

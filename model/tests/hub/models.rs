@@ -88,6 +88,25 @@ fn a_cache_of_another_program_is_used() {
     fs::remove_dir_all(cache.path().join("models--org--model/.no_exist")).unwrap();
     server.faults(|_| Fault::Status(503, vec![]));
     get(&hub, NAME).unwrap();
+    assert_eq!(server.asked().len(), 1, "once");
+}
+
+/// Of a cache that another program filled.
+#[test]
+fn a_commit_that_is_in_the_cache_is_not_asked_for() {
+    let (server, cache) = (server(), tempfile::tempdir().unwrap());
+    let hub = hub(&server, cache.path());
+    let snapshot = pull(&hub, NAME).unwrap();
+    let (absent, tokenizer) = (cache.path().join("models--org--model/.no_exist"), snapshot.join("tokenizer.json"));
+    let pinned = format!("{NAME}@{COMMIT}");
+    fs::remove_dir_all(&absent).unwrap();
+    server.asked();
+    assert_eq!(get(&hub, &pinned).unwrap(), snapshot);
+    assert!(server.asked().is_empty());
+    // What was read of it without its text.
+    fs::remove_file(&tokenizer).unwrap();
+    assert_eq!(get(&hub, &pinned).unwrap(), snapshot);
+    assert!(tokenizer.is_file() && !server.asked().is_empty());
 }
 
 #[test]

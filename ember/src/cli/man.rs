@@ -10,6 +10,7 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 
 use super::output;
+use super::tensor_file::OutputFile;
 
 const ABOUT: &str = "\
 Examples:
@@ -83,7 +84,7 @@ fn pages(program: &Command, dir: &Path) -> Result<()> {
     let mut count = 0;
     for command in std::iter::once(program).chain(commands) {
         let path = dir.join(format!("{}.1", command.get_display_name().unwrap_or(command.get_name())));
-        fs::write(&path, page(command)?).with_context(|| format!("cannot write {}", path.display()))?;
+        OutputFile::create(&path)?.finish_text(&String::from_utf8(page(command)?)?)?;
         count += 1;
     }
     output::note(&format!("{count} pages in {}", dir.display()));

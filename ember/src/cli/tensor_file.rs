@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -128,11 +128,13 @@ impl View for &Array {
     }
 }
 
-/// A file that appears under its name only when it is complete.
+/// A file that appears under its name only when it is complete. It is like any other, or like the one that it replaces; until then it is for its
+/// owner alone.
 #[derive(Debug)]
 pub struct OutputFile {
     path: PathBuf,
     temporary: PathBuf,
+    permissions: fs::Permissions,
 }
 
 impl OutputFile {
@@ -149,7 +151,13 @@ impl OutputFile {
         hidden.push(format!(".{}.tmp", std::process::id()));
         let temporary = path.with_file_name(hidden);
         fs::File::create(&temporary).with_context(at)?;
-        Ok(Self { path: path.to_path_buf(), temporary })
+        let like = if path.exists() { path } else { &temporary };
+        let permissions = fs::metadata(like).map(|data| data.permissions());
+        let file = permissions.and_then(|permissions| {
+            for_the_owner(&temporary)?;
+            Ok(Self { path: path.to_path_buf(), temporary: temporary.clone(), permissions })
+        });
+        file.inspect_err(|_| _ = fs::remove_file(&temporary)).with_context(at)
     }
 
     /// Writes the tensors and gives the file its name. Returns its bytes.
@@ -160,19 +168,33 @@ impl OutputFile {
 
     /// Writes the text and gives the file its name.
     pub fn finish_text(self, text: &str) -> Result<()> {
-        self.finish_with(|path| Ok(fs::write(path, text)?)).map(|_| ())
+        let write = |path: &Path| {
+            let mut file = fs::File::create(path)?;
+            file.write_all(text.as_bytes())?;
+            Ok(file.sync_all()?)
+        };
+        self.finish_with(write).map(|_| ())
     }
 
     fn finish_with(self, write: impl FnOnce(&Path) -> Result<()>) -> Result<u64> {
         let at = || format!("cannot write {}", self.path.display());
-        // The library's files are for their owner alone; this one is like any other, or like the one that it replaces.
-        let like = if self.path.exists() { &self.path } else { &self.temporary };
-        let permissions = fs::metadata(like).with_context(at)?.permissions();
         write(&self.temporary).with_context(at)?;
-        fs::set_permissions(&self.temporary, permissions).with_context(at)?;
+        fs::set_permissions(&self.temporary, self.permissions.clone()).with_context(at)?;
         fs::rename(&self.temporary, &self.path).with_context(at)?;
         Ok(fs::metadata(&self.path).with_context(at)?.len())
     }
+}
+
+#[cfg(unix)]
+fn for_the_owner(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+}
+
+/// Files belong to the user's directory there, whose rights they have.
+#[cfg(not(unix))]
+fn for_the_owner(_: &Path) -> io::Result<()> {
+    Ok(())
 }
 
 impl Drop for OutputFile {

@@ -1,13 +1,14 @@
 //! The messages of a conversation, in memory and in a file.
 
-use std::fs::{self, File};
-use std::io::{self, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use emberlm::model::text::{Message, normalize_messages};
 
 use crate::cli::chat_input;
+use crate::cli::tensor_file::OutputFile;
 
 /// A system message, if any, and the turns after it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -53,14 +54,15 @@ impl Conversation {
         Some(Self { messages: self.messages.iter().take(last + 1).cloned().collect() })
     }
 
-    /// Writes the messages as a JSON list, whole or not at all: the file has its name only once everything is in it.
+    /// Writes the messages as a JSON list, whole or not at all: the file has its name only once everything is in it. One that was there
+    /// keeps its permissions; a link stays one, and what it leads to is written.
     ///
     /// # Errors
     /// With the name of the file; one that was there is as it was.
     pub fn save(&self, path: &Path) -> Result<()> {
         let mut text = serde_json::to_string_pretty(&self.messages).context("the conversation is no JSON")?;
         text.push('\n');
-        write_whole(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+        OutputFile::create(path)?.finish_text(&text)
     }
 
     /// Whether a file holds what [`save`](Self::save) writes: a list of messages and nothing else.
@@ -80,28 +82,6 @@ impl Conversation {
         let messages = normalize_messages(messages).with_context(|| format!("{} cannot be used", path.display()))?;
         Ok(Self { messages })
     }
-}
-
-/// Writes a file beside its place, then puts it there.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let name = path.file_name().ok_or_else(|| io::Error::other("it is no name of a file"))?;
-    let mut beside = std::ffi::OsString::from(".");
-    beside.push(name);
-    beside.push(format!(".{}.tmp", std::process::id()));
-    let beside: PathBuf = path.with_file_name(beside);
-    let write = || -> io::Result<()> {
-        let mut file = File::options().write(true).create_new(true).open(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        drop(file);
-        fs::rename(&beside, path)
-    };
-    write().inspect_err(|error| {
-        // What another program has there is not ours to remove.
-        if error.kind() != io::ErrorKind::AlreadyExists {
-            let _ = fs::remove_file(&beside);
-        }
-    })
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::path::Path;
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use table::Equivalent::{self, Flag, Instead, NoEffect, Words};
-use table::{COMMANDS, EVERYWHERE, ForeignFlag, OF_A_COMMAND, SETTINGS};
+use table::{COMMANDS, EVERYWHERE, ForeignFlag, OF_A_COMMAND, OF_A_PAIR, SETTINGS};
 
 /// A command line without foreign flags, and what was done about them.
 #[derive(Debug, Default, PartialEq)]
@@ -43,6 +43,7 @@ pub fn translate(args: Vec<OsString>, program: &Command) -> Result<Translated, S
         return Ok(out);
     };
     out.args.extend(words.pop_front());
+    let mut given = Given::default();
     while let Some(word) = words.pop_front() {
         if word == "--" {
             out.args.push(word);
@@ -55,16 +56,16 @@ pub fn translate(args: Vec<OsString>, program: &Command) -> Result<Translated, S
         };
         // Known flags keep their values, which may look like flags.
         if let Some(takes_value) = known(command, &flag.name) {
+            let value = if takes_value && flag.value.is_none() { words.pop_front() } else { None };
+            given.own(command, &flag, value.as_ref(), &mut out);
             out.args.push(word);
-            if takes_value && flag.value.is_none() {
-                out.args.extend(words.pop_front());
-            }
+            out.args.extend(value);
             continue;
         }
         let spelled = if flag.name.starts_with("--") { flag.name.replace('_', "-") } else { flag.name.clone() };
         match lookup(command, &spelled).or_else(|| known(command, &spelled).map(|_| Match::SameName)) {
             None => out.args.push(word),
-            Some(found) => replace(command, &flag, &spelled, found, &mut words, &mut out)?,
+            Some(found) => replace(command, &flag, &spelled, found, &mut words, &mut given, &mut out)?,
         }
     }
     Ok(out)
@@ -102,6 +103,11 @@ fn is_number(word: &str) -> bool {
 
 /// Whether a command has a flag, and whether it takes a value.
 fn known(command: &Command, name: &str) -> Option<bool> {
+    argument(command, name).map(|arg| arg.get_action().takes_values())
+}
+
+/// A flag of a command.
+fn argument<'a>(command: &'a Command, name: &str) -> Option<&'a clap::Arg> {
     let is = |arg: &&clap::Arg| match (name.strip_prefix("--"), name.strip_prefix('-')) {
         (Some(long), _) => {
             let aliases = arg.get_all_aliases().unwrap_or_default();
@@ -110,7 +116,7 @@ fn known(command: &Command, name: &str) -> Option<bool> {
         (None, Some(short)) => arg.get_short().is_some_and(|c| short.chars().eq([c])),
         (None, None) => false,
     };
-    command.get_arguments().find(is).map(|arg| arg.get_action().takes_values())
+    command.get_arguments().find(is)
 }
 
 fn lookup(command: &Command, name: &str) -> Option<Match> {
@@ -127,6 +133,7 @@ fn replace(
     spelled: &str,
     found: Match,
     words: &mut VecDeque<OsString>,
+    given: &mut Given,
     out: &mut Translated,
 ) -> Result<(), String> {
     let name = &flag.name;
@@ -141,11 +148,12 @@ fn replace(
         }
         Match::Foreign(Flag(target)) => {
             here(target)?;
-            out.args.push(with_value(target, flag));
-            if flag.value.is_none() {
-                out.args.extend(words.pop_front());
+            let value = if flag.value.is_none() { words.pop_front() } else { None };
+            if given.takes(command, target, flag, value.as_ref(), out)? {
+                out.args.push(with_value(target, flag));
+                out.args.extend(value);
+                out.notes.push(format!("{name} is {target} here"));
             }
-            out.notes.push(format!("{name} is {target} here"));
         }
         Match::Foreign(Words(target)) => {
             here(target.first().copied().unwrap_or_default())?;
@@ -162,6 +170,99 @@ fn replace(
         Match::Foreign(Instead(hint)) => return Err(format!("{name} is not a flag of emberlm: {hint}")),
     }
     Ok(())
+}
+
+/// What was given so far of the flags that hold one value. Programs have two flags where there is one here.
+#[derive(Default)]
+struct Given(Vec<GivenFlag>);
+
+struct GivenFlag {
+    /// The flag here.
+    id: clap::Id,
+    /// As it was typed.
+    name: String,
+    value: String,
+    /// Its words in the translated command line; none of a flag that is spelled as here.
+    words: Option<std::ops::Range<usize>>,
+}
+
+impl Given {
+    /// A flag that is spelled as here: it counts, whatever foreign ones said before.
+    fn own(&mut self, command: &Command, flag: &Flagged, value: Option<&OsString>, out: &mut Translated) {
+        let Some(id) = argument(command, &flag.name).filter(|arg| holds_one(arg)).map(|arg| arg.get_id().clone())
+        else {
+            return;
+        };
+        let value = value_of(flag, value);
+        for at in 0..self.0.len() {
+            let Some(before) = self.0.get_mut(at).filter(|before| before.id == id) else { continue };
+            let Some(words) = before.words.take() else { continue };
+            out.notes.push(format!("{} {} changes nothing: {} {value} counts", before.name, before.value, flag.name));
+            out.args.drain(words.clone());
+            let behind = self.0.iter_mut().filter_map(|other| other.words.as_mut());
+            for other in behind.filter(|other| other.start > words.start) {
+                *other = other.start - words.len()..other.end - words.len();
+            }
+        }
+        self.0.push(GivenFlag { id, name: flag.name.clone(), value, words: None });
+    }
+
+    /// Whether a foreign flag is to be translated; not when what it says is said already.
+    ///
+    /// # Errors
+    /// When it says something else.
+    fn takes(
+        &mut self,
+        command: &Command,
+        target: &str,
+        flag: &Flagged,
+        value: Option<&OsString>,
+        out: &mut Translated,
+    ) -> Result<bool, String> {
+        let Some(id) = argument(command, target).filter(|arg| holds_one(arg)).map(|arg| arg.get_id().clone()) else {
+            return Ok(true);
+        };
+        let (name, said) = (&flag.name, value_of(flag, value));
+        let start = out.args.len();
+        let words = Some(start..start + 1 + usize::from(value.is_some()));
+        let Some(before) = self.0.iter_mut().find(|given| given.id == id) else {
+            self.0.push(GivenFlag { id, name: name.clone(), value: said, words });
+            return Ok(true);
+        };
+        if before.value == said {
+            out.notes.push(format!("{name} is {target} here, as {} is", before.name));
+            return Ok(false);
+        }
+        let wins = |name: &str| OF_A_PAIR.contains(&name);
+        match (&before.words, wins(&before.name), wins(name)) {
+            (None, ..) | (Some(_), true, false) => {
+                out.notes.push(format!("{name} {said} changes nothing: {} {} counts", before.name, before.value));
+                Ok(false)
+            }
+            (Some(range), false, true) => {
+                out.notes.push(format!("{} {} changes nothing: {name} {said} counts", before.name, before.value));
+                if let Some(word) = out.args.get_mut(range.end - 1) {
+                    *word = if range.len() == 1 { format!("{target}={said}").into() } else { said.clone().into() };
+                }
+                (before.name, before.value) = (name.clone(), said);
+                Ok(false)
+            }
+            _ => Err(format!(
+                "{} {} and {name} {said} are both {target} here, which has one value: give both the same, or one of them",
+                before.name, before.value
+            )),
+        }
+    }
+}
+
+/// Whether a flag may be given once.
+fn holds_one(arg: &clap::Arg) -> bool {
+    matches!(arg.get_action(), clap::ArgAction::Set)
+}
+
+fn value_of(flag: &Flagged, next: Option<&OsString>) -> String {
+    let next = || next.map(|word| word.to_string_lossy().into_owned());
+    flag.value.clone().or_else(next).unwrap_or_default()
 }
 
 fn with_value(target: &str, flag: &Flagged) -> OsString {
@@ -210,10 +311,17 @@ mod tests {
             value("repeat-penalty"),
             value("stop"),
             value("quant"),
+            value("chunk"),
+            value("cache-type"),
             flag("chat"),
             flag("greedy"),
         ]);
-        let eval = Command::new("eval").args([model(), value("text").short('f'), value("context").short('c')]);
+        let eval = Command::new("eval").args([
+            model(),
+            value("text").short('f'),
+            value("context").short('c'),
+            value("stride"),
+        ]);
         Command::new("ember").subcommands([generate, eval])
     }
 
@@ -237,6 +345,7 @@ mod tests {
             ("ember generate -p x --load-in-4bit", "ember generate -p x --quant nf4"),
             ("ember generate --model_name_or_path d -p x", "ember generate --model d -p x"),
             ("ember eval -m d --file x --ctx-size 512", "ember eval -m d --text x --context 512"),
+            ("ember eval -f x --ppl-stride 256", "ember eval -f x --stride 256"),
             ("ember generate -p x -n 8 -ngl 99", "ember generate -p x -n 8"),
             ("ember generate -p x -no-cnv -fa --no-mmap -c 512 -n 8", "ember generate -p x -n 8"),
             ("ember eval -f x -ngl -1 -m d", "ember eval -f x -m d"),
@@ -251,6 +360,49 @@ mod tests {
         assert_eq!(run("ember generate -p x --n-predict 8").unwrap().1, ["--n-predict is --max-tokens here"]);
     }
 
+    /// Programs have two flags, or two names of one, where there is one flag here.
+    #[test]
+    fn flags_that_are_one_here_are_given_once() {
+        for (flags, wanted, note) in [
+            ("-b 512 -ub 512", "--chunk 512", "-ub is --chunk here, as -b is"),
+            ("-b 2048 -ub 512", "--chunk 512", "-b 2048 changes nothing: -ub 512 counts"),
+            ("-ub 512 -b 2048", "--chunk 512", "-b 2048 changes nothing: -ub 512 counts"),
+            ("--batch-size=2048 -ub 512", "--chunk=512", "--batch-size 2048 changes nothing: -ub 512 counts"),
+            ("--chunk 64 -b 2048", "--chunk 64", "-b 2048 changes nothing: --chunk 64 counts"),
+            (
+                "-b 2048 -ctk q8 --chunk 64 -ctv q8",
+                "--cache-type q8 --chunk 64",
+                "-ctv is --cache-type here, as -ctk is",
+            ),
+            ("-ctk q8_0 -ctv q8_0", "--cache-type q8_0", "-ctk is --cache-type here"),
+        ] {
+            let (got, notes) = run(&format!("ember generate {flags} -p x")).unwrap();
+            assert_eq!(got, format!("ember generate {wanted} -p x"), "{flags}");
+            assert!(notes.iter().any(|said| said == note), "{flags}: {notes:?}");
+        }
+        let error = run("ember generate -ctk q8_0 -ctv f16 -p x").unwrap_err();
+        assert!(error.contains("-ctk q8_0 and -ctv f16 are both --cache-type here"), "{error}");
+        assert!(error.contains("give both the same"), "{error}");
+    }
+
+    /// A hint that names a flag which is nowhere sends its reader in circles.
+    #[test]
+    fn hints_name_flags_that_are_there() {
+        let program = <crate::cli::Cli as clap::CommandFactory>::command();
+        let everywhere = OF_A_COMMAND.iter().flat_map(|(_, habits)| habits.iter()).chain(EVERYWHERE);
+        for (names, equivalent) in everywhere {
+            let told: Vec<&str> = match equivalent {
+                Instead(hint) | NoEffect(hint) => hint.split(|c: char| !(c.is_alphanumeric() || c == '-')).collect(),
+                Flag(flag) => vec![*flag],
+                Words(words) => words.to_vec(),
+            };
+            for flag in told.iter().filter(|word| word.starts_with("--") && word.len() > 2) {
+                let found = program.get_subcommands().any(|command| known(command, flag).is_some());
+                assert!(found, "{names:?}: no command has {flag}");
+            }
+        }
+    }
+
     #[test]
     fn what_is_not_there_says_what_to_do_instead() {
         for (line, parts) in [
@@ -261,6 +413,7 @@ mod tests {
             ("ember generate -hff a.gguf -p x", ["-hff", "-m org/name"]),
             ("ember eval -f x --n-predict 5", ["--n-predict", "`ember eval` does not have"]),
             ("ember eval -f x --prompt y", ["--prompt", "-f -"]),
+            ("ember eval -f x --chunks 2", ["--chunks", "head -c"]),
             ("ember -m d -p x", ["-m", "ember generate"]),
             ("ember run -m d", ["run", "ember chat"]),
         ] {

@@ -42,7 +42,6 @@ pub const OF_A_COMMAND: &[(&str, &[ForeignFlag])] = &[
             (&["--n-predict", "--predict", "--max-tokens", "--max-new-tokens"], Flag("--n-gen")),
             (&["-o", "--output"], Instead("--json prints one JSON object, else it is a table")),
             (&["-c", "--ctx-size", "--n-ctx"], Instead("--context N fills the cache with N tokens first")),
-            (&["--ctk", "-ctk", "--ctv", "-ctv", "--cache-type-k", "--cache-type-v"], Flag("--cache-type")),
         ],
     ),
     (
@@ -51,9 +50,10 @@ pub const OF_A_COMMAND: &[(&str, &[ForeignFlag])] = &[
             (&["--file", "--prompt-file", "--corpus", "--dataset"], Flag("--text")),
             (&["-p", "--prompt"], Instead("the text is a file, or stdin: -f -")),
             (&["-c", "--ctx-size", "--n-ctx", "--max-length", "--window"], Flag("--context")),
+            (&["--ppl-stride"], Flag("--stride")),
             (
-                &["--ppl-stride", "--stride", "--chunks"],
-                Instead("windows of --context tokens follow each other and do not overlap"),
+                &["--chunks"],
+                Instead("the whole text is read; give a part of it: head -c 100000 FILE | ember eval -f -"),
             ),
             (&["--perplexity"], NoEffect("it is what this command measures")),
             (&["-b", "--batch-size", "-ub", "--ubatch-size"], NoEffect("passes are as long as memory allows")),
@@ -186,7 +186,11 @@ pub const EVERYWHERE: &[ForeignFlag] = &[
     (&["--num-beams", "--num-beam-groups", "--length-penalty", "--early-stopping"], SAMPLERS),
     (&["--no-repeat-ngram-size", "--bad-words-ids", "--suppress-tokens", "--begin-suppress-tokens"], TOKEN_RULES),
     (&["--min-length", "--min-new-tokens", "--sequence-bias", "--logit-bias", "-l"], TOKEN_RULES),
-    (&["--grammar", "--grammar-file", "--json-schema", "-j", "-jf"], Instead("no grammar restricts the output")),
+    (
+        &["--json-schema", "--json-schema-file", "-j", "-jf"],
+        Instead("`ember serve` answers by a JSON schema (response_format); this command does not restrict the output"),
+    ),
+    (&["--grammar", "--grammar-file"], Instead("no grammar restricts the output; `ember serve` takes JSON schemas")),
     (&["--do-sample", "--sample"], Instead("--temp, --top-k, --top-p or --min-p ask for draws, --temp 1 plainly")),
     (&["--no-do-sample", "--no-sample"], Words(&["--greedy"])),
     (&["-s", "--random-seed"], Flag("--seed")),
@@ -221,8 +225,9 @@ pub const EVERYWHERE: &[ForeignFlag] = &[
     (&["--trust-remote-code"], NoEffect("code of a model is never run")),
     (&["--offline"], NoEffect("this command downloads nothing")),
     (&["--local-files-only"], Flag("--offline")),
+    (&["-ctk", "--ctk", "--cache-type-k", "-ctv", "--ctv", "--cache-type-v"], Flag("--cache-type")),
     (
-        &["-ctk", "--cache-type-k", "-ctv", "--cache-type-v", "--kv-bits", "--kv-group-size", "--quantized-kv-start"],
+        &["--kv-bits", "--kv-group-size", "--quantized-kv-start"],
         Instead("--cache-type q8, f16 or f32 holds for keys and values"),
     ),
     (
@@ -254,6 +259,10 @@ pub const EVERYWHERE: &[ForeignFlag] = &[
     (&["--prompt-cache", "--prompt-cache-file", "--session"], Instead("no cache of prompts is kept on disk")),
     (&["-np", "--parallel", "--num-return-sequences", "--best-of"], Instead("one run makes one text")),
 ];
+
+/// Flags of pairs of which one alone is a flag here: what counts where both are given with different values. Of a batch the part that is
+/// computed in one pass.
+pub const OF_A_PAIR: &[&str] = &["-ub", "--ubatch-size"];
 
 /// Words that flags which change nothing take as values, besides numbers.
 pub const SETTINGS: &[&str] = &[

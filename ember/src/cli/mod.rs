@@ -199,12 +199,12 @@ fn said(what: &clap::Error) -> ExitCode {
     }
 }
 
-/// The exit code of a comparison, as `diff` has it: 0 when all is as it should be, 1 when not, 2 when it could not be made.
+/// The exit code of a comparison, as `diff` has it: 0 when all is as it should be, 1 when not, 2 when it could not be made. Whether anyone reads
+/// what was found makes no difference.
 fn compared(result: anyhow::Result<bool>) -> ExitCode {
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "error: {}", output::with_causes(&error));
             ExitCode::from(TROUBLE)

@@ -17,6 +17,14 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
+/// Lets a reader that is gone be, where the exit code tells what was found.
+///
+/// # Errors
+/// When stdout cannot be written for another reason.
+pub fn unless_closed(written: io::Result<()>) -> io::Result<()> {
+    written.or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
+}
+
 /// Longest error, in bytes: a name or a message out of a file may be as long as the file.
 const LONGEST_ERROR: usize = 8 << 10;
 
@@ -44,11 +52,17 @@ pub fn with_causes(error: &anyhow::Error) -> String {
     printable(&message)
 }
 
-/// Text from a file with its control characters escaped, so that it cannot steer a terminal.
+/// Whether a character could steer a terminal: control characters, and those that turn the order of the text around them, which may then
+/// read as something else.
+pub fn steers_terminal(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Text from a file with the characters escaped that could steer a terminal.
 pub fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() {
+        if steers_terminal(c) {
             out.extend(c.escape_default());
         } else {
             out.push(c);

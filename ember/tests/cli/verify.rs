@@ -94,3 +94,26 @@ fn what_cannot_be_looked_at_is_another_exit_code() {
         assert!(told.contains(part), "{told}");
     }
 }
+
+/// The exit code is what a script reads, whoever reads the text.
+#[test]
+fn a_reader_that_is_gone_changes_no_verdict() {
+    let scratch = Scratch::new();
+    let copy = scratch.copy_of("leanllama");
+    edit_config(&copy, |config| config["vocab_size"] = 512.into());
+    let (copy, good, other) = (copy.to_str().expect("UTF-8"), path("leanllama"), path("leanllama_kv"));
+    for (args, code) in [
+        (&["verify", "-m", copy, "--quick"][..], 1),
+        (&["verify", "-m", copy, "--quick", "--json"], 1),
+        (&["verify", "-m", &good, "--quick"], 0),
+        (&["diff", &good, &other], 1),
+        (&["diff", &good, &other, "--json"], 1),
+        (&["diff", &good, &good], 0),
+    ] {
+        let mut child = crate::program::command(args).spawn().expect("the program starts");
+        drop(child.stdout.take());
+        let output = child.wait_with_output().expect("it ends");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), &*stderr), (Some(code), ""), "{args:?}");
+    }
+}

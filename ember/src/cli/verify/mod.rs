@@ -148,7 +148,7 @@ pub fn run(args: &VerifyArgs) -> Result<bool> {
     } else {
         out.write_all(text::text(&path, &verified, args.verbose, args.quick).as_bytes())
     };
-    written.and_then(|()| out.flush()).context(output::STDOUT)?;
+    output::unless_closed(written.and_then(|()| out.flush())).context(output::STDOUT)?;
     Ok(!wrong)
 }
 

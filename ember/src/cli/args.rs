@@ -2,16 +2,54 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::builder::PossibleValue;
-use clap::{Args, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, ValueEnum};
 use emberlm::model::config::CrestOverrides;
 use emberlm::model::engine::{DraftOptions, DraftSource};
-use emberlm::model::{Architecture, DEFAULT_CHUNK, QuantizeOnLoad};
+use emberlm::model::{Architecture, DEFAULT_CHUNK, Error, QuantizeOnLoad};
 use emberlm::quant::kv::KvFormat;
 
 use super::device_args::DeviceArgs;
 use super::model_name::{self, HubArgs};
+
+/// Options of the library and the flags that set them.
+const FLAGS: &[(&str, &str)] = &[
+    ("crest.num_steps", "--steps"),
+    ("crest.halt_threshold", "--threshold"),
+    ("draft.steps", "--draft-steps"),
+    ("draft.forced_acceptance", "--draft-acceptance"),
+    ("window", "--context"),
+    ("stride", "--stride"),
+    ("skip", "--skip"),
+    ("min_cosine", "--min-cosine"),
+    ("bits", "--bits"),
+];
+
+/// An error about an option of the library, as one about the flag that set it; others stay as they are.
+pub fn by_flag(error: Error) -> anyhow::Error {
+    by_flag_of(FLAGS, error)
+}
+
+/// As [`by_flag`], where a command has other flags.
+pub fn by_flag_of(flags: &[(&str, &str)], error: Error) -> anyhow::Error {
+    let Error::Option { option, message } = &error else { return error.into() };
+    match flags.iter().find(|(name, _)| name == option) {
+        Some((_, flag)) => anyhow!("{flag} {message}"),
+        None => error.into(),
+    }
+}
+
+/// Ends the program as a wrong command line does: for flags that do not go together, where clap cannot tell.
+pub fn usage(command: &str, message: &str) -> ! {
+    let mut program = super::Cli::command();
+    program.build();
+    match program.find_subcommand_mut(command) {
+        Some(command) => command.error(ErrorKind::ArgumentConflict, message).exit(),
+        None => program.error(ErrorKind::ArgumentConflict, message).exit(),
+    }
+}
 
 /// Where the model is.
 #[derive(Clone, Debug, Args)]
@@ -224,7 +262,7 @@ impl DraftArgs {
             (None, None) => return Ok(None),
         };
         let options = DraftOptions { max_tokens: self.draft_max.into(), ..DraftOptions::new(source) };
-        options.check(num_steps)?;
+        options.check(num_steps).map_err(by_flag)?;
         Ok(Some(options))
     }
 
@@ -277,6 +315,27 @@ impl From<CacheType> for KvFormat {
             CacheType::Q8 => Self::Q8,
             CacheType::F16 => Self::F16,
             CacheType::F32 => Self::F32,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::any::TypeId;
+
+    use clap::CommandFactory;
+
+    /// Else `--threshold -0.5` is an unexpected argument `-0`, and not a number that is out of range.
+    #[test]
+    fn numbers_with_a_fraction_may_have_a_sign() {
+        let program = crate::cli::Cli::command();
+        for command in program.get_subcommands() {
+            for flag in command.get_arguments() {
+                let number = flag.get_value_parser().type_id();
+                if number == TypeId::of::<f32>() || number == TypeId::of::<f64>() {
+                    assert!(flag.is_allow_negative_numbers_set(), "{} --{}", command.get_name(), flag.get_id());
+                }
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 use emberlm::model::export::{ExportContainer, ExportOptions, MatrixFormat};
 use emberlm::quant::host::FloatType;
 
-use super::args::DepthArgs;
+use super::args::{DepthArgs, usage};
 use super::export::{self, OutputArgs, SourceArgs};
 use super::{load, threads};
 
@@ -85,12 +85,15 @@ impl From<DenseType> for FloatType {
 
 /// Runs the command.
 pub fn run(args: &ConvertArgs) -> Result<()> {
+    if args.format == FileFormat::Burnpack && args.output.shard_size.is_some() {
+        usage("convert", "--shard-size is for --format safetensors: a record of burn-store is one file");
+    }
     threads::start(args.output.threads)?;
     args.output.check()?;
     let depth = DepthArgs { steps: args.steps, threshold: None, no_halt: false };
     let pretrained = load::open(&args.source.model(), &depth)?;
     let float = args.dtype.into();
-    let (shard_bytes, container) = (args.output.shard_size.0, args.format.into());
+    let (shard_bytes, container) = (args.output.shard_bytes(), args.format.into());
     let options = ExportOptions { shard_bytes, dense: Some(float), container };
     let plan = pretrained.export(&options, |_| MatrixFormat::Dense(float));
     let plan = plan.with_context(|| format!("cannot convert the model {}", pretrained.directory().display()))?;

@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Args;
 use emberlm::model::Progress;
-use emberlm::model::export::{ExportPlan, check_target, free_space};
+use emberlm::model::export::{ExportOptions, ExportPlan, check_target, free_space};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::{ModelArgs, Quant, QuantHead};
@@ -47,9 +47,10 @@ pub struct OutputArgs {
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
 
-    /// Most bytes of tensors in a file, as transformers counts, headers aside: a number, or one with KB, MB, GB, KiB, MiB or GiB
-    #[arg(long, value_name = "SIZE", default_value = "5GB")]
-    pub shard_size: Size,
+    /// Most bytes of tensors in a file, as transformers counts, headers aside: a number, or one with KB, MB, GB, KiB, MiB or GiB [default:
+    /// 5GB]
+    #[arg(long, value_name = "SIZE")]
+    pub shard_size: Option<Size>,
 
     /// Say what would be written, and write nothing
     #[arg(long)]
@@ -64,6 +65,11 @@ impl OutputArgs {
     /// Asks, before anything is read or computed, whether the directory can be made; for a dry run, too.
     pub fn check(&self) -> Result<()> {
         check_target(&self.to).with_context(|| self.cannot())
+    }
+
+    /// Most bytes of tensors in a file.
+    pub fn shard_bytes(&self) -> u64 {
+        self.shard_size.map_or_else(|| ExportOptions::default().shard_bytes, |size| size.0)
     }
 
     fn cannot(&self) -> String {

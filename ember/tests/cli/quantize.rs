@@ -368,3 +368,26 @@ fn a_full_disk_leaves_nothing_that_loads() {
     assert!(Pretrained::open(&to).is_ok());
     assert_eq!(scratch.files(), ["full", "large"]);
 }
+
+/// A flag that is passed over looks as if it had done something.
+#[test]
+fn flags_of_another_format_are_refused() {
+    let (scratch, from) = (Scratch::new(), model("leanllama"));
+    let to = scratch.path("to");
+    for flags in [["--min-cosine", "0.5"], ["--bits", "4"], ["--prompts", "/nowhere/prompts"]] {
+        let ended = quantize(&from, &to, &[&["--format", "nf4"], &flags[..]].concat()).with_code(2);
+        assert!(ended.stderr.contains(&format!("error: {} is for --format nano", flags[0])), "{}", ended.stderr);
+        assert!(ended.stderr.contains("Usage: ember quantize"), "{}", ended.stderr);
+    }
+    let convert = ["convert", "-m", text(&from), "--to", text(&to), "--dtype", "f32", "--shard-size", "1MB"];
+    let ended = ember(convert.iter().chain(&["--format", "burnpack"])).with_code(2);
+    assert!(ended.stderr.contains("error: --shard-size is for --format safetensors"), "{}", ended.stderr);
+    let [from, other] = [&from, &from].map(|path| text(path));
+    for flags in [["--context", "64"], ["--window-bos", "never"], ["--cache-type", "q8"]] {
+        let ended = ember(["diff", from, other].iter().chain(&flags)).with_code(2);
+        assert!(ended.stderr.contains("--text <FILE>"), "{}", ended.stderr);
+    }
+    assert!(scratch.files().is_empty());
+    let ended = quantize(&model("leanllama"), &to, &["--format", "nano", "--min-cosine", "-0.5"]);
+    ended.fails_with(&["--min-cosine is -0.5, expected a number from 0 to 1"]);
+}

@@ -80,15 +80,15 @@ pub struct DiffArgs {
     text: Option<PathBuf>,
 
     /// Tokens that the models see at most before they begin afresh (2048, or their context when that is shorter)
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..), help_heading = "Text")]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..), requires = "text", help_heading = "Text")]
     context: Option<u32>,
 
     /// Which windows begin with BOS, the token that begins a text
-    #[arg(long, value_enum, default_value_t, value_name = "WHEN", help_heading = "Text")]
+    #[arg(long, value_enum, default_value_t, value_name = "WHEN", requires = "text", help_heading = "Text")]
     window_bos: WindowBos,
 
     /// Number format of cached keys and values
-    #[arg(long, value_enum, default_value = "f32", value_name = "TYPE", help_heading = "Text")]
+    #[arg(long, value_enum, default_value = "f32", value_name = "TYPE", requires = "text", help_heading = "Text")]
     cache_type: CacheType,
 
     /// Number format of the second model's cache, to see what another costs: `ember diff M M --text FILE --other-cache-type q8` [default: as the
@@ -148,7 +148,7 @@ fn report(args: &DiffArgs, a: &Pretrained, b: &Pretrained, text: Option<TextRepo
         let written = text::text([(&first, a), (&second, b)], &compared, args.top, text.as_ref());
         out.write_all(written.as_bytes())
     };
-    written.and_then(|()| out.flush()).context(output::STDOUT)?;
+    output::unless_closed(written.and_then(|()| out.flush())).context(output::STDOUT)?;
     Ok(same)
 }
 

@@ -12,7 +12,7 @@ use emberlm::quant::Activations;
 use pattern::Pattern;
 use rules::{Format, Rule, Rules};
 
-use super::args::DepthArgs;
+use super::args::{DepthArgs, usage};
 use super::backend::{Cpu, OpenDevice};
 use super::export::{self, OutputArgs, SourceArgs};
 use super::{load, threads};
@@ -104,6 +104,11 @@ impl From<TargetFormat> for Format {
 
 /// Runs the command.
 pub fn run(args: &QuantizeArgs) -> Result<()> {
+    if args.format != TargetFormat::Nano
+        && let Some(flag) = args.nano.given()
+    {
+        usage("quantize", &format!("{flag} is for --format nano"));
+    }
     threads::start(args.output.threads)?;
     args.output.check()?;
     let depth = DepthArgs { steps: args.steps, threshold: None, no_halt: false };
@@ -119,7 +124,7 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
     let device = OpenDevice::<Cpu>::cpu(Activations::default());
     let tensors = load::plan::<Cpu>(&pretrained, &device.device)?.tensors;
     rules.check(&tensors)?;
-    let options = ExportOptions { shard_bytes: args.output.shard_size.0, ..ExportOptions::default() };
+    let options = ExportOptions { shard_bytes: args.output.shard_bytes(), ..ExportOptions::default() };
     let chosen = if nano { nano::choose(&args.nano, &pretrained, &rules)? } else { Vec::new() };
     let formats = nano::formats(&chosen);
     let format_of = |tensor: &PlannedTensor| match formats.get(tensor.name.as_str()) {

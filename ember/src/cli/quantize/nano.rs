@@ -13,6 +13,7 @@ use emberlm::model::{PlannedTensor, Pretrained, QuantizeOnLoad, TensorRole};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::rules::Rules;
+use crate::cli::args::by_flag;
 use crate::cli::backend::{Cpu, CpuDevice};
 use crate::cli::output;
 
@@ -36,23 +37,45 @@ const MAX_TOKENS: usize = 512;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Format nano")]
 pub struct NanoArgs {
-    /// Cosine between the logits after each prompt, of the original and the quantised model, that must be kept
-    #[arg(long, value_name = "C", default_value_t = 0.99)]
-    min_cosine: f64,
+    /// Cosine between the logits after each prompt, of the original and the quantised model, that must be kept [default: 0.99]
+    #[arg(long, value_name = "C", allow_negative_numbers = true)]
+    min_cosine: Option<f64>,
 
     /// Prompts, a line each, UTF-8 [default: eight short ones that are part of the program]
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
 
-    /// Widths of narrow rows to try, of 2, 4 and 6; rows of 6 bits are stored in 8
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "2,4")]
+    /// Widths of narrow rows to try, of 2, 4, 6 and 8; rows of 6 bits are stored in 8 [default: 2,4]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
     bits: Vec<u32>,
+}
+
+impl NanoArgs {
+    /// The first flag given, for a message where another format was asked for.
+    pub fn given(&self) -> Option<&'static str> {
+        let flags = [
+            ("--min-cosine", self.min_cosine.is_some()),
+            ("--prompts", self.prompts.is_some()),
+            ("--bits", !self.bits.is_empty()),
+        ];
+        flags.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+    }
+
+    /// As the search takes it.
+    fn options(&self) -> CascadeOptions {
+        let default = CascadeOptions::default();
+        CascadeOptions {
+            min_cosine: self.min_cosine.unwrap_or(default.min_cosine),
+            bits: if self.bits.is_empty() { default.bits.clone() } else { self.bits.clone() },
+            ..default
+        }
+    }
 }
 
 /// Finds the formats of all modules.
 pub fn choose(args: &NanoArgs, pretrained: &Pretrained, rules: &Rules) -> Result<Vec<CascadeModule>> {
     let prompts = prompts(args.prompts.as_deref(), pretrained)?;
-    let options = CascadeOptions { min_cosine: args.min_cosine, bits: args.bits.clone(), ..CascadeOptions::default() };
+    let options = args.options();
     let bar = ProgressBar::new(0);
     if let Ok(style) = ProgressStyle::with_template("choosing rows [{bar:40}] {pos}/{len} modules {eta}") {
         bar.set_style(style.progress_chars("=> "));
@@ -68,7 +91,7 @@ pub fn choose(args: &NanoArgs, pretrained: &Pretrained, rules: &Rules) -> Result
     let chosen =
         pretrained.choose_rows::<Cpu>(&CpuDevice::default(), &prompts, &options, fixed, modules, &mut progress);
     bar.finish_and_clear();
-    let chosen = chosen.context("cannot choose the rows")?;
+    let chosen = chosen.map_err(by_flag).context("cannot choose the rows")?;
     ensure!(!chosen.is_empty(), "there is nothing to do: no matrix is dense and may have integer rows");
     Ok(chosen)
 }

@@ -82,6 +82,14 @@ impl Default for EvaluateOptions {
 }
 
 impl EvaluateOptions {
+    /// Whether windows can be made for a model with a context of so many tokens, as [`evaluate`] asks it.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when the options leave nothing to score.
+    pub fn check(&self, context: usize) -> Result<()> {
+        self.steps(context).map(drop)
+    }
+
     /// Tokens of the text in a window, and from one window to the next.
     fn steps(&self, context: usize) -> Result<(usize, usize)> {
         let wrong = |option: &str, message: String| Err(Error::Option { option: option.into(), message });

@@ -10,7 +10,7 @@ use emberlm::model::text::TextProcessor;
 use emberlm::quant::{Activations, CompactBackend};
 use serde::Serialize;
 
-use super::args::{CacheType, ComputeArgs, ModelArgs};
+use super::args::{CacheType, ComputeArgs, ModelArgs, by_flag};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::estimate::Estimate;
 use super::memory::{TokenizerMemory, peak_rss};
@@ -158,6 +158,12 @@ fn eval<B: CompactBackend>(args: &EvalArgs, device: &OpenDevice<B>) -> Result<()
         cache: args.cache_type.into(),
         ..EvaluateOptions::default()
     };
+    options.check(limit).map_err(by_flag)?;
+    ensure!(
+        tokens.ids.len() > options.skip,
+        "no token would be scored: the text has {all} tokens, and --skip {} are context only; give a longer text or a smaller --skip",
+        args.skip
+    );
     let (mut estimated, mut arithmetic) = (0, String::new());
     let model = load::load(&pretrained, device, |plan| {
         arithmetic = device.arithmetic_with(plan);
@@ -171,11 +177,6 @@ fn eval<B: CompactBackend>(args: &EvalArgs, device: &OpenDevice<B>) -> Result<()
     })?;
     let evaluated = evaluate(&model, &tokens.ids, &options)?;
     let report = Report { estimated_bytes: estimated, ..Report::new(&tokens, &evaluated, &options, args, &arithmetic) };
-    ensure!(
-        report.tokens > 0,
-        "no token was scored: the text has {all} tokens, and --skip {} are context only; give a longer text or a smaller --skip",
-        args.skip
-    );
     let line = if args.json { serde_json::to_string(&report)? } else { report.line() };
     writeln!(io::stdout(), "{line}").context(output::STDOUT)
 }

@@ -36,11 +36,11 @@ pub fn read(path: &Path) -> Result<String> {
 /// A text from `-p`, from `-f`, or else from stdin.
 #[derive(Debug, Args)]
 pub struct TextArgs {
-    /// The text, or what the user of a chat says; - reads it from stdin
+    /// The text, or what the user of a chat says; - reads it from stdin, without its last line break
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "file")]
     prompt: Option<String>,
 
-    /// A file with it; stdin is read where neither is given
+    /// A file with it, all of it; stdin is read where neither is given
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
 }

@@ -12,7 +12,7 @@ use emberlm::model::{Architecture, CausalLm, LoadPlan, Pretrained, Progress, Qua
 use emberlm::quant::CompactBackend;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::args::{DepthArgs, ModelArgs, PassArgs, Quant, QuantHead};
+use super::args::{DepthArgs, ModelArgs, PassArgs, Quant, QuantHead, by_flag};
 use super::backend::OpenDevice;
 use super::estimate::Estimate;
 use super::memory::TokenizerMemory;
@@ -32,7 +32,8 @@ pub fn open(model: &ModelArgs, depth: &DepthArgs) -> Result<Pretrained> {
     {
         output::note(&format!("{}: --quant {}, as its card recommends", name.display(), quant.name()));
     }
-    opened.and_then(|pretrained| pretrained.depth(&depth.overrides())).with_context(|| {
+    let opened = opened.map_err(anyhow::Error::from);
+    opened.and_then(|pretrained| pretrained.depth(&depth.overrides()).map_err(by_flag)).with_context(|| {
         let name = model.model.as_ref().map_or_else(|| "demo model".into(), |path| format!("model {}", path.display()));
         format!("cannot open the {name}{}", depth.given())
     })

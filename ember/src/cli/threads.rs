@@ -36,11 +36,11 @@ fn number(value: &str) -> Result<Option<usize>> {
         return Ok(None);
     }
     let most = cpu::MAX_THREADS;
-    let threads: usize = value
-        .parse()
-        .with_context(|| format!("{VARIABLE}={}: expected a number from 1 to {most}", output::printable(value)))?;
+    let threads: usize = value.parse().with_context(|| {
+        format!("{VARIABLE}={}: expected a number from 1 to {most}, or 0 for all", output::printable(value))
+    })?;
     if !(1..=most).contains(&threads) {
-        bail!("{VARIABLE}={threads}: expected a number from 1 to {most}");
+        bail!("{VARIABLE}={threads}: expected a number from 1 to {most}, or 0 for all");
     }
     Ok(Some(threads))
 }

@@ -1,6 +1,6 @@
 //! `ember tokenize`: the tokens of a text or of a chat.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -8,6 +8,7 @@ use emberlm::model::text::{SpecialText, SpecialToken, TextProcessor, TokenKind};
 use serde::Serialize;
 
 use super::chat_input::{ChatArgs, note_unread};
+use super::depth::{ColourChoice, Colours};
 use super::input::TextArgs;
 use super::output::{self, counted};
 use super::tokenizer_args::TokenizerArgs;
@@ -168,7 +169,7 @@ fn write(args: &TokenizeArgs, text: &TextProcessor, ids: &[u32], tokens: Vec<Row
         serde_json::to_writer(&mut out, &report)?;
         writeln!(out)?;
     } else {
-        table(&mut out, &tokens, io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none())?;
+        table(&mut out, &tokens, ColourChoice::Auto.resolve() != Colours::None)?;
     }
     out.flush()
 }
@@ -207,7 +208,7 @@ fn shown(token: &Row) -> String {
     for c in text.chars() {
         match c {
             '"' | '\\' => out.extend(['\\', c]),
-            c if c.is_control() => out.extend(c.escape_default()),
+            c if output::steers_terminal(c) => out.extend(c.escape_default()),
             c => out.push(c),
         }
     }

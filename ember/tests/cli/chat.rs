@@ -159,6 +159,27 @@ fn files_that_are_no_conversations_are_not_replaced() {
     assert_eq!(messages(&object).len(), 1);
 }
 
+/// A conversation is as private as the file that it replaces.
+#[cfg(unix)]
+#[test]
+fn a_saved_conversation_keeps_modes_and_links() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let scratch = Scratch::new();
+    let [talk, link] = ["talk.json", "link.json"].map(|name| scratch.path(name));
+    let save = |path: &Path| format!("/save {}", path.display());
+    chat("leanllama", &[], &[&save(&talk)]).with_code(0);
+    std::fs::set_permissions(&talk, std::fs::Permissions::from_mode(0o600)).expect("set");
+    symlink("talk.json", &link).expect("a link");
+    for path in [&talk, &link] {
+        chat("leanllama", &["--greedy"], &[TALK[0], &save(path)]).with_code(0);
+        assert_eq!(messages(&talk).len(), 3, "{}", path.display());
+        assert_eq!(std::fs::metadata(&talk).expect("a file").permissions().mode() & 0o777, 0o600);
+        chat("leanllama", &[], &[&save(path)]).with_code(0);
+    }
+    assert!(std::fs::symlink_metadata(&link).expect("a link").is_symlink());
+    assert_eq!(scratch.files(), ["link.json", "talk.json"]);
+}
+
 #[test]
 fn what_cannot_be_done_is_an_error() {
     let scratch = Scratch::new();
@@ -176,6 +197,8 @@ fn what_cannot_be_done_is_an_error() {
     ember_reading(&save_nothing, ["chat"]).fails_with(&["nothing to save"]);
     run(&["/retry"]).fails_with(&["no message to answer"]);
     run(&["/set top-p 2"]).fails_with(&["top_p", "2"]);
+    run(&["/set max-tokens 0"]).fails_with(&["max-tokens is 0", "1 or more"]);
+    chat("leanllama", &["-n", "0"], &[]).with_code(2);
     run(&["/set steps 2"]).fails_with(&["adaptive depth"]);
     run(&["\"\"\"", "never ended"]).fails_with(&["ends inside a message"]);
     let ended = run(&["hello", &save]).with_code(1);

@@ -27,6 +27,11 @@ struct Terminal {
 
 impl Terminal {
     fn open(args: &[&str]) -> Self {
+        Self::of_kind(&[("TERM", "xterm-256color")], args)
+    }
+
+    /// One that these variables describe.
+    fn of_kind(variables: &[(&str, &str)], args: &[&str]) -> Self {
         let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
         grantpt(&controller).expect("granted");
         unlockpt(&controller).expect("unlocked");
@@ -36,7 +41,7 @@ impl Terminal {
         // Ctrl-C becomes a signal for those whose controlling terminal it is.
         let mut command = Command::new("setsid");
         command.arg("--ctty").arg(env!("CARGO_BIN_EXE_ember")).args(args);
-        command.env("TERM", "xterm-256color").env_remove("COLORTERM").env_remove("NO_COLOR");
+        command.env_remove("COLORTERM").env_remove("NO_COLOR").envs(variables.iter().copied());
         let other = || Stdio::from(user.try_clone().expect("a clone"));
         let child = command.stdin(other()).stdout(other()).stderr(other()).spawn().expect("the program starts");
         let shown = Arc::new(Mutex::new(String::new()));
@@ -236,6 +241,44 @@ fn errors_are_told_and_change_nothing() {
     let [saved, again] = [saved, again].map(|path| std::fs::read_to_string(path).expect("a file"));
     assert_eq!(saved, again);
     assert!(saved.contains("hello\\nthere"), "{saved}");
+}
+
+/// The note that an answer is the same again is for one that is.
+#[test]
+fn a_retry_under_other_settings_is_not_called_the_same() {
+    const SAME: &str = "which gives the same answer";
+    let model = model("crest_k4");
+    let mut terminal = Terminal::open(&["chat", "-m", model.to_str().expect("UTF-8"), "-n", "4", "--greedy"]);
+    terminal.line("hello");
+    terminal.wait_for("the answer ends after 4 tokens");
+    for change in ["/set steps 1", "/system Be brief."] {
+        terminal.line(change);
+        terminal.line("/retry");
+        assert!(!terminal.wait_for("the answer ends after 4 tokens").contains(SAME), "{change}");
+        terminal.line("/retry");
+        terminal.wait_for(SAME);
+        terminal.wait_for("the answer ends after 4 tokens");
+    }
+    terminal.line("/exit");
+    assert_eq!(terminal.code(), Some(0));
+}
+
+/// By the same rule in every command: <https://no-color.org>, and terminals that say they have none.
+#[test]
+fn colours_are_for_terminals_that_have_them() {
+    let args = ["tokenize", "-p", "Once upon a time"];
+    for (variables, colours) in [
+        (&[("TERM", "xterm-256color")][..], true),
+        (&[("TERM", "xterm-256color"), ("NO_COLOR", "")], true),
+        (&[("TERM", "xterm-256color"), ("NO_COLOR", "1")], false),
+        (&[("TERM", "dumb")], false),
+        (&[("TERM", "dumb"), ("COLORTERM", "truecolor")], false),
+    ] {
+        let mut terminal = Terminal::of_kind(variables, &args);
+        let shown = terminal.wait_for(" tokens, ");
+        assert_eq!(shown.contains('\x1b'), colours, "{variables:?}: {shown:?}");
+        assert_eq!(terminal.code(), Some(0));
+    }
 }
 
 /// Lines that come faster than they are read, as a paste on a terminal that does not mark it.

@@ -262,6 +262,18 @@ fn a_sweep_goes_from_shallow_to_deep() {
     assert!(table.lines().last().expect("a line").trim_start().starts_with("0.999 "), "{table}");
 }
 
+/// What turns the order of a line around is shown as what it is.
+#[test]
+fn a_text_cannot_turn_its_line_around() {
+    let model = model("crest_k4");
+    let text = "a\u{202e}b\u{2066}c";
+    let ended = ember(["depth", "-m", model.to_str().expect("UTF-8"), "-p", text]).with_code(0);
+    assert!(ended.stdout.starts_with("a\u{fffd}b\u{fffd}c\n"), "{:?}", ended.stdout);
+    assert!(!ended.stdout.contains(['\u{202e}', '\u{2066}']), "{:?}", ended.stdout);
+    let ended = ember(["tokenize", "-m", model.to_str().expect("UTF-8"), "-p", text]).with_code(0);
+    assert!(!ended.stdout.contains(['\u{202e}', '\u{2066}']), "{:?}", ended.stdout);
+}
+
 #[test]
 fn what_has_no_depth_is_refused() {
     depth("leanllama", &[]).fails_with(&["adaptive depth", "leanllama"]);

@@ -99,6 +99,20 @@ fn links_are_followed_on_demand() {
         ember(&args).fails_with(&["leads out of the model directory", "--allow-links"]);
         ember(args.iter().map(String::as_str).chain(["--allow-links"])).with_code(0);
     }
+    // Those of the commands that need no weights.
+    let tokenizer = scratch.path("elsewhere.json");
+    std::fs::rename(copy.join("tokenizer.json"), &tokenizer).expect("moved");
+    std::os::unix::fs::symlink(&tokenizer, copy.join("tokenizer.json")).expect("a link");
+    for weights in [true, false] {
+        for command in ["tokenize", "render"] {
+            let args = [command, "-m", copy.to_str().expect("UTF-8"), "-p", "x"];
+            ember(args).fails_with(&["tokenizer.json", "leads out of the model directory", "--allow-links"]);
+            ember(args.iter().chain(&["--allow-links"])).with_code(0);
+        }
+        if weights {
+            std::fs::remove_file(copy.join("model.safetensors")).expect("removed");
+        }
+    }
 }
 
 /// What cannot be measured is refused before a model is made.
@@ -114,6 +128,36 @@ fn a_bench_that_does_not_fit_is_refused_at_once() {
     }
     let text = model.to_owned() + "/config.json";
     ember(["eval", "-m", model, "--text", &text, "--context", "999999"]).fails_with(&["--context 999999 is more than"]);
+}
+
+/// Loading takes minutes, and an option of the library is nothing that was typed.
+#[test]
+fn what_does_not_fit_a_model_is_told_before_it_is_loaded_by_its_flag() {
+    let (crest, lean) = (model("crest_k4"), model("leanllama"));
+    let [crest, lean] = [&crest, &lean].map(|model| model.to_str().expect("UTF-8"));
+    let text = lean.to_owned() + "/config.json";
+    let eval = ["eval", "-m", lean, "-f", &text];
+    let bench = ["bench", "-m", crest, "-p", "1", "-n", "1", "-r", "1", "-t", "1"];
+    let cases: [(&[&str], &[&str], &str); 12] = [
+        (&eval, &["--stride", "99999"], "--stride is 99999, expected 1 to "),
+        (&eval, &["--skip", "99999"], "--skip is 99999, which leaves no token"),
+        (&["eval", "-m", lean, "-f", &(lean.to_owned() + "/generation_config.json")], &["--skip", "900"], "--skip 900"),
+        (&["depth", "-m", crest, "-p", ""], &[], "the prompt has no tokens"),
+        (&["depth", "-m", crest, "-p", "x"], &["--steps", "9"], "--steps is 9"),
+        (&["depth", "-m", crest, "-p", "x"], &["--threshold", "-0.5"], "--threshold is -0.5"),
+        (&bench, &["--draft", "prompt-lookup", "--draft-acceptance", "2"], "--draft-acceptance is 2"),
+        (&bench, &["--draft-acceptance", "0.5"], "--draft-acceptance is for drafts"),
+        (&bench, &["--draft-steps", "9"], "--draft-steps is 9"),
+        (&bench, &["--force-steps", "9"], "--force-steps is 9"),
+        (&bench, &["--threshold", "-0.5"], "--threshold is -0.5"),
+        (&["bench", "--shape", "crest-2b", "-p", "1", "-n", "1"], &["--force-steps", "99"], "--force-steps is 99"),
+    ];
+    for (args, flags, message) in cases {
+        let ended = ember([args, flags].concat());
+        assert!(!ended.stderr.contains("of weights"), "{flags:?}: {}", ended.stderr);
+        ended.fails_with(&[message]);
+    }
+    assert!(ember([&bench[..], &["--chunk", "0"]].concat()).with_code(2).stderr.contains("--chunk <N>"));
 }
 
 /// Half-precision activations are for GPUs.

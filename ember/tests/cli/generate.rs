@@ -150,8 +150,8 @@ fn options_out_of_range_are_refused_before_loading() {
     refused(&["--min-p", "1"], &["min_p", "1"]);
     refused(&["--repeat-penalty", "0"], &["repetition_penalty"]);
     refused(&["--stop", ""], &["stop", "empty"]);
-    refused(&["--steps", "0"], &["with --steps 0", "num_steps", "0"]);
-    refused(&["--threshold", "1.5"], &["halt_threshold", "1.5"]);
+    refused(&["--steps", "0"], &["with --steps 0", "--steps is 0"]);
+    refused(&["--threshold", "1.5"], &["--threshold is 1.5"]);
     let model = model("crest_k4");
     let model = model.to_str().expect("UTF-8");
     ember(["generate", "-m", model, "-p", ""]).fails_with(&["prompt", "no tokens"]);
@@ -244,7 +244,7 @@ fn drafts_do_not_change_the_text() {
         }
     }
     let ended = generate("leanllama", &["--draft-steps", "1"]).with_code(1);
-    assert!(ended.stderr.contains("draft.steps") && ended.stderr.contains("adaptive depth"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("--draft-steps is 1") && ended.stderr.contains("adaptive depth"), "{}", ended.stderr);
     let ended = generate("crest_k4", &["--draft-steps", "4"]).with_code(1);
     assert!(ended.stderr.contains("expected 1 to 3"), "{}", ended.stderr);
     let ended = generate("crest_k4", &["--draft-steps", "1", "--draft", "prompt-lookup"]).with_code(2);

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use emberlm::model::engine::DraftOptions;
 
-use crate::cli::args::{CacheType, DraftArgs, Quant, QuantHead};
+use crate::cli::args::{CacheType, DraftArgs, Quant, QuantHead, by_flag};
 use crate::cli::device_args::{ActivationType, DeviceChoice};
 use crate::cli::model_name::HubArgs;
 
@@ -66,8 +66,8 @@ pub struct BenchArgs {
     pub no_warmup: bool,
 
     /// Tokens per pass over a prompt
-    #[arg(long, default_value_t = 512, value_name = "N")]
-    pub chunk: usize,
+    #[arg(long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub chunk: u32,
 
     /// Type of activations [default: auto]
     #[arg(long, value_enum, value_name = "TYPE")]
@@ -87,14 +87,19 @@ pub struct BenchArgs {
     pub mixed_steps: bool,
 
     /// Threshold at which a token halts (CREST)
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub threshold: Option<f32>,
 
     #[command(flatten)]
     pub draft: DraftArgs,
 
     /// Accept every drafted token with this probability, whatever the model says: the speed that such guesses would have
-    #[arg(long, value_name = "P", help_heading = "Drafts (measured beside decoding without them)")]
+    #[arg(
+        long,
+        value_name = "P",
+        allow_negative_numbers = true,
+        help_heading = "Drafts (measured beside decoding without them)"
+    )]
     pub draft_acceptance: Option<f64>,
 
     /// Device: auto, cpu, wgpu, wgpu:N, cuda or cuda:N
@@ -118,7 +123,7 @@ impl BenchArgs {
             "--draft-acceptance is for drafts: add --draft prompt-lookup or --draft-steps K"
         );
         let options = options.map(|draft| DraftOptions { forced_acceptance: self.draft_acceptance, ..draft });
-        options.map_or(Ok(()), |draft| draft.check(num_steps))?;
+        options.map_or(Ok(()), |draft| draft.check(num_steps)).map_err(by_flag)?;
         Ok(options)
     }
 

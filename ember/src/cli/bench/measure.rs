@@ -151,7 +151,7 @@ impl<B: CompactBackend> Bench<'_, B> {
         match test {
             Test::Prompt(_) => {
                 for cache in caches.iter_mut() {
-                    self.model.prefill(&prompt, cache, self.args.chunk)?;
+                    self.model.prefill(&prompt, cache, self.args.chunk as usize)?;
                 }
                 samples.ids = prompt;
             }
@@ -250,7 +250,7 @@ impl<B: CompactBackend> Bench<'_, B> {
         if self.args.random_context {
             cache.append_random(context)?;
         } else if context > 0 {
-            self.model.prefill(&self.ids(context), cache, self.args.chunk)?;
+            self.model.prefill(&self.ids(context), cache, self.args.chunk as usize)?;
         }
         Ok(())
     }
@@ -310,7 +310,7 @@ impl<B: CompactBackend> Bench<'_, B> {
         let parallel = test.sequences();
         let tokens = ((n_prompt + n_gen) * parallel) as f64;
         let passes = match test {
-            Test::Prompt(n) => n.div_ceil(self.args.chunk.max(1)),
+            Test::Prompt(n) => n.div_ceil(self.args.chunk as usize),
             Test::Generation { tokens, .. } => tokens,
             Test::Drafted { .. } => samples.totals.steps as usize,
         };
@@ -334,8 +334,7 @@ impl<B: CompactBackend> Bench<'_, B> {
         };
         let mut seconds: Vec<f64> = samples.seconds.iter().skip(self.warm_ups()).copied().collect();
         seconds.sort_by(f64::total_cmp);
-        let nth = |i: usize| seconds.get(i).copied().unwrap_or(f64::NAN);
-        let tokens_per_second = tokens / nth(seconds.len() / 2);
+        let tokens_per_second = tokens / median(&seconds);
         Ok(Measurement {
             test: name,
             n_prompt,
@@ -345,7 +344,7 @@ impl<B: CompactBackend> Bench<'_, B> {
             threads: self.threads,
             tokens_per_second,
             tokens_per_second_each: tokens_per_second / parallel as f64,
-            best_tokens_per_second: tokens / nth(0),
+            best_tokens_per_second: tokens / seconds.first().copied().unwrap_or(f64::NAN),
             bytes_per_token,
             gb_per_second: tokens_per_second * bytes_per_token / 1e9,
             mean_steps,
@@ -354,5 +353,29 @@ impl<B: CompactBackend> Bench<'_, B> {
             launches: counts.map(|[launches, _]| launches),
             read_backs: counts.map(|[_, read_backs]| read_backs),
         })
+    }
+}
+
+/// The middle of sorted numbers, or the mean of the two in the middle.
+fn median(sorted: &[f64]) -> f64 {
+    let middle = |i: usize| sorted.get(i).copied().unwrap_or(f64::NAN);
+    match sorted.len() {
+        count if count.is_multiple_of(2) => (middle((count / 2).wrapping_sub(1)) + middle(count / 2)) / 2.0,
+        count => middle(count / 2),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::median;
+
+    #[test]
+    fn the_median_of_an_even_count_is_the_mean_of_the_middle_two() {
+        for (sorted, wanted) in
+            [(&[2.0][..], 2.0), (&[1.0, 4.0], 2.5), (&[1.0, 2.0, 9.0], 2.0), (&[1.0, 2.0, 4.0, 9.0], 3.0)]
+        {
+            assert_eq!(median(sorted), wanted, "{sorted:?}");
+        }
+        assert!(median(&[]).is_nan());
     }
 }

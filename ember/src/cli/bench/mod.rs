@@ -19,6 +19,7 @@ use emberlm_random::{RandomWeights, shapes};
 use measure::Bench;
 use report::{Report, table};
 
+use super::args::by_flag_of;
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::device_args::DeviceArgs;
 use super::memory::peak_rss;
@@ -100,6 +101,11 @@ fn bench<B: CompactBackend>(args: &BenchArgs, device: &OpenDevice<B>) -> Result<
     std::io::stdout().write_all(text.as_bytes()).context(output::STDOUT)
 }
 
+/// Names flags where the library names options.
+fn by_flag(error: emberlm::model::Error) -> anyhow::Error {
+    by_flag_of(&[("crest.num_steps", "--force-steps"), ("crest.halt_threshold", "--threshold")], error)
+}
+
 /// Above four times the last-level cache of the machines that this is used on, in bytes.
 const READ_BUFFER: usize = 512 << 20;
 
@@ -122,14 +128,15 @@ fn load<B: CompactBackend>(args: &BenchArgs, depth: &CrestOverrides, device: &Op
             }
             None => demo::open()?,
         };
+        let pretrained = pretrained.depth(depth).map_err(by_flag)?;
         fits(args, pretrained.architecture())?;
-        let pretrained = load::prepare(pretrained.depth(depth)?, args.quant(), args.quant_head, device)?;
+        let pretrained = load::prepare(pretrained, args.quant(), args.quant_head, device)?;
         let plan = pretrained.plan::<B>(&device.device)?;
         let name = pretrained.directory().display().to_string();
         let known_ids = pretrained.architecture().config.vocab_size;
         return Ok(Loaded { name, plan, model: pretrained.load(&device.device)?, known_ids });
     };
-    let architecture = shapes::shape(&name, depth)?;
+    let architecture = shapes::shape(&name, depth).map_err(by_flag)?;
     fits(args, &architecture)?;
     // The storage that the family is published in, unless another one is asked for.
     let nano = architecture.config.family == Family::Qwen2 && quantize.is_none() && name.starts_with("nano");
@@ -152,13 +159,13 @@ fn load<B: CompactBackend>(args: &BenchArgs, depth: &CrestOverrides, device: &Op
     Ok(Loaded { name, plan, model, known_ids })
 }
 
-/// Whether everything to be measured fits the context.
+/// Whether everything to be measured fits the context, and drafts the model.
 fn fits(args: &BenchArgs, architecture: &Architecture) -> Result<()> {
     let context = architecture.config.max_position_embeddings;
     let longest = args.n_prompt.iter().copied().chain([args.n_gen]).max().unwrap_or(0);
     let needed = args.context.saturating_add(longest);
     ensure!(needed <= context, "{needed} tokens do not fit the context of {context}");
-    Ok(())
+    args.draft(architecture.crest.as_ref().map(|crest| crest.num_steps)).map(drop)
 }
 
 const SEED: u64 = 42;

@@ -110,7 +110,8 @@ pub fn table(report: &Report) -> String {
         }
     }
     for (threads, speed) in &report.read_gb_per_second {
-        let _ = write!(out, "\nplain read, {threads} threads: {speed:.1} GB/s");
+        let unit = if *threads == 1 { "thread" } else { "threads" };
+        let _ = write!(out, "\nplain read, {threads} {unit}: {speed:.1} GB/s");
     }
     let _ = write!(
         out,

@@ -26,7 +26,7 @@ use self::interrupt::{HOW_TO_LEAVE, Interrupt};
 use self::screen::Screen;
 use self::session::{Next, Session, Setup};
 use self::settings::Settings;
-use super::args::{ModelArgs, PassArgs};
+use super::args::{ModelArgs, PassArgs, usage};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::chat_input::{ENABLE_THINKING, note_unread};
 use super::estimate::{cache_bytes, draft_bytes, usual_context};
@@ -90,6 +90,9 @@ pub struct ChatArgs {
 
 /// Runs the command. False when it was interrupted.
 pub fn run(args: &ChatArgs) -> Result<bool> {
+    if args.max_tokens == Some(0) {
+        usage("chat", "--max-tokens is 0, which leaves no answer: expected 1 or more, or -1");
+    }
     let device = &args.generation.device;
     on_device(device, Activations::Auto, args)
 }

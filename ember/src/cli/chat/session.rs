@@ -63,6 +63,8 @@ pub struct Session<'m, B: CompactBackend> {
     interrupt: Interrupt,
     /// Answers to the last message before the current one.
     retries: u64,
+    /// What was answered last, and the settings that it was answered with.
+    answered: Option<(Conversation, Settings)>,
     shows_depth: bool,
     totals: Totals,
     /// Files that this chat has saved to or loaded from, and may replace.
@@ -79,8 +81,20 @@ impl<'m, B: CompactBackend> Session<'m, B> {
         interrupt: Interrupt,
     ) -> Self {
         let (retries, shows_depth, totals) = (0, false, Totals::default());
-        let (unanswered, files) = (None, BTreeSet::new());
-        Self { setup, engine, conversation, unanswered, settings, interrupt, retries, shows_depth, totals, files }
+        let (unanswered, answered, files) = (None, None, BTreeSet::new());
+        Self {
+            setup,
+            engine,
+            conversation,
+            unanswered,
+            settings,
+            interrupt,
+            retries,
+            answered,
+            shows_depth,
+            totals,
+            files,
+        }
     }
 
     /// What the chat took, in one line.
@@ -224,7 +238,10 @@ impl<'m, B: CompactBackend> Session<'m, B> {
         };
         // The same seed would give the same answer.
         let retries = if conversation == self.conversation { 0 } else { self.retries.wrapping_add(1) };
-        if self.settings.sampling().is_greedy() && retries > 0 && self.setup.screen.interactive {
+        let before = self.answered.as_ref();
+        let same =
+            before.is_some_and(|(asked, settings)| *asked == conversation && settings.answers_as(&self.settings));
+        if self.settings.sampling().is_greedy() && same && self.setup.screen.interactive {
             output::note("the most likely tokens are taken, which gives the same answer; /set temp 0.7 draws them");
         }
         self.retries = retries;
@@ -248,6 +265,7 @@ impl<'m, B: CompactBackend> Session<'m, B> {
             "the conversation has {tokens} tokens with this message, and the context of this model is {context}; /reset begins anew, \
              /save keeps it in a file"
         );
+        let asked = (conversation.clone(), self.settings.clone());
         let Answered { content, reasoning, summary } = self.generate(prompt)?;
         let interrupted = summary.finish == Finish::Cancelled;
         let answered = !(interrupted && content.is_empty() && reasoning.is_empty());
@@ -263,6 +281,8 @@ impl<'m, B: CompactBackend> Session<'m, B> {
         conversation.push(message);
         self.conversation = conversation;
         self.unanswered = None;
+        // What was cut goes on with another try.
+        self.answered = (!interrupted).then_some(asked);
         match summary.finish {
             Finish::Stop => Ok(Next::Continue),
             Finish::Cancelled => Ok(Next::Interrupted),

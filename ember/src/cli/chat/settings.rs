@@ -81,6 +81,11 @@ impl Settings {
         line
     }
 
+    /// Whether a message is answered alike under both, but for draws.
+    pub fn answers_as(&self, other: &Self) -> bool {
+        self.line() == other.line() && self.template.variables == other.template.variables
+    }
+
     /// Changes one.
     ///
     /// # Errors
@@ -95,7 +100,13 @@ impl Settings {
             "repeat-penalty" => sampling.repeat_penalty = number(name, value)?,
             "top-k" => sampling.top_k = count(name, value, 0)?,
             "seed" => sampling.seed = parsed(name, value)?.unwrap_or_default(),
-            "max-tokens" => new.max_tokens = count(name, value, usize::MAX)?,
+            "max-tokens" => {
+                new.max_tokens = count(name, value, usize::MAX)?;
+                ensure!(
+                    new.max_tokens != Some(0),
+                    "max-tokens is 0, which leaves no answer: expected 1 or more, or -1"
+                );
+            }
             "threshold" | "steps" => new.set_depth(name, value)?,
             _ => bail!(
                 "there is no setting {name:?}; there are temp, top-p, top-k, min-p, seed, max-tokens, repeat-penalty, threshold \
@@ -190,6 +201,7 @@ mod tests {
             ("seed", "-2", "-1"),
             ("steps", "5", "expected 1 to 4"),
             ("threshold", "NaN", "from 0 to 1"),
+            ("max-tokens", "0", "expected 1 or more"),
             ("colour", "1", "there is no setting \"colour\""),
         ] {
             let error = with_depth.set(name, value).unwrap_err().to_string();

@@ -50,8 +50,9 @@ impl ColourChoice {
 
 fn of_terminal(colorterm: &str, term: &str) -> Colours {
     match (colorterm, term) {
+        (_, "dumb") => Colours::None,
         ("truecolor" | "24bit", _) => Colours::True,
-        (_, "" | "dumb") => Colours::None,
+        (_, "") => Colours::None,
         _ => Colours::Indexed,
     }
 }

@@ -113,14 +113,17 @@ fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &OpenDevice<B>) -> R
     let text = load::text(&pretrained)?;
     let prompt = super::input::given_or_stdin(&args.prompt)?;
     let ids = text.encode(&prompt, true)?;
+    ensure!(!ids.is_empty(), "the prompt has no tokens: give some text with -p");
+    let limit = architecture.config.max_position_embeddings;
+    ensure!(
+        ids.len() <= limit,
+        "the text has {} tokens, but the context of this model is {limit}; shorten it",
+        ids.len()
+    );
     let mut model = load::load(&pretrained, device, |plan| {
         let estimate = Estimate::new(architecture, plan, KvFormat::F32, ids.len(), ids.len());
         estimate.with_tokenizer(TokenizerMemory::of(&text)).note()
     })?;
-    let limit = architecture.config.max_position_embeddings;
-    if ids.len() > limit {
-        bail!("the text has {} tokens, but the context of this model is {limit}; shorten it", ids.len());
-    }
     let evaluated = evaluate(&model, &ids, &EvaluateOptions::default())?;
     let map = DepthMap::new(&load::name(&pretrained), &crest, &text, &ids, &evaluated)?;
     let sweep = args.sweep.then(|| sweep::measure(&mut model, &crest, &ids)).transpose()?;

@@ -2,6 +2,7 @@
 
 use super::colour::{Colours, LIGHT, Rgb, indexed, ink};
 use super::map::{DepthMap, LEVELS, PassDepth, columns_of, cut};
+use crate::cli::output::steers_terminal;
 
 /// Everything, ending with a line break.
 pub fn paint(map: &DepthMap, colours: Colours, width: usize) -> String {
@@ -91,5 +92,5 @@ pub fn tinted(text: &str, level: Option<usize>, colours: Colours) -> String {
 
 /// Text without what could steer the terminal.
 fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\t' { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    text.chars().map(|c| if steers_terminal(c) && c != '\t' { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }

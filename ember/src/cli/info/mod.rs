@@ -21,7 +21,7 @@ const ABOUT: &str = "\
 With --json one object is printed, with the facts of the text: path, family, model_type, architecture, auto_map, sizes, \
 rope, parameters, weights (stored_bytes, bytes, peak_load_bytes, by_storage in memory, by_part), activations (those of --activations auto on this \
 processor), tied_head, ignored_tensors, notes, \
-crest, kv_compression, cache (bytes_per_token f16 and f32, bytes_per_sequence), estimate (f16, f32, formula), generation, \
+crest, kv_compression, cache (bytes_per_token by type: q8, f16, f32; bytes_per_sequence), estimate (by type: q8, f16, f32; formula), generation, \
 stop_tokens, chat_template, tokenizer_error. Sizes are in bytes; what a model does not have is null.";
 
 /// Flags of `ember info`.

@@ -89,9 +89,9 @@ fn the_time_can_be_given() {
     }
 }
 
-/// A null is left out, as `apply_chat_template` of transformers 5 does, unless the template would then not see what it asks for.
+/// A null is left out, as `apply_chat_template` of transformers 5 does; where that fails, it is none to a template that asks for it.
 #[test]
-fn a_field_that_a_template_asks_for_none_is_none() {
+fn a_null_that_a_template_needs_is_none() {
     let call = r#"[{"role": "assistant", "content": null, "name": null, "tool_calls": [{"function": {"name": "f"}}]}]"#;
     let missing = r#"[{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]"#;
     let text = r#"[{"role": "assistant", "content": "a", "name": null}]"#;
@@ -108,9 +108,8 @@ fn a_field_that_a_template_asks_for_none_is_none() {
         (equal, text, "<a>"),
         (fields, call, "['role', 'tool_calls']"),
         (fields, text, "['role', 'content']"),
-        (&format!("{fields}{{{{ messages[0].name is none }}}}"), text, "['role', 'content', 'name']True"),
-        // Not of a field of that name.
-        (&format!("{{% set content = 1 %}}{{{{ content is none }}}}{fields}"), call, "False['role', 'tool_calls']"),
+        // It does not fail.
+        (&format!("{fields}{{{{ messages[0].content is none }}}}"), call, "['role', 'tool_calls']False"),
     ] {
         let messages: Vec<Message> = serde_json::from_str(messages).unwrap();
         assert_eq!(render(template, &messages, &ChatOptions::default()).unwrap(), wanted, "{template}");

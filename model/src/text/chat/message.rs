@@ -9,8 +9,10 @@ use super::lexer::{Token, tokenize};
 
 /// One message of a chat: `role`, `content` and what else the template knows (`tool_calls`, `reasoning_content`, `name`).
 ///
-/// The fields keep their order. A template does not see fields that are null, such as the `content` of a turn that only calls tools,
-/// unless it asks whether that field is none, as DeepSeek's do (`message['content'] is none`): then it is, also where it is missing. What the model thought (`reasoning_content`, `thinking` or `reasoning`) it sees as `reasoning_content` and as `thinking`.
+/// The fields keep their order. A template does not see fields that are null, such as the `content` of a turn that only calls tools, as in
+/// transformers 5. Where it then fails and asks whether such a field is none, as DeepSeek's do (`message['content'] is none`), the field is
+/// none, also where it is missing. What the model thought (`reasoning_content`, `thinking` or `reasoning`) it sees as `reasoning_content`
+/// and as `thinking`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>", into = "Map<String, Value>")]
 pub struct Message {
@@ -63,13 +65,13 @@ impl Message {
         &self.fields
     }
 
-    /// The fields as `apply_chat_template` of transformers 5 hands them to a template: those that are null are dropped, and what the model
-    /// thought is there under both names that templates read. Templates from before nulls were dropped fail without a field that they
-    /// [ask for none](asked_for_none): it is null where it has no value.
-    pub(super) fn as_templates_see_it(&self, asked_for_none: &BTreeSet<String>) -> Map<String, Value> {
-        let kept = |name: &String, value: &Value| !value.is_null() || asked_for_none.contains(name);
+    /// The fields as `apply_chat_template` of transformers 5 hands them to a template: those that are null are dropped, but for those that
+    /// are named, and what the model thought is there under both names that templates read. A `content` that is named is null where it is
+    /// missing.
+    pub(super) fn as_templates_see_it(&self, none: &BTreeSet<String>) -> Map<String, Value> {
+        let kept = |name: &String, value: &Value| !value.is_null() || none.contains(name);
         let present = self.fields.iter().filter(|(name, value)| kept(name, value));
-        let absent = Some("content").filter(|name| asked_for_none.contains(*name) && !self.fields.contains_key(*name));
+        let absent = Some("content").filter(|name| none.contains(*name) && !self.fields.contains_key(*name));
         let absent = absent.map(|name| (name.to_owned(), Value::Null));
         let present = present.map(|(name, value)| (name.clone(), value.clone())).chain(absent);
         let thought = ["reasoning_content", "thinking", "reasoning"]

@@ -1,5 +1,7 @@
 //! One chat template: parsed, and rendered with the variables that transformers gives it.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use super::environment;
@@ -63,11 +65,19 @@ impl ChatTemplate {
             }
             context.insert(name.clone(), value.clone());
         }
-        let asked_for_none = asked_for_none(&self.source);
-        let list = messages.iter().map(|m| Value::Object(m.as_templates_see_it(&asked_for_none))).collect();
-        context.insert("messages".to_owned(), Value::Array(list));
-        let prompt = options.add_generation_prompt.into();
-        context.insert("add_generation_prompt".to_owned(), prompt);
-        environment::render(&self.name, &self.source, context, messages.len(), options.now)
+        context.insert("add_generation_prompt".to_owned(), options.add_generation_prompt.into());
+        let render = |none: &BTreeSet<String>| {
+            let list: Vec<Map<String, Value>> = messages.iter().map(|m| m.as_templates_see_it(none)).collect();
+            let mut context = context.clone();
+            context.insert("messages".to_owned(), list.into_iter().map(Value::Object).collect());
+            environment::render(&self.name, &self.source, context, messages.len(), options.now)
+        };
+        let rendered = render(&BTreeSet::new());
+        let Err(Error::Template(_)) = rendered else { return rendered };
+        // Templates from before transformers dropped nulls fail without a field that they ask for.
+        match asked_for_none(&self.source) {
+            none if none.is_empty() => rendered,
+            none => render(&none).or(rendered),
+        }
     }
 }

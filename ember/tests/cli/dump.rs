@@ -179,8 +179,8 @@ fn inputs_that_do_not_fit_are_refused() {
     write_i64(&input, &[ids]);
     dump(&lean, &input, &scratch.path("no/out"), &[]).fails_with(&["cannot write", "no/out"]);
     dump(&lean, &input, &scratch.path(""), &[]).fails_with(&["cannot write", "directory"]);
-    dump(&model("crest_k4"), &input, &out, &["--steps", "5"]).fails_with(&["num_steps", "4 steps"]);
-    dump(&model("crest_k4"), &input, &out, &["--threshold", "-0.5"]).fails_with(&["halt_threshold", "-0.5"]);
+    dump(&model("crest_k4"), &input, &out, &["--steps", "5"]).fails_with(&["--steps is 5", "4 steps"]);
+    dump(&model("crest_k4"), &input, &out, &["--threshold", "-0.5"]).fails_with(&["--threshold is", "-0.5"]);
     dump(&lean, &input, &input, &[]).fails_with(&["in.safetensors would replace the input"]);
     assert_eq!(scratch.files(), ["in.safetensors"], "something was left");
 }

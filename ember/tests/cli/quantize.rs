@@ -161,7 +161,7 @@ fn steps_are_left_out() {
     );
     assert_eq!(perplexity(&to, &[]), perplexity(&from, &["--steps", "2"]));
     quantize(&from, &scratch.path("five"), &["--format", "nf4", "--steps", "5"])
-        .fails_with(&["num_steps", "holds 4 steps"]);
+        .fails_with(&["--steps is 5", "holds 4 steps"]);
 }
 
 /// A line for each module, and rows that load.

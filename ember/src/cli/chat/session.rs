@@ -281,7 +281,7 @@ impl<'m, B: CompactBackend> Session<'m, B> {
         conversation.push(message);
         self.conversation = conversation;
         self.unanswered = None;
-        // What was cut goes on with another try.
+        // One that was cut may be longer at another try.
         self.answered = (!interrupted).then_some(asked);
         match summary.finish {
             Finish::Stop => Ok(Next::Continue),

@@ -199,8 +199,8 @@ fn said(what: &clap::Error) -> ExitCode {
     }
 }
 
-/// The exit code of a comparison, as `diff` has it: 0 when all is as it should be, 1 when not, 2 when it could not be made. Whether anyone reads
-/// what was found makes no difference.
+/// The exit code of a comparison, as `diff` has it: 0 when all is as it should be, 1 when not, 2 when it could not be made.
+/// Whether anyone reads what was found makes no difference.
 fn compared(result: anyhow::Result<bool>) -> ExitCode {
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -248,9 +248,9 @@ mod tests {
         ]);
         assert_eq!(ranked.candidates[0].candidate.values[0], OptionValue::StepInput(Chained));
         assert_eq!(ranked.candidates[1].verdict, Verdict::Undecided);
-        assert_eq!(ranked.options(), ModelOptions::default());
+        assert_eq!(ranked.options().crest.step_input, None);
         let before = OptionValue::all(&[OptionValue::StepInput(Parallel)]);
-        assert_eq!(ranked.side_file(&before), before, "what is stated stays");
+        assert_eq!(ranked.side_file(&before).crest.step_input, Some(Parallel), "what is stated stays");
     }
 
     /// Without one of two values that may be as good, a default would count that is worse than both.

@@ -25,9 +25,6 @@ use super::{chat_input, input, load, output};
 use report::TracedToken;
 pub use report::{drafts, shown_rate};
 
-/// Tokens to generate where neither a flag nor generation_config.json gives a number.
-const MAX_TOKENS: usize = 256;
-
 const ABOUT: &str = "\
 With --json one object is printed at the end: text, tokens, prompt_tokens, finish (stop, length, cancelled), seed, \
 drafted_tokens and accepted_tokens (with --draft), prefill_seconds, decode_seconds, prefill_tokens_per_second, decode_tokens_per_second (without the first token, which \
@@ -185,12 +182,12 @@ fn options(args: &GenerateArgs, pretrained: &Pretrained, text: &TextProcessor) -
     let rules: Vec<&str> = file.processors.names();
     let rules =
         if rules.is_empty() { String::new() } else { format!("; {} (generation_config.json)", rules.join(", ")) };
+    let of_file = pretrained.generate_options(text);
     let options = GenerateOptions {
         sampling,
-        processors: file.processors.clone(),
-        max_tokens: args.max_tokens.or(file.defaults.max_new_tokens).unwrap_or(MAX_TOKENS),
-        stop_tokens: if args.ignore_eos { StopSet::default() } else { pretrained.stop_tokens(text) },
-        stop_strings: args.stop.iter().chain(&file.stop_strings).cloned().collect(),
+        max_tokens: args.max_tokens.unwrap_or(of_file.max_tokens),
+        stop_tokens: if args.ignore_eos { StopSet::default() } else { of_file.stop_tokens },
+        stop_strings: args.stop.iter().cloned().chain(of_file.stop_strings).collect(),
         chunk: args.passes.chunk as usize,
         cache: args.passes.cache_type.into(),
         // What the caller wants different is in the options of the model.
@@ -198,6 +195,7 @@ fn options(args: &GenerateArgs, pretrained: &Pretrained, text: &TextProcessor) -
         // Mean steps belong to the summary of every CREST run.
         trace: pretrained.architecture().crest.is_some(),
         draft: args.generation.draft.of(pretrained.architecture())?,
+        ..of_file
     };
     Ok((options, format!("sampling: {line}{rules}")))
 }

@@ -117,7 +117,7 @@ class Page {
     return 1000 * metrics.find(({ name }) => name === 'TaskDuration').value;
   }
 
-  async until(expression, ms = 8000) {
+  async until(expression, ms = 20000) {
     const end = Date.now() + ms;
     for (;;) {
       let last = null;

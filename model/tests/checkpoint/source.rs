@@ -12,9 +12,12 @@ type Backend = NdArray<f32>;
 const MATRIX: &str = "model.layers.0.mlp.down_proj.weight";
 const VECTOR: &str = "model.norm.weight";
 
+/// Outputs, inputs and bytes of a matrix that should have these outputs and inputs.
+type Given = fn(usize, usize) -> (usize, usize, usize);
+
 /// Zeros, but for one tensor.
 struct Source {
-    matrix: fn(usize, usize) -> (usize, usize, usize),
+    matrix: Given,
     vector: fn(usize) -> usize,
 }
 
@@ -49,7 +52,7 @@ fn load(source: &Source) -> Result<CausalLm<Backend>> {
 fn sources_are_not_trusted() {
     let whole = Source { matrix: |n, k| (n, k, 4 * n * k), vector: |len| len };
     load(&whole).expect("a model");
-    let matrices: [fn(usize, usize) -> (usize, usize, usize); 4] =
+    let matrices: [Given; 4] =
         [|n, k| (k, n, 4 * n * k), |n, k| (n / 2, k, 2 * n * k), |n, k| (n, k, 8), |n, k| (n, k, 4 * n * k + 4)];
     let sources = matrices.map(|matrix| (MATRIX, Source { matrix, ..whole }));
     let vectors: [fn(usize) -> usize; 3] = [|_| 0, |len| len - 1, |len| len + 1];

@@ -144,20 +144,22 @@ impl<B: CompactBackend> CausalLm<B> {
         Cache::new(self.architecture.cache_shapes(), format, &self.device())
     }
 
-    /// Changes how deep CREST tokens go from now on, as [`set_options`](Self::set_options) does; other families have no depth. More steps than
-    /// there are mean all of them.
+    /// Changes how deep CREST tokens go from now on; other families have no depth. More steps than there are mean all of them.
+    /// [`architecture`](Self::architecture) goes on telling what is loaded.
     ///
     /// # Errors
     /// [`Error::Option`] when the threshold is no number from 0 to 1; the model then stays as it was.
     pub fn set_depth(&mut self, num_steps: usize, halt_enabled: bool, halt_threshold: f32) -> Result<()> {
-        let Some(most) = self.max_depth() else { return Ok(()) };
-        let crest = CrestOverrides {
-            num_steps: Some(num_steps.clamp(1, most)),
-            halt_enabled: Some(halt_enabled),
-            halt_threshold: Some(halt_threshold),
-            ..CrestOverrides::default()
-        };
-        self.set_options(&ModelOptions { crest, ..ModelOptions::default() })
+        if self.max_depth().is_none() {
+            return Ok(());
+        }
+        self.check_depth(DepthOptions { threshold: Some(halt_threshold), ..DepthOptions::default() })?;
+        for layer in &mut self.model.layers {
+            if let FeedForward::Crest(mlp) = &mut layer.mlp {
+                mlp.set_depth(num_steps, halt_enabled, halt_threshold);
+            }
+        }
+        Ok(())
     }
 
     /// Changes options from now on that change no weight; what is not said stays. Sequences that were begun under others end with
@@ -171,7 +173,7 @@ impl<B: CompactBackend> CausalLm<B> {
         let lacks = |option: &str, what: &str| {
             Err(Error::Option { option: option.into(), message: format!("is given, but this model has no {what}") })
         };
-        // Those in force: a layer can be changed by itself.
+        // Those in force, which `set_depth` may have changed.
         let crest = self.model.layers.iter().find_map(|layer| match &layer.mlp {
             FeedForward::Crest(mlp) => Some(mlp.options()),
             FeedForward::Dense(_) => None,

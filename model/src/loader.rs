@@ -266,7 +266,7 @@ impl<B: CompactBackend> Loader<'_, B> {
         }
         let dense = matches!(source.storage, HostStorage::Dense(..));
         // Whether the device goes on reading the source's bytes.
-        let mut shared = B::SHARES_HOST_MEMORY && source.is_aligned();
+        let mut shared = PackedWeight::<B>::shares(&source);
         let weight = match options.quantize(tensor.role) {
             Some(quantize) if dense => {
                 shared = false;

@@ -152,17 +152,6 @@ pub struct HostRows {
 }
 
 impl HostWeight {
-    /// Whether its large buffer is aligned and padded to 32-bit words, so that a device in host memory can share it.
-    pub fn is_aligned(&self) -> bool {
-        let data = match &self.storage {
-            HostStorage::Dense(_, data) => data,
-            HostStorage::CodeBook4(w) => &w.codes,
-            HostStorage::Int8(w) => &w.codes,
-            HostStorage::Rows(w) => &w.wide,
-        };
-        (data.as_ptr() as usize).is_multiple_of(4) && data.len().is_multiple_of(4)
-    }
-
     /// Bytes that the weight takes in memory, side data included.
     pub fn bytes(&self) -> usize {
         match &self.storage {

@@ -18,6 +18,7 @@ mod layers;
 pub mod modules;
 pub mod ops;
 pub mod packed;
+mod placed;
 pub mod read;
 pub mod reference;
 pub mod self_test;

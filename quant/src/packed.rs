@@ -1,17 +1,14 @@
 //! Weights on a device: packed words and side data, as a burn module.
 //!
 //! Bytes are packed into U32 words, little-endian, because that is the one integer width every backend has (WGSL has no
-//! 8-bit integers). Nothing is dequantised: an operation of [`CompactBackend`](crate::CompactBackend) reads the words.
+//! 8-bit integers). A backend in host memory reads buffers where they are: those at odd places, or of a length that is no whole number of
+//! words, are tensors of U8. Nothing is dequantised: an operation of [`CompactBackend`](crate::CompactBackend) reads the words.
 
-use burn::module::{Module, Param, ParamId};
+use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
-use burn::tensor::{AllocationProperty, DType, Int, Tensor, TensorData};
-use bytes::Bytes;
-use rayon::prelude::*;
+use burn::tensor::{DType, Int, Tensor, TensorData};
 
-use crate::error::Result;
-use crate::format;
-use crate::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight, WeightBuffer, on_threads};
+use crate::host::FloatType;
 
 /// A matrix `[n, k]` (outputs, inputs) in one of the supported storages: those of [`emberlm_backends::types::Matrix`], as parameters
 /// of a module, which burn can move and train.
@@ -174,50 +171,6 @@ impl<B: Backend> RowsWeight<B> {
 }
 
 impl<B: Backend> PackedWeight<B> {
-    /// Puts a host weight on a device. Buffers that already have the device's layout are shared, not copied.
-    ///
-    /// # Panics
-    /// May panic, at once or in an operation, when [`format::check`] finds a fault with the weight.
-    pub fn from_host(weight: HostWeight, device: &B::Device) -> Self {
-        let HostWeight { n, k, storage } = weight;
-        match storage {
-            HostStorage::Dense(FloatType::F32, data) => Self::Float(float_param(data, [n, k], device)),
-            HostStorage::Dense(float, data) => Self::Half(HalfWeight { words: words(data, device), float, n, k }),
-            HostStorage::CodeBook4(w) => Self::CodeBook4(CodeBook4Weight::from_host(w, n, k, device)),
-            HostStorage::Int8(w) => {
-                let (codes, scales) = (words(w.codes, device), words(w.scales, device));
-                Self::Int8(Int8Weight { codes, scales, n, k })
-            }
-            HostStorage::Rows(w) => Self::Rows(RowsWeight::from_host(w, n, k, device)),
-        }
-    }
-
-    /// As [`from_host`](Self::from_host), in parts when a buffer would be beyond `limit`.
-    ///
-    /// # Errors
-    /// When not even a few rows fit.
-    pub fn from_host_within(
-        weight: HostWeight,
-        limit: impl Into<format::BufferLimit>,
-        device: &B::Device,
-    ) -> Result<Self> {
-        let limit = limit.into();
-        if limit.holds(&weight) {
-            return Ok(Self::from_host(weight, device));
-        }
-        let (n, k) = (weight.n, weight.k);
-        let parts =
-            format::split_rows(weight, limit)?.into_iter().flat_map(|part| match Self::from_host(part, device) {
-                Self::Float(w) => vec![WeightPart::Float(w)],
-                Self::Half(w) => vec![WeightPart::Half(w)],
-                Self::CodeBook4(w) => vec![WeightPart::CodeBook4(w)],
-                Self::Int8(w) => vec![WeightPart::Int8(w)],
-                Self::Rows(w) => vec![WeightPart::Rows(w)],
-                Self::Split(w) => w.parts,
-            });
-        Ok(Self::Split(SplitWeight { parts: parts.collect(), n, k }))
-    }
-
     /// A trainable weight from numbers, row-major.
     ///
     /// # Panics
@@ -247,123 +200,6 @@ impl<B: Backend> PackedWeight<B> {
             Self::Int8(w) => w.codes.val().device(),
             Self::Rows(w) => w.scales.val().device(),
             Self::Split(w) => w.parts.first().map_or_else(B::Device::default, |part| part.weight().device()),
-        }
-    }
-}
-
-impl<B: Backend> CodeBook4Weight<B> {
-    fn from_host(w: HostCodeBook4, n: usize, k: usize, device: &B::Device) -> Self {
-        let scales = match w.scales {
-            HostScales::Single(data) => {
-                let blocks = data.len() / 4;
-                BlockScales::Single(frozen(float_tensor(data, [blocks], device)))
-            }
-            HostScales::Double { codes, map, absmax, block, offset } => BlockScales::Double(DoubleScales {
-                codes: words(codes, device),
-                map: floats(map, device),
-                absmax: floats(absmax, device),
-                block,
-                offset,
-            }),
-        };
-        Self {
-            codes: words(w.codes, device),
-            code_book: floats(w.code_book.to_vec(), device),
-            scales,
-            block: w.block,
-            n,
-            k,
-        }
-    }
-}
-
-impl<B: Backend> RowsWeight<B> {
-    fn from_host(w: HostRows, n: usize, k: usize, device: &B::Device) -> Self {
-        let narrow_rows = n - w.wide_rows;
-        let narrow_bits = w.narrow_bits as usize;
-        Self {
-            wide: (w.wide_rows > 0).then(|| words(w.wide, device)),
-            narrow: (narrow_rows > 0).then(|| words(w.narrow, device)),
-            scales: floats(w.scales, device),
-            slots: w.slots.map(|s| frozen_int(Tensor::from_data(TensorData::new(s, [n]), (device, DType::U32)))),
-            wide_rows: w.wide_rows,
-            narrow_bits,
-            n,
-            k,
-        }
-    }
-}
-
-/// Bytes as U32 words; shared with the source when it is aligned and whole, else copied and padded with zeros.
-fn words<B: Backend>(data: Bytes, device: &B::Device) -> Param<Tensor<B, 1, Int>> {
-    let count = data.len().div_ceil(4);
-    let data = shared(data, count * 4);
-    let data = TensorData::from_bytes(data, [count], DType::U32);
-    frozen_int(Tensor::from_data(data, (device, DType::U32)))
-}
-
-/// Bytes from which on a copy is worth large pages and several threads.
-const LARGE: usize = 1 << 20;
-
-/// A buffer of exactly `len` bytes that is aligned to 4: the given one, or a copy padded with zeros. In files of bitsandbytes most codes
-/// are at odd places, behind texts of any length.
-fn shared(data: Bytes, len: usize) -> burn::tensor::Bytes {
-    let is_aligned = |data: &[u8]| (data.as_ptr() as usize).is_multiple_of(4);
-    if data.len() == len && is_aligned(&data) {
-        return burn::tensor::Bytes::from_shared(data, AllocationProperty::Other);
-    }
-    if len >= LARGE {
-        let mut copy = WeightBuffer::new(len);
-        on_threads(|| {
-            let parts = copy.par_chunks_mut(LARGE / 4).zip(data.par_chunks(LARGE / 4));
-            parts.for_each(|(to, from)| to[..from.len()].copy_from_slice(from));
-        });
-        return burn::tensor::Bytes::from_shared(Bytes::from_owner(copy), AllocationProperty::Other);
-    }
-    let mut copy = vec![0u32; len / 4];
-    bytemuck::cast_slice_mut::<u32, u8>(&mut copy)[..data.len()].copy_from_slice(&data);
-    burn::tensor::Bytes::from_elems(copy)
-}
-
-fn float_tensor<B: Backend, const D: usize>(data: Bytes, shape: [usize; D], device: &B::Device) -> Tensor<B, D> {
-    let len = data.len();
-    Tensor::from_data(TensorData::from_bytes(shared(data, len), shape, DType::F32), (device, DType::F32))
-}
-
-fn float_param<B: Backend, const D: usize>(data: Bytes, shape: [usize; D], device: &B::Device) -> Param<Tensor<B, D>> {
-    Param::from_tensor(float_tensor(data, shape, device))
-}
-
-/// Side data of a quantised weight: a parameter that no optimiser moves.
-fn floats<B: Backend>(values: Vec<f32>, device: &B::Device) -> Param<Tensor<B, 1>> {
-    let len = values.len();
-    frozen(Tensor::from_data(TensorData::new(values, [len]), (device, DType::F32)))
-}
-
-fn frozen<B: Backend>(tensor: Tensor<B, 1>) -> Param<Tensor<B, 1>> {
-    Param::initialized(ParamId::new(), tensor.set_require_grad(false))
-}
-
-fn frozen_int<B: Backend>(tensor: Tensor<B, 1, Int>) -> Param<Tensor<B, 1, Int>> {
-    Param::initialized(ParamId::new(), tensor)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Small and large ones, of any length.
-    #[test]
-    fn bytes_at_odd_places_are_copied_whole() {
-        for len in [0, 1, 4, 4095, LARGE - 1, LARGE, LARGE + 3, 3 * LARGE + 2] {
-            let file: Bytes = (0..len + 8).map(|i| (i * 31 % 251) as u8).collect::<Vec<u8>>().into();
-            for start in 0..5 {
-                let (data, padded) = (file.slice(start..start + len), len.div_ceil(4) * 4);
-                let got = shared(data.clone(), padded);
-                assert_eq!((got.len(), &got[..len]), (padded, &data[..]), "{len} bytes from {start}");
-                assert!(got[len..].iter().all(|&byte| byte == 0), "{len} bytes from {start}");
-                assert!((got.as_ptr() as usize).is_multiple_of(4));
-            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use burn::module::Param;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData, Transaction};
+use burn::tensor::{DType, Int, Tensor, TensorData, Transaction};
 use bytes::Bytes;
 
 use crate::error::{Error, Result};
@@ -73,10 +73,13 @@ fn rows<B: Backend>(w: &RowsWeight<B>) -> Result<HostRows> {
     })
 }
 
-/// The first `length` bytes of words; what follows is padding.
+/// The first `length` bytes of words, or of U8; what follows is padding.
 fn bytes<B: Backend>(words: &Param<Tensor<B, 1, Int>>, length: usize) -> Result<Bytes> {
-    let words = numbers::<u32>(one(Transaction::default().register(words.val()))?)?;
-    let mut bytes: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+    let data = one(Transaction::default().register(words.val()))?;
+    let mut bytes = match data.dtype {
+        DType::U8 => numbers::<u8>(data)?,
+        _ => numbers::<u32>(data)?.into_iter().flat_map(u32::to_le_bytes).collect(),
+    };
     bytes.truncate(length);
     Ok(bytes.into())
 }

@@ -15,6 +15,7 @@
 //! instructions, recursion, memory and time.
 
 mod answer;
+mod bpe_file;
 mod byte_tokens;
 mod catch_panic;
 mod chat;

@@ -70,8 +70,9 @@ impl TextProcessor {
         };
         let rebuilt = class::rebuild(&files.tokenizer_json, &config).map_err(in_file)?;
         let json = rebuilt.as_deref().unwrap_or(&files.tokenizer_json);
-        let mut tokenizer = tokenizer_file::parse(json).map_err(in_file)?;
-        tokenizer_file::check_added_tokens(&tokenizer, json)?;
+        let parsed = tokenizer_file::parse(json).map_err(in_file)?;
+        parsed.check_added_tokens()?;
+        let mut tokenizer = parsed.tokenizer;
         let declared = Declared::parse(files, &config)?;
         declared.add_to(&mut tokenizer)?;
         let special = declared.special_tokens(&tokenizer);

@@ -1,58 +1,68 @@
 //! `tokenizer.json` as the tokenizer library reads it.
 
 use serde::Deserialize;
-use tokenizers::models::bpe::BPE;
-use tokenizers::{
-    DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer, TokenizerImpl,
-};
+use tokenizers::{AddedToken, Tokenizer};
 
+use super::bpe_file;
 use super::catch_panic::catch_panic;
 use crate::{Error, Result};
 
-/// A tokenizer whose vocabulary is read as what it is. The library's own type takes any kind, and finds out which in a tree of values of
-/// the whole vocabulary: twice the time and memory.
-type BpeTokenizer = TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+/// A tokenizer as its file has it.
+#[derive(Debug)]
+pub(super) struct Parsed {
+    pub(super) tokenizer: Tokenizer,
+    /// The tokens that the file adds to its vocabulary.
+    pub(super) added: Vec<Added>,
+}
+
+/// A token that is found in a text as a whole, and the id that its file declares.
+#[derive(Debug, Deserialize)]
+pub(super) struct Added {
+    pub(super) id: u32,
+    #[serde(flatten)]
+    pub(super) token: AddedToken,
+}
 
 /// Parses `tokenizer.json`, without the truncation and padding it may ask for: a prompt is never cut silently.
-pub(super) fn parse(json: &[u8]) -> Result<Tokenizer> {
+pub(super) fn parse(json: &[u8]) -> Result<Parsed> {
     catch_panic(|| {
-        // Other kinds name themselves before their vocabulary. They, and files with more in them than BPE knows, are read by the
-        // library's own type, whose errors are those to show.
-        let mut tokenizer = match serde_json::from_slice::<BpeTokenizer>(json) {
-            Ok(tokenizer) => Tokenizer::from(tokenizer),
-            Err(_) => Tokenizer::from_bytes(json)?,
+        // Other kinds, and files with more in them than BPE knows, are read by the library, whose errors are those to show.
+        let mut parsed = match bpe_file::parse(json) {
+            Some(parsed) => parsed,
+            None => Parsed { tokenizer: Tokenizer::from_bytes(json)?, added: added_tokens(json)? },
         };
-        tokenizer.with_truncation(None)?;
-        tokenizer.with_padding(None);
-        Ok(tokenizer)
+        parsed.tokenizer.with_truncation(None)?;
+        parsed.tokenizer.with_padding(None);
+        Ok(parsed)
     })
 }
 
-/// Checks that added tokens have their declared ids. The library numbers them by position and only logs a difference; the model
-/// would then be fed other tokens than it was trained on.
-pub(super) fn check_added_tokens(tokenizer: &Tokenizer, json: &[u8]) -> Result<()> {
+fn added_tokens(json: &[u8]) -> serde_json::Result<Vec<Added>> {
     #[derive(Deserialize)]
     struct File {
         #[serde(default)]
         added_tokens: Vec<Added>,
     }
-    #[derive(Deserialize)]
-    struct Added {
-        id: u32,
-        content: String,
-    }
-    let file: File = serde_json::from_slice(json).map_err(|e| Error::Tokenizer(format!("tokenizer.json: {e}")))?;
-    for Added { id, content } in file.added_tokens {
-        let found = tokenizer.token_to_id(&content);
-        // An empty text is never a token; the library drops it.
-        if found != Some(id) && !content.is_empty() {
-            let found = found.map_or("no id".to_owned(), |id| format!("id {id}"));
-            return Err(Error::Tokenizer(format!(
-                "tokenizer.json: added token {content:?} declares id {id} but gets {found}; the ids of added tokens must continue the vocabulary"
-            )));
+    let file: File = serde_json::from_slice(json)?;
+    Ok(file.added_tokens)
+}
+
+impl Parsed {
+    /// Checks that added tokens have their declared ids. The library numbers them by position and only logs a difference; the model
+    /// would then be fed other tokens than it was trained on.
+    pub(super) fn check_added_tokens(&self) -> Result<()> {
+        for Added { id, token: AddedToken { content, .. } } in &self.added {
+            let found = self.tokenizer.token_to_id(content);
+            // An empty text is never a token; the library drops it.
+            if found != Some(*id) && !content.is_empty() {
+                let found = found.map_or("no id".to_owned(), |id| format!("id {id}"));
+                return Err(Error::Tokenizer(format!(
+                    "tokenizer.json: added token {content:?} declares id {id} but gets {found}; the ids of added tokens must continue the vocabulary"
+                )));
+            }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -93,6 +103,7 @@ mod tests {
             (pairs, true),
             (json!({"vocab": vocab, "merges": [["a", "b"]]}), true),
             (json!({"type": "BPE", "vocab": vocab, "merges": ["a b"]}), true),
+            (json!({"type": "BPE", "vocab": vocab, "merges": ["#version: 0.2", "a b"]}), false),
             (settings, true),
             (more_than_bpe_knows, false),
             (json!({"type": "WordLevel", "vocab": vocab, "unk_token": "a"}), false),
@@ -103,10 +114,11 @@ mod tests {
             (json!({"type": "Unigram", "vocab": [["a", -1.0], ["b", -2.0], ["ab", -0.5]], "unk_id": 0}), false),
         ] {
             let file = of_kind(model.clone()).to_string();
-            assert_eq!(serde_json::from_str::<BpeTokenizer>(&file).is_ok(), direct, "{model}");
+            assert_eq!(bpe_file::parse(file.as_bytes()).is_some(), direct, "{model}");
             let mut library: Tokenizer = file.parse().expect("a tokenizer");
             library.with_truncation(None).expect("no truncation");
-            let parsed = parse(file.as_bytes()).expect("a tokenizer");
+            let Parsed { tokenizer: parsed, added } = parse(file.as_bytes()).expect("a tokenizer");
+            assert_eq!(added.iter().map(|token| token.id).collect::<Vec<_>>(), [3, 4], "{model}");
             assert_eq!(parsed.to_string(false).expect("json"), library.to_string(false).expect("json"), "{model}");
             let text = "ab b<s>  ba ab";
             assert_eq!(parsed.encode(text, true).expect("ids"), library.encode(text, true).expect("ids"), "{model}");
@@ -120,6 +132,11 @@ mod tests {
             json!({"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}),
             json!({"type": "BPE", "vocab": {"a": -1}, "merges": []}),
             json!({"type": "BPE", "vocab": {"a": 0}}),
+            json!({"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b", "b"]]}),
+            json!({"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a"]]}),
+            json!({"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"], "a b"]}),
+            json!({"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b ab"]}),
+            json!({"type": "BPE", "vocab": {"a": 0}, "merges": [], "dropout": 2.0}),
             json!({"type": "Other", "vocab": {"a": 0}, "merges": []}),
             Value::Null,
         ] {

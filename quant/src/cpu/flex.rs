@@ -6,7 +6,7 @@ use burn::tensor::ops::{BoolTensor, FloatTensor, FloatTensorOps, IntTensor};
 use burn::tensor::{Bool, DType, Int, Shape, Tensor, TensorData};
 use burn_flex::{Flex, FlexTensor};
 
-use super::{HostTensors, host_operations, operations};
+use super::{HostTensors, bytes_of, host_operations, operations};
 use crate::CompactBackend;
 use crate::halting::{HaltRecord, HaltState, HaltStep};
 use crate::kv::{KvStore, Rotary};
@@ -33,6 +33,13 @@ impl HostTensors for Flex {
 
     fn reshaped(t: FloatTensor<Self>, shape: Shape) -> FloatTensor<Self> {
         <Self as FloatTensorOps<Self>>::float_reshape(t, shape)
+    }
+
+    fn bytes(t: &IntTensor<Self>) -> Cow<'_, [u8]> {
+        match t.dtype() {
+            DType::U8 => elements(t),
+            _ => bytes_of(Self::words(t)),
+        }
     }
 
     fn words(t: &IntTensor<Self>) -> Cow<'_, [u32]> {

@@ -26,7 +26,9 @@ trait HostTensors: CompactBackend {
     fn from_floats(values: Vec<f32>, shape: Shape) -> FloatTensor<Self>;
     /// The same numbers in another shape, without a copy where they are row-major.
     fn reshaped(t: FloatTensor<Self>, shape: Shape) -> FloatTensor<Self>;
-    /// U32 words. Packed tensors are always contiguous.
+    /// The bytes of a packed tensor, of U32 words or of U8. Packed tensors are always contiguous.
+    fn bytes(t: &IntTensor<Self>) -> Cow<'_, [u8]>;
+    /// U32 words, contiguous too.
     fn words(t: &IntTensor<Self>) -> Cow<'_, [u32]>;
     fn into_words(t: IntTensor<Self>) -> Vec<u32>;
     fn from_words(values: Vec<u32>, shape: Shape) -> IntTensor<Self>;
@@ -36,6 +38,13 @@ trait HostTensors: CompactBackend {
     fn from_integers(values: Vec<i64>, shape: Shape) -> IntTensor<Self>;
     fn flags(t: &BoolTensor<Self>) -> Cow<'_, [bool]>;
     fn from_flags(values: Vec<bool>, shape: Shape) -> BoolTensor<Self>;
+}
+
+fn bytes_of(words: Cow<'_, [u32]>) -> Cow<'_, [u8]> {
+    match words {
+        Cow::Borrowed(words) => Cow::Borrowed(bytemuck::cast_slice(words)),
+        Cow::Owned(words) => Cow::Owned(bytemuck::cast_slice(&words).to_vec()),
+    }
 }
 
 fn float_primitive<B: Backend, const D: usize>(t: Tensor<B, D>) -> FloatTensor<B> {

@@ -6,7 +6,7 @@ use burn::tensor::ops::{BoolTensor, FloatTensor, FloatTensorOps, IntTensor};
 use burn::tensor::{Bool, Int, Shape, Tensor, TensorData};
 use burn_ndarray::{IntNdArrayElement, NdArray, NdArrayTensor, QuantElement, SharedArray};
 
-use super::{HostTensors, host_operations, operations};
+use super::{HostTensors, bytes_of, host_operations, operations};
 use crate::CompactBackend;
 use crate::halting::{HaltRecord, HaltState, HaltStep};
 use crate::kv::{KvStore, Rotary};
@@ -61,6 +61,13 @@ where
                 NdArrayTensor::F32(array.expect("shapes of one size").into())
             }
             other => <Self as FloatTensorOps<Self>>::float_reshape(other, shape),
+        }
+    }
+
+    fn bytes(t: &IntTensor<Self>) -> Cow<'_, [u8]> {
+        match t {
+            NdArrayTensor::U8(storage) => row_major!(storage),
+            words => bytes_of(Self::words(words)),
         }
     }
 

@@ -101,6 +101,7 @@ fn rows<B: Backend>(w: &RowsWeight<B>) -> Tensor<B, 2> {
 /// Splits words into the fields at `shifts` and keeps the first `count`, in the backend's default integer type.
 fn fields<B: Backend>(words: Tensor<B, 1, Int>, shifts: &[u32], bits: u32, count: usize) -> Tensor<B, 1, Int> {
     let device = words.device();
+    let words = whole_words(words);
     let total = words.dims()[0] * shifts.len();
     let default = Tensor::<B, 1, Int>::empty([1], &device).dtype();
     let parts = shifts.iter().map(|&shift| {
@@ -109,6 +110,19 @@ fn fields<B: Backend>(words: Tensor<B, 1, Int>, shifts: &[u32], bits: u32, count
         field.cast(default)
     });
     Tensor::stack::<2>(parts.collect(), 1).reshape([total]).slice_dim(0, 0..count)
+}
+
+/// U32 words as they are; those of U8, padded with zeros.
+fn whole_words<B: Backend>(packed: Tensor<B, 1, Int>) -> Tensor<B, 1, Int> {
+    if packed.dtype() != DType::U8 {
+        return packed;
+    }
+    let device = packed.device();
+    let bytes: Vec<u8> = packed.into_data().into_vec().expect("a tensor of U8");
+    let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, &byte| word << 8 | u32::from(byte));
+    let words: Vec<u32> = bytes.chunks(4).map(word).collect();
+    let count = words.len();
+    Tensor::from_data(TensorData::new(words, [count]), (&device, DType::U32))
 }
 
 /// Each element `times` times, cut to `count`.

@@ -85,6 +85,9 @@ pub struct WeightOptions {
     pub trainable: bool,
     /// Dequantise and round to the stored type, as the original runtimes do.
     pub round_to_stored: bool,
+    /// Copy matrices into memory, onto large pages where the system has them, instead of reading them where a file is mapped: loading takes as
+    /// long as reading the file, and what happens to the file afterwards changes nothing. A device with memory of its own has copies anyway.
+    pub in_memory: bool,
     /// Bytes of the largest buffer, where it is to be less than the device's own; a weight beyond it is held in parts.
     pub max_buffer: Option<usize>,
 }
@@ -279,6 +282,10 @@ impl<B: CompactBackend> Loader<'_, B> {
             _ if options.round_to_stored && !dense => {
                 shared = false;
                 format::dequantize_rounded(&source)
+            }
+            _ if options.in_memory && shared => {
+                shared = false;
+                source.copied()
             }
             _ => source,
         };

@@ -8,6 +8,7 @@ use std::fmt;
 use burn::tensor::DType;
 use bytes::Bytes;
 pub use emberlm_backends::cpu::{WeightBuffer, run as on_threads};
+use rayon::prelude::*;
 
 /// A floating point type: of what a checkpoint stores, or of activations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -152,6 +153,24 @@ pub struct HostRows {
 }
 
 impl HostWeight {
+    /// The same weight, its large buffers copied into memory of its own: nothing of a mapped file is read any more.
+    #[must_use]
+    pub fn copied(mut self) -> Self {
+        let copy = |data: &mut Bytes| *data = Bytes::from_owner(copy_of(data, data.len()));
+        match &mut self.storage {
+            HostStorage::Dense(_, data) => copy(data),
+            HostStorage::CodeBook4(w) => {
+                copy(&mut w.codes);
+                match &mut w.scales {
+                    HostScales::Single(data) | HostScales::Double { codes: data, .. } => copy(data),
+                }
+            }
+            HostStorage::Int8(w) => [&mut w.codes, &mut w.scales].into_iter().for_each(copy),
+            HostStorage::Rows(w) => [&mut w.wide, &mut w.narrow].into_iter().for_each(copy),
+        }
+        self
+    }
+
     /// Bytes that the weight takes in memory, side data included.
     pub fn bytes(&self) -> usize {
         match &self.storage {
@@ -170,4 +189,17 @@ impl HostWeight {
             }
         }
     }
+}
+
+/// Bytes that one thread copies at a time.
+const PIECE: usize = 1 << 18;
+
+/// A copy of `len` bytes, zeros at the end, made by all threads.
+pub(crate) fn copy_of(data: &[u8], len: usize) -> WeightBuffer {
+    let mut copy = WeightBuffer::new(len);
+    on_threads(|| {
+        let parts = copy.par_chunks_mut(PIECE).zip(data.par_chunks(PIECE));
+        parts.for_each(|(to, from)| to[..from.len()].copy_from_slice(from));
+    });
+    copy
 }

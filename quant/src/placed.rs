@@ -4,12 +4,11 @@ use burn::module::{Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{AllocationProperty, DType, Int, Tensor, TensorData};
 use bytes::Bytes;
-use rayon::prelude::*;
 
 use crate::CompactBackend;
 use crate::error::Result;
 use crate::format;
-use crate::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight, WeightBuffer, on_threads};
+use crate::host::{FloatType, HostCodeBook4, HostRows, HostScales, HostStorage, HostWeight, copy_of};
 use crate::packed::{
     BlockScales, CodeBook4Weight, DoubleScales, HalfWeight, Int8Weight, PackedWeight, RowsWeight, SplitWeight,
     WeightPart,
@@ -162,12 +161,7 @@ const LARGE: usize = 1 << 20;
 /// A copy of `len` bytes, zeros at the end, that is aligned to 4.
 fn padded(data: &[u8], len: usize) -> burn::tensor::Bytes {
     if len >= LARGE {
-        let mut copy = WeightBuffer::new(len);
-        on_threads(|| {
-            let parts = copy.par_chunks_mut(LARGE / 4).zip(data.par_chunks(LARGE / 4));
-            parts.for_each(|(to, from)| to[..from.len()].copy_from_slice(from));
-        });
-        return burn::tensor::Bytes::from_shared(Bytes::from_owner(copy), AllocationProperty::Other);
+        return burn::tensor::Bytes::from_shared(Bytes::from_owner(copy_of(data, len)), AllocationProperty::Other);
     }
     let mut copy = vec![0u32; len / 4];
     bytemuck::cast_slice_mut::<u32, u8>(&mut copy)[..data.len()].copy_from_slice(data);

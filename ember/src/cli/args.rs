@@ -63,6 +63,11 @@ pub struct ModelArgs {
     #[arg(long)]
     pub allow_links: bool,
 
+    /// Copy the weights into memory, on large pages where the system has them, instead of reading them from the mapped files: slower to start, and
+    /// the files may change afterwards
+    #[arg(long)]
+    pub no_mmap: bool,
+
     /// Quantise the dense linear layers while loading [default: none; for a short name what the model's card recommends]
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub quant: Option<Quant>,

@@ -45,7 +45,7 @@ pub fn open_prepared<B: CompactBackend>(
     depth: &DepthArgs,
     device: &OpenDevice<B>,
 ) -> Result<Pretrained> {
-    prepare(open(model, depth)?, model.quant(), model.quant_head, device)
+    prepare(open(model, depth)?, Storage::of(model), device)
 }
 
 /// As [`open_prepared`], with embedding and head as they are stored unless a flag says otherwise.
@@ -58,38 +58,60 @@ pub fn open_exact<B: CompactBackend>(
         QuantHead::Auto => QuantHead::As(Quant::NONE),
         chosen => chosen,
     };
-    prepare(open(model, depth)?, model.quant(), head, device)
+    prepare(open(model, depth)?, Storage { head, ..Storage::of(model) }, device)
+}
+
+/// How weights are to be held.
+#[derive(Clone, Copy)]
+pub struct Storage {
+    /// Of the dense linear layers.
+    pub quant: Quant,
+    /// Of a dense embedding and head.
+    pub head: QuantHead,
+    /// In memory, not in a mapped file.
+    pub in_memory: bool,
+}
+
+impl Storage {
+    /// As the file has it.
+    pub const STORED: Self = Self { quant: Quant::NONE, head: QuantHead::As(Quant::NONE), in_memory: false };
+
+    /// As the flags say.
+    pub fn of(model: &ModelArgs) -> Self {
+        Self { quant: model.quant(), head: model.quant_head, in_memory: model.no_mmap }
+    }
+
+    /// How an embedding is quantised: as the head. A pass reads one row of it for each token; where it is read from its file, and not the head
+    /// itself, the rest of it takes no memory as it is stored.
+    pub fn embedding<B: CompactBackend>(
+        self,
+        architecture: &Architecture,
+        quantized_layers: bool,
+    ) -> Option<QuantizeOnLoad> {
+        let stays = self.head == QuantHead::Auto && !self.in_memory && is_in_place::<B>(architecture);
+        self.head.option(quantized_layers).filter(|_| !stays)
+    }
 }
 
 /// Says how a model is to be loaded: weights as the flags say, the storage of the head following that of the layers; the numbers that
 /// it computes in as the device is to.
 pub fn prepare<B: CompactBackend>(
     pretrained: Pretrained,
-    quant: Quant,
-    head: QuantHead,
+    storage: Storage,
     device: &OpenDevice<B>,
 ) -> Result<Pretrained> {
     let pretrained = pretrained.activations(device.activations);
-    let quantize = quant.option();
+    let quantize = storage.quant.option();
     let stored_quantized = plan::<B>(&pretrained, &device.device)?.is_quantized();
     if quantize.is_some() && stored_quantized {
         output::note("--quant is for dense matrices; those that are stored quantised stay as they are");
     }
     let quantized = quantize.is_some() || stored_quantized;
-    let quantize_head = head.option(quantized);
-    let quantize_embedding = embedding::<B>(pretrained.architecture(), head, quantized);
-    let options = WeightOptions { quantize, quantize_head, quantize_embedding, ..WeightOptions::default() };
+    let quantize_head = storage.head.option(quantized);
+    let quantize_embedding = storage.embedding::<B>(pretrained.architecture(), quantized);
+    let in_memory = storage.in_memory;
+    let options = WeightOptions { quantize, quantize_head, quantize_embedding, in_memory, ..WeightOptions::default() };
     Ok(pretrained.weight_options(options))
-}
-
-/// How the embedding is quantised: as the head. A pass reads one row of it for each token; where files are read in place, and it is not the head
-/// itself, the rest of it takes no memory as it is stored.
-pub fn embedding<B: CompactBackend>(
-    architecture: &Architecture,
-    head: QuantHead,
-    quantized_layers: bool,
-) -> Option<QuantizeOnLoad> {
-    head.option(quantized_layers).filter(|_| !(is_in_place::<B>(architecture) && head == QuantHead::Auto))
 }
 
 /// Tokenizer and chat template of a model. The end of the process frees them: one by one the allocations of a vocabulary take a tenth of a second.

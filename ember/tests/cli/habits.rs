@@ -17,7 +17,7 @@ fn flags_of_other_programs_are_translated_and_named() {
         (&["-n", "6", "-ngl", "99", "--greedy"], "-ngl changes nothing: a whole model runs on one device"),
         (&["-n", "6", "-t", "2", "--greedy"], "-t is --threads here"),
         (&["-n", "6", "-c", "512", "--greedy"], "-c changes nothing: the context grows by itself"),
-        (&["-n", "6", "-no-cnv", "--no-mmap", "--greedy"], "-no-cnv changes nothing"),
+        (&["-n", "6", "-no-cnv", "--mlock", "--greedy"], "-no-cnv changes nothing"),
         (&["-n", "6", "--no-do-sample"], "--no-do-sample is --greedy here"),
         (&["-n", "6", "--repetition-penalty", "1", "--greedy"], "--repetition-penalty is --repeat-penalty here"),
     ] {

@@ -21,6 +21,10 @@ pub struct BenchArgs {
     #[arg(long)]
     pub allow_links: bool,
 
+    /// Copy the weights of a model into memory instead of reading them from the mapped files
+    #[arg(long, conflicts_with = "shape")]
+    pub no_mmap: bool,
+
     /// Random weights of a known shape (bench-1b, crest-2b, crest-11b, sky-lite, lean-8b, nano-3b) or of a config.json
     #[arg(long, value_name = "NAME|FILE.json")]
     pub shape: Option<String>,

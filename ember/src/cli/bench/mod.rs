@@ -119,7 +119,8 @@ struct Loaded<B: CompactBackend> {
 }
 
 fn load<B: CompactBackend>(args: &BenchArgs, depth: &CrestOverrides, device: &OpenDevice<B>) -> Result<Loaded<B>> {
-    let quantize = args.quant().option();
+    let storage = load::Storage { quant: args.quant(), head: args.quant_head, in_memory: args.no_mmap };
+    let quantize = storage.quant.option();
     let Some(name) = args.shape.clone() else {
         let pretrained = match &args.model {
             Some(name) => {
@@ -130,7 +131,7 @@ fn load<B: CompactBackend>(args: &BenchArgs, depth: &CrestOverrides, device: &Op
         };
         let pretrained = pretrained.depth(depth).map_err(by_flag)?;
         fits(args, pretrained.architecture())?;
-        let pretrained = load::prepare(pretrained, args.quant(), args.quant_head, device)?;
+        let pretrained = load::prepare(pretrained, storage, device)?;
         let plan = pretrained.plan::<B>(&device.device)?;
         let name = pretrained.directory().display().to_string();
         let known_ids = pretrained.architecture().config.vocab_size;
@@ -143,8 +144,8 @@ fn load<B: CompactBackend>(args: &BenchArgs, depth: &CrestOverrides, device: &Op
     let weights = if nano {
         RandomWeights::nano(&architecture, SEED)
     } else {
-        let weights = RandomWeights::new(&architecture, quantize, args.quant_head.option(quantize.is_some()), SEED);
-        let as_stored = load::embedding::<B>(&architecture, args.quant_head, quantize.is_some()).is_none();
+        let weights = RandomWeights::new(&architecture, quantize, storage.head.option(quantize.is_some()), SEED);
+        let as_stored = storage.embedding::<B>(&architecture, quantize.is_some()).is_none();
         match as_stored && load::is_in_place::<B>(&architecture) {
             true => weights.embedding_in_place(),
             false => weights,

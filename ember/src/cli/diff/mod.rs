@@ -121,6 +121,7 @@ fn open(args: &DiffArgs, path: &std::path::Path) -> Result<Pretrained> {
     let model = ModelArgs {
         model: Some(path.to_owned()),
         allow_links: args.allow_links,
+        no_mmap: false,
         quant: Some(Quant::NONE),
         quant_head: QuantHead::As(Quant::NONE),
         hub: args.hub.clone(),
@@ -164,7 +165,7 @@ impl WithBackend for Both<'_> {
 
     fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<bool> {
         let Self { args, a, b } = self;
-        let prepare = |model| load::prepare(model, Quant::NONE, QuantHead::As(Quant::NONE), device);
+        let prepare = |model| load::prepare(model, load::Storage::STORED, device);
         let (a, b) = (prepare(a)?, prepare(b)?);
         let text = read_text(args, &a, &b, device)?;
         report(args, &a, &b, Some(text))

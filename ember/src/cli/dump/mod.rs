@@ -125,6 +125,7 @@ fn dump<B: CompactBackend>(args: &DumpArgs, device: &OpenDevice<B>) -> Result<()
         quantize: args.model.quant().option(),
         quantize_head: head,
         quantize_embedding: head,
+        in_memory: args.model.no_mmap,
         round_to_stored: args.rounding == Rounding::Stored,
         ..WeightOptions::default()
     };

@@ -347,11 +347,11 @@ mod tests {
             ("ember eval -m d --file x --ctx-size 512", "ember eval -m d --text x --context 512"),
             ("ember eval -f x --ppl-stride 256", "ember eval -f x --stride 256"),
             ("ember generate -p x -n 8 -ngl 99", "ember generate -p x -n 8"),
-            ("ember generate -p x -no-cnv -fa --no-mmap -c 512 -n 8", "ember generate -p x -n 8"),
+            ("ember generate -p x -no-cnv -fa --mlock -c 512 -n 8", "ember generate -p x -n 8"),
             ("ember eval -f x -ngl -1 -m d", "ember eval -f x -m d"),
             ("ember generate -fa on --numa distribute -p x -ngl auto", "ember generate -p x"),
             // A word that is no setting is left for an error.
-            ("ember generate -p x --no-mmap file", "ember generate -p x file"),
+            ("ember generate -p x --mlock file", "ember generate -p x file"),
         ] {
             let (got, notes) = run(line).unwrap();
             assert_eq!(got, wanted, "{line}");

@@ -215,7 +215,7 @@ pub const EVERYWHERE: &[ForeignFlag] = &[
     (&["--no-escape"], NoEffect("a prompt is taken as it is")),
     (&["-b", "--batch-size", "-ub", "--ubatch-size", "--prefill-step-size"], Flag("--chunk")),
     (&["-fa", "--flash-attn", "--attn-implementation"], NoEffect("there is one attention, which works in blocks")),
-    (&["--mmap", "--no-mmap", "--mlock", "--numa", "--no-repack", "--low-cpu-mem-usage", "--low-vram"], MEMORY),
+    (&["--mmap", "--mlock", "--numa", "--no-repack", "--low-cpu-mem-usage", "--low-vram"], MEMORY),
     (
         &["--warmup", "--no-warmup", "--perf", "--no-perf", "--prio", "--poll", "--use-cache"],
         NoEffect("there is no such choice"),

@@ -51,9 +51,8 @@ pub struct InfoArgs {
 pub fn run(args: &InfoArgs) -> Result<()> {
     let directory = args.directory.as_ref().or(args.model.model.as_ref());
     let model = ModelArgs { model: directory.cloned(), ..args.model.clone() };
-    let (quant, head) = (model.quant(), model.quant_head);
     let device = OpenDevice::cpu(Activations::Auto);
-    let pretrained = load::prepare(load::open(&model, &args.depth)?, quant, head, &device)?;
+    let pretrained = load::prepare(load::open(&model, &args.depth)?, load::Storage::of(&model), &device)?;
     let plan = load::plan::<Cpu>(&pretrained, &device.device)?;
     let architecture = pretrained.architecture();
     let limit = architecture.config.max_position_embeddings;

@@ -27,27 +27,26 @@ pub(super) fn check(name: &str, source: &str) -> Result<()> {
 pub(super) fn render(
     name: &str,
     source: &str,
-    variables: Map<String, Json>,
+    variables: &Map<String, Json>,
     messages: usize,
     now: Option<NaiveDateTime>,
 ) -> Result<String> {
-    let variables = Json::Object(variables);
     on_large_stack(|| {
-        let budget = Budget::new(size(&variables), messages);
+        let budget = Budget::new(size_of(variables), messages);
         let rendered = (|| {
             let template = parse(source)?;
-            Interpreter::new(&budget, globals(&budget, &variables)?, now).run(&template)
+            Interpreter::new(&budget, globals(&budget, variables)?, now).run(&template)
         })();
         rendered.map_err(|e| explain(name, &e))
     })
 }
 
 /// What a template can name: the functions, and before them the variables.
-fn globals(budget: &Budget, variables: &Json) -> TemplateResult<Vec<(Rc<str>, Value)>> {
+fn globals(budget: &Budget, variables: &Map<String, Json>) -> TemplateResult<Vec<(Rc<str>, Value)>> {
     let mut globals: Vec<(Rc<str>, Value)> =
         FUNCTIONS.into_iter().map(|name| (Rc::from(name), Value::Function(name))).collect();
     globals.push(("self".into(), Value::Template));
-    for (name, value) in variables.as_object().into_iter().flatten() {
+    for (name, value) in variables {
         globals.push((Rc::from(name.as_str()), Value::from_json(budget, value)?));
     }
     Ok(globals)
@@ -82,7 +81,11 @@ fn size(json: &Json) -> usize {
     match json {
         Json::String(text) => text.len().saturating_add(NODE),
         Json::Array(items) => items.iter().map(size).fold(NODE, usize::saturating_add),
-        Json::Object(map) => map.iter().map(|(k, v)| k.len().saturating_add(size(v))).fold(NODE, usize::saturating_add),
+        Json::Object(map) => size_of(map).saturating_add(NODE),
         _ => NODE,
     }
+}
+
+fn size_of(map: &Map<String, Json>) -> usize {
+    map.iter().map(|(k, v)| k.len().saturating_add(size(v))).fold(0, usize::saturating_add)
 }

@@ -9,6 +9,9 @@ use super::message::{Message, asked_for_none};
 use super::options::ChatOptions;
 use crate::{Error, Result};
 
+/// The variable that holds the chat.
+const MESSAGES: &str = "messages";
+
 /// One template of a model.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
@@ -57,7 +60,7 @@ impl ChatTemplate {
             context.insert(name.to_owned(), Value::Null);
         }
         for (name, value) in &options.variables {
-            if name == "messages" || name == "add_generation_prompt" {
+            if name == MESSAGES || name == "add_generation_prompt" {
                 return Err(Error::Option {
                     option: name.clone(),
                     message: "is no variable of its own; the messages and the options of the chat set it".to_owned(),
@@ -66,18 +69,21 @@ impl ChatTemplate {
             context.insert(name.clone(), value.clone());
         }
         context.insert("add_generation_prompt".to_owned(), options.add_generation_prompt.into());
-        let render = |none: &BTreeSet<String>| {
-            let list: Vec<Map<String, Value>> = messages.iter().map(|m| m.as_templates_see_it(none)).collect();
-            let mut context = context.clone();
-            context.insert("messages".to_owned(), list.into_iter().map(Value::Object).collect());
+        let seen = |none: &BTreeSet<String>| -> Value {
+            messages.iter().map(|m| Value::Object(m.as_templates_see_it(none))).collect()
+        };
+        let render = |context: &Map<String, Value>| {
             environment::render(&self.name, &self.source, context, messages.len(), options.now)
         };
-        let rendered = render(&BTreeSet::new());
+        context.insert(MESSAGES.to_owned(), seen(&BTreeSet::new()));
+        let rendered = render(&context);
         let Err(Error::Template(_)) = rendered else { return rendered };
         // Templates from before transformers dropped nulls fail without a field that they ask for.
-        match asked_for_none(&self.source) {
-            none if none.is_empty() => rendered,
-            none => render(&none).or(rendered),
+        let with_none = seen(&asked_for_none(&self.source));
+        if context.get(MESSAGES) == Some(&with_none) {
+            return rendered;
         }
+        context.insert(MESSAGES.to_owned(), with_none);
+        render(&context).or(rendered)
     }
 }

@@ -55,7 +55,7 @@ macro_rules! whole_suite {
             prefix: cached_is_uncached, a_conversation_computes_its_last_turn, where_a_request_leaves_an_entry, choices_read_their_prompt_once,
                 conversations_keep_their_secrets, depth_is_part_of_a_prefix, frequencies_by_length_are_not_shared, caches_are_cut;
             share: forks_go_on_by_themselves, forks_are_cut, a_prefix_is_there_once, forks_share_their_bytes;
-            places: weights_at_odd_places;
+            places: weights_at_odd_places, models_in_memory;
             split: operations, models, caches;
             store: plain_weights_have_checkpoint_names, packed_weights_come_back, records_go_both_ways;
             initial: initial_models_have_the_tensors_of_checkpoints, layers_by_themselves_are_the_model, initial_layers_learn;

@@ -1,12 +1,14 @@
-//! Weights whose bytes lie anywhere in a file: read in place or copied, they are the same.
+//! Weights whose bytes lie anywhere in a file, or in memory: read in place or copied, they are the same.
 
 use burn::tensor::TensorData;
 use bytes::Bytes;
+use emberlm::model::WeightOptions;
 use emberlm::quant::CompactBackend;
 use emberlm::quant::host::{FloatType, HostScales, HostStorage, HostWeight};
 use emberlm::quant::packed::PackedWeight;
 use emberlm::quant::reference;
 
+use super::fixture::{Fixture, all_logits};
 use super::kernels::{storages, tensor};
 use super::random::Random;
 
@@ -34,6 +36,25 @@ pub fn weights_at_odd_places<B: CompactBackend>(device: &B::Device) {
                 assert_eq!(buffers(&back), buffers(&host), "{what}: on its way back");
             }
         }
+    }
+}
+
+/// Models of every family whose weights are copied from their files.
+pub fn models_in_memory<B: CompactBackend>(device: &B::Device) {
+    let mut random = Random::new(48);
+    for (name, host) in storages(&mut random, 96, 192) {
+        let copy = host.clone().copied();
+        for (copied, stored) in buffers(&copy).iter().zip(buffers(&host)) {
+            assert_eq!(copied, &stored, "{name}");
+            assert!(stored.is_empty() || copied.as_ptr() != stored.as_ptr(), "{name}: not copied");
+        }
+    }
+    for fixture in Fixture::all() {
+        let options = WeightOptions { in_memory: true, ..WeightOptions::default() };
+        let copied = fixture.load_from::<B>(fixture.open().weight_options(options), device);
+        let ids = &fixture.case("text").ids()[0];
+        let stored = all_logits(&fixture.load::<B>(device), ids);
+        all_logits(&copied, ids).assert_close(&format!("{}: in memory", fixture.name()), &stored, 0.0);
     }
 }
 

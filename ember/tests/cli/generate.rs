@@ -53,10 +53,12 @@ fn chats_continue_as_the_goldens_do() {
         if chat["kwargs"]["enable_thinking"] == json!(false) {
             args.push("--no-think");
         }
-        let ended = ember_reading(user, args).with_code(0);
-        let report: Value = serde_json::from_str(&ended.stdout).expect("JSON");
-        assert_eq!(report["tokens"], json!(case.need("greedy").ids()), "{}", fixture.name());
-        assert_eq!(report["prompt_tokens"], json!(case.ids()[0].len()), "{}", fixture.name());
+        for weights in [&[][..], &["--no-mmap"]] {
+            let ended = ember_reading(user, args.iter().chain(weights)).with_code(0);
+            let report: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+            assert_eq!(report["tokens"], json!(case.need("greedy").ids()), "{} {weights:?}", fixture.name());
+            assert_eq!(report["prompt_tokens"], json!(case.ids()[0].len()), "{} {weights:?}", fixture.name());
+        }
         checked += 1;
     }
     assert!(checked >= 3, "{checked} goldens are chats of one question");

@@ -9,14 +9,20 @@ use serde::de::{Error, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 use tokenizers::models::bpe::{BPE, BpeBuilder, Vocab};
 use tokenizers::{
-    DecoderWrapper, ModelWrapper, NormalizerWrapper, PaddingParams, PostProcessorWrapper, PreTokenizerWrapper,
-    Tokenizer, TokenizerBuilder, TruncationParams,
+    AddedToken, DecoderWrapper, ModelWrapper, NormalizerWrapper, PaddingParams, PostProcessorWrapper,
+    PreTokenizerWrapper, Tokenizer, TokenizerBuilder, TruncationParams,
 };
 
-use super::tokenizer_file::{Added, Parsed};
+/// A token that is found in a text as a whole, and the id that its file declares.
+#[derive(Debug, Deserialize)]
+pub(super) struct Added {
+    pub(super) id: u32,
+    #[serde(flatten)]
+    pub(super) token: AddedToken,
+}
 
-/// The tokenizer of a file whose kind is BPE; `None` for another kind, a file with more in it, and one with a fault.
-pub(super) fn parse(json: &[u8]) -> Option<Parsed> {
+/// The tokenizer of a file whose kind is BPE, and the tokens that the file adds; `None` for another kind, a file with more in it, and one with a fault.
+pub(super) fn parse(json: &[u8]) -> Option<(Tokenizer, Vec<Added>)> {
     let file: File = serde_json::from_slice(json).ok()?;
     if file.version != VERSION {
         return None;
@@ -32,7 +38,7 @@ pub(super) fn parse(json: &[u8]) -> Option<Parsed> {
         .build()
         .ok()?;
     tokenizer.add_tokens(file.added_tokens.iter().map(|added| added.token.clone())).ok()?;
-    Some(Parsed { tokenizer: Tokenizer::from(tokenizer), added: file.added_tokens })
+    Some((Tokenizer::from(tokenizer), file.added_tokens))
 }
 
 /// The one version there is.

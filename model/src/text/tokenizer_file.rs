@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use tokenizers::{AddedToken, Tokenizer};
 
-use super::bpe_file;
+use super::bpe_file::{self, Added};
 use super::catch_panic::catch_panic;
 use crate::{Error, Result};
 
@@ -12,28 +12,20 @@ use crate::{Error, Result};
 pub(super) struct Parsed {
     pub(super) tokenizer: Tokenizer,
     /// The tokens that the file adds to its vocabulary.
-    pub(super) added: Vec<Added>,
-}
-
-/// A token that is found in a text as a whole, and the id that its file declares.
-#[derive(Debug, Deserialize)]
-pub(super) struct Added {
-    pub(super) id: u32,
-    #[serde(flatten)]
-    pub(super) token: AddedToken,
+    added: Vec<Added>,
 }
 
 /// Parses `tokenizer.json`, without the truncation and padding it may ask for: a prompt is never cut silently.
 pub(super) fn parse(json: &[u8]) -> Result<Parsed> {
     catch_panic(|| {
         // Other kinds, and files with more in them than BPE knows, are read by the library, whose errors are those to show.
-        let mut parsed = match bpe_file::parse(json) {
+        let (mut tokenizer, added) = match bpe_file::parse(json) {
             Some(parsed) => parsed,
-            None => Parsed { tokenizer: Tokenizer::from_bytes(json)?, added: added_tokens(json)? },
+            None => (Tokenizer::from_bytes(json)?, added_tokens(json)?),
         };
-        parsed.tokenizer.with_truncation(None)?;
-        parsed.tokenizer.with_padding(None);
-        Ok(parsed)
+        tokenizer.with_truncation(None)?;
+        tokenizer.with_padding(None);
+        Ok(Parsed { tokenizer, added })
     })
 }
 

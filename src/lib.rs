@@ -57,10 +57,117 @@
 //! # Ok::<(), emberlm::model::Error>(())
 //! ```
 //!
+//! A chat, with a tool that the model may call:
+//!
+//! ```
+//! use emberlm::model::text::{AnswerFormat, AnswerParser, AnswerPart, DeclaredTools};
+//! use emberlm::prelude::*;
+//! use serde_json::json;
+//!
+//! /// What the model says to a question: text, thoughts and calls.
+//! fn ask<B: CompactBackend>(dir: &str, question: &str, device: &B::Device) -> Result<Vec<AnswerPart>> {
+//!     let pretrained = Pretrained::open(dir)?;
+//!     let (text, model) = (pretrained.text()?, pretrained.load::<B>(device)?);
+//!     let tools = json!([{"type": "function", "function": {
+//!         "name": "weather",
+//!         "description": "The weather of a city now",
+//!         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+//!     }}]);
+//!     let declared = DeclaredTools::parse(&tools)?;
+//!     let options = ChatOptions::prompt().with("tools", tools);
+//!     let prompt = text.chat_prompt(&[Message::user(question)], &options)?;
+//!     let template = text.chat_template(&options)?.source();
+//!     let format = AnswerFormat::detect(model.architecture().config.family, Some(template));
+//!     let mut parser = AnswerParser::new(format, prompt.thinking, declared, 1);
+//!     let options = GenerateOptions { max_tokens: 16, ..pretrained.generate_options(&text) };
+//!     let mut parts = Vec::new();
+//!     for piece in Generator::new(&model, &text, options)?.run(&prompt.tokens)? {
+//!         parts.extend(parser.push(&piece?.text));
+//!     }
+//!     parts.extend(parser.finish());
+//!     Ok(parts)
+//! }
+//!
+//! # type Cpu = emberlm::NdArray<f32>;
+//! # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/nano_compact");
+//! assert!(!ask::<Cpu>(dir, "Is it raining in Oslo?", &Default::default())?.is_empty());
+//! # Ok::<(), emberlm::model::Error>(())
+//! ```
+//!
+//! A program with threads hands its requests to an engine on a thread of its own
+//! ([`EngineHandle`](model::engine::EngineHandle)):
+//!
+//! ```
+//! use std::sync::mpsc;
+//!
+//! use emberlm::model::engine::{EngineHandle, HandleOptions};
+//! use emberlm::prelude::*;
+//!
+//! /// Continues a text; from any thread.
+//! fn continue_text(handle: &EngineHandle, prompt: Vec<u32>) -> std::result::Result<String, Box<dyn std::error::Error>> {
+//!     let (sender, updates) = mpsc::channel();
+//!     let request = Request { max_tokens: 16, ..Request::new(prompt) };
+//!     // Called on the engine's thread, where it must not block; `false` cancels the request, and so does dropping the ticket.
+//!     let _ticket = handle.submit(request, move |update| sender.send(update).is_ok())?;
+//!     let mut text = String::new();
+//!     for update in updates {
+//!         match update {
+//!             EventKind::Token(piece) => text.push_str(&piece.text),
+//!             EventKind::Failed(error) => return Err(error.into()),
+//!             _ => {}
+//!         }
+//!     }
+//!     Ok(text)
+//! }
+//!
+//! # type Cpu = emberlm::NdArray<f32>;
+//! # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/crest_k4");
+//! let pretrained = Pretrained::open(dir)?;
+//! let (text, model) = (pretrained.text()?, pretrained.load::<Cpu>(&Default::default())?);
+//! let handle = EngineHandle::spawn(model, &text, EngineOptions::default(), HandleOptions::default())?;
+//! assert!(!continue_text(&handle, text.encode("Once upon a time", true)?)?.is_empty());
+//! assert!(handle.join(None), "it has ended");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! # Training
 //! [`Pretrained::trainable`](model::Pretrained::trainable) loads every matrix as plain numbers, which have gradients on `Autodiff` of a backend
 //! (`burn_autodiff`): as they are stored, 16-bit and quantised matrices have none. [`forward_uncached`](model::CausalLm::forward_uncached) is
 //! the pass, and [`Pretrained::save`](model::Pretrained::save) writes the model with its tokenizer.
+//!
+//! ```
+//! use burn_autodiff::Autodiff;
+//! use emberlm::burn::module::AutodiffModule;
+//! use emberlm::burn::nn::loss::CrossEntropyLossConfig;
+//! use emberlm::burn::optim::{AdamWConfig, GradientsParams, Optimizer};
+//! use emberlm::burn::tensor::{Int, Tensor};
+//! use emberlm::model::{ForwardOptions, LogitsFor};
+//! use emberlm::prelude::*;
+//!
+//! type Cpu = emberlm::NdArray<f32>;
+//! # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/crest_k2");
+//! # let folder = tempfile::tempdir().expect("a folder");
+//! # let to = folder.path().join("trained");
+//! let device = Default::default();
+//! let pretrained = Pretrained::open(dir)?.trainable();
+//! let text = pretrained.text()?;
+//! let mut model = pretrained.load::<Autodiff<Cpu>>(&device)?;
+//! let mut optimizer = AdamWConfig::new().init();
+//! let ids = text.encode("Once upon a time there was a fox.", true)?;
+//! let (inputs, targets) = (&ids[..ids.len() - 1], &ids[1..]);
+//! for _ in 0..2 {
+//!     let rows = model.ids(inputs)?.reshape([1, inputs.len()]);
+//!     let options = ForwardOptions { logits: LogitsFor::All, hidden: false };
+//!     let logits = model.forward_uncached(rows, options)?.logits.expect("all of them");
+//!     let targets: Vec<i64> = targets.iter().map(|&id| id.into()).collect();
+//!     let targets = Tensor::<Autodiff<Cpu>, 1, Int>::from_data(targets.as_slice(), &device);
+//!     let loss = CrossEntropyLossConfig::new().init(&device).forward(logits, targets);
+//!     let gradients = GradientsParams::from_grads(loss.backward(), &model);
+//!     model = optimizer.step(1e-4, model, gradients);
+//! }
+//! pretrained.save(&model.valid(), &to)?;
+//! # Ok::<(), emberlm::model::Error>(())
+//! ```
 //!
 //! # Where things are
 //! [`nn`] has the layers, to build and train from a config; [`model`] opens checkpoints, defines the families and generates text; [`quant`] has the number formats, the packed weights and

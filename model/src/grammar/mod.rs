@@ -4,6 +4,25 @@
 //! [`Request`](crate::engine::Request) takes one. Which tokens may come next is found by
 //! [llguidance](https://docs.rs/llguidance).
 //!
+//! ```
+//! use emberlm_model::engine::Request;
+//! use emberlm_model::grammar::GrammarCompiler;
+//! use emberlm_model::text::TextProcessor;
+//! use serde_json::json;
+//!
+//! /// A request whose answer is an object of this kind. The compiler is made once: `GrammarCompiler::new(&text)`.
+//! fn city(text: &TextProcessor, compiler: &GrammarCompiler, prompt: &str) -> emberlm_model::Result<Request> {
+//!     let schema = json!({
+//!         "type": "object",
+//!         "properties": {"name": {"type": "string"}, "people": {"type": "integer", "minimum": 0}},
+//!         "required": ["name", "people"],
+//!         "additionalProperties": false
+//!     });
+//!     let grammar = compiler.json_schema(&schema, "schema")?;
+//!     Ok(Request { grammar: Some(Box::new(grammar)), ..Request::new(text.encode(prompt, true)?) })
+//! }
+//! ```
+//!
 //! # What of JSON schema is kept
 //! Types, `properties`, `required`, `additionalProperties`, `enum`, `const`, `items`, `prefixItems`, `anyOf`, local `$ref` (JSON pointers,
 //! with and without escapes), bounds of numbers, lengths and `pattern`, and the usual formats. `oneOf` is taken as `anyOf`. Other keywords

@@ -129,7 +129,8 @@ pub struct DeltaRule<B: Backend> {
 /// [`computes_with`](Self::computes_with); results have their type. Everything else is F32 always: embedded rows, biases,
 /// weights of norms, cosines and sines, decays, recurrent and halting states, the tail of a convolution. So are all sums.
 pub trait CompactBackend: Backend {
-    /// Whether tensors made from host buffers keep reading them: then a mapped file must stay mapped and resident.
+    /// Whether tensors made from host buffers keep reading them: then a mapped file must stay mapped and resident, and packed weights may be
+    /// tensors of U8 instead of U32 words, where their bytes lie at odd places.
     const SHARES_HOST_MEMORY: bool = false;
 
     /// Up to how many of a row's largest numbers [`top_k`](Self::top_k) finds for less than reading the row back; 0 where the row

@@ -82,13 +82,13 @@ impl Storage {
     }
 
     /// How an embedding is quantised: as the head. A pass reads one row of it for each token; where it is read from its file, and not the head
-    /// itself, the rest of it takes no memory as it is stored.
+    /// itself, the rest of it takes no memory as it is stored. In memory it stays the same, so that the same text comes of it.
     pub fn embedding<B: CompactBackend>(
         self,
         architecture: &Architecture,
         quantized_layers: bool,
     ) -> Option<QuantizeOnLoad> {
-        let stays = self.head == QuantHead::Auto && !self.in_memory && is_in_place::<B>(architecture);
+        let stays = self.head == QuantHead::Auto && is_in_place::<B>(architecture);
         self.head.option(quantized_layers).filter(|_| !stays)
     }
 }

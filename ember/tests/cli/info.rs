@@ -54,6 +54,8 @@ fn an_embedding_that_is_not_the_head_stays_as_it_is_stored() {
     let (head, stored_head) = held("head", &[]);
     assert!(embedding == stored && head < stored_head, "{embedding} of {stored}, {head} of {stored_head}");
     assert!(held("embedding", &["--quant-head", "int8"]).0 < stored);
+    // Where weights lie changes no number.
+    assert_eq!(held("embedding", &["--no-mmap"]).0, stored);
 }
 
 /// What is told without loading is what a loaded model has.

@@ -332,7 +332,7 @@ fn latent_attention_in_8_bits(bencher: Bencher, context: &Context) {
 }
 
 fn latent(bencher: Bencher, p: &Attention, q: &[f32], keys: CacheSlice, key_bytes: usize) {
-    let (r, h) = (4, 128);
+    let (r, h) = (4, HIDDEN);
     let mut rng = Rng(6);
     let codes = rng.floats(p.capacity * r, 1.0);
     let hidden = Stored::new(&mut rng, Kind::F16, h, r);
@@ -347,6 +347,39 @@ fn latent(bencher: Bencher, p: &Attention, q: &[f32], keys: CacheSlice, key_byte
     measure(bencher, key_bytes + 4 * codes.len(), flops(p) + 2 * r * h * p.capacity, || {
         cpu::attention(q, &k, &v, p, &mut out);
     });
+}
+
+/// Hidden values of those codes in F16 beside keys in F16, and in 8 bits beside 8 bits.
+#[divan::bench(args = contexts(&HEADS[..1]), max_time = 2)]
+fn hidden_attention(bencher: Bencher, context: &Context) {
+    let (p, [keys, _], q) = long_context(context);
+    let values: Vec<u16> =
+        Rng(6).floats(p.capacity * HIDDEN, 1.0).iter().map(|&x| half::f16::from_f32(x).to_bits()).collect();
+    hidden(bencher, &p, &q, [CacheSlice::F16(&keys), CacheSlice::F16(&values)], 2 * (keys.len() + values.len()));
+}
+
+#[divan::bench(args = contexts(&HEADS[..1]), max_time = 2)]
+fn hidden_attention_in_8_bits(bencher: Bencher, context: &Context) {
+    let (p, [keys, _], q) = long_context(context);
+    let keys = in_8_bits(keys, p.head_dim);
+    let mut values = Eighths::zeros(p.capacity * HIDDEN, HIDDEN);
+    values.fill(&Rng(6).floats(p.capacity * HIDDEN, 1.0), HIDDEN);
+    let bytes = [&keys, &values].map(|x| x.codes.len() + 4 * x.scales.len());
+    hidden(bencher, &p, &q, [keys.slice(), values.slice()], bytes[0] + bytes[1]);
+}
+
+/// Hidden values of a decoder of lean-8b.
+const HIDDEN: usize = 128;
+
+fn hidden(bencher: Bencher, p: &Attention, q: &[f32], [keys, values]: [CacheSlice; 2], bytes: usize) {
+    let mut rng = Rng(6);
+    let output = Stored::new(&mut rng, Kind::F16, p.kv_heads * p.head_dim, HIDDEN);
+    let bias = rng.floats(p.kv_heads * p.head_dim, 1.0);
+    let output = Layer { weight: output.weight(), bias: Some(&bias) };
+    let (keys, values) = ([keys], [values]);
+    let (k, v) = (KeyValue::Plain(&keys), KeyValue::Hidden { values: &values, output: &output });
+    let mut out = q.to_vec();
+    measure(bencher, bytes, flops(p), || cpu::attention(q, &k, &v, p, &mut out));
 }
 
 /// Halves in 8 bits, on large pages.

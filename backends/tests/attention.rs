@@ -241,6 +241,41 @@ fn compressed_caches_match_the_twin() {
     }
 }
 
+/// Hidden values as keys and as values, of widths with and without whole vectors, in every format beside every format.
+#[test]
+fn hidden_values_match_the_twin() {
+    let mut rng = Rng(27);
+    let more =
+        [(1, 1, 32, 8, 128, 70, 128), (1, 2, 12, 2, 64, 130, 64), (2, 1, 9, 3, 64, 62, 48), (1, 40, 8, 2, 64, 70, 96)];
+    let shapes = (0..SHAPES.len()).map(|i| (shape(i), 16 + 3 * i));
+    let more = more.map(|(batch, seq, heads, kv_heads, head_dim, past, h)| {
+        (Attention { batch, seq, heads, kv_heads, head_dim, past, capacity: past + seq + 5, scale: 0.1 }, h)
+    });
+    for (p, h) in shapes.chain(more) {
+        let width = p.kv_heads * p.head_dim;
+        let (weight, bias) = (Stored::new(&mut rng, Kind::F16, width, h), rng.floats(width, 1.0));
+        let output = Layer { weight: weight.weight(), bias: Some(&bias) };
+        let q = rng.floats(p.batch * p.seq * p.heads * p.head_dim, 2.0);
+        let [floats, hidden] =
+            [(p.kv_heads, p.head_dim), (1, h)].map(|(heads, width)| cache(&mut rng, &p, p.batch * heads, width));
+        let halves = |x: &[f32]| x.iter().map(|&x| half::f16::from_f32(x).to_bits()).collect::<Vec<u16>>();
+        let (floats16, hidden16) = (halves(&floats), halves(&hidden));
+        let (floats8, hidden8) = (Eighths::new(&floats, p.head_dim), Eighths::new(&hidden, h));
+        let plain = [[CacheSlice::F32(&floats)], [CacheSlice::F16(&floats16)], [floats8.slice()]];
+        let hidden = [[CacheSlice::F32(&hidden)], [CacheSlice::F16(&hidden16)], [hidden8.slice()]];
+        for (i, values) in hidden.iter().enumerate() {
+            let values = KeyValue::Hidden { values, output: &output };
+            let name = |what: &str, j: usize| format!("{what}, formats {j} and {i}, {h} hidden values, {p:?}");
+            for (j, other) in plain.iter().enumerate() {
+                let other = KeyValue::Plain(other);
+                check_to(EIGHTHS, &name("values", j), &q, &other, &values, &p);
+                check_to(EIGHTHS, &name("keys", j), &q, &values, &other, &p);
+            }
+            check_to(EIGHTHS, &name("both", i), &q, &values, &values, &p);
+        }
+    }
+}
+
 /// What the other queries of a call are, of other tokens or heads, does not change a bit of a row.
 #[test]
 fn a_row_does_not_depend_on_its_neighbours() {
@@ -261,6 +296,9 @@ fn a_row_does_not_depend_on_its_neighbours() {
         let (cached, eighths, codes) = ([CacheSlice::F16(&cached)], [stored.slice()], [&codes[..]]);
         let (plain, eighths) = (KeyValue::Plain(&cached), KeyValue::Plain(&eighths));
         let compressed = KeyValue::Compressed { codes: &codes, decoder: &decoder };
+        let inner: Vec<u16> = cache(&mut rng, &p, 1, h).iter().map(|&x| half::f16::from_f32(x).to_bits()).collect();
+        let inner = [CacheSlice::F16(&inner)];
+        let hidden = KeyValue::Hidden { values: &inner, output: &decoder.output };
         let q = rng.floats(seq * heads * head_dim, 2.0);
         for row in [0, seq * heads / 2, seq * heads - 1] {
             let mut other = rng.floats(q.len(), 50.0);
@@ -272,6 +310,8 @@ fn a_row_does_not_depend_on_its_neighbours() {
                 ("v", &plain, &compressed),
                 ("k", &compressed, &plain),
                 ("v beside 8 bits", &eighths, &compressed),
+                ("hidden v", &plain, &hidden),
+                ("hidden k", &hidden, &plain),
             ] {
                 for level in Level::available() {
                     let [got, want] = [&other, &q].map(|q| {

@@ -128,6 +128,14 @@ fn parts_are_the_whole_to_the_last_bit() {
                     same(&what(&format!("{name} as keys")), &q, [&one, &whole[1]], [&more, &parts[1]], &p);
                     same(&what(&format!("{name} as both")), &q, [&one, &one], [&more, &more], &p);
                 }
+                // The codes of a linear decoder are hidden values.
+                let one = [CacheSlice::F32(&codes)];
+                let more: Vec<_> = code_parts.iter().map(|x| CacheSlice::F32(x)).collect();
+                let [one, more] = [&one[..], &more].map(|values| KeyValue::Hidden { values, output: &linear.output });
+                let coded = KeyValue::Compressed { codes: &whole_codes, decoder: &linear };
+                same(&what("hidden values"), &q, [&whole16[0], &one], [&parts16[0], &more], &p);
+                same(&what("hidden keys"), &q, [&one, &whole[1]], [&more, &parts[1]], &p);
+                same(&what("hidden values and codes"), &q, [&coded, &coded], [&one, &one], &p);
             }
         }
     }

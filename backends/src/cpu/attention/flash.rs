@@ -1,7 +1,7 @@
 //! Flash attention: online softmax over tiles of the cache.
 //!
 //! A task is a few queries of one kv head (all query heads that share its keys, a few tokens) against a range of positions; where
-//! hidden values are computed from codes, all queries of all kv heads, so that they are computed once. Per tile of positions:
+//! all heads share hidden values, all queries of all kv heads, so that they are read, or computed from codes, once. Per tile of positions:
 //! scores, the running maximum and sum of each query, then the weighted sum of values. Ranges of a long cache are merged at the
 //! end, so that one decoded token keeps every thread busy.
 
@@ -51,9 +51,11 @@ impl FlashAttention<'_> {
     /// Kv heads and queries of each that share a tile.
     fn shared(&self) -> (usize, usize) {
         let computed = [&self.keys, &self.values].into_iter().any(|source| matches!(source, Source::Codes { .. }));
+        // A few queries of all heads read what is of tokens once.
+        let read = !self.prompt && matches!(self.values, Source::Tokens { .. });
         let group = self.group().max(1);
         let rows = if self.prompt { prompt::ROWS } else { ROWS };
-        if computed { (self.p.kv_heads, self.rows.max(1)) } else { (1, (rows / group).max(1) * group) }
+        if computed || read { (self.p.kv_heads, self.rows.max(1)) } else { (1, (rows / group).max(1) * group) }
     }
 
     /// Tasks of one range of positions.

@@ -5,7 +5,6 @@ use crate::cpu::attention::ahead::Ahead;
 use crate::cpu::attention::parts::Parts;
 use crate::cpu::attention::types::Layer;
 use crate::cpu::matmul::embed::dequantize_rows;
-use crate::cpu::matmul::gemm::VECTORS;
 use crate::cpu::pool::for_each_chunk;
 use crate::cpu::simd::math::{self, Unary};
 use crate::cpu::simd::{Kernel, Simd, launch};
@@ -68,13 +67,6 @@ impl HiddenLayer {
         }
     }
 
-    /// Columns side by side in a tile of hidden values `[h / strip, TILE, strip]` that is read `strip` columns at a time: rows as long as `h`
-    /// would come from few sets of the L1 cache. `h` itself where its rows have no whole strips.
-    pub(super) fn strip<S: Simd>(&self) -> usize {
-        let strip = VECTORS * S::LANES;
-        if self.h.is_multiple_of(strip) { strip } else { self.h }
-    }
-
     /// `uᵀ [h, tile]` of codes `[count, r]`; `lanes [r, tile]` is overwritten. Columns from `count` on are of no token.
     ///
     /// # Safety
@@ -133,7 +125,7 @@ pub(super) struct TokenRows<'a> {
     pub(super) codes: &'a [f32],
     /// `[h / strip, TILE, strip]`, or `[count, h]` and longer, written.
     pub(super) u: &'a mut [f32],
-    /// Columns side by side: `h`, or [what is best](HiddenLayer::strip).
+    /// Columns side by side: `h`, or [what is best](super::tokens::strip_of).
     pub(super) strip: usize,
     /// Prefetched meanwhile.
     pub(super) ahead: Ahead,

@@ -6,7 +6,7 @@
 
 use crate::check::elements;
 use crate::cpu::Level;
-use crate::cpu::attention::types::{Attention, CodeDecoder};
+use crate::cpu::attention::types::{Attention, Layer};
 use crate::cpu::matmul::dense::{DenseRows, DenseScales};
 use crate::cpu::matmul::dequantize::Decode;
 use crate::cpu::matmul::embed::dequantize_rows;
@@ -21,10 +21,10 @@ pub(super) fn project_queries(
     level: Level,
     q: &[f32],
     rows: usize,
-    decoder: &CodeDecoder,
+    output: &Layer,
     p: &Attention,
 ) -> (Vec<f32>, Option<Vec<f32>>) {
-    let (hd, h) = (p.head_dim, decoder.output.weight.k);
+    let (hd, h) = (p.head_dim, output.weight.k);
     let mut projected = vec![0.0; elements("the projected queries", &[p.batch, p.kv_heads, rows, h])];
     let transpose = |block: &[f32], transposed: &mut [f32]| {
         for (d, row) in block.chunks_exact(h).enumerate() {
@@ -33,8 +33,8 @@ pub(super) fn project_queries(
             }
         }
     };
-    of_heads(level, [hd, h], q, rows, decoder, p, None, Some(&transpose), &mut projected);
-    let bias = decoder.output.bias.map(|bias| {
+    of_heads(level, [hd, h], q, rows, output, p, None, Some(&transpose), &mut projected);
+    let bias = output.bias.map(|bias| {
         let dot = |(i, q): (usize, &[f32])| {
             let bias = &bias[i / rows % p.kv_heads * hd..][..hd];
             q.iter().zip(bias).map(|(q, b)| q * b).sum::<f32>()
@@ -45,10 +45,10 @@ pub(super) fn project_queries(
 }
 
 /// Per kv head: `W₂ u + b₂` for every row, `[b, kv_heads, rows, head_dim]`.
-pub(super) fn project_values(level: Level, u: &[f32], rows: usize, decoder: &CodeDecoder, p: &Attention) -> Vec<f32> {
-    let (hd, h) = (p.head_dim, decoder.output.weight.k);
+pub(super) fn project_values(level: Level, u: &[f32], rows: usize, output: &Layer, p: &Attention) -> Vec<f32> {
+    let (hd, h) = (p.head_dim, output.weight.k);
     let mut values = vec![0.0; p.batch * p.kv_heads * rows * hd];
-    of_heads(level, [h, hd], u, rows, decoder, p, decoder.output.bias, None, &mut values);
+    of_heads(level, [h, hd], u, rows, output, p, output.bias, None, &mut values);
     values
 }
 
@@ -62,13 +62,13 @@ fn of_heads(
     [from, to]: [usize; 2],
     x: &[f32],
     rows: usize,
-    decoder: &CodeDecoder,
+    output: &Layer,
     p: &Attention,
     bias: Option<&[f32]>,
     change: Option<Change>,
     y: &mut [f32],
 ) {
-    let (w, hd) = (&decoder.output.weight, p.head_dim);
+    let (w, hd) = (&output.weight, p.head_dim);
     let bias = |g: usize| bias.map(|bias| &bias[g * to..(g + 1) * to]);
     let size = hd * w.k;
     if rows <= 2 * MAX_COLUMNS {

@@ -8,11 +8,13 @@ mod flash;
 mod hidden;
 mod latent;
 mod parts;
+mod products;
 mod prompt;
 mod q8;
 mod softmax;
 mod source;
 mod tile;
+mod tokens;
 mod types;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
@@ -20,6 +22,7 @@ mod vnni;
 mod words;
 
 use crate::check::{check_len, elements};
+use crate::cpu::cache::CacheSlice;
 use crate::cpu::pool::Output;
 use crate::cpu::{Level, level};
 use byte_sums::{ByteQueries, ByteSums};
@@ -61,8 +64,8 @@ pub fn attention_spans(spans: &mut [AttentionSpan]) {
         span.out = out;
         let Some(mut results) = results else { continue };
         let p = &span.shape;
-        if let KeyValue::Compressed { decoder, .. } = span.v {
-            results = latent::project_values(level, &results, *rows, decoder, p);
+        if let Some(output) = span.v.output() {
+            results = latent::project_values(level, &results, *rows, output, p);
         }
         each_row(p, |row, at| {
             span.out[at..at + p.head_dim].copy_from_slice(&results[row * p.head_dim..][..p.head_dim]);
@@ -125,7 +128,7 @@ impl Codes {
             return Codes::Computed(layer);
         }
         let (t, h) = (p.past + p.seq, layer.h);
-        let codes = Parts::of_tokens(codes, layer.r, p);
+        let codes = Parts::of_codes(codes, layer.r, p);
         let mut u = vec![0.0; elements("the hidden codes", &[p.batch, t, h])];
         for (b, u) in u.chunks_exact_mut(t * h).enumerate() {
             layer.all(level, &codes, b, u);
@@ -137,15 +140,19 @@ impl Codes {
         match (self, kv) {
             (_, KeyValue::Plain(parts)) => Source::Heads(Parts::of_heads(parts, p)),
             (Codes::Computed(layer), KeyValue::Compressed { codes, .. }) => {
-                Source::Codes { parts: Parts::of_tokens(codes, layer.r, p), layer }
+                Source::Codes { parts: Parts::of_codes(codes, layer.r, p), layer }
             }
             (Codes::Hidden(u), KeyValue::Compressed { decoder, .. }) => {
                 let width = decoder.output.weight.k;
-                Source::Tokens { parts: Parts::of_tokens(&[&u[..]], width, p), width }
+                Source::Tokens { parts: Parts::of_tokens(&[CacheSlice::F32(u)], width, p), width }
             }
             (Codes::Stored, KeyValue::Compressed { codes, decoder }) => {
-                let width = decoder.output.weight.k;
-                Source::Tokens { parts: Parts::of_tokens(codes, width, p), width }
+                let (width, codes) = (decoder.output.weight.k, codes.iter().map(|codes| CacheSlice::F32(codes)));
+                Source::Tokens { parts: Parts::of_tokens(&codes.collect::<Vec<_>>(), width, p), width }
+            }
+            (_, KeyValue::Hidden { values, output }) => {
+                let width = output.weight.k;
+                Source::Tokens { parts: Parts::of_tokens(values, width, p), width }
             }
         }
     }
@@ -171,8 +178,8 @@ impl Prepared {
                 *to = q * p.scale;
             }
         });
-        if let KeyValue::Compressed { decoder, .. } = k {
-            (grouped, prepared.bias) = latent::project_queries(level, &grouped, rows, decoder, p);
+        if let Some(output) = k.output() {
+            (grouped, prepared.bias) = latent::project_queries(level, &grouped, rows, output, p);
         }
         prepared.byte_queries = of_keys.map(|sums| sums.queries(&grouped, p.head_dim));
         prepared.queries = Some(grouped);

@@ -55,11 +55,17 @@ impl<'a> Parts<CacheSlice<'a>> {
         let token = p.batch * p.kv_heads * p.head_dim;
         Self::new(parts.iter().map(|&part| (part, part.len().checked_div(token).unwrap_or_default())))
     }
+
+    /// A vector of `width` numbers for each token.
+    pub(super) fn of_tokens(parts: &[CacheSlice<'a>], width: usize, p: &Attention) -> Self {
+        let token = p.batch * width;
+        Self::new(parts.iter().map(|&part| (part, part.len().checked_div(token).unwrap_or_default())))
+    }
 }
 
 impl<'a> Parts<&'a [f32]> {
-    /// A vector of `width` floats for each token.
-    pub(super) fn of_tokens(parts: &[&'a [f32]], width: usize, p: &Attention) -> Self {
+    /// A code of `width` floats for each token.
+    pub(super) fn of_codes(parts: &[&'a [f32]], width: usize, p: &Attention) -> Self {
         let token = p.batch * width;
         Self::new(parts.iter().map(|&part| (part, part.len().checked_div(token).unwrap_or_default())))
     }

@@ -6,9 +6,10 @@
 
 use crate::cpu::attention::ahead::Ahead;
 use crate::cpu::attention::hidden::TokenRows;
+use crate::cpu::attention::products::floats;
 use crate::cpu::attention::q8::Q8Rows;
 use crate::cpu::attention::source::{FlashAttention, Source};
-use crate::cpu::attention::tile::{FlashTask, floats, tile_codes};
+use crate::cpu::attention::tile::{FlashTask, tile_codes};
 use crate::cpu::cache::CacheSlice;
 use crate::cpu::matmul::dense;
 use crate::cpu::matmul::gemm::{VECTORS, tile};
@@ -281,9 +282,10 @@ unsafe fn load<S: Simd>(source: &Source, a: &FlashAttention, [b, head, at, count
     // SAFETY: `S` is enabled; everything is taken by checked slices.
     unsafe {
         match source {
-            Source::Heads(parts) => {
+            Source::Heads(parts) | Source::Tokens { parts, .. } => {
                 let part = parts.at(at);
-                let from = part.row(b * a.p.kv_heads + head, at) * width;
+                let group = if matches!(source, Source::Heads(_)) { b * a.p.kv_heads + head } else { b };
+                let from = part.row(group, at) * width;
                 match part.data {
                     CacheSlice::F32(data) => to.copy_from_slice(&data[from..from + count * width]),
                     CacheSlice::F16(data) => floats::<S, _>(&dense::f16(data)[from..from + count * width], to),
@@ -291,10 +293,6 @@ unsafe fn load<S: Simd>(source: &Source, a: &FlashAttention, [b, head, at, count
                         Q8Rows::new(codes, scales, width, from / width, count).floats::<S>(to);
                     }
                 }
-            }
-            Source::Tokens { parts, .. } => {
-                let part = parts.at(at);
-                to.copy_from_slice(&part.data[part.row(b, at) * width..][..count * width]);
             }
             Source::Codes { parts, layer } => {
                 let codes = tile_codes(parts, layer, b, at, count);

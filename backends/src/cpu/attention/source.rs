@@ -10,8 +10,8 @@ use crate::cpu::cache::CacheSlice;
 pub(super) enum Source<'a> {
     /// Keys or values of each head.
     Heads(Parts<CacheSlice<'a>>),
-    /// One vector for all heads, `width` floats: codes of a linear decoder, or hidden values that were computed before.
-    Tokens { parts: Parts<&'a [f32]>, width: usize },
+    /// One vector of `width` for all heads: codes of a linear decoder, or hidden values.
+    Tokens { parts: Parts<CacheSlice<'a>>, width: usize },
     /// Codes, whose hidden values are computed tile by tile.
     Codes { parts: Parts<&'a [f32]>, layer: &'a HiddenLayer },
 }
@@ -19,7 +19,12 @@ pub(super) enum Source<'a> {
 impl Source<'_> {
     /// Whether a part of it is in 8 bits.
     pub(super) fn has_8_bits(&self) -> bool {
-        matches!(self, Source::Heads(parts) if parts.any(|part| matches!(part, CacheSlice::Q8 { .. })))
+        match self {
+            Source::Heads(parts) | Source::Tokens { parts, .. } => {
+                parts.any(|part| matches!(part, CacheSlice::Q8 { .. }))
+            }
+            Source::Codes { .. } => false,
+        }
     }
 
     /// Floats of one head and position.

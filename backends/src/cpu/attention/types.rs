@@ -56,6 +56,13 @@ pub enum KeyValue<'a> {
         /// Code to keys or values.
         decoder: &'a CodeDecoder<'a>,
     },
+    /// Hidden values of the decoder of codes, and its last layer.
+    Hidden {
+        /// Parts `[b, tokens of the part, h]`, one vector per token.
+        values: &'a [CacheSlice<'a>],
+        /// Hidden values to keys or values, `[kv_heads * head_dim, h]`.
+        output: &'a Layer<'a>,
+    },
 }
 
 /// A linear layer with an optional bias.
@@ -83,18 +90,24 @@ impl CodeDecoder<'_> {
     }
 
     pub(super) fn check(&self, width: usize) {
-        assert!(self.output.weight.n == width, "the decoder gives {} values, not {width}", self.output.weight.n);
-        self.output.check();
+        self.output.check_last(width);
         if let Some((layer, _)) = &self.hidden {
             layer.check();
             let (h, k) = (layer.weight.n, self.output.weight.k);
             assert!(h == k, "the decoder's layers do not meet: {h} outputs, {k} inputs");
         }
-        assert!(self.code_dim() > 0 && self.output.weight.k > 0, "the decoder has no inputs");
+        assert!(self.code_dim() > 0, "the decoder has no inputs");
     }
 }
 
 impl Layer<'_> {
+    /// As the last one of a decoder that gives `width` values.
+    fn check_last(&self, width: usize) {
+        assert!(self.weight.n == width, "the decoder gives {} values, not {width}", self.weight.n);
+        assert!(self.weight.k > 0, "the decoder has no inputs");
+        self.check();
+    }
+
     pub(super) fn check(&self) {
         self.weight.check();
         let n = self.weight.n;
@@ -119,6 +132,22 @@ impl KeyValue<'_> {
                 let lens = codes.iter().map(|codes| codes.len());
                 check_parts("the code cache", lens, p.capacity, &[p.batch, decoder.code_dim()]);
             }
+            KeyValue::Hidden { values, output } => {
+                output.check_last(elements("the keys or values of a token", &[p.kv_heads, p.head_dim]));
+                let h = output.weight.k;
+                values.iter().for_each(|part| part.check_scales(h));
+                let lens = values.iter().map(CacheSlice::len);
+                check_parts("the cache of hidden values", lens, p.capacity, &[p.batch, h]);
+            }
+        }
+    }
+
+    /// The layer that turns what is stored, or its hidden values, into keys or values.
+    pub(super) fn output(&self) -> Option<&'_ Layer<'_>> {
+        match self {
+            KeyValue::Plain(_) => None,
+            KeyValue::Compressed { decoder, .. } => Some(&decoder.output),
+            KeyValue::Hidden { output, .. } => Some(output),
         }
     }
 }

@@ -37,31 +37,33 @@ pub fn attention(q: &[f32], k: &KeyValue, v: &KeyValue, p: &Attention, out: &mut
 /// The keys or values of all heads for token `i` of row `b`.
 fn token(kv: &KeyValue, p: &Attention, b: usize, i: usize) -> Vec<f64> {
     match kv {
-        KeyValue::Plain(parts) => {
-            let token = p.batch * p.kv_heads * p.head_dim;
-            let (part, slots, i) = part_of(parts.iter().map(|part| part.len() / token), i);
-            (0..p.kv_heads * p.head_dim)
-                .map(|j| {
-                    let (head, d) = (j / p.head_dim, j % p.head_dim);
-                    let row = (b * p.kv_heads + head) * slots + i;
-                    let at = row * p.head_dim + d;
-                    match parts[part] {
-                        CacheSlice::F32(cache) => f64::from(cache[at]),
-                        CacheSlice::F16(cache) => f16::from_bits(cache[at]).to_f64(),
-                        CacheSlice::Q8 { codes, scales } => {
-                            let block = row * p.head_dim.div_ceil(KV_BLOCK) + d / KV_BLOCK;
-                            f64::from(codes[at]) * f64::from(scales[block])
-                        }
-                    }
-                })
-                .collect()
-        }
+        KeyValue::Plain(parts) => stored(parts, [p.batch, p.kv_heads, p.head_dim], b, i),
+        KeyValue::Hidden { values, output } => apply(output, &stored(values, [p.batch, 1, output.weight.k], b, i)),
         KeyValue::Compressed { codes, decoder } => {
             let r = decoder.code_dim();
             let (part, slots, i) = part_of(codes.iter().map(|part| part.len() / (p.batch * r)), i);
             decode(&codes[part][(b * slots + i) * r..][..r], decoder)
         }
     }
+}
+
+/// The vectors of all heads for token `i` of row `b` of a cache `[batch, heads, tokens, width]` in parts.
+fn stored(parts: &[CacheSlice], [batch, heads, width]: [usize; 3], b: usize, i: usize) -> Vec<f64> {
+    let (part, slots, i) = part_of(parts.iter().map(|part| part.len() / (batch * heads * width)), i);
+    let number = |j: usize| {
+        let (head, d) = (j / width, j % width);
+        let row = (b * heads + head) * slots + i;
+        let at = row * width + d;
+        match parts[part] {
+            CacheSlice::F32(cache) => f64::from(cache[at]),
+            CacheSlice::F16(cache) => f16::from_bits(cache[at]).to_f64(),
+            CacheSlice::Q8 { codes, scales } => {
+                let block = row * width.div_ceil(KV_BLOCK) + d / KV_BLOCK;
+                f64::from(codes[at]) * f64::from(scales[block])
+            }
+        }
+    };
+    (0..heads * width).map(number).collect()
 }
 
 /// Which of the parts holds token `i`, how many it holds, and which of them it is.

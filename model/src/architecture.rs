@@ -32,11 +32,39 @@ impl Architecture {
                 state: [dims.num_value_heads, dims.key_head_dim, dims.value_head_dim],
             };
         }
-        let stored = |target| match self.kv_compression.as_ref().and_then(|c| c.codec(layer, target)) {
-            Some(codec) => KvShape::Codes { count: config.kv_dim() / codec.width, width: codec.code_dim },
+        let stored = |target| match self.kv_compression.as_ref().and_then(|c| Some((c, c.codec(layer, target)?))) {
+            Some((compression, codec)) => {
+                let count = config.kv_dim() / codec.width;
+                match compression.cached_hidden(codec) {
+                    Some(width) => KvShape::Heads { heads: count, width },
+                    None => KvShape::Codes { count, width: codec.code_dim },
+                }
+            }
             None => KvShape::Heads { heads: config.num_key_value_heads, width: config.head_dim },
         };
         LayerCacheShape::Attention { k: stored(KvTarget::Key), v: stored(KvTarget::Value) }
+    }
+
+    /// Caches hidden values of decoders in place of codes: see [`KvCompression::cache_hidden`].
+    ///
+    /// # Errors
+    /// [`Error::Option`] when no layer has a decoder whose hidden values are fewer than what they stand for; nothing is changed then.
+    pub fn cache_hidden(&mut self) -> Result<()> {
+        if let Some(compression) = &mut self.kv_compression {
+            let hidden = KvCompression { cache_hidden: true, ..compression.clone() };
+            if hidden
+                .layers
+                .values()
+                .flat_map(|codecs| codecs.values())
+                .any(|codec| hidden.cached_hidden(codec).is_some())
+            {
+                *compression = hidden;
+                return Ok(());
+            }
+        }
+        let message =
+            "is given, but this model caches no codes whose hidden values are fewer than what they stand for".into();
+        Err(Error::Option { option: "cache_hidden".into(), message })
     }
 
     /// Checks that there are ids, and that every one is in the vocabulary.

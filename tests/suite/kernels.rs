@@ -255,16 +255,23 @@ pub fn attention<B: CompactBackend>(device: &B::Device) {
             let (k, v) = (store(hd, kv_heads, format), store(hd, kv_heads, format));
             let codes = store(4, 1, KvFormat::F32);
             let head_codes = store(4, kv_heads, KvFormat::F32);
+            let (inner, inner_heads) = (store(24, 1, format), store(8, kv_heads, format));
             let q: Tensor<B, 4> = tensor(&mut random, [b, s, heads, hd], device);
             let [gelu, flat, per_head] = decoders::<B>(&mut random, kv_heads, hd, device);
             let compressed = |decoder| KeyValue::Compressed { codes: (&codes).into(), decoder, rotary: None };
             let by_head = KeyValue::Compressed { codes: (&head_codes).into(), decoder: &per_head, rotary: None };
             let shape = AttentionShape { past, kv_heads, scale: 0.25 };
+            let hidden = KeyValue::Hidden { values: (&inner).into(), output: &gelu.output, rotary: None };
+            let hidden_by_head =
+                KeyValue::Hidden { values: (&inner_heads).into(), output: &per_head.output, rotary: None };
             for (name, k, v) in [
                 ("plain", KeyValue::Plain((&k).into()), KeyValue::Plain((&v).into())),
                 ("values compressed", KeyValue::Plain((&k).into()), compressed(&gelu)),
                 ("both compressed", compressed(&gelu), compressed(&flat)),
                 ("a code per head", by_head, KeyValue::Plain((&v).into())),
+                ("hidden values", KeyValue::Plain((&k).into()), hidden),
+                ("hidden keys", hidden, KeyValue::Plain((&v).into())),
+                ("hidden values of each head", KeyValue::Plain((&k).into()), hidden_by_head),
             ] {
                 let kv = CachedKv { k, v, shape };
                 let (got, expected) = (B::cached_attention(q.clone(), kv), reference::attention(q.clone(), kv));

@@ -12,6 +12,7 @@ pub mod fine_tuning;
 pub mod fixture;
 pub mod golden;
 pub mod handle;
+pub mod hidden_cache;
 pub mod initial;
 pub mod invariants;
 pub mod kernels;
@@ -50,6 +51,7 @@ macro_rules! whole_suite {
                 memory_is_asked_for_first, a_text_that_has_begun_is_not_lost_for_want_of_room;
             draft: texts_are_those_without, budgets_hold, none_are_made_while_a_text_waits, states_before_drafts_are_counted,
                 what_cannot_be_drafted;
+            hidden_cache: hidden_values_are_codes, hidden_values_before_rotation;
             handle: updates_are_those_of_the_engine, the_queue_is_bounded, tickets_cancel_where_the_request_is, sinks_cancel_and_may_panic,
                 requests_are_checked_at_once, a_panic_stops_the_engine, a_model_without_numbers_fails_its_requests, drained_and_shut_down;
             prefix: cached_is_uncached, a_conversation_computes_its_last_turn, where_a_request_leaves_an_entry, choices_read_their_prompt_once,
@@ -75,6 +77,7 @@ macro_rules! whole_suite {
                 $(#[ignore = $why])? snapshot_is_untouched, $(#[ignore = $why])? reset_is_new, last_is_the_last_of_all, depth_set_is_depth_opened, forward_errors;
             depth: $(#[ignore = $why])? spans_are_as_deep_as_alone, $(#[ignore = $why])? depth_asked_for_is_depth_opened;
             eight_bits: as_on_the_processor;
+            hidden_cache: hidden_values_are_codes, hidden_values_before_rotation;
             kernels: as_on_the_processor, attention_over_parts, store_beyond_half_precision;
             choice: top_k, tokens_are_those_of_all_logits, logits_that_are_no_numbers;
             prefix: cached_is_uncached;

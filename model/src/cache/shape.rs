@@ -27,11 +27,11 @@ pub enum LayerCacheShape {
 /// What is stored per token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvShape {
-    /// One vector of `width` for each of `heads`, in the cache's format.
+    /// One vector of `width` for each of `heads`, in the cache's format: keys and values, or hidden values of their codes.
     Heads {
-        /// Key-value heads.
+        /// Key-value heads; one where all of them share hidden values.
         heads: usize,
-        /// Head size.
+        /// Head size, or hidden values.
         width: usize,
     },
     /// `count` codes of `width` numbers, always F32: they are a few bytes and stand for whole vectors.

@@ -130,9 +130,17 @@ pub struct KvCompression {
     pub activation: CodeActivation,
     /// Where keys are compressed.
     pub k_stage: KStage,
+    /// Whether hidden values of the decoders are cached in place of codes, in the format of the cache, where they are fewer than what they stand
+    /// for: more memory, and less to compute for every token.
+    pub cache_hidden: bool,
 }
 
 impl KvCompression {
+    /// Hidden values that are cached for every code of a codec; none where the codes are.
+    pub fn cached_hidden(&self, codec: &KvCodec) -> Option<usize> {
+        codec.hidden_dim.filter(|&hidden| self.cache_hidden && hidden < codec.width)
+    }
+
     /// With what is said; what the tensors show stays.
     #[must_use]
     pub fn with(mut self, overrides: KvOverrides) -> Self {
@@ -175,6 +183,7 @@ impl KvCompression {
             layers: found.layers.clone(),
             activation: stated.activation.unwrap_or(CodeActivation::Gelu),
             k_stage: stated.k_stage.unwrap_or(KStage::PostRope),
+            cache_hidden: false,
         }))
     }
 }

@@ -278,13 +278,13 @@ impl<B: CompactBackend> Attention<B> {
     }
 }
 
-fn key_value<'a, B: Backend>(
+fn key_value<'a, B: CompactBackend>(
     parts: KvParts<'a, B>,
     compressor: &'a Option<KvCompressor<B>>,
     rotary: Option<&'a Rotary<B>>,
 ) -> KeyValue<'a, B> {
     match compressor {
-        Some(compressor) => KeyValue::Compressed { codes: parts, decoder: &compressor.decoder, rotary },
+        Some(compressor) => compressor.key_value(parts, rotary),
         None => KeyValue::Plain(parts),
     }
 }

@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use emberlm_quant::CompactBackend;
-use emberlm_quant::kv::CodeDecoder;
+use emberlm_quant::kv::{CodeDecoder, KeyValue, KvParts, Rotary, activate};
 use emberlm_quant::modules::{Linear, LinearConfig};
 
 use crate::config::{CodeActivation, KvCodec, KvCompression};
@@ -23,6 +23,8 @@ pub struct KvCompressor<B: Backend> {
     /// `r -> width`.
     pub decoder: CodeDecoder<B>,
     width: usize,
+    /// Whether the decoder's hidden values are cached in place of codes.
+    cache_hidden: bool,
 }
 
 impl KvCodec {
@@ -36,6 +38,7 @@ impl KvCodec {
             encoder: linear(width, code, self.encoder_bias),
             decoder: CodeDecoder { hidden, activation, output },
             width,
+            cache_hidden: false,
         }
     }
 }
@@ -47,15 +50,30 @@ impl<B: CompactBackend> KvCompressor<B> {
             None => (None, loader.linear("decoder")?),
         };
         let (encoder, width) = (loader.linear("encoder")?, codec.width);
-        Ok(Self { encoder, decoder: CodeDecoder { hidden, activation: compression.activation, output }, width })
+        let decoder = CodeDecoder { hidden, activation: compression.activation, output };
+        Ok(Self { encoder, decoder, width, cache_hidden: compression.cached_hidden(codec).is_some() })
     }
 
-    /// Codes of new keys or values.
+    /// What is cached of new keys or values: codes, or hidden values.
     ///
     /// # Shapes
-    /// `[b, s, kv_heads, head_dim] -> [b, s, codes, r]`
+    /// `[b, s, kv_heads, head_dim] -> [b, s, codes, r or h]`
     pub(crate) fn encode(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let [b, s, heads, head_dim] = x.dims();
-        self.encoder.forward(B::reshape(x, [b, s, heads * head_dim / self.width, self.width]))
+        let codes = self.encoder.forward(B::reshape(x, [b, s, heads * head_dim / self.width, self.width]));
+        match &self.decoder.hidden {
+            Some(hidden) if self.cache_hidden => activate(hidden.forward(codes), self.decoder.activation),
+            _ => codes,
+        }
+    }
+
+    /// What is cached, as attention reads it.
+    pub(crate) fn key_value<'a>(&'a self, parts: KvParts<'a, B>, rotary: Option<&'a Rotary<B>>) -> KeyValue<'a, B> {
+        let decoder = &self.decoder;
+        if self.cache_hidden {
+            KeyValue::Hidden { values: parts, output: &decoder.output, rotary }
+        } else {
+            KeyValue::Compressed { codes: parts, decoder, rotary }
+        }
     }
 }

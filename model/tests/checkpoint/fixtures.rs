@@ -233,7 +233,8 @@ fn compressors_of_the_fixtures() {
         let layers: BTreeMap<_, _> = layers.iter().map(|l| (*l, codecs.clone())).collect();
         let resolved =
             KvCompression::resolve(config.kv_compression.as_ref(), weights.discovered_kv_compression()).expect(name);
-        let expected = KvCompression { layers, activation: CodeActivation::Gelu, k_stage: KStage::PostRope };
+        let expected =
+            KvCompression { layers, activation: CodeActivation::Gelu, k_stage: KStage::PostRope, cache_hidden: false };
         assert_eq!(resolved, Some(expected), "{name}");
         // A config without the object finds the same.
         let silent = KvCompression::resolve(None, weights.discovered_kv_compression()).expect(name);

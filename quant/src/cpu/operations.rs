@@ -275,6 +275,9 @@ fn needs_decoding<B: HostTensors>(kv: &KeyValue<'_, B>) -> bool {
             let split = decoder.hidden.iter().chain([&decoder.output]).any(split::in_parts);
             rotary.is_some() || codes.own.dims()[1] > 1 || split
         }
+        KeyValue::Hidden { values, output, rotary } => {
+            rotary.is_some() || values.own.dims()[1] > 1 || split::in_parts(output)
+        }
     }
 }
 
@@ -289,6 +292,10 @@ fn with_key_value<B: HostTensors, T>(
         KeyValue::Compressed { decoder, .. } => {
             let codes = numbers.codes();
             with_decoder(decoder, |decoder| f(cpu::KeyValue::Compressed { codes: &codes, decoder }))
+        }
+        KeyValue::Hidden { output, .. } => {
+            let values = &numbers.slices();
+            HeldLinear::new(output).with(|output| f(cpu::KeyValue::Hidden { values, output: &output }))
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::ops::{
     store_kv_one_by_one,
 };
 use crate::packed::PackedWeight;
-use crate::reference::gathered;
+use crate::reference::{gathered, read_store};
 
 pub(super) fn store_kv<R: CubeRuntime>(store: KvStore<Cube<R>>, new: Tensor<Cube<R>, 4>, at: usize) -> KvStore<Cube<R>>
 where
@@ -196,24 +196,35 @@ where
     /// The first `t` tokens. Codes are decoded up to the last layer if all heads share a code and there is a `piece`, in multiples of which units
     /// can share rows, else wholly.
     fn new(kv: KeyValue<'a, Cube<R>>, t: usize, kv_heads: usize, head_dim: usize, piece: Option<usize>) -> Self {
-        let (decoder, rotary) = match kv {
-            KeyValue::Plain(parts) => return Self::plain(&gathered(parts)),
-            KeyValue::Compressed { decoder, rotary, .. } => (decoder, rotary),
-        };
-        let KvStore::F32(codes) = gathered(kv.parts()) else { unreachable!("codes are stored as F32") };
-        let codes = first(codes, 2, t).swap_dims(1, 2); // [b, t, 1 or kv_heads, r]
-        let [b, _, count, r] = codes.dims();
-        let inner = hidden(Cube::<R>::reshape(codes, [b * t * count, r]), decoder);
-        let width = inner.dims()[1];
+        let Some((output, rotary)) = kv.output() else { return Self::plain(&gathered(kv.parts())) };
+        let stored = gathered(kv.parts());
+        let [b, count, capacity, _] = stored.dims();
+        let width = output.weight.shape()[1];
         // What the kernel takes beside keys or values of such widths, with a piece for each of its units.
         let whole = |piece| [width, head_dim].iter().all(|width| width.is_multiple_of(piece) && width / piece <= 256);
-        if piece.is_some_and(whole) && count == 1 && rotary.is_none() {
+        let moves = piece.is_some_and(whole) && count == 1 && rotary.is_none();
+        if moves && let KeyValue::Hidden { .. } = kv {
+            let rows = KvRows::of_store(data(&stored), count, capacity, width);
+            return Self { rows: KvRows { head_stride: 0, ..rows }, width, last: Some(output) };
+        }
+        let numbers = match stored {
+            KvStore::F32(numbers) => first(numbers, 2, t),
+            words => read_store(&words, t),
+        };
+        let numbers = numbers.swap_dims(1, 2); // [b, t, 1 or kv_heads, r or h]
+        let stored_width = numbers.dims()[3];
+        let numbers = Cube::<R>::reshape(numbers, [b * t * count, stored_width]);
+        let inner = match kv {
+            KeyValue::Compressed { decoder, .. } => hidden(numbers, decoder),
+            KeyValue::Plain(_) | KeyValue::Hidden { .. } => numbers,
+        };
+        if moves {
             let data = CacheBuffer::F32(buffer(&floats(inner)));
             let (batch_stride, token_stride) = (t * width, width);
             let rows = KvRows { data, batch_stride, head_stride: 0, token_stride };
-            return Self { rows, width, last: Some(&decoder.output) };
+            return Self { rows, width, last: Some(output) };
         }
-        let decoded = Cube::<R>::reshape(decoder.output.forward(inner), [b, t, kv_heads, head_dim]);
+        let decoded = Cube::<R>::reshape(output.forward(inner), [b, t, kv_heads, head_dim]);
         let decoded = match rotary {
             Some(rotary) => Cube::<R>::rotary(decoded, rotary),
             None => decoded,

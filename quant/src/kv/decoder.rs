@@ -1,6 +1,8 @@
 //! The decoder of compressed keys or values.
 
 use burn::module::Module;
+use burn::tensor::Tensor;
+use burn::tensor::activation::{gelu, gelu_approximate, relu, silu};
 use burn::tensor::backend::Backend;
 
 pub use emberlm_backends::types::CodeActivation;
@@ -17,4 +19,14 @@ pub struct CodeDecoder<B: Backend> {
     pub activation: CodeActivation,
     /// `h -> kv_heads * head_dim`, or `head_dim`.
     pub output: Linear<B>,
+}
+
+/// The activation of a hidden layer, number by number.
+pub fn activate<B: Backend, const D: usize>(x: Tensor<B, D>, activation: CodeActivation) -> Tensor<B, D> {
+    match activation {
+        CodeActivation::Gelu => gelu(x),
+        CodeActivation::GeluTanh => gelu_approximate(x),
+        CodeActivation::Silu => silu(x),
+        CodeActivation::Relu => relu(x),
+    }
 }

@@ -7,7 +7,9 @@ mod store;
 
 use burn::tensor::backend::Backend;
 
-pub use decoder::{CodeActivation, CodeDecoder};
+use crate::layers::Linear;
+
+pub use decoder::{CodeActivation, CodeDecoder, activate};
 pub use emberlm_backends::types::{KV_TILE, KvFormat};
 pub use parts::KvParts;
 pub use rotary::Rotary;
@@ -27,6 +29,15 @@ pub enum KeyValue<'a, B: Backend> {
         /// Rotation of the decoded keys for positions `0..past + s`, when keys were compressed before it.
         rotary: Option<&'a Rotary<B>>,
     },
+    /// Stored as hidden values of such a decoder, `h` of each code.
+    Hidden {
+        /// `[b, 1 or kv_heads, capacity, h]`.
+        values: KvParts<'a, B>,
+        /// The last layer of the decoder.
+        output: &'a Linear<B>,
+        /// As for codes.
+        rotary: Option<&'a Rotary<B>>,
+    },
 }
 
 // Not derived: that would ask for `B: Copy`.
@@ -39,10 +50,20 @@ impl<B: Backend> Clone for KeyValue<'_, B> {
 impl<B: Backend> Copy for KeyValue<'_, B> {}
 
 impl<'a, B: Backend> KeyValue<'a, B> {
-    /// What is stored, be it keys, values or codes.
+    /// What is stored, be it keys, values, codes or hidden values.
     pub fn parts(&self) -> KvParts<'a, B> {
         match *self {
-            Self::Plain(parts) | Self::Compressed { codes: parts, .. } => parts,
+            Self::Plain(parts) | Self::Compressed { codes: parts, .. } | Self::Hidden { values: parts, .. } => parts,
+        }
+    }
+
+    /// The layer that turns what is stored, or its hidden values, into keys or values, and their rotation.
+    #[cfg(feature = "cube")]
+    pub(crate) fn output(&self) -> Option<(&'a Linear<B>, Option<&'a Rotary<B>>)> {
+        match *self {
+            Self::Plain(_) => None,
+            Self::Compressed { decoder, rotary, .. } => Some((&decoder.output, rotary)),
+            Self::Hidden { output, rotary, .. } => Some((output, rotary)),
         }
     }
 }

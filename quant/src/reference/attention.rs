@@ -1,12 +1,12 @@
 //! The key-value store and grouped-query attention.
 
 use burn::module::Param;
-use burn::tensor::activation::{gelu, gelu_approximate, relu, silu, softmax};
+use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 
 use super::{linear, rotary, unpack_f16, unpack_i8};
-use crate::kv::{CodeActivation, CodeDecoder, KeyValue, KvParts, KvStore};
+use crate::kv::{CodeDecoder, KeyValue, KvParts, KvStore, Rotary, activate};
 use crate::modules::Linear;
 use crate::ops::{AttentionShape, CachedKv};
 use emberlm_backends::types::KV_BLOCK;
@@ -107,19 +107,31 @@ fn future<B: Backend>(s: usize, past: usize, device: &B::Device) -> Tensor<B, 2,
 fn rows<B: Backend>(kv: KeyValue<'_, B>, t: usize, kv_heads: usize) -> Tensor<B, 4> {
     match kv {
         KeyValue::Plain(parts) => read(parts, t),
-        KeyValue::Compressed { codes, decoder, rotary: positions } => {
-            let codes = read(codes, t).swap_dims(1, 2); // [b, t, 1 or kv_heads, r]
-            let [b, _, count, r] = codes.dims();
-            let decoded = decode(codes.reshape([b * t * count, r]), decoder);
-            let head_dim = decoded.dims()[1] * count / kv_heads;
-            let decoded = decoded.reshape([b, t, kv_heads, head_dim]);
-            let decoded = match positions {
-                Some(positions) => rotary(decoded, positions),
-                None => decoded,
-            };
-            decoded.swap_dims(1, 2)
+        KeyValue::Compressed { codes, decoder, rotary } => {
+            expanded(read(codes, t), |codes| decode(codes, decoder), kv_heads, rotary)
+        }
+        KeyValue::Hidden { values, output, rotary } => {
+            expanded(read(values, t), |values| apply(output, values), kv_heads, rotary)
         }
     }
+}
+
+/// `[b, kv_heads, t, head_dim]` of what stands for it, `[b, 1 or kv_heads, t, width]`.
+fn expanded<B: Backend>(
+    stored: Tensor<B, 4>,
+    decode: impl FnOnce(Tensor<B, 2>) -> Tensor<B, 2>,
+    kv_heads: usize,
+    positions: Option<&Rotary<B>>,
+) -> Tensor<B, 4> {
+    let [b, count, t, width] = stored.dims();
+    let decoded = decode(stored.swap_dims(1, 2).reshape([b * t * count, width]));
+    let head_dim = decoded.dims()[1] * count / kv_heads;
+    let decoded = decoded.reshape([b, t, kv_heads, head_dim]);
+    let decoded = match positions {
+        Some(positions) => rotary(decoded, positions),
+        None => decoded,
+    };
+    decoded.swap_dims(1, 2)
 }
 
 /// The numbers of the first `t` tokens, `[b, heads, t, width]`.
@@ -137,7 +149,7 @@ fn read<B: Backend>(parts: KvParts<'_, B>, t: usize) -> Tensor<B, 4> {
 }
 
 /// The numbers of the first `t` tokens of one part.
-fn read_store<B: Backend>(store: &KvStore<B>, t: usize) -> Tensor<B, 4> {
+pub(crate) fn read_store<B: Backend>(store: &KvStore<B>, t: usize) -> Tensor<B, 4> {
     match store {
         KvStore::F32(data) => data.clone().slice_dim(2, 0..t),
         KvStore::F16(words) => numbers_of(words.clone().slice_dim(2, 0..t)),
@@ -174,20 +186,15 @@ pub(crate) fn gathered<B: Backend>(parts: KvParts<'_, B>) -> KvStore<B> {
 }
 
 fn decode<B: Backend>(codes: Tensor<B, 2>, decoder: &CodeDecoder<B>) -> Tensor<B, 2> {
-    let apply = |layer: &Linear<B>, x| linear(x, &layer.weight, layer.bias.as_ref().map(Param::val));
     let hidden = match &decoder.hidden {
-        Some(layer) => {
-            let x = apply(layer, codes);
-            match decoder.activation {
-                CodeActivation::Gelu => gelu(x),
-                CodeActivation::GeluTanh => gelu_approximate(x),
-                CodeActivation::Silu => silu(x),
-                CodeActivation::Relu => relu(x),
-            }
-        }
+        Some(layer) => activate(apply(layer, codes), decoder.activation),
         None => codes,
     };
     apply(&decoder.output, hidden)
+}
+
+fn apply<B: Backend>(layer: &Linear<B>, x: Tensor<B, 2>) -> Tensor<B, 2> {
+    linear(x, &layer.weight, layer.bias.as_ref().map(Param::val))
 }
 
 /// `[b, kv_heads, t, d] -> [b, kv_heads * times, t, d]`, each head `times` times in a row.

@@ -8,9 +8,9 @@ mod norm;
 mod top_k;
 mod unpack;
 
-#[cfg(feature = "cube")]
-pub(crate) use attention::gathered;
 pub use attention::{attention, store_kv};
+#[cfg(feature = "cube")]
+pub(crate) use attention::{gathered, read_store};
 pub use delta::{causal_conv1d_silu, delta_gates, gated_delta_rule};
 pub use halting::halt_step;
 pub use linear::{embed, linear, swiglu_mlp};

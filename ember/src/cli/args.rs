@@ -25,6 +25,7 @@ const FLAGS: &[(&str, &str)] = &[
     ("skip", "--skip"),
     ("min_cosine", "--min-cosine"),
     ("bits", "--bits"),
+    ("cache_hidden", "--cache-hidden"),
 ];
 
 /// An error about an option of the library, as one about the flag that set it; others stay as they are.
@@ -67,6 +68,11 @@ pub struct ModelArgs {
     /// the files may change afterwards
     #[arg(long)]
     pub no_mmap: bool,
+
+    /// Cache hidden values of compressed keys and values (LeanLlama) instead of their codes: less to compute for every cached token, in several times the
+    /// memory of codes. They have the number format of the cache
+    #[arg(long)]
+    pub cache_hidden: bool,
 
     /// Quantise the dense linear layers while loading [default: none; for a short name what the model's card recommends]
     #[arg(long, value_enum, value_name = "FORMAT")]

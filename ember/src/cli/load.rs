@@ -33,7 +33,12 @@ pub fn open(model: &ModelArgs, depth: &DepthArgs) -> Result<Pretrained> {
         output::note(&format!("{}: --quant {}, as its card recommends", name.display(), quant.name()));
     }
     let opened = opened.map_err(anyhow::Error::from);
-    opened.and_then(|pretrained| pretrained.depth(&depth.overrides()).map_err(by_flag)).with_context(|| {
+    let opened = opened.and_then(|pretrained| pretrained.depth(&depth.overrides()).map_err(by_flag));
+    let opened = opened.and_then(|pretrained| match model.cache_hidden {
+        true => pretrained.cache_hidden().map_err(by_flag),
+        false => Ok(pretrained),
+    });
+    opened.with_context(|| {
         let name = model.model.as_ref().map_or_else(|| "demo model".into(), |path| format!("model {}", path.display()));
         format!("cannot open the {name}{}", depth.given())
     })

@@ -253,6 +253,30 @@ fn drafts_do_not_change_the_text() {
     assert!(ended.stderr.contains("cannot be used with"), "{}", ended.stderr);
 }
 
+/// Hidden values are what codes become: the same text, from a larger cache; not of a model without codes.
+#[test]
+fn hidden_values_in_the_cache() {
+    let exact =
+        ["--activations", "f32", "--quant-head", "none", "--cache-type", "f32", "-n", "60", "--ignore-eos", "--greedy"];
+    for name in ["leanllama", "leanllama_kv"] {
+        let [codes, hidden] = [&[][..], &["--cache-hidden"]].map(|flags| report(name, &[&exact[..], flags].concat()));
+        assert_eq!(hidden["tokens"], codes["tokens"], "{name}");
+        let per_token = |flags: &[&str]| {
+            let model = model(name);
+            let ended = ember(["info", model.to_str().expect("UTF-8"), "--json"].iter().chain(flags)).with_code(0);
+            let told: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+            told["cache"]["bytes_per_token"]["f16"].as_u64().expect("bytes")
+        };
+        let [codes, hidden] = [&[][..], &["--cache-hidden"]].map(per_token);
+        assert!(hidden > codes, "{name}: {hidden} bytes, with codes {codes}");
+    }
+    for command in ["generate", "bench"] {
+        let prompt = if command == "generate" { &["-p", "x"][..] } else { &[] };
+        let ended = ember([command, "--cache-hidden"].iter().chain(prompt)).with_code(1);
+        assert!(ended.stderr.contains("--cache-hidden is given, but this model caches no codes"), "{}", ended.stderr);
+    }
+}
+
 /// A limit of drafts that are not made would do nothing.
 #[test]
 fn a_limit_of_drafts_needs_drafts() {

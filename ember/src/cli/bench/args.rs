@@ -25,6 +25,10 @@ pub struct BenchArgs {
     #[arg(long, conflicts_with = "shape")]
     pub no_mmap: bool,
 
+    /// Cache hidden values of compressed keys and values (LeanLlama) instead of their codes
+    #[arg(long)]
+    pub cache_hidden: bool,
+
     /// Random weights of a known shape (bench-1b, crest-2b, crest-11b, sky-lite, lean-8b, nano-3b) or of a config.json
     #[arg(long, value_name = "NAME|FILE.json")]
     pub shape: Option<String>,

@@ -103,7 +103,12 @@ fn bench<B: CompactBackend>(args: &BenchArgs, device: &OpenDevice<B>) -> Result<
 
 /// Names flags where the library names options.
 fn by_flag(error: emberlm::model::Error) -> anyhow::Error {
-    by_flag_of(&[("crest.num_steps", "--force-steps"), ("crest.halt_threshold", "--threshold")], error)
+    let flags = [
+        ("crest.num_steps", "--force-steps"),
+        ("crest.halt_threshold", "--threshold"),
+        ("cache_hidden", "--cache-hidden"),
+    ];
+    by_flag_of(&flags, error)
 }
 
 /// Above four times the last-level cache of the machines that this is used on, in bytes.
@@ -129,7 +134,10 @@ fn load<B: CompactBackend>(args: &BenchArgs, depth: &CrestOverrides, device: &Op
             }
             None => demo::open()?,
         };
-        let pretrained = pretrained.depth(depth).map_err(by_flag)?;
+        let mut pretrained = pretrained.depth(depth).map_err(by_flag)?;
+        if args.cache_hidden {
+            pretrained = pretrained.cache_hidden().map_err(by_flag)?;
+        }
         fits(args, pretrained.architecture())?;
         let pretrained = load::prepare(pretrained, storage, device)?;
         let plan = pretrained.plan::<B>(&device.device)?;
@@ -137,7 +145,10 @@ fn load<B: CompactBackend>(args: &BenchArgs, depth: &CrestOverrides, device: &Op
         let known_ids = pretrained.architecture().config.vocab_size;
         return Ok(Loaded { name, plan, model: pretrained.load(&device.device)?, known_ids });
     };
-    let architecture = shapes::shape(&name, depth).map_err(by_flag)?;
+    let mut architecture = shapes::shape(&name, depth).map_err(by_flag)?;
+    if args.cache_hidden {
+        architecture.cache_hidden().map_err(by_flag)?;
+    }
     fits(args, &architecture)?;
     // The storage that the family is published in, unless another one is asked for.
     let nano = architecture.config.family == Family::Qwen2 && quantize.is_none() && name.starts_with("nano");

@@ -122,6 +122,7 @@ fn open(args: &DiffArgs, path: &std::path::Path) -> Result<Pretrained> {
         model: Some(path.to_owned()),
         allow_links: args.allow_links,
         no_mmap: false,
+        cache_hidden: false,
         quant: Some(Quant::NONE),
         quant_head: QuantHead::As(Quant::NONE),
         hub: args.hub.clone(),

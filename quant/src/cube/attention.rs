@@ -194,7 +194,7 @@ where
     R::Device: DeviceOps,
 {
     /// The first `t` tokens. Codes are decoded up to the last layer if all heads share a code and there is a `piece`, in multiples of which units
-    /// can share rows, else wholly.
+    /// can share rows, else wholly; stored hidden values are then read as they are.
     fn new(kv: KeyValue<'a, Cube<R>>, t: usize, kv_heads: usize, head_dim: usize, piece: Option<usize>) -> Self {
         let Some((output, rotary)) = kv.output() else { return Self::plain(&gathered(kv.parts())) };
         let stored = gathered(kv.parts());

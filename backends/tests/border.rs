@@ -182,4 +182,14 @@ fn caches_whose_shapes_wrap_around() {
         let v = KeyValue::Compressed { codes: &[], decoder: &decoder };
         cpu::attention(&two, &k, &v, &shape(1, 1, 0, 1), &mut [0.0; 2]);
     });
+    let hidden = |n: usize, values: CacheSlice| {
+        let (output, cache) = (Layer { weight: f32_weight(n, 1, &two), bias: None }, [CacheSlice::F32(&two)]);
+        let (k, v) = (KeyValue::Plain(&cache), KeyValue::Hidden { values: &[values], output: &output });
+        cpu::attention(&two, &k, &v, &shape(1, 1, 0, 1), &mut [0.0; 2]);
+    };
+    refused("hidden values", "the cache of hidden values", || hidden(2, CacheSlice::F32(&two)));
+    refused("scales of hidden values", "the scales of the cache", || {
+        hidden(2, CacheSlice::Q8 { codes: &[1], scales: &[] })
+    });
+    refused("the last layer", "the decoder gives 1 values, not 2", || hidden(1, CacheSlice::F32(&two[..1])));
 }

@@ -167,6 +167,14 @@ fn caches_and_attention() {
         let (halves, floats, codes) = ([CacheSlice::F16(&halves)], [CacheSlice::F32(&floats)], [&codes[..]]);
         let (halves, floats) = (KeyValue::Plain(&halves), KeyValue::Plain(&floats));
         let compressed = KeyValue::Compressed { codes: &codes, decoder: &decoder };
+        let (one, h) = (layer(&last), if past == 130 { 64 } else { inner });
+        let wide = Stored::tight(&mut rng, Kind::F16, kv_heads * head_dim, 64);
+        let output = if h == 64 { layer(&wide) } else { one };
+        let hidden = rng.floats(t * h, 1.0).into_boxed_slice();
+        let hidden16: Box<[u16]> = hidden.iter().map(|&x| f16::from_f32(x).to_bits()).collect();
+        let hidden8 = Eighths::new(&hidden, h);
+        let hidden = [[CacheSlice::F32(&hidden)], [CacheSlice::F16(&hidden16)], [hidden8.slice()]];
+        let [hidden, hidden16, hidden8] = hidden.each_ref().map(|values| KeyValue::Hidden { values, output: &output });
         let stored = Eighths::new(&src, head_dim);
         let eighths = [stored.slice()];
         let eighths = KeyValue::Plain(&eighths);
@@ -175,6 +183,11 @@ fn caches_and_attention() {
             ("halves", halves, halves),
             ("floats", floats, floats),
             ("codes", halves, compressed),
+            ("hidden values", halves, hidden),
+            ("hidden halves", floats, hidden16),
+            ("hidden eighths", halves, hidden8),
+            ("hidden keys", hidden16, floats),
+            ("both hidden", hidden8, hidden16),
         ] {
             let mut want = vec![0.0; q.len()];
             plain::attention(&q, &k, &v, &p, &mut want);

@@ -35,7 +35,7 @@ impl Architecture {
         let stored = |target| match self.kv_compression.as_ref().and_then(|c| Some((c, c.codec(layer, target)?))) {
             Some((compression, codec)) => {
                 let count = config.kv_dim() / codec.width;
-                match compression.cached_hidden(codec) {
+                match compression.cached_hidden(target, codec) {
                     Some(width) => KvShape::Heads { heads: count, width },
                     None => KvShape::Codes { count, width: codec.code_dim },
                 }
@@ -48,22 +48,23 @@ impl Architecture {
     /// Caches hidden values of decoders in place of codes: see [`KvCompression::cache_hidden`].
     ///
     /// # Errors
-    /// [`Error::Option`] when no layer has a decoder whose hidden values are fewer than what they stand for; nothing is changed then.
+    /// [`Error::Option`] when hidden values [take the place](KvCompression::caches_hidden) of no codes; nothing is changed then.
     pub fn cache_hidden(&mut self) -> Result<()> {
-        if let Some(compression) = &mut self.kv_compression {
-            let hidden = KvCompression { cache_hidden: true, ..compression.clone() };
-            if hidden
-                .layers
-                .values()
-                .flat_map(|codecs| codecs.values())
-                .any(|codec| hidden.cached_hidden(codec).is_some())
-            {
-                *compression = hidden;
-                return Ok(());
-            }
+        let family = self.config.family;
+        let Some(compression) = &mut self.kv_compression else {
+            let message =
+                format!("is for models whose cache is compressed (LeanLlama); this is {family}, whose cache is not");
+            return Err(Error::Option { option: "cache_hidden".into(), message });
+        };
+        let hidden = KvCompression { cache_hidden: true, ..compression.clone() };
+        let mut codecs = hidden.layers.values().flatten();
+        if codecs.any(|(&target, codec)| hidden.cached_hidden(target, codec).is_some()) {
+            *compression = hidden;
+            return Ok(());
         }
-        let message =
-            "is given, but this model caches no codes whose hidden values are fewer than what they stand for".into();
+        let message = "is given, but no code of this model has hidden values that are fewer than what it stands for, and keys that are rotated \
+                       after decoding are cached as codes";
+        let message = message.into();
         Err(Error::Option { option: "cache_hidden".into(), message })
     }
 

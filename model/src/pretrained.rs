@@ -107,12 +107,12 @@ impl Pretrained {
         Ok(self)
     }
 
-    /// With hidden values of the decoders cached in place of codes (LeanLlama), in the format of the cache: several times the memory of codes, still
-    /// a fraction of that of what they stand for, and no hidden layer to compute for every cached token in each pass. In F32 the results are
-    /// those of codes but for the rounding of sums; F16 and 8 bits round hidden values.
+    /// With hidden values of the decoders cached in place of codes (LeanLlama), in the format of the cache: more memory than codes, less
+    /// than what they stand for, and no hidden layer to compute for every cached token in each pass. With cache and
+    /// activations in F32 the results are those of codes but for the rounding of sums; F16 and 8 bits round hidden values.
     ///
     /// # Errors
-    /// [`Error::Option`] when no layer has a decoder whose hidden values are fewer than what they stand for.
+    /// [`Error::Option`] when hidden values [take the place](crate::config::KvCompression::caches_hidden) of no codes.
     pub fn cache_hidden(mut self) -> Result<Self> {
         self.architecture.cache_hidden()?;
         Ok(self)

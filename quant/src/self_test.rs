@@ -297,6 +297,7 @@ impl<'a, B: CompactBackend> Results<'a, B> {
             B::store_kv(KvStore::new(format, [1, heads, past + s, width], self.device), new, 0)
         };
         let (k, codes) = (store(format, kv_heads, dim), store(KvFormat::F32, 1, r));
+        let hidden_values = store(format, 1, inner);
         let mut layer = |n: usize, k: usize| {
             let bytes: Vec<u8> = self.random.floats(n * k).iter().flat_map(|x| x.to_le_bytes()).collect();
             let weight = HostWeight { n, k, storage: HostStorage::Dense(FloatType::F32, bytes.into()) };
@@ -309,6 +310,9 @@ impl<'a, B: CompactBackend> Results<'a, B> {
         let shape = AttentionShape { past, kv_heads, scale: (dim as f64).powf(-0.5) };
         let out = B::cached_attention(q.clone(), CachedKv { k: KeyValue::Plain((&k).into()), v, shape });
         self.keep(format!("attention of {s} tokens to codes, keys in {format:?}"), out);
+        let v = KeyValue::Hidden { values: (&hidden_values).into(), output: &decoder.output, rotary: None };
+        let out = B::cached_attention(q.clone(), CachedKv { k: KeyValue::Plain((&k).into()), v, shape });
+        self.keep(format!("attention of {s} tokens to hidden values in {format:?}"), out);
     }
 
     fn halting(&mut self, m: usize) {

@@ -71,6 +71,20 @@ pub fn hidden_values_are_codes<B: CompactBackend>(device: &B::Device) {
     assert_eq!(checked, 3, "models with compressed caches");
 }
 
+/// A model with initial values caches what its architecture says.
+pub fn initial_models_cache_hidden_values<B: CompactBackend>(device: &B::Device) {
+    let fixture = Fixture::all().into_iter().find(|fixture| fixture.name().ends_with("leanllama")).expect("a fixture");
+    let hidden = fixture.open().cache_hidden().expect("hidden values");
+    let model = CausalLm::<B>::init(hidden.architecture().clone(), device).expect("a model");
+    let ids = &fixture.case("long").ids()[0][..40];
+    let whole = logits(&model, ids, KvFormat::F32, false);
+    logits(&model, ids, KvFormat::F32, true).assert_close(
+        "in pieces",
+        &whole,
+        logit_tolerance::<B>(hidden.architecture().config.family),
+    );
+}
+
 /// Beside codes, in proportion to the logits: twice the largest that was measured.
 const F16: f64 = 7e-4;
 const Q8: f64 = 1.7e-2;

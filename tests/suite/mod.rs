@@ -51,7 +51,7 @@ macro_rules! whole_suite {
                 memory_is_asked_for_first, a_text_that_has_begun_is_not_lost_for_want_of_room;
             draft: texts_are_those_without, budgets_hold, none_are_made_while_a_text_waits, states_before_drafts_are_counted,
                 what_cannot_be_drafted;
-            hidden_cache: hidden_values_are_codes, hidden_values_before_rotation;
+            hidden_cache: hidden_values_are_codes, initial_models_cache_hidden_values, hidden_values_before_rotation;
             handle: updates_are_those_of_the_engine, the_queue_is_bounded, tickets_cancel_where_the_request_is, sinks_cancel_and_may_panic,
                 requests_are_checked_at_once, a_panic_stops_the_engine, a_model_without_numbers_fails_its_requests, drained_and_shut_down;
             prefix: cached_is_uncached, a_conversation_computes_its_last_turn, where_a_request_leaves_an_entry, choices_read_their_prompt_once,

@@ -38,7 +38,7 @@ Bits per byte compare between tokenizers: the bits of the scored tokens over the
 
 With --json one object is printed: perplexity, bits_per_byte, tokens (scored), bytes (of the scored tokens), text_tokens, \
 text_bytes, windows, context, stride, skip, window_bos (always, first or never), prefix (the ids before each window, or before \
-the text), activations, cache, mean_steps (CREST), seconds, tokens_per_second, estimated_bytes (of memory, \
+the text), activations, cache, cache_hidden, mean_steps (CREST), seconds, tokens_per_second, estimated_bytes (of memory, \
 before loading), peak_rss_bytes.";
 
 /// Flags of `ember eval`.
@@ -117,6 +117,7 @@ struct Report {
     prefix: Vec<u32>,
     activations: String,
     cache: String,
+    cache_hidden: bool,
     /// Steps per layer and token (CREST).
     mean_steps: Option<f64>,
     seconds: f64,
@@ -255,6 +256,7 @@ impl Report {
             prefix: [tokens.window_prefix.as_slice(), &tokens.text_prefix].concat(),
             activations: activations.to_owned(),
             cache: args.cache_type.name().to_owned(),
+            cache_hidden: args.model.cache_hidden,
             mean_steps: evaluated.mean_steps(),
             seconds: evaluated.seconds,
             tokens_per_second: evaluated.depth.len() as f64 / evaluated.seconds,
@@ -281,7 +283,7 @@ impl Report {
         let steps = self.mean_steps.map_or_else(String::new, |steps| format!(", {steps:.2} steps per layer"));
         format!(
             "perplexity {:.4} over {} ({} of {}{stride}{bos}{skip}), {:.4} bits per byte{steps}, \
-             {}, {} cache, {:.0} tokens/s",
+             {}, {} cache{}, {:.0} tokens/s",
             self.perplexity,
             counted(self.tokens, "token"),
             counted(self.windows, "window"),
@@ -293,6 +295,7 @@ impl Report {
                 format!("{} activations", self.activations)
             },
             self.cache,
+            if self.cache_hidden { " with hidden values" } else { "" },
             self.tokens_per_second
         )
     }

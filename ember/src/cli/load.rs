@@ -34,14 +34,11 @@ pub fn open(model: &ModelArgs, depth: &DepthArgs) -> Result<Pretrained> {
     }
     let opened = opened.map_err(anyhow::Error::from);
     let opened = opened.and_then(|pretrained| pretrained.depth(&depth.overrides()).map_err(by_flag));
-    let opened = opened.and_then(|pretrained| match model.cache_hidden {
-        true => pretrained.cache_hidden().map_err(by_flag),
-        false => Ok(pretrained),
-    });
-    opened.with_context(|| {
+    let opened = opened.with_context(|| {
         let name = model.model.as_ref().map_or_else(|| "demo model".into(), |path| format!("model {}", path.display()));
         format!("cannot open the {name}{}", depth.given())
-    })
+    })?;
+    if model.cache_hidden { opened.cache_hidden().map_err(by_flag) } else { Ok(opened) }
 }
 
 /// Opens a model and says how it is to be loaded, both as the flags say.

@@ -1,6 +1,6 @@
 //! What a sequence leaves behind for its next tokens.
 //!
-//! Full attention keeps keys and values (or the codes they were compressed to), linear attention the last inputs of its
+//! Full attention keeps keys and values (or the codes they were compressed to, or hidden values of these), linear attention the last inputs of its
 //! convolution and its state.
 //!
 //! Keys and values are in parts: blocks that several caches and kept prefixes may hold, and one part of its own that grows.

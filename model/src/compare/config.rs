@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use crate::checkpoint::ModelDir;
-use crate::config::{Family, ModelConfig, Notes, is_harmless, json};
+use crate::config::{Family, KvCompression, ModelConfig, Notes, is_harmless, json};
 use crate::error::{Error, Result};
 use crate::pretrained::Pretrained;
 
@@ -51,7 +51,10 @@ pub(super) fn compare(first: &Pretrained, second: &Pretrained) -> Result<ConfigC
     let unread = |key: &KeyDifference| a.is_unread(&key.key) || b.is_unread(&key.key);
     let meant = |model: &Pretrained| {
         let architecture = model.architecture();
-        (meaning(&architecture.config), architecture.crest.clone(), architecture.kv_compression.clone())
+        // What is cached is a choice of the caller.
+        let compression =
+            architecture.kv_compression.clone().map(|codes| KvCompression { cache_hidden: false, ..codes });
+        (meaning(&architecture.config), architecture.crest.clone(), compression)
     };
     Ok(ConfigComparison { same: meant(first) == meant(second) && !keys.iter().any(unread), keys })
 }

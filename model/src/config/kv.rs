@@ -130,15 +130,21 @@ pub struct KvCompression {
     pub activation: CodeActivation,
     /// Where keys are compressed.
     pub k_stage: KStage,
-    /// Whether hidden values of the decoders are cached in place of codes, in the format of the cache, where they are fewer than what they stand
-    /// for: more memory, and less to compute for every token.
+    /// Whether [hidden values](Self::caches_hidden) of the decoders are cached in place of codes, in the format of the cache: more memory, and less
+    /// to compute for every token.
     pub cache_hidden: bool,
 }
 
 impl KvCompression {
-    /// Hidden values that are cached for every code of a codec; none where the codes are.
-    pub fn cached_hidden(&self, codec: &KvCodec) -> Option<usize> {
-        codec.hidden_dim.filter(|&hidden| self.cache_hidden && hidden < codec.width)
+    /// Whether `hidden` values are cached in place of each code that stands for `width` numbers: where they are asked for, are fewer, and are not
+    /// decoded in every pass all the same, as keys are that are rotated afterwards.
+    pub fn caches_hidden(&self, target: KvTarget, hidden: usize, width: usize) -> bool {
+        self.cache_hidden && hidden < width && !(target == KvTarget::Key && self.k_stage == KStage::PreRope)
+    }
+
+    /// Hidden values that are [cached](Self::caches_hidden) for every code of a codec; none where the codes are.
+    pub fn cached_hidden(&self, target: KvTarget, codec: &KvCodec) -> Option<usize> {
+        codec.hidden_dim.filter(|&hidden| self.caches_hidden(target, hidden, codec.width))
     }
 
     /// With what is said; what the tensors show stays.

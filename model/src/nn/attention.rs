@@ -126,7 +126,10 @@ impl<B: CompactBackend> Attention<B> {
         let compression = architecture.kv_compression.as_ref();
         let compressor = |target| {
             let compression = compression?;
-            Some(compression.codec(layer, target)?.init(compression.activation, device))
+            let codec = compression.codec(layer, target)?;
+            let mut compressor = codec.init(compression.activation, device);
+            compressor.set_options(compression, target);
+            Some(compressor)
         };
         let stage = compression.map_or(KStage::PostRope, |compression| compression.k_stage);
         let attention = AttentionConfig::of(&architecture.config).init(device);
@@ -151,7 +154,7 @@ impl<B: CompactBackend> Attention<B> {
         let norm = |name| config.family.is_hybrid().then(|| loader.rms_norm(name, config.rms_norm_eps)).transpose();
         let compression = architecture.kv_compression.as_ref();
         let compressor = |name, target| match compression.and_then(|c| Some((c, c.codec(layer, target)?))) {
-            Some((compression, codec)) => KvCompressor::load(&loader.at(name), compression, codec).map(Some),
+            Some((compression, codec)) => KvCompressor::load(&loader.at(name), compression, target, codec).map(Some),
             None => Ok(None),
         };
         Ok(Self {
@@ -174,8 +177,9 @@ impl<B: CompactBackend> Attention<B> {
     /// Changes what compressors compute and where; their weights stay.
     pub(crate) fn set_options(&mut self, compression: &KvCompression) {
         self.k_stage = compression.k_stage;
-        for compressor in self.k_compressor.iter_mut().chain(&mut self.v_compressor) {
-            compressor.decoder.activation = compression.activation;
+        for (compressor, target) in [(&mut self.k_compressor, KvTarget::Key), (&mut self.v_compressor, KvTarget::Value)]
+        {
+            compressor.iter_mut().for_each(|compressor| compressor.set_options(compression, target));
         }
     }
 

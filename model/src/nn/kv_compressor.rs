@@ -10,7 +10,7 @@ use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::{CodeDecoder, KeyValue, KvParts, Rotary, activate};
 use emberlm_quant::modules::{Linear, LinearConfig};
 
-use crate::config::{CodeActivation, KvCodec, KvCompression};
+use crate::config::{CodeActivation, KvCodec, KvCompression, KvTarget};
 use crate::error::Result;
 use crate::loader::Loader;
 
@@ -43,15 +43,30 @@ impl KvCodec {
     }
 }
 
+impl<B: Backend> KvCompressor<B> {
+    /// Changes what is computed and cached; weights stay.
+    pub(crate) fn set_options(&mut self, compression: &KvCompression, target: KvTarget) {
+        self.decoder.activation = compression.activation;
+        let hidden = self.decoder.hidden.as_ref().map(|hidden| hidden.weight.shape()[0]);
+        self.cache_hidden = hidden.is_some_and(|hidden| compression.caches_hidden(target, hidden, self.width));
+    }
+}
+
 impl<B: CompactBackend> KvCompressor<B> {
-    pub(crate) fn load(loader: &Loader<'_, B>, compression: &KvCompression, codec: &KvCodec) -> Result<Self> {
+    pub(crate) fn load(
+        loader: &Loader<'_, B>,
+        compression: &KvCompression,
+        target: KvTarget,
+        codec: &KvCodec,
+    ) -> Result<Self> {
         let (hidden, output) = match codec.hidden_dim {
             Some(_) => (Some(loader.linear("decoder.0")?), loader.linear("decoder.2")?),
             None => (None, loader.linear("decoder")?),
         };
         let (encoder, width) = (loader.linear("encoder")?, codec.width);
         let decoder = CodeDecoder { hidden, activation: compression.activation, output };
-        Ok(Self { encoder, decoder, width, cache_hidden: compression.cached_hidden(codec).is_some() })
+        let cache_hidden = compression.cached_hidden(target, codec).is_some();
+        Ok(Self { encoder, decoder, width, cache_hidden })
     }
 
     /// What is cached of new keys or values: codes, or hidden values.

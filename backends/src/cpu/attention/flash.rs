@@ -8,7 +8,7 @@
 use crate::check::elements;
 use crate::cpu::Level;
 use crate::cpu::attention::prompt::{self, PromptTask};
-use crate::cpu::attention::source::{FlashAttention, Source};
+use crate::cpu::attention::source::{FlashAttention, MAX_SHARED_ROWS, Source};
 use crate::cpu::attention::tile::{self, FlashTask};
 use crate::cpu::pool::{Output, parallel, threads, with_scratch};
 use crate::cpu::simd::launch;
@@ -50,12 +50,15 @@ impl FlashAttention<'_> {
 
     /// Kv heads and queries of each that share a tile.
     fn shared(&self) -> (usize, usize) {
-        let computed = [&self.keys, &self.values].into_iter().any(|source| matches!(source, Source::Codes { .. }));
-        // A few queries of all heads read what is of tokens once.
-        let read = !self.prompt && matches!(self.values, Source::Tokens { .. });
+        let few = !self.prompt && self.p.kv_heads * self.rows <= MAX_SHARED_ROWS;
+        let shared = [&self.keys, &self.values].into_iter().any(|source| match source {
+            Source::Codes { .. } => true,
+            Source::Tokens { .. } => few,
+            Source::Heads(_) => false,
+        });
         let group = self.group().max(1);
         let rows = if self.prompt { prompt::ROWS } else { ROWS };
-        if computed || read { (self.p.kv_heads, self.rows.max(1)) } else { (1, (rows / group).max(1) * group) }
+        if shared { (self.p.kv_heads, self.rows.max(1)) } else { (1, (rows / group).max(1) * group) }
     }
 
     /// Tasks of one range of positions.
@@ -180,4 +183,42 @@ pub(super) fn run(calls: &[FlashAttention], outs: &[Output], level: Level) -> Ve
         })
     });
     merged.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::attention::parts::Parts;
+    use crate::cpu::attention::source::Queries;
+    use crate::cpu::attention::types::Attention;
+    use crate::cpu::cache::CacheSlice;
+
+    /// A few queries of all heads read hidden values together; many, also those that are no lanes (beside keys in 8 bits), would be more than
+    /// caches hold.
+    #[test]
+    fn few_queries_share_hidden_values() {
+        for (seq, prompt, shared) in
+            [(1, false, (8, 4)), (8, false, (8, 32)), (9, false, (1, 64)), (512, false, (1, 64)), (512, true, (1, 256))]
+        {
+            let p =
+                Attention { batch: 1, seq, heads: 32, kv_heads: 8, head_dim: 4, past: 0, capacity: seq, scale: 1.0 };
+            let heads = || Source::Heads(Parts::of_heads(&[CacheSlice::Q8 { codes: &[], scales: &[] }], &p));
+            let tokens = || Source::Tokens { parts: Parts::of_tokens(&[CacheSlice::F16(&[])], 16, &p), width: 16 };
+            for (keys, values) in [(heads(), tokens()), (tokens(), heads()), (tokens(), tokens())] {
+                let call = FlashAttention {
+                    q: Queries::Grouped(&[]),
+                    bias: None,
+                    keys,
+                    values,
+                    p,
+                    rows: 4 * seq,
+                    byte_queries: None,
+                    byte_sums: None,
+                    bf16_sums: false,
+                    prompt,
+                };
+                assert_eq!(call.shared(), shared, "{seq} tokens, as lanes: {prompt}");
+            }
+        }
+    }
 }

@@ -28,7 +28,7 @@ use crate::cpu::{Level, level};
 use byte_sums::{ByteQueries, ByteSums};
 use hidden::HiddenLayer;
 use parts::Parts;
-use source::{FlashAttention, Queries, Source};
+use source::{FlashAttention, MAX_SHARED_ROWS, Queries, Source};
 pub use types::{Attention, AttentionSpan, CodeDecoder, KeyValue, Layer};
 
 /// Causal attention of `s` new queries over `past + s` cached tokens.
@@ -101,10 +101,6 @@ struct Prepared {
     /// How values in 8 bits are summed.
     byte_sums: Option<ByteSums>,
 }
-
-/// Queries up to which hidden values are computed again for every pass over the cache, while they are in the L1 cache; more queries
-/// make several passes, and they are computed before.
-const MAX_SHARED_ROWS: usize = 256;
 
 /// What stands for a side of the cache.
 #[derive(Default)]

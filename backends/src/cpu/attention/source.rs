@@ -6,6 +6,11 @@ use crate::cpu::attention::parts::Parts;
 use crate::cpu::attention::types::Attention;
 use crate::cpu::cache::CacheSlice;
 
+/// Queries of all kv heads up to which a task has all of them where heads share keys or values: hidden values are then read, or computed from
+/// codes, once for every pass over the cache, while they are in the L1 cache. More queries make several passes, and hidden values of
+/// codes are computed before.
+pub(super) const MAX_SHARED_ROWS: usize = 256;
+
 /// What stands for the keys or values of a position.
 pub(super) enum Source<'a> {
     /// Keys or values of each head.

@@ -68,6 +68,7 @@ fn bench<B: CompactBackend>(args: &BenchArgs, device: &OpenDevice<B>) -> Result<
         device: device.name.clone(),
         cpu_features: cpu::features(),
         activations: device.arithmetic_with(&plan),
+        cache_hidden: args.cache_hidden,
         read_gb_per_second: Vec::new(),
     };
     let counts = match &device.gpu {

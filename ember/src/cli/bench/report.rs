@@ -18,6 +18,8 @@ pub struct Report {
     pub cpu_features: Vec<&'static str>,
     /// `exact`, `int8`, `bf16` or `int8 and bf16`; on a GPU `f32`, `f16` or `bf16`.
     pub activations: String,
+    /// Whether hidden values are cached in place of codes.
+    pub cache_hidden: bool,
     /// What a plain read loop reaches, per thread count, in the same process.
     pub read_gb_per_second: Vec<(usize, f64)>,
 }

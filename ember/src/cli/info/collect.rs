@@ -215,6 +215,7 @@ fn kv_info(pretrained: &Pretrained) -> Option<KvInfo> {
             code_dim: codec.code_dim,
             width: codec.width,
             hidden_dim: codec.hidden_dim,
+            cache_hidden: compression.cached_hidden(*target, codec).is_some(),
             encoder_bias: codec.encoder_bias,
             decoder_bias: codec.decoder_bias,
         })

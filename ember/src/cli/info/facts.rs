@@ -145,10 +145,12 @@ pub struct Compressor {
     pub layer: usize,
     /// `k` or `v`.
     pub target: &'static str,
-    /// Numbers per token in the cache, for each of `width` numbers.
+    /// Numbers per token in the cache, for each of `width` numbers, unless hidden values are.
     pub code_dim: usize,
     pub width: usize,
     pub hidden_dim: Option<usize>,
+    /// Whether its hidden values are cached in place of codes.
+    pub cache_hidden: bool,
     pub encoder_bias: bool,
     pub decoder_bias: bool,
 }

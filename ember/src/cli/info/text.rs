@@ -143,7 +143,8 @@ fn kv_lines(kv: &KvInfo, line: &mut impl FnMut(&str, &str) -> Result<()>) -> Res
     let (activation, stage) = (source(kv.activation_source), source(kv.k_stage_source));
     line("cache compression", &format!("activation {} ({activation}), keys {} ({stage})", kv.activation, kv.k_stage))?;
     for c in &kv.compressors {
-        let decoder = c.hidden_dim.map_or("linear decoder".to_owned(), |h| format!("decoder over {h}"));
+        let cached = if c.cache_hidden { " (cached)" } else { "" };
+        let decoder = c.hidden_dim.map_or("linear decoder".to_owned(), |h| format!("decoder over {h}{cached}"));
         let biases = match (c.encoder_bias, c.decoder_bias) {
             (false, false) => "no biases",
             (true, true) => "biases",

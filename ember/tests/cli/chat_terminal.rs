@@ -164,8 +164,9 @@ fn an_interrupt_before_the_answer_leaves_the_question_for_a_retry() {
     let scratch = Scratch::new();
     let saved = scratch.path("talk.json");
     let model = model("leanllama");
-    // A pass for each token, so that there is time.
-    let flags = ["-n", "4", "--greedy", "--chunk", "1", "--activations", "f32", "--device", "cpu"];
+    // A pass for each of some 1,000 tokens, so that there is time, also on a machine that does much else.
+    let system = "Name a river. ".repeat(200);
+    let flags = ["-n", "4", "--greedy", "--chunk", "1", "--activations", "f32", "--device", "cpu", "--system", &system];
     let mut terminal = Terminal::open(&[&["chat", "-m", model.to_str().expect("UTF-8")][..], &flags].concat());
     let question = "What is a river? ".repeat(24);
     let interrupted = |terminal: &mut Terminal, line: &str| {
@@ -185,14 +186,14 @@ fn an_interrupt_before_the_answer_leaves_the_question_for_a_retry() {
     terminal.line("/retry");
     terminal.wait_for("the answer ends after 4 tokens");
     terminal.line(&format!("/save {}", saved.display()));
-    terminal.wait_for("saved 2 messages");
+    terminal.wait_for("saved 3 messages");
     terminal.prompt();
     terminal.keys(END);
     terminal.wait_for("1 answer: ");
     assert_eq!(terminal.code(), Some(0));
     let told: Value = serde_json::from_slice(&std::fs::read(&saved).expect("a file")).expect("JSON");
-    assert_eq!(told[0]["content"].as_str().map(str::trim_end), Some(question.trim_end()));
-    assert!(told[1]["content"].as_str().is_some_and(|answer| !answer.is_empty()), "{told}");
+    assert_eq!(told[1]["content"].as_str().map(str::trim_end), Some(question.trim_end()));
+    assert!(told[2]["content"].as_str().is_some_and(|answer| !answer.is_empty()), "{told}");
 }
 
 /// Without a terminal the program ends with the answer.

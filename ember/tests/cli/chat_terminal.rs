@@ -181,7 +181,7 @@ fn an_interrupt_before_the_answer_leaves_the_question_for_a_retry() {
     };
     interrupted(&mut terminal, &question);
     terminal.line(&format!("/save {}", saved.display()));
-    terminal.wait_for("error: there is nothing to save yet");
+    terminal.wait_for("saved 1 message to");
     interrupted(&mut terminal, "/retry");
     terminal.line("/retry");
     terminal.wait_for("the answer ends after 4 tokens");

@@ -157,6 +157,12 @@ fn files_that_are_no_conversations_are_not_replaced() {
     assert_eq!(messages(&talk).len(), 1);
     chat("leanllama", &[], &[&format!("/load {}", object.display()), &save(&object)]).with_code(0);
     assert_eq!(messages(&object).len(), 1);
+    // A chat without a system message has nothing yet.
+    let none = scratch.path("none.json");
+    let model = model("leanllama");
+    let ended = ember_reading(&(save(&none) + "\n"), ["chat", "-m", model.to_str().expect("UTF-8")]);
+    ended.fails_with(&["there is nothing to save yet"]);
+    assert!(!none.exists());
 }
 
 /// A conversation is as private as the file that it replaces.

@@ -268,10 +268,12 @@ fn hidden_values_match_the_twin() {
             let name = |what: &str, j: usize| format!("{what}, formats {j} and {i}, {h} hidden values, {p:?}");
             for (j, other) in plain.iter().enumerate() {
                 let other = KeyValue::Plain(other);
-                check_to(EIGHTHS, &name("values", j), &q, &other, &values, &p);
-                check_to(EIGHTHS, &name("keys", j), &q, &values, &other, &p);
+                // Queries and weights are rounded beside keys and values of heads in 8 bits alone.
+                let tolerance = if j == 2 { EIGHTHS } else { CODES };
+                check_to(tolerance, &name("values", j), &q, &other, &values, &p);
+                check_to(tolerance, &name("keys", j), &q, &values, &other, &p);
             }
-            check_to(EIGHTHS, &name("both", i), &q, &values, &values, &p);
+            check_to(CODES, &name("both", i), &q, &values, &values, &p);
         }
     }
 }

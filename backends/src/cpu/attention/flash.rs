@@ -1,7 +1,7 @@
 //! Flash attention: online softmax over tiles of the cache.
 //!
 //! A task is a few queries of one kv head (all query heads that share its keys, a few tokens) against a range of positions; where
-//! all heads share hidden values, all queries of all kv heads, so that they are read, or computed from codes, once. Per tile of positions:
+//! all heads share hidden values and queries are few, all queries of all kv heads, so that they are read, or computed from codes, once. Per tile of positions:
 //! scores, the running maximum and sum of each query, then the weighted sum of values. Ranges of a long cache are merged at the
 //! end, so that one decoded token keeps every thread busy.
 

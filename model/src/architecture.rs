@@ -1,7 +1,9 @@
 //! What is to be built: a config with everything decided that it left open.
 
+use std::collections::BTreeMap;
+
 use crate::cache::{KvShape, LayerCacheShape};
-use crate::config::{CrestOptions, KvCompression, KvTarget, LayerType, ModelConfig};
+use crate::config::{CrestOptions, KvCodec, KvCompression, KvTarget, LayerType, ModelConfig};
 use crate::error::{Error, Result};
 
 /// A model's sizes and options, with those resolved that only the tensors tell.
@@ -43,6 +45,23 @@ impl Architecture {
             None => KvShape::Heads { heads: config.num_key_value_heads, width: config.head_dim },
         };
         LayerCacheShape::Attention { k: stored(KvTarget::Key), v: stored(KvTarget::Value) }
+    }
+
+    /// Bytes of the keys and values that a pass decodes before it attends to `tokens`, in one layer after the other: those of the layer with most.
+    /// They are of keys that are rotated after decoding and of codes per head; other codes are decoded where they are read. A GPU takes about
+    /// twice as many.
+    pub fn decoded_bytes(&self, tokens: usize) -> usize {
+        let Some(compression) = &self.kv_compression else { return 0 };
+        let (width, rotary) = (self.config.kv_dim(), self.config.rope.rotary_dim);
+        let numbers = |(&target, codec): (&KvTarget, &KvCodec)| match compression.rotates_decoded(target) {
+            // And their cosines and sines.
+            true => width + rotary,
+            false if codec.width < width => width,
+            false => 0,
+        };
+        let of_layer = |codecs: &BTreeMap<KvTarget, KvCodec>| codecs.iter().map(numbers).sum();
+        let most: usize = compression.layers.values().map(of_layer).max().unwrap_or(0);
+        most.saturating_mul(size_of::<f32>()).saturating_mul(tokens)
     }
 
     /// Caches hidden values of decoders in place of codes: see [`KvCompression::cache_hidden`].

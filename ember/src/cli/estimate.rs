@@ -13,7 +13,8 @@ use super::output::{bytes, counted};
 pub fn formula() -> String {
     format!(
         "weights + cache + scratch + tokenizer + program, where cache = sequence state + tokens * cache bytes per token, scratch = 4 bytes * \
-         (tokens per pass * (6 * hidden + widest block) + vocabulary), widest block = the larger of 4 * intermediate and 2 * (rows of the \
+         (tokens per pass * (6 * hidden + widest block) + vocabulary) + decoded keys and values (of one layer, where a kernel cannot take \
+         codes), widest block = the larger of 4 * intermediate and 2 * (rows of the \
          query, key and value projections), tokenizer = {TOKENIZER_PER_TOKEN} bytes * tokens of its vocabulary, program = {}; at least \
          what loading takes, where the tensor that is read is there as it is stored too, and what parsing tokenizer.json takes for a moment, {} + \
          {PARSER_PER_TOKEN} bytes * tokens",
@@ -61,6 +62,7 @@ impl Estimate {
         });
         let widest = (4 * config.intermediate_size).max(2 * mixer.max().unwrap_or(0));
         let scratch = 4 * (chunk.saturating_mul(6 * config.hidden_size + widest) + config.vocab_size);
+        let scratch = scratch.saturating_add(architecture.decoded_bytes(context));
         let weights = plan.weight_bytes();
         Self {
             context,

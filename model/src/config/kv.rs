@@ -139,7 +139,12 @@ impl KvCompression {
     /// Whether `hidden` values are cached in place of each code that stands for `width` numbers: where they are asked for, are fewer, and are not
     /// decoded in every pass all the same, as keys are that are rotated afterwards.
     pub fn caches_hidden(&self, target: KvTarget, hidden: usize, width: usize) -> bool {
-        self.cache_hidden && hidden < width && !(target == KvTarget::Key && self.k_stage == KStage::PreRope)
+        self.cache_hidden && hidden < width && !self.rotates_decoded(target)
+    }
+
+    /// Whether these are rotated after decoding, all of them in every pass.
+    pub fn rotates_decoded(&self, target: KvTarget) -> bool {
+        target == KvTarget::Key && self.k_stage == KStage::PreRope
     }
 
     /// Hidden values that are [cached](Self::caches_hidden) for every code of a codec; none where the codes are.

@@ -1,5 +1,6 @@
 //! The operations on CPU backends: tensors are unwrapped to slices and handed to [`emberlm_backends::cpu`].
 
+mod decoded;
 #[cfg(feature = "flex")]
 mod flex;
 mod held;

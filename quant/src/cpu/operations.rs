@@ -7,6 +7,7 @@ use emberlm_backends::cpu;
 use emberlm_backends::types::{ConvShape, DeltaRuleInputs, DeltaRuleShape, RotaryShape, StoreKv};
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
+use super::decoded::Readable;
 use super::held::{HeldLinear, HeldWeight};
 use super::kv::{HeldParts, PartNumbers, geometry};
 pub(super) use super::spans::{cached_attention_spans, causal_conv1d_silu_spans, gated_delta_rule_spans};
@@ -15,7 +16,7 @@ use crate::activations::Activations;
 use crate::halting::{HaltMode, HaltRecord, HaltState, HaltStep, HaltWeights};
 use crate::kv::{CodeDecoder, KeyValue, KvStore, Rotary};
 use crate::modules::{Linear, SwiGlu};
-use crate::ops::{CachedKv, CausalConv, DeltaGates, DeltaRule, Norm};
+use crate::ops::{AttentionShape, CachedKv, CausalConv, DeltaGates, DeltaRule, Norm};
 use crate::packed::PackedWeight;
 use crate::reference;
 use crate::{split, swiglu};
@@ -251,13 +252,12 @@ pub(super) fn store_kv<B: HostTensors>(store: KvStore<B>, new: Tensor<B, 4>, at:
 }
 
 pub(super) fn cached_attention<B: HostTensors>(q: Tensor<B, 4>, kv: CachedKv<'_, B>) -> Tensor<B, 4> {
-    let CachedKv { k, v, .. } = kv;
-    if needs_decoding(&k) || needs_decoding(&v) {
-        return reference::attention(q, kv);
-    }
     let [batch, seq, heads, head_dim] = q.dims();
     let q = float_primitive(q);
     let geometry = geometry([batch, seq, heads, head_dim], &kv);
+    let AttentionShape { past, kv_heads, .. } = kv.shape;
+    let readable = [kv.k, kv.v].map(|kv| Readable::new(kv, past + seq, [batch, kv_heads, head_dim]));
+    let [k, v] = readable.each_ref().map(Readable::key_value);
     let mut out = vec![0.0; batch * seq * heads * head_dim];
     let held = [k, v].map(|kv| HeldParts::new(kv.parts()));
     let [k_numbers, v_numbers] = held.each_ref().map(HeldParts::numbers);
@@ -265,20 +265,6 @@ pub(super) fn cached_attention<B: HostTensors>(q: Tensor<B, 4>, kv: CachedKv<'_,
         with_key_value(v, &v_numbers, |v| cpu::attention(&B::floats(&q), &k, &v, &geometry, &mut out));
     });
     float_tensor(out, [batch, seq, heads, head_dim])
-}
-
-/// Whether the kernel cannot work on the codes: keys that are rotated after decoding, a code per head, or a decoder in parts.
-fn needs_decoding<B: HostTensors>(kv: &KeyValue<'_, B>) -> bool {
-    match kv {
-        KeyValue::Plain(_) => false,
-        KeyValue::Compressed { codes, decoder, rotary } => {
-            let split = decoder.hidden.iter().chain([&decoder.output]).any(split::in_parts);
-            rotary.is_some() || codes.own.dims()[1] > 1 || split
-        }
-        KeyValue::Hidden { values, output, rotary } => {
-            rotary.is_some() || values.own.dims()[1] > 1 || split::in_parts(output)
-        }
-    }
 }
 
 /// Calls `f` with the keys or values whose numbers these are.

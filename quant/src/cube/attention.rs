@@ -209,7 +209,7 @@ where
         }
         let numbers = match stored {
             KvStore::F32(numbers) => first(numbers, 2, t),
-            words => read_store(&words, t),
+            words => read_store(&words, 0..t),
         };
         let numbers = numbers.swap_dims(1, 2); // [b, t, 1 or kv_heads, r or h]
         let stored_width = numbers.dims()[3];

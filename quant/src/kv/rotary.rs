@@ -1,5 +1,7 @@
 //! Tables of rotary positions.
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
@@ -10,4 +12,12 @@ pub struct Rotary<B: Backend> {
     pub cos: Tensor<B, 2>,
     /// Sines.
     pub sin: Tensor<B, 2>,
+}
+
+impl<B: Backend> Rotary<B> {
+    /// Those of the positions of these tokens, where the first row is that of token 0.
+    pub(crate) fn tokens(&self, tokens: Range<usize>) -> Self {
+        let [cos, sin] = [&self.cos, &self.sin].map(|table| table.clone().slice_dim(0, tokens.clone()));
+        Self { cos, sin }
+    }
 }

@@ -1,5 +1,7 @@
 //! The key-value store and grouped-query attention.
 
+use std::ops::Range;
+
 use burn::module::Param;
 use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
@@ -87,8 +89,7 @@ pub fn attention<B: Backend>(q: Tensor<B, 4>, kv: CachedKv<'_, B>) -> Tensor<B, 
     let AttentionShape { past, kv_heads, scale } = shape;
     let t = past + s;
     let q = q.swap_dims(1, 2); // [b, heads, s, head_dim]
-    let k = repeat_heads(rows(k, t, kv_heads), heads / kv_heads); // [b, heads, t, head_dim]
-    let v = repeat_heads(rows(v, t, kv_heads), heads / kv_heads);
+    let [k, v] = [k, v].map(|kv| repeat_heads(rows(kv, 0..t, kv_heads), heads / kv_heads)); // [b, heads, t, head_dim]
 
     let future = future(s, past, &q.device()).reshape([1, 1, s, t]).expand([b, heads, s, t]);
     let scores = (q.matmul(k.transpose()) * scale).mask_fill(future, MASKED);
@@ -103,15 +104,17 @@ fn future<B: Backend>(s: usize, past: usize, device: &B::Device) -> Tensor<B, 2,
     token.greater(query)
 }
 
-/// The first `t` tokens as they are attended to: `[b, kv_heads, t, head_dim]`.
-fn rows<B: Backend>(kv: KeyValue<'_, B>, t: usize, kv_heads: usize) -> Tensor<B, 4> {
+/// These tokens as they are attended to: `[b, kv_heads, tokens, head_dim]`.
+pub(crate) fn rows<B: Backend>(kv: KeyValue<'_, B>, tokens: Range<usize>, kv_heads: usize) -> Tensor<B, 4> {
+    let stored = read(kv.parts(), tokens.clone());
+    let positions = |rotary: Option<&Rotary<B>>| rotary.map(|rotary| rotary.tokens(tokens));
     match kv {
-        KeyValue::Plain(parts) => read(parts, t),
-        KeyValue::Compressed { codes, decoder, rotary } => {
-            expanded(read(codes, t), |codes| decode(codes, decoder), kv_heads, rotary)
+        KeyValue::Plain(_) => stored,
+        KeyValue::Compressed { decoder, rotary, .. } => {
+            expanded(stored, |codes| decode(codes, decoder), kv_heads, positions(rotary).as_ref())
         }
-        KeyValue::Hidden { values, output, rotary } => {
-            expanded(read(values, t), |values| apply(output, values), kv_heads, rotary)
+        KeyValue::Hidden { output, rotary, .. } => {
+            expanded(stored, |values| apply(output, values), kv_heads, positions(rotary).as_ref())
         }
     }
 }
@@ -134,31 +137,33 @@ fn expanded<B: Backend>(
     decoded.swap_dims(1, 2)
 }
 
-/// The numbers of the first `t` tokens, `[b, heads, t, width]`.
-fn read<B: Backend>(parts: KvParts<'_, B>, t: usize) -> Tensor<B, 4> {
+/// The numbers of these tokens, `[b, heads, tokens, width]`.
+fn read<B: Backend>(parts: KvParts<'_, B>, tokens: Range<usize>) -> Tensor<B, 4> {
     if parts.shared.is_empty() {
-        return read_store(parts.own, t);
+        return read_store(parts.own, tokens);
     }
-    let mut left = t;
+    let mut end = 0;
     let part = |store: &KvStore<B>| {
-        let tokens = left.min(store.capacity());
-        left -= tokens;
-        (tokens > 0).then(|| read_store(store, tokens))
+        let start = end;
+        end += store.capacity();
+        let held = tokens.start.max(start)..tokens.end.min(end);
+        (!held.is_empty()).then(|| read_store(store, held.start - start..held.end - start))
     };
     Tensor::cat(parts.iter().filter_map(part).collect(), 2)
 }
 
-/// The numbers of the first `t` tokens of one part.
-pub(crate) fn read_store<B: Backend>(store: &KvStore<B>, t: usize) -> Tensor<B, 4> {
+/// The numbers of these tokens of one part.
+pub(crate) fn read_store<B: Backend>(store: &KvStore<B>, tokens: Range<usize>) -> Tensor<B, 4> {
+    let t = tokens.len();
     match store {
-        KvStore::F32(data) => data.clone().slice_dim(2, 0..t),
-        KvStore::F16(words) => numbers_of(words.clone().slice_dim(2, 0..t)),
+        KvStore::F32(data) => data.clone().slice_dim(2, tokens),
+        KvStore::F16(words) => numbers_of(words.clone().slice_dim(2, tokens)),
         KvStore::Q8 { codes, scales } => {
             let [b, heads, _, width] = store.dims();
-            let codes = codes.clone().slice_dim(2, 0..t).reshape([b * heads * t * width / 4]);
+            let codes = codes.clone().slice_dim(2, tokens.clone()).reshape([b * heads * t * width / 4]);
             let codes = unpack_i8(codes, [b * heads * t, width]);
             let blocks = width.div_ceil(KV_BLOCK);
-            let scales = scales.clone().slice_dim(2, 0..t).reshape([b * heads * t, blocks, 1]);
+            let scales = scales.clone().slice_dim(2, tokens).reshape([b * heads * t, blocks, 1]);
             let scales = scales.repeat_dim(2, KV_BLOCK).reshape([b * heads * t, blocks * KV_BLOCK]);
             (codes * scales.slice_dim(1, 0..width)).reshape([b, heads, t, width])
         }
@@ -181,7 +186,7 @@ pub(crate) fn gathered<B: Backend>(parts: KvParts<'_, B>) -> KvStore<B> {
     } else if let Some((codes, scales)) = parts.iter().map(eight_bits).collect::<Option<(Vec<_>, Vec<_>)>>() {
         KvStore::Q8 { codes: Tensor::cat(codes, 2), scales: Tensor::cat(scales, 2) }
     } else {
-        KvStore::F32(read(parts, parts.capacity()))
+        KvStore::F32(read(parts, 0..parts.capacity()))
     }
 }
 

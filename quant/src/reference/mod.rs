@@ -8,6 +8,7 @@ mod norm;
 mod top_k;
 mod unpack;
 
+pub(crate) use attention::rows;
 pub use attention::{attention, store_kv};
 #[cfg(feature = "cube")]
 pub(crate) use attention::{gathered, read_store};

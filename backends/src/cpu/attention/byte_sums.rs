@@ -35,9 +35,14 @@ pub(super) enum ByteQueries {
 impl ByteSums {
     /// Those of `rows` queries of a kv head over `kv`; none where it is not in 8 bits, or floats are better.
     pub(super) fn new(level: Level, kv: &KeyValue, rows: usize, p: &Attention) -> Option<ByteSums> {
-        let eighths = |part: &CacheSlice| matches!(part, CacheSlice::Q8 { .. });
-        let stored = matches!(kv, KeyValue::Plain(parts) if parts.iter().any(eighths));
-        let fits = stored && p.head_dim.is_multiple_of(KV_BLOCK) && p.head_dim > 0;
+        // Hidden values are read by the queries of all heads.
+        let (parts, width, rows) = match kv {
+            KeyValue::Plain(parts) => (parts, p.head_dim, rows),
+            KeyValue::Hidden { values, output } => (values, output.weight.k, rows * p.kv_heads),
+            KeyValue::Compressed { .. } => return None,
+        };
+        let stored = parts.iter().any(|part| matches!(part, CacheSlice::Q8 { .. }));
+        let fits = stored && width.is_multiple_of(KV_BLOCK) && width > 0;
         #[cfg(target_arch = "x86_64")]
         return match level {
             _ if !fits => None,

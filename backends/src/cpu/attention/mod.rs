@@ -177,7 +177,8 @@ impl Prepared {
         if let Some(output) = k.output() {
             (grouped, prepared.bias) = latent::project_queries(level, &grouped, rows, output, p);
         }
-        prepared.byte_queries = of_keys.map(|sums| sums.queries(&grouped, p.head_dim));
+        let width = k.output().map_or(p.head_dim, |output| output.weight.k);
+        prepared.byte_queries = of_keys.map(|sums| sums.queries(&grouped, width));
         prepared.queries = Some(grouped);
         prepared
     }

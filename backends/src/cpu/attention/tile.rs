@@ -72,25 +72,7 @@ impl FlashTask<'_> {
         let q = &q[first * wk..(first + total) * wk];
         let ends = Ends { past: p.past, first: self.first, rows, group };
         let stop = self.positions.end.min(ends.of(rows - 1));
-        // Where the keys or values of a head begin, and bytes of a position; none where they are not of heads, or there is no such tile.
-        let place = |source: &Source, head: usize, at: usize| match source {
-            Source::Heads(parts) if at < stop => {
-                let part = parts.at(at);
-                let from = part.row(self.b * p.kv_heads + self.head + head, at) * p.head_dim;
-                let (start, size): (*const u8, usize) = match part.data {
-                    CacheSlice::F32(cache) => (cache.as_ptr().cast(), 4),
-                    CacheSlice::F16(cache) => (cache.as_ptr().cast(), 2),
-                    CacheSlice::Q8 { codes, .. } => (codes.as_ptr().cast(), 1),
-                };
-                Some((start.wrapping_add(size * from), size * p.head_dim))
-            }
-            _ => None,
-        };
-        let address = |source: &Source, head: usize, at: usize| {
-            let (start, bytes) = place(source, head, at)?;
-            let far = place(source, head, at + TILE).map_or(start, |(far, _)| far);
-            Some(Next { at: start, far, bytes })
-        };
+        let places = Places { batch: self.b, head: self.b * p.kv_heads + self.head, head_dim: p.head_dim, stop };
         // With hidden values to compute, memory would wait meanwhile: half of the next tile's keys is left for that time.
         let halved = matches!((&a.keys, &a.values), (Source::Heads(_), Source::Codes { .. }));
         // SAFETY: `S` is enabled. Queries and tiles of keys and values are taken by checked slices; the scratch has the sizes of
@@ -109,11 +91,18 @@ impl FlashTask<'_> {
                             let from = part.row(self.b * p.kv_heads + self.head + head, at) * wk;
                             let q = &q[head * rows * wk..(head + 1) * rows * wk];
                             let scores = &mut scores[head * rows * TILE..(head + 1) * rows * TILE];
-                            // The values of this tile, or a part of the keys of the next one.
-                            let next = address(&a.values, head, at).or_else(|| {
-                                let next = address(&a.keys, head, at + TILE)?;
-                                Some(Next { bytes: if halved { next.bytes / 2 } else { next.bytes }, ..next })
-                            });
+                            let next = match &a.values {
+                                Source::Heads(_) => places.next(&a.values, head, at),
+                                _ if a.byte_queries.is_some() => {
+                                    let next_head = head + 1 < heads;
+                                    let (head, at) = if next_head { (head + 1, at) } else { (0, at + TILE) };
+                                    places.next(&a.keys, head, at)
+                                }
+                                _ => places.next(&a.keys, head, at + TILE).map(|next| Next {
+                                    bytes: if halved { next.bytes / 2 } else { next.bytes },
+                                    ..next
+                                }),
+                            };
                             match part.data {
                                 CacheSlice::F32(data) => {
                                     let data = &data[from..from + count * wk];
@@ -141,6 +130,9 @@ impl FlashTask<'_> {
                         }
                     }
                     Source::Tokens { parts, .. } => match TokenTile::new(parts, wk, self.b, at, count) {
+                        TokenTile::Q8(keys) if let Some(queries) = a.byte_queries => {
+                            queries.scores(first, total, keys, scores, places.next(&a.keys, 0, at + TILE));
+                        }
                         TokenTile::F16(data) => tile_scores::<S, _>(q, wk, data, key_tile, scores, None),
                         tile => tile_scores::<S, f32>(q, wk, tile.floats::<S>(numbers), key_tile, scores, None),
                     },
@@ -162,8 +154,9 @@ impl FlashTask<'_> {
                             let from = part.row(self.b * p.kv_heads + self.head + head, at) * wv;
                             let scores = &scores[head * rows * TILE..(head + 1) * rows * TILE];
                             let out = &mut out[head * rows * wv..(head + 1) * rows * wv];
-                            let next =
-                                address(&a.keys, head, at + TILE).or_else(|| address(&a.values, head, at + TILE));
+                            let next = places
+                                .next(&a.keys, head, at + TILE)
+                                .or_else(|| places.next(&a.values, head, at + TILE));
                             match part.data {
                                 CacheSlice::F32(data) => {
                                     weigh::<S, f32>(scores, &data[from..from + count * wv], wv, value_tile, out, next);
@@ -189,13 +182,15 @@ impl FlashTask<'_> {
                             }
                         }
                     }
-                    Source::Tokens { parts, .. } => {
-                        let tile = TokenTile::new(parts, wv, self.b, at, count);
-                        tile.weigh::<S>((total, wv), scores, [value_tile, numbers], out);
-                    }
+                    Source::Tokens { parts, .. } => match TokenTile::new(parts, wv, self.b, at, count) {
+                        TokenTile::Q8(values) if let Some(sums) = a.byte_sums => {
+                            sums.weigh(scores, total, values, out, places.next(&a.values, 0, at + TILE));
+                        }
+                        tile => tile.weigh::<S>((total, wv), scores, [value_tile, numbers], out),
+                    },
                     Source::Codes { parts, layer } => {
                         let codes = tile_codes(parts, layer, self.b, at, count);
-                        let ahead = match (address(&a.keys, 0, at + TILE), &a.keys) {
+                        let ahead = match (places.next(&a.keys, 0, at + TILE), &a.keys) {
                             (Some(next), Source::Heads(keys)) if halved => {
                                 let (half, head_step) =
                                     (TILE * (next.bytes / 2), keys.at(at + TILE).slots * next.bytes);
@@ -220,6 +215,47 @@ impl FlashTask<'_> {
                 }
             }
         }
+    }
+}
+
+/// Where what a task reads is stored.
+struct Places {
+    /// Rows of the batch, and of heads, before its first.
+    batch: usize,
+    head: usize,
+    head_dim: usize,
+    /// The first position after its last.
+    stop: usize,
+}
+
+impl Places {
+    /// Where a tile of a head begins, or of what all heads share, and bytes of a position; none of codes, or where there is no such tile.
+    #[inline(always)]
+    fn of(&self, source: &Source, head: usize, at: usize) -> Option<(*const u8, usize)> {
+        let (parts, row, width) = match source {
+            Source::Heads(parts) => (parts, self.head + head, self.head_dim),
+            Source::Tokens { parts, width } => (parts, self.batch, *width),
+            Source::Codes { .. } => return None,
+        };
+        if at >= self.stop {
+            return None;
+        }
+        let part = parts.at(at);
+        let from = part.row(row, at) * width;
+        let (start, size): (*const u8, usize) = match part.data {
+            CacheSlice::F32(cache) => (cache.as_ptr().cast(), 4),
+            CacheSlice::F16(cache) => (cache.as_ptr().cast(), 2),
+            CacheSlice::Q8 { codes, .. } => (codes.as_ptr().cast(), 1),
+        };
+        Some((start.wrapping_add(size * from), size * width))
+    }
+
+    /// That tile, to be prefetched.
+    #[inline(always)]
+    fn next(&self, source: &Source, head: usize, at: usize) -> Option<Next> {
+        let (start, bytes) = self.of(source, head, at)?;
+        let far = self.of(source, head, at + TILE).map_or(start, |(far, _)| far);
+        Some(Next { at: start, far, bytes })
     }
 }
 

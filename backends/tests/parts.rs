@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Kind, Rng, Stored};
+use common::{Eighths, Kind, Rng, Stored};
 use emberlm_backends::cpu::{self, Attention, CacheSlice, CodeDecoder, KeyValue, Layer, Level};
 use emberlm_backends::types::{CodeActivation, KV_TILE};
 use half::f16;
@@ -86,12 +86,21 @@ fn parts_are_the_whole_to_the_last_bit() {
             let hidden = Some((Layer { weight: first.weight(), bias: Some(&b1[..]) }, CodeActivation::Gelu));
             let gelu = CodeDecoder { hidden, output: Layer { weight: last.weight(), bias: Some(&b2[..]) } };
             let linear = CodeDecoder { hidden: None, output: Layer { weight: flat.weight(), bias: None } };
+            // In whole blocks of 8 bits.
+            let inner_width = 128;
+            let inner = cache(&mut rng, &p, batch, inner_width);
+            let wide = Stored::new(&mut rng, Kind::F16, width, inner_width);
+            let wide_output = Layer { weight: wide.weight(), bias: None };
             for tiles in cuts(capacity) {
                 let what = |kind: &str| format!("{kind} in parts of {tiles:?} tiles");
                 let heads = (groups, head_dim);
                 let float_parts = floats.each_ref().map(|x| split(x, heads, &tiles));
                 let half_parts = halves.each_ref().map(|x| split(x, heads, &tiles));
                 let code_parts = split(&codes, (batch, r), &tiles);
+                let inner_parts: Vec<Eighths> = split(&inner, (batch, inner_width), &tiles)
+                    .iter()
+                    .map(|part| Eighths::new(part, inner_width))
+                    .collect();
 
                 let whole = floats.each_ref().map(|x| [CacheSlice::F32(x)]);
                 let whole = whole.each_ref().map(|x| KeyValue::Plain(x));
@@ -136,12 +145,18 @@ fn parts_are_the_whole_to_the_last_bit() {
                 same(&what("hidden values"), &q, [&whole16[0], &one], [&parts16[0], &more], &p);
                 same(&what("hidden keys"), &q, [&one, &whole[1]], [&more, &parts[1]], &p);
                 same(&what("hidden values and codes"), &q, [&coded, &coded], [&one, &one], &p);
+                let whole_inner = Eighths::new(&inner, inner_width);
+                let one = [whole_inner.slice()];
+                let more: Vec<_> = inner_parts.iter().map(Eighths::slice).collect();
+                let [one, more] = [&one[..], &more].map(|values| KeyValue::Hidden { values, output: &wide_output });
+                same(&what("hidden values in 8 bits"), &q, [&whole16[0], &one], [&parts16[0], &more], &p);
+                same(&what("hidden keys in 8 bits"), &q, [&one, &whole[1]], [&more, &parts[1]], &p);
             }
         }
     }
 }
 
-/// Parts that do not meet between two tiles, that are missing or too many.
+/// Parts that do not meet between two tiles, that are missing or not of whole tokens.
 #[test]
 fn parts_that_are_none_are_refused() {
     let p = Attention { batch: 1, seq: 1, heads: 2, kv_heads: 2, head_dim: 4, past: 99, capacity: 100, scale: 1.0 };
@@ -155,8 +170,8 @@ fn parts_that_are_none_are_refused() {
         let message = panic.downcast_ref::<String>().expect("a message");
         assert!(message.contains(why), "{lens:?}: {message}");
     };
-    refused(&[], "not the 800");
-    refused(&[64, 37], "not the 800");
+    refused(&[], "holds 0 tokens, not 100");
+    refused(&[64, 35], "holds 99 tokens, not 100");
     refused(&[63, 37], "a multiple of 64 tokens");
     refused(&[0, 100], "a multiple of 64 tokens");
     refused(&[36, 64], "a multiple of 64 tokens");

@@ -48,8 +48,8 @@ impl Architecture {
     }
 
     /// Bytes of the keys and values that a pass decodes before it attends to `tokens`, in one layer after the other: those of the layer with most.
-    /// They are of keys that are rotated after decoding and of codes per head; other codes are decoded where they are read. A GPU takes about
-    /// twice as many.
+    /// They are of keys that are rotated after decoding and of codes per head; on the processor other codes are decoded where they are read. (A
+    /// GPU decodes them, too, for a prompt.)
     pub fn decoded_bytes(&self, tokens: usize) -> usize {
         let Some(compression) = &self.kv_compression else { return 0 };
         let (width, rotary) = (self.config.kv_dim(), self.config.rope.rotary_dim);

@@ -4,7 +4,7 @@ use emberlm_quant::ops::ModelSize;
 use emberlm_quant::{Activations, CompactBackend};
 
 use crate::architecture::Architecture;
-use crate::config::{KStage, LayerType};
+use crate::config::LayerType;
 use crate::error::{Error, Result};
 
 /// Checks the sizes that kernels have limits on, and the environment that they obey.
@@ -58,13 +58,11 @@ pub(crate) fn check_pass<B: CompactBackend>(
     let linear = config.linear_attention.as_ref().map_or(0, |dims| 2 * dims.key_width() + dims.value_width());
     let queries = config.num_attention_heads.saturating_mul(config.head_dim).saturating_mul(gate);
     let widest = [config.hidden_size, config.intermediate_size, queries, linear].into_iter().max().unwrap_or(0);
-    // Keys that were compressed before their rotation are all decoded again.
-    let decodes = architecture.kv_compression.as_ref().is_some_and(|codes| codes.k_stage == KStage::PreRope);
-    let keys = if decodes { past.saturating_add(new) } else { 0 };
+    let decoded = if architecture.decoded_bytes(1) > 0 { past.saturating_add(new) } else { 0 };
     let largest = [
         ("activations", new, widest),
         ("logits", logits, config.vocab_size),
-        ("decoded keys", keys, config.kv_dim().max(config.rope.rotary_dim)),
+        ("decoded keys or values", decoded, config.kv_dim().max(config.rope.rotary_dim)),
     ];
     let (buffer, memory) = (buffer_limit::<B>(device), B::memory(device));
     for (what, tokens, width) in largest {

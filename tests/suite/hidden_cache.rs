@@ -101,6 +101,11 @@ pub fn hidden_values_before_rotation<B: CompactBackend>(device: &B::Device) {
             .expect("a model")
     };
     let (codes, hidden) = (load(fixture.open()), load(fixture.open().cache_hidden().expect("hidden values")));
+    // Numbers and angles of the keys of one layer; rotated keys are decoded where they are read.
+    let config = &codes.architecture().config;
+    let decoded = 10 * 4 * (config.kv_dim() + config.rope.rotary_dim);
+    assert_eq!(codes.architecture().decoded_bytes(10), decoded);
+    assert_eq!(fixture.open().architecture().decoded_bytes(10), 0);
     let ids = &fixture.case("text").ids()[0];
     let expected = logits(&codes, ids, KvFormat::F32, false);
     let tolerance = logit_tolerance::<B>(hidden.architecture().config.family);

@@ -1,29 +1,39 @@
 //! Keys and values that the attention kernel cannot take as they are stored: decoded before it, a piece of the tokens at a time.
 
+use std::ops::Range;
+
 use super::{HostTensors, float_primitive, float_tensor};
-use crate::kv::{KeyValue, KvParts, KvStore};
+use crate::kv::{KV_TILE, KeyValue, KvParts, KvStore};
 use crate::{reference, split};
 
 /// Tokens that are decoded at a time, so that what a decoder computes on the way takes little beside its result.
-const PIECE: usize = 1024;
+const PIECE: usize = 16 * KV_TILE;
 
 /// One side of a cache as the kernel takes it.
 pub(super) enum Readable<'a, B: HostTensors> {
     AsStored(KeyValue<'a, B>),
-    /// Numbers of every head.
-    Decoded(KvStore<B>),
+    /// Numbers of every head, in parts.
+    Decoded {
+        pieces: Vec<KvStore<B>>,
+        last: KvStore<B>,
+    },
 }
 
 impl<'a, B: HostTensors> Readable<'a, B> {
     /// The first `tokens` of a side; `dims` are batch, heads of keys and values, and their numbers.
     pub(super) fn new(kv: KeyValue<'a, B>, tokens: usize, dims: [usize; 3]) -> Self {
-        if needs_decoding(&kv) { Self::Decoded(decoded(kv, tokens, dims)) } else { Self::AsStored(kv) }
+        if !needs_decoding(&kv) {
+            return Self::AsStored(kv);
+        }
+        let start = tokens.saturating_sub(1) / PIECE * PIECE;
+        let pieces = (0..start).step_by(PIECE).map(|at| decoded(kv, at..at + PIECE, dims));
+        Self::Decoded { pieces: pieces.collect(), last: decoded(kv, start..tokens, dims) }
     }
 
     pub(super) fn key_value(&self) -> KeyValue<'_, B> {
         match self {
             Self::AsStored(kv) => *kv,
-            Self::Decoded(store) => KeyValue::Plain(KvParts::from(store)),
+            Self::Decoded { pieces, last } => KeyValue::Plain(KvParts { shared: pieces, own: last }),
         }
     }
 }
@@ -42,19 +52,20 @@ fn needs_decoding<B: HostTensors>(kv: &KeyValue<'_, B>) -> bool {
     }
 }
 
-/// The first `tokens`, in a store with the capacity of what they are decoded from: slots of later ones are zeros that nothing has touched.
-fn decoded<B: HostTensors>(kv: KeyValue<'_, B>, tokens: usize, [batch, kv_heads, head_dim]: [usize; 3]) -> KvStore<B> {
-    let capacity = kv.parts().capacity();
-    let mut numbers = vec![0.0; batch * kv_heads * capacity * head_dim];
-    for start in (0..tokens).step_by(PIECE) {
-        let end = tokens.min(start + PIECE);
-        let piece = B::into_floats(float_primitive(reference::rows(kv, start..end, kv_heads)));
-        let heads = numbers.chunks_exact_mut(capacity * head_dim);
-        for (head, piece) in heads.zip(piece.chunks_exact((end - start) * head_dim)) {
-            head[start * head_dim..end * head_dim].copy_from_slice(piece);
-        }
-    }
-    KvStore::F32(float_tensor(numbers, [batch, kv_heads, capacity, head_dim]))
+/// These tokens.
+///
+/// # Panics
+/// If they are not of these dimensions.
+fn decoded<B: HostTensors>(
+    kv: KeyValue<'_, B>,
+    tokens: Range<usize>,
+    [batch, kv_heads, head_dim]: [usize; 3],
+) -> KvStore<B> {
+    let dims = [batch, kv_heads, tokens.len(), head_dim];
+    let rows = reference::rows(kv, tokens, kv_heads);
+    assert_eq!(rows.dims(), dims, "decoded keys or values");
+    // As the kernel reads them: not a view of tokens with all their heads.
+    KvStore::F32(float_tensor(B::into_floats(float_primitive(rows)), dims))
 }
 
 #[cfg(all(test, feature = "ndarray"))]
@@ -94,10 +105,11 @@ mod tests {
             let rotary = Rotary { cos: random([tokens, head_dim / 2]), sin: random([tokens, head_dim / 2]) };
             let keys = KeyValue::Compressed { codes, decoder: &decoder, rotary: Some(&rotary) };
             let whole = reference::rows(keys, 0..tokens, kv_heads);
-            let KvStore::F32(pieces) = decoded(keys, tokens, [2, kv_heads, head_dim]) else { panic!("not decoded") };
-            assert_eq!(pieces.dims(), [2, kv_heads, 1704, head_dim]);
-            let [pieces, whole] = [pieces.slice_dim(2, 0..tokens), whole].map(Tensor::into_data);
-            whole.assert_approx_eq::<f32>(&pieces, burn::tensor::Tolerance::absolute(1e-6));
+            let readable = Readable::new(keys, tokens, [2, kv_heads, head_dim]);
+            let KeyValue::Plain(parts) = readable.key_value() else { panic!("not decoded") };
+            assert_eq!(parts.capacity(), tokens);
+            let pieces = reference::rows(KeyValue::Plain(parts), 0..tokens, kv_heads);
+            whole.into_data().assert_approx_eq::<f32>(&pieces.into_data(), burn::tensor::Tolerance::absolute(1e-6));
         }
     }
 }

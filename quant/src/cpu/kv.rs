@@ -15,8 +15,7 @@ pub(super) fn geometry<B: HostTensors>(
     kv: &CachedKv<'_, B>,
 ) -> cpu::Attention {
     let AttentionShape { past, kv_heads, scale } = kv.shape;
-    let (capacity, scale) = (kv.k.parts().capacity(), scale as f32);
-    cpu::Attention { batch, seq, heads, kv_heads, head_dim, past, capacity, scale }
+    cpu::Attention { batch, seq, heads, kv_heads, head_dim, past, capacity: past + seq, scale: scale as f32 }
 }
 
 /// The parts of one side of a cache, kept alive while a kernel reads them.

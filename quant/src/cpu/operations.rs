@@ -18,7 +18,6 @@ use crate::kv::{CodeDecoder, KeyValue, KvStore, Rotary};
 use crate::modules::{Linear, SwiGlu};
 use crate::ops::{AttentionShape, CachedKv, CausalConv, DeltaGates, DeltaRule, Norm};
 use crate::packed::PackedWeight;
-use crate::reference;
 use crate::{split, swiglu};
 
 pub(super) fn run_pass<T: Send>(activations: Activations, f: impl FnOnce() -> T + Send) -> T {
@@ -253,6 +252,9 @@ pub(super) fn store_kv<B: HostTensors>(store: KvStore<B>, new: Tensor<B, 4>, at:
 
 pub(super) fn cached_attention<B: HostTensors>(q: Tensor<B, 4>, kv: CachedKv<'_, B>) -> Tensor<B, 4> {
     let [batch, seq, heads, head_dim] = q.dims();
+    if q.shape().num_elements() == 0 {
+        return q;
+    }
     let q = float_primitive(q);
     let geometry = geometry([batch, seq, heads, head_dim], &kv);
     let AttentionShape { past, kv_heads, .. } = kv.shape;

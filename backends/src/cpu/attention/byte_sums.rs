@@ -1,4 +1,4 @@
-//! Sums over keys and values in 8 bits as whole numbers, where the processor multiplies those faster than floats.
+//! Sums over keys, values and hidden values in 8 bits as whole numbers, where the processor multiplies those faster than floats.
 
 use crate::cpu::Level;
 use crate::cpu::attention::ahead::Next;
@@ -33,7 +33,7 @@ pub(super) enum ByteQueries {
 }
 
 impl ByteSums {
-    /// Those of `rows` queries of a kv head over `kv`; none where it is not in 8 bits, or floats are better.
+    /// Those of `rows` queries of each kv head over `kv`; none where it is not in 8 bits, or floats are better.
     pub(super) fn new(level: Level, kv: &KeyValue, rows: usize, p: &Attention) -> Option<ByteSums> {
         // Hidden values are read by the queries of all heads.
         let (parts, width, rows) = match kv {
@@ -91,6 +91,16 @@ impl ByteSums {
 }
 
 impl ByteQueries {
+    /// Whether [`scores`](Self::scores) asks for what is farther away, too.
+    pub(super) fn fetches_far(&self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            ByteQueries::Vnni(_) => true,
+            #[cfg(target_arch = "x86_64")]
+            ByteQueries::Words(..) => false,
+        }
+    }
+
     /// `scores[r][i] = query[first + r] · keys[i]` for `rows` queries, rows of `TILE` scores. `next` is prefetched meanwhile.
     ///
     /// # Panics

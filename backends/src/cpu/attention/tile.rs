@@ -3,6 +3,7 @@
 use crate::cpu::attention::ahead::{Ahead, Next};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::attention::bf16;
+use crate::cpu::attention::byte_sums::ByteQueries;
 use crate::cpu::attention::hidden::{HiddenLayer, TokenRows};
 use crate::cpu::attention::parts::Parts;
 use crate::cpu::attention::products::{GEMM_MIN_ROWS, tile_scores, weigh};
@@ -73,8 +74,10 @@ impl FlashTask<'_> {
         let ends = Ends { past: p.past, first: self.first, rows, group };
         let stop = self.positions.end.min(ends.of(rows - 1));
         let places = Places { batch: self.b, head: self.b * p.kv_heads + self.head, head_dim: p.head_dim, stop };
-        // With hidden values to compute, memory would wait meanwhile: half of the next tile's keys is left for that time.
-        let halved = matches!((&a.keys, &a.values), (Source::Heads(_), Source::Codes { .. }));
+        // Where kv heads share values, what comes next are keys: of the next head, and of it in the next tile from farther away; or of the same head in
+        // the next tile. With hidden values to compute, memory would wait meanwhile: half of them is left for that time.
+        let by_head = a.byte_queries.is_some_and(ByteQueries::fetches_far);
+        let halved = !by_head && matches!((&a.keys, &a.values), (Source::Heads(_), Source::Codes { .. }));
         // SAFETY: `S` is enabled. Queries and tiles of keys and values are taken by checked slices; the scratch has the sizes of
         // `scratch_lens`; rows `row..row + total` lie in the outputs, and tasks have different ones.
         unsafe {
@@ -93,11 +96,8 @@ impl FlashTask<'_> {
                             let scores = &mut scores[head * rows * TILE..(head + 1) * rows * TILE];
                             let next = match &a.values {
                                 Source::Heads(_) => places.next(&a.values, head, at),
-                                _ if a.byte_queries.is_some() => {
-                                    let next_head = head + 1 < heads;
-                                    let (head, at) = if next_head { (head + 1, at) } else { (0, at + TILE) };
-                                    places.next(&a.keys, head, at)
-                                }
+                                _ if by_head && head + 1 < heads => places.next(&a.keys, head + 1, at),
+                                _ if by_head => places.next(&a.keys, 0, at + TILE),
                                 _ => places.next(&a.keys, head, at + TILE).map(|next| Next {
                                     bytes: if halved { next.bytes / 2 } else { next.bytes },
                                     ..next
@@ -154,9 +154,10 @@ impl FlashTask<'_> {
                             let from = part.row(self.b * p.kv_heads + self.head + head, at) * wv;
                             let scores = &scores[head * rows * TILE..(head + 1) * rows * TILE];
                             let out = &mut out[head * rows * wv..(head + 1) * rows * wv];
-                            let next = places
-                                .next(&a.keys, head, at + TILE)
-                                .or_else(|| places.next(&a.values, head, at + TILE));
+                            let next = match &a.keys {
+                                Source::Heads(_) => places.next(&a.keys, head, at + TILE),
+                                _ => places.next(&a.values, head, at + TILE),
+                            };
                             match part.data {
                                 CacheSlice::F32(data) => {
                                     weigh::<S, f32>(scores, &data[from..from + count * wv], wv, value_tile, out, next);

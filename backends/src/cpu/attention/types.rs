@@ -1,6 +1,6 @@
 //! The shape of an attention call, and where it finds keys and values.
 
-use crate::check::{check_len, elements};
+use crate::check::elements;
 use crate::cpu::cache::CacheSlice;
 use crate::cpu::matmul::weight::Weight;
 use crate::types::{CodeActivation, KV_TILE};
@@ -20,7 +20,7 @@ pub struct Attention {
     pub head_dim: usize,
     /// Tokens before the new ones.
     pub past: usize,
-    /// Tokens that the cache holds per head, all its parts together.
+    /// Tokens per head that keys and values each have room for at least, all their parts together.
     pub capacity: usize,
     /// Multiplies every score.
     pub scale: f32,
@@ -152,18 +152,19 @@ impl KeyValue<'_> {
     }
 }
 
-/// Checks that parts of so many elements hold `capacity` tokens together, each token of the batch `sizes`, and that they meet between
-/// two tiles.
+/// Checks that parts of so many elements hold whole tokens of the batch, of `sizes` each, and at least `capacity` together, and that they meet
+/// between two tiles.
 fn check_parts(what: &str, lens: impl Iterator<Item = usize> + Clone, capacity: usize, sizes: &[usize]) {
-    let whole = [sizes, &[capacity]].concat();
-    check_len(what, lens.clone().fold(0, usize::saturating_add), &whole);
     let (parts, token) = (lens.clone().count(), elements(what, sizes));
-    assert!(parts > 0, "{what} has no parts");
-    for len in lens.take(parts - 1) {
+    let mut held = 0usize;
+    for (i, len) in lens.enumerate() {
         let tokens = len.checked_div(token).unwrap_or_default();
+        let of = if i + 1 < parts { KV_TILE } else { 1 };
         assert!(
-            tokens > 0 && tokens * token == len && tokens.is_multiple_of(KV_TILE),
-            "a part of {what} has {len} elements, not {token} for each of a multiple of {KV_TILE} tokens"
+            tokens * token == len && tokens.is_multiple_of(of) && (tokens > 0 || of == 1),
+            "a part of {what} has {len} elements, not {token} for each of a multiple of {of} tokens"
         );
+        held = held.saturating_add(tokens);
     }
+    assert!(parts > 0 && held >= capacity, "{what} holds {held} tokens, not {capacity}");
 }

@@ -6,7 +6,9 @@ use emberlm_backends::cpu::{
     Matrix, Mlp, Product, Weight, with_level,
 };
 use emberlm_backends::panics::catch_quietly;
-use emberlm_backends::types::{ConvShape, DeltaRuleInputs, DeltaRuleShape, RmsNorm, RotaryShape, StoreKv};
+use emberlm_backends::types::{
+    CodeActivation, ConvShape, DeltaRuleInputs, DeltaRuleShape, RmsNorm, RotaryShape, StoreKv,
+};
 
 /// `HALF * 2` wraps to 0, `HALF * 2 + 1` rows of 2 to 2 elements.
 const HALF: usize = 1 << (usize::BITS - 1);
@@ -191,5 +193,11 @@ fn caches_whose_shapes_wrap_around() {
     refused("scales of hidden values", "the scales of the cache", || {
         hidden(2, CacheSlice::Q8 { codes: &[1], scales: &[] })
     });
+    let decode = |codes: &[f32], out: &mut [f32]| {
+        let layer = Layer { weight: f32_weight(2, 1, &two), bias: None };
+        cpu::hidden_values(codes, &layer, CodeActivation::Relu, out);
+    };
+    refused("codes of hidden values", "codes", || decode(&two, &mut [0.0; 2]));
+    refused("hidden values of codes", "hidden values", || decode(&two, &mut [0.0; 3]));
     refused("the last layer", "the decoder gives 1 values, not 2", || hidden(1, CacheSlice::F32(&two[..1])));
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use emberlm::model::engine::{Engine, EngineOptions, EventKind, Finish, Request, SequenceId};
 use emberlm::model::sampling::{LogitsProcessors, Sampler, SamplingConfig, log_softmax};
 use emberlm::model::text::TextProcessor;
-use emberlm::model::{CausalLm, Error};
+use emberlm::model::{CausalLm, Error, Pretrained};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::KvFormat;
 
@@ -25,15 +25,23 @@ pub(super) struct Loaded<B: CompactBackend> {
 }
 
 pub(super) fn loaded<B: CompactBackend>(device: &B::Device) -> impl Iterator<Item = Loaded<B>> {
-    Fixture::all().into_iter().map(|fixture| {
-        let pretrained = fixture.open();
-        Loaded {
-            name: fixture.name(),
-            model: pretrained.load(device).expect("a model"),
-            text: pretrained.text().expect("a tokenizer"),
-            ids: fixture.case("long").ids().remove(0),
-        }
+    Fixture::all().into_iter().map(|fixture| Loaded::new(fixture.name(), &fixture, &fixture.open(), device))
+}
+
+/// Those whose caches can hold hidden values of decoders, with these.
+pub(super) fn loaded_with_hidden_values<B: CompactBackend>(device: &B::Device) -> impl Iterator<Item = Loaded<B>> {
+    Fixture::all().into_iter().filter_map(|fixture| {
+        let pretrained = fixture.open().cache_hidden().ok()?;
+        Some(Loaded::new(format!("{} with hidden values", fixture.name()), &fixture, &pretrained, device))
     })
+}
+
+impl<B: CompactBackend> Loaded<B> {
+    fn new(name: String, fixture: &Fixture, pretrained: &Pretrained, device: &B::Device) -> Self {
+        let model = pretrained.load(device).expect("a model");
+        let text = pretrained.text().expect("a tokenizer");
+        Self { name, model, text, ids: fixture.case("long").ids().remove(0) }
+    }
 }
 
 /// An exact cache: rounded keys would turn the last bits of sums into differences that show.

@@ -11,7 +11,7 @@ use emberlm::quant::kv::KvFormat;
 use serde_json::json;
 
 use super::bodies::with_config;
-use super::engine::{Loaded, Nearness, Outcome, alone, loaded, options};
+use super::engine::{Loaded, Nearness, Outcome, alone, loaded, loaded_with_hidden_values, options};
 use super::fixture::own;
 
 fn with_prefixes() -> EngineOptions {
@@ -143,7 +143,7 @@ pub fn cached_is_uncached_everywhere<B: CompactBackend>(device: &B::Device) {
         Some(sizes) => sizes.split(',').map(|size| size.parse().expect("a number of tokens")).collect(),
         None => (1..=GRID).collect(),
     };
-    for loaded in loaded::<B>(device) {
+    for loaded in loaded::<B>(device).chain(loaded_with_hidden_values(device)) {
         let began = std::time::Instant::now();
         let (mut compared, mut undecided) = (0, 0);
         let recurrent = is_recurrent(&loaded);

@@ -29,7 +29,9 @@ mod spans;
 mod vectorized;
 mod weight_buffer;
 
-pub use attention::{Attention, AttentionSpan, CodeDecoder, KeyValue, Layer, attention, attention_spans};
+pub use attention::{
+    Attention, AttentionSpan, CodeDecoder, KeyValue, Layer, attention, attention_spans, hidden_values,
+};
 pub use bandwidth::{read, read_bandwidth};
 pub use cache::{CacheSlice, CacheSliceMut, store_kv};
 pub use conv::{causal_conv1d_silu, causal_conv1d_silu_spans};

@@ -89,7 +89,7 @@ pub fn attention<B: Backend>(q: Tensor<B, 4>, kv: CachedKv<'_, B>) -> Tensor<B, 
     let AttentionShape { past, kv_heads, scale } = shape;
     let t = past + s;
     let q = q.swap_dims(1, 2); // [b, heads, s, head_dim]
-    let [k, v] = [k, v].map(|kv| repeat_heads(rows(kv, 0..t, kv_heads), heads / kv_heads)); // [b, heads, t, head_dim]
+    let [k, v] = [k, v].map(|kv| repeat_heads(rows(kv, t, kv_heads), heads / kv_heads)); // [b, heads, t, head_dim]
 
     let future = future(s, past, &q.device()).reshape([1, 1, s, t]).expand([b, heads, s, t]);
     let scores = (q.matmul(k.transpose()) * scale).mask_fill(future, MASKED);
@@ -104,18 +104,15 @@ fn future<B: Backend>(s: usize, past: usize, device: &B::Device) -> Tensor<B, 2,
     token.greater(query)
 }
 
-/// These tokens as they are attended to: `[b, kv_heads, tokens, head_dim]`.
-pub(crate) fn rows<B: Backend>(kv: KeyValue<'_, B>, tokens: Range<usize>, kv_heads: usize) -> Tensor<B, 4> {
-    let stored = read(kv.parts(), tokens.clone());
-    let positions = |rotary: Option<&Rotary<B>>| rotary.map(|rotary| rotary.tokens(tokens));
+/// The first `t` tokens as they are attended to: `[b, kv_heads, t, head_dim]`.
+pub(crate) fn rows<B: Backend>(kv: KeyValue<'_, B>, t: usize, kv_heads: usize) -> Tensor<B, 4> {
+    let stored = read(kv.parts(), 0..t);
     match kv {
         KeyValue::Plain(_) => stored,
         KeyValue::Compressed { decoder, rotary, .. } => {
-            expanded(stored, |codes| decode(codes, decoder), kv_heads, positions(rotary).as_ref())
+            expanded(stored, |codes| decode(codes, decoder), kv_heads, rotary)
         }
-        KeyValue::Hidden { output, rotary, .. } => {
-            expanded(stored, |values| apply(output, values), kv_heads, positions(rotary).as_ref())
-        }
+        KeyValue::Hidden { output, rotary, .. } => expanded(stored, |values| apply(output, values), kv_heads, rotary),
     }
 }
 
@@ -138,7 +135,7 @@ fn expanded<B: Backend>(
 }
 
 /// The numbers of these tokens, `[b, heads, tokens, width]`.
-fn read<B: Backend>(parts: KvParts<'_, B>, tokens: Range<usize>) -> Tensor<B, 4> {
+pub(crate) fn read<B: Backend>(parts: KvParts<'_, B>, tokens: Range<usize>) -> Tensor<B, 4> {
     if parts.shared.is_empty() {
         return read_store(parts.own, tokens);
     }

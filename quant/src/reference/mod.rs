@@ -8,6 +8,9 @@ mod norm;
 mod top_k;
 mod unpack;
 
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+pub(crate) use attention::read;
+#[cfg(all(test, feature = "ndarray"))]
 pub(crate) use attention::rows;
 pub use attention::{attention, store_kv};
 #[cfg(feature = "cube")]

@@ -54,11 +54,23 @@ impl HiddenLayer {
 
     /// `u [t, h]` of the codes of row `batch` of a cache.
     pub(super) fn all(&self, level: Level, codes: &Parts<&[f32]>, batch: usize, u: &mut [f32]) {
+        self.tiles(level, u, |at, tokens| {
+            let part = codes.at(at);
+            &part.data[part.row(batch, at) * self.r..][..tokens * self.r]
+        });
+    }
+
+    /// `u [t, h]` of codes `[t, r]`.
+    pub(super) fn rows(&self, level: Level, codes: &[f32], u: &mut [f32]) {
+        self.tiles(level, u, |at, tokens| &codes[at * self.r..(at + tokens) * self.r]);
+    }
+
+    /// `u [t, h]` of what `codes` gives for a position and the tokens from there on: a tile at a time.
+    fn tiles<'a>(&self, level: Level, u: &mut [f32], codes: impl Fn(usize, usize) -> &'a [f32] + Sync) {
         let tiles = u.len() / (TILE * self.h);
         let (whole, rest) = u.split_at_mut(tiles * TILE * self.h);
         let tile = |i: usize, u: &mut [f32]| {
-            let part = codes.at(i * TILE);
-            let codes = &part.data[part.row(batch, i * TILE) * self.r..][..u.len() / self.h * self.r];
+            let codes = codes(i * TILE, u.len() / self.h);
             launch(level, TokenRows { layer: self, codes, u, strip: self.h, ahead: Ahead::nothing() });
         };
         for_each_chunk(whole, TILE * self.h, TILE * self.h * self.r, tile);

@@ -25,6 +25,7 @@ use crate::check::{check_len, elements};
 use crate::cpu::cache::CacheSlice;
 use crate::cpu::pool::Output;
 use crate::cpu::{Level, level};
+use crate::types::CodeActivation;
 use byte_sums::{ByteQueries, ByteSums};
 use hidden::HiddenLayer;
 use parts::Parts;
@@ -71,6 +72,23 @@ pub fn attention_spans(spans: &mut [AttentionSpan]) {
             span.out[at..at + p.head_dim].copy_from_slice(&results[row * p.head_dim..][..p.head_dim]);
         });
     }
+}
+
+/// Hidden values of codes, as a decoder computes them: `act(W₁ c + b₁)` in f32.
+///
+/// # Shapes
+/// `codes [tokens, r] -> out [tokens, h]`
+///
+/// # Panics
+/// If a slice does not have its shape.
+pub fn hidden_values(codes: &[f32], layer: &Layer, activation: CodeActivation, out: &mut [f32]) {
+    layer.check();
+    let (h, r) = (layer.weight.n, layer.weight.k);
+    assert!(r > 0, "the decoder has no inputs");
+    let tokens = out.len().checked_div(h).unwrap_or_default();
+    check_len("hidden values", out.len(), &[tokens, h]);
+    check_len("codes", codes.len(), &[tokens, r]);
+    HiddenLayer::new(&(*layer, activation)).rows(level(), codes, out);
 }
 
 fn check(AttentionSpan { q, k, v, shape: p, out }: &AttentionSpan) {

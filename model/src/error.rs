@@ -12,12 +12,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// A file could not be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {error}", path.display())]
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// The system's error.
-        source: std::io::Error,
+        /// The system's error: a part of the text, so that it is none of the causes that a chain of errors adds.
+        error: std::io::Error,
     },
     /// A disk has too little room for what is to be written.
     #[error("{}: {needed} bytes are needed, but {available} are free: make room, or name a directory on another disk", path.display())]

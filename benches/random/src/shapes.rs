@@ -48,7 +48,7 @@ pub fn shape_json(name: &str) -> Result<String> {
         return Ok((*json).to_string());
     }
     if name.ends_with(".json") {
-        return std::fs::read_to_string(name).map_err(|source| Error::Io { path: name.into(), source });
+        return std::fs::read_to_string(name).map_err(|error| Error::Io { path: name.into(), error });
     }
     let known: Vec<&str> = shape_names().collect();
     let message = format!("\"{name}\" is not known; use {} or the path of a config.json", known.join(", "));

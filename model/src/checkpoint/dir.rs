@@ -47,7 +47,7 @@ impl ModelDir {
     /// # Errors
     /// [`Error::Io`] when it does not exist, [`Error::Source`] when it is not a directory.
     pub fn open(path: &Path) -> Result<Self> {
-        let real = path.canonicalize().map_err(|source| Error::Io { path: path.into(), source })?;
+        let real = path.canonicalize().map_err(|error| Error::Io { path: path.into(), error })?;
         if !real.is_dir() {
             return Err(refuse(path, "is not a directory"));
         }
@@ -125,7 +125,7 @@ impl ModelDir {
             }
         };
         let path = self.path.join(name);
-        let io = |source| Error::Io { path: path.clone(), source };
+        let io = |error| Error::Io { path: path.clone(), error };
         let real = path.canonicalize().map_err(io)?;
         let is_blob = |blobs: &Path| real.parent() == Some(blobs) || is_shared_blob(&real, blobs);
         let inside = real.starts_with(root) || blobs.as_deref().is_some_and(is_blob);
@@ -153,7 +153,7 @@ impl ModelDir {
             Some(FoundFile::Embedded(bytes)) => return Ok(Some(bytes.to_vec())),
             None => return Ok(None),
         };
-        let io = |source| Error::Io { path: path.clone(), source };
+        let io = |error| Error::Io { path: path.clone(), error };
         let file = File::open(&real).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
         if length > limit {
@@ -177,7 +177,7 @@ impl ModelDir {
     /// [`Error::Io`] when the directory cannot be listed.
     pub fn entries(&self) -> Result<Vec<String>> {
         const MOST: usize = 10_000;
-        let io = |source| Error::Io { path: self.path.clone(), source };
+        let io = |error| Error::Io { path: self.path.clone(), error };
         let mut names = Vec::new();
         let real = match &self.files {
             Files::OnDisk { real, .. } => real,

@@ -92,7 +92,7 @@ impl Checkpoint {
             return Self::open_dir(only_subfolder(&dir)?.unwrap_or(dir));
         }
         let source = |message: String| Error::Source { path: path.into(), message };
-        path.symlink_metadata().map_err(|source| Error::Io { path: path.into(), source })?;
+        path.symlink_metadata().map_err(|error| Error::Io { path: path.into(), error })?;
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let parent = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -336,7 +336,7 @@ impl Shard {
 }
 
 fn map_file(path: &Path, real: &Path) -> Result<Mmap> {
-    let io = |source| Error::Io { path: path.into(), source };
+    let io = |error| Error::Io { path: path.into(), error };
     let file = File::open(real).map_err(io)?;
     let bytes = file.metadata().map_err(io)?.len();
     if bytes < 8 {

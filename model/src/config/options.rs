@@ -108,7 +108,7 @@ impl ModelOptions {
     pub fn check_writable(directory: &Path) -> Result<()> {
         let (file, path) = Self::temporary(directory)?;
         drop(file);
-        fs::remove_file(&path).map_err(|source| Error::Io { path, source })
+        fs::remove_file(&path).map_err(|error| Error::Io { path, error })
     }
 
     /// Writes the side file of a model directory in place of the one that may be there. A reader sees the old file or the new one,
@@ -124,10 +124,10 @@ impl ModelOptions {
             file.sync_all()?;
             fs::rename(&temporary, &path)
         };
-        write().map_err(|source| {
+        write().map_err(|error| {
             // What is left of a file that could not be written is of no use.
             let _ = fs::remove_file(&temporary);
-            Error::Io { path, source }
+            Error::Io { path, error }
         })
     }
 
@@ -139,7 +139,7 @@ impl ModelOptions {
         let file = OpenOptions::new().write(true).create_new(true).open(&path);
         match file {
             Ok(file) => Ok((file, path)),
-            Err(source) => Err(Error::Io { path: directory.into(), source }),
+            Err(error) => Err(Error::Io { path: directory.into(), error }),
         }
     }
 }

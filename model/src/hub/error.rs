@@ -107,12 +107,12 @@ pub enum HubError {
         free: u64,
     },
     /// A file of the cache cannot be read or written.
-    #[error("{}: {source}{advice}", path.display())]
+    #[error("{}: {error}{advice}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's error.
-        source: std::io::Error,
+        /// The system's error: a part of the text, so that it is none of the causes that a chain of errors adds.
+        error: std::io::Error,
         /// What to do, or nothing.
         advice: &'static str,
     },
@@ -123,8 +123,8 @@ pub type HubResult<T> = std::result::Result<T, HubError>;
 
 impl HubError {
     /// An error of the file system.
-    pub(super) fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
-        let advice = match source.kind() {
+    pub(super) fn io(path: impl Into<PathBuf>, error: std::io::Error) -> Self {
+        let advice = match error.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
                 "; what is downloaded stays: free some space and run this again"
             }
@@ -133,6 +133,6 @@ impl HubError {
             }
             _ => "",
         };
-        Self::Io { path: path.into(), source, advice }
+        Self::Io { path: path.into(), error, advice }
     }
 }

@@ -151,7 +151,7 @@ impl Finding {
             path.to_string_lossy().into_owned()
         };
         match error {
-            Error::Io { path, source } => Self::error(check, source.to_string()).file(&inside(path)),
+            Error::Io { path, error } => Self::error(check, error.to_string()).file(&inside(path)),
             Error::Source { path, message } => {
                 let finding = Self::error(check, message);
                 if inside(path).is_empty() { finding } else { finding.file(&inside(path)) }

@@ -54,7 +54,7 @@ impl OutputDir {
     pub(crate) fn open(target: &Path, job: &Job) -> Result<Self> {
         let partial = partial_path(target)?;
         if let Some(parent) = partial.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            fs::create_dir_all(parent).map_err(|source| Error::Io { path: parent.into(), source })?;
+            fs::create_dir_all(parent).map_err(|error| Error::Io { path: parent.into(), error })?;
         }
         for _ in 0..ATTEMPTS {
             check_target(target)?;
@@ -71,7 +71,7 @@ impl OutputDir {
     fn claim(&self, job: &Job) -> Result<()> {
         let refuse = |message: String| Err(Error::Source { path: self.partial.clone(), message });
         let note = self.partial.join(JOB);
-        let at_note = |source| Error::Io { path: note.clone(), source };
+        let at_note = |error| Error::Io { path: note.clone(), error };
         let mut found = Vec::new();
         (&self.lock).take(LONGEST_JOB).read_to_end(&mut found).map_err(at_note)?;
         if !found.is_empty() {
@@ -158,7 +158,7 @@ impl OutputDir {
     pub(crate) fn remove_part(&self, name: &str) -> Result<()> {
         let part = self.part(name);
         match fs::remove_file(&part) {
-            Err(source) if source.kind() != ErrorKind::NotFound => Err(Error::Io { path: part, source }),
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::Io { path: part, error }),
             _ => Ok(()),
         }
     }
@@ -183,7 +183,7 @@ impl OutputDir {
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.partial.join(name);
         if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(|source| Error::Io { path: parent.into(), source })?;
+            fs::create_dir_all(parent).map_err(|error| Error::Io { path: parent.into(), error })?;
         }
         write_complete(&path, bytes)
     }
@@ -197,13 +197,13 @@ impl OutputDir {
         sync_directory(&self.partial);
         if is_directory(&self.target) {
             // Empty, as was just seen; not every system renames over it.
-            fs::remove_dir(&self.target).map_err(|source| Error::Io { path: self.target.clone(), source })?;
+            fs::remove_dir(&self.target).map_err(|error| Error::Io { path: self.target.clone(), error })?;
         }
         rename(&self.partial, &self.target)?;
         // Not before: without it a crash here would leave a directory that no run goes on with.
         drop(self.lock);
         let note = self.target.join(JOB);
-        fs::remove_file(&note).map_err(|source| Error::Io { path: note, source })?;
+        fs::remove_file(&note).map_err(|error| Error::Io { path: note, error })?;
         sync_directory(&self.target);
         Ok(())
     }
@@ -215,7 +215,7 @@ impl OutputDir {
 /// # Errors
 /// [`Error::Source`] when another process has it; [`Error::Io`].
 fn lock(partial: &Path) -> Result<Option<File>> {
-    let io = |source| Error::Io { path: partial.into(), source };
+    let io = |error| Error::Io { path: partial.into(), error };
     match fs::create_dir(partial) {
         Ok(()) => {}
         Err(error) if error.kind() == ErrorKind::AlreadyExists => match fs::symlink_metadata(partial) {
@@ -233,7 +233,7 @@ fn lock(partial: &Path) -> Result<Option<File>> {
     let file = match OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&note) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(Error::Io { path: note, source }),
+        Err(error) => return Err(Error::Io { path: note, error }),
     };
     match file.try_lock() {
         Ok(()) => {}
@@ -324,12 +324,12 @@ fn write_complete(path: &Path, bytes: &[u8]) -> Result<()> {
         file.write_all(bytes)?;
         file.sync_all()
     };
-    write().map_err(|source| Error::Io { path: part.clone(), source })?;
+    write().map_err(|error| Error::Io { path: part.clone(), error })?;
     rename(&part, path)
 }
 
 fn rename(from: &Path, to: &Path) -> Result<()> {
-    fs::rename(from, to).map_err(|source| Error::Io { path: to.into(), source })?;
+    fs::rename(from, to).map_err(|error| Error::Io { path: to.into(), error })?;
     if let Some(parent) = to.parent() {
         sync_directory(parent);
     }

@@ -74,7 +74,7 @@ impl RecordFile {
     /// # Errors
     /// [`Error::Io`] when it cannot be written; [`Error::Container`] when its header would be longer than what readers accept.
     pub(crate) fn create<'a>(path: &Path, slots: impl Iterator<Item = &'a Slot>) -> Result<Self> {
-        let io = |source| Error::Io { path: path.into(), source };
+        let io = |error| Error::Io { path: path.into(), error };
         let container = |message: String| Error::container(CheckpointError::of_file(path, message));
         let slots: Vec<&Slot> = slots.collect();
         let (map, starts) = map(&slots).map_err(container)?;
@@ -101,7 +101,7 @@ impl RecordFile {
         tensor: &StoredTensor,
         written: &mut dyn FnMut(&StoredTensor, usize, usize),
     ) -> Result<()> {
-        let io = |source| Error::Io { path: self.path.clone(), source };
+        let io = |error| Error::Io { path: self.path.clone(), error };
         let start = match self.starts.next() {
             Some((name, start)) if name == tensor.name => start,
             _ => return Err(CheckpointError::of_tensor(&tensor.name, "is not the next tensor of the record").into()),
@@ -126,6 +126,6 @@ impl RecordFile {
         if let Some((name, _)) = self.starts.next() {
             return Err(CheckpointError::of_tensor(&name, "is missing in the record").into());
         }
-        self.file.sync_all().map_err(|source| Error::Io { path: self.path.clone(), source })
+        self.file.sync_all().map_err(|error| Error::Io { path: self.path.clone(), error })
     }
 }

@@ -51,7 +51,7 @@ impl ShardFile {
     /// # Errors
     /// [`Error::Io`] when it cannot be written; [`Error::Container`] when its header would be longer than what readers accept.
     pub(crate) fn create<'a>(path: &Path, slots: impl Iterator<Item = &'a Slot>) -> Result<Self> {
-        let io = |source| Error::Io { path: path.into(), source };
+        let io = |error| Error::Io { path: path.into(), error };
         let reserved = header_bytes(slots);
         let header = reserved.saturating_sub(8);
         if header as u64 > MAX_HEADER {
@@ -103,7 +103,7 @@ impl ShardFile {
             self.file.write_all(&(header.len() as u64).to_le_bytes())?;
             self.file.sync_all()
         };
-        write().map_err(|source| Error::Io { path: self.path.clone(), source })
+        write().map_err(|error| Error::Io { path: self.path.clone(), error })
     }
 
     fn write(&mut self, tensor: &StoredTensor, written: &mut dyn FnMut(&StoredTensor, usize, usize)) -> Result<()> {
@@ -112,7 +112,7 @@ impl ShardFile {
         self.at = end;
         let mut start = 0usize;
         for piece in tensor.data.chunks(PIECE) {
-            self.file.write_all(piece).map_err(|source| Error::Io { path: self.path.clone(), source })?;
+            self.file.write_all(piece).map_err(|error| Error::Io { path: self.path.clone(), error })?;
             written(tensor, start, piece.len());
             start = start.saturating_add(piece.len());
         }

@@ -38,7 +38,7 @@ pub(crate) fn check_activations<B: CompactBackend>(activations: Activations, dev
     }
     let known: Vec<_> =
         Activations::ALL.into_iter().filter(|&a| B::computes_with(device, a)).map(|a| a.to_string()).collect();
-    let message = format!("{activations} is not for {device:?}, which computes with {}", known.join(", "));
+    let message = format!("{activations} is not for this device, which computes with {}", known.join(", "));
     Err(Error::Option { option: "activations".into(), message })
 }
 

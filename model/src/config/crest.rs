@@ -4,8 +4,11 @@
 //! (which wins, key by key), in the side file of [`ModelOptions`](super::ModelOptions) or by the caller; what the tensors show cannot be
 //! overridden.
 
+use std::fmt;
+
 use emberlm_quant::halting::{HaltMode, HaltWeights};
 
+use super::agreement::agrees;
 use super::fields::{Choice, Fields, spelled};
 use crate::{Error, Result};
 
@@ -155,6 +158,16 @@ pub struct DiscoveredCrest {
     pub gate_bias: bool,
 }
 
+impl fmt::Display for DiscoveredCrest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gates = if self.gate_shared { "one gate" } else { "a gate per step" };
+        let layers =
+            self.gate_hidden.map_or_else(|| "one layer".to_owned(), |hidden| format!("two layers over {hidden}"));
+        let biases = if self.gate_bias { "biases" } else { "no biases" };
+        write!(f, "{} steps, {gates} of {layers}, {biases}", self.num_steps)
+    }
+}
+
 /// What the caller wants different; `None` keeps what the checkpoint says.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CrestOverrides {
@@ -255,13 +268,14 @@ impl CrestOptions {
     /// # Errors
     /// [`Error::Option`] when a stated value contradicts the tensors, or a value is out of range.
     pub fn resolve(stated: &CrestConfig, found: &DiscoveredCrest, overrides: &CrestOverrides) -> Result<Self> {
+        const KEY: &str = "crest";
         // With two steps there is one gate either way.
         if found.num_steps > 2 {
-            agrees("gate_shared", &stated.gate_shared, &found.gate_shared)?;
+            agrees(KEY, "gate_shared", stated.gate_shared.as_ref(), &found.gate_shared)?;
         }
         if found.num_steps > 1 {
-            agrees("gate_hidden", &stated.gate_hidden, &found.gate_hidden)?;
-            agrees("gate_bias", &stated.gate_bias, &found.gate_bias)?;
+            agrees(KEY, "gate_hidden", stated.gate_hidden.as_ref(), &found.gate_hidden)?;
+            agrees(KEY, "gate_bias", stated.gate_bias.as_ref(), &found.gate_bias)?;
         }
         let default = Self::default();
         let out = Self {
@@ -309,16 +323,5 @@ impl CrestOptions {
             return Err(Error::Option { option: "crest.halt_threshold".into(), message });
         }
         Ok(())
-    }
-}
-
-/// A stated value must be what the tensors show.
-fn agrees<T: PartialEq + std::fmt::Debug>(key: &str, stated: &Option<T>, found: &T) -> Result<()> {
-    match stated {
-        Some(stated) if stated != found => Err(Error::Option {
-            option: format!("crest.{key}"),
-            message: format!("is stated as {stated:?}, but the tensors show {found:?}: correct it, or leave it out"),
-        }),
-        _ => Ok(()),
     }
 }

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use emberlm_quant::kv::CodeActivation;
 
+use super::agreement::{Spelled, agrees};
 use super::fields::{Choice, Fields, spelled};
-use crate::{Error, Result};
+use crate::Result;
 
 spelled! {
     /// What is compressed.
@@ -24,6 +25,12 @@ spelled! {
         PostRope = "post_rope",
         /// Before; the reconstruction is rotated.
         PreRope = "pre_rope",
+    }
+}
+
+impl Spelled for KvTarget {
+    fn spelled(&self) -> String {
+        format!("\"{self}\"")
     }
 }
 
@@ -168,26 +175,27 @@ impl KvCompression {
     /// The compression of a checkpoint; `None` when it has none.
     ///
     /// # Errors
-    /// [`Error::Option`] when a stated value contradicts the tensors.
+    /// [`Error::Option`](crate::Error::Option) when a stated value contradicts the tensors.
     pub fn resolve(
         stated: Option<&KvCompressionConfig>,
         found: Option<&DiscoveredKvCompression>,
     ) -> Result<Option<Self>> {
+        const KEY: &str = "kv_compression";
         let silent = KvCompressionConfig::default();
         let stated = stated.unwrap_or(&silent);
         let empty = DiscoveredKvCompression::default();
         let found = found.unwrap_or(&empty);
         let layers: BTreeSet<usize> = found.layers.keys().copied().collect();
-        agrees("layers", &stated.layers, &layers)?;
+        agrees(KEY, "layers", stated.layers.as_ref(), &layers)?;
         for (layer, codecs) in &found.layers {
             let targets: BTreeSet<KvTarget> = codecs.keys().copied().collect();
-            agrees(&format!("targets (layer {layer})"), &stated.targets, &targets)?;
+            agrees(KEY, &format!("targets (layer {layer})"), stated.targets.as_ref(), &targets)?;
             for (target, codec) in codecs {
                 let at = |key| format!("{key} (layer {layer}, {target})");
-                agrees(&at("code_dim"), &stated.code_dim, &codec.code_dim)?;
-                agrees(&at("hidden_dim"), &stated.hidden_dim, &codec.hidden_dim)?;
-                agrees(&at("encoder_bias"), &stated.encoder_bias, &codec.encoder_bias)?;
-                agrees(&at("decoder_bias"), &stated.decoder_bias, &codec.decoder_bias)?;
+                agrees(KEY, &at("code_dim"), stated.code_dim.as_ref(), &codec.code_dim)?;
+                agrees(KEY, &at("hidden_dim"), stated.hidden_dim.as_ref(), &codec.hidden_dim)?;
+                agrees(KEY, &at("encoder_bias"), stated.encoder_bias.as_ref(), &codec.encoder_bias)?;
+                agrees(KEY, &at("decoder_bias"), stated.decoder_bias.as_ref(), &codec.decoder_bias)?;
             }
         }
         Ok((!layers.is_empty()).then(|| Self {
@@ -196,16 +204,5 @@ impl KvCompression {
             k_stage: stated.k_stage.unwrap_or(KStage::PostRope),
             cache_hidden: false,
         }))
-    }
-}
-
-/// A stated value must be what the tensors show.
-fn agrees<T: PartialEq + std::fmt::Debug>(key: &str, stated: &Option<T>, found: &T) -> Result<()> {
-    match stated {
-        Some(stated) if stated != found => Err(Error::Option {
-            option: format!("kv_compression.{key}"),
-            message: format!("is stated as {stated:?}, but the tensors show {found:?}"),
-        }),
-        _ => Ok(()),
     }
 }

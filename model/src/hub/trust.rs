@@ -67,7 +67,7 @@ pub(super) fn refusal(error: &std::io::Error, given: Option<&Path>) -> Option<St
             "is not valid yet: is the clock of this machine right?".into()
         }
         CertificateError::Revoked => "has been revoked".into(),
-        other => format!("is not valid ({})", header_shown(&format!("{other:?}"))),
+        other => format!("is not valid ({})", header_shown(&other.to_string())),
     };
     Some(format!("the server's certificate {what}"))
 }

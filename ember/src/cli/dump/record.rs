@@ -131,11 +131,11 @@ impl<T: Copy + Default> ByToken<T> {
 
 /// The numbers of a tensor on the host.
 pub fn floats<B: CompactBackend, const D: usize>(x: Tensor<B, D>) -> Result<Vec<f32>> {
-    x.into_data().convert::<f32>().into_vec().map_err(|e| anyhow!("the result cannot be read: {e:?}"))
+    x.into_data().convert::<f32>().into_vec().map_err(|e| anyhow!("the result cannot be read: {e}"))
 }
 
 fn integers<B: CompactBackend>(x: Tensor<B, 1, Int>) -> Result<Vec<i32>> {
-    x.into_data().convert::<i32>().into_vec().map_err(|e| anyhow!("the result cannot be read: {e:?}"))
+    x.into_data().convert::<i32>().into_vec().map_err(|e| anyhow!("the result cannot be read: {e}"))
 }
 
 /// Columns `[m]` as one matrix `[m, columns]`.

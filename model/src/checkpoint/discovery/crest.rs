@@ -36,9 +36,9 @@ pub(in crate::checkpoint) fn discover(
         match &out.found {
             Some(before) if *before != found => {
                 let message = format!(
-                    "layer {layer} holds {found:?}, the layers before hold {before:?}: adaptive depth must be the same in all layers"
+                    "layer {layer} holds {found}; the layers before hold {before}: adaptive depth must be the same in all layers"
                 );
-                let [before, found] = [before, &found].map(|found| TensorProperty::Value(format!("{found:?}")));
+                let [before, found] = [before, &found].map(|found| TensorProperty::Value(found.to_string()));
                 return Err(Error::discovery(CheckpointError::of_layer(layer, message).instead(before, found)));
             }
             _ => out.found = Some(found),

@@ -41,7 +41,7 @@ pub fn book_codes() -> Vec<Case> {
         case!("codes of a block changed", "crest_k4_nf4", Warning Codes "ffns.0.up_proj" "1 of 259 blocks have no code of the largest magnitude, the first is block 10", |copy| {
             copy.change_tensors(|tensors| tensors.get_mut(CODES).expect("it").2[320..352].fill(0x88));
         }),
-        case!("map of scales changed", "leanllama_nf4", Error Scales "up_proj.weight.nested_quant_map" "code 200", |copy| {
+        case!("map of scales changed", "leanllama_nf4", Error Scales "up_proj.weight.nested_quant_map" "code 200 is 0.", |copy| {
             floats(copy, "model.layers.0.mlp.up_proj.weight.nested_quant_map", |values| values[200] += 0.01);
         }),
         case!("offset of scales with the wrong sign", "leanllama_nf4", Error Scales "up_proj.weight.absmax" "scales are negative", |copy| {

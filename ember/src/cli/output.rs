@@ -32,11 +32,7 @@ const LONGEST_ERROR: usize = 8 << 10;
 pub fn with_causes(error: &anyhow::Error) -> String {
     let mut message = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
-        // What failed is often the place that the cause begins with.
-        let cause = match cause.split_once(": ") {
-            Some((place, rest)) if message.strip_suffix(place).is_some_and(|before| before.ends_with(' ')) => rest,
-            _ => &cause,
-        };
+        let cause = after_known_place(&message, &cause);
         // Messages that already quote their cause are common.
         if !message.contains(cause) {
             message.push_str(": ");
@@ -50,6 +46,28 @@ pub fn with_causes(error: &anyhow::Error) -> String {
         message.replace_range(from..to, &format!(" ... ({} bytes left out) ... ", to - from));
     }
     printable(&message)
+}
+
+/// A cause without the place that it begins with, or without the directory of that file, where the message before names it: what failed is
+/// often what the cause is about.
+fn after_known_place<'a>(message: &str, cause: &'a str) -> &'a str {
+    let Some((place, rest)) = cause.split_once(": ") else { return cause };
+    if names_place(message, place) {
+        return rest;
+    }
+    let known = |at: &usize| place.get(..*at).is_some_and(|directory| names_place(message, directory));
+    let mut separators = place.rmatch_indices(std::path::is_separator).map(|(at, _)| at);
+    separators.find(known).and_then(|at| cause.get(at + 1..)).unwrap_or(cause)
+}
+
+/// Whether a message names a place, and after it nothing but flags that were given.
+fn names_place(message: &str, place: &str) -> bool {
+    let stands = |(at, _): (usize, &str)| {
+        let (Some(before), Some(after)) = (message.get(..at), message.get(at + place.len()..)) else { return false };
+        let after = after.trim_start_matches(std::path::is_separator);
+        before.ends_with(' ') && (after.is_empty() || after.starts_with(" with --"))
+    };
+    !place.is_empty() && message.match_indices(place).any(stands)
 }
 
 /// Whether a character could steer a terminal: control characters, and those that turn the order of the text around them, which may then
@@ -193,6 +211,25 @@ mod tests {
         );
         assert_eq!(said("cannot open the model /a/b", "/a: is a file"), "cannot open the model /a/b: /a: is a file");
         assert_eq!(said("cannot open the model b", "/a/b: is a file"), "cannot open the model b: /a/b: is a file");
+        for (model, file) in [
+            ("/a/b", "/a/b/config.json"),
+            ("/a/b/", "/a/b/config.json"),
+            ("b", "b/config.json"),
+            ("/a/b with --steps 2", "/a/b/config.json"),
+        ] {
+            let context = format!("cannot open the model {model}");
+            let error = anyhow::anyhow!("{file}: head_dim: is missing").context(context.clone());
+            assert_eq!(with_causes(&error), format!("{context}: config.json: head_dim: is missing"));
+        }
+        assert_eq!(
+            said("cannot open the model /a", "/a/b/c.json: is cut"),
+            "cannot open the model /a: b/c.json: is cut"
+        );
+        for (context, cause) in
+            [("cannot open the model c", "model/x.json: is cut"), ("cannot open /a/b", "/a/bc/d: is cut")]
+        {
+            assert_eq!(said(context, cause), format!("{context}: {cause}"));
+        }
         assert_eq!(said("cannot write", ": it is full"), "cannot write: : it is full");
     }
 

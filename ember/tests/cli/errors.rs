@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use emberlm::model::Pretrained;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -229,6 +230,56 @@ fn every_tensor_that_differs_is_named_at_once() {
             "[64, 128]",
         ];
         ember(args).fails_with(&parts);
+    }
+}
+
+/// What contradicts the tensors is told as a config has it.
+#[test]
+fn values_that_the_tensors_contradict_are_spelled_as_in_a_config() {
+    let scratch = Scratch::new();
+    let (lean, crest) = (scratch.copy_of("leanllama"), scratch.copy_of("crest_k4"));
+    let refused = |copy: &Path, object: &str, key: &str, value: Value, message: &str| {
+        let before = fs::read(copy.join("config.json")).expect("a config");
+        edit_config(copy, |config| config[object][key] = value.clone());
+        let option = format!("{object}.{key}");
+        for args in each_command(copy) {
+            ember(args).fails_with(&[&option, message, ": correct it, or leave it out"]);
+        }
+        fs::write(copy.join("config.json"), before).expect("written");
+    };
+    for (key, value, message) in [
+        ("hidden_dim", json!(40), ": is stated as 40, but the tensors show 16:"),
+        ("hidden_dim", Value::Null, ": is stated as null, but the tensors show 16:"),
+        ("layers", json!([0, 4]), ": is stated as [0, 4], but the tensors show [1, 3, 4]:"),
+        ("targets", json!(["k", "v"]), ": is stated as [\"k\", \"v\"], but the tensors show [\"v\"]:"),
+        ("encoder_bias", json!(true), ": is stated as true, but the tensors show false:"),
+    ] {
+        refused(&lean, "kv_compression", key, value, message);
+    }
+    refused(&crest, "crest", "gate_hidden", json!(8), ": is stated as 8, but the tensors show null:");
+}
+
+/// A directory that was given is named once, and so is what the system says of a file.
+#[test]
+fn errors_about_files_name_directory_and_cause_once() {
+    let scratch = Scratch::new();
+    let copy = scratch.copy_of("leanllama");
+    edit_config(&copy, |config| config["head_dim"] = json!("wide"));
+    let directory = copy.to_str().expect("UTF-8");
+    for args in each_command(&copy) {
+        let ended = ember(args).with_code(1);
+        let told = format!("error: cannot open the model {directory}: config.json: head_dim: is the string");
+        assert!(ended.stderr.contains(&told), "{}", ended.stderr);
+    }
+    // As a program that uses the library prints an error with its causes.
+    let missing = anyhow::Error::from(Pretrained::open(scratch.path("nowhere")).expect_err("there is none"));
+    let (told, plain) = (format!("{missing:#}"), missing.to_string());
+    assert!(told == plain && told.matches("No such file").count() == 1, "{told}");
+    #[cfg(feature = "hub")]
+    {
+        let error = std::io::Error::other("it burns");
+        let burns = emberlm::hub::HubError::Io { path: "disk".into(), error, advice: "" };
+        assert_eq!(format!("{:#}", anyhow::Error::from(emberlm::model::Error::from(burns))), "disk: it burns");
     }
 }
 

@@ -13,7 +13,7 @@ use super::tensors::safetensors;
 
 const INDEX: &str = "model.safetensors.index.json";
 const SHARD: &str = "model-00002-of-00003.safetensors";
-const NAMED: Must = Fail(&["/model.safetensors.index.json"]);
+const NAMED: Must = Fail(&[" model.safetensors.index.json"]);
 
 /// The first tensor of the index lies in a file of this name.
 fn shard_name(name: &str, must: Must) -> Case {
@@ -173,14 +173,14 @@ fn what_stands_in_a_files_place() {
     for (file, out, special) in [
         (
             "model.safetensors",
-            Fail(&["/model.safetensors", "leads out"]),
-            Fail(&["/model.safetensors", "regular file"]),
+            Fail(&[" model.safetensors", "leads out"]),
+            Fail(&[" model.safetensors", "regular file"]),
         ),
-        ("config.json", Fail(&["/config.json", "leads out"]), Fail(&["/config.json", "regular file"])),
+        ("config.json", Fail(&[" config.json", "leads out"]), Fail(&[" config.json", "regular file"])),
         (
             "generation_config.json",
-            Fail(&["/generation_config.json", "leads out"]),
-            Fail(&["/generation_config.json", "regular file"]),
+            Fail(&[" generation_config.json", "leads out"]),
+            Fail(&[" generation_config.json", "regular file"]),
         ),
     ] {
         cases.push(replace(file, "link out", out, |place, file| {

@@ -26,6 +26,11 @@ const FLAGS: &[(&str, &str)] = &[
     ("min_cosine", "--min-cosine"),
     ("bits", "--bits"),
     ("cache_hidden", "--cache-hidden"),
+    ("temperature", "--temp"),
+    ("top_p", "--top-p"),
+    ("min_p", "--min-p"),
+    ("repetition_penalty", "--repeat-penalty"),
+    ("stop", "--stop"),
 ];
 
 /// An error about an option of the library, as one about the flag that set it; others stay as they are.

@@ -19,7 +19,7 @@ use emberlm::quant::{Activations, CompactBackend};
 use tokio::sync::Semaphore;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::args::{ModelArgs, PassArgs};
+use super::args::{ModelArgs, PassArgs, by_flag};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::estimate::{cache_bytes, cache_tokens, draft_bytes};
 use super::generate::warn_of_unsupported;
@@ -244,7 +244,7 @@ fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<
     );
     let text = load::text(&pretrained)?;
     let (sampling, line) = args.generation.sampling.config(&pretrained.generation_config().defaults);
-    sampling.validate()?;
+    sampling.validate().map_err(by_flag)?;
     warn_of_unsupported(pretrained.generation_config(), &sampling);
     let plan = load::plan::<B>(&pretrained, &device.device)?;
     let options = engine_options(args, architecture, context)?;

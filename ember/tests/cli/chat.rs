@@ -202,7 +202,7 @@ fn what_cannot_be_done_is_an_error() {
     let save_nothing = format!("/save {}\n", scratch.path("nothing.json").display());
     ember_reading(&save_nothing, ["chat"]).fails_with(&["nothing to save"]);
     run(&["/retry"]).fails_with(&["no message to answer"]);
-    run(&["/set top-p 2"]).fails_with(&["top_p", "2"]);
+    run(&["/set top-p 2"]).fails_with(&["error: top-p 2 is not allowed"]);
     run(&["/set max-tokens 0"]).fails_with(&["max-tokens is 0", "1 or more"]);
     chat("leanllama", &["-n", "0"], &[]).with_code(2);
     run(&["/set steps 2"]).fails_with(&["adaptive depth"]);

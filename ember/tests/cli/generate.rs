@@ -146,12 +146,13 @@ fn options_out_of_range_are_refused_before_loading() {
         assert!(!ended.stderr.contains("of weights"), "{}", ended.stderr);
         ended.fails_with(parts);
     };
-    refused(&["--temp", "-1"], &["temperature", "-1"]);
-    refused(&["--temp", "NaN"], &["temperature", "NaN"]);
-    refused(&["--top-p", "2"], &["top_p", "2"]);
-    refused(&["--min-p", "1"], &["min_p", "1"]);
-    refused(&["--repeat-penalty", "0"], &["repetition_penalty"]);
-    refused(&["--stop", ""], &["stop", "empty"]);
+    // As they were typed.
+    refused(&["--temp", "-1"], &["error: --temp -1 is not allowed"]);
+    refused(&["--temp", "NaN"], &["error: --temp NaN is not allowed"]);
+    refused(&["--top-p", "2"], &["error: --top-p 2 is not allowed"]);
+    refused(&["--min-p", "1"], &["error: --min-p 1 is not allowed"]);
+    refused(&["--repeat-penalty", "0"], &["error: --repeat-penalty 0 is not allowed"]);
+    refused(&["--stop", ""], &["error: --stop is an empty string"]);
     refused(&["--steps", "0"], &["with --steps 0", "--steps is 0"]);
     refused(&["--threshold", "1.5"], &["--threshold is 1.5"]);
     let model = model("crest_k4");

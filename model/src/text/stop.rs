@@ -70,7 +70,7 @@ impl StopStrings {
         if stops.iter().any(String::is_empty) {
             return Err(Error::Option {
                 option: "stop".to_owned(),
-                message: "an empty stop string would end every text before it begins; leave it out".to_owned(),
+                message: "is an empty string, which would end every text before it begins; leave it out".to_owned(),
             });
         }
         Ok(Self { stops, ..Self::default() })

@@ -26,7 +26,7 @@ use self::interrupt::{HOW_TO_LEAVE, Interrupt};
 use self::screen::Screen;
 use self::session::{Next, Session, Setup};
 use self::settings::Settings;
-use super::args::{ModelArgs, PassArgs, usage};
+use super::args::{ModelArgs, PassArgs, by_flag, usage};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::chat_input::{ENABLE_THINKING, note_unread};
 use super::estimate::{cache_bytes, draft_bytes, usual_context};
@@ -167,7 +167,7 @@ fn setup(
     let (architecture, defaults) = (pretrained.architecture(), pretrained.generation_config());
     let config = &architecture.config;
     let stop_strings: Vec<String> = args.stop.iter().chain(&defaults.stop_strings).cloned().collect();
-    StopStrings::new(stop_strings.iter().cloned())?;
+    StopStrings::new(stop_strings.iter().cloned()).map_err(by_flag)?;
     ensure!(config.max_position_embeddings > 1, "the context of this model has no room for an answer");
     Ok(Setup {
         format: AnswerFormat::detect(config.family, Some(text.chat_template(options)?.source())),

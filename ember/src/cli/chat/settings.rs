@@ -8,7 +8,12 @@ use emberlm::model::config::GenerationConfig;
 use emberlm::model::sampling::SamplingConfig;
 use emberlm::model::text::ChatOptions;
 
+use crate::cli::args::{by_flag, by_flag_of};
 use crate::cli::sampling::{SamplingArgs, or_minus_one};
+
+/// Options of the library and the settings that change them.
+const OPTIONS: &[(&str, &str)] =
+    &[("temperature", "temp"), ("top_p", "top-p"), ("min_p", "min-p"), ("repetition_penalty", "repeat-penalty")];
 
 /// The value that takes a setting back.
 const DEFAULT: &str = "default";
@@ -44,7 +49,7 @@ impl Settings {
     ) -> Result<Self> {
         let (depth, file) = (DepthOptions::default(), file.clone());
         let settings = Self { sampling, max_tokens, depth, template, file, steps };
-        settings.sampling().validate()?;
+        settings.sampling().validate().map_err(by_flag)?;
         Ok(settings)
     }
 
@@ -117,7 +122,7 @@ impl Settings {
         if matches!(name, "temp" | "temperature" | "top-p" | "top-k" | "min-p") {
             new.sampling.greedy = false;
         }
-        new.sampling().validate()?;
+        new.sampling().validate().map_err(|error| by_flag_of(OPTIONS, error))?;
         *self = new;
         Ok(())
     }
@@ -194,10 +199,10 @@ mod tests {
         let mut with_depth = settings(SamplingArgs::default(), Some(4));
         let before = with_depth.line();
         for (name, value, part) in [
-            ("temp", "-1", "temperature"),
+            ("temp", "-1", "temp -1 is not allowed"),
             ("temp", "hot", "temp cannot be \"hot\": expected a number"),
             ("steps", "deep", "steps cannot be \"deep\": expected 1 to 4"),
-            ("top-p", "2", "top-p"),
+            ("top-p", "2", "top-p 2 is not allowed"),
             ("seed", "-2", "-1"),
             ("steps", "5", "expected 1 to 4"),
             ("threshold", "NaN", "from 0 to 1"),
@@ -205,7 +210,7 @@ mod tests {
             ("colour", "1", "there is no setting \"colour\""),
         ] {
             let error = with_depth.set(name, value).unwrap_err().to_string();
-            assert!(error.replace('_', "-").contains(part), "{name} {value}: {error}");
+            assert!(error.contains(part), "{name} {value}: {error}");
             assert_eq!(with_depth.line(), before);
         }
         let error = settings(SamplingArgs::default(), None).set("steps", "1").unwrap_err().to_string();

@@ -15,7 +15,7 @@ use emberlm::model::text::{ChatOptions, Message, StopSet, StopStrings, TextProce
 use emberlm::model::{DepthOptions, Error, Pretrained};
 use emberlm::quant::{Activations, CompactBackend};
 
-use super::args::{ModelArgs, PassArgs};
+use super::args::{ModelArgs, PassArgs, by_flag};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::estimate::draft_bytes;
 use super::generation_args::GenerationArgs;
@@ -176,8 +176,8 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> R
 fn options(args: &GenerateArgs, pretrained: &Pretrained, text: &TextProcessor) -> Result<(GenerateOptions, String)> {
     let file = pretrained.generation_config();
     let (sampling, line) = args.generation.sampling.config(&file.defaults);
-    sampling.validate()?;
-    StopStrings::new(args.stop.iter().cloned())?;
+    sampling.validate().map_err(by_flag)?;
+    StopStrings::new(args.stop.iter().cloned()).map_err(by_flag)?;
     warn_of_unsupported(file, &sampling);
     let rules: Vec<&str> = file.processors.names();
     let rules =

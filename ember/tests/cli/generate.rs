@@ -125,6 +125,22 @@ fn a_trace_shows_the_depth_of_every_token() {
     generate("leanllama", &["--trace"]).fails_with(&["--trace", "adaptive depth"]);
 }
 
+/// What is most likely is no draw, and has no seed.
+#[test]
+fn a_seed_is_told_where_something_is_drawn() {
+    for (flags, seed) in [
+        (&["--greedy", "--seed", "3"][..], Value::Null),
+        (&["--temp", "0", "--seed", "3"], Value::Null),
+        (&["--temp", "1", "--seed", "3"], json!(3)),
+    ] {
+        let flags = [flags, &["-n", "2"]].concat();
+        assert_eq!(report("leanllama", &flags)["seed"], seed, "{flags:?}");
+        let told = generate("leanllama", &flags).with_code(0).stderr;
+        assert_eq!(told.contains(", seed "), !seed.is_null(), "{flags:?}: {told}");
+    }
+    assert!(report("leanllama", &["-n", "1", "--temp", "1"])["seed"].is_u64());
+}
+
 #[test]
 fn a_prompt_from_stdin_loses_its_last_line_break() {
     let model = model("leanllama");

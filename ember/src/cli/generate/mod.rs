@@ -26,7 +26,7 @@ use report::TracedToken;
 pub use report::{drafts, shown_rate};
 
 const ABOUT: &str = "\
-With --json one object is printed at the end: text, tokens, prompt_tokens, finish (stop, length, cancelled), seed, \
+With --json one object is printed at the end: text, tokens, prompt_tokens, finish (stop, length, cancelled), seed (null where nothing is drawn), \
 drafted_tokens and accepted_tokens (with --draft), prefill_seconds, decode_seconds, prefill_tokens_per_second, decode_tokens_per_second (without the first token, which \
 belongs to the prefill), mean_steps (per layer and token; CREST), and with --trace depth: per token its id, the steps of \
 every layer and the halting probabilities.
@@ -146,6 +146,7 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> R
     let caches = |cache: usize| (cache.saturating_add(drafts), None);
     let model = load::load_for_text(&pretrained, device, &text, &args.passes, context, caches)?;
     output::note(&sampling);
+    let drawn = !options.sampling.is_greedy();
     let generator = Generator::new(&model, &text, options)?;
     cancel_on_interrupt(generator.cancel_handle());
 
@@ -163,12 +164,13 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> R
         shown.push(&piece.text).context(output::STDOUT)?;
     }
     let summary = pieces.summary().context("the generation has not ended")?;
+    let seed = drawn.then_some(summary.seed);
     if args.json {
-        report::write(&shown.text, summary, args.trace.then_some(depth)).context(output::STDOUT)?;
+        report::write(&shown.text, summary, seed, args.trace.then_some(depth)).context(output::STDOUT)?;
     } else {
         shown.finish().context(output::STDOUT)?;
     }
-    output::note(&report::summary_line(summary));
+    output::note(&report::summary_line(summary, seed));
     Ok(summary.finish != Finish::Cancelled)
 }
 

@@ -138,7 +138,18 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(mut error) => {
-            if let Some(tip) = habits::tip_for_stray_word(&error, &args, &Cli::command()) {
+            let mut program = Cli::command();
+            let mut tip = habits::tip_for_stray_word(&error, &args, &program);
+            if let Some(other) = habits::tip_for_flag_of_others(&error, &program) {
+                tip = Some(other);
+                error.remove(ContextKind::SuggestedArg);
+                // What was suggested is in the usage too.
+                program.build();
+                if let Some(command) = args.get(1).and_then(|name| program.find_subcommand_mut(name)) {
+                    error.insert(ContextKind::Usage, ContextValue::StyledStr(command.render_usage()));
+                }
+            }
+            if let Some(tip) = tip {
                 error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
             }
             return said(&error);

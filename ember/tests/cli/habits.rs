@@ -53,6 +53,23 @@ fn what_other_programs_have_and_this_has_not_is_explained() {
     assert!(ember(["run"]).with_code(2).stderr.contains("ember chat"));
 }
 
+/// A flag that other commands have is not taken for one that is spelled alike.
+#[test]
+fn a_flag_of_other_commands_is_told_as_such() {
+    let model = "tests/fixtures/leanllama";
+    for command in [&["dump", "-m", model, "--input", "x", "--out", "y"][..], &["probe", "-m", model, "-f", "x"]] {
+        let ended = ember([command, &["--cache-type", "q8"]].concat()).with_code(2);
+        assert!(ended.stderr.contains("tip: --cache-type is a flag of other commands: generate, "), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("--cache-hidden"), "{}", ended.stderr);
+    }
+    // It tells all of them.
+    for flag in ["--cache-type", "-ctk"] {
+        let info = ember(["info", model, flag, "q8"]).with_code(0);
+        assert_eq!(info.stdout, ember(["info", model]).with_code(0).stdout);
+        assert!(info.stderr.contains(&format!("note: {flag} changes nothing: memory is told for")), "{}", info.stderr);
+    }
+}
+
 /// A model and a prompt without their flags, as in some other programs.
 #[test]
 fn words_without_a_flag_are_taken_or_explained() {

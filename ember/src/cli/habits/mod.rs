@@ -291,6 +291,17 @@ pub fn tip_for_stray_word(error: &clap::Error, args: &[OsString], program: &Comm
     has("--text").then(|| format!("a file with the text comes after -f: ember {name} -f {word}"))
 }
 
+/// A tip for a flag that clap refuses, and that other commands have: one that is spelled alike here is not what was meant.
+pub fn tip_for_flag_of_others(error: &clap::Error, program: &Command) -> Option<String> {
+    let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else { return None };
+    if error.kind() != ErrorKind::UnknownArgument || !flag.starts_with("--") {
+        return None;
+    }
+    let others = program.get_subcommands().filter(|command| known(command, flag).is_some());
+    let others: Vec<&str> = others.map(Command::get_name).collect();
+    (!others.is_empty()).then(|| format!("{flag} is a flag of other commands: {}", others.join(", ")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

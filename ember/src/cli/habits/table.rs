@@ -156,7 +156,16 @@ pub const OF_A_COMMAND: &[(&str, &[ForeignFlag])] = &[
             ),
         ],
     ),
-    ("info", &[(&["-c", "--ctx-size", "--n-ctx", "--max-model-len"], Flag("--context"))]),
+    (
+        "info",
+        &[
+            (&["-c", "--ctx-size", "--n-ctx", "--max-model-len"], Flag("--context")),
+            (
+                &["--cache-type", "-ctk", "--ctk", "--cache-type-k", "-ctv", "--ctv", "--cache-type-v"],
+                NoEffect("memory is told for every number format of the cache"),
+            ),
+        ],
+    ),
 ];
 
 /// Flags of all commands.
@@ -278,6 +287,10 @@ pub const SETTINGS: &[&str] = &[
     "eager",
     "sdpa",
     "flash_attention_2",
+    "q8",
+    "q8_0",
+    "f16",
+    "f32",
 ];
 
 /// Names of other programs' commands.

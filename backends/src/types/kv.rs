@@ -20,6 +20,15 @@ pub enum KvFormat {
 }
 
 impl KvFormat {
+    /// The name in command lines and reports.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Q8 => "q8",
+        }
+    }
+
     /// The format of vectors of `width` numbers: the next larger one where they do not fill words.
     pub fn of_width(self, width: usize) -> Self {
         match self {

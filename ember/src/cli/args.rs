@@ -74,11 +74,6 @@ pub struct ModelArgs {
     #[arg(long)]
     pub no_mmap: bool,
 
-    /// Cache hidden values of compressed keys and values (LeanLlama) instead of their codes: less to compute for every cached token. They have the number
-    /// format of the cache, and take much more memory than codes (lean-8b: 256 bytes of a token and layer in f16, codes 16), less than values (2,048)
-    #[arg(long)]
-    pub cache_hidden: bool,
-
     /// Quantise the dense linear layers while loading [default: none; for a short name what the model's card recommends]
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub quant: Option<Quant>,
@@ -299,6 +294,18 @@ pub struct PassArgs {
     /// Number format of cached keys and values
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     pub cache_type: CacheType,
+
+    #[command(flatten)]
+    pub hidden: HiddenArgs,
+}
+
+/// What is cached of compressed keys and values.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct HiddenArgs {
+    /// Cache hidden values of compressed keys and values (LeanLlama) instead of their codes: less to compute for every cached token. They have the number
+    /// format of the cache, and take much more memory than codes (lean-8b: 256 bytes of a token and layer in f16, codes 16), less than values (2,048)
+    #[arg(long)]
+    pub cache_hidden: bool,
 }
 
 /// Number formats of the cache.
@@ -312,17 +319,6 @@ pub enum CacheType {
     F16,
     /// Exact
     F32,
-}
-
-impl CacheType {
-    /// As the flag has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Q8 => "q8",
-            Self::F16 => "f16",
-            Self::F32 => "f32",
-        }
-    }
 }
 
 impl From<CacheType> for KvFormat {
@@ -340,6 +336,22 @@ mod tests {
     use std::any::TypeId;
 
     use clap::CommandFactory;
+
+    /// What is cached and in which format is read together.
+    #[test]
+    fn flags_of_the_cache_stand_beside_each_other() {
+        let program = crate::cli::Cli::command();
+        let mut seen = 0;
+        for command in program.get_subcommands() {
+            let names: Vec<&str> = command.get_arguments().map(|arg| arg.get_id().as_str()).collect();
+            let of_cache = |name: &&str| name.contains("cache_type") || name.contains("cache_hidden");
+            let (first, last) = (names.iter().position(of_cache), names.iter().rposition(of_cache));
+            let (Some(first), Some(last)) = (first, last) else { continue };
+            assert!(names[first..=last].iter().all(of_cache), "{}: {names:?}", command.get_name());
+            seen += usize::from(last > first);
+        }
+        assert!(seen >= 5, "{seen} commands have both");
+    }
 
     /// Else `--threshold -0.5` is an unexpected argument `-0`, and not a number that is out of range.
     #[test]

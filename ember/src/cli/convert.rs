@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 use emberlm::model::export::{ExportContainer, ExportOptions, MatrixFormat};
 use emberlm::quant::host::FloatType;
 
-use super::args::{DepthArgs, usage};
+use super::args::{DepthArgs, HiddenArgs, usage};
 use super::export::{self, OutputArgs, SourceArgs};
 use super::{load, threads};
 
@@ -91,7 +91,7 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     threads::start(args.output.threads)?;
     args.output.check()?;
     let depth = DepthArgs { steps: args.steps, threshold: None, no_halt: false };
-    let pretrained = load::open(&args.source.model(), &depth)?;
+    let pretrained = load::open(&args.source.model(), &depth, HiddenArgs::default())?;
     let float = args.dtype.into();
     let (shard_bytes, container) = (args.output.shard_bytes(), args.format.into());
     let options = ExportOptions { shard_bytes, dense: Some(float), container };

@@ -44,6 +44,12 @@ pub struct Estimate {
     pub loading: usize,
     /// The most at any time: what running takes together, or the program while it loads weights or parses the tokenizer.
     pub total: usize,
+    /// The number format of the cache.
+    #[serde(skip)]
+    format: KvFormat,
+    /// Whether hidden values are cached in place of codes.
+    #[serde(skip)]
+    cache_hidden: bool,
 }
 
 impl Estimate {
@@ -74,6 +80,8 @@ impl Estimate {
             program: PROGRAM,
             loading: plan.peak_bytes(),
             total: 0,
+            format,
+            cache_hidden: caches_hidden(architecture),
         }
         .with_tokenizer(TokenizerMemory::default())
     }
@@ -97,14 +105,15 @@ impl Estimate {
 
     /// What a line about loading says of it, after the weights.
     pub fn note(&self) -> String {
-        self.note_of_caches(&format!("cache for {}", counted(self.context, "token")))
+        self.note_of_caches(&counted(self.context, "token"))
     }
 
-    /// [`note`](Self::note) where the cache is more than that of one sequence; `caches` says what it is.
-    pub fn note_of_caches(&self, caches: &str) -> String {
+    /// [`note`](Self::note) where the cache is more than that of one sequence; `whose` says what it is for.
+    pub fn note_of_caches(&self, whose: &str) -> String {
         let Self { cache, scratch, tokenizer, program, total, .. } = *self;
+        let kind = cache_in_words(self.format.as_str(), self.cache_hidden);
         format!(
-            " + {} of {caches} + {} of scratch + {} of tokenizer + {} of program = about {}",
+            " + {} of {kind} for {whose} + {} of scratch + {} of tokenizer + {} of program = about {}",
             bytes(cache),
             bytes(scratch),
             bytes(tokenizer),
@@ -112,6 +121,17 @@ impl Estimate {
             bytes(total)
         )
     }
+}
+
+/// Whether a model is to cache hidden values in place of codes.
+pub fn caches_hidden(architecture: &Architecture) -> bool {
+    architecture.kv_compression.as_ref().is_some_and(|compression| compression.cache_hidden)
+}
+
+/// A cache of a number format, and whether hidden values are in it.
+pub fn cache_in_words(format: &str, hidden: bool) -> String {
+    let hidden = if hidden { " with hidden values" } else { "" };
+    format!("{format} cache{hidden}")
 }
 
 /// Bytes of the cache per token, and per sequence whatever its length.

@@ -10,9 +10,9 @@ use emberlm::model::text::TextProcessor;
 use emberlm::quant::{Activations, CompactBackend};
 use serde::Serialize;
 
-use super::args::{CacheType, ComputeArgs, ModelArgs, by_flag};
+use super::args::{CacheType, ComputeArgs, HiddenArgs, ModelArgs, by_flag};
 use super::backend::{OpenDevice, WithBackend, on_device};
-use super::estimate::Estimate;
+use super::estimate::{Estimate, cache_in_words};
 use super::memory::{TokenizerMemory, peak_rss};
 use super::output::counted;
 use super::{load, output};
@@ -26,8 +26,8 @@ pub const WINDOW: usize = 2048;
 const ABOUT: &str = "\
 A text that is longer than --context is read in windows, each from an empty cache. Every token that has one before it in its \
 window is scored once. Unlike generate, eval computes exactly unless asked otherwise: activations in f32, the cache in f32, \
-embedding and head as they are stored (--quant-head auto is none here). --activations int8, --cache-type f16 or q8 and --quant-head \
-int8 measure what each of these costs.
+embedding and head as they are stored (--quant-head auto is none here). --activations int8, --cache-type f16 or q8, --cache-hidden and \
+--quant-head int8 measure what each of these costs.
 
 Perplexities compare between programs only when the windows are the same:
   transformers' guide   --stride 512 --window-bos first
@@ -73,6 +73,9 @@ pub struct EvalArgs {
     #[arg(long, value_enum, default_value = "f32", value_name = "TYPE")]
     cache_type: CacheType,
 
+    #[command(flatten)]
+    hidden: HiddenArgs,
+
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -116,7 +119,7 @@ struct Report {
     window_bos: WindowBos,
     prefix: Vec<u32>,
     activations: String,
-    cache: String,
+    cache: &'static str,
     cache_hidden: bool,
     /// Steps per layer and token (CREST).
     mean_steps: Option<f64>,
@@ -141,7 +144,7 @@ impl WithBackend for &EvalArgs {
 }
 
 fn eval<B: CompactBackend>(args: &EvalArgs, device: &OpenDevice<B>) -> Result<()> {
-    let pretrained = load::open_exact(&args.model, &args.compute.depth, device)?;
+    let pretrained = load::open_exact(&args.model, &args.compute.depth, args.hidden, device)?;
     let text = read(&args.text)?;
     let processor = load::text(&pretrained)?;
     let tokens = Tokens::new(&processor, &text, args.window_bos)?;
@@ -255,8 +258,8 @@ impl Report {
             window_bos: tokens.bos,
             prefix: [tokens.window_prefix.as_slice(), &tokens.text_prefix].concat(),
             activations: activations.to_owned(),
-            cache: args.cache_type.name().to_owned(),
-            cache_hidden: args.model.cache_hidden,
+            cache: options.cache.as_str(),
+            cache_hidden: args.hidden.cache_hidden,
             mean_steps: evaluated.mean_steps(),
             seconds: evaluated.seconds,
             tokens_per_second: evaluated.depth.len() as f64 / evaluated.seconds,
@@ -283,7 +286,7 @@ impl Report {
         let steps = self.mean_steps.map_or_else(String::new, |steps| format!(", {steps:.2} steps per layer"));
         format!(
             "perplexity {:.4} over {} ({} of {}{stride}{bos}{skip}), {:.4} bits per byte{steps}, \
-             {}, {} cache{}, {:.0} tokens/s",
+             {}, {}, {:.0} tokens/s",
             self.perplexity,
             counted(self.tokens, "token"),
             counted(self.windows, "window"),
@@ -294,8 +297,7 @@ impl Report {
             } else {
                 format!("{} activations", self.activations)
             },
-            self.cache,
-            if self.cache_hidden { " with hidden values" } else { "" },
+            cache_in_words(self.cache, self.cache_hidden),
             self.tokens_per_second
         )
     }

@@ -36,7 +36,7 @@ impl SourceArgs {
     pub fn model(&self) -> ModelArgs {
         let (quant, quant_head) = (Some(Quant::NONE), QuantHead::As(Quant::NONE));
         let (model, hub) = (Some(self.model.clone()), self.hub.clone());
-        ModelArgs { model, allow_links: self.allow_links, no_mmap: false, cache_hidden: false, quant, quant_head, hub }
+        ModelArgs { model, allow_links: self.allow_links, no_mmap: false, quant, quant_head, hub }
     }
 }
 

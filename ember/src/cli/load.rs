@@ -12,14 +12,14 @@ use emberlm::model::{Architecture, CausalLm, LoadPlan, Pretrained, Progress, Qua
 use emberlm::quant::CompactBackend;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::args::{DepthArgs, ModelArgs, PassArgs, Quant, QuantHead, by_flag};
+use super::args::{DepthArgs, HiddenArgs, ModelArgs, PassArgs, Quant, QuantHead, by_flag};
 use super::backend::OpenDevice;
 use super::estimate::Estimate;
 use super::memory::TokenizerMemory;
 use super::{model_name, output};
 
 /// Opens a model directory, or the demo model when none is given; nothing is loaded yet.
-pub fn open(model: &ModelArgs, depth: &DepthArgs) -> Result<Pretrained> {
+pub fn open(model: &ModelArgs, depth: &DepthArgs, hidden: HiddenArgs) -> Result<Pretrained> {
     let opened = match &model.model {
         None => demo::open(),
         Some(name) => {
@@ -38,29 +38,31 @@ pub fn open(model: &ModelArgs, depth: &DepthArgs) -> Result<Pretrained> {
         let name = model.model.as_ref().map_or_else(|| "demo model".into(), |path| format!("model {}", path.display()));
         format!("cannot open the {name}{}", depth.given())
     })?;
-    if model.cache_hidden { opened.cache_hidden().map_err(by_flag) } else { Ok(opened) }
+    if hidden.cache_hidden { opened.cache_hidden().map_err(by_flag) } else { Ok(opened) }
 }
 
 /// Opens a model and says how it is to be loaded, both as the flags say.
 pub fn open_prepared<B: CompactBackend>(
     model: &ModelArgs,
     depth: &DepthArgs,
+    hidden: HiddenArgs,
     device: &OpenDevice<B>,
 ) -> Result<Pretrained> {
-    prepare(open(model, depth)?, Storage::of(model), device)
+    prepare(open(model, depth, hidden)?, Storage::of(model), device)
 }
 
 /// As [`open_prepared`], with embedding and head as they are stored unless a flag says otherwise.
 pub fn open_exact<B: CompactBackend>(
     model: &ModelArgs,
     depth: &DepthArgs,
+    hidden: HiddenArgs,
     device: &OpenDevice<B>,
 ) -> Result<Pretrained> {
     let head = match model.quant_head {
         QuantHead::Auto => QuantHead::As(Quant::NONE),
         chosen => chosen,
     };
-    prepare(open(model, depth)?, Storage { head, ..Storage::of(model) }, device)
+    prepare(open(model, depth, hidden)?, Storage { head, ..Storage::of(model) }, device)
 }
 
 /// How weights are to be held.
@@ -186,7 +188,7 @@ fn rounding<B: CompactBackend>(device: &OpenDevice<B>, plan: &LoadPlan) -> Strin
 }
 
 /// Loads a model that will continue texts of up to `context` tokens. `caches` makes of the bytes of one cache those of all, and says what
-/// they are where they are others than that one.
+/// they are for where there are others than that one.
 pub fn load_for_text<B: CompactBackend>(
     pretrained: &Pretrained,
     device: &OpenDevice<B>,
@@ -198,10 +200,10 @@ pub fn load_for_text<B: CompactBackend>(
     load(pretrained, device, |plan| {
         let (format, chunk) = (passes.cache_type.into(), passes.chunk as usize);
         let mut estimate = Estimate::new(pretrained.architecture(), plan, format, context, chunk);
-        let (bytes, caches) = caches(estimate.cache);
+        let (bytes, whose) = caches(estimate.cache);
         estimate.cache = bytes;
         let estimate = estimate.with_tokenizer(TokenizerMemory::of(text));
-        caches.map_or_else(|| estimate.note(), |caches| estimate.note_of_caches(&caches))
+        whose.map_or_else(|| estimate.note(), |whose| estimate.note_of_caches(&whose))
     })
 }
 

@@ -267,7 +267,18 @@ mod tests {
                 sampling::SamplingArgs::augment_args(none()),
             ),
             ("Format nano", of(&["min_cosine", "prompts", "bits"])),
-            ("Text", of(&["text", "context", "window_bos", "cache_type", "other_cache_type"])),
+            (
+                "Text",
+                of(&[
+                    "text",
+                    "context",
+                    "window_bos",
+                    "cache_type",
+                    "other_cache_type",
+                    "cache_hidden",
+                    "other_cache_hidden",
+                ]),
+            ),
             ("Drafts (measured beside decoding without them)", of(&["draft_acceptance"])),
         ]
     }

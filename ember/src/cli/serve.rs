@@ -21,11 +21,11 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::args::{ModelArgs, PassArgs, by_flag};
 use super::backend::{OpenDevice, WithBackend, on_device};
-use super::estimate::{cache_bytes, cache_tokens, draft_bytes};
+use super::estimate::{cache_bytes, cache_tokens, caches_hidden, draft_bytes};
 use super::generate::warn_of_unsupported;
 use super::generation_args::GenerationArgs;
 use super::{load, output};
-use crate::server::{self, Access, App, Compiler, Defaults, Ended, Key, Metrics, ModelCard, Shutdown};
+use crate::server::{self, Access, App, CacheKind, Compiler, Defaults, Ended, Key, Metrics, ModelCard, Shutdown};
 
 /// Holds the key where no flag does: a command line is seen by everybody on the machine.
 const KEY_VARIABLE: &str = "EMBER_API_KEY";
@@ -234,7 +234,7 @@ impl WithBackend for &ServeArgs {
 }
 
 fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<bool> {
-    let pretrained = load::open_prepared(&args.model, &args.generation.depth, device)?;
+    let pretrained = load::open_prepared(&args.model, &args.generation.depth, args.passes.hidden, device)?;
     let architecture = pretrained.architecture();
     let trained = architecture.config.max_position_embeddings;
     let context = if args.ctx_size == 0 { trained } else { args.ctx_size };
@@ -274,9 +274,8 @@ fn serve<B: CompactBackend>(args: &ServeArgs, device: &OpenDevice<B>) -> Result<
     };
     let caches = |cache: usize| {
         let parallel = args.parallel.get();
-        let told = format!(
-            "cache for all answers together (--cache-bytes; --parallel {parallel}, {context} tokens each at most)"
-        );
+        let told =
+            format!("all answers together (--cache-bytes; --parallel {parallel}, {context} tokens each at most)");
         (options.cache_bytes.unwrap_or(cache), Some(told))
     };
     let model = load::load_for_text(&pretrained, device, &text, &args.passes, context, caches)?;
@@ -376,6 +375,8 @@ fn app(
     };
     ensure!(key.as_ref().is_none_or(|key| !key.is_empty()), "--api-key: is empty");
     let depth = architecture.crest.as_ref();
+    let format = KvFormat::from(args.passes.cache_type).as_str();
+    let cache = CacheKind { format, hidden_values: caches_hidden(architecture) };
     let template = text.chat_template(&ChatOptions::prompt()).ok();
     Ok(App {
         text: text.clone(),
@@ -391,6 +392,7 @@ fn app(
             trained_context: config.max_position_embeddings,
             depth: depth.map(|crest| (config.num_hidden_layers, crest.num_steps, crest.halt_threshold)),
             has_chat_template: text.has_chat_template(),
+            cache,
         },
         created: server::now(),
         context,
@@ -407,7 +409,7 @@ fn app(
         },
         stall_limit: args.stall_limit,
         keep_alive: (args.keep_alive > 0).then(|| Duration::from_secs(args.keep_alive)),
-        metrics: Metrics::new(),
+        metrics: Metrics::new(cache),
         engine: OnceLock::new(),
         phase: Arc::default(),
         preparing: Semaphore::new(server::PREPARING),

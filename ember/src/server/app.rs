@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use emberlm::model::engine::EngineHandle;
 use emberlm::model::text::{AnswerFormat, AnswerMarkers, StopSet, TextProcessor};
+use prometheus_client::encoding::EncodeLabelSet;
 use tokio::sync::Semaphore;
 
 use super::access::Access;
@@ -52,6 +53,16 @@ pub struct ModelCard {
     /// Layers, steps at most and the usual threshold, of models with adaptive depth.
     pub depth: Option<(usize, usize, f32)>,
     pub has_chat_template: bool,
+    pub cache: CacheKind,
+}
+
+/// What caches hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CacheKind {
+    /// The number format, as `--cache-type` has it.
+    pub format: &'static str,
+    /// Whether hidden values are cached in place of codes.
+    pub hidden_values: bool,
 }
 
 /// How far the server has come.

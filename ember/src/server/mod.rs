@@ -42,7 +42,7 @@ mod tokens;
 mod tools;
 
 pub use access::{Access, Key};
-pub use app::{App, ModelCard};
+pub use app::{App, CacheKind, ModelCard};
 pub use form::Compiler;
 pub use ids::now;
 pub use limits::PREPARING;

@@ -155,6 +155,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
+    use crate::server::app::CacheKind;
     use crate::server::metrics::Metrics;
     use crate::server::record::Record;
 
@@ -187,7 +188,8 @@ mod tests {
         let format = AnswerFormat { tools: ToolFormat::Qwen3Coder, thinking: false };
         let parser = AnswerParser::new(format, Thinking::Closed, DeclaredTools::parse(&tools).unwrap(), 0);
         let (send, updates) = mpsc::channel(64);
-        let record = Record::new("POST", "/v1/chat/completions", &Metrics::new(), &Arc::default());
+        let metrics = Metrics::new(CacheKind { format: "f16", hidden_values: false });
+        let record = Record::new("POST", "/v1/chat/completions", &metrics, &Arc::default());
         let every = Duration::from_millis(20);
         let run = Run::of(updates, parser, &record);
         let saying = std::thread::spawn(move || {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::program::{Scratch, ember};
+use crate::program::{Scratch, ember, model};
 
 /// A model that is mostly its vocabulary, with a head of its own.
 fn config() -> Value {
@@ -75,6 +75,23 @@ fn a_random_shape_takes_the_memory_of_a_checkpoint() {
     let ([stored, _], [int8, _]) = (report(shape, "int8", "auto"), report(shape, "int8", "int8"));
     println!("{stored} bytes at most, {int8} with an embedding in int8");
     assert!(stored + 0.7 * rows * 512.0 < int8, "{stored} and {int8} bytes");
+}
+
+/// A table of speeds says of what caches they are.
+#[test]
+fn the_cache_of_a_measurement_is_told() {
+    let lean = model("leanllama");
+    let flags = ["bench", "-m", text(&lean), "-p", "4", "-n", "0", "-r", "1", "-t", "1"];
+    for (more, format, hidden, told) in [
+        (&[][..], "f16", false, ", f16 cache, cpu ("),
+        (&["--cache-type", "q8", "--cache-hidden"], "q8", true, ", q8 cache with hidden values, cpu ("),
+    ] {
+        let table = ember([&flags[..], more].concat()).with_code(0).stdout;
+        assert!(table.lines().last().is_some_and(|line| line.contains(told)), "{table}");
+        let ended = ember([&flags[..], more, &["--json"]].concat()).with_code(0);
+        let report: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+        assert_eq!((&report["cache"], &report["cache_hidden"]), (&json!(format), &json!(hidden)));
+    }
 }
 
 fn text(path: &Path) -> &str {

@@ -42,6 +42,14 @@ fn depth_is_that_of_generation() {
     assert_eq!(list(&told["tokens"]).len(), generated["prompt_tokens"].as_u64().expect("a number") as usize);
 }
 
+/// Depth is CREST's, whose cache is not compressed.
+#[test]
+fn depth_offers_no_hidden_values_in_the_cache() {
+    let ended = depth("crest_k4", &["--cache-hidden"]).with_code(2);
+    assert!(ended.stderr.contains("unexpected argument '--cache-hidden'"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("--cache-hidden is a flag of other commands: generate, "), "{}", ended.stderr);
+}
+
 #[test]
 fn numbers_agree_with_each_other() {
     let told = report(&[]);

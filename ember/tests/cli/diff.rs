@@ -150,6 +150,45 @@ fn a_model_beside_itself_with_another_cache() {
     assert_eq!(kl(&["--cache-type", "q8"]), 0.0);
 }
 
+/// What hidden values in the cache cost: nothing but another order of sums where they are exact. The models are the same, and their caches are told.
+#[test]
+fn a_model_beside_itself_with_hidden_values_in_the_cache() {
+    let fixture = model("leanllama_kv");
+    let run = |flags: &[&str]| {
+        let mut args = vec!["diff", path(&fixture), path(&fixture), "-f", "-", "-c", "32"];
+        args.extend(flags);
+        ember_reading(TEXT, args).with_code(0)
+    };
+    let told = |flags: &[&str]| json(&run(&[flags, &["--json"]].concat()))["text"].clone();
+    let kl = |flags: &[&str]| told(flags)["kl"].as_f64().expect("a number");
+    let exact = kl(&["--other-cache-hidden"]);
+    assert!((0.0..1e-9).contains(&exact), "{exact}");
+    let rounded = kl(&["--other-cache-hidden", "--other-cache-type", "q8"]);
+    assert!(rounded > 1e-9 && rounded < 0.01, "{rounded}");
+    assert_eq!(kl(&["--cache-hidden"]), 0.0);
+    let caches = told(&["--other-cache-hidden", "--cache-type", "f16"]);
+    let keys = ["cache_a", "cache_b", "cache_hidden_a", "cache_hidden_b"].map(|key| caches[key].clone());
+    assert_eq!(serde_json::json!(keys), serde_json::json!(["f16", "f16", false, true]));
+
+    let last = |flags: &[&str]| run(flags).stdout.lines().last().expect("a line").to_owned();
+    let differ = "the models are the same; they read the text with caches that differ: ";
+    for (flags, told) in [
+        (&["--other-cache-hidden"][..], format!("{differ}f32 cache in A, f32 cache with hidden values in B")),
+        (&["--other-cache-type", "f16"], format!("{differ}f32 cache in A, f16 cache in B")),
+        (&["--cache-type", "f16", "--cache-hidden"], "the models are the same".to_owned()),
+    ] {
+        assert_eq!(last(flags), told, "{flags:?}");
+    }
+
+    // The flag that was given is named.
+    let other = model("crest_k4");
+    for flag in ["--cache-hidden", "--other-cache-hidden"] {
+        let ended = ember(["diff", path(&other), path(&other), "-f", "-", flag]).with_code(2);
+        assert!(ended.stderr.contains(&format!("error: {flag} is for models whose cache")), "{}", ended.stderr);
+        assert!(ember(["diff", path(&fixture), path(&fixture), flag]).with_code(2).stderr.contains("--text"));
+    }
+}
+
 #[test]
 fn what_cannot_be_compared_is_another_exit_code() {
     let fixture = model("leanllama");

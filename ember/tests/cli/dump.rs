@@ -170,7 +170,7 @@ fn inputs_that_do_not_fit_are_refused() {
     refused(&[ids, ("attention_mask", &[2, 3], &[0, 2, 1, 1, 1, 1])], &[], &["is 2 at row 0, token 1"]);
     refused(&[ids, ("attention_mask", &[3, 2], &[1; 6])], &[], &["[3, 2]", "[2, 3]"]);
     refused(&[ids], &["--greedy", "1000000000"], &["do not fit the context"]);
-    refused(&[ids], &["--greedy", "2", "--repeat-penalty", "-1"], &["repetition_penalty", "positive"]);
+    refused(&[ids], &["--greedy", "2", "--repeat-penalty", "-1"], &["--repeat-penalty", "positive"]);
     refused(&[ids], &["--steps", "2"], &["adaptive depth", "leanllama"]);
 
     std::fs::write(&input, b"not a checkpoint").expect("written");

@@ -72,7 +72,7 @@ fn text_goes_to_stdout_and_the_rest_to_stderr() {
     assert_eq!(ended.stdout.strip_suffix('\n').expect("a line"), told["text"].as_str().expect("a text"));
     let lines: Vec<&str> = ended.stderr.lines().collect();
     assert_eq!(lines.len(), 3, "{}", ended.stderr);
-    assert!(lines[0].contains("parameters") && lines[0].contains("of cache for"), "{}", lines[0]);
+    assert!(lines[0].contains("parameters") && lines[0].contains(" of f16 cache for "), "{}", lines[0]);
     assert!(
         lines[1].starts_with("sampling: temperature 0.6, top-p 0.9 (generation_config.json), top-k"),
         "{}",
@@ -289,6 +289,8 @@ fn hidden_values_in_the_cache() {
         let model = model(name);
         let ended = ember(["info", model.to_str().expect("UTF-8"), "--cache-hidden"]).with_code(0);
         assert!(ended.stdout.contains(" (cached), biases of the decoder"), "{name}: {}", ended.stdout);
+        let ended = generate(name, &["--cache-hidden", "--cache-type", "q8", "-n", "1"]).with_code(0);
+        assert!(ended.stderr.contains(" of q8 cache with hidden values for "), "{name}: {}", ended.stderr);
     }
     for command in ["generate", "bench"] {
         let prompt = if command == "generate" { &["-p", "x"][..] } else { &[] };

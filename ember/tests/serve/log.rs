@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::client::Server;
+use crate::project::fixture;
 use crate::scripted::{ANSWER, model};
 
 /// What clients ask for again and again.
@@ -127,4 +128,21 @@ fn the_card_of_a_model_has_the_sampling_of_requests_that_say_nothing() {
     assert_eq!(sampling(&[]), wanted(true, 0.6, 20, 0.95, 0.0));
     assert_eq!(sampling(&["--temp", "0.7", "--top-k", "-1", "--min-p", "0.05"]), wanted(true, 0.7, 0, 0.95, 0.05));
     assert_eq!(sampling(&["--greedy"]), wanted(false, 0.0, 0, 1.0, 0.0));
+}
+
+/// Where its figures are read: in the first line about the model, in its card and in the metrics.
+#[test]
+fn the_kind_of_cache_is_told() {
+    let model = fixture("leanllama");
+    let model = model.to_str().unwrap();
+    for (flags, format, hidden) in [(&[][..], "f16", false), (&["--cache-hidden", "--cache-type", "q8"], "q8", true)] {
+        let server = Server::start(&[&["-m", model], flags].concat());
+        let words = if hidden { format!("{format} cache with hidden values") } else { format!("{format} cache") };
+        let log = server.log();
+        assert!(log.contains(&format!(" of {words} for all answers together (")), "{log}");
+        let meta = server.get("/v1/models").json()["data"][0]["meta"].clone();
+        assert_eq!((&meta["cache_type"], &meta["cache_hidden"]), (&json!(format), &json!(hidden)));
+        let info = format!("ember_kv_cache_info{{format=\"{format}\",hidden_values=\"{hidden}\"}}");
+        assert_eq!(server.metric(&info), 1.0, "{}", server.get("/metrics").body);
+    }
 }

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use emberlm::model::engine::DraftOptions;
 
-use crate::cli::args::{CacheType, DraftArgs, Quant, QuantHead, by_flag};
+use crate::cli::args::{CacheType, DraftArgs, HiddenArgs, Quant, QuantHead, by_flag};
 use crate::cli::device_args::{ActivationType, DeviceChoice};
 use crate::cli::model_name::HubArgs;
 
@@ -24,10 +24,6 @@ pub struct BenchArgs {
     /// Copy the weights of a model into memory instead of reading them from the mapped files
     #[arg(long, conflicts_with = "shape")]
     pub no_mmap: bool,
-
-    /// Cache hidden values of compressed keys and values (LeanLlama) instead of their codes
-    #[arg(long)]
-    pub cache_hidden: bool,
 
     /// Random weights of a known shape (bench-1b, crest-2b, crest-11b, sky-lite, lean-8b, nano-3b) or of a config.json
     #[arg(long, value_name = "NAME|FILE.json")]
@@ -84,6 +80,9 @@ pub struct BenchArgs {
     /// Number format of cached keys and values
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     pub cache_type: CacheType,
+
+    #[command(flatten)]
+    pub hidden: HiddenArgs,
 
     /// Run exactly K steps for every token (CREST); several are measured in turns. Steps beyond the largest K are
     /// not loaded

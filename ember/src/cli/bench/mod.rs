@@ -14,6 +14,7 @@ use emberlm::demo;
 use emberlm::model::checkpoint::OpenOptions;
 use emberlm::model::config::{CrestOverrides, Family};
 use emberlm::model::{Architecture, CausalLm, LoadPlan, Pretrained, WeightOptions};
+use emberlm::quant::kv::KvFormat;
 use emberlm::quant::{Activations, CompactBackend};
 use emberlm_random::{RandomWeights, shapes};
 use measure::Bench;
@@ -68,7 +69,8 @@ fn bench<B: CompactBackend>(args: &BenchArgs, device: &OpenDevice<B>) -> Result<
         device: device.name.clone(),
         cpu_features: cpu::features(),
         activations: device.arithmetic_with(&plan),
-        cache_hidden: args.cache_hidden,
+        cache: KvFormat::from(args.cache_type).as_str(),
+        cache_hidden: args.hidden.cache_hidden,
         read_gb_per_second: Vec::new(),
     };
     let counts = match &device.gpu {
@@ -136,7 +138,7 @@ fn load<B: CompactBackend>(args: &BenchArgs, depth: &CrestOverrides, device: &Op
             None => demo::open()?,
         };
         let mut pretrained = pretrained.depth(depth).map_err(by_flag)?;
-        if args.cache_hidden {
+        if args.hidden.cache_hidden {
             pretrained = pretrained.cache_hidden().map_err(by_flag)?;
         }
         fits(args, pretrained.architecture())?;
@@ -147,7 +149,7 @@ fn load<B: CompactBackend>(args: &BenchArgs, depth: &CrestOverrides, device: &Op
         return Ok(Loaded { name, plan, model: pretrained.load(&device.device)?, known_ids });
     };
     let mut architecture = shapes::shape(&name, depth).map_err(by_flag)?;
-    if args.cache_hidden {
+    if args.hidden.cache_hidden {
         architecture.cache_hidden().map_err(by_flag)?;
     }
     fits(args, &architecture)?;

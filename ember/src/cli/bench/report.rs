@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::cli::estimate::cache_in_words;
 use crate::cli::output;
 
 /// What `--json` prints.
@@ -18,6 +19,8 @@ pub struct Report {
     pub cpu_features: Vec<&'static str>,
     /// `exact`, `int8`, `bf16` or `int8 and bf16`; on a GPU `f32`, `f16` or `bf16`.
     pub activations: String,
+    /// The number format of caches, as `--cache-type` has it.
+    pub cache: &'static str,
     /// Whether hidden values are cached in place of codes.
     pub cache_hidden: bool,
     /// What a plain read loop reaches, per thread count, in the same process.
@@ -117,9 +120,10 @@ pub fn table(report: &Report) -> String {
     }
     let _ = write!(
         out,
-        "\nload {:.2} s, peak memory {}, {} ({})\n",
+        "\nload {:.2} s, peak memory {}, {}, {} ({})\n",
         report.load_seconds,
         output::bytes(report.peak_rss_bytes as usize),
+        cache_in_words(report.cache, report.cache_hidden),
         report.device,
         report.cpu_features.join(" ")
     );

@@ -108,7 +108,7 @@ impl WithBackend for &ChatArgs {
 fn chat<B: CompactBackend>(args: &ChatArgs, device: &OpenDevice<B>) -> Result<bool> {
     // What can be wrong is looked at before the weights are loaded, which can take minutes.
     let mut input = Input::open(args.history.as_deref())?;
-    let pretrained = load::open_prepared(&args.model, &args.generation.depth, device)?;
+    let pretrained = load::open_prepared(&args.model, &args.generation.depth, args.passes.hidden, device)?;
     let architecture = pretrained.architecture();
     let text = load::text(&pretrained)?;
     if !text.has_chat_template() {
@@ -138,7 +138,7 @@ fn chat<B: CompactBackend>(args: &ChatArgs, device: &OpenDevice<B>) -> Result<bo
     // That of the turn with its drafts, and what is kept for the next one.
     let drafts = draft_bytes(architecture, draft);
     let caches = |cache: usize| {
-        let told = format!("cache for a turn of {usual} tokens and what is kept for the next one");
+        let told = format!("a turn of {usual} tokens and what is kept for the next one");
         (cache.saturating_mul(2).saturating_add(drafts), Some(told))
     };
     let model = load::load_for_text(&pretrained, device, &setup.text, &args.passes, usual, caches)?;

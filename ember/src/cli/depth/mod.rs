@@ -21,7 +21,7 @@ use self::map::DepthMap;
 pub use self::map::level;
 use self::sweep::Threshold;
 pub use self::terminal::tinted;
-use super::args::{ComputeArgs, ModelArgs};
+use super::args::{ComputeArgs, HiddenArgs, ModelArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::estimate::Estimate;
 use super::memory::TokenizerMemory;
@@ -105,7 +105,7 @@ fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &OpenDevice<B>) -> R
     if let (Some(svg), Some(html)) = (&args.svg, &args.html) {
         ensure!(!is_same(svg, html), "--svg and --html are both {}: name two files", svg.display());
     }
-    let pretrained = load::open_prepared(&args.model, &args.compute.depth, device)?;
+    let pretrained = load::open_prepared(&args.model, &args.compute.depth, HiddenArgs::default(), device)?;
     let architecture = pretrained.architecture();
     let Some(crest) = architecture.crest.clone() else {
         bail!("depth is for models with adaptive depth; this is {}", architecture.config.family);

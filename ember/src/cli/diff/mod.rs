@@ -16,10 +16,10 @@ use emberlm::quant::{Activations, CompactBackend};
 use indicatif::{ProgressBar, ProgressStyle};
 use report::{Report, TextReport};
 
-use super::args::{CacheType, DepthArgs, ModelArgs, Quant, QuantHead};
+use super::args::{CacheType, DepthArgs, HiddenArgs, ModelArgs, Quant, QuantHead, by_flag_of};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::device_args::DeviceArgs;
-use super::estimate::Estimate;
+use super::estimate::{Estimate, caches_hidden};
 use super::eval::{self, Tokens, WINDOW, WindowBos};
 use super::memory::TokenizerMemory;
 use super::model_name::HubArgs;
@@ -31,21 +31,22 @@ table has the largest first: the norm of A - B over the norm of A, the cosine of
 two numbers and its place, and the row with the largest relative error.
 
 With --text both models are loaded and read the text in the same windows, as `ember eval` does: activations and cache in f32 unless \
-asked otherwise. KL is the Kullback-Leibler divergence of B from A, in nats per token: 0 when both give every token the same \
-probability. Its standard error takes tokens for independent. The same top token is the part of the tokens for which both hold the \
-same token most likely.
+asked otherwise; --other-cache-type and --other-cache-hidden give the second model another cache. KL is the Kullback-Leibler \
+divergence of B from A, in nats per token: 0 when both give every token the same probability. Its standard error takes tokens for \
+independent. The same top token is the part of the tokens for which both hold the same token most likely.
 
 Exit codes, as of diff(1): 0 when both compute the same (every number is equal, and every key of the configs that counts), 1 when \
-not, 2 after an error. How numbers are stored, and who wrote the files, does not count.
+not, 2 after an error. How numbers are stored or cached, and who wrote the files, does not count.
 
 With --json one object is printed: a, b (paths), same, tensors (name, shape, storage, identical, relative_error, cosine, \
 max_difference, max_at, norm_ratio, not_finite, worst_rows; null is infinite), identical_tensors (how many), reshaped, only_a, only_b, \
 config (same, keys: key, a, b, counts), text (tokens, windows, context, kl, kl_error, kl_99, kl_max, same_top, perplexity_a, \
-perplexity_b; null without --text).
+perplexity_b, cache_a, cache_b, cache_hidden_a, cache_hidden_b; null without --text).
 
 Examples:
   ember diff model-bf16 model-nf4                        what a format changes
   ember diff model-bf16 model-nf4 --text book.txt        what it costs
+  ember diff M M --text book.txt --other-cache-hidden    what hidden values in the cache cost
   ember diff before after --top 0 --json                 every tensor, for a program";
 
 /// Flags of `ember diff`.
@@ -96,6 +97,14 @@ pub struct DiffArgs {
     #[arg(long, value_enum, value_name = "TYPE", requires = "text", help_heading = "Text")]
     other_cache_type: Option<CacheType>,
 
+    /// Cache hidden values of compressed keys and values (LeanLlama) instead of their codes, in both models
+    #[arg(long, requires = "text", help_heading = "Text")]
+    cache_hidden: bool,
+
+    /// Cache hidden values in the second model, to see what they cost: `ember diff M M --text FILE --other-cache-hidden` [default: as in the first]
+    #[arg(long, requires = "text", help_heading = "Text")]
+    other_cache_hidden: bool,
+
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -105,11 +114,18 @@ impl DiffArgs {
     fn cache_types(&self) -> [CacheType; 2] {
         [self.cache_type, self.other_cache_type.unwrap_or(self.cache_type)]
     }
+
+    /// The flags that ask for hidden values in the first model's cache and in the second's.
+    fn hidden_flags(&self) -> [Option<&'static str>; 2] {
+        let both = self.cache_hidden.then_some("--cache-hidden");
+        [both, self.other_cache_hidden.then_some("--other-cache-hidden").or(both)]
+    }
 }
 
 /// Runs the command; false when the models differ.
 pub fn run(args: &DiffArgs) -> Result<bool> {
-    let (a, b) = (open(args, &args.first)?, open(args, &args.second)?);
+    let [first, second] = args.hidden_flags();
+    let (a, b) = (open(args, &args.first, first)?, open(args, &args.second, second)?);
     if args.text.is_none() {
         threads::start(args.device.threads)?;
         return report(args, &a, &b, None);
@@ -117,17 +133,22 @@ pub fn run(args: &DiffArgs) -> Result<bool> {
     on_device(&args.device, Activations::F32, Both { args, a, b })
 }
 
-fn open(args: &DiffArgs, path: &std::path::Path) -> Result<Pretrained> {
+/// Opens a model; a flag may ask for hidden values in its cache.
+fn open(args: &DiffArgs, path: &std::path::Path, hidden: Option<&str>) -> Result<Pretrained> {
     let model = ModelArgs {
         model: Some(path.to_owned()),
         allow_links: args.allow_links,
         no_mmap: false,
-        cache_hidden: false,
         quant: Some(Quant::NONE),
         quant_head: QuantHead::As(Quant::NONE),
         hub: args.hub.clone(),
     };
-    load::open(&model, &DepthArgs { steps: None, threshold: None, no_halt: false })
+    let opened =
+        load::open(&model, &DepthArgs { steps: None, threshold: None, no_halt: false }, HiddenArgs::default())?;
+    match hidden {
+        Some(flag) => opened.cache_hidden().map_err(|error| by_flag_of(&[("cache_hidden", flag)], error)),
+        None => Ok(opened),
+    }
 }
 
 /// Compares the files and writes what was found.
@@ -219,7 +240,8 @@ fn read_text<B: CompactBackend>(
     let second = load_one(b, caches[1], true)?;
     let compared: TextComparison = compare_text(&first, &second, &tokens.ids, &options, caches[1])?;
     ensure!(!compared.divergences.is_empty(), "no token was scored: give a longer text");
-    Ok(TextReport::new(&compared, context))
+    let hidden = [a, b].map(|model| caches_hidden(model.architecture()));
+    Ok(TextReport::new(&compared, context, caches.map(KvFormat::as_str), hidden))
 }
 
 /// Hidden when stderr is no terminal.

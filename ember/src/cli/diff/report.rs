@@ -79,6 +79,12 @@ pub struct TextReport {
     pub same_top: f64,
     pub perplexity_a: f64,
     pub perplexity_b: f64,
+    /// Number formats of the caches, as `--cache-type` has them.
+    pub cache_a: &'static str,
+    pub cache_b: &'static str,
+    /// Whether hidden values were cached in place of codes.
+    pub cache_hidden_a: bool,
+    pub cache_hidden_b: bool,
     pub seconds: f64,
 }
 
@@ -125,7 +131,13 @@ impl<'a> Report<'a> {
 }
 
 impl TextReport {
-    pub fn new(compared: &TextComparison, context: usize) -> Self {
+    /// Of models with caches of these formats, with hidden values in place of codes or not.
+    pub fn new(
+        compared: &TextComparison,
+        context: usize,
+        [cache_a, cache_b]: [&'static str; 2],
+        [cache_hidden_a, cache_hidden_b]: [bool; 2],
+    ) -> Self {
         let mut sorted = compared.divergences.clone();
         sorted.sort_by(f32::total_cmp);
         let at = |part: f64| sorted.get(((sorted.len() as f64 * part) as usize).min(sorted.len().saturating_sub(1)));
@@ -141,6 +153,10 @@ impl TextReport {
             same_top: compared.top_agreement(),
             perplexity_a: compared.first.perplexity(),
             perplexity_b: compared.second.perplexity(),
+            cache_a,
+            cache_b,
+            cache_hidden_a,
+            cache_hidden_b,
             seconds: compared.first.seconds + compared.second.seconds,
         }
     }

@@ -7,6 +7,7 @@ use emberlm::model::compare::{Comparison, TensorComparison};
 use serde_json::Value;
 
 use super::report::TextReport;
+use crate::cli::estimate::cache_in_words;
 use crate::cli::output::{self, counted, printable};
 
 /// Names of tensors that one model has alone, and keys that are shown.
@@ -30,8 +31,25 @@ pub fn text(models: [(&str, &Pretrained); 2], compared: &Comparison, top: usize,
     if let Some(text) = text {
         write_text(&mut out, text);
     }
-    let _ = writeln!(out, "{}", if compared.is_same() { "the models are the same" } else { "the models differ" });
+    let _ = writeln!(out, "{}", conclusion(compared.is_same(), text.map(caches)));
     out
+}
+
+/// The last line.
+fn conclusion(same: bool, caches: Option<[String; 2]>) -> String {
+    let models = if same { "the models are the same" } else { "the models differ" };
+    match caches {
+        Some([a, b]) if a != b && same => {
+            format!("{models}; they read the text with caches that differ: {a} in A, {b} in B")
+        }
+        Some([a, b]) if a != b => format!("{models}, and so do their caches: {a} in A, {b} in B"),
+        _ => models.to_owned(),
+    }
+}
+
+/// The caches with which both read the text.
+fn caches(text: &TextReport) -> [String; 2] {
+    [cache_in_words(text.cache_a, text.cache_hidden_a), cache_in_words(text.cache_b, text.cache_hidden_b)]
 }
 
 fn write_tensors(out: &mut String, compared: &Comparison, top: usize) {
@@ -189,7 +207,24 @@ fn short(x: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{all_equal, short};
+    use super::{all_equal, conclusion, short};
+
+    #[test]
+    fn the_last_line_tells_caches_that_differ() {
+        let caches = |a: &str, b: &str| Some([a.to_owned(), b.to_owned()]);
+        for (same, caches, told) in [
+            (true, None, "the models are the same"),
+            (true, caches("f32 cache", "f32 cache"), "the models are the same"),
+            (false, caches("f32 cache", "f32 cache"), "the models differ"),
+            (
+                false,
+                caches("f32 cache", "q8 cache"),
+                "the models differ, and so do their caches: f32 cache in A, q8 cache in B",
+            ),
+        ] {
+            assert_eq!(conclusion(same, caches), told);
+        }
+    }
 
     #[test]
     fn tensors_of_other_shapes_are_not_equal() {

@@ -12,7 +12,7 @@ use emberlm::model::{CausalLm, ForwardOptions, LogitsFor, Span, WeightOptions};
 use emberlm::quant::kv::KvFormat;
 use emberlm::quant::{Activations, CompactBackend};
 
-use crate::cli::args::{ComputeArgs, ModelArgs};
+use crate::cli::args::{ComputeArgs, HiddenArgs, ModelArgs, by_flag};
 use crate::cli::backend::{OpenDevice, WithBackend, on_device};
 use crate::cli::tensor_file::{Array, Numbers, OutputFile, Tokens};
 use crate::cli::{load, output};
@@ -41,6 +41,9 @@ The cache is exact (F32).";
 pub struct DumpArgs {
     #[command(flatten)]
     model: ModelArgs,
+
+    #[command(flatten)]
+    hidden: HiddenArgs,
 
     /// Tokens, a safetensors file
     #[arg(long, value_name = "IN")]
@@ -104,7 +107,7 @@ fn dump<B: CompactBackend>(args: &DumpArgs, device: &OpenDevice<B>) -> Result<()
         "--out {} would replace the input",
         args.out.display()
     );
-    let pretrained = load::open(&args.model, &args.compute.depth)?;
+    let pretrained = load::open(&args.model, &args.compute.depth, args.hidden)?;
     let config = pretrained.architecture().config.clone();
     let tokens = Tokens::read(&args.input, config.vocab_size)?;
     let (t, n) = (tokens.rows.first().map_or(0, Vec::len), args.greedy.map_or(0, |n| n as usize));
@@ -116,7 +119,7 @@ fn dump<B: CompactBackend>(args: &DumpArgs, device: &OpenDevice<B>) -> Result<()
         "{t} tokens of input and {n} to generate do not fit the context of {limit}; use fewer tokens"
     );
     let sampling = SamplingConfig { repetition_penalty: args.repeat_penalty, ..SamplingConfig::greedy() };
-    sampling.validate()?;
+    sampling.validate().map_err(by_flag)?;
     let out = OutputFile::create(&args.out)?;
 
     // What is compared with other programs changes only on demand.

@@ -110,7 +110,7 @@ impl WithBackend for &GenerateArgs {
 }
 
 fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> Result<bool> {
-    let pretrained = load::open_prepared(&args.model, &args.generation.depth, device)?;
+    let pretrained = load::open_prepared(&args.model, &args.generation.depth, args.passes.hidden, device)?;
     let architecture = pretrained.architecture();
     if args.trace && architecture.crest.is_none() {
         bail!("--trace is for models with adaptive depth; this is {}", architecture.config.family);

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use facts::Info;
 
-use super::args::{DepthArgs, ModelArgs};
+use super::args::{DepthArgs, HiddenArgs, ModelArgs};
 use emberlm::quant::Activations;
 
 use super::backend::{Cpu, OpenDevice};
@@ -35,6 +35,9 @@ pub struct InfoArgs {
     #[command(flatten)]
     model: ModelArgs,
 
+    #[command(flatten)]
+    hidden: HiddenArgs,
+
     /// Tokens of the sequence that memory is estimated for [default: 4096, or the model's context]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     context: Option<u32>,
@@ -52,7 +55,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     let directory = args.directory.as_ref().or(args.model.model.as_ref());
     let model = ModelArgs { model: directory.cloned(), ..args.model.clone() };
     let device = OpenDevice::cpu(Activations::Auto);
-    let pretrained = load::prepare(load::open(&model, &args.depth)?, load::Storage::of(&model), &device)?;
+    let pretrained = load::prepare(load::open(&model, &args.depth, args.hidden)?, load::Storage::of(&model), &device)?;
     let plan = load::plan::<Cpu>(&pretrained, &device.device)?;
     let architecture = pretrained.architecture();
     let limit = architecture.config.max_position_embeddings;

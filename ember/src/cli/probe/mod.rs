@@ -17,7 +17,7 @@ use emberlm::quant::{Activations, CompactBackend};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use self::report::Report;
-use super::args::{ComputeArgs, ModelArgs};
+use super::args::{ComputeArgs, HiddenArgs, ModelArgs};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::estimate::Estimate;
 use super::eval::{Tokens, WindowBos, read};
@@ -52,6 +52,9 @@ why: stated, given or no_effect), block, blocks, tokens, text_tokens, activation
 pub struct ProbeArgs {
     #[command(flatten)]
     model: ModelArgs,
+
+    #[command(flatten)]
+    hidden: HiddenArgs,
 
     /// The text, UTF-8; - reads stdin
     #[arg(short = 'f', long, value_name = "FILE")]
@@ -90,7 +93,7 @@ impl WithBackend for &ProbeArgs {
     type Output = ();
 
     fn run<B: CompactBackend>(self, device: &OpenDevice<B>) -> Result<()> {
-        let pretrained = load::open_exact(&self.model, &self.compute.depth, device)?;
+        let pretrained = load::open_exact(&self.model, &self.compute.depth, self.hidden, device)?;
         let given = ModelOptions { crest: self.compute.depth.overrides(), ..ModelOptions::default() };
         let text = read(&self.text)?;
         let open = OpenOptions::of(&pretrained, &given, self.all);

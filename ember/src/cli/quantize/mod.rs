@@ -12,7 +12,7 @@ use emberlm::quant::Activations;
 use pattern::Pattern;
 use rules::{Format, Rule, Rules};
 
-use super::args::{DepthArgs, usage};
+use super::args::{DepthArgs, HiddenArgs, usage};
 use super::backend::{Cpu, OpenDevice};
 use super::export::{self, OutputArgs, SourceArgs};
 use super::{load, threads};
@@ -112,7 +112,7 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
     threads::start(args.output.threads)?;
     args.output.check()?;
     let depth = DepthArgs { steps: args.steps, threshold: None, no_halt: false };
-    let pretrained = load::open(&args.source.model(), &depth)?;
+    let pretrained = load::open(&args.source.model(), &depth, HiddenArgs::default())?;
     let nano = args.format == TargetFormat::Nano;
     let rules = Rules {
         layers: args.format.into(),

@@ -286,8 +286,8 @@ impl DraftArgs {
 /// How sequences are fed and kept.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct PassArgs {
-    /// Tokens per pass over a prompt. Another N adds sums in another order. Rounding makes more of it, which can change a text: that of the cache, and of
-    /// activations beside quantised and BF16 weights; with --activations f32 --cache-type f32 there is none
+    /// Tokens per pass over a prompt. Another N adds sums in another order. Where activations (beside quantised and BF16 weights) or the cache are
+    /// rounded, that can change a text; with --activations f32 --cache-type f32 neither is
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CHUNK as u32, value_parser = clap::value_parser!(u32).range(1..))]
     pub chunk: u32,
 

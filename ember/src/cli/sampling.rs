@@ -30,8 +30,8 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "R", allow_negative_numbers = true)]
     pub repeat_penalty: Option<f32>,
 
-    /// Seed of draws, -1 draws one. The same seed gives the same text, but for rounding with another --chunk or --draft, or beside other
-    /// answers: see --chunk
+    /// Seed of draws, -1 draws one. The same seed gives the same text, but for rounding with another --chunk, --draft or --cache-hidden, or beside
+    /// other answers: see --chunk
     #[arg(long, value_name = "N", default_value = "-1", hide_default_value = true, allow_negative_numbers = true)]
     pub seed: Seed,
 

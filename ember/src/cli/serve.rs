@@ -50,7 +50,7 @@ those that succeed at /health, /metrics and /v1/models, which clients repeat, ar
 
 The same request with the same seed can have another answer: which requests are answered at once, and what is kept of former prompts, \
 changes how sums are added up, and rounding makes more of their last bits: that of activations, the default beside quantised and BF16 \
-weights, and that of the cache. With --activations f32 --cache-type f32 there is none, and log-probabilities move by about 1e-5.
+weights, and that of the cache. With --activations f32 --cache-type f32 neither is rounded, and log-probabilities move by about 1e-5.
 
 Requests are answered on this machine alone unless --host says otherwise. Those that name another host than an address, localhost \
 or --allow-host, and those of other sites' pages, are refused. Beyond this machine, set an API key, and put a proxy with TLS in \

@@ -86,8 +86,17 @@ fn decoded<B: HostTensors>(
         Some(rotary) => operations::rotary(decoded, &rotary.tokens(tokens)),
         None => decoded,
     };
-    // As the kernel reads them: not a view of tokens with all their heads.
-    let numbers = B::into_floats(float_primitive(decoded.swap_dims(1, 2)));
+    let decoded = B::into_floats(float_primitive(decoded));
+    // As the kernel reads them: the tokens of a head after each other.
+    let mut numbers = vec![0.0; decoded.len()];
+    for (b, decoded) in decoded.chunks_exact(n * kv_heads * head_dim).enumerate() {
+        for (token, heads) in decoded.chunks_exact(kv_heads * head_dim).enumerate() {
+            for (head, row) in heads.chunks_exact(head_dim).enumerate() {
+                let at = ((b * kv_heads + head) * n + token) * head_dim;
+                numbers[at..at + head_dim].copy_from_slice(row);
+            }
+        }
+    }
     KvStore::F32(float_tensor(numbers, [batch, kv_heads, n, head_dim]))
 }
 

@@ -93,12 +93,10 @@ impl ByteSums {
 impl ByteQueries {
     /// Whether [`scores`](Self::scores) asks for what is farther away, too.
     pub(super) fn fetches_far(&self) -> bool {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            ByteQueries::Vnni(_) => true,
-            #[cfg(target_arch = "x86_64")]
-            ByteQueries::Words(..) => false,
-        }
+        #[cfg(target_arch = "x86_64")]
+        return matches!(self, ByteQueries::Vnni(_));
+        #[cfg(not(target_arch = "x86_64"))]
+        false
     }
 
     /// `scores[r][i] = query[first + r] · keys[i]` for `rows` queries, rows of `TILE` scores. `next` is prefetched meanwhile.

@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use emberlm::model::engine::EngineHandle;
 use emberlm::model::text::{AnswerFormat, AnswerMarkers, StopSet, TextProcessor};
-use prometheus_client::encoding::EncodeLabelSet;
 use tokio::sync::Semaphore;
 
 use super::access::Access;
 use super::error::ApiError;
 use super::form::Compiler;
-use super::metrics::Metrics;
+use super::metrics::{CacheKind, Metrics};
 use super::options::Defaults;
 
 /// What is served, and how.
@@ -54,15 +53,6 @@ pub struct ModelCard {
     pub depth: Option<(usize, usize, f32)>,
     pub has_chat_template: bool,
     pub cache: CacheKind,
-}
-
-/// What caches hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct CacheKind {
-    /// The number format, as `--cache-type` has it.
-    pub format: &'static str,
-    /// Whether hidden values are cached in place of codes.
-    pub hidden_values: bool,
 }
 
 /// How far the server has come.

@@ -14,8 +14,6 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::app::CacheKind;
-
 /// Content type of the text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -23,6 +21,15 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Completion {
     reason: &'static str,
+}
+
+/// What caches hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CacheKind {
+    /// The number format, as `--cache-type` has it.
+    pub format: &'static str,
+    /// Whether hidden values are cached in place of codes.
+    pub hidden_values: bool,
 }
 
 /// What the server counts by itself; the engine's numbers are asked for when they are read.

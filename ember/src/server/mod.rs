@@ -42,10 +42,10 @@ mod tokens;
 mod tools;
 
 pub use access::{Access, Key};
-pub use app::{App, CacheKind, ModelCard};
+pub use app::{App, ModelCard};
 pub use form::Compiler;
 pub use ids::now;
 pub use limits::PREPARING;
 pub use listen::{Ended, Shutdown, run};
-pub use metrics::Metrics;
+pub use metrics::{CacheKind, Metrics};
 pub use options::Defaults;

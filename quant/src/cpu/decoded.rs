@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use emberlm_backends::cpu;
 
 use super::held::HeldLinear;
-use super::{HostTensors, float_primitive, float_tensor, operations};
+use super::{HostTensors, float_primitive, float_tensor};
 use crate::kv::{CodeActivation, KV_TILE, KeyValue, KvParts, KvStore, activate};
 use crate::modules::Linear;
 use crate::{reference, split};
@@ -83,7 +83,7 @@ fn decoded<B: HostTensors>(
     });
     let decoded = decoded.reshape([batch, n, kv_heads, head_dim]);
     let decoded = match rotary {
-        Some(rotary) => operations::rotary(decoded, &rotary.tokens(tokens)),
+        Some(rotary) => B::rotary(decoded, &rotary.tokens(tokens)),
         None => decoded,
     };
     let decoded = B::into_floats(float_primitive(decoded));

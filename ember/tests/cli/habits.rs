@@ -62,6 +62,8 @@ fn a_flag_of_other_commands_is_told_as_such() {
         assert!(ended.stderr.contains("tip: --cache-type is a flag of other commands: generate, "), "{}", ended.stderr);
         assert!(!ended.stderr.contains("--cache-hidden"), "{}", ended.stderr);
     }
+    let ended = ember(["generate", "-p", "x", "--parallel", "2"]).with_code(2);
+    assert!(ended.stderr.contains("tip: --parallel is a flag of other commands: "), "{}", ended.stderr);
     // It tells all of them.
     for flag in ["--cache-type", "-ctk"] {
         let info = ember(["info", model, flag, "q8"]).with_code(0);

@@ -168,6 +168,7 @@ impl Finding {
                     None => finding,
                 }
             }
+            Error::Option { option, message } => Self::error(check, message).place(option),
             other => Self::error(check, other.to_string()),
         }
     }

@@ -266,7 +266,7 @@ pub const EVERYWHERE: &[ForeignFlag] = &[
     ),
     (&["--num-draft-tokens", "--prompt-lookup-num-tokens", "--draft-n"], Flag("--draft-max")),
     (&["--prompt-cache", "--prompt-cache-file", "--session"], Instead("no cache of prompts is kept on disk")),
-    (&["-np", "--parallel", "--num-return-sequences", "--best-of"], Instead("one run makes one text")),
+    (&["-np", "--num-return-sequences", "--best-of"], Instead("one run makes one text")),
 ];
 
 /// Flags of pairs of which one alone is a flag here: what counts where both are given with different values. Of a batch the part that is

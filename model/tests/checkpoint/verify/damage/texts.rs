@@ -9,6 +9,9 @@ use crate::support::fixture;
 
 pub fn configs() -> Vec<Case> {
     vec![
+        case!("config that contradicts the tensors", "leanllama_kv", Error Config "kv_compression.hidden_dim" "is stated as 40", |copy| {
+            change_json(copy, "config.json", |config| config["kv_compression"]["hidden_dim"] = json!(40));
+        }),
         case!("config cut off", "leanllama", Error Config "config.json" "not valid JSON", |copy| {
             let bytes = fs::read(copy.path().join("config.json")).expect("a config");
             write(copy, "config.json", &bytes[..bytes.len() / 2]);

@@ -155,8 +155,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::server::app::CacheKind;
-    use crate::server::metrics::Metrics;
+    use crate::server::metrics::{CacheKind, Metrics};
     use crate::server::record::Record;
 
     /// Tells what parts there are.

@@ -191,16 +191,16 @@ fn caches_and_attention() {
         ] {
             let mut want = vec![0.0; q.len()];
             plain::attention(&q, &k, &v, &p, &mut want);
-            // Whole numbers keep 15 bits of a query; the scores here are large.
+            // Whole numbers keep 15 bits of a query, and the scores here are large; of a weight they keep 15 or 16 (2.6e-5 was seen).
+            let tolerance = match what {
+                "eighths" | "both hidden" => 5e-4,
+                "hidden eighths" => 1e-4,
+                _ => 2e-5,
+            };
             on_every_level(|level| {
                 let mut out = vec![f32::NAN; q.len()].into_boxed_slice();
                 cpu::attention(&q, &k, &v, &p, &mut out);
-                close(
-                    &format!("{what} of {seq} + {past} x {head_dim} on {level}"),
-                    &out,
-                    &want,
-                    if what == "eighths" { 5e-4 } else { 2e-5 },
-                );
+                close(&format!("{what} of {seq} + {past} x {head_dim} on {level}"), &out, &want, tolerance);
             });
         }
     }

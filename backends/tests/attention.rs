@@ -4,7 +4,7 @@ mod common;
 
 use common::{Eighths, Kind, Rng, Stored, close};
 use emberlm_backends::cpu::{self, Attention, CacheSlice, CodeDecoder, KeyValue, Layer, Level, plain};
-use emberlm_backends::types::CodeActivation;
+use emberlm_backends::types::{CodeActivation, KV_BLOCK};
 
 /// batch, seq, heads, kv heads, head dim, past, capacity.
 ///
@@ -92,7 +92,7 @@ fn plain_caches_match_the_twin() {
 }
 
 /// Where the sums are of whole numbers a query keeps 15 bits and a weight 16, or 16 and 15: with queries of size 2 a score is off by 3e-5 on
-/// average, and 5.2e-5 was measured in a result.
+/// average, and 8.5e-5 was measured in a result, over values in 8 bits beside hidden keys.
 const EIGHTHS: f32 = 1.5e-4;
 
 /// Keys and values in 8 bits against the twin on the same codes.
@@ -274,14 +274,16 @@ fn hidden_values_match_the_twin() {
         let hidden = [[CacheSlice::F32(&hidden)], [CacheSlice::F16(&hidden16)], [hidden8.slice()]];
         for (i, values) in hidden.iter().enumerate() {
             let values = KeyValue::Hidden { values, output: &output };
+            // Those of whole blocks are summed as whole numbers, as keys and values of heads are.
+            let whole = i == 2 && h.is_multiple_of(KV_BLOCK);
             let name = |what: &str, j: usize| format!("{what}, formats {j} and {i}, {h} hidden values, {p:?}");
             for (j, other) in plain.iter().enumerate() {
                 let other = KeyValue::Plain(other);
-                let tolerance = if j == 2 || i == 2 { EIGHTHS } else { CODES };
+                let tolerance = if j == 2 || whole { EIGHTHS } else { CODES };
                 check_to(tolerance, &name("values", j), &q, &other, &values, &p);
                 check_to(tolerance, &name("keys", j), &q, &values, &other, &p);
             }
-            check_to(if i == 2 { EIGHTHS } else { CODES }, &name("both", i), &q, &values, &values, &p);
+            check_to(if whole { EIGHTHS } else { CODES }, &name("both", i), &q, &values, &values, &p);
         }
     }
 }

@@ -191,10 +191,10 @@ fn caches_and_attention() {
         ] {
             let mut want = vec![0.0; q.len()];
             plain::attention(&q, &k, &v, &p, &mut want);
-            // Whole numbers keep 15 bits of a query, and the scores here are large; of a weight they keep 15 or 16 (2.6e-5 was seen).
+            // Whole numbers keep 15 bits of a query, and the scores here are large; of a weight they keep 15 or 16 (4.4e-5 was measured).
             let tolerance = match what {
-                "eighths" | "both hidden" => 5e-4,
-                "hidden eighths" => 1e-4,
+                "eighths" => 5e-4,
+                "both hidden" | "hidden eighths" if h == 64 => 1e-4,
                 _ => 2e-5,
             };
             on_every_level(|level| {

@@ -74,8 +74,9 @@ impl FlashTask<'_> {
         let ends = Ends { past: p.past, first: self.first, rows, group };
         let stop = self.positions.end.min(ends.of(rows - 1));
         let places = Places { batch: self.b, head: self.b * p.kv_heads + self.head, head_dim: p.head_dim, stop };
-        // Where kv heads share values, what comes next are keys: of the next head, and of it in the next tile from farther away; or of the same head in
-        // the next tile. With hidden values to compute, memory would wait meanwhile: half of them is left for that time.
+        // Prefetched where kv heads share values: the keys of the next head, and those a tile later into a cache that is farther away, where scores ask for
+        // both; otherwise those of the same head in the next tile. With hidden values to compute from codes, half of the latter is left for that time,
+        // when memory would wait.
         let by_head = a.byte_queries.is_some_and(ByteQueries::fetches_far);
         let halved = !by_head && matches!((&a.keys, &a.values), (Source::Heads(_), Source::Codes { .. }));
         // SAFETY: `S` is enabled. Queries and tiles of keys and values are taken by checked slices; the scratch has the sizes of

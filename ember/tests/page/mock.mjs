@@ -3,7 +3,7 @@
 
 import { readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
-import { PAGE } from './policy.mjs';
+import { PAGE, withScript } from './policy.mjs';
 
 const sleep = ms => new Promise(resolve => { setTimeout(resolve, ms); });
 
@@ -103,19 +103,20 @@ answers['Why is the sky blue?'] = answers.think;
 answers['Write a Python function that merges two sorted lists.'] = answers.markdown;
 
 export const CREST = { id: 'sky-crest-2b', context_length: 4096, depth: { layers: 24, steps: 4, threshold: 0.8999999761581421 } };
+export const DENSE = { id: 'llama-1b', context_length: 2048 };
 
 /** Tokens as a model has them: words with their space, in pieces. */
 const tokenize = text => text.match(/\s?[^\s]{1,6}|\s/gu) ?? [];
 
 export async function startMock(options = {}) {
-  const state = { mode: 'ready', key: null, model: CREST, seed: 1, requests: [], cancelled: 0, generated: 0, waiting: 0, most: Infinity, pause: 0, apart: false, headers: {}, ...options };
+  const state = { mode: 'ready', key: null, model: CREST, seed: 1, requests: [], cancelled: 0, generated: 0, waiting: 0, most: Infinity, pause: 0, apart: false, headers: {}, first: '', ...options };
   const server = createServer(async (request, response) => {
     const url = new URL(request.url, 'http://mock');
     const send = (status, body, headers = {}) => {
       response.writeHead(status, { 'content-type': typeof body === 'string' ? 'text/plain; charset=utf-8' : 'application/json', ...headers });
       response.end(typeof body === 'string' ? body : JSON.stringify(body));
     };
-    if (url.pathname === '/') { response.writeHead(200, { 'content-type': 'text/html; charset=utf-8', ...state.headers }); response.end(readFileSync(PAGE)); return; }
+    if (url.pathname === '/') { response.writeHead(200, { 'content-type': 'text/html; charset=utf-8', ...state.headers }); response.end(withScript(readFileSync(PAGE, 'utf8'), state.first)); return; }
     if (url.pathname !== '/' && state.foreign) return send(403, { error: { message: 'the name in Host is not one of this server\'s', code: 'foreign_host' } });
     if (url.pathname === '/health') return state.mode === 'ready' ? send(200, { status: 'ok' }) : send(503, { status: state.mode });
     if (state.key && Buffer.from(request.headers.authorization ?? '', 'latin1').toString() !== `Bearer ${state.key}`) return send(401, { error: { message: 'a key is needed', type: 'authentication_error' } });
@@ -128,8 +129,11 @@ export async function startMock(options = {}) {
     state.requests.push(body);
     await complete(state, { ...body, text: url.pathname === '/v1/completions' }, response, send);
   });
-  await new Promise(resolve => { server.listen(options.port ?? 0, '127.0.0.1', resolve); });
-  return { state, url: `http://127.0.0.1:${server.address().port}/`, close: () => { server.closeAllConnections(); return new Promise(resolve => { server.close(resolve); }); } };
+  const listen = port => new Promise(resolve => { server.listen(port, '127.0.0.1', resolve); });
+  await listen(options.port ?? 0);
+  const { port } = server.address();
+  const close = () => new Promise(resolve => { server.close(resolve); server.closeAllConnections(); });
+  return { state, url: `http://127.0.0.1:${port}/`, close, reopen: () => listen(port) };
 }
 
 function metrics(state) {

@@ -1,10 +1,10 @@
 // Takes the pictures of the README from running servers: `node ember/tests/page/pictures.mjs DEMO [CHAT]`, where DEMO is the address of
 // `ember serve` and CHAT that of one with a model that answers questions.
 
-import { Browser, findChromium, sleep } from './browser.mjs';
+import { launch, sleep } from './browser.mjs';
 
 const [demo, chat] = process.argv.slice(2);
-const browser = await Browser.launch(findChromium());
+const browser = await launch('chromium');
 
 /** Asks, waits for the answer and for the live figures behind it. */
 async function ask(page, text) {

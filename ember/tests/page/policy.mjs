@@ -16,6 +16,13 @@ export function withPolicy(page) {
   return page;
 }
 
+/** The page with a script before its own, which the policy allows. */
+export function withScript(page, script) {
+  if (!script) return page;
+  const hash = createHash('sha256').update(script).digest('base64');
+  return page.replace("script-src '", () => `script-src 'sha256-${hash}' '`).replace('<title>', () => `<script>${script}</script><title>`);
+}
+
 if (process.argv[1]?.endsWith('policy.mjs')) {
   const page = readFileSync(PAGE, 'utf8'), right = withPolicy(page);
   if (process.argv[2] === '--write') writeFileSync(PAGE, right);

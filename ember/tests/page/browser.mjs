@@ -42,8 +42,11 @@ export class Page {
   /** Addresses of every request; what went wrong in the page: exceptions, messages of the console, violations of the policy. */
   requests = [];
   problems = [];
-  /** A script that the server is to run before that of the page, where the browser tells of nothing that goes wrong. */
+  /** A script that the server is to run before that of the page, where the browser does not tell what goes wrong. */
   first = '';
+
+  /** Whether a character of a header is sent as its byte. */
+  sendsBytes = true;
 
   /** Brings the two lists up to date. */
   gather() {}

@@ -44,11 +44,11 @@ export class Browser {
     Object.assign(page, { browser: this, beside });
     if (beside) {
       page.session = beside.session;
-      page.tab = (await this.send('POST', `/session/${page.session.id}/window/new`, { type: 'tab' })).handle;
+      page.tab = (await this.send('POST', `/session/${page.session.id}/window/new`, { type: 'window' })).handle;
     } else {
       const { sessionId, capabilities } = await this.send('POST', '/session', { capabilities: { alwaysMatch: { 'webkitgtk:browserOptions': { args: ['--automation'] }, unhandledPromptBehavior: 'accept' } } });
       page.session = { id: sessionId, turn: Promise.resolve() };
-      this.version = `${capabilities.browserName} ${capabilities.browserVersion}`;
+      this.version = `WebKitGTK ${capabilities.browserVersion}`;
       page.tab = await this.send('GET', `/session/${sessionId}/window`);
       page.session.tab = page.tab;
     }
@@ -88,6 +88,7 @@ function body(text) {
 class WebKitPage extends Page {
   /** What the server is to run before the page. */
   first = WATCH;
+  sendsBytes = false;
 
   /** One command after the other, each in this tab. */
   send(method, path, parameters) {

@@ -152,7 +152,8 @@ tests['errors are said and can be tried again'] = async ({ page, mock, ask }) =>
   assert.match(await note(), /^the engine stopped/);
   assert.ok(await page.value('variantOf(messages.at(-1)).content.length > 50'), 'what came is kept');
   await ask('breaks off');
-  assert.match(await note(), /^The connection to the server was lost\./);
+  // WebKitGTK takes a connection that breaks off for the end of the answer.
+  assert.match(await note(), /^The (connection to the server was lost|answer broke off before its end)\./);
   await page.until(`server.state === 'ready'`);
   await ask('ends early');
   assert.match(await note(), /^The answer broke off before its end\./);

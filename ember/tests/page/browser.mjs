@@ -47,6 +47,8 @@ export class Page {
 
   /** Whether a character of a header is sent as its byte. */
   sendsBytes = true;
+  /** Whether a phone can be emulated, with its touch screen. */
+  touches = true;
 
   /** Brings the two lists up to date. */
   gather() {}

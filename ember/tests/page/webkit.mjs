@@ -1,8 +1,9 @@
 // WebKit (the MiniBrowser of WebKitGTK), driven by WebDriver over HTTP. It needs a display: `xvfb-run -a` gives it one.
 
 import { spawn } from 'node:child_process';
-import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
+import { join } from 'node:path';
 import { Script } from 'node:vm';
 import { AS_PRINTED, close, endWith, insertion, keyActions, LeftOut, Page, pointerActions, profile, sleep, wheelActions } from './browser.mjs';
 
@@ -20,6 +21,9 @@ export class Browser {
   static async launch(path) {
     const browser = new Browser();
     browser.profile = profile();
+    // Without what makes the window wider than a page is to be.
+    mkdirSync(join(browser.profile, 'gtk-3.0'));
+    writeFileSync(join(browser.profile, 'gtk-3.0', 'gtk.css'), '* { min-width: 0; min-height: 0; padding: 0; margin: 0; border: 0; font-size: 1px; -gtk-icon-transform: scale(0.1) } image { -gtk-icon-size: 1px }');
     const port = await freePort();
     browser.url = `http://127.0.0.1:${port}`;
     // Without what is drawn by a GPU, and with data that is gone with the folder.
@@ -89,6 +93,7 @@ class WebKitPage extends Page {
   /** What the server is to run before the page. */
   first = WATCH;
   sendsBytes = false;
+  touches = false;
 
   /** One command after the other, each in this tab. */
   send(method, path, parameters) {

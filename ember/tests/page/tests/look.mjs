@@ -113,6 +113,15 @@ tests['keys and their list'] = async ({ page, ask }) => {
   assert.ok(await page.value(`Object.keys(KEYS).every(k => [...$('keys').querySelectorAll('kbd')].some(n => n.textContent.toLowerCase() === k))`));
 };
 
+tests['a dialog closes where it is clicked beside'] = async ({ page }) => {
+  await page.click('#help');
+  const [left, top] = await page.value(`(() => { const { left, top } = $('keys').getBoundingClientRect(); return [left, top]; })()`);
+  await page.pointer(left + 8, top + 8, true);
+  assert.ok(await page.value(`$('keys').open`));
+  await page.pointer(left - 20, top + 8, true);
+  await page.until(`!$('keys').open`);
+};
+
 tests['the Option key writes characters'] = async ({ page, mock, ask }) => {
   mock.state.first += `Object.defineProperty(navigator, 'platform', { value: 'MacIntel' });`;
   await page.open(mock.url);

@@ -1,5 +1,7 @@
 //! What the CUDA driver finds.
 
+use std::ffi::CStr;
+
 use cubecl::cuda::{CudaDevice, CudaRuntime};
 use cudarc::driver::result;
 
@@ -30,7 +32,7 @@ pub fn cuda_devices() -> Result<Vec<(Found, CudaDevice)>, DeviceError> {
         let reason = "the toolkit's headers are not found; install the CUDA toolkit and set CUDA_PATH to it";
         return Err(none(reason.into()));
     }
-    let failed = |what: &str, error: result::DriverError| none(format!("{what}: {error:?}"));
+    let failed = |what: &str, error: result::DriverError| none(format!("{what}: {}", in_words(error)));
     result::init().map_err(|e| failed("the driver does not start", e))?;
     let count = result::device::get_count().map_err(|e| failed("the driver counts no devices", e))?;
     (0..count)
@@ -42,6 +44,16 @@ pub fn cuda_devices() -> Result<Vec<(Found, CudaDevice)>, DeviceError> {
             Ok((Found { name, driver: "CUDA".into(), memory, software: false }, CudaDevice::new(index as usize)))
         })
         .collect()
+}
+
+/// What the driver says of an error.
+fn in_words(error: result::DriverError) -> String {
+    let text = |found: Result<&CStr, _>| found.ok().map(|text| text.to_string_lossy().into_owned());
+    match (text(error.error_string()), text(error.error_name())) {
+        (Some(sentence), Some(name)) => format!("{sentence} ({name})"),
+        (Some(one), None) | (None, Some(one)) => one,
+        (None, None) => format!("error {} of the driver", error.0 as u32),
+    }
 }
 
 /// Opens device `index` of [`cuda_devices`].

@@ -41,11 +41,11 @@ pub enum Error {
     #[error("{0}")]
     Container(Box<CheckpointError>),
     /// A value of `config.json` (or of a side file) cannot be used.
-    #[error("{}: {field}: {message}", path.display())]
+    #[error("{}: {}{message}", path.display(), if field.is_empty() { String::new() } else { format!("{field}: ") })]
     Config {
         /// The file.
         path: PathBuf,
-        /// The key, with its parents.
+        /// The key, with its parents; empty where the file as a whole cannot be used.
         field: String,
         /// What values are allowed, where the value is of a wrong type or out of range.
         expected: Option<Box<str>>,

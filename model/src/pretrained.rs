@@ -11,7 +11,7 @@ use crate::checkpoint::{Checkpoint, OpenOptions, Weights};
 use crate::config::{
     CrestConfig, CrestOptions, CrestOverrides, Family, GenerationConfig, KvCompression, ModelConfig, ModelOptions,
 };
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::generate::GenerateOptions;
 use crate::limits::check_activations;
 use crate::loader::{SourceEntry, WeightOptions, WeightSource};
@@ -76,7 +76,8 @@ impl Pretrained {
     ) -> Result<Self> {
         let mut weights = Weights::resolve(checkpoint, &config)?;
         let directory = checkpoint.dir().path();
-        let crest = stated_crest_options(&config, &weights, directory)?;
+        let crest = crest_options(&config, &weights, &CrestOverrides::default())
+            .map_err(|error| config.by_file(directory, error))?;
         let kv_compression = kv_compression(&config, &weights, directory)?;
         let mut notes = config.notes.unused.clone();
         let tied_head = tie_head(&mut weights, &config, &mut notes)?;
@@ -101,7 +102,7 @@ impl Pretrained {
     /// With another depth than the checkpoint states (CREST).
     ///
     /// # Errors
-    /// [`Error::Option`] when a value is out of range, or the model has no adaptive depth and something is asked for.
+    /// [`Error::Option`](crate::Error::Option) when a value is out of range, or the model has no adaptive depth and something is asked for.
     pub fn depth(mut self, overrides: &CrestOverrides) -> Result<Self> {
         self.architecture.crest = crest_options(&self.architecture.config, &self.weights, overrides)?;
         Ok(self)
@@ -112,7 +113,7 @@ impl Pretrained {
     /// activations in F32 the results are those of codes but for the rounding of sums; F16 and 8 bits round hidden values.
     ///
     /// # Errors
-    /// [`Error::Option`] when hidden values [take the place](crate::config::KvCompression::caches_hidden) of no codes.
+    /// [`Error::Option`](crate::Error::Option) when hidden values [take the place](crate::config::KvCompression::caches_hidden) of no codes.
     pub fn cache_hidden(mut self) -> Result<Self> {
         self.architecture.cache_hidden()?;
         Ok(self)
@@ -194,7 +195,7 @@ impl Pretrained {
     /// The tokenizer and the chat template.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] and what else [`TextProcessor::from_files`] names. A token beyond the embedding is an error when a text
+    /// [`Error::Tokenizer`](crate::Error::Tokenizer) and what else [`TextProcessor::from_files`] names. A token beyond the embedding is an error when a text
     /// holds it.
     pub fn text(&self) -> Result<TextProcessor> {
         let text = TextProcessor::from_files(&TextFiles::from_dir(self.weights.checkpoint().dir())?)?;
@@ -226,7 +227,7 @@ impl Pretrained {
     /// Checks every tensor and adds up the bytes, loading nothing.
     ///
     /// # Errors
-    /// [`Error::Differences`] with every missing, unused and mismatched tensor; [`Error::Option`] when the device does not compute in these
+    /// [`Error::Differences`](crate::Error::Differences) with every missing, unused and mismatched tensor; [`Error::Option`](crate::Error::Option) when the device does not compute in these
     /// numbers.
     pub fn plan<B: CompactBackend>(&self, device: &B::Device) -> Result<LoadPlan> {
         check_activations::<B>(self.activations, device)?;
@@ -258,25 +259,11 @@ impl Pretrained {
     }
 }
 
-/// As the files say; what does not fit the tensors is named with its file.
-fn stated_crest_options(config: &ModelConfig, weights: &Weights, directory: &Path) -> Result<Option<CrestOptions>> {
-    let error = match crest_options(config, weights, &CrestOverrides::default()) {
-        Err(Error::Option { option, message }) => (option, message),
-        other => return other,
-    };
-    // Of the range of the others the parser of the file is sure.
-    match (error, config.side_file.crest.num_steps) {
-        ((option, message), Some(_)) if option == "crest.num_steps" => {
-            Err(ModelOptions::does_not_fit(directory, &option, &message))
-        }
-        ((option, message), _) => Err(Error::Option { option, message }),
-    }
-}
-
 fn kv_compression(config: &ModelConfig, weights: &Weights, directory: &Path) -> Result<Option<KvCompression>> {
     let found = weights.discovered_kv_compression();
     let side = config.side_file.kv_compression;
-    match KvCompression::resolve(config.kv_compression.as_ref(), found)? {
+    let resolved = KvCompression::resolve(config.kv_compression.as_ref(), found);
+    match resolved.map_err(|error| config.by_file(directory, error))? {
         Some(compression) => Ok(Some(compression.with(side))),
         None if side != Default::default() => {
             Err(ModelOptions::does_not_fit(directory, "kv_compression", "no compressors are stored"))
@@ -293,11 +280,7 @@ fn crest_options(config: &ModelConfig, weights: &Weights, overrides: &CrestOverr
             let overrides = overrides.clone().or(config.side_file.crest.clone());
             CrestOptions::resolve(config.crest.as_ref().unwrap_or(&silent), found, &overrides).map(Some)
         }
-        None if *overrides != CrestOverrides::default() => {
-            let message = format!("is for models with adaptive depth; this is {}", config.family);
-            Err(Error::Option { option: "depth".into(), message })
-        }
-        None => Ok(None),
+        None => overrides.refuse_beside(config.family).map(|()| None),
     }
 }
 

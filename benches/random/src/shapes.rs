@@ -28,15 +28,19 @@ pub fn shape_names() -> impl Iterator<Item = &'static str> {
 /// The architecture of a built-in shape, or of a `config.json` at a path ending in `.json`.
 ///
 /// # Errors
-/// [`Error::Option`] naming the built-in shapes when there is none of this name; [`Error::Config`] when a file's values cannot be
+/// [`Error::Option`] naming the built-in shapes when there is none of this name, or when something is asked of a depth that the shape has
+/// not; [`Error::Config`] when a file's values cannot be
 /// used.
 pub fn shape(name: &str, depth: &CrestOverrides) -> Result<Architecture> {
     let config = ModelConfig::from_json(Path::new(name), shape_json(name)?.as_bytes())?;
-    let crest = config.crest.as_ref().map(|stated| CrestOptions::resolve(stated, &stated_steps(stated), depth));
+    let crest = match &config.crest {
+        Some(stated) => Some(CrestOptions::resolve(stated, &stated_steps(stated), depth)?),
+        None => depth.refuse_beside(config.family).map(|()| None)?,
+    };
     let found = config.kv_compression.as_ref().map(|stated| stated_compressors(stated, &config));
     let kv_compression = KvCompression::resolve(config.kv_compression.as_ref(), found.as_ref())?;
     let tied_head = config.tie_word_embeddings;
-    Ok(Architecture { crest: crest.transpose()?, kv_compression, tied_head, config })
+    Ok(Architecture { crest, kv_compression, tied_head, config })
 }
 
 /// The `config.json` of a shape, as [`shape`] takes it.

@@ -18,6 +18,7 @@ use super::model_name::{self, HubArgs};
 const FLAGS: &[(&str, &str)] = &[
     ("crest.num_steps", "--steps"),
     ("crest.halt_threshold", "--threshold"),
+    ("crest.halt_enabled", "--no-halt"),
     ("draft.steps", "--draft-steps"),
     ("draft.forced_acceptance", "--draft-acceptance"),
     ("window", "--context"),
@@ -217,15 +218,6 @@ pub struct DepthArgs {
 }
 
 impl DepthArgs {
-    /// What was given, for messages: empty, or ` with --steps 2`.
-    pub fn given(&self) -> String {
-        let steps = self.steps.map(|steps| format!("--steps {steps}"));
-        let threshold = self.threshold.map(|threshold| format!("--threshold {threshold}"));
-        let given: Vec<String> =
-            steps.into_iter().chain(threshold).chain(self.no_halt.then(|| "--no-halt".into())).collect();
-        if given.is_empty() { String::new() } else { format!(" with {}", given.join(" ")) }
-    }
-
     /// As a model takes it.
     pub fn overrides(&self) -> CrestOverrides {
         CrestOverrides {

@@ -36,7 +36,7 @@ pub fn open(model: &ModelArgs, depth: &DepthArgs, hidden: HiddenArgs) -> Result<
     let opened = opened.and_then(|pretrained| pretrained.depth(&depth.overrides()).map_err(by_flag));
     let opened = opened.with_context(|| {
         let name = model.model.as_ref().map_or_else(|| "demo model".into(), |path| format!("model {}", path.display()));
-        format!("cannot open the {name}{}", depth.given())
+        format!("cannot open the {name}")
     })?;
     if hidden.cache_hidden { opened.cache_hidden().map_err(by_flag) } else { Ok(opened) }
 }

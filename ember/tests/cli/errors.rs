@@ -139,7 +139,8 @@ fn what_does_not_fit_a_model_is_told_before_it_is_loaded_by_its_flag() {
     let text = lean.to_owned() + "/config.json";
     let eval = ["eval", "-m", lean, "-f", &text];
     let bench = ["bench", "-m", crest, "-p", "1", "-n", "1", "-r", "1", "-t", "1"];
-    let cases: [(&[&str], &[&str], &str); 12] = [
+    let dense = ["bench", "-m", lean, "-p", "1", "-n", "1", "-r", "1", "-t", "1"];
+    let cases: [(&[&str], &[&str], &str); 19] = [
         (&eval, &["--stride", "99999"], "--stride is 99999, expected 1 to "),
         (&eval, &["--skip", "99999"], "--skip is 99999, which leaves no token"),
         (&["eval", "-m", lean, "-f", &(lean.to_owned() + "/generation_config.json")], &["--skip", "900"], "--skip 900"),
@@ -152,6 +153,17 @@ fn what_does_not_fit_a_model_is_told_before_it_is_loaded_by_its_flag() {
         (&bench, &["--force-steps", "9"], "--force-steps is 9"),
         (&bench, &["--threshold", "-0.5"], "--threshold is -0.5"),
         (&["bench", "--shape", "crest-2b", "-p", "1", "-n", "1"], &["--force-steps", "99"], "--force-steps is 99"),
+        (&dense, &["--force-steps", "2"], "error: --force-steps is for models with adaptive depth; this is leanllama"),
+        (&dense, &["--threshold", "0.5"], "error: --threshold is for models with adaptive depth"),
+        (
+            &["bench", "--shape", "bench-1b", "-p", "1"],
+            &["--threshold", "0.5"],
+            "error: --threshold is for models with",
+        ),
+        (&["generate", "-m", lean, "-p", "x"], &["--no-halt"], "--no-halt is for models with adaptive depth"),
+        (&["generate", "-m", lean, "-p", "x"], &["--steps", "2"], "--steps is for models with adaptive depth"),
+        (&["bench", "-m", lean, "-t", "1"], &["-p", "0", "-n", "0"], "-p 0 and -n 0 leave nothing to measure"),
+        (&["bench", "-m", lean, "-t", "1"], &["-n", "2,99999999", "-p", "0"], "99999999 tokens do not fit the context"),
     ];
     for (args, flags, message) in cases {
         let ended = ember([args, flags].concat());
@@ -241,7 +253,7 @@ fn values_that_the_tensors_contradict_are_spelled_as_in_a_config() {
     let refused = |copy: &Path, object: &str, key: &str, value: Value, message: &str| {
         let before = fs::read(copy.join("config.json")).expect("a config");
         edit_config(copy, |config| config[object][key] = value.clone());
-        let option = format!("{object}.{key}");
+        let option = format!(" config.json: {object}.{key}");
         for args in each_command(copy) {
             ember(args).fails_with(&[&option, message, ": correct it, or leave it out"]);
         }
@@ -257,6 +269,45 @@ fn values_that_the_tensors_contradict_are_spelled_as_in_a_config() {
         refused(&lean, "kv_compression", key, value, message);
     }
     refused(&crest, "crest", "gate_hidden", json!(8), ": is stated as 8, but the tensors show null:");
+    refused(&crest, "crest", "num_steps", json!(5), ": is 5, but the checkpoint holds 4 steps:");
+}
+
+/// With the file that states it, as it stands there.
+#[test]
+fn what_contradicts_the_tensors_is_named_with_its_file() {
+    let scratch = Scratch::new();
+    // One has its options beside `text_config`, the other has no such object.
+    for fixture in ["crest_k2", "crest_k4"] {
+        let copy = scratch.copy_of(fixture);
+        let info = |parts: &[&str]| ember(["info", "-m", copy.to_str().expect("UTF-8")]).fails_with(parts);
+        edit_config(&copy, |config| config["crest"]["gate_bias"] = json!(false));
+        info(&[
+            " config.json: crest.gate_bias: is stated as false, but the tensors show true: correct it, or leave it out",
+        ]);
+        // The side file wins.
+        fs::write(copy.join("crest.json"), r#"{"gate_bias": true, "num_steps": 9}"#).expect("written");
+        info(&[" crest.json: num_steps: is 9, but the checkpoint holds"]);
+        fs::write(copy.join("crest.json"), r#"{"gate_bias": true}"#).expect("written");
+        ember(["info", "-m", copy.to_str().expect("UTF-8")]).with_code(0);
+        edit_config(&copy, |config| config["crest"] = json!(3));
+        info(&[" config.json: crest: is 3, expected an object"]);
+        fs::write(copy.join("config.json"), "[]").expect("written");
+        info(&[" config.json: the top level is an array of 0, expected an object"]);
+        fs::write(copy.join("config.json"), "{").expect("written");
+        info(&[" config.json: is not valid JSON: "]);
+    }
+    let copy = scratch.copy_of("leanllama");
+    for (key, value, message) in [
+        ("targets", json!(["q"]), r#"has "q", expected only "k" and "v""#),
+        ("targets", json!(["v", "v"]), "lists v more than once"),
+        ("layers", json!([1, 3, 4, 4]), "lists 4 more than once"),
+    ] {
+        let before = fs::read(copy.join("config.json")).expect("a config");
+        edit_config(&copy, |config| config["kv_compression"][key] = value.clone());
+        let told = format!(" config.json: kv_compression.{key}: {message}");
+        ember(["info", "-m", copy.to_str().expect("UTF-8")]).fails_with(&[&told]);
+        fs::write(copy.join("config.json"), before).expect("written");
+    }
 }
 
 /// A directory that was given is named once, and so is what the system says of a file.

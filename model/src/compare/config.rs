@@ -104,7 +104,7 @@ impl Stated {
         let dir: &ModelDir = model.weights().checkpoint().dir();
         let path = dir.path().join(ModelConfig::FILE);
         let bytes = dir.read(ModelConfig::FILE, LIMIT)?.unwrap_or_default();
-        let value = json::parse(&bytes).map_err(|message| Error::config(&path, "(file)", message))?;
+        let value = json::parse(&bytes).map_err(|message| Error::config(&path, "", message))?;
         let mut values = BTreeMap::new();
         flatten("", &value, &mut values);
         let unread = ModelConfig::unread_keys(&path, &bytes)?.into_iter().map(|(key, _)| key).collect();

@@ -99,6 +99,9 @@ impl CrestConfig {
     /// Side file that states options, in a model directory.
     pub const FILE: &str = "crest.json";
 
+    /// The object that states them in other files.
+    pub(super) const GROUP: &str = "crest";
+
     pub(super) fn read(object: &Fields) -> Result<Self> {
         let gate_hidden = object.size("gate_hidden", super::limits::MAX_WIDTH)?;
         let threshold = object.number("halt_threshold", "a number from 0 to 1", |x| (0.0..=1.0).contains(&x))?;
@@ -268,7 +271,7 @@ impl CrestOptions {
     /// # Errors
     /// [`Error::Option`] when a stated value contradicts the tensors, or a value is out of range.
     pub fn resolve(stated: &CrestConfig, found: &DiscoveredCrest, overrides: &CrestOverrides) -> Result<Self> {
-        const KEY: &str = "crest";
+        const KEY: &str = CrestConfig::GROUP;
         // With two steps there is one gate either way.
         if found.num_steps > 2 {
             agrees(KEY, "gate_shared", stated.gate_shared.as_ref(), &found.gate_shared)?;

@@ -27,7 +27,7 @@ impl<'a> Fields<'a> {
     pub(crate) fn root(file: &'a Path, value: &'a Value) -> Result<Self> {
         match value {
             Value::Object(map) => Ok(Self { file, at: String::new(), map, outer: None, asked: None }),
-            other => Err(wrong(file, "(top level)".into(), other, "an object")),
+            other => Err(wrong(file, String::new(), other, "an object")),
         }
     }
 
@@ -92,9 +92,15 @@ impl<'a> Fields<'a> {
         wrong(self.file, self.path(key), value, expected)
     }
 
-    /// The key with its parents.
+    /// The key with its parents. One of the outer object is named as it stands there.
     fn path(&self, key: &str) -> String {
-        format!("{}{}", self.at, shown(key))
+        if self.is_outer(key) { shown(key) } else { format!("{}{}", self.at, shown(key)) }
+    }
+
+    /// Whether the value of a key is that of the outer object.
+    fn is_outer(&self, key: &str) -> bool {
+        let there = |map: &Map<String, Value>| map.get(key).is_some_and(|value| !value.is_null());
+        !there(self.map) && self.outer.is_some_and(there)
     }
 
     /// The value of a key that must be there, by one of the readers below.
@@ -208,9 +214,7 @@ impl<'a> Fields<'a> {
         };
         match value {
             Value::Object(map) => {
-                // What the outer object has is named as it stands there.
-                let inner = self.map.get(key).is_some_and(|value| !value.is_null());
-                let at = if inner { format!("{}{}.", self.at, shown(key)) } else { format!("{}.", shown(key)) };
+                let at = format!("{}.", self.path(key));
                 Ok(Some(Fields { file: self.file, at, map, outer: None, asked: self.asked }))
             }
             other => Err(self.wrong(key, other, "an object")),
@@ -225,7 +229,8 @@ fn integer(value: &Value, min: usize, max: usize) -> Option<usize> {
 
 fn wrong(path: &Path, field: String, value: &Value, expected: &str) -> Error {
     let (path, found) = (path.into(), describe(value));
-    let message = format!("is {found}, expected {expected}");
+    let what = if field.is_empty() { "the top level is" } else { "is" };
+    let message = format!("{what} {found}, expected {expected}");
     Error::Config { path, field, expected: Some(expected.into()), found: Some(found.into()), message }
 }
 

@@ -1,12 +1,14 @@
 //! Learned compression of the key and value cache: what a config states, what the tensors show, and the union.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 
 use emberlm_quant::kv::CodeActivation;
 
 use super::agreement::{Spelled, agrees};
 use super::fields::{Choice, Fields, spelled};
 use crate::Result;
+use crate::checkpoint::names::shown;
 
 spelled! {
     /// What is compressed.
@@ -73,20 +75,16 @@ pub struct KvCompressionConfig {
 
 impl KvCompressionConfig {
     pub(super) fn read(object: &Fields, layers: usize, kv_dim: usize) -> Result<Self> {
-        let targets = match object.strings("targets")? {
-            Some(names) => {
-                let parsed = names.into_iter().map(|name| {
-                    name.parse::<KvTarget>().map_err(|_| object.error("targets", "expected a list of \"k\" and \"v\""))
-                });
-                Some(parsed.collect::<Result<BTreeSet<_>>>()?)
-            }
-            None => None,
+        let target = |name: &str| {
+            let message = || format!("has \"{}\", expected only \"k\" and \"v\"", shown(name));
+            name.parse::<KvTarget>().map_err(|_| object.error("targets", message()))
         };
+        let targets = object.strings("targets")?.map(|names| names.into_iter().map(target).collect::<Result<Vec<_>>>());
         let last = layers.saturating_sub(1);
         let hidden = object.size("hidden_dim", super::limits::MAX_WIDTH)?;
         Ok(Self {
-            layers: object.integers("layers", last)?.map(|l| l.into_iter().collect()),
-            targets,
+            layers: object.integers("layers", last)?.map(|layers| set(object, "layers", layers)).transpose()?,
+            targets: targets.transpose()?.map(|targets| set(object, "targets", targets)).transpose()?,
             code_dim: object.size("code_dim", kv_dim.saturating_sub(1))?,
             hidden_dim: if object.is_null("hidden_dim") { Some(None) } else { hidden.map(Some) },
             activation: object.choice("activation")?,
@@ -94,6 +92,15 @@ impl KvCompressionConfig {
             decoder_bias: object.boolean("decoder_bias")?,
             k_stage: object.choice("k_stage")?,
         })
+    }
+}
+
+/// A list of different values.
+fn set<T: Ord + Copy + Display>(object: &Fields, key: &str, values: Vec<T>) -> Result<BTreeSet<T>> {
+    let mut out = BTreeSet::new();
+    match values.into_iter().find(|&value| !out.insert(value)) {
+        Some(twice) => Err(object.error(key, format!("lists {twice} more than once"))),
+        None => Ok(out),
     }
 }
 

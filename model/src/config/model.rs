@@ -90,10 +90,12 @@ pub struct ModelConfig {
     pub notes: Notes,
     /// The config as it was read, for writing it again.
     pub(crate) stated: Stated,
+    /// The side file `crest.json` as it was read; empty where there is none.
+    pub(crate) crest_file: Stated,
 }
 
 /// A config as it is spelled. Two configs that say the same are equal, however they spell it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Stated(pub(crate) Map<String, Value>);
 
 impl PartialEq for Stated {
@@ -105,6 +107,9 @@ impl PartialEq for Stated {
 impl ModelConfig {
     /// File name in a model directory.
     pub const FILE: &str = "config.json";
+
+    /// The object in it that some models keep the keys of their text part in.
+    pub(super) const NESTED: &str = "text_config";
 
     /// Reads and validates `config.json`, `crest.json` (CREST), `nano_compact_spec.json` (where the config lacks the list) and
     /// `ember.json` ([`ModelOptions`]).
@@ -123,7 +128,9 @@ impl ModelConfig {
             && let Some(value) = read_json(dir, CrestConfig::FILE)?
         {
             let path = dir.path().join(CrestConfig::FILE);
-            let side = CrestConfig::read_side_file(&Fields::root(&path, &value)?)?;
+            let root = Fields::root(&path, &value)?;
+            let side = CrestConfig::read_side_file(&root)?;
+            config.crest_file = Stated(root.map().clone());
             config.crest = Some(side.or(config.crest.unwrap_or_default()));
         }
         if config.family == Family::NanoCompact && config.nanollm_modules.is_empty() {
@@ -174,5 +181,5 @@ fn read_json(dir: &ModelDir, name: &str) -> Result<Option<Value>> {
 }
 
 pub(super) fn not_json(path: &Path, message: String) -> Error {
-    Error::config(path, "(file)", message)
+    Error::config(path, "", message)
 }

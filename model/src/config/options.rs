@@ -33,7 +33,23 @@ pub(super) struct StatedElsewhere<'a> {
     pub(super) kv_dim: usize,
 }
 
-const CREST: &str = "crest";
+impl CrestOverrides {
+    /// Checks that nothing is said where a model has no adaptive depth.
+    ///
+    /// # Errors
+    /// [`Error::Option`] naming the first option that is said.
+    pub fn refuse_beside(&self, family: Family) -> Result<()> {
+        match crest_json(self).keys().next() {
+            Some(key) => {
+                let message = format!("is for models with adaptive depth; this is {family}");
+                Err(Error::Option { option: format!("{CREST}.{key}"), message })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+const CREST: &str = CrestConfig::GROUP;
 const KV_COMPRESSION: &str = "kv_compression";
 const CREST_KEYS: [&str; 7] =
     ["num_steps", "step_input", "gate_input", "halt_mode", "halt_threshold", "halt_weights", "halt_enabled"];
@@ -95,7 +111,7 @@ impl ModelOptions {
         Error::config(directory.join(Self::FILE), field, message)
     }
 
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         let groups = [(CREST, crest_json(&self.crest)), (KV_COMPRESSION, kv_json(self.kv_compression))];
         let stated = groups.into_iter().filter(|(_, keys)| !keys.is_empty());
         Value::Object(stated.map(|(name, keys)| (name.to_owned(), Value::Object(keys))).collect())

@@ -22,7 +22,7 @@ use crate::Result;
 
 impl ModelConfig {
     pub(super) fn read(root: &Fields) -> Result<Self> {
-        let nested = root.object("text_config")?;
+        let nested = root.object(Self::NESTED)?;
         // Keys of rotary embedding count where the text config is, as in transformers.
         let own = nested.as_ref().unwrap_or(root).clone();
         let text = nested.map_or_else(|| root.clone(), |text| text.or_else(root));
@@ -78,7 +78,7 @@ impl ModelConfig {
             head_dim,
         };
         check_mixers(&text, &mixers)?;
-        let crest = match (family, text.object("crest")?) {
+        let crest = match (family, text.object(CrestConfig::GROUP)?) {
             (Family::Crest, Some(object)) => Some(CrestConfig::read(&object)?),
             (Family::Crest, None) => Some(CrestConfig::default()),
             _ => None,
@@ -135,6 +135,7 @@ impl ModelConfig {
             auto_map: root.get("auto_map").is_some(),
             notes,
             stated: Stated(root.map().clone()),
+            crest_file: Stated::default(),
         })
     }
 }

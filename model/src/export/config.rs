@@ -250,7 +250,7 @@ fn state_type(config: &mut Map<String, Value>, float: FloatType) {
 
 fn read(dir: &ModelDir, name: &str) -> Result<Option<Map<String, Value>>> {
     let Some(bytes) = dir.read(name, LIMIT)? else { return Ok(None) };
-    let error = |message: String| Error::config(dir.path().join(name), "(file)", message);
+    let error = |message: String| Error::config(dir.path().join(name), "", message);
     match strict_json::parse(&bytes).map_err(error)? {
         Value::Object(map) => Ok(Some(map)),
         _ => Err(error("is not an object".into())),

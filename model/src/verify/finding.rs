@@ -156,7 +156,10 @@ impl Finding {
                 let finding = Self::error(check, message);
                 if inside(path).is_empty() { finding } else { finding.file(&inside(path)) }
             }
-            Error::Config { path, field, message, .. } => Self::error(check, message).file(&inside(path)).place(field),
+            Error::Config { path, field, message, .. } => {
+                let finding = Self::error(check, message).file(&inside(path));
+                if field.is_empty() { finding } else { finding.place(field) }
+            }
             Error::Container(error) | Error::Tensor(error) | Error::Discovery(error) => {
                 let finding = Self::error(check, &error.message);
                 let finding = match error.file.as_deref().map(inside).filter(|file| !file.is_empty()) {

@@ -36,9 +36,9 @@ pub(super) fn check(
         match &error {
             Error::Differences(differences) => differences_of(differences, &broken, out),
             // What a config states beside the tensors.
-            option @ Error::Option { .. } => {
-                let finding = Finding::of(Check::Config, option, checkpoint.dir().path());
-                out.push(finding.advice("the tensors decide: correct the value where it is stated, or leave it out"));
+            stated @ (Error::Config { .. } | Error::Option { .. }) => {
+                let finding = Finding::of(Check::Config, stated, checkpoint.dir().path());
+                out.push(finding.advice("the tensors decide what a file of the model may state about them"));
             }
             other => {
                 let finding = Finding::of(Check::Tensors, other, checkpoint.dir().path());

@@ -18,11 +18,11 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "K", value_parser = or_minus_one(0), allow_negative_numbers = true)]
     pub top_k: Option<usize>,
 
-    /// Keep the most likely tokens that hold this share of the probability, above 0, at most 1
+    /// Keep the most likely tokens that hold this share of the probability, from 0 (the most likely alone) to 1
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
 
-    /// Keep tokens with this share of the probability of the best, from 0 to below 1
+    /// Keep tokens with this share of the probability of the best, from 0 to 1
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub min_p: Option<f32>,
 
@@ -35,8 +35,8 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "N", default_value = "-1", hide_default_value = true, allow_negative_numbers = true)]
     pub seed: Seed,
 
-    /// Take the most likely token
-    #[arg(long, conflicts_with_all = ["temp", "top_k", "top_p", "min_p"])]
+    /// Take the most likely token, as --temp 0 does, whatever --top-k, --top-p and --min-p keep
+    #[arg(long, conflicts_with = "temp")]
     pub greedy: bool,
 }
 
@@ -177,6 +177,7 @@ mod tests {
         assert_eq!(temperature(none(), Some(true), Some(0.0)), 0.0);
         assert_eq!(temperature(SamplingArgs { temp: Some(0.25), ..none() }, Some(false), Some(0.5)), 0.25);
         assert_eq!(temperature(SamplingArgs { greedy: true, ..none() }, Some(true), Some(0.5)), 0.0);
+        assert_eq!(temperature(SamplingArgs { greedy: true, top_p: Some(0.5), ..none() }, None, None), 0.0);
         assert_eq!(temperature(SamplingArgs { top_k: Some(5), ..none() }, Some(false), Some(0.5)), 0.5);
         assert_eq!(temperature(SamplingArgs { top_k: Some(5), ..none() }, None, Some(0.0)), 1.0);
         // A seed alone does not ask for draws.

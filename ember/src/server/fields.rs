@@ -77,11 +77,27 @@ impl<'a> Fields<'a> {
 
     /// A whole number in a range; `2.0` is one, as JavaScript writes it.
     pub fn integer(&self, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, ApiError> {
-        let expected = match *range.end() {
-            u64::MAX => format!("a whole number from {} on", range.start()),
-            end => format!("a whole number from {} to {end}", range.start()),
-        };
-        self.take(name, &expected, |value| whole(value).filter(|n| range.contains(n)))
+        self.take(name, &expected(&range), |value| whole(value).filter(|n| range.contains(n)))
+    }
+
+    /// As [`integer`](Self::integer), or -1, which stands for no number: none then.
+    pub fn integer_or_minus_one(
+        &self,
+        name: &str,
+        range: RangeInclusive<u64>,
+    ) -> Result<Option<Option<u64>>, ApiError> {
+        self.take(name, &format!("{}, or -1", expected(&range)), |value| match signed(value) {
+            Some(-1) => Some(None),
+            _ => whole(value).filter(|n| range.contains(n)).map(Some),
+        })
+    }
+}
+
+/// A whole number of a range, in words.
+fn expected(range: &RangeInclusive<u64>) -> String {
+    match *range.end() {
+        u64::MAX => format!("a whole number from {} on", range.start()),
+        end => format!("a whole number from {} to {end}", range.start()),
     }
 }
 

@@ -84,13 +84,9 @@ fn sampling(fields: Fields<'_>, seed: Option<Seed>, defaults: &Defaults) -> Resu
     let flags = &defaults.flags;
     let temp = fields.number("temperature", 0.0..=100.0)?;
     let top_k = top_k(fields)?;
-    let top_p = fields.number("top_p", 0.0..=1.0)?;
-    let min_p = fields.number("min_p", 0.0..=1.0)?;
+    let top_p = fields.number("top_p", SamplingConfig::SHARES)?;
+    let min_p = fields.number("min_p", SamplingConfig::SHARES)?;
     let penalty = fields.number("repetition_penalty", 0.0..=100.0)?;
-    // Either of the bounds keeps the most likely token alone.
-    let one = top_p == Some(0.0) || min_p == Some(1.0);
-    let (top_p, min_p) = (top_p.filter(|&p| p > 0.0), min_p.filter(|&p| p < 1.0));
-    let top_k = if one { Some(1) } else { top_k };
     let asked = temp.is_some() || top_k.is_some() || top_p.is_some() || min_p.is_some();
     let merged = SamplingArgs {
         temp: temp.or(flags.temp),
@@ -111,10 +107,8 @@ fn sampling(fields: Fields<'_>, seed: Option<Seed>, defaults: &Defaults) -> Resu
 
 /// The best tokens kept; 0 and -1 keep all.
 fn top_k(fields: Fields<'_>) -> Result<Option<usize>, ApiError> {
-    if fields.get("top_k").and_then(signed) == Some(-1) {
-        return Ok(Some(0));
-    }
-    Ok(fields.integer("top_k", 0..=u64::from(u32::MAX))?.map(|k| k as usize))
+    let top_k = fields.integer_or_minus_one("top_k", 0..=u64::from(u32::MAX))?;
+    Ok(top_k.map(|k| k.map_or(0, |k| k as usize)))
 }
 
 /// A seed as a request has it.
@@ -201,15 +195,12 @@ fn depth(fields: Fields<'_>, defaults: &Defaults) -> Result<DepthOptions, ApiErr
 /// `max_tokens` under any of its names, the first of them that is there.
 ///
 /// # Errors
-/// 400 when it is no number from `least` on.
+/// 400 when it is no number from `least` on, and not -1.
 pub fn max_tokens(fields: Fields<'_>, names: &[&str], least: u64) -> Result<Option<usize>, ApiError> {
     for name in names {
         // -1 is what other servers take for no bound.
-        if fields.get(name).and_then(signed) == Some(-1) {
-            return Ok(None);
-        }
-        if let Some(tokens) = fields.integer(name, least..=u64::MAX)? {
-            return Ok(Some(usize::try_from(tokens).unwrap_or(usize::MAX)));
+        if let Some(tokens) = fields.integer_or_minus_one(name, least..=u64::MAX)? {
+            return Ok(tokens.map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX)));
         }
     }
     Ok(None)

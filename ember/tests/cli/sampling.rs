@@ -40,7 +40,7 @@ fn a_generation_config_never_stops_a_run() {
         ("\u{feff}{\"do_sample\": false}", "byte order mark"),
         ("// none\n{}", "not valid JSON"),
         ("[]", "top level"),
-        ("{\"do_sample\": true, \"top_p\": 0}", "top_p: is 0"),
+        ("{\"do_sample\": true, \"top_p\": 2}", "top_p: is 2"),
         ("{\"top_k\": -1}", "top_k: is -1"),
         ("{\"pad_token_id\": -1}", "pad_token_id: is -1"),
         ("{\"pad_token_id\": [1, 2]}", "pad_token_id: is a list"),

@@ -107,13 +107,14 @@ impl GenerationConfig {
 
     fn read(root: &Fields) -> Self {
         let mut unusable = Unusable::default();
+        let share = |key| root.number(key, "a number from 0 to 1", |x| SamplingConfig::SHARES.contains(&x));
         let defaults = GenerationDefaults {
             do_sample: unusable.or(root.boolean("do_sample")),
             temperature: unusable
                 .or(root.number("temperature", "a number from 0 to 100", |x| (0.0..=100.0).contains(&x))),
             top_k: unusable.or(root.integer("top_k", 0, u32::MAX as usize)),
-            top_p: unusable.or(root.number("top_p", "a number above 0, at most 1", |x| x > 0.0 && x <= 1.0)),
-            min_p: unusable.or(root.number("min_p", "a number from 0 to below 1", |x| (0.0..1.0).contains(&x))),
+            top_p: unusable.or(share("top_p")),
+            min_p: unusable.or(share("min_p")),
             repetition_penalty: unusable
                 .or(root.number("repetition_penalty", "a number above 0, at most 100", |x| x > 0.0 && x <= 100.0)),
             max_new_tokens: unusable.or(root.size("max_new_tokens", MAX_POSITIONS)),
@@ -235,10 +236,10 @@ mod tests {
             "\"top_k\": -1",
             "\"top_k\": 2.5",
             "\"top_k\": \"50\"",
-            "\"top_p\": 0",
+            "\"top_p\": -0.5",
             "\"top_p\": 1.5",
             "\"top_p\": \"0.9\"",
-            "\"min_p\": 1",
+            "\"min_p\": 1.5",
             "\"temperature\": -1",
             "\"temperature\": \"0.7\"",
             "\"temperature\": [0.7]",

@@ -1,5 +1,7 @@
 //! The options of sampling.
 
+use std::ops::RangeInclusive;
+
 use crate::{Error, Result};
 
 /// How the next token is chosen; see the [module](super) for the meaning and order of the parts.
@@ -9,9 +11,9 @@ pub struct SamplingConfig {
     pub temperature: f32,
     /// Tokens kept by rank; 0 keeps all.
     pub top_k: usize,
-    /// Probability mass kept, in (0, 1]; 1 keeps all.
+    /// Probability mass kept, in [0, 1]; 0 keeps the most likely token, 1 keeps all.
     pub top_p: f32,
-    /// Least probability relative to the best token, in [0, 1); 0 keeps all.
+    /// Least probability relative to the best token, in [0, 1]; 0 keeps all, 1 those that are as likely as the best.
     pub min_p: f32,
     /// Above 0, finite; 1 changes nothing, above 1 discourages repetition.
     pub repetition_penalty: f32,
@@ -27,6 +29,10 @@ impl Default for SamplingConfig {
 }
 
 impl SamplingConfig {
+    /// What [`top_p`](Self::top_p) and [`min_p`](Self::min_p) may be, whoever gives them. Clients of OpenAI's API send a `top_p` of 0, and
+    /// llama.cpp and transformers take it too.
+    pub const SHARES: RangeInclusive<f64> = 0.0..=1.0;
+
     /// The largest logit at every step.
     pub fn greedy() -> Self {
         Self { temperature: 0.0, ..Self::default() }
@@ -55,18 +61,9 @@ impl SamplingConfig {
             temperature,
             "0 for greedy decoding or a positive number",
         )?;
-        check(
-            self.top_p > 0.0 && self.top_p <= 1.0,
-            "top_p",
-            self.top_p,
-            "a number above 0 and at most 1 (1 turns it off)",
-        )?;
-        check(
-            self.min_p >= 0.0 && self.min_p < 1.0,
-            "min_p",
-            self.min_p,
-            "a number of at least 0 and below 1 (0 turns it off)",
-        )?;
+        let is_share = |x: f32| Self::SHARES.contains(&x.into());
+        check(is_share(self.top_p), "top_p", self.top_p, "a number from 0 to 1 (1 turns it off)")?;
+        check(is_share(self.min_p), "min_p", self.min_p, "a number from 0 to 1 (0 turns it off)")?;
         let penalty = self.repetition_penalty;
         check(penalty.is_normal() && penalty > 0.0, "repetition_penalty", penalty, "a positive number (1 turns it off)")
     }

@@ -38,7 +38,7 @@ fn cut_to_largest(buffer: &mut Vec<f32>, k: usize, bound: f32) -> f32 {
 }
 
 /// Keeps the heaviest candidates until they hold the weight `wanted`: a candidate stays when those before it, heavier or as
-/// heavy with a lower id, hold less. The order of the candidates does not change; `scratch` is room for a copy.
+/// heavy with a lower id, hold less; the heaviest always does. The order of the candidates does not change; `scratch` is room for a copy.
 pub(super) fn keep_heaviest(candidates: &mut Vec<Candidate>, scratch: &mut Vec<Candidate>, wanted: f64) {
     scratch.clear();
     scratch.extend_from_slice(candidates);
@@ -60,7 +60,7 @@ pub(super) fn keep_heaviest(candidates: &mut Vec<Candidate>, scratch: &mut Vec<C
     }
     open.sort_unstable_by(best_first);
     for candidate in open.iter() {
-        if held >= wanted {
+        if held >= wanted && held > 0.0 {
             let first_out = *candidate;
             candidates.retain(|c| best_first(c, &first_out).is_lt());
             return;

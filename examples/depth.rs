@@ -10,7 +10,7 @@ type Backend = burn_ndarray::NdArray<f32>;
 
 /// Steps per layer of every token of the prompt.
 fn depths<B: CompactBackend>(model: &CausalLm<B>, text: &TextProcessor, prompt: &[u32]) -> Result<Vec<f64>> {
-    let options = GenerateOptions { max_tokens: 1, trace: true, ..GenerateOptions::default() };
+    let options = GenerateOptions { max_tokens: 1, trace: Trace::All, ..GenerateOptions::default() };
     let mut pieces = Generator::new(model, text, options)?.run(prompt)?;
     pieces.next().transpose()?;
     Ok(pieces.prompt_depth().iter().map(|depth| depth.mean_steps()).collect())

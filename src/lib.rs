@@ -201,7 +201,7 @@ pub mod prelude {
     pub use emberlm_model::cache::Cache;
     pub use emberlm_model::config::CrestOverrides;
     pub use emberlm_model::engine::{Engine, EngineOptions, Event, EventKind, Request, SequenceId};
-    pub use emberlm_model::generate::{Finish, GenerateOptions, Generator, Piece, Pieces, Summary};
+    pub use emberlm_model::generate::{Finish, GenerateOptions, Generator, Piece, Pieces, Summary, Trace};
     pub use emberlm_model::sampling::SamplingConfig;
     pub use emberlm_model::text::{ChatOptions, Message, StopSet, TextProcessor};
     pub use emberlm_model::{CausalLm, DepthOptions, Error, Pretrained, QuantizeOnLoad, Result, Span, WeightOptions};

@@ -25,8 +25,12 @@ pub struct Evaluation {
     /// Of every scored token: the natural logarithm of its probability.
     pub log_probabilities: Vec<f32>,
     /// Depth of the pass over every token that was read, window after window (CREST; otherwise without layers). The pass over a
-    /// token predicts the next one.
+    /// token predicts the next one. Empty without [`EvaluateOptions::trace`].
     pub depth: Vec<TokenDepth>,
+    /// Tokens that were read, window after window.
+    pub read: usize,
+    /// The steps per layer of every one of them, added up; 0 without adaptive depth.
+    pub steps: f64,
     /// Windows that were read.
     pub windows: usize,
     /// Seconds that the passes took.
@@ -46,9 +50,7 @@ impl Evaluation {
 
     /// Steps per layer and token, on average; none without adaptive depth.
     pub fn mean_steps(&self) -> Option<f64> {
-        let deep = self.depth.iter().filter(|depth| !depth.steps.is_empty());
-        let (count, sum) = deep.fold((0, 0.0), |(count, sum), depth| (count + 1, sum + depth.mean_steps()));
-        (count > 0).then(|| sum / f64::from(count))
+        (self.steps > 0.0).then(|| self.steps / self.read as f64)
     }
 }
 
@@ -72,12 +74,14 @@ pub struct EvaluateOptions {
     pub chunk: Option<usize>,
     /// Number format of cached keys and values.
     pub cache: KvFormat,
+    /// Keep the depth of every token (CREST), which takes memory for each of them, its layers and their steps; the mean is told without it.
+    pub trace: bool,
 }
 
 impl Default for EvaluateOptions {
-    /// Windows of the model's context, one after the other, without a prefix, and an exact cache.
+    /// Windows of the model's context, one after the other, without a prefix, an exact cache, and the depth of every token.
     fn default() -> Self {
-        Self { window: None, stride: None, skip: 0, prefix: Vec::new(), chunk: None, cache: KvFormat::F32 }
+        Self { window: None, stride: None, skip: 0, prefix: Vec::new(), chunk: None, cache: KvFormat::F32, trace: true }
     }
 }
 
@@ -205,6 +209,7 @@ pub(crate) struct WindowReader<'a, B: CompactBackend> {
     /// What is added to a place in `read` for that in the text, and then what is taken off.
     begin: usize,
     prefix: usize,
+    trace: bool,
 }
 
 /// The logits after a pass, for the tokens that it predicts.
@@ -238,7 +243,7 @@ impl<'a, B: CompactBackend> WindowReader<'a, B> {
         cache.expect(read.len());
         // Of the first token that has one before it and is to be scored, in `read`.
         let first = (window.first.saturating_sub(window.begin) + prefix).max(1);
-        Ok(Self { model, cache, read, chunk, at: 0, first, begin: window.begin, prefix })
+        Ok(Self { model, cache, read, chunk, at: 0, first, begin: window.begin, prefix, trace: options.trace })
     }
 
     /// One pass; `out` takes its depth and its time. None when all tokens are fed.
@@ -254,14 +259,18 @@ impl<'a, B: CompactBackend> WindowReader<'a, B> {
         let mut spans = [Span::new(part.len(), &mut self.cache)];
         let want = ForwardOptions { logits: wanted, hidden: false };
         let pass = self.model.forward(self.model.ids(&part)?, &mut spans, want)?;
-        let depth = token_depths(&pass, part.len())?;
+        let depth = token_depths(&pass, &(0..part.len()).collect::<Vec<_>>())?;
         let vocabulary = pass.logits.as_ref().map_or(1, |logits| logits.dims()[1]);
         let logits = match pass.logits {
             Some(logits) => elements(read_back(Transaction::default().register(logits))?.next())?,
             None => Vec::<f32>::new(),
         };
         out.seconds += started.elapsed().as_secs_f64();
-        out.depth.extend(depth);
+        out.read += part.len();
+        out.steps += depth.iter().map(TokenDepth::mean_steps).sum::<f64>();
+        if self.trace {
+            out.depth.extend(depth);
+        }
         let scored = targets.enumerate().filter(|&(_, place)| place >= self.first && !logits.is_empty());
         let rows = scored.map(|(row, place)| {
             let target = self.read.get(place).copied().unwrap_or(u32::MAX);

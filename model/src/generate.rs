@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::nn::DepthOptions;
 use crate::sampling::{LogitsProcessors, SamplingConfig};
 use crate::text::{StopSet, StopStrings, TextProcessor};
-pub use crate::token_depth::TokenDepth;
+pub use crate::token_depth::{TokenDepth, Trace};
 
 /// How a text is continued.
 #[derive(Clone, Debug)]
@@ -36,8 +36,8 @@ pub struct GenerateOptions {
     pub cache: KvFormat,
     /// How deep tokens go (CREST).
     pub depth: DepthOptions,
-    /// Record the depth of every token (CREST).
-    pub trace: bool,
+    /// Of which tokens the depth is told (CREST).
+    pub trace: Trace,
     /// Guess tokens, and verify several in one pass; the text is the same, but for what [`DraftOptions`] says of rounding. None: decode token by token.
     pub draft: Option<DraftOptions>,
 }
@@ -54,7 +54,7 @@ impl Default for GenerateOptions {
             chunk: DEFAULT_CHUNK,
             cache: KvFormat::default(),
             depth: DepthOptions::default(),
-            trace: false,
+            trace: Trace::Off,
             draft: None,
         }
     }
@@ -171,7 +171,7 @@ impl<B: CompactBackend> Pieces<'_, B> {
         }
     }
 
-    /// Depth of each token of the prompt; only with [`GenerateOptions::trace`], once the first piece is there.
+    /// Depth of each token of the prompt; only with [`Trace::All`], once the first piece is there.
     pub fn prompt_depth(&self) -> &[TokenDepth] {
         &self.prompt_depth
     }

@@ -8,6 +8,18 @@ use crate::error::Result;
 use crate::nn::DepthTrace;
 use crate::read::{elements, read_back};
 
+/// Of which tokens of a sequence the depth is told (CREST). It is read back from the device, and takes memory for every token, layer and step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trace {
+    /// Of none.
+    #[default]
+    Off,
+    /// Of the passes that choose tokens.
+    Chosen,
+    /// Of every token that is computed, those of the prompt too.
+    All,
+}
+
 /// How deep one token went.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TokenDepth {
@@ -24,10 +36,10 @@ impl TokenDepth {
     }
 }
 
-/// Depth of each of the `s` tokens of a pass.
-pub(crate) fn token_depths<B: CompactBackend>(out: &ForwardOutput<B>, s: usize) -> Result<Vec<TokenDepth>> {
-    let mut tokens = vec![TokenDepth::default(); s];
-    if out.depth.is_empty() {
+/// Depth of these tokens of a pass, which ascend.
+pub(crate) fn token_depths<B: CompactBackend>(out: &ForwardOutput<B>, rows: &[usize]) -> Result<Vec<TokenDepth>> {
+    let mut tokens = vec![TokenDepth::default(); rows.len()];
+    if out.depth.is_empty() || rows.is_empty() {
         return Ok(tokens);
     }
     let everything = out.depth.iter().fold(Transaction::default(), |all, DepthTrace { steps, halt, .. }| {
@@ -39,9 +51,13 @@ pub(crate) fn token_depths<B: CompactBackend>(out: &ForwardOutput<B>, s: usize) 
         let halt: Vec<Vec<f32>> = halt.iter().map(|_| elements(data.next())).collect::<Result<_>>()?;
         // Others in the pass may run more steps than a token could.
         let most = runs.iter().flat_map(|run| std::iter::repeat_n(run.steps, run.tokens));
-        for ((i, (token, &steps)), most) in tokens.iter_mut().zip(&steps).enumerate().zip(most) {
+        let mut of_rows = steps.iter().zip(most).enumerate();
+        let mut next = 0;
+        for (token, &row) in tokens.iter_mut().zip(rows) {
+            let Some((_, (&steps, most))) = of_rows.nth(row - next) else { break };
+            next = row + 1;
             token.steps.push(steps.unsigned_abs() as u32);
-            token.halt.push(halt.iter().take(most.saturating_sub(1)).filter_map(|h| h.get(i).copied()).collect());
+            token.halt.push(halt.iter().take(most.saturating_sub(1)).filter_map(|h| h.get(row).copied()).collect());
         }
     }
     Ok(tokens)

@@ -3,7 +3,8 @@
 use burn::tensor::Tensor;
 use emberlm::model::cache::Cache;
 use emberlm::model::config::CrestOverrides;
-use emberlm::model::engine::{Engine, EngineOptions, EventKind, Request};
+use emberlm::model::engine::{DraftOptions, DraftSource, Engine, EngineOptions, EventKind, Request, Trace};
+use emberlm::model::generate::{GenerateOptions, Generator};
 use emberlm::model::{CausalLm, DepthOptions, Error, ForwardOptions, ForwardOutput, LogitsFor, Result, Span};
 use emberlm::quant::CompactBackend;
 use emberlm::quant::kv::KvFormat;
@@ -194,7 +195,7 @@ pub fn requests_are_as_deep_as_alone<B: CompactBackend>(device: &B::Device) {
         let ids = fixture.case("long").ids().remove(0);
         let request = |(i, depth): (usize, DepthOptions)| {
             let prompt = ids[11 * i..][..9 + 5 * i].to_vec();
-            Request { depth, trace: true, max_tokens: 5, ..Request::new(prompt) }
+            Request { depth, trace: Trace::All, max_tokens: 5, ..Request::new(prompt) }
         };
         let depths = [depth(None, Some(1)), depth(None, None), depth(Some(0.3), None), depth(Some(0.9), Some(2))];
         let requests: Vec<Request> = depths.into_iter().enumerate().map(request).collect();
@@ -233,6 +234,31 @@ pub fn requests_are_as_deep_as_alone<B: CompactBackend>(device: &B::Device) {
                     assert!((got - expected).abs() < 1e-3, "{what}: {got}, expected {expected}");
                 }
             }
+        }
+    }
+}
+
+/// Those of a prompt are not kept where nobody asks for them, and those of the tokens that are chosen stay the same.
+pub fn depth_is_told_of_the_tokens_asked_for<B: CompactBackend>(device: &B::Device) {
+    for fixture in crest_fixtures() {
+        let pretrained = fixture.open();
+        let model: CausalLm<B> = pretrained.load(device).expect("a model");
+        let text = pretrained.text().expect("a tokenizer");
+        let prompt = fixture.case("long").ids().remove(0)[..40].to_vec();
+        for draft in [None, Some(DraftOptions::new(DraftSource::PromptLookup))] {
+            let [off, chosen, all] = [Trace::Off, Trace::Chosen, Trace::All].map(|trace| {
+                let options = GenerateOptions { trace, draft, chunk: 16, max_tokens: 8, ..GenerateOptions::default() };
+                let mut pieces =
+                    Generator::new(&model, &text, options).expect("options").run(&prompt).expect("a prompt");
+                let told: Vec<_> = pieces.by_ref().filter_map(|piece| piece.expect("a token").depth).collect();
+                let summary = pieces.summary().expect("an end");
+                (pieces.prompt_depth().len(), told, summary.mean_steps, summary.generated.clone())
+            });
+            let what = fixture.name();
+            assert_eq!((off.0, chosen.0, all.0), (0, 0, prompt.len()), "{what}");
+            assert!(off.1.is_empty() && off.2.is_none() && chosen.2.is_some(), "{what}");
+            assert_eq!(chosen.1.len(), chosen.3.len(), "{what}");
+            assert_eq!((&chosen.1, chosen.2, &chosen.3), (&all.1, all.2, &off.3), "{what}");
         }
     }
 }

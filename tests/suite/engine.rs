@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use emberlm::model::engine::{Engine, EngineOptions, EventKind, Finish, Request, SequenceId};
+use emberlm::model::engine::{Engine, EngineOptions, EventKind, Finish, Request, SequenceId, Trace};
 use emberlm::model::sampling::{LogitsProcessors, Sampler, SamplingConfig, log_softmax};
 use emberlm::model::text::TextProcessor;
 use emberlm::model::{CausalLm, Error, Pretrained};
@@ -163,7 +163,7 @@ impl Nearness {
 fn nearest_halt<B: CompactBackend>(loaded: &Loaded<B>, request: &Request) -> f32 {
     let Some(crest) = &loaded.model.architecture().crest else { return f32::INFINITY };
     let mut engine = Engine::new(&loaded.model, &loaded.text, options());
-    engine.submit(Request { trace: true, ..request.clone() }).expect("a request");
+    engine.submit(Request { trace: Trace::All, ..request.clone() }).expect("a request");
     let mut depths = Vec::new();
     while !engine.is_idle() {
         for event in engine.step() {

@@ -41,7 +41,8 @@ macro_rules! whole_suite {
                 spans_are_their_sequences, another_first_position, uncached_is_cached, keys_compressed_before_rotation,
                 snapshot_is_untouched, reset_is_new, last_is_the_last_of_all, reserve_changes_nothing, cache_bytes_are_its_shapes, depth_set_is_depth_opened,
                 prompt_errors, forward_errors, caches_beyond_memory;
-            depth: spans_are_as_deep_as_alone, depth_asked_for_is_depth_opened, depths_that_cannot_be, requests_are_as_deep_as_alone;
+            depth: spans_are_as_deep_as_alone, depth_asked_for_is_depth_opened, depths_that_cannot_be, requests_are_as_deep_as_alone,
+                depth_is_told_of_the_tokens_asked_for;
             kernels: reshape, linears, linears_together, swiglu_mlp, norms, rotary, attention, attention_over_parts, store_beyond_half_precision, delta_net, spans, halting;
             training: linear_gradients, norm_gradients, attention_gradients, delta_net_gradients, halting_gradients,
                 crest_gradients, one_step_lowers_the_loss, a_cache_of_halves_keeps_gradients;

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use emberlm::model::engine::{Engine, EngineOptions, EventKind, Finish, Request, SequenceId};
+use emberlm::model::engine::{Engine, EngineOptions, EventKind, Finish, Request, SequenceId, Trace};
 use emberlm::model::sampling::SamplingConfig;
 use emberlm::model::{CausalLm, DepthOptions, Error, Pretrained};
 use emberlm::quant::CompactBackend;
@@ -399,7 +399,7 @@ pub fn depth_is_part_of_a_prefix<B: CompactBackend>(device: &B::Device) {
         assert_eq!(told.cached, cached, "{depth:?}");
         assert_eq!(told.outcome, alone(&loaded, &request), "{depth:?}");
     }
-    let request = Request { trace: true, ..request };
+    let request = Request { trace: Trace::All, ..request };
     let mut traces = [engine, Engine::new(&loaded.model, &loaded.text, options())].map(|mut engine| {
         engine.submit(request.clone()).expect("a request");
         let mut steps = Vec::new();

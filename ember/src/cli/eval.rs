@@ -38,7 +38,7 @@ Bits per byte compare between tokenizers: the bits of the scored tokens over the
 
 With --json one object is printed: perplexity, bits_per_byte, tokens (scored), bytes (of the scored tokens), text_tokens, \
 text_bytes, windows, context, stride, skip, window_bos (always, first or never), prefix (the ids before each window, or before \
-the text), activations, cache, cache_hidden, mean_steps (CREST), seconds, tokens_per_second, estimated_bytes (of memory, \
+the text), activations, cache_type, cache_hidden, mean_steps (CREST), seconds, tokens_per_second, estimated_bytes (of memory, \
 before loading), peak_rss_bytes.";
 
 /// Flags of `ember eval`.
@@ -119,7 +119,7 @@ struct Report {
     window_bos: WindowBos,
     prefix: Vec<u32>,
     activations: String,
-    cache: &'static str,
+    cache_type: &'static str,
     cache_hidden: bool,
     /// Steps per layer and token (CREST).
     mean_steps: Option<f64>,
@@ -149,7 +149,7 @@ fn eval<B: CompactBackend>(args: &EvalArgs, device: &OpenDevice<B>) -> Result<()
     let processor = load::text(&pretrained)?;
     let tokens = Tokens::new(&processor, &text, args.window_bos)?;
     let all = tokens.ids.len() + tokens.window_prefix.len();
-    ensure!(all > 1, "{}: has {all} tokens; a perplexity takes at least 2", args.text.display());
+    ensure!(all > 1, "{}: has {}; a perplexity takes at least 2", args.text.display(), output::counted(all, "token"));
     let architecture = pretrained.architecture();
     let limit = architecture.config.max_position_embeddings;
     let context = args.context.map_or(WINDOW.min(limit), |n| n as usize);
@@ -160,6 +160,7 @@ fn eval<B: CompactBackend>(args: &EvalArgs, device: &OpenDevice<B>) -> Result<()
         skip: args.skip as usize,
         prefix: tokens.window_prefix.clone(),
         cache: args.cache_type.into(),
+        trace: false,
         ..EvaluateOptions::default()
     };
     options.check(limit).map_err(by_flag)?;
@@ -258,11 +259,11 @@ impl Report {
             window_bos: tokens.bos,
             prefix: [tokens.window_prefix.as_slice(), &tokens.text_prefix].concat(),
             activations: activations.to_owned(),
-            cache: options.cache.as_str(),
+            cache_type: options.cache.as_str(),
             cache_hidden: args.hidden.cache_hidden,
             mean_steps: evaluated.mean_steps(),
             seconds: evaluated.seconds,
-            tokens_per_second: evaluated.depth.len() as f64 / evaluated.seconds,
+            tokens_per_second: evaluated.read as f64 / evaluated.seconds,
             estimated_bytes: 0,
             peak_rss_bytes: peak_rss(),
         }
@@ -297,7 +298,7 @@ impl Report {
             } else {
                 format!("{} activations", self.activations)
             },
-            cache_in_words(self.cache, self.cache_hidden),
+            cache_in_words(self.cache_type, self.cache_hidden),
             self.tokens_per_second
         )
     }

@@ -376,7 +376,7 @@ fn app(
     ensure!(key.as_ref().is_none_or(|key| !key.is_empty()), "--api-key: is empty");
     let depth = architecture.crest.as_ref();
     let format = KvFormat::from(args.passes.cache_type).as_str();
-    let cache = CacheKind { format, hidden_values: caches_hidden(architecture) };
+    let cache = CacheKind { cache_type: format, cache_hidden: caches_hidden(architecture) };
     let template = text.chat_template(&ChatOptions::prompt()).ok();
     Ok(App {
         text: text.clone(),

@@ -1,6 +1,6 @@
 //! The request that every endpoint becomes, and how it is handed to the engine.
 
-use emberlm::model::engine::Request;
+use emberlm::model::engine::{Request, Trace};
 use emberlm::model::text::{AnswerParser, ChatPrompt, Message, StopSet, Thinking};
 use serde_json::{Map, Value};
 
@@ -117,7 +117,7 @@ fn request(app: &App, options: &GenerateOptions, prompt: Vec<u32>, i: usize) -> 
         max_tokens: options.max_tokens.unwrap_or(room).min(room),
         stop_tokens: if options.ignore_eos { StopSet::default() } else { app.stop_tokens.clone() },
         stop_strings: options.stop.clone(),
-        trace: options.trace,
+        trace: if options.trace { Trace::Chosen } else { Trace::Off },
         log_probabilities: options.logprobs,
         depth: options.depth,
         ..Request::new(prompt)

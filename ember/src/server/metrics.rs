@@ -27,9 +27,9 @@ struct Completion {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CacheKind {
     /// The number format, as `--cache-type` has it.
-    pub format: &'static str,
+    pub cache_type: &'static str,
     /// Whether hidden values are cached in place of codes.
-    pub hidden_values: bool,
+    pub cache_hidden: bool,
 }
 
 /// What the server counts by itself; the engine's numbers are asked for when they are read.

@@ -25,7 +25,7 @@ pub fn one(app: &App, name: &str) -> Value {
         "meta": {
             "family": card.family, "n_params": card.parameters, "n_vocab": app.defaults.vocabulary,
             "n_ctx_train": card.trained_context, "chat_template": card.has_chat_template,
-            "cache_type": card.cache.format, "cache_hidden": card.cache.hidden_values,
+            "cache_type": card.cache.cache_type, "cache_hidden": card.cache.cache_hidden,
             "sampling": sampling(&app.defaults.sampling()),
         },
     })

@@ -60,8 +60,8 @@ pub struct End {
     pub reason: Reason,
     /// The stop string that ended it, where one did.
     pub stop_string: Option<String>,
-    /// Giving it again repeats the answer.
-    pub seed: Number,
+    /// Giving it again repeats the answer. None where nothing was drawn.
+    pub seed: Option<Number>,
     /// Steps per layer and token, on average, with a trace.
     pub mean_steps: Option<f64>,
 }
@@ -280,7 +280,7 @@ impl Choice {
         };
         self.ended = true;
         let stop_string = summary.stop_string.clone().filter(|_| summary.finish == Finish::Stop);
-        let seed = told_seed(summary.seed, self.signed_seed);
+        let seed = summary.seed.filter(|_| !self.silent).map(|seed| told_seed(seed, self.signed_seed));
         let end = End { reason, stop_string, seed, mean_steps: summary.mean_steps };
         Ok(Delta { choice, parts, end: Some(end), ..Delta::default() })
     }

@@ -187,7 +187,7 @@ mod tests {
         let format = AnswerFormat { tools: ToolFormat::Qwen3Coder, thinking: false };
         let parser = AnswerParser::new(format, Thinking::Closed, DeclaredTools::parse(&tools).unwrap(), 0);
         let (send, updates) = mpsc::channel(64);
-        let metrics = Metrics::new(CacheKind { format: "f16", hidden_values: false });
+        let metrics = Metrics::new(CacheKind { cache_type: "f16", cache_hidden: false });
         let record = Record::new("POST", "/v1/chat/completions", &metrics, &Arc::default());
         let every = Duration::from_millis(20);
         let run = Run::of(updates, parser, &record);

@@ -177,12 +177,12 @@ fn measuring_is_exact_unless_asked_otherwise() {
     let exact = told(&["--activations", "f32", "--quant-head", "none", "--cache-type", "f32"]);
     let usual = told(&[]);
     assert_eq!(usual["perplexity"], exact["perplexity"]);
-    assert_eq!((&usual["activations"], &usual["cache"]), (&json!("exact"), &json!("f32")));
+    assert_eq!((&usual["activations"], &usual["cache_type"]), (&json!("exact"), &json!("f32")));
     assert_ne!(told(&["--quant-head", "int8"])["perplexity"], exact["perplexity"]);
     let halves = told(&["--cache-type", "f16"]);
     assert_ne!(halves["perplexity"], exact["perplexity"]);
-    assert_eq!(halves["cache"], json!("f16"));
-    assert_eq!(told(&["--cache-type", "q8_0"])["cache"], json!("q8"));
+    assert_eq!(halves["cache_type"], json!("f16"));
+    assert_eq!(told(&["--cache-type", "q8_0"])["cache_type"], json!("q8"));
     let rounded = told(&["--activations", "int8"]);
     assert_eq!(rounded["activations"] == "int8", rounded["perplexity"] != exact["perplexity"], "{rounded}");
     let line = eval("crest_k4_nf4", &[]).with_code(0).stdout;
@@ -230,6 +230,12 @@ fn memory_is_told_before_loading() {
     let told = run(&["-m", large.to_str().expect("UTF-8"), "-c", "8"]);
     near(&told);
     assert!(number(&told, "estimated_bytes") > 60e6, "{told}");
+    // Of every token of a long text a model with adaptive depth leaves nothing but numbers.
+    let (long, crest) = ("the river and the hill ".repeat(4000), model("crest_k4"));
+    let args = ["eval", "-f", "-", "--json", "-c", "4096", "-m", crest.to_str().expect("UTF-8")];
+    let told = serde_json::from_str(&ember_reading(&long, args).with_code(0).stdout).expect("JSON");
+    assert!(number(&told, "text_tokens") > 25_000.0, "{told}");
+    near(&told);
 }
 
 /// A model whose tokenizer has `tokens` tokens, all pairs and triples of letters and their merges.

@@ -132,8 +132,10 @@ fn a_seed_is_told_where_something_is_drawn() {
         (&["--greedy", "--seed", "3"][..], Value::Null),
         (&["--temp", "0", "--seed", "3"], Value::Null),
         (&["--temp", "1", "--seed", "3"], json!(3)),
+        (&["--temp", "1", "--seed", "3", "-n", "0"], Value::Null),
     ] {
-        let flags = [flags, &["-n", "2"]].concat();
+        let tokens: &[&str] = if flags.contains(&"-n") { &[] } else { &["-n", "2"] };
+        let flags = [flags, tokens].concat();
         assert_eq!(report("leanllama", &flags)["seed"], seed, "{flags:?}");
         let told = generate("leanllama", &flags).with_code(0).stderr;
         assert_eq!(told.contains(", seed "), !seed.is_null(), "{flags:?}: {told}");
@@ -166,11 +168,14 @@ fn options_out_of_range_are_refused_before_loading() {
     refused(&["--temp", "-1"], &["error: --temp -1 is not allowed"]);
     refused(&["--temp", "NaN"], &["error: --temp NaN is not allowed"]);
     refused(&["--top-p", "2"], &["error: --top-p 2 is not allowed"]);
-    refused(&["--min-p", "1"], &["error: --min-p 1 is not allowed"]);
+    refused(&["--min-p", "1.5"], &["error: --min-p 1.5 is not allowed"]);
     refused(&["--repeat-penalty", "0"], &["error: --repeat-penalty 0 is not allowed"]);
     refused(&["--stop", ""], &["error: --stop is an empty string"]);
-    refused(&["--steps", "0"], &["with --steps 0", "--steps is 0"]);
-    refused(&["--threshold", "1.5"], &["--threshold is 1.5"]);
+    // Once.
+    let name = model("crest_k4");
+    let told = |of_flag: &str| format!("error: cannot open the model {}: {of_flag}", name.display());
+    refused(&["--steps", "0"], &[&told("--steps is 0, but the checkpoint holds 4 steps")]);
+    refused(&["--threshold", "1.5"], &[&told("--threshold is 1.5, expected a number from 0 to 1")]);
     let model = model("crest_k4");
     let model = model.to_str().expect("UTF-8");
     ember(["generate", "-m", model, "-p", ""]).fails_with(&["prompt", "no tokens"]);

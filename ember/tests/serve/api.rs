@@ -125,6 +125,30 @@ fn a_seed_gives_the_same_text_whoever_is_there() {
     assert_eq!(several["choices"][2]["message"], third["choices"][0]["message"]);
 }
 
+/// What is most likely is no draw, and neither is a prompt alone.
+#[test]
+fn a_seed_is_told_where_something_is_drawn() {
+    let seed = |server: &Server, more: Value| {
+        let mut whole = json!({"messages": [{"role": "user", "content": "a story"}], "max_tokens": 2, "seed": 3});
+        whole.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let told = server.ok(CHAT, &whole)["choices"][0]["seed"].clone();
+        whole["stream"] = true.into();
+        let parts = chunks(&server.stream(CHAT, &whole));
+        let streamed = parts.iter().filter_map(|part| part.pointer("/choices/0/seed")).next_back().cloned();
+        assert_eq!(streamed.as_ref(), Some(&told), "{more}");
+        whole["prompt"] = "Once".into();
+        whole["stream"] = false.into();
+        assert_eq!(server.ok(TEXT, &whole)["choices"][0]["seed"], told, "{more}");
+        told
+    };
+    let server = Server::start(&[]);
+    assert_eq!(seed(&server, json!({"temperature": 1})), 3);
+    assert_eq!(seed(&server, json!({"temperature": 0})), Value::Null);
+    let body = json!({"prompt": "Once", "max_tokens": 0, "echo": true, "seed": 3, "temperature": 1});
+    assert_eq!(server.ok(TEXT, &body)["choices"][0]["seed"], Value::Null);
+    assert_eq!(seed(&Server::start(&["--greedy"]), json!({})), Value::Null);
+}
+
 #[test]
 fn every_seed_is_told_as_it_was_given_and_repeats_its_answer() {
     let server = Server::start(&[]);

@@ -142,7 +142,7 @@ fn the_kind_of_cache_is_told() {
         assert!(log.contains(&format!(" of {words} for all answers together (")), "{log}");
         let meta = server.get("/v1/models").json()["data"][0]["meta"].clone();
         assert_eq!((&meta["cache_type"], &meta["cache_hidden"]), (&json!(format), &json!(hidden)));
-        let info = format!("ember_kv_cache_info{{format=\"{format}\",hidden_values=\"{hidden}\"}}");
+        let info = format!("ember_kv_cache_info{{cache_type=\"{format}\",cache_hidden=\"{hidden}\"}}");
         assert_eq!(server.metric(&info), 1.0, "{}", server.get("/metrics").body);
     }
 }

@@ -32,6 +32,11 @@ impl Chooser {
         self.sampler.step()
     }
 
+    /// The seed of what was drawn so far.
+    pub fn drawn_seed(&self) -> Option<u64> {
+        self.sampler.drawn_seed()
+    }
+
     /// The next token by the logits `[1, vocabulary]` after the tokens `seen`; none where the text has to end.
     ///
     /// # Errors

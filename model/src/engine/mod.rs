@@ -41,6 +41,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::tokens_per_pass;
 use crate::nn::Span;
 use crate::text::TextProcessor;
+pub use crate::token_depth::Trace;
 use crate::token_depth::{TokenDepth, token_depths};
 use check::RequestCheck;
 use draft::ForcedAcceptance;
@@ -409,30 +410,41 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
         self.model.forward(ids, &mut spans, ForwardOptions { logits: wanted, hidden: false })
     }
 
+    /// Of every turn the tokens of the pass whose depth is told.
+    fn traced(&self, turns: &[Turn]) -> Vec<Vec<usize>> {
+        let mut first = 0;
+        let rows = |turn: &Turn| {
+            let rows = first..first + turn.tokens;
+            first = rows.end;
+            let Some(sequence) = self.running.get(turn.at) else { return Vec::new() };
+            match sequence.trace {
+                Trace::All => rows.collect(),
+                Trace::Chosen if sequence.pending().is_empty() => {
+                    (rows.end.saturating_sub(sequence.choices()).max(rows.start)..rows.end).collect()
+                }
+                Trace::Chosen | Trace::Off => Vec::new(),
+            }
+        };
+        turns.iter().map(rows).collect()
+    }
+
     /// Chooses the next tokens of every sequence whose tokens are all fed.
     fn share_out(&mut self, turns: &[Turn], out: ForwardOutput<B>, outcomes: &mut [Option<Outcome>]) {
-        let traced = turns.iter().any(|turn| self.running.get(turn.at).is_some_and(|sequence| sequence.trace));
-        let tokens = turns.iter().map(|turn| turn.tokens).sum();
-        let mut depth = match traced.then(|| token_depths(&out, tokens)).transpose() {
-            Ok(depth) => depth.unwrap_or_default().into_iter(),
-            // What a trace lacks is no reason to end a text, and the logits will not be read either.
-            Err(_) => Vec::new().into_iter(),
-        };
+        let traced = self.traced(turns);
+        // What a trace lacks is no reason to end a text, and the logits will not be read either.
+        let mut depth = token_depths(&out, &traced.concat()).unwrap_or_default().into_iter();
         // The first row of logits of each turn; where prompts are scored there is one for every token.
         let every = turns.iter().any(|turn| self.running.get(turn.at).is_some_and(Sequence::scores_prompt));
         let mut first = 0;
-        for turn in turns {
-            let last = self.running.get(turn.at).map_or(1, |sequence| 1 + sequence.draft.len());
+        for (turn, traced) in turns.iter().zip(&traced) {
+            let last = self.running.get(turn.at).map_or(1, Sequence::choices);
             let rows = first..first + if every { turn.tokens } else { last };
             first = rows.end;
             let last = rows.end.saturating_sub(last)..rows.end;
             let (Some(sequence), Some(outcome)) = (self.running.get_mut(turn.at), outcomes.get_mut(turn.at)) else {
                 continue;
             };
-            let mut depth: Vec<_> = depth.by_ref().take(turn.tokens).collect();
-            if !sequence.trace {
-                depth.clear();
-            }
+            let mut depth: Vec<_> = depth.by_ref().take(traced.len()).collect();
             let read = if sequence.has_begun() { 0 } else { turn.tokens };
             let scored = match &out.logits {
                 Some(logits) if sequence.scores_prompt() => {
@@ -456,6 +468,9 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
                 self.totals.accepted_tokens += (sequence.accepted_tokens() - before) as u64;
                 chosen
             });
+            if sequence.trace != Trace::All {
+                depth.clear();
+            }
             *outcome = Some(Outcome::Fed { read, depth, log_probabilities, chosen });
         }
     }
@@ -512,7 +527,7 @@ enum Outcome {
     Fed {
         /// Tokens of its prompt.
         read: usize,
-        /// Of every token fed, with a trace.
+        /// Of every token fed, with [`Trace::All`].
         depth: Vec<TokenDepth>,
         /// Of the tokens of its prompt that follow those read, where they are asked for.
         log_probabilities: Vec<LogProbabilities>,

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::nn::DepthOptions;
 use crate::sampling::{LogitsProcessors, SamplingConfig};
 use crate::text::StopSet;
-use crate::token_depth::TokenDepth;
+use crate::token_depth::{TokenDepth, Trace};
 
 /// A prompt and how it is continued.
 #[derive(Clone, Debug)]
@@ -28,8 +28,8 @@ pub struct Request {
     pub stop_strings: Vec<String>,
     /// How deep its tokens go (CREST).
     pub depth: DepthOptions,
-    /// Tell the depth of every token that is computed (CREST); of those that come from the prefix cache none is known.
-    pub trace: bool,
+    /// Of which tokens the depth is told (CREST); of those that come from the prefix cache none is known.
+    pub trace: Trace,
     /// Tell how probable every token was, and so many of the most probable ones.
     pub log_probabilities: Option<usize>,
     /// Tell how probable every token of the prompt was after those before it, and so many of the most probable ones. The first one
@@ -54,7 +54,7 @@ impl Request {
             stop_tokens: StopSet::default(),
             stop_strings: Vec::new(),
             depth: DepthOptions::default(),
-            trace: false,
+            trace: Trace::Off,
             log_probabilities: None,
             prompt_log_probabilities: None,
             prefix_boundaries: Vec::new(),
@@ -87,7 +87,7 @@ pub enum EventKind<F> {
     PromptRead {
         /// Tokens.
         tokens: usize,
-        /// Of each of them, with [`Request::trace`].
+        /// Of each of them, with [`Trace::All`].
         depth: Vec<TokenDepth>,
         /// Of the tokens of the prompt that follow them, with [`Request::prompt_log_probabilities`]: all but its first one in all.
         log_probabilities: Vec<LogProbabilities>,
@@ -122,7 +122,7 @@ pub struct Piece {
     pub text: String,
     /// The token; none for text that was held back to the end.
     pub token: Option<u32>,
-    /// Depth of the pass that chose the token; only with [`Request::trace`].
+    /// Depth of the pass that chose the token; not with [`Trace::Off`].
     pub depth: Option<TokenDepth>,
     /// How probable the token was; only with [`Request::log_probabilities`].
     pub log_probabilities: Option<LogProbabilities>,
@@ -182,8 +182,8 @@ pub struct Summary {
     pub prefill_seconds: f64,
     /// Seconds since then.
     pub decode_seconds: f64,
-    /// Steps per layer and token, on average over the passes that chose tokens; only with a trace.
+    /// Steps per layer and token, on average over the passes that chose tokens; not with [`Trace::Off`].
     pub mean_steps: Option<f64>,
-    /// Seed of the sampler: giving it again repeats the run.
-    pub seed: u64,
+    /// Seed of the draws: giving it again repeats the run. None where no token was drawn.
+    pub seed: Option<u64>,
 }

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::nn::DepthOptions;
 use crate::sampling::Sampler;
 use crate::text::{DecodeStream, StopStrings, TextProcessor};
-use crate::token_depth::TokenDepth;
+use crate::token_depth::{TokenDepth, Trace};
 
 /// The state of a request between steps.
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ pub(super) struct Sequence<B: CompactBackend> {
     /// Prompt and output; the cache holds the first of them.
     pub tokens: Vec<u32>,
     pub depth: DepthOptions,
-    pub trace: bool,
+    pub trace: Trace,
     /// Still to be taken.
     pub snapshots: Snapshots,
     /// Guesses about the tokens after the pending one; empty between steps.
@@ -108,7 +108,7 @@ impl<B: CompactBackend> Sequence<B> {
                 prefill_seconds: 0.0,
                 decode_seconds: 0.0,
                 mean_steps: None,
-                seed: sampler.seed(),
+                seed: None,
             },
             chooser: Chooser::new(sampler, request.grammar, request.stop_tokens),
         })
@@ -122,6 +122,11 @@ impl<B: CompactBackend> Sequence<B> {
     /// Tokens that the cache lacks.
     pub fn pending(&self) -> &[u32] {
         self.tokens.get(self.cache.len()..).unwrap_or_default()
+    }
+
+    /// Tokens that are chosen once all are fed: one, and one after each of its draft.
+    pub fn choices(&self) -> usize {
+        1 + self.draft.len()
     }
 
     /// Of them those that come before the next snapshot.
@@ -322,6 +327,7 @@ impl<B: CompactBackend> Sequence<B> {
         text.push_str(&self.stops.finish());
         let held = (!text.is_empty()).then_some(Piece { text, token: None, depth: None, log_probabilities: None });
         self.summary.finish = finish;
+        self.summary.seed = self.chooser.drawn_seed();
         self.summary.decode_seconds = seconds_since(self.decode_begun);
         self.tokens.truncate(self.cache.len());
         let finished = Finished { summary: self.summary, cache: self.cache, tokens: self.tokens };

@@ -72,6 +72,11 @@ impl Sampler {
         self.seed
     }
 
+    /// The seed in use where a token was drawn with it: where none was, it repeats nothing.
+    pub fn drawn_seed(&self) -> Option<u64> {
+        (self.step > 0 && matches!(self.strategy, Strategy::Draw(_))).then_some(self.seed)
+    }
+
     /// Tokens chosen so far.
     pub fn step(&self) -> usize {
         self.step

@@ -128,6 +128,7 @@ fn top_k_keeps_ranks_and_ties() {
 fn top_p_keeps_the_token_that_crosses() {
     let logits = logs(&[0.1, 0.5, 0.25, 0.15]);
     let keep = |top_p| support(&SamplingConfig { top_p, ..config() }, &logits);
+    assert_eq!(keep(0.0), [1].into());
     assert_eq!(keep(1e-6), [1].into());
     assert_eq!(keep(0.45), [1].into());
     assert_eq!(keep(0.55), [1, 2].into());
@@ -149,6 +150,7 @@ fn top_p_counts_mass_among_what_top_k_kept() {
 fn min_p_is_relative_to_the_best() {
     let logits = logs(&[0.6, 0.25, 0.1, 0.05]);
     let keep = |min_p| support(&SamplingConfig { min_p, ..config() }, &logits);
+    assert_eq!(keep(1.0), [0].into());
     assert_eq!(keep(0.5), [0].into());
     assert_eq!(keep(0.2), [0, 1].into());
     assert_eq!(keep(0.1), [0, 1, 2].into());
@@ -198,6 +200,20 @@ fn a_drawn_seed_repeats_the_run() {
 }
 
 #[test]
+fn a_seed_is_that_of_draws() {
+    let config = SamplingConfig { seed: Some(7), ..config() };
+    let after = |config: SamplingConfig, tokens: usize| {
+        let mut sampler = Sampler::new(&config).unwrap();
+        for _ in 0..tokens {
+            sampler.sample(&mut [0.0, 1.0], &[]).unwrap();
+        }
+        sampler.drawn_seed()
+    };
+    assert_eq!([0, 1].map(|tokens| after(config, tokens)), [None, Some(7)]);
+    assert_eq!(after(SamplingConfig { temperature: 0.0, ..config }, 1), None);
+}
+
+#[test]
 fn logits_that_are_no_numbers_name_the_step() {
     let cases: [(&str, Vec<f32>); 6] = [
         ("all NaN", vec![f32::NAN; 4]),
@@ -227,10 +243,10 @@ fn options_out_of_range_are_refused() {
         ("temperature", SamplingConfig { temperature: f32::NAN, ..base }),
         ("temperature", SamplingConfig { temperature: -0.1, ..base }),
         ("temperature", SamplingConfig { temperature: f32::INFINITY, ..base }),
-        ("top_p", SamplingConfig { top_p: 0.0, ..base }),
+        ("top_p", SamplingConfig { top_p: -0.1, ..base }),
         ("top_p", SamplingConfig { top_p: 2.0, ..base }),
         ("top_p", SamplingConfig { top_p: f32::NAN, ..base }),
-        ("min_p", SamplingConfig { min_p: 1.0, ..base }),
+        ("min_p", SamplingConfig { min_p: 1.1, ..base }),
         ("min_p", SamplingConfig { min_p: -0.1, ..base }),
         ("min_p", SamplingConfig { min_p: f32::NAN, ..base }),
         ("repetition_penalty", SamplingConfig { repetition_penalty: 0.0, ..base }),

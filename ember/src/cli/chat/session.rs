@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use emberlm::model::engine::{Engine, EventKind, Finish, Request, Summary};
+use emberlm::model::engine::{Engine, EventKind, Finish, Request, Summary, Trace};
 use emberlm::model::sampling::LogitsProcessors;
 use emberlm::model::text::{
     AnswerFormat, AnswerMarkers, AnswerParser, AnswerPart, ChatPrompt, DeclaredTools, Message, StopSet, TextProcessor,
@@ -335,6 +335,13 @@ impl<'m, B: CompactBackend> Session<'m, B> {
         }
     }
 
+    fn trace(&self) -> Trace {
+        match self.setup.num_steps.is_some() && (self.setup.always_trace || self.shows_depth) {
+            true => Trace::Chosen,
+            false => Trace::Off,
+        }
+    }
+
     fn request(&self, prompt: ChatPrompt) -> Request {
         let mut sampling = self.settings.sampling();
         sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(self.retries));
@@ -345,7 +352,7 @@ impl<'m, B: CompactBackend> Session<'m, B> {
             stop_tokens: self.setup.stop_tokens.clone(),
             stop_strings: self.setup.stop_strings.clone(),
             depth: self.settings.depth,
-            trace: self.setup.num_steps.is_some() && (self.setup.always_trace || self.shows_depth),
+            trace: self.trace(),
             prefix_boundaries: prompt.boundaries,
             ..Request::new(prompt.tokens)
         }

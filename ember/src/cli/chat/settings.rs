@@ -73,12 +73,17 @@ impl Settings {
 
     /// In one line, everything that can be set.
     pub fn line(&self) -> String {
-        let seed = self.sampling().seed.map_or_else(|| "drawn".to_owned(), |seed| seed.to_string());
+        let sampling = self.sampling();
+        let seed = match sampling.seed {
+            _ if sampling.is_greedy() => String::new(),
+            Some(seed) => format!("; seed {seed}"),
+            None => "; seed drawn".to_owned(),
+        };
         let max = match self.max_tokens() {
             usize::MAX => "as many as the context holds".to_owned(),
             max => max.to_string(),
         };
-        let mut line = format!("{}; seed {seed}; max-tokens {max}", self.sampling_line());
+        let mut line = format!("{}{seed}; max-tokens {max}", self.sampling_line());
         if let Some(loaded) = self.steps {
             let threshold = self.depth.threshold.map_or_else(|| "of the model".to_owned(), |t| t.to_string());
             line += &format!("; threshold {threshold}; steps {}", self.depth.steps.unwrap_or(loaded));
@@ -177,12 +182,13 @@ mod tests {
     #[test]
     fn settings_change_and_go_back() {
         let mut settings = settings(SamplingArgs { greedy: true, ..SamplingArgs::default() }, Some(4));
-        assert!(settings.sampling().is_greedy());
+        assert!(settings.sampling().is_greedy() && !settings.line().contains("seed"), "{}", settings.line());
         for (name, value) in
             [("temp", "0.5"), ("seed", "7"), ("top-k", "-1"), ("max-tokens", "9"), ("threshold", "0.25")]
         {
             settings.set(name, value).unwrap();
         }
+        assert!(settings.line().contains("; seed 7;"), "{}", settings.line());
         let sampling = settings.sampling();
         assert_eq!((sampling.temperature, sampling.seed, sampling.top_k), (0.5, Some(7), 0));
         assert_eq!((settings.max_tokens(), settings.depth.threshold), (9, Some(0.25)));

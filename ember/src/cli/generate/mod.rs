@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use emberlm::model::config::GenerationConfig;
-use emberlm::model::generate::{CancelHandle, Finish, GenerateOptions, Generator};
+use emberlm::model::generate::{CancelHandle, Finish, GenerateOptions, Generator, Trace};
 use emberlm::model::sampling::SamplingConfig;
 use emberlm::model::text::{ChatOptions, Message, StopSet, StopStrings, TextProcessor};
 use emberlm::model::{DepthOptions, Error, Pretrained};
@@ -118,9 +118,9 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> R
     let text = load::text(&pretrained)?;
     // Options and prompt are checked before the weights are loaded, which can take minutes.
     let (mut options, sampling) = options(args, &pretrained, &text)?;
-    if device.gpu.is_some() {
+    if device.gpu.is_some() && !args.trace {
         // Mean steps are a read-back more per token, which a GPU waits for.
-        options.trace &= args.trace;
+        options.trace = Trace::Off;
     }
     let prompt = prompt(args, &text)?;
     let limit = architecture.config.max_position_embeddings;
@@ -146,7 +146,6 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> R
     let caches = |cache: usize| (cache.saturating_add(drafts), None);
     let model = load::load_for_text(&pretrained, device, &text, &args.passes, context, caches)?;
     output::note(&sampling);
-    let drawn = !options.sampling.is_greedy();
     let generator = Generator::new(&model, &text, options)?;
     cancel_on_interrupt(generator.cancel_handle());
 
@@ -164,13 +163,12 @@ fn generate<B: CompactBackend>(args: &GenerateArgs, device: &OpenDevice<B>) -> R
         shown.push(&piece.text).context(output::STDOUT)?;
     }
     let summary = pieces.summary().context("the generation has not ended")?;
-    let seed = drawn.then_some(summary.seed);
     if args.json {
-        report::write(&shown.text, summary, seed, args.trace.then_some(depth)).context(output::STDOUT)?;
+        report::write(&shown.text, summary, args.trace.then_some(depth)).context(output::STDOUT)?;
     } else {
         shown.finish().context(output::STDOUT)?;
     }
-    output::note(&report::summary_line(summary, seed));
+    output::note(&report::summary_line(summary));
     Ok(summary.finish != Finish::Cancelled)
 }
 
@@ -195,7 +193,7 @@ fn options(args: &GenerateArgs, pretrained: &Pretrained, text: &TextProcessor) -
         // What the caller wants different is in the options of the model.
         depth: DepthOptions::default(),
         // Mean steps belong to the summary of every CREST run.
-        trace: pretrained.architecture().crest.is_some(),
+        trace: if pretrained.architecture().crest.is_some() { Trace::Chosen } else { Trace::Off },
         draft: args.generation.draft.of(pretrained.architecture())?,
         ..of_file
     };

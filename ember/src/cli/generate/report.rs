@@ -74,13 +74,13 @@ pub fn shown_rate(tokens: usize, seconds: f64) -> String {
     if seconds > 0.0 { format!(" ({:.1} tokens/s)", rate(tokens, seconds)) } else { String::new() }
 }
 
-/// What a run was, for stderr; `seed` is that of draws.
-pub fn summary_line(summary: &Summary, seed: Option<u64>) -> String {
+/// What a run was, for stderr.
+pub fn summary_line(summary: &Summary) -> String {
     let prefill = shown_rate(summary.prompt_tokens, summary.prefill_seconds);
     let decode = shown_rate(summary.generated.len().saturating_sub(1), summary.decode_seconds);
     let steps = summary.mean_steps.map_or(String::new(), |steps| format!(", {steps:.2} steps per layer and token"));
     let drafts = drafts(summary.accepted_tokens as u64, summary.drafted_tokens as u64);
-    let seed = seed.map_or_else(String::new, |seed| format!(", seed {seed}"));
+    let seed = summary.seed.map_or_else(String::new, |seed| format!(", seed {seed}"));
     format!(
         "{}{prefill}, {} generated{decode}{drafts}{steps}{seed}, finish: {}",
         counted(summary.prompt_tokens, "prompt token"),
@@ -89,15 +89,15 @@ pub fn summary_line(summary: &Summary, seed: Option<u64>) -> String {
     )
 }
 
-/// Writes the JSON object; `seed` is that of draws.
-pub fn write(text: &str, summary: &Summary, seed: Option<u64>, depth: Option<Vec<TracedToken>>) -> io::Result<()> {
+/// Writes the JSON object.
+pub fn write(text: &str, summary: &Summary, depth: Option<Vec<TracedToken>>) -> io::Result<()> {
     let (prefill_tokens_per_second, decode_tokens_per_second) = rates(summary);
     let report = Report {
         text,
         tokens: &summary.generated,
         prompt_tokens: summary.prompt_tokens,
         finish: finish_name(&summary.finish),
-        seed,
+        seed: summary.seed,
         drafted_tokens: summary.drafted_tokens,
         accepted_tokens: summary.accepted_tokens,
         prefill_seconds: summary.prefill_seconds,

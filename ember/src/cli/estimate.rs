@@ -93,6 +93,19 @@ impl Estimate {
         self.with_tokenizer(TokenizerMemory::default())
     }
 
+    /// With the depth of every token of the sequence (CREST), as many times as it is held: in each layer a list of probabilities, one for every
+    /// step but the last.
+    pub fn with_depths(mut self, architecture: &Architecture, times: usize) -> Self {
+        // Headers of lists in a list, and what the allocator takes beside and between small pieces.
+        const LIST: usize = size_of::<Vec<f32>>();
+        const PIECE: usize = 16;
+        let halts = architecture.crest.as_ref().map_or(0, |crest| crest.num_steps.saturating_sub(1));
+        let of_layer = size_of::<u32>() + LIST + (size_of::<f32>() * halts).next_multiple_of(PIECE) + PIECE;
+        let of_token = 2 * (LIST + PIECE) + architecture.config.num_hidden_layers * of_layer;
+        self.scratch = self.scratch.saturating_add(self.context.saturating_mul(times * of_token));
+        self.with_tokenizer(TokenizerMemory::default())
+    }
+
     /// With a tokenizer beside the model.
     pub fn with_tokenizer(mut self, tokenizer: TokenizerMemory) -> Self {
         let parts = [self.weights, self.cache, self.scratch, tokenizer.resident, self.program];
@@ -101,6 +114,13 @@ impl Estimate {
         self.tokenizer = tokenizer.resident;
         self.total = sum(&parts).max(loading).max(tokenizer.peak);
         self
+    }
+
+    /// The most at any time where another model is there already, in the same program.
+    pub fn beside(&self, other: &Self) -> usize {
+        [other.weights, other.cache, other.scratch, other.tokenizer]
+            .iter()
+            .fold(self.total, |sum, &part| sum.saturating_add(part))
     }
 
     /// What a line about loading says of it, after the weights.

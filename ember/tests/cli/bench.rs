@@ -90,7 +90,7 @@ fn the_cache_of_a_measurement_is_told() {
         assert!(table.lines().last().is_some_and(|line| line.contains(told)), "{table}");
         let ended = ember([&flags[..], more, &["--json"]].concat()).with_code(0);
         let report: Value = serde_json::from_str(&ended.stdout).expect("JSON");
-        assert_eq!((&report["cache"], &report["cache_hidden"]), (&json!(format), &json!(hidden)));
+        assert_eq!((&report["cache_type"], &report["cache_hidden"]), (&json!(format), &json!(hidden)));
     }
 }
 

@@ -260,6 +260,13 @@ fn the_map_has_the_width_of_the_terminal() {
 fn a_sweep_goes_from_shallow_to_deep() {
     let told = report(&["--sweep"]);
     let sweep = list(&told["sweep"]);
+    // Of the same tokens as without it.
+    let exact = ["--activations", "f32", "--threshold", "0.9"];
+    let (alone, swept) = (report(&exact), report(&[&exact[..], &["--sweep"]].concat()));
+    let row =
+        list(&swept["sweep"]).iter().find(|row| (row["threshold"].as_f64().expect("a number") - 0.9).abs() < 1e-6);
+    let steps = |told: &Value| told["mean_steps"].as_f64().expect("a number");
+    assert!((steps(row.expect("a row")) - steps(&alone)).abs() < 1e-9, "{row:?}, {}", alone["mean_steps"]);
     let column = |key: &str| -> Vec<f64> { sweep.iter().filter_map(|row| row[key].as_f64()).collect() };
     let (thresholds, steps) = (column("threshold"), column("mean_steps"));
     assert_eq!((thresholds.len(), steps.len()), (9, 9));

@@ -167,7 +167,7 @@ fn a_model_beside_itself_with_hidden_values_in_the_cache() {
     assert!(rounded > 1e-9 && rounded < 0.01, "{rounded}");
     assert_eq!(kl(&["--cache-hidden"]), 0.0);
     let caches = told(&["--other-cache-hidden", "--cache-type", "f16"]);
-    let keys = ["cache_a", "cache_b", "cache_hidden_a", "cache_hidden_b"].map(|key| caches[key].clone());
+    let keys = ["cache_type_a", "cache_type_b", "cache_hidden_a", "cache_hidden_b"].map(|key| caches[key].clone());
     assert_eq!(serde_json::json!(keys), serde_json::json!(["f16", "f16", false, true]));
 
     let last = |flags: &[&str]| run(flags).stdout.lines().last().expect("a line").to_owned();
@@ -187,6 +187,19 @@ fn a_model_beside_itself_with_hidden_values_in_the_cache() {
         assert!(ended.stderr.contains(&format!("error: {flag} is for models whose cache")), "{}", ended.stderr);
         assert!(ember(["diff", path(&fixture), path(&fixture), flag]).with_code(2).stderr.contains("--text"));
     }
+}
+
+/// Two models in one program.
+#[test]
+fn memory_of_both_models_has_the_program_once() {
+    let fixture = model("leanllama");
+    let told = ember_reading(TEXT, ["diff", path(&fixture), path(&fixture), "-f", "-"]).with_code(0).stderr;
+    // In MiB, of which one decimal is told.
+    let size = |words: Option<&str>| words.and_then(|words| words.trim().parse::<f64>().ok()).expect("a size");
+    let before = |mark: &str| size(told.split(mark).next().and_then(|text| text.rsplit(' ').next()));
+    let after = |mark: &str| size(told.split(mark).nth(1).and_then(|text| text.split(' ').next()));
+    let (program, one, both) = (before(" MiB of program"), after(" = about "), after("both models: about "));
+    assert!((both - (2.0 * one - program)).abs() < 0.3, "{told}");
 }
 
 #[test]

@@ -35,6 +35,7 @@ fn what_other_programs_have_and_this_has_not_is_explained() {
         (&["--dtype", "float16"], "--activations"),
         (&["--num_beams", "4"], "the samplers are"),
         (&["-hff", "a.gguf"], "-m org/name"),
+        (&["--rope-freq-base", "10000"], "rope_parameters in its config.json"),
         (&["--repeat-last-n", "64"], "--repeat-penalty counts all tokens"),
     ] {
         let ended = story(flags).with_code(2);
@@ -65,11 +66,18 @@ fn a_flag_of_other_commands_is_told_as_such() {
     let ended = ember(["generate", "-p", "x", "--parallel", "2"]).with_code(2);
     assert!(ended.stderr.contains("tip: --parallel is a flag of other commands: "), "{}", ended.stderr);
     // It tells all of them.
-    for flag in ["--cache-type", "-ctk"] {
-        let info = ember(["info", model, flag, "q8"]).with_code(0);
+    for (flag, value) in [("--cache-type", "q8"), ("-ctk", "q8"), ("-ctv", "q4_0")] {
+        let info = ember(["info", model, flag, value]).with_code(0);
         assert_eq!(info.stdout, ember(["info", model]).with_code(0).stdout);
         assert!(info.stderr.contains(&format!("note: {flag} changes nothing: memory is told for")), "{}", info.stderr);
     }
+    // One that was cut short is not taken for a flag of another meaning.
+    let cut = ember(["dump", "-m", model, "--input", "x", "--out", "y", "--cache-typ", "q8"]).with_code(2);
+    assert!(cut.stderr.contains("tip: --cache-type is a flag of other commands: "), "{}", cut.stderr);
+    let diff = ember(["diff", "-m", model, model]).with_code(2);
+    assert!(diff.stderr.contains("two models are compared: ember diff A B"), "{}", diff.stderr);
+    let bench = ember(["bench", "-pg", "16,4"]).with_code(2);
+    assert!(bench.stderr.contains("-p N measures a prompt"), "{}", bench.stderr);
 }
 
 /// A model and a prompt without their flags, as in some other programs.

@@ -37,15 +37,15 @@ pub struct BenchArgs {
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub quant_head: QuantHead,
 
-    /// Prompt lengths to measure
+    /// Prompt lengths to measure; 0 leaves prompts out
     #[arg(short = 'p', long, value_delimiter = ',', default_value = "128,512", value_name = "N,..")]
     pub n_prompt: Vec<usize>,
 
-    /// Tokens to generate; 0 leaves decoding out
-    #[arg(short = 'n', long, default_value_t = 64, value_name = "N")]
-    pub n_gen: usize,
+    /// Numbers of tokens to generate; 0 leaves decoding out
+    #[arg(short = 'n', long, value_delimiter = ',', default_value = "64", value_name = "N,..")]
+    pub n_gen: Vec<usize>,
 
-    /// Sequences that generate together, each `--n-gen` tokens; several numbers are measured one after the other
+    /// Sequences that generate together, as many tokens each as `--n-gen` says; several numbers are measured one after the other
     #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N,..", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub parallel: Vec<u16>,
 

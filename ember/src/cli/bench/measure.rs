@@ -83,18 +83,18 @@ impl<B: CompactBackend> Bench<'_, B> {
     /// repetition, so that a drift of the machine's speed affects all of them alike.
     pub fn run_all(&mut self) -> Result<Vec<Measurement>> {
         let prompts = self.args.n_prompt.iter().filter(|&&n| n > 0).map(|&n| Test::Prompt(n));
-        let tokens = self.args.n_gen;
-        let parallel = self.args.parallel.iter().filter(|_| tokens > 0);
+        let lengths = self.args.n_gen.iter().copied().filter(|&tokens| tokens > 0);
+        let several = lengths.flat_map(|tokens| self.args.parallel.iter().map(move |&parallel| (tokens, parallel)));
         let num_steps = self.model.architecture().crest.as_ref().map(|crest| crest.num_steps);
         let draft = self.args.draft(num_steps)?;
-        let generations = parallel.flat_map(|&parallel| {
+        let generations = several.flat_map(|(tokens, parallel)| {
             let parallel = parallel.into();
             let drafted = draft.map(|draft| Test::Drafted { tokens, parallel, draft });
             [Test::Generation { tokens, parallel }].into_iter().chain(drafted)
         });
         let step_counts = self.step_counts();
         let mut measurements: Vec<Vec<Measurement>> = step_counts.iter().map(|_| Vec::new()).collect();
-        for test in prompts.chain(generations) {
+        for test in prompts.chain(generations).collect::<Vec<_>>() {
             let format = self.args.cache_type.into();
             let mut caches: Vec<Cache<B>> = (0..test.sequences()).map(|_| self.model.new_cache(format)).collect();
             let mut samples: Vec<Samples> = step_counts.iter().map(|_| Samples::default()).collect();
@@ -273,12 +273,14 @@ impl<B: CompactBackend> Bench<'_, B> {
         }
         let mut cache = self.model.new_cache(KvFormat::F32);
         let options = ForwardOptions { logits: LogitsFor::Nothing, hidden: false };
-        let mut spans = [Span::new(ids.len(), &mut cache)];
-        let depth = self.model.forward(self.model.ids(ids)?, &mut spans, options)?.depth;
-        let steps: Vec<f64> = depth
-            .iter()
-            .flat_map(|layer| layer.steps.to_data().convert::<f64>().into_vec::<f64>().unwrap_or_default())
-            .collect();
+        let mut steps: Vec<f64> = Vec::new();
+        // In the passes that were measured: the peak of memory is told too.
+        for ids in ids.chunks(self.args.chunk as usize) {
+            let mut spans = [Span::new(ids.len(), &mut cache)];
+            for layer in self.model.forward(self.model.ids(ids)?, &mut spans, options)?.depth {
+                steps.extend(layer.steps.to_data().convert::<f64>().into_vec::<f64>().unwrap_or_default());
+            }
+        }
         Ok(Some(steps.iter().sum::<f64>() / steps.len().max(1) as f64))
     }
 

@@ -69,7 +69,7 @@ fn bench<B: CompactBackend>(args: &BenchArgs, device: &OpenDevice<B>) -> Result<
         device: device.name.clone(),
         cpu_features: cpu::features(),
         activations: device.arithmetic_with(&plan),
-        cache: KvFormat::from(args.cache_type).as_str(),
+        cache_type: KvFormat::from(args.cache_type).as_str(),
         cache_hidden: args.hidden.cache_hidden,
         read_gb_per_second: Vec::new(),
     };
@@ -108,6 +108,7 @@ fn bench<B: CompactBackend>(args: &BenchArgs, device: &OpenDevice<B>) -> Result<
 fn by_flag(error: emberlm::model::Error) -> anyhow::Error {
     let flags = [
         ("crest.num_steps", "--force-steps"),
+        ("crest.halt_enabled", "--force-steps"),
         ("crest.halt_threshold", "--threshold"),
         ("cache_hidden", "--cache-hidden"),
     ];
@@ -177,7 +178,8 @@ fn load<B: CompactBackend>(args: &BenchArgs, depth: &CrestOverrides, device: &Op
 /// Whether everything to be measured fits the context, and drafts the model.
 fn fits(args: &BenchArgs, architecture: &Architecture) -> Result<()> {
     let context = architecture.config.max_position_embeddings;
-    let longest = args.n_prompt.iter().copied().chain([args.n_gen]).max().unwrap_or(0);
+    let longest = args.n_prompt.iter().chain(&args.n_gen).copied().max().unwrap_or(0);
+    ensure!(longest > 0, "-p 0 and -n 0 leave nothing to measure");
     let needed = args.context.saturating_add(longest);
     ensure!(needed <= context, "{needed} tokens do not fit the context of {context}");
     args.draft(architecture.crest.as_ref().map(|crest| crest.num_steps)).map(drop)

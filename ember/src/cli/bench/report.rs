@@ -20,7 +20,7 @@ pub struct Report {
     /// `exact`, `int8`, `bf16` or `int8 and bf16`; on a GPU `f32`, `f16` or `bf16`.
     pub activations: String,
     /// The number format of caches, as `--cache-type` has it.
-    pub cache: &'static str,
+    pub cache_type: &'static str,
     /// Whether hidden values are cached in place of codes.
     pub cache_hidden: bool,
     /// What a plain read loop reaches, per thread count, in the same process.
@@ -123,7 +123,7 @@ pub fn table(report: &Report) -> String {
         "\nload {:.2} s, peak memory {}, {}, {} ({})\n",
         report.load_seconds,
         output::bytes(report.peak_rss_bytes as usize),
-        cache_in_words(report.cache, report.cache_hidden),
+        cache_in_words(report.cache_type, report.cache_hidden),
         report.device,
         report.cpu_features.join(" ")
     );

@@ -60,7 +60,17 @@ impl PassDepth {
     }
 }
 
+/// Steps per layer of the passes that predicted one of so many tokens, on average: of all but the last, which is beyond the text.
+pub fn mean_steps(evaluated: &Evaluation, tokens: usize) -> Option<f64> {
+    let predicted = evaluated.depth.get(..tokens.checked_sub(1)?)?;
+    let sum: f64 = predicted.iter().map(TokenDepth::mean_steps).sum();
+    (!predicted.is_empty()).then(|| sum / predicted.len() as f64)
+}
+
 impl DepthMap {
+    /// How often the depth of a token is held while a map is made: as it was read, by itself, and beside its token.
+    pub const COPIES: usize = 3;
+
     /// Puts the passes of an evaluation to the tokens that they predicted.
     pub fn new(
         model: &str,
@@ -84,15 +94,12 @@ impl DepthMap {
         if let Some(token) = tokens.last_mut() {
             token.text.push_str(&stream.finish()?);
         }
-        let predicted: Vec<&PassDepth> = tokens.iter().filter_map(|token| token.pass.as_ref()).collect();
-        let sum: f64 = predicted.iter().map(|pass| pass.mean_steps).sum();
-        let mean_steps = (!predicted.is_empty()).then(|| sum / predicted.len() as f64);
         Ok(Self {
             model: model.to_owned(),
             layers: passes.first().map_or(0, |pass| pass.steps.len()),
             num_steps: crest.num_steps,
             halt_threshold: crest.halt_enabled.then_some(crest.halt_threshold),
-            mean_steps,
+            mean_steps: mean_steps(evaluated, ids.len()),
             perplexity: (!evaluated.log_probabilities.is_empty()).then(|| evaluated.perplexity()),
             tokens,
             next: passes.last().cloned(),

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use emberlm::model::evaluate::{EvaluateOptions, evaluate};
+use emberlm::model::evaluate::{EvaluateOptions, evaluate, tokens_per_pass};
 use emberlm::quant::kv::KvFormat;
 use emberlm::quant::{Activations, CompactBackend};
 use serde::Serialize;
@@ -121,7 +121,9 @@ fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &OpenDevice<B>) -> R
         ids.len()
     );
     let mut model = load::load(&pretrained, device, |plan| {
-        let estimate = Estimate::new(architecture, plan, KvFormat::F32, ids.len(), ids.len());
+        let vocabulary = architecture.config.vocab_size;
+        let estimate = Estimate::new(architecture, plan, KvFormat::F32, ids.len(), tokens_per_pass(vocabulary));
+        let estimate = estimate.with_logits(vocabulary).with_depths(architecture, DepthMap::COPIES);
         estimate.with_tokenizer(TokenizerMemory::of(&text)).note()
     })?;
     let evaluated = evaluate(&model, &ids, &EvaluateOptions::default())?;

@@ -7,6 +7,8 @@ use emberlm::model::evaluate::{EvaluateOptions, evaluate};
 use emberlm::quant::CompactBackend;
 use serde::Serialize;
 
+use super::map::mean_steps;
+
 const THRESHOLDS: [f32; 9] = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999];
 
 /// Times that each threshold is measured; the fastest counts.
@@ -40,7 +42,7 @@ pub fn measure<B: CompactBackend>(
                 }
                 _ => out.push(Threshold {
                     threshold,
-                    mean_steps: evaluated.mean_steps().unwrap_or(f64::NAN),
+                    mean_steps: mean_steps(&evaluated, ids.len()).unwrap_or(f64::NAN),
                     perplexity: evaluated.perplexity(),
                     milliseconds_per_token,
                 }),

@@ -41,7 +41,7 @@ not, 2 after an error. How numbers are stored or cached, and who wrote the files
 With --json one object is printed: a, b (paths), same, tensors (name, shape, storage, identical, relative_error, cosine, \
 max_difference, max_at, norm_ratio, not_finite, worst_rows; null is infinite), identical_tensors (how many), reshaped, only_a, only_b, \
 config (same, keys: key, a, b, counts), text (tokens, windows, context, kl, kl_error, kl_99, kl_max, same_top, perplexity_a, \
-perplexity_b, cache_a, cache_b, cache_hidden_a, cache_hidden_b; null without --text).
+perplexity_b, cache_type_a, cache_type_b, cache_hidden_a, cache_hidden_b; null without --text).
 
 Examples:
   ember diff model-bf16 model-nf4                        what a format changes
@@ -211,7 +211,7 @@ fn read_text<B: CompactBackend>(
         path.display()
     );
     let all = tokens.ids.len() + tokens.window_prefix.len();
-    ensure!(all > 1, "{}: has {all} tokens; a comparison takes at least 2", path.display());
+    ensure!(all > 1, "{}: has {}; a comparison takes at least 2", path.display(), output::counted(all, "token"));
     let limits = [a, b].map(|model| model.architecture().config.max_position_embeddings);
     let limit = limits.into_iter().min().unwrap_or(WINDOW);
     let context = args.context.map_or(WINDOW.min(limit), |n| n as usize);
@@ -221,23 +221,26 @@ fn read_text<B: CompactBackend>(
         window: Some(context),
         prefix: tokens.window_prefix.clone(),
         cache: caches[0],
+        trace: false,
         ..EvaluateOptions::default()
     };
-    let mut estimated = 0;
-    let mut load_one = |model: &Pretrained, cache: KvFormat, last: bool| {
+    let mut before = None;
+    let mut load_one = |model: &Pretrained, cache: KvFormat| {
         load::load(model, device, |plan| {
             let vocabulary = model.architecture().config.vocab_size;
             let longest = context.min(all);
             let estimate = Estimate::new(model.architecture(), plan, cache, longest, tokens_per_pass(vocabulary));
             let tokenizer = TokenizerMemory::of(&processor);
             let estimate = estimate.with_logits(vocabulary).with_tokenizer(tokenizer);
-            estimated += estimate.total;
-            let both = if last { format!("; both models: about {}", output::bytes(estimated)) } else { String::new() };
+            let both = match before.replace(estimate) {
+                Some(first) => format!("; both models: about {}", output::bytes(estimate.beside(&first))),
+                None => String::new(),
+            };
             format!("{}{both}", estimate.note())
         })
     };
-    let first = load_one(a, caches[0], false)?;
-    let second = load_one(b, caches[1], true)?;
+    let first = load_one(a, caches[0])?;
+    let second = load_one(b, caches[1])?;
     let compared: TextComparison = compare_text(&first, &second, &tokens.ids, &options, caches[1])?;
     ensure!(!compared.divergences.is_empty(), "no token was scored: give a longer text");
     let hidden = [a, b].map(|model| caches_hidden(model.architecture()));

@@ -80,8 +80,8 @@ pub struct TextReport {
     pub perplexity_a: f64,
     pub perplexity_b: f64,
     /// Number formats of the caches, as `--cache-type` has them.
-    pub cache_a: &'static str,
-    pub cache_b: &'static str,
+    pub cache_type_a: &'static str,
+    pub cache_type_b: &'static str,
     /// Whether hidden values were cached in place of codes.
     pub cache_hidden_a: bool,
     pub cache_hidden_b: bool,
@@ -135,7 +135,7 @@ impl TextReport {
     pub fn new(
         compared: &TextComparison,
         context: usize,
-        [cache_a, cache_b]: [&'static str; 2],
+        [cache_type_a, cache_type_b]: [&'static str; 2],
         [cache_hidden_a, cache_hidden_b]: [bool; 2],
     ) -> Self {
         let mut sorted = compared.divergences.clone();
@@ -153,8 +153,8 @@ impl TextReport {
             same_top: compared.top_agreement(),
             perplexity_a: compared.first.perplexity(),
             perplexity_b: compared.second.perplexity(),
-            cache_a,
-            cache_b,
+            cache_type_a,
+            cache_type_b,
             cache_hidden_a,
             cache_hidden_b,
             seconds: compared.first.seconds + compared.second.seconds,

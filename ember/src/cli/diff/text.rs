@@ -49,7 +49,7 @@ fn conclusion(same: bool, caches: Option<[String; 2]>) -> String {
 
 /// The caches with which both read the text.
 fn caches(text: &TextReport) -> [String; 2] {
-    [cache_in_words(text.cache_a, text.cache_hidden_a), cache_in_words(text.cache_b, text.cache_hidden_b)]
+    [cache_in_words(text.cache_type_a, text.cache_hidden_a), cache_in_words(text.cache_type_b, text.cache_hidden_b)]
 }
 
 fn write_tensors(out: &mut String, compared: &Comparison, top: usize) {

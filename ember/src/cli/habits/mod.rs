@@ -12,7 +12,7 @@ use std::path::Path;
 
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use table::Equivalent::{self, Flag, Instead, NoEffect, Words};
+use table::Equivalent::{self, Flag, Instead, NoEffect, NoEffectOf, Words};
 use table::{COMMANDS, EVERYWHERE, ForeignFlag, OF_A_COMMAND, OF_A_PAIR, SETTINGS};
 
 /// A command line without foreign flags, and what was done about them.
@@ -167,6 +167,12 @@ fn replace(
             }
             out.notes.push(format!("{name} changes nothing: {reason}"));
         }
+        Match::Foreign(NoEffectOf(reason)) => {
+            if flag.value.is_none() {
+                words.pop_front();
+            }
+            out.notes.push(format!("{name} changes nothing: {reason}"));
+        }
         Match::Foreign(Instead(hint)) => return Err(format!("{name} is not a flag of emberlm: {hint}")),
     }
     Ok(())
@@ -197,6 +203,8 @@ impl Given {
         for at in 0..self.0.len() {
             let Some(before) = self.0.get_mut(at).filter(|before| before.id == id) else { continue };
             let Some(words) = before.words.take() else { continue };
+            let translated = format!("{} is ", before.name);
+            out.notes.retain(|note| !note.starts_with(&translated));
             out.notes.push(format!("{} {} changes nothing: {} {value} counts", before.name, before.value, flag.name));
             out.args.drain(words.clone());
             let behind = self.0.iter_mut().filter_map(|other| other.words.as_mut());
@@ -240,6 +248,9 @@ impl Given {
                 Ok(false)
             }
             (Some(range), false, true) => {
+                let translated = format!("{} is {target} here", before.name);
+                out.notes.retain(|note| *note != translated);
+                out.notes.push(format!("{name} is {target} here"));
                 out.notes.push(format!("{} {} changes nothing: {name} {said} counts", before.name, before.value));
                 if let Some(word) = out.args.get_mut(range.end - 1) {
                     *word = if range.len() == 1 { format!("{target}={said}").into() } else { said.clone().into() };
@@ -297,9 +308,19 @@ pub fn tip_for_flag_of_others(error: &clap::Error, program: &Command) -> Option<
     if error.kind() != ErrorKind::UnknownArgument || !flag.starts_with("--") {
         return None;
     }
-    let others = program.get_subcommands().filter(|command| known(command, flag).is_some());
+    let flag = whole_name(flag, program).unwrap_or_else(|| flag.clone());
+    let others = program.get_subcommands().filter(|command| known(command, &flag).is_some());
     let others: Vec<&str> = others.map(Command::get_name).collect();
     (!others.is_empty()).then(|| format!("{flag} is a flag of other commands: {}", others.join(", ")))
+}
+
+/// The flag of some command that alone begins so, where none has that name: one that was cut short.
+fn whole_name(begun: &str, program: &Command) -> Option<String> {
+    let flags = program.get_subcommands().flat_map(Command::get_arguments).filter_map(clap::Arg::get_long);
+    let mut found: Vec<String> = flags.map(|long| format!("--{long}")).filter(|flag| flag.starts_with(begun)).collect();
+    found.sort_unstable();
+    found.dedup();
+    if found.len() == 1 { found.pop() } else { None }
 }
 
 #[cfg(test)]
@@ -390,6 +411,11 @@ mod tests {
             let (got, notes) = run(&format!("ember generate {flags} -p x")).unwrap();
             assert_eq!(got, format!("ember generate {wanted} -p x"), "{flags}");
             assert!(notes.iter().any(|said| said == note), "{flags}: {notes:?}");
+            // What changes nothing is nothing here.
+            for (name, _) in notes.iter().filter_map(|note| note.split_once(" changes nothing")) {
+                let (name, _) = name.split_once(' ').unwrap();
+                assert!(!notes.iter().any(|note| note.starts_with(&format!("{name} is "))), "{flags}: {notes:?}");
+            }
         }
         let error = run("ember generate -ctk q8_0 -ctv f16 -p x").unwrap_err();
         assert!(error.contains("-ctk q8_0 and -ctv f16 are both --cache-type here"), "{error}");
@@ -403,7 +429,9 @@ mod tests {
         let everywhere = OF_A_COMMAND.iter().flat_map(|(_, habits)| habits.iter()).chain(EVERYWHERE);
         for (names, equivalent) in everywhere {
             let told: Vec<&str> = match equivalent {
-                Instead(hint) | NoEffect(hint) => hint.split(|c: char| !(c.is_alphanumeric() || c == '-')).collect(),
+                Instead(hint) | NoEffect(hint) | NoEffectOf(hint) => {
+                    hint.split(|c: char| !(c.is_alphanumeric() || c == '-')).collect()
+                }
                 Flag(flag) => vec![*flag],
                 Words(words) => words.to_vec(),
             };

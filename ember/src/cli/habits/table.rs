@@ -7,12 +7,14 @@ pub enum Equivalent {
     Flag(&'static str),
     /// These words, whatever the foreign flag takes.
     Words(&'static [&'static str]),
-    /// Nothing that is needed, for this reason; a value is passed over too.
+    /// Nothing that is needed, for this reason; a value that is a number or a setting is passed over too.
     NoEffect(&'static str),
+    /// As [`NoEffect`](Self::NoEffect), with a value whatever it is.
+    NoEffectOf(&'static str),
     /// Not there: what to do instead.
     Instead(&'static str),
 }
-use Equivalent::{Flag, Instead, NoEffect, Words};
+use Equivalent::{Flag, Instead, NoEffect, NoEffectOf, Words};
 
 /// The spellings of a flag in other programs, and its equivalent.
 pub type ForeignFlag = (&'static [&'static str], Equivalent);
@@ -40,6 +42,12 @@ pub const OF_A_COMMAND: &[(&str, &[ForeignFlag])] = &[
         "bench",
         &[
             (&["--n-predict", "--predict", "--max-tokens", "--max-new-tokens"], Flag("--n-gen")),
+            (
+                &["-pg"],
+                Instead(
+                    "-p N measures a prompt, -n N tokens that are generated, and --context N what comes after others",
+                ),
+            ),
             (&["-o", "--output"], Instead("--json prints one JSON object, else it is a table")),
             (&["-c", "--ctx-size", "--n-ctx"], Instead("--context N fills the cache with N tokens first")),
         ],
@@ -156,13 +164,14 @@ pub const OF_A_COMMAND: &[(&str, &[ForeignFlag])] = &[
             ),
         ],
     ),
+    ("diff", &[(&["-m", "--model"], Instead("two models are compared: ember diff A B"))]),
     (
         "info",
         &[
             (&["-c", "--ctx-size", "--n-ctx", "--max-model-len"], Flag("--context")),
             (
                 &["--cache-type", "-ctk", "--ctk", "--cache-type-k", "-ctv", "--ctv", "--cache-type-v"],
-                NoEffect("memory is told for every number format of the cache"),
+                NoEffectOf("memory is told for every number format of the cache"),
             ),
         ],
     ),
@@ -223,6 +232,10 @@ pub const EVERYWHERE: &[ForeignFlag] = &[
     ),
     (&["--no-escape"], NoEffect("a prompt is taken as it is")),
     (&["-b", "--batch-size", "-ub", "--ubatch-size", "--prefill-step-size"], Flag("--chunk")),
+    (
+        &["--rope-freq-base", "--rope-freq-scale", "--rope-scaling", "--rope-scale", "--yarn-orig-ctx", "--rope-theta"],
+        Instead("the rotary embedding is that of the model; rope_parameters in its config.json change it"),
+    ),
     (&["-fa", "--flash-attn", "--attn-implementation"], NoEffect("there is one attention, which works in blocks")),
     (&["--mmap", "--mlock", "--numa", "--no-repack", "--low-cpu-mem-usage", "--low-vram"], MEMORY),
     (

@@ -19,8 +19,8 @@ use super::{estimate, load, output};
 
 const ABOUT: &str = "\
 With --json one object is printed, with the facts of the text: path, family, model_type, architecture, auto_map, sizes, \
-rope, parameters, weights (stored_bytes, bytes, peak_load_bytes, by_storage in memory, by_part), activations (those of --activations auto on this \
-processor), tied_head, ignored_tensors, notes, \
+rope, parameters, weights (stored_bytes, bytes, peak_load_bytes, by_storage in memory, by_part), activations (what this processor rounds to where \
+nothing else is asked for), tied_head, ignored_tensors, notes, \
 crest, kv_compression, cache (bytes_per_token by type: q8, f16, f32; bytes_per_sequence), estimate (by type: q8, f16, f32; formula), generation, \
 stop_tokens, chat_template, tokenizer_error. Sizes are in bytes; what a model does not have is null.";
 

@@ -51,7 +51,10 @@ pub fn write(out: &mut impl Write, info: &Info) -> Result<()> {
     for group in &weights.by_part {
         line(&format!("  {}", group.name), &group_text(group))?;
     }
-    line("activations", &format!("{} on this processor, unless --activations says otherwise", info.activations))?;
+    line(
+        "activations",
+        &format!("{} on this processor, unless a command that computes is told otherwise", info.activations),
+    )?;
     let cache = &info.cache;
     let ByFormat { q8, f16, f32 } = &cache.bytes_per_token;
     let (q8, f16, f32) = (bytes(*q8), bytes(*f16), bytes(*f32));

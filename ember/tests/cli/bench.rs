@@ -90,8 +90,41 @@ fn the_cache_of_a_measurement_is_told() {
         assert!(table.lines().last().is_some_and(|line| line.contains(told)), "{table}");
         let ended = ember([&flags[..], more, &["--json"]].concat()).with_code(0);
         let report: Value = serde_json::from_str(&ended.stdout).expect("JSON");
-        assert_eq!((&report["cache_type"], &report["cache_hidden"]), (&json!(format), &json!(hidden)));
+        assert_eq!((&report["results"][0]["cache_type"], &report["cache_hidden"]), (&json!(format), &json!(hidden)));
     }
+}
+
+/// Lists, as llama-bench has them: every depth and every format of the cache, each once, whatever else alternates.
+#[test]
+fn depths_and_caches_are_lists() {
+    let lists = ["-d", "3,0", "--cache-type", "f16,q8,f16", "-n", "2,1", "-p", "4", "-r", "1", "-t", "1"];
+    let lean = model("leanllama");
+    let table = ember([&["bench", "-m", text(&lean)], &lists[..]].concat()).with_code(0).stdout;
+    let names: Vec<&str> =
+        table.lines().filter(|line| line.starts_with(['p', 't']) && !line.starts_with("test")).collect();
+    let wanted = ["pp4 @ d3", "tg2 @ d3", "tg1 @ d3", "pp4", "tg2", "tg1"];
+    let wanted: Vec<String> =
+        ["f16", "q8"].iter().flat_map(|format| wanted.map(|name| format!("{name} {format} "))).collect();
+    assert_eq!(names.iter().filter(|line| !line.starts_with("plain")).count(), wanted.len(), "{table}");
+    for (line, wanted) in names.iter().zip(&wanted) {
+        assert!(line.starts_with(wanted.as_str()), "{wanted}: {table}");
+    }
+    assert!(table.lines().last().is_some_and(|line| line.contains(", f16 and q8 cache, cpu (")), "{table}");
+
+    let steps = ["bench", "-m", "", "--force-steps", "1,2", "--json"];
+    let crest = model("crest_k4");
+    let steps = steps.map(|word| if word.is_empty() { text(&crest) } else { word });
+    let ended = ember([&steps[..], &lists].concat()).with_code(0);
+    let report: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+    let of = |result: &Value| (result["cache_type"].clone(), result["mean_steps"].as_f64(), result["n_depth"].clone());
+    let results: Vec<_> = report["results"].as_array().expect("a list").iter().map(of).collect();
+    let mut wanted = Vec::new();
+    for (format, steps) in [("f16", 1.0), ("f16", 2.0), ("q8", 1.0), ("q8", 2.0)] {
+        for depth in [3, 3, 3, 0, 0, 0] {
+            wanted.push((json!(format), Some(steps), json!(depth)));
+        }
+    }
+    assert_eq!(results, wanted);
 }
 
 fn text(path: &Path) -> &str {

@@ -49,9 +49,16 @@ pub struct BenchArgs {
     #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N,..", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub parallel: Vec<u16>,
 
-    /// Tokens already in the cache before a measurement
-    #[arg(short = 'd', long, aliases = ["n-depth", "depth"], default_value_t = 0, value_name = "N")]
-    pub context: usize,
+    /// Tokens already in the cache before a measurement; several numbers are measured one after the other
+    #[arg(
+        short = 'd',
+        long,
+        aliases = ["n-depth", "depth"],
+        value_delimiter = ',',
+        default_value = "0",
+        value_name = "N,.."
+    )]
+    pub context: Vec<usize>,
 
     /// Fill the cache of `--context` with random numbers instead of computing it
     #[arg(long, alias = "random-depth", requires = "context")]
@@ -77,9 +84,9 @@ pub struct BenchArgs {
     #[arg(long, value_enum, value_name = "TYPE")]
     pub activations: Option<ActivationType>,
 
-    /// Number format of cached keys and values
-    #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
-    pub cache_type: CacheType,
+    /// Number formats of cached keys and values; several are measured in turns, each with a cache of its own
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "f16", value_name = "TYPE,..")]
+    pub cache_type: Vec<CacheType>,
 
     #[command(flatten)]
     pub hidden: HiddenArgs,

@@ -1,4 +1,4 @@
-//! The measurements: repetitions of prompts and generations, alternating between the numbers of CREST steps.
+//! The measurements: repetitions of prompts and generations, alternating between the numbers of CREST steps and the formats of the cache.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -65,7 +65,15 @@ impl Test {
     }
 }
 
-/// The repetitions of one test at one number of steps, those for [warming up](Bench::warm_ups) included.
+/// What alternates within each repetition, so that a drift of the machine's speed affects all of it alike.
+#[derive(Clone, Copy)]
+struct Setting {
+    /// CREST steps to force, or the model's own rule.
+    steps: Option<usize>,
+    format: KvFormat,
+}
+
+/// The repetitions of one test in one setting, those for [warming up](Bench::warm_ups) included.
 #[derive(Default)]
 struct Samples {
     seconds: Vec<f64>,
@@ -79,9 +87,38 @@ struct Samples {
 }
 
 impl<B: CompactBackend> Bench<'_, B> {
-    /// Every test at every number of CREST steps, sorted by steps. The numbers alternate within each
-    /// repetition, so that a drift of the machine's speed affects all of them alike.
+    /// Every test in every setting, sorted by these.
     pub fn run_all(&mut self) -> Result<Vec<Measurement>> {
+        let tests = self.tests()?;
+        let settings = self.settings();
+        let mut measurements: Vec<Vec<Measurement>> = settings.iter().map(|_| Vec::new()).collect();
+        for &context in &self.args.context {
+            for &test in &tests {
+                let mut samples: Vec<Samples> = settings.iter().map(|_| Samples::default()).collect();
+                // Numbers of steps share the caches of a format.
+                let mut caches =
+                    self.formats().map(|format| (format, self.new_caches(test, format))).collect::<Vec<_>>();
+                for _ in 0..self.args.repetitions as usize + self.warm_ups() {
+                    for (format, caches) in &mut caches {
+                        for (setting, samples) in settings.iter().zip(&mut samples) {
+                            if setting.format == *format {
+                                self.set_steps(setting.steps)?;
+                                self.run_once(test, (context, *format), caches, samples)?;
+                            }
+                        }
+                    }
+                }
+                for ((setting, samples), measurements) in settings.iter().zip(&samples).zip(&mut measurements) {
+                    self.set_steps(setting.steps)?;
+                    measurements.push(self.measurement(test, (context, setting.format), samples)?);
+                }
+            }
+        }
+        Ok(measurements.into_iter().flatten().collect())
+    }
+
+    /// What is asked for, prompts first.
+    fn tests(&self) -> Result<Vec<Test>> {
         let prompts = self.args.n_prompt.iter().filter(|&&n| n > 0).map(|&n| Test::Prompt(n));
         let lengths = self.args.n_gen.iter().copied().filter(|&tokens| tokens > 0);
         let several = lengths.flat_map(|tokens| self.args.parallel.iter().map(move |&parallel| (tokens, parallel)));
@@ -92,24 +129,26 @@ impl<B: CompactBackend> Bench<'_, B> {
             let drafted = draft.map(|draft| Test::Drafted { tokens, parallel, draft });
             [Test::Generation { tokens, parallel }].into_iter().chain(drafted)
         });
-        let step_counts = self.step_counts();
-        let mut measurements: Vec<Vec<Measurement>> = step_counts.iter().map(|_| Vec::new()).collect();
-        for test in prompts.chain(generations).collect::<Vec<_>>() {
-            let format = self.args.cache_type.into();
-            let mut caches: Vec<Cache<B>> = (0..test.sequences()).map(|_| self.model.new_cache(format)).collect();
-            let mut samples: Vec<Samples> = step_counts.iter().map(|_| Samples::default()).collect();
-            for _ in 0..self.args.repetitions as usize + self.warm_ups() {
-                for (&steps, samples) in step_counts.iter().zip(&mut samples) {
-                    self.set_steps(steps)?;
-                    self.run_once(test, &mut caches, samples)?;
-                }
-            }
-            for ((&steps, samples), measurements) in step_counts.iter().zip(&samples).zip(&mut measurements) {
-                self.set_steps(steps)?;
-                measurements.push(self.measurement(test, samples)?);
-            }
-        }
-        Ok(measurements.into_iter().flatten().collect())
+        Ok(prompts.chain(generations).collect())
+    }
+
+    /// Every format of the cache with every number of steps.
+    fn settings(&self) -> Vec<Setting> {
+        let steps = self.step_counts();
+        self.formats().flat_map(|format| steps.iter().map(move |&steps| Setting { steps, format })).collect()
+    }
+
+    /// The formats of the cache, each once.
+    fn formats(&self) -> impl Iterator<Item = KvFormat> {
+        let asked = &self.args.cache_type;
+        let first =
+            asked.iter().enumerate().filter(|(at, format)| !asked.iter().take(*at).any(|before| before == *format));
+        first.map(|(_, &format)| format.into())
+    }
+
+    /// An empty cache for each sequence.
+    fn new_caches(&self, test: Test, format: KvFormat) -> Vec<Cache<B>> {
+        (0..test.sequences()).map(|_| self.model.new_cache(format)).collect()
     }
 
     /// Repetitions that are not counted: the first, unless asked otherwise.
@@ -138,8 +177,14 @@ impl<B: CompactBackend> Bench<'_, B> {
         Ok(steps.map_or(Ok(()), |steps| self.model.set_depth(steps, false, 1.0))?)
     }
 
-    fn run_once(&self, test: Test, caches: &mut [Cache<B>], samples: &mut Samples) -> Result<()> {
-        caches.iter_mut().try_for_each(|cache| self.fill(test, cache))?;
+    fn run_once(
+        &self,
+        test: Test,
+        (context, format): (usize, KvFormat),
+        caches: &mut [Cache<B>],
+        samples: &mut Samples,
+    ) -> Result<()> {
+        caches.iter_mut().try_for_each(|cache| self.fill(test, context, cache))?;
         let prompt = match test {
             Test::Prompt(n) => self.ids(n),
             Test::Generation { parallel, .. } | Test::Drafted { parallel, .. } => self.ids(parallel),
@@ -163,7 +208,7 @@ impl<B: CompactBackend> Bench<'_, B> {
                 }
             }
             Test::Drafted { tokens, draft, .. } => {
-                (samples.ids, samples.totals) = self.generate_drafted(&prompt, tokens, draft, caches)?;
+                (samples.ids, samples.totals) = self.generate_drafted((&prompt, tokens), draft, format, caches)?;
             }
         }
         samples.after = self.finished();
@@ -185,12 +230,11 @@ impl<B: CompactBackend> Bench<'_, B> {
     /// So many tokens of every sequence with drafts: those of the first one, and what the engine counted.
     fn generate_drafted(
         &self,
-        first: &[u32],
-        max_tokens: usize,
+        (first, max_tokens): (&[u32], usize),
         draft: DraftOptions,
+        kv_format: KvFormat,
         caches: &mut [Cache<B>],
     ) -> Result<(Vec<u32>, EngineTotals)> {
-        let kv_format = self.args.cache_type.into();
         let options = EngineOptions { kv_format, max_running: caches.len(), draft: Some(draft), ..Default::default() };
         // A vocabulary that fits the weights is not needed: nobody reads the text.
         let text = demo::open()?.text()?;
@@ -235,10 +279,9 @@ impl<B: CompactBackend> Bench<'_, B> {
         self.device.gpu.as_ref().map(|_| [launches, read_backs].map(|count| count as f64 / passes as f64))
     }
 
-    /// What a measurement starts from: the tokens of `--context` and nothing else. Where the one before has left them there, and what it
+    /// What a measurement starts from: so many tokens of context and nothing else. Where the one before has left them there, and what it
     /// added can be taken off, they stay. An engine may have laid them out in another way.
-    fn fill(&self, test: Test, cache: &mut Cache<B>) -> Result<()> {
-        let context = self.args.context;
+    fn fill(&self, test: Test, context: usize, cache: &mut Cache<B>) -> Result<()> {
         if context > 0 && cache.len() > context && !cache.is_recurrent() && !matches!(test, Test::Drafted { .. }) {
             return Ok(cache.truncate(context)?);
         }
@@ -301,7 +344,7 @@ impl<B: CompactBackend> Bench<'_, B> {
         read.sum()
     }
 
-    fn measurement(&self, test: Test, samples: &Samples) -> Result<Measurement> {
+    fn measurement(&self, test: Test, (context, format): (usize, KvFormat), samples: &Samples) -> Result<Measurement> {
         let (name, n_prompt, n_gen) = match test {
             Test::Prompt(n) => (format!("pp{n}"), n, 0),
             Test::Generation { tokens, parallel: 1 } => (format!("tg{tokens}"), 0, tokens),
@@ -342,7 +385,8 @@ impl<B: CompactBackend> Bench<'_, B> {
             n_prompt,
             n_gen,
             n_parallel: parallel,
-            n_depth: self.args.context,
+            n_depth: context,
+            cache_type: format.as_str(),
             threads: self.threads,
             tokens_per_second,
             tokens_per_second_each: tokens_per_second / parallel as f64,

@@ -14,7 +14,6 @@ use emberlm::demo;
 use emberlm::model::checkpoint::OpenOptions;
 use emberlm::model::config::{CrestOverrides, Family};
 use emberlm::model::{Architecture, CausalLm, LoadPlan, Pretrained, WeightOptions};
-use emberlm::quant::kv::KvFormat;
 use emberlm::quant::{Activations, CompactBackend};
 use emberlm_random::{RandomWeights, shapes};
 use measure::Bench;
@@ -69,7 +68,6 @@ fn bench<B: CompactBackend>(args: &BenchArgs, device: &OpenDevice<B>) -> Result<
         device: device.name.clone(),
         cpu_features: cpu::features(),
         activations: device.arithmetic_with(&plan),
-        cache_type: KvFormat::from(args.cache_type).as_str(),
         cache_hidden: args.hidden.cache_hidden,
         read_gb_per_second: Vec::new(),
     };
@@ -180,7 +178,7 @@ fn fits(args: &BenchArgs, architecture: &Architecture) -> Result<()> {
     let context = architecture.config.max_position_embeddings;
     let longest = args.n_prompt.iter().chain(&args.n_gen).copied().max().unwrap_or(0);
     ensure!(longest > 0, "-p 0 and -n 0 leave nothing to measure");
-    let needed = args.context.saturating_add(longest);
+    let needed = args.context.iter().copied().max().unwrap_or(0).saturating_add(longest);
     ensure!(needed <= context, "{needed} tokens do not fit the context of {context}");
     args.draft(architecture.crest.as_ref().map(|crest| crest.num_steps)).map(drop)
 }

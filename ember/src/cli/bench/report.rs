@@ -19,8 +19,6 @@ pub struct Report {
     pub cpu_features: Vec<&'static str>,
     /// `exact`, `int8`, `bf16` or `int8 and bf16`; on a GPU `f32`, `f16` or `bf16`.
     pub activations: String,
-    /// The number format of caches, as `--cache-type` has it.
-    pub cache_type: &'static str,
     /// Whether hidden values are cached in place of codes.
     pub cache_hidden: bool,
     /// What a plain read loop reaches, per thread count, in the same process.
@@ -39,6 +37,8 @@ pub struct Measurement {
     pub n_parallel: usize,
     /// Tokens in the cache before; the key is that of llama-bench.
     pub n_depth: usize,
+    /// The number format of the cache, as `--cache-type` has it.
+    pub cache_type: &'static str,
     pub threads: usize,
     /// Of all sequences together, the median of the repetitions.
     pub tokens_per_second: f64,
@@ -60,6 +60,15 @@ pub struct Measurement {
     pub read_backs: Option<f64>,
 }
 
+impl Measurement {
+    /// The test as tables call it: with the tokens before it, and the format of its cache where there are several.
+    fn name(&self, of_several: bool) -> String {
+        let depth = if self.n_depth > 0 { format!(" @ d{}", self.n_depth) } else { String::new() };
+        let cache = if of_several { format!(" {}", self.cache_type) } else { String::new() };
+        format!("{}{depth}{cache}", self.test)
+    }
+}
+
 /// Drafted tokens, and those that were accepted.
 #[derive(Debug, Serialize)]
 pub struct Drafts {
@@ -72,7 +81,11 @@ pub struct Drafts {
 /// The results for a reader.
 pub fn table(report: &Report) -> String {
     use std::fmt::Write as _;
-    let width = report.results.iter().map(|result| result.test.len()).max().unwrap_or(0).max(8);
+    let mut formats: Vec<&str> = report.results.iter().map(|result| result.cache_type).collect();
+    formats.sort_unstable();
+    formats.dedup();
+    let names: Vec<String> = report.results.iter().map(|result| result.name(formats.len() > 1)).collect();
+    let width = names.iter().map(String::len).max().unwrap_or(0).max(8);
     let mut out = format!(
         "{:<width$} {:>7} {:>12} {:>12} {:>14} {:>9}",
         "test", "threads", "tokens/s", "best", "MB per token", "GB/s"
@@ -80,16 +93,9 @@ pub fn table(report: &Report) -> String {
     if report.results.iter().any(|result| result.mean_steps.is_some()) {
         out.push_str("   steps");
     }
-    for result in &report.results {
-        let Measurement {
-            test,
-            threads,
-            tokens_per_second,
-            best_tokens_per_second,
-            bytes_per_token,
-            gb_per_second,
-            ..
-        } = result;
+    for (result, test) in report.results.iter().zip(&names) {
+        let Measurement { threads, tokens_per_second, best_tokens_per_second, bytes_per_token, gb_per_second, .. } =
+            result;
         let mb = bytes_per_token / 1e6;
         // A small model's are not zero.
         let digits = |value: f64| if value < 1.0 { 3 } else { 1 };
@@ -123,7 +129,7 @@ pub fn table(report: &Report) -> String {
         "\nload {:.2} s, peak memory {}, {}, {} ({})\n",
         report.load_seconds,
         output::bytes(report.peak_rss_bytes as usize),
-        cache_in_words(report.cache_type, report.cache_hidden),
+        cache_in_words(&formats.join(" and "), report.cache_hidden),
         report.device,
         report.cpu_features.join(" ")
     );

@@ -297,17 +297,12 @@ fn what_contradicts_the_tensors_is_named_with_its_file() {
         info(&[" config.json: is not valid JSON: "]);
     }
     let copy = scratch.copy_of("leanllama");
-    for (key, value, message) in [
-        ("targets", json!(["q"]), r#"has "q", expected only "k" and "v""#),
-        ("targets", json!(["v", "v"]), "lists v more than once"),
-        ("layers", json!([1, 3, 4, 4]), "lists 4 more than once"),
-    ] {
-        let before = fs::read(copy.join("config.json")).expect("a config");
-        edit_config(&copy, |config| config["kv_compression"][key] = value.clone());
-        let told = format!(" config.json: kv_compression.{key}: {message}");
-        ember(["info", "-m", copy.to_str().expect("UTF-8")]).fails_with(&[&told]);
-        fs::write(copy.join("config.json"), before).expect("written");
-    }
+    let info = ["info", "-m", copy.to_str().expect("UTF-8")];
+    edit_config(&copy, |config| config["kv_compression"]["targets"] = json!(["q"]));
+    ember(info).fails_with(&[r#" config.json: kv_compression.targets: has "q", expected only "k" and "v""#]);
+    // What is listed twice is listed.
+    edit_config(&copy, |config| config["kv_compression"]["targets"] = json!(["v", "v"]));
+    ember(info).with_code(0);
 }
 
 /// A directory that was given is named once, and so is what the system says of a file.

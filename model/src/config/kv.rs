@@ -1,7 +1,6 @@
 //! Learned compression of the key and value cache: what a config states, what the tensors show, and the union.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Display;
 
 use emberlm_quant::kv::CodeActivation;
 
@@ -79,12 +78,13 @@ impl KvCompressionConfig {
             let message = || format!("has \"{}\", expected only \"k\" and \"v\"", shown(name));
             name.parse::<KvTarget>().map_err(|_| object.error("targets", message()))
         };
-        let targets = object.strings("targets")?.map(|names| names.into_iter().map(target).collect::<Result<Vec<_>>>());
+        let targets =
+            object.strings("targets")?.map(|names| names.into_iter().map(target).collect::<Result<BTreeSet<_>>>());
         let last = layers.saturating_sub(1);
         let hidden = object.size("hidden_dim", super::limits::MAX_WIDTH)?;
         Ok(Self {
-            layers: object.integers("layers", last)?.map(|layers| set(object, "layers", layers)).transpose()?,
-            targets: targets.transpose()?.map(|targets| set(object, "targets", targets)).transpose()?,
+            layers: object.integers("layers", last)?.map(|layers| layers.into_iter().collect()),
+            targets: targets.transpose()?,
             code_dim: object.size("code_dim", kv_dim.saturating_sub(1))?,
             hidden_dim: if object.is_null("hidden_dim") { Some(None) } else { hidden.map(Some) },
             activation: object.choice("activation")?,
@@ -92,15 +92,6 @@ impl KvCompressionConfig {
             decoder_bias: object.boolean("decoder_bias")?,
             k_stage: object.choice("k_stage")?,
         })
-    }
-}
-
-/// A list of different values.
-fn set<T: Ord + Copy + Display>(object: &Fields, key: &str, values: Vec<T>) -> Result<BTreeSet<T>> {
-    let mut out = BTreeSet::new();
-    match values.into_iter().find(|&value| !out.insert(value)) {
-        Some(twice) => Err(object.error(key, format!("lists {twice} more than once"))),
-        None => Ok(out),
     }
 }
 

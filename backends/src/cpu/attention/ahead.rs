@@ -70,4 +70,12 @@ impl Next {
         let skip = |at: *const u8| at.wrapping_add(i * self.bytes);
         Next { at: skip(self.at), far: skip(self.far), ..self }
     }
+
+    /// What one of several asks for that ask for all of `positions`: a part of equal length, spread over as many positions.
+    #[inline(always)]
+    pub(super) fn share(self, i: usize, of: usize, positions: usize) -> Next {
+        let bytes = self.bytes / of;
+        let skip = |at: *const u8| at.wrapping_add(i * positions * bytes);
+        Next { at: skip(self.at), far: skip(self.far), bytes }
+    }
 }

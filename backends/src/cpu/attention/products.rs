@@ -92,8 +92,8 @@ unsafe fn prefetch<S: Simd>(at: *const u8, bytes: usize) {
     }
 }
 
-/// `scores[r][i] = q[r] · keys[i]`, rows of `TILE` scores; for many queries by way of the keys transposed in `tile`. `next` is prefetched
-/// meanwhile.
+/// `scores[r][i] = q[r] · keys[i]`, rows of `TILE` scores; for many queries by way of the keys transposed in `tile`. `next` and what is
+/// `beside` it are prefetched meanwhile.
 #[inline(always)]
 pub(super) unsafe fn tile_scores<S: Simd, E: Element>(
     q: &[f32],
@@ -101,7 +101,7 @@ pub(super) unsafe fn tile_scores<S: Simd, E: Element>(
     keys: &[E],
     tile: &mut [f32],
     scores: &mut [f32],
-    next: Option<Next>,
+    [next, beside]: [Option<Next>; 2],
 ) {
     let (rows, count) = (q.len() / width, keys.len() / width);
     debug_assert!(scores.len() >= rows * TILE && count <= TILE);
@@ -109,7 +109,7 @@ pub(super) unsafe fn tile_scores<S: Simd, E: Element>(
     // scores have `TILE` places, a multiple of `KEYS`, for each of `rows` queries, and `count` is at most `TILE`.
     unsafe {
         if rows >= GEMM_MIN_ROWS {
-            if let Some(next) = next {
+            for next in [next, beside].into_iter().flatten() {
                 prefetch::<S>(next.at, count * next.bytes);
             }
             // Positions become lanes: `[width, TILE]`.
@@ -136,6 +136,9 @@ pub(super) unsafe fn tile_scores<S: Simd, E: Element>(
                 if i >= AGAIN {
                     prefetch::<S>(at.wrapping_sub(AGAIN * next.bytes), KEYS * next.bytes);
                 }
+            }
+            if let Some(beside) = beside {
+                prefetch::<S>(beside.skip(i).at, KEYS * beside.bytes);
             }
             // Keys beyond the last are the last again.
             let keys: [*const E; KEYS] = std::array::from_fn(|j| keys.as_ptr().add((i + j).min(count - 1) * width));

@@ -104,6 +104,12 @@ impl FlashTask<'_> {
                                     ..next
                                 }),
                             };
+                            // Values that all heads share, where their sums ask for nothing: each head for a part.
+                            let beside = match &a.values {
+                                Source::Tokens { .. } if a.byte_sums.is_none() => places.next(&a.values, 0, at + TILE),
+                                _ => None,
+                            };
+                            let next = [next, beside.map(|values| values.share(head, heads, TILE))];
                             match part.data {
                                 CacheSlice::F32(data) => {
                                     let data = &data[from..from + count * wk];
@@ -116,11 +122,11 @@ impl FlashTask<'_> {
                                 CacheSlice::Q8 { codes, scales } => {
                                     let keys = Q8Rows::new(codes, scales, wk, from / wk, count);
                                     if let Some(queries) = a.byte_queries {
-                                        queries.scores(first + head * rows, rows, keys, scores, next);
+                                        queries.scores(first + head * rows, rows, keys, scores, next[0]);
                                         continue;
                                     }
                                     if rows < GEMM_MIN_ROWS && wk.is_multiple_of(KV_BLOCK) {
-                                        q8::scores::<S>(q, keys, scores, next);
+                                        q8::scores::<S>(q, keys, scores, next[0]);
                                         continue;
                                     }
                                     keys.floats::<S>(numbers);
@@ -134,8 +140,8 @@ impl FlashTask<'_> {
                         TokenTile::Q8(keys) if let Some(queries) = a.byte_queries => {
                             queries.scores(first, total, keys, scores, places.next(&a.keys, 0, at + TILE));
                         }
-                        TokenTile::F16(data) => tile_scores::<S, _>(q, wk, data, key_tile, scores, None),
-                        tile => tile_scores::<S, f32>(q, wk, tile.floats::<S>(numbers), key_tile, scores, None),
+                        TokenTile::F16(data) => tile_scores::<S, _>(q, wk, data, key_tile, scores, [None; 2]),
+                        tile => tile_scores::<S, f32>(q, wk, tile.floats::<S>(numbers), key_tile, scores, [None; 2]),
                     },
                     Source::Codes { parts, layer } => {
                         let codes = tile_codes(parts, layer, self.b, at, count);

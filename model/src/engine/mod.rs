@@ -30,6 +30,7 @@ mod tests;
 mod totals;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::KvFormat;
@@ -54,9 +55,17 @@ use schedule::shares;
 use sequence::{Chosen, Sequence, Then};
 pub use totals::EngineTotals;
 
-/// The name of a sequence in its engine; never used again.
+/// The name of a sequence, of which there is one among all engines of a process; never used again. Later ones are greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(u64);
+
+impl SequenceId {
+    /// Of all engines together: where one is given to another engine, that must not mean a sequence there.
+    fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 /// Limits and formats of an engine.
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +82,9 @@ pub struct EngineOptions {
     /// there twice. Where texts together grow beyond it, the youngest wait until others have ended, and then compute anew what they held.
     pub cache_bytes: Option<usize>,
     /// Bytes of prefixes that are kept for requests that begin with the same tokens, at most; 0: none are kept. They make way where
-    /// running sequences need the room: answers first, what many prompts begin with last.
+    /// running sequences need the room: answers first, what many prompts begin with last. Less than 32 tokens in common are computed
+    /// again, unless a [boundary](Request::prefix_boundaries) is there. A model with linear attention goes on from boundaries, from the ends of texts,
+    /// and from where prompts parted before.
     pub prefix_cache_bytes: usize,
     /// Guess tokens of those that generate, and verify several in one pass; the texts are the same. None: decode token by token.
     pub draft: Option<DraftOptions>,
@@ -111,7 +122,6 @@ pub struct Engine<'m, B: CompactBackend> {
     /// What the next step has to tell besides.
     events: Vec<Event<B>>,
     totals: EngineTotals,
-    next_id: u64,
 }
 
 /// A sequence's part in a step.
@@ -127,7 +137,7 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
         let (running, waiting, events) = (Vec::new(), VecDeque::new(), Vec::new());
         let (check, totals) = (RequestCheck::new(model, &options), EngineTotals::default());
         let (text, prefix) = (text.clone(), PrefixCache::new(model, &options));
-        Self { model, text, options, check, prefix, running, waiting, events, totals, next_id: 0 }
+        Self { model, text, options, check, prefix, running, waiting, events, totals }
     }
 
     /// Takes a request. Nothing is computed before the next [`step`](Self::step).
@@ -168,18 +178,17 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
     ) -> Result<SequenceId> {
         self.check.check(&cache, &request)?;
         cache.expect(history.len() + request.prompt.len());
-        let id = SequenceId(self.next_id);
+        let id = SequenceId::next();
         let context = self.model.architecture().config.max_position_embeddings;
         let mut sequence = Sequence::new(id, request, (cache, history), &self.text, context)?;
         sequence.snapshots = snapshots;
         sequence.forced_acceptance =
             self.options.draft.and_then(|draft| draft.forced_acceptance).map(ForcedAcceptance::new);
-        self.next_id += 1;
         self.waiting.push_back(sequence);
         Ok(id)
     }
 
-    /// Ends a sequence; its last events come with the next step. Nothing happens where it has ended already.
+    /// Ends a sequence; its last events come with the next step. Nothing happens where it has ended already, or is another engine's.
     pub fn cancel(&mut self, id: SequenceId) {
         let limit = self.prefix_limit();
         let sequence = if let Some(at) = self.running.iter().position(|sequence| sequence.id == id) {
@@ -203,20 +212,22 @@ impl<'m, B: CompactBackend> Engine<'m, B> {
     /// wait meanwhile, and each gets what it gets alone.
     ///
     /// # Errors
-    /// [`Error::Option`] when there is no such sequence (any more), [`Error::Memory`] when there is no room for a second cache.
+    /// [`Error::Option`] when there is no such sequence (any more) in this engine, [`Error::Memory`] when there is no room for a second cache.
     pub fn fork(&mut self, id: SequenceId) -> Result<SequenceId> {
         let mut all = self.running.iter_mut().chain(&mut self.waiting);
         let Some(original) = all.find(|sequence| sequence.id == id) else {
-            return Err(Error::Option { option: "sequence".into(), message: "has ended or never was".into() });
+            return Err(Error::Option {
+                option: "sequence".into(),
+                message: "has ended, or is none of this engine".into(),
+            });
         };
-        let id = SequenceId(self.next_id);
+        let id = SequenceId::next();
         let copy = original.fork(id)?;
         let more = copy.cache.own_bytes();
         if let Some((bytes, limit)) = self.beyond_budget(more) {
             let what = format!("the caches of {} sequences", self.running.len() + self.waiting.len() + 1);
             return Err(Error::Memory { what, bytes, limit });
         }
-        self.next_id += 1;
         self.make_way(more);
         // What it holds takes room wherever it is; a turn of its own comes when there is a place.
         self.waiting.push_front(copy);

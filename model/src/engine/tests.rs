@@ -92,3 +92,17 @@ fn one_whose_cache_has_lost_a_tensor_fails_alone() {
     assert!(got[0].as_ref().is_err_and(|error| error.contains("lost a tensor")), "{got:?}");
     assert_eq!(got[1], expected[0]);
 }
+
+/// Every engine begins to count anew no more: an id that went astray must not end the text of somebody else.
+#[test]
+fn a_sequence_of_one_engine_is_none_of_another() {
+    let (model, text) = model();
+    let [mut one, mut other] = [(); 2].map(|()| Engine::new(&model, &text, EngineOptions::default()));
+    let [first, second] = requests();
+    let (id, others) = (one.submit(first).expect("a request"), other.submit(second).expect("a request"));
+    assert_ne!(id, others);
+    other.cancel(id);
+    assert_eq!(other.sequences(), (0, 1));
+    assert!(matches!(other.fork(id), Err(Error::Option { .. })));
+    assert!(one.fork(id).expect("a copy") > id);
+}

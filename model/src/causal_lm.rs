@@ -24,7 +24,9 @@ use crate::read::device_error;
 /// Tokens per pass when a long prompt is fed in.
 pub const DEFAULT_CHUNK: usize = 512;
 
-/// A language model whose weights are on the device of `B`.
+/// A language model whose weights are on the device of `B`. Threads may share it.
+///
+/// `num_params` of burn counts numbers that can be trained: packed matrices are none. [`LoadPlan::parameters`] counts all.
 #[derive(Module, Debug)]
 pub struct CausalLm<B: Backend> {
     /// Everything but the head.

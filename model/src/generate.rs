@@ -1,16 +1,15 @@
 //! One text: prompt in, pieces of text out.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use emberlm_quant::CompactBackend;
 use emberlm_quant::kv::KvFormat;
 
 use crate::cache::Cache;
+pub use crate::cancel::CancelHandle;
 use crate::causal_lm::{CausalLm, DEFAULT_CHUNK};
 pub use crate::engine::{DraftOptions, DraftSource, Finish, Piece, Summary};
-use crate::engine::{Engine, EngineOptions, EventKind, Finished, Request, SequenceId};
+use crate::engine::{Engine, EngineOptions, EventKind, Finished, Request, SequenceId, TokenMask};
 use crate::error::Result;
 use crate::nn::DepthOptions;
 use crate::sampling::{LogitsProcessors, SamplingConfig};
@@ -38,6 +37,10 @@ pub struct GenerateOptions {
     pub depth: DepthOptions,
     /// Of which tokens the depth is told (CREST).
     pub trace: Trace,
+    /// Tell how probable every token was, and so many of the most probable ones.
+    pub log_probabilities: Option<usize>,
+    /// What the text has to be, if not anything: a `Grammar` of the feature `grammar`.
+    pub grammar: Option<Box<dyn TokenMask>>,
     /// Guess tokens, and verify several in one pass; the text is the same, but for what [`DraftOptions`] says of rounding. None: decode token by token.
     pub draft: Option<DraftOptions>,
 }
@@ -55,7 +58,32 @@ impl Default for GenerateOptions {
             cache: KvFormat::default(),
             depth: DepthOptions::default(),
             trace: Trace::Off,
+            log_probabilities: None,
+            grammar: None,
             draft: None,
+        }
+    }
+}
+
+impl GenerateOptions {
+    /// The same for an [`Engine`]: a request that continues a prompt so. [`chunk`](Self::chunk), [`cache`](Self::cache) and
+    /// [`draft`](Self::draft) are the engine's own and hold for all of its sequences: see [`EngineOptions`].
+    pub fn request(&self, prompt: Vec<u32>) -> Request {
+        self.clone().into_request(prompt)
+    }
+
+    fn into_request(self, prompt: Vec<u32>) -> Request {
+        Request {
+            sampling: self.sampling,
+            processors: self.processors,
+            max_tokens: self.max_tokens,
+            stop_tokens: self.stop_tokens,
+            stop_strings: self.stop_strings,
+            depth: self.depth,
+            trace: self.trace,
+            log_probabilities: self.log_probabilities,
+            grammar: self.grammar,
+            ..Request::new(prompt)
         }
     }
 }
@@ -68,21 +96,6 @@ pub struct Generator<'a, B: CompactBackend> {
     options: GenerateOptions,
     cancel: CancelHandle,
     cache: Option<(Cache<B>, Vec<u32>)>,
-}
-
-/// Ends a generation from elsewhere, at the next token or chunk of the prompt.
-#[derive(Clone, Debug, Default)]
-pub struct CancelHandle(Arc<AtomicBool>);
-
-impl CancelHandle {
-    /// Asks the generation to end.
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
 }
 
 impl<'a, B: CompactBackend> Generator<'a, B> {
@@ -123,21 +136,7 @@ impl<'a, B: CompactBackend> Generator<'a, B> {
     pub fn run(self, prompt: &[u32]) -> Result<Pieces<'a, B>> {
         let Self { mut engine, model, options, cancel, cache } = self;
         let (cache, history) = cache.unwrap_or_else(|| (model.new_cache(options.cache), Vec::new()));
-        let request = Request {
-            prompt: prompt.to_vec(),
-            sampling: options.sampling,
-            processors: options.processors,
-            max_tokens: options.max_tokens,
-            stop_tokens: options.stop_tokens,
-            stop_strings: options.stop_strings,
-            depth: options.depth,
-            trace: options.trace,
-            log_probabilities: None,
-            prompt_log_probabilities: None,
-            prefix_boundaries: Vec::new(),
-            grammar: None,
-        };
-        let id = engine.resume(cache, history, request)?;
+        let id = engine.resume(cache, history, options.into_request(prompt.to_vec()))?;
         let (pieces, prompt_depth) = (VecDeque::new(), Vec::new());
         Ok(Pieces { engine, id, cancel, pieces, prompt_depth, state: State::Running })
     }
@@ -226,5 +225,115 @@ impl<B: CompactBackend> Iterator for Pieces<'_, B> {
                 return Some(Err(error));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn_ndarray::NdArray;
+
+    use super::*;
+    use crate::pretrained::Pretrained;
+
+    type Backend = NdArray<f32>;
+
+    /// Threads share a model, on any backend, and each gets what it gets alone.
+    #[test]
+    fn threads_share_a_model() {
+        fn shared<T: Send + Sync>() {}
+        fn on_any<B: CompactBackend>() {
+            shared::<CausalLm<B>>();
+            shared::<Pretrained>();
+        }
+        on_any::<Backend>();
+        let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/leanllama");
+        let pretrained = Pretrained::open(fixture).expect("a fixture");
+        let text = pretrained.text().expect("a tokenizer");
+        let model = pretrained.load::<Backend>(&Default::default()).expect("a model");
+        let run = |first: u32| -> Result<Vec<Option<u32>>> {
+            let options = GenerateOptions { max_tokens: 8, ..GenerateOptions::default() };
+            let pieces = Generator::new(&model, &text, options)?.run(&[first, 5, 9])?;
+            pieces.map(|piece| Ok(piece?.token)).collect()
+        };
+        std::thread::scope(|scope| {
+            let threads = [1, 2, 3].map(|first| (first, scope.spawn(move || run(first).expect("a text"))));
+            for (first, thread) in threads {
+                assert_eq!(thread.join().expect("no panic"), run(first).expect("a text"));
+            }
+        });
+    }
+
+    /// One text and no other.
+    #[derive(Clone, Debug)]
+    struct Only {
+        left: VecDeque<u32>,
+        allowed: Vec<u32>,
+    }
+
+    impl TokenMask for Only {
+        fn allowed(&mut self) -> Result<Option<&[u32]>> {
+            self.allowed.fill(0);
+            if let Some(&id) = self.left.front() {
+                self.allowed.resize(id as usize / 32 + 1, 0);
+                self.allowed[id as usize / 32] |= 1 << (id % 32);
+            }
+            Ok(Some(&self.allowed))
+        }
+
+        fn accept(&mut self, token: u32) -> Result<()> {
+            assert_eq!(self.left.pop_front(), Some(token));
+            Ok(())
+        }
+
+        fn is_complete(&self) -> bool {
+            self.left.is_empty()
+        }
+
+        fn is_at_end(&self) -> bool {
+            self.left.is_empty()
+        }
+
+        fn boxed_clone(&self) -> Box<dyn TokenMask> {
+            Box::new(self.clone())
+        }
+    }
+
+    /// What a generator is told is what its engine is asked, and a request of the same options gets the same.
+    #[test]
+    fn options_are_kept_by_a_generator_and_by_a_request() {
+        let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/crest_k2");
+        let pretrained = Pretrained::open(fixture).expect("a fixture");
+        let (text, model) = (
+            pretrained.text().expect("a tokenizer"),
+            pretrained.load::<Backend>(&Default::default()).expect("a model"),
+        );
+        let wanted = vec![40, 7, 90];
+        let grammar = Only { left: wanted.clone().into(), allowed: Vec::new() };
+        let options = GenerateOptions {
+            log_probabilities: Some(2),
+            grammar: Some(Box::new(grammar)),
+            trace: Trace::Chosen,
+            ..GenerateOptions::default()
+        };
+        let request = options.request(vec![3, 5]);
+        let mut pieces = Generator::new(&model, &text, options).expect("options").run(&[3, 5]).expect("a prompt");
+        let told: Vec<Piece> = pieces.by_ref().collect::<Result<_>>().expect("a text");
+        assert_eq!(told.iter().filter_map(|piece| piece.token).collect::<Vec<_>>(), wanted);
+        let probabilities: Vec<_> = told.iter().filter_map(|piece| piece.log_probabilities.clone()).collect();
+        assert_eq!(probabilities.len(), 3);
+        assert!(probabilities.iter().all(|of| of.top.len() == 2 && of.chosen < 0.0));
+        assert_eq!(pieces.summary().expect("an end").finish, Finish::Stop);
+
+        let mut engine = Engine::new(&model, &text, EngineOptions::default());
+        engine.submit(request).expect("a request");
+        let mut again = Vec::new();
+        while !engine.is_idle() {
+            again.extend(engine.step().into_iter().filter_map(|event| match event.kind {
+                EventKind::Token(piece) => Some((piece.token, piece.log_probabilities, piece.depth)),
+                _ => None,
+            }));
+        }
+        let told: Vec<_> = told.into_iter().map(|piece| (piece.token, piece.log_probabilities, piece.depth)).collect();
+        assert_eq!(again, told);
     }
 }

@@ -6,6 +6,7 @@
 
 mod architecture;
 pub mod cache;
+mod cancel;
 mod causal_lm;
 pub mod checkpoint;
 pub mod compare;

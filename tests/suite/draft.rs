@@ -43,7 +43,7 @@ fn run<B: CompactBackend>(loaded: &Loaded<B>, limits: EngineOptions, requests: &
                 EventKind::Finished(finished) => {
                     assert_eq!(finished.summary.generated, outcome.generated);
                     assert_eq!(finished.cache.len(), finished.tokens.len());
-                    outcome.finish = Some(finished.summary.finish.clone());
+                    outcome.finish = Some(finished.summary.finish);
                     let (outcome, log_probabilities) = (std::mem::take(outcome), std::mem::take(log_probabilities));
                     told.insert(event.sequence, Told { outcome, log_probabilities, finished: *finished });
                 }

@@ -85,7 +85,7 @@ impl Client {
                 other => panic!("{other:?}"),
             }
         };
-        outcome.finish = Some(summary.finish.clone());
+        outcome.finish = Some(summary.finish);
         assert_eq!(summary.generated, outcome.generated);
         drop(self.ticket);
         assert!(self.updates.recv_timeout(PATIENCE).is_err(), "an update after the end");

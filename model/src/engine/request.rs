@@ -124,7 +124,7 @@ pub struct Piece {
     pub token: Option<u32>,
     /// Depth of the pass that chose the token; not with [`Trace::Off`].
     pub depth: Option<TokenDepth>,
-    /// How probable the token was; only with [`Request::log_probabilities`].
+    /// How probable the token was; only where that is [asked for](Request::log_probabilities).
     pub log_probabilities: Option<LogProbabilities>,
 }
 
@@ -151,7 +151,7 @@ pub struct Finished<B: CompactBackend> {
 }
 
 /// Why a generation ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
     /// A stop token or a stop string.
     Stop,

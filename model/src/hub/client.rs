@@ -19,6 +19,7 @@ use super::error::{HubError, HubResult};
 use super::options::{HubOptions, Token};
 use super::progress::{OnPull, PullEvent};
 use super::trust;
+use crate::cancel::CancelHandle;
 use crate::checkpoint::recognise;
 use crate::config::json;
 
@@ -29,6 +30,9 @@ const MAX_JSON: u64 = 32 << 20;
 /// Patience for an answer that is not needed: that of `huggingface_hub` for the ETag of a file.
 const HURRIED_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How often a wait asks whether it was cancelled.
+const MOMENT: Duration = Duration::from_millis(100);
+
 /// Asks one hub.
 #[derive(Debug)]
 pub(super) struct Client {
@@ -37,6 +41,8 @@ pub(super) struct Client {
     endpoint: Address,
     token: Option<Token>,
     options: HubOptions,
+    /// Ends every request.
+    cancel: CancelHandle,
 }
 
 /// What is asked for.
@@ -113,14 +119,14 @@ impl Failure {
 
 /// Attempts at one thing.
 pub(super) struct Retries<'a> {
-    options: &'a HubOptions,
+    client: &'a Client,
     on: OnPull<'a>,
     failed: u32,
 }
 
 impl<'a> Retries<'a> {
-    pub fn new(options: &'a HubOptions, on: OnPull<'a>) -> Self {
-        Self { options, on, failed: 0 }
+    pub fn new(client: &'a Client, on: OnPull<'a>) -> Self {
+        Self { client, on, failed: 0 }
     }
 
     /// After an attempt that brought something.
@@ -131,22 +137,22 @@ impl<'a> Retries<'a> {
     /// Waits before the next attempt.
     ///
     /// # Errors
-    /// The failure, when another attempt would not help or there were enough.
+    /// The failure, when another attempt would not help or there were enough; [`HubError::Cancelled`].
     pub fn wait(&mut self, failure: Failure) -> HubResult<()> {
+        let options = &self.client.options;
         self.failed = self.failed.saturating_add(1);
         let Failure::Again { url, reason, wait, limited } = &failure else {
             return Err(failure.into_error(self.failed));
         };
-        let doubled = self.options.pause.saturating_mul(1 << self.failed.saturating_sub(1).min(6));
+        let doubled = options.pause.saturating_mul(1 << self.failed.saturating_sub(1).min(6));
         let pause = wait.unwrap_or(doubled);
-        if self.failed >= self.options.attempts || (*limited && pause > self.options.longest_wait) {
+        if self.failed >= options.attempts || (*limited && pause > options.longest_wait) {
             return Err(failure.into_error(self.failed));
         }
         // A server that is in trouble must not hold us for hours.
-        let pause = pause.min(self.options.longest_wait);
+        let pause = pause.min(options.longest_wait);
         (self.on)(PullEvent::Retry { reason: &format!("{url}: {reason}"), wait: pause });
-        std::thread::sleep(pause);
-        Ok(())
+        self.client.sleep(pause)
     }
 }
 
@@ -164,7 +170,8 @@ impl Client {
                 endpoint.shown()
             );
         }
-        Ok(Self { agent: OnceLock::new(), endpoint, token, options: options.clone() })
+        let (options, cancel) = (options.clone(), CancelHandle::default());
+        Ok(Self { agent: OnceLock::new(), endpoint, token, options, cancel })
     }
 
     fn agent(&self) -> HubResult<&Agent> {
@@ -199,7 +206,32 @@ impl Client {
     pub fn hurried(&self) -> Self {
         let patience = self.options.patience.min(HURRIED_PATIENCE);
         let options = HubOptions { attempts: 1, patience, ..self.options.clone() };
-        Self { agent: OnceLock::new(), endpoint: self.endpoint.clone(), token: self.token.clone(), options }
+        let (endpoint, token, cancel) = (self.endpoint.clone(), self.token.clone(), self.cancel.clone());
+        Self { agent: OnceLock::new(), endpoint, token, options, cancel }
+    }
+
+    pub fn cancel_handle(&self) -> &CancelHandle {
+        &self.cancel
+    }
+
+    /// # Errors
+    /// [`HubError::Cancelled`].
+    pub fn unless_cancelled(&self) -> HubResult<()> {
+        if self.cancel.is_cancelled() { Err(HubError::Cancelled) } else { Ok(()) }
+    }
+
+    /// Waits.
+    ///
+    /// # Errors
+    /// [`HubError::Cancelled`], a moment after it was.
+    fn sleep(&self, mut wait: Duration) -> HubResult<()> {
+        while !wait.is_zero() {
+            self.unless_cancelled()?;
+            let moment = wait.min(MOMENT);
+            std::thread::sleep(moment);
+            wait = wait.saturating_sub(moment);
+        }
+        self.unless_cancelled()
     }
 
     /// The endpoint, as it is shown.
@@ -223,7 +255,7 @@ impl Client {
     /// # Errors
     /// As [`Retries::wait`]; [`HubError::Answer`] when it is not the JSON that was expected.
     pub fn json<T: DeserializeOwned>(&self, request: Request<'_>, on: OnPull<'_>) -> HubResult<T> {
-        let mut retries = Retries::new(&self.options, on);
+        let mut retries = Retries::new(self, on);
         loop {
             match self.get(request).and_then(|answer| self.read_json(answer)) {
                 Ok(json) => return Ok(json),
@@ -269,6 +301,7 @@ impl Client {
         let redirect_error = |url: String, message: String| {
             Failure::Final(HubError::Redirect { url: self.hide(&url), message: self.hide(&message) })
         };
+        self.unless_cancelled()?;
         let start = self.endpoint.join_path(request.path);
         let mut url = start.map_err(|message| HubError::Answer { url: self.endpoint(), message })?;
         let (mut stated_etag, mut stated_length) = (None, None);
@@ -443,7 +476,10 @@ fn retry_after(text: &str) -> Option<Duration> {
 
 /// What an error of a connection is called.
 pub(super) fn cut(error: &std::io::Error) -> String {
+    // What reads a body wraps the errors of the HTTP library.
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>());
     match error.kind() {
+        _ if matches!(inner, Some(ureq::Error::Timeout(_))) => "the server stopped sending".into(),
         std::io::ErrorKind::UnexpectedEof => "the connection was cut".into(),
         std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock => "the server stopped sending".into(),
         std::io::ErrorKind::ConnectionRefused => "the connection is refused".into(),

@@ -74,8 +74,13 @@ impl Download<'_> {
     pub fn run(&self, on: OnPull<'_>) -> HubResult<PathBuf> {
         let blob = self.repository.blob(&self.expected.hash);
         let file = self.file;
-        let _lock =
-            Lock::take(&self.repository.lock_path(&self.expected.hash), || on(PullEvent::Waiting { name: file }))?;
+        let waits = |first| {
+            if first {
+                on(PullEvent::Waiting { name: file });
+            }
+            self.client.unless_cancelled()
+        };
+        let _lock = Lock::take(&self.repository.lock_path(&self.expected.hash), waits)?;
         let length = self.expected.length;
         // A file of another length was cut by a crash, or by hand.
         if fs::metadata(&blob).is_ok_and(|blob| blob.is_file() && blob.len() == length) {
@@ -180,7 +185,7 @@ impl Download<'_> {
     }
 
     fn first_answer(&self, partial: &Partial, part: usize, on: OnPull<'_>) -> Result<Answer, Stop> {
-        let mut retries = Retries::new(self.client.options(), on);
+        let mut retries = Retries::new(self.client, on);
         loop {
             match self.ask(partial, part) {
                 Ok(answer) => return Ok(answer),
@@ -199,7 +204,7 @@ impl Download<'_> {
         stop: &AtomicBool,
         on: OnPull<'_>,
     ) -> Result<(), Stop> {
-        let mut retries = Retries::new(self.client.options(), on);
+        let mut retries = Retries::new(self.client, on);
         loop {
             let (_, length, before) = partial.part(part);
             if before >= length {
@@ -305,6 +310,7 @@ impl Download<'_> {
             if stop.load(Ordering::Relaxed) {
                 return Err(Stop::Stopped);
             }
+            self.client.unless_cancelled()?;
             let most = usize::try_from(writer.left()).unwrap_or(PIECE).min(PIECE);
             let read = match reader.read(piece.get_mut(..most).unwrap_or_default()) {
                 Ok(0) => return Err(Failure::again(answer.url, "the connection was cut").into()),

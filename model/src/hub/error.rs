@@ -96,8 +96,11 @@ pub enum HubError {
         /// What differs.
         message: String,
     },
+    /// It was [cancelled](super::Hub::cancel_handle).
+    #[error("the download was cancelled; what came of it is kept")]
+    Cancelled,
     /// The disk is too small.
-    #[error("{}: {needed} bytes are needed, {free} are free: free some, or set HF_HOME to a directory on another disk", path.display())]
+    #[error("{}: {needed} bytes are needed, {free} are free: free some, or keep the cache on another disk (HF_HOME)", path.display())]
     Disk {
         /// The cache.
         path: PathBuf,
@@ -129,7 +132,7 @@ impl HubError {
                 "; what is downloaded stays: free some space and run this again"
             }
             std::io::ErrorKind::ReadOnlyFilesystem | std::io::ErrorKind::PermissionDenied => {
-                "; set HF_HOME to a directory that can be written"
+                "; keep the cache in a directory that can be written (HF_HOME)"
             }
             _ => "",
         };

@@ -94,7 +94,7 @@ impl Listing {
         }
         let path = resolve_path(name, &self.commit, file);
         let request = Request { path: &path, model: &model, file: Some(file), range: None, if_range: None };
-        let mut retries = Retries::new(client.options(), on);
+        let mut retries = Retries::new(client, on);
         let answer = loop {
             match client.head(request) {
                 Ok(answer) => break answer,

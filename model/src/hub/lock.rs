@@ -17,12 +17,12 @@ pub(super) struct Lock {
 const POLL: Duration = Duration::from_millis(100);
 
 impl Lock {
-    /// Waits for a lock; `waits` is called once if another process holds it.
-    pub fn take(path: &Path, waits: impl FnOnce()) -> HubResult<Self> {
+    /// Waits for a lock; `waits` is called whenever another process holds it, at first with `true`, and its error ends the wait.
+    pub fn take(path: &Path, waits: impl Fn(bool) -> HubResult<()>) -> HubResult<Self> {
         if let Some(parent) = path.parent() {
             make_dir(parent)?;
         }
-        let mut waits = Some(waits);
+        let mut first = true;
         loop {
             let file = OpenOptions::new().create(true).write(true).truncate(false).open(path);
             let file = file.map_err(|source| HubError::io(path, source))?;
@@ -30,9 +30,8 @@ impl Lock {
                 Ok(()) if is_removed(&file) => {}
                 Ok(()) => return Ok(Self { _file: Some(file) }),
                 Err(TryLockError::WouldBlock) => {
-                    if let Some(waits) = waits.take() {
-                        waits();
-                    }
+                    waits(first)?;
+                    first = false;
                     std::thread::sleep(POLL);
                 }
                 // Some network file systems have no locks; two processes are then on their own.
@@ -75,8 +74,9 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| {
-                    let lock = Lock::take(&path, || {
-                        waited.fetch_add(1, Ordering::Relaxed);
+                    let lock = Lock::take(&path, |first| {
+                        waited.fetch_add(usize::from(first), Ordering::Relaxed);
+                        Ok(())
                     });
                     let _lock = lock.unwrap();
                     assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);

@@ -47,6 +47,7 @@ mod pull;
 mod select;
 mod trust;
 
+pub use crate::cancel::CancelHandle;
 pub use cached::{CachedModel, repository_of};
 pub use error::{HubError, HubResult};
 pub use name::{DEFAULT_REVISION, HubName, SHORT_NAMES, ShortName, short_name, similar_short_name};

@@ -14,6 +14,7 @@ use super::options::HubOptions;
 use super::partial::Partial;
 use super::progress::{OnPull, PullEvent, PullPlan};
 use super::select::{Selection, StoredWeights, TOKENIZER};
+use crate::cancel::CancelHandle;
 use crate::checkpoint::names::list;
 use crate::checkpoint::{MAX_INDEX_BYTES, parse_index};
 
@@ -44,6 +45,12 @@ impl Hub {
     /// The options.
     pub fn options(&self) -> &HubOptions {
         &self.options
+    }
+
+    /// Ends the downloads of this hub, from another thread or what hears of them: with [`HubError::Cancelled`], when the next bytes come or after
+    /// the [patience](HubOptions::patience) for them. What came is kept, and another hub goes on with it; this one asks for nothing more.
+    pub fn cancel_handle(&self) -> CancelHandle {
+        self.client.cancel_handle().clone()
     }
 
     /// The directory of a model that is in the cache, all of it as far as is known; the network is not used.
@@ -135,7 +142,7 @@ impl Hub {
             Some((path, Held::All | Held::Weights)) => Ok(path),
             found => {
                 let some = found.is_some_and(|(path, _)| path.is_dir());
-                let lacks = if some { "; a part of it is there: run `ember pull` with a network" } else { "" };
+                let lacks = if some { "; a part of it is there: let the rest be downloaded" } else { "" };
                 let cache = self.options.cache.clone();
                 Err(HubError::Offline { model: name.to_string(), cache, lacks: lacks.into() })
             }

@@ -1,10 +1,14 @@
 //! Each fault alone: what comes of it, how often it is tried, and that nothing wrong is kept.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use emberlm_model::hub::{Hub, HubName, PullEvent};
+
 use crate::hub_support::{Asked, Fault, Server, Side};
-use crate::support::{NAME, NEEDED, assert_blobs, assert_files, hub, kind, options, pull, repository, server};
+use crate::support::{NAME, NEEDED, PART, assert_blobs, assert_files, hub, kind, options, pull, repository, server};
 
 /// Pulls with a fault that is there `times` times; gives the kind of the error, or "Ok".
 #[track_caller]
@@ -234,6 +238,8 @@ fn who_stops_sending_is_given_up() {
         let start = Instant::now();
         let error = pull(&hub, NAME).unwrap_err();
         assert_eq!(kind(&error), "Network", "{error}");
+        let said = ["stopped sending", "no answer within"];
+        assert!(said.iter().any(|said| error.to_string().contains(said)), "{error}");
         assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
         server.faults(|_| Fault::None);
         assert_files(&pull(&hub, NAME).unwrap(), &repository(), &NEEDED);
@@ -244,4 +250,74 @@ fn who_stops_sending_is_given_up() {
     options.endpoint = "http://127.0.0.1:1".into();
     let error = pull(&emberlm_model::hub::Hub::new(options).unwrap(), NAME).unwrap_err();
     assert!(kind(&error) == "Network" && error.to_string().contains("refused"), "{error}");
+}
+
+/// Whatever a pull is at when it is cancelled, it ends then, and what came is of use to the next one.
+#[test]
+fn a_pull_that_is_cancelled_ends_and_keeps_what_came() {
+    let server = server();
+    let cache = tempfile::tempdir().unwrap();
+    let name: HubName = NAME.parse().unwrap();
+    let began = Instant::now();
+
+    // At bytes of a large file.
+    let hub_of_bytes = hub(&server, cache.path());
+    let cancel = hub_of_bytes.cancel_handle();
+    let large = AtomicBool::new(false);
+    let error = hub_of_bytes.pull(&name, &|event| match event {
+        PullEvent::File { length, .. } => large.store(length > PART as u64 * 9, Ordering::Relaxed),
+        PullEvent::Bytes(_) if large.load(Ordering::Relaxed) => cancel.cancel(),
+        _ => {}
+    });
+    assert_eq!(kind(&error.unwrap_err()), "Cancelled");
+    assert!(assert_blobs(cache.path()) < NEEDED.len());
+    server.asked();
+    assert_eq!(kind(&pull(&hub_of_bytes, NAME).unwrap_err()), "Cancelled");
+    assert!(server.asked().is_empty());
+
+    // While another downloads the same file.
+    let (holds, held) = mpsc::channel();
+    let (ends, ended) = mpsc::channel::<()>();
+    let ended = Mutex::new(ended);
+    thread::scope(|scope| {
+        let first = hub(&server, cache.path());
+        let name = &name;
+        scope.spawn(move || {
+            let held_up = |event: PullEvent<'_>| {
+                if let PullEvent::File { length, kept, .. } = event
+                    && kept < length
+                {
+                    let _ = holds.send(());
+                    let _ = ended.lock().unwrap().recv();
+                }
+            };
+            first.pull(name, &held_up).unwrap();
+        });
+        held.recv().unwrap();
+        let second = hub(&server, cache.path());
+        let cancel = second.cancel_handle();
+        let error = second.pull(name, &|event| {
+            if let PullEvent::Waiting { .. } = event {
+                cancel.cancel();
+            }
+        });
+        drop(ends);
+        assert_eq!(kind(&error.unwrap_err()), "Cancelled");
+    });
+    assert_files(&pull(&hub(&server, cache.path()), NAME).unwrap(), &repository(), &NEEDED);
+
+    // In a wait that the server asks for.
+    server.faults(|_| Fault::Status(503, vec![("Retry-After", "60".into())]));
+    let other = tempfile::tempdir().unwrap();
+    let mut patient = options(&server, other.path());
+    patient.longest_wait = Duration::from_secs(60);
+    let patient = Hub::new(patient).unwrap();
+    let cancel = patient.cancel_handle();
+    let error = patient.pull(&name, &|event| {
+        if let PullEvent::Retry { .. } = event {
+            cancel.cancel();
+        }
+    });
+    assert_eq!(kind(&error.unwrap_err()), "Cancelled");
+    assert!(began.elapsed() < Duration::from_secs(30));
 }

@@ -33,9 +33,10 @@
 //!     let pretrained = Pretrained::open(dir)?;
 //!     let (text, model) = (pretrained.text()?, pretrained.load::<B>(device)?);
 //!     let mut engine = Engine::new(&model, &text, EngineOptions::default());
+//!     let options = GenerateOptions { max_tokens: 16, ..pretrained.generate_options(&text) };
 //!     let mut texts = std::collections::BTreeMap::new();
 //!     for prompt in prompts {
-//!         let request = Request { max_tokens: 16, ..Request::new(text.encode(prompt, true)?) };
+//!         let request = options.request(text.encode(prompt, true)?);
 //!         texts.insert(engine.submit(request)?, String::new());
 //!     }
 //!     while !engine.is_idle() {
@@ -100,7 +101,6 @@
 //! ```
 //! use std::sync::mpsc;
 //!
-//! use emberlm::model::engine::{EngineHandle, HandleOptions};
 //! use emberlm::prelude::*;
 //!
 //! /// Continues a text; from any thread.
@@ -130,13 +130,37 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # Before loading
+//! [`Pretrained::open`](model::Pretrained::open) reads headers and configs alone. What weights and caches will take is known then:
+//!
+//! ```
+//! use emberlm::prelude::*;
+//!
+//! type Cpu = emberlm::NdArray<f32>;
+//! # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/crest_k4");
+//! let pretrained = Pretrained::open(dir)?.quantize(QuantizeOnLoad::Nf4);
+//! // Every tensor is checked too. What is left beside them are numbers of a pass, the tokenizer and the program.
+//! let plan = pretrained.plan::<Cpu>(&Default::default())?;
+//! let cache = pretrained.architecture().cache_bytes(4096, KvFormat::F16);
+//! println!("{} bytes of weights, {} while they load, {cache} of cache", plan.weight_bytes(), plan.peak_bytes());
+//! for note in pretrained.notes() {
+//!     println!("{note}");
+//! }
+//! # Ok::<(), emberlm::model::Error>(())
+//! ```
+//!
+//! # Threads
+//! Everything that is loaded can be shared between threads: each may have a [`Generator`](model::generate::Generator) of its own with the same
+//! [`CausalLm`](model::CausalLm). But every operation uses all cores, and each text reads all weights by itself: several texts at once are what an
+//! [`Engine`](model::engine::Engine) is for, whose [`EngineHandle`](model::engine::EngineHandle) takes requests from any thread.
+//!
 //! # Training
-//! [`Pretrained::trainable`](model::Pretrained::trainable) loads every matrix as plain numbers, which have gradients on `Autodiff` of a backend
-//! (`burn_autodiff`): as they are stored, 16-bit and quantised matrices have none. [`forward_uncached`](model::CausalLm::forward_uncached) is
+//! [`Pretrained::trainable`](model::Pretrained::trainable) loads every matrix as plain numbers, which have gradients on [`Autodiff`] of a
+//! backend: as they are stored, 16-bit and quantised matrices have none. [`forward_uncached`](model::CausalLm::forward_uncached) is
 //! the pass, and [`Pretrained::save`](model::Pretrained::save) writes the model with its tokenizer.
 //!
 //! ```
-//! use burn_autodiff::Autodiff;
+//! use emberlm::Autodiff;
 //! use emberlm::burn::module::AutodiffModule;
 //! use emberlm::burn::nn::loss::CrossEntropyLossConfig;
 //! use emberlm::burn::optim::{AdamWConfig, GradientsParams, Optimizer};
@@ -177,6 +201,10 @@
 //! `ndarray`, on by default, runs on the processor by [`NdArray`]. `grammar` keeps answers to JSON schemas, `hub` gets models by their names; `flex`, `wgpu`, `vulkan`, `metal` and
 //! `cuda` add backends. The program `ember`, with its server, is a crate of its own: `ember-lm`.
 //!
+//! # Debug builds
+//! Unoptimised kernels are too slow for real models. Profiles of dependencies do not count: `[profile.dev.package.emberlm-backends]` with
+//! `opt-level = 3`, in the `Cargo.toml` of your own workspace, optimises them alone.
+//!
 //! # Untrusted input
 //! Checkpoints, tokenizers and chat templates are treated as written by strangers: every file is bounded and validated before it
 //! is used, and what is wrong is an [`Error`](model::Error) that names the file and the place. `SECURITY.md` says what is defended.
@@ -186,6 +214,7 @@ pub mod nn;
 
 /// Burn itself, in the version that the operations are for.
 pub use burn;
+pub use burn_autodiff::Autodiff;
 #[cfg(feature = "flex")]
 pub use burn_flex::Flex;
 #[cfg(feature = "ndarray")]
@@ -200,8 +229,10 @@ pub use emberlm_quant as quant;
 pub mod prelude {
     pub use emberlm_model::cache::Cache;
     pub use emberlm_model::config::CrestOverrides;
-    pub use emberlm_model::engine::{Engine, EngineOptions, Event, EventKind, Request, SequenceId};
-    pub use emberlm_model::generate::{Finish, GenerateOptions, Generator, Piece, Pieces, Summary, Trace};
+    pub use emberlm_model::engine::{
+        Engine, EngineHandle, EngineOptions, Event, EventKind, HandleOptions, Request, SequenceId,
+    };
+    pub use emberlm_model::generate::{CancelHandle, Finish, GenerateOptions, Generator, Piece, Pieces, Summary, Trace};
     pub use emberlm_model::sampling::SamplingConfig;
     pub use emberlm_model::text::{ChatOptions, Message, StopSet, TextProcessor};
     pub use emberlm_model::{CausalLm, DepthOptions, Error, Pretrained, QuantizeOnLoad, Result, Span, WeightOptions};

@@ -1,12 +1,12 @@
 //! The layers of all families, to build models of one's own: from a config, as burn's own layers, or loaded from a checkpoint.
 //!
 //! ```
-//! use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
-//! use burn::tensor::{Distribution, Tensor, backend::Backend};
+//! use emberlm::burn::optim::{AdamWConfig, GradientsParams, Optimizer};
+//! use emberlm::burn::tensor::{Distribution, Tensor, backend::Backend};
 //! use emberlm::model::config::RopeConfig;
 //! use emberlm::nn::{AttentionConfig, RotaryEmbedding};
 //!
-//! type Train = burn_autodiff::Autodiff<emberlm::NdArray<f32>>;
+//! type Train = emberlm::Autodiff<emberlm::NdArray<f32>>;
 //!
 //! let device = Default::default();
 //! Train::seed(&device, 1);

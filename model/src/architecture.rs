@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use emberlm_quant::kv::KvFormat;
+
 use crate::cache::{KvShape, LayerCacheShape};
 use crate::config::{CrestOptions, KvCodec, KvCompression, KvTarget, LayerType, ModelConfig};
 use crate::error::{Error, Result};
@@ -23,6 +25,15 @@ impl Architecture {
     /// What every layer keeps in a cache.
     pub fn cache_shapes(&self) -> Vec<LayerCacheShape> {
         (0..).zip(&self.config.layer_types).map(|(layer, &kind)| self.cache_shape(layer, kind)).collect()
+    }
+
+    /// Bytes of the cache of one sequence of so many tokens, before there is a model. A cache that grows has room to spare, and is for a moment
+    /// there twice.
+    pub fn cache_bytes(&self, tokens: usize, format: KvFormat) -> usize {
+        let of_layer = |shape: &LayerCacheShape| {
+            shape.bytes_per_token(format).saturating_mul(tokens).saturating_add(shape.fixed_bytes())
+        };
+        self.cache_shapes().iter().map(of_layer).fold(0, usize::saturating_add)
     }
 
     fn cache_shape(&self, layer: usize, kind: LayerType) -> LayerCacheShape {

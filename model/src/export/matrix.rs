@@ -7,9 +7,10 @@ use crate::plan::{PlannedTensor, QuantizeOnLoad};
 use crate::tensors::TensorRole;
 
 /// How a matrix is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MatrixFormat {
     /// Byte for byte as the source stores it.
+    #[default]
     AsStored,
     /// Plain numbers; a quantised matrix is dequantised.
     Dense(FloatType),

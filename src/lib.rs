@@ -232,7 +232,9 @@ pub mod prelude {
     pub use emberlm_model::engine::{
         Engine, EngineHandle, EngineOptions, Event, EventKind, HandleOptions, Request, SequenceId,
     };
-    pub use emberlm_model::generate::{CancelHandle, Finish, GenerateOptions, Generator, Piece, Pieces, Summary, Trace};
+    pub use emberlm_model::generate::{
+        CancelHandle, Finish, GenerateOptions, Generator, Piece, Pieces, Summary, Trace,
+    };
     pub use emberlm_model::sampling::SamplingConfig;
     pub use emberlm_model::text::{ChatOptions, Message, StopSet, TextProcessor};
     pub use emberlm_model::{CausalLm, DepthOptions, Error, Pretrained, QuantizeOnLoad, Result, Span, WeightOptions};

@@ -45,8 +45,12 @@ impl ModelDir {
     /// Opens a directory.
     ///
     /// # Errors
-    /// [`Error::Io`] when it does not exist, [`Error::Source`] when it is not a directory.
+    /// [`Error::Io`] when it does not exist, [`Error::Source`] when it is not a directory, [`Error::Option`] when the path is empty.
     pub fn open(path: &Path) -> Result<Self> {
+        if path.as_os_str().is_empty() {
+            let message = "is an empty path: name a directory".to_owned();
+            return Err(Error::Option { option: "model directory".to_owned(), message });
+        }
         let real = path.canonicalize().map_err(|error| Error::Io { path: path.into(), error })?;
         if !real.is_dir() {
             return Err(refuse(path, "is not a directory"));

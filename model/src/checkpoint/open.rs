@@ -87,7 +87,8 @@ impl Checkpoint {
     pub fn open_with(path: &Path, options: OpenOptions) -> Result<Self> {
         let open =
             |path: &Path| ModelDir::open(path).map(|dir| if options.allow_links { dir.allow_links() } else { dir });
-        if path.is_dir() {
+        // Of an empty path that says what is wrong.
+        if path.is_dir() || path.as_os_str().is_empty() {
             let dir = open(path)?;
             return Self::open_dir(only_subfolder(&dir)?.unwrap_or(dir));
         }

@@ -70,6 +70,10 @@ impl Item {
                 QuantizeOnLoad::Int8Rows if tensor.role == TensorRole::Embedding => rows(RowLayout::Embedding)?,
                 QuantizeOnLoad::Int8Rows => rows(RowLayout::Int8)?,
             },
+            // Said before other matrices are written.
+            MatrixFormat::MixedRows { bits, .. } if !matches!(bits, 2 | 4 | 6 | 8) => {
+                return Err(Error::Weight(emberlm_quant::Error::Bits { bits }));
+            }
             MatrixFormat::MixedRows { bits, keep } => rows(RowLayout::Mixed { bits, keep: keep.min(n) })?,
         };
         Ok(Self { parameter: tensor.name.clone(), work, slots, source_bytes: tensor.stored_bytes })

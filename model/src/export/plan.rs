@@ -39,7 +39,7 @@ impl Pretrained {
     ///
     /// # Errors
     /// [`Error::Differences`](crate::Error::Differences) when the checkpoint is not that of its config; [`Error::Tensor`](crate::Error::Tensor)
-    /// and [`Error::Option`](crate::Error::Option) when a tensor cannot be written so; [`Error::Source`](crate::Error::Source) and
+    /// and [`Error::Option`](crate::Error::Option) when a tensor cannot be written so; [`Error::Weight`](crate::Error::Weight) for rows of so many bits; [`Error::Source`](crate::Error::Source) and
     /// [`Error::Io`](crate::Error::Io) when the files beside it cannot be read.
     pub fn export(
         &self,

@@ -30,6 +30,8 @@ const MAX_JSON: u64 = 32 << 20;
 /// Patience for an answer that is not needed: that of `huggingface_hub` for the ETag of a file.
 const HURRIED_PATIENCE: Duration = Duration::from_secs(10);
 
+/// As good as any longer time.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How often a wait asks whether it was cancelled.
 const MOMENT: Duration = Duration::from_millis(100);
 
@@ -179,7 +181,8 @@ impl Client {
             return Ok(agent);
         }
         let authorities = trust::authorities(self.options.certificates.as_deref())?;
-        let patience = Some(self.options.patience);
+        // Beyond that the clock overflows.
+        let patience = Some(self.options.patience.min(LONGEST_PATIENCE));
         let agent = Agent::config_builder()
             .tls_config(TlsConfig::builder().root_certs(authorities).build())
             .max_redirects(0)

@@ -54,11 +54,11 @@ pub struct Attention<B: Backend> {
 pub struct AttentionConfig {
     /// Inputs and outputs.
     pub hidden_size: usize,
-    /// Heads of the queries.
+    /// Heads of the queries: a multiple of those of keys and values.
     pub num_attention_heads: usize,
     /// Heads of keys and values, each for as many of the queries.
     pub num_key_value_heads: usize,
-    /// Numbers per head.
+    /// Numbers per head, at least those that are rotated.
     pub head_dim: usize,
     /// Queries, keys and values with biases.
     #[config(default = false)]
@@ -143,6 +143,9 @@ impl<B: CompactBackend> Attention<B> {
     ///
     /// # Errors
     /// Never as it is: the signature is that of a pass with caches, which can fail.
+    ///
+    /// # Panics
+    /// When `x` is not as wide as the layer, heads of keys and values do not divide those of queries, or more numbers are rotated than a head has.
     pub fn forward_uncached(&self, x: Tensor<B, 3>, rotary: &RotaryEmbedding) -> Result<Tensor<B, 3>> {
         let context = ForwardContext::uncached(&x, rotary);
         self.forward(x, &context, None)

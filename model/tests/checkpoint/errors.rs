@@ -2,8 +2,9 @@
 
 use std::fs;
 
-use crate::support::{Copy, container, zeros};
+use crate::support::{Copy, container, fixture, zeros};
 use emberlm_model::checkpoint::{Checkpoint, CheckpointError, Dtype, TensorProperty, Weights};
+use emberlm_model::export::{ExportOptions, MatrixFormat};
 use emberlm_model::{CausalLm, Error, Pretrained};
 
 const QUANTISED: &str = "model.layers.1.mlp.down_proj.weight";
@@ -123,4 +124,24 @@ fn what_discovery_cannot_tell_is_listed() {
     assert_eq!(error.tensor.as_deref(), Some("model.layers.1"));
     let Some(TensorProperty::Group(found)) = error.found else { panic!("{:?}", error.found) };
     assert!(found.contains(&("mlp.odd.weight".to_owned(), vec![3, 5])), "{found:?}");
+}
+
+/// Of an empty path, such as a setting that was left out, the system says only that something is not there.
+#[test]
+fn an_empty_path_is_named_as_such() {
+    let error = Pretrained::open("").expect_err("no directory");
+    assert_eq!(error.to_string(), "model directory: is an empty path: name a directory");
+}
+
+/// A wrong format is an error of the plan, not of the tensor that is reached after others were written.
+#[test]
+fn rows_of_bits_that_there_are_not_are_refused_by_the_plan() {
+    let pretrained = Pretrained::open(fixture("crest_k4")).expect("a checkpoint");
+    for bits in [0, 1, 3, 7, 16] {
+        let plan = pretrained.export(&ExportOptions::default(), |_| MatrixFormat::MixedRows { bits, keep: 0 });
+        assert_eq!(
+            plan.expect_err("no such rows").to_string(),
+            format!("rows of {bits} bits are not supported; choose 2, 4, 6 or 8")
+        );
+    }
 }

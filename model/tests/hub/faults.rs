@@ -244,6 +244,11 @@ fn who_stops_sending_is_given_up() {
         server.faults(|_| Fault::None);
         assert_files(&pull(&hub, NAME).unwrap(), &repository(), &NEEDED);
     }
+    // Patience without an end is one of a year: clocks end.
+    let endless = tempfile::tempdir().unwrap();
+    let mut options_without_end = options(&server, endless.path());
+    options_without_end.patience = Duration::MAX;
+    assert!(pull(&Hub::new(options_without_end).unwrap(), NAME).is_ok());
     // A server that is not there.
     let cache = tempfile::tempdir().unwrap();
     let mut options = options(&server, cache.path());

@@ -21,6 +21,7 @@ mod model;
 mod nano;
 mod notes;
 mod options;
+mod origin;
 mod quantization;
 mod read;
 mod rope;

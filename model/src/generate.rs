@@ -313,12 +313,21 @@ mod tests {
             log_probabilities: Some(2),
             grammar: Some(Box::new(grammar)),
             trace: Trace::Chosen,
+            max_tokens: 7,
+            stop_strings: vec!["never".into()],
+            depth: DepthOptions { steps: Some(1), ..DepthOptions::default() },
+            sampling: SamplingConfig { temperature: 0.5, seed: Some(3), ..SamplingConfig::greedy() },
             ..GenerateOptions::default()
         };
         let request = options.request(vec![3, 5]);
+        assert_eq!((request.max_tokens, &request.stop_strings), (options.max_tokens, &options.stop_strings));
+        assert_eq!((&request.depth, &request.sampling), (&options.depth, &options.sampling));
         let mut pieces = Generator::new(&model, &text, options).expect("options").run(&[3, 5]).expect("a prompt");
         let told: Vec<Piece> = pieces.by_ref().collect::<Result<_>>().expect("a text");
         assert_eq!(told.iter().filter_map(|piece| piece.token).collect::<Vec<_>>(), wanted);
+        let steps =
+            |piece: &Piece| piece.depth.as_ref().is_some_and(|depth| depth.steps.iter().all(|&steps| steps == 1));
+        assert!(told.iter().filter(|piece| piece.token.is_some()).all(steps));
         let probabilities: Vec<_> = told.iter().filter_map(|piece| piece.log_probabilities.clone()).collect();
         assert_eq!(probabilities.len(), 3);
         assert!(probabilities.iter().all(|of| of.top.len() == 2 && of.chosen < 0.0));

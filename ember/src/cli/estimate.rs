@@ -57,8 +57,7 @@ impl Estimate {
     pub fn new(architecture: &Architecture, plan: &LoadPlan, format: KvFormat, context: usize, chunk: usize) -> Self {
         let config = &architecture.config;
         let chunk = chunk.min(context);
-        let (per_token, fixed) = cache_bytes(architecture, format);
-        let cache = context.saturating_mul(per_token).saturating_add(fixed);
+        let cache = architecture.cache_bytes(context, format);
         let gate = if config.attn_output_gate { 2 } else { 1 };
         let attention = config.num_attention_heads * config.head_dim * gate + 2 * config.kv_dim();
         let linear = config.linear_attention.as_ref().map_or(0, |dims| 2 * dims.key_width() + 2 * dims.value_width());
@@ -155,7 +154,7 @@ pub fn cache_in_words(format: &str, hidden: bool) -> String {
 }
 
 /// Bytes of the cache per token, and per sequence whatever its length.
-pub fn cache_bytes(architecture: &Architecture, format: KvFormat) -> (usize, usize) {
+pub fn cache_bytes_per_token(architecture: &Architecture, format: KvFormat) -> (usize, usize) {
     let shapes = architecture.cache_shapes();
     let per_token = shapes.iter().map(|shape| shape.bytes_per_token(format)).sum();
     (per_token, shapes.iter().map(|shape| shape.fixed_bytes()).sum())

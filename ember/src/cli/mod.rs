@@ -140,7 +140,7 @@ pub fn main() -> ExitCode {
         Err(mut error) => {
             let mut program = Cli::command();
             let mut tip = habits::tip_for_stray_word(&error, &args, &program);
-            if let Some(other) = habits::tip_for_flag_of_others(&error, &program) {
+            if let Some(other) = habits::tip_for_flag_of_others(&error, &args, &program) {
                 tip = Some(other);
                 error.remove(ContextKind::SuggestedArg);
                 // What was suggested is in the usage too.

@@ -21,7 +21,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::args::{ModelArgs, PassArgs, by_flag};
 use super::backend::{OpenDevice, WithBackend, on_device};
-use super::estimate::{cache_bytes, cache_tokens, caches_hidden, draft_bytes};
+use super::estimate::{cache_bytes_per_token, cache_tokens, caches_hidden, draft_bytes};
 use super::generate::warn_of_unsupported;
 use super::generation_args::GenerationArgs;
 use super::{load, output};
@@ -313,7 +313,7 @@ fn engine_options(args: &ServeArgs, architecture: &Architecture, context: usize)
     let draft = args.generation.draft.of(architecture)?;
     let parallel = args.parallel.get();
     let usual = {
-        let (per_token, fixed) = cache_bytes(architecture, kv_format);
+        let (per_token, fixed) = cache_bytes_per_token(architecture, kv_format);
         let fixed = fixed.saturating_add(draft_bytes(architecture, draft));
         let others = (parallel - 1).saturating_mul(context.min(USUAL_CONTEXT));
         let tokens = context.saturating_add(others);
@@ -339,7 +339,7 @@ fn engine_options(args: &ServeArgs, architecture: &Architecture, context: usize)
 /// # Errors
 /// When they have room for none.
 fn within_budget(budget: usize, options: &EngineOptions, architecture: &Architecture, context: usize) -> Result<usize> {
-    let (per_token, fixed) = cache_bytes(architecture, options.kv_format);
+    let (per_token, fixed) = cache_bytes_per_token(architecture, options.kv_format);
     let fixed = fixed.saturating_add(draft_bytes(architecture, options.draft));
     let least = fixed.saturating_add(GROWTH.saturating_mul(per_token));
     let tokens = cache_tokens(budget, per_token, fixed);

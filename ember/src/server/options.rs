@@ -192,7 +192,7 @@ fn depth(fields: Fields<'_>, defaults: &Defaults) -> Result<DepthOptions, ApiErr
     Ok(DepthOptions { threshold, steps })
 }
 
-/// `max_tokens` under any of its names, the first of them that is there.
+/// `max_tokens` under any of its names, the first of them that is there; the largest number for no bound.
 ///
 /// # Errors
 /// 400 when it is no number from `least` on, and not -1.
@@ -200,7 +200,7 @@ pub fn max_tokens(fields: Fields<'_>, names: &[&str], least: u64) -> Result<Opti
     for name in names {
         // -1 is what other servers take for no bound.
         if let Some(tokens) = fields.integer_or_minus_one(name, least..=u64::MAX)? {
-            return Ok(tokens.map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX)));
+            return Ok(Some(tokens.map_or(usize::MAX, |tokens| usize::try_from(tokens).unwrap_or(usize::MAX))));
         }
     }
     Ok(None)

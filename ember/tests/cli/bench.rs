@@ -94,7 +94,7 @@ fn the_cache_of_a_measurement_is_told() {
     }
 }
 
-/// Lists, as llama-bench has them: every depth and every format of the cache, each once, whatever else alternates.
+/// Lists, as llama-bench has them: every depth, and every format of the cache once, whatever else alternates.
 #[test]
 fn depths_and_caches_are_lists() {
     let lists = ["-d", "3,0", "--cache-type", "f16,q8,f16", "-n", "2,1", "-p", "4", "-r", "1", "-t", "1"];
@@ -111,9 +111,10 @@ fn depths_and_caches_are_lists() {
     }
     assert!(table.lines().last().is_some_and(|line| line.contains(", f16 and q8 cache, cpu (")), "{table}");
 
-    let steps = ["bench", "-m", "", "--force-steps", "1,2", "--json"];
     let crest = model("crest_k4");
-    let steps = steps.map(|word| if word.is_empty() { text(&crest) } else { word });
+    let none = ["bench", "-m", text(&crest), "--force-steps", "0,2"];
+    ember(none).fails_with(&["--force-steps is 0, expected numbers from 1 on"]);
+    let steps = ["bench", "-m", text(&crest), "--force-steps", "1,2", "--json"];
     let ended = ember([&steps[..], &lists].concat()).with_code(0);
     let report: Value = serde_json::from_str(&ended.stdout).expect("JSON");
     let of = |result: &Value| (result["cache_type"].clone(), result["mean_steps"].as_f64(), result["n_depth"].clone());

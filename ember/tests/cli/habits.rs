@@ -69,11 +69,18 @@ fn a_flag_of_other_commands_is_told_as_such() {
     for (flag, value) in [("--cache-type", "q8"), ("-ctk", "q8"), ("-ctv", "q4_0")] {
         let info = ember(["info", model, flag, value]).with_code(0);
         assert_eq!(info.stdout, ember(["info", model]).with_code(0).stdout);
-        assert!(info.stderr.contains(&format!("note: {flag} changes nothing: memory is told for")), "{}", info.stderr);
+        let note = format!("note: {flag} {value} changes nothing: memory is told for");
+        assert!(info.stderr.contains(&note), "{}", info.stderr);
+        // What comes next is no value of it.
+        let json = ember(["info", model, flag, "--json"]).with_code(0);
+        assert_eq!(json.stdout, ember(["info", model, "--json"]).with_code(0).stdout);
+        assert_eq!(info.stdout, ember(["info", flag, model]).with_code(0).stdout);
     }
     // One that was cut short is not taken for a flag of another meaning.
     let cut = ember(["dump", "-m", model, "--input", "x", "--out", "y", "--cache-typ", "q8"]).with_code(2);
     assert!(cut.stderr.contains("tip: --cache-type is a flag of other commands: "), "{}", cut.stderr);
+    let own = ember(["generate", "-p", "x", "--cache-typ", "q8"]).with_code(2);
+    assert!(!own.stderr.contains("other commands") && own.stderr.contains("'--cache-type'"), "{}", own.stderr);
     let diff = ember(["diff", "-m", model, model]).with_code(2);
     assert!(diff.stderr.contains("two models are compared: ember diff A B"), "{}", diff.stderr);
     let bench = ember(["bench", "-pg", "16,4"]).with_code(2);

@@ -149,6 +149,20 @@ fn a_seed_is_told_where_something_is_drawn() {
     assert_eq!(seed(&Server::start(&["--greedy"]), json!({})), Value::Null);
 }
 
+/// -1 is no bound in every API, and 16 tokens are what `/v1/completions` has where nothing is said.
+#[test]
+fn minus_one_is_no_bound() {
+    let server = Server::start(&[]);
+    let answer = |most: Value| {
+        let whole = server.ok(TEXT, &json!({"prompt": "Once upon", "temperature": 0, "max_tokens": most}));
+        (whole["usage"]["completion_tokens"].as_u64().unwrap(), whole["choices"][0]["text"].clone())
+    };
+    assert_eq!(answer(Value::Null).0, 16);
+    let (tokens, text) = answer((-1).into());
+    assert!(tokens > 16, "{tokens} tokens");
+    assert_eq!((tokens, text), answer(100_000.into()));
+}
+
 #[test]
 fn every_seed_is_told_as_it_was_given_and_repeats_its_answer() {
     let server = Server::start(&[]);

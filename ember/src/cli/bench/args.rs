@@ -84,8 +84,8 @@ pub struct BenchArgs {
     #[arg(long, value_enum, value_name = "TYPE")]
     pub activations: Option<ActivationType>,
 
-    /// Number formats of cached keys and values; several are measured in turns, each with a cache of its own
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "f16", value_name = "TYPE,..")]
+    /// Number formats of cached keys and values; several are measured in turns, with their caches in memory together
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [CacheType::default()], value_name = "TYPE,..")]
     pub cache_type: Vec<CacheType>,
 
     #[command(flatten)]

@@ -108,6 +108,8 @@ impl<B: CompactBackend> Bench<'_, B> {
                         }
                     }
                 }
+                // What follows counts steps, beside no cache that the test needed: the peak of memory is told too.
+                drop(caches);
                 for ((setting, samples), measurements) in settings.iter().zip(&samples).zip(&mut measurements) {
                     self.set_steps(setting.steps)?;
                     measurements.push(self.measurement(test, (context, setting.format), samples)?);
@@ -306,7 +308,7 @@ impl<B: CompactBackend> Bench<'_, B> {
     }
 
     /// Steps per layer and token when these tokens are run, or those that the sequences were told.
-    fn mean_steps(&self, ids: &[u32], sequences: usize) -> Result<Option<f64>> {
+    fn mean_steps(&self, ids: &[u32], sequences: usize, format: KvFormat) -> Result<Option<f64>> {
         if self.model.architecture().crest.is_none() {
             return Ok(None);
         }
@@ -314,10 +316,10 @@ impl<B: CompactBackend> Bench<'_, B> {
             let steps = self.depths().take(sequences).filter_map(|depth| depth.steps);
             return Ok(Some(steps.sum::<usize>() as f64 / sequences as f64));
         }
-        let mut cache = self.model.new_cache(KvFormat::F32);
+        let mut cache = self.model.new_cache(format);
         let options = ForwardOptions { logits: LogitsFor::Nothing, hidden: false };
         let mut steps: Vec<f64> = Vec::new();
-        // In the passes that were measured: the peak of memory is told too.
+        // In the passes that were measured.
         for ids in ids.chunks(self.args.chunk as usize) {
             let mut spans = [Span::new(ids.len(), &mut cache)];
             for layer in self.model.forward(self.model.ids(ids)?, &mut spans, options)?.depth {
@@ -361,7 +363,7 @@ impl<B: CompactBackend> Bench<'_, B> {
         };
         let counted = if n_gen > 0 { passes } else { 1 };
         let counts = self.counts(samples.before, samples.after, counted);
-        let mean_steps = self.mean_steps(&samples.ids, parallel)?;
+        let mean_steps = self.mean_steps(&samples.ids, parallel, format)?;
         // The deepest of mixed sequences reads every step that was loaded.
         let read = mean_steps.filter(|_| !self.args.mixed_steps);
         let mut bytes = self.weight_bytes(read) * passes as f64;

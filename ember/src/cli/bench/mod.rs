@@ -107,6 +107,7 @@ fn by_flag(error: emberlm::model::Error) -> anyhow::Error {
     let flags = [
         ("crest.num_steps", "--force-steps"),
         ("crest.halt_enabled", "--force-steps"),
+        ("depth.steps", "--force-steps"),
         ("crest.halt_threshold", "--threshold"),
         ("cache_hidden", "--cache-hidden"),
     ];
@@ -178,6 +179,7 @@ fn fits(args: &BenchArgs, architecture: &Architecture) -> Result<()> {
     let context = architecture.config.max_position_embeddings;
     let longest = args.n_prompt.iter().chain(&args.n_gen).copied().max().unwrap_or(0);
     ensure!(longest > 0, "-p 0 and -n 0 leave nothing to measure");
+    ensure!(!args.force_steps.contains(&0), "--force-steps is 0, expected numbers from 1 on");
     let needed = args.context.iter().copied().max().unwrap_or(0).saturating_add(longest);
     ensure!(needed <= context, "{needed} tokens do not fit the context of {context}");
     args.draft(architecture.crest.as_ref().map(|crest| crest.num_steps)).map(drop)

@@ -29,7 +29,7 @@ use self::settings::Settings;
 use super::args::{ModelArgs, PassArgs, by_flag, usage};
 use super::backend::{OpenDevice, WithBackend, on_device};
 use super::chat_input::{ENABLE_THINKING, note_unread};
-use super::estimate::{cache_bytes, draft_bytes, usual_context};
+use super::estimate::{cache_bytes_per_token, draft_bytes, usual_context};
 use super::generation_args::GenerationArgs;
 use super::sampling::or_minus_one;
 use super::{load, output};
@@ -187,7 +187,7 @@ fn setup(
 /// The engine keeps the turns so far, in no more than a context and some states of linear attention.
 fn engine_options(args: &ChatArgs, architecture: &Architecture, context: usize) -> EngineOptions {
     let kv_format: KvFormat = args.passes.cache_type.into();
-    let (per_token, fixed) = cache_bytes(architecture, kv_format);
+    let (per_token, fixed) = cache_bytes_per_token(architecture, kv_format);
     let kept = context.saturating_mul(per_token).saturating_add(fixed.saturating_mul(KEPT_STATES));
     EngineOptions {
         kv_format,

@@ -114,6 +114,10 @@ fn show<B: CompactBackend>(args: &DepthCommandArgs, device: &OpenDevice<B>) -> R
     let prompt = super::input::given_or_stdin(&args.prompt)?;
     let ids = text.encode(&prompt, true)?;
     ensure!(!ids.is_empty(), "the prompt has no tokens: give some text with -p");
+    ensure!(
+        !args.sweep || ids.len() > 1,
+        "--sweep measures how tokens are predicted: the text has one token, and takes two"
+    );
     let limit = architecture.config.max_position_embeddings;
     ensure!(
         ids.len() <= limit,

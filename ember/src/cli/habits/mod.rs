@@ -168,10 +168,10 @@ fn replace(
             out.notes.push(format!("{name} changes nothing: {reason}"));
         }
         Match::Foreign(NoEffectOf(reason)) => {
-            if flag.value.is_none() {
-                words.pop_front();
-            }
-            out.notes.push(format!("{name} changes nothing: {reason}"));
+            let value = |word: &OsString| Flagged::read(word).is_none() && !Path::new(word).exists();
+            let next = if flag.value.is_none() && words.front().is_some_and(value) { words.pop_front() } else { None };
+            let said = format!("{name} {}", value_of(flag, next.as_ref()));
+            out.notes.push(format!("{} changes nothing: {reason}", said.trim_end()));
         }
         Match::Foreign(Instead(hint)) => return Err(format!("{name} is not a flag of emberlm: {hint}")),
     }
@@ -266,9 +266,13 @@ impl Given {
     }
 }
 
-/// Whether a flag may be given once.
+/// Whether a flag holds one value, or one list.
 fn holds_one(arg: &clap::Arg) -> bool {
-    matches!(arg.get_action(), clap::ArgAction::Set)
+    match arg.get_action() {
+        clap::ArgAction::Set => true,
+        clap::ArgAction::Append => arg.get_value_delimiter().is_some(),
+        _ => false,
+    }
 }
 
 fn value_of(flag: &Flagged, next: Option<&OsString>) -> String {
@@ -303,12 +307,16 @@ pub fn tip_for_stray_word(error: &clap::Error, args: &[OsString], program: &Comm
 }
 
 /// A tip for a flag that clap refuses, and that other commands have: one that is spelled alike here is not what was meant.
-pub fn tip_for_flag_of_others(error: &clap::Error, program: &Command) -> Option<String> {
+pub fn tip_for_flag_of_others(error: &clap::Error, args: &[OsString], program: &Command) -> Option<String> {
     let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else { return None };
     if error.kind() != ErrorKind::UnknownArgument || !flag.starts_with("--") {
         return None;
     }
     let flag = whole_name(flag, program).unwrap_or_else(|| flag.clone());
+    // One that was cut short may be of this command.
+    if args.get(1).and_then(|name| program.find_subcommand(name)).is_some_and(|own| known(own, &flag).is_some()) {
+        return None;
+    }
     let others = program.get_subcommands().filter(|command| known(command, &flag).is_some());
     let others: Vec<&str> = others.map(Command::get_name).collect();
     (!others.is_empty()).then(|| format!("{flag} is a flag of other commands: {}", others.join(", ")))
@@ -417,9 +425,15 @@ mod tests {
                 assert!(!notes.iter().any(|note| note.starts_with(&format!("{name} is "))), "{flags}: {notes:?}");
             }
         }
-        let error = run("ember generate -ctk q8_0 -ctv f16 -p x").unwrap_err();
-        assert!(error.contains("-ctk q8_0 and -ctv f16 are both --cache-type here"), "{error}");
-        assert!(error.contains("give both the same"), "{error}");
+        // Also where a flag takes a list: keys in one format and values in another are no two measurements.
+        for command in ["generate -p x", "bench"] {
+            let error = run(&format!("ember {command} -ctk q8_0 -ctv f16")).unwrap_err();
+            assert!(error.contains("-ctk q8_0 and -ctv f16 are both --cache-type here"), "{error}");
+            assert!(error.contains("give both the same"), "{error}");
+        }
+        let (got, notes) = run("ember bench --cache-type q8,f16 -ctk f16 -n 2 -n 3").unwrap();
+        assert_eq!(got, "ember bench --cache-type q8,f16 -n 2 -n 3");
+        assert_eq!(notes, ["-ctk f16 changes nothing: --cache-type q8,f16 counts"]);
     }
 
     /// A hint that names a flag which is nowhere sends its reader in circles.

@@ -30,7 +30,7 @@ impl Info {
         let tokenizer = text.as_ref().map(TokenizerMemory::of).unwrap_or_default();
         let estimate =
             |format| Estimate::new(architecture, plan, format, context, DEFAULT_CHUNK).with_tokenizer(tokenizer);
-        let per_token = |format| estimate::cache_bytes(architecture, format).0;
+        let per_token = |format| estimate::cache_bytes_per_token(architecture, format).0;
         Self {
             path: pretrained.directory().display().to_string(),
             family: config.family.as_str(),
@@ -49,7 +49,7 @@ impl Info {
             kv_compression: kv_info(pretrained),
             cache: CacheInfo {
                 bytes_per_token: ByFormat::of(per_token),
-                bytes_per_sequence: estimate::cache_bytes(architecture, KvFormat::F32).1,
+                bytes_per_sequence: estimate::cache_bytes_per_token(architecture, KvFormat::F32).1,
             },
             estimate: Estimates { by_format: ByFormat::of(estimate), formula: estimate::formula() },
             generation: pretrained.generation_config().defaults,

@@ -6,6 +6,8 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 #[global_allocator]
 static ALLOCATOR: Reporting = Reporting;
@@ -44,13 +46,31 @@ fn given(pointer: *mut u8, size: usize) -> *mut u8 {
     pointer
 }
 
-/// Allocates nothing: stderr has no buffer, and numbers are formatted on the stack.
+/// Allocates nothing: stderr has no buffer, and numbers are formatted on the stack. Threads that find no memory at the same time tell it once.
 #[cold]
 fn end(size: usize) -> ! {
-    let _ = writeln!(
-        std::io::stderr(),
-        "error: out of memory: the system refuses {size} more bytes; use a shorter text or --max-tokens, --cache-type q8, --quant, or a \
-         machine or a limit with more memory"
-    );
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    if TOLD.swap(true, Ordering::Relaxed) {
+        // The first is about to end the program.
+        std::thread::sleep(Duration::from_secs(1));
+    } else {
+        let _ = writeln!(
+            std::io::stderr(),
+            "error: out of memory: the system refuses {size} more bytes; use a shorter text or --max-tokens, --cache-type q8, --quant, or a \
+             machine or a limit with more memory"
+        );
+    }
+    exit()
+}
+
+/// Ends the program. What is to be done at the end of one is not: it may allocate, and would come here again.
+#[cfg(unix)]
+fn exit() -> ! {
+    // SAFETY: it takes any number, and touches nothing of the program.
+    unsafe { libc::_exit(1) }
+}
+
+#[cfg(not(unix))]
+fn exit() -> ! {
     std::process::exit(1)
 }

@@ -366,8 +366,12 @@ mod tests {
     }
 
     fn run(line: &str) -> Result<(String, Vec<String>), String> {
+        run_by(&program(), line)
+    }
+
+    fn run_by(program: &Command, line: &str) -> Result<(String, Vec<String>), String> {
         let args = line.split(' ').map(OsString::from).collect();
-        let translated = translate(args, &program())?;
+        let translated = translate(args, program)?;
         let words: Vec<&str> = translated.args.iter().filter_map(|word| word.to_str()).collect();
         Ok((words.join(" "), translated.notes))
     }
@@ -426,12 +430,13 @@ mod tests {
             }
         }
         // Also where a flag takes a list: keys in one format and values in another are no two measurements.
+        let program = <crate::cli::Cli as clap::CommandFactory>::command();
         for command in ["generate -p x", "bench"] {
-            let error = run(&format!("ember {command} -ctk q8_0 -ctv f16")).unwrap_err();
+            let error = run_by(&program, &format!("ember {command} -ctk q8_0 -ctv f16")).unwrap_err();
             assert!(error.contains("-ctk q8_0 and -ctv f16 are both --cache-type here"), "{error}");
             assert!(error.contains("give both the same"), "{error}");
         }
-        let (got, notes) = run("ember bench --cache-type q8,f16 -ctk f16 -n 2 -n 3").unwrap();
+        let (got, notes) = run_by(&program, "ember bench --cache-type q8,f16 -ctk f16 -n 2 -n 3").unwrap();
         assert_eq!(got, "ember bench --cache-type q8,f16 -n 2 -n 3");
         assert_eq!(notes, ["-ctk f16 changes nothing: --cache-type q8,f16 counts"]);
     }

@@ -83,7 +83,7 @@ def main():
         for result, first in zip(report["results"], reports[0]["results"]):
             speed = result["tokens_per_second"]
             steps = "" if result["mean_steps"] is None else f"{result['mean_steps']:.2f}"
-            cells = [number, f"{result['test']} @ d{result['n_depth']}", result["threads"], result["cache_type"], steps]
+            cells = [number, f"{result['test']} @ d{result['n_depth']}", result["threads"], result.get("cache_type", ""), steps]
             cells += [f"{speed:.2f}", f"{speed / first['tokens_per_second']:.3f}", f"{result['best_tokens_per_second']:.2f}"]
             print("| " + " | ".join(map(str, [*cells, f"{report['peak_rss_bytes'] / 2**30:.2f}"])) + " |")
 

@@ -71,7 +71,7 @@ impl Next {
         Next { at: skip(self.at), far: skip(self.far), ..self }
     }
 
-    /// What one of several asks for that ask for all of `positions`: a part of equal length, spread over as many positions.
+    /// Part `i` of `of` equal parts of what belongs to so many positions, by as many bytes for each.
     #[inline(always)]
     pub(super) fn share(self, i: usize, of: usize, positions: usize) -> Next {
         let bytes = self.bytes / of;

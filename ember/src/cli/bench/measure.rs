@@ -108,7 +108,7 @@ impl<B: CompactBackend> Bench<'_, B> {
                         }
                     }
                 }
-                // What follows counts steps, beside no cache that the test needed: the peak of memory is told too.
+                // Steps are counted with a cache of their own, and the peak of memory is told.
                 drop(caches);
                 for ((setting, samples), measurements) in settings.iter().zip(&samples).zip(&mut measurements) {
                     self.set_steps(setting.steps)?;
